@@ -1,0 +1,81 @@
+# Two commands are all that a new machine needs: `make demo` and `make test`.
+# Both make their own environment in .venv, from the pinned versions in requirements/.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+BENCH := .venv-bench
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input
+
+.PHONY: help demo test test-all bench lint fuzz docs-tables lock clean
+
+help: ## list what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY) ## play through the examples over HTTP; FRAMEWORK=flask for one, KEEP=1 leaves it running
+	@$(BIN)/python -m examples.demo $(if $(FRAMEWORK),--framework $(FRAMEWORK)) $(if $(KEEP),--keep)
+
+test: lint ## format, lint, types, import contract, all tests, coverage
+	@rm -f .coverage .coverage.*
+	@$(BIN)/python -m pytest -q --numprocesses=auto --cov --cov-report= --no-cov-on-fail
+	@$(BIN)/coverage report --fail-under=$(COVERAGE) > .coverage.report || { cat .coverage.report; exit 1; }
+
+test-all: test ## the same, a soak, and what needs Node: the JavaScript SDKs against the local Upstash
+	@command -v npm >/dev/null || { $(ROOT) apt-get -qq update && $(ROOT) apt-get -qq install -y nodejs npm; }
+	@cd tests/node && npm ci --silent --no-audit --no-fund
+	@$(BIN)/python -m pytest -q -m "node or slow"
+
+# The floor is what the suite reaches, rounded down.
+COVERAGE := 97
+
+bench: $(BENCH)/ready ## speed beside the peers, into docs/benchmarks.md; ROWS='Flask*' ROUNDS=7 QUICK=1
+	@PYTHONPATH=src $(BENCH)/bin/python -m benchmarks --verbose $(if $(QUICK),--quick) $(if $(QUICK)$(ROWS),,--write) \
+	    $(if $(ROWS),--rows '$(ROWS)') $(if $(ROUNDS),--rounds $(ROUNDS))
+
+lint: $(READY) ## format, lint, types and the import contract alone
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
+
+fuzz: $(READY) ## fuzz the entry codec and the wire with atheris, SECONDS=60 each; cases stay in fuzz/cases
+	@$(BIN)/uv pip install --quiet --group fuzz
+	@for target in entries wire; do $(BIN)/python -m fuzz $$target $(or $(SECONDS),60) || exit 1; done
+
+docs-tables: $(READY) ## write the documentation's tables that the tests hold us to
+	@WRITE_DOCS_TABLES=1 $(BIN)/python -m pytest -q tests/faults tests/docs -k documentation
+
+lock: $(READY) ## pin the newest versions that pyproject.toml admits
+	@$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --all-extras \
+	    --group dev --no-header --no-annotate --no-emit-index-url pyproject.toml \
+	    --output-file requirements/dev.txt
+	@$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-header --no-annotate \
+	    --no-emit-index-url requirements/bench.in pyproject.toml --output-file requirements/bench.txt
+
+clean: ## remove what the other commands made
+	rm -rf $(VENV) $(BENCH) build dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(READY): pyproject.toml requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "upstash-middleware needs Python 3.11 or newer as '$(PYTHON)'; if it is installed" \
+	         "under another name, say: make $(or $(MAKECMDGOALS),test) PYTHON=python3.13"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { rm -rf $(VENV); \
+	    echo "'$(PYTHON)' cannot make virtual environments: install its venv module" \
+	         "(on Debian and Ubuntu: apt-get install python3-venv)"; exit 1; }
+	@echo "setting up $(VENV) (once)" >&2
+	@{ $(PIP) -r requirements/dev.txt && $(PIP) --no-deps --no-build-isolation --editable .; } \
+	    > $(VENV)/install.log 2>&1 || { cat $(VENV)/install.log; exit 1; }
+	@touch $@
+
+# sniffio stands apart, for the rows that are to be without it.
+$(BENCH)/ready: requirements/bench.txt
+	@$(PYTHON) -m venv $(BENCH)
+	@echo "setting up $(BENCH) (once)" >&2
+	@{ $(BENCH)/bin/python -m pip install --disable-pip-version-check --no-input \
+	    -r requirements/bench.txt && \
+	   $(BENCH)/bin/python -m pip install --disable-pip-version-check --no-input --no-deps \
+	    --target $(BENCH)/sniffio 'sniffio==1.3.1'; } \
+	    > $(BENCH)/install.log 2>&1 || { cat $(BENCH)/install.log; exit 1; }
+	@touch $@

@@ -1,0 +1,1 @@
+"""The applications under measurement, one module per framework; each serves the row it is told."""

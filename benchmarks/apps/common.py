@@ -1,0 +1,60 @@
+"""What the applications share: where their stores are, the bodies they answer, the quotas.
+
+The quota is one that no run uses up, and the same everywhere, but for the rows that are denied.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any
+
+from upstash_middleware import CacheRule
+
+ROW = os.environ["BENCH_ROW"]
+UPSTASH = {"url": os.environ["UPSTASH_REDIS_REST_URL"], "token": "benchmark"}
+REDIS_URL = os.environ["BENCH_REDIS_URL"]
+REDIS_PORT = int(REDIS_URL.rpartition(":")[2].partition("/")[0])
+
+QUOTA, WINDOW = 1_000_000_000, 3600
+LIMIT = f"{QUOTA}/hour"
+THREE_LIMITS = f"{QUOTA}/hour; {QUOTA}/day; {QUOTA}/minute"
+
+_WORDS = [f"{number * 2654435761 % 1_000_003:x}" for number in range(1000)]
+_TEXT = " ".join(random.Random(1).choices(_WORDS, k=20_000)).encode()
+SMALL, KILOBYTE, LARGE = b"ok", _TEXT[:1024], _TEXT[:102_400]
+BODIES = {"/": SMALL, "/1k": KILOBYTE, "/100k": LARGE}
+ETAG = '"benchmark"'
+
+FIXED_WINDOW = """
+local count = redis.call('INCR', KEYS[1])
+if count == 1 then redis.call('EXPIRE', KEYS[1], ARGV[1]) end
+return count
+"""
+"""The least that a hand-written limiter runs on Redis."""
+
+CACHED = [CacheRule("/{rest:path}", ttl=3600)]
+
+OURS: dict[str, dict[str, Any]] = {
+    "one limit": {"default_limit": LIMIT},
+    "one limit, not coalesced": {"default_limit": LIMIT},
+    "three limits": {"default_limit": THREE_LIMITS},
+    "blocked": {"default_limit": "1/hour"},
+    "cache": {"cache": CACHED},
+    "limit and cache": {"default_limit": LIMIT, "cache": CACHED},
+}
+"""This package's settings by what the row shows."""
+
+
+def ours() -> dict[str, Any]:
+    """Return the row's arguments for this package's middleware."""
+    return {**OURS[ROW.partition(": ")[2]], **UPSTASH}
+
+
+def do_not_coalesce() -> None:
+    """Have each pipeline travel in a call of its own, to show what sharing them brings."""
+    from functools import partial  # noqa: PLC0415 - for one row only
+
+    from upstash_middleware import gateway, upstash  # noqa: PLC0415
+
+    gateway.AsyncClient = partial(upstash.AsyncClient, coalesce=False)  # type: ignore[misc, assignment]

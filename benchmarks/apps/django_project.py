@@ -1,0 +1,90 @@
+"""The Django rows: settings, URLs and views in one module; ``wsgi`` and ``asgi`` are the row's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.core.asgi import get_asgi_application
+from django.core.wsgi import get_wsgi_application
+from django.http import HttpRequest, HttpResponse
+from django.urls import re_path
+
+from benchmarks.apps import common
+
+_WHAT = common.ROW.partition(": ")[2]
+_OURS = ["upstash_middleware.django.UpstashMiddleware"]
+_CACHE = [
+    "django.middleware.cache.UpdateCacheMiddleware",
+    "django.middleware.cache.FetchFromCacheMiddleware",
+]
+_MIDDLEWARE = {"bare": [], "upstash_ratelimit": [], "cache middleware": _CACHE}
+
+settings.configure(
+    SECRET_KEY="benchmark",
+    ALLOWED_HOSTS=["*"],
+    ROOT_URLCONF=__name__,
+    LOGGING_CONFIG=None,
+    MIDDLEWARE=_MIDDLEWARE.get(_WHAT, _OURS),
+    CACHE_MIDDLEWARE_SECONDS=3600,
+    CACHES={
+        "default": {
+            "BACKEND": "django.core.cache.backends.redis.RedisCache",
+            "LOCATION": common.REDIS_URL,
+        }
+    },
+    UPSTASH_MIDDLEWARE={} if _WHAT in _MIDDLEWARE else common.ours(),
+)
+
+
+def answer(request: HttpRequest) -> HttpResponse:
+    """Return the body that the path stands for."""
+    body = common.BODIES.get(request.path, common.KILOBYTE)
+    return HttpResponse(body, content_type="text/plain")
+
+
+async def answer_async(request: HttpRequest) -> HttpResponse:
+    """Do the same in an async view."""
+    return answer(request)
+
+
+def _limited() -> Any:
+    from upstash_ratelimit import Ratelimit, SlidingWindow  # noqa: PLC0415
+    from upstash_redis import Redis  # noqa: PLC0415
+
+    limiter = Ratelimit(
+        redis=Redis(**common.UPSTASH),
+        limiter=SlidingWindow(max_requests=common.QUOTA, window=common.WINDOW),
+    )
+
+    def limited(request: HttpRequest) -> HttpResponse:
+        response = limiter.limit(request.META["REMOTE_ADDR"])
+        return answer(request) if response.allowed else HttpResponse(status=429)
+
+    return limited
+
+
+def _limited_async() -> Any:
+    from upstash_ratelimit.asyncio import Ratelimit, SlidingWindow  # noqa: PLC0415
+    from upstash_redis.asyncio import Redis  # noqa: PLC0415
+
+    limiter = Ratelimit(
+        redis=Redis(**common.UPSTASH),
+        limiter=SlidingWindow(max_requests=common.QUOTA, window=common.WINDOW),
+    )
+
+    async def limited(request: HttpRequest) -> HttpResponse:
+        response = await limiter.limit(request.META["REMOTE_ADDR"])
+        return answer(request) if response.allowed else HttpResponse(status=429)
+
+    return limited
+
+
+_ASYNC = common.ROW.startswith("Django ASGI")
+_PLAIN = answer_async if _ASYNC else answer
+if _WHAT == "upstash_ratelimit":
+    _PLAIN = _limited_async() if _ASYNC else _limited()
+
+urlpatterns = [re_path("", _PLAIN)]
+wsgi = None if _ASYNC else get_wsgi_application()
+asgi = get_asgi_application() if _ASYNC else None

@@ -1,0 +1,59 @@
+"""The application of the soak test, for gunicorn: pages that prove themselves, limits that count.
+
+Every page carries the digest of what it should be, so that a wrong byte from the cache shows.
+With SOAK_CALLS_BEFORE_FORK the parent uses its client before it forks workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import TYPE_CHECKING
+
+from upstash_middleware import CacheRule, RateLimitRule
+from upstash_middleware.messages import Request
+from upstash_middleware.wsgi import UpstashMiddleware
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+DEADLINE = 0.5
+"""Seconds for a call to Upstash."""
+CLOSED_QUOTA = 300
+"""Requests that `/closed` lets through in a day, whatever the weather."""
+
+
+def page_of(path: str) -> bytes:
+    """Return a page: its digest, and what that is of."""
+    content = (path.encode() + b"\n") * 200
+    return hashlib.sha256(content).hexdigest().encode() + b"\n" + content
+
+
+def proves_itself(path: str, body: bytes) -> bool:
+    """Whether a body is the page of this path, to the last byte."""
+    return body == page_of(path)
+
+
+def _application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    path = environ["PATH_INFO"]
+    start_response("200 OK", [("Content-Type", "text/plain"), ("X-Worker", str(os.getpid()))])
+    return [page_of(path)]
+
+
+app = UpstashMiddleware(
+    _application,
+    rate_limits=[
+        RateLimitRule("/closed", f"{CLOSED_QUOTA}/day", name="closed", on_error="closed"),
+        RateLimitRule("/local", "1000000/minute", name="local", on_error="local"),
+    ],
+    default_limit="1000000/minute",
+    cache=[CacheRule("/pages/{name}", ttl=2)],
+    deadline=DEADLINE,
+    cache_deadline=DEADLINE,
+    prefix="soak",
+)
+
+if os.environ.get("SOAK_CALLS_BEFORE_FORK"):
+    _begun = app.gateway.begin(Request("GET", "/before", peer="192.0.2.1"))
+    app.gateway.finish(_begun, complete=True)

@@ -1,0 +1,59 @@
+"""How long ``import upstash_middleware`` takes: processes that do against processes that do not.
+
+``-X importtime`` counts its own work in; the difference between two processes is what a cold
+start waits for. ``python -m benchmarks.starting`` prints it.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import subprocess
+import sys
+
+IMPORTS = {
+    "upstash_middleware": "import upstash_middleware",
+    "… and the ASGI middleware": "import upstash_middleware.asgi",
+    "… and the HTTP client, as the first request does": (
+        "import upstash_middleware.asgi, pyreqwest.client"
+    ),
+    "upstash_ratelimit and upstash_redis": "import upstash_ratelimit, upstash_redis",
+}
+
+
+def milliseconds(rounds: int) -> dict[str, float]:
+    """Return the median difference for each, from rounds that interleave them."""
+    differences: dict[str, list[float]] = {name: [] for name in IMPORTS}
+    for code in IMPORTS.values():  # so that all is compiled, and read from the disk once
+        _process(code)
+    for _ in range(rounds):
+        nothing = _process("pass")
+        for name, code in IMPORTS.items():
+            differences[name].append(_process(code) - nothing)
+    return {name: statistics.median(values) for name, values in differences.items()}
+
+
+def _process(code: str) -> float:
+    """Return the milliseconds of processor time that a process takes.
+
+    Processor time and not the clock's, for a busy machine's other work is not ours; a process that
+    imports does nothing but compute.
+    """
+    begun = _used()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return (_used() - begun) * 1000
+
+
+def _used() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def main() -> None:
+    """Print the table."""
+    for name, took in milliseconds(21).items():
+        print(f"{name:50} {took:7.1f} ms")
+
+
+if __name__ == "__main__":
+    main()

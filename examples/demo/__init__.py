@@ -1,0 +1,1 @@
+"""`make demo`: every example started as a real server and played through over HTTP."""

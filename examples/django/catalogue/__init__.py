@@ -1,0 +1,1 @@
+"""The catalogue: products, their pages, and an API that writes about them."""

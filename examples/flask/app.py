@@ -1,0 +1,76 @@
+"""A small tea shop in Flask: an API that is limited, and a catalogue that is cached."""
+
+from __future__ import annotations
+
+import time
+from itertools import count
+
+from flask import Flask, Response, abort, g, render_template_string, request
+
+from upstash_middleware import CacheRule, RateLimitRule
+from upstash_middleware.flask import UpstashMiddleware, purge
+
+app = Flask(__name__)
+
+# Clients are told apart by the address that the connection comes from. Behind a proxy that is
+# the proxy's for everybody: say by=client_ip(trusted_hops=1), or put Werkzeug's ProxyFix outside.
+UpstashMiddleware(
+    app,
+    default_limit="100/minute",
+    rate_limits=[RateLimitRule("/api/generate", "10/10s", methods=["POST"])],
+    cache=[CacheRule("/catalogue/{slug}", ttl=60, tags=("product:{slug}",))],
+)
+
+PRODUCTS = {
+    "tea": {"name": "Tea", "price": 4.0},
+    "coffee": {"name": "Coffee", "price": 6.5},
+    "cocoa": {"name": "Cocoa", "price": 5.0},
+}
+
+PAGE = """<!doctype html>
+<html lang="en">
+<title>{{ product.name }}</title>
+<h1>{{ product.name }}</h1>
+<p>{{ "%.2f" | format(product.price) }} a packet</p>
+<p>Rendered at {{ rendered_at }}, render number {{ number }}.</p>
+</html>
+"""
+
+rendered = count(1)
+
+
+@app.get("/")
+def index() -> Response:
+    """Say what there is to try."""
+    text = "Try POST /api/generate, GET /catalogue/tea, and PUT /catalogue/tea {'price': 5.5}.\n"
+    return Response(text, mimetype="text/plain")
+
+
+@app.post("/api/generate")
+def generate() -> dict[str, str]:
+    """Pretend to be the expensive endpoint that the limit is there for."""
+    left = "an unknown number" if g.rate_limit is None else g.rate_limit.remaining
+    return {"text": f"A haiku about tea. You may ask {left} more times for now."}
+
+
+@app.get("/catalogue/<slug>")
+def show(slug: str) -> Response:
+    """Render a product's page; the number on it tells whether it was rendered anew."""
+    product = PRODUCTS.get(slug) or abort(404)
+    at = time.strftime("%H:%M:%S")
+    page = render_template_string(PAGE, product=product, rendered_at=at, number=next(rendered))
+    response = Response(page)
+    response.add_etag()
+    return response
+
+
+@app.put("/catalogue/<slug>")
+def edit(slug: str) -> tuple[str, int]:
+    """Change a product's price, and purge every page that shows the product."""
+    product = PRODUCTS.get(slug) or abort(404)
+    price = (request.get_json() or {}).get("price")
+    if not isinstance(price, int | float) or price < 0:
+        abort(400, "give a price, as in {'price': 5.5}")
+    product["price"] = price
+    purge(tags=(f"product:{slug}",))
+    return "", 204

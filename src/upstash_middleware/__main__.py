@@ -1,0 +1,8 @@
+"""``python -m upstash_middleware``: the command ``upstash-middleware``; nothing else is here."""
+
+import sys
+
+from upstash_middleware.cli.entry import main
+
+if __name__ == "__main__":
+    sys.exit(main(program="python -m upstash_middleware"))

@@ -1,0 +1,100 @@
+"""ASGI's scopes and messages as the package's own values, and back; nothing is sent here."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from typing import Any
+from urllib.parse import unquote
+
+from upstash_middleware.handlers import REFRESH
+from upstash_middleware.messages import Headers, Request, ResponseHead
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_OF_ANY_REQUEST = (
+    "type",
+    "asgi",
+    "http_version",
+    "scheme",
+    "path",
+    "raw_path",
+    "root_path",
+    "query_string",
+    "server",
+    "client",
+    "app",  # Starlette's, which its routing asks for
+)
+
+
+def request_of(scope: Scope) -> Request:
+    """Return the request that an HTTP scope tells of, or a WebSocket's, whose handshake is one."""
+    headers = headers_of(scope["headers"])
+    client = scope.get("client")
+    return Request(
+        method=scope.get("method", "GET"),  # of a handshake: RFC 6455 §4.1
+        # Includes root_path already: ASGI specification, HTTP connection scope.
+        path=scope["path"],
+        raw_path=_raw_path(scope),
+        query=scope.get("query_string", b"").decode("latin-1"),
+        headers=headers,
+        scheme=scope.get("scheme", "http"),
+        host=(headers.get("host") or "").lower(),
+        peer=(client[0] or None) if client else None,
+        native=scope,
+    )
+
+
+def refresh_scope(scope: Scope, request: Request, lifespan_state: Mapping[str, Any]) -> Scope:
+    """Return the scope of a request made in nobody's name, after the one that it refreshes.
+
+    What middleware outside has found out about that one's sender is left behind, wherever it was
+    put: only names known to be of any request are kept.
+    """
+    kept = {name: scope[name] for name in _OF_ANY_REQUEST if name in scope}
+    headers = list(request.headers.raw)
+    return {
+        **kept,
+        "method": request.method,
+        "headers": headers,
+        "state": {**lifespan_state},
+        REFRESH: True,
+    }
+
+
+async def nothing_more() -> Message:
+    """Receive what a request without a body has."""
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def to_nobody(message: Message) -> None:
+    """Send a response that nobody waits for."""
+
+
+def headers_of(pairs: Iterable[Iterable[bytes]]) -> Headers:
+    """Return header fields; a server's pairs may be lists."""
+    return Headers([(name, value) for name, value in pairs])
+
+
+def start_message(head: ResponseHead) -> Message:
+    """Return the message that starts a response."""
+    return {
+        "type": "http.response.start",
+        "status": head.status,
+        # ASGI wants lower case, and middleware outside looks for nothing else.
+        "headers": [(name.lower(), value) for name, value in head.headers.raw],
+    }
+
+
+def _raw_path(scope: Scope) -> str:
+    """Return the path as it was sent, where the server tells and nothing has changed it since.
+
+    Middleware outside may have rewritten the path alone; what was sent is then about another
+    resource, and two resources must never share a stored response.
+    """
+    sent = (scope.get("raw_path") or b"").decode("latin-1")
+    path: str = scope["path"]
+    return sent if sent == path or unquote(sent) == path else ""

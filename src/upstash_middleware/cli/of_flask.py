@@ -1,0 +1,28 @@
+"""``flask upstash …``: the command ``upstash-middleware`` about the application that Flask found.
+
+Flask loads this for each of its commands, so nothing but click and Flask is imported.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+from flask import current_app
+from flask.cli import with_appcontext
+
+
+@click.command(
+    "upstash",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True},
+    short_help="Look at rate limits and stored responses, purge and reset them.",
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@with_appcontext
+def upstash(arguments: tuple[str, ...]) -> None:
+    """Hand the words over, and the application instead of ``--app``."""
+    from upstash_middleware.cli.entry import main  # noqa: PLC0415 - see the module's docstring
+
+    app = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001 - Flask's documented way to the object behind its proxy
+    sys.exit(main(arguments or ("--help",), program="flask upstash", application=app))

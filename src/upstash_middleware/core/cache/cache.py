@@ -1,0 +1,300 @@
+"""The cache as one half of the engine: which passage a request takes, and purging."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from os import urandom
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from upstash_middleware.core.cache.agreeing import agree, agree_on_refresh
+from upstash_middleware.core.cache.changing import Changing
+from upstash_middleware.core.cache.collapsing import Flights, Outcome, may_be_shared
+from upstash_middleware.core.cache.collapsing import collapse as collapsed
+from upstash_middleware.core.cache.directives import CDN_CACHE_CONTROL
+from upstash_middleware.core.cache.epochs import with_ancestors
+from upstash_middleware.core.cache.exchanges import (
+    Answering,
+    Bypassing,
+    Context,
+    Invalidating,
+    Passing,
+)
+from upstash_middleware.core.cache.explaining import CacheExplanation, explain
+from upstash_middleware.core.cache.invalidation import SAFE_METHODS
+from upstash_middleware.core.cache.keys import (
+    Names,
+    keyed,
+    origin_of,
+    selected_cookies,
+    selected_values,
+    url_of,
+)
+from upstash_middleware.core.cache.l1 import L1
+from upstash_middleware.core.cache.lookup import look_back, look_up, recall
+from upstash_middleware.core.cache.memory import Memory
+from upstash_middleware.core.cache.passage import at_hand, instead_of_store, passage
+from upstash_middleware.core.cache.posting import Posting
+from upstash_middleware.core.cache.profiles import profile_named
+from upstash_middleware.core.cache.purging import Purge, purge
+from upstash_middleware.core.cache.recording import Forwarded, Recording
+from upstash_middleware.core.cache.status import CacheStatus
+from upstash_middleware.core.cache.store import Store, Target
+from upstash_middleware.core.cache.validation import is_for_the_origin
+from upstash_middleware.core.effects import call
+from upstash_middleware.errors import ConfigurationError, UpstashError
+from upstash_middleware.events import CacheLookedUp, UpstashAnswered, UpstashFailed, UserCodeFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from upstash_middleware.core.cache.rules import CacheRule
+    from upstash_middleware.core.clock import Clock
+    from upstash_middleware.core.exchange import Exchange
+    from upstash_middleware.events import Observer
+    from upstash_middleware.messages import Request
+
+_PASSING = Passing()
+_DAY = 24 * 3600.0
+
+
+class Cache:
+    """A shared cache (RFC 9111) over stored responses on Redis."""
+
+    def __init__(  # noqa: PLR0913 - keyword arguments, each a setting of its own
+        self,
+        rules: Sequence[CacheRule],
+        *,
+        prefix: str,
+        secret: Callable[[], bytes],
+        clock: Clock,
+        observe: Observer,
+        deadline: float = 0.25,
+        profile: str = "safe",
+        max_body: int = 1024 * 1024,
+        max_variants: int = 100,
+        grace: float = 3600.0,
+        targets: tuple[str, ...] = (CDN_CACHE_CONTROL,),
+        background_refresh: bool = False,
+        collapse: float = 5.0,
+        lock: bool = False,
+        max_keep: float = 7 * _DAY,
+        remember: int = 10_000,
+        l1_bytes: int = 0,
+        l1_seconds: float = 5.0,
+        version: str = "",
+        previous_version: str = "",
+        randomness: Callable[[int], bytes] = urandom,
+    ) -> None:
+        """Make a cache; nothing is asked of Upstash or of ``secret`` before a request is.
+
+        ``deadline`` seconds are the most that one call for the cache may take. A response that
+        can be validated is kept ``grace`` seconds beyond its freshness, none more than
+        ``max_keep`` in all, nor one whose body has more than ``max_body`` bytes; of a resource
+        at most ``max_variants`` are kept at a time. ``targets`` name the targeted fields (RFC
+        9213) that are obeyed, the most specific first. ``background_refresh`` says that whoever
+        runs this follows an exchange's ``refresh``. For ``collapse`` seconds a request waits
+        for another of this process that is on its way for the same response; 0 has none wait.
+        ``lock`` has it wait for other processes too, at one more command for each miss. What
+        this process learns is remembered of ``remember`` URLs. ``l1_bytes`` of what it finds are
+        held in its memory, and used for ``l1_seconds`` without asking; 0 for none.
+        What is stored belongs to the application's ``version``; where that has nothing, what its
+        ``previous_version`` has stored is used while it is refreshed.
+        """
+        self._rules = tuple(rules)
+        self._observe = observe
+        self._version = version
+        self._previous_version = previous_version
+        self._store = Store(
+            Names(prefix),
+            secret,
+            clock,
+            randomness,
+            deadline,
+            max_keep,
+            profile_named(profile),
+            Memory(remember),
+            L1(l1_bytes, l1_seconds, clock),
+            max_variants,
+            lock,
+        )
+        self._context = Context(
+            self._rules,
+            self._store,
+            observe,
+            max_body,
+            grace,
+            tuple(name.lower() for name in targets),
+            background_refresh,
+            Flights(clock),
+            Changing(clock),
+            collapse,
+        )
+
+    async def begin(self, request: Request) -> Exchange:
+        """Look a request up, if a rule covers it. Never raises an UpstashError."""
+        if request.method not in SAFE_METHODS:
+            return await self._begin_unsafe(request) if self._rules else _PASSING
+        if (rule := self._rule_for(request, request.method)) is None:
+            return _PASSING
+        if is_for_the_origin(request.headers):
+            return Bypassing(CacheStatus(fwd="bypass", detail="condition for the application"))
+        return await self._begin_covered(rule, request)
+
+    async def _begin_covered(self, rule: CacheRule, request: Request) -> Exchange:
+        target = await self._targeted(rule, request)
+        if isinstance(target, CacheStatus):
+            return Bypassing(target)
+        if (answering := self._held(rule, request, target, at_hand)) is not None:
+            return answering
+        asked = await self._looked_up(rule, request, target)
+        if isinstance(asked, CacheStatus):
+            if (answering := self._held(rule, request, target, instead_of_store)) is not None:
+                return answering
+            self._observe(CacheLookedUp(target.url, "bypass"))
+            return Bypassing(asked)
+        exchange, outcome = passage(self._context, asked)
+        self._observe(CacheLookedUp(asked.target.url, outcome))
+        return await self._together_with_others(exchange, asked)
+
+    async def _begin_unsafe(self, request: Request) -> Exchange:
+        rule = self._rule_for(request, "GET") if request.method == "POST" else None
+        if rule is not None and self._store.profile.stores_posts:
+            target = await self._targeted(rule, request)
+            if isinstance(target, CacheStatus):
+                return Invalidating(self._context, request)
+            asked = await self._looked_up(rule, request, target)
+            if isinstance(asked, Forwarded):
+                return Posting(self._context, asked)
+            self._observe(CacheLookedUp(target.url, "bypass"))
+        return Invalidating(self._context, request)
+
+    async def purge(self, what: Purge) -> None:
+        """Make stored responses unusable, at once and for all processes.
+
+        Raises UpstashError where it is not certain that all of it was carried out, ValueError
+        for a URL that is none.
+        """
+        await purge(self._store, what, self._rules)
+
+    async def explain(self, request: Request) -> CacheExplanation:
+        """Tell what a lookup would find for a request, and why it would not answer it.
+
+        A flow. Raises UpstashError.
+        """
+        rule = self._rule_for(request, request.method)
+        if rule is None:
+            return CacheExplanation("bypass", "no rule of the cache covers it")
+        setting = f"cache[{self._rules.index(rule)}]"
+        if is_for_the_origin(request.headers):
+            why = "it carries a condition that only the application can answer"
+            return CacheExplanation("bypass", why, setting)
+        try:
+            if rule.bypass is not None and await call(rule.bypass, request):
+                return CacheExplanation("bypass", "the rule's own bypass takes it out", setting)
+            target = await self._target(rule, request)
+        except ConfigurationError:  # of credentials that are missing
+            raise
+        except Exception as error:  # noqa: BLE001 - it is the application's code
+            why = f"a function of the rule raised {type(error).__name__}: {error}"
+            return CacheExplanation("bypass", why, setting)
+        told = await explain(self._store, target, can_refresh=self._context.can_refresh)
+        return replace(told, rule=setting)
+
+    async def _targeted(self, rule: CacheRule, request: Request) -> Target | CacheStatus:
+        """Return what a request is about, or why it goes past the cache."""
+        try:
+            if rule.bypass is not None and await call(rule.bypass, request):
+                return CacheStatus(fwd="bypass")
+            return await self._target(rule, request)
+        except ConfigurationError:  # of credentials that are missing: nothing here can help
+            raise
+        except Exception as error:  # noqa: BLE001 - it is the application's code
+            self._observe(UserCodeFailed(f"cache[{self._rules.index(rule)}]", error))
+            return CacheStatus(fwd="bypass", detail="a function of the rule failed")
+
+    def _held(
+        self,
+        rule: CacheRule,
+        request: Request,
+        target: Target,
+        answering: Callable[[Context, Forwarded], Answering | None],
+    ) -> Answering | None:
+        """Return the answer of what this process holds, if that may be used."""
+        lookup = recall(self._store, target)
+        if lookup is None or target.url in self._context.changing:
+            return None
+        answer = answering(self._context, Forwarded(request, rule, target, lookup, "uri-miss"))
+        if answer is not None:
+            self._observe(CacheLookedUp(target.url, "hit"))
+        return answer
+
+    async def _looked_up(
+        self, rule: CacheRule, request: Request, target: Target
+    ) -> Forwarded | CacheStatus:
+        """Return a request with what is stored for it, or why it goes past the cache."""
+        changes = self._store.l1.changes
+        try:
+            found = await look_up(self._store, target)
+            self._store.l1.put(target, found, changes)
+            lookup = await look_back(self._store, target, found)
+        except UpstashError as error:
+            self._observe(UpstashFailed("cache lookup", error))
+            return CacheStatus(fwd="bypass", detail="the store did not answer")
+        self._observe(UpstashAnswered("cache lookup"))
+        fwd = "uri-miss" if lookup.stub is None else "vary-miss"
+        if target.url in self._context.changing:
+            lookup = replace(lookup, entry=None)
+        return Forwarded(request, rule, target, lookup, fwd)
+
+    async def _together_with_others(self, exchange: Passing, asked: Forwarded) -> Exchange:
+        """Have only one of those who ask for the same thing at once go forward."""
+        if isinstance(exchange, Answering):
+            return await agree_on_refresh(self._context, exchange, asked)
+        if not isinstance(exchange, Recording) or not may_be_shared(self._context, asked):
+            return exchange
+        try:
+            chosen = await collapsed(self._context, exchange, asked)
+            if chosen is exchange and exchange.leads:
+                return await agree(self._context, exchange, asked)
+        except BaseException:  # nobody will finish it, so nobody shall wait for it
+            exchange.land(Outcome.INTERRUPTED)
+            raise
+        return chosen
+
+    async def _target(self, rule: CacheRule, request: Request) -> Target:
+        url = url_of(request, rule)
+        user = await self._user(rule, request)
+        selecting = self._selecting(rule, request, user)
+
+        def key_of(version: str) -> str:
+            origin = origin_of(request.scheme, request.host)
+            key = self._store.names.resource(origin, url, version)
+            return keyed(key, selecting, self._store.secret()) if selecting else key
+
+        tags = with_ancestors(rule.tags_for(request.path))
+        previous = key_of(self._previous_version) if self._previous_version else ""
+        key = key_of(self._version)
+        return Target(key, url, request.headers, tags, previous, private=user is not None)
+
+    def _selecting(self, rule: CacheRule, request: Request, user: str | None) -> str:
+        """Return what of a request selects its resource besides the URL, as one text."""
+        parts = [] if user is None else [f"user={quote(user)}"]
+        if rule.vary_cookies:
+            parts.append(selected_cookies(rule.vary_cookies, request.headers))
+        if rule.vary_headers:
+            profile = self._store.profile
+            parts.append(selected_values(rule.vary_headers, request.headers, profile))
+        return "\n\n".join(parts)
+
+    async def _user(self, rule: CacheRule, request: Request) -> str | None:
+        if rule.user is None:
+            return None
+        user = await call(rule.user, request)
+        return None if user is None else str(user)
+
+    def _rule_for(self, request: Request, method: str) -> CacheRule | None:
+        for rule in self._rules:
+            if method in rule.methods and rule.covers(request.path):
+                return rule
+        return None

@@ -1,0 +1,195 @@
+"""Looking up: one command reads an entry with its epochs; after a wrong guess, a second one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from upstash_middleware.core.cache.entries import StoredResponse, Stub, decode
+from upstash_middleware.core.cache.epochs import Epoch, Epochs, Life, life
+from upstash_middleware.core.cache.locks import Lock, lock_key
+from upstash_middleware.core.cache.memory import Learned
+from upstash_middleware.values import value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from upstash_middleware.core.cache.store import Store, Target
+
+
+@value(frozen=True, slots=True)
+class Lookup:
+    """What a lookup has found."""
+
+    entry: StoredResponse | None
+    """The stored response that the request selects, if there is one that lives."""
+    key: str
+    """Where that stands, or would stand as far as is known."""
+    purged_softly: bool
+    """Whether that is to count as stale, however fresh it is."""
+    stub: Stub | None
+    """The resource's stub, if it has one that lives."""
+    lock: Lock | None
+    """Who renders it now; None where processes do not lock."""
+    epochs: Epochs
+    """As read before the application is called; what is stored next will record these."""
+    wall: float
+    monotonic: float
+    outdated: bool = False
+    """Whether the entry is of the application's previous version."""
+
+
+async def look_up(store: Store, target: Target) -> Lookup:
+    """Find the stored response that a request selects: one command when the guess is right.
+
+    Raises UpstashError.
+    """
+    wall, monotonic = store.clock.wall(), store.clock.monotonic()
+    learned = store.memory.recall(target.key)
+    reading = _Reading(store, target)
+    guessed = [store.variant(target, learned.vary)] if learned.vary else []
+    keys = [target.key, *guessed]
+    await reading.read(keys, keys[-1], (*target.tags, *learned.tags))
+    stub = reading.stub()
+    if stub is not None:
+        keys = [target.key, store.variant(target, stub.vary)]
+        if not reading.has(keys):
+            await reading.read(keys, keys[-1], stub.tags)
+    key, entry = reading.preferred(keys)
+    state = Life.DEAD if entry is None else life(entry.epochs, reading.epochs())
+    if entry is not None and state is Life.UNKNOWN:
+        await reading.read(keys, keys[-1], entry.tags)
+        state = life(entry.epochs, reading.epochs())
+    if stub is not None or entry is not None:
+        store.memory.learn(target.key, _worth_learning(target, stub, entry))
+    return Lookup(
+        entry if state in {Life.ALIVE, Life.STALE} else None,
+        key,
+        state is Life.STALE,
+        stub,
+        reading.lock(keys[-1]),
+        reading.epochs(),
+        wall,
+        monotonic,
+    )
+
+
+async def look_back(store: Store, target: Target, lookup: Lookup) -> Lookup:
+    """Return a lookup that found nothing with what the previous version has stored.
+
+    One more command, where its Vary is guessed right. What is stored next records the epochs
+    that were read first. Raises UpstashError.
+    """
+    if lookup.entry is not None or not target.previous:
+        return lookup
+    before = await look_up(store, replace(target, key=target.previous))
+    if before.entry is None:
+        return lookup
+    return replace(lookup, entry=before.entry, purged_softly=before.purged_softly, outdated=True)
+
+
+def recall(store: Store, target: Target) -> Lookup | None:
+    """Return what this process has found for a request before, if it is still at hand.
+
+    It asks for the variant by what was learned last. A wrong guess finds nothing: the key of a
+    variant holds the fields that select it, and their values.
+    """
+    if not store.l1.holds:
+        return None
+    vary = store.memory.recall(target.key).vary
+    return store.l1.find(store.variant(target, vary) if vary else target.key)
+
+
+class _Reading:
+    """The values that one lookup has read so far, each key once, and decoded once."""
+
+    __slots__ = ("_entries", "_epochs", "_store", "_tags", "_target", "_values")
+
+    def __init__(self, store: Store, target: Target) -> None:
+        self._store = store
+        self._target = target
+        self._tags: dict[str, None] = {}
+        self._values: dict[str, bytes | None] = {}
+        self._entries: dict[str, StoredResponse | Stub | None] = {}
+        self._epochs: Epochs | None = None
+
+    async def read(self, keys: Sequence[str], locked: str, tags: Iterable[str]) -> None:
+        """Read keys, the lock of one of them, and the epochs of all that bears on them.
+
+        Each is read once. What was read first stays: an older epoch can only make an entry die
+        too soon.
+        """
+        names = self._store.names
+        self._tags |= dict.fromkeys(tags)
+        epochs = [names.everything, names.url(self._target.url), names.any_tag]
+        locks = [lock_key(locked)] if self._store.locks else []
+        wanted = [*keys, *locks, *epochs, *(names.tag(tag) for tag in self._tags)]
+        unread = [key for key in dict.fromkeys(wanted) if key not in self._values]
+        if unread:
+            self._values |= zip(unread, await self._store.read(unread), strict=True)
+        self._epochs = None
+
+    def has(self, keys: Iterable[str]) -> bool:
+        """Whether these keys have been read."""
+        return all(key in self._values for key in keys)
+
+    def lock(self, key: str) -> Lock | None:
+        """Return the lock of an entry, if locks are read."""
+        if not self._store.locks:
+            return None
+        value = (self._values[lock_key(key)] or b"").decode("latin-1")
+        read = [self._entry(each) for each in {key, self._target.key}]
+        done = any(entry is not None and entry.token == value for entry in read)
+        return Lock(lock_key(key), value, done)
+
+    def epochs(self) -> Epochs:
+        """Return the epochs read."""
+        if self._epochs is None:
+            names = self._store.names
+            any_tag = self._values[names.any_tag]
+            self._epochs = Epochs(
+                Epoch.parse(self._values[names.everything]),
+                Epoch.parse(self._values[names.url(self._target.url)]),
+                any_tag.decode("latin-1") if any_tag else "",
+                {tag: Epoch.parse(self._values[names.tag(tag)]) for tag in self._tags},
+            )
+        return self._epochs
+
+    def stub(self) -> Stub | None:
+        """Return the resource's stub, if it has one and was not purged."""
+        stub = self._entry(self._target.key)
+        if not isinstance(stub, Stub) or life(stub.epochs, self.epochs()) is Life.DEAD:
+            return None
+        return stub
+
+    def preferred(self, keys: Sequence[str]) -> tuple[str, StoredResponse | None]:
+        """Return the stored response to use of those at these keys, and where it stands.
+
+        Of those that no epoch read so far has killed: the most recent with Vary, else the most
+        recent (RFC 9111 §4.1).
+        """
+        epochs = self.epochs()
+        stored = [(key, self._entry(key)) for key in keys]
+        usable = [
+            (key, entry)
+            for key, entry in stored
+            if isinstance(entry, StoredResponse) and life(entry.epochs, epochs) is not Life.DEAD
+        ]
+        return max(usable, key=_preference, default=(keys[-1], None))
+
+    def _entry(self, key: str) -> StoredResponse | Stub | None:
+        if key not in self._entries:
+            self._entries[key] = decode(key, self._values[key])
+        return self._entries[key]
+
+
+def _preference(found: tuple[str, StoredResponse]) -> tuple[bool, float]:
+    """Rank a stored response: one without Vary may be a default that only forgot it (§4.1)."""
+    return "vary" in found[1].headers, found[1].stored_at
+
+
+def _worth_learning(target: Target, stub: Stub | None, entry: StoredResponse | None) -> Learned:
+    tags = entry.tags if entry is not None else stub.tags if stub is not None else ()
+    return Learned(
+        stub.vary if stub is not None else (), tuple(tag for tag in tags if tag not in target.tags)
+    )

@@ -1,0 +1,126 @@
+"""The passage of a request for which there is a stored response that may not be used as it is.
+
+The application is asked with the stored validators. What it answers confirms the stored
+response, replaces it, or is an error that the stored response may stand in for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from upstash_middleware.core.cache.answers import answer, current_age
+from upstash_middleware.core.cache.collapsing import Outcome, Shared
+from upstash_middleware.core.cache.entries import opened
+from upstash_middleware.core.cache.exchanges import for_downstream, told
+from upstash_middleware.core.cache.freshness import initial_age
+from upstash_middleware.core.cache.planning import Plan
+from upstash_middleware.core.cache.recording import Forwarded, Recording
+from upstash_middleware.core.cache.reuse import usable_for_error
+from upstash_middleware.core.cache.status import CacheStatus
+from upstash_middleware.core.cache.validation import (
+    conditional,
+    confirms,
+    confirms_head,
+    updated,
+)
+from upstash_middleware.messages import ResponseHead
+
+if TYPE_CHECKING:
+    from upstash_middleware.core.cache.entries import StoredResponse
+    from upstash_middleware.core.cache.exchanges import Context
+    from upstash_middleware.messages import Headers, Request, Response
+
+# RFC 5861 §4: the statuses that stale-if-error is about.
+_ERRORS = frozenset({500, 502, 503, 504})
+_CLIENTS_CONDITIONS = ("if-none-match", "if-modified-since")
+
+
+class Refreshing(Recording):
+    """A request that goes forward with a stored response in hand."""
+
+    __slots__ = ("_confirmed", "_entry")
+
+    def __init__(self, context: Context, forwarded: Forwarded, stored: StoredResponse) -> None:
+        """Raises Damaged: what is to be confirmed must be there to be used."""
+        super().__init__(context, forwarded)
+        self._entry = opened(stored)
+        self._confirmed: Plan | None = None
+
+    def request_to_forward(self, request: Request) -> Request:
+        """Ask for nothing but news (§4.3.1); of another version's response all is news."""
+        if self._forwarded.lookup.outdated:
+            return request
+        return replace(request, headers=conditional(request.headers, self._entry.headers))
+
+    def head(self, head: ResponseHead) -> ResponseHead | Response:
+        """See what became of the stored response."""
+        outdated = self._forwarded.lookup.outdated
+        if head.status == 304 and not outdated:
+            return self._not_modified(head)
+        if head.status in _ERRORS and (stale := self._instead_of_error(head.status)):
+            return stale
+        if head.status == 206 and self._entry.status != 206:
+            return self._part(head)
+        if self._forwarded.request.method == "HEAD" and head.status == 200 and not outdated:
+            self._described(head)
+        return super().head(head)
+
+    def failed(self) -> Response | None:
+        """Return what stands in for a response where the application gave none, if anything."""
+        return self._instead_of_error(None)
+
+    def whole(self, *, complete: bool) -> Plan | None:
+        """Return what was confirmed, or what was recorded in its place."""
+        return self._confirmed or super().whole(complete=complete)
+
+    def _not_modified(self, head: ResponseHead) -> ResponseHead | Response:
+        """Use a 304 (§4.3.3, §4.3.4)."""
+        if confirms(self._entry.headers, head.headers):
+            return self._answer(self._freshened(head.headers), head.status)
+        if any(name in self._forwarded.request.headers for name in _CLIENTS_CONDITIONS):
+            return super().head(head)  # the client's own condition was met, not ours
+        return self._answer(self._entry, head.status)
+
+    def _freshened(self, received: Headers) -> StoredResponse:
+        """Return the stored response as a newer response's header fields make it, to be kept."""
+        now = self._context.store.clock.wall()
+        merged = ResponseHead(self._entry.status, updated(self._entry.headers, received, now))
+        planned = self.planned(replace(self._forwarded.request, method="GET"), merged)
+        if not isinstance(planned, Plan):
+            age = initial_age(merged.headers, self._forwarded.lookup.wall, now)
+            return replace(self._entry, headers=merged.headers, stored_at=now, initial_age=age)
+        self._confirmed = planned.with_body(self._entry.packed)
+        self.land(Shared(self._confirmed, self._forwarded))
+        return self._confirmed.stored
+
+    def _part(self, head: ResponseHead) -> ResponseHead:
+        """Send a part, and leave the stored whole in its place."""
+        self.land(Outcome.UNSHARED)
+        return told(head, CacheStatus(fwd=self._forwarded.fwd, detail="partial content"))
+
+    def _described(self, head: ResponseHead) -> None:
+        """Update the stored response to GET by the response to a HEAD (§4.3.5)."""
+        if confirms_head(self._entry, head.headers):
+            self._freshened(head.headers)
+
+    def _instead_of_error(self, status: int | None) -> Response | None:
+        """Return the stored response in place of an error, if it may stand in (RFC 5861 §4)."""
+        if not usable_for_error(self._entry, self._context.store.clock.wall()):
+            return None
+        return self._answer(self._entry, status, "stale-if-error")
+
+    def _answer(self, stored: StoredResponse, fwd_status: int | None, detail: str = "") -> Response:
+        if self._confirmed is None:
+            self.land(Outcome.UNSHARED)
+        now = self._context.store.clock.wall()
+        status = CacheStatus(
+            fwd=self._forwarded.fwd,
+            fwd_status=fwd_status,
+            ttl=stored.lifetime - current_age(stored, now),
+            stored=self._confirmed is not None,
+            detail=detail,
+        )
+        profile = self._context.store.profile
+        response = answer(self._forwarded.request, stored, now, profile, status)
+        return replace(response, head=for_downstream(response.head, self._forwarded.rule))

@@ -1,0 +1,264 @@
+"""What a flow may ask of the world: values that a coroutine awaits and a driver performs.
+
+A *flow* is a coroutine that awaits nothing but these. The same text then runs under threads and
+under any event loop, a reply keeps its place and type, and an error of the wire is raised where
+the command was awaited, so that a failure policy is written once. Nothing here performs
+anything.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar, cast
+
+from upstash_middleware.errors import CommandError
+
+T = TypeVar("T")
+
+Argument = str | bytes | int
+"""One word of a command. Bytes travel untouched; an int as its decimal digits."""
+
+Reply = int | bytes | CommandError | list["Reply"] | None
+"""What a command answers: strings are bytes always, a failure is a value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script and the SHA-1 of its text as sent, by which a server knows it."""
+
+    text: str
+    sha: str
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One Redis command, awaited for its reply; a failed one raises its CommandError."""
+
+    args: tuple[Argument, ...]
+    reads_only: bool = False
+    """Whether sending it twice is the same as sending it once: it may then be retried."""
+    script: Script | None = None
+    """The script that ``args`` names by its SHA, for a server that does not know it."""
+
+    def __await__(self) -> Generator[Effect, Any, Reply]:
+        (reply,) = yield Pipeline((self,))
+        if isinstance(reply, CommandError):
+            raise reply
+        return cast("Reply", reply)
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """Commands in one HTTP call, in order, not atomic; awaited for their replies in order.
+
+    A command that failed has its CommandError as its reply. What went wrong with the call as a
+    whole is raised as an UpstashError.
+    """
+
+    commands: tuple[Command, ...]
+    deadline: float | None = None
+    """Seconds for the whole call, connecting and retries included; None for the client's."""
+
+    def __await__(self) -> Generator[Effect, Any, list[Reply]]:
+        return cast("list[Reply]", (yield self))
+
+    @property
+    def reads_only(self) -> bool:
+        """Whether the whole may be sent again after it was lost on the way."""
+        return all(command.reads_only for command in self.commands)
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """A pause of so many seconds."""
+
+    seconds: float
+
+    def __await__(self) -> Generator[Effect, Any, None]:
+        yield self
+
+
+class Latch:
+    """A thing that several flows of this process wait for, in threads and in event loops.
+
+    It opens once and stays open, so nobody can miss it. ``subscribe`` is for drivers.
+    """
+
+    __slots__ = ("_lock", "_subscribers", "opened")
+
+    def __init__(self) -> None:
+        self.opened = False
+        self._lock = threading.Lock()
+        self._subscribers: list[Callable[[], None]] = []
+
+    def subscribe(self, wake: Callable[[], None]) -> None:
+        """Have ``wake`` called when the latch opens, or now if it is open."""
+        with self._lock:
+            if not self.opened:
+                self._subscribers.append(wake)
+                return
+        wake()
+
+    def open(self) -> None:
+        """Let everybody through, now and later."""
+        with self._lock:
+            self.opened = True
+            waiting, self._subscribers = self._subscribers, []
+        for wake in waiting:
+            wake()
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait until a latch opens, ``timeout`` seconds at most; answers whether it did."""
+
+    latch: Latch
+    timeout: float
+
+    def __await__(self) -> Generator[Effect, Any, bool]:
+        return cast("bool", (yield self))
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Open a latch for those who wait for it."""
+
+    latch: Latch
+
+    def __await__(self) -> Generator[Effect, Any, None]:
+        yield self
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve:
+    """Await something of the user's that is not a flow: what an async extractor returned."""
+
+    awaitable: Awaitable[Any]
+
+    def __await__(self) -> Generator[Effect, Any, Any]:
+        return (yield self)
+
+
+Effect = Pipeline | Sleep | Wait | Notify | Resolve
+Flow = Coroutine[Effect, Any, T]
+
+
+async def call(function: Callable[..., Any], *args: Any) -> Any:
+    """Return what a function of the user's, sync or async, answers."""
+    result = function(*args)
+    return await Resolve(result) if inspect.isawaitable(result) else result
+
+
+async def together(
+    *flows: Flow[Any], enough: Callable[[Any], bool] = lambda _result: False
+) -> list[Any]:
+    """Run flows side by side and join what they ask of the wire into one pipeline each turn.
+
+    Answers their results in order. An error of a joined call is raised in each of them, and so is
+    an interruption, which passes on when each has ended. If one raises, the others are closed and
+    the exception passes on. Where a flow ends without asking
+    for anything and its result is ``enough``, those after it are not begun: theirs is None.
+    """
+    if len(flows) == 1:  # nothing to join
+        return [await flows[0]]
+    lanes = [_Lane(flow) for flow in flows]
+    try:
+        for lane in lanes:
+            await lane.resume(lane.flow.send, None)
+            if lane.asks is None and enough(lane.result):
+                break
+        while waiting := [lane for lane in lanes if lane.asks is not None]:
+            await _perform_joined(waiting)
+        return [lane.result for lane in lanes]
+    finally:
+        for lane in lanes:
+            lane.flow.close()
+
+
+async def _perform_joined(lanes: list[_Lane]) -> None:
+    joinable = [lane for lane in lanes if len(lanes) == 1 or _joinable(lane.asks)]
+    alone = [[lane] for lane in lanes if lane not in joinable]
+    for group in [joinable, *alone] if joinable else alone:
+        try:
+            await _perform_as_one(group)
+        except (Exception, GeneratorExit):  # else nobody drives this any more
+            raise
+        except BaseException as error:
+            await _interrupt([lane for lane in lanes if lane.asks is not None], error)
+            raise
+
+
+def _joinable(pipeline: Pipeline | None) -> bool:
+    """Whether a pipeline can share a call: bytes that are no text travel by themselves only."""
+    words = [word for command in pipeline.commands for word in command.args] if pipeline else []
+    return all(_is_text(word) for word in words if isinstance(word, bytes))
+
+
+def _is_text(word: bytes) -> bool:
+    try:
+        word.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+async def _perform_as_one(lanes: list[_Lane]) -> None:
+    asked = [lane.asks for lane in lanes if lane.asks is not None]
+    try:
+        replies = iter(await (asked[0] if len(asked) == 1 else _joined(asked)))
+    except Exception as error:  # noqa: BLE001 - each flow settles what befalls its commands
+        for lane in lanes:
+            await lane.resume(lane.flow.throw, error)
+        return
+    for lane, pipeline in zip(lanes, asked, strict=True):
+        await lane.resume(lane.flow.send, list(islice(replies, len(pipeline.commands))))
+
+
+async def _interrupt(lanes: list[_Lane], error: BaseException) -> None:
+    """Raise an interruption in each flow, and perform what it asks for before it ends."""
+    for lane in lanes:
+        with suppress(type(error)):
+            await lane.resume(lane.flow.throw, error)
+            while lane.asks is not None:
+                await _perform_joined([lane])
+
+
+def _joined(pipelines: list[Pipeline]) -> Pipeline:
+    deadlines = [pipeline.deadline for pipeline in pipelines]
+    return Pipeline(
+        tuple(command for pipeline in pipelines for command in pipeline.commands),
+        deadline=None if None in deadlines else max(filter(None, deadlines)),
+    )
+
+
+class _Lane:
+    """One of the flows that run together: what it waits for, and at last its result."""
+
+    __slots__ = ("asks", "flow", "result")
+
+    def __init__(self, flow: Flow[Any]) -> None:
+        self.flow = flow
+        self.asks: Pipeline | None = None
+        self.result: Any = None
+
+    async def resume(self, step: Callable[[Any], Effect], value: Any) -> None:
+        """Go on until the flow asks for the wire or ends; all else is passed up at once."""
+        self.asks = None
+        while True:
+            try:
+                effect = step(value)
+            except StopIteration as end:
+                self.result = end.value
+                return
+            if isinstance(effect, Pipeline):
+                self.asks = effect
+                return
+            try:
+                value, step = await effect, self.flow.send
+            except BaseException as error:  # noqa: BLE001 - it belongs to the flow, cancellation too
+                value, step = error, self.flow.throw

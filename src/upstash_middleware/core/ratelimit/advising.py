@@ -1,0 +1,92 @@
+"""What looks like a wrong setting: told once, in words that say what to set.
+
+Both doubts are about proxies: behind one that is not trusted, all clients share its address.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from upstash_middleware.core.identify import identity_list
+from upstash_middleware.events import SettingDoubted
+
+if TYPE_CHECKING:
+    from upstash_middleware.core.identify import Identifier
+    from upstash_middleware.core.ratelimit.compiled import CompiledRule
+    from upstash_middleware.events import Observer
+    from upstash_middleware.messages import Request
+
+SAMPLE = 1000
+"""Requests that are looked at together."""
+DOMINATING = 0.9
+
+_PRIVATE = identity_list(
+    (
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "fc00::/7",
+        "fe80::/10",
+        "::/64",
+    )
+)
+_REMEDY = (
+    "; if that is a proxy, say so: client_ip(trusted_hops=1) counts the proxies in front, "
+    "client_ip(trusted=('10.0.0.0/8',)) names their networks, client_ip(platform=...) the platform"
+)
+
+
+class Advising:
+    """Looks at who is found; used by threads at once, where a lost count does no harm."""
+
+    __slots__ = ("_candidate", "_count", "_observe", "_seen", "_told")
+
+    def __init__(self, observe: Observer) -> None:
+        self._observe = observe
+        self._told: set[str] = set()
+        self._candidate = ""
+        self._count = self._seen = 0
+
+    def look(self, rule: CompiledRule, found: Identifier, request: Request) -> None:
+        """Look at one request whose client was found by address."""
+        if found.kind != "ip" or len(self._told) == 2 or not _is_private(found):
+            return
+        forwarded = "x-forwarded-for" in request.headers or "forwarded" in request.headers
+        if forwarded and found.value == request.peer:
+            self._tell(
+                rule,
+                "proxy",
+                f"requests come from the private address {found.value} and carry a forwarded "
+                f"address that nobody is trusted to have written{_REMEDY}",
+            )
+        self._count_one(rule, found.value)
+
+    def _count_one(self, rule: CompiledRule, value: str) -> None:
+        if self._seen == 0:
+            self._candidate = value
+        self._seen += 1
+        self._count += value == self._candidate
+        if self._seen < SAMPLE:
+            return
+        if self._count >= SAMPLE * DOMINATING:
+            self._tell(
+                rule,
+                "dominating",
+                f"nearly all of {SAMPLE} requests came from {self._candidate} and share one "
+                f"quota{_REMEDY}",
+            )
+        self._seen = self._count = 0
+
+    def _tell(self, rule: CompiledRule, what: str, advice: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            self._observe(SettingDoubted(f"{rule.setting}.by", advice))
+
+
+@lru_cache(maxsize=4096)
+def _is_private(found: Identifier) -> bool:
+    return found in _PRIVATE

@@ -1,0 +1,38 @@
+"""A rate limit that leaves chosen requests alone; who chooses them is a framework's affair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from upstash_middleware.events import UserCodeFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from upstash_middleware.core.exchange import Exchange, Half
+    from upstash_middleware.events import Observer
+    from upstash_middleware.messages import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Exempting:
+    """A half that is not asked about the requests that ``exempts`` names; implements ``Half``.
+
+    Where that fails, as in a framework that cannot look its routes up, a request is counted.
+    """
+
+    half: Half
+    exempts: Callable[[Request], bool]
+    observe: Observer
+
+    async def begin(self, request: Request) -> Exchange | None:
+        """Decide about a request, unless it is exempt."""
+        return None if self._is_exempt(request) else await self.half.begin(request)
+
+    def _is_exempt(self, request: Request) -> bool:
+        try:
+            return self.exempts(request)
+        except Exception as error:  # noqa: BLE001 - a fault in routing must lift no limit
+            self.observe(UserCodeFailed("looking for an exempt handler", error))
+            return False

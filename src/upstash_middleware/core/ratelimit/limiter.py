@@ -1,0 +1,338 @@
+"""The rate limit's half of the engine: what Upstash says to what a request asks.
+
+Everything is one flow with one pipeline. What algorithms, keys, fields and bodies are is
+elsewhere; here is what happens in which order, and when any of it fails.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from os import urandom
+from typing import TYPE_CHECKING, cast
+
+from upstash_middleware.core.effects import Pipeline, together
+from upstash_middleware.core.ratelimit.advising import Advising
+from upstash_middleware.core.ratelimit.analytics import Analytics, Counts
+from upstash_middleware.core.ratelimit.asking import Ask, Asking, Match, Settled
+from upstash_middleware.core.ratelimit.compiled import compile_rules
+from upstash_middleware.core.ratelimit.decision import Decision, combined, decided, later
+from upstash_middleware.core.ratelimit.denial import denial
+from upstash_middleware.core.ratelimit.deny_list import DenyList, address_for
+from upstash_middleware.core.ratelimit.exchange import RateLimitExchange
+from upstash_middleware.core.ratelimit.inspecting import Explanation, Inspecting
+from upstash_middleware.core.ratelimit.limits import MAX_QUOTA
+from upstash_middleware.core.ratelimit.local import LocalCounters
+from upstash_middleware.core.ratelimit.memory import Denials
+from upstash_middleware.core.ratelimit.outcomes import (
+    Outcome,
+    charges_for,
+    outcomes_of,
+    settled_outcome,
+    stamped,
+)
+from upstash_middleware.core.ratelimit.script import Charge, charge_command, read_verdicts
+from upstash_middleware.core.ratelimit.sdk import sdk_policy
+from upstash_middleware.core.ratelimit.server_clock import TIME, ServerClock
+from upstash_middleware.core.ratelimit.settling import Settling, Taken
+from upstash_middleware.errors import CommandError, UpstashError
+from upstash_middleware.events import (
+    RateLimitDecided,
+    SettingDoubted,
+    UpstashAnswered,
+    UpstashFailed,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from upstash_middleware.core.clock import Clock
+    from upstash_middleware.core.effects import Reply
+    from upstash_middleware.core.identify import Identifier
+    from upstash_middleware.core.ratelimit.rules import RateLimitRule, SdkLimiter
+    from upstash_middleware.events import Observer
+    from upstash_middleware.messages import Request
+
+_DURING = "rate limit"
+
+
+def _token() -> int:
+    return int.from_bytes(urandom(8), "big") % MAX_QUOTA + 1
+
+
+@dataclass(frozen=True)
+class RateLimiter:
+    """Decides about requests by rules; implements ``core.exchange.Half``.
+
+    ``rules`` match in order; the first one that covers a request decides, or, with ``match`` set
+    to ``"all"``, all that cover it, and then all or none is taken. ``default`` is for every
+    request that no rule covers; None leaves those unlimited. ``secret`` answers the key under
+    which credentials are hashed; it is asked when the first is. ``deadline`` is in seconds, for
+    the whole call; so is ``remember_denials``, for how long a denial is remembered at most.
+    ``deny_list`` and ``analytics`` are prefixes of the JavaScript SDK, ``"@upstash/ratelimit"``
+    by its default: its deny list is obeyed, the dashboard of Upstash's console shows this traffic.
+    ``random`` answers whole numbers from 1 that are unlike each other.
+    Making one needs neither credentials nor network. Raises ConfigurationError.
+    """
+
+    rules: tuple[RateLimitRule, ...]
+    default: RateLimitRule | None
+    prefix: str = field(kw_only=True)
+    secret: Callable[[], bytes] = field(kw_only=True, repr=False)
+    clock: Clock = field(kw_only=True, repr=False)
+    observe: Observer = field(kw_only=True, repr=False)
+    deadline: float = field(default=1.0, kw_only=True)
+    match: Match = field(default="first", kw_only=True)
+    remember_denials: float = field(default=60.0, kw_only=True)
+    deny_list: str | None = field(default=None, kw_only=True)
+    analytics: str | None = field(default=None, kw_only=True)
+    random: Callable[[], int] = field(default=_token, kw_only=True, repr=False)
+    _asking: Asking = field(init=False, repr=False)
+    _time: ServerClock = field(init=False, repr=False)
+    _denials: Denials = field(init=False, repr=False)
+    _local: LocalCounters = field(init=False, repr=False)
+    _settling: Settling = field(init=False, repr=False)
+    _inspecting: Inspecting = field(init=False, repr=False)
+    _listed: DenyList | None = field(init=False, repr=False)
+    _analytics: Analytics | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        rules = compile_rules(tuple(self.rules), self.default, self.prefix)
+        time, advising = ServerClock(self.clock), Advising(self.observe)
+        address = address_for(rule.rule.by for rule in rules)
+        asking = Asking(rules, self.match, self.secret, self.observe, advising, self.random)
+        for name, value in (
+            ("_asking", asking),
+            ("_time", time),
+            ("_denials", Denials(time, self.remember_denials)),
+            ("_local", LocalCounters()),
+            ("_settling", Settling(time, self.observe, self.deadline)),
+            ("_inspecting", Inspecting(rules, time, self.secret, self.deadline)),
+            ("_listed", DenyList(self.deny_list, time, address) if self.deny_list else None),
+            ("_analytics", Analytics(self.analytics, time) if self.analytics else None),
+        ):
+            object.__setattr__(self, name, value)
+
+    async def begin(self, request: Request) -> RateLimitExchange:
+        """Decide about a request. A flow; it never raises an UpstashError."""
+        asks = await self._asking.asks(request)
+        outcomes = await self._outcomes(asks, request)
+        for outcome in outcomes:
+            if outcome.decision.settled_by not in {"open", "closed"}:  # else the failure was told
+                self._tell(outcome.decision)
+        enforced = [outcome for outcome in outcomes if not outcome.decision.shadow]
+        if not enforced:
+            return RateLimitExchange(request, self._settling, taken=_taken(outcomes))
+        decision = combined([outcome.decision for outcome in enforced])
+        if not decision.allowed:
+            decision = self._spread(decision, asks)
+            response = denial(request, decision, self._time.now())
+        else:
+            response = None
+        taken = _taken(outcomes)
+        if response is not None:
+            # A shadow goes on counting what another rule denied; slots it holds for nobody.
+            taken = [one for one in taken if one.ask.rule.has_slots or not one.ask.rule.rule.shadow]
+        return RateLimitExchange(request, self._settling, decision, taken, response)
+
+    async def explain(self, request: Request) -> tuple[Explanation, ...]:
+        """Tell what would be decided about a request, by which rules and keys; take nothing.
+
+        A flow. What this process remembers is left aside, and so is whom lists let through or
+        turn away without asking. Raises UpstashError.
+        """
+        asks = [ask for ask in await self._asking.asks(request) if isinstance(ask, Ask)]
+        return await self._inspecting.explain(asks)
+
+    async def peek(self, request: Request) -> Decision | None:
+        """Tell what ``begin`` would decide; take nothing. A flow. Raises UpstashError.
+
+        None where no rule that limits with this package's own limits covers the request.
+        """
+        decisions = [one.decision for one in await self.explain(request) if not one.shadow]
+        return combined(decisions) if decisions else None
+
+    async def look(self, rule: str, identifier: str | Identifier, cost: int = 1) -> Explanation:
+        """Tell what a rule, named as in decisions, would say to an identifier; take nothing.
+
+        A flow. Raises UpstashError, and ValueError for a rule that there is not.
+        """
+        return await self._inspecting.look(rule, identifier, cost, self.random())
+
+    async def reset(self, rule: str, identifier: str | Identifier) -> None:
+        """Give an identifier its whole quota of a rule, named as in decisions and events.
+
+        A flow. Other processes that remember a denial notice within ``remember_denials``.
+        Raises UpstashError, and ValueError for a rule that there is not.
+        """
+        base = await self._inspecting.reset(rule, identifier)
+        self._denials.forget(base)
+
+    async def set_limit(self, rule: str, limit: int | None) -> None:
+        """Set what a dynamic rule allows, in all processes; None gives it back its own limit.
+
+        A flow. Counters stay, and remembered denials hold on for ``remember_denials`` at most.
+        Raises UpstashError, and ValueError for a rule that is not dynamic.
+        """
+        await self._inspecting.set_limit(rule, limit)
+
+    async def flush(self) -> None:
+        """Send what analytics have been collected, as at shutdown. A flow."""
+        if self._analytics is not None:
+            due = self._analytics.take_due(at_once=True)
+            if due:
+                await self._send_analytics(self._analytics, due)
+
+    def _spread(self, decision: Decision, asks: Sequence[Ask | Settled]) -> Decision:
+        """Put off a denied client by a part of the rule's jitter, so that not all come at once."""
+        jitter = max(
+            (a.rule.rule.jitter for a in asks if a.rule.rule.name == decision.rule), default=0
+        )
+        return later(decision, self.random() % round(jitter * 1000 + 1)) if jitter else decision
+
+    def _tell(self, decision: Decision) -> None:
+        self.observe(_event(decision))
+        if self._analytics is not None and not decision.shadow:
+            self._analytics.count(decision)
+
+    async def _outcomes(self, asks: Sequence[Ask | Settled], request: Request) -> list[Outcome]:
+        """Return what came of each rule, in order; of some only if one was known to deny."""
+        known = dict(self._known(asks, request))
+        denied = [one for one in known.values() if not one.decision.allowed]
+        if any(not one.decision.shadow for one in denied):
+            return list(known.values())
+        open_asks = [
+            ask for ask in asks if isinstance(ask, Ask) and ask.rule.rule.name not in known
+        ]
+        flows = [self._ask_sdk(ask) for ask in open_asks if not ask.rule.policies]
+        if own := [ask for ask in open_asks if ask.rule.policies]:
+            flows.append(self._ask_own(own))
+        if flows and self._listed is not None:
+            flows.append(self._ask_deny_list(self._listed, open_asks, request))
+        if flows and self._analytics is not None and (due := self._analytics.take_due()):
+            flows.append(self._send_analytics(self._analytics, due))
+        answers = await together(*flows) if len(flows) > 1 else [await flow for flow in flows]
+        found = known
+        for one in (one for answer in answers for one in answer):
+            before = found.get(
+                one.decision.rule
+            )  # what a deny list overrules was taken all the same
+            found[one.decision.rule] = one if before is None else replace(one, taken=before.taken)
+        return [found[ask.rule.rule.name] for ask in asks]
+
+    def _known(
+        self, asks: Sequence[Ask | Settled], request: Request
+    ) -> Iterator[tuple[str, Outcome]]:
+        listed = self._listed
+        for ask in asks:
+            if listed is not None and listed.known(listed.members([ask], request)):
+                yield ask.rule.rule.name, _listed(ask)
+                continue
+            if isinstance(ask, Settled):
+                yield ask.rule.rule.name, settled_outcome(ask)
+            elif remembered := self._denials.recall(ask.asked):
+                yield ask.rule.rule.name, Outcome(remembered)
+
+    async def _ask_own(self, asks: Sequence[Ask]) -> list[Outcome]:
+        """Ask about the limits of this package, all in one call of the script."""
+        now_ms = self._time.now_ms()
+        charges = charges_for(asks)
+        try:
+            verdicts = read_verdicts(await self._send(charges, now_ms), charges)
+        except UpstashError as error:
+            self.observe(UpstashFailed(_DURING, error))
+            return self._decide_without(asks, now_ms)
+        except GeneratorExit:  # nobody drives this any more
+            raise
+        except BaseException:  # interrupted: it may have been carried out all the same
+            await self._settling.give_back_slots(asks)
+            raise
+        self.observe(UpstashAnswered(_DURING))
+        outcomes = outcomes_of(asks, verdicts, now_ms)
+        for ask, outcome in zip(asks, outcomes, strict=True):
+            if not outcome.decision.allowed and not ask.rule.has_slots:
+                self._denials.remember(ask.asked, outcome.decision, now_ms)
+        return outcomes
+
+    async def _send(self, charges: Sequence[Charge], now_ms: int) -> Reply:
+        command = charge_command(charges, now_ms)
+        if not self._time.asks():
+            (reply,) = await Pipeline((command,), self.deadline)
+        else:
+            sent = self._time.sent()
+            reply, time = await Pipeline((command, TIME), self.deadline)
+            self._time.learn(time, sent)
+        if isinstance(reply, CommandError):
+            raise reply
+        return reply
+
+    async def _ask_deny_list(
+        self, listed: DenyList, asks: Sequence[Ask], request: Request
+    ) -> list[Outcome]:
+        """Ask the deny list on Redis; if it names the request, that overrules all rules."""
+        members = listed.members(asks, request)
+        try:
+            (reply,) = await Pipeline((listed.command(members),), self.deadline)
+        except UpstashError:
+            return []  # the limits travelled along, and tell of it
+        if isinstance(reply, CommandError):
+            if listed.is_first_failure():
+                self.observe(SettingDoubted("deny_list", f"it stops nobody: {reply}"))
+            return []
+        return [_listed(ask) for ask in asks] if listed.learn(members, reply) else []
+
+    async def _send_analytics(self, analytics: Analytics, counts: Counts) -> list[Outcome]:
+        """Send counts; those of a call that failed are sent with a later one."""
+        try:
+            await Pipeline(analytics.commands(counts), self.deadline)
+        except UpstashError:
+            analytics.give_back(counts)
+        return []
+
+    async def _ask_sdk(self, ask: Ask) -> list[Outcome]:
+        """Ask a limiter of upstash_ratelimit."""
+        limiter = cast("SdkLimiter", ask.rule.rule.parsed)  # as a rule without policies has one
+        name, now = ask.rule.rule.name, self._time.now()
+        try:
+            policy = await sdk_policy(limiter, name, (ask.base, ask.cost), now, self.deadline)
+        except UpstashError as error:
+            self.observe(UpstashFailed(_DURING, error))
+        except Exception as error:  # noqa: BLE001 - the limiter may be the application's own
+            self._asking.broken(ask.rule, "limits", error)
+        else:
+            self.observe(UpstashAnswered(_DURING))
+            return [Outcome(stamped(ask, decided(name, ask.identifier, (policy,))))]
+        return [settled_outcome(Settled(ask.rule, ask.identifier, ask.rule.rule.on_error))]
+
+    def _decide_without(self, asks: Sequence[Ask], now_ms: int) -> list[Outcome]:
+        """Settle each rule by its policy; those that count locally do so all or none."""
+        local = [ask for ask in asks if ask.rule.rule.on_error == "local"]
+        verdicts = self._local.decide(charges_for(local, local=True), now_ms)
+        counted = {
+            outcome.decision.rule: Outcome(replace(outcome.decision, settled_by="local"))
+            for outcome in outcomes_of(local, verdicts, now_ms)
+        }
+        return [
+            counted.get(ask.rule.rule.name)
+            or settled_outcome(Settled(ask.rule, ask.identifier, ask.rule.rule.on_error))
+            for ask in asks
+        ]
+
+
+def _taken(outcomes: Sequence[Outcome]) -> list[Taken]:
+    return [outcome.taken for outcome in outcomes if outcome.taken is not None]
+
+
+def _listed(ask: Ask | Settled) -> Outcome:
+    return settled_outcome(Settled(ask.rule, ask.identifier, "deny list"))
+
+
+def _event(decision: Decision) -> RateLimitDecided:
+    return RateLimitDecided(
+        rule=decision.rule,
+        identifier=decision.identifier,
+        allowed=decision.allowed,
+        remaining=decision.remaining or 0,
+        retry_after=decision.retry_after,
+        remembered=decision.settled_by == "memory",
+        shadow=decision.shadow,
+    )

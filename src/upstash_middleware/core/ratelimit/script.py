@@ -1,0 +1,192 @@
+"""The script calls that decide and settle: their text, their commands, their answers.
+
+What the algorithms do is in the ``.lua`` files beside this; nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha1
+from pkgutil import get_data
+from typing import TYPE_CHECKING, assert_never
+
+from upstash_middleware.core.effects import Command, Script
+from upstash_middleware.core.ratelimit.keys import limit_keys
+from upstash_middleware.core.ratelimit.limits import (
+    GCRA,
+    Concurrency,
+    FixedWindow,
+    Limit,
+    SlidingLog,
+    SlidingWindow,
+    TokenBucket,
+    quota,
+    window_ms,
+)
+from upstash_middleware.errors import UnexpectedAnswer
+from upstash_middleware.values import value
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from upstash_middleware.core.effects import Argument, Reply
+
+_FLAGS = "#!lua flags=allow-key-locking\n"
+_ALGORITHMS = (
+    "numbers",
+    "fixed_window",
+    "sliding_window",
+    "token_bucket",
+    "gcra",
+    "sliding_log",
+    "concurrency",
+)
+_FIGURES_PER_LIMIT = 6
+
+
+@value(frozen=True, slots=True)
+class Charge:
+    """A cost to take from one limit of one identifier."""
+
+    base: str
+    """``PREFIX:RULE:IDENTIFIER``, escaped."""
+    limit: Limit
+    cost: int
+    group: int = 0
+    """Charges of one group are taken all or none."""
+    token: int = 0
+    """What a slot is taken under, unlike that of any other request in flight."""
+
+    changed_at: str | None = None
+    """The key of a quota that overrules the limit's, if there is one."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the cost can ever pass; a request takes one slot whatever it costs."""
+        return isinstance(self.limit, Concurrency) or self.cost <= quota(self.limit)
+
+
+@value(frozen=True, slots=True)
+class Verdict:
+    """How one limit stands after the call; times are milliseconds from the call's own time."""
+
+    allowed: bool
+    remaining: int
+    reset_ms: int
+    retry_ms: int | None
+    """0 where it allows; None where it never will, because the cost is above the limit."""
+    where: int = 0
+    """Which part of the state it was taken from, for giving back: a window, an entry's time."""
+    quota: int | None = None
+    """What was there to take, where a key overrules the limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """Units to charge to one limit after the response, whatever is left; below 0 to give back."""
+
+    base: str
+    limit: Limit
+    units: int
+    where: int
+    """Where the units were taken, as the verdict said."""
+
+
+@cache
+def limit_script() -> Script:
+    """Return the script that decides, with the line that lets Upstash lock its keys only."""
+    return _script("main")
+
+
+@cache
+def settle_script() -> Script:
+    """Return the script that settles after the response."""
+    return _script("settle")
+
+
+def _script(main: str) -> Script:
+    parts = [get_data(__package__, f"lua/{part}.lua") or b"" for part in (*_ALGORITHMS, main)]
+    text = _FLAGS + b"\n".join(parts).decode()
+    # Not for secrecy: a server knows scripts by this digest.
+    return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+def charge_command(charges: Sequence[Charge], now_ms: int, *, peek: bool = False) -> Command:
+    """Return the command that checks all charges and takes those of a group all or none.
+
+    ``peek`` has it take nothing.
+    """
+    keys: list[Argument] = []
+    arguments: list[Argument] = [now_ms, "peek" if peek else "take"]
+    for charge in charges:
+        keys.extend(limit_keys(charge.base, charge.limit, now_ms))
+        if charge.changed_at is not None:
+            keys.append(charge.changed_at)
+        name, *numbers = _figures(charge.limit, charge.token)
+        changed = int(charge.changed_at is not None)
+        arguments.extend((charge.group, name, charge.cost, *numbers, int(charge.fits), changed))
+    return _call(limit_script(), keys, arguments)
+
+
+def settle_command(settlements: Sequence[Settlement], now_ms: int) -> Command:
+    """Return the command that charges, or gives back, after the response."""
+    keys: list[Argument] = []
+    arguments: list[Argument] = [now_ms]
+    for settlement in settlements:
+        own = limit_keys(settlement.base, settlement.limit, now_ms)
+        if settlement.units < 0 and isinstance(settlement.limit, FixedWindow | SlidingWindow):
+            own = (f"{settlement.base}:{settlement.where}",)
+        keys.extend(own)
+        name, *numbers = _figures(settlement.limit, settlement.where)
+        arguments.extend((name, settlement.units, *numbers, settlement.where, len(own)))
+    return _call(settle_script(), keys, arguments)
+
+
+def read_verdicts(reply: Reply, charges: Sequence[Charge]) -> tuple[Verdict, ...]:
+    """Return what the script answered for each charge.
+
+    Raises UnexpectedAnswer if it is not such an answer.
+    """
+    figures = reply if isinstance(reply, list) else []
+    if len(figures) != _FIGURES_PER_LIMIT * len(charges):
+        raise UnexpectedAnswer(f"the rate limits' script answered {type(reply).__name__}")
+    return tuple(
+        _verdict(charge, figures[index * _FIGURES_PER_LIMIT : (index + 1) * _FIGURES_PER_LIMIT])
+        for index, charge in enumerate(charges)
+    )
+
+
+def _call(script: Script, keys: list[Argument], arguments: list[Argument]) -> Command:
+    return Command(("EVALSHA", script.sha, len(keys), *keys, *arguments), script=script)
+
+
+def _verdict(charge: Charge, figures: list[Reply]) -> Verdict:
+    allowed, remaining, reset, retry, where, found = _whole(figures)
+    changed = None if charge.changed_at is None else found
+    return Verdict(allowed == 1, remaining, reset, None if retry < 0 else retry, where, changed)
+
+
+def _whole(figures: list[Reply]) -> list[int]:
+    whole = [figure for figure in figures if isinstance(figure, int)]
+    if len(whole) < len(figures):
+        raise UnexpectedAnswer("the rate limits' script answered something else than numbers")
+    return whole
+
+
+def _figures(limit: Limit, token: int) -> tuple[str, int, int, int]:
+    """Return an algorithm's name and its three numbers a, b, c."""
+    match limit:
+        case FixedWindow():
+            return ("fixed", limit.limit, window_ms(limit), 0)
+        case SlidingWindow():
+            return ("sliding", limit.limit, window_ms(limit), 0)
+        case TokenBucket():
+            return ("bucket", limit.capacity, limit.refill, window_ms(limit))
+        case GCRA():
+            return ("gcra", limit.limit, window_ms(limit), quota(limit))
+        case SlidingLog():
+            return ("log", limit.limit, window_ms(limit), 0)
+        case Concurrency():
+            return ("slots", limit.limit, window_ms(limit), token)
+    assert_never(limit)

@@ -1,0 +1,30 @@
+"""The application for ``INSTALLED_APPS``: it registers the system checks, and nothing else."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.core import checks
+
+from upstash_middleware.django.checks import (
+    check_credentials,
+    check_denied_view,
+    check_middleware,
+    check_settings,
+)
+
+TAG = "upstash_middleware"
+
+
+class UpstashMiddlewareConfig(AppConfig):
+    """``upstash_middleware.django``; its label leaves ``django`` to Django."""
+
+    name = "upstash_middleware.django"
+    label = "upstash_middleware"
+    verbose_name = "Upstash middleware"
+
+    def ready(self) -> None:
+        """Register the system checks under a tag of their own."""
+        checks.register(check_settings, TAG)
+        checks.register(check_middleware, TAG)
+        checks.register(check_denied_view, TAG)
+        checks.register(check_credentials, TAG, deploy=True)

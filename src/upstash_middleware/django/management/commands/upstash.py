@@ -1,0 +1,41 @@
+"""``manage.py upstash …``: the command ``upstash-middleware`` about this project."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+
+from upstash_middleware.cli.entry import main
+
+if TYPE_CHECKING:
+    from django.core.management.base import CommandParser
+
+
+class Command(BaseCommand):
+    """Hands its words over; its exit codes are those of ``upstash-middleware``."""
+
+    help = "Look at rate limits and stored responses, purge and reset them, check rules."
+    requires_system_checks = ()  # `rules check` is for settings that are wrong
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Take every word."""
+        parser.add_argument("arguments", nargs=argparse.REMAINDER)
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        """Run as a process of its own: the exit code is the answer."""
+        program = f"{Path(argv[0]).name} upstash"
+        sys.exit(main(argv[2:] or ["--help"], program=program, application=settings))
+
+    def handle(self, *_: Any, **options: Any) -> None:
+        """Run for ``call_command("upstash", "cache", "purge", "/tea")``.
+
+        Raises CommandError where the exit code would not be 0.
+        """
+        code = main(options["arguments"], program="manage.py upstash", application=settings)
+        if code:
+            raise CommandError("manage.py upstash has failed", returncode=code)

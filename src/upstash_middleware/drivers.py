@@ -1,0 +1,149 @@
+"""The only code that performs effects: ``run`` for threads, ``arun`` for event loops.
+
+Each is one loop: take the flow's next effect, perform it, hand back the value or raise the
+error where the flow awaited it. What a flow does not handle passes to the caller.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, assert_never
+
+from upstash_middleware.core.effects import Notify, Pipeline, Resolve, Sleep, Wait
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from upstash_middleware.core.effects import Effect, Flow, Latch, Reply
+
+T = TypeVar("T")
+
+
+class Executor(Protocol):
+    """What a thread's driver needs of a client."""
+
+    def execute(self, pipeline: Pipeline) -> list[Reply]:
+        """Perform the pipeline in one HTTP call and return its replies in order."""
+        ...
+
+
+class AsyncExecutor(Protocol):
+    """What an event loop's driver needs of a client."""
+
+    async def execute(self, pipeline: Pipeline) -> list[Reply]:
+        """Perform the pipeline in one HTTP call and return its replies in order."""
+        ...
+
+
+def run(flow: Flow[T], client: Executor) -> T:
+    """Drive a flow to its end in this thread and return its result."""
+    step, value = flow.send, None
+    while True:
+        try:
+            effect = step(value)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        try:
+            step, value = flow.send, _perform(effect, client)
+        except BaseException as error:  # noqa: BLE001 - it belongs to the flow, interrupts too
+            step, value = flow.throw, error
+
+
+async def arun(flow: Flow[T], client: AsyncExecutor) -> T:
+    """Drive a flow to its end in this task and return its result.
+
+    A cancellation is raised where the flow waits; what the flow still asks for after that, so as
+    to leave nothing behind, is performed.
+    """
+    step: Callable[[Any], Effect] = flow.send
+    value: Any = None
+    interrupted = False
+    while True:
+        try:
+            effect = step(value)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        try:
+            if interrupted:
+                step, value = flow.send, await _shielded(effect, client)
+            elif isinstance(effect, Pipeline):  # nearly all are: one coroutine less for each
+                step, value = flow.send, await client.execute(effect)
+            else:
+                step, value = flow.send, await _aperform(effect)
+        except BaseException as error:  # noqa: BLE001 - it belongs to the flow, cancellation too
+            step, value = flow.throw, error
+            interrupted = interrupted or not isinstance(error, Exception)
+
+
+def _perform(effect: Effect, client: Executor) -> Any:
+    match effect:
+        case Pipeline():
+            return client.execute(effect)
+        case Sleep(seconds):
+            return time.sleep(seconds)
+        case Wait(latch, timeout):
+            opened = threading.Event()
+            latch.subscribe(opened.set)
+            return opened.wait(timeout)
+        case Notify(latch):
+            return latch.open()
+        case Resolve(awaitable):
+            import anyio  # noqa: PLC0415 - where there is no event loop, nobody shall wait for it
+
+            return anyio.run(_result, awaitable)
+    assert_never(effect)
+
+
+async def _aperform(effect: Sleep | Wait | Notify | Resolve) -> Any:
+    match effect:
+        case Sleep(seconds):
+            import anyio  # noqa: PLC0415
+
+            return await anyio.sleep(seconds)
+        case Wait(latch, timeout):
+            return await _opened(latch, timeout)
+        case Notify(latch):
+            return latch.open()
+        case Resolve(awaitable):
+            return await awaitable
+    assert_never(effect)
+
+
+async def _shielded(effect: Effect, client: AsyncExecutor) -> Any:
+    import anyio  # noqa: PLC0415
+
+    with anyio.CancelScope(shield=True):
+        if isinstance(effect, Pipeline):
+            return await client.execute(effect)
+        return await _aperform(effect)
+
+
+async def _opened(latch: Latch, seconds: float) -> bool:
+    import anyio  # noqa: PLC0415
+
+    opened = anyio.Event()
+    wake = _from_any_thread(opened.set)
+    latch.subscribe(wake)
+    with anyio.move_on_after(seconds):
+        await opened.wait()
+    return latch.opened
+
+
+def _from_any_thread(callback: Callable[[], None]) -> Callable[[], None]:
+    """Return what schedules ``callback`` on this event loop, from this thread or another."""
+    import anyio.lowlevel  # noqa: PLC0415
+
+    loop: Any = anyio.lowlevel.current_token().native_token
+    schedule = getattr(loop, "call_soon_threadsafe", None) or loop.run_sync_soon  # asyncio, trio
+
+    def wake() -> None:
+        with suppress(RuntimeError):  # the loop has ended, and its waiters with it
+            schedule(callback)
+
+    return wake
+
+
+async def _result(awaitable: Awaitable[T]) -> T:
+    return await awaitable

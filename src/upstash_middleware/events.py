@@ -1,0 +1,129 @@
+"""What happened, as frozen values, and who is told.
+
+An observer is any function of one event. Logs, metrics and traces hang here. Events carry no
+secret: identifiers in them are as they stand in keys, so those made from tokens are hashed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from upstash_middleware.errors import UpstashError
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimitDecided:
+    """A rule has decided about a request."""
+
+    rule: str
+    identifier: str
+    allowed: bool
+    remaining: int
+    """Of the limit that is nearest to being used up."""
+    retry_after: float | None = None
+    """Seconds until the same request would pass; None if it passed, or if it never will."""
+    remembered: bool = False
+    """Whether the denial was known in this process, so that nothing was asked of Upstash."""
+    shadow: bool = False
+    """Whether the rule only reports, so that a denial stopped nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLookedUp:
+    """The cache has been asked for a response."""
+
+    url: str
+    outcome: str
+    """``hit``, or why the request went forward: an RFC 9211 ``fwd`` reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStored:
+    """A response was stored, or could not be stored."""
+
+    url: str
+    stored: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UpstashFailed:
+    """A call to Upstash failed and was settled by policy."""
+
+    during: str
+    """``rate limit``, ``cache lookup``, ``cache store``, ``invalidation``"""
+    error: UpstashError
+
+
+@dataclass(frozen=True, slots=True)
+class UpstashAnswered:
+    """A call to Upstash succeeded."""
+
+    during: str
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitOpened:
+    """Too many of the latest calls were bad, so Upstash is asked no more but for a probe at times.
+
+    Until CircuitClosed, every request is settled by its policy at once.
+    """
+
+    bad: int
+    of: int
+    """The latest calls, of which ``bad`` failed or were slow."""
+    last: str
+    """What the last of them met."""
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitClosed:
+    """A probe went well, so Upstash is asked again."""
+
+    after: float
+    """Seconds since the circuit had opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class UserCodeFailed:
+    """A function of the application's that a rule calls has raised; the rule went on without."""
+
+    where: str
+    """The setting that holds the function, for instance ``rate_limits[0].by``."""
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class SettingDoubted:
+    """Something about the requests looks as if a setting were wrong; told once."""
+
+    where: str
+    """The setting, for instance ``rate_limits[0].by``."""
+    advice: str
+    """What was seen, and what to set."""
+
+
+@dataclass(frozen=True, slots=True)
+class InternalError:
+    """This package itself has failed; the response was let through as it was."""
+
+    where: str
+    error: Exception
+
+
+Event = (
+    RateLimitDecided
+    | CacheLookedUp
+    | CacheStored
+    | UpstashFailed
+    | UpstashAnswered
+    | CircuitOpened
+    | CircuitClosed
+    | UserCodeFailed
+    | SettingDoubted
+    | InternalError
+)
+Observer = Callable[[Event], None]

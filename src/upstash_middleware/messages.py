@@ -1,0 +1,177 @@
+"""HTTP messages as plain values; no framework, no I/O, no rules of HTTP beyond the shape.
+
+Adapters translate their framework's objects into these and back; everything in ``core`` works
+on these alone.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+RawHeaders = tuple[tuple[bytes, bytes], ...]
+
+# RFC 3986: what may stand in a path unescaped (pchar and the slash).
+PATH_SAFE = "/-._~!$&'()*+,;=:@"
+_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+
+
+# What such a path consists of needs no escaping: nearly every path.
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9/\-._~!$&'()*+,;=:@]*")
+
+
+@lru_cache(maxsize=512)
+def _lower(name: bytes) -> str:
+    return name.decode("latin-1").lower()
+
+
+class Headers:
+    """Header fields in the order and spelling in which they came; names compare without case.
+
+    ``raw`` holds pairs of bytes. Text is Latin-1, as RFC 9110 §5.5 reads field values, so that
+    every byte survives.
+    """
+
+    __slots__ = ("_index", "raw")
+
+    def __init__(self, raw: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        self.raw: RawHeaders = tuple(raw)
+        self._index: dict[str, list[str]] | None = None
+
+    @classmethod
+    def of(cls, **fields: str) -> Headers:
+        """Build from keywords, for literals: ``Headers.of(content_type="text/plain")``."""
+        return cls(
+            (name.replace("_", "-").encode("latin-1"), value.encode("latin-1"))
+            for name, value in fields.items()
+        )
+
+    def _by_name(self) -> dict[str, list[str]]:
+        if self._index is None:
+            self._index = index = dict[str, list[str]]()
+            for name, value in self.raw:
+                key = _lower(name)
+                if key in index:
+                    index[key].append(value.decode("latin-1"))
+                else:
+                    index[key] = [value.decode("latin-1")]
+        return self._index
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name()
+
+    def get(self, name: str) -> str | None:
+        """Return the first field line's value; ``name`` in lower case."""
+        lines = self._by_name().get(name)
+        return lines[0] if lines else None
+
+    def lines(self, name: str) -> list[str]:
+        """Return every field line's value, in order; ``name`` in lower case."""
+        return self._by_name().get(name, [])
+
+    def combined(self, name: str) -> str | None:
+        """Return all lines as one value joined by commas (RFC 9110 §5.2), None if absent."""
+        lines = self._by_name().get(name)
+        if not lines:
+            return None
+        return lines[0] if len(lines) == 1 else ", ".join(lines)
+
+    def names(self) -> Iterable[str]:
+        """Return the distinct names, in lower case, in order of first appearance."""
+        return self._by_name().keys()
+
+    def without(self, *names: str) -> Headers:
+        """Return these headers less the fields named (lower case)."""
+        gone = {name.encode("latin-1") for name in names}
+        return Headers(pair for pair in self.raw if pair[0].lower() not in gone)
+
+    def adding(self, *pairs: tuple[bytes, bytes]) -> Headers:
+        """Return these headers with more field lines at the end."""
+        return Headers(self.raw + pairs)
+
+    def setting(self, name: str, value: str) -> Headers:
+        """Return these headers with exactly one line of ``name``, at the end."""
+        return self.without(name).adding((name.encode("latin-1"), value.encode("latin-1")))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Headers) and self.raw == other.raw
+
+    def __hash__(self) -> int:
+        return hash(self.raw)
+
+    def __repr__(self) -> str:
+        # Values may be credentials; names alone are safe to log.
+        return f"Headers({', '.join(self.names())})"
+
+
+NO_HEADERS = Headers()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request's head as it reached the application's server."""
+
+    method: str
+    path: str
+    """The whole decoded path, mount points included, as frameworks route on it."""
+    headers: Headers = NO_HEADERS
+    query: str = ""
+    """The raw query, without the question mark."""
+    scheme: str = "http"
+    host: str = ""
+    """The authority that the client asked for: the Host field, in lower case."""
+    peer: str | None = None
+    """The address at the other end of the connection; None where the server does not tell."""
+    raw_path: str = ""
+    """The path as it was sent, percent-encoded; made from ``path`` where it is not known."""
+    native: Any = field(default=None, repr=False)
+    """The framework's own request: an ASGI scope, a WSGI environ, a Django HttpRequest."""
+
+    def __post_init__(self) -> None:
+        raw_path = self.raw_path or quote(self.path, safe=PATH_SAFE)
+        object.__setattr__(self, "raw_path", normal_path(raw_path))
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """A response's status and header fields."""
+
+    status: int
+    headers: Headers
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A whole response that this package gives itself: a denial, a stored page, a 304."""
+
+    head: ResponseHead
+    body: bytes = b""
+
+
+def normal_path(raw_path: str) -> str:
+    """Return a path in one spelling of its percent-encoding (RFC 3986 §6.2.2).
+
+    ``%7e`` and ``~`` become the same; an encoded slash stays apart from a slash.
+    """
+    if _PLAIN_PATH.fullmatch(raw_path):
+        return raw_path
+    if "%" not in raw_path:
+        return quote(raw_path, safe=PATH_SAFE)
+    head, *escaped = raw_path.split("%")
+    return quote(head, safe=PATH_SAFE) + "".join(_normal_escape(part) for part in escaped)
+
+
+def _normal_escape(part: str) -> str:
+    """Normalise what follows a percent sign: two hex digits, then plain text."""
+    code, rest = part[:2], quote(part[2:], safe=PATH_SAFE)
+    try:
+        character = chr(bytes.fromhex(code)[0])
+    except (ValueError, IndexError):  # not an escape at all: the percent sign was literal
+        return "%25" + quote(part, safe=PATH_SAFE)
+    return (character if character in _UNRESERVED else f"%{code.upper()}") + rest

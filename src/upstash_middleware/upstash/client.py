@@ -1,0 +1,205 @@
+"""Client and AsyncClient: pipelines performed over a transport, for threads and for event loops.
+
+They hold what lives as long as a process does (the opened transport, the sync token) and drive
+``calls``; what is sent, sent again, and read is decided there. Nothing is opened before the first
+call, and nothing that was opened is used on the other side of a fork.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from upstash_middleware.errors import UpstashError
+from upstash_middleware.upstash.calls import Deadline, Session, calls_for
+from upstash_middleware.upstash.process import OnePerProcess
+from upstash_middleware.upstash.protocol import as_members, encode
+from upstash_middleware.upstash.sync_token import SyncToken
+from upstash_middleware.upstash.transport import open_async_transport, open_transport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from upstash_middleware.core.effects import Command, Pipeline, Reply
+    from upstash_middleware.upstash.breaker import Breaker
+    from upstash_middleware.upstash.calls import Calls
+    from upstash_middleware.upstash.credentials import Credentials
+    from upstash_middleware.upstash.gathering import Gatherings
+    from upstash_middleware.upstash.protocol import Call
+    from upstash_middleware.upstash.transport import AsyncTransport, Library, Transport
+
+
+class Client:
+    """Performs pipelines for threads; one may be used by all of them.
+
+    ``deadline`` is in seconds, for every pipeline that sets none. ``transport`` names the HTTP
+    library instead of having it chosen, or is what makes a Transport of one's own: it is called
+    in each process that needs one. ``sync_token`` and ``breaker`` are shared by the clients of
+    one database; without a breaker every call is made.
+    """
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        *,
+        deadline: float = 1.0,
+        transport: Library | Callable[[Credentials], Transport] | None = None,
+        sync_token: SyncToken | None = None,
+        breaker: OnePerProcess[Breaker] | None = None,
+    ) -> None:
+        self._deadline = deadline
+        self._session = Session(sync_token or SyncToken(), credentials.token)
+        self._breaker = breaker
+        self._transport = OnePerProcess(lambda: _transport(credentials, transport))
+
+    def execute(self, pipeline: Pipeline) -> list[Reply]:
+        """Perform the pipeline and return its replies in order, each failed one as its error.
+
+        Raises UpstashError for the call as a whole, within the pipeline's deadline; ValueError
+        for arguments that cannot travel.
+        """
+        if not pipeline.commands:
+            return []
+        transport = self._transport.get()
+        with _passing(self._breaker):
+            return self._perform(transport, pipeline)
+
+    def _perform(self, transport: Transport, pipeline: Pipeline) -> list[Reply]:
+        commands = pipeline.commands
+        calls = calls_for(
+            encode([command.args for command in commands]),
+            commands,
+            _deadline(pipeline, self._deadline),
+            self._session,
+            repeat=pipeline.reads_only,
+        )
+        step: Callable[[Any], tuple[Call, float]] = calls.send
+        value: Any = None
+        while True:
+            try:
+                call, seconds = step(value)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            try:
+                step, value = calls.send, transport.send(call, seconds)
+            except UpstashError as error:
+                step, value = calls.throw, error
+
+    def close(self) -> None:
+        """Close what was opened; a later call opens it anew."""
+        transport = self._transport.forget()
+        if transport is not None:
+            transport.close()
+
+
+class AsyncClient:
+    """Performs pipelines for event loops; one may be used by several, in turn and at once.
+
+    The parameters are Client's; ``transport`` makes an AsyncTransport. ``coalesce`` lets
+    pipelines that meet on an event loop share calls (``gathering``).
+    """
+
+    def __init__(  # noqa: PLR0913 - keyword arguments, each a setting of its own
+        self,
+        credentials: Credentials,
+        *,
+        deadline: float = 1.0,
+        transport: Library | Callable[[Credentials], AsyncTransport] | None = None,
+        sync_token: SyncToken | None = None,
+        coalesce: bool = True,
+        breaker: OnePerProcess[Breaker] | None = None,
+    ) -> None:
+        self._deadline = deadline
+        self._session = Session(sync_token or SyncToken(), credentials.token)
+        self._breaker = breaker
+        self._transport = OnePerProcess(lambda: _async_transport(credentials, transport))
+        self._under_trio = OnePerProcess(
+            lambda: _async_transport(credentials, transport or "httpx")
+        )
+        self._coalesce = coalesce
+        self._gatherings = OnePerProcess(self._make_gatherings)
+
+    async def execute(self, pipeline: Pipeline) -> list[Reply]:
+        """Do the same as ``Client.execute`` on an event loop."""
+        if not pipeline.commands:
+            return []
+        if self._breaker is not None:
+            self._breaker.get().check()
+        here = self._here()
+        here.get()
+        deadline = _deadline(pipeline, self._deadline)
+        arguments = [command.args for command in pipeline.commands]
+        if self._coalesce and here is self._transport:
+            members = as_members(arguments)
+            if members is not None:
+                return await self._gatherings.get().here().execute(pipeline, members, deadline)
+        return await self._perform(
+            encode(arguments), pipeline.commands, deadline, repeat=pipeline.reads_only
+        )
+
+    async def _perform(
+        self, call: Call, commands: Sequence[Command], deadline: Deadline, *, repeat: bool
+    ) -> list[Reply]:
+        transport = self._here().get()
+        calls = calls_for(call, commands, deadline, self._session, repeat=repeat)
+        with _passing(self._breaker):
+            return await _driven(calls, transport)
+
+    def _make_gatherings(self) -> Gatherings:
+        from upstash_middleware.upstash.gathering import Gatherings  # noqa: PLC0415 - loads asyncio
+
+        return Gatherings(self._perform, self._session.secret)
+
+    async def aclose(self) -> None:
+        """Close what was opened; a later call opens it anew."""
+        transport = self._here().forget()
+        if transport is not None:
+            await transport.aclose()
+
+    def _here(self) -> OnePerProcess[AsyncTransport]:
+        """Return where this event loop's transport is: pyreqwest knows asyncio only."""
+        trio = sys.modules.get("trio")
+        under_trio = trio is not None and trio.lowlevel.in_trio_run()
+        return self._under_trio if under_trio else self._transport
+
+
+async def _driven(calls: Calls, transport: AsyncTransport) -> list[Reply]:
+    step: Callable[[Any], tuple[Call, float]] = calls.send
+    value: Any = None
+    while True:
+        try:
+            call, seconds = step(value)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        try:
+            step, value = calls.send, await transport.send(call, seconds)
+        except UpstashError as error:
+            step, value = calls.throw, error
+
+
+def _passing(breaker: OnePerProcess[Breaker] | None) -> AbstractContextManager[None]:
+    return nullcontext() if breaker is None else breaker.get().passing()
+
+
+def _deadline(pipeline: Pipeline, default: float) -> Deadline:
+    """Start the clock: connecting counts, loading the HTTP library once in a process does not."""
+    seconds = default if pipeline.deadline is None else pipeline.deadline
+    return Deadline(seconds, time.monotonic() + seconds, time.monotonic)
+
+
+def _transport(
+    credentials: Credentials, choice: Library | Callable[[Credentials], Transport] | None
+) -> Transport:
+    if choice is None or isinstance(choice, str):
+        return open_transport(credentials, choice)
+    return choice(credentials)
+
+
+def _async_transport(
+    credentials: Credentials, choice: Library | Callable[[Credentials], AsyncTransport] | None
+) -> AsyncTransport:
+    if choice is None or isinstance(choice, str):
+        return open_async_transport(credentials, choice)
+    return choice(credentials)

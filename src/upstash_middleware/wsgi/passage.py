@@ -1,0 +1,205 @@
+"""One response on its way from a WSGI application to the server, and the exchange's end.
+
+What PEP 3333 makes particular lives here: ``start_response``, ``write``, the iterable and its
+``close``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from upstash_middleware.messages import Response
+from upstash_middleware.wsgi.environ import fields_of, head_of, status_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
+    from wsgiref.types import StartResponse
+
+    from upstash_middleware.core.engine import Exchange
+    from upstash_middleware.gateway import Gateway
+
+_BODILESS = (204, 304)
+
+
+class Passage:
+    """A response on its way to the server, and the iterable that the server gets.
+
+    The head goes out when the application has returned, or has given its first piece; until
+    then the application may take it back by ``start_response(…, exc_info)``. Each piece goes
+    out as it comes. ``close`` finishes the exchange, after the application's own ``close``: an
+    invalidation must not come before what the application commits there.
+    """
+
+    __slots__ = (
+        "_announced",
+        "_app_iterable",
+        "_broken",
+        "_closed",
+        "_exchange",
+        "_exhausted",
+        "_gateway",
+        "_has_passed",
+        "_is_head",
+        "_ours",
+        "_pieces",
+        "_start",
+        "_started",
+        "_write",
+        "then",
+    )
+
+    def __init__(
+        self, gateway: Gateway, exchange: Exchange, method: str, start_response: StartResponse
+    ) -> None:
+        self._gateway = gateway
+        self._exchange = exchange
+        self._is_head = method == "HEAD"
+        self._start = start_response
+        self._started: tuple[str, list[tuple[str, str]]] | None = None
+        """The application's head, until it goes out."""
+        self._write: Callable[[bytes], object] | None = None
+        """The server's; None until the head has gone out."""
+        self._app_iterable: Iterable[bytes] = ()
+        self._pieces: Iterator[bytes] = iter(())
+        self._ours = False
+        """Whether the body is our own, and the application's thrown away."""
+        self._announced: int | None = None
+        """Bytes still to come by Content-Length; None where it does not tell."""
+        self._has_passed = False
+        """Whether a piece has gone out."""
+        self._exhausted = False
+        self._broken = False
+        self._closed = False
+        self.then: Callable[[], None] | None = None
+        """What is to be done at last, once the exchange is finished."""
+
+    def give(self, response: Response) -> None:
+        """Send a whole response of our own, without its body for HEAD."""
+        body = b"" if self._is_head else response.body
+        self._ours, self._announced, self._pieces = True, len(body), iter((body,))
+        head = response.head
+        self._write = self._start(status_line(head.status), fields_of(head.headers))
+
+    def start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /
+    ) -> Callable[[bytes], object]:
+        """Take the application's head: what it is given as ``start_response``."""
+        if self._write is not None:
+            # Only the server knows whether bytes are out; if they are, it raises.
+            self._broken = True
+            return self._start(status, headers, exc_info)
+        if self._started is not None and exc_info is None:
+            raise AssertionError("start_response was called again without exc_info (PEP 3333)")
+        self._started = status, headers
+        return self._write_piece
+
+    def relay(self, iterable: Iterable[bytes]) -> None:
+        """Send what the application has returned."""
+        self._app_iterable = iterable
+        if self._ours:
+            return
+        self._pieces = iter(iterable)
+        if isinstance(iterable, list | tuple) and len(iterable) == 1:
+            self._tell_length(len(iterable[0]))
+        self._send_head()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        """Return the next piece, as soon as the application has one."""
+        if self._has_passed and self._exchange.holding:
+            self._renew()
+        try:
+            piece = next(self._pieces, None)
+        except BaseException:
+            self._broken = True
+            raise
+        if self._send_head() and self._ours:
+            piece = next(self._pieces)
+        if piece is None:
+            self._exhausted = True
+            raise StopIteration
+        return self._passing(piece)
+
+    def close(self) -> None:
+        """Close the application's iterable and finish the exchange, once."""
+        if self._closed:
+            return
+        self._closed = True
+        complete = False
+        try:
+            close = getattr(self._app_iterable, "close", None)
+            if close is not None:
+                close()
+            complete = self._is_complete()
+        finally:
+            self._gateway.finish(self._exchange, complete=complete)
+            if self.then is not None:
+                self.then()
+
+    def _tell_length(self, length: int) -> None:
+        """Say Content-Length of a single piece, as servers do, who cannot see it behind us."""
+        if self._started is None or self._is_head:
+            return
+        status, fields = self._started
+        told = any(name.lower() == "content-length" for name, _ in fields)
+        if not told and int(status[:3]) not in _BODILESS:
+            self._started = status, [*fields, ("Content-Length", str(length))]
+
+    def _send_head(self) -> bool:
+        """Send the head that the application has given; return whether one was waiting."""
+        if self._started is None:
+            return False
+        (status, fields), self._started = self._started, None
+        head = head_of(status, fields)
+        answer = self._exchange.head(head)
+        if isinstance(answer, Response):
+            self.give(answer)
+            return True
+        if answer is not head:
+            status = status if answer.status == head.status else status_line(answer.status)
+            fields = fields_of(answer.headers)
+        if not self._is_head and head.status not in _BODILESS:
+            self._announced = _length(head.headers.get("content-length"))
+        self._write = self._start(status, fields)
+        return True
+
+    def _write_piece(self, data: bytes) -> None:
+        """Send a piece at once: the ``write`` that PEP 3333 keeps for older applications."""
+        if self._send_head() and self._ours:
+            data = next(self._pieces)
+        elif self._ours:
+            return
+        if self._write is not None:
+            self._write(self._passing(data))
+            if self._exchange.holding:
+                self._renew()
+
+    def _passing(self, piece: bytes) -> bytes:
+        """Show a piece to the exchange and return what goes out for it."""
+        if not self._ours:
+            if self._is_head:
+                return b""
+            if not self._broken:
+                self._exchange.chunk(piece)
+        if self._announced is not None:
+            self._announced -= len(piece)
+        self._has_passed = True
+        return piece
+
+    def _renew(self) -> None:
+        """Renew what the request holds, between two pieces, unless its end is known to be near."""
+        if self._announced != 0:
+            self._gateway.renew(self._exchange)
+
+    def _is_complete(self) -> bool:
+        """Whether the client was given all; a server may stop at Content-Length's last byte."""
+        if self._broken:
+            return False
+        return self._exhausted if self._announced is None else self._announced == 0
+
+
+def _length(content_length: str | None) -> int | None:
+    return int(content_length) if content_length and content_length.isdecimal() else None

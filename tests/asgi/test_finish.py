@@ -1,0 +1,224 @@
+"""On every way out an exchange is finished, once, and it knows whether the response was whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from tests.asgi.fakes import (
+    DISCONNECT,
+    REQUEST_BODY,
+    FakeGateway,
+    FakeHalf,
+    Server,
+    around,
+    body,
+    call,
+    http_scope,
+    sending,
+    start,
+    whole,
+)
+from upstash_middleware.errors import NotConnected
+
+if TYPE_CHECKING:
+    from upstash_middleware.asgi.protocol import ASGIApp, Receive, Scope, Send
+
+pytestmark = pytest.mark.anyio
+
+
+class Broken(Exception):
+    """What an application of these tests raises."""
+
+
+def raising_after(*messages) -> ASGIApp:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for message in messages:
+            await send(message)
+        raise Broken
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("messages", "complete"),
+    [
+        ([], False),
+        ([start()], False),
+        ([start(), body(b"half", more=True)], False),
+        ([start(), body(b"whole")], True),
+    ],
+    ids=["before the head", "after the head", "half-way", "in a background task"],
+)
+async def test_an_exception_of_the_application_passes_unchanged(messages, complete):
+    half = FakeHalf()
+    server = Server(REQUEST_BODY)
+    app = around(raising_after(*messages), FakeGateway(half))
+    with pytest.raises(Broken) as raised:
+        await app(http_scope(), server.receive, server.send)
+    assert raised.value.__context__ is None
+    assert server.sent == messages
+    assert half.finished == [complete]
+    assert half.settled == 1
+
+
+async def test_a_response_may_stand_in_for_one_that_was_not_begun_and_the_exception_passes():
+    """RFC 5861 §4."""
+    half = FakeHalf(stands_in=whole(200, b"stale"))
+    server = Server(REQUEST_BODY)
+    app = around(raising_after(), FakeGateway(half))
+    with pytest.raises(Broken):
+        await app(http_scope(), server.receive, server.send)
+    assert server.sent == [start(200), body(b"stale")]
+    assert half.finished == [True]
+
+
+async def test_nothing_stands_in_for_a_response_that_has_begun():
+    half = FakeHalf(stands_in=whole(200, b"stale"))
+    server = Server(REQUEST_BODY)
+    app = around(raising_after(start(201)), FakeGateway(half))
+    with pytest.raises(Broken):
+        await app(http_scope(), server.receive, server.send)
+    assert server.sent == [start(201)]
+    assert half.finished == [False]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[], [start()], [start(), body(b"half", more=True)]],
+    ids=["nothing sent", "head only", "no last piece"],
+)
+async def test_a_response_that_the_application_never_ends_is_not_whole(messages):
+    half = FakeHalf()
+    await call(around(sending(*messages), FakeGateway(half)))
+    assert half.finished == [False]
+
+
+async def test_an_application_that_ends_its_response_early_because_the_client_left_is_not_whole():
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        await send(body(b"half", more=True))
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await send(body())
+
+    half = FakeHalf()
+    await call(around(app, FakeGateway(half)), None, REQUEST_BODY, DISCONNECT)
+    assert half.finished == [False]
+
+
+async def test_a_client_that_leaves_after_the_last_byte_leaves_a_whole_response():
+    server = Server()
+    left = anyio.Event()
+
+    async def send(message) -> None:
+        """Behave as a server that wakes those who listen before it returns."""
+        server.sent.append(message)
+        if message["type"] == "http.response.body":
+            left.set()
+            await anyio.sleep(0.01)
+
+    async def receive():
+        await left.wait()
+        return DISCONNECT
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def listen() -> None:
+            await receive()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listen)
+            await send(start())
+            await send(body(b"whole"))
+
+    half = FakeHalf()
+    await around(app, FakeGateway(half))(http_scope(), receive, send)
+    assert half.finished == [True]
+
+
+async def test_a_server_that_refuses_the_last_piece_leaves_the_response_short():
+    async def refusing(message) -> None:
+        if message["type"] == "http.response.body":
+            raise OSError("the client has left")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        try:
+            await send(body(b"whole"))
+        except OSError:
+            return
+
+    half = FakeHalf()
+    await around(app, FakeGateway(half))(http_scope(), Server().receive, refusing)
+    assert half.finished == [False]
+    assert half.chunks == []
+
+
+async def test_a_server_that_refuses_a_response_of_ours_is_told_once():
+    async def refusing(message) -> None:
+        raise OSError("the client has left")
+
+    half = FakeHalf(response=whole(429, b"later"))
+    app = around(sending(), FakeGateway(half))
+    with pytest.raises(OSError, match="left"):
+        await app(http_scope(), Server().receive, refusing)
+    assert half.finished == [False]
+
+
+async def test_a_cancelled_request_is_finished_as_cut_short():
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        await send(body(b"half", more=True))
+        await anyio.sleep_forever()
+
+    half = FakeHalf()
+    with anyio.move_on_after(0.01) as scope:
+        await call(around(app, FakeGateway(half)))
+    assert scope.cancelled_caught
+    assert half.finished == [False]
+
+
+@pytest.mark.parametrize("steps", range(12))
+async def test_a_request_cancelled_at_any_moment_is_finished_once_and_to_the_end(steps):
+    server = SlowServer()
+    half = FakeHalf()
+    gateway = FakeGateway(half, waits=anyio.lowlevel.checkpoint)
+    app = around(sending(start(), body(b"one", more=True), body(b"two")), gateway)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(running, app, server)
+        for _ in range(steps):
+            await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    assert len(half.finished) == half.settled == (1 if half.requests else 0)
+    if half.finished == [True]:
+        assert server.body == b"onetwo"
+
+
+async def running(app: ASGIApp, server: Server) -> None:
+    await app(http_scope(), server.receive, server.send)
+
+
+class SlowServer(Server):
+    """Gives way to others at every message."""
+
+    async def send(self, message) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.sent.append(message)
+
+
+async def test_a_failure_while_finishing_is_not_followed_by_a_second_finish():
+    async def broken_wire() -> None:
+        raise NotConnected
+
+    events: list[object] = []
+    half = FakeHalf()
+    gateway = FakeGateway(half, waits=broken_wire)
+    gateway.engine._observe = events.append
+    server = await call(around(sending(start(), body(b"whole")), gateway))
+    assert server.body == b"whole"
+    assert half.finished == [True]
+    assert half.settled == 0
+    assert len(events) == 1

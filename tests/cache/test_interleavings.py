@@ -1,0 +1,157 @@
+"""The purge protocol in every order of its steps, and faults that the search must find."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.cache.interleaving import PAGE, Actor, Edit, Passing, Post, Stale, Visit, search
+from tests.cache.world import FakeRedis, Site, request
+from upstash_middleware.core.cache import Purge, keeping
+from upstash_middleware.core.effects import Flow, Pipeline
+
+PLAIN = Visit(PAGE)
+TAGGED = Visit(PAGE, (("cache_tag", "late"),))
+VARIED = Visit(request(foo="1"), (("vary", "Foo"),))
+PLAIN_FOR_FOO = Visit(request(foo="1"))
+VARIED_AND_TAGGED = Visit(request(foo="1"), (("vary", "Foo"), ("cache_tag", "late")))
+
+PURGES: dict[str, dict[str, Any]] = {
+    "url": {"urls": ("/page",)},
+    "rule-tag": {"tags": ("rule",)},
+    "response-tag": {"tags": ("late",)},
+    "everything": {"everything": True},
+}
+
+
+def edit(kind: str, *, soft: bool) -> Edit:
+    return Edit(Purge(**PURGES[kind], soft=soft))
+
+
+softness = pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+
+
+@softness
+@pytest.mark.parametrize("kind", PURGES)
+@pytest.mark.parametrize("visit", [TAGGED, VARIED_AND_TAGGED], ids=["one", "variants"])
+def test_no_order_of_two_renders_and_a_purge_serves_an_old_page(visit, kind, soft):
+    """Whatever was read, rendered and stored before, between and after."""
+    assert search([visit, visit, edit(kind, soft=soft)], last=visit) > 200
+
+
+@softness
+@pytest.mark.parametrize("kind", ["url", "rule-tag", "everything"])
+def test_no_order_serves_an_old_page_where_all_tags_were_known_before(kind, soft):
+    """The entry is stored without a script."""
+    assert search([PLAIN, PLAIN, edit(kind, soft=soft)], last=PLAIN) > 100
+
+
+@softness
+def test_no_order_serves_an_old_page_where_some_responses_vary_and_some_do_not(soft):
+    """The newest of an entry and a variant is chosen among those that live."""
+    assert search([VARIED, PLAIN_FOR_FOO, edit("rule-tag", soft=soft)], last=VARIED) > 100
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("second", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("url", "url"),
+        ("response-tag", "response-tag"),
+        ("response-tag", "rule-tag"),
+        ("url", "everything"),
+    ],
+)
+def test_no_order_of_a_render_and_two_purges_serves_an_old_page(one, other, first, second):
+    """Purges that meet keep each other's effect."""
+    actors: list[Actor] = [TAGGED, edit(one, soft=first), edit(other, soft=second)]
+    assert search(actors, last=TAGGED) > 50
+
+
+@softness
+@pytest.mark.parametrize("kind", PURGES)
+def test_no_order_serves_an_old_page_when_epochs_expire(kind, soft):
+    """The entry has expired before them, however late it was stored."""
+    actors: list[Actor] = [TAGGED, edit(kind, soft=soft), Passing((60.0, 3650.0))]
+    assert search(actors, last=TAGGED) > 50
+
+
+@softness
+@pytest.mark.parametrize("kind", ["url", "rule-tag", "everything"])
+def test_no_order_serves_an_old_page_when_a_post_stores_the_new_state(kind, soft):
+    """It invalidates and stores at once, unless the URL was purged meanwhile."""
+    assert search([PLAIN, Post(), edit(kind, soft=soft)], last=PLAIN) > 50
+
+
+class Hasty(FakeRedis):
+    """Its superseding script does not look whether the URL was purged."""
+
+    def play_supersede(self, keys: list[str], args: list[Any]) -> int:
+        return super().play_supersede(keys, [(self.get(keys[0]) or b":").decode(), *args[1:]])
+
+
+def test_the_search_finds_a_post_that_takes_a_purge_for_its_own():
+    """That look is what holds for a purge between its lookup and its end."""
+    with pytest.raises(Stale):
+        search([Post(), edit("url", soft=False)], PLAIN, Hasty)
+
+
+class Forgetful(FakeRedis):
+    """Its store script does not look whether a tag was purged."""
+
+    def play_store(self, keys: list[str], args: list[Any]) -> int:
+        return super().play_store(keys, [(self.get(keys[0]) or b"").decode(), *args[1:]])
+
+
+class Hardless(FakeRedis):
+    """Its soft purge does not keep the hard part."""
+
+    def soften(self, keys: list[str], args: list[Any]) -> int:
+        for key in keys:
+            self.values.pop(key, None)
+        return super().soften(keys, args)
+
+
+@dataclass(frozen=True)
+class BackwardsEdit(Edit):
+    """Its purge moves the tag's epoch before that of any tag."""
+
+    def purging(self, site: Site) -> Flow[None]:
+        return _backwards(site.cache.purge(self.what))
+
+
+async def _backwards(flow: Flow[None]) -> None:
+    pipeline = flow.send(None)
+    assert isinstance(pipeline, Pipeline)
+    await Pipeline(pipeline.commands[::-1])
+    flow.close()
+
+
+def test_the_search_finds_a_script_that_does_not_look_at_g():
+    """That look is what holds for tags that come with the response."""
+    with pytest.raises(Stale):
+        search([TAGGED, edit("response-tag", soft=False)], TAGGED, Forgetful)
+
+
+def test_the_search_finds_a_soft_purge_that_forgets_a_hard_one():
+    """An entry from before both would be found again, to be served stale."""
+    with pytest.raises(Stale):
+        search([PLAIN, edit("url", soft=False), edit("url", soft=True)], PLAIN, Hardless)
+
+
+def test_the_search_finds_a_purge_in_the_other_order():
+    """First G, then T: or the script takes the new epoch for the old."""
+    backwards = BackwardsEdit(Purge(tags=("late",)))
+    with pytest.raises(Stale):
+        search([TAGGED, backwards], TAGGED)
+
+
+def test_the_search_finds_an_entry_that_outlives_the_epochs(monkeypatch):
+    """Its time to live is counted from when its epochs were read."""
+    monkeypatch.setattr(keeping, "_time_to_live", lambda _store, _lookup, seconds: int(seconds))
+    actors: list[Actor] = [PLAIN, edit("url", soft=False), Passing((60.0, 3650.0))]
+    with pytest.raises(Stale):
+        search(actors, last=PLAIN)

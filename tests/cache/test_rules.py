@@ -1,0 +1,221 @@
+"""Cache rules: what they match, and what is said of values that mean nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.cache.world import Site, reply, request
+from upstash_middleware.core.cache import CacheRule, rule_from_mapping
+from upstash_middleware.errors import ConfigurationError
+from upstash_middleware.events import UserCodeFailed
+
+
+def test_the_first_rule_that_matches_counts():
+    """In the order in which they were given."""
+    site = Site((CacheRule("/products/{id}", ttl=10), CacheRule("/{rest:path}", ttl=1000)))
+    site.app = lambda _: reply()
+    site.visit(request("/products/7"))
+    assert site.visit(request("/products/7")).cache_status.endswith("hit; ttl=10")
+
+
+def test_a_request_that_no_rule_matches_passes_untouched():
+    """Neither a round trip nor a field."""
+    site = Site((CacheRule("/products/{id}"),))
+    answer = site.visit(request("/cart"))
+    assert answer.round_trips == 0
+    assert "cache-status" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"path": "products"}, r"cache\[2\]|path pattern 'products' can never match"),
+        ({}, r"cache\[2\]\.path is missing"),
+        ({"path": 7}, r"cache\[2\]\.path = 7 should be text"),
+        ({"path": "/a", "ttl": -1}, r"cache\[2\]\.ttl = -1 should be seconds above 0"),
+        ({"path": "/a", "ttl": "60"}, r"cache\[2\]\.ttl = '60' should be seconds above 0"),
+        ({"path": "/a", "ttl": True}, r"cache\[2\]\.ttl = True should be seconds above 0"),
+        ({"path": "/a", "tags": "product"}, r"cache\[2\]\.tags = 'product' should be a sequence"),
+        ({"path": "/a", "tags": [""]}, r"cache\[2\]\.tags: '' should be text, and not empty"),
+        ({"path": "/a", "tags": ["p:{id}"]}, r"cache\[2\]\.tags: 'p:\{id\}' names \{id\}"),
+        ({"path": "/a", "tags": ["p:{"]}, r"cache\[2\]\.tags: 'p:\{': "),
+        ({"path": "/a", "methods": ["POST"]}, r"cache\[2\]\.methods: 'POST' should be one of GET"),
+        ({"path": "/a", "tll": 60}, r"cache\[2\]\.tll: there is no such setting; there are path"),
+        ({"path": "/a", "vary_cookies": 7}, r"cache\[2\]\.vary_cookies = 7 should be a sequence"),
+    ],
+)
+def test_a_value_that_means_nothing_is_refused_by_name(rule, message):
+    """With what was given and what would be right."""
+    with pytest.raises(ConfigurationError, match=message):
+        rule_from_mapping(rule, setting="cache[2]")
+
+
+def test_a_mapping_makes_the_same_rule_as_the_class():
+    """Lists stand for tuples, as TOML and Django's settings have them."""
+    mapping = {"path": "/p/{id}", "ttl": 60, "tags": ["p:{id}"], "methods": ["GET"]}
+    assert rule_from_mapping(mapping) == CacheRule(
+        "/p/{id}", ttl=60, tags=("p:{id}",), methods=("GET",)
+    )
+
+
+def test_an_unknown_profile_is_refused_by_name():
+    """At construction."""
+    with pytest.raises(ConfigurationError, match="'safest' should be one of 'safe', 'conforming'"):
+        Site(options={"profile": "safest"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "one", "other", "same"),
+    [
+        ({"ignore_query": ("utm_*", "ref")}, "a=1&utm_source=x", "a=1&ref=y", True),
+        ({"ignore_query": ("utm_*",)}, "utm_source=x", "", True),
+        ({"ignore_query": ("utm_*",)}, "%75tm_x=1", "", True),
+        ({"ignore_query": ("utm_*",)}, "a=1", "a=2", False),
+        ({"keep_query": ("a",)}, "a=1&b=2", "b=3&a=1", True),
+        ({"keep_query": ("a",)}, "a=1", "a=2", False),
+        ({"keep_query": ()}, "a=1", "", True),
+        ({"sort_query": True}, "a=1&b=2", "b=2&a=1", True),
+        ({"sort_query": True}, "a=1&a=2", "a=2&a=1", False),
+        ({}, "a=1&b=2", "b=2&a=1", False),
+    ],
+)
+def test_a_rule_says_which_query_parameters_select(settings, one, other, same):
+    """And a purge of either URL reaches both."""
+    site = Site((CacheRule("/page", ttl=60, **settings),))
+    site.app = lambda _: reply()
+    site.visit(request(query=one))
+    assert site.visit(request(query=other)).hit is same
+    site.visit(request(query=one))
+    site.purge(f"/page?{other}")
+    assert site.visit(request(query=one)).hit is not same
+
+
+def test_fields_that_a_rule_names_always_select():
+    """Whatever Vary says."""
+    site = Site((CacheRule("/page", ttl=60, vary_headers=("X-Tenant",)),))
+    site.app = lambda asked: reply((asked.headers.get("x-tenant") or "").encode())
+    site.visit(request(x_tenant="a"))
+    assert site.visit(request(x_tenant="a")).hit
+    assert not site.visit(request(x_tenant="b")).hit
+    assert not site.visit().hit
+
+
+def test_a_user_has_a_cache_of_their_own():
+    """Where private responses, cookies and credentials are no hindrance."""
+    site = Site((CacheRule("/page", user=lambda asked: asked.headers.get("authorization")),))
+    site.app = lambda asked: reply(
+        (asked.headers.get("authorization") or "nobody").encode(),
+        cache_control="private, max-age=60",
+    )
+    for name in ("ann", "bob"):
+        asked = request(authorization=name, cookie="s=1")
+        site.visit(asked)
+        answer = site.visit(asked)
+        assert (answer.hit, answer.body) == (True, name.encode())
+    site.visit()
+    assert not site.visit().hit
+    assert not any("ann" in key for key in site.store.values)
+
+
+def test_a_user_may_be_known_by_an_async_function():
+    """As extractors of identifiers may."""
+
+    async def who(asked):
+        return asked.headers.get("x-user")
+
+    site = Site((CacheRule("/page", ttl=60, user=who),))
+    site.app = lambda _: reply()
+    site.visit(request(x_user="ann"))
+    assert site.visit(request(x_user="ann")).hit
+    assert not site.visit(request(x_user="bob")).hit
+
+
+def test_a_request_that_a_rule_bypasses_is_neither_looked_up_nor_stored():
+    """Cache-Status says so."""
+    site = Site((CacheRule("/page", ttl=60, bypass=lambda asked: "x" in asked.headers),))
+    site.app = lambda _: reply()
+    answer = site.visit(request(x="1"))
+    assert (answer.round_trips, answer.cache_status) == (0, "upstash-middleware; fwd=bypass")
+    site.visit()
+    assert site.visit().hit
+
+
+@pytest.mark.parametrize("name", ["user", "bypass"])
+def test_a_function_of_the_rule_that_raises_costs_the_response_nothing(name):
+    """The request goes past the cache, and the observer is told which rule it was."""
+
+    def broken(_):
+        raise ZeroDivisionError
+
+    functions: dict[str, Any] = {name: broken}
+    site = Site((CacheRule("/page", ttl=60, **functions),))
+    answer = site.visit()
+    assert (answer.status, answer.round_trips) == (200, 0)
+    (event,) = site.events
+    assert isinstance(event, UserCodeFailed)
+    assert event.where == "cache[0]"
+
+
+def test_a_rule_may_have_an_etag_made_for_bodies_without_one():
+    """Strong, and the same for the same bytes."""
+    site = Site((CacheRule("/{rest:path}", ttl=60, etag=True),))
+    site.app = lambda asked: reply(b"own", etag='"own"') if asked.path == "/own" else reply()
+    tags = []
+    for path in ("/a", "/b", "/own"):
+        site.visit(request(path))
+        tags.append(site.visit(request(path)).headers.get("etag"))
+    assert tags[0] == tags[1] != tags[2] == '"own"'
+    assert site.visit(request("/a", if_none_match=tags[0] or "")).status == 304
+
+
+def test_what_is_sent_downstream_is_apart_from_what_is_obeyed_here():
+    """For what is stored; an error keeps its own directives."""
+    site = Site((CacheRule("/page", ttl=60, downstream="max-age=5"),))
+    site.app = lambda _: reply(expires="Tue, 14 Nov 2023 23:13:20 GMT")
+    for hit in (False, True):
+        answer = site.visit()
+        assert answer.hit is hit
+        assert answer.headers.lines("cache-control") == ["max-age=5"]
+        assert "expires" not in answer.headers
+    site.app = lambda _: reply(status=500)
+    assert "cache-control" not in site.visit(request(query="x")).headers
+
+
+def test_a_rule_may_have_a_ttl_for_what_is_not_there():
+    """404 and its kin, and no other errors."""
+    site = Site((CacheRule("/page", ttl=60, negative_ttl=5),))
+    for status, hit in ((404, True), (410, True), (500, False), (403, False)):
+        site.app = lambda asked: reply(status=int(asked.query))
+        site.visit(request(query=str(status)))
+        assert site.visit(request(query=str(status))).hit is hit
+    site.clock.advance(5)
+    assert not site.visit(request(query="404")).hit
+
+
+@pytest.mark.parametrize(
+    ("fields", "body", "headers", "stored"),
+    [
+        ({"x_forwarded_host": "evil.test"}, b"<a href=//evil.test/>", {}, False),
+        ({"x_forwarded_host": "evil.test"}, b"", {"location": "//evil.test/"}, False),
+        ({"x_forwarded_host": "a.test, evil.test"}, b"//evil.test", {}, False),
+        ({"forwarded": 'for=1;host="evil.test"'}, b"//evil.test", {}, False),
+        ({"x_original_url": "/admin"}, b"/admin", {}, False),
+        ({"x_forwarded_proto": "https"}, b"", {"location": "https://shop.test/"}, False),
+        ({"x_forwarded_host": "evil.test"}, b"nothing of it", {}, True),
+        ({"x_forwarded_host": "shop.test"}, b"//shop.test", {}, True),
+        ({"x_forwarded_host": "evil.test"}, b"evil.test", {"vary": "X-Forwarded-Host"}, True),
+        ({"x_forwarded_proto": "http"}, b"", {"location": "http://shop.test/"}, True),
+        ({"x_forwarded_host": ""}, b"page", {}, True),
+    ],
+)
+def test_what_reflects_an_unkeyed_input_is_not_stored_in_profile_safe(
+    fields, body, headers, stored
+):
+    """RFC 9111 §7.1; profile conforming leaves it to the application's Vary."""
+    for profile, hit in (("safe", stored), ("conforming", True)):
+        site = Site(options={"profile": profile})
+        site.app = lambda _: reply(body, cache_control="max-age=60", **headers)
+        site.visit(request(**fields))
+        assert site.visit(request(**fields)).hit is hit

@@ -1,0 +1,154 @@
+"""``limits``: what is told, what is taken, and which exit code a script reads."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from flask import Flask
+from starlette.testclient import TestClient
+
+from upstash_middleware.flask import UpstashMiddleware
+from upstash_middleware.handlers import exempt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.cli.conftest import Call
+    from upstash_middleware.local import LocalUpstash
+
+WHO = "203.0.113.7"
+
+
+@pytest.fixture
+def client(shop: str, upstash: LocalUpstash) -> Iterator[TestClient]:
+    """Return a client of the application that the command is called about."""
+    module = importlib.import_module(shop.partition(":")[0])
+    with TestClient(module.app, client=(WHO, 1)) as client:
+        yield client
+
+
+def test_a_peek_tells_what_is_left_and_takes_nothing(
+    call: Call, shop: str, client: TestClient
+) -> None:
+    """However often it is asked."""
+    client.post("/api/generate")
+    for _ in range(3):
+        told = call("limits", "peek", "generate", WHO, "--app", shop, "--json")
+        assert told.code == 0
+        (rule,) = told.data["rules"]
+        assert (rule["rule"], rule["identifier"]) == ("generate", f"ip={WHO}")
+        assert (rule["limit"], rule["remaining"], rule["retry_after"]) == (2, 1, None)
+        assert rule["keys"][0].startswith("upstash-middleware:generate:ip=203.0.113.7:")
+
+
+def test_who_is_denied_is_an_exit_code_of_1_and_a_reset_ends_it(
+    call: Call, shop: str, client: TestClient
+) -> None:
+    """And the words say for how long."""
+    for _ in range(2):
+        client.post("/api/generate")
+    denied = call("limits", "peek", "generate", WHO, "--app", shop)
+    assert denied.code == 1
+    assert "denied by generate: passes in " in denied.out
+    assert call("limits", "reset", "generate", WHO, "--app", shop).code == 0
+    allowed = call("limits", "peek", "generate", WHO, "--app", shop)
+    assert (allowed.code, "allowed by generate" in allowed.out) == (0, True)
+
+
+def test_explain_names_the_rule_that_covers_a_request(
+    call: Call, shop: str, client: TestClient
+) -> None:
+    """The request is described by the words: its method, its address."""
+    words = ("limits", "explain", "--app", shop, "--peer", WHO, "--json")
+    client.post("/api/generate")
+    post = call(*words, "/api/generate", "-X", "post").data
+    assert [(one["setting"], one["remaining"]) for one in post["rules"]] == [("rate_limits[0]", 1)]
+    get = call(*words, "http://shop.example/elsewhere").data
+    assert [one["setting"] for one in get["rules"]] == ["default_limit"]
+
+
+def test_a_key_is_looked_at_by_its_value_and_never_shown(
+    call: Call, module: Callable[[str], str], upstash: LocalUpstash
+) -> None:
+    """It is hashed as the middleware does it, and as logs show it."""
+    settings = {"path": "/a", "limits": "2/h", "by": "header:X-API-Key", "name": "keyed"}
+    app = f"{module(f'SETTINGS = dict(rate_limits=[{settings!r}], default_limit=None)')}:SETTINGS"
+    words = ("limits", "--json", "--app", app)
+    by_value = call(words[0], "peek", "keyed", "header.x-api-key=sesame", *words[1:])
+    assert "sesame" not in by_value.out
+    (rule,) = by_value.data["rules"]
+    header = ("-H", "X-API-Key: sesame")
+    (asked,) = call(words[0], "explain", "/a", *header, *words[1:]).data["rules"]
+    assert asked["identifier"] == rule["identifier"]
+    by_hash = call(words[0], "peek", "keyed", rule["identifier"], *words[1:])
+    assert by_hash.data["rules"][0]["keys"] == rule["keys"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("peek", "genarate", WHO), "no rule with limits of this package is called 'genarate'"),
+        (("peek", "generate", "user="), "write KIND=VALUE"),
+        (("explain", "nowhere"), "give a path such as '/products/7', or a whole URL"),
+        (("explain", "/a", "-H", "nothing"), "write 'Name: value'"),
+    ],
+)
+def test_words_that_mean_nothing_are_an_exit_code_of_2(
+    call: Call, shop: str, upstash: LocalUpstash, words: tuple[str, ...], says: str
+) -> None:
+    """The message says what would be right, in JSON too."""
+    told = call("limits", *words, "--app", shop)
+    assert (told.code, told.out) == (2, "")
+    assert says in told.err
+    error: dict[str, Any] = call("limits", *words, "--app", shop, "--json").data["error"]
+    assert (error["kind"], says in error["message"]) == ("usage", True)
+
+
+def test_a_handler_that_is_exempt_is_said_to_be_so(call: Call, upstash: LocalUpstash) -> None:
+    """No limit counts its requests, whatever the rules say."""
+    app = Flask("shop", static_folder=None)
+    app.add_url_rule("/health", "health", exempt(lambda: "well"))
+    app.add_url_rule("/<name>", "other", lambda name: name)
+    UpstashMiddleware(app, default_limit="1/s")
+    told = call("limits", "explain", "/health", application=app)
+    assert (told.code, "the handler of /health is exempt" in told.out) == (0, True)
+    assert call("limits", "explain", "/other", "--json", application=app).data["limited"]
+
+
+def test_what_only_a_framework_s_request_tells_is_noted(
+    call: Call, module: Callable[[str], str], upstash: LocalUpstash
+) -> None:
+    """The address counts in its place, as it does where the function fails on a server."""
+    name = module("""
+from upstash_middleware import CacheRule, RateLimitRule
+
+def user(request):
+    return request.native["user"]
+
+S = {
+    "rate_limits": [RateLimitRule("/a", "1/s", by=user)],
+    "default_limit": None,
+    "cache": [CacheRule("/a", ttl=1, user=user)],
+}
+""")
+    told = call("limits", "explain", "/a", "--peer", WHO, "--app", f"{name}:S", "--json").data
+    assert [one["identifier"] for one in told["rules"]] == [f"ip={WHO}"]
+    assert told["notes"] == [
+        "rate_limits[0].by raised TypeError: 'NoneType' object is not subscriptable"
+    ]
+    page = call("cache", "explain", "http://h/a", "--app", f"{name}:S")
+    assert (page.code, "a function of the rule raised TypeError" in page.out) == (1, True)
+
+
+def test_a_request_that_no_rule_limits_is_said_to_be_so(
+    call: Call, module: Callable[[str], str], upstash: LocalUpstash
+) -> None:
+    """It is allowed, and limited by nothing."""
+    rules = "dict(rate_limits=[dict(path='/a', limits='1/s')], default_limit=None)"
+    told = call("limits", "explain", "/b", "--app", f"{module(f'S = {rules}')}:S", "--json")
+    assert (told.code, told.data) == (
+        0,
+        {"limited": False, "allowed": True, "rules": [], "notes": []},
+    )

@@ -1,0 +1,84 @@
+"""The fixtures of the contract suite: every test that asks for ``serve`` runs in each framework.
+
+A module ``backend_FRAMEWORK`` beside this file has an object for each way of serving; one that
+cannot be imported is an error, never a skipped test.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+from upstash_middleware import gateway
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.contract.neutral import Backend, Handler, Served
+    from upstash_middleware.local import LocalUpstash
+
+BACKENDS = {
+    "starlette": ("tests.contract.backend_starlette", "STARLETTE"),
+    "flask": ("tests.contract.backend_flask", "FLASK"),
+    "django-wsgi": ("tests.contract.backend_django", "DJANGO_WSGI"),
+    "django-asgi": ("tests.contract.backend_django", "DJANGO_ASGI"),
+}
+
+
+PATIENT = {"deadline": 20.0, "cache_deadline": 20.0}
+"""Seconds; a machine under load is no outage. A test that is about deadlines gives its own."""
+
+
+class Serve(Protocol):
+    """Serves a handler behind layers, outermost first, until the test ends."""
+
+    def __call__(self, handler: Handler, *layers: tuple[str, dict[str, Any]]) -> Served: ...
+
+
+class MovableClock:
+    """The machine's clocks, and whatever a test has moved them by."""
+
+    def __init__(self) -> None:
+        self._moved = 0.0
+
+    def wall(self) -> float:
+        return time.time() + self._moved
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self._moved
+
+    def advance(self, seconds: float) -> None:
+        self._moved += seconds
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each framework in turn."""
+    module, name = BACKENDS[request.param]
+    found: Backend = getattr(import_module(module), name)
+    return found
+
+
+@pytest.fixture
+def serve(backend: Backend, upstash: LocalUpstash) -> Iterator[Serve]:
+    """Serve handlers against the local Upstash, whose credentials are in the environment."""
+    with ExitStack() as running:
+
+        def serve(handler: Handler, *layers: tuple[str, dict[str, Any]]) -> Served:
+            patient = [(name, {**PATIENT, **given}) for name, given in layers]
+            served: Served = running.enter_context(backend.serve(handler, patient))
+            return served
+
+        yield serve
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> MovableClock:
+    """The clock of every gateway that is made from here on."""
+    movable = MovableClock()
+    monkeypatch.setattr(gateway, "SystemClock", movable)
+    return movable

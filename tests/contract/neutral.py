@@ -1,0 +1,97 @@
+"""One application, told to every framework alike: what a handler sees and what it replies.
+
+The contract's tests speak these values only. A backend (``backend_starlette``, ``backend_flask``,
+``backend_django``) builds a real application of its framework around a handler, puts the
+middleware layers around that, and carries requests to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Fields = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the framework's handler was called with."""
+
+    method: str
+    path: str
+    query: str
+    headers: Fields
+    body: bytes
+    rate_limit: Any
+    """The decision, as the framework's idiom gives it to handlers; None without a limit."""
+    purge: Callable[..., None] | None
+    """Purges from within the handler, as the framework's idiom has it; None without a cache."""
+
+    def header(self, name: str) -> str | None:
+        """Return the first field of that name, whatever its case."""
+        return _first(self.headers, name)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the handler answers; several pieces of body are streamed one by one."""
+
+    body: bytes | Iterable[bytes] = b""
+    status: int = 200
+    headers: Fields = (("content-type", "text/plain"),)
+
+
+Handler = Callable[[Seen], Reply]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the client got."""
+
+    status: int
+    headers: Fields
+    body: bytes
+
+    def header(self, name: str) -> str | None:
+        """Return the first field of that name, whatever its case."""
+        return _first(self.headers, name)
+
+    def lines(self, name: str) -> list[str]:
+        """Return all fields of that name, in order."""
+        return [value for field, value in self.headers if field.lower() == name.lower()]
+
+
+class Served(Protocol):
+    """A running application."""
+
+    def request(
+        self,
+        method: str,
+        target: str,
+        headers: Fields = (),
+        body: bytes = b"",
+        *,
+        peer: str = "203.0.113.9",
+        host: str = "shop.example",
+    ) -> Answer:
+        """Send a request from ``peer`` and return the whole answer, after ``finish`` has run."""
+        ...
+
+
+Layers = list[tuple[str, dict[str, Any]]]
+"""Class names and their arguments, outermost first: ``[("RateLimitMiddleware", {...}), …]``."""
+
+
+class Backend(Protocol):
+    """A framework in which applications can be served; ``serve`` is a context manager."""
+
+    name: str
+
+    def serve(self, handler: Handler, layers: Layers) -> Any:
+        """Return a context manager that gives a Served."""
+        ...
+
+
+def _first(fields: Fields, name: str) -> str | None:
+    return next((value for field, value in fields if field.lower() == name.lower()), None)

@@ -1,0 +1,1 @@
+"""What Upstash, the network and clients can do wrong, and what comes of it."""

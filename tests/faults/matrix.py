@@ -1,0 +1,279 @@
+"""The fault matrix as tables: what can befall a call, and what is to come of it.
+
+``test_matrix`` holds every framework to these tables, and ``docs/fault-matrix.md`` is written
+from them. Nothing is run here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any, Final, assert_never
+
+from upstash_middleware.local.messages import Answer
+
+POLICIES: Final = ("open", "closed", "local")
+SHORT: Final = 0.6
+"""Seconds of deadline where a fault costs the whole of it."""
+QUOTA: Final = 9
+
+
+class Operation(Enum):
+    """What is under way when the weather changes."""
+
+    LIMIT = "limit"
+    LOOKUP = "limit and lookup together"
+    STORE = "store"
+    PURGE = "purge"
+
+
+class Change(Enum):
+    """What happens that is not weather."""
+
+    FLUSH = "the database is emptied, scripts and all"
+    WRONG_TYPE = "all keys hold hashes"
+    CLOCK_AHEAD = "the clock jumps ahead"
+    CLOCK_BACK = "the clock jumps back"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A row: what happens, whether commands are run, and how the calls then end."""
+
+    said: str
+    weather: dict[str, Any] = field(default_factory=dict)
+    instead: Answer | None = None
+    """What is answered in place of the weather's 502."""
+    change: Change | None = None
+    errors: tuple[str, ...] = ()
+    """The exceptions that it may show as; none where calls succeed."""
+    runs: bool = True
+    """Whether what is sent is carried out all the same."""
+    costs_deadline: bool = False
+    late: float = 0.0
+    """Seconds after the deadline at which they are."""
+
+
+def _json(body: bytes) -> Answer:
+    return Answer(200, body, b"application/json")
+
+
+LOST: Final = ("ConnectionLost", "NotConnected")
+FAULTS: Final = {
+    "slow": Fault("answers take 100 ms", {"latency_ms": 100}),
+    "too slow": Fault(
+        "answers take longer than the deadline; the commands are run all the same",
+        {"latency_ms": SHORT * 1500},
+        errors=("DeadlineExceeded",),
+        late=SHORT * 0.5,
+        costs_deadline=True,
+    ),
+    "silent": Fault(
+        "half of the answer, then nothing more",
+        {"fault": "stall"},
+        errors=("DeadlineExceeded",),
+        costs_deadline=True,
+    ),
+    "trickling": Fault(
+        "the answer comes a byte every 20 ms",
+        {"fault": "trickle"},
+        errors=("DeadlineExceeded",),
+        costs_deadline=True,
+    ),
+    "refused": Fault("no connection can be made", {"fault": "refuse"}, errors=LOST, runs=False),
+    "reset before": Fault(
+        "the connection ends before the commands are run",
+        {"fault": "drop-before"},
+        errors=LOST,
+        runs=False,
+    ),
+    "reset after": Fault(
+        "the connection ends after they were run", {"fault": "drop-after"}, errors=LOST
+    ),
+    "truncated": Fault(
+        "half of the answer, then the end of the connection",
+        {"fault": "truncate"},
+        errors=("UnexpectedAnswer", "ConnectionLost"),
+    ),
+    "500": Fault("status 500", {"fault": "server-error"}, errors=("UnexpectedAnswer",), runs=False),
+    "502": Fault(
+        "status 502 with a page of HTML",
+        {"fault": "bad-gateway"},
+        errors=("UnexpectedAnswer",),
+        runs=False,
+    ),
+    "401": Fault(
+        "the token is refused", {"fault": "unauthorized"}, errors=("Refused",), runs=False
+    ),
+    "quota": Fault(
+        "the plan's requests are used up", {"fault": "quota"}, errors=("Refused",), runs=False
+    ),
+    "cut JSON": Fault(
+        "JSON that breaks off",
+        {"fault": "bad-gateway"},
+        instead=_json(b'[{"result":"O'),
+        errors=("UnexpectedAnswer",),
+        runs=False,
+    ),
+    "wrong JSON": Fault(
+        "JSON of another shape",
+        {"fault": "bad-gateway"},
+        instead=_json(b'{"hello":["world"]}'),
+        errors=("UnexpectedAnswer",),
+        runs=False,
+    ),
+    "no script": Fault("the server has forgotten all scripts", {"fault": "noscript"}),
+    "data lost": Fault("a restart with nothing left", change=Change.FLUSH),
+    "wrong type": Fault("other data stands at our keys", change=Change.WRONG_TYPE),
+    "clock ahead": Fault("this machine's clock jumps two minutes ahead", change=Change.CLOCK_AHEAD),
+    "clock back": Fault("it jumps two minutes back", change=Change.CLOCK_BACK),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a client, the log and Redis show of one request under a fault, and after it."""
+
+    status: int = 200
+    from_cache: bool = False
+    remaining: int | None = None
+    """As X-RateLimit-Remaining tells it; None where the field is not there, as in what comes from
+    the cache, or is not known."""
+    retry_after: bool = False
+    lines: int = 0
+    """In the log, for any number of such requests."""
+    purged: bool | None = None
+    """What the handler was told of its purge: done, or an UpstashError."""
+    remaining_after: int | None = None
+    """The same once all is well again: so Redis tells what was counted."""
+    cached_after: bool | None = None
+    """Whether the page is then answered from the cache."""
+
+
+def expected(name: str, operation: Operation, policy: str) -> Outcome:
+    """Return what is to come of a fault."""
+    fault = FAULTS[name]
+    match operation:
+        case Operation.LIMIT:
+            return _limit(fault, policy)
+        case Operation.LOOKUP:
+            return _lookup(fault, policy)
+        case Operation.STORE:
+            return _store(fault, policy)
+        case Operation.PURGE:
+            return _purge(fault)
+    assert_never(operation)
+
+
+def fails(fault: Fault, operation: Operation) -> bool:
+    """Whether the call fails; other data at a key is in the way of counting alone."""
+    counts = operation in {Operation.LIMIT, Operation.LOOKUP}
+    return bool(fault.errors) or (fault.change is Change.WRONG_TYPE and counts)
+
+
+def _limit(fault: Fault, policy: str) -> Outcome:
+    if fails(fault, Operation.LIMIT):
+        return _settled(fault, policy)
+    used = 1 if fault.change is Change.FLUSH else 2
+    return Outcome(remaining=QUOTA - used, remaining_after=QUOTA - used - 1)
+
+
+def _settled(fault: Fault, policy: str) -> Outcome:
+    """By policy; one request came before, and what was lost on the way may have counted."""
+    counted: int | None = QUOTA - 2 - fault.runs
+    if fault.change is Change.WRONG_TYPE:  # it stays, and so does the policy
+        counted = QUOTA - 2 if policy == "local" else None
+    after = Outcome(lines=1, remaining_after=counted)
+    match policy:
+        case "open":
+            return after
+        case "closed":
+            return replace(after, status=503, retry_after=True)
+        case _:
+            return replace(after, remaining=QUOTA - 1)
+
+
+def _lookup(fault: Fault, policy: str) -> Outcome:
+    outcome = _limit(fault, policy)
+    if fault.change is Change.WRONG_TYPE:  # the cache writes over it, unless a 503 keeps it away
+        return replace(outcome, cached_after=policy != "closed")
+    kept = not fails(fault, Operation.LOOKUP) and fault.change is not Change.FLUSH
+    remaining = None if kept else outcome.remaining
+    return replace(outcome, from_cache=kept, remaining=remaining, cached_after=True)
+
+
+def _store(fault: Fault, policy: str) -> Outcome:
+    """The response goes out as it is; afterwards the page is there if the store was carried out."""
+    locked_out = fault.change is Change.WRONG_TYPE and policy == "closed"
+    return Outcome(
+        remaining=QUOTA - 1,
+        lines=int(fails(fault, Operation.STORE)),
+        cached_after=fault.runs and not locked_out,
+    )
+
+
+def _purge(fault: Fault) -> Outcome:
+    """What was stored before is gone if the purge ran, whatever the handler was told."""
+    return Outcome(
+        purged=not fails(fault, Operation.PURGE), remaining=QUOTA - 2, cached_after=not fault.runs
+    )
+
+
+_HEADING: Final = """# What happens when Upstash fails
+
+`make docs-tables` writes this page from the table that the tests hold Starlette, Flask and Django
+(sync and async) to: every line is produced with the local Upstash, for every operation, framework
+and policy. Each request had a limit of 9 a day, of which one was used before; *remaining* is what
+`X-RateLimit-Remaining` said, *then* what the next request was told when all was well again: so it
+shows whether Redis had counted the one before.
+
+In every cell: the request took no longer than the deadline (with room for a slow machine), the log
+got one line where a call failed and none where it did not, a 503 carried `Retry-After`,
+`Cache-Control: no-store` and the problem type `temporary-reduced-capacity`, and all that was left
+on Redis had a time to live.
+"""
+
+_COLUMNS: Final = {
+    '`on_error="open"`': (Operation.LIMIT, "open"),
+    '`"closed"`': (Operation.LIMIT, "closed"),
+    '`"local"`': (Operation.LIMIT, "local"),
+    'a page in the cache, `"open"`': (Operation.LOOKUP, "open"),
+    "storing a page": (Operation.STORE, "open"),
+    "a handler that purges": (Operation.PURGE, "open"),
+}
+
+
+def document() -> str:
+    """Return the documentation's page: what is expected above, as a table."""
+    heads = ["what happens", *_COLUMNS]
+    rows = [
+        [fault.said, *(_cell(name, *column) for column in _COLUMNS.values())]
+        for name, fault in FAULTS.items()
+    ]
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join([_HEADING, *(f"| {' | '.join(line)} |" for line in lines), ""])
+
+
+def _cell(name: str, operation: Operation, policy: str) -> str:
+    outcome = expected(name, operation, policy)
+    match operation:
+        case Operation.LIMIT:
+            return ", ".join([str(outcome.status), *_counted(outcome), _after(outcome)])
+        case Operation.LOOKUP:
+            source = "from the cache" if outcome.from_cache else "from the application"
+            return f"{outcome.status}, {source}"
+        case Operation.STORE:
+            return "stored" if outcome.cached_after else "not stored"
+        case Operation.PURGE:
+            told = "done" if outcome.purged else "an UpstashError"
+            return f"told: {told}; the page is {'still there' if outcome.cached_after else 'gone'}"
+    assert_never(operation)
+
+
+def _counted(outcome: Outcome) -> list[str]:
+    return [] if outcome.remaining is None else [f"remaining {outcome.remaining}"]
+
+
+def _after(outcome: Outcome) -> str:
+    told = "not told" if outcome.remaining_after is None else outcome.remaining_after
+    return f"then {told}"

@@ -1,0 +1,332 @@
+"""Whatever a client sends: no exception of ours, no forged line or field, no long or shared key.
+
+The adapters' edge and the core's, with the local Upstash behind them, so that what reaches Redis
+can be looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import tracemalloc
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, assume, example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from tests.faults.hostile import (
+    REQUESTS,
+    SECRET,
+    TOKEN_FIELDS,
+    Hostile,
+    OverASGI,
+    OverWSGI,
+    settings,
+)
+from tests.upstash.support import pipeline
+from upstash_middleware.core.cache import Cache, CacheRule, collapsing
+from upstash_middleware.core.cache.keys import Names, keyed, origin_of, selected_values
+from upstash_middleware.core.cache.profiles import profile_named
+from upstash_middleware.core.identify import Identifier, header
+from upstash_middleware.core.identify.identifier import key_text
+from upstash_middleware.core.ratelimit import FixedWindow, RateLimiter, RateLimitRule
+from upstash_middleware.drivers import run
+from upstash_middleware.errors import ConnectionLost
+from upstash_middleware.events import Event, InternalError, UpstashFailed, UserCodeFailed
+from upstash_middleware.gateway import Gateway, Halves, SystemClock
+from upstash_middleware.messages import Headers, Request, ResponseHead
+from upstash_middleware.upstash import Client, Credentials
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from upstash_middleware.core.effects import Pipeline, Reply
+    from upstash_middleware.local import LocalUpstash
+
+LONGEST_KEY = 4096
+"""Bytes; Upstash takes 32 KB."""
+
+MANY = hypothesis_settings(
+    max_examples=80,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+class Edge:
+    """The hostile application over one interface, what it told, and what it left on Redis."""
+
+    def __init__(self, upstash: LocalUpstash, kind: str) -> None:
+        self.events: list[Event] = []
+        self._client = Client(Credentials(upstash.url, upstash.token), deadline=20.0)
+        self._runner = asyncio.Runner()
+        arguments = settings("hostile", self.events)
+        self.app = OverASGI(self._runner, arguments) if kind == "asgi" else OverWSGI(arguments)
+
+    def everything_on_redis(self) -> dict[bytes, bytes]:
+        keys: Any = self._client.execute(pipeline(("KEYS", "*")))[0]
+        if not keys:
+            return {}
+        values: Any = self._client.execute(pipeline(("MGET", *keys)))[0]
+        return dict(zip(keys, [value or b"" for value in values], strict=True))
+
+    def close(self) -> None:
+        self.app.close()
+        self._runner.close()
+        self._client.close()
+
+
+@pytest.fixture(params=["asgi", "wsgi"])
+def edge(request: pytest.FixtureRequest, upstash: LocalUpstash) -> Iterator[Edge]:
+    edge = Edge(upstash, request.param)
+    yield edge
+    edge.close()
+
+
+@MANY
+@given(hostile=REQUESTS)
+def test_no_request_makes_us_fail_or_say_what_it_wants_us_to(
+    edge: Edge, caplog: pytest.LogCaptureFixture, hostile: Hostile
+) -> None:
+    """No exception, no 500, no field or log line that a client has made up."""
+    caplog.clear()
+    edge.events.clear()
+    status, fields = edge.app.send(hostile)
+    assert status in {200, 206, 304, 400, 412, 416, 429, 504}
+    assert not [event for event in edge.events if isinstance(event, _OURS)], edge.events
+    for name, value in fields:
+        assert not set(name + value) & set(b"\r\n\x00")
+    assert b"set-cookie" not in {name.lower() for name, _ in fields}
+    with caplog.at_level(logging.DEBUG, "upstash_middleware"):
+        for record in caplog.records:
+            assert "\n" not in record.getMessage()
+            assert "\r" not in record.getMessage()
+
+
+_OURS = (InternalError, UserCodeFailed, UpstashFailed)
+
+
+@MANY
+@given(requests=st.lists(REQUESTS, min_size=1, max_size=5))
+def test_keys_are_short_and_plain_text_whatever_is_asked(
+    edge: Edge, requests: list[Hostile]
+) -> None:
+    for hostile in requests:
+        edge.app.send(hostile)
+    for key in edge.everything_on_redis():
+        assert len(key) <= LONGEST_KEY
+        assert key.isascii()
+        assert key.decode().isprintable()
+
+
+@pytest.mark.parametrize("size", [1_000, 1_000_000])
+def test_an_identifier_of_any_size_makes_a_bounded_key(size: int) -> None:
+    text = key_text(Identifier("header.x-api-key", "x" * size), lambda: b"key")
+    assert len(text) < 256
+    assert text != key_text(Identifier("header.x-api-key", "x" * (size - 1) + "y"), lambda: b"key")
+
+
+TRICKY = st.text(st.sampled_from(":=#%/,|*é\ud800 ab0\n"), max_size=8)
+
+
+@given(one=st.tuples(TRICKY, TRICKY, st.booleans()), other=st.tuples(TRICKY, TRICKY, st.booleans()))
+@example(one=("a", "b=c", False), other=("a=b", "c", False))
+@example(one=("a", "b:c", False), other=("a:b", "c", False))
+def test_different_identifiers_have_different_keys(
+    one: tuple[str, str, bool], other: tuple[str, str, bool]
+) -> None:
+    """However their parts concatenate, and whether they are hashed or not."""
+    assume(one != other)
+    assert key_text(Identifier(*one), lambda: b"k") != key_text(Identifier(*other), lambda: b"k")
+
+
+URLS = st.text(st.sampled_from("/?&=#%:ab"), max_size=8).map(lambda tail: "/" + tail)
+HOSTS = st.text(st.sampled_from("/?#%:@ab.é"), max_size=6)
+
+
+@given(one=st.tuples(HOSTS, URLS), other=st.tuples(HOSTS, URLS))
+@example(one=("a", "/b/c"), other=("a/b", "/c"))
+def test_different_resources_have_different_keys(
+    one: tuple[str, str], other: tuple[str, str]
+) -> None:
+    assume(one != other)
+    keys = set()
+    for host, path in (one, other):
+        request = Request("GET", "/", host=host, raw_path=path.partition("?")[0])
+        url = f"{request.raw_path}?{path.partition('?')[2]}"
+        keys.add((Names("p").resource(origin_of("http", host), url), url, host))
+    assume(len({(url, host.removesuffix(":80")) for _, url, host in keys}) == 2)
+    assert len({key for key, _, _ in keys}) == 2
+
+
+SELECTING = st.dictionaries(
+    st.sampled_from(["x-a", "x-b", "cookie"]),
+    st.text(st.sampled_from('x-ab:\\",;= '), max_size=8),
+)
+
+
+@given(one=SELECTING, other=SELECTING)
+@example(one={"x-a": "1,x-b:2"}, other={"x-a": "1", "x-b": "2"})
+def test_different_selecting_fields_make_different_variants(
+    one: dict[str, str], other: dict[str, str]
+) -> None:
+    """RFC 9111 §4.1; blanks around commas and empty members of lists are no difference."""
+    profile = profile_named("safe")
+    texts = []
+    for fields in (one, other):
+        headers = Headers((name.encode(), value.encode()) for name, value in fields.items())
+        texts.append(selected_values(("x-a", "x-b", "cookie"), headers, profile))
+    assume(_meaning(one) != _meaning(other))
+    assert keyed("k", texts[0], b"s") != keyed("k", texts[1], b"s")
+
+
+def _meaning(fields: dict[str, str]) -> dict[str, str]:
+    """Return the fields without what the definition of a list makes meaningless."""
+    return {name: value.replace(" ", "").replace(",", "") for name, value in fields.items()}
+
+
+def test_no_secret_of_a_client_or_of_ours_is_left_anywhere(
+    edge: Edge, upstash: LocalUpstash, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Redis, the log, events and reprs are searched after requests that failed and that did not."""
+    secrets = [SECRET, upstash.token.encode()]
+    with caplog.at_level(logging.DEBUG):
+        for fault in (None, "unauthorized", "bad-gateway", "quota", "drop-after", None):
+            upstash.set_weather(fault=fault)
+            for fields in (TOKEN_FIELDS, TOKEN_FIELDS[1:], TOKEN_FIELDS[:1], TOKEN_FIELDS[2:]):
+                for path in (b"/page/x", b"/other"):
+                    edge.app.send(Hostile("GET", path, b"q=1", fields, "203.0.113.9"))
+    upstash.set_weather()
+    gateway = Gateway.of(arguments_with_secrets(upstash), Halves.BOTH)
+    gateway.begin(Request("GET", "/", Headers(TOKEN_FIELDS), peer="203.0.113.9"))
+    native = {"headers": TOKEN_FIELDS}
+    request = Request("GET", "/", Headers(TOKEN_FIELDS), native=native)
+    shown = [
+        caplog.text,
+        *map(repr, edge.events),
+        *(f"{event.error!r} {event.error}" for event in edge.events if hasattr(event, "error")),
+        repr(gateway.settings),
+        repr(gateway._known_credentials()),
+        repr(gateway.__dict__),
+        repr(gateway.engine.__dict__),
+        repr(request),
+        repr(ResponseHead(200, Headers(TOKEN_FIELDS))),
+    ]
+    stored = edge.everything_on_redis()
+    assert len(stored) > 3
+    for secret in secrets:
+        assert not [key for key, value in stored.items() if secret in key or secret in value]
+        assert not [text[:200] for text in shown if secret.decode() in text]
+
+
+def arguments_with_secrets(upstash: LocalUpstash) -> dict[str, Any]:
+    return {
+        **settings("hostile", []),
+        "url": upstash.url,
+        "token": upstash.token,
+        "secret": SECRET.decode(),
+    }
+
+
+class Answering:
+    """An executor that has one answer to everything, or none."""
+
+    def __init__(self, reply: Reply | None) -> None:
+        self.reply = reply
+
+    def execute(self, asked: Pipeline) -> list[Reply]:
+        if self.reply is None:
+            raise ConnectionLost("nobody is there")
+        return [self.reply if command.script else None for command in asked.commands]
+
+
+ROOM = 200
+"""Entries in each bounded table, in place of its 10,000, so that they are full soon."""
+DISTINCT = int(os.environ.get("DISTINCT", "400"))
+"""Of each; a million takes some minutes."""
+
+
+def limited(reply: Reply | None) -> Any:
+    """Return what asks for a distinct identifier's quota."""
+    rule = RateLimitRule(
+        limits=[FixedWindow(1, 86_400)], name="r", by=header("x-id"), on_error="local"
+    )
+    limiter = RateLimiter(
+        (rule,), None, prefix="p", secret=lambda: b"k", clock=SystemClock, observe=lambda _: None
+    )
+    limiter._denials._most = limiter._local._most_keys = ROOM
+    client = Answering(reply)
+
+    def ask(number: int) -> None:
+        headers = Headers([(b"x-id", b"%032d" % number)])
+        run(limiter.begin(Request("GET", "/", headers)), client)
+
+    return ask
+
+
+def cached() -> Any:
+    """Return what stores a distinct page with Vary and tags, so that the process learns of it."""
+    cache = Cache(
+        [CacheRule("/{rest:path}", ttl=60)],
+        prefix="p",
+        secret=lambda: b"k",
+        clock=SystemClock,
+        observe=lambda _: None,
+        remember=ROOM,
+    )
+    head = ResponseHead(200, Headers.of(vary="x-a", cache_tag="t", cache_control="max-age=9"))
+    refused = ResponseHead(200, Headers.of(cache_control="no-store"))
+
+    class Stores:
+        def execute(self, asked: Pipeline) -> list[Reply]:
+            return [
+                [None] * (len(command.args) - 1) if command.args[0] == "MGET" else b"OK"
+                for command in asked.commands
+            ]
+
+    def ask(number: int) -> None:
+        exchange: Any = run(cache.begin(Request("GET", f"/{number:032}", host="h")), Stores())
+        exchange.head(head if number % 2 else refused)
+        exchange.chunk(b"page")
+        if (left := exchange.finish(complete=True)) is not None:
+            run(left, Stores())
+
+    return ask
+
+
+ASKING = {
+    "denied": lambda: limited([0, 0, 60_000, 60_000, 1, 1]),
+    "counted here": lambda: limited(None),
+    "pages": cached,
+}
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_memory_is_bounded_however_many_ask(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the bounded tables are full, as many again take no more; DISTINCT=1000000 for all."""
+    monkeypatch.setattr(collapsing, "_ROOM", ROOM)
+    ask = ASKING[name]()
+    tracemalloc.start()
+    try:
+        for number in range(DISTINCT):
+            ask(number)
+        gc.collect()
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(DISTINCT, 3 * DISTINCT):
+            ask(number)
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 50_000  # bytes; one for each that asked would be many times that
+
+
+def test_a_gateway_that_observes_hostile_events_keeps_none(upstash: LocalUpstash) -> None:
+    gateway = Gateway.of({"default_limit": "10/minute"}, Halves.BOTH)
+    for number in range(5000):
+        gateway.observe(UpstashFailed("rate limit", ConnectionLost(f"reset {number}")))
+    assert len(gateway._observers[0]._said_at) < 10  # type: ignore[attr-defined]

@@ -1,0 +1,53 @@
+"""Real servers: workers forked from a parent that had used its client, and a short soak."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from benchmarks.soak import report, served, soak, violations
+from benchmarks.soak_app import page_of
+
+if TYPE_CHECKING:
+    from upstash_middleware.local import LocalUpstash
+
+
+def test_workers_of_a_parent_that_had_used_its_client_share_quotas_and_mix_up_no_values(
+    upstash: LocalUpstash, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under ``gunicorn --preload``: each worker opens a client of its own."""
+    monkeypatch.setenv("SOAK_CALLS_BEFORE_FORK", "1")
+    upstash.reset_bill()
+    with (
+        served(upstash) as (url, _),
+        httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
+    ):
+
+        def ask(number: int) -> tuple[bool, str, str]:
+            path = f"/other/{number}"
+            # A connection of its own, so that any of the workers takes it.
+            response = client.get(path, headers={"connection": "close"})
+            right = response.content == page_of(path)
+            fields = response.headers
+            return right, fields["x-ratelimit-remaining"], fields["x-worker"]
+
+        with ThreadPoolExecutor(4) as threads:
+            answers = list(threads.map(ask, range(80)))
+    right, remaining, workers = (set(each) for each in zip(*answers, strict=True))
+    assert right == {True}
+    assert len(remaining) == 80, "no two requests were given the same unit of the quota"
+    assert len(workers) > 1
+
+
+@pytest.mark.slow
+def test_a_soak_of_twenty_seconds_violates_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """A machine that does other things as well is given more slack than the report gives."""
+    seen, samples = soak(20.0, every=1.5)
+    with capsys.disabled():
+        print(report(seen, samples, 20.0))  # noqa: T201 - it is to be read
+    assert violations(seen, samples, slack=2.0) == []
+    assert seen.hits > 0
+    assert len(seen.seconds) > 500

@@ -1,0 +1,77 @@
+"""``@cached`` and ``@never_cached`` in Flask, told to the middleware outside."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from flask import Flask, abort
+
+from upstash_middleware.flask import EXTENSION, UpstashMiddleware, cached, never_cached, purge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.usefixtures("upstash")
+
+EVERYTHING: Any = [{"path": "/{rest:path}"}]
+
+
+@pytest.fixture
+def app() -> Iterator[Flask]:
+    """An empty application, whose clients are closed afterwards."""
+    app = Flask("shop")
+    yield app
+    for middleware in app.extensions.get(EXTENSION, {}).values():
+        middleware.gateway.close()
+
+
+def second(app: Flask, path: str) -> str:
+    """Return the Cache-Status of the second of two requests."""
+    client = app.test_client()
+    client.get(path, buffered=True)
+    return client.get(path, buffered=True).headers["Cache-Status"]
+
+
+def page(**_: str) -> str:
+    return "page"
+
+
+def test_what_says_so_is_stored_with_its_tags_and_nothing_else(app: Flask):
+    UpstashMiddleware(app, cache=EVERYTHING)
+    app.add_url_rule("/page/<id>", "page", cached(60, tags=("product:{id}",))(page))
+    app.add_url_rule("/other/<id>", "other", page)
+    assert "; hit; ttl=" in second(app, "/page/7")
+    assert "; hit; ttl=" in second(app, "/page/8")
+    assert "no freshness lifetime" in second(app, "/other/7")
+    with app.app_context():
+        purge(tags=("product:7",))
+    client = app.test_client()
+    assert "fwd=" in client.get("/page/7", buffered=True).headers["Cache-Status"]
+    answer = client.get("/page/8", buffered=True)
+    assert "; hit" in answer.headers["Cache-Status"]
+    assert "Upstash-Cache-Control" not in answer.headers
+
+
+def test_an_error_is_not_stored(app: Flask):
+    UpstashMiddleware(app, cache=EVERYTHING)
+    app.add_url_rule("/", "page", cached(60)(lambda: abort(404)))
+    assert "no freshness lifetime" in second(app, "/")
+
+
+def test_what_is_never_cached_goes_around_a_rule_that_stores_all(app: Flask):
+    UpstashMiddleware(app, cache=[{"path": "/{rest:path}", "ttl": 60}])
+    app.add_url_rule("/never", "never", never_cached(page))
+    app.add_url_rule("/page", "page", page)
+    assert "; hit" in second(app, "/page")
+    assert "no-store" in second(app, "/never")
+
+
+def test_without_a_cache_outside_it_is_said(app: Flask, caplog: pytest.LogCaptureFixture):
+    def lonely() -> str:
+        return "page"
+
+    app.add_url_rule("/", "page", cached(60)(lonely))
+    app.test_client().get("/", buffered=True)
+    assert "lonely" in caplog.text
+    assert "stores nothing" in caplog.text

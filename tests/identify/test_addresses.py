@@ -1,0 +1,177 @@
+"""The client's address: behind no proxy, behind trusted ones, and where somebody lies about it."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from upstash_middleware.core.identify import PLATFORMS, Identifier, client_ip, peer_address
+from upstash_middleware.core.identify.addresses import parse_address
+from upstash_middleware.errors import ConfigurationError
+from upstash_middleware.messages import Headers, Request
+
+
+def request(
+    peer: str | None = "10.0.0.9", *forwarded: str, name: str = "x-forwarded-for"
+) -> Request:
+    raw = [(name.encode(), value.encode("latin-1")) for value in forwarded]
+    return Request("GET", "/", Headers(raw), peer=peer)
+
+
+def found(extractor: Any, asked: Request) -> str | None:
+    identifier = extractor(asked)
+    return None if identifier is None else identifier.value
+
+
+def test_by_itself_only_the_connection_counts() -> None:
+    """Whoever writes X-Forwarded-For himself stays who he is (fastapi-limiter#10, slowapi#255)."""
+    assert found(client_ip(), request("203.0.113.7", "198.51.100.1")) == "203.0.113.7"
+
+
+@pytest.mark.parametrize(
+    ("hops", "forwarded", "client"),
+    [
+        (1, ["198.51.100.1"], "198.51.100.1"),
+        (1, ["6.6.6.6, 198.51.100.1"], "198.51.100.1"),
+        (1, ["6.6.6.6", "198.51.100.1"], "198.51.100.1"),
+        (2, ["6.6.6.6, 198.51.100.1, 10.0.0.2"], "198.51.100.1"),
+        (2, ["198.51.100.1"], "10.0.0.9"),
+        (1, [], "10.0.0.9"),
+        (1, [""], "10.0.0.9"),
+        (1, ["6.6.6.6, unknown"], "10.0.0.9"),
+        (1, ["6.6.6.6, _hidden"], "10.0.0.9"),
+        (2, ["6.6.6.6, unknown, 10.0.0.2"], "10.0.0.2"),
+        (1, ["198.51.100.1:4711"], "198.51.100.1"),
+        (1, ["[2001:db8:0:1::5]:4711"], "2001:db8:0:1::/64"),
+        (1, ['"[2001:db8:0:1::5]"'], "2001:db8:0:1::/64"),
+        (1, ["::ffff:198.51.100.1"], "198.51.100.1"),
+        (1, ["fe80::1%eth0"], "fe80::/64"),
+        (1, ["999.1.1.1"], "10.0.0.9"),
+        (1, ["1" * 65], "10.0.0.9"),
+    ],
+)
+def test_hops_are_counted_from_the_right(hops: int, forwarded: list[str], client: str) -> None:
+    """What stands further left than the proxies wrote is the client's invention."""
+    extractor = client_ip(trusted_hops=hops)
+    assert found(extractor, request("10.0.0.9", *forwarded)) == client
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        ("10.0.0.9", ["198.51.100.1"], "198.51.100.1"),
+        ("10.0.0.9", ["6.6.6.6, 198.51.100.1, 10.0.0.3"], "198.51.100.1"),
+        ("203.0.113.7", ["198.51.100.1"], "203.0.113.7"),
+        ("10.0.0.9", ["10.0.0.4, 10.0.0.3"], "10.0.0.4"),
+        ("10.0.0.9", ["6.6.6.6, unknown, 10.0.0.3"], "10.0.0.3"),
+        ("::ffff:10.0.0.9", ["198.51.100.1"], "198.51.100.1"),
+        (None, ["198.51.100.1, 10.0.0.3"], "198.51.100.1"),
+        (None, [], None),
+    ],
+)
+def test_networks_are_walked_from_the_peer(
+    peer: str | None, forwarded: list[str], client: str | None
+) -> None:
+    """The first address that no trusted proxy has is the client's; a stranger's word is nothing."""
+    extractor = client_ip(trusted=("10.0.0.0/8", "fd00::/8"))
+    assert found(extractor, request(peer, *forwarded)) == client
+
+
+@pytest.mark.parametrize(
+    ("value", "client"),
+    [
+        ("for=198.51.100.1", "198.51.100.1"),
+        ('for=6.6.6.6, for="198.51.100.1:80";proto=https;by=10.0.0.1', "198.51.100.1"),
+        ('For="[2001:db8:cafe::17]:4711"', "2001:db8:cafe::/64"),
+        ('by=10.0.0.1;for=198.51.100.1;host="a,b;for=6.6.6.6"', "198.51.100.1"),
+        ('host="x;for=6.6.6.6";for=198.51.100.1', "198.51.100.1"),
+        ('for=198.51.100.1;host="a\\";for=6.6.6.6;x=\\""', "198.51.100.1"),
+        ('for="6.6.6.6, for=198.51.100.1', "198.51.100.1"),
+        ("for=6.6.6.6;host=x, for = 198.51.100.1", "198.51.100.1"),
+        ("for=6.6.6.6, proto=https", "10.0.0.9"),
+        ("for=_secret", "10.0.0.9"),
+        ("for=unknown", "10.0.0.9"),
+        ("", "10.0.0.9"),
+    ],
+)
+def test_forwarded_of_rfc_7239_is_read(value: str, client: str) -> None:
+    """RFC 7239 §4 and §6: quoted strings, ports, brackets, obfuscated names, silent hops."""
+    extractor = client_ip(trusted_hops=1, header="Forwarded")
+    assert found(extractor, request("10.0.0.9", value, name="Forwarded")) == client
+
+
+def test_ipv6_clients_count_by_their_network() -> None:
+    """A /64 is one client (express-rate-limit#502); how much is settable; IPv4 is never merged."""
+    first, second = request("2001:db8:1:2:a::1"), request("2001:db8:1:2:b::2")
+    assert found(client_ip(), first) == found(client_ip(), second) == "2001:db8:1:2::/64"
+    assert found(client_ip(ipv6_prefix=56), first) == "2001:db8:1::/56"
+    assert found(client_ip(ipv6_prefix=128), first) == "2001:db8:1:2:a::1"
+    addresses = {found(client_ip(), request(f"::ffff:203.0.113.{n}")) for n in range(9)}
+    assert len(addresses) == 9
+
+
+def test_platforms_name_the_header_that_they_write() -> None:
+    """A preset reads one header only, and falls to the peer where it is missing."""
+    for name, platform in PLATFORMS.items():
+        chain = ", ".join(["6.6.6.6", "198.51.100.1", *["10.0.0.1"] * (platform.hops - 1)])
+        extractor = client_ip(platform=name)
+        assert found(extractor, request("10.0.0.9", chain, name=platform.header)) == "198.51.100.1"
+        assert found(extractor, request("10.0.0.9")) == "10.0.0.9"
+
+
+def test_a_peer_that_is_no_address_is_an_identity_of_its_own() -> None:
+    """Test clients and some servers give names."""
+    assert peer_address(request("testclient")) == Identifier("peer", "testclient")
+    assert peer_address(request(None)) is None
+    assert peer_address(request("")) is None
+    assert peer_address(request("2001:db8::1")) == Identifier("ip", "2001:db8::/64")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"trusted": ["10.0.0.1/8"]}, "trusted network '10.0.0.1/8'"),
+        ({"trusted": ["proxy"]}, "write for instance '10.0.0.0/8'"),
+        ({"platform": "mars"}, "no platform is called 'mars'"),
+        ({"trusted_hops": 1, "platform": "fly"}, "one of trusted_hops, trusted and platform"),
+        ({"trusted_hops": -1}, "trusted_hops=-1 should be from 0 to 32"),
+        ({"ipv6_prefix": 0}, "ipv6_prefix=0 from 16 to 128"),
+        ({"header": "X-Real-IP"}, "header='X-Real-IP' is trusted from nobody"),
+    ],
+)
+def test_what_is_wrong_is_said_at_construction(settings: dict[str, Any], words: str) -> None:
+    """With what would be right."""
+    with pytest.raises(ConfigurationError) as caught:
+        client_ip(**settings)
+    assert words in str(caught.value)
+
+
+@given(st.lists(st.text(st.characters(max_codepoint=255)), max_size=4), st.booleans())
+def test_no_header_makes_it_fail_or_trust_a_stranger(lines: list[str], forwarded: bool) -> None:
+    """Whatever is sent, the answer is an address, and a peer that is not trusted stays itself."""
+    name = "forwarded" if forwarded else "x-forwarded-for"
+    asked = request("203.0.113.7", *lines, name=name)
+    assert found(client_ip(trusted=["10.0.0.0/8"], header=name), asked) == "203.0.113.7"
+    assert found(client_ip(trusted_hops=1, header=name), asked)
+
+
+@given(st.text(max_size=70))
+def test_any_text_is_an_address_or_none(text: str) -> None:
+    """Nothing else comes of it."""
+    with suppress(AttributeError):
+        address = parse_address(text)
+        assert address is None or address.version in {4, 6}
+
+
+@pytest.mark.parametrize("piece", ['"', '\\"', '"\\', ",", ";", 'for="', "for=", "\\"])
+def test_a_long_header_is_read_in_time_that_grows_with_it(piece: str) -> None:
+    """A hundred thousand characters of whatever a client repeats."""
+    asked = request("10.0.0.9", piece * (100_000 // len(piece)), name="forwarded")
+    began = time.process_time()
+    assert found(client_ip(trusted_hops=1, header="forwarded"), asked)
+    assert time.process_time() - began < 2

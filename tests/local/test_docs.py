@@ -1,0 +1,55 @@
+"""What docs/local.md and docs/local-unsupported.md say is so."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import upstash_redis.commands
+
+from upstash_middleware.local import Fault
+from upstash_middleware.local.command_line import main
+
+if TYPE_CHECKING:
+    import httpx
+
+    from upstash_middleware.local import LocalUpstash
+
+DOCS = Path(__file__).parents[2] / "docs"
+LOCAL = (DOCS / "local.md").read_text()
+UNSUPPORTED = (DOCS / "local-unsupported.md").read_text()
+
+
+def test_its_python_runs_as_printed(upstash: LocalUpstash):
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", LOCAL, re.DOTALL):
+        exec(compile(block, "local.md", "exec"), names)
+    test = names["test_a_greeting_is_kept"]
+    assert callable(test)
+    test(upstash)
+
+
+def test_every_fault_has_its_row():
+    rows = re.findall(r"^\| `([a-z-]+)` \| .* \| (?:no|yes|\*\*yes\*\*) \|$", LOCAL, re.MULTILINE)
+    assert set(rows) == {fault.value for fault in Fault}
+
+
+def test_every_option_is_explained(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    for option in re.findall(r"--[a-z-]+", capsys.readouterr().out):
+        assert option == "--help" or f"`{option}" in LOCAL, option
+
+
+def test_every_command_of_the_sdk_runs_here_or_is_listed(http: httpx.Client):
+    listed = set(re.findall(r"[A-Z.]+", UNSUPPORTED.partition("BITOP's")[0]))
+    source = inspect.getsource(upstash_redis.commands)
+    sent = set(re.findall(r'(?:List = |execute\()\[\s*"([A-Z.]+)"', source))
+    assert len(sent) > 150
+    for name in sent:
+        error = http.post("/", json=[name]).json().get("error", "")
+        unknown = "unknown command" in error or "not available" in error
+        assert unknown is (name in listed), name

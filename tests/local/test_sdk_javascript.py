@@ -1,0 +1,34 @@
+"""The JavaScript SDKs as clients, driven by Node: the suites in tests/node.
+
+They need Node and the packages that `make test-all` installs into tests/node.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from upstash_middleware.local import LocalUpstash
+
+SUITES = Path(__file__).parent.parent / "node"
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("suite", sorted(path.name for path in SUITES.glob("*.test.mjs")))
+def test_the_suite_passes(upstash: LocalUpstash, suite: str):
+    assert (SUITES / "node_modules").is_dir(), "tests/node has no packages: run `make test-all`"
+    done = subprocess.run(
+        ["node", "--test", suite],
+        cwd=SUITES,
+        env=os.environ | upstash.env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

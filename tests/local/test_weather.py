@@ -1,0 +1,248 @@
+"""Weather: each fault does what its name says, to whom it should, for as long as it should."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from upstash_middleware.local import Fault, LocalUpstash, Weather
+from upstash_middleware.local.weather import WeatherStation, parse_weather, plain_weather
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PATIENCE = 0.5
+
+
+def ping(http: httpx.Client) -> httpx.Response:
+    return http.post("/", json=["PING"], timeout=PATIENCE)
+
+
+def increment(http: httpx.Client) -> httpx.Response:
+    return http.post("/", json=["INCR", "n"], timeout=PATIENCE)
+
+
+def count(http: httpx.Client) -> object:
+    return http.get("/get/n").json()["result"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "beginning"),
+    [
+        ("server-error", 500, '{"error":"ERR '),
+        ("bad-gateway", 502, "<html>"),
+        ("unauthorized", 401, '{"error":"WRONGPASS '),
+        ("quota", 400, '{"error":"ERR max requests limit exceeded.'),
+    ],
+)
+def test_an_error_is_answered_in_place_of_running_the_command(
+    upstash: LocalUpstash, http: httpx.Client, fault: str, status: int, beginning: str
+):
+    with upstash.weather(fault=fault):
+        answer = increment(http)
+        assert answer.status_code == status
+        assert answer.text.startswith(beginning)
+    assert count(http) is None
+
+
+def test_dropped_before_the_command_did_not_run(upstash: LocalUpstash, http: httpx.Client):
+    with upstash.weather(fault="drop-before"), pytest.raises(httpx.TransportError):
+        increment(http)
+    assert count(http) is None
+
+
+def test_dropped_after_the_command_did_run(upstash: LocalUpstash, http: httpx.Client):
+    with upstash.weather(fault="drop-after"), pytest.raises(httpx.TransportError):
+        increment(http)
+    assert count(http) == "1"
+
+
+def test_a_truncated_answer_is_half_there(upstash: LocalUpstash, http: httpx.Client):
+    with upstash.weather(fault="truncate"), pytest.raises(httpx.RemoteProtocolError):
+        increment(http)
+    assert count(http) == "1"
+
+
+def test_a_stalled_answer_never_ends(upstash: LocalUpstash, http: httpx.Client):
+    with upstash.weather(fault="stall"), pytest.raises(httpx.ReadTimeout):
+        increment(http)
+    assert count(http) == "1"
+
+
+def test_a_trickling_answer_outlives_any_timeout_of_single_reads(
+    upstash: LocalUpstash, http: httpx.Client
+):
+    begun = time.monotonic()
+    with upstash.weather(fault="trickle"):
+        assert ping(http).json() == {"result": "PONG"}
+    assert time.monotonic() - begun > 2 * PATIENCE
+
+
+def test_refused_is_refused_until_the_weather_changes(upstash: LocalUpstash, http: httpx.Client):
+    ping(http)
+    with upstash.weather(fault="refuse"):
+        for _ in range(2):
+            with pytest.raises(httpx.ConnectError, match="refused"):
+                ping(http)
+    assert ping(http).is_success
+
+
+def test_forgotten_scripts_are_not_there(upstash: LocalUpstash, http: httpx.Client):
+    sha = http.post("/", json=["SCRIPT", "LOAD", "return 7"]).json()["result"]
+    with upstash.weather(fault="noscript", times=1):
+        answer = http.post("/", json=["EVALSHA", sha, 0])
+        assert answer.json() == {"error": "NOSCRIPT No matching script."}
+        http.post("/", json=["SCRIPT", "LOAD", "return 7"])
+        assert http.post("/", json=["EVALSHA", sha, 0]).json() == {"result": 7}
+
+
+def test_latency_holds_back_every_answer(upstash_weather: Callable[..., None], http: httpx.Client):
+    upstash_weather(latency_ms=120)
+    begun = time.monotonic()
+    ping(http)
+    assert time.monotonic() - begun >= 0.12
+
+
+def test_the_fixture_is_over_with_its_test(upstash: LocalUpstash, http: httpx.Client):
+    assert ping(http).is_success
+
+
+def test_a_fault_hits_as_often_as_it_should(upstash: LocalUpstash, http: httpx.Client):
+    with upstash.weather(fault="server-error", times=2):
+        assert [ping(http).status_code for _ in range(4)] == [500, 500, 200, 200]
+
+
+def test_weather_inside_weather_ends_with_its_own_block(upstash: LocalUpstash, http: httpx.Client):
+    with upstash.weather(fault="unauthorized"):
+        with upstash.weather(fault="quota"):
+            assert ping(http).status_code == 400
+        assert ping(http).status_code == 401
+    assert ping(http).status_code == 200
+
+
+def test_probability_is_the_share_that_is_hit():
+    station = WeatherStation(Weather(fault=Fault.QUOTA, probability=0.25))
+    hits = sum(station.next()[1] is Fault.QUOTA for _ in range(4000))
+    assert 800 < hits < 1200
+    station.change(Weather(fault=Fault.QUOTA, probability=0))
+    assert station.next() == (0.0, None)
+
+
+def test_jitter_adds_up_to_its_size():
+    station = WeatherStation(Weather(latency_ms=100, jitter_ms=50))
+    late = [station.next()[0] for _ in range(1000)]
+    assert min(late) >= 0.1
+    assert 0.14 < max(late) <= 0.15
+
+
+def test_weather_with_seconds_is_over_after_them():
+    now = [0.0]
+    station = WeatherStation(Weather(latency_ms=1, seconds=10), clock=lambda: now[0])
+    now[0] = 9.9
+    assert station.next()[0] == 0.001
+    now[0] = 10.0
+    assert station.next() == (0.0, None)
+    assert station.now == Weather()
+
+
+def test_the_weather_is_changed_over_its_own_address(upstash: LocalUpstash, http: httpx.Client):
+    address = f"{upstash.url}/-/weather"
+    assert httpx.get(address).json() == plain_weather(Weather())
+    set_to = {"fault": "quota", "times": 1}
+    assert httpx.put(address, json=set_to).json() == plain_weather(Weather()) | set_to
+    assert [ping(http).status_code for _ in range(2)] == [400, 200]
+    httpx.put(address, json={"fault": "quota"})
+    assert httpx.delete(address).json()["fault"] is None
+    assert ping(http).is_success
+
+
+def test_refusing_over_http_ends_by_itself(upstash: LocalUpstash, http: httpx.Client):
+    address = f"{upstash.url}/-/weather"
+    refusal = httpx.put(address, json={"fault": "refuse"})
+    assert refusal.status_code == 400
+    assert "seconds" in refusal.json()["error"]
+    assert httpx.put(address, json={"fault": "refuse", "seconds": 0.3}).is_success
+    time.sleep(0.1)
+    with pytest.raises(httpx.TransportError):
+        ping(http)
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        try:
+            assert ping(http).is_success
+        except httpx.TransportError:
+            time.sleep(0.05)
+        else:
+            return
+    pytest.fail("connections are refused for longer than was asked")
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"fault": "rain"}, "'rain'"),
+        ({"fault": 5}, "fault"),
+        ({"wind": 5}, "'wind'"),
+        ({"latency_ms": -1}, "latency_ms"),
+        ({"jitter_ms": "much"}, "jitter_ms"),
+        ({"probability": 2}, "probability"),
+        ({"times": True}, "times"),
+        ({"fault": "refuse", "times": 1}, "refuse"),
+        ([], "object"),
+    ],
+)
+def test_weather_that_cannot_be_is_refused_by_name(
+    upstash: LocalUpstash, settings: object, named: str
+):
+    with pytest.raises(ValueError, match=named):
+        parse_weather(settings)
+    answer = httpx.put(f"{upstash.url}/-/weather", json=settings)
+    assert answer.status_code == 400
+    assert named in answer.json()["error"]
+
+
+def test_the_bill_and_other_own_addresses_work_in_any_weather(upstash: LocalUpstash):
+    with upstash.weather(fault="server-error"):
+        assert httpx.get(f"{upstash.url}/-/bill").json()["requests"] == 0
+        assert httpx.post(f"{upstash.url}/-/flush").json() == {"result": "OK"}
+        lost = httpx.get(f"{upstash.url}/-/nowhere")
+        assert lost.status_code == 404
+        assert "GET /-/bill" in lost.json()["error"]
+
+
+def test_no_web_page_can_use_the_own_addresses(upstash: LocalUpstash, http: httpx.Client):
+    http.get("/set/k/v")
+    headers = {"Origin": "https://example.com"}
+    answer = httpx.post(f"{upstash.url}/-/flush", headers=headers)
+    assert answer.status_code == 403
+    assert http.get("/get/k", headers=headers).json() == {"result": "v"}
+
+
+def test_a_late_command_is_run_though_its_client_has_given_up(
+    upstash: LocalUpstash, http: httpx.Client
+):
+    with upstash.weather(latency_ms=300):
+        with pytest.raises(httpx.ReadTimeout):
+            http.post("/", json=["INCR", "n"], timeout=0.1)
+        time.sleep(0.6)
+    assert count(http) == "1"
+    assert upstash.bill().by_command["INCR"] == 1
+
+
+def test_a_late_command_is_not_run_after_the_database_was_emptied(
+    upstash: LocalUpstash, http: httpx.Client
+):
+    with upstash.weather(latency_ms=300), pytest.raises(httpx.ReadTimeout):
+        http.post("/", json=["INCR", "n"], timeout=0.1)
+    upstash.flush()
+    time.sleep(0.4)
+    assert count(http) is None
+
+
+def test_requests_are_counted_in_any_weather(upstash: LocalUpstash, http: httpx.Client):
+    with upstash.weather(fault="server-error"):
+        ping(http)
+        increment(http)
+    assert (upstash.bill().requests, upstash.bill().commands) == (2, 0)

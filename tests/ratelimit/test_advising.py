@@ -1,0 +1,114 @@
+"""Warnings about proxies that nobody has told us of: once, and with the remedy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.ratelimit.test_limiter import Make, begin, get
+from upstash_middleware.core.identify import client_ip, header, jwt_claim
+from upstash_middleware.core.ratelimit import RateLimitRule
+from upstash_middleware.core.ratelimit.advising import SAMPLE
+from upstash_middleware.errors import ConfigurationError
+from upstash_middleware.events import Event, SettingDoubted
+from upstash_middleware.logs import LogObserver
+from upstash_middleware.messages import Headers
+
+if TYPE_CHECKING:
+    from tests.ratelimit.store import ValkeyStore
+
+FORWARDED = Headers.of(x_forwarded_for="198.51.100.1")
+
+
+def doubts(events: list[Event]) -> list[SettingDoubted]:
+    return [event for event in events if isinstance(event, SettingDoubted)]
+
+
+def test_an_unconfigured_proxy_is_told_once(
+    limiter_of: Make, store: ValkeyStore, events: list[Event], caplog: Any
+) -> None:
+    """A forwarded address from a private peer, and nobody who is trusted to write it."""
+    limiter = limiter_of(RateLimitRule("/a", "9/h"))
+    for _ in range(3):
+        begin(limiter, store, get("/a", peer="10.0.0.9", headers=FORWARDED))
+    (doubt,) = doubts(events)
+    assert doubt.where == "rate_limits[0].by"
+    assert "client_ip(trusted_hops=1)" in doubt.advice
+    LogObserver()(doubt)
+    assert "rate_limits[0].by: requests come from the private address 10.0.0.9" in caplog.text
+
+
+def test_where_it_is_configured_or_public_nothing_is_told(
+    limiter_of: Make, store: ValkeyStore, events: list[Event]
+) -> None:
+    """No false alarm."""
+    trusting = limiter_of(RateLimitRule("/a", "9/h", by=client_ip(trusted_hops=1)))
+    begin(trusting, store, get("/a", peer="10.0.0.9", headers=FORWARDED))
+    inside = Headers.of(x_forwarded_for="10.0.0.8")
+    begin(trusting, store, get("/a", peer="10.0.0.9", headers=inside))
+    limiter = limiter_of(RateLimitRule("/a", "9/h"))
+    begin(limiter, store, get("/a", peer="203.0.113.9", headers=FORWARDED))
+    begin(limiter, store, get("/a", peer="10.0.0.9"))
+    assert doubts(events) == []
+
+
+def test_one_private_address_that_dominates_is_told_once(
+    limiter_of: Make, store: ValkeyStore, events: list[Event]
+) -> None:
+    """All clients share the quota of a proxy that forwards no address."""
+    limiter = limiter_of(RateLimitRule("/a", "1/h"))
+    for index in range(2 * SAMPLE):
+        peer = f"10.0.0.{index % 12}" if index % 12 == 0 else "10.0.1.1"
+        begin(limiter, store, get("/a", peer=peer if index else "10.0.1.1"))
+    (doubt,) = doubts(events)
+    assert f"nearly all of {SAMPLE} requests came from 10.0.1.1" in doubt.advice
+
+
+def test_a_rule_can_demand_an_identity(limiter_of: Make, store: ValkeyStore) -> None:
+    """401 with a challenge (RFC 9110 §15.5.2), and no round trip."""
+    limiter = limiter_of(RateLimitRule("/a", "1/h", by=header("x-key"), challenge="Bearer"))
+    response = begin(limiter, store, get("/a")).response
+    assert response is not None
+    assert response.head.status == 401
+    assert response.head.headers.get("www-authenticate") == "Bearer"
+    assert response.head.headers.get("cache-control") == "no-store"
+    assert store.pipelines == []
+    keyed = get("/a", headers=Headers.of(x_key="k"))
+    assert begin(limiter, store, keyed).response is None
+
+
+@pytest.mark.parametrize("wrong", ["", " ", 5, "Bearer\n", "é"])
+def test_a_challenge_that_is_none_is_refused(wrong: Any) -> None:
+    """It goes into a header field."""
+    with pytest.raises(ConfigurationError, match=r"RateLimitRule\.challenge"):
+        RateLimitRule("/a", "1/h", challenge=wrong)
+
+
+def verify(token: str) -> dict[str, Any]:
+    if token != "good":
+        raise ValueError(token)
+    return {"sub": "alice", "empty": "", "number": 7}
+
+
+def test_only_verified_tokens_identify(limiter_of: Make, store: ValkeyStore) -> None:
+    """And what they say is hashed."""
+
+    async def later(token: str) -> dict[str, Any]:
+        return verify(token)
+
+    found = []
+    for checked in (verify, later):
+        limiter = limiter_of(RateLimitRule("/a", "99/h", by=jwt_claim("sub", checked)))
+        for value in ("Bearer good", "bearer  good", "good", "Bearer bad", "Basic good", ""):
+            decision = begin(
+                limiter, store, get("/a", headers=Headers.of(authorization=value))
+            ).decision
+            assert decision is not None
+            found.append(decision.identifier.partition("#")[0])
+    assert found == [*["jwt.sub="] * 3, *["ip=203.0.113.7"] * 3] * 2
+    for claim, identity in (("empty", "ip="), ("absent", "ip="), ("number", "jwt.number=#")):
+        limiter = limiter_of(RateLimitRule("/a", "99/h", by=jwt_claim(claim, verify)))
+        exchange = begin(limiter, store, get("/a", headers=Headers.of(authorization="good")))
+        assert exchange.decision is not None
+        assert exchange.decision.identifier.startswith(identity)

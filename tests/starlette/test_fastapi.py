@@ -1,0 +1,163 @@
+"""``Depends(limit(…))`` in FastAPI: routes, routers and whole applications."""
+
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import pytest
+from fastapi import APIRouter, Depends, FastAPI, HTTPException
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.requests import Request
+from starlette.testclient import TestClient
+
+from upstash_middleware import ConfigurationError, Decision
+from upstash_middleware.fastapi import RequestDenied, UpstashMiddleware, exempt, limit
+
+Serve = Callable[[Any], TestClient]
+
+
+def statuses(client: TestClient, path: str, times: int = 3) -> list[int]:
+    return [client.get(path).status_code for _ in range(times)]
+
+
+def plain() -> str:
+    return "here"
+
+
+def test_a_route_is_limited_and_the_handler_gets_the_decision(client: Serve):
+    app = FastAPI()
+    allowed = limit("2/hour")
+
+    @app.get("/")
+    def tea(decision: Annotated[Decision, Depends(allowed)]) -> int | None:
+        return decision.remaining
+
+    served = client(app)
+    first, second, denied = (served.get("/") for _ in range(3))
+    assert (first.json(), second.json()) == (1, 0)
+    assert first.headers["x-ratelimit-remaining"] == "1"
+    assert "tea" in first.headers["ratelimit"]
+    assert denied.status_code == 429
+    assert denied.headers["content-type"] == "application/problem+json"
+    assert denied.json()["type"].endswith("quota-exceeded")
+    assert int(denied.headers["retry-after"]) > 0
+
+
+def test_the_schema_tells_nothing_of_a_limit(client: Serve):
+    app = FastAPI()
+    app.get("/", dependencies=[Depends(limit("2/hour"))])(plain)
+    (operation,) = client(app).get("/openapi.json").json()["paths"]["/"].values()
+    assert "parameters" not in operation
+
+
+def test_a_routers_limit_counts_each_route_and_a_named_one_all_together(client: Serve):
+    app = FastAPI()
+    each = APIRouter(prefix="/each", dependencies=[Depends(limit("2/hour"))])
+    both = APIRouter(prefix="/both", dependencies=[Depends(limit("2/hour", name="both"))])
+    for router in (each, both):
+        router.get("/a")(plain)
+        router.get("/b")(also)
+        app.include_router(router)
+    served = client(app)
+    assert statuses(served, "/each/a") == statuses(served, "/each/b") == [200, 200, 429]
+    assert statuses(served, "/both/a", 1) + statuses(served, "/both/b", 2) == [200, 200, 429]
+
+
+def also() -> str:
+    return "there"
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_of_a_routers_limit_and_a_routes_the_tightest_is_told(client: Serve, outside: bool):
+    app = FastAPI(dependencies=[Depends(limit("100/hour"))])
+    app.get("/", dependencies=[Depends(limit("3/hour"))])(plain)
+    if outside:
+        app.add_middleware(UpstashMiddleware, default_limit="50/hour")
+    answer = client(app).get("/")
+    assert answer.headers.get_list("x-ratelimit-limit") == ["3"]
+    policies = ", ".join(answer.headers.get_list("ratelimit-policy"))
+    assert all(f"q={quota};" in policies for quota in (3, 100, *([50] if outside else [])))
+
+
+def own_response() -> JSONResponse:
+    return JSONResponse("here")
+
+
+def test_with_the_middleware_outside_a_response_of_the_functions_own_has_the_fields_too(
+    client: Serve,
+):
+    app = FastAPI()
+    app.get("/", dependencies=[Depends(limit("3/hour"))])(own_response)
+    app.add_middleware(UpstashMiddleware, default_limit=None)
+    assert client(app).get("/").headers["x-ratelimit-remaining"] == "2"
+
+
+def test_the_applications_exception_handler_answers(client: Serve):
+    app = FastAPI()
+    app.get("/", dependencies=[Depends(limit("1/hour"))])(plain)
+
+    @app.exception_handler(RequestDenied)
+    def slow_down(_: Request, error: RequestDenied) -> JSONResponse:
+        return JSONResponse({"wait": error.decision.retry_after}, 429, headers=error.headers)
+
+    served = client(app)
+    served.get("/")
+    denied = served.get("/")
+    assert denied.json()["wait"] > 0
+    assert int(denied.headers["retry-after"]) > 0
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_what_is_charged_is_settled_after_the_last_byte(client: Serve, outside: bool):
+    app = FastAPI()
+    allowed = limit("10/hour")
+
+    @app.get("/")
+    def generate(decision: Annotated[Decision, Depends(allowed)]) -> StreamingResponse:
+        def tokens() -> Iterator[str]:
+            for _ in range(3):
+                decision.charge(2)
+                yield "token "
+
+        return StreamingResponse(tokens())
+
+    if outside:
+        app.add_middleware(UpstashMiddleware, default_limit=None)
+    served = client(app)
+    served.get("/")
+    assert statuses(served, "/", 2) == [200, 429], "7 of 10 are gone, then 8 and more"
+
+
+def test_settling_sees_the_response_where_the_middleware_stands_outside(client: Serve):
+    app = FastAPI()
+    failures = limit("2/hour", settle=lambda _, response: int(response.status == 401))
+
+    @app.get("/", dependencies=[Depends(failures)])
+    def login(password: str) -> str:
+        if password != "right":
+            raise HTTPException(401)
+        return "welcome"
+
+    app.add_middleware(UpstashMiddleware, default_limit=None)
+    served = client(app)
+    assert statuses(served, "/?password=right", 4) == [200] * 4
+    assert statuses(served, "/?password=wrong", 3) == [401, 401, 429]
+
+
+def test_settling_is_refused_where_nothing_shows_the_response(client: Serve):
+    app = FastAPI()
+    settled = limit("2/hour", settle=lambda _, response: 1)
+    app.get("/", dependencies=[Depends(settled)])(plain)
+    with pytest.raises(ConfigurationError, match="add UpstashMiddleware"):
+        client(app).get("/")
+
+
+def test_an_exempt_route_is_free_of_its_routers_limit_and_of_the_middlewares(client: Serve):
+    app = FastAPI(dependencies=[Depends(limit("1/hour"))])
+    router = APIRouter(prefix="/router")
+    router.get("/health")(exempt(lambda: "well"))
+    app.include_router(router)
+    app.get("/")(plain)
+    app.add_middleware(UpstashMiddleware, default_limit="9/hour")
+    served = client(app)
+    assert statuses(served, "/router/health", 12) == [200] * 12
+    assert statuses(served, "/", 2) == [200, 429]

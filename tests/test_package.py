@@ -1,0 +1,56 @@
+"""The package as a whole: its names, and what importing it costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import upstash_middleware
+
+PUBLIC = """
+    Concurrency SlidingLog as_upstash_limiter jwt_claim
+    CacheRule CircuitOpen CommandError ConfigurationError ConnectionLost DeadlineExceeded Decision
+    FixedWindow GCRA Headers Identifier MissingCredentials NotConnected PolicyState RateLimitRule
+    Refused Request SlidingWindow TokenBucket UNLIMITED UnexpectedAnswer UpstashError
+    UpstashMiddlewareError client_ip combine cookie first_of hashed header query
+"""
+
+HEAVY = {"anyio", "django", "fastapi", "flask", "httpx", "pyreqwest", "redis", "starlette"} | {
+    "upstash_ratelimit",
+    "upstash_redis",
+    "werkzeug",
+}
+
+
+def imported_by(statement: str) -> set[str]:
+    """Return the top-level modules that a new interpreter holds after a statement."""
+    program = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    output = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    return set(output.stdout.split())
+
+
+def test_the_public_names_are_these():
+    assert set(upstash_middleware.__all__) == set(PUBLIC.split())
+    assert all(hasattr(upstash_middleware, name) for name in upstash_middleware.__all__)
+
+
+def test_importing_the_package_imports_no_framework_and_no_http_client():
+    assert not imported_by("import upstash_middleware") & HEAVY
+
+
+@pytest.mark.parametrize(
+    ("module", "own"),
+    [
+        ("asgi", {"anyio"}),
+        ("wsgi", {"anyio"}),
+        ("starlette", {"anyio", "starlette"}),
+        ("flask", {"anyio", "flask", "werkzeug"}),
+        ("django", {"anyio", "django"}),
+    ],
+)
+def test_an_adapter_imports_its_own_framework_only(module, own):
+    assert imported_by(f"import upstash_middleware.{module}") & HEAVY <= own

@@ -1,0 +1,46 @@
+"""What the tests of the wire share: pipelines from words, and both kinds of client as one."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from upstash_middleware.core.effects import Command, Pipeline
+from upstash_middleware.upstash import AsyncClient, Client
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from upstash_middleware.core.effects import Argument, Reply
+    from upstash_middleware.upstash import Credentials
+    from upstash_middleware.upstash.transport import Library
+
+
+def pipeline(
+    *commands: Command | tuple[Argument, ...],
+    reads_only: bool = False,
+    deadline: float | None = None,
+) -> Pipeline:
+    """Take commands as values or as their words."""
+    values = [
+        command if isinstance(command, Command) else Command(command, reads_only=reads_only)
+        for command in commands
+    ]
+    return Pipeline(tuple(values), deadline)
+
+
+@contextmanager
+def executing(
+    kind: str, credentials: Credentials, library: Library | None
+) -> Iterator[Callable[[Pipeline], list[Reply]]]:
+    """Yield what performs pipelines: a Client, or an AsyncClient on an event loop."""
+    if kind == "sync":
+        client = Client(credentials, transport=library)
+        yield client.execute
+        client.close()
+        return
+    async_client = AsyncClient(credentials, transport=library)
+    with asyncio.Runner() as runner:
+        yield lambda pipeline: runner.run(async_client.execute(pipeline))
+        runner.run(async_client.aclose())

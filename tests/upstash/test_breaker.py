@@ -1,0 +1,391 @@
+"""The circuit breaker: when it opens, whom it lets through, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from tests.upstash.raw_server import answer, raw_server, silent
+from tests.upstash.support import pipeline
+from upstash_middleware.errors import (
+    CircuitOpen,
+    CommandError,
+    ConnectionLost,
+    DeadlineExceeded,
+    NotConnected,
+    Refused,
+    UnexpectedAnswer,
+)
+from upstash_middleware.upstash import (
+    Answer,
+    AsyncClient,
+    Breaker,
+    Client,
+    Closed,
+    Credentials,
+    OnePerProcess,
+    Opened,
+)
+from upstash_middleware.upstash.breaker import FEWEST_CALLS, FIRST_PAUSE, REMEMBERED_CALLS
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+GET = pipeline(("GET", "k"), reads_only=True)
+
+
+def end(passage: AbstractContextManager[None], error: BaseException | None) -> None:
+    """End a passage as a call that raised this ends it; the error is to pass on."""
+    assert not passage.__exit__(None if error is None else type(error), error, None)
+
+
+class Circuit:
+    """A breaker on a clock that a test moves, and what it has told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.told: list[Any] = []
+        self.breaker = Breaker(
+            slow=0.5, longest_pause=1.0, clock=lambda: self.now, tell=self.told.append
+        )
+
+    def call(self, error: BaseException | None = None, took: float = 0.0) -> bool:
+        """Make a call that ends like this; return whether it was let through."""
+        passage = self.breaker.passing()
+        try:
+            passage.__enter__()
+        except CircuitOpen:
+            return False
+        self.now += took
+        end(passage, error)
+        return True
+
+    def fail(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.call(ConnectionLost("gone"))
+
+
+@pytest.fixture
+def circuit() -> Circuit:
+    return Circuit()
+
+
+def opened_circuit() -> Circuit:
+    circuit = Circuit()
+    circuit.fail(FEWEST_CALLS)
+    return circuit
+
+
+BAD = [
+    NotConnected("refused"),
+    ConnectionLost("reset"),
+    DeadlineExceeded("1 s"),
+    UnexpectedAnswer("502"),
+    Refused("ERR max requests limit exceeded. Limit: 500000"),
+    Refused("WRONGPASS invalid or missing auth token"),
+]
+
+
+@pytest.mark.parametrize("error", BAD, ids=lambda error: f"{type(error).__name__}-{error}")
+def test_five_failures_in_a_row_open_it_and_it_is_told_once(circuit, error):
+    for _ in range(FEWEST_CALLS):
+        assert not circuit.told
+        assert circuit.call(error)
+    assert not circuit.call()
+    said = f"{type(error).__name__}: {error}"
+    assert circuit.told == [Opened(FEWEST_CALLS, FEWEST_CALLS, said)]
+
+
+def test_slow_calls_open_it(circuit):
+    for _ in range(FEWEST_CALLS):
+        assert circuit.call(took=0.6)
+    assert not circuit.call()
+    assert circuit.told == [Opened(5, 5, "it took 0.6 s")]
+
+
+GOOD = [
+    None,
+    CommandError("WRONGTYPE Operation against a key"),
+    Refused("NOPERM this user has no permissions to run the 'set' command"),
+    Refused("ERR DB capacity quota exceeded"),
+    Refused("ERR max request size exceeded"),
+]
+
+
+@pytest.mark.parametrize("error", GOOD, ids=str)
+def test_what_concerns_one_command_does_not_open_it(circuit, error):
+    assert all(circuit.call(error) for _ in range(100))
+    assert circuit.told == []
+
+
+def test_less_than_half_of_the_calls_failing_does_not_open_it(circuit):
+    for _ in range(50):
+        circuit.call()
+        circuit.call()
+        circuit.fail()
+    assert circuit.told == []
+
+
+def test_half_of_the_latest_calls_failing_opens_it(circuit):
+    for _ in range(REMEMBERED_CALLS):
+        circuit.call()
+    circuit.fail(REMEMBERED_CALLS // 2 - 1)
+    assert circuit.told == []
+    circuit.fail()
+    assert circuit.told[0].bad == REMEMBERED_CALLS // 2
+
+
+def test_failures_of_long_ago_do_not_count(circuit):
+    circuit.fail(FEWEST_CALLS - 1)
+    circuit.now += 31
+    circuit.fail(FEWEST_CALLS - 1)
+    assert circuit.told == []
+
+
+def test_after_a_pause_one_call_probes_and_closes_it():
+    circuit = opened_circuit()
+    circuit.now += FIRST_PAUSE
+    with circuit.breaker.passing():
+        with pytest.raises(CircuitOpen):
+            circuit.breaker.check()
+        assert not circuit.call()
+    assert circuit.told[1:] == [Closed(FIRST_PAUSE)]
+    assert circuit.call()
+
+
+def test_a_probe_that_fails_doubles_the_pause_up_to_the_longest():
+    circuit = opened_circuit()
+    pauses = []
+    for _ in range(6):
+        since = circuit.now
+        while not circuit.call(ConnectionLost("still")):
+            circuit.now += 0.125
+        pauses.append(circuit.now - since)
+    assert pauses == [0.25, 0.5, 1.0, 1.0, 1.0, 1.0]
+    assert len(circuit.told) == 1
+
+
+def test_a_slow_probe_does_not_close_it():
+    circuit = opened_circuit()
+    circuit.now += FIRST_PAUSE
+    assert circuit.call(took=0.6)
+    assert not circuit.call()
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt(), ValueError("x")])
+def test_a_probe_that_is_cut_off_leaves_the_probe_to_the_next(error):
+    circuit = opened_circuit()
+    circuit.now += FIRST_PAUSE
+    assert circuit.call(error)
+    assert circuit.call()
+    assert circuit.told[1:] == [Closed(FIRST_PAUSE)]
+
+
+def test_calls_cut_off_count_only_when_they_were_slow(circuit):
+    for _ in range(100):
+        circuit.call(asyncio.CancelledError())
+    assert circuit.told == []
+    for _ in range(FEWEST_CALLS):
+        circuit.call(asyncio.CancelledError(), took=0.6)
+    assert len(circuit.told) == 1
+
+
+def test_of_many_threads_one_probes():
+    circuit = opened_circuit()
+    circuit.now += FIRST_PAUSE
+    let_go, together = threading.Event(), threading.Barrier(8)
+
+    def probe() -> bool:
+        together.wait()
+        try:
+            with circuit.breaker.passing():
+                return let_go.wait(20)
+        except CircuitOpen:
+            return False
+
+    with ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(probe) for _ in range(8)]
+        while sum(one.done() for one in asked) < 7:
+            time.sleep(0.001)
+        let_go.set()
+        assert sum(one.result() for one in asked) == 1
+
+
+def test_while_open_a_call_costs_microseconds():
+    circuit = opened_circuit()
+    best = min(_seconds_of(circuit) for _ in range(5))
+    assert best < 200e-6  # some 2 µs on an idle machine
+
+
+def _seconds_of(circuit: Circuit) -> float:
+    began = time.perf_counter()
+    for _ in range(100):
+        assert not circuit.call()
+    return (time.perf_counter() - began) / 100
+
+
+class AnyCircuit(RuleBasedStateMachine):
+    """Any order of calls that begin and end: what must hold in all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.circuit = Circuit()
+        self.under_way: list[AbstractContextManager[None]] = []
+
+    @rule()
+    def begin(self) -> None:
+        passage = self.circuit.breaker.passing()
+        try:
+            passage.__enter__()
+        except CircuitOpen:
+            return
+        self.under_way.append(passage)
+
+    @precondition(lambda self: self.under_way)
+    @rule(error=st.sampled_from([None, None, *BAD, *GOOD[1:], asyncio.CancelledError()]))
+    def end(self, error: BaseException | None) -> None:
+        end(self.under_way.pop(0), error)
+
+    @rule(seconds=st.sampled_from([0.01, 0.3, 1.0, 40.0]))
+    def wait(self, seconds: float) -> None:
+        self.circuit.now += seconds
+
+    @invariant()
+    def openings_and_closings_alternate(self) -> None:
+        kinds = [type(change) for change in self.circuit.told]
+        assert kinds == [Opened, Closed] * (len(kinds) // 2) + [Opened] * (len(kinds) % 2)
+
+    @invariant()
+    def little_is_remembered(self) -> None:
+        assert len(self.circuit.breaker._calls) <= REMEMBERED_CALLS
+
+    def teardown(self) -> None:
+        """Once nothing is under way, a call passes within the longest pause."""
+        while self.under_way:
+            self.end(None)
+        self.circuit.now += 1.0
+        assert self.circuit.call()
+        assert self.circuit.call()
+
+
+AnyCircuit.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestAnyCircuit = AnyCircuit.TestCase
+
+
+class Dead:
+    """A transport to nowhere, and how often it was used."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self.calls = 0
+
+    def send(self, call: object, seconds: float) -> Answer:
+        self.calls += 1
+        raise ConnectionLost("gone")
+
+    def close(self) -> None:
+        pass
+
+
+class AsyncDead(Dead):
+    async def send(self, call: object, seconds: float) -> Answer:  # type: ignore[override]
+        return super().send(call, seconds)
+
+    async def aclose(self) -> None:
+        pass
+
+
+CREDENTIALS = Credentials("http://127.0.0.1:1", "token")
+
+
+def test_threads_and_event_loops_share_one_circuit():
+    circuit = Circuit()
+    breaker = OnePerProcess(lambda: circuit.breaker)
+    made = []
+
+    def transport(credentials):
+        made.append(AsyncDead(credentials))
+        return made[-1]
+
+    client = Client(CREDENTIALS, transport=Dead, breaker=breaker)
+    async_client = AsyncClient(CREDENTIALS, transport=transport, breaker=breaker)
+    for _ in range(FEWEST_CALLS):
+        with pytest.raises(ConnectionLost):
+            client.execute(GET)
+
+    async def main() -> None:
+        for _ in range(10):
+            with pytest.raises(CircuitOpen):
+                await async_client.execute(GET)
+
+    asyncio.run(main())
+    assert sum(one.calls for one in made) == 0
+    with pytest.raises(CircuitOpen):
+        client.execute(GET)
+
+
+def test_a_burst_that_fails_together_counts_once_for_each_http_call():
+    """Pipelines that share a call fail as one: a lost call is no outage."""
+    circuit = Circuit()
+    client = AsyncClient(
+        CREDENTIALS, transport=AsyncDead, breaker=OnePerProcess(lambda: circuit.breaker)
+    )
+
+    async def main() -> list[object]:
+        asks = (client.execute(GET) for _ in range(100))
+        return await asyncio.gather(*asks, return_exceptions=True)
+
+    results = asyncio.run(main())
+    assert {type(result) for result in results} <= {ConnectionLost, CircuitOpen}
+    assert len(circuit.told) <= 1
+
+
+def test_a_probe_that_is_cancelled_on_the_wire_is_no_probe_any_more():
+    circuit = opened_circuit()
+    circuit.now += FIRST_PAUSE
+    with raw_server(silent, answer(b"$-1\r\n")) as server:
+        credentials = Credentials(server.url, "token")
+        breaker = OnePerProcess(lambda: circuit.breaker)
+        client = AsyncClient(credentials, breaker=breaker, deadline=20.0)
+
+        async def main() -> None:
+            with anyio.move_on_after(0.05) as scope:
+                await client.execute(GET)
+            assert scope.cancelled_caught
+            assert await client.execute(GET) == [None]
+            await client.aclose()
+
+        asyncio.run(main())
+    assert [type(change) for change in circuit.told] == [Opened, Closed]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_begins_with_a_closed_circuit_of_its_own():
+    breaker = OnePerProcess(lambda: Circuit().breaker)
+    mine = breaker.get()
+    for _ in range(FEWEST_CALLS):
+        with pytest.raises(ConnectionLost), mine.passing():
+            raise ConnectionLost("gone")
+    with pytest.raises(CircuitOpen):
+        breaker.get().check()
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            breaker.get().check()
+            os.write(write, b"closed")
+        finally:
+            os._exit(0)
+    os.close(write)
+    assert os.read(read, 10) == b"closed"
+    os.waitpid(child, 0)
+    os.close(read)

@@ -1,0 +1,287 @@
+"""Threads, several event loops, trio, cancellation, forks, and what importing costs."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import anyio
+import pytest
+
+from tests.upstash.raw_server import answer, raw_server, silent
+from tests.upstash.support import pipeline
+from upstash_middleware.errors import DeadlineExceeded
+from upstash_middleware.upstash import Answer, AsyncClient, Client, Credentials, transport
+
+GET = ("GET", "k")
+ONE = answer(b":1\r\n")
+
+
+@pytest.fixture(params=["pyreqwest", "httpx"])
+def library(request):
+    return request.param
+
+
+@pytest.fixture
+def credentials(upstash):
+    return Credentials(upstash.url, upstash.token)
+
+
+def test_threads_share_one_client_and_each_gets_its_own_replies(credentials, library):
+    client = Client(credentials, transport=library, deadline=20.0)
+
+    def echo(number):
+        word = f"{number}".encode()
+        return client.execute(pipeline(("ECHO", word), ("INCR", "n")))[0] == word
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(echo, range(200)))
+    assert client.execute(pipeline(("GET", "n"))) == [b"200"]
+    client.close()
+
+
+def test_tasks_share_one_client_and_each_gets_its_own_replies(credentials, library):
+    client = AsyncClient(credentials, transport=library, deadline=20.0)
+
+    async def echo(number):
+        word = f"{number}".encode()
+        return (await client.execute(pipeline(("ECHO", word), ("INCR", "n"))))[0] == word
+
+    async def main():
+        assert all(await asyncio.gather(*map(echo, range(200))))
+        await client.aclose()
+
+    asyncio.run(main())
+
+
+def test_one_async_client_serves_several_event_loops_at_once_and_in_turn(credentials, library):
+    client = AsyncClient(credentials, transport=library, deadline=20.0)
+    together = threading.Barrier(3)
+
+    async def main():
+        await anyio.to_thread.run_sync(together.wait)
+        for _ in range(20):
+            assert await client.execute(pipeline(("ECHO", b"x"))) == [b"x"]
+        await anyio.to_thread.run_sync(together.wait)
+        await client.aclose()
+        await asyncio.sleep(0.1)
+
+    with ThreadPoolExecutor(3) as threads:
+        for loop in [threads.submit(asyncio.run, main()) for _ in range(3)]:
+            loop.result()
+
+    async def once():
+        reply = await client.execute(pipeline(("ECHO", b"y")))
+        await client.aclose()
+        return reply
+
+    assert [asyncio.run(once()) for _ in range(3)] == [[b"y"]] * 3
+
+
+def test_under_trio_calls_go_over_httpx(credentials):
+    client = AsyncClient(credentials, deadline=20.0)
+
+    async def main():
+        replies = await client.execute(pipeline(("ECHO", b"x")))
+        await client.aclose()
+        return replies
+
+    assert anyio.run(main, backend="trio") == [b"x"]
+    assert asyncio.run(main()) == [b"x"]
+
+
+def test_a_cancelled_call_ends_at_once_and_the_client_goes_on(library):
+    with raw_server(silent, ONE) as server:
+        client = AsyncClient(Credentials(server.url, "token"), transport=library)
+
+        async def main():
+            with anyio.fail_after(20):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(client.execute, pipeline(GET, deadline=60.0))
+                    await anyio.to_thread.run_sync(server.wait_for_requests, 1)
+                    tasks.cancel_scope.cancel()
+            assert await client.execute(pipeline(GET, deadline=20.0)) == [1]
+            await client.aclose()
+
+        asyncio.run(main())
+
+
+def test_a_late_pipeline_does_not_hold_up_another(library):
+    with raw_server(silent, ONE) as server:
+        client = AsyncClient(Credentials(server.url, "token"), transport=library)
+
+        async def main():
+            late = asyncio.create_task(client.execute(pipeline(GET, deadline=2.0)))
+            await anyio.to_thread.run_sync(server.wait_for_requests, 1)
+            assert await client.execute(pipeline(GET, deadline=20.0)) == [1]
+            assert not late.done()
+            with pytest.raises(DeadlineExceeded):
+                await late
+            await client.aclose()
+
+        asyncio.run(main())
+
+
+def test_a_closed_client_opens_anew_at_the_next_call(credentials, library):
+    client = Client(credentials, transport=library)
+    for _ in range(2):
+        assert client.execute(pipeline(("ECHO", b"x"))) == [b"x"]
+        client.close()
+    client.close()
+
+
+def test_nothing_is_opened_before_the_first_call():
+    opened = []
+
+    class Counted:
+        def __init__(self, credentials):
+            opened.append(credentials.url)
+
+        def send(self, call, seconds):
+            return Answer(200, "application/octet-stream", b":1\r\n")
+
+        def close(self):
+            opened.clear()
+
+    client = Client(Credentials("https://host.example", "token"), transport=Counted)
+    assert opened == []
+    assert client.execute(pipeline(GET)) == client.execute(pipeline(GET)) == [1]
+    assert opened == ["https://host.example"]
+    client.close()
+    assert opened == []
+
+
+FORKING = """
+import asyncio, os, sys
+from tests.upstash.support import pipeline
+from upstash_middleware.upstash import AsyncClient, Client, Credentials
+
+credentials = Credentials(sys.argv[1], sys.argv[2])
+library = None if sys.argv[3] == "best" else sys.argv[3]
+client = Client(credentials, deadline=20.0, transport=library)
+async_client = AsyncClient(credentials, deadline=20.0, transport=library)
+
+async def use_async():
+    assert await async_client.execute(pipeline(("INCR", "async"))) != []
+    await async_client.aclose()
+
+def use():
+    assert client.execute(pipeline(("INCR", "sync"))) != []
+    asyncio.run(use_async())
+
+if "parent uses" in sys.argv[4]:
+    use()
+child = os.fork()
+if child == 0:
+    use()
+    use()
+    client.close()
+    sys.stdout.flush()
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+use()
+client.close()
+print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("which", ["best", "httpx"])
+@pytest.mark.parametrize(("when", "calls"), [("parent uses first", 4), ("child uses first", 3)])
+def test_parent_and_child_of_a_fork_both_work(upstash, which, when, calls):
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING, upstash.url, upstash.token, which, when],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    client = Client(Credentials(upstash.url, upstash.token))
+    assert client.execute(pipeline(("MGET", "sync", "async"))) == [[b"%d" % calls] * 2]
+    client.close()
+    assert done.stderr.count("pyreqwest cannot run here") == (which == "best" and calls == 4)
+
+
+def test_the_fall_back_to_httpx_is_said_once(credentials, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "upstash_middleware.upstash.over_pyreqwest", None)
+    monkeypatch.setattr(transport, "_said", set())
+    with caplog.at_level(logging.WARNING, "upstash_middleware"):
+        for _ in range(2):
+            client = Client(credentials)
+            assert client.execute(pipeline(("ECHO", b"x"))) == [b"x"]
+            client.close()
+    assert [record.name for record in caplog.records] == ["upstash_middleware"]
+    assert "httpx" in caplog.text
+
+
+def test_pyreqwest_by_name_is_not_replaced(credentials, monkeypatch):
+    monkeypatch.setitem(sys.modules, "upstash_middleware.upstash.over_pyreqwest", None)
+    with pytest.raises(ImportError):
+        Client(credentials, transport="pyreqwest").execute(pipeline(GET))
+
+
+def test_importing_loads_no_http_library():
+    code = "import sys, upstash_middleware.upstash; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {"httpx", "httpcore", "pyreqwest", "upstash_redis"}
+
+
+def test_a_process_that_never_closes_its_clients_ends(upstash):
+    code = FORKING.split('if "parent', maxsplit=1)[0] + "use()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, upstash.url, upstash.token, "httpx"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_version_that_calls_name_is_the_distributions():
+    assert importlib.metadata.version("upstash-middleware") == transport.VERSION
+
+
+def test_a_token_that_goes_out_unencrypted_is_said_once(monkeypatch, caplog):
+    monkeypatch.setattr(transport, "_said", set())
+    with caplog.at_level(logging.WARNING, "upstash_middleware"):
+        for url in ("https://db.example", "http://localhost:1", "http://db.example") * 2:
+            transport.standing_headers(Credentials(url, "t0ken"))
+    assert [record.message for record in caplog.records] == [
+        "the REST token goes to db.example unencrypted: its URL is http://"
+    ]
+
+
+BEHIND_A_PROXY = """
+import sys
+from tests.upstash.support import executing, pipeline
+from upstash_middleware.upstash import Credentials
+
+with executing(sys.argv[3], Credentials(sys.argv[1], "token"), sys.argv[2]) as execute:
+    print(execute(pipeline(("GET", "k"))))
+"""
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_the_environments_proxy_is_used_but_not_for_this_machine(library, kind):
+    with raw_server(answer(b":1\r\n")) as proxy, raw_server(answer(b":2\r\n")) as server:
+        for url, reply in (("http://db.example", "[1]"), (server.url, "[2]")):
+            done = subprocess.run(
+                [sys.executable, "-c", BEHIND_A_PROXY, url, library, kind],
+                env=os.environ
+                | dict.fromkeys(("HTTP_PROXY", "http_proxy"), proxy.url)
+                | dict.fromkeys(("NO_PROXY", "no_proxy"), ""),
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            assert done.stdout.strip() == reply, done.stderr
+        assert proxy.requests[0][0].startswith(b"POST http://db.example/ HTTP/1.1")

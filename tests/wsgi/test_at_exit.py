@@ -1,0 +1,86 @@
+"""A process that ends without a word, as WSGI servers' do, still sends what it has counted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from upstash_redis import Redis
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from upstash_middleware.local import LocalUpstash
+
+PATIENCE = 20.0
+DEADLINE = 2.0
+
+WORKER = """
+import sys
+if sys.argv[1] == "httpx":
+    sys.modules["pyreqwest"] = None
+from wsgiref.util import setup_testing_defaults
+from upstash_middleware.wsgi import RateLimitMiddleware
+
+def page(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"page"]
+
+app = RateLimitMiddleware(
+    page, default_limit="9/hour", analytics="shop", deadline=float(sys.argv[2])
+)
+environ = {"REMOTE_ADDR": "203.0.113.9"}
+setup_testing_defaults(environ)
+app(environ, lambda *_: None).close()
+print("served", flush=True)
+sys.stdin.readline()
+"""
+
+
+@contextmanager
+def worker(library: str, deadline: float) -> Iterator[subprocess.Popen[str]]:
+    """Run a process that has answered a request and ends when it is told to."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKER, library, str(deadline)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "served\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("library", ["pyreqwest", "httpx"])
+def test_counts_are_sent_when_the_interpreter_exits(upstash: LocalUpstash, library: str):
+    with Redis(upstash.url, upstash.token) as redis, worker(library, PATIENCE) as process:
+        assert redis.keys("shop:events:*") == []
+        _, said = process.communicate("end\n", PATIENCE)
+        assert process.returncode == 0
+        assert "Traceback" not in said
+        (key,) = redis.keys("shop:events:*")
+        assert redis.zscore(key, '{"identifier":"203.0.113.9","success":true}') == 1
+
+
+@pytest.mark.parametrize("library", ["pyreqwest", "httpx"])
+def test_an_upstash_that_does_not_answer_holds_up_the_exit_for_the_deadline_only(
+    upstash: LocalUpstash, library: str
+):
+    """And nothing is said of it: what is lost are counts."""
+    with worker(library, DEADLINE) as process:
+        upstash.set_weather(latency_ms=60_000)
+        began = time.monotonic()
+        _, said = process.communicate("end\n", PATIENCE)
+        took = time.monotonic() - began
+    upstash.set_weather()
+    assert process.returncode == 0
+    assert "Traceback" not in said
+    assert DEADLINE * 0.9 < took < DEADLINE * 5

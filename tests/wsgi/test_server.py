@@ -1,0 +1,93 @@
+"""Under gunicorn with threads: what only a real wire shows."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from tests.wsgi.served_app import LONGEST_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from upstash_middleware.local import LocalUpstash
+
+ROOT = Path(__file__).parents[2]
+THREADS = 12
+
+
+@pytest.fixture
+def server(upstash: LocalUpstash, tmp_path: Path) -> Iterator[httpx.Client]:
+    """A client of a server in a process of its own, on a socket that is already listening."""
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listening:
+        bound = ["--bind", f"fd://{listening.fileno()}", "--threads", str(THREADS)]
+        quiet = ["--log-level", "warning", "--worker-tmp-dir", str(tmp_path)]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", *bound, *quiet, "tests.wsgi.served_app:app"],
+            cwd=ROOT,
+            env=os.environ | upstash.env,
+            pass_fds=[listening.fileno()],
+        )
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        try:
+            with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
+                yield client
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def test_the_first_piece_arrives_while_the_application_still_makes_the_next(server: httpx.Client):
+    with server.stream("GET", "/stream") as response:
+        pieces = response.iter_bytes()
+        assert next(pieces) == b"first\n"
+        assert "stored" in response.headers["cache-status"], "although a copy is taken"
+        assert server.get("/release").text == "released\n"
+        assert b"".join(pieces) == b"more\n" * 500_000
+
+
+def test_the_client_does_not_wait_for_what_follows_the_last_byte(server: httpx.Client):
+    """The store comes after the application's close, which is held back here."""
+    began = time.monotonic()
+    assert server.get("/closing-late").text == "all\n"
+    assert time.monotonic() - began < LONGEST_SECONDS / 2
+    # Over a connection of its own: the other's thread is still busy with the close.
+    assert httpx.get(server.base_url.join("/release"), trust_env=False).text == "released\n"
+    eventually_hit(server, "/closing-late")
+
+
+def test_a_response_that_the_client_has_left_is_not_stored(server: httpx.Client):
+    with server.stream("GET", "/stream") as response:
+        next(response.iter_bytes())
+    server.get("/release")
+    server.get("/end")
+    time.sleep(0.2)  # what would be stored is stored after that
+    again = server.get("/stream")
+    assert "hit" not in again.headers["cache-status"]
+    assert again.text.startswith("first\nmore\n")
+
+
+def test_threads_that_ask_at_once_share_one_quota(server: httpx.Client):
+    with ThreadPoolExecutor(THREADS) as threads:
+        answers = list(threads.map(lambda _: server.get("/limited"), range(40)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 10 + [429] * 30
+    passed = [answer for answer in answers if answer.status_code == 200]
+    remaining = sorted(int(answer.headers["x-ratelimit-remaining"]) for answer in passed)
+    assert remaining == list(range(10)), "each of those that passed was told another number"
+
+
+def eventually_hit(server: httpx.Client, path: str) -> None:
+    """Wait until the page is stored."""
+    deadline = time.monotonic() + 20
+    while "hit" not in server.get(path).headers["cache-status"]:
+        assert time.monotonic() < deadline, f"{path} was never stored"
+        time.sleep(0.05)
