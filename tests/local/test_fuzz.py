@@ -33,10 +33,15 @@ JSON_VALUES = st.recursive(
 )
 NAMES = st.sampled_from(
     ["GET", "set", "EVAL", "EVALSHA", "SCRIPT", "FUNCTION", "FCALL", "XREAD", "SCAN", "BITOP",
+     "XREADGROUP", "XDELEX", "XACKDEL", "MEMORY",
      "BLPOP", "SUBSCRIBE", "CLIENT", "MULTI", "EXEC", "QUIT", "RESET", "SELECT", "HELLO", "OBJECT",
      "RESTORE", "SORT", "MIGRATE", "PSYNC", "MONITOR", "", "\x00", "é"]
 )  # fmt: skip
-COMMANDS = st.builds(lambda name, rest: [name, *rest], NAMES, st.lists(JSON_VALUES, max_size=5))
+WORDS = st.sampled_from(
+    ["BLOCK", "STREAMS", "GROUP", "IDS", "ACKED", "USAGE", "LOAD", "EXISTS", "0", "1", "k", ">"]
+)
+ARGUMENTS = st.one_of(WORDS, WORDS, JSON_VALUES)
+COMMANDS = st.builds(lambda name, rest: [name, *rest], NAMES, st.lists(ARGUMENTS, max_size=6))
 BODIES = st.one_of(
     st.binary(max_size=60),
     st.one_of(JSON_VALUES, COMMANDS, st.lists(COMMANDS, max_size=4)).map(

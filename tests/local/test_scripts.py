@@ -202,7 +202,7 @@ def test_scripts_answer_to_the_sha_of_the_text_as_sent(http: httpx.Client):
     sha = hashlib.sha1(text.encode()).hexdigest()
     assert http.get(f"/script/exists/{sha}").json() == {"result": [0]}
     assert http.post("/", json=["EVALSHA", sha, 1, "n"]).json() == {
-        "error": "NOSCRIPT No matching script."
+        "error": "NOSCRIPT No matching script. Please use EVAL."
     }
     assert http.post("/", json=["SCRIPT", "LOAD", text]).json() == {"result": sha}
     assert http.post("/", json=["EVALSHA", sha.upper(), 1, "n"]).json() == {"result": 1}

@@ -8,8 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import upstash_redis.commands
 from upstash_redis.asyncio import Redis as AsyncRedis
 from upstash_redis.errors import UpstashError
+
+from tests.local.command_options import OPTIONS, Arguments, Step
 
 if TYPE_CHECKING:
     from upstash_redis import Redis
@@ -17,8 +20,6 @@ if TYPE_CHECKING:
     from upstash_middleware.local import LocalUpstash
 
 pytestmark = [pytest.mark.anyio]
-
-Step = tuple[str, dict[str, Any] | list[Any], object]
 
 STRINGS: list[Step] = [
     ("set", ["k", "välue"], True),
@@ -270,13 +271,22 @@ GROUPS = {
     "sets": SETS,
     "sorted sets": SORTED_SETS,
     "others": OTHERS,
-}
+} | OPTIONS
+ON_THEIR_OWN = {
+    "bitfield", "bitfield_ro", "evalsha", "evalsha_ro", "execute", "geopos", "script_exists",
+    "script_load", "time", "xackdel", "xdelex",
+}  # fmt: skip
 ENCODINGS = {"base64": "base64", "plain": None}
 
 
-def call(client: Any, name: str, arguments: dict[str, Any] | list[Any]) -> Any:
-    method = getattr(client, name)
-    return method(**arguments) if isinstance(arguments, dict) else method(*arguments)
+def call(client: Any, name: str, arguments: Arguments) -> Any:
+    match arguments:
+        case list():
+            return getattr(client, name)(*arguments)
+        case dict():
+            return getattr(client, name)(**arguments)
+        case positional, named:
+            return getattr(client, name)(*positional, **named)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=ENCODINGS)
@@ -304,10 +314,66 @@ def test_in_one_batch_they_give_the_same(redis: Redis, steps: list[Step], kind: 
     assert batch.exec() == [expected for _, _, expected in steps]
 
 
+def test_no_command_of_the_sdk_is_left_out():
+    commands = {name for name in vars(upstash_redis.commands.Commands) if not name.startswith("_")}
+    called = {name for steps in GROUPS.values() for name, _, _ in steps}
+    assert commands - called == ON_THEIR_OWN
+
+
 def test_bitfields_are_chained(redis: Redis):
     chain = redis.bitfield("b").set("u8", 0, 255).overflow("SAT").incrby("u8", 0, 10).get("u4", 0)
     assert chain.execute() == [0, 255, 15]
     assert redis.bitfield_ro("b").get("u8", 0).execute() == [255]
+
+
+def test_entries_are_deleted_with_regard_to_the_groups_that_read_them(redis: Redis):
+    def pending(group: str) -> Any:
+        return redis.xpending("x", group)[0]
+
+    for number in range(1, 6):
+        redis.xadd("x", f"{number}-1", {"n": number})
+    for group in ("g", "h"):
+        redis.xgroup_create("x", group, "0")
+        redis.xreadgroup(group, "c", {"x": ">"}, count=4)
+    assert redis.xdelex("x", "1-1", "9-9") == [1, -1]
+    assert (pending("g"), pending("h")) == (4, 4)
+    assert redis.xdelex("x", "2-1", option="DELREF") == [1]
+    assert (pending("g"), pending("h")) == (3, 3)
+    assert redis.xdelex("x", "3-1", "5-1", option="ACKED") == [2, 2]
+    assert redis.xackdel("x", "g", "3-1", "9-9", option="ACKED") == [2, -1]
+    assert redis.xackdel("x", "h", "3-1", option="ACKED") == [1]
+    assert redis.xackdel("x", "g", "4-1", option="DELREF") == [1]
+    assert redis.xackdel("x", "absent", "5-1") == [-1]
+    assert [entry for entry, _ in redis.xrange("x")] == ["5-1"]
+    assert redis.xdelex("absent", "1-1", option="ACKED") == [-1]
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        (["XDELEX", "x"], "ERR wrong number of arguments for 'xdelex' command"),
+        (["XACKDEL", "x", "g", "IDS", 1], "ERR wrong number of arguments for 'xackdel' command"),
+        (["XDELEX", "x", "OFTEN", "IDS", 1, "1-1"], "ERR syntax error"),
+        (["XDELEX", "x", "IDS", 2, "1-1"], "ERR The `numids` parameter must match"),
+        (["XDELEX", "x", "IDS", 1, "one"], "ERR Invalid stream ID"),
+        (["XDELEX", "k", "IDS", 1, "1-1"], "WRONGTYPE "),
+    ],
+)
+def test_a_deletion_of_entries_that_makes_no_sense_is_refused(
+    redis: Redis, command: list[Any], error: str
+):
+    redis.set("k", "text")
+    with pytest.raises(UpstashError, match=f"^{error}"):
+        redis.execute(command)
+
+
+def test_a_deletion_of_entries_is_one_command_and_a_write(upstash: LocalUpstash, redis: Redis):
+    redis.xadd("x", "1-1", {"n": 1})
+    before = redis._sync_token
+    upstash.reset_bill()
+    redis.xdelex("x", "1-1")
+    assert upstash.bill().by_command == {"XDELEX": 1}
+    assert redis._sync_token != before
 
 
 def test_positions_keep_their_doubles(redis: Any):
@@ -358,7 +424,7 @@ def test_an_error_is_the_clients_exception(redis: Redis):
     redis.set("k", "text")
     with pytest.raises(UpstashError, match=r"^WRONGTYPE Operation against a key"):
         redis.hget("k", "f")
-    with pytest.raises(UpstashError, match=r"unknown command 'JSON.GET'"):
+    with pytest.raises(UpstashError, match=r"Command is not available: 'JSON.GET' is at Upstash"):
         redis.json.get("k")
 
 

@@ -94,7 +94,7 @@ def test_forgotten_scripts_are_not_there(upstash: LocalUpstash, http: httpx.Clie
     sha = http.post("/", json=["SCRIPT", "LOAD", "return 7"]).json()["result"]
     with upstash.weather(fault="noscript", times=1):
         answer = http.post("/", json=["EVALSHA", sha, 0])
-        assert answer.json() == {"error": "NOSCRIPT No matching script."}
+        assert answer.json() == {"error": "NOSCRIPT No matching script. Please use EVAL."}
         http.post("/", json=["SCRIPT", "LOAD", "return 7"])
         assert http.post("/", json=["EVALSHA", sha, 0]).json() == {"result": 7}
 

@@ -5,10 +5,10 @@ Tables of commands and the rewriting of single commands may live here; nothing i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from upstash_middleware.local.emulated import emulate
+from upstash_middleware.local.emulated import EMULATED_WRITES, emulate
 from upstash_middleware.local.resp import Failure, Reply, failure
 from upstash_middleware.local.scripts import Script, unwrap, unwrap_library, wrap, wrap_library
 
@@ -35,12 +35,19 @@ OF_A_CONNECTION: Final = _names(
 OF_THE_OPERATOR: Final = _names(
     """
     ACL BGREWRITEAOF BGSAVE SAVE LASTSAVE CLUSTER CLUSTERSCAN COMMANDLOG CONFIG DEBUG FAILOVER
-    LATENCY LOLWUT MEMORY MIGRATE MODULE PFDEBUG PFSELFTEST PSYNC REPLCONF REPLICAOF
+    LATENCY LOLWUT MIGRATE MODULE PFDEBUG PFSELFTEST PSYNC REPLCONF REPLICAOF
     RESTORE-ASKING ROLE SHUTDOWN SLAVEOF SLOWLOG SWAPDB SYNC
     """
 )
-ONLY_AT_UPSTASH: Final = ("JSON.", "SEARCH.", "VECTOR.", "AR", "XACKDEL", "XDELEX")
-"""How the names begin of what Upstash has and Valkey has not: not to be called unavailable."""
+ONLY_AT_VALKEY: Final = _names("DELIFEQ LCS MOVE OBJECT SORT SORT_RO SPUBLISH XSETID")
+"""What Upstash's list of commands has not: it would work here, and fail in production."""
+ONLY_AT_UPSTASH: Final = (
+    "JSON.", "SEARCH.", "VECTOR.", "AR", "DELEX", "DIGEST", "SDIFFCARD", "SUNIONCARD",
+)  # fmt: skip
+"""How the names begin of what Upstash has and Valkey has not."""
+
+LONGEST_WAIT_MS: Final = 30_000
+"""How long a reader of streams waits at most, also for one that is to wait for ever."""
 
 RUNS_SCRIPTS: Final = _names("EVAL EVALSHA FCALL")
 DENIED_TO_READERS: Final = _names("SCAN KEYS")
@@ -59,6 +66,8 @@ class Prepared:
     """Valkey's reply to the client's reply, and the calls that a script made, by command."""
     ready: Failure | None = None
     """An answer that needs no asking."""
+    waiting: list[bytes] | None = None
+    """The command in a form that may wait for its reply, where `command` never does."""
 
     @classmethod
     def refused(cls, text: str) -> Prepared:
@@ -82,7 +91,7 @@ class CommandTable:
 
     def may_write(self, prepared: Prepared) -> bool:
         """Whether the command could change the database; scripts could."""
-        return _matches(prepared, self.writing) or prepared.name in RUNS_SCRIPTS
+        return _matches(prepared, self.writing) or prepared.name in RUNS_SCRIPTS | EMULATED_WRITES
 
     def readers_may(self, prepared: Prepared) -> bool:
         """Whether the read-only token is enough for the command."""
@@ -127,7 +136,7 @@ def prepare(command: list[bytes], scripts: ScriptMemory) -> Prepared:
     name = command[0].decode("utf-8", "replace").upper()
     if name in BLOCKING or name in OF_A_CONNECTION:
         return Prepared.refused(_not_over_rest(name))
-    if name in OF_THE_OPERATOR:
+    if name in OF_THE_OPERATOR or name in ONLY_AT_VALKEY:
         return Prepared.refused(_not_available(name))
     special = _SPECIAL.get(name)
     return special(name, command, scripts) if special else _plain(name, command)
@@ -141,6 +150,13 @@ def _not_available(name: str) -> str:
     return (
         f"ERR Command is not available: '{name}'. "
         "See https://upstash.com/docs/redis/overall/rediscompatibility for details"
+    )
+
+
+def _not_here(name: str) -> str:
+    return (
+        f"ERR Command is not available: '{name}' is at Upstash, "
+        "but not in the Valkey behind this local server"
     )
 
 
@@ -160,8 +176,9 @@ def _as_it_is(reply: Reply) -> Settled:
 
 def _plain(name: str, command: list[bytes]) -> Prepared:
     def finish(reply: Reply) -> Settled:
-        if was_unknown(reply) and not name.startswith(ONLY_AT_UPSTASH):
-            return failure(_not_available(name).encode()), {}
+        if was_unknown(reply):
+            text = _not_here(name) if name.startswith(ONLY_AT_UPSTASH) else _not_available(name)
+            return failure(text.encode()), {}
         return reply, {}
 
     return Prepared(name, emulate(name, command), finish)
@@ -181,14 +198,19 @@ def _eval(name: str, command: list[bytes], scripts: ScriptMemory) -> Prepared:
 
 def _evalsha(name: str, command: list[bytes], scripts: ScriptMemory) -> Prepared:
     sha = command[1].decode("utf-8", "replace").lower() if len(command) > 1 else ""
-    wrapped_sha = scripts.wrapped_shas.get(sha)
-    if wrapped_sha is None:
-        return _plain(name, command)
+    wrapped_sha = scripts.wrapped_shas.get(sha, sha)
     return Prepared(
         name,
-        [command[0], wrapped_sha.encode(), *command[2:]],
-        lambda reply: unwrap(reply, sha, "user_script"),
+        [command[0], wrapped_sha.encode(), *command[2:]] if len(command) > 1 else command,
+        lambda reply: unwrap(_as_redis_says(reply), sha, "user_script"),
     )
+
+
+def _as_redis_says(reply: Reply) -> Reply:
+    """What Upstash says as Redis does, and Valkey more shortly."""
+    if isinstance(reply, Failure) and reply.text.startswith(b"NOSCRIPT "):
+        return Failure(b"NOSCRIPT No matching script. Please use EVAL.")
+    return reply
 
 
 def _script(name: str, command: list[bytes], scripts: ScriptMemory) -> Prepared:
@@ -238,13 +260,30 @@ def _client(name: str, command: list[bytes], _: ScriptMemory) -> Prepared:
     return Prepared.refused(_not_over_rest(name))
 
 
+def _memory(name: str, command: list[bytes], _: ScriptMemory) -> Prepared:
+    if len(command) > 1 and command[1].upper() == b"USAGE":
+        return _plain(name, command)
+    return Prepared.refused(_not_available(name))
+
+
 def _read_stream(name: str, command: list[bytes], _: ScriptMemory) -> Prepared:
-    words = [word.upper() for word in command]
-    options = words[: words.index(b"STREAMS")] if b"STREAMS" in words else words
-    # In XREADGROUP, a group or a consumer may be called BLOCK.
-    if b"BLOCK" in options[4 if name == "XREADGROUP" else 1 :]:
-        return Prepared.refused(f"ERR {name} with BLOCK is not supported over REST")
-    return _plain(name, command)
+    """XREAD and XREADGROUP: with BLOCK they wait, but only where nobody waits for them."""
+    # In XREADGROUP, a group or a consumer may be called as an option is.
+    start = 4 if name == "XREADGROUP" else 1
+    options = [word.upper() for word in command[start:]]
+    if b"STREAMS" in options:
+        options = options[: options.index(b"STREAMS")]
+    match options[options.index(b"BLOCK") :] if b"BLOCK" in options else []:
+        case [block, wait, *rest] if wait.isdigit():
+            after = command[start + len(options) :]
+            before = command[: start + len(options) - len(rest) - 2]
+            longest = b"%d" % min(int(wait) or LONGEST_WAIT_MS, LONGEST_WAIT_MS)
+            return replace(
+                _plain(name, [*before, *rest, *after]),
+                waiting=[*before, block, longest, *rest, *after],
+            )
+        case _:  # without BLOCK; or with one that Valkey refuses, and does not wait
+            return _plain(name, command)
 
 
 _SPECIAL: Final[dict[str, Callable[[str, list[bytes], ScriptMemory], Prepared]]] = {
@@ -256,6 +295,7 @@ _SPECIAL: Final[dict[str, Callable[[str, list[bytes], ScriptMemory], Prepared]]]
     "FCALL": _fcall,
     "FCALL_RO": _fcall,
     "FUNCTION": _function,
+    "MEMORY": _memory,
     "SCRIPT": _script,
     "XREAD": _read_stream,
     "XREADGROUP": _read_stream,

@@ -1,4 +1,4 @@
-"""Options that Upstash takes of commands which Valkey has, but without these options.
+"""What Upstash takes and Valkey does not: options of commands, and two commands of streams.
 
 Each is done by a small script in the command's place; it is billed as the one command that it
 stands for.  Nothing else may live here.
@@ -7,6 +7,9 @@ stands for.  Nothing else may live here.
 from __future__ import annotations
 
 from typing import Final
+
+EMULATED_WRITES: Final = frozenset({"XACKDEL", "XDELEX"})
+"""Commands of which Valkey knows nothing, that change the database."""
 
 _BIT_OPERATIONS: Final = frozenset({b"DIFF", b"DIFF1", b"ANDOR", b"ONE"})
 
@@ -57,6 +60,56 @@ end
 return {answer[1], found}
 """
 
+# KEYS: the stream.  ARGV: the group, empty for XDELEX; then what comes after it.  For each ID the
+# answer is 1 when it was deleted, 2 when a group has yet to acknowledge it, -1 when it is absent.
+_DELETE_ENTRIES: Final = b"""
+local key, group, at, policy = KEYS[1], ARGV[1], 2, 'KEEPREF'
+local policies = {KEEPREF = true, DELREF = true, ACKED = true}
+if policies[ARGV[at]:upper()] then policy = ARGV[at]:upper(); at = at + 1 end
+if ARGV[at]:upper() ~= 'IDS' then return {err = 'ERR syntax error'} end
+if tonumber(ARGV[at + 1]) ~= #ARGV - at - 1 or at + 1 == #ARGV then
+  return {err = 'ERR The `numids` parameter must match the number of arguments'}
+end
+local ids = {unpack(ARGV, at + 2)}
+for i, id in ipairs(ids) do
+  local entry = redis.pcall('XRANGE', key, id, id)
+  if entry.err then return entry end
+  if not id:find('-', 1, true) then ids[i] = id .. '-0' end
+end
+local groups = {}
+if redis.call('EXISTS', key) == 1 then
+  for _, info in ipairs(redis.call('XINFO', 'GROUPS', key)) do groups[info[2]] = info[8] end
+end
+local function comparable(id)
+  local time, sequence = id:match('^(%d+)%-(%d+)$')
+  return ('0'):rep(20 - #time) .. time .. ('0'):rep(20 - #sequence) .. sequence
+end
+local function referenced(id)
+  for name, delivered in pairs(groups) do
+    if comparable(delivered) < comparable(id) then return true end
+    if #redis.call('XPENDING', key, name, id, id, 1) > 0 then return true end
+  end
+  return false
+end
+local answer = {}
+for i, id in ipairs(ids) do
+  local found
+  if group == '' then found = #redis.call('XRANGE', key, id, id) > 0
+  else found = redis.call('XACK', key, group, id) > 0 end
+  if not found then answer[i] = -1
+  elseif policy == 'ACKED' and referenced(id) then answer[i] = 2
+  else
+    if policy == 'DELREF' then
+      for name in pairs(groups) do redis.call('XACK', key, name, id) end
+    end
+    redis.call('XDEL', key, id)
+    answer[i] = 1
+  end
+end
+return answer
+"""
+_FAIL: Final = b"return {err = ARGV[1]}"
+
 
 def emulate(name: str, command: list[bytes]) -> list[bytes]:
     """The command as it is, or the script that stands for it."""
@@ -68,4 +121,11 @@ def emulate(name: str, command: list[bytes]) -> list[bytes]:
             rest = [word for word in command[1:] if word.upper() != b"WITHTYPE"]
             if len(rest) < len(command) - 1:
                 return [b"EVAL", _SCAN, b"0", *rest]
+        case "XDELEX" if len(command) > 4:
+            return [b"EVAL", _DELETE_ENTRIES, b"1", command[1], b"", *command[2:]]
+        case "XACKDEL" if len(command) > 5:
+            return [b"EVAL", _DELETE_ENTRIES, b"1", *command[1:]]
+        case "XDELEX" | "XACKDEL":
+            text = f"ERR wrong number of arguments for '{name.lower()}' command"
+            return [b"EVAL", _FAIL, b"0", text.encode()]
     return command

@@ -153,6 +153,9 @@ class Service:
     async def _single(self, request: Request, *, reads_only: bool) -> Answer:
         encoding = read_encoding(request)
         prepared = self._prepare(read_command(request), reads_only=reads_only)
+        if prepared.waiting is not None:
+            raw = await self._store.run_apart(prepared.waiting)
+            return answer_one(self._settle([prepared], [raw])[0], encoding)
         return answer_one((await self._run([prepared]))[0], encoding)
 
     async def _pipeline(self, request: Request, *, reads_only: bool) -> Answer:

@@ -221,6 +221,17 @@ class Store:
             self._look_again()
         return await wire.send(commands)
 
+    async def run_apart(self, command: Sequence[bytes]) -> Reply:
+        """The reply to a command that may wait for it, on a connection of its own.
+
+        Raises StoreUnreachable.
+        """
+        wire = await connect(self.address)
+        try:
+            return (await wire.send([command]))[0]
+        finally:
+            wire.close()
+
     async def _connected(self) -> Wire:
         async with self._connecting:
             if self._wire is None or not self._wire.is_open:
