@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -62,3 +64,49 @@ async def test_the_async_limiters_agree(upstash: LocalUpstash):
             )
             allowed = [(await ratelimit.limit("me")).allowed for _ in range(4)]
             assert allowed == [True, True, True, False]
+
+
+@pytest.mark.parametrize("kind", COSTS)
+def test_a_rate_takes_or_gives_back_so_many_at_once(redis: Redis, kind: str):
+    ratelimit = Ratelimit(redis=redis, limiter=limiter(kind), prefix="test")
+    assert ratelimit.limit("me", rate=2).remaining == 1
+    assert not ratelimit.limit("me", rate=2).allowed
+    assert ratelimit.limit("you", rate=2).remaining == 1
+    ratelimit.limit("you", rate=-1)
+    assert ratelimit.get_remaining("you") == 2
+
+
+@pytest.mark.parametrize("kind", COSTS)
+def test_the_reset_is_told_and_lies_ahead(redis: Redis, kind: str):
+    ratelimit = Ratelimit(redis=redis, limiter=limiter(kind), prefix="test")
+    answer = ratelimit.limit("me")
+    now = time.time()
+    assert now - 1 < answer.reset <= now + 3601
+    assert now - 1 < ratelimit.get_reset("me") <= now + 3601
+
+
+@pytest.mark.parametrize("kind", COSTS)
+def test_blocking_until_ready_gives_up_at_its_deadline(redis: Redis, kind: str):
+    ratelimit = Ratelimit(redis=redis, limiter=limiter(kind), prefix="test")
+    assert ratelimit.block_until_ready("me", timeout=0.05, rate=3).allowed
+    assert not ratelimit.block_until_ready("me", timeout=0.05).allowed
+
+
+def test_what_the_limiters_write_goes_away_by_itself(redis: Redis):
+    for kind in COSTS:
+        Ratelimit(redis=redis, limiter=limiter(kind), prefix=kind).limit("me")
+    assert all(redis.pttl(key) > 0 for key in redis.keys("*"))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_many_at_once_are_counted_once_each(upstash: LocalUpstash):
+    async with AsyncRedis.from_env(rest_retries=0) as redis:
+        ratelimit = asynchronous.Ratelimit(
+            redis=redis, limiter=limiter("sliding", asynchronous.SlidingWindow), prefix="test"
+        )
+        answers = await asyncio.gather(*(ratelimit.limit("me") for _ in range(20)))
+        assert sum(answer.allowed for answer in answers) == 3
+        assert await ratelimit.get_remaining("me") == 0
+        assert await ratelimit.get_reset("me") > time.time()
+        assert not (await ratelimit.block_until_ready("me", timeout=0.05)).allowed

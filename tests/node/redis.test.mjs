@@ -1,5 +1,6 @@
 // @upstash/redis as a client of the local Upstash that the environment names.
-// Expected values come from the commands' documentation at Redis, in the shapes that the SDK gives.
+// Values, batches, scripts, subscriptions and the client's own settings; the commands one by one are
+// in commands.test.mjs.
 
 import assert from "node:assert/strict";
 import { beforeEach, describe, test } from "node:test";
@@ -9,13 +10,6 @@ const redis = Redis.fromEnv({ retry: { retries: 0 } });
 const plain = Redis.fromEnv({ retry: { retries: 0 }, responseEncoding: false });
 
 beforeEach(() => redis.flushall());
-
-// Each step: a name for the reader, a call, and what it gives.
-async function follow(steps) {
-  for (const [call, expected] of steps) {
-    assert.deepEqual(await call(redis), expected, String(call));
-  }
-}
 
 describe("values", () => {
   test("JSON goes in and comes out", async () => {
@@ -50,86 +44,139 @@ describe("values", () => {
   });
 });
 
-describe("commands", () => {
-  test("strings and keys", () =>
-    follow([
-      [(r) => r.set("k", 1, { ex: 100, nx: true }), "OK"],
-      [(r) => r.set("k", 2, { nx: true }), null],
-      [(r) => r.set("k", 2, { get: true, keepTtl: true }), 1],
-      [(r) => r.ttl("k"), 100],
-      [(r) => r.incrby("k", 8), 10],
-      [(r) => r.incrbyfloat("k", 0.5), 10.5],
-      [(r) => r.append("k", "x"), 5],
-      [(r) => r.getrange("k", 0, 1), 10],
-      [(r) => r.getex("k", { persist: true }), "10.5x"],
-      [(r) => r.expire("k", 50, "NX"), 1],
-      [(r) => r.pexpire("k", 50_000, "XX"), 1],
-      [(r) => r.persist("k"), 1],
-      [(r) => r.mset({ a: 1, b: { c: 2 } }), "OK"],
-      [(r) => r.mget("a", "b", "z"), [1, { c: 2 }, null]],
-      [(r) => r.copy("a", "d"), "COPIED"],
-      [(r) => r.rename("d", "e"), "OK"],
-      [(r) => r.exists("a", "e", "z"), 2],
-      [(r) => r.type("a"), "string"],
-      [(r) => r.getdel("e"), 1],
-      [(r) => r.del("a", "b", "z"), 2],
-      [(r) => r.dbsize(), 1],
-      [(r) => r.scan(0), ["0", ["k"]]],
-      [(r) => r.scan(0, { withType: true }), ["0", [{ key: "k", type: "string" }]]],
-      [(r) => r.ping(), "PONG"],
-      [(r) => r.echo("hi"), "hi"],
-    ]));
-
-  test("hashes and the time that fields have", () =>
-    follow([
-      [(r) => r.hset("h", { a: 1, b: { c: [2] } }), 2],
-      [(r) => r.hgetall("h"), { a: 1, b: { c: [2] } }],
-      [(r) => r.hgetall("none"), null],
-      [(r) => r.hmget("h", "a", "z"), { a: 1, z: null }],
-      [(r) => r.hincrby("h", "a", 2), 3],
-      [(r) => r.hscan("h", 0, { match: "a" }), ["0", ["a", 3]]],
-      [(r) => r.hexpire("h", ["a", "z"], 100), [1, -2]],
-      [(r) => r.httl("h", "a"), [100]],
-      [(r) => r.hpersist("h", "a"), [1]],
-      [(r) => r.hgetdel("h", "a"), { a: 3 }],
-      [(r) => r.hlen("h"), 1],
-    ]));
-
-  test("lists, sets and sorted sets", () =>
-    follow([
-      [(r) => r.rpush("l", 1, "b", { c: 3 }), 3],
-      [(r) => r.lrange("l", 0, -1), [1, "b", { c: 3 }]],
-      [(r) => r.lpop("l", 2), [1, "b"]],
-      [(r) => r.sadd("s", "a", "b"), 2],
-      [(r) => r.smismember("s", ["a", "z"]), [1, 0]],
-      [(r) => r.sintercard(["s", "s"]), 2],
-      [(r) => r.zadd("z", { score: 1, member: "a" }, { score: 2.5, member: "b" }), 2],
-      [(r) => r.zrange("z", 0, -1, { withScores: true }), ["a", 1, "b", 2.5]],
-      [(r) => r.zrange("z", 2, "+inf", { byScore: true }), ["b"]],
-      [(r) => r.zmscore("z", ["a", "x"]), [1, null]],
-      [(r) => r.zincrby("z", 0.5, "a"), 1.5],
-      [(r) => r.zpopmax("z"), ["b", 2.5]],
-    ]));
-
-  test("streams, bits and places", () =>
-    follow([
-      [(r) => r.xadd("x", "1-1", { f: "v", n: 2 }), "1-1"],
-      [(r) => r.xrange("x", "-", "+"), { "1-1": { f: "v", n: 2 } }],
-      [(r) => r.xgroup("x", { type: "CREATE", group: "g", id: "0" }), "OK"],
-      [(r) => r.xreadgroup("g", "c", "x", ">"), [["x", [["1-1", ["f", "v", "n", 2]]]]]],
-      [(r) => r.xack("x", "g", "1-1"), 1],
-      [(r) => r.setbit("b", 7, 1), 0],
-      [(r) => r.bitop("not", "c", "b"), 1],
-      [(r) => r.bitcount("c", 0, -1), 7],
-      [(r) => r.geoadd("g", { longitude: 13.361389, latitude: 38.115556, member: "Palermo" }), 1],
-      [(r) => r.geodist("g", "Palermo", "none"), null],
-      [(r) => r.geohash("g", "Palermo"), ["sqc8b49rny0"]],
-    ]));
-
+describe("errors", () => {
   test("an error says which command and why", async () => {
     await redis.set("k", "text");
     await assert.rejects(redis.hget("k", "f"), /WRONGTYPE Operation against a key/);
-    await assert.rejects(redis.json.get("k"), /unknown command 'JSON.GET'/);
+    await assert.rejects(redis.json.get("k"), /Command is not available: 'JSON.GET' is at Upstash/);
+    await assert.rejects(redis.exec(["SET", "k"]), {
+      name: "UpstashError",
+      message: `ERR wrong number of arguments for 'set' command, command was: ["SET","k"]`,
+    });
+  });
+
+  test("a script that was not loaded is not found, in the words of Redis", async () => {
+    const [missing] = await redis.pipeline().evalsha("0".repeat(40), [], []).exec({ keepErrors: true });
+    assert.equal(missing.error, "NOSCRIPT No matching script. Please use EVAL.");
+  });
+
+  test("what only Upstash has is refused at once", async () => {
+    for (const call of [() => redis.arset("a", 0, "v"), () => redis.json.set("k", "$", {}), () => redis.exec(["SEARCH.QUERY", "i", "{}"])]) {
+      await assert.rejects(call, /ERR Command is not available: '[A-Z.]+'/);
+    }
+  });
+});
+
+describe("the client's settings", () => {
+  const client = (options) => Redis.fromEnv({ retry: { retries: 0 }, ...options });
+
+  test("without automatic deserialization, values stay text", async () => {
+    const text = client({ automaticDeserialization: false });
+    await text.hset("h", { a: 1, b: { c: 2 } });
+    await text.set("k", { a: 1 });
+    assert.equal(await text.get("k"), '{"a":1}');
+    assert.deepEqual(await text.mget("k", "absent"), ['{"a":1}', null]);
+    assert.deepEqual(await text.hvals("h"), ["1", '{"c":2}']);
+    assert.deepEqual(await text.lrange("absent", 0, -1), []);
+  });
+
+  test("with and without keep-alive, with and without telemetry", async () => {
+    for (const options of [{ keepAlive: false }, { keepAlive: true }, { enableTelemetry: false }]) {
+      assert.equal(await client(options).echo("hi"), "hi");
+    }
+  });
+
+  test("latency is logged for commands and batches", async (t) => {
+    const lines = [];
+    t.mock.method(console, "log", (line) => lines.push(line));
+    const logging = client({ latencyLogging: true, enableAutoPipelining: false });
+    await logging.set("k", 1);
+    await logging.pipeline().get("k").exec();
+    assert.match(lines[0], /SET.*ms/s);
+    assert.match(lines[1], /PIPELINE.*ms/s);
+  });
+
+  test("an abort signal gives its reason as the result", async () => {
+    const controller = new AbortController();
+    controller.abort("given up");
+    const aborted = client({ signal: controller.signal, enableAutoPipelining: false, responseEncoding: false });
+    assert.equal(await aborted.get("k"), "given up");
+  });
+
+  test("a trailing slash of the address does not matter", async () => {
+    const slash = new Redis({ url: `${process.env.UPSTASH_REDIS_REST_URL}/`, token: process.env.UPSTASH_REDIS_REST_TOKEN });
+    assert.equal(await slash.pipeline().ping().exec().then(([pong]) => pong), "PONG");
+  });
+
+  test("read your writes: the token is renewed by commands, batches and scripts that write", async () => {
+    const ryw = client({ enableAutoPipelining: false });
+    const writes = {
+      command: () => ryw.set("k", 1),
+      pipeline: () => ryw.pipeline().set("k", 2).exec(),
+      transaction: () => ryw.multi().set("k", 3).set("l", 3).exec(),
+      script: () => ryw.createScript("return redis.call('SET', KEYS[1], 4)").exec(["k"], []),
+    };
+    for (const [name, write] of Object.entries(writes)) {
+      const before = ryw.readYourWritesSyncToken;
+      await write();
+      assert.notEqual(ryw.readYourWritesSyncToken, before, name);
+      const after = ryw.readYourWritesSyncToken;
+      await ryw.get("k");
+      assert.equal(ryw.readYourWritesSyncToken, after, "a read leaves it");
+    }
+  });
+
+  test("without reading your writes there is no token", async () => {
+    const careless = client({ readYourWrites: false });
+    await careless.set("k", 1);
+    assert.equal(careless.readYourWritesSyncToken, "");
+  });
+
+  test("the address and a token may be those of Vercel KV", async (t) => {
+    t.mock.method(console, "warn", () => {});
+    const { UPSTASH_REDIS_REST_URL: url, UPSTASH_REDIS_REST_TOKEN: token } = process.env;
+    Object.assign(process.env, { KV_REST_API_URL: url, KV_REST_API_TOKEN: token });
+    delete process.env.UPSTASH_REDIS_REST_URL;
+    delete process.env.UPSTASH_REDIS_REST_TOKEN;
+    try {
+      assert.equal(await Redis.fromEnv().ping(), "PONG");
+    } finally {
+      Object.assign(process.env, { UPSTASH_REDIS_REST_URL: url, UPSTASH_REDIS_REST_TOKEN: token });
+    }
+  });
+});
+
+describe("bitfields", () => {
+  test("are chained, alone and in a batch", async () => {
+    const redis = Redis.fromEnv({ enableAutoPipelining: false });
+    assert.deepEqual(await redis.bitfield("b").set("u8", "#0", 255).overflow("SAT").incrby("u8", "#0", 10).get("u4", 0).exec(), [0, 255, 15]);
+    assert.deepEqual(await redis.bitfield("b").overflow("FAIL").incrby("u8", 0, 1).exec(), [null]);
+    const pipeline = redis.pipeline();
+    pipeline.bitfield("b").get("u8", 0).exec();
+    assert.deepEqual(await pipeline.exec(), [[255]]);
+  });
+});
+
+describe("blocking reads of a stream", () => {
+  test("wait for what is added, and for no longer than they are told", async () => {
+    const alone = Redis.fromEnv({ enableAutoPipelining: false });
+    await redis.xgroup("x", { type: "CREATE", group: "g", id: "0", options: { MKSTREAM: true } });
+    const reading = alone.xread("x", "$", { blockMS: 10_000 });
+    const consuming = alone.xreadgroup("g", "c", "x", ">", { blockMS: 10_000 });
+    let added = 0;
+    const adding = setInterval(() => redis.xadd("x", "*", { n: (added += 1) }), 20);
+    try {
+      assert.equal((await reading)[0][0], "x");
+      assert.deepEqual((await consuming)[0][1][0][1], ["n", 1]);
+    } finally {
+      clearInterval(adding);
+    }
+    assert.equal(await alone.xread("absent", "$", { blockMS: 1 }), null);
+  });
+
+  test("do not wait in a batch", async () => {
+    const batch = () => redis.pipeline().xread("x", "$", { blockMS: 10_000 }).ping();
+    assert.deepEqual(await batch().exec(), [null, "PONG"]);
   });
 });
 
@@ -149,10 +196,28 @@ describe("batches", () => {
     assert.equal(results[1].result, "text");
   });
 
-  test("commands of one turn travel together", async () => {
+  test("commands of one turn travel together, those that write and those that read", async () => {
     const together = Redis.fromEnv({ enableAutoPipelining: true });
-    const results = await Promise.all([together.set("k", 1), together.incr("k"), together.get("k")]);
-    assert.deepEqual(results, ["OK", 2, 2]);
+    const writes = [together.set("k", 1), together.incr("k"), together.hset("h", { a: 1 })];
+    assert.deepEqual(await Promise.all(writes), ["OK", 2, 1]);
+    assert.equal(together.pipelineCounter, 1);
+    const [value, hash, failed] = await Promise.allSettled([together.get("k"), together.hgetall("h"), together.hget("k", "f")]);
+    assert.deepEqual([value.value, hash.value], [2, { a: 1 }]);
+    assert.match(failed.reason.message, /^Command failed: WRONGTYPE /);
+    assert.equal(together.pipelineCounter, 2);
+  });
+
+  test("a transaction with a bad member is discarded as a whole", async () => {
+    await assert.rejects(redis.multi().set("k", 1).set("k", undefined).exec(), /null args are not supported/);
+    await assert.rejects(redis.multi().set("k", 1).arset("a", 0, "v").exec(), /not available/);
+    assert.equal(await redis.get("k"), null);
+  });
+
+  test("a thousand commands go in one pipeline", async () => {
+    const pipeline = redis.pipeline();
+    for (let n = 0; n < 1000; n++) pipeline.incr("n");
+    const results = await pipeline.exec();
+    assert.deepEqual([results.length, results.at(-1)], [1000, 1000]);
   });
 });
 
@@ -164,6 +229,15 @@ describe("scripts", () => {
     await redis.scriptFlush();
     await assert.rejects(script.evalsha(["n"], []), /NOSCRIPT/);
     assert.equal(await script.exec(["n"], []), 3);
+  });
+
+  test("that only read have a form of their own", async () => {
+    await redis.set("k", 5);
+    const script = redis.createScript("return redis.call('GET', KEYS[1])", { readonly: true });
+    assert.equal(await script.exec(["k"], []), 5);
+    assert.equal(await script.evalRo(["k"], []), 5);
+    assert.equal(await script.evalshaRo(["k"], []), 5);
+    await assert.rejects(redis.evalRo("return redis.call('SET', KEYS[1], 1)", ["k"], []), /Write commands are not allowed from read-only scripts/);
   });
 
   test("may not touch undeclared keys when they lock by key", async () => {
@@ -198,6 +272,24 @@ describe("subscriptions", () => {
     const arriving = next(subscriber, "message");
     assert.equal(await redis.publish("chat", { hello: "wörld" }), 1);
     assert.deepEqual(await arriving, { channel: "chat", message: { hello: "wörld" } });
+    await subscriber.unsubscribe();
+  });
+
+  test("several channels are heard, each by its own listener, until it is left", async () => {
+    const subscriber = redis.subscribe(["a", "b"]);
+    await next(subscriber, "subscribe");
+    while ((await redis.exec(["PUBSUB", "NUMSUB", "a", "b"])).includes(0));
+    assert.deepEqual(subscriber.getSubscribedChannels(), ["a", "b"]);
+    const arriving = [next(subscriber, "message:a"), next(subscriber, "message:b")];
+    await redis.publish("a", 7);
+    await redis.publish("b", "plain text, with a comma");
+    assert.deepEqual(await Promise.all(arriving), [
+      { channel: "a", message: 7 },
+      { channel: "b", message: "plain text, with a comma" },
+    ]);
+    await subscriber.unsubscribe(["a"]);
+    while ((await redis.exec(["PUBSUB", "NUMSUB", "a"]))[1] !== 0);
+    assert.deepEqual(subscriber.getSubscribedChannels(), ["b"]);
     await subscriber.unsubscribe();
   });
 
