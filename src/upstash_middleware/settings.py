@@ -101,7 +101,8 @@ class Arguments(TypedDict, total=False):
     token: str
     """Its token; default UPSTASH_REDIS_REST_TOKEN, then KV_REST_API_TOKEN."""
     redis: Any
-    """The application's own upstash_redis.Redis, sync or async, in place of URL and token."""
+    """The application's own upstash_redis.Redis, sync or async, in place of URL and token; or a
+    LocalUpstash, which is then reached without a socket."""
     prefix: str
     """What every key begins with; default ``upstash-middleware``."""
     secret: str

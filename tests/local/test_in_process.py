@@ -10,6 +10,7 @@ import pytest
 from upstash_redis import Redis
 from upstash_redis.asyncio import Redis as AsyncRedis
 
+from upstash_middleware import asgi, wsgi
 from upstash_middleware.local import LocalUpstash
 
 if TYPE_CHECKING:
@@ -46,11 +47,12 @@ def test_a_sync_client_reaches_it_without_a_socket(unheard: LocalUpstash):
         assert client.post(unheard.url, **PING).json() == {"result": "PONG"}
         assert client.get(f"{unheard.url}/set/a%2Fb/v?EX=9").json() == {"result": "OK"}
         assert client.get(f"{unheard.url}/get/a%2Fb").json() == {"result": "v"}
-        assert client.get(f"{unheard.url}/-/bill").json()["requests"] == 3
+        head = client.head(f"{unheard.url}/get/a%2Fb")
+        assert (head.content, head.headers["content-length"]) == (b"", "14")
+        assert client.get(f"{unheard.url}/-/bill").json()["requests"] == 4
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.usefixtures("no_network")
 async def test_an_async_client_reaches_it_without_a_socket(unheard: LocalUpstash):
     async with httpx.AsyncClient(transport=unheard.transport, headers=headers(unheard)) as client:
@@ -76,6 +78,32 @@ async def test_the_sdks_async_client_can_be_given_the_transport(unheard: LocalUp
         batch.set("k", 1)
         batch.incr("k")
         assert await batch.exec() == [True, 2]
+
+
+async def hello(_scope: Any, _receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_network")
+async def test_an_asgi_application_under_test_needs_no_socket(unheard: LocalUpstash):
+    unheard.flush()
+    app = asgi.RateLimitMiddleware(hello, redis=unheard, default_limit="2/hour")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        assert [(await client.get("/")).status_code for _ in range(3)] == [200, 200, 429]
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_wsgi_application_under_test_needs_no_socket(unheard: LocalUpstash):
+    def greet(_environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [b"hello"]
+
+    unheard.flush()
+    app = wsgi.RateLimitMiddleware(greet, redis=unheard, default_limit="2/hour")
+    with httpx.Client(transport=httpx.WSGITransport(app), base_url="http://x") as client:
+        assert [client.get("/").status_code for _ in range(3)] == [200, 200, 429]
 
 
 @pytest.mark.parametrize(

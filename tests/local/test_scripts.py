@@ -213,6 +213,16 @@ def test_scripts_answer_to_the_sha_of_the_text_as_sent(http: httpx.Client):
     assert http.post("/", json=["EVALSHA", sha, 1, "n"]).json() == {"result": 3}
 
 
+@pytest.mark.parametrize("path", ["/pipeline", "/multi-exec"])
+def test_a_script_can_be_loaded_and_run_in_one_batch(http: httpx.Client, path: str):
+    text = f"return 'run by {path}'"
+    sha = hashlib.sha1(text.encode()).hexdigest()
+    members = [["SCRIPT", "LOAD", text], ["SCRIPT", "EXISTS", sha], ["EVALSHA", sha, 0]]
+    assert http.post(path, json=members).json() == [
+        {"result": sha}, {"result": [1]}, {"result": f"run by {path}"},
+    ]  # fmt: skip
+
+
 def test_a_script_that_does_not_compile_is_not_loaded(http: httpx.Client):
     answer = http.post("/", json=["SCRIPT", "LOAD", "return +"])
     assert answer.status_code == 400

@@ -130,6 +130,12 @@ def test_weather_can_be_given_at_the_start():
         assert httpx.post(upstash.url, json=["PING"]).status_code == 400
     with command_line("--port", "0", "--fault", "bad-gateway") as (_, env):
         assert httpx.get(env["UPSTASH_REDIS_REST_URL"]).status_code == 502
+    passing = ("--port", "0", "--fault", "bad-gateway", "--times", "1", "--seconds", "60")
+    with command_line(*passing) as (_, env):
+        answers = [httpx.get(env["UPSTASH_REDIS_REST_URL"]).status_code for _ in range(2)]
+        assert answers == [502, 401]
+        weather = httpx.get(f"{env['UPSTASH_REDIS_REST_URL']}/-/weather").json()
+        assert (weather["times"], weather["seconds"]) == (1, 60)
 
 
 def test_data_is_kept_in_the_directory_that_is_given(tmp_path: Path):

@@ -96,6 +96,13 @@ def test_monitor_does_not_show_what_only_this_server_does(http: httpx.Client):
         assert next(events).endswith('[0 lua] "GET" "k"')
 
 
+def test_head_tells_that_there_is_a_stream_and_subscribes_nobody(http: httpx.Client):
+    answer = http.head("/subscribe/chat")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-type"] == "text/event-stream"
+    assert http.get("/publish/chat/x").json() == {"result": 0}
+
+
 @pytest.mark.parametrize("path", ["/subscribe", "/psubscribe", "/monitor/x"])
 def test_a_stream_with_the_wrong_number_of_names_is_refused(http: httpx.Client, path: str):
     answer = http.post(path)

@@ -72,6 +72,8 @@ def _server(options: argparse.Namespace) -> LocalUpstash:
             jitter_ms=options.jitter_ms,
             fault=None if options.fault is None else Fault(options.fault),
             probability=options.probability,
+            times=options.times,
+            seconds=options.seconds,
         ),
     )
 
@@ -95,4 +97,6 @@ def _parser(program: str) -> argparse.ArgumentParser:
     weather.add_argument(
         "--probability", type=float, default=1.0, help="to which share of requests (%(default)s)"
     )
+    weather.add_argument("--times", type=int, help="how many requests the fault hits")
+    weather.add_argument("--seconds", type=float, help="when the whole weather is over")
     return parser

@@ -218,8 +218,10 @@ def _script(name: str, command: list[bytes], scripts: ScriptMemory) -> Prepared:
     match subcommand:
         case b"LOAD" if len(command) == 3:
             script = wrap(command[2])
+            # Known from here on, so that an EVALSHA further on in the same batch finds it.
+            scripts.wrapped_shas[script.sha] = script.wrapped_sha
             return Prepared(
-                name, [*command[:2], script.wrapped], lambda reply: _loaded(reply, script, scripts)
+                name, [*command[:2], script.wrapped], lambda reply: _loaded(reply, script)
             )
         case b"EXISTS":
             known = scripts.wrapped_shas
@@ -232,11 +234,8 @@ def _script(name: str, command: list[bytes], scripts: ScriptMemory) -> Prepared:
             return _plain(name, command)
 
 
-def _loaded(reply: Reply, script: Script, scripts: ScriptMemory) -> Settled:
-    if isinstance(reply, Failure):
-        return reply, {}
-    scripts.wrapped_shas[script.sha] = script.wrapped_sha
-    return script.sha.encode(), {}
+def _loaded(reply: Reply, script: Script) -> Settled:
+    return (reply if isinstance(reply, Failure) else script.sha.encode()), {}
 
 
 def _fcall(name: str, command: list[bytes], _: ScriptMemory) -> Prepared:

@@ -147,6 +147,8 @@ class Service:
         if bool(channels) is (name.upper() == b"MONITOR"):
             text = f"ERR wrong number of arguments for '{name.decode().lower()}' command"
             return error_answer(400, text)
+        if request.method == "HEAD":
+            return Answer(200, b"", b"text/event-stream")
         self.meter.add_command(name.decode().upper())
         return await open_stream(self._store.address, [name, *channels])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import anyio.to_thread
 import httpx
 
 from upstash_middleware.local.messages import Answer, Request, Response, Stream
@@ -36,7 +37,12 @@ class InProcessTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Called by `httpx.AsyncClient`."""
         await request.aread()
-        return _deliver(request, *await asyncio.wrap_future(self._submit(_read(request))))
+        answering = self._submit(_read(request))
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # another kind of event loop
+            return _deliver(request, *await anyio.to_thread.run_sync(answering.result))
+        return _deliver(request, *await asyncio.wrap_future(answering))
 
 
 def _read(request: httpx.Request) -> Request:
@@ -67,9 +73,16 @@ def _deliver(request: httpx.Request, response: Response, manner: Manner) -> http
         case Manner.STALL | Manner.TRICKLE:
             raise httpx.ReadTimeout("The read operation timed out", request=request)
         case Manner.WHOLE:
-            return _whole(response)
+            return _whole(response, bodiless=request.method == "HEAD")
 
 
-def _whole(answer: Answer) -> httpx.Response:
-    headers = [(b"Content-Type", answer.content_type), *answer.headers]
-    return httpx.Response(answer.status, headers=headers, content=answer.body)
+def _whole(answer: Answer, *, bodiless: bool) -> httpx.Response:
+    length = b"%d" % len(answer.body)
+    headers = [
+        (b"Content-Type", answer.content_type),
+        (b"Content-Length", length),
+        *answer.headers,
+    ]
+    # As a stream, so that who asked may read it as it comes, too.
+    stream = httpx.ByteStream(b"" if bodiless else answer.body)
+    return httpx.Response(answer.status, headers=headers, stream=stream)

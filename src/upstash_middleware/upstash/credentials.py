@@ -36,6 +36,8 @@ class Credentials:
     token: str = field(repr=False)
     telemetry: bool = True
     """Whether calls say which package and Python they come from, as Upstash's SDKs do."""
+    transport: Any = field(default=None, repr=False)
+    """An httpx transport to a database that is reached without a socket: a local one, in tests."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "url", _checked_url(self.url.strip(_STRAY)))
@@ -52,8 +54,8 @@ class Credentials:
     ) -> Credentials:
         """Return those given; else those of an application's own client; else the environment's.
 
-        ``redis`` is an ``upstash_redis.Redis`` or ``upstash_redis.asyncio.Redis``. Raises
-        MissingCredentials if nothing names both a URL and a token.
+        ``redis`` is an ``upstash_redis.Redis`` or ``upstash_redis.asyncio.Redis``, or a local
+        Upstash. Raises MissingCredentials if nothing names both a URL and a token.
         """
         telemetry = "UPSTASH_DISABLE_TELEMETRY" not in environ
         if url or token:
@@ -72,9 +74,12 @@ class Credentials:
     def of_redis(cls, redis: Any) -> Credentials:
         """Return the address, token and telemetry choice of an upstash-redis client.
 
+        A local Upstash, which has a transport of its own, is then reached without a socket.
         Raises ConfigurationError for anything else.
         """
         try:
+            if hasattr(redis, "transport"):
+                return cls(redis.url, redis.token, telemetry=False, transport=redis.transport)
             authorization = redis._headers["Authorization"]  # noqa: SLF001 - it has no public way
             url, telemetry = redis._url, redis._allow_telemetry  # noqa: SLF001 - likewise
             return cls(url, authorization.removeprefix("Bearer "), bool(telemetry))

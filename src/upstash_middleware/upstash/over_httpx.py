@@ -88,6 +88,7 @@ class AsyncHttpxTransport:
                     limits=_LIMITS,
                     verify=self._tls,
                     trust_env=not self._credentials.local,
+                    transport=self._credentials.transport,
                     cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
                 )
             return client

@@ -68,7 +68,9 @@ def standing_headers(credentials: Credentials) -> list[Header]:
 
     The telemetry fields are those of Upstash's SDKs, under this package's name.
     """
-    if not (credentials.local or credentials.url.startswith("https://")):
+    if not (credentials.local or credentials.url.startswith("https://")) and (
+        credentials.transport is None
+    ):
         _say_once(f"the REST token goes to {credentials.host} unencrypted: its URL is http://")
     headers = [
         ("Authorization", f"Bearer {credentials.token}"),
@@ -104,7 +106,7 @@ def open_transport(credentials: Credentials, library: Library | None) -> Transpo
 
         return PyreqwestTransport(credentials)
 
-    return _opened(library, over_pyreqwest, over_httpx)
+    return _opened("httpx" if credentials.transport else library, over_pyreqwest, over_httpx)
 
 
 def open_async_transport(credentials: Credentials, library: Library | None) -> AsyncTransport:
@@ -121,7 +123,7 @@ def open_async_transport(credentials: Credentials, library: Library | None) -> A
 
         return AsyncPyreqwestTransport(credentials)
 
-    return _opened(library, over_pyreqwest, over_httpx)
+    return _opened("httpx" if credentials.transport else library, over_pyreqwest, over_httpx)
 
 
 def _opened(
