@@ -12,6 +12,7 @@ import upstash_redis.commands
 
 from upstash_middleware.local import Fault
 from upstash_middleware.local.command_line import main
+from upstash_middleware.local.commands import ONLY_AT_VALKEY
 
 if TYPE_CHECKING:
     import httpx
@@ -53,3 +54,21 @@ def test_every_command_of_the_sdk_runs_here_or_is_listed(http: httpx.Client):
         error = http.post("/", json=[name]).json().get("error", "")
         unknown = "unknown command" in error or "not available" in error
         assert unknown is (name in listed), name
+
+
+def test_every_command_that_is_listed_as_missing_says_so(http: httpx.Client):
+    rows = re.findall(r"^\| \w+ \| ([A-Z., ]+) \|$", UNSUPPORTED, re.MULTILINE)
+    names = ", ".join(rows).split(", ")
+    assert len(names) > 60
+    for name in names:
+        answer = http.post("/", json=[name, "k", "v"])
+        assert answer.status_code == 400
+        assert f"'{name}' is at Upstash" in answer.json()["error"]
+
+
+def test_what_is_said_to_be_refused_since_only_valkey_has_it_is_refused(http: httpx.Client):
+    (sentence,) = re.findall(r"The other way round, (.*) are in Valkey", UNSUPPORTED)
+    names = sentence.replace(" and ", ", ").split(", ")
+    assert set(names) == ONLY_AT_VALKEY
+    for name in names:
+        assert "not available" in http.post("/", json=[name, "k", "v"]).json()["error"]
