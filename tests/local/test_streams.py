@@ -96,10 +96,13 @@ def test_monitor_does_not_show_what_only_this_server_does(http: httpx.Client):
         assert next(events).endswith('[0 lua] "GET" "k"')
 
 
-def test_head_tells_that_there_is_a_stream_and_subscribes_nobody(http: httpx.Client):
+def test_head_tells_that_there_is_a_stream_and_subscribes_nobody(
+    upstash: LocalUpstash, http: httpx.Client
+):
     answer = http.head("/subscribe/chat")
     assert (answer.status_code, answer.content) == (200, b"")
     assert answer.headers["content-type"] == "text/event-stream"
+    assert upstash.bill().commands == 0
     assert http.get("/publish/chat/x").json() == {"result": 0}
 
 
