@@ -19,6 +19,7 @@ from upstash_middleware.events import (
     CircuitOpened,
     Event,
     InternalError,
+    SettingDoubted,
     UpstashAnswered,
     UpstashFailed,
     UserCodeFailed,
@@ -208,3 +209,43 @@ def test_nothing_that_a_server_says_makes_a_second_line_or_a_terminal_obey(log, 
 def test_what_a_server_says_is_cut_to_a_length(log):
     (line,) = said(log, failed(ConnectionLost("x" * 100_000)))
     assert len(line) < 1000
+
+
+def test_each_line_carries_what_a_program_reads(log):
+    """The event and its values, as fields of the record; each a plain value, and no message."""
+    broken = CommandError("WRONGTYPE Operation against a key holding the wrong kind of value")
+    said(
+        log,
+        failed(ConnectionLost("reset")),
+        UpstashAnswered("rate limit"),
+        failed(REFUSALS[Refusal.QUOTA][0]),
+        failed(broken),
+        CircuitOpened(5, 8, "ConnectionLost: reset"),
+        CircuitClosed(2.5),
+        UserCodeFailed("rate_limits[0].by", ZeroDivisionError()),
+        SettingDoubted("rate_limits[0].by", "everybody has one address"),
+        InternalError("head", KeyError("x")),
+    )
+    assert [
+        {
+            name.removeprefix("upstash_"): value
+            for name, value in vars(record).items()
+            if name.startswith("upstash_")
+        }
+        for record in log.records
+    ] == [
+        {"event": "UpstashFailed", "during": "rate limit", "error": "ConnectionLost"},
+        {"event": "UpstashAnswered"},
+        {
+            "event": "UpstashFailed",
+            "during": "rate limit",
+            "error": "Refused",
+            "refusal": "quota",
+        },
+        {"event": "UpstashFailed", "during": "rate limit", "error": "CommandError"},
+        {"event": "CircuitOpened", "bad": 5, "of": 8},
+        {"event": "CircuitClosed", "seconds": 2.5},
+        {"event": "UserCodeFailed", "where": "rate_limits[0].by", "error": "ZeroDivisionError"},
+        {"event": "SettingDoubted", "where": "rate_limits[0].by"},
+        {"event": "InternalError", "where": "head", "error": "KeyError"},
+    ]

@@ -1,34 +1,39 @@
 """What happened, as frozen values, and who is told.
 
-An observer is any function of one event. Logs, metrics and traces hang here. Events carry no
-secret: identifiers in them are as they stand in keys, so those made from tokens are hashed.
+An observer is any function of one event. Logs, metrics and traces hang here. It is called where
+the event happens, in the request's own thread or task, so it shall be quick. What an event shows
+when printed holds no secret: identifiers are as they stand in keys, so those made from tokens are
+hashed; the request is carried along, and not printed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from upstash_middleware.errors import UpstashError
+    from upstash_middleware.messages import Request
 
 
 @dataclass(frozen=True, slots=True)
 class RateLimitDecided:
-    """A rule has decided about a request."""
+    """A rule has decided about a request, or its policy has where Upstash could not be asked."""
 
     rule: str
     identifier: str
     allowed: bool
     remaining: int
-    """Of the limit that is nearest to being used up."""
+    """Of the limit that is nearest to being used up; 0 where nobody has counted."""
     retry_after: float | None = None
     """Seconds until the same request would pass; None if it passed, or if it never will."""
-    remembered: bool = False
-    """Whether the denial was known in this process, so that nothing was asked of Upstash."""
+    settled_by: str = "upstash"
+    """What the decision rests on, as in ``Decision.settled_by``."""
     shadow: bool = False
     """Whether the rule only reports, so that a denial stopped nothing."""
+    request: Request | None = field(default=None, repr=False, compare=False)
+    """The request; its ``native`` is the framework's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,8 @@ class CacheLookedUp:
     url: str
     outcome: str
     """``hit``, or why the request went forward: an RFC 9211 ``fwd`` reason."""
+    request: Request | None = field(default=None, repr=False, compare=False)
+    """The request; its ``native`` is the framework's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,25 @@ class UpstashAnswered:
     """A call to Upstash succeeded."""
 
     during: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpstashCalled:
+    """A call to Upstash has ended: what one request waited for, from asking to the answer.
+
+    Told in the thread or task that had asked. Calls of several requests that travelled together
+    are told of one by one, and sending again what was lost is a part of the call. What the open
+    circuit held back was no call.
+    """
+
+    server: str
+    """The host name of the database."""
+    port: int
+    commands: tuple[str, ...]
+    """The names of the Redis commands in it."""
+    seconds: float
+    error: BaseException | None = None
+    """What befell the call, or the first of its commands that failed; a cancellation, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +146,7 @@ Event = (
     | CacheStored
     | UpstashFailed
     | UpstashAnswered
+    | UpstashCalled
     | CircuitOpened
     | CircuitClosed
     | UserCodeFailed

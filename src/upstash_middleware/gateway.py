@@ -26,7 +26,7 @@ from upstash_middleware.core.ratelimit.answering import Answering
 from upstash_middleware.core.ratelimit.exempting import Exempting
 from upstash_middleware.drivers import arun, run
 from upstash_middleware.errors import ConfigurationError
-from upstash_middleware.events import CircuitClosed, CircuitOpened
+from upstash_middleware.events import CircuitClosed, CircuitOpened, UpstashCalled
 from upstash_middleware.logs import LogObserver, logger
 from upstash_middleware.settings import Settings, settings_from
 from upstash_middleware.upstash import (
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from upstash_middleware.core.ratelimit import RateLimitRule
     from upstash_middleware.events import Event, Observer
     from upstash_middleware.messages import Request
-    from upstash_middleware.upstash import Change
+    from upstash_middleware.upstash import Called, Change, Watch
 
 T = TypeVar("T")
 
@@ -67,6 +67,7 @@ class _Shared(TypedDict, total=False):
     deadline: float
     sync_token: SyncToken
     breaker: OnePerProcess[Breaker]
+    watch: Watch
 
 
 class SystemClock:
@@ -355,8 +356,19 @@ class Gateway:
                 shared: _Shared = {"deadline": self.settings.deadline, "sync_token": SyncToken()}
                 if self.settings.breaker:
                     shared["breaker"] = OnePerProcess(self._breaker)
+                if self.settings.observers:  # the log says nothing of calls that are made
+                    shared["watch"] = self._watch(credentials)
                 self._clients = Client(credentials, **shared), AsyncClient(credentials, **shared)
             return self._clients
+
+    def _watch(self, credentials: Credentials) -> Watch:
+        server, port = credentials.host, credentials.port
+
+        def tell(called: Called) -> None:
+            names = tuple(str(command.args[0]) for command in called.commands)
+            self.observe(UpstashCalled(server, port, names, called.seconds, called.error))
+
+        return tell
 
     def _breaker(self) -> Breaker:
         slow = self.settings.breaker_slow or self.settings.deadline / 2

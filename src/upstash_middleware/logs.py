@@ -4,6 +4,10 @@ Logger ``upstash_middleware``. An outage is said when it begins and when it ends
 fails while others do not once a minute at most, one that fails for what its key holds the first
 time only; a fault of the application's functions or of our own is said with its traceback the
 first time at each place.
+
+Each record carries, beside its sentence, what a program reads: ``upstash_event``, the event's
+class, and with it ``upstash_during``, ``upstash_where``, ``upstash_error`` (the exception's
+class), ``upstash_refusal``, ``upstash_bad`` and ``upstash_of``, or ``upstash_seconds``.
 """
 
 from __future__ import annotations
@@ -81,22 +85,29 @@ class LogObserver:
                 self._failed(during, error)
             case UpstashAnswered() if self._outage and not self._open:
                 self._outage = set()
-                logger.info("Upstash answers again")
+                logger.info("Upstash answers again", extra=_fields("UpstashAnswered"))
             case CircuitOpened(bad, of, last):
                 self._opened(bad, of, last)
             case CircuitClosed(after):
                 self._closed(after)
             case UserCodeFailed(where, failure):
                 if self._is_news(where, type(failure).__name__):
-                    logger.error("%s raised; its rule went on without it", where, exc_info=failure)
+                    logger.error(
+                        "%s raised; its rule went on without it",
+                        where,
+                        exc_info=failure,
+                        extra=_fields("UserCodeFailed", where=where, error=failure),
+                    )
             case SettingDoubted(where, advice):
-                logger.warning("%s: %s", where, advice)
+                extra = _fields("SettingDoubted", where=where)
+                logger.warning("%s: %s", where, advice, extra=extra)
             case InternalError(where, failure):
                 if self._is_news(f"internal {where}", type(failure).__name__):
                     logger.error(
                         "upstash-middleware failed in %s; the response was let through",
                         where,
                         exc_info=failure,
+                        extra=_fields("InternalError", where=where, error=failure),
                     )
             case _:
                 pass
@@ -105,9 +116,12 @@ class LogObserver:
         """Say what fails: once for the whole of Upstash, or for what is done there."""
         refusal, name = _refusal(error), type(error).__name__
         kind = refusal.name if refusal else name
+        extra = _fields("UpstashFailed", during=during, error=error)
+        if refusal:
+            extra["upstash_refusal"] = refusal.name.lower()
         of_some_commands = refusal in _OF_SOME_COMMANDS or isinstance(error, CommandError)
         if isinstance(error, CommandError) and error.code in _OF_ONE_KEY:
-            self._of_one_key(during, error)
+            self._of_one_key(during, error, extra)
         elif of_some_commands:
             if self._is_news(during, kind, again_after=_MINUTE):
                 logger.warning(
@@ -116,6 +130,7 @@ class LogObserver:
                     name,
                     one_line(str(error)),
                     _remedy(refusal),
+                    extra=extra,
                 )
         elif kind not in self._outage and self._is_news("upstash", kind, again_after=_MINUTE):
             self._outage |= {kind}
@@ -126,9 +141,10 @@ class LogObserver:
                 name,
                 one_line(str(error)),
                 _remedy(refusal),
+                extra=extra,
             )
 
-    def _of_one_key(self, during: str, error: CommandError) -> None:
+    def _of_one_key(self, during: str, error: CommandError, extra: dict[str, object]) -> None:
         # Whoever owns the key meets this with each request: no outage, and no news either.
         if self._is_news(during, error.code):
             logger.warning(
@@ -137,6 +153,7 @@ class LogObserver:
                 "other such keys are not told of)",
                 during,
                 one_line(str(error)),
+                extra=extra,
             )
 
     def _opened(self, bad: int, of: int, last: str) -> None:
@@ -149,12 +166,14 @@ class LogObserver:
                 bad,
                 of,
                 one_line(last),
+                extra=_fields("CircuitOpened", bad=bad, of=of),
             )
 
     def _closed(self, after: float) -> None:
         told, self._outage, self._open = bool(self._outage), set(), False
         if told:
-            logger.info("Upstash answers again, %.3g s after the last time", after)
+            extra = _fields("CircuitClosed", seconds=after)
+            logger.info("Upstash answers again, %.3g s after the last time", after, extra=extra)
 
     def _is_news(self, place: str, kind: str, again_after: float = math.inf) -> bool:
         with self._lock:
@@ -168,6 +187,15 @@ class LogObserver:
 def one_line(text: str) -> str:
     """Return a text from outside so that it can forge no line of a log, and cut to a length."""
     return _UNPRINTABLE.sub(" ", text)[:_LONGEST]
+
+
+def _fields(event: str, **values: object) -> dict[str, object]:
+    """Return what a record carries for programs, under names that no other record has."""
+    said = {
+        f"upstash_{name}": type(value).__name__ if isinstance(value, Exception) else value
+        for name, value in values.items()
+    }
+    return {"upstash_event": event, **said}
 
 
 def _remedy(refusal: Refusal | None) -> str:

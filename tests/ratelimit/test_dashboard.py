@@ -184,7 +184,7 @@ def test_a_deny_list_that_cannot_be_read_stops_nobody(
     store.fails_with = NotConnected("no")
     events.clear()
     assert passed(limiter, store, get("/a", peer="203.0.113.8")) == [True]
-    assert events == [UpstashFailed("rate limit", store.fails_with)]
+    assert events[0] == UpstashFailed("rate limit", store.fails_with)
 
 
 def test_deny_list_and_analytics_cost_one_command_and_no_round_trip(

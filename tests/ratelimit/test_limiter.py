@@ -323,7 +323,7 @@ def test_a_computed_cost_above_the_limit_is_denied_without_a_false_wait(
 def test_open_lets_pass_when_upstash_cannot_be_asked(
     limiter_of: Make, store: ValkeyStore, events: list[Event], error: Any
 ) -> None:
-    """One event, no fields that would claim to know, no 500."""
+    """The failure and what the policy makes of it are told; no fields claim to know, no 500."""
     store.fails_with = error
     exchange = begin(limiter_of(RateLimitRule("/a", "1/min")), store, get("/a"))
     assert exchange.response is None
@@ -331,7 +331,8 @@ def test_open_lets_pass_when_upstash_cannot_be_asked(
     assert (exchange.decision.allowed, exchange.decision.settled_by) == (True, "open")
     assert exchange.decision.remaining is None
     assert fields(exchange) == {}
-    assert events == [UpstashFailed("rate limit", error)]
+    by_policy = RateLimitDecided("/a", "ip=203.0.113.7", True, 0, settled_by="open")
+    assert events == [UpstashFailed("rate limit", error), by_policy]
 
 
 def test_closed_answers_503_and_never_a_false_429(limiter_of: Make, store: ValkeyStore) -> None:
@@ -359,8 +360,8 @@ def test_a_wrong_value_at_the_key_is_settled_by_policy(
     response = begin(limiter, store, get("/a")).response
     assert response is not None
     assert response.head.status == 503
-    assert isinstance(events[-1], UpstashFailed)
-    assert "WRONGTYPE" in str(events[-1].error)
+    assert isinstance(events[-2], UpstashFailed)
+    assert "WRONGTYPE" in str(events[-2].error)
 
 
 def boom(request: Request) -> Any:

@@ -30,7 +30,7 @@ def test_denied_again_asks_nothing_until_it_would_pass(
     assert remembered.decision is not None
     assert (remembered.decision.retry_after, remembered.decision.settled_by) == (7.5, "memory")
     assert events[-1] == RateLimitDecided(
-        "a", "ip=203.0.113.7", allowed=False, remaining=0, retry_after=7.5, remembered=True
+        "a", "ip=203.0.113.7", allowed=False, remaining=0, retry_after=7.5, settled_by="memory"
     )
     clock.move(7.499)
     assert passed(limiter, store, get("/a")) == [False]

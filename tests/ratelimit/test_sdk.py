@@ -164,14 +164,14 @@ def test_what_upstash_does_to_it_is_settled_by_policy(
     own = limiter_of(RateLimitRule("/a", sdk.FixedWindow(3, 60), on_error="closed"))
     store.fails_with = NotConnected("no")
     assert passed(own, store, get("/a")) == [False]
-    assert events == [UpstashFailed("rate limit", store.fails_with)]
+    assert events[0] == UpstashFailed("rate limit", store.fails_with)
     store.fails_with = None
     number = int(time.time()) // 60
     for window in (number, number + 1):
         store.client.hset(f"t:/a:ip=203.0.113.7:{window}", "a", "b")
     assert passed(own, store, get("/a")) == [False]
-    assert isinstance(events[-1], UpstashFailed)
-    assert "WRONGTYPE" in str(events[-1].error)
+    assert isinstance(events[-2], UpstashFailed)
+    assert "WRONGTYPE" in str(events[-2].error)
 
 
 class Broken(Thrice):

@@ -340,7 +340,7 @@ def test_a_burst_that_fails_together_counts_once_for_each_http_call():
         CREDENTIALS, transport=AsyncDead, breaker=OnePerProcess(lambda: circuit.breaker)
     )
 
-    async def main() -> list[object]:
+    async def main() -> Any:
         asks = (client.execute(GET) for _ in range(100))
         return await asyncio.gather(*asks, return_exceptions=True)
 

@@ -16,7 +16,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest
 
 from upstash_middleware.django.configuration import Configured, limit_through, purge_through
-from upstash_middleware.django.denying import is_for_a_view
+from upstash_middleware.django.denying import is_for_the_project
 from upstash_middleware.django.passage import Passage, handed_over
 from upstash_middleware.django.refreshing import is_outermost, refresh
 from upstash_middleware.django.translation import request_from
@@ -91,7 +91,7 @@ class Middleware:
             return cast("HttpResponseBase", await self._get_response(request))
         asked, exchange = handed_over(request, gateway) or await self._abegun(request, gateway)
         passage = self._passage(request, asked, gateway, exchange)
-        if is_for_a_view(exchange):
+        if is_for_the_project(exchange):
             return cast("HttpResponseBase", await sync_to_async(passage.ready)())
         if (ready := passage.ready()) is not None:
             return ready

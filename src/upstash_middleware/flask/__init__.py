@@ -16,6 +16,7 @@ from upstash_middleware.flask.extension import (
     purge,
 )
 from upstash_middleware.flask.limiting import limit
+from upstash_middleware.flask.signals import rate_limited
 from upstash_middleware.handlers import exempt
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "limit",
     "never_cached",
     "purge",
+    "rate_limited",
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from flask import current_app, g
 from werkzeug.exceptions import Forbidden, ServiceUnavailable, TooManyRequests
 
+from upstash_middleware.flask.signals import send_rate_limited
 from upstash_middleware.messages import Response
 from upstash_middleware.wsgi.environ import fields_of, head_of
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from werkzeug.exceptions import HTTPException
 
     from upstash_middleware.core.ratelimit import Decision
+    from upstash_middleware.gateway import Gateway
 
 _OF_THE_BODY = frozenset({"content-type", "content-length"})
 
@@ -58,7 +60,11 @@ def complete(response: FlaskResponse, denial: Response) -> None:
 
 
 def answered_by(
-    app: Flask, environ: WSGIEnvironment, denial: Response, decision: Decision
+    app: Flask,
+    environ: WSGIEnvironment,
+    denial: Response,
+    decision: Decision,
+    gateway: Gateway,
 ) -> Response:
     """Return what the application makes of a denial outside of it, as of an error inside.
 
@@ -67,6 +73,7 @@ def answered_by(
     """
     with app.request_context(environ):
         g.rate_limit = decision
+        send_rate_limited(app, gateway, decision)
         handled = app.handle_http_exception(denied(denial, decision))
         response = app.finalize_request(handled, from_error_handler=True)
         complete(response, denial)

@@ -54,7 +54,7 @@ class _OfFlask(Middleware):
         if decision is None or decision.allowed:
             return response
         try:
-            return answered_by(self._flask_app, environ, response, decision)
+            return answered_by(self._flask_app, environ, response, decision, self.gateway)
         except Exception as error:  # noqa: BLE001 - it is the application's, and the answer stands
             self.gateway.observe(UserCodeFailed("the error handler for a denial", error))
             return response

@@ -13,6 +13,7 @@ from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.flask.denying import complete, denied
 from upstash_middleware.flask.extension import CONFIG, EXTENSION
 from upstash_middleware.flask.routing import is_exempt_view
+from upstash_middleware.flask.signals import send_rate_limited
 from upstash_middleware.gateway import Gateway, Halves
 from upstash_middleware.handler_limits import HandlerLimit, Place
 from upstash_middleware.handlers import REFRESH, is_exempt, owner_of
@@ -77,6 +78,7 @@ class Limit(HandlerLimit):
         g.rate_limit = environ[RATE_LIMIT_KEY] = begun.decision
         exchange = begun.exchange
         if exchange.response is not None and exchange.decision is not None:
+            send_rate_limited(app, gateway, exchange.decision)
             _when_answered(functools.partial(complete, denial=exchange.response))
             raise denied(exchange.response, exchange.decision)
         _when_answered(_Passing(gateway, exchange))

@@ -10,6 +10,7 @@ from upstash_middleware.upstash.process import OnePerProcess
 from upstash_middleware.upstash.protocol import Answer, Call
 from upstash_middleware.upstash.sync_token import SyncToken
 from upstash_middleware.upstash.transport import AsyncTransport, Transport
+from upstash_middleware.upstash.watching import Called, Watch
 
 __all__ = [
     "Answer",
@@ -17,6 +18,7 @@ __all__ = [
     "AsyncTransport",
     "Breaker",
     "Call",
+    "Called",
     "Change",
     "Client",
     "Closed",
@@ -25,4 +27,5 @@ __all__ = [
     "Opened",
     "SyncToken",
     "Transport",
+    "Watch",
 ]

@@ -18,9 +18,10 @@ from upstash_middleware.upstash.process import OnePerProcess
 from upstash_middleware.upstash.protocol import as_members, encode
 from upstash_middleware.upstash.sync_token import SyncToken
 from upstash_middleware.upstash.transport import open_async_transport, open_transport
+from upstash_middleware.upstash.watching import Watched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from upstash_middleware.core.effects import Command, Pipeline, Reply
     from upstash_middleware.upstash.breaker import Breaker
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from upstash_middleware.upstash.gathering import Gatherings
     from upstash_middleware.upstash.protocol import Call
     from upstash_middleware.upstash.transport import AsyncTransport, Library, Transport
+    from upstash_middleware.upstash.watching import Watch
 
 
 class Client:
@@ -37,10 +39,11 @@ class Client:
     ``deadline`` is in seconds, for every pipeline that sets none. ``transport`` names the HTTP
     library instead of having it chosen, or is what makes a Transport of one's own: it is called
     in each process that needs one. ``sync_token`` and ``breaker`` are shared by the clients of
-    one database; without a breaker every call is made.
+    one database; without a breaker every call is made. ``watch`` is told how each pipeline went,
+    in the thread that asked.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword arguments, each a setting of its own
         self,
         credentials: Credentials,
         *,
@@ -48,10 +51,12 @@ class Client:
         transport: Library | Callable[[Credentials], Transport] | None = None,
         sync_token: SyncToken | None = None,
         breaker: OnePerProcess[Breaker] | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self._deadline = deadline
         self._session = Session(sync_token or SyncToken(), credentials.token)
         self._breaker = breaker
+        self._watch = watch
         self._transport = OnePerProcess(lambda: _transport(credentials, transport))
 
     def execute(self, pipeline: Pipeline) -> list[Reply]:
@@ -62,6 +67,12 @@ class Client:
         """
         if not pipeline.commands:
             return []
+        if self._watch is None:
+            return self._execute(pipeline)
+        with Watched(self._watch, pipeline.commands) as watched:
+            return watched.answered(self._execute(pipeline))
+
+    def _execute(self, pipeline: Pipeline) -> list[Reply]:
         transport = self._transport.get()
         with _passing(self._breaker):
             return self._perform(transport, pipeline)
@@ -110,10 +121,12 @@ class AsyncClient:
         sync_token: SyncToken | None = None,
         coalesce: bool = True,
         breaker: OnePerProcess[Breaker] | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self._deadline = deadline
         self._session = Session(sync_token or SyncToken(), credentials.token)
         self._breaker = breaker
+        self._watch = watch
         self._transport = OnePerProcess(lambda: _async_transport(credentials, transport))
         self._under_trio = OnePerProcess(
             lambda: _async_transport(credentials, transport or "httpx")
@@ -121,8 +134,17 @@ class AsyncClient:
         self._coalesce = coalesce
         self._gatherings = OnePerProcess(self._make_gatherings)
 
-    async def execute(self, pipeline: Pipeline) -> list[Reply]:
+    def execute(self, pipeline: Pipeline) -> Coroutine[Any, Any, list[Reply]]:
         """Do the same as ``Client.execute`` on an event loop."""
+        if self._watch is None or not pipeline.commands:
+            return self._execute(pipeline)  # a coroutine less for each
+        return self._watched(self._watch, pipeline)
+
+    async def _watched(self, watch: Watch, pipeline: Pipeline) -> list[Reply]:
+        with Watched(watch, pipeline.commands) as watched:
+            return watched.answered(await self._execute(pipeline))
+
+    async def _execute(self, pipeline: Pipeline) -> list[Reply]:
         if not pipeline.commands:
             return []
         if self._breaker is not None:

@@ -95,6 +95,12 @@ class Credentials:
         return urlsplit(self.url).hostname or ""
 
     @property
+    def port(self) -> int:
+        """The URL's port, its scheme's where it names none."""
+        parts = urlsplit(self.url)
+        return parts.port or (443 if parts.scheme == "https" else 80)
+
+    @property
     def local(self) -> bool:
         """Whether the URL is this machine's own, where no proxy is in between."""
         return self.host in _LOOPBACK

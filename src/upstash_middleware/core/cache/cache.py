@@ -151,10 +151,10 @@ class Cache:
         if isinstance(asked, CacheStatus):
             if (answering := self._held(rule, request, target, instead_of_store)) is not None:
                 return answering
-            self._observe(CacheLookedUp(target.url, "bypass"))
+            self._observe(CacheLookedUp(target.url, "bypass", request))
             return Bypassing(asked)
         exchange, outcome = passage(self._context, asked)
-        self._observe(CacheLookedUp(asked.target.url, outcome))
+        self._observe(CacheLookedUp(asked.target.url, outcome, request))
         return await self._together_with_others(exchange, asked)
 
     async def _begin_unsafe(self, request: Request) -> Exchange:
@@ -166,7 +166,7 @@ class Cache:
             asked = await self._looked_up(rule, request, target)
             if isinstance(asked, Forwarded):
                 return Posting(self._context, asked)
-            self._observe(CacheLookedUp(target.url, "bypass"))
+            self._observe(CacheLookedUp(target.url, "bypass", request))
         return Invalidating(self._context, request)
 
     async def purge(self, what: Purge) -> None:
@@ -226,7 +226,7 @@ class Cache:
             return None
         answer = answering(self._context, Forwarded(request, rule, target, lookup, "uri-miss"))
         if answer is not None:
-            self._observe(CacheLookedUp(target.url, "hit"))
+            self._observe(CacheLookedUp(target.url, "hit", request))
         return answer
 
     async def _looked_up(

@@ -117,8 +117,7 @@ class RateLimiter:
         asks = await self._asking.asks(request)
         outcomes = await self._outcomes(asks, request)
         for outcome in outcomes:
-            if outcome.decision.settled_by not in {"open", "closed"}:  # else the failure was told
-                self._tell(outcome.decision)
+            self._tell(outcome.decision, request)
         enforced = [outcome for outcome in outcomes if not outcome.decision.shadow]
         if not enforced:
             return RateLimitExchange(request, self._settling, taken=_taken(outcomes))
@@ -189,9 +188,10 @@ class RateLimiter:
         )
         return later(decision, self.random() % round(jitter * 1000 + 1)) if jitter else decision
 
-    def _tell(self, decision: Decision) -> None:
-        self.observe(_event(decision))
-        if self._analytics is not None and not decision.shadow:
+    def _tell(self, decision: Decision, request: Request) -> None:
+        self.observe(_event(decision, request))
+        counted = decision.settled_by not in {"open", "closed"}
+        if self._analytics is not None and counted and not decision.shadow:
             self._analytics.count(decision)
 
     async def _outcomes(self, asks: Sequence[Ask | Settled], request: Request) -> list[Outcome]:
@@ -326,13 +326,14 @@ def _listed(ask: Ask | Settled) -> Outcome:
     return settled_outcome(Settled(ask.rule, ask.identifier, "deny list"))
 
 
-def _event(decision: Decision) -> RateLimitDecided:
+def _event(decision: Decision, request: Request) -> RateLimitDecided:
     return RateLimitDecided(
         rule=decision.rule,
         identifier=decision.identifier,
         allowed=decision.allowed,
         remaining=decision.remaining or 0,
         retry_after=decision.retry_after,
-        remembered=decision.settled_by == "memory",
+        settled_by=decision.settled_by,
         shadow=decision.shadow,
+        request=request,
     )

@@ -1,0 +1,11 @@
+"""Signals in Django's sense: what a project may connect receivers to, and nothing else."""
+
+from django.dispatch import Signal
+
+rate_limited = Signal()
+"""A limit has stopped a request, in the middleware or in front of a view.
+
+Sent with ``request``, the HttpRequest, and ``decision``, the Decision that stopped it; ``sender``
+is HttpRequest's class. On an event loop it is sent from a thread, so that receivers may use the
+database; they may be async, too. One that raises is logged by Django and stops nothing.
+"""

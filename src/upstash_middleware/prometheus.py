@@ -1,0 +1,90 @@
+"""Events as metrics of ``prometheus_client``: ``observers=[PrometheusObserver()]``.
+
+What is measured stands in ``metrics``; here is how Prometheus calls it. Needs the extra
+``prometheus``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
+
+from upstash_middleware.metrics import METRICS, Kind, measured
+
+try:
+    from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+except ImportError as error:
+    raise ImportError(
+        "upstash_middleware.prometheus needs its extra: "
+        'pip install "upstash-middleware[prometheus]"'
+    ) from error
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from upstash_middleware.events import Event
+    from upstash_middleware.metrics import Metric
+
+Add = Callable[[float, tuple[str, ...]], None]
+
+_registered: WeakKeyDictionary[CollectorRegistry, Mapping[Metric, Add]] = WeakKeyDictionary()
+_lock: Final = threading.Lock()
+
+
+class PrometheusObserver:
+    """Counts events in a registry of Prometheus's; safe under threads.
+
+    Observers of one registry share their metrics, so that each middleware may have its own. In
+    multiprocess mode the circuits of all living processes add up.
+    """
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        """Register the metrics. Raises ValueError where others have their names."""
+        with _lock:
+            if registry not in _registered:
+                _registered[registry] = {
+                    metric: _MAKERS[metric.kind](metric, registry) for metric in METRICS
+                }
+            self._add = _registered[registry]
+
+    def __call__(self, event: Event) -> None:
+        """Count what the event adds."""
+        measurement = measured(event)
+        if measurement is not None:
+            self._add[measurement.metric](measurement.amount, measurement.values)
+
+
+def name_of(metric: Metric) -> str:
+    """Return a metric's name as OpenTelemetry translates it for Prometheus; without ``_total``."""
+    unit = "_seconds" if metric.unit == "s" else ""
+    return metric.name.replace(".", "_") + unit
+
+
+def _labels(metric: Metric) -> tuple[str, ...]:
+    return tuple(label.label for label in metric.labels)
+
+
+def _counter(metric: Metric, registry: CollectorRegistry) -> Add:
+    counter = Counter(name_of(metric), metric.meaning, _labels(metric), registry=registry)
+    return lambda amount, values: counter.labels(*values).inc(amount)
+
+
+def _histogram(metric: Metric, registry: CollectorRegistry) -> Add:
+    histogram = Histogram(
+        name_of(metric), metric.meaning, _labels(metric), registry=registry, buckets=metric.buckets
+    )
+    return lambda amount, values: histogram.labels(*values).observe(amount)
+
+
+def _gauge(metric: Metric, registry: CollectorRegistry) -> Add:
+    gauge = Gauge(name_of(metric), metric.meaning, registry=registry, multiprocess_mode="livesum")
+    return lambda amount, _values: gauge.inc(amount)
+
+
+_MAKERS: Final[Mapping[Kind, Callable[[Metric, CollectorRegistry], Add]]] = {
+    Kind.COUNTER: _counter,
+    Kind.HISTOGRAM: _histogram,
+    Kind.GAUGE: _gauge,
+}

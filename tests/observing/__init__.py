@@ -1,0 +1,1 @@
+"""What observers make of events: metrics, spans, and what each costs."""

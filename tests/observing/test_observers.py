@@ -1,0 +1,124 @@
+"""Observers themselves: what they are told of a request, and what they cost who has none."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from tests.observing.conftest import request_by
+from upstash_middleware import CacheRule
+from upstash_middleware.core.effects import Command, Pipeline
+from upstash_middleware.events import CacheLookedUp, Event, RateLimitDecided, UpstashCalled
+from upstash_middleware.starlette import UpstashMiddleware
+from upstash_middleware.upstash import Client, Credentials
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from upstash_middleware.gateway import Gateway
+    from upstash_middleware.local import LocalUpstash
+
+    Opened = Callable[..., AbstractContextManager[Gateway]]
+
+
+@pytest.mark.usefixtures("upstash")
+def test_in_starlette_an_observer_gets_the_request_as_starlette_has_it():
+    """The decision and the lookup bring the scope; what they are printed as has nothing of it."""
+    seen: list[Event] = []
+
+    async def page(_: Request) -> PlainTextResponse:
+        return PlainTextResponse("page")
+
+    app = Starlette(routes=[Route("/pages/{id}", page)])
+    app.add_middleware(
+        UpstashMiddleware,
+        default_limit="1/min",
+        cache=[CacheRule("/pages/{id}", ttl=60)],
+        observers=[seen.append],
+    )
+    with TestClient(app) as client:
+        for _ in range(2):
+            client.get("/pages/7", headers={"Authorization": "Bearer secret", "X-Tenant": "tea"})
+    told = [event for event in seen if isinstance(event, RateLimitDecided | CacheLookedUp)]
+    assert len(told) == 4
+    for event in told:
+        assert event.request is not None
+        request = Request(event.request.native)
+        assert (request.url.path, request.headers["x-tenant"]) == ("/pages/7", "tea")
+        assert "secret" not in repr(event)
+
+
+def test_a_call_is_told_in_the_commands_names_with_neither_keys_nor_values(
+    opened: Opened, upstash: LocalUpstash
+):
+    seen: list[Event] = []
+    with opened(seen.append) as gateway:
+        gateway.begin(request_by(0))
+    (call,) = (event for event in seen if isinstance(event, UpstashCalled))
+    assert call.commands == ("EVALSHA", "TIME")
+    assert (call.server, call.port) == ("127.0.0.1", int(upstash.url.rpartition(":")[2]))
+    assert call.seconds > 0
+    assert call.error is None
+
+
+def test_an_observer_that_raises_costs_nobody_anything(
+    opened: Opened, caplog: pytest.LogCaptureFixture
+):
+    def broken(_: Event) -> None:
+        raise ZeroDivisionError
+
+    with opened(broken) as gateway:
+        assert gateway.begin(request_by(0)).response is None
+        assert gateway.begin(request_by(0)).response is not None
+    assert "an observer raised on UpstashCalled" in caplog.text
+
+
+def test_where_nobody_observes_no_call_is_timed(opened: Opened, monkeypatch: pytest.MonkeyPatch):
+    """The log's observer alone is no reason to."""
+
+    def timed(*_: Any) -> None:
+        pytest.fail("a call was watched")
+
+    monkeypatch.setattr("upstash_middleware.upstash.client.Watched", timed)
+    with opened(lambda _: None, observers=[]) as gateway:
+        gateway.begin(request_by(0))
+
+
+class Answering:
+    """A transport that answers at once."""
+
+    def send(self, *_: Any) -> Any:
+        raise AssertionError
+
+    def close(self) -> None:
+        pass
+
+
+def test_being_watched_costs_a_call_a_few_microseconds_at_most():
+    """Of the hundreds that a round trip takes; the bound is a generous multiple."""
+    calls = 2000
+
+    def seconds(watch: Callable[[Any], None] | None) -> float:
+        client = Client(
+            Credentials("https://db.upstash.io", "token"),
+            transport=lambda _: Answering(),
+            watch=watch,
+        )
+        client._perform = lambda *_: []  # type: ignore[method-assign]
+        pipeline = Pipeline((Command(("GET", "k")),))
+        began = time.perf_counter()
+        for _ in range(calls):
+            client.execute(pipeline)
+        return (time.perf_counter() - began) / calls
+
+    unwatched = min(seconds(None) for _ in range(5))
+    watched = min(seconds(lambda _: None) for _ in range(5))
+    assert watched - unwatched < 20e-6
