@@ -22,7 +22,7 @@ test: lint ## format, lint, types, import contract, all tests, coverage
 	@$(BIN)/python -m pytest -q --numprocesses=auto --cov --cov-report= --no-cov-on-fail
 	@$(BIN)/coverage report --fail-under=$(COVERAGE) > .coverage.report || { cat .coverage.report; exit 1; }
 
-test-all: test ## the same, a soak, and what needs Node: the JavaScript SDKs against the local Upstash
+test-all: test ## the same, a soak, and what needs Node: the JavaScript SDKs against the local Upstash, pyright
 	@command -v npm >/dev/null || { $(ROOT) apt-get -qq update && $(ROOT) apt-get -qq install -y nodejs npm; }
 	@cd tests/node && npm ci --silent --no-audit --no-fund
 	@$(BIN)/python -m pytest -q -m "node or slow"

@@ -73,8 +73,8 @@ class _Shared(TypedDict, total=False):
 class SystemClock:
     """The machine's clocks."""
 
-    wall = staticmethod(time.time)
-    monotonic = staticmethod(time.monotonic)
+    wall: Callable[[], float] = staticmethod(time.time)
+    monotonic: Callable[[], float] = staticmethod(time.monotonic)
 
 
 class Gateway:
@@ -122,10 +122,10 @@ class Gateway:
             previous_version=settings.cache_previous_version or "",
         )
         limits, cache = self._limits(), self._caches()
-        self.engine = Engine([*limits, *cache], observe=self.observe)
-        self.limits = Engine(limits, observe=self.observe)
+        self.engine: Engine = Engine([*limits, *cache], observe=self.observe)
+        self.limits: Engine = Engine(limits, observe=self.observe)
         """The limits alone, for what no cache answers."""
-        self.purge_endpoint = self._endpoint()
+        self.purge_endpoint: PurgeEndpoint | None = self._endpoint()
 
     @classmethod
     def of(  # noqa: PLR0913 - each keyword is something that an adapter knows

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from upstash_middleware.errors import UpstashError
     from upstash_middleware.events import Event
 
-logger = logging.getLogger("upstash_middleware")
+logger: logging.Logger = logging.getLogger("upstash_middleware")
 
 _MINUTE: Final = 60.0
 _LONGEST: Final = 400

@@ -28,11 +28,11 @@ from upstash_middleware.metrics import (
 try:
     from opentelemetry import metrics, trace
     from opentelemetry.trace import SpanKind, Status, StatusCode
-except ImportError as error:
+except ImportError as _missing:
     raise ImportError(
         "upstash_middleware.opentelemetry needs its extra: "
         'pip install "upstash-middleware[opentelemetry]"'
-    ) from error
+    ) from _missing
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

@@ -15,11 +15,11 @@ from upstash_middleware.metrics import METRICS, Kind, measured
 
 try:
     from prometheus_client import REGISTRY, Counter, Gauge, Histogram
-except ImportError as error:
+except ImportError as _missing:
     raise ImportError(
         "upstash_middleware.prometheus needs its extra: "
         'pip install "upstash-middleware[prometheus]"'
-    ) from error
+    ) from _missing
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

@@ -130,7 +130,7 @@ def test_views_of_classes_are_limited_each_by_itself(app: Flask):
 
 def test_a_class_or_blueprint_is_refused_with_what_to_write_instead():
     with pytest.raises(ConfigurationError, match="`before_request`"):
-        limit("1/hour")(Blueprint("api", __name__))
+        limit("1/hour")(Blueprint("api", __name__))  # type: ignore[call-overload]
 
 
 def test_of_several_limits_and_the_middleware_the_tightest_is_told(app: Flask):

@@ -66,7 +66,9 @@ class _Middleware:
 
     def __init__(self, app: ASGIApp, **arguments: Unpack[Arguments]) -> None:
         self.app = app
-        self.gateway = Gateway.of(arguments, self.halves, exempts=self.exempts, refreshes=True)
+        self.gateway: Gateway = Gateway.of(
+            arguments, self.halves, exempts=self.exempts, refreshes=True
+        )
         self._inner = _directly_inside(app, self.halves)
         self._cache_handle = CacheHandle(self.gateway)
         self._serving: Mapping[str, ASGIApp] = {

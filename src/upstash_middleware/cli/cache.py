@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from upstash_middleware.cli.scanning import Kept
     from upstash_middleware.core.cache.explaining import CacheExplanation
 
-group = typer.Typer(
+group: typer.Typer = typer.Typer(
     help="What is stored, why a page missed, and how to be rid of it.", no_args_is_help=True
 )
 

@@ -14,7 +14,7 @@ from upstash_middleware.cli import cache, limits, pinging, rules
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name="upstash-middleware",
     help="Look at rate limits and stored responses, purge and reset them, check rules.",
     no_args_is_help=True,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from upstash_middleware.events import Event
     from upstash_middleware.gateway import Gateway
 
-group = typer.Typer(
+group: typer.Typer = typer.Typer(
     help="How rate limits stand, and why a request is denied.", no_args_is_help=True
 )
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from upstash_middleware.cli.application import Subject
     from upstash_middleware.cli.linting import Covered
 
-group = typer.Typer(help="Whether the rules are right.", no_args_is_help=True)
+group: typer.Typer = typer.Typer(help="Whether the rules are right.", no_args_is_help=True)
 
 _STYLES = {"error": "bold red", "warning": "yellow"}
 

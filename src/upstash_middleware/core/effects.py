@@ -92,7 +92,7 @@ class Latch:
     __slots__ = ("_lock", "_subscribers", "opened")
 
     def __init__(self) -> None:
-        self.opened = False
+        self.opened: bool = False
         self._lock = threading.Lock()
         self._subscribers: list[Callable[[], None]] = []
 

@@ -116,20 +116,20 @@ class Exchange:
         inner: Exchange | None,
         observe: Observer,
     ) -> None:
-        self.engine = engine
+        self.engine: Engine = engine
         self.inner = inner
         """What the engine directly inside has already found out, to be handed to it."""
         self._parts = parts
-        self.holding = [
+        self.holding: list[exchange.Holding] = [
             cast("exchange.Holding", part) for part in parts if getattr(part, "holds", False)
         ]
         """Who holds something on Redis that has to be renewed; for most requests nobody."""
         self._unreached: list[exchange.Exchange] = []
         self._observe = observe
         self._refresh: Exchange | None = None
-        self.response = self._ready_response()
+        self.response: Response | None = self._ready_response()
         """The response to give at once, or None: call the application."""
-        self.request = request if self.response else self._request_to_forward(request)
+        self.request: Request = request if self.response else self._request_to_forward(request)
         """The request as the application shall see it."""
 
     @property

@@ -18,9 +18,9 @@ TAG = "upstash_middleware"
 class UpstashMiddlewareConfig(AppConfig):
     """``upstash_middleware.django``; its label leaves ``django`` to Django."""
 
-    name = "upstash_middleware.django"
+    name: str = "upstash_middleware.django"
     label = "upstash_middleware"
-    verbose_name = "Upstash middleware"
+    verbose_name: str = "Upstash middleware"
 
     def ready(self) -> None:
         """Register the system checks under a tag of their own."""

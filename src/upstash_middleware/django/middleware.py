@@ -55,7 +55,7 @@ class Middleware:
         """
         self._get_response = get_response
         self._refreshes = is_outermost(type(self), RateLimitMiddleware)
-        self.configured = Configured(self.halves, refreshes=self._refreshes)
+        self.configured: Configured = Configured(self.halves, refreshes=self._refreshes)
         try:
             self.configured.gateway()
         except ConfigurationError as error:

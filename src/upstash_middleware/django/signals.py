@@ -2,7 +2,7 @@
 
 from django.dispatch import Signal
 
-rate_limited = Signal()
+rate_limited: Signal = Signal()
 """A limit has stopped a request, in the middleware or in front of a view.
 
 Sent with ``request``, the HttpRequest, and ``decision``, the Decision that stopped it; ``sender``

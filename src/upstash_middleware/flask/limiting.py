@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from flask import after_this_request, current_app, g, request, request_tearing_down
 
@@ -40,6 +40,12 @@ _STEPS_KEY = "upstash_middleware.steps"
 
 class Limit(HandlerLimit):
     """A limit that decorates views, and is a ``before_request`` function; made by ``limit``."""
+
+    @overload
+    def __call__(self, /) -> None: ...
+
+    @overload
+    def __call__(self, view: V, /) -> V: ...
 
     def __call__(self, view: Any = None, /) -> Any:
         """Put the limit in front of a view; or, given none, of the request that is at hand."""

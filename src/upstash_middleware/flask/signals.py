@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from blinker import Namespace
+from blinker import NamedSignal, Namespace
 
 from upstash_middleware.events import UserCodeFailed
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from upstash_middleware.core.ratelimit import Decision
     from upstash_middleware.gateway import Gateway
 
-rate_limited = Namespace().signal(
+rate_limited: NamedSignal = Namespace().signal(
     "rate-limited",
     """A limit has stopped a request, in front of the application or of a view.
 

@@ -5,10 +5,10 @@ Only the public names may live here.
 
 try:
     import httptools as _httptools  # noqa: F401 - only to say early what is missing
-except ImportError as error:
+except ImportError as _missing:
     raise ImportError(
         'upstash_middleware.local needs its extra: pip install "upstash-middleware[local]"'
-    ) from error
+    ) from _missing
 
 from upstash_middleware.local.bill import Bill
 from upstash_middleware.local.errors import LocalUpstashError

@@ -49,7 +49,7 @@ class EmbeddedValkey:
         self._server: Any = None
         self._watchdog: subprocess.Popen[bytes] | None = None
         self._directory = Path(tempfile.mkdtemp(prefix="upstash-local-"))
-        self.port = 0
+        self.port: int = 0
 
     @property
     def socket_url(self) -> str:

@@ -35,7 +35,7 @@ class RunningServer:
     def __init__(
         self, store_url: str, tokens: Tokens, weather: Weather, listen: tuple[str, int] | None
     ) -> None:
-        self.address = listen or ("", 0)
+        self.address: tuple[str, int] = listen or ("", 0)
         """Host and port, the port as it was given out by the system."""
         self._connections: set[HttpConnection] = set()
         self._orphans: set[asyncio.Task[None]] = set()

@@ -64,12 +64,14 @@ class LocalUpstash:
                 "keeps its own: give one of the two"
             )
         self.host = host
-        self.port = port
-        self.token = secrets.token_hex(16) if token is None else token
-        self.read_only_token = secrets.token_hex(16) if read_only_token is None else read_only_token
+        self.port: int = port
+        self.token: str = secrets.token_hex(16) if token is None else token
+        self.read_only_token: str = (
+            secrets.token_hex(16) if read_only_token is None else read_only_token
+        )
         if self.token == self.read_only_token:
             raise ValueError("token and read_only_token should differ")
-        self.redis_url = redis or ""
+        self.redis_url: str = redis or ""
         """The address of the Redis server behind, for any Redis client."""
         self._given_redis = redis
         self._data = None if data is None else Path(data)

@@ -81,7 +81,7 @@ class Service:
     def __init__(
         self, store: Store, tokens: Tokens, table: CommandTable, weather: WeatherStation
     ) -> None:
-        self.meter = Meter()
+        self.meter: Meter = Meter()
         self.weather = weather
         self.weather_changed: Callable[[], None] = lambda: None
         """Told of weather that was changed over HTTP."""

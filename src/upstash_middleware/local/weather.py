@@ -165,7 +165,7 @@ class WeatherStation:
 
     def change(self, weather: Weather) -> None:
         """Change the weather; `times` and `seconds` count from here."""
-        self.now = weather
+        self.now: Weather = weather
         self._hits_left = weather.times
         self._ends_at = None if weather.seconds is None else self._clock() + weather.seconds
 

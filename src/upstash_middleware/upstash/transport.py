@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from upstash_middleware.upstash.credentials import Credentials
 
-logger = logging.getLogger("upstash_middleware")
+logger: logging.Logger = logging.getLogger("upstash_middleware")
 
 VERSION: Final = "0.1.0"
 """This package's, for the servers' logs; a test holds it to the distribution's."""

@@ -40,12 +40,12 @@ class RateLimitExchange:
         taken: Sequence[Taken] = (),
         response: Response | None = None,
     ) -> None:
-        self.decision = decision
+        self.decision: Decision | None = decision
         """None for a request that is exempt or that no rule covers."""
-        self.response = response
+        self.response: Response | None = response
         self._request = request
         self._settling = settling
-        self.taken = taken
+        self.taken: Sequence[Taken] = taken
         """What was taken under each rule, and from where.
 
         For a denial nothing, unless something overruled these rules: then it is given back.

@@ -20,7 +20,7 @@ class Command(BaseCommand):
     """Hands its words over; its exit codes are those of ``upstash-middleware``."""
 
     help = "Look at rate limits and stored responses, purge and reset them, check rules."
-    requires_system_checks = ()  # `rules check` is for settings that are wrong
+    requires_system_checks: tuple[()] = ()  # `rules check` is for settings that are wrong
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Take every word."""

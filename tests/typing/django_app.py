@@ -1,0 +1,69 @@
+"""Django: views under decorators, the request that they read, purging, and the signal."""
+
+from __future__ import annotations
+
+from typing import Any, assert_type
+
+from django.dispatch import receiver
+from django.http import HttpRequest, HttpResponse
+from django.urls import path
+from django.utils.decorators import method_decorator
+from django.views import View
+
+from upstash_middleware import Decision
+from upstash_middleware.django import (
+    RateLimitedRequest,
+    apurge,
+    cached,
+    exempt,
+    limit,
+    never_cached,
+    purge,
+    user,
+)
+from upstash_middleware.django.signals import rate_limited
+
+
+@limit("5/minute", by=user)
+def tea(request: RateLimitedRequest, size: int) -> HttpResponse:
+    assert_type(request.rate_limit, Decision | None)
+    return HttpResponse(str(size))
+
+
+@limit("5/minute")
+async def cake(request: HttpRequest) -> HttpResponse:
+    return HttpResponse()
+
+
+@exempt
+@cached(60, tags=("page",))
+def page(request: HttpRequest) -> HttpResponse:
+    return HttpResponse()
+
+
+async def calls(request: HttpRequest, limited: RateLimitedRequest) -> None:
+    assert_type(tea(limited, size=1), HttpResponse)
+    assert_type(await cake(request), HttpResponse)
+    assert_type(page(request), HttpResponse)
+    assert_type(never_cached(page)(request), HttpResponse)
+    tea(limited, size="large")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+urlpatterns = [path("cake", cake), path("page", page)]
+
+
+@method_decorator(limit("5/minute"), name="dispatch")
+class Shop(View): ...
+
+
+@receiver(rate_limited)
+def note(sender: type[HttpRequest], request: HttpRequest, **kwargs: Any) -> None: ...
+
+
+async def edited() -> None:
+    assert_type(purge("/tea", tags=["tea"], everything=False, soft=True), None)
+    assert_type(await apurge(tags=("tea",)), None)
+    purge(7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+limit("5/minute", path="/tea")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

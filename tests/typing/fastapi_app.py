@@ -1,0 +1,27 @@
+"""FastAPI: dependencies, and what a route gets of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Annotated, assert_type
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+
+from upstash_middleware import Decision
+from upstash_middleware.fastapi import UpstashMiddleware, cached, limit, never_cached
+
+app = FastAPI(dependencies=[Depends(limit("100/minute", name="all"))])
+app.add_middleware(UpstashMiddleware, default_limit=None, cache=[{"path": "/", "ttl": 1}])
+router = APIRouter(dependencies=[Depends(limit("5/minute")), Depends(never_cached)])
+
+
+@app.get("/tea", dependencies=[Depends(cached(ttl=60, tags=("tea",)))])
+async def tea(decision: Annotated[Decision | None, Depends(limit("5/minute"))]) -> int | None:
+    assert_type(decision, Decision | None)
+    return None if decision is None else decision.remaining
+
+
+assert_type(limit("5/minute"), Callable[..., AsyncIterator[Decision | None]])
+assert_type(cached(60), Callable[[Request], Awaitable[None]])
+limit("5/minute", methods=["GET"])  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+cached("60")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,55 @@
+"""Rules, identifiers, decisions and errors."""
+
+from __future__ import annotations
+
+from typing import assert_type
+
+from upstash_middleware import (
+    CacheRule,
+    CommandError,
+    Decision,
+    PolicyState,
+    RateLimitRule,
+    Refused,
+    Request,
+    SlidingWindow,
+    client_ip,
+    header,
+)
+from upstash_middleware.refusals import Refusal
+
+
+async def tenant(request: Request) -> str | None:
+    return request.headers.get("x-tenant")
+
+
+def cost(request: Request) -> int:
+    return 2 if request.query else 1
+
+
+by_text = RateLimitRule("/a", "10/min", by=header("x-api-key"), cost=cost, on_error="closed")
+by_object = RateLimitRule(limits=[SlidingWindow(5, 60)], by=client_ip(trusted_hops=1), shadow=True)
+by_own = RateLimitRule("/b", "10/min", by=tenant, settle=lambda request, response: response.status)
+RateLimitRule("/a", "1/min", on_error="opne")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+RateLimitRule("/a", "1/min", cots=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+page = CacheRule("/p/{id}", ttl=60, tags=("product:{id}",), user=lambda request: request.peer)
+CacheRule("/p", ttl="60")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def read(decision: Decision) -> None:
+    assert_type(decision.allowed, bool)
+    assert_type(decision.rule, str)
+    assert_type(decision.identifier, str)
+    assert_type(decision.remaining, int | None)
+    assert_type(decision.retry_after, float | None)
+    assert_type(decision.policies, tuple[PolicyState, ...])
+    assert_type(decision.policies[0].limit, int)
+    decision.charge(3)
+    decision.charge("3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    decision.allowed = False  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def failed(command: CommandError, call: Refused) -> None:
+    assert_type(command.code, str)
+    assert_type(call.kind, Refusal)
