@@ -104,7 +104,7 @@ def test_a_fault_of_the_applications_is_scraped(opened: Opened, registry: Collec
     assert faults == {("ZeroDivisionError", "rate_limits[0].by"): 1}
 
 
-def test_a_thousand_clients_and_urls_make_no_more_series_than_three_do(
+def test_hundreds_of_clients_and_urls_make_no_more_series_than_three_do(
     opened: Opened, registry: CollectorRegistry
 ):
     """Labels are rules, outcomes and classes of errors: nothing that a client can choose."""
@@ -122,7 +122,7 @@ def test_a_thousand_clients_and_urls_make_no_more_series_than_three_do(
         for number in range(3):
             visit(number)
         few = series()
-        for number in range(3, 1000):
+        for number in range(3, 300):
             visit(number)
     assert series() == few
     text = generate_latest(registry).decode()
