@@ -1,0 +1,66 @@
+"""A Starlette application as an AWS Lambda function, behind API Gateway or a function URL."""
+
+from __future__ import annotations
+
+import os
+from itertools import count
+from typing import TYPE_CHECKING
+
+from mangum import Mangum
+from mangum.adapter import DEFAULT_TEXT_MIME_TYPES
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.routing import Route
+
+from upstash_middleware import CacheRule, client_ip
+from upstash_middleware.starlette import UpstashMiddleware
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+rendered = count(1)
+
+
+async def limited(request: Request) -> JSONResponse:
+    """Tell whom the request counts for, and how many more may come."""
+    decision = request.state.rate_limit
+    return JSONResponse({"identifier": decision.identifier, "remaining": decision.remaining})
+
+
+async def generate(request: Request) -> PlainTextResponse:
+    """Take as many units as the work turned out to be worth."""
+    request.state.rate_limit.charge(4)
+    return PlainTextResponse("generated")
+
+
+async def page(_: Request) -> PlainTextResponse:
+    """Render a page; the number on it tells whether it was rendered anew."""
+    return PlainTextResponse(f"render number {next(rendered)}")
+
+
+app = Starlette(
+    routes=[
+        Route("/limited", limited),
+        Route("/generate", generate, methods=["POST"]),
+        Route("/page", page),
+    ]
+)
+
+# API Gateway and function URLs tell the address that they have seen in the event itself, and
+# Mangum gives it as the connection's. A load balancer tells it in X-Forwarded-For alone.
+by = client_ip(platform="aws") if os.environ.get("BEHIND") == "alb" else client_ip()
+
+app.add_middleware(
+    UpstashMiddleware,
+    default_limit={"limits": "10/minute", "by": by},
+    cache=[CacheRule("/page", ttl=60, stale_while_revalidate=60)],
+)
+
+# With a lifespan, Mangum would start and end the application for each event, and each would open
+# its connection to Upstash anew. What is not named as text leaves in base64, which a REST API
+# gives to the client as it is.
+handler = Mangum(
+    app,
+    lifespan="off",
+    text_mime_types=[*DEFAULT_TEXT_MIME_TYPES, "application/problem+json"],
+)
