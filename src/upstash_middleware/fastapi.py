@@ -15,10 +15,12 @@ from upstash_middleware.asgi.protocol import headers_of, request_of
 from upstash_middleware.core.engine import Exchange
 from upstash_middleware.core.ratelimit import Decision
 from upstash_middleware.errors import ConfigurationError
+from upstash_middleware.gateway import Halves
 from upstash_middleware.handler_caching import CachedAs
 from upstash_middleware.handler_limits import TIGHTEST, HandlerLimit, LimitArguments, Place
 from upstash_middleware.handlers import exempt, is_exempt
 from upstash_middleware.messages import ResponseHead
+from upstash_middleware.openapi import document
 from upstash_middleware.starlette import (
     RateLimitMiddleware,
     RequestDenied,
@@ -26,6 +28,7 @@ from upstash_middleware.starlette import (
     user,
 )
 from upstash_middleware.starlette.caching import mark
+from upstash_middleware.starlette.denying import own_handler
 from upstash_middleware.starlette.limiting import (
     counts,
     entered,
@@ -41,6 +44,7 @@ __all__ = [
     "RequestDenied",
     "UpstashMiddleware",
     "cached",
+    "document_limits",
     "exempt",
     "limit",
     "never_cached",
@@ -119,6 +123,34 @@ def cached(
 async def never_cached(request: Request) -> None:
     """Have a route's responses stored nowhere: ``dependencies=[Depends(never_cached)]``."""
     mark(request.scope, None, request.scope.get("endpoint"))
+
+
+def document_limits(app: Any) -> None:
+    """Have a FastAPI application's OpenAPI document tell which operations may answer 429.
+
+    Those are the ones with a limit among their dependencies, and those that a rule of the
+    application's UpstashMiddleware or RateLimitMiddleware covers, or its default limit; not the
+    exempt ones. The answer comes with its fields and its body; where the application makes the
+    body itself, by an exception handler or ``on_denied``, without one. What an operation declares
+    for 429 stays. To be called once, at any place: the document is made when it is asked for.
+    """
+    describe: Callable[[], dict[str, Any]] = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        known = app.openapi_schema
+        described = describe()
+        if described is not known:
+            settings = [
+                entry.cls(app, *entry.args, **entry.kwargs).gateway.settings
+                for entry in app.user_middleware
+                if Halves.RATE_LIMIT in getattr(entry.cls, "halves", Halves(0))
+            ]
+            own = own_handler(app.exception_handlers, 429) is None
+            own = own and all(each.on_denied is None for each in settings)
+            document(described, app, settings, own)
+        return described
+
+    app.openapi = openapi
 
 
 def _add_fields(exchange: Exchange, response: Response) -> None:
