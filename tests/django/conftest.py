@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+import tests.django.project  # noqa: F401 - some of what tests import wants Django configured
+
 
 @pytest.fixture
 def anyio_backend() -> str:

@@ -21,6 +21,7 @@ if not settings.configured:
         INSTALLED_APPS=["upstash_middleware.django"],
         LOGGING_CONFIG=None,
         MIDDLEWARE=[],
+        REST_FRAMEWORK={"DEFAULT_AUTHENTICATION_CLASSES": [], "UNAUTHENTICATED_USER": None},
         ROOT_URLCONF="",
         SECRET_KEY="for tests alone",
     )

@@ -80,19 +80,19 @@ def _around_sync(limit: Limit, view: Callable[..., Any]) -> Callable[..., Any]:
         request, place = called(view, args)
         gateway = gateway_for_handlers()
         prior = request.rate_limit = getattr(request, "rate_limit", None)
-        if not gateway.enabled or _is_free(limited, place, request):
+        if not gateway.enabled or is_free(limited, place, request):
             return view(*args, **kwargs)
         begun = limit.begin(gateway, place, request_from(request), prior)
         request.rate_limit = begun.decision
         if begun.exchange.response is not None:
             return denied_or_ready(request, begun.exchange, gateway)
-        _finish_when_closed(request, gateway, begun.exchange)
+        finish_when_closed(request, gateway, begun.exchange)
         try:
             response = view(*args, **kwargs)
         except Exception as error:
             _show_failure(begun.exchange, error)
             raise
-        return _shown(gateway, begun.exchange, response)
+        return shown(gateway, begun.exchange, response)
 
     return limited
 
@@ -103,24 +103,24 @@ def _around_async(limit: Limit, view: Callable[..., Any]) -> Callable[..., Any]:
         request, place = called(view, args)
         gateway = gateway_for_handlers()
         prior = request.rate_limit = getattr(request, "rate_limit", None)
-        if not gateway.enabled or _is_free(limited, place, request):
+        if not gateway.enabled or is_free(limited, place, request):
             return await view(*args, **kwargs)
         begun = await limit.abegin(gateway, place, request_from(request), prior)
         request.rate_limit = begun.decision
         if begun.exchange.response is not None:
             return await sync_to_async(denied_or_ready)(request, begun.exchange, gateway)
-        _finish_when_closed(request, gateway, begun.exchange)
+        finish_when_closed(request, gateway, begun.exchange)
         try:
             response = await view(*args, **kwargs)
         except Exception as error:
             _show_failure(begun.exchange, error)
             raise
-        return _shown(gateway, begun.exchange, response)
+        return shown(gateway, begun.exchange, response)
 
     return limited
 
 
-def _is_free(view: object, place: Place, request: HttpRequest) -> bool:
+def is_free(view: object, place: Place, request: HttpRequest) -> bool:
     """Whether a request is the cache's own, or for a view that is exempt."""
     if REFRESH in request.META or REFRESH in getattr(request, "scope", ()):
         return True
@@ -135,7 +135,8 @@ def _show_failure(exchange: Exchange, error: Exception) -> None:
             return
 
 
-def _shown(gateway: Gateway, exchange: Exchange, response: HttpResponseBase) -> HttpResponseBase:
+def shown(gateway: Gateway, exchange: Exchange, response: HttpResponseBase) -> HttpResponseBase:
+    """Show an exchange a view's response, which gets the limit's fields."""
     head = head_from(response)
     sent = exchange.head(head)
     if isinstance(sent, ResponseHead):  # a limit replaces no response
@@ -161,7 +162,7 @@ async def _renewing_async(
         await gateway.arenew(exchange)
 
 
-def _finish_when_closed(request: HttpRequest, gateway: Gateway, exchange: Exchange) -> None:
+def finish_when_closed(request: HttpRequest, gateway: Gateway, exchange: Exchange) -> None:
     """Finish after the last byte, on every way out: Django closes each request it has answered."""
     close = request.close
 

@@ -29,9 +29,11 @@ def is_async_view(view: Callable[..., Any]) -> bool:
 def called(view: object, args: tuple[Any, ...]) -> tuple[RateLimitedRequest, Place]:
     """Return the request that a view, or a class's method, was called with, and which that is.
 
-    Raises ConfigurationError for what was not called as a view is.
+    A request of Django REST framework's has Django's within it. Raises ConfigurationError for what
+    was not called as a view is.
     """
-    for index, arg in enumerate(args[:2]):
+    for index, given in enumerate(args[:2]):
+        arg = getattr(given, "_request", given)
         if isinstance(arg, HttpRequest):
             owner = owner_of(view, args) if index else None
             return cast("RateLimitedRequest", arg), Place(view, owner)
