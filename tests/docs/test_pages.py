@@ -23,7 +23,11 @@ from upstash_middleware.settings import settings_from
 if TYPE_CHECKING:
     from pathlib import Path
 
-TESTED_ELSEWHERE = {"README.md": "tests/test_readme.py", "local.md": "tests/local/test_docs.py"}
+TESTED_ELSEWHERE = {
+    "README.md": "tests/test_readme.py",
+    "local.md": "tests/local/test_docs.py",
+    "platforms.md": "examples/platforms/aws_lambda/test_app.py",
+}
 PYTHON = [block for page in PAGES for block in blocks(page) if block.language == "python"]
 APPLICATIONS = [
     block

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from upstash_middleware.local import LocalUpstash
 
+PAGE = Path(__file__).parents[3] / "docs" / "platforms.md"
 GATEWAYS = [events.rest_api, events.edge_rest_api, events.http_api, events.function_url]
 pytestmark = pytest.mark.usefixtures("upstash")
 SPOOFED = ["", "1.2.3.4", "1.2.3.4, 5.6.7.8", "unknown", "203.0.113.7, 10.0.0.1"]
@@ -165,3 +167,23 @@ def test_without_a_lifespan_one_connection_serves_all_events(gateway: ModuleType
     for _ in range(2):
         with_a_lifespan(events.http_api("/limited"), None)
     assert len(closed) == 2
+
+
+def test_behind_a_load_balancer_the_connection_has_no_address_once_a_client_forwards(
+    gateway: ModuleType,
+) -> None:
+    """And what has none is not counted: the rule's ``on_error`` is for it."""
+    answers = [
+        asked(gateway, events.load_balancer("/page", spoofed)) for spoofed in ("", "1.2.3.4")
+    ]
+    assert "ratelimit" in answers[0]["headers"]
+    assert "ratelimit" not in answers[1]["headers"]
+
+
+def test_the_pages_function_serves_an_event() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    answers = [names["handler"](events.function_url("/"), None) for _ in range(11)]
+    assert [answer["statusCode"] for answer in answers] == [404] * 10 + [429]
+    assert not answers[-1]["isBase64Encoded"]

@@ -43,7 +43,9 @@ PLATFORMS = {
     "fly": Platform("fly-client-ip", 1),
     "render": Platform("cf-connecting-ip", 1),  # its front is Cloudflare's
     # Each appends the address that it saw, so only the last entry is its own.
-    "aws": Platform("x-forwarded-for", 1),  # API Gateway, function URLs, load balancers
+    # Not so behind an edge-optimised REST API, which appends CloudFront's address too, nor behind
+    # a function URL, which may hand on the client's own entry: there the event tells the source.
+    "aws": Platform("x-forwarded-for", 1),  # load balancers, HTTP APIs, regional REST APIs
     "heroku": Platform("x-forwarded-for", 1),
     "google-cloud-run": Platform("x-forwarded-for", 1),
     # Behind its external load balancer, which appends the client's address and its own.
