@@ -9,7 +9,7 @@ BENCH := .venv-bench
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input
 
-.PHONY: help demo test test-all bench lint fuzz docs-tables lock clean
+.PHONY: help demo test test-all wheel wheel-test bench lint fuzz docs-tables changelog lock clean
 
 help: ## list what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,18 @@ test-all: test ## the same, a soak, and what needs Node: the JavaScript SDKs aga
 	@cd tests/node && npm ci --silent --no-audit --no-fund
 	@$(BIN)/python -m pytest -q -m "node or slow"
 
+# Not the tree: tests and examples import what the wheel has put into each environment.
+WHEEL_PARTS := tests/test_package.py tests/test_readme.py tests/contract/test_budgets.py \
+    tests/cli/test_entry.py tests/local/test_plugin.py
+PYTHONS ?= $(PYTHON)
+
+wheel: $(READY) ## build the wheel and the sdist into dist
+	@rm -rf dist
+	@$(BIN)/uv build --quiet --out-dir dist
+
+wheel-test: $(READY) $(if $(WHEEL),,wheel) ## test the wheel, not the tree; PYTHONS="3.12 3.13", WHEEL=PATH for one that is built
+	@for python in $(PYTHONS); do .ci/wheel $(BIN)/uv $$python "$(or $(WHEEL),dist/*.whl)" $(WHEEL_PARTS) || exit 1; done
+
 # The floor is what the suite reaches, rounded down.
 COVERAGE := 97
 
@@ -39,6 +51,7 @@ lint: $(READY) ## format, lint, types and the import contract alone
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
+	@$(BIN)/python .ci/changelog.py
 
 fuzz: $(READY) ## fuzz the entry codec and the wire with atheris, SECONDS=60 each; cases stay in fuzz/cases
 	@$(BIN)/uv pip install --quiet --group fuzz
@@ -46,6 +59,9 @@ fuzz: $(READY) ## fuzz the entry codec and the wire with atheris, SECONDS=60 eac
 
 docs-tables: $(READY) ## write the documentation's tables that the tests hold us to
 	@WRITE_DOCS_TABLES=1 $(BIN)/python -m pytest -q tests/faults tests/docs -k documentation
+
+changelog: $(READY) ## show what changelog.d makes of the next version; RELEASE=1 writes it
+	@$(BIN)/towncrier build $(if $(RELEASE),--yes,--draft 2>/dev/null)
 
 lock: $(READY) ## pin the newest versions that pyproject.toml admits
 	@$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --all-extras \

@@ -263,6 +263,18 @@ def test_blueprints_and_pages_that_do_not_exist_are_limited_too(app: Flask, upst
     assert statuses == [200, 404, 429]
 
 
+def test_settings_come_from_flasks_own_environment_variables(
+    app: Flask, upstash: LocalUpstash, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FLASK_UPSTASH_MIDDLEWARE__default_limit", "1/hour")
+    monkeypatch.setenv("FLASK_UPSTASH_MIDDLEWARE__cache", '[{"path": "/page", "ttl": 60}]')
+    app.config.from_prefixed_env()
+    UpstashMiddleware(app)
+    client = app.test_client()
+    assert got(client, "/page") == "rendered 1"
+    assert client.get("/page").status_code == 429
+
+
 def test_a_purge_reaches_the_cache_from_a_command(app: Flask, upstash: LocalUpstash):
     CacheMiddleware(app, **CACHE)
     app.cli.command("edit")(lambda: purge(tags=("pages",)))

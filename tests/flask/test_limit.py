@@ -94,6 +94,21 @@ def test_a_blueprint_is_limited_by_a_before_request_function_view_by_view(app: F
     assert statuses(app, "/api/b") == statuses(app, "/outside") == [200, 200, 200]
 
 
+def test_a_blueprints_limit_holds_in_those_inside_it_and_a_named_one_counts_all_its_views(
+    app: Flask,
+):
+    api, inner = Blueprint("api", __name__), Blueprint("inner", __name__)
+    api.before_request(limit("3/hour", name="all of the api"))
+    inner.before_request(limit("2/hour"))
+    api.add_url_rule("/a", "a", plain)
+    inner.add_url_rule("/b", "b", plain)
+    inner.add_url_rule("/c", "c", left)
+    api.register_blueprint(inner, url_prefix="/inner")
+    app.register_blueprint(api, url_prefix="/api")
+    assert statuses(app, "/api/inner/b") == [200, 200, 429]
+    assert statuses(app, "/api/a", 1) == [429], "the three went to the views inside"
+
+
 def test_before_every_request_of_the_application_404s_are_counted_too(app: Flask):
     app.before_request(limit("2/hour"))
     assert statuses(app, "/absent") == [404, 404, 429]
