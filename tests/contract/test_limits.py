@@ -100,9 +100,9 @@ def test_retry_after_tells_the_truth(serve: Serve, clock: MovableClock):
 
 def test_after_retry_after_has_really_passed_a_request_passes(serve: Serve):
     served = serve(plain, limit("1/2s"))
-    served.request("GET", "/")
-    denied = served.request("GET", "/")
-    assert denied.status == 429
+    # On a slow machine each request may find another window.
+    answers = (served.request("GET", "/") for _ in range(100))
+    denied = next(answer for answer in answers if answer.status == 429)
     time.sleep(int(denied.header("retry-after") or 0))
     assert served.request("GET", "/").status == 200
 

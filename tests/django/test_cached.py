@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("upstash")
 
-EVERYTHING = {"cache": [{"path": "/{rest:path}"}]}
+EVERYTHING = {
+    "cache": [{"path": "/{rest:path}"}],
+    "deadline": 20.0,
+    "cache_deadline": 20.0,
+}
 BY_DEFAULT = {"cache": [{"path": "/{rest:path}", "ttl": 60}]}
 
 

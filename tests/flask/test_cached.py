@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("upstash")
 
-EVERYTHING: Any = [{"path": "/{rest:path}"}]
+PATIENT: Any = {"deadline": 20.0, "cache_deadline": 20.0}
+EVERYTHING: Any = {"cache": [{"path": "/{rest:path}"}], **PATIENT}
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def page(**_: str) -> str:
 
 
 def test_what_says_so_is_stored_with_its_tags_and_nothing_else(app: Flask):
-    UpstashMiddleware(app, cache=EVERYTHING)
+    UpstashMiddleware(app, **EVERYTHING)
     app.add_url_rule("/page/<id>", "page", cached(60, tags=("product:{id}",))(page))
     app.add_url_rule("/other/<id>", "other", page)
     assert "; hit; ttl=" in second(app, "/page/7")
@@ -54,13 +55,13 @@ def test_what_says_so_is_stored_with_its_tags_and_nothing_else(app: Flask):
 
 
 def test_an_error_is_not_stored(app: Flask):
-    UpstashMiddleware(app, cache=EVERYTHING)
+    UpstashMiddleware(app, **EVERYTHING)
     app.add_url_rule("/", "page", cached(60)(lambda: abort(404)))
     assert "no freshness lifetime" in second(app, "/")
 
 
 def test_what_is_never_cached_goes_around_a_rule_that_stores_all(app: Flask):
-    UpstashMiddleware(app, cache=[{"path": "/{rest:path}", "ttl": 60}])
+    UpstashMiddleware(app, cache=[{"path": "/{rest:path}", "ttl": 60}], **PATIENT)
     app.add_url_rule("/never", "never", never_cached(page))
     app.add_url_rule("/page", "page", page)
     assert "; hit" in second(app, "/page")

@@ -19,6 +19,7 @@ from upstash_middleware.starlette import UpstashMiddleware, cached, limit, never
 Serve = Callable[[Any], TestClient]
 
 EVERYTHING = [{"path": "/{rest:path}"}]
+PATIENT: Any = {"deadline": 20.0, "cache_deadline": 20.0}
 BY_DEFAULT = [{"path": "/{rest:path}", "ttl": 60}]
 
 
@@ -46,7 +47,7 @@ async def purge(request: Request) -> Response:
 def starlette(cache: Any, **routes: Any) -> Starlette:
     return Starlette(
         routes=[Route(f"/{name}/{{id}}", endpoint) for name, endpoint in routes.items()],
-        middleware=[Middleware(UpstashMiddleware, cache=cache)],
+        middleware=[Middleware(UpstashMiddleware, cache=cache, **PATIENT)],
     )
 
 
@@ -126,7 +127,7 @@ def test_in_fastapi_it_is_a_dependency(client: Serve):
     async def purge_one(request: Request) -> None:
         await request.state.cache.purge(tags=("product:7",))
 
-    app.add_middleware(UpstashMiddleware, cache=EVERYTHING)
+    app.add_middleware(UpstashMiddleware, cache=EVERYTHING, **PATIENT)
     served = client(app)
     for path in ("/model/7", "/own/7"):
         assert "; hit" in second(served, path)
