@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from upstash_middleware.cli.routes import Route, of_starlette
+from upstash_middleware.routes import Route, of_starlette
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

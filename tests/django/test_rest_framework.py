@@ -21,6 +21,7 @@ from tests.django.project import Urls
 from upstash_middleware import ConfigurationError
 from upstash_middleware.django import exempt, limit, user
 from upstash_middleware.django.rest_framework import RateLimitExceeded, throttle
+from upstash_middleware.routes import of_django
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -299,6 +300,15 @@ def test_the_decorator_limits_a_class_and_a_method_in_this_packages_format():
             assert (passed.status_code, denied.status_code) == (200, 429)
             assert passed["X-RateLimit-Remaining"] == "0"
             assert denied["Content-Type"] == "application/problem+json"
+
+
+def test_who_asks_for_the_routes_is_told_of_throttles():
+    white = Teas.as_view({"get": "white"}, **Teas.white.kwargs)
+    with project(tea=Tea.as_view(), red=Teas.as_view({"get": "red"}), white=white, plain=plain):
+        limits = {route.path: route.limits for route in of_django()}
+    assert limits["/tea"] == (f"{__name__}.Tea",)
+    assert limits["/white"]
+    assert limits["/plain"] == ()
 
 
 def test_a_wrong_limit_is_refused_where_it_is_written():

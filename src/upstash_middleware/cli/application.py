@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from upstash_middleware.cli import routes
+from upstash_middleware import routes
 from upstash_middleware.cli.importing import imported, look_here
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.gateway import Gateway, Halves
@@ -21,8 +21,8 @@ from upstash_middleware.settings import settings_from
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from upstash_middleware.cli.routes import Route
     from upstash_middleware.events import Event, Observer
+    from upstash_middleware.routes import Route
 
 _FOR_PEOPLE = 10.0
 """Seconds for a call: who waits at a terminal may be far away from the database."""

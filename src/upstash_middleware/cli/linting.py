@@ -12,11 +12,11 @@ from upstash_middleware.gateway import Halves
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from upstash_middleware.cli.routes import Route
     from upstash_middleware.core.cache import CacheRule
     from upstash_middleware.core.patterns import PathPattern
     from upstash_middleware.core.ratelimit import RateLimitRule
     from upstash_middleware.gateway import Gateway
+    from upstash_middleware.routes import Route
     from upstash_middleware.settings import Settings
 
 Level = Literal["error", "warning"]

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from upstash_middleware.cli.decorated import dependencies, limits_before
+from upstash_middleware.decorated import dependencies, limits_before
 from upstash_middleware.handlers import is_exempt
 
 if TYPE_CHECKING:
@@ -156,4 +156,14 @@ def _of_patterns(patterns: Iterable[Any], prefix: str) -> Iterator[Route]:
         else:
             view = each.callback
             exempt = is_exempt(view) or is_exempt(getattr(view, "view_class", None))
-            yield Route(prefix + text, exempt=exempt, limits=limits_before(view))
+            # Of a view of Django REST framework's, limits are named after the class.
+            named = getattr(view, "cls", view)
+            limits = limits_before(named, (view, *_throttles(view)))
+            yield Route(prefix + text, exempt=exempt, limits=limits)
+
+
+def _throttles(view: Any) -> Iterator[Any]:
+    """Yield the limits of the throttle classes that Django REST framework asks before a view."""
+    classes = getattr(getattr(view, "cls", None), "throttle_classes", ())
+    for each in getattr(view, "initkwargs", {}).get("throttle_classes", classes):
+        yield getattr(each, "limit", None)
