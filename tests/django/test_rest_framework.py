@@ -238,7 +238,7 @@ def test_a_denial_by_the_middleware_is_answered_likewise():
         denied = client.get("/tea", headers={"Accept": "application/json"})
         refused = client.get("/tea", headers={"Accept": "image/png"})
     assert denied.status_code == refused.status_code == 429, "not a 406"
-    assert denied["Content-Type"] == "application/json"
+    assert denied["Content-Type"] == refused["Content-Type"] == "application/json"
     assert denied.json()["detail"].startswith("Request was throttled.")
     assert int(denied["Retry-After"]) > 0
     assert "default" in denied["RateLimit"]
