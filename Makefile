@@ -46,7 +46,7 @@ bench: $(BENCH)/ready ## speed beside the peers, into docs/benchmarks.md; ROWS='
 	@PYTHONPATH=src $(BENCH)/bin/python -m benchmarks --verbose $(if $(QUICK),--quick) $(if $(QUICK)$(ROWS),,--write) \
 	    $(if $(ROWS),--rows '$(ROWS)') $(if $(ROUNDS),--rounds $(ROUNDS))
 
-lint: $(READY) ## format, lint, types and the import contract alone
+lint: $(READY) ## format, lint, types, import contract and changelog fragments alone
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
