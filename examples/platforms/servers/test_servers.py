@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx
 import pytest
@@ -28,6 +28,9 @@ PAGE = HERE.parents[2] / "docs" / "platforms.md"
 PATIENCE = 60.0
 CLIENT = "203.0.113.7"
 ALLOWED = 30
+ASKED = 3 * ALLOWED
+TOO_SLOW = 10
+"""Calls that a machine under load is too slow for pass uncounted; two counts would let 30 pass."""
 
 COMMANDS = re.findall(r"^(?:gunicorn|uvicorn|granian) .*8000.*$", PAGE.read_text(), re.MULTILINE)
 PRELOADED = next(command for command in COMMANDS if "--preload" in command)
@@ -85,6 +88,14 @@ def wait_until_it_answers(served: Served, process: subprocess.Popen[bytes]) -> N
     raise AssertionError(f"the server did not start:\n{served.log.read_text()}")
 
 
+def passing(served: Served, chains: list[str]) -> list[dict[str, Any]]:
+    """Ask many at once, and return what those are answered that are not denied."""
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda chain: served.get("/limited", chain), chains))
+    assert {each.status_code for each in answers} == {200, 429}
+    return [each.json() for each in answers if each.status_code == 200]
+
+
 @pytest.fixture(params=COMMANDS, scope="module")
 def served(
     request: pytest.FixtureRequest,
@@ -99,11 +110,8 @@ def served(
 
 def test_one_quota_holds_for_all_processes_whatever_the_client_forwards(served: Served) -> None:
     """The proxy appends the address that it has seen; what stands before it is the client's."""
-    chains = [f"10.{n}.2.3, {CLIENT}" if n % 2 else CLIENT for n in range(ALLOWED + 10)]
-    with ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(lambda chain: served.get("/limited", chain), chains))
-    assert sorted(each.status_code for each in answers) == [200] * ALLOWED + [429] * 10
-    passed = [each.json() for each in answers if each.status_code == 200]
+    passed = passing(served, [f"10.{n}.2.3, {CLIENT}" if n % 2 else CLIENT for n in range(ASKED)])
+    assert ALLOWED <= len(passed) <= ALLOWED + TOO_SLOW
     assert {each["identifier"] for each in passed} == {f"ip={CLIENT}"}
     assert served.get("/limited", "203.0.113.8").status_code == 200, "another client"
 
@@ -130,9 +138,7 @@ def test_workers_do_not_share_the_client_of_a_preloaded_master(
     """Each makes its own; after a use before the fork it is httpx's, and the log says so."""
     environment = {"PURGE_AT_START": "1"} if used else {}
     with serving(PRELOADED, upstash, tmp_path, **environment) as served:
-        with ThreadPoolExecutor(8) as threads:
-            clients = [CLIENT] * (ALLOWED + 10)
-            answers = list(threads.map(lambda client: served.get("/limited", client), clients))
+        passed = passing(served, [CLIENT] * ASKED)
         log = served.log.read_text()
-    assert sorted(each.status_code for each in answers) == [200] * ALLOWED + [429] * 10
+    assert ALLOWED <= len(passed) <= ALLOWED + TOO_SLOW
     assert ("pyreqwest cannot run here" in log) == used
