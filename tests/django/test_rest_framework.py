@@ -21,6 +21,7 @@ from tests.django.project import Urls
 from upstash_middleware import ConfigurationError
 from upstash_middleware.django import exempt, limit, user
 from upstash_middleware.django.rest_framework import RateLimitExceeded, throttle
+from upstash_middleware.django.signals import rate_limited
 from upstash_middleware.routes import of_django
 
 if TYPE_CHECKING:
@@ -79,6 +80,21 @@ def test_a_view_is_throttled_and_its_responses_say_so():
     assert denied["RateLimit"].startswith(f'"{__name__}.Tea";r=0')
     assert denied["X-RateLimit-Remaining"] == "0"
     assert denied["Cache-Control"] == "no-store"
+
+
+def test_the_signal_tells_of_a_denial():
+    told: list[Any] = []
+
+    def note(request: Any, decision: Any, **_: Any) -> None:
+        told.append((request.path, decision.allowed))
+
+    rate_limited.connect(note)
+    try:
+        with project(tea=Tea.as_view()) as client:
+            statuses(client, "/tea")
+    finally:
+        rate_limited.disconnect(note)
+    assert told == [("/tea", False)]
 
 
 class Lines(BaseRenderer):

@@ -9,6 +9,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views import View
+from rest_framework.views import APIView
 
 from upstash_middleware import Decision
 from upstash_middleware.django import (
@@ -21,6 +22,7 @@ from upstash_middleware.django import (
     purge,
     user,
 )
+from upstash_middleware.django.rest_framework import Throttle, throttle
 from upstash_middleware.django.signals import rate_limited
 
 
@@ -54,6 +56,14 @@ urlpatterns = [path("cake", cake), path("page", page)]
 
 @method_decorator(limit("5/minute"), name="dispatch")
 class Shop(View): ...
+
+
+class Teas(APIView):
+    throttle_classes = (throttle("5/minute", by=user),)
+
+
+assert_type(throttle("5/minute"), type[Throttle])
+throttle("5/minute", path="/tea")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 @receiver(rate_limited)

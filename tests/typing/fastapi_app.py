@@ -8,7 +8,13 @@ from typing import Annotated, assert_type
 from fastapi import APIRouter, Depends, FastAPI, Request
 
 from upstash_middleware import Decision
-from upstash_middleware.fastapi import UpstashMiddleware, cached, limit, never_cached
+from upstash_middleware.fastapi import (
+    UpstashMiddleware,
+    cached,
+    document_limits,
+    limit,
+    never_cached,
+)
 
 app = FastAPI(dependencies=[Depends(limit("100/minute", name="all"))])
 app.add_middleware(UpstashMiddleware, default_limit=None, cache=[{"path": "/", "ttl": 1}])
@@ -24,4 +30,5 @@ async def tea(decision: Annotated[Decision | None, Depends(limit("5/minute"))]) 
 assert_type(limit("5/minute"), Callable[..., AsyncIterator[Decision | None]])
 assert_type(cached(60), Callable[[Request], Awaitable[None]])
 limit("5/minute", methods=["GET"])  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+document_limits(app)
 cached("60")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

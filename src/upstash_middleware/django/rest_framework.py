@@ -15,6 +15,7 @@ from rest_framework.views import APIView
 from upstash_middleware.core.ratelimit.denial import RETRY_UNAVAILABLE
 from upstash_middleware.django.configuration import gateway_for_handlers
 from upstash_middleware.django.limiting import finish_when_closed, is_free, shown
+from upstash_middleware.django.signals import rate_limited
 from upstash_middleware.django.translation import request_from, response_from
 from upstash_middleware.handler_limits import HandlerLimit, Place
 
@@ -46,18 +47,18 @@ class RateLimitExceeded(Throttled):
 class NotCounted(APIException):
     """A rule that lets nothing pass uncounted, while nothing can be counted: 503."""
 
-    status_code = 503
-    default_detail = "Requests cannot be counted at the moment."
-    default_code = "temporary-reduced-capacity"
-    wait = RETRY_UNAVAILABLE
+    status_code: int = 503
+    default_detail: str = "Requests cannot be counted at the moment."
+    default_code: str = "temporary-reduced-capacity"
+    wait: int = RETRY_UNAVAILABLE
 
 
 class Unidentified(APIException):
     """A rule demands an identity that the request does not have: 401 (RFC 9110 §15.5.2)."""
 
-    status_code = 401
-    default_detail = "Say who you are."
-    default_code = "not_authenticated"
+    status_code: int = 401
+    default_detail: str = "Say who you are."
+    default_code: str = "not_authenticated"
 
     def __init__(self, challenge: str) -> None:
         super().__init__()
@@ -84,7 +85,8 @@ class Throttle(BaseThrottle):
     def allow_request(self, request: Request, view: APIView) -> bool:
         """Let a request pass, with the limit's fields on its response.
 
-        Raises RateLimitExceeded, NotCounted, Unidentified or PermissionDenied.
+        Where not, the signal ``rate_limited`` is sent. Raises RateLimitExceeded, NotCounted,
+        Unidentified or PermissionDenied.
         """
         asked: Any = request._request  # noqa: SLF001 - Django REST framework has no other name
         gateway, place = gateway_for_handlers(), _place(view)
@@ -97,6 +99,7 @@ class Throttle(BaseThrottle):
         if exchange.response is not None and exchange.decision is not None:
             own = response_from(exchange.response, without_body=True).headers.items()
             view.headers.update({k: v for k, v in own if k.lower() not in _OF_THE_BODY})
+            rate_limited.send_robust(type(asked), request=asked, decision=exchange.decision)
             raise _exception_for(exchange.decision)
         finish_when_closed(asked, gateway, exchange)
         _show_when_finalised(view, gateway, exchange)
