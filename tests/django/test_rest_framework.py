@@ -18,7 +18,7 @@ from rest_framework.views import APIView, exception_handler
 from rest_framework.viewsets import ViewSet
 
 from tests.django.project import Urls
-from upstash_middleware import ConfigurationError
+from upstash_middleware import ConfigurationError, header
 from upstash_middleware.django import exempt, limit, user
 from upstash_middleware.django.rest_framework import RateLimitExceeded, throttle
 from upstash_middleware.django.signals import rate_limited
@@ -270,6 +270,7 @@ def plain(_: Any) -> Response:
     [
         ({"deny": ["ip=203.0.113.9"]}, 403, None),
         ({"on_error": "closed"}, 503, "Retry-After"),
+        ({"by": header("x-key"), "challenge": "Bearer"}, 401, "WWW-Authenticate"),
     ],
 )
 def test_what_is_no_used_up_quota_has_its_own_status(
