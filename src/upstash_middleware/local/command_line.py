@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
             for name, value in upstash.env.items():
                 sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
             sys.stdout.flush()
+            # Not for the shell that takes the lines above, and a comment where it gets there.
+            sys.stderr.write(f"# console: {upstash.console_url}\n")
+            sys.stderr.flush()
             end.wait()
         finally:
             upstash.stop()

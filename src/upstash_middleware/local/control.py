@@ -1,6 +1,7 @@
-"""The server's own addresses under ``/-/``: the bill, the weather, a clean database.
+"""The server's own addresses under ``/-/``: the bill, the weather, a clean database, the console.
 
-What Upstash has not may live here, and only that.  These addresses ask for no token: the server
+What Upstash has not may live here, and only that.  Programs ask these; people have the console,
+which stands in `console`.  These addresses ask for no token: the server
 is for one machine.  So that no page in a browser on this machine can use them, they refuse requests
 that a page has sent, which show their Origin.
 """
@@ -11,20 +12,24 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
+from upstash_middleware.local.console.addresses import CONSOLE
+from upstash_middleware.local.console.routes import answer_console
 from upstash_middleware.local.messages import Answer, error_answer, json_answer
 from upstash_middleware.local.weather import CLEAR, Fault, Weather, parse_weather, plain_weather
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from upstash_middleware.local.messages import Request
+    from upstash_middleware.local.messages import Request, Response
     from upstash_middleware.local.service import Service
 
 PREFIX: Final = b"/-/"
 
 
-async def answer_control(service: Service, request: Request) -> Answer:
-    """The answer to a request under ``/-/``."""
+async def answer_control(service: Service, request: Request) -> Response:
+    """The answer to a request under ``/-/``; the console has a door of its own."""
+    if request.path == CONSOLE or request.path.startswith(CONSOLE + b"/"):
+        return await answer_console(service, request)
     if b"origin" in request.headers:
         return error_answer(403, "the local server's own addresses are not for web pages")
     handler = _ROUTES.get((request.method, request.path))
@@ -41,12 +46,12 @@ async def _read_bill(service: Service, _: Request) -> Answer:
 
 
 async def _reset_bill(service: Service, request: Request) -> Answer:
-    service.meter.reset()
+    service.reset_bill()
     return await _read_bill(service, request)
 
 
 async def _read_weather(service: Service, _: Request) -> Answer:
-    return json_answer(200, plain_weather(service.weather.now))
+    return json_answer(200, plain_weather(service.weather.look()))
 
 
 async def _change_weather(service: Service, request: Request) -> Answer:
@@ -66,8 +71,7 @@ async def _clear_weather(service: Service, request: Request) -> Answer:
 
 
 async def _set_weather(service: Service, weather: Weather, request: Request) -> Answer:
-    service.weather.change(weather)
-    service.weather_changed()
+    service.change_weather(weather)
     return await _read_weather(service, request)
 
 

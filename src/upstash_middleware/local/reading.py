@@ -40,7 +40,7 @@ def read_token(request: Request) -> bytes | None:
 
     The word Bearer before it may be missing.
     """
-    for name, value in _parameters(request.query):
+    for name, value in read_parameters(request.query):
         if name == b"_token":
             return value
     shown = request.headers.get(b"authorization", b"").strip()
@@ -94,7 +94,7 @@ def read_command(request: Request) -> Command:
         return _command(_parse_json(request.body))
     if request.body:
         command.append(request.body)
-    for name, value in _parameters(request.query):
+    for name, value in read_parameters(request.query):
         if name != b"_token":
             command += [name, value] if value else [name]
     return _checked(command)
@@ -136,7 +136,8 @@ def size_error(size: int) -> str:
     )
 
 
-def _parameters(query: bytes) -> list[tuple[bytes, bytes]]:
+def read_parameters(query: bytes) -> list[tuple[bytes, bytes]]:
+    """The names and values of a query, or of a form, in order and as the bytes that they are."""
     pairs = (part.partition(b"=") for part in query.split(b"&") if part)
     return [(_unquote_plus(name), _unquote_plus(value)) for name, _, value in pairs]
 

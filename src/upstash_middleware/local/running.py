@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 BACKLOG: Final = 1024
 _AFTER_THE_ANSWER: Final = 0.01
+_BETWEEN_SAMPLES: Final = 1.0
 
 
 class RunningServer:
@@ -41,6 +42,7 @@ class RunningServer:
         self._orphans: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server | None = None
         self._reopening: asyncio.TimerHandle | None = None
+        self._sampling: asyncio.TimerHandle | None = None
         self._door = asyncio.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
@@ -50,6 +52,7 @@ class RunningServer:
         try:
             self._store = Store(_address(store_url))
             self.service: Service = self.call(self._open(tokens, weather))
+            self.call(self._keep_history())
             if listen:
                 self.call(self._listen())
             self.change_weather(weather)
@@ -112,6 +115,14 @@ class RunningServer:
             ) from error
         self.address = (host, self._listener.sockets[0].getsockname()[1])
 
+    async def _keep_history(self) -> None:
+        self._sample()
+
+    def _sample(self) -> None:
+        """Keep the bill as it is now, again and again."""
+        self.service.history.take(self.service.meter.read())
+        self._sampling = self._loop.call_later(_BETWEEN_SAMPLES, self._sample)
+
     async def _change_weather(self, weather: Weather) -> None:
         self.service.weather.change(weather)
         await self._mind_the_door()
@@ -146,8 +157,9 @@ class RunningServer:
             )
 
     async def _close(self) -> None:
-        if self._reopening is not None:
-            self._reopening.cancel()
+        for timer in (self._reopening, self._sampling):
+            if timer is not None:
+                timer.cancel()
         if self._listener is not None:
             self._listener.close()
         for connection in list(self._connections):

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import anyio.to_thread
 
+from upstash_middleware.local.console.addresses import CONSOLE
+from upstash_middleware.local.console.door import Door
 from upstash_middleware.local.embedded import EmbeddedValkey
 from upstash_middleware.local.errors import LocalUpstashError
 from upstash_middleware.local.running import RunningServer
@@ -97,6 +99,11 @@ class LocalUpstash:
         }
 
     @property
+    def console_url(self) -> str:
+        """The console's address for a browser, with the key that opens it."""
+        return f"{self.url}{CONSOLE.decode()}?key={Door.of(self.token).key}"
+
+    @property
     def transport(self) -> InProcessTransport:
         """A transport for `httpx.Client` and `httpx.AsyncClient` that needs no socket."""
         from upstash_middleware.local.transport import InProcessTransport  # noqa: PLC0415 - httpx
@@ -144,7 +151,7 @@ class LocalUpstash:
 
     def reset_bill(self) -> None:
         """Begin a new bill."""
-        self._alive.service.meter.reset()
+        self._alive.service.reset_bill()
 
     def flush(self) -> None:
         """Empty the database, scripts and functions included; costs nothing on the bill."""

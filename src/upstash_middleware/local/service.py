@@ -22,6 +22,8 @@ from upstash_middleware.local.commands import (
     was_unknown,
 )
 from upstash_middleware.local.control import PREFIX, answer_control
+from upstash_middleware.local.history import History
+from upstash_middleware.local.live import Live
 from upstash_middleware.local.messages import Answer, Request, Response, error_answer
 from upstash_middleware.local.reading import (
     Encoding,
@@ -48,6 +50,8 @@ from upstash_middleware.local.writing import answer_batch, answer_one, in_base_3
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from upstash_middleware.local.reading import Command
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT"})
 STREAMS: Final = frozenset({b"SUBSCRIBE", b"PSUBSCRIBE", b"MONITOR"})
@@ -82,11 +86,13 @@ class Service:
         self, store: Store, tokens: Tokens, table: CommandTable, weather: WeatherStation
     ) -> None:
         self.meter: Meter = Meter()
+        self.history: History = History()
+        self.live: Live = Live()
         self.weather = weather
         self.weather_changed: Callable[[], None] = lambda: None
         """Told of weather that was changed over HTTP."""
-        self._store = store
-        self._tokens = tokens
+        self.store = store
+        self.tokens = tokens
         self._table = table
         self._scripts = ScriptMemory()
         self._writes = 0
@@ -97,6 +103,8 @@ class Service:
             return await answer_control(self, request), Manner.WHOLE
         self.meter.add_request()
         late, fault = self.weather.next()
+        if fault and self.live.watched:
+            self.live.tell_fault(fault)
         if late:
             await asyncio.sleep(late)
         manner = MANNERS.get(fault, Manner.WHOLE) if fault else Manner.WHOLE
@@ -104,14 +112,24 @@ class Service:
             return INSTEAD[fault], manner
         try:
             if fault is Fault.NOSCRIPT:
-                await self._store.run([[b"SCRIPT", b"FLUSH"]])
+                await self.store.run([[b"SCRIPT", b"FLUSH"]])
             return await self._admit(request), manner
         except (Unreadable, StoreUnreachable, RecursionError) as error:
             return _explain(error), manner
 
+    def change_weather(self, weather: Weather) -> None:
+        """Change the weather, and tell who has to open or close the door for it."""
+        self.weather.change(weather)
+        self.weather_changed()
+
+    def reset_bill(self) -> None:
+        """Begin a new bill, and a new history of it."""
+        self.meter.reset()
+        self.history.clear()
+
     async def flush(self) -> None:
         """Empty the database, and forget scripts and functions.  Raises StoreUnreachable."""
-        emptied, *_ = await self._store.run(
+        emptied, *_ = await self.store.run(
             [[b"FLUSHDB"], [b"SCRIPT", b"FLUSH"], [b"FUNCTION", b"FLUSH"]]
         )
         if isinstance(emptied, Failure):
@@ -121,9 +139,9 @@ class Service:
         if request.method not in METHODS:
             return error_answer(405, f"Method {request.method} is not allowed")
         token = read_token(request)
-        if _equal(token, self._tokens.full):
+        if _equal(token, self.tokens.full):
             return await self._database(request, reads_only=False)
-        if _equal(token, self._tokens.read_only):
+        if _equal(token, self.tokens.read_only):
             return await self._database(request, reads_only=True)
         return UNAUTHORIZED
 
@@ -150,34 +168,37 @@ class Service:
         if request.method == "HEAD":
             return Answer(200, b"", b"text/event-stream")
         self.meter.add_command(name.decode().upper())
-        return await open_stream(self._store.address, [name, *channels])
+        return await open_stream(self.store.address, [name, *channels])
 
     async def _single(self, request: Request, *, reads_only: bool) -> Answer:
         encoding = read_encoding(request)
-        prepared = self._prepare(read_command(request), reads_only=reads_only)
+        command = read_command(request)
+        prepared = self._prepare(command, reads_only=reads_only)
         if prepared.waiting is not None:
-            raw = await self._store.run_apart(prepared.waiting)
-            return answer_one(self._settle([prepared], [raw])[0], encoding)
-        return answer_one((await self._run([prepared]))[0], encoding)
+            raw = await self.store.run_apart(prepared.waiting)
+            return answer_one(self._settle([command], [prepared], [raw])[0], encoding)
+        return answer_one((await self._run([command], [prepared]))[0], encoding)
 
     async def _pipeline(self, request: Request, *, reads_only: bool) -> Answer:
         encoding = read_encoding(request)
-        members = [self._prepare(command, reads_only=reads_only) for command in read_batch(request)]
-        return answer_batch(await self._run(members), encoding)
+        commands = read_batch(request)
+        members = [self._prepare(command, reads_only=reads_only) for command in commands]
+        return answer_batch(await self._run(commands, members), encoding)
 
     async def _transaction(self, request: Request, *, reads_only: bool) -> Answer:
         encoding = read_encoding(request)
         if encoding is Encoding.RESP2:
             encoding = Encoding.PLAIN  # transactions are answered in JSON whatever was asked for
-        members = [self._prepare(command, reads_only=reads_only) for command in read_batch(request)]
+        commands = read_batch(request)
+        members = [self._prepare(command, reads_only=reads_only) for command in commands]
         for prepared in members:
             if prepared.ready is not None:
                 return answer_one(prepared.ready, encoding)
         group = [[b"MULTI"], *(prepared.command for prepared in members), [b"EXEC"]]
-        _, *queued, executed = await self._store.run(group)
+        _, *queued, executed = await self.store.run(group)
         if not isinstance(executed, list):
             return answer_one(_why_discarded(members, queued, executed), encoding)
-        return answer_batch(self._settle(members, executed), encoding)
+        return answer_batch(self._settle(commands, members, executed), encoding)
 
     def _prepare(self, command: list[bytes], *, reads_only: bool) -> Prepared:
         prepared = prepare(command, self._scripts)
@@ -185,23 +206,29 @@ class Service:
             return Prepared.refused(no_permission(prepared.name.lower()))
         return prepared
 
-    async def _run(self, members: Sequence[Prepared]) -> list[Reply]:
+    async def _run(
+        self, commands: Sequence[Command], members: Sequence[Prepared]
+    ) -> list[Reply]:
         """Run what is to be run, as one group; the replies to all, in order."""
-        sent = [prepared for prepared in members if prepared.ready is None]
-        raw = await self._store.run([prepared.command for prepared in sent]) if sent else []
-        replies = iter(self._settle(sent, raw))
-        return [next(replies) if prepared.ready is None else prepared.ready for prepared in members]
+        sent = [prepared.command for prepared in members if prepared.ready is None]
+        raw = iter(await self.store.run(sent) if sent else [])
+        replies = [next(raw) if prepared.ready is None else prepared.ready for prepared in members]
+        return self._settle(commands, members, replies)
 
-    def _settle(self, members: Sequence[Prepared], replies: Sequence[Reply]) -> list[Reply]:
+    def _settle(
+        self, commands: Sequence[Command], members: Sequence[Prepared], replies: Sequence[Reply]
+    ) -> list[Reply]:
         """Bill what ran, and turn Valkey's replies into those of Upstash."""
         settled: list[Reply] = []
-        for prepared, raw in zip(members, replies, strict=True):
+        for command, prepared, raw in zip(commands, members, replies, strict=True):
             reply, calls = prepared.finish(raw)
-            if not was_unknown(raw):
+            if prepared.ready is None and not was_unknown(raw):
                 self._writes += self._table.may_write(prepared)
                 self.meter.add_command(prepared.name)
             for name, times in calls.items():
                 self.meter.add_command(name, times)
+            if self.live.watched:
+                self.live.tell_command(command, calls, reply)
             settled.append(reply)
         return settled
 

@@ -169,11 +169,15 @@ class WeatherStation:
         self._hits_left = weather.times
         self._ends_at = None if weather.seconds is None else self._clock() + weather.seconds
 
-    def next(self) -> tuple[float, Fault | None]:
-        """For one request: seconds to wait, and the fault that hits it."""
+    def look(self) -> Weather:
+        """The weather as it is now: clear again when its `seconds` are over."""
         if self._ends_at is not None and self._clock() >= self._ends_at:
             self.change(CLEAR)
-        if self.now is CLEAR:
+        return self.now
+
+    def next(self) -> tuple[float, Fault | None]:
+        """For one request: seconds to wait, and the fault that hits it."""
+        if self.look() is CLEAR:
             return 0.0, None
         late = self.now.latency_ms + self._random.random() * self.now.jitter_ms
         return late / 1000, self._next_fault()
