@@ -9,7 +9,7 @@ BENCH := .venv-bench
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input
 
-.PHONY: help demo test test-all wheel wheel-test bench lint fuzz docs-tables changelog lock clean
+.PHONY: help demo test test-all wheel wheel-test bench lint fuzz docs-tables screenshots changelog lock clean
 
 help: ## list what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,10 +22,14 @@ test: lint ## format, lint, types, import contract, all tests, coverage
 	@$(BIN)/python -m pytest -q --numprocesses=auto --cov --cov-report= --no-cov-on-fail
 	@$(BIN)/coverage report --fail-under=$(COVERAGE) > .coverage.report || { cat .coverage.report; exit 1; }
 
-test-all: test ## the same, a soak, and what needs Node: the JavaScript SDKs against the local Upstash, pyright
+test-all: test ## the same, a soak, and what needs Node (the JavaScript SDKs, pyright) and Chromium (the console)
 	@command -v npm >/dev/null || { $(ROOT) apt-get -qq update && $(ROOT) apt-get -qq install -y nodejs npm; }
 	@cd tests/node && npm ci --silent --no-audit --no-fund
-	@$(BIN)/python -m pytest -q -m "node or slow"
+	@$(CHROMIUM)
+	@$(BIN)/python -m pytest -q -m "node or slow or browser"
+
+CHROMIUM := command -v chromium >/dev/null || \
+    { $(ROOT) apt-get -qq update && $(ROOT) apt-get -qq install -y --no-install-recommends chromium; }
 
 # Not the tree: tests and examples import what the wheel has put into each environment.
 WHEEL_PARTS := tests/test_package.py tests/test_readme.py tests/contract/test_budgets.py \
@@ -62,6 +66,10 @@ docs-tables: $(READY) ## write the documentation's tables that the tests hold us
 
 changelog: $(READY) ## show what changelog.d makes of the next version; RELEASE=1 writes it
 	@$(BIN)/towncrier build $(if $(RELEASE),--yes,--draft 2>/dev/null)
+
+screenshots: $(READY) ## photograph the local Upstash's console in Chromium, into docs/images
+	@$(CHROMIUM)
+	@$(BIN)/python -m tests.local.screenshots
 
 lock: $(READY) ## pin the newest versions that pyproject.toml admits
 	@$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --all-extras \

@@ -9,7 +9,7 @@ from upstash_middleware.local.console import addresses
 from upstash_middleware.local.console.chart import OTHERS, SERIES, bill_chart, series_class
 from upstash_middleware.local.console.layout import form, page
 from upstash_middleware.local.console.markup import Html, h
-from upstash_middleware.local.console.wording import ago, amount, dollars
+from upstash_middleware.local.console.wording import amount, dollars, duration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,7 +65,7 @@ def _figures(bill: Bill, begun: float, now: float) -> Html:
             "lead",
         ),
         _figure("Commands for each request", f"{each:.2f}", "calls inside scripts count"),
-        _figure("Requests", amount(bill.requests), f"since {ago(begun, now)}".replace(" ago", "")),
+        _figure("Requests", amount(bill.requests), f"in {duration(now - begun)}"),
         _figure(
             "Commands",
             amount(bill.commands),

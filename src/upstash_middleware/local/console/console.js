@@ -77,6 +77,8 @@ function watch(lines) {
     else open();
   });
   controls.hidden = false;
+  document.getElementById("without").hidden = true;
+  document.getElementById("waiting").hidden = false;
   open();
 }
 

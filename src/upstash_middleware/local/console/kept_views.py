@@ -61,7 +61,7 @@ def _entry(entry: Entry, purged: str, now: float, ttl: float | None) -> Html:
         else f"since {duration(age - entry.lifetime)}"
     )
     state = h(
-        "span", "fresh" if fresh else "stale", class_=f"badge {'limit' if fresh else 'warned'}"
+        "span", "fresh" if fresh else "stale", class_=f"badge {'cache' if fresh else 'warned'}"
     )
     told = facts(
         {
@@ -108,7 +108,7 @@ def _life(entry: Entry, now: float, ttl: float | None) -> Html:
     words = [("fresh", f"fresh, {duration(fresh)}")]
     if grace:
         words.append(("stale", f"stale but usable, {duration(grace)}"))
-    if rest:
+    if rest * 50 > passed + (ttl or 0.0):
         words.append(("rest", "kept for revalidation"))
     line = time_line(
         [Stretch(fresh, "fresh"), Stretch(grace, "stale"), Stretch(rest, "rest")],

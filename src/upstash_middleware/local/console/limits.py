@@ -130,8 +130,9 @@ def read_limit(key: str, value: bytes, now_ms: int, ttl_ms: int) -> LimitState |
 
 
 def _subject(base: str) -> Subject:
-    parts = base.rsplit(":", 2)
-    prefix, rule, identifier = ["", *parts][-3:] if len(parts) < 3 else parts
+    if base.startswith(f"{_SDK}:"):
+        return Subject(_SDK, "", "", base.removeprefix(f"{_SDK}:"))
+    prefix, rule, identifier = ["", "", *base.rsplit(":", 2)][-3:]
     kind, equals, value = identifier.partition("=")
     if not equals:
         kind, value = "", identifier

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from typing import TYPE_CHECKING, Final, assert_never
 
 from upstash_middleware.local.console import addresses
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _MOST_WORDS: Final = 12
 _LONGEST_WORD: Final = 120
+_SHA: Final = re.compile(rb"[0-9a-f]{40}")
 
 
 def live_page(frame: Frame) -> Answer:
@@ -35,14 +37,14 @@ def live_page(frame: Frame) -> Answer:
         id="controls",
         hidden=True,
     )
+    # Not a noscript element: this is also for a script that did not load.
     without = h(
-        "noscript",
-        h(
-            "p",
-            "Live commands need the page's script. In a terminal they are at ",
-            h("code", "/monitor"),
-            ".",
-        ),
+        "p",
+        "Live commands need the page's script. In a terminal they are at ",
+        h("code", "/monitor"),
+        ".",
+        class_="nothing",
+        id="without",
     )
     lines = h(
         "ol",
@@ -51,9 +53,8 @@ def live_page(frame: Frame) -> Answer:
         data_events=addresses.EVENTS,
         aria_label="Commands, the newest first",
     )
-    waiting = h(
-        "p", "Nothing has come yet. Send the server a command.", class_="nothing", id="waiting"
-    )
+    words = "Nothing has come yet. Send the server a command."
+    waiting = h("p", words, class_="nothing", id="waiting", hidden=True)
     return page(frame, "Live", addresses.LIVE, h("h1", "Live"), controls, without, lines, waiting)
 
 
@@ -107,6 +108,8 @@ def _words(words: Sequence[bytes]) -> str:
 
 
 def _word(word: bytes) -> str:
+    if _SHA.fullmatch(word):
+        return f"{word[:8].decode()}…"
     if len(word) <= _LONGEST_WORD:
         return text(word) or '""'
     return f"{text(word[:_LONGEST_WORD])}…"

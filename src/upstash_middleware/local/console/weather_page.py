@@ -36,11 +36,11 @@ _FAULTS: Final = {
     Fault.STALL: ("half of the answer, and nothing more", True),
 }
 _NUMBERS: Final = (
-    ("latency_ms", "Every answer is late by", "ms", "0"),
-    ("jitter_ms", "and by up to so much more", "ms", "0"),
-    ("probability", "Share of requests that a fault hits", "0 to 1", "1"),
-    ("times", "How many requests it hits", "times", "all"),
-    ("seconds", "All is over after", "s", "never"),
+    ("latency_ms", "Every answer late by", "ms", "0"),
+    ("jitter_ms", "and up to more", "ms", "0"),
+    ("probability", "Share that a fault hits", "0 to 1", "1"),
+    ("times", "Hits at most", "requests", "all"),
+    ("seconds", "All over after", "s", "never"),
 )
 
 

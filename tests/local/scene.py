@@ -1,0 +1,103 @@
+"""A shop under the middleware, visited a little: so that the console has something to show.
+
+The keys are those that the middleware itself writes, so what the console makes of them holds its
+own reading of the formats against the writer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starlette.applications import Starlette
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from upstash_middleware import (
+    GCRA,
+    CacheRule,
+    Concurrency,
+    FixedWindow,
+    RateLimitRule,
+    SlidingLog,
+    SlidingWindow,
+    TokenBucket,
+)
+from upstash_middleware.starlette import UpstashMiddleware
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from upstash_middleware.local import LocalUpstash
+
+PAGE = """<!doctype html>
+<html lang="en">
+<title>{name}</title>
+<h1>{name}</h1>
+<p>A good cup of {name}, and the story of how it came to us over the mountains.</p>
+</html>
+"""
+LIMITS = {
+    "/api/fixed": FixedWindow(100, 60),
+    "/api/sliding": SlidingWindow(1000, 3600),
+    "/api/bucket": TokenBucket(20, 5, 10),
+    "/api/gcra": GCRA(30, 60),
+    "/api/log": SlidingLog(50, 60),
+    "/api/slots": [Concurrency(5), FixedWindow(500, 86_400)],
+}
+
+
+def product(request: Request) -> Response:
+    """A page that is cached."""
+    return HTMLResponse(PAGE.format(name=request.path_params["name"]) * 6)
+
+
+def prices(request: Request) -> Response:
+    """A response with variants."""
+    return JSONResponse({"tea": 4.0, "coffee": 6.5}, headers={"Vary": "Accept-Language"})
+
+
+def api(_: Request) -> Response:
+    """What is limited."""
+    return PlainTextResponse("done")
+
+
+def shop() -> Starlette:
+    """The application."""
+    app = Starlette(
+        routes=[
+            Route("/products/{name}", product),
+            Route("/prices", prices),
+            Route("/api/{name}", api, methods=["POST"]),
+        ]
+    )
+    app.add_middleware(
+        UpstashMiddleware,
+        prefix="shop",
+        default_limit="1000/minute",
+        rate_limits=[RateLimitRule(path, limit) for path, limit in LIMITS.items()],
+        cache=[
+            CacheRule(
+                "/products/{name}", ttl=300, stale_while_revalidate=120, tags=("product:{name}",)
+            ),
+            CacheRule("/prices", ttl=60),
+        ],
+    )
+    return app
+
+
+def visits(upstash: LocalUpstash, rounds: int = 1) -> Iterator[None]:
+    """Visit the shop; pauses after each round."""
+    with TestClient(shop(), base_url="http://shop.example") as client:
+        for turn in range(rounds):
+            for name in ("tea", "coffee", "cocoa", "tea"):
+                client.get(f"/products/{name}").raise_for_status()
+            for language in ("en", "de"):
+                client.get("/prices", headers={"Accept-Language": language})
+            for path in LIMITS:
+                for _ in range(1 + turn % 3):
+                    client.post(path)
+            yield

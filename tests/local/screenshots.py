@@ -1,0 +1,81 @@
+"""``make screenshots``: photographs of the console for README and documentation.
+
+Nothing else may live here.  What they show is the scene of the tests, played in two minutes of
+the history's clock, so that the chart has something to draw.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.local.browsing import chromium
+from tests.local.scene import visits
+from upstash_middleware.local import LocalUpstash
+from upstash_middleware.local.console import addresses
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
+SECONDS = 120
+STEP = 2
+MOST_BYTES = 150_000
+
+WIDE, NARROW = {"width": 1100, "height": 850}, {"width": 400, "height": 850}
+SHOTS = (
+    ("console-light", addresses.BILL, "light", WIDE),
+    ("console-dark", addresses.BILL, "dark", WIDE),
+    ("console-keys", addresses.KEYS, "light", WIDE),
+    ("console-narrow", addresses.WEATHER, "light", NARROW),
+)
+
+
+def play(upstash: LocalUpstash) -> None:
+    """Some traffic, more and less of it over time."""
+    service, chance = upstash._alive.service, random.Random(7)
+    now = [time.time() - SECONDS]
+    service.history._clock = lambda: now[0]
+    upstash.reset_bill()
+    rounds = visits(upstash, SECONDS * 3)
+    for second in range(0, SECONDS, STEP):
+        now[0] += STEP
+        for _ in range(chance.choice((0, 1, 1, 2, 3)) + second // 60):
+            next(rounds)
+        service.history.take(service.meter.read())
+    service.history._clock = time.time
+
+
+def photograph(browser: Browser, upstash: LocalUpstash) -> None:
+    """Take every picture."""
+    for name, address, scheme, size in SHOTS:
+        upstash.set_weather(**({"fault": "quota", "probability": 0.1} if size is NARROW else {}))
+        context = browser.new_context(
+            base_url=upstash.url,
+            color_scheme=scheme,  # type: ignore[arg-type]
+            viewport=size,  # type: ignore[arg-type]
+            device_scale_factor=1 if address == addresses.KEYS else 1.5,
+        )
+        page = context.new_page()
+        page.goto(upstash.console_url)
+        page.goto(address)
+        path = IMAGES / f"{name}.png"
+        page.screenshot(path=path)
+        assert path.stat().st_size < MOST_BYTES, f"{path} is too large"
+        context.close()
+
+
+def main() -> None:
+    """Write the pictures into docs/images."""
+    IMAGES.mkdir(exist_ok=True)
+    with LocalUpstash() as upstash, chromium() as browser:
+        os.environ.update(upstash.env)
+        play(upstash)
+        photograph(browser, upstash)
+
+
+if __name__ == "__main__":
+    main()

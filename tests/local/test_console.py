@@ -1,0 +1,657 @@
+"""The console as its server sends it: who gets in, what pages show, what they can do."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from html import unescape
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from tests.local.scene import visits
+from upstash_middleware.local import LocalUpstash
+from upstash_middleware.local.console import addresses
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from upstash_redis import Redis
+
+PAGES = [
+    addresses.KEYS,
+    f"{addresses.KEY}?key=k",
+    addresses.BILL,
+    addresses.LIVE,
+    addresses.WEATHER,
+]
+ACTIONS = [addresses.DELETE, addresses.FLUSH, addresses.NEW_BILL, addresses.WEATHER]
+HOSTILE = "\"><script>alert(1)</script><img src=x onerror=alert(2)>'&lt;"
+
+
+@pytest.fixture
+def browser(upstash: LocalUpstash) -> Iterator[httpx.Client]:
+    """A browser that came by the printed address."""
+    with httpx.Client(base_url=upstash.url, follow_redirects=True) as client:
+        assert client.get(upstash.console_url).status_code == 200
+        yield client
+
+
+class Elements(HTMLParser):
+    """The elements of a page, as a browser would see them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def links(self) -> list[str]:
+        return [there["href"] or "" for tag, there in self.found if tag == "a"]
+
+
+def text_of(answer: httpx.Response) -> str:
+    """What a page says, without its markup."""
+    bare = re.sub(r"<[^>]*>", " ", answer.text)
+    return re.sub(r"\s+", " ", unescape(bare)).replace("\N{NARROW NO-BREAK SPACE}", "")
+
+
+def submit(browser: httpx.Client, address: str, **fields: str) -> httpx.Response:
+    """Send a form as the console's own pages do."""
+    page = browser.get(addresses.WEATHER).text
+    found = re.search(r'name="form" value="([0-9a-f]{32})"', page)
+    assert found
+    origin = {"Origin": str(browser.base_url).rstrip("/")}
+    return browser.post(address, data={"form": found[1], **fields}, headers=origin)
+
+
+def of_key(key: str | bytes, address: str = addresses.KEY) -> str:
+    return f"{address}?key={quote(key, safe='')}"
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what the server's thread does, at most ten seconds."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+# Who gets in.
+
+
+@pytest.mark.parametrize("address", [*PAGES, addresses.EVENTS, *ACTIONS])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_who_has_no_key_sees_nothing_and_changes_nothing(
+    upstash: LocalUpstash, redis: Redis, address: str, method: str
+):
+    redis.set("k", "the-value")
+    given = "" if address == addresses.KEYS or "?" in address else "?key=k"
+    answer = httpx.request(method, upstash.url + address + given)
+    assert answer.status_code == 401
+    assert "the-value" not in answer.text
+    assert redis.get("k") == "the-value"
+    assert "set-cookie" not in answer.headers
+
+
+def test_the_printed_address_lets_in_and_does_not_stay_in_the_address_bar(upstash: LocalUpstash):
+    answer = httpx.get(upstash.console_url)
+    assert (answer.status_code, answer.headers["location"]) == (303, addresses.KEYS)
+    cookie = answer.headers["set-cookie"]
+    assert cookie.startswith(f"upstash-console-{upstash.port}=")
+    for attribute in ("HttpOnly", "SameSite=Strict", f"Path={addresses.KEYS}"):
+        assert attribute in cookie
+    assert upstash.token not in cookie + upstash.console_url
+
+
+@pytest.mark.parametrize(("given", "status"), [("right", 200), ("wrong", 401), ("read-only", 401)])
+def test_the_token_lets_in_too_and_no_other(upstash: LocalUpstash, given: str, status: int):
+    token = {"right": upstash.token, "read-only": upstash.read_only_token}.get(given, given)
+    with httpx.Client(base_url=upstash.url, follow_redirects=True) as client:
+        answer = client.post(addresses.ENTER, data={"token": token})
+        assert answer.status_code == status
+        assert ("That is not this server's token." in text_of(answer)) is (status == 401)
+        assert bool(client.cookies) is (status == 200)
+
+
+def test_the_cookie_of_another_server_opens_nothing(upstash: LocalUpstash, browser: httpx.Client):
+    (value,) = browser.cookies.values()
+    other = {"Cookie": f"a=b; upstash-console-{upstash.port}={value[::-1]}"}
+    assert httpx.get(upstash.url + addresses.KEYS, headers=other).status_code == 401
+    own = {"Cookie": f"a=b; upstash-console-{upstash.port}={value}"}
+    assert httpx.get(upstash.url + addresses.KEYS, headers=own).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "", "a b", "1.2.3"]
+)
+def test_a_name_that_somebody_may_have_pointed_here_is_refused(browser: httpx.Client, host: str):
+    answer = browser.get(addresses.KEYS, headers={"Host": host})
+    assert answer.status_code == 403
+    assert "IP address or as localhost" in text_of(answer)
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "shop.localhost", "[::1]", "192.168.1.7"]
+)
+def test_names_that_only_mean_a_machine_are_answered(
+    upstash: LocalUpstash, browser: httpx.Client, host: str
+):
+    (value,) = browser.cookies.values()
+    headers = {
+        "Host": f"{host}:{upstash.port}",
+        "Cookie": f"upstash-console-{upstash.port}={value}",
+    }
+    assert httpx.get(upstash.url + addresses.KEYS, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors", "Sec-Fetch-Dest": "empty"},
+        {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"},
+    ],
+)
+def test_another_page_reads_nothing_though_the_browser_is_in(
+    browser: httpx.Client, headers: dict[str, str]
+):
+    assert browser.get(addresses.KEYS, headers=headers).status_code == 403
+
+
+def test_a_link_to_the_console_may_be_followed_and_a_foreign_form_may_not(browser: httpx.Client):
+    followed = {
+        "Sec-Fetch-Site": "cross-site",
+        "Sec-Fetch-Mode": "navigate",
+        "Sec-Fetch-Dest": "document",
+    }
+    assert browser.get(addresses.KEYS, headers=followed).status_code == 200
+    assert browser.post(addresses.FLUSH, headers=followed).status_code == 403
+
+
+@pytest.mark.parametrize("address", ACTIONS)
+@pytest.mark.parametrize("secret", [{}, {"form": "0" * 32}])
+def test_what_changes_something_needs_the_secret_of_the_console_s_forms(
+    upstash: LocalUpstash, redis: Redis, browser: httpx.Client, address: str, secret: dict[str, str]
+):
+    redis.set("k", "v")
+    fields = {"fault": "quota", "key": "k", **secret}
+    assert browser.post(address, data=fields).status_code == 403
+    assert browser.post(of_key("k", address), data=secret).status_code == 403
+    assert redis.get("k") == "v"
+    assert upstash.bill().by_command["SET"] == 1
+
+
+@pytest.mark.parametrize("address", [addresses.DELETE, addresses.FLUSH, addresses.NEW_BILL])
+def test_nothing_is_changed_by_following_a_link(redis: Redis, browser: httpx.Client, address: str):
+    redis.set("k", "v")
+    assert browser.get(of_key("k", address)).status_code == 404
+    assert redis.get("k") == "v"
+
+
+# How pages are sent.
+
+
+@pytest.mark.parametrize("address", [*PAGES, "/-/console/nowhere"])
+def test_pages_allow_nothing_from_elsewhere_and_nothing_inline(
+    redis: Redis, browser: httpx.Client, address: str
+):
+    redis.set("k", "v")
+    answer = browser.get(address)
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    for tag, given in Elements(answer.text).found:
+        assert tag not in {"style", "iframe"}
+        assert not any(name.startswith("on") or name == "style" for name in given)
+        for name in ("src", "href", "action"):
+            assert (given.get(name) or "/").startswith(("/-/console", "#", "data:,", "/")), given
+            assert "//" not in (given.get(name) or "").partition("?")[0]
+
+
+@pytest.mark.parametrize("address", PAGES)
+def test_pages_have_their_language_title_and_labels(
+    redis: Redis, browser: httpx.Client, address: str
+):
+    redis.set("k", "v")
+    page = browser.get(address).text
+    found = Elements(page).found
+    assert ("html", {"lang": "en"}) in found
+    assert page.count("<h1") == 1
+    assert re.search(r"<title>[^<]+ · local Upstash</title>", page)
+    labelled = {given["for"] for tag, given in found if tag == "label"}
+    fields = {
+        given.get("id") for tag, given in found if tag == "input" and given.get("type") != "hidden"
+    }
+    assert fields == labelled
+
+
+@pytest.mark.parametrize("name", ["console.css", "console.js"])
+def test_style_and_script_come_from_the_server_itself(upstash: LocalUpstash, name: str):
+    answer = httpx.get(f"{upstash.url}/-/console/{name}")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith(("text/css", "text/javascript"))
+    assert "http:" not in answer.text
+    assert "https:" not in answer.text
+
+
+# Keys.
+
+
+def test_keys_show_what_the_middleware_keeps_for_what_it_is(
+    upstash: LocalUpstash, browser: httpx.Client
+):
+    for _ in visits(upstash):
+        pass
+    page = browser.get(addresses.KEYS).text
+    rows = re.findall(r"<tr><th scope=\"row\">.*?</tr>", page)
+    kinds = {}
+    for row in rows:
+        key = unescape(re.sub(r"<[^>]*>", "", row.partition("</th>")[0]))
+        badge = re.search(r'class="badge [a-z]+">([^<]+)<', row)
+        assert badge
+        kinds[re.sub(r"#[0-9a-f]{32}$", "#…", re.sub(r"(?<=[:.])\d{5,}$", "N", key))] = badge[1]
+    entry = "shop:cache:entry:http://shop.example"
+    assert kinds == {
+        "shop:/api/fixed:peer=testclient:N": "fixed window",
+        "shop:/api/sliding:peer=testclient:N": "sliding window",
+        "shop:/api/bucket:peer=testclient:bucket.N": "token bucket",
+        "shop:/api/gcra:peer=testclient:gcra.30.N": "GCRA",
+        "shop:/api/log:peer=testclient:log.N": "sliding log",
+        "shop:/api/slots:peer=testclient:slots": "concurrency",
+        "shop:/api/slots:peer=testclient:N": "fixed window",
+        "shop:default:peer=testclient:N": "sliding window",
+        f"{entry}/products/tea": "cached response",
+        f"{entry}/products/coffee": "cached response",
+        f"{entry}/products/cocoa": "cached response",
+        f"{entry}/prices": "cache variants",
+        f"{entry}/prices#…": "cached response",
+    }
+
+
+def keys_of(page: str) -> list[str]:
+    return [
+        unescape(key) for key in re.findall(r'<th scope="row"><a [^>]*><code>(.*?)</code>', page)
+    ]
+
+
+def test_a_beginning_is_taken_as_it_is_and_a_pattern_as_a_pattern(
+    redis: Redis, browser: httpx.Client
+):
+    for key in ("user:1", "user:2", "users", "a\\b", "other"):
+        redis.set(key, "v")
+
+    def search(words: str) -> list[str]:
+        return keys_of(browser.get(addresses.KEYS, params={"q": words}).text)
+
+    assert search("user:") == ["user:1", "user:2"]
+    assert search("a\\") == ["a\\b"]
+    assert search("*r?") == ["users"]
+    assert search("nothing") == []
+    assert len(search("")) == 5
+
+
+def test_every_key_is_on_one_of_the_pages(redis: Redis, browser: httpx.Client):
+    names = {f"many:{number}" for number in range(500)}
+    redis.mset(dict.fromkeys(names, "v"))
+    seen: list[str] = []
+    answer = browser.get(addresses.KEYS, params={"q": "many:"})
+    pages = 0
+    while True:
+        pages += 1
+        seen += keys_of(answer.text)
+        onward = [link for link in Elements(answer.text).links() if "cursor=" in link]
+        if not onward:
+            break
+        answer = browser.get(onward[0])
+        assert "From the beginning" in answer.text
+    assert pages > 2
+    assert set(seen) == names
+
+
+def test_keys_are_grouped_by_what_follows_the_beginning(redis: Redis, browser: httpx.Client):
+    redis.mset({"a:x:1": "v", "a:x:2": "v", "a:y:1": "v", "a:y:2": "v", "b": "v"})
+    links = Elements(browser.get(addresses.KEYS, params={"q": "a:"}).text).links()
+    assert [link for link in links if "q=a%3Ax%3A" in link or "q=a%3Ay%3A" in link] == [
+        "/-/console?q=a%3Ax%3A",
+        "/-/console?q=a%3Ay%3A",
+    ]
+
+
+def test_a_key_that_never_expires_says_so(redis: Redis, browser: httpx.Client):
+    redis.set("for-ever", "v")
+    redis.set("for-a-while", "v", ex=10_000)
+    assert "for-ever string never" in text_of(browser.get(addresses.KEYS, params={"q": "for-e"}))
+    assert re.search(r"for-a-while string 2.8 h", text_of(browser.get("/-/console?q=for-a")))
+
+
+def test_an_empty_database_says_what_to_do(browser: httpx.Client):
+    assert "The database is empty." in text_of(browser.get(addresses.KEYS))
+    assert browser.get(f"{addresses.KEYS}?cursor=nonsense").status_code == 200
+
+
+# One key.
+
+
+def test_a_cached_response_is_opened(upstash: LocalUpstash, browser: httpx.Client):
+    for _ in visits(upstash):
+        pass
+    key = "shop:cache:entry:http://shop.example/products/tea"
+    said = text_of(browser.get(of_key(key)))
+    assert "Status 200 State fresh for" in said
+    assert "Purges no purge has met it" in said
+    assert "URL /products/tea Origin http://shop.example" in said
+    assert "Lifetime 5 min While revalidating 2 min" in said
+    assert "Tags product:tea product" in said
+    assert "content-type text/html; charset=utf-8" in said
+    assert "<h1>tea</h1>" in said
+    stub = text_of(browser.get(of_key("shop:cache:entry:http://shop.example/prices")))
+    assert "Selected by accept-language" in stub
+
+
+@pytest.mark.parametrize(
+    ("epoch", "value", "verdict"),
+    [
+        ("all", "x:", "purged"),
+        ("url:/products/tea", "x:", "purged"),
+        ("url:/products/tea", ":x", "softly purged"),
+        ("url:/products/coffee", "x:", "no purge has met it"),
+        ("tag:product:tea", "x:", "no purge has met it"),
+    ],
+)
+def test_a_cached_response_tells_what_purges_have_made_of_it(
+    upstash: LocalUpstash, redis: Redis, browser: httpx.Client, epoch: str, value: str, verdict: str
+):
+    for _ in visits(upstash):
+        pass
+    redis.set(f"shop:cache:epoch:{epoch}", value)
+    key = "shop:cache:entry:http://shop.example/products/tea"
+    assert f"Purges {verdict}" in text_of(browser.get(of_key(key)))
+    if epoch.startswith("tag"):  # a tag's epoch counts once that of any tag has moved
+        redis.set("shop:cache:epoch:tags", "x")
+        assert "Purges purged" in text_of(browser.get(of_key(key)))
+    said = text_of(browser.get(of_key(f"shop:cache:epoch:{epoch}")))
+    assert "Epoch of the cache" in said
+
+
+def test_a_lock_says_who_waits(redis: Redis, browser: httpx.Client):
+    redis.set("p:cache:entry:http://h/x#lock", "token")
+    redis.set("p:cache:entry:http://h/y#lock", "-")
+    assert "One process renders this" in text_of(
+        browser.get(of_key("p:cache:entry:http://h/x#lock"))
+    )
+    assert "may not be stored" in text_of(browser.get(of_key("p:cache:entry:http://h/y#lock")))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "told"),
+    [
+        ("shop:/api/fixed:*", "Rule /api/fixed Identifier testclient Identified by peer"),
+        ("shop:/api/fixed:*", "Used 1 Window 60 s"),
+        ("shop:/api/sliding:*", "Used 1 Window 60 min"),
+        ("shop:/api/bucket:*", "Tokens 19"),
+        ("shop:/api/gcra:*", "Drains 30 in 60 s"),
+        ("shop:/api/log:*", "Used 1 Window 60 s Entries 1"),
+        ("shop:/api/slots:*:slots", "In flight 0"),
+    ],
+)
+def test_a_limit_tells_its_state(
+    upstash: LocalUpstash, redis: Redis, browser: httpx.Client, pattern: str, told: str
+):
+    for _ in visits(upstash):
+        pass
+    key = max(redis.keys(pattern))
+    assert told in text_of(browser.get(of_key(key)))
+
+
+def test_other_types_are_shown_by_their_members(redis: Redis, browser: httpx.Client):
+    redis.rpush("list", "first", "second")
+    redis.sadd("set", "member")
+    redis.hset("hash", "field", "value")
+    redis.zadd("zset", {"member": 2.5})
+    redis.xadd("stream", "1-1", {"field": "value"})
+    redis.set("json", '{"b":[1,2],"a":null}')
+    redis.rpush("long", *(f"number-{number}" for number in range(250)))
+    for key, told in {
+        "list": "0 first 1 second",
+        "set": "Member member",
+        "hash": "field value",
+        "zset": "2.5 member",
+        "stream": "1-1 field=value",
+        "json": '{ "b": [ 1, 2 ], "a": null }',
+        "long": "number-99 and 150 more",
+    }.items():
+        assert told in text_of(browser.get(of_key(key))), key
+
+
+def test_bytes_that_are_no_text_are_shown_in_hexadecimal(http: httpx.Client, browser: httpx.Client):
+    http.post("/set/bytes", content=bytes(range(256)))
+    assert "000010 10 11 12" in text_of(browser.get(of_key("bytes")))
+
+
+def test_a_large_value_is_shown_in_part(http: httpx.Client, browser: httpx.Client):
+    http.post("/set/large", content=b"x" * 9_000_000)
+    answer = browser.get(of_key("large"))
+    assert "the first part" in text_of(answer)
+    assert len(answer.content) < 100_000
+
+
+def test_a_frame_that_does_not_open_is_only_a_string(redis: Redis, browser: httpx.Client):
+    redis.set("p:cache:entry:http://h/x", "1|||\nAAAA")
+    said = text_of(browser.get(of_key("p:cache:entry:http://h/x")))
+    assert "Cached response" not in said
+    assert "AAAA" in said
+
+
+def test_a_key_of_any_bytes_can_be_seen_and_deleted(http: httpx.Client, browser: httpx.Client):
+    key = b"\xff\x00 /?#&%\n"
+    http.get(f"/set/{quote(key, safe='')}/value")
+    (link,) = [
+        each for each in Elements(browser.get(addresses.KEYS).text).links() if "key?key" in each
+    ]
+    assert "value" in text_of(browser.get(link))
+    assert "The key is deleted." in text_of(submit(browser, of_key(key, addresses.DELETE)))
+    assert http.get("/dbsize").json() == {"result": 0}
+    assert browser.get(link).status_code == 404
+    assert "gone already" in text_of(submit(browser, of_key(key, addresses.DELETE)))
+
+
+def test_the_database_can_be_emptied(redis: Redis, browser: httpx.Client):
+    redis.mset({"a": "1", "b": "2"})
+    assert "The database is empty." in text_of(submit(browser, addresses.FLUSH))
+    assert redis.dbsize() == 0
+
+
+def test_whatever_a_key_or_value_holds_is_text(
+    upstash: LocalUpstash, redis: Redis, browser: httpx.Client
+):
+    redis.set(HOSTILE, HOSTILE)
+    redis.hset("hash", HOSTILE, HOSTILE)
+    redis.set(f"{HOSTILE}:cache:entry:{HOSTILE}#lock", HOSTILE[:60])
+    redis.set(f"p:{HOSTILE}:{HOSTILE}:bucket.1000", "1:1")
+    keys = redis.keys("*")
+    pages = [browser.get(addresses.KEYS, params={"q": q}) for q in ("", HOSTILE, HOSTILE[:5])]
+    pages += [browser.get(of_key(key)) for key in keys]
+    pages.append(browser.get(of_key(HOSTILE + "no such key")))
+    pages.append(submit(browser, addresses.WEATHER, latency_ms=HOSTILE))
+    for page in pages:
+        assert page.status_code in {200, 400, 404}
+        for tag, given in Elements(page.text).found:
+            assert tag != "img"
+            assert tag != "script" or given == {"src": addresses.SCRIPT, "defer": None}
+            assert "onerror" not in given
+
+
+# The bill.
+
+
+def test_looking_around_costs_nothing(upstash: LocalUpstash, redis: Redis, browser: httpx.Client):
+    redis.set("k", "v")
+    before = upstash.bill()
+    for address in PAGES:
+        assert browser.get(address).status_code == 200
+    assert upstash.bill() == before
+
+
+def test_the_bill_says_what_a_million_such_requests_cost(redis: Redis, browser: httpx.Client):
+    redis.set("k", "v")
+    redis.eval("redis.call('GET', KEYS[1]) return redis.call('GET', KEYS[1])", ["k"], [])
+    answer = browser.get(addresses.BILL)
+    said = text_of(answer)
+    assert "A million requests like these $4.00" in said
+    assert "Commands for each request 2.00" in said
+    assert re.search(r"GET 2 50% .* EVAL 1 25% .* SET 1 25%", said)
+    assert "Commands over the last 2 min: 4 in all" in said
+    assert len(re.findall(r'<rect [^>]*class="s\d"', answer.text)) >= 3
+    assert "Commands over the last 6 h: 4" in text_of(browser.get(f"{addresses.BILL}?span=21600"))
+    assert "Commands over the last 2 min: 4" in text_of(browser.get(f"{addresses.BILL}?span=7"))
+
+
+def test_a_new_bill_begins_a_new_chart(upstash: LocalUpstash, redis: Redis, browser: httpx.Client):
+    redis.set("k", "v")
+    assert "1 in all" in text_of(browser.get(addresses.BILL))
+    said = text_of(submit(browser, addresses.NEW_BILL))
+    assert "A new bill has begun." in said
+    assert "0 in all" in said
+    assert upstash.bill().requests == 0
+
+
+# The weather.
+
+
+def test_a_switch_changes_the_weather_and_changes_it_back(
+    upstash: LocalUpstash, http: httpx.Client, browser: httpx.Client
+):
+    answer = submit(browser, addresses.WEATHER, fault="quota", latency_ms="5", probability="")
+    assert "Now: quota, 5 ms late" in text_of(answer)
+    assert answer.text.count('aria-checked="true"') == 1
+    assert http.post("/", json=["PING"]).status_code == 400
+    answer = submit(browser, addresses.WEATHER, fault="", latency_ms="5")
+    assert "Now: 5 ms late" in text_of(answer)
+    assert "Now: clear" in text_of(submit(browser, addresses.WEATHER))
+    assert http.post("/", json=["PING"]).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"latency_ms": "soon"}, "latency_ms should be a number, not 'soon'"),
+        ({"latency_ms": "nan"}, "latency_ms should be a number"),
+        ({"latency_ms": "-1"}, "latency_ms should be a number of at least 0"),
+        ({"probability": "2"}, "probability should be between 0 and 1"),
+        ({"fault": "rain"}, "no fault 'rain'"),
+    ],
+)
+def test_weather_that_cannot_be_is_refused_by_name_in_the_console(
+    browser: httpx.Client, fields: dict[str, str], named: str
+):
+    answer = submit(browser, addresses.WEATHER, **fields)
+    assert answer.status_code == 400
+    assert named in text_of(answer)
+    assert "Now: clear" in text_of(answer)
+
+
+def test_refused_connections_come_back_and_so_does_the_page(
+    upstash: LocalUpstash, browser: httpx.Client
+):
+    answer = submit(browser, addresses.WEATHER, fault="refuse", probability="0.5", times="3")
+    assert "Connections are refused for 5 s." in text_of(answer)
+    assert answer.headers["refresh"] == f"6; url={addresses.WEATHER}"
+    upstash.set_weather()
+
+
+def test_weather_that_is_over_is_shown_as_over(upstash: LocalUpstash, browser: httpx.Client):
+    upstash.set_weather(fault="quota", seconds=0)
+    assert "Now: clear" in text_of(browser.get(addresses.WEATHER))
+
+
+def test_the_console_stands_in_any_weather(upstash: LocalUpstash, browser: httpx.Client):
+    with upstash.weather(fault="drop-before", latency_ms=60_000):
+        answer = browser.get(addresses.KEYS, timeout=5)
+        assert "Weather drop-before, 60000 ms late" in text_of(answer)
+
+
+# Live.
+
+
+def test_commands_are_seen_as_they_come_and_who_has_left_is_told_no_more(
+    upstash: LocalUpstash, redis: Redis, browser: httpx.Client
+):
+    live = upstash._alive.service.live
+    with browser.stream("GET", addresses.EVENTS, timeout=10) as answer:
+        assert answer.headers["content-type"] == "text/event-stream"
+        lines = (line for line in answer.iter_lines() if line.startswith("data: "))
+        until(lambda: live.watched)
+        redis.set("<k>", HOSTILE)
+        assert '<b>SET</b><code class="words">&lt;k&gt; ' in (line := next(lines))
+        assert "<script" not in line
+        redis.eval("return {redis.call('GET', KEYS[1])}", ["<k>"], [])
+        assert 'class="calls">calls GET<' in next(lines)
+        with pytest.raises(Exception, match="integer"):
+            redis.incr("<k>")
+        assert 'class="failed"' in next(lines)
+        with upstash.weather(fault="drop-before", times=1), pytest.raises(httpx.HTTPError):
+            redis.get("<k>")
+        assert "drop-before" in next(lines)
+    until(lambda: not live.watched)
+
+
+def test_a_refused_command_is_seen_too(
+    upstash: LocalUpstash, http: httpx.Client, browser: httpx.Client
+):
+    with browser.stream("GET", addresses.EVENTS, timeout=10) as answer:
+        lines = (line for line in answer.iter_lines() if line.startswith("data: "))
+        until(lambda: upstash._alive.service.live.watched)
+        http.post("/pipeline", json=[["BLPOP", "k", 0], ["GET", "k"]])
+        seen = next(lines)
+        assert "BLPOP" in seen
+        assert "not allowed in REST" in seen
+        assert "GET" in seen + (next(lines) if seen.count("<li") < 2 else "")
+    assert upstash.bill().by_command == {"GET": 1}
+
+
+# The command line.
+
+
+def test_its_address_is_printed_where_no_script_takes_it_for_a_variable():
+    command = [sys.executable, "-m", "upstash_middleware.local", "--port", "0"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        variables = [process.stdout.readline() for _ in range(2)]
+        comment, name, address = process.stderr.readline().split()
+        process.terminate()
+        assert process.stdout.read() == ""
+    assert all(line.startswith("export ") for line in variables)
+    assert (comment, name) == ("#", "console:")
+    assert address.startswith(variables[0].partition("=")[2].strip() + "/-/console?key=")
+
+
+def test_without_a_socket_there_is_no_console():
+    with LocalUpstash(listen=False) as upstash, httpx.Client(transport=upstash.transport) as client:
+        assert client.get(upstash.console_url).status_code == 403
+
+
+def test_a_database_that_is_gone_is_told_as_a_page():
+    with LocalUpstash() as upstash, httpx.Client(follow_redirects=True) as client:
+        client.get(upstash.console_url)
+        assert upstash._valkey is not None
+        upstash._valkey._server.stop()
+        answer = client.get(upstash.url + addresses.KEYS)
+    assert answer.status_code == 500
+    assert "The database cannot be reached" in text_of(answer)

@@ -1,0 +1,284 @@
+"""The console's own reading of what the middleware keeps, against what the middleware writes."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from upstash_middleware.core.cache.entries import StoredResponse, Stub, encode
+from upstash_middleware.core.cache.epochs import Epoch, Epochs
+from upstash_middleware.core.cache.freshness import Staleness
+from upstash_middleware.core.ratelimit import keys
+from upstash_middleware.core.ratelimit.limits import (
+    GCRA,
+    Concurrency,
+    FixedWindow,
+    Limit,
+    SlidingLog,
+    SlidingWindow,
+    TokenBucket,
+)
+from upstash_middleware.local.bill import Bill
+from upstash_middleware.local.console import entries, wording
+from upstash_middleware.local.console.chart import bill_chart
+from upstash_middleware.local.console.entries import frame_kind, read_kept
+from upstash_middleware.local.console.kept_views import kept_view
+from upstash_middleware.local.console.limit_views import limit_view
+from upstash_middleware.local.console.limits import (
+    Bucket,
+    Level,
+    Log,
+    Slots,
+    WindowCounter,
+    read_limit,
+)
+from upstash_middleware.local.history import History
+from upstash_middleware.local.live import MOST_WAITING, Live, Missed
+from upstash_middleware.local.weather import Fault
+from upstash_middleware.messages import Headers
+
+NOW = 1_795_646_797_795
+KEY = "app:cache:entry:https://shop.example/products/7?a=b"
+
+RESPONSE = StoredResponse(
+    status=200,
+    headers=Headers([(b"content-type", b"text/plain"), (b"x-name", b"caf\xe9")]),
+    stored_at=1000.5,
+    initial_age=2.5,
+    lifetime=60.0,
+    stale=Staleness(30.0, 15.0, True),
+    packed=b"hello\x00world",
+    length=11,
+    tags=("product:7", "product"),
+    epochs=Epochs(
+        Epoch("a", "b"), Epoch("", ""), "g", {"product:7": Epoch("t", ""), "product": Epoch()}
+    ),
+    token="token",
+)
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_an_entry_is_read_as_it_was_written(raw: bool):
+    data = encode(KEY, RESPONSE, raw=raw)
+    read = read_kept(KEY, data)
+    assert isinstance(read, entries.Entry)
+    assert (read.status, read.stored_at, read.initial_age, read.lifetime) == (200, 1000.5, 2.5, 60)
+    assert (read.while_revalidate, read.if_error, read.stale_forbidden) == (30, 15, True)
+    assert list(read.fields) == [("content-type", "text/plain"), ("x-name", "café")]
+    assert read.body(5) == b"hello"
+    assert list(read.tags) == ["product:7", "product"]
+    assert list(read.epochs) == ["a:b", ":", "g", "t:", ":"]
+    assert frame_kind(data[:200]) == "response"
+    assert read.resource == entries.Resource(
+        "app", "", "https://shop.example", "/products/7?a=b", is_variant=False
+    )
+
+
+def test_a_stub_is_read_as_it_was_written():
+    stub = Stub(("accept", "cookie"), (), {"0123abcd": 2000}, RESPONSE.epochs)
+    data = encode(KEY, stub, raw=False)
+    read = read_kept(KEY, data)
+    assert isinstance(read, entries.Stub)
+    assert (list(read.vary), dict(read.variants)) == (["accept", "cookie"], {"0123abcd": 2000})
+    assert frame_kind(data[:200]) == "stub"
+
+
+def test_an_entry_at_another_key_or_with_another_byte_is_none():
+    data = encode(KEY, RESPONSE, raw=True)
+    assert read_kept(KEY + "x", data) is None
+    assert read_kept(KEY, data[:-1] + b"x") is None
+    assert read_kept(KEY, data[:-1]) is None
+
+
+@pytest.mark.parametrize(
+    ("rest", "version", "origin", "url", "is_variant"),
+    [
+        ("http://h/a", "", "http://h", "/a", False),
+        ("v2:https://h:1/a#" + "0" * 32, "v2", "https://h:1", "/a", True),
+        ("http://h/a#" + "0" * 32 + "#" + "1" * 32, "", "http://h", "/a", True),
+        ("http://h#" + "0" * 64, "", "http://h", "#" + "0" * 64, False),
+        ("nothing known", "", "", "nothing known", False),
+    ],
+)
+def test_a_key_s_end_names_version_origin_and_url(
+    rest: str, version: str, origin: str, url: str, is_variant: bool
+):
+    read = entries.resource_of("p", rest)
+    assert (read.version, read.origin, read.url) == (version, origin, url)
+    assert read.is_variant is is_variant
+
+
+def where(limit: Limit, now_ms: int = NOW) -> str:
+    """The key that the middleware writes to at this time."""
+    found = keys.limit_keys("my:app:/api:peer=a%3Ab", limit, now_ms)
+    return found[1] if isinstance(limit, SlidingWindow) else found[0]
+
+
+@pytest.mark.parametrize("seconds", [0.25, 1, 10, 60, 90, 3600, 86_400, 30 * 86_400])
+@pytest.mark.parametrize("kind", [FixedWindow, SlidingWindow])
+@pytest.mark.parametrize("passed", [0.0, 0.4, 0.99])
+def test_a_counter_s_window_and_algorithm_are_found_out(
+    kind: type[FixedWindow | SlidingWindow], seconds: float, passed: float
+):
+    """By the window's number, and by how long the script keeps it."""
+    window = int(seconds * 1000)
+    now = NOW // window * window + int(window * passed)
+    limit = kind(10, seconds)
+    counts_until = (now // window + (2 if kind is SlidingWindow else 1)) * window
+    ttl = counts_until - now + window // 8 + 1000
+    read = read_limit(where(limit, now), b"7", now, ttl)
+    if kind is SlidingWindow and passed == 0.0 and seconds == 0.25:
+        assert isinstance(read, WindowCounter)  # so short that a second more is four windows
+        return
+    assert isinstance(read, WindowCounter)
+    assert (read.used, read.window_ms) == (7, window)
+    assert read.algorithm == ("sliding window" if kind is SlidingWindow else "fixed window")
+    assert read.starts_ms == now // window * window
+
+
+def test_the_other_algorithms_are_known_by_their_keys():
+    bucket = read_limit(where(TokenBucket(10, 1, 5)), b"1795646797000:-3", NOW, 1000)
+    assert isinstance(bucket, Bucket)
+    assert (bucket.interval_ms, bucket.refilled_ms, bucket.tokens) == (5000, 1795646797000, -3)
+    level = read_limit(where(GCRA(30, 60)), b"%d:120000" % NOW, NOW, 1000)
+    assert isinstance(level, Level)
+    assert (level.units_at(NOW), level.units_at(NOW + 2000)) == (2.0, 1.0)
+    assert level.empty_ms == NOW + 4000
+    log = read_limit(where(SlidingLog(9, 60)), b"%d:2,%d:3" % (NOW - 70_000, NOW), NOW, 1000)
+    assert isinstance(log, Log)
+    assert log.used_at(NOW) == 3
+    slots = read_limit(where(Concurrency(5)), b"%d:77,%d:78" % (NOW - 1, NOW + 1), NOW, 1000)
+    assert isinstance(slots, Slots)
+    assert slots.held_at(NOW) == 1
+    for state in (bucket, level, log, slots):
+        assert (state.subject.prefix, state.subject.rule) == ("my:app", "/api")
+        assert (state.subject.kind, state.subject.identifier) == ("peer", "a:b")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "ttl"),
+    [
+        ("order:4711", b"17", 600_000),
+        ("order:4711", b"17", -1),
+        ("user:1:2", b"3", 60_000),
+        ("app:/api:ip=1:29927444", b"not a number", 60_000),
+        ("app:/api:ip=1:bucket.1000", b"hello", 60_000),
+        ("app:/api:ip=1:log.1000", b"1:1,x", 60_000),
+        ("app:/api:ip=1:gcra.0.1000", b"1:1", 60_000),
+        ("7", b"7", 60_000),
+    ],
+)
+def test_what_only_looks_like_a_limit_is_none(key: str, value: bytes, ttl: int):
+    assert read_limit(key, value, NOW, ttl) is None
+
+
+def test_the_sdk_s_counters_are_known_by_their_prefix():
+    read = read_limit("@upstash/ratelimit:user:179564679", b"3", NOW, 9000)
+    assert isinstance(read, WindowCounter)
+    assert (read.window_ms, read.algorithm, read.used) == (10_000, "window", 3)
+    assert (read.subject.rule, read.subject.identifier) == ("", "user")
+
+
+STATES = ["bucket.1000", "gcra.3.1000", "log.1000", "log.0", "slots", "1795646", "29927444"]
+
+
+@given(
+    st.sampled_from(STATES),
+    st.one_of(st.binary(max_size=40), st.from_regex(rb"[0-9]{1,15}:-?[0-9]{1,16}", fullmatch=True)),
+    st.integers(-1, 10**10),
+)
+@example("gcra.3.1000", b"999999999999999:9999999999999999", 1)
+def test_no_value_of_a_limit_breaks_the_page(state: str, value: bytes, ttl: int):
+    read = read_limit(f"p:r:k=v:{state}", value, NOW, ttl)
+    if read is not None:
+        assert limit_view(read, NOW).startswith("<section")
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.binary(max_size=60), st.booleans())
+@example(1e300, b"", True)
+def test_no_number_in_an_entry_breaks_the_page(number: float, body: bytes, compressed: bool):
+    odd = replace(
+        RESPONSE, stored_at=number, lifetime=abs(number), packed=body, compressed=compressed
+    )
+    read = read_kept(KEY, encode(KEY, odd, raw=True))
+    assert isinstance(read, entries.Entry)
+    assert kept_view(read, KEY, "alive", NOW / 1000, 60.0).startswith("<section")
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_break_the_reading_of_an_entry(data: bytes):
+    frame_kind(data)
+    assert read_kept(KEY, data) is None
+    assert read_kept(KEY, b"1a|b|c\n" + data) is None
+
+
+# The bill over time, and who watches.
+
+
+def test_history_keeps_what_was_spent_between_samples():
+    now = [100.0]
+    history = History(lambda: now[0])
+    history.take(Bill(1, 3, {"GET": 2, "SET": 1}))
+    history.take(Bill(1, 3, {"GET": 2, "SET": 1}))
+    now[0] = 101.0
+    history.take(Bill(2, 4, {"GET": 3, "SET": 1}))
+    assert [(spent.at, spent.requests, dict(spent.by_command)) for spent in history.read()] == [
+        (100.0, 1, {"GET": 2, "SET": 1}),
+        (101.0, 1, {"GET": 1}),
+    ]
+    history.clear()
+    history.take(Bill(1, 1, {"GET": 1}))
+    assert [dict(spent.by_command) for spent in history.read()] == [{"GET": 1}]
+
+
+def test_the_chart_puts_samples_in_their_place_and_the_smallest_commands_together():
+    now = [0.0]
+    history = History(lambda: now[0])
+    names = {name: 20 - place for place, name in enumerate("ABCDEFG")}
+    history.take(Bill(1, sum(names.values()), names))
+    chart = bill_chart(history.read(), 0.0, 120)
+    assert list(chart.names) == ["A", "B", "C", "D", "E", "others"]
+    assert chart.picture.count('<rect x="59.1"') == 6
+    assert "A 20, B 19, C 18, D 17, E 16, others 29" in chart.picture
+    assert bill_chart(history.read(), 60.0, 120).picture.count('<rect x="29.1"') == 6
+    assert "<rect" not in bill_chart(history.read(), 121.0, 120).picture
+
+
+def test_a_slow_watcher_is_told_how_much_it_missed():
+    async def scenario() -> None:
+        live = Live()
+        watcher = live.watch()
+        assert live.watched
+        for _ in range(MOST_WAITING + 7):
+            live.tell_fault(Fault.QUOTA)
+        seen = await watcher.look()
+        assert len(seen) == MOST_WAITING + 1
+        assert seen[-1] == Missed(7)
+        live.leave(watcher)
+        assert not live.watched
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (wording.duration(0.25), "250 ms"),
+        (wording.duration(8.52), "8.5 s"),
+        (wording.duration(7200), "2 h"),
+        (wording.duration(172_800), "2 d"),
+        (wording.size(812), "812 B"),
+        (wording.size(4300), "4.2 KiB"),
+        (wording.size(2**20 * 1500), "1.46 GiB"),
+        (wording.dollars(6.1), "$6.10"),
+        (wording.dollars(0.00025), "$0.00025"),
+        (wording.moment(1e300), ""),
+        (wording.text(b"a\n\xff\x1b[31m"), "a\\n\\xff\\x1b[31m"),
+    ],
+)
+def test_amounts_are_said_as_people_say_them(said: str, expected: str):
+    assert said == expected
