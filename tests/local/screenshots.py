@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ SECONDS = 120
 STEP = 2
 MOST_BYTES = 150_000
 
-WIDE, NARROW = {"width": 1100, "height": 850}, {"width": 400, "height": 850}
+WIDE, NARROW = {"width": 1100, "height": 850}, {"width": 400, "height": 1000}
 SHOTS = (
     ("console-light", addresses.BILL, "light", WIDE),
     ("console-dark", addresses.BILL, "dark", WIDE),
@@ -46,7 +47,13 @@ def play(upstash: LocalUpstash) -> None:
         for _ in range(chance.choice((0, 1, 1, 2, 3)) + second // 60):
             next(rounds)
         service.history.take(service.meter.read())
-    service.history._clock = time.time
+    # The playing itself took a while: all of it is moved to end now.
+    behind, history = time.time() - now[0], service.history
+    moved = [replace(spent, at=spent.at + behind) for spent in history.read()]
+    history._clock = time.time
+    history.begun += behind
+    history._spent.clear()
+    history._spent.extend(moved)
 
 
 def photograph(browser: Browser, upstash: LocalUpstash) -> None:

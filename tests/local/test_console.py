@@ -511,8 +511,8 @@ def test_the_bill_says_what_a_million_such_requests_cost(redis: Redis, browser: 
     redis.eval("redis.call('GET', KEYS[1]) return redis.call('GET', KEYS[1])", ["k"], [])
     answer = browser.get(addresses.BILL)
     said = text_of(answer)
-    assert "A million requests like these $4.00" in said
-    assert "Commands for each request 2.00" in said
+    assert "A million such requests $4.00" in said
+    assert "Commands per request 2.00" in said
     assert re.search(r"GET 2 50% .* EVAL 1 25% .* SET 1 25%", said)
     assert "Commands over the last 2 min: 4 in all" in said
     assert len(re.findall(r'<rect [^>]*class="s\d"', answer.text)) >= 3

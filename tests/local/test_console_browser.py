@@ -154,7 +154,7 @@ def test_everything_is_done_by_keyboard_alone(
 def test_switches_turn_faults_on_and_off(upstash: LocalUpstash, opened: Callable[..., Page]):
     page = opened()
     page.get_by_role("link", name="Weather", exact=True).click()
-    page.get_by_label("Every answer late by").fill("20")
+    page.get_by_label("Latency").fill("20")
     page.get_by_role("switch", name="bad-gateway").click()
     switch = page.get_by_role("switch", name="bad-gateway")
     expect(switch).to_be_checked()

@@ -59,12 +59,12 @@ def _figures(bill: Bill, begun: float, now: float) -> Html:
     return h(
         "div",
         _figure(
-            "A million requests like these",
+            "A million such requests",
             dollars(bill.dollars_per_million_requests),
             "at Upstash's list price",
             "lead",
         ),
-        _figure("Commands for each request", f"{each:.2f}", "calls inside scripts count"),
+        _figure("Commands per request", f"{each:.2f}", "calls inside scripts count"),
         _figure("Requests", amount(bill.requests), f"in {duration(now - begun)}"),
         _figure(
             "Commands",

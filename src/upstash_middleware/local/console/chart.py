@@ -112,7 +112,9 @@ def _round_up(value: float) -> float:
     if value <= _LINES:
         return float(_LINES)
     power = 10.0 ** math.floor(math.log10(value))
-    return next(step * power for step in (1, 2, 4, 6, 8, 10) if step * power >= value)
+    return next(
+        step * power for step in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10) if step * power >= value
+    )
 
 
 def _short(value: float) -> str:

@@ -88,7 +88,8 @@ async def _admit(service: Service, request: Request, path: str) -> Response:
         return _enter(door, request, secret)
     if not door.knows(request):
         return _sign_in()
-    handler = _ROUTES.get((request.method.replace("HEAD", "GET"), path))
+    head_of_page = request.method == "HEAD" and path != addresses.EVENTS  # a stream has no end
+    handler = _ROUTES.get(("GET" if head_of_page else request.method, path))
     if handler is None:
         back = h("p", h("a", "All keys", href=addresses.KEYS, class_="button"))
         return notice("There is no such page", back, status=404)

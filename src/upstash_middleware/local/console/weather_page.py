@@ -36,11 +36,11 @@ _FAULTS: Final = {
     Fault.STALL: ("half of the answer, and nothing more", True),
 }
 _NUMBERS: Final = (
-    ("latency_ms", "Every answer late by", "ms", "0"),
-    ("jitter_ms", "and up to more", "ms", "0"),
-    ("probability", "Share that a fault hits", "0 to 1", "1"),
+    ("latency_ms", "Latency", "ms", "0"),
+    ("jitter_ms", "Jitter", "ms", "0"),
+    ("probability", "Probability", "0 to 1", "1"),
     ("times", "Hits at most", "requests", "all"),
-    ("seconds", "All over after", "s", "never"),
+    ("seconds", "Over after", "s", "never"),
 )
 
 
@@ -61,7 +61,7 @@ def weather_page(frame: Frame, said: str = "", status: int = 200) -> Answer:
         addresses.WEATHER,
         h(
             "fieldset",
-            h("legend", "For every request"),
+            h("legend", "How, how often, how long"),
             h("div", [_number(weather, *each) for each in _NUMBERS], class_="numbers"),
             set_it,
             class_="panel",
