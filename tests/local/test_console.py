@@ -239,6 +239,16 @@ def test_pages_have_their_language_title_and_labels(
     assert fields == labelled
 
 
+def test_head_has_the_head_of_a_page_and_opens_no_stream(
+    upstash: LocalUpstash, browser: httpx.Client
+):
+    answer = browser.head(addresses.BILL)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert int(answer.headers["content-length"]) > 1000
+    assert browser.head(addresses.EVENTS).status_code == 404
+    assert not upstash._alive.service.live.watched
+
+
 @pytest.mark.parametrize("name", ["console.css", "console.js"])
 def test_style_and_script_come_from_the_server_itself(upstash: LocalUpstash, name: str):
     answer = httpx.get(f"{upstash.url}/-/console/{name}")

@@ -206,9 +206,7 @@ class Service:
             return Prepared.refused(no_permission(prepared.name.lower()))
         return prepared
 
-    async def _run(
-        self, commands: Sequence[Command], members: Sequence[Prepared]
-    ) -> list[Reply]:
+    async def _run(self, commands: Sequence[Command], members: Sequence[Prepared]) -> list[Reply]:
         """Run what is to be run, as one group; the replies to all, in order."""
         sent = [prepared.command for prepared in members if prepared.ready is None]
         raw = iter(await self.store.run(sent) if sent else [])
