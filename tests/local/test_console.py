@@ -332,6 +332,12 @@ def test_every_key_is_on_one_of_the_pages(redis: Redis, browser: httpx.Client):
     assert set(seen) == names
 
 
+def test_a_rare_key_is_found_among_many_others(redis: Redis, browser: httpx.Client):
+    redis.mset({f"other:{number}": "v" for number in range(3000)})
+    redis.set("rare", "v")
+    assert keys_of(browser.get(addresses.KEYS, params={"q": "rare"}).text) == ["rare"]
+
+
 def test_keys_are_grouped_by_what_follows_the_beginning(redis: Redis, browser: httpx.Client):
     redis.mset({"a:x:1": "v", "a:x:2": "v", "a:y:1": "v", "a:y:2": "v", "b": "v"})
     links = Elements(browser.get(addresses.KEYS, params={"q": "a:"}).text).links()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from dataclasses import replace
 
 import pytest
@@ -23,7 +24,7 @@ from upstash_middleware.core.ratelimit.limits import (
     TokenBucket,
 )
 from upstash_middleware.local.bill import Bill
-from upstash_middleware.local.console import entries, wording
+from upstash_middleware.local.console import entries, live_page, wording
 from upstash_middleware.local.console.chart import bill_chart
 from upstash_middleware.local.console.entries import frame_kind, read_kept
 from upstash_middleware.local.console.kept_views import kept_view
@@ -37,7 +38,8 @@ from upstash_middleware.local.console.limits import (
     read_limit,
 )
 from upstash_middleware.local.history import History
-from upstash_middleware.local.live import MOST_WAITING, Live, Missed
+from upstash_middleware.local.live import MOST_WAITING, Live, Missed, SeenCommand
+from upstash_middleware.local.resp import Failure, Reply, Status
 from upstash_middleware.local.weather import Fault
 from upstash_middleware.messages import Headers
 
@@ -216,6 +218,32 @@ def test_no_bytes_break_the_reading_of_an_entry(data: bytes):
     assert read_kept(KEY, b"1a|b|c\n" + data) is None
 
 
+@pytest.mark.parametrize(
+    ("coding", "body", "shown"),
+    [
+        ("gzip", gzip.compress(b"hello, all"), "hello, all"),
+        ("gzip", b"no gzip at all", "no gzip at all"),
+        ("br", b"\x8b\x04\x80", "000000  8b 04 80"),
+    ],
+)
+def test_a_body_with_a_content_coding_is_opened_where_that_can_be(
+    coding: str, body: bytes, shown: str
+):
+    headers = Headers([(b"content-encoding", coding.encode())])
+    stored = replace(RESPONSE, headers=headers, packed=body, length=len(body))
+    read = read_kept(KEY, encode(KEY, stored, raw=True))
+    assert read is not None
+    assert shown in kept_view(read, KEY, "alive", 1010.0, 60.0)
+
+
+def test_a_window_that_is_over_says_what_it_still_weighs():
+    now = NOW // 60_000 * 60_000 + 15_000
+    before = where(SlidingWindow(10, 60), now - 60_000)
+    read = read_limit(before, b"8", now, 45_000 + 7500 + 1000)
+    assert read is not None
+    assert "75%, that is 6" in limit_view(read, now)
+
+
 # The bill over time, and who watches.
 
 
@@ -246,6 +274,25 @@ def test_the_chart_puts_samples_in_their_place_and_the_smallest_commands_togethe
     assert "A 20, B 19, C 18, D 17, E 16, others 29" in chart.picture
     assert bill_chart(history.read(), 60.0, 120).picture.count('<rect x="29.1"') == 6
     assert "<rect" not in bill_chart(history.read(), 121.0, 120).picture
+
+
+@pytest.mark.parametrize(
+    ("words", "reply", "shown"),
+    [
+        ([b"get", b"k"], None, ("<b>GET</b>", ">nil<")),
+        ([b"GET", b""], b"x" * 500, ("&quot;&quot;", "x" * 120 + "…<")),
+        ([b"EVALSHA", b"0123456789" * 4, b"0"], 7, (">01234567… 0<", ">7<")),
+        ([b"MGET", *[b"k"] * 20], [b"1", b"2"], ("… 8 more", ">[2]<")),
+        ([b"SET", b"k", b"y" * 200], Status(b"OK"), ("y" * 120 + "…", ">OK<")),
+        ([b"GET"], Failure(b"ERR <wrong>"), ('class="failed"', "ERR &lt;wrong&gt;")),
+    ],
+)
+def test_a_line_of_the_live_page_is_short(words: list[bytes], reply: Reply, shown: tuple[str, str]):
+    line = live_page.line(SeenCommand(0.0, words, {}, reply))
+    for part in ("00:00:00.000", *shown):
+        assert part in line
+    assert "\n" not in live_page.line(SeenCommand(0.0, [b"GET", b"a\nb"], {"GET": 2}, b"a\nb"))
+    assert "12 more" in live_page.line(Missed(12))
 
 
 def test_a_slow_watcher_is_told_how_much_it_missed():
