@@ -11,7 +11,7 @@ from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from upstash_middleware.core.cache.directives import FROM_HANDLERS
-from upstash_middleware.core.cache.freshness import SUCCESSFUL
+from upstash_middleware.core.cache.rules import SUCCESSFUL
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.gateway import Gateway, Halves
 from upstash_middleware.handlers import handler_name

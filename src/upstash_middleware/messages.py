@@ -154,6 +154,14 @@ class Response:
     body: bytes = b""
 
 
+def content_length(headers: Headers) -> int | None:
+    """Return the bytes of body that a message announces, None where it does not say."""
+    told = headers.get("content-length") or ""
+    if not (told.isascii() and told.isdecimal()):
+        return None
+    return int(told) if len(told.lstrip("0")) < 19 else 10**18
+
+
 def normal_path(raw_path: str) -> str:
     """Return a path in one spelling of its percent-encoding (RFC 3986 §6.2.2).
 

@@ -117,13 +117,29 @@ def test_if_none_match_that_matches_is_answered_with_304(site, condition):
     assert "content-length" not in answer.headers
 
 
-@pytest.mark.parametrize("condition", ['"b"', "a", "", '"a', 'w/"a"'])
+@pytest.mark.parametrize("condition", ['"b"', "b", "", '"a', 'w/"a"', '"a" "b"'])
 def test_if_none_match_that_does_not_match_is_answered_whole(site, condition):
     """RFC 9110 §13.1.2: malformed ones match nothing."""
     site.app = lambda _: reply(cache_control="max-age=60", etag='"a"')
     site.visit()
     answer = site.visit(request(if_none_match=condition))
     assert (answer.hit, answer.status) == (True, 200)
+
+
+@pytest.mark.parametrize(("etag", "condition"), [("a", "a"), ("a", '"a"'), ('"a"', "a, b")])
+def test_an_entity_tag_without_quotes_counts_as_if_it_had_them(site, etag, condition):
+    """RFC 9110 §8.8.3 wants them; applications forget them, and clients send back what came."""
+    site.app = lambda _: reply(cache_control="max-age=60", etag=etag)
+    site.visit()
+    assert site.visit(request(if_none_match=condition)).status == 304
+
+
+@pytest.mark.parametrize("condition", ['"\\", "b"', 'W/"\\"', '"x\\", "\\"'])
+def test_a_backslash_in_an_entity_tag_is_itself(site, condition):
+    """RFC 9110 §8.8.3: there is no escaping in it."""
+    site.app = lambda _: reply(cache_control="max-age=60", etag='"\\"')
+    site.visit()
+    assert site.visit(request(if_none_match=condition)).status == 304
 
 
 def test_if_none_match_wins_over_if_modified_since(site):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.cache.world import Site, reply, request
@@ -195,3 +197,77 @@ def test_profile_safe_stores_no_parts(site):
     site.purge("/page")
     site.app = lambda _: reply(b"5", 206, cache_control="max-age=60", content_range="bytes 5-5/9")
     assert "partial content" in site.visit(request(range="bytes=5-5")).cache_status
+
+
+def part(first: int, last: int, total: str = "10", etag: str = '"a"', **fields: str) -> Any:
+    """Make a part of the page of ten bytes."""
+    span = f"bytes {first}-{last}/{total}"
+    fields = {"cache_control": "max-age=60", "etag": etag, "content_range": span, **fields}
+    return reply(BODY[first : last + 1], 206, **fields)
+
+
+def _answering(told: Any) -> Any:
+    return lambda _: told
+
+
+def visited(*parts: Any, **options: Any) -> Site:
+    """Return a site that has been asked for these parts in turn."""
+    site = Site(options={"profile": "conforming", **options})
+    for each in parts:
+        site.app = _answering(each)
+        span = (each[0].headers.get("content-range") or "").split("/")[0].removeprefix("bytes ")
+        site.visit(request(range=f"bytes={span}", cache_control="no-cache"))
+    site.app = lambda _: reply(b"asked", cache_control="no-store")
+    return site
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [part(0, 4), part(5, 9)],
+        [part(5, 9), part(0, 4)],
+        [part(0, 6), part(3, 9)],
+        [part(2, 5), part(0, 9)],
+        [part(0, 4, "*"), part(5, 9)],
+        [part(0, 2), part(6, 9), part(0, 7), part(6, 9)],
+        [part(0, 4, content_length="5", x="old"), part(5, 9, content_length="5", x="new")],
+    ],
+)
+def test_parts_with_one_strong_etag_make_the_whole(parts):
+    """RFC 9111 §3.4."""
+    answer = visited(*parts).visit()
+    assert (answer.hit, answer.status, answer.body) == (True, 200, BODY)
+    assert answer.headers.lines("content-length") == ["10"]
+    assert "content-range" not in answer.headers
+    assert answer.headers.get("x") in {None, "new"}
+
+
+def test_parts_that_lack_some_bytes_make_a_greater_part():
+    """RFC 9111 §3.4."""
+    site = visited(part(2, 4), part(4, 7))
+    answer = site.visit(request(range="bytes=3-6"))
+    assert (answer.hit, answer.status, answer.body) == (True, 206, b"3456")
+    assert answer.headers.get("content-range") == "bytes 3-6/10"
+    assert not site.visit(request(range="bytes=3-8")).hit
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [part(0, 4), part(5, 9, etag='"b"')],
+        [part(0, 4, etag='W/"a"'), part(5, 9, etag='W/"a"')],
+        [part(0, 3), part(5, 9)],
+        [part(0, 4), part(5, 9, "11")],
+    ],
+)
+def test_parts_that_do_not_belong_together_stay_apart(parts):
+    """RFC 9111 §3.4: the newer one takes the place of the older."""
+    site = visited(*parts)
+    assert not site.visit().hit
+    assert site.visit(request(range="bytes=6-8")).body == b"678"
+
+
+def test_parts_together_are_no_larger_than_what_may_be_stored():
+    site = visited(part(0, 4), part(5, 9), max_body=9)
+    assert not site.visit().hit
+    assert site.visit(request(range="bytes=5-9")).hit

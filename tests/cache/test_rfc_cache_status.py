@@ -109,3 +109,14 @@ def test_a_response_that_the_cache_makes_by_itself_has_no_member(site):
     answer = site.visit(request(cache_control="only-if-cached"))
     assert answer.status == 504
     assert "cache-status" not in answer.headers
+
+
+def test_the_key_is_told_where_it_is_asked_for():
+    """RFC 9211 §2.7."""
+    site = Site(options={"tells_keys": True})
+    key = 'key="test:cache:entry:http://shop.test/page"'
+    assert site.visit().cache_status == f"upstash-middleware; fwd=uri-miss; stored; {key}"
+    assert site.visit().cache_status == f"upstash-middleware; hit; ttl=60; {key}"
+    site.clock.advance(100)
+    site.app = lambda _: reply(cache_control="no-store")
+    assert f'fwd=uri-miss; {key}; detail="no-store"' in site.visit().cache_status

@@ -42,6 +42,9 @@ def test_a_request_that_no_rule_matches_passes_untouched():
         ({"path": "/a", "tags": ["p:{id}"]}, r"cache\[2\]\.tags: 'p:\{id\}' names \{id\}"),
         ({"path": "/a", "tags": ["p:{"]}, r"cache\[2\]\.tags: 'p:\{': "),
         ({"path": "/a", "methods": ["POST"]}, r"cache\[2\]\.methods: 'POST' should be one of GET"),
+        ({"path": "/a", "grace": -1}, r"cache\[2\]\.grace = -1 should be seconds above 0"),
+        ({"path": "/a", "negative_ttl": {404: 0}}, r"cache\[2\]\.negative_ttl\[404\] = 0 should"),
+        ({"path": "/a", "negative_ttl": {200: 5}}, r"cache\[2\]\.negative_ttl: 200 should be a st"),
         ({"path": "/a", "tll": 60}, r"cache\[2\]\.tll: there is no such setting; there are path"),
         ({"path": "/a", "vary_cookies": 7}, r"cache\[2\]\.vary_cookies = 7 should be a sequence"),
     ],
@@ -58,6 +61,35 @@ def test_a_mapping_makes_the_same_rule_as_the_class():
     assert rule_from_mapping(mapping) == CacheRule(
         "/p/{id}", ttl=60, tags=("p:{id}",), methods=("GET",)
     )
+
+
+@pytest.mark.parametrize(
+    ("status", "fresh"), [(200, 60), (404, 30), (503, 5), (302, 7), (410, None), (500, None)]
+)
+def test_a_rule_says_for_each_status_how_long_it_is_fresh(status, fresh):
+    """In TOML the statuses are text."""
+    given = {"path": "/page", "ttl": 60, "negative_ttl": {"404": 30, 503: 5, "302": 7}}
+    site = Site((rule_from_mapping(given),))
+    site.app = lambda _: reply(status=status)
+    site.visit()
+    if fresh is None:
+        assert not site.visit().hit
+    else:
+        site.clock.advance(fresh - 1)
+        assert site.visit().hit
+        site.clock.advance(2)
+        assert not site.visit().hit
+
+
+@pytest.mark.parametrize(("grace", "asked_with"), [(100, '"a"'), (5, None), (0, None)])
+def test_a_rule_says_how_long_what_is_stale_is_kept(grace, asked_with):
+    site = Site((CacheRule("/page", ttl=10, grace=grace),), options={"grace": 50.0})
+    site.app = lambda _: reply(etag='"a"')
+    site.visit()
+    site.clock.advance(70)
+    site.visit()
+    assert site.forwarded is not None
+    assert site.forwarded.headers.get("if-none-match") == asked_with
 
 
 def test_an_unknown_profile_is_refused_by_name():

@@ -70,16 +70,25 @@ def test_a_304_replaces_every_line_of_the_fields_that_it_carries(site):
     assert "y" not in site.visit().headers
 
 
-@pytest.mark.parametrize(
-    "name", ["content_length", "content_encoding", "content_type", "content_range"]
-)
+@pytest.mark.parametrize("name", ["content_length", "content_encoding", "content_range"])
 def test_a_304_does_not_change_how_the_stored_bytes_are_read(site, name):
-    """RFC 9111 §3.2: never Content-Length; nor what an application adds to a 304 by default."""
+    """RFC 9111 §3.2: never Content-Length, nor what would make the bytes mean something else."""
     stored = {"content_length": "6"}.get(name, "old")
     fields: dict[str, Any] = {name: stored}
     become_stale(site, etag='"a"', **fields)
     site.app = lambda _: reply(b"", 304, etag='"a"', **dict.fromkeys(fields, "0"))
     assert site.visit().headers.lines(name.replace("_", "-")) == [stored]
+
+
+@pytest.mark.parametrize(
+    ("profile", "kind"), [("safe", "application/json"), ("conforming", "text/html")]
+)
+def test_a_304_updates_the_content_type_in_profile_conforming_alone(profile, kind):
+    """RFC 9111 §3.2; but frameworks put their default on each 304."""
+    site = Site(options={"profile": profile})
+    become_stale(site, etag='"a"', content_type="application/json")
+    site.app = lambda _: reply(b"", 304, etag='"a"', content_type="text/html")
+    assert site.visit().headers.lines("content-type") == [kind]
 
 
 def test_a_304_without_a_date_was_made_when_it_was_received(site):
@@ -271,3 +280,30 @@ def test_the_epochs_of_the_lookup_are_recorded_with_what_was_confirmed(site):
     site.purge("/page")
     site.finish(exchange)
     assert not site.visit().hit
+
+
+@pytest.mark.parametrize(
+    "told",
+    [reply(b"", etag='"b"'), reply(b"", content_length="7"), reply(b"", 404), reply(b"", 410)],
+)
+def test_a_head_that_contradicts_a_fresh_get_makes_that_stale(told):
+    """RFC 9111 §4.3.5."""
+    site = Site(options={"profile": "conforming"})
+    site.app = lambda _: reply(b"stored", cache_control="max-age=60", etag='"a"')
+    site.visit()
+    site.app = lambda _: told
+    site.visit(request(method="HEAD", cache_control="no-cache"))
+    site.app = lambda _: reply(b"new", cache_control="max-age=60")
+    assert site.visit().body == b"new"
+    assert site.forwarded is not None
+    assert site.forwarded.headers.get("if-none-match") == '"a"', "it is stale, not gone"
+
+
+@pytest.mark.parametrize("status", [403, 500, 503])
+def test_a_head_that_fails_leaves_a_fresh_get(status):
+    site = Site(options={"profile": "conforming"})
+    site.app = lambda _: reply(b"stored", cache_control="max-age=60", etag='"a"')
+    site.visit()
+    site.app = lambda _: reply(b"", status)
+    site.visit(request(method="HEAD", cache_control="no-cache"))
+    assert site.visit().hit

@@ -9,7 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tests.docs.pages import ROOT, blocks, prose
-from upstash_middleware.core.cache.freshness import NEGATIVE, SUCCESSFUL
+from upstash_middleware.core.cache.rules import NEGATIVE, SUCCESSFUL
 from upstash_middleware.core.cache.store import MAX_TAGS
 
 if TYPE_CHECKING:

@@ -84,6 +84,7 @@ class Cache:
         l1_seconds: float = 5.0,
         version: str = "",
         previous_version: str = "",
+        tells_keys: bool = False,
         randomness: Callable[[int], bytes] = urandom,
     ) -> None:
         """Make a cache; nothing is asked of Upstash or of ``secret`` before a request is.
@@ -99,7 +100,8 @@ class Cache:
         this process learns is remembered of ``remember`` URLs. ``l1_bytes`` of what it finds are
         held in its memory, and used for ``l1_seconds`` without asking; 0 for none.
         What is stored belongs to the application's ``version``; where that has nothing, what its
-        ``previous_version`` has stored is used while it is refreshed.
+        ``previous_version`` has stored is used while it is refreshed. ``tells_keys`` has
+        Cache-Status say where each response stands.
         """
         self._rules = tuple(rules)
         self._observe = observe
@@ -129,6 +131,7 @@ class Cache:
             Flights(clock),
             Changing(clock),
             collapse,
+            tells_keys,
         )
 
     async def begin(self, request: Request) -> Exchange:

@@ -185,7 +185,9 @@ def _answering(context: Context, shared: Shared, asked: Forwarded) -> Answering 
         return None
     if not _outlives_purges(shared, asked):
         return None
-    status = CacheStatus(fwd=asked.fwd, ttl=left, collapsed=True)
+    status = CacheStatus(
+        fwd=asked.fwd, ttl=left, collapsed=True, key=context.told_key(asked.lookup)
+    )
     response = answer(asked.request, stored, now, context.store.profile, status)
     return Answering(replace(response, head=for_downstream(response.head, asked.rule)))
 

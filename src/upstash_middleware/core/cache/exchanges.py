@@ -22,6 +22,7 @@ from upstash_middleware.messages import ResponseHead
 if TYPE_CHECKING:
     from upstash_middleware.core.cache.changing import Changing
     from upstash_middleware.core.cache.collapsing import Flights
+    from upstash_middleware.core.cache.lookup import Lookup
     from upstash_middleware.core.cache.recording import Recording
     from upstash_middleware.core.cache.rules import CacheRule
     from upstash_middleware.core.cache.store import Store
@@ -49,6 +50,12 @@ class Context:
     changing: Changing
     collapse: float
     """Seconds for which a request waits for another one like it; 0 for not at all."""
+    tells_keys: bool
+    """Whether Cache-Status says where a response stands."""
+
+    def told_key(self, lookup: Lookup) -> str:
+        """Return what Cache-Status says of where the response to a request stands."""
+        return lookup.key if self.tells_keys else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _ESCAPE = re.compile(r"\\(.)")
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _DIGITS = re.compile(r"[0-9]+")
+# In an entity tag a backslash is itself (RFC 9110 §8.8.3), so these lists are split by themselves.
+_TAG_MEMBER = re.compile(r'[ \t]*((?:W/)?"[^"]*"|[^",]*?)[ \t]*(?:,|\Z)')
 _ENTITY_TAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 
 
@@ -123,14 +125,27 @@ def cache_control(headers: Headers) -> Directives:
 
 
 def opaque_tag(etag: str) -> str:
-    """Return an entity tag without its weakness, for weak comparison (RFC 9110 §8.8.3.2)."""
-    return etag.removeprefix("W/")
+    """Return an entity tag without its weakness, for weak comparison (RFC 9110 §8.8.3.2).
+
+    One that an application left without quotes counts as if it had them.
+    """
+    tag = etag.removeprefix("W/")
+    return tag if tag.startswith('"') else f'"{tag}"'
 
 
 def entity_tags(value: str) -> list[str] | None:
-    """Return the entity tags of an If-None-Match list; None where it is not such a list."""
-    tags = split_list(value)
-    return tags if tags and all(_ENTITY_TAG.fullmatch(tag) for tag in tags) else None
+    """Return the entity tags of an If-None-Match list; None where it is not such a list.
+
+    Tags without quotes are let pass: applications make them, and clients send them back.
+    """
+    tags, at = [], 0
+    while at < len(value):
+        found = _TAG_MEMBER.match(value, at)
+        if found is None:
+            return None
+        tags += [found[1]] if found[1] else []
+        at = found.end()
+    return tags or None
 
 
 def is_strong(etag: str) -> bool:

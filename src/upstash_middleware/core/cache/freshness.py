@@ -16,10 +16,6 @@ if TYPE_CHECKING:
 
 # RFC 9110 §15.1: final statuses whose definition allows heuristic freshness.
 HEURISTICALLY_CACHEABLE = frozenset({200, 203, 204, 206, 300, 301, 308, 404, 405, 410, 414, 501})
-SUCCESSFUL = frozenset({200, 203, 204, 300, 301, 308})
-"""The statuses that a rule's own TTL is for: an error is not to stay because a page may."""
-NEGATIVE = frozenset({404, 405, 410, 414, 501})
-"""The errors that a rule's negative TTL is for."""
 
 _HEURISTIC_FRACTION = 0.1
 _LONGEST_HEURISTIC = 24 * 3600.0

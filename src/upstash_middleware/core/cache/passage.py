@@ -47,8 +47,8 @@ def passage(context: Context, asked: Forwarded) -> tuple[Passing, str]:
     wants = _wants(context, asked.request)
     stored = asked.lookup.entry
     if stored is not None and not answers(asked.request, stored):
-        stored = None
-        asked = replace(asked, fwd="partial", lookup=replace(asked.lookup, entry=None))
+        lookup = replace(asked.lookup, entry=None)
+        asked, stored = replace(asked, fwd="partial", part=stored, lookup=lookup), None
     if stored is None:
         return _forward(context, asked, wants)
     now = context.store.clock.wall()
@@ -115,7 +115,7 @@ def _answer(
     context: Context, asked: Forwarded, stored: StoredResponse, now: float, detail: str = ""
 ) -> Response:
     left = stored.lifetime - current_age(stored, now)
-    status = CacheStatus(hit=True, ttl=left, detail=detail)
+    status = CacheStatus(hit=True, ttl=left, key=context.told_key(asked.lookup), detail=detail)
     response = answer(asked.request, stored, now, context.store.profile, status)
     return replace(response, head=for_downstream(response.head, asked.rule))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from upstash_middleware.core.cache.entries import StoredResponse
 from upstash_middleware.core.cache.epochs import Epochs
-from upstash_middleware.core.cache.fields import delta_seconds, members
+from upstash_middleware.core.cache.fields import members
 from upstash_middleware.core.cache.freshness import Lifetime, Staleness, initial_age, staleness
 from upstash_middleware.core.cache.storing import lifetime, refusal, storable_headers
 from upstash_middleware.core.cache.validation import has_validator
@@ -45,13 +45,14 @@ class Plan:
 def plan(candidate: Candidate, asked_at: float, grace: float) -> Plan | str:
     """Return what to store of a response, or in words why nothing.
 
-    ``asked_at`` is when the application was called; for ``grace`` seconds beyond all else a
-    response is kept that can be validated.
+    ``asked_at`` is when the application was called; for ``grace`` seconds beyond all else, or
+    those of its rule, a response is kept that can be validated.
     """
     if (reason := refusal(candidate)) is not None:
         return reason
     if (fresh := lifetime(candidate)) is None:
         return "no freshness lifetime"
+    grace = grace if candidate.rule.grace is None else candidate.rule.grace
     stale = staleness(candidate.control, candidate.rule, candidate.profile)
     age = initial_age(candidate.headers, asked_at, candidate.received_at)
     keep = _use(candidate, fresh, stale, grace) - age
@@ -98,8 +99,3 @@ def _tags(headers: Headers) -> tuple[str, ...]:
     named = members(headers.lines("cache-tag"))
     named += [key for line in headers.lines("surrogate-key") for key in line.split()]
     return tuple(dict.fromkeys(named))
-
-
-def content_length(headers: Headers) -> int | None:
-    """Return the length of the body that a message announces, None where it does not."""
-    return delta_seconds(headers.get("content-length") or "")

@@ -42,6 +42,12 @@ class Profile:
     stale-while-revalidate, with which it is often written."""
     replays_date: bool
     """Whether a hit carries the stored Date; else the server's own stands."""
+    stores_first: bool
+    """Whether a response is stored before its last byte goes out where the setting does not say:
+    what a client has been sent whole, it then finds stored."""
+    updates_content_type: bool
+    """Whether a 304 may change the Content-Type (§3.2). Frameworks put their default on a 304, and
+    a stored page of another type would be read as that."""
     ignores_order: bool
     """Whether the order in Accept and its kin selects no variant; for some applications the
     order of Accept-Language means a preference."""
@@ -59,6 +65,8 @@ SAFE = Profile(
     obeys_clients=False,
     s_maxage_revalidates=False,
     replays_date=False,
+    stores_first=False,
+    updates_content_type=False,
     ignores_order=False,
 )
 CONFORMING = Profile(
@@ -73,6 +81,8 @@ CONFORMING = Profile(
     obeys_clients=True,
     s_maxage_revalidates=True,
     replays_date=True,
+    stores_first=True,
+    updates_content_type=True,
     ignores_order=True,
 )
 PROFILES: Mapping[str, Profile] = {profile.name: profile for profile in (SAFE, CONFORMING)}

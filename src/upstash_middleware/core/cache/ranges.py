@@ -60,6 +60,14 @@ class Part:
     total: int | None
     """The length of the whole; None where it was not known."""
 
+    def __str__(self) -> str:
+        return f"bytes {self.first}-{self.last}/{'*' if self.total is None else self.total}"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is missing from it."""
+        return self.first == 0 and self.reaches_the_end
+
     @property
     def reaches_the_end(self) -> bool:
         """Whether its last byte is the whole's."""

@@ -11,14 +11,17 @@ from upstash_middleware.core.cache.exchanges import Passing, for_downstream, tol
 from upstash_middleware.core.cache.freshness import explicit_lifetime
 from upstash_middleware.core.cache.keeping import keep
 from upstash_middleware.core.cache.locks import mark, release
-from upstash_middleware.core.cache.planning import Plan, content_length, plan
+from upstash_middleware.core.cache.parts import combined
+from upstash_middleware.core.cache.planning import Plan, plan
 from upstash_middleware.core.cache.status import CacheStatus
 from upstash_middleware.core.cache.storing import Candidate, reflection, vary_fields
 from upstash_middleware.errors import UpstashError
 from upstash_middleware.events import CacheStored, UpstashAnswered, UpstashFailed
+from upstash_middleware.messages import content_length
 from upstash_middleware.values import value
 
 if TYPE_CHECKING:
+    from upstash_middleware.core.cache.entries import StoredResponse
     from upstash_middleware.core.cache.exchanges import Context
     from upstash_middleware.core.cache.lookup import Lookup
     from upstash_middleware.core.cache.rules import CacheRule
@@ -37,6 +40,8 @@ class Forwarded:
     lookup: Lookup
     fwd: str
     """Why it goes forward, in RFC 9211's words."""
+    part: StoredResponse | None = None
+    """What is stored and does not hold what is asked for, to be put together with what comes."""
 
 
 class Recording(Passing):
@@ -95,10 +100,13 @@ class Recording(Passing):
             planned = self._why_too_large()
         if isinstance(planned, str):
             self.land(Outcome.UNSHARED)
-            return told(head, CacheStatus(fwd=self._forwarded.fwd, detail=planned))
+            return told(head, self._status(detail=planned))
         self._plan = planned
-        status = CacheStatus(fwd=self._forwarded.fwd, stored=True)
-        return told(for_downstream(head, self._forwarded.rule), status)
+        return told(for_downstream(head, self._forwarded.rule), self._status(stored=True))
+
+    def _status(self, *, stored: bool = False, detail: str = "") -> CacheStatus:
+        key = self._context.told_key(self._forwarded.lookup)
+        return CacheStatus(fwd=self._forwarded.fwd, stored=stored, key=key, detail=detail)
 
     def states_freshness(self, head: ResponseHead) -> bool:
         """Whether a response states explicitly that it is fresh, and may be stored (§4.2.1)."""
@@ -165,6 +173,10 @@ class Recording(Passing):
             self._drop(reason)
             return None
         whole = planned.with_body(body)
+        if (held := self._forwarded.part) is not None and whole.stored.status == 206:
+            whole = replace(
+                whole, stored=combined(held, whole.stored, self._context.max_body) or whole.stored
+            )
         if self._forwarded.rule.etag:
             whole = whole.with_etag()
         self.land(Shared(whole, self._forwarded))

@@ -15,37 +15,43 @@ from upstash_middleware.core.cache.entries import opened
 from upstash_middleware.core.cache.exchanges import for_downstream, told
 from upstash_middleware.core.cache.freshness import initial_age
 from upstash_middleware.core.cache.planning import Plan
+from upstash_middleware.core.cache.purging import Purge, purge
 from upstash_middleware.core.cache.recording import Forwarded, Recording
 from upstash_middleware.core.cache.reuse import usable_for_error
-from upstash_middleware.core.cache.status import CacheStatus
 from upstash_middleware.core.cache.validation import (
     conditional,
     confirms,
     confirms_head,
     updated,
 )
+from upstash_middleware.errors import UpstashError
+from upstash_middleware.events import UpstashFailed
 from upstash_middleware.messages import ResponseHead
 
 if TYPE_CHECKING:
     from upstash_middleware.core.cache.entries import StoredResponse
     from upstash_middleware.core.cache.exchanges import Context
+    from upstash_middleware.core.effects import Flow
     from upstash_middleware.messages import Headers, Request, Response
 
 # RFC 5861 §4: the statuses that stale-if-error is about.
 _ERRORS = frozenset({500, 502, 503, 504})
+# The answers to a HEAD that tell what a GET would get now.
+_CONTRADICTING = frozenset({200, 404, 410})
 _CLIENTS_CONDITIONS = ("if-none-match", "if-modified-since")
 
 
 class Refreshing(Recording):
     """A request that goes forward with a stored response in hand."""
 
-    __slots__ = ("_confirmed", "_entry")
+    __slots__ = ("_confirmed", "_contradicted", "_entry")
 
     def __init__(self, context: Context, forwarded: Forwarded, stored: StoredResponse) -> None:
         """Raises Damaged: what is to be confirmed must be there to be used."""
         super().__init__(context, forwarded)
         self._entry = opened(stored)
         self._confirmed: Plan | None = None
+        self._contradicted = False
 
     def request_to_forward(self, request: Request) -> Request:
         """Ask for nothing but news (§4.3.1); of another version's response all is news."""
@@ -62,7 +68,7 @@ class Refreshing(Recording):
             return stale
         if head.status == 206 and self._entry.status != 206:
             return self._part(head)
-        if self._forwarded.request.method == "HEAD" and head.status == 200 and not outdated:
+        if self._forwarded.request.method == "HEAD" and not outdated:
             self._described(head)
         return super().head(head)
 
@@ -73,6 +79,11 @@ class Refreshing(Recording):
     def whole(self, *, complete: bool) -> Plan | None:
         """Return what was confirmed, or what was recorded in its place."""
         return self._confirmed or super().whole(complete=complete)
+
+    def finish(self, *, complete: bool) -> Flow[None] | None:
+        """Store the response, and have what a HEAD contradicts count as stale."""
+        flow = super().finish(complete=complete)
+        return self._then_soften(flow) if self._contradicted else flow
 
     def _not_modified(self, head: ResponseHead) -> ResponseHead | Response:
         """Use a 304 (§4.3.3, §4.3.4)."""
@@ -85,7 +96,9 @@ class Refreshing(Recording):
     def _freshened(self, received: Headers) -> StoredResponse:
         """Return the stored response as a newer response's header fields make it, to be kept."""
         now = self._context.store.clock.wall()
-        merged = ResponseHead(self._entry.status, updated(self._entry.headers, received, now))
+        profile = self._context.store.profile
+        headers = updated(self._entry.headers, received, now, profile)
+        merged = ResponseHead(self._entry.status, headers)
         planned = self.planned(replace(self._forwarded.request, method="GET"), merged)
         if not isinstance(planned, Plan):
             age = initial_age(merged.headers, self._forwarded.lookup.wall, now)
@@ -97,12 +110,26 @@ class Refreshing(Recording):
     def _part(self, head: ResponseHead) -> ResponseHead:
         """Send a part, and leave the stored whole in its place."""
         self.land(Outcome.UNSHARED)
-        return told(head, CacheStatus(fwd=self._forwarded.fwd, detail="partial content"))
+        return told(head, self._status(detail="partial content"))
 
     def _described(self, head: ResponseHead) -> None:
-        """Update the stored response to GET by the response to a HEAD (§4.3.5)."""
-        if confirms_head(self._entry, head.headers):
+        """Update the stored response to GET by the response to a HEAD (§4.3.5).
+
+        One that tells of something else makes it stale.
+        """
+        if head.status == 200 and confirms_head(self._entry, head.headers):
             self._freshened(head.headers)
+        elif head.status in _CONTRADICTING:
+            self._contradicted = self._forwarded.fwd == "request"  # else it is stale already
+
+    async def _then_soften(self, flow: Flow[None] | None) -> None:
+        if flow is not None:
+            await flow
+        context, url = self._context, self._forwarded.target.url
+        try:
+            await purge(context.store, Purge((url,), soft=True), context.rules)
+        except UpstashError as error:
+            context.observe(UpstashFailed("invalidation", error))
 
     def _instead_of_error(self, status: int | None) -> Response | None:
         """Return the stored response in place of an error, if it may stand in (RFC 5861 §4)."""
@@ -114,12 +141,10 @@ class Refreshing(Recording):
         if self._confirmed is None:
             self.land(Outcome.UNSHARED)
         now = self._context.store.clock.wall()
-        status = CacheStatus(
-            fwd=self._forwarded.fwd,
+        status = replace(
+            self._status(stored=self._confirmed is not None, detail=detail),
             fwd_status=fwd_status,
             ttl=stored.lifetime - current_age(stored, now),
-            stored=self._confirmed is not None,
-            detail=detail,
         )
         profile = self._context.store.profile
         response = answer(self._forwarded.request, stored, now, profile, status)

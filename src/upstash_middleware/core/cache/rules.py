@@ -6,6 +6,8 @@ are made and need neither credentials nor I/O.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from string import Formatter
 from typing import TYPE_CHECKING, Any
@@ -14,10 +16,14 @@ from upstash_middleware.core.patterns import PathPattern
 from upstash_middleware.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     from upstash_middleware.messages import Request
 
+SUCCESSFUL = frozenset({200, 203, 204, 300, 301, 308})
+"""The statuses that a rule's own TTL is for: an error is not to stay because a page may."""
+NEGATIVE = frozenset({404, 405, 410, 414, 501})
+"""The errors that a rule's negative TTL is for."""
 CACHEABLE_METHODS = ("GET", "HEAD")
 
 
@@ -37,8 +43,12 @@ class CacheRule:
     ttl: float | None = None
     """Seconds of freshness for a successful response that states none itself; None to store
     only what states its own."""
-    negative_ttl: float | None = None
-    """The same for 404, 405, 410, 414 and 501, None to store only those that state it."""
+    negative_ttl: float | Mapping[int, float] | None = field(default=None, hash=False)
+    """The same for 404, 405, 410, 414 and 501, or for the statuses of a mapping,
+    ``{404: 60, 503: 5}``; None to store only those that state it."""
+    grace: float | None = None
+    """Seconds for which a response is kept after it has become stale, to be validated; None for
+    those of the setting ``cache_grace``."""
     stale_while_revalidate: float = 0.0
     """Seconds for which a stale response may be used while a fresh one is fetched, where the
     response does not say."""
@@ -83,7 +93,8 @@ class CacheRule:
         object.__setattr__(self, "vary_headers", tuple(sorted(fields)))
         _check_kinds(self)
         _check_seconds("ttl", self.ttl)
-        _check_seconds("negative_ttl", self.negative_ttl)
+        object.__setattr__(self, "negative_ttl", _negative_ttl(self.negative_ttl))
+        _check_seconds("grace", self.grace or None)
         for name in ("stale_while_revalidate", "stale_if_error"):
             _check_seconds(name, getattr(self, name) or None)
         _check_methods(self.methods)
@@ -92,6 +103,14 @@ class CacheRule:
     def covers(self, path: str) -> bool:
         """Whether the rule is about this path, whatever the method."""
         return self.pattern.match(path) is not None
+
+    def ttl_for(self, status: int) -> float | None:
+        """Return the seconds of freshness for a response that states none, None for none."""
+        if isinstance(self.negative_ttl, Mapping):
+            return self.negative_ttl.get(status, self.ttl if status in SUCCESSFUL else None)
+        if status in SUCCESSFUL:
+            return self.ttl
+        return self.negative_ttl if status in NEGATIVE else None
 
     def tags_for(self, path: str) -> tuple[str, ...]:
         """Return its tags with the path's named parts filled in."""
@@ -158,6 +177,22 @@ def _check_kinds(rule: CacheRule) -> None:
         raise ConfigurationError(
             f"CacheRule.downstream = {rule.downstream!r} should be text such as 'max-age=5'"
         )
+
+
+def _negative_ttl(given: Any) -> Any:
+    """Return seconds, or seconds by status; in TOML the keys of a table are text."""
+    if not isinstance(given, Mapping):
+        _check_seconds("negative_ttl", given)
+        return given
+    by_status = {}
+    for status, seconds in given.items():
+        if not re.fullmatch("[345][0-9][0-9]", str(status)):
+            raise ConfigurationError(
+                f"CacheRule.negative_ttl: {status!r} should be a status from 300 to 599"
+            )
+        _check_seconds(f"negative_ttl[{status}]", seconds or 0)
+        by_status[int(status)] = seconds
+    return by_status
 
 
 def _iterable(value: Any) -> bool:

@@ -25,6 +25,8 @@ class CacheStatus:
     stored: bool = False
     collapsed: bool = False
     """Whether the request waited for another one instead of going forward itself."""
+    key: str = ""
+    """Where the response stands or would stand on Redis, for whoever looks for a fault."""
     detail: str = ""
     """In words what the others cannot say: why something was not stored."""
 
@@ -37,6 +39,7 @@ class CacheStatus:
         parts += [f"ttl={int(self.ttl // 1)}"] if self.ttl is not None else []
         parts += ["stored"] if self.stored else []
         parts += ["collapsed"] if self.collapsed else []
+        parts += [f"key={_string(self.key)}"] if self.key else []
         parts += [f"detail={_string(self.detail)}"] if self.detail else []
         return "; ".join(parts)
 

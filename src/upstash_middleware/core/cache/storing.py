@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 from upstash_middleware.core.cache.directives import FROM_HANDLERS
 from upstash_middleware.core.cache.fields import cache_control, field_names, members
 from upstash_middleware.core.cache.freshness import (
-    NEGATIVE,
-    SUCCESSFUL,
     Lifetime,
     explicit_lifetime,
     heuristic_lifetime,
@@ -104,17 +102,11 @@ def lifetime(candidate: Candidate) -> Lifetime | None:
     stated = explicit_lifetime(candidate.head, candidate.control, candidate.received_at)
     if stated is not None:
         return stated
-    if (ttl := _ttl(candidate.rule, candidate.head.status)) is not None:
+    if (ttl := candidate.rule.ttl_for(candidate.head.status)) is not None:
         return Lifetime(ttl, explicit=False)
     if candidate.profile.uses_heuristics:
         return heuristic_lifetime(candidate.head, candidate.control, candidate.received_at)
     return None
-
-
-def _ttl(rule: CacheRule, status: int) -> float | None:
-    if status in SUCCESSFUL:
-        return rule.ttl
-    return rule.negative_ttl if status in NEGATIVE else None
 
 
 def _method(candidate: Candidate) -> str | None:

@@ -10,6 +10,7 @@ from upstash_middleware.core.cache.freshness import date_of
 
 if TYPE_CHECKING:
     from upstash_middleware.core.cache.entries import StoredResponse
+    from upstash_middleware.core.cache.profiles import Profile
     from upstash_middleware.messages import Headers
 
 # RFC 9110 §15.4.5: what a 304 leaves out, since it describes a body that is not sent.
@@ -20,7 +21,7 @@ _OF_THE_BODY = (
     "content-range",
     "content-type",
 )
-_OF_THE_STORED_BYTES = ("content-encoding", "content-length", "content-range", "content-type")
+_OF_THE_STORED_BYTES = ("content-encoding", "content-length", "content-range")
 # §4.3.2: conditions that are for the origin server alone.
 _FOR_THE_ORIGIN = ("if-match", "if-unmodified-since")
 
@@ -102,16 +103,19 @@ def confirms_head(stored: StoredResponse, head: Headers) -> bool:
     )
 
 
-def updated(stored: Headers, received: Headers, now: float) -> Headers:
+def updated(stored: Headers, received: Headers, now: float, profile: Profile) -> Headers:
     """Return stored header fields updated by those of a newer response (§3.2).
 
-    Those that tell how the stored bytes are to be read stay as they are: an application that
-    answers 304 with a default Content-Type did not change the bytes that another one made.
+    Those that tell how the stored bytes are to be read stay as they are; in profile ``safe``
+    Content-Type is one of them, since an application that answers 304 with a default one did not
+    change the bytes that another one made.
     ``now``, when it was received, is the Date of a response without one (RFC 9110 §6.6.1).
     """
     if "date" not in received:
         received = received.setting("date", format_date(now))
     received = received.without(*_OF_THE_STORED_BYTES)
+    if not profile.updates_content_type:
+        received = received.without("content-type")
     return stored.without(*received.names()).adding(*received.raw)
 
 
