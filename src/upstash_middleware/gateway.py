@@ -19,6 +19,7 @@ from upstash_middleware.at_exit import send_at_exit
 from upstash_middleware.core.cache import Cache, Purge
 from upstash_middleware.core.cache.directives import FROM_HANDLERS
 from upstash_middleware.core.cache.endpoint import PurgeEndpoint
+from upstash_middleware.core.cache.profiles import profile_named
 from upstash_middleware.core.effects import together
 from upstash_middleware.core.engine import Engine, Exchange
 from upstash_middleware.core.ratelimit import RateLimiter
@@ -120,12 +121,17 @@ class Gateway:
             l1_seconds=settings.cache_l1_seconds,
             version=settings.cache_version or "",
             previous_version=settings.cache_previous_version or "",
+            tells_keys=settings.cache_status_key,
         )
         limits, cache = self._limits(), self._caches()
         self.engine: Engine = Engine([*limits, *cache], observe=self.observe)
         self.limits: Engine = Engine(limits, observe=self.observe)
         """The limits alone, for what no cache answers."""
         self.purge_endpoint: PurgeEndpoint | None = self._endpoint()
+        first = settings.cache_store_first
+        profile = profile_named(settings.cache_profile)
+        self.finishes_first: bool = profile.stores_first if first is None else first
+        """Whether an exchange is finished just before its response's last byte."""
 
     @classmethod
     def of(  # noqa: PLR0913 - each keyword is something that an adapter knows

@@ -78,6 +78,10 @@ class Arguments(TypedDict, total=False):
     cache_lock: bool
     """Whether it waits for other processes' requests too, by a lock that costs each miss one
     more round trip and command; default False."""
+    cache_store_first: bool
+    """Whether a response is stored just before its last byte goes out, so that who has it finds
+    it stored in whichever process, at one round trip's wait; default False, and True in profile
+    ``"conforming"``. Otherwise it is stored right after that byte."""
     cache_max_variants: int
     """How many variants (RFC 9111 §4.1) of one resource are kept at a time; default 100."""
     cache_l1_bytes: int
@@ -92,6 +96,8 @@ class Arguments(TypedDict, total=False):
     cache_previous_version: str
     """The version before: what that has stored is used while it is fetched anew, at one more read
     for each miss; default None, nothing of it."""
+    cache_status_key: bool
+    """Whether Cache-Status tells the key of each response too, for debugging; default False."""
     purge_path: str
     """Where ``POST ?url=…&tag=…`` purges, ``"/internal/purge"``; default None, nowhere."""
     purge_token: str
@@ -143,11 +149,13 @@ class Settings:
     cache_refresh: bool
     cache_collapse: float
     cache_lock: bool
+    cache_store_first: bool | None
     cache_max_variants: int
     cache_l1_bytes: int
     cache_l1_seconds: float
     cache_version: str | None
     cache_previous_version: str | None
+    cache_status_key: bool
     purge_path: str | None
     purge_token: str | None = field(repr=False)
     url: str | None
@@ -288,11 +296,13 @@ _SETTINGS: dict[str, tuple[Callable[[str, Any], Any], Any]] = {
     "cache_refresh": (read.boolean, True),
     "cache_collapse": (read.minute_at_most, 5.0),
     "cache_lock": (read.boolean, False),
+    "cache_store_first": (read.boolean, None),
     "cache_max_variants": (read.count, 100),
     "cache_l1_bytes": (read.room, 0),
     "cache_l1_seconds": (read.seconds, 5.0),
     "cache_version": (read.version, None),
     "cache_previous_version": (read.version, None),
+    "cache_status_key": (read.boolean, False),
     "purge_path": (read.url_path, None),
     "purge_token": (read.long_text, None),
     "url": (read.text, None),

@@ -85,6 +85,8 @@ class FakeHalf:
 class FakeGateway:
     """A gateway over one fake half; ``waits`` is awaited where what is left would be done."""
 
+    finishes_first = False
+
     def __init__(
         self,
         half: FakeHalf,

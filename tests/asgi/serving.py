@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from contextlib import closing, contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -21,10 +21,18 @@ PATIENCE = 20.0
 
 
 @contextmanager
-def served_by_uvicorn(app: ASGIApp) -> Iterator[int]:
-    """Serve an application and give the port; raises SystemExit if its lifespan fails."""
+def served_by_uvicorn(app: ASGIApp, **options: Any) -> Iterator[int]:
+    """Serve an application and give the port; raises SystemExit if its lifespan fails.
+
+    ``options`` are uvicorn's own.
+    """
     config = uvicorn.Config(
-        app, ws="websockets-sansio", log_config=None, log_level=logging.INFO, loop="asyncio"
+        app,
+        ws="websockets-sansio",
+        log_config=None,
+        log_level=logging.INFO,
+        loop="asyncio",
+        **options,
     )
     server = uvicorn.Server(config)
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:

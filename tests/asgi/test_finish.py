@@ -25,7 +25,7 @@ from tests.asgi.fakes import (
 from upstash_middleware.errors import NotConnected
 
 if TYPE_CHECKING:
-    from upstash_middleware.asgi.protocol import ASGIApp, Receive, Scope, Send
+    from upstash_middleware.asgi.protocol import ASGIApp, Message, Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio
 
@@ -222,3 +222,56 @@ async def test_a_failure_while_finishing_is_not_followed_by_a_second_finish():
     assert half.finished == [True]
     assert half.settled == 0
     assert len(events) == 1
+
+
+class Watching(Server):
+    """A server that notes whether all was done when each message came."""
+
+    def __init__(self, half: FakeHalf) -> None:
+        super().__init__(REQUEST_BODY)
+        self._half = half
+        self.settled: list[bool] = []
+
+    async def send(self, message: Message) -> None:
+        await super().send(message)
+        self.settled.append(self._half.settled == 1)
+
+
+@pytest.mark.parametrize(
+    ("messages", "first"),
+    [
+        ([start(), body(b"whole")], [False, True]),
+        ([start(), body(b"a", more=True), body(b"b")], [False, False, True]),
+        ([start(), body(b"a", more=True), body()], [False, False, True]),
+        (
+            [start(200, (b"content-length", b"2")), body(b"a", more=True), body(b"b")],
+            [False, False, True],
+        ),
+        (
+            [start(200, (b"content-length", b"1")), body(b"a", more=True), body(b"")],
+            [False, True, True],
+        ),
+    ],
+)
+@pytest.mark.parametrize("finishes_first", [True, False])
+async def test_a_gateway_that_finishes_first_does_so_before_the_last_byte(
+    messages, first, finishes_first
+):
+    """And no other does."""
+    half = FakeHalf()
+    gateway, server = FakeGateway(half), Watching(half)
+    gateway.finishes_first = finishes_first
+    await around(sending(*messages), gateway)(http_scope(), server.receive, server.send)
+    assert server.sent == messages
+    assert server.settled == (first if finishes_first else [False] * len(first))
+    assert (half.settled, half.finished) == (1, [True])
+    assert b"".join(half.chunks) == server.body
+
+
+async def test_a_gateway_that_finishes_first_holds_back_the_body_of_ours_and_not_its_head():
+    half = FakeHalf(head=lambda _: whole(200, b"stored"))
+    gateway, server = FakeGateway(half), Watching(half)
+    gateway.finishes_first = True
+    await around(sending(start(), body(b"x")), gateway)(http_scope(), server.receive, server.send)
+    assert server.settled == [False, True]
+    assert half.finished == [True]

@@ -71,6 +71,8 @@ class FakeHalf:
 class FakeGateway:
     """A gateway over one fake half, and its own client."""
 
+    finishes_first = False
+
     def __init__(self, half: FakeHalf, *, enabled: bool = True) -> None:
         self.enabled = enabled
         self.engine = Engine([half], observe=_unexpected)

@@ -8,6 +8,7 @@ import io
 import tempfile
 import threading
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -409,3 +410,50 @@ def test_the_view_reads_the_decision_and_none_where_limits_are_off(enabled: bool
         gateway.enabled = enabled
         Client().get("/page")
     assert seen == [decision if enabled else None]
+
+
+@pytest.mark.parametrize("length", ["", "7"], ids=["without Content-Length", "with"])
+def test_a_gateway_that_finishes_first_does_so_before_the_end_of_a_stream(length: str) -> None:
+    """Of a length that is known it holds back the last piece, else the end."""
+    half = FakeHalf()
+
+    def pieces(request: HttpRequest) -> StreamingHttpResponse:
+        response = StreamingHttpResponse(iter([b"one ", b"two"]))
+        if length:
+            response["Content-Length"] = length
+        return response
+
+    with around(half, page=pieces) as gateway:
+        gateway.finishes_first = True
+        iterable = called("/page")
+        stream = iter(iterable)
+        assert next(stream) == b"one "
+        assert half.finished == []
+        assert next(stream) == b"two"
+        assert half.finished == [True] * bool(length)
+        assert list(stream) == []
+        assert half.finished == [True]
+        iterable.close()
+        assert half.finished == [True]
+
+
+def test_a_gateway_that_finishes_first_has_a_whole_body_stored_before_it_goes_out() -> None:
+    half = FakeHalf()
+    with around(half, page=hello) as gateway:
+        gateway.finishes_first = True
+        iterable = called("/page")
+        assert half.finished == [True]
+        iterable.close()
+        assert half.finished == [True]
+
+
+def test_cookies_of_a_response_of_ours_are_sent_as_they_stand(get: Get) -> None:
+    lines = ["a=1; HttpOnly; Path=/x; foo", 'b="2, 3"; Expires=Thu, 01 Jan 2099 00:00:00 GMT']
+    lines += ["a=4; Path=/y"]
+    stored = whole(200, b"stored")
+    raw = [(b"Set-Cookie", line.encode()) for line in lines]
+    stored = replace(stored, head=ResponseHead(200, stored.head.headers.adding(*raw)))
+    with around(FakeHalf(response=stored), page=unused):
+        response = get("/page")
+    assert [cookie.output(header="").strip() for cookie in response.cookies.values()] == lines
+    assert response.cookies["a"].value == "1"

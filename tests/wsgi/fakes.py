@@ -30,6 +30,8 @@ TEXT: Fields = [("Content-Type", "text/plain")]
 class FakeGateway:
     """A gateway over one fake half."""
 
+    finishes_first = False
+
     def __init__(
         self, half: FakeHalf, *, enabled: bool = True, halves: Halves = Halves.BOTH
     ) -> None:
@@ -37,6 +39,10 @@ class FakeGateway:
         self.halves = halves
         self.engine = Engine([half], observe=_unexpected)
         self.inners: list[FakeGateway | None] = []
+        self.observed: list[object] = []
+
+    def observe(self, event: object) -> None:
+        self.observed.append(event)
 
     def begin(self, request: Request, inner: FakeGateway | None = None) -> Exchange:
         self.inners.append(inner)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from upstash_middleware.asgi.protocol import headers_of, start_message
-from upstash_middleware.messages import Response, ResponseHead
+from upstash_middleware.messages import Response, ResponseHead, content_length
 
 if TYPE_CHECKING:
     from upstash_middleware.asgi.protocol import Message, Receive, Send
@@ -21,6 +21,7 @@ class Passage:
     """One response on its way from the application to the server, and the exchange's end."""
 
     __slots__ = (
+        "_announced",
         "_behind",
         "_client_left",
         "_exchange",
@@ -44,6 +45,8 @@ class Passage:
         self._holders = [(gateway, exchange)] if exchange.holding else []
         """Whose slots are renewed while the response passes."""
         self._started = False
+        self._announced: int | None = None
+        """Bytes still to come by Content-Length; None where it does not tell."""
         self._trailers = False
         """Whether the last byte is that of the trailers."""
         self._replaced = False
@@ -88,6 +91,12 @@ class Passage:
         piece = bytes(message.get("body", b""))
         ends = self._ends(message)
         complete = self._seen_whole and not self._client_left
+        if self._gateway.finishes_first and self._is_last(piece, ends=ends):
+            if piece:
+                self._exchange.chunk(piece)
+            await self.finish(complete=complete)
+            await self._send(message)
+            return
         await self._send(message)
         if piece:
             self._exchange.chunk(piece)
@@ -107,6 +116,8 @@ class Passage:
         self._started = self._replaced = True
         await self._send(start_message(response.head))
         body = b"" if method == "HEAD" else response.body
+        if self._gateway.finishes_first:
+            await self.finish(complete=True)
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
         await self.finish(complete=True)
 
@@ -116,6 +127,12 @@ class Passage:
             self._finished = True
             for gateway, exchange in (*self._behind, (self._gateway, self._exchange)):
                 await gateway.afinish(exchange, complete=complete)
+
+    def _is_last(self, piece: bytes, *, ends: bool) -> bool:
+        """Whether a client has all once it has this piece; Content-Length may tell it early."""
+        if self._announced is not None:
+            self._announced -= len(piece)
+        return ends or (self._announced == 0 and bool(piece))
 
     async def _renew(self) -> None:
         for gateway, exchange in self._holders:
@@ -130,6 +147,8 @@ class Passage:
             await self.send_whole(answer, self._exchange.request.method)
             return
         self._trailers = message.get("trailers", False)
+        if self._exchange.request.method != "HEAD":
+            self._announced = content_length(head.headers)
         await self._send({**message, **start_message(answer)})
 
     def _ends(self, message: Message) -> bool:

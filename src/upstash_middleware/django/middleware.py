@@ -84,7 +84,10 @@ class Middleware:
         except BaseException:
             gateway.finish(exchange, complete=False)
             raise
-        return passage.answer(response)
+        answer = passage.answer(response)
+        if passage.ends_here:
+            passage.finish()
+        return answer
 
     async def _acall(self, request: HttpRequest) -> HttpResponseBase:
         if (gateway := self._switched_on(request)) is None:
@@ -101,7 +104,10 @@ class Middleware:
         except BaseException:
             await gateway.afinish(exchange, complete=False)
             raise
-        return passage.answer(response)
+        answer = passage.answer(response)
+        if passage.ends_here:
+            await passage.afinish()
+        return answer
 
     def _switched_on(self, request: HttpRequest) -> Gateway | None:
         """Return the gateway, or None where it is off; handlers can read the decision anyway."""

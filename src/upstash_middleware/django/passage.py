@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from upstash_middleware.django import translation
 from upstash_middleware.django.denying import denied_or_ready
-from upstash_middleware.messages import Response
+from upstash_middleware.messages import Response, content_length
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -47,6 +47,8 @@ class Passage:
         self._exchange = exchange
         self._complete = False
         self._finished = False
+        self._announced: int | None = None
+        """Bytes still to come by Content-Length; None where it does not tell."""
         self.refresh: Callable[[HttpRequest, Exchange], None] | None = None
         """Fetches anew what was sent stale; None where nobody does."""
 
@@ -70,11 +72,23 @@ class Passage:
         finally:
             meta.pop(_HANDED, None)
 
+    @property
+    def ends_here(self) -> bool:
+        """Whether all has been seen, and the exchange is to be finished before it goes out."""
+        return self._complete and self._gateway.finishes_first
+
+    async def afinish(self) -> None:
+        """Do the same as ``finish`` on an event loop."""
+        if not self._finished:
+            self._finished = True
+            await self._gateway.afinish(self._exchange, complete=self._complete)
+
     def answer(self, response: HttpResponseBase) -> HttpResponseBase:
         """Return what to send for the application's response, whose body is seen as it passes."""
         self._finish_when_closed()
         head = translation.head_from(response)
         sent = self._exchange.head(head)
+        self._announced = content_length(head.headers)
         if isinstance(sent, Response):
             self._complete = True
             return translation.stand_in(sent, response, without_body=self._is_head)
@@ -117,18 +131,35 @@ class Passage:
     def _watched(self, content: Iterator[bytes]) -> Iterator[bytes]:
         for piece in content:
             self._exchange.chunk(piece)
+            if self._is_last(piece):
+                self._complete = True
+                self.finish()
             yield piece
-            if self._exchange.holding:
+            if self._exchange.holding and not self._finished:
                 self._gateway.renew(self._exchange)
         self._complete = True
+        if self._gateway.finishes_first:
+            self.finish()
 
     async def _watched_async(self, content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for piece in content:
             self._exchange.chunk(piece)
+            if self._is_last(piece):
+                self._complete = True
+                await self.afinish()
             yield piece
-            if self._exchange.holding:
+            if self._exchange.holding and not self._finished:
                 await self._gateway.arenew(self._exchange)
         self._complete = True
+        if self._gateway.finishes_first:
+            await self.afinish()
+
+    def _is_last(self, piece: bytes) -> bool:
+        """Whether Content-Length says that this piece ends what is to be finished first."""
+        if self._announced is None or not self._gateway.finishes_first:
+            return False
+        self._announced -= len(piece)
+        return self._announced == 0 and bool(piece)
 
     def _finish_when_closed(self) -> None:
         close, request = self._request.close, self._request

@@ -7,7 +7,8 @@ fields by commas), ``path_info`` (by which it finds views), the scheme by
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from http.cookies import CookieError, Morsel
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
@@ -16,7 +17,7 @@ from django.http import HttpResponse
 from upstash_middleware.messages import Headers, Request, ResponseHead
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Container, Iterable, Iterator, Mapping
 
     from django.http import HttpRequest
     from django.http.response import HttpResponseBase
@@ -74,6 +75,22 @@ def _raw_path(request: HttpRequest, path: str) -> str:
     scope: Mapping[str, Any] = getattr(request, "scope", {})
     sent = (scope.get("raw_path") or b"").decode("latin-1")
     return sent if unquote(sent) == path else ""
+
+
+class _StoredCookie(Morsel[str]):
+    """A Set-Cookie line that goes out as it came; to read it would be to write it otherwise."""
+
+    def __init__(self, line: str) -> None:
+        super().__init__()
+        self._line = line
+        name, _, value = line.partition(";")[0].partition("=")
+        with suppress(CookieError):
+            self.set(name.strip(), value.strip(), value.strip())
+
+    def output(self, attrs: Container[str] | None = None, header: str = "Set-Cookie:") -> str:
+        """Return the line, as Django's handlers ask for it."""
+        del attrs
+        return f"{header} {self._line}"
 
 
 @contextmanager
@@ -160,14 +177,17 @@ def response_from(answer: Response, *, without_body: bool) -> HttpResponse:
     response.status_code = answer.head.status
     del response.headers["Content-Type"]  # Django's default; the head says what is right
     _set_fields(response, dict(_joined(answer.head.headers)))
+    for line in answer.head.headers.lines("set-cookie"):
+        cookie = _StoredCookie(line)
+        # One name may stand on several lines, with a path or domain of its own on each.
+        name = line if cookie.key in response.cookies else cookie.key
+        dict.__setitem__(response.cookies, name, cookie)
     return response
 
 
 def stand_in(answer: Response, replaced: HttpResponseBase, *, without_body: bool) -> HttpResponse:
     """Return a response of ours in the place of the application's, which it closes with itself."""
     response = response_from(answer, without_body=without_body)
-    if "set-cookie" in answer.head.headers:
-        response.cookies = replaced.cookies
     closers = cast("Any", replaced)._resource_closers  # noqa: SLF001 - Django has no other name
     cast("Any", response)._resource_closers.extend(closers)  # noqa: SLF001 - likewise
     return response

@@ -62,6 +62,10 @@ class Middleware:
             else:
                 environ = _shown(environ, request, exchange)
                 passage.relay(self.app(environ, passage.start_response))
+        except Exception as error:
+            if not passage.stand_in(error):
+                passage.close()
+                raise
         except BaseException:
             passage.close()
             raise

@@ -6,9 +6,11 @@ What PEP 3333 makes particular lives here: ``start_response``, ``write``, the it
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from upstash_middleware.messages import Response
+from upstash_middleware.events import UserCodeFailed
+from upstash_middleware.messages import Response, content_length
 from upstash_middleware.wsgi.environ import fields_of, head_of, status_line
 
 if TYPE_CHECKING:
@@ -28,7 +30,8 @@ class Passage:
     The head goes out when the application has returned, or has given its first piece; until
     then the application may take it back by ``start_response(…, exc_info)``. Each piece goes
     out as it comes. ``close`` finishes the exchange, after the application's own ``close``: an
-    invalidation must not come before what the application commits there.
+    invalidation must not come before what the application commits there. Where the gateway
+    finishes first, both are done before the last piece goes out.
     """
 
     __slots__ = (
@@ -40,6 +43,7 @@ class Passage:
         "_exhausted",
         "_gateway",
         "_has_passed",
+        "_is_bodiless",
         "_is_head",
         "_ours",
         "_pieces",
@@ -55,6 +59,8 @@ class Passage:
         self._gateway = gateway
         self._exchange = exchange
         self._is_head = method == "HEAD"
+        self._is_bodiless = self._is_head
+        """Whether no piece goes out, whatever the application gives."""
         self._start = start_response
         self._started: tuple[str, list[tuple[str, str]]] | None = None
         """The application's head, until it goes out."""
@@ -104,6 +110,16 @@ class Passage:
             self._tell_length(len(iterable[0]))
         self._send_head()
 
+    def stand_in(self, error: Exception) -> bool:
+        """Send what may stand in for a response that the application has not begun, if anything."""
+        response = None if self._write is not None else self._exchange.failed()
+        if response is None:
+            return False
+        self._gateway.observe(UserCodeFailed("the application", error))
+        self._started, self._broken = None, False
+        self.give(response)
+        return True
+
     def __iter__(self) -> Iterator[bytes]:
         return self
 
@@ -111,20 +127,46 @@ class Passage:
         """Return the next piece, as soon as the application has one."""
         if self._has_passed and self._exchange.holding:
             self._renew()
+        piece = self._next_piece()
+        if self._send_head() and self._ours:
+            piece = next(self._pieces)
+        if self._gateway.finishes_first and self._is_bodiless:
+            # A server sends the head with the first piece, and that is all there is.
+            for unsent in self._pieces:
+                self._passing(unsent)
+            piece = None
+        if piece is None:
+            self._exhausted = True
+            if self._gateway.finishes_first:
+                self._finish()
+            raise StopIteration
+        sent = self._passing(piece)
+        if self._gateway.finishes_first and self._announced == 0:
+            self._finish_before_the_last()
+        return sent
+
+    def _next_piece(self) -> bytes | None:
+        """Return the application's next piece, None where there is none; or ours in its stead."""
         try:
-            piece = next(self._pieces, None)
+            return next(self._pieces, None)
+        except Exception as error:
+            self._broken = True
+            if not self.stand_in(error):
+                raise
+            return next(self._pieces)
         except BaseException:
             self._broken = True
             raise
-        if self._send_head() and self._ours:
-            piece = next(self._pieces)
-        if piece is None:
-            self._exhausted = True
-            raise StopIteration
-        return self._passing(piece)
 
     def close(self) -> None:
         """Close the application's iterable and finish the exchange, once."""
+        self._finish()
+        then, self.then = self.then, None
+        if then is not None:
+            then()
+
+    def _finish(self) -> None:
+        """Close what the application has returned, and then finish the exchange."""
         if self._closed:
             return
         self._closed = True
@@ -136,8 +178,19 @@ class Passage:
             complete = self._is_complete()
         finally:
             self._gateway.finish(self._exchange, complete=complete)
-            if self.then is not None:
-                self.then()
+
+    def _finish_before_the_last(self) -> None:
+        """Finish while the last piece is held back, unless the application has another one."""
+        try:
+            more = next(self._pieces, None)
+        except BaseException:
+            self._broken = True
+            raise
+        if more is None:
+            self._exhausted = True
+            self._finish()
+        else:
+            self._pieces = chain((more,), self._pieces)
 
     def _tell_length(self, length: int) -> None:
         """Say Content-Length of a single piece, as servers do, who cannot see it behind us."""
@@ -161,8 +214,9 @@ class Passage:
         if answer is not head:
             status = status if answer.status == head.status else status_line(answer.status)
             fields = fields_of(answer.headers)
-        if not self._is_head and head.status not in _BODILESS:
-            self._announced = _length(head.headers.get("content-length"))
+        self._is_bodiless = self._is_head or head.status in _BODILESS
+        if not self._is_bodiless:
+            self._announced = content_length(head.headers)
         self._write = self._start(status, fields)
         return True
 
@@ -199,7 +253,3 @@ class Passage:
         if self._broken:
             return False
         return self._exhausted if self._announced is None else self._announced == 0
-
-
-def _length(content_length: str | None) -> int | None:
-    return int(content_length) if content_length and content_length.isdecimal() else None
