@@ -266,6 +266,18 @@ CASES: list[Case] = [
             cached(("If-None-Match", '"a"'), status=404),
         ),
     ),
+    *(
+        Case(
+            f"a condition is weighed against a stored {status}, which is a success",
+            "9110 §13.2.1",
+            (
+                forwarded(max_age(HOUR, ("ETag", '"a"'), status=status)),
+                cached(("If-None-Match", '"a"'), status=304),
+                cached(("If-None-Match", '"b"')),
+            ),
+        )
+        for status in (201, 203, 204)
+    ),
     Case(
         "where nothing is stored a condition goes forward",
         "9111 §4.3.2",

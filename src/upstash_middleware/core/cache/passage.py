@@ -47,8 +47,9 @@ def passage(context: Context, asked: Forwarded) -> tuple[Passing, str]:
     wants = _wants(context, asked.request)
     stored = asked.lookup.entry
     if stored is not None and not answers(asked.request, stored):
+        part = None if asked.lookup.outdated else stored
         lookup = replace(asked.lookup, entry=None)
-        asked, stored = replace(asked, fwd="partial", part=stored, lookup=lookup), None
+        asked, stored = replace(asked, fwd="partial", part=part, lookup=lookup), None
     if stored is None:
         return _forward(context, asked, wants)
     now = context.store.clock.wall()

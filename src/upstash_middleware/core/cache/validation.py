@@ -42,7 +42,7 @@ def not_modified(request: Headers, stored: StoredResponse) -> bool:
     If-None-Match wins over If-Modified-Since; one that is no list of entity tags matches
     nothing. Conditions count only against a successful response (RFC 9110 §13.2.1).
     """
-    if stored.status != 200:
+    if not 200 <= stored.status < 300 or stored.status == 206:
         return False
     condition = request.combined("if-none-match")
     if condition is not None:
