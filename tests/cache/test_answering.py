@@ -57,6 +57,15 @@ def test_the_time_that_rendering_took_counts_as_age(site):
     assert site.visit().headers.get("age") == "5"
 
 
+def test_the_second_that_a_date_leaves_out_is_no_age(site):
+    """RFC 9111 §4.2.3: what was made a moment ago is not nearly a second old."""
+    site.clock.advance(0.9)
+    site.app = lambda _: reply(cache_control="max-age=1", date="Tue, 14 Nov 2023 22:13:20 GMT")
+    site.visit()
+    site.clock.advance(0.5)
+    assert site.visit().hit
+
+
 def test_a_date_in_the_past_counts_as_age(site):
     """RFC 9111 §4.2.3: the apparent age."""
     site.app = lambda _: reply(cache_control="max-age=60", date="Tue, 14 Nov 2023 22:13:00 GMT")

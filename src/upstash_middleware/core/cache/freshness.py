@@ -114,7 +114,8 @@ def age_value(headers: Headers) -> int:
 def initial_age(headers: Headers, asked_at: float, received_at: float) -> float:
     """Return a response's corrected initial age in seconds (§4.2.3).
 
-    ``asked_at`` is when the application was called, ``received_at`` when its head came.
+    ``asked_at`` is when the application was called, ``received_at`` when its head came. A Date
+    tells whole seconds, so the part of one that has passed since is no age.
     """
-    apparent = max(0.0, received_at - date_of(headers, received_at))
+    apparent = max(0.0, received_at // 1 - date_of(headers, received_at))
     return max(apparent, age_value(headers) + max(0.0, received_at - asked_at))
