@@ -118,7 +118,8 @@ class UserCodeFailed:
     """A function of the application's that a rule calls has raised; the rule went on without."""
 
     where: str
-    """The setting that holds the function, for instance ``rate_limits[0].by``."""
+    """The setting that holds the function, for instance ``rate_limits[0].by``; ``the application``
+    where a WSGI application raised and a stale response stands in for its own."""
     error: Exception
 
 
