@@ -6,10 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 BENCH := .venv-bench
+DOCS := .venv-docs
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input
 
-.PHONY: help demo test test-all wheel wheel-test bench lint fuzz docs-tables screenshots changelog lock clean
+.PHONY: help demo test test-all wheel wheel-test bench lint fuzz docs docs-tables screenshots changelog lock clean
 
 help: ## list what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,7 +23,7 @@ test: lint ## format, lint, types, import contract, all tests, coverage
 	@$(BIN)/python -m pytest -q --numprocesses=auto --cov --cov-report= --no-cov-on-fail
 	@$(BIN)/coverage report --fail-under=$(COVERAGE) > .coverage.report || { cat .coverage.report; exit 1; }
 
-test-all: test ## the same, a soak, and what needs Node (the JavaScript SDKs, pyright) and Chromium (the console)
+test-all: test docs ## the same, the site, a soak, and what needs Node (the JavaScript SDKs, pyright) and Chromium (the console)
 	@command -v npm >/dev/null || { $(ROOT) apt-get -qq update && $(ROOT) apt-get -qq install -y nodejs npm; }
 	@cd tests/node && npm ci --silent --no-audit --no-fund
 	@$(CHROMIUM)
@@ -61,7 +62,11 @@ fuzz: $(READY) ## fuzz the entry codec and the wire with atheris, SECONDS=60 eac
 	@$(BIN)/uv pip install --quiet --group fuzz
 	@for target in entries wire; do $(BIN)/python -m fuzz $$target $(or $(SECONDS),60) || exit 1; done
 
-docs-tables: $(READY) ## write the documentation's tables that the tests hold us to
+docs: $(DOCS)/ready ## build the documentation's site into site/, strictly, and check its links
+	@PYTHONPATH=. $(DOCS)/bin/zensical build --clean --strict > $(DOCS)/build.log 2>&1 || { cat $(DOCS)/build.log; exit 1; }
+	@$(DOCS)/bin/python -m documentation.check site
+
+docs-tables: $(READY) ## write the documentation's tables and pictures that the tests hold us to
 	@WRITE_DOCS_TABLES=1 $(BIN)/python -m pytest -q tests/faults tests/docs -k documentation
 
 changelog: $(READY) ## show what changelog.d makes of the next version; RELEASE=1 writes it
@@ -77,9 +82,11 @@ lock: $(READY) ## pin the newest versions that pyproject.toml admits
 	    --output-file requirements/dev.txt
 	@$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-header --no-annotate \
 	    --no-emit-index-url requirements/bench.in pyproject.toml --output-file requirements/bench.txt
+	@$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-header --no-annotate \
+	    --no-emit-index-url --group docs --output-file requirements/docs.txt
 
 clean: ## remove what the other commands made
-	rm -rf $(VENV) $(BENCH) build dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) $(DOCS) site build dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -102,4 +109,11 @@ $(BENCH)/ready: requirements/bench.txt
 	   $(BENCH)/bin/python -m pip install --disable-pip-version-check --no-input --no-deps \
 	    --target $(BENCH)/sniffio 'sniffio==1.3.1'; } \
 	    > $(BENCH)/install.log 2>&1 || { cat $(BENCH)/install.log; exit 1; }
+	@touch $@
+
+$(DOCS)/ready: requirements/docs.txt
+	@$(PYTHON) -m venv $(DOCS)
+	@echo "setting up $(DOCS) (once)" >&2
+	@$(DOCS)/bin/python -m pip install --disable-pip-version-check --no-input -r requirements/docs.txt \
+	    > $(DOCS)/install.log 2>&1 || { cat $(DOCS)/install.log; exit 1; }
 	@touch $@
