@@ -1,6 +1,6 @@
 """The pages of the documentation, and what they say that can be checked: reading only.
 
-Pages are docs/*.md and the Markdown files at the root.
+Pages are the Markdown files in docs/ and at the root.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TESTS = ("tests", "examples", "benchmarks")
-PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")])
+PAGES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("*.md")])
 
 _FENCE = re.compile(r"^( *)(`{3,}|~{3,})(.*?)\n(.*?)^\1\2[ \t]*$", re.DOTALL | re.MULTILINE)
 _CODE = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#{1,6} +(.*?) *$", re.MULTILINE)
 _TEST = re.compile(r"test_\w+")
+_FILE = re.compile(r"# ([\w/.-]+\.\w+)(, at the end)?\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +28,25 @@ class Block:
     """A fenced block of code."""
 
     page: str
+    """Its path below the root, or only its name."""
     line: int
     language: str
     text: str
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
+
+    @property
+    def file(self) -> str | None:
+        """The file that it is, by its first line: ``# shop.py``, ``# a/b.py, at the end``."""
+        named = _FILE.match(self.text)
+        return named[1] if named else None
+
+    @property
+    def continues(self) -> bool:
+        """Whether it stands at the end of that file, and is not all of it."""
+        named = _FILE.match(self.text)
+        return named is not None and named[2] is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +78,14 @@ def blocks(page: Path) -> list[Block]:
         line = text.count("\n", 0, match.start()) + 2
         language = (info.split() or [""])[0]
         body = "".join(each.removeprefix(indent) for each in body.splitlines(keepends=True))
-        found.append(Block(page.name, line, language, body))
+        found.append(Block(name_of(page), line, language, body))
     return found
+
+
+def name_of(page: Path) -> str:
+    """Return what a page is called here: its path below the root, or only its name."""
+    inside = page.is_relative_to(ROOT)
+    return page.relative_to(ROOT).as_posix() if inside else page.name
 
 
 def prose(page: Path) -> str:

@@ -16,6 +16,7 @@ from tests.docs.pages import (
     blocks,
     files_of_tests,
     links,
+    name_of,
     named_tests,
 )
 from upstash_middleware.settings import settings_from
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 TESTED_ELSEWHERE = {
     "README.md": "tests/test_readme.py",
-    "local.md": "tests/local/test_docs.py",
-    "platforms.md": "examples/platforms/aws_lambda/test_app.py",
+    "docs/local.md": "tests/local/test_docs.py",
+    "docs/platforms.md": "examples/platforms/aws_lambda/test_app.py",
 }
 PYTHON = [block for page in PAGES for block in blocks(page) if block.language == "python"]
 APPLICATIONS = [
@@ -35,7 +36,7 @@ APPLICATIONS = [
     if block.page not in TESTED_ELSEWHERE
     and any(start in block.text for start in ("\napp = ", "\nUPSTASH_MIDDLEWARE = "))
 ]
-in_each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+in_each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 
 @in_each_page

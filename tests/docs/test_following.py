@@ -1,0 +1,58 @@
+"""What a reader who follows a page to the letter sees is what the page says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.docs.following import PATIENCE, environment, following, pages_with, write
+from tests.docs.pages import PAGES, blocks, name_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TESTED = [
+    page
+    for page in PAGES
+    if any(block.file and block.file.startswith("test_") for block in blocks(page))
+]
+
+
+def clear_of_a_minutes_end() -> None:
+    """Wait until no window of a minute ends while a page is followed: it counts anew then."""
+    if (past := time.time() % 60) > 50:
+        time.sleep(60 - past)
+
+
+@pytest.mark.parametrize("page", pages_with("console"), ids=name_of)
+def test_its_commands_print_what_stands_below_them(page: Path, tmp_path: Path) -> None:
+    """Files are written, servers started, and curl is asked."""
+    with following(tmp_path) as reader:
+        for block in blocks(page):
+            if block.language == "console":
+                clear_of_a_minutes_end()
+            reader.do(block)
+
+
+@pytest.mark.parametrize("page", TESTED, ids=name_of)
+def test_its_application_passes_the_tests_that_stand_beside_it(page: Path, tmp_path: Path) -> None:
+    """They show what the page claims of it, with the package's own fixtures."""
+    for block in blocks(page):
+        if block.file:
+            write(block, tmp_path)
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, "-p", "no:randomly", "-p", "no:xdist", "--rootdir", str(tmp_path)],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout
