@@ -34,7 +34,9 @@ UPSTASH, APPLICATION = 8079, 8000
 """The ports that every page names."""
 
 _SERVES = re.compile(r"^(upstash-middleware local|uvicorn|flask .*run|python manage\.py runserver)")
-_VARIES = re.compile(r"(?<=\bt=)\d+|(?<=ttl=)\d+|(?<=retry-after: )\d+|(?<=age: )\d+", re.IGNORECASE)
+_VARIES = re.compile(
+    r"(?<=\bt=)\d+|(?<=ttl=)\d+|(?<=retry-after: )\d+|(?<=age: )\d+", re.IGNORECASE
+)
 _PATIENT: Final = "deadline=20, cache_deadline=20,"
 _MADE = (
     (re.compile(r"(add_middleware\(\s*\w*Middleware,)"), rf"\1 {_PATIENT}"),
@@ -117,7 +119,9 @@ class Reader:
 
     def _serve(self, script: str) -> None:
         own = self.ports[UPSTASH]
-        script = script.replace("upstash-middleware local", f"upstash-middleware local --port {own}")
+        script = script.replace(
+            "upstash-middleware local", f"upstash-middleware local --port {own}"
+        )
         log = self.running.enter_context((self.folder / f"log{len(self.exports)}").open("w+"))
         self.last = log.name
         shell = subprocess.Popen(
