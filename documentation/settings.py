@@ -60,7 +60,7 @@ def _default(each: Field[Any]) -> Any:
 
 def _table(of: type[Any], defaults: dict[str, Any]) -> str:
     rows = [("setting", "type", "default", "meaning"), ("---", "---", "---", "---")]
-    for name, (annotation, meaning) in _documented(of).items():
+    for name, (annotation, meaning) in documented(of).items():
         if name in defaults:
             rows.append((f"`{name}`", f"`{annotation}`", _said(name, defaults[name]), meaning))
     cells = ([cell.replace("|", "\\|") for cell in row] for row in rows)
@@ -73,10 +73,11 @@ def _said(name: str, default: Any) -> str:
     return "required" if default is MISSING else f"`{default!r}`"
 
 
-def _documented(of: type[Any]) -> dict[str, tuple[str, str]]:
+def documented(of: type[Any]) -> dict[str, tuple[str, str]]:
     """Return each annotated name with its annotation and the text that stands below it."""
     (made,) = ast.parse(textwrap.dedent(inspect.getsource(of))).body
-    assert isinstance(made, ast.ClassDef)
+    if not isinstance(made, ast.ClassDef):
+        raise TypeError(f"{of!r} should be a class")
     found = {}
     for line, below in zip(made.body, [*made.body[1:], None], strict=True):
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
