@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -9,7 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.docs.following import PATIENCE, environment, following, pages_with, write
+from tests.docs.following import (
+    PATIENCE,
+    environment,
+    following,
+    pages_with,
+    patient,
+    write,
+)
 from tests.docs.pages import PAGES, blocks, name_of
 
 if TYPE_CHECKING:
@@ -56,3 +64,18 @@ def test_its_application_passes_the_tests_that_stand_beside_it(page: Path, tmp_p
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "app.add_middleware(\n    UpstashMiddleware,\n)",
+        "app.add_middleware(CacheMiddleware, cache=[])",
+        "UpstashMiddleware(\n    app,\n)",
+        "UPSTASH_MIDDLEWARE = {}",
+    ],
+)
+def test_a_machine_under_load_is_no_outage(text: str) -> None:
+    """Wherever an application is told its settings, it is told to be patient."""
+    assert re.search(r'deadline"?[=:] ?20.*cache_deadline"?[=:] ?20', patient(text), re.DOTALL)
+    assert len(re.findall("cache_deadline", patient(text))) == 1
