@@ -29,6 +29,8 @@ MODULES: Final = {
     "upstash_middleware.asgi": "For any ASGI application.",
     "upstash_middleware.wsgi": "For any WSGI application.",
     "upstash_middleware.events": "What observers are told of.",
+    "upstash_middleware.prometheus": "Events as [Prometheus's metrics](../observability.md).",
+    "upstash_middleware.opentelemetry": "Events as [OpenTelemetry's](../observability.md).",
     "upstash_middleware.local": "[Upstash on your own machine](../local.md).",
 }
 _HEADING: Final = """# Names
@@ -83,8 +85,10 @@ def _described(module: str, name: str, value: Any) -> Iterator[str]:
         yield f"```text\n{_signature(name, value)}\n```\n\n{_text(value)}\n"
         if isinstance(value, type):
             yield from _members(value)
-    else:
+    elif isinstance(value, str):
         yield f"`{value!r}`\n"
+    else:
+        yield f"A `{type(value).__name__}`. {_text(value)}\n"
 
 
 def _defined_before(module: str, name: str, value: Any) -> str | None:

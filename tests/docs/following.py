@@ -184,10 +184,11 @@ def following(folder: Path) -> Iterator[Reader]:
         yield Reader(folder, running)
 
 
-def pages_with(language: str) -> list[Path]:
-    """Return the pages below docs/ that have a block of this language."""
+def followed() -> list[Path]:
+    """Return the pages that are to be followed: with files, and what is seen of them."""
     return [
         page
         for page in sorted((ROOT / "docs").rglob("*.md"))
-        if any(block.language == language for block in blocks(page))
+        if any(block.file for block in blocks(page))
+        and any(block.language == "console" for block in blocks(page))
     ]

@@ -13,8 +13,8 @@ import pytest
 from tests.docs.following import (
     PATIENCE,
     environment,
+    followed,
     following,
-    pages_with,
     patient,
     write,
 )
@@ -36,7 +36,7 @@ def clear_of_a_minutes_end() -> None:
         time.sleep(60 - past)
 
 
-@pytest.mark.parametrize("page", pages_with("console"), ids=name_of)
+@pytest.mark.parametrize("page", followed(), ids=name_of)
 def test_its_commands_print_what_stands_below_them(page: Path, tmp_path: Path) -> None:
     """Files are written, servers started, and curl is asked."""
     with following(tmp_path) as reader:
