@@ -2,48 +2,57 @@
 
 The middleware classes live with their frameworks: ``upstash_middleware.starlette`` (and
 ``.asgi`` for any ASGI application), ``.flask`` (and ``.wsgi``), ``.django``. Here are the names
-that they share; importing them imports no framework and no HTTP client.
+that they share, each imported when it is first asked for.
 """
 
-from upstash_middleware.core.cache import CacheRule
-from upstash_middleware.core.identify import (
-    Identifier,
-    client_ip,
-    combine,
-    cookie,
-    first_of,
-    hashed,
-    header,
-    jwt_claim,
-    query,
-)
-from upstash_middleware.core.ratelimit import (
-    GCRA,
-    UNLIMITED,
-    Concurrency,
-    Decision,
-    FixedWindow,
-    PolicyState,
-    RateLimitRule,
-    SlidingLog,
-    SlidingWindow,
-    TokenBucket,
-    as_upstash_limiter,
-)
-from upstash_middleware.errors import (
-    CircuitOpen,
-    CommandError,
-    ConfigurationError,
-    ConnectionLost,
-    DeadlineExceeded,
-    MissingCredentials,
-    NotConnected,
-    Refused,
-    UnexpectedAnswer,
-    UpstashError,
-    UpstashMiddlewareError,
-)
-from upstash_middleware.messages import Headers, Request
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from upstash_middleware.core.cache import CacheRule
+    from upstash_middleware.core.identify import (
+        Identifier,
+        client_ip,
+        combine,
+        cookie,
+        first_of,
+        hashed,
+        header,
+        jwt_claim,
+        query,
+    )
+    from upstash_middleware.core.ratelimit import (
+        GCRA,
+        UNLIMITED,
+        Concurrency,
+        Decision,
+        FixedWindow,
+        PolicyState,
+        RateLimitRule,
+        SlidingLog,
+        SlidingWindow,
+        TokenBucket,
+        as_upstash_limiter,
+    )
+    from upstash_middleware.errors import (
+        CircuitOpen,
+        CommandError,
+        ConfigurationError,
+        ConnectionLost,
+        DeadlineExceeded,
+        MissingCredentials,
+        NotConnected,
+        Refused,
+        UnexpectedAnswer,
+        UpstashError,
+        UpstashMiddlewareError,
+    )
+    from upstash_middleware.messages import Headers, Request
+
+# Where they are, what is quickly imported first.
+_HOMES = ("errors", "messages", "core.identify", "core.ratelimit", "core.cache")
 
 __all__ = [
     "GCRA",
@@ -81,3 +90,17 @@ __all__ = [
     "jwt_claim",
     "query",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what a public name stands for."""
+    for home in _HOMES if name in __all__ else ():
+        module = import_module(f"{__name__}.{home}")
+        if hasattr(module, name):
+            found = globals()[name] = getattr(module, name)
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,8 +9,9 @@ hashed; the request is carried along, and not printed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from upstash_middleware.values import dataclass, field
 
 if TYPE_CHECKING:
     from upstash_middleware.errors import UpstashError

@@ -6,7 +6,6 @@ is stored here. No framework's name stands here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from upstash_middleware.gateway import Gateway, Halves
 from upstash_middleware.handlers import handler_name
 from upstash_middleware.logs import logger
 from upstash_middleware.messages import ResponseHead
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

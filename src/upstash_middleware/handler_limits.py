@@ -7,7 +7,6 @@ where it is wanted, behind authentication. Nothing here knows a framework, or se
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 from weakref import WeakKeyDictionary
 
@@ -16,6 +15,7 @@ from upstash_middleware.core.ratelimit import rule_from_mapping
 from upstash_middleware.core.ratelimit.decision import combined
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.handlers import LONGEST_NAME, handler_name, identity
+from upstash_middleware.values import dataclass, field, replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

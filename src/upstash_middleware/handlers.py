@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
+from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ def handler_name(handler: object, owner: type | None = None) -> str:
 def identity(handler: object, owner: type | None = None) -> object:
     """Return what tells one handler from another of the same name."""
     handler, owner = _without_partial(handler, owner)
+    import inspect  # noqa: PLC0415 - slow to import, and not asked for by each request
+
     function = inspect.unwrap(handler) if callable(handler) else handler
     return function if owner is None else (owner, function)
 
@@ -82,7 +84,7 @@ def _without_partial(handler: object, owner: type | None) -> tuple[object, type 
     """See through what Django's ``method_decorator`` makes for each request: a bound method."""
     while isinstance(handler, functools.partial):
         handler = handler.func
-    if inspect.ismethod(handler):
+    if isinstance(handler, MethodType):
         return handler.__func__, owner or type(handler.__self__)
     return handler, owner
 

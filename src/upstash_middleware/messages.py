@@ -7,10 +7,11 @@ on these alone.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+
+from upstash_middleware.values import dataclass, field
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -7,11 +7,11 @@ management commands work without them. Every error names the setting and the val
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from upstash_middleware import setting_values as read
 from upstash_middleware.errors import ConfigurationError
+from upstash_middleware.values import dataclass, field
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

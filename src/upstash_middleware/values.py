@@ -1,21 +1,210 @@
-"""Values that are made for every request: frozen to the type checker, quick where they run.
+"""The package's value classes: what it uses of ``dataclasses``, at a fraction of the price.
 
-A frozen dataclass sets each of its fields by a call of ``object.__setattr__``, which takes five
-times as long as setting an attribute, and a request takes some twenty of them. So those that the
-package alone sees are guarded by mypy and not at run time. What users get is frozen in earnest.
+Before a process serves its first request it makes some ninety of them. The standard library
+compiles up to six functions for each, and to import it takes as long as the HTTP client. Here one
+is compiled, ``__init__``; all else is shared. Type checkers see the standard library's own, and
+its functions (``fields``, ``asdict``, ``replace``) take these values too.
 """
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["value"]
+__all__ = ["dataclass", "field", "fields", "replace", "value"]
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from dataclasses import dataclass, field, fields, replace
     from dataclasses import dataclass as value
 else:
-    from dataclasses import dataclass
 
-    def value(**options: Any) -> Any:
-        """Return dataclass's decorator, for ``@value(frozen=True, slots=True)``."""
-        return dataclass(**options | {"frozen": False, "unsafe_hash": True})
+    def dataclass(
+        *, frozen: bool = False, slots: bool = False, eq: bool = True, kw_only: bool = False
+    ) -> Callable[[type], type]:
+        """Make a class's annotated names its fields, as the standard library does."""
+        return lambda cls: _made(cls, frozen=frozen, slots=slots, eq=eq, kw_only=kw_only)
+
+    def value(*, frozen: bool, slots: bool) -> Callable[[type], type]:
+        """Make a class whose values only the type checker keeps from being changed.
+
+        For what every request makes and the package alone sees: a field that is guarded takes
+        several times as long to set. What users get is guarded in earnest.
+        """
+        return lambda cls: _made(cls, frozen=frozen, slots=slots, guarded=False)
+
+    def field(**options: Any) -> Field:
+        """Say of a field what its annotation cannot; see ``Field``."""
+        return Field(**options)
+
+    def fields(of: Any) -> tuple[Field, ...]:
+        """Return the fields of a class, or of a value, in order."""
+        return of.__value_fields__
+
+    def replace(changed: Any, /, **changes: Any) -> Any:
+        """Return a copy with some fields changed; what ``__init__`` does not take is made anew."""
+        for each in changed.__value_fields__:
+            if each.init and each.name not in changes:
+                changes[each.name] = getattr(changed, each.name)
+        return changed.__class__(**changes)
+
+
+_NONE: Any = object()
+# What each class has of its own, or has for its values to have a dictionary.
+_OF_EACH_CLASS = frozenset({"__dict__", "__weakref__"})
+
+
+class Field:
+    """A field of a value class; the options are the standard library's."""
+
+    __slots__ = ("compare", "default", "default_factory", "init", "kw_only", "name", "repr")
+
+    def __init__(  # noqa: PLR0913
+        self,
+        *,
+        default: Any = _NONE,
+        default_factory: Any = _NONE,
+        init: bool = True,
+        repr: bool = True,  # noqa: A002
+        compare: bool = True,
+        kw_only: bool = False,
+    ) -> None:
+        self.name = ""
+        self.default = default
+        self.default_factory = default_factory
+        self.init = init
+        self.repr = repr
+        self.compare = compare
+        self.kw_only = kw_only
+
+
+def _made(  # noqa: PLR0913 - the decorators' options
+    cls: type,
+    *,
+    frozen: bool,
+    slots: bool,
+    eq: bool = True,
+    kw_only: bool = False,
+    guarded: bool = True,
+) -> type:
+    members = {name: each for name, each in vars(cls).items() if name not in _OF_EACH_CLASS}
+    known = tuple(_fields(cls, members, kw_only=kw_only))
+    if slots:
+        members["__slots__"] = tuple(each.name for each in known)
+    members["__value_fields__"] = known
+    members["__dataclass_fields__"] = _ForTheStandardLibrary()
+    members["__match_args__"] = tuple(e.name for e in known if e.init and not e.kw_only)
+    members.setdefault("__repr__", _repr)
+    if eq:
+        members["__value_compared__"] = staticmethod(
+            _getter([each.name for each in known if each.compare])
+        )
+        members.setdefault("__eq__", _eq)
+        members.setdefault("__hash__", _hash if frozen else None)
+    if frozen and guarded:
+        members |= {"__setattr__": _refuse, "__delattr__": _refuse}
+        members |= {"__getstate__": _state, "__setstate__": _restore}
+    made: Any = type(cls)(cls.__name__, cls.__bases__, members)
+    made.__qualname__ = cls.__qualname__
+    made.__init__ = _init(made, known, guarded=frozen and guarded)
+    return made  # type: ignore[no-any-return]
+
+
+def _fields(cls: type, members: dict[str, Any], *, kw_only: bool) -> Iterator[Field]:
+    """Take a class's fields out of its members."""
+    for name, annotation in cls.__annotations__.items():
+        if annotation.startswith("ClassVar"):
+            continue
+        given = members.pop(name, _NONE)
+        each = given if isinstance(given, Field) else Field(default=given)
+        each.name = name
+        each.kw_only = each.kw_only or kw_only
+        yield each
+
+
+def _init(made: Any, known: Iterable[Field], *, guarded: bool) -> Any:
+    """Compile a class's ``__init__``."""
+    names: dict[str, Any] = {"_NONE": _NONE}
+    parameters, only_by_name, body = ["self"], list[str](), list[str]()
+    for each in known:
+        name = each.name
+        parameter, given = name, name
+        if each.default is not _NONE:
+            names[f"_default_{name}"] = each.default
+            parameter = f"{name}=_default_{name}"
+        elif each.default_factory is not _NONE:
+            names[f"_make_{name}"] = each.default_factory
+            parameter = f"{name}=_NONE"
+            given = f"_make_{name}() if {name} is _NONE else {name}"
+        if not each.init:
+            continue
+        (only_by_name if each.kw_only else parameters).append(parameter)
+        if guarded and name in vars(made):
+            names[f"_set_{name}"] = vars(made)[name].__set__
+            body.append(f" _set_{name}(self, {given})")
+        elif guarded:
+            names["_set"] = object.__setattr__
+            body.append(f" _set(self, '{name}', {given})")
+        else:
+            body.append(f" self.{name} = {given}")
+    if hasattr(made, "__post_init__"):
+        body.append(" self.__post_init__()")
+    if only_by_name:
+        parameters += ["*", *only_by_name]
+    lines = [f"def __init__({', '.join(parameters)}):", *(body or [" pass"])]
+    exec("\n".join(lines), names)  # noqa: S102 - the names of fields, and nothing else, are in it
+    names["__init__"].__qualname__ = f"{made.__qualname__}.__init__"
+    return names["__init__"]
+
+
+def _getter(names: list[str]) -> Callable[[Any], Any]:
+    """Return what takes these fields of a value, all at once."""
+    return attrgetter(*names) if names else type
+
+
+def _eq(self: Any, other: Any) -> Any:
+    if other.__class__ is not self.__class__:
+        return NotImplemented
+    compared = self.__value_compared__
+    return compared(self) == compared(other)
+
+
+def _hash(self: Any) -> int:
+    return hash(self.__value_compared__(self))
+
+
+def _repr(self: Any) -> str:
+    shown = (f"{e.name}={getattr(self, e.name)!r}" for e in self.__value_fields__ if e.repr)
+    return f"{self.__class__.__qualname__}({', '.join(shown)})"
+
+
+def _refuse(self: Any, name: str, *_: object) -> None:
+    from dataclasses import FrozenInstanceError  # noqa: PLC0415 - nearly never
+
+    raise FrozenInstanceError(f"{self.__class__.__qualname__}.{name} is not to be changed")
+
+
+def _state(self: Any) -> list[Any]:
+    return [getattr(self, each.name) for each in self.__value_fields__]
+
+
+def _restore(self: Any, state: list[Any]) -> None:
+    for each, was in zip(self.__value_fields__, state, strict=True):
+        object.__setattr__(self, each.name, was)
+
+
+class _ForTheStandardLibrary:
+    """The fields as ``dataclasses`` knows them, made where somebody asks."""
+
+    def __get__(self, _: object, cls: Any) -> Mapping[str, Any]:
+        import dataclasses  # noqa: PLC0415 - that is what takes long
+
+        known = []
+        for each in cls.__value_fields__:
+            options = {name: getattr(each, name) for name in ("init", "repr", "compare", "kw_only")}
+            for name in ("default", "default_factory"):
+                if (given := getattr(each, name)) is not _NONE:
+                    options[name] = given
+            known.append((each.name, cls.__annotations__[each.name], dataclasses.field(**options)))
+        made: Any = dataclasses.make_dataclass(cls.__name__, known)
+        return made.__dataclass_fields__  # type: ignore[no-any-return]

@@ -11,7 +11,7 @@ import valkey
 from tests.cache.world import App, FakeClock, counting_bytes, reply, request
 from upstash_middleware.core.cache import Cache, CacheRule, Purge
 from upstash_middleware.core.cache.locks import Lock, acquire, mark, release
-from upstash_middleware.core.cache.scripts import script
+from upstash_middleware.core.cache.scripts import cache_script
 from upstash_middleware.core.effects import Command, Reply, together
 from upstash_middleware.drivers import arun, run
 from upstash_middleware.messages import Request, Response, ResponseHead
@@ -72,7 +72,7 @@ class Served:
 
 
 async def warm(name: str) -> None:
-    await Command(("SCRIPT", "LOAD", script(name).text))
+    await Command(("SCRIPT", "LOAD", cache_script(name).text))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from upstash_middleware.core.cache import Cache, CacheRule, Purge
-from upstash_middleware.core.cache.scripts import script
+from upstash_middleware.core.cache.scripts import cache_script
 from upstash_middleware.drivers import run
 from upstash_middleware.errors import CommandError, UpstashError
 from upstash_middleware.messages import Headers, Request, Response, ResponseHead
@@ -83,10 +83,10 @@ class FakeRedis:
             sha, count, *words = args
             keys, arguments = words[:count], words[count:]
             play = {
-                script("soften").sha: self.soften,
-                script("store").sha: self.play_store,
-                script("lock").sha: self.play_lock,
-                script("supersede").sha: self.play_supersede,
+                cache_script("soften").sha: self.soften,
+                cache_script("store").sha: self.play_store,
+                cache_script("lock").sha: self.play_lock,
+                cache_script("supersede").sha: self.play_supersede,
             }[sha]
             return play(keys, arguments)
         return CommandError(f"ERR unknown command {name!r}")

@@ -7,7 +7,6 @@ framework's name stands here.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from upstash_middleware.asgi.handshake import Handshake, deny
@@ -16,6 +15,7 @@ from upstash_middleware.asgi.protocol import nothing_more, refresh_scope, reques
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.events import UserCodeFailed
 from upstash_middleware.gateway import Gateway, Halves
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

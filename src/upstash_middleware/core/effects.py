@@ -8,15 +8,14 @@ anything.
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar, cast
 
 from upstash_middleware.errors import CommandError
+from upstash_middleware.values import dataclass
 
 T = TypeVar("T")
 
@@ -151,7 +150,7 @@ Flow = Coroutine[Effect, Any, T]
 async def call(function: Callable[..., Any], *args: Any) -> Any:
     """Return what a function of the user's, sync or async, answers."""
     result = function(*args)
-    return await Resolve(result) if inspect.isawaitable(result) else result
+    return await Resolve(result) if isinstance(result, Awaitable) else result
 
 
 async def together(

@@ -9,9 +9,9 @@ neighbouring repetitions, so that no path can make it backtrack.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from upstash_middleware.errors import ConfigurationError
+from upstash_middleware.values import dataclass
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(:path)?\}")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
@@ -22,6 +21,7 @@ from upstash_middleware.django.middleware import Middleware
 from upstash_middleware.errors import ConfigurationError, MissingCredentials
 from upstash_middleware.gateway import Gateway, Halves
 from upstash_middleware.settings import settings_from
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,11 +12,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from upstash_middleware.errors import CircuitOpen, CommandError, Refused, UpstashError
 from upstash_middleware.refusals import Refusal
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

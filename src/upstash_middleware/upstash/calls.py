@@ -11,12 +11,11 @@ call that only reads and was lost on the way, and a script's call that the serve
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from upstash_middleware.errors import CommandError, ConnectionLost, DeadlineExceeded, NotConnected
 from upstash_middleware.upstash.protocol import Answer, Call, decode, encode
-from upstash_middleware.values import value
+from upstash_middleware.values import dataclass, value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

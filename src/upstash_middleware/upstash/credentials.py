@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from upstash_middleware.errors import ConfigurationError, MissingCredentials
+from upstash_middleware.values import dataclass, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,13 +14,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
 from weakref import WeakKeyDictionary
 
 from upstash_middleware.errors import ConnectionLost, Refused, UpstashError
 from upstash_middleware.upstash.protocol import joined, refuse
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

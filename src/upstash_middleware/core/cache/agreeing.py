@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.cache.collapsing import Outcome, Shared
@@ -16,6 +15,7 @@ from upstash_middleware.core.cache.recording import Forwarded, Recording
 from upstash_middleware.core.effects import Sleep
 from upstash_middleware.errors import UpstashError
 from upstash_middleware.events import UpstashFailed
+from upstash_middleware.values import replace
 
 if TYPE_CHECKING:
     from upstash_middleware.core.cache.exchanges import Context, Passing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from os import urandom
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -44,6 +43,7 @@ from upstash_middleware.core.cache.validation import is_for_the_origin
 from upstash_middleware.core.effects import call
 from upstash_middleware.errors import ConfigurationError, UpstashError
 from upstash_middleware.events import CacheLookedUp, UpstashAnswered, UpstashFailed, UserCodeFailed
+from upstash_middleware.values import replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

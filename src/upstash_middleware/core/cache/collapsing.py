@@ -8,7 +8,6 @@ to a request that went forward before such a purge is not used for them.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from upstash_middleware.core.cache.fields import cache_control
 from upstash_middleware.core.cache.keys import selected_values
 from upstash_middleware.core.cache.status import CacheStatus
 from upstash_middleware.core.effects import Latch, Wait
+from upstash_middleware.values import dataclass, field, replace
 
 if TYPE_CHECKING:
     from upstash_middleware.core.cache.exchanges import Context

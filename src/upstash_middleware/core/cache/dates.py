@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import time
-from calendar import timegm
 from datetime import UTC, datetime
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -62,7 +61,7 @@ def _seconds(parts: dict[str, str], now: float) -> float | None:
         )
     except ValueError:
         return None
-    return float(timegm(moment.timetuple()))
+    return moment.timestamp()
 
 
 def format_date(seconds: float) -> str:

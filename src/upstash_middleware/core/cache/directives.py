@@ -5,11 +5,11 @@ RFC 9111 §5.2 and RFC 9213; what a directive means stands with the rule that ob
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.cache.fields import NO_DIRECTIVES, Directives, cache_control
 from upstash_middleware.core.cache.structured import Item, Token, parse_dictionary
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 import json
-from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
@@ -18,6 +17,7 @@ from upstash_middleware.core.cache.purging import Purge
 from upstash_middleware.errors import UpstashError
 from upstash_middleware.events import UpstashFailed
 from upstash_middleware.messages import Headers, Response, ResponseHead
+from upstash_middleware.values import dataclass, field
 
 if TYPE_CHECKING:
     from collections.abc import Callable

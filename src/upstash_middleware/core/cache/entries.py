@@ -15,7 +15,6 @@ import binascii
 import json
 import zlib
 from base64 import b64decode, b64encode
-from dataclasses import replace
 from hashlib import blake2b
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from upstash_middleware.core.cache.epochs import Epoch, Epochs
 from upstash_middleware.core.cache.freshness import Staleness
 from upstash_middleware.messages import Headers
-from upstash_middleware.values import value
+from upstash_middleware.values import replace, value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,11 +8,10 @@ of everything (``A``), one of each URL (``U``), one that moves with every purge 
 
 from __future__ import annotations
 
-from dataclasses import field
 from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple
 
-from upstash_middleware.values import value
+from upstash_middleware.values import field, value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

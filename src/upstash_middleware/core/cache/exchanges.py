@@ -6,7 +6,6 @@ with Redis in ``store``, storing in ``recording``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -18,6 +17,7 @@ from upstash_middleware.core.cache.status import CacheStatus
 from upstash_middleware.errors import UpstashError
 from upstash_middleware.events import UpstashAnswered, UpstashFailed
 from upstash_middleware.messages import ResponseHead
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from upstash_middleware.core.cache.changing import Changing

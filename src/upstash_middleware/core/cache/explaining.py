@@ -6,13 +6,13 @@ nothing is learned, served or stored.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.cache.answers import current_age
 from upstash_middleware.core.cache.entries import StoredResponse, Stub, decode
 from upstash_middleware.core.cache.epochs import Epoch, Epochs, Life, life
 from upstash_middleware.core.cache.reuse import Asked, Use, use
+from upstash_middleware.values import dataclass, replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.cache.dates import parse_date
 from upstash_middleware.core.cache.fields import delta_seconds
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from upstash_middleware.core.cache.directives import Control

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.cache.entries import Stub, encode, encode_for_script, pack
@@ -13,6 +12,7 @@ from upstash_middleware.core.cache.scripts import script_call
 from upstash_middleware.core.cache.store import MAX_TAGS
 from upstash_middleware.core.cache.storing import MAX_VARY_FIELDS
 from upstash_middleware.core.effects import Command
+from upstash_middleware.values import replace
 
 if TYPE_CHECKING:
     from upstash_middleware.core.cache.entries import StoredResponse

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
@@ -11,6 +10,7 @@ from urllib.parse import quote, unquote, urlsplit
 from upstash_middleware.core.cache.fields import members
 from upstash_middleware.core.cache.query import normal_query
 from upstash_middleware.messages import normal_path
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -9,8 +9,9 @@ nothing gets here that was not alive on Redis. A key names all that its response
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

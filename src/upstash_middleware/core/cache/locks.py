@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from base64 import urlsafe_b64encode
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.cache.scripts import script_call
 from upstash_middleware.core.effects import Command
 from upstash_middleware.errors import UpstashError
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from upstash_middleware.core.cache.store import Store

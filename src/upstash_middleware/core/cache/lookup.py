@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.cache.entries import StoredResponse, Stub, decode
 from upstash_middleware.core.cache.epochs import Epoch, Epochs, Life, life
 from upstash_middleware.core.cache.locks import Lock, lock_key
 from upstash_middleware.core.cache.memory import Learned
-from upstash_middleware.values import value
+from upstash_middleware.values import replace, value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

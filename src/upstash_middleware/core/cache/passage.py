@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.cache.answers import answer, answers, current_age, only_if_cached
@@ -17,6 +16,7 @@ from upstash_middleware.core.cache.reuse import Asked, Use, usable_unheard, use
 from upstash_middleware.core.cache.status import CacheStatus
 from upstash_middleware.core.cache.storing import vary_fields
 from upstash_middleware.messages import Headers
+from upstash_middleware.values import replace
 
 if TYPE_CHECKING:
     from upstash_middleware.core.cache.entries import StoredResponse

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from upstash_middleware.core.cache.fields import members
 from upstash_middleware.core.cache.freshness import Lifetime, Staleness, initial_age, staleness
 from upstash_middleware.core.cache.storing import lifetime, refusal, storable_headers
 from upstash_middleware.core.cache.validation import has_validator
+from upstash_middleware.values import dataclass, replace
 
 if TYPE_CHECKING:
     from upstash_middleware.core.cache.storing import Candidate

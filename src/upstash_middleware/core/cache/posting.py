@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.cache.exchanges import Invalidating, told
@@ -12,6 +11,7 @@ from upstash_middleware.core.cache.recording import Forwarded, Recording
 from upstash_middleware.core.cache.status import CacheStatus
 from upstash_middleware.errors import UpstashError
 from upstash_middleware.events import CacheStored, UpstashAnswered, UpstashFailed
+from upstash_middleware.values import replace
 
 if TYPE_CHECKING:
     from upstash_middleware.core.cache.exchanges import Context

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from base64 import urlsafe_b64encode
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.cache.keys import urls_to_purge
 from upstash_middleware.core.cache.scripts import script_call
 from upstash_middleware.core.effects import Command
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

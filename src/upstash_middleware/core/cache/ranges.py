@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.cache.dates import parse_date
 from upstash_middleware.core.cache.fields import is_strong
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from upstash_middleware.core.cache.entries import StoredResponse

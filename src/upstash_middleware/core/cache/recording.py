@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.cache.collapsing import Flight, Outcome, Shared
@@ -18,7 +17,7 @@ from upstash_middleware.core.cache.storing import Candidate, reflection, vary_fi
 from upstash_middleware.errors import UpstashError
 from upstash_middleware.events import CacheStored, UpstashAnswered, UpstashFailed
 from upstash_middleware.messages import content_length
-from upstash_middleware.values import value
+from upstash_middleware.values import replace, value
 
 if TYPE_CHECKING:
     from upstash_middleware.core.cache.entries import StoredResponse

@@ -6,7 +6,6 @@ response, replaces it, or is an error that the stored response may stand in for.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.cache.answers import answer, current_age
@@ -27,6 +26,7 @@ from upstash_middleware.core.cache.validation import (
 from upstash_middleware.errors import UpstashError
 from upstash_middleware.events import UpstashFailed
 from upstash_middleware.messages import ResponseHead
+from upstash_middleware.values import replace
 
 if TYPE_CHECKING:
     from upstash_middleware.core.cache.entries import StoredResponse

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from upstash_middleware.core.patterns import PathPattern
 from upstash_middleware.errors import ConfigurationError
+from upstash_middleware.values import dataclass, field, fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
-from hashlib import sha1
-from pkgutil import get_data
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.effects import Command, Script
+from upstash_middleware.core.lua import script
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,14 +13,12 @@ if TYPE_CHECKING:
     from upstash_middleware.core.effects import Argument
 
 
-@cache
-def script(name: str) -> Script:
-    """Return a script by its file's name."""
-    text = get_data(__package__, f"lua/{name}.lua") or b""
-    return Script(text.decode(), sha1(text, usedforsecurity=False).hexdigest())
+def cache_script(name: str) -> Script:
+    """Return a script of the cache by its file's name."""
+    return script(__package__, name)
 
 
 def script_call(name: str, keys: Sequence[str], *arguments: Argument) -> Command:
     """Return the command that runs a script over these keys."""
-    chosen = script(name)
+    chosen = cache_script(name)
     return Command(("EVALSHA", chosen.sha, len(keys), *keys, *arguments), script=chosen)

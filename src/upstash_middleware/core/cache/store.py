@@ -17,13 +17,12 @@ and writes is what makes a purge safe:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.cache.keys import keyed, selected_values
 from upstash_middleware.core.effects import Command, Pipeline
 from upstash_middleware.errors import CommandError, UnexpectedAnswer
-from upstash_middleware.values import value
+from upstash_middleware.values import dataclass, value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

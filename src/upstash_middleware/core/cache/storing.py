@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.cache.directives import FROM_HANDLERS
@@ -14,6 +13,7 @@ from upstash_middleware.core.cache.freshness import (
 )
 from upstash_middleware.core.cache.ranges import part_held
 from upstash_middleware.core.cache.reflection import reflected
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,12 +6,12 @@ Verifying is the application's: it knows the keys, and has a library for it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from upstash_middleware.core.effects import call
 from upstash_middleware.core.identify.identifier import Finder, Identifier
 from upstash_middleware.errors import ConfigurationError
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from upstash_middleware.messages import Request

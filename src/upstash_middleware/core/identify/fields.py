@@ -6,12 +6,12 @@ matters, check the credential before the limit, or limit by address as well.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from upstash_middleware.core.identify.identifier import Identifier
 from upstash_middleware.errors import ConfigurationError
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable

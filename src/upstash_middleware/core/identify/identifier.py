@@ -5,11 +5,11 @@ from __future__ import annotations
 import hmac
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import quote
 
 from upstash_middleware.messages import Request
+from upstash_middleware.values import dataclass
 
 LONGEST_PLAIN = 128
 """Characters, escaped; what is longer is hashed, so that no key grows with what a client sent."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from upstash_middleware.errors import ConfigurationError
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from upstash_middleware.core.identify.addresses import Network

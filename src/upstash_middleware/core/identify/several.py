@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeGuard
 
 from upstash_middleware.core.effects import call
 from upstash_middleware.core.identify.identifier import Extractor, Finder, Identifier
 from upstash_middleware.errors import ConfigurationError
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

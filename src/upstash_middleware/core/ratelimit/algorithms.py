@@ -6,7 +6,6 @@ that they and the script always say the same.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, assert_never
 
 from upstash_middleware.core.ratelimit.limits import (
@@ -20,6 +19,7 @@ from upstash_middleware.core.ratelimit.limits import (
     quota,
     window_ms,
 )
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from upstash_middleware.core.effects import call
 from upstash_middleware.core.ratelimit.decision import Decision
 from upstash_middleware.events import UserCodeFailed
 from upstash_middleware.messages import Headers, Request, Response, ResponseHead
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from upstash_middleware.core.ratelimit.exchange import RateLimitExchange

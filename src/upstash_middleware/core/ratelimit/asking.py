@@ -6,7 +6,6 @@ of it and the rule's policy decides. Nothing here asks Upstash.
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import TYPE_CHECKING, Any, Literal
 
 from upstash_middleware.core.effects import call
@@ -15,7 +14,7 @@ from upstash_middleware.core.ratelimit.compiled import CompiledRule, tier_of
 from upstash_middleware.core.ratelimit.limits import MAX_QUOTA
 from upstash_middleware.core.ratelimit.rules import Tiers
 from upstash_middleware.events import UserCodeFailed
-from upstash_middleware.values import value
+from upstash_middleware.values import field, value
 
 if TYPE_CHECKING:
     from collections.abc import Callable

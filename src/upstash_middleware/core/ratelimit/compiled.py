@@ -6,7 +6,6 @@ What can be worked out once is worked out here, at construction.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -15,6 +14,7 @@ from upstash_middleware.core.ratelimit.limits import Concurrency, Limit, quota, 
 from upstash_middleware.core.ratelimit.rule_values import UNLIMITED, is_unlimited
 from upstash_middleware.core.ratelimit.rules import RateLimitRule, Tiers
 from upstash_middleware.errors import ConfigurationError
+from upstash_middleware.values import dataclass, replace
 
 if TYPE_CHECKING:
     from upstash_middleware.messages import Request

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.ratelimit.limits import MAX_QUOTA
+from upstash_middleware.values import dataclass, field, replace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

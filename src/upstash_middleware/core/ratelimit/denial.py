@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.ratelimit.fields import limit_fields, retry_after
 from upstash_middleware.messages import Headers, Response, ResponseHead
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from upstash_middleware.core.ratelimit.decision import Decision

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.effects import Command, Pipeline
@@ -13,6 +12,7 @@ from upstash_middleware.core.ratelimit.limits import MAX_QUOTA
 from upstash_middleware.core.ratelimit.outcomes import charges_for, outcomes_of
 from upstash_middleware.core.ratelimit.script import charge_command, read_verdicts
 from upstash_middleware.errors import CommandError
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -6,7 +6,6 @@ elsewhere; here is what happens in which order, and when any of it fails.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from os import urandom
 from typing import TYPE_CHECKING, cast
 
@@ -41,6 +40,7 @@ from upstash_middleware.events import (
     UpstashAnswered,
     UpstashFailed,
 )
+from upstash_middleware.values import dataclass, field, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

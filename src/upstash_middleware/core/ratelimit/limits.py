@@ -6,11 +6,11 @@ a double holds exactly. No text is parsed here, and no key is made.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 
 from upstash_middleware.errors import ConfigurationError
+from upstash_middleware.values import dataclass
 
 MAX_QUOTA = 10**15 - 1
 """Also the largest integer of a structured field (RFC 9651 §3.3.1)."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, assert_never
 
 from upstash_middleware.core.ratelimit.algorithms import Standing, standing
@@ -23,6 +22,7 @@ from upstash_middleware.core.ratelimit.limits import (
     quota,
 )
 from upstash_middleware.core.ratelimit.script import Verdict
+from upstash_middleware.values import replace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

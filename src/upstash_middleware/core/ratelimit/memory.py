@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from upstash_middleware.values import dataclass, replace
 
 if TYPE_CHECKING:
     from upstash_middleware.core.ratelimit.decision import Decision

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from upstash_middleware.core.ratelimit.limits import Concurrency
 from upstash_middleware.core.ratelimit.local import share_of
 from upstash_middleware.core.ratelimit.script import Charge, Verdict
 from upstash_middleware.core.ratelimit.settling import Taken
-from upstash_middleware.values import value
+from upstash_middleware.values import replace, value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

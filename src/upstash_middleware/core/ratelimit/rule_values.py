@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from upstash_middleware.messages import Request, ResponseHead
+from upstash_middleware.values import dataclass
 
 UNLIMITED = "unlimited"
 """As a rule's ``limits``: requests that it matches are exempt."""

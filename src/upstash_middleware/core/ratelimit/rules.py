@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from upstash_middleware.core.identify import AnyExtractor, IdentityList, client_ip
@@ -16,6 +15,7 @@ from upstash_middleware.core.ratelimit.rule_values import (
     Settle,
     Tiers,
 )
+from upstash_middleware.values import dataclass, field
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

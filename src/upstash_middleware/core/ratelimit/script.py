@@ -5,13 +5,11 @@ What the algorithms do is in the ``.lua`` files beside this; nothing here decide
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
-from hashlib import sha1
-from pkgutil import get_data
 from typing import TYPE_CHECKING, assert_never
 
 from upstash_middleware.core.effects import Command, Script
+from upstash_middleware.core.lua import script
 from upstash_middleware.core.ratelimit.keys import limit_keys
 from upstash_middleware.core.ratelimit.limits import (
     GCRA,
@@ -25,7 +23,7 @@ from upstash_middleware.core.ratelimit.limits import (
     window_ms,
 )
 from upstash_middleware.errors import UnexpectedAnswer
-from upstash_middleware.values import value
+from upstash_middleware.values import dataclass, value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,10 +104,7 @@ def settle_script() -> Script:
 
 
 def _script(main: str) -> Script:
-    parts = [get_data(__package__, f"lua/{part}.lua") or b"" for part in (*_ALGORITHMS, main)]
-    text = _FLAGS + b"\n".join(parts).decode()
-    # Not for secrecy: a server knows scripts by this digest.
-    return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+    return script(__package__, *_ALGORITHMS, main, first_line=_FLAGS)
 
 
 def charge_command(charges: Sequence[Charge], now_ms: int, *, peek: bool = False) -> Command:

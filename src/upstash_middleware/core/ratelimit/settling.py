@@ -6,7 +6,6 @@ Units were taken before the application was called. Here the difference to what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.effects import Pipeline, call
@@ -16,6 +15,7 @@ from upstash_middleware.core.ratelimit.script import Settlement, settle_command
 from upstash_middleware.errors import CommandError, UpstashError
 from upstash_middleware.events import UpstashAnswered, UpstashFailed, UserCodeFailed
 from upstash_middleware.messages import NO_HEADERS, ResponseHead
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
