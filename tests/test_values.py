@@ -57,6 +57,7 @@ class Roomy:
 
     one: int
     two: int = field(init=False)
+    three: int = field(default=3, init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "two", 2 * self.one)
@@ -130,7 +131,7 @@ def test_what_only_the_type_checker_guards_can_be_set():
 
 
 def test_what_init_does_not_take_is_worked_out_after_it():
-    assert Roomy(3).two == 6
+    assert (Roomy(3).two, Roomy(3).three) == (6, 3)
     assert values.replace(Roomy(3), one=4).two == 8
     with pytest.raises(dataclasses.FrozenInstanceError):
         Roomy(3).two = 1  # type: ignore[misc]

@@ -43,7 +43,7 @@ class Headers:
 
     def __init__(self, raw: Iterable[tuple[bytes, bytes]] = ()) -> None:
         self.raw: RawHeaders = tuple(raw)
-        self._index: dict[str, list[str]] | None = None
+        self._index: dict[str, list[bytes]] | None = None
 
     @classmethod
     def of(cls, **fields: str) -> Headers:
@@ -53,35 +53,36 @@ class Headers:
             for name, value in fields.items()
         )
 
-    def _by_name(self) -> dict[str, list[str]]:
-        if self._index is None:
-            self._index = index = dict[str, list[str]]()
+    def _by_name(self) -> dict[str, list[bytes]]:
+        index = self._index
+        if index is None:
+            index = {}
             for name, value in self.raw:
                 key = _lower(name)
                 if key in index:
-                    index[key].append(value.decode("latin-1"))
+                    index[key].append(value)
                 else:
-                    index[key] = [value.decode("latin-1")]
-        return self._index
+                    index[key] = [value]
+            self._index = index
+        return index
 
     def __contains__(self, name: str) -> bool:
-        return name in self._by_name()
+        return name in (self._index or self._by_name())
 
     def get(self, name: str) -> str | None:
         """Return the first field line's value; ``name`` in lower case."""
-        lines = self._by_name().get(name)
-        return lines[0] if lines else None
+        lines = (self._index or self._by_name()).get(name)
+        return lines[0].decode("latin-1") if lines else None
 
     def lines(self, name: str) -> list[str]:
         """Return every field line's value, in order; ``name`` in lower case."""
-        return self._by_name().get(name, [])
+        lines = (self._index or self._by_name()).get(name)
+        return [line.decode("latin-1") for line in lines] if lines else []
 
     def combined(self, name: str) -> str | None:
         """Return all lines as one value joined by commas (RFC 9110 §5.2), None if absent."""
-        lines = self._by_name().get(name)
-        if not lines:
-            return None
-        return lines[0] if len(lines) == 1 else ", ".join(lines)
+        lines = (self._index or self._by_name()).get(name)
+        return b", ".join(lines).decode("latin-1") if lines else None
 
     def names(self) -> Iterable[str]:
         """Return the distinct names, in lower case, in order of first appearance."""

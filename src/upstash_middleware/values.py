@@ -124,29 +124,15 @@ def _fields(cls: type, members: dict[str, Any], *, kw_only: bool) -> Iterator[Fi
 
 def _init(made: Any, known: Iterable[Field], *, guarded: bool) -> Any:
     """Compile a class's ``__init__``."""
-    names: dict[str, Any] = {"_NONE": _NONE}
+    names: dict[str, Any] = {"_NONE": _NONE, "_set": object.__setattr__}
     parameters, only_by_name, body = ["self"], list[str](), list[str]()
     for each in known:
-        name = each.name
-        parameter, given = name, name
-        if each.default is not _NONE:
-            names[f"_default_{name}"] = each.default
-            parameter = f"{name}=_default_{name}"
-        elif each.default_factory is not _NONE:
-            names[f"_make_{name}"] = each.default_factory
-            parameter = f"{name}=_NONE"
-            given = f"_make_{name}() if {name} is _NONE else {name}"
-        if not each.init:
+        parameter, given = _parameter(each, names)
+        if each.init:
+            (only_by_name if each.kw_only else parameters).append(parameter)
+        elif given == each.name:  # without a default: it is for __post_init__
             continue
-        (only_by_name if each.kw_only else parameters).append(parameter)
-        if guarded and name in vars(made):
-            names[f"_set_{name}"] = vars(made)[name].__set__
-            body.append(f" _set_{name}(self, {given})")
-        elif guarded:
-            names["_set"] = object.__setattr__
-            body.append(f" _set(self, '{name}', {given})")
-        else:
-            body.append(f" self.{name} = {given}")
+        body.append(f" {_assignment(made, each.name, given, names, guarded=guarded)}")
     if hasattr(made, "__post_init__"):
         body.append(" self.__post_init__()")
     if only_by_name:
@@ -155,6 +141,28 @@ def _init(made: Any, known: Iterable[Field], *, guarded: bool) -> Any:
     exec("\n".join(lines), names)  # noqa: S102 - the names of fields, and nothing else, are in it
     names["__init__"].__qualname__ = f"{made.__qualname__}.__init__"
     return names["__init__"]
+
+
+def _parameter(each: Field, names: dict[str, Any]) -> tuple[str, str]:
+    """Return a field's parameter, and what the field is set to."""
+    name = each.name
+    if each.default is not _NONE:
+        names[f"_default_{name}"] = each.default
+        return f"{name}=_default_{name}", name if each.init else f"_default_{name}"
+    if each.default_factory is not _NONE:
+        names[f"_make_{name}"] = each.default_factory
+        made = f"_make_{name}()"
+        return f"{name}=_NONE", f"{made} if {name} is _NONE else {name}" if each.init else made
+    return name, name
+
+
+def _assignment(made: Any, name: str, given: str, names: dict[str, Any], *, guarded: bool) -> str:
+    if not guarded:
+        return f"self.{name} = {given}"
+    if name not in vars(made):  # no slot
+        return f"_set(self, '{name}', {given})"
+    names[f"_set_{name}"] = vars(made)[name].__set__
+    return f"_set_{name}(self, {given})"
 
 
 def _getter(names: list[str]) -> Callable[[Any], Any]:

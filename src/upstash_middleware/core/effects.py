@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
-from itertools import islice
 from typing import Any, TypeVar, cast
 
 from upstash_middleware.errors import CommandError
@@ -194,8 +193,11 @@ async def _perform_joined(lanes: list[_Lane]) -> None:
 
 def _joinable(pipeline: Pipeline | None) -> bool:
     """Whether a pipeline can share a call: bytes that are no text travel by themselves only."""
-    words = [word for command in pipeline.commands for word in command.args] if pipeline else []
-    return all(_is_text(word) for word in words if isinstance(word, bytes))
+    for command in pipeline.commands if pipeline else ():
+        for word in command.args:
+            if isinstance(word, bytes) and not _is_text(word):
+                return False
+    return True
 
 
 def _is_text(word: bytes) -> bool:
@@ -209,13 +211,16 @@ def _is_text(word: bytes) -> bool:
 async def _perform_as_one(lanes: list[_Lane]) -> None:
     asked = [lane.asks for lane in lanes if lane.asks is not None]
     try:
-        replies = iter(await (asked[0] if len(asked) == 1 else _joined(asked)))
+        replies = await (asked[0] if len(asked) == 1 else _joined(asked))
     except Exception as error:  # noqa: BLE001 - each flow settles what befalls its commands
         for lane in lanes:
             await lane.resume(lane.flow.throw, error)
         return
+    position = 0
     for lane, pipeline in zip(lanes, asked, strict=True):
-        await lane.resume(lane.flow.send, list(islice(replies, len(pipeline.commands))))
+        end = position + len(pipeline.commands)
+        await lane.resume(lane.flow.send, replies[position:end])
+        position = end
 
 
 async def _interrupt(lanes: list[_Lane], error: BaseException) -> None:
@@ -230,7 +235,7 @@ async def _interrupt(lanes: list[_Lane], error: BaseException) -> None:
 def _joined(pipelines: list[Pipeline]) -> Pipeline:
     deadlines = [pipeline.deadline for pipeline in pipelines]
     return Pipeline(
-        tuple(command for pipeline in pipelines for command in pipeline.commands),
+        tuple([command for pipeline in pipelines for command in pipeline.commands]),
         deadline=None if None in deadlines else max(filter(None, deadlines)),
     )
 
@@ -247,17 +252,23 @@ class _Lane:
 
     async def resume(self, step: Callable[[Any], Effect], value: Any) -> None:
         """Go on until the flow asks for the wire or ends; all else is passed up at once."""
-        self.asks = None
-        while True:
-            try:
-                effect = step(value)
-            except StopIteration as end:
-                self.result = end.value
-                return
-            if isinstance(effect, Pipeline):
-                self.asks = effect
-                return
+        effect = self._advance(step, value)
+        while effect is not None:
             try:
                 value, step = await effect, self.flow.send
             except BaseException as error:  # noqa: BLE001 - it belongs to the flow, cancellation too
                 value, step = error, self.flow.throw
+            effect = self._advance(step, value)
+
+    def _advance(self, step: Callable[[Any], Effect], value: Any) -> Effect | None:
+        """Go on to the flow's next effect, and return it unless that is the wire or the end."""
+        self.asks = None
+        try:
+            effect = step(value)
+        except StopIteration as end:
+            self.result = end.value
+            return None
+        if isinstance(effect, Pipeline):
+            self.asks = effect
+            return None
+        return effect

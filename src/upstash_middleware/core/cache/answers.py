@@ -39,11 +39,10 @@ def answer(
     Raises Damaged if that takes its body, and its body does not open or is a part that does not
     hold what is asked for.
     """
-    headers = _headers(stored, now, profile, status)
+    age = (b"age", b"%d" % current_age(stored, now))
+    headers = _fields(stored, profile).adding(age, status.field())
     if not_modified(request.headers, stored):
         return Response(ResponseHead(304, headers_of_304(headers)))
-    if "content-length" not in headers and stored.status not in _WITHOUT_CONTENT:
-        headers = headers.adding((b"content-length", b"%d" % stored.length))
     if request.method == "HEAD":
         return Response(ResponseHead(stored.status, headers))
     body = body_of(stored)
@@ -95,13 +94,23 @@ def only_if_cached() -> Response:
     return Response(ResponseHead(504, Headers([(b"content-length", b"0")])))
 
 
-def _headers(stored: StoredResponse, now: float, profile: Profile, status: CacheStatus) -> Headers:
+def _fields(stored: StoredResponse, profile: Profile) -> Headers:
+    """Return the fields that each response made from a stored one has; worked out once."""
+    fields = stored.fields
+    if fields is None:
+        fields = _own_fields(stored, profile)
+        object.__setattr__(stored, "fields", fields)
+    return fields
+
+
+def _own_fields(stored: StoredResponse, profile: Profile) -> Headers:
     headers = stored.headers
-    if profile.replays_date:
-        # RFC 9110 §6.6.1: a response without Date gets the time when it was received.
-        if "date" not in headers:
-            date = format_date(date_of(headers, stored.stored_at)).encode("ascii")
-            headers = headers.adding((b"date", date))
-    else:
+    if not profile.replays_date:
         headers = headers.without("date")
-    return headers.adding((b"age", b"%d" % current_age(stored, now)), status.field())
+    elif "date" not in headers:
+        # RFC 9110 §6.6.1: a response without Date gets the time when it was received.
+        date = format_date(date_of(headers, stored.stored_at)).encode("ascii")
+        headers = headers.adding((b"date", date))
+    if "content-length" not in headers and stored.status not in _WITHOUT_CONTENT:
+        headers = headers.adding((b"content-length", b"%d" % stored.length))
+    return headers

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from os import urandom
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from upstash_middleware.core.cache.agreeing import agree, agree_on_refresh
 from upstash_middleware.core.cache.changing import Changing
 from upstash_middleware.core.cache.collapsing import Flights, Outcome, may_be_shared
 from upstash_middleware.core.cache.collapsing import collapse as collapsed
+from upstash_middleware.core.cache.decoded import Decoded
 from upstash_middleware.core.cache.directives import CDN_CACHE_CONTROL
 from upstash_middleware.core.cache.epochs import with_ancestors
 from upstash_middleware.core.cache.exchanges import (
@@ -43,7 +44,7 @@ from upstash_middleware.core.cache.validation import is_for_the_origin
 from upstash_middleware.core.effects import call
 from upstash_middleware.errors import ConfigurationError, UpstashError
 from upstash_middleware.events import CacheLookedUp, UpstashAnswered, UpstashFailed, UserCodeFailed
-from upstash_middleware.values import replace
+from upstash_middleware.values import replace, value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -56,6 +57,22 @@ if TYPE_CHECKING:
 
 _PASSING = Passing()
 _DAY = 24 * 3600.0
+_PLACES = 512
+_LONGEST_REMEMBERED = 512
+"""Characters of a request that its place is remembered of, so that all together take a megabyte."""
+
+
+@value(frozen=True, slots=True)
+class Place:
+    """What a URL is to the cache, whoever asks: its keys and tags, worked out once."""
+
+    rule: CacheRule
+    url: str
+    key: str
+    previous: str
+    """The key of the application's previous version, empty where there is none."""
+    tags: tuple[str, ...]
+    epochs: tuple[str, ...]
 
 
 class Cache:
@@ -116,6 +133,7 @@ class Cache:
             max_keep,
             profile_named(profile),
             Memory(remember),
+            Decoded(),
             L1(l1_bytes, l1_seconds, clock),
             max_variants,
             lock,
@@ -133,6 +151,7 @@ class Cache:
             collapse,
             tells_keys,
         )
+        self._places: dict[tuple[str, ...], Place] = {}
 
     async def begin(self, request: Request) -> Exchange:
         """Look a request up, if a rule covers it. Never raises an UpstashError."""
@@ -158,6 +177,8 @@ class Cache:
             return Bypassing(asked)
         exchange, outcome = passage(self._context, asked)
         self._observe(CacheLookedUp(asked.target.url, outcome, request))
+        if isinstance(exchange, Answering) and exchange.refresh is None:
+            return exchange
         return await self._together_with_others(exchange, asked)
 
     async def _begin_unsafe(self, request: Request) -> Exchange:
@@ -240,7 +261,7 @@ class Cache:
         try:
             found = await look_up(self._store, target)
             self._store.l1.put(target, found, changes)
-            lookup = await look_back(self._store, target, found)
+            lookup = await look_back(self._store, target, found) if target.previous else found
         except UpstashError as error:
             self._observe(UpstashFailed("cache lookup", error))
             return CacheStatus(fwd="bypass", detail="the store did not answer")
@@ -266,19 +287,38 @@ class Cache:
         return chosen
 
     async def _target(self, rule: CacheRule, request: Request) -> Target:
-        url = url_of(request, rule)
-        user = await self._user(rule, request)
+        user = None if rule.user is None else await self._user(rule.user, request)
         selecting = self._selecting(rule, request, user)
+        place = self._place(rule, request)
+        key, previous = place.key, place.previous
+        if selecting:
+            key = keyed(key, selecting, self._store.secret())
+            previous = previous and keyed(previous, selecting, self._store.secret())
+        headers, private = request.headers, user is not None
+        return Target(key, place.url, headers, place.tags, place.epochs, previous, private)
 
-        def key_of(version: str) -> str:
-            origin = origin_of(request.scheme, request.host)
-            key = self._store.names.resource(origin, url, version)
-            return keyed(key, selecting, self._store.secret()) if selecting else key
-
-        tags = with_ancestors(rule.tags_for(request.path))
-        previous = key_of(self._previous_version) if self._previous_version else ""
-        key = key_of(self._version)
-        return Target(key, url, request.headers, tags, previous, private=user is not None)
+    def _place(self, rule: CacheRule, request: Request) -> Place:
+        """Return what a request's URL is to the cache; known of those last asked for."""
+        asked = (request.path, request.raw_path, request.query, request.scheme, request.host)
+        known = self._places.get(asked)
+        if known is not None and known.rule is rule:
+            return known
+        names, url = self._store.names, url_of(request, rule)
+        origin = origin_of(request.scheme, request.host)
+        previous, tags = self._previous_version, with_ancestors(rule.tags_for(request.path))
+        place = Place(
+            rule,
+            url,
+            names.resource(origin, url, self._version),
+            names.resource(origin, url, previous) if previous else "",
+            tags,
+            names.epochs(url, tags),
+        )
+        if sum(map(len, asked)) <= _LONGEST_REMEMBERED:
+            if len(self._places) >= _PLACES:
+                self._places.clear()
+            self._places[asked] = place
+        return place
 
     def _selecting(self, rule: CacheRule, request: Request, user: str | None) -> str:
         """Return what of a request selects its resource besides the URL, as one text."""
@@ -290,10 +330,8 @@ class Cache:
             parts.append(selected_values(rule.vary_headers, request.headers, profile))
         return "\n\n".join(parts)
 
-    async def _user(self, rule: CacheRule, request: Request) -> str | None:
-        if rule.user is None:
-            return None
-        user = await call(rule.user, request)
+    async def _user(self, of: Callable[[Request], Any], request: Request) -> str | None:
+        user = await call(of, request)
         return None if user is None else str(user)
 
     def _rule_for(self, request: Request, method: str) -> CacheRule | None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from upstash_middleware.core.cache.epochs import Epoch, Epochs
 from upstash_middleware.core.cache.freshness import Staleness
 from upstash_middleware.messages import Headers
-from upstash_middleware.values import replace, value
+from upstash_middleware.values import field, replace, value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,6 +67,8 @@ class StoredResponse:
     compressed: bool = False
     token: str = ""
     """Of the lock under which it was rendered."""
+    fields: Headers | None = field(default=None, init=False, repr=False, compare=False)
+    """What ``answers`` has worked out of its header fields; of this process, never stored."""
 
 
 @value(frozen=True, slots=True)

@@ -69,11 +69,11 @@ class Life(Enum):
 
 def life(recorded: Epochs, current: Epochs) -> Life:
     """Compare the epochs recorded with a stored response to those of now."""
+    same_tags = recorded.any_tag == current.any_tag
+    if same_tags and recorded.everything == current.everything and recorded.url == current.url:
+        return Life.ALIVE  # nothing was purged: nearly always
     pairs = [(recorded.everything, current.everything), (recorded.url, current.url)]
-    if recorded.any_tag == current.any_tag:
-        if all(was == now for was, now in pairs):  # nothing was purged: nearly always
-            return Life.ALIVE
-    else:
+    if not same_tags:
         if any(tag not in current.tags for tag in recorded.tags):
             return Life.DEAD if _dead(pairs) else Life.UNKNOWN
         pairs += [(epoch, current.tags[tag]) for tag, epoch in recorded.tags.items()]

@@ -88,6 +88,10 @@ class Names:
         of = f"{version}:" if version else ""
         return f"{self.prefix}:cache:entry:{of}{_bounded(origin)}{_bounded(url)}"
 
+    def epochs(self, url: str, tags: Iterable[str]) -> tuple[str, ...]:
+        """Return the keys of the epochs that bear on a URL: ``A``, ``U``, ``G``, and each ``T``."""
+        return (self.everything, self.url(url), self.any_tag, *map(self.tag, tags))
+
     @property
     def everything(self) -> str:
         """The key of ``A``, the epoch of everything."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from upstash_middleware.core.cache.entries import StoredResponse, Stub, decode
+from upstash_middleware.core.cache.entries import StoredResponse, Stub
 from upstash_middleware.core.cache.epochs import Epoch, Epochs, Life, life
 from upstash_middleware.core.cache.locks import Lock, lock_key
-from upstash_middleware.core.cache.memory import Learned
+from upstash_middleware.core.cache.memory import NOTHING_LEARNED, Learned
 from upstash_middleware.values import replace, value
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ async def look_up(store: Store, target: Target) -> Lookup:
     reading = _Reading(store, target)
     guessed = [store.variant(target, learned.vary)] if learned.vary else []
     keys = [target.key, *guessed]
-    await reading.read(keys, keys[-1], (*target.tags, *learned.tags))
+    await reading.read(keys, keys[-1], learned.tags)
     stub = reading.stub()
     if stub is not None:
         keys = [target.key, store.variant(target, stub.vary)]
@@ -60,7 +60,9 @@ async def look_up(store: Store, target: Target) -> Lookup:
         await reading.read(keys, keys[-1], entry.tags)
         state = life(entry.epochs, reading.epochs())
     if stub is not None or entry is not None:
-        store.memory.learn(target.key, _worth_learning(target, stub, entry))
+        worth = _worth_learning(target, stub, entry)
+        if worth != learned:
+            store.memory.learn(target.key, worth)
     return Lookup(
         entry if state in {Life.ALIVE, Life.STALE} else None,
         key,
@@ -107,7 +109,8 @@ class _Reading:
     def __init__(self, store: Store, target: Target) -> None:
         self._store = store
         self._target = target
-        self._tags: dict[str, None] = {}
+        self._tags = dict(zip(target.tags, target.epochs[3:], strict=True))
+        """Those whose epochs are read, and the epochs' keys."""
         self._values: dict[str, bytes | None] = {}
         self._entries: dict[str, StoredResponse | Stub | None] = {}
         self._epochs: Epochs | None = None
@@ -118,14 +121,16 @@ class _Reading:
         Each is read once. What was read first stays: an older epoch can only make an entry die
         too soon.
         """
-        names = self._store.names
-        self._tags |= dict.fromkeys(tags)
-        epochs = [names.everything, names.url(self._target.url), names.any_tag]
-        locks = [lock_key(locked)] if self._store.locks else []
-        wanted = [*keys, *locks, *epochs, *(names.tag(tag) for tag in self._tags)]
-        unread = [key for key in dict.fromkeys(wanted) if key not in self._values]
+        names, values = self._store.names, self._values
+        locks = [lock_key(locked)] if self._store.locks else ()
+        wanted = [*keys, *locks, *self._target.epochs]
+        for tag in tags:
+            if tag not in self._tags:
+                self._tags[tag] = key = names.tag(tag)
+                wanted.append(key)
+        unread = [key for key in dict.fromkeys(wanted) if key not in values]
         if unread:
-            self._values |= zip(unread, await self._store.read(unread), strict=True)
+            values.update(zip(unread, await self._store.read(unread), strict=True))
         self._epochs = None
 
     def has(self, keys: Iterable[str]) -> bool:
@@ -144,13 +149,13 @@ class _Reading:
     def epochs(self) -> Epochs:
         """Return the epochs read."""
         if self._epochs is None:
-            names = self._store.names
-            any_tag = self._values[names.any_tag]
+            values = self._values
+            everything, url, any_tag = [values[key] for key in self._target.epochs[:3]]
             self._epochs = Epochs(
-                Epoch.parse(self._values[names.everything]),
-                Epoch.parse(self._values[names.url(self._target.url)]),
+                Epoch.parse(everything),
+                Epoch.parse(url),
                 any_tag.decode("latin-1") if any_tag else "",
-                {tag: Epoch.parse(self._values[names.tag(tag)]) for tag in self._tags},
+                {tag: Epoch.parse(values[key]) for tag, key in self._tags.items()},
             )
         return self._epochs
 
@@ -178,7 +183,7 @@ class _Reading:
 
     def _entry(self, key: str) -> StoredResponse | Stub | None:
         if key not in self._entries:
-            self._entries[key] = decode(key, self._values[key])
+            self._entries[key] = self._store.decoded.read(key, self._values[key])
         return self._entries[key]
 
 
@@ -189,6 +194,6 @@ def _preference(found: tuple[str, StoredResponse]) -> tuple[bool, float]:
 
 def _worth_learning(target: Target, stub: Stub | None, entry: StoredResponse | None) -> Learned:
     tags = entry.tags if entry is not None else stub.tags if stub is not None else ()
-    return Learned(
-        stub.vary if stub is not None else (), tuple(tag for tag in tags if tag not in target.tags)
-    )
+    unknown = tuple([tag for tag in tags if tag not in target.tags])
+    vary = stub.vary if stub is not None else ()
+    return Learned(vary, unknown) if vary or unknown else NOTHING_LEARNED

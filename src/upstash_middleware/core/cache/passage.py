@@ -54,8 +54,9 @@ def passage(context: Context, asked: Forwarded) -> tuple[Passing, str]:
         return _forward(context, asked, wants)
     now = context.store.clock.wall()
     softly, outdated = asked.lookup.purged_softly, asked.lookup.outdated
-    can_refresh = _refreshable(context, asked, stored)
-    chosen = use(stored, now, Asked(wants, softly, outdated, can_refresh))
+    chosen = use(stored, now, Asked(wants, softly, outdated))
+    if chosen is not Use.FRESH and _refreshable(context, asked, stored):
+        chosen = use(stored, now, Asked(wants, softly, outdated, can_refresh=True))
     if chosen in _FWD:
         return _forward(context, replace(asked, fwd=_FWD[chosen]), wants)
     try:
@@ -118,6 +119,8 @@ def _answer(
     left = stored.lifetime - current_age(stored, now)
     status = CacheStatus(hit=True, ttl=left, key=context.told_key(asked.lookup), detail=detail)
     response = answer(asked.request, stored, now, context.store.profile, status)
+    if asked.rule.downstream is None:
+        return response
     return replace(response, head=for_downstream(response.head, asked.rule))
 
 

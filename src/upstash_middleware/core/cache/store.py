@@ -27,6 +27,7 @@ from upstash_middleware.values import dataclass, value
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from upstash_middleware.core.cache.decoded import Decoded
     from upstash_middleware.core.cache.keys import Names
     from upstash_middleware.core.cache.l1 import L1
     from upstash_middleware.core.cache.memory import Memory
@@ -51,6 +52,8 @@ class Target:
     """The request's, from which variants are selected."""
     tags: tuple[str, ...]
     """What its rule says, with ancestors."""
+    epochs: tuple[str, ...]
+    """The keys of the epochs that bear on it: of everything, its URL, tags at all, each tag."""
     previous: str = ""
     """The same key of the application's previous version, if its responses are to be used."""
     private: bool = False
@@ -71,6 +74,7 @@ class Store:
     """Seconds that an entry lives at most, counted from when its epochs were read."""
     profile: Profile
     memory: Memory
+    decoded: Decoded
     l1: L1
     max_variants: int
     """Of one resource, at a time."""
