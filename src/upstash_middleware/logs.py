@@ -21,9 +21,12 @@ from typing import TYPE_CHECKING, Final
 
 from upstash_middleware.errors import CircuitOpen, CommandError, Refused
 from upstash_middleware.events import (
+    CacheLookedUp,
+    CacheStored,
     CircuitClosed,
     CircuitOpened,
     InternalError,
+    RateLimitDecided,
     SettingDoubted,
     UpstashAnswered,
     UpstashFailed,
@@ -48,6 +51,11 @@ _OF_SOME_COMMANDS: Final = frozenset({Refusal.PERMISSION, Refusal.FULL, Refusal.
 
 _OF_ONE_KEY: Final = frozenset({"WRONGTYPE", "WRONGVALUE"})
 """Codes of commands that failed for what a key holds, as they will until somebody deletes it."""
+
+_OF_EVERY_REQUEST: Final = frozenset(
+    {CacheLookedUp, CacheStored, RateLimitDecided, UpstashAnswered}
+)
+"""What nothing is said of while nothing is wrong."""
 
 _REMEDIES: Final = {
     Refusal.TOKEN: "copy the token anew from the database's page in the Upstash console, as "
@@ -78,6 +86,8 @@ class LogObserver:
 
     def __call__(self, event: Event) -> None:
         """Log the event if it changes what is known."""
+        if type(event) in _OF_EVERY_REQUEST and not self._outage:
+            return
         match event:
             case UpstashFailed(_, CircuitOpen()):
                 pass  # said when it opened

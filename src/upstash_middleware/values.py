@@ -43,10 +43,8 @@ else:
 
     def replace(changed: Any, /, **changes: Any) -> Any:
         """Return a copy with some fields changed; what ``__init__`` does not take is made anew."""
-        for each in changed.__value_fields__:
-            if each.init and each.name not in changes:
-                changes[each.name] = getattr(changed, each.name)
-        return changed.__class__(**changes)
+        given = zip(changed.__value_given__, changed.__value_getter__(changed), strict=True)
+        return changed.__class__(**{**dict(given), **changes})
 
 
 _NONE: Any = object()
@@ -94,6 +92,8 @@ def _made(  # noqa: PLR0913 - the decorators' options
     members["__value_fields__"] = known
     members["__dataclass_fields__"] = _ForTheStandardLibrary()
     members["__match_args__"] = tuple(e.name for e in known if e.init and not e.kw_only)
+    members["__value_given__"] = given = [each.name for each in known if each.init]
+    members["__value_getter__"] = staticmethod(_getter(given))
     members.setdefault("__repr__", _repr)
     if eq:
         members["__value_compared__"] = staticmethod(
@@ -166,8 +166,10 @@ def _assignment(made: Any, name: str, given: str, names: dict[str, Any], *, guar
 
 
 def _getter(names: list[str]) -> Callable[[Any], Any]:
-    """Return what takes these fields of a value, all at once."""
-    return attrgetter(*names) if names else type
+    """Return what takes these fields of a value, all at once, as a tuple."""
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda value: tuple([getattr(value, name) for name in names])
 
 
 def _eq(self: Any, other: Any) -> Any:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from upstash_middleware.core.engine import Exchange
     from upstash_middleware.gateway import Gateway
 
+_FILES = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
+
 
 class Passage:
     """One response on its way from the application to the server, and the exchange's end."""
@@ -79,11 +81,12 @@ class Passage:
         """Pass the application's message on, and finish right after the last byte."""
         if self._replaced:
             return
-        if message["type"] == "http.response.start":
+        kind = message["type"]
+        if kind == "http.response.start":
             self._started = True
             await self._start(message)
             return
-        is_file = message["type"] in {"http.response.pathsend", "http.response.zerocopysend"}
+        is_file = kind in _FILES
         if is_file:
             self._seen_whole = False
         # All of this is asked before the message goes out: middleware outside may write into it,

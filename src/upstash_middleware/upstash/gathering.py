@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
 from weakref import WeakKeyDictionary
 
@@ -23,7 +22,7 @@ from upstash_middleware.upstash.protocol import joined, refuse
 from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from upstash_middleware.core.effects import Command, Pipeline, Reply
     from upstash_middleware.upstash.calls import Deadline
@@ -75,8 +74,10 @@ class Waiting:
     characters: int
     deadline: Deadline
     replies: asyncio.Future[list[Reply]]
-    sent: bool = False
+    since: float
+    """When it began to wait, by the event loop's clock."""
     timer: asyncio.TimerHandle | None = None
+    """Ends its wait where its own time is up before the call's is."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,6 +99,8 @@ class Gathering:
         self._quickest = 0.0
         self._usual_reply_bytes = 0.0
         self._waiting: deque[Waiting] = deque()
+        self._watch: asyncio.TimerHandle | None = None
+        """Looks after the first of those who wait."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def execute(
@@ -116,8 +119,9 @@ class Gathering:
                 return await self._by_itself(pipeline, members, deadline)
             finally:
                 self._end_call(way)
-        replies = asyncio.get_running_loop().create_future()
-        return await self._shared(Waiting(pipeline, members, characters, deadline, replies))
+        loop = asyncio.get_running_loop()
+        one = Waiting(pipeline, members, characters, deadline, loop.create_future(), loop.time())
+        return await self._shared(one, loop)
 
     async def _by_itself(
         self, pipeline: Pipeline, members: list[str], deadline: Deadline
@@ -125,25 +129,32 @@ class Gathering:
         repeat = pipeline.reads_only
         return await self._perform(joined(members), pipeline.commands, deadline, repeat=repeat)
 
-    async def _shared(self, one: Waiting) -> list[Reply]:
+    async def _shared(self, one: Waiting, loop: asyncio.AbstractEventLoop) -> list[Reply]:
+        left = one.deadline.left()
         self._waiting.append(one)
-        wait = min(PATIENCE_SECONDS, one.deadline.left())
-        one.timer = one.replies.get_loop().call_later(wait, self._lose_patience, one)
+        if self._watch is None:
+            self._watch = loop.call_later(PATIENCE_SECONDS, self._lose_patience, loop)
+        if left <= PATIENCE_SECONDS:
+            one.timer = loop.call_later(left, _expire, one)
         try:
             return await one.replies
         finally:
-            one.timer.cancel()
+            if one.timer is not None:
+                one.timer.cancel()
             if one.replies.done() and not one.replies.cancelled():
                 one.replies.exception()  # it may have come when this task was being cancelled
 
-    def _lose_patience(self, one: Waiting) -> None:
-        """Send what still waits, and from here on watch the deadline; nobody else waits so long."""
+    def _lose_patience(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Send what has waited long enough, and count no more on the calls that hang."""
+        self._watch = None
         late = time.monotonic() - PATIENCE_SECONDS
         self._under_way = {way for way in self._under_way if way.begun > late}
-        while not one.sent and not one.replies.done():
+        patient_since = loop.time() - PATIENCE_SECONDS
+        while self._waiting and self._waiting[0].since <= patient_since:
             self._share_next_call()
-        left = one.deadline.at - one.deadline.clock()
-        one.timer = one.replies.get_loop().call_later(max(left, 0.0), _expire, one)
+        if self._waiting:
+            wait = self._waiting[0].since - patient_since
+            self._watch = loop.call_later(wait, self._lose_patience, loop)
 
     def _begin_call(self) -> Way:
         way = Way(time.monotonic())
@@ -182,7 +193,6 @@ class Gathering:
                     or reply_bytes > MAX_REPLY_BYTES
                 ):
                     break
-                one.sent = True
                 batch.append(one)
             self._waiting.popleft()
         return batch
@@ -204,7 +214,7 @@ class Gathering:
             replies = await self._perform(
                 joined([member for one in batch for member in one.members]),
                 [command for one in batch for command in one.pipeline.commands],
-                max((one.deadline for one in batch), key=lambda deadline: deadline.at),
+                _last_deadline(batch),
                 repeat=repeat,
             )
         except ConnectionLost as error:
@@ -219,11 +229,13 @@ class Gathering:
         else:
             usual = sum(map(_size, replies)) / len(batch)
             self._usual_reply_bytes = (self._usual_reply_bytes + usual) / 2
-            self._hand_out(batch, iter(replies))
+            self._hand_out(batch, replies)
 
-    def _hand_out(self, batch: list[Waiting], replies: Iterator[Reply]) -> None:
+    def _hand_out(self, batch: list[Waiting], replies: list[Reply]) -> None:
+        end = 0
         for one in batch:
-            own = list(islice(replies, len(one.members)))
+            begin, end = end, end + len(one.members)
+            own = replies[begin:end]
             if one.replies.done():
                 continue
             try:
@@ -254,10 +266,23 @@ class Gatherings:
 
 
 def _size(reply: Reply) -> int:
-    """Return the bytes of a reply, as far as they matter."""
-    if isinstance(reply, bytes):
-        return len(reply)
-    return sum(map(_size, reply)) if isinstance(reply, list) else 0
+    """Return the bytes of a reply, as far as they matter: of stored values."""
+    if isinstance(reply, list):
+        return sum([len(each) for each in reply if isinstance(each, bytes)])
+    return len(reply) if isinstance(reply, bytes) else 0
+
+
+def _last_deadline(batch: list[Waiting]) -> Deadline:
+    """Return the deadline of a call for all of these, and watch those that end well before it."""
+    last = batch[0].deadline
+    for one in batch:
+        if one.deadline.at > last.at:
+            last = one.deadline
+    for one in batch:
+        if one.timer is None and one.deadline.at < last.at - PATIENCE_SECONDS:
+            left = max(one.deadline.at - one.deadline.clock(), 0.0)
+            one.timer = one.replies.get_loop().call_later(left, _expire, one)
+    return last
 
 
 def _expire(one: Waiting) -> None:

@@ -96,9 +96,12 @@ def as_members(commands: Sequence[tuple[Argument, ...]]) -> list[str] | None:
     None for a single command that travels with its value as the request's body. Raises
     ValueError like ``encode``.
     """
-    if len(commands) == 1 and _first_raw(commands[0]):
-        return None
-    return [_member(command) for command in commands]
+    try:
+        return [_member(command) for command in commands]
+    except ValueError:
+        if len(commands) == 1 and _first_raw(commands[0]):
+            return None
+        raise
 
 
 def joined(members: Sequence[str]) -> Call:

@@ -17,6 +17,7 @@ MAX_DEPTH = 32
 """Arrays within arrays."""
 
 _SIMPLE, _ERROR, _NUMBER, _BULK, _ARRAY = b"+-:$*"
+_SIGNS = frozenset({b"-", b"+"})
 _LONGEST_NUMBER = 20
 """Characters of a 64-bit number with its sign."""
 
@@ -30,8 +31,16 @@ def decode_replies(data: bytes) -> list[Reply]:
     members, lacking = replies, -1
     outer: list[tuple[list[Reply], int]] = []
     position, size = 0, len(data)
+    find = data.find
     while position < size:
-        reply, position, opens = _next(data, position)
+        end = find(b"\r\n", position)
+        if end < 0:
+            raise ValueError("cut short within a line")
+        reply: Reply
+        if data[position] == _NUMBER:  # what limits answer
+            reply, position, opens = _number(data[position + 1 : end]), end + 2, 0
+        else:
+            reply, position, opens = _next(data, position, end)
         members.append(reply)
         lacking -= 1
         if opens:
@@ -46,11 +55,11 @@ def decode_replies(data: bytes) -> list[Reply]:
     return replies
 
 
-def _next(data: bytes, position: int) -> tuple[Reply, int, int]:
-    """Return the reply that begins here, where the next begins, and how many members it lacks."""
-    end = data.find(b"\r\n", position)
-    if end < 0:
-        raise ValueError("cut short within a line")
+def _next(data: bytes, position: int, end: int) -> tuple[Reply, int, int]:
+    """Return the reply whose first line this is, where the next begins, how many members it lacks.
+
+    It is no number.
+    """
     kind, line, after = data[position], data[position + 1 : end], end + 2
     if kind == _BULK:
         length = _length(line)
@@ -60,8 +69,6 @@ def _next(data: bytes, position: int) -> tuple[Reply, int, int]:
         if data[end : end + 2] != b"\r\n":
             raise ValueError("a string does not end where its length says")
         return data[after:end], end + 2, 0
-    if kind == _NUMBER:
-        return _number(line), after, 0
     if kind == _ARRAY:
         length = _length(line)
         return (None, after, 0) if length < 0 else ([], after, length)
@@ -79,7 +86,7 @@ def _line(kind: int, line: bytes) -> bytes | CommandError:
 
 
 def _number(line: bytes) -> int:
-    digits = line[1:] if line[:1] in {b"-", b"+"} else line
+    digits = line[1:] if line[:1] in _SIGNS else line
     if digits.isdigit() and len(line) <= _LONGEST_NUMBER:
         return int(line)
     raise ValueError("a number is not one")

@@ -6,13 +6,12 @@ of it and the rule's policy decides. Nothing here asks Upstash.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from upstash_middleware.core.effects import call
 from upstash_middleware.core.identify import Identifier, extract, key_text, peer_address
 from upstash_middleware.core.ratelimit.compiled import CompiledRule, tier_of
 from upstash_middleware.core.ratelimit.limits import MAX_QUOTA
-from upstash_middleware.core.ratelimit.rules import Tiers
 from upstash_middleware.events import UserCodeFailed
 from upstash_middleware.values import field, value
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from upstash_middleware.core.ratelimit.advising import Advising
     from upstash_middleware.core.ratelimit.memory import Asked
+    from upstash_middleware.core.ratelimit.rule_values import Predicate, Tiers
     from upstash_middleware.events import Observer
     from upstash_middleware.messages import Request
 
@@ -80,15 +80,15 @@ class Asking:
             if not rule.covers(request) or (rule.is_default and covered):
                 continue
             try:
-                if not await self._wanted(rule, request):
+                if rule.rule.when is not None and not await self._wanted(rule, request):
                     continue
-                tier = await self._tier(rule, request)
+                tier = await self._tier(rule, request) if rule.is_tiered else rule
                 if tier.rule.parsed is None:
                     return []
                 ask = await self._ask(tier, request)
             except BrokenError:
                 ask = Settled(rule, "", rule.rule.on_error)
-            if ask is not None and not _is_asked(ask, asks):
+            if ask is not None and not (asks and _is_asked(ask, asks)):
                 asks.append(ask)
             covered = covered or not rule.rule.shadow
             if covered and self.match == "first":
@@ -104,28 +104,25 @@ class Asking:
             return Settled(rule, text, "deny list")
         if identifier in rule.rule.allowed:
             return None
-        try:
-            cost = await self._cost(rule, request)
-        except BrokenError:
-            return Settled(rule, text, rule.rule.on_error)
+        cost = rule.rule.cost
+        if not isinstance(cost, int):
+            try:
+                cost = await self._cost(rule, cost, request)
+            except BrokenError:
+                return Settled(rule, text, rule.rule.on_error)
         token = self.random() if rule.has_slots else 0
         return Ask(rule, text, rule.key_base(text), cost, token) if cost else None
 
     async def _wanted(self, rule: CompiledRule, request: Request) -> bool:
-        if rule.rule.when is None:
-            return True
         try:
-            return bool(await call(rule.rule.when, request))
+            return bool(await call(cast("Predicate", rule.rule.when), request))
         except Exception as error:
             raise self.broken(rule, "when", error) from error
 
     async def _tier(self, rule: CompiledRule, request: Request) -> CompiledRule:
-        """Return the rule itself, or with the limits that its function answers."""
-        tiers = rule.rule.parsed
-        if not isinstance(tiers, Tiers):
-            return rule
+        """Return the rule with the limits that its function answers."""
         try:
-            answer = await call(tiers.of, request)
+            answer = await call(cast("Tiers", rule.rule.parsed).of, request)
             limits = tuple(answer) if isinstance(answer, list) else answer
             return self._known_tier(rule, limits)
         except Exception as error:
@@ -141,11 +138,9 @@ class Asking:
             self.tiers[key] = tier
         return tier
 
-    async def _cost(self, rule: CompiledRule, request: Request) -> int:
-        if isinstance(rule.rule.cost, int):
-            return rule.rule.cost
+    async def _cost(self, rule: CompiledRule, of: Callable[..., Any], request: Request) -> int:
         try:
-            return checked_cost(await call(rule.rule.cost, request))
+            return checked_cost(await call(of, request))
         except Exception as error:
             raise self.broken(rule, "cost", error) from error
 

@@ -47,6 +47,8 @@ class CompiledRule:
     methods: frozenset[str]
     is_default: bool
     has_slots: bool
+    is_tiered: bool
+    """Whether a function of the request says what its limits are."""
     changed_at: str | None
     """The key of a quota that overrules the rule's; None for a rule that is not dynamic."""
     tier: Any = None
@@ -148,6 +150,7 @@ def _compiled(rule: RateLimitRule, setting: str, prefix: str) -> CompiledRule:
         methods=methods | {"HEAD"} if "GET" in methods else methods,
         is_default=setting == "default_limit",
         has_slots=any(isinstance(limit, Concurrency) for limit in limits),
+        is_tiered=isinstance(rule.parsed, Tiers),
     )
 
 

@@ -102,7 +102,7 @@ class Decision:
 
 def tightest(policies: tuple[PolicyState, ...]) -> PolicyState:
     """Return the limit that decides: of those that deny the last to pass, else the fullest."""
-    return max(policies, key=_tightness)
+    return policies[0] if len(policies) == 1 else max(policies, key=_tightness)
 
 
 def _tightness(policy: PolicyState) -> tuple[bool, float, int, float]:

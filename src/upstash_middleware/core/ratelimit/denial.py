@@ -36,7 +36,8 @@ class _Problem:
     type: str
     title: str
     detail: str
-    extensions: dict[str, tuple[str, ...]]
+    violated: tuple[str, ...] | None = None
+    """The policies that were, as an extension member of the draft's."""
 
 
 def denial(request: Request, decision: Decision, now: float) -> Response:
@@ -62,13 +63,13 @@ def _too_many_requests(request: Request, decision: Decision, now: float) -> Resp
         detail = "This request costs more than its quota; waiting does not help."
     else:
         detail = "Too many requests at once. Try again when others have ended."
-    violated = tuple(policy.name for policy in decision.policies if not policy.allowed)
+    violated = tuple([policy.name for policy in decision.policies if not policy.allowed])
     problem = _Problem(
         429,
         _PROBLEMS + "quota-exceeded",
         "Too many requests",
         detail,
-        {"violated-policies": violated},
+        violated,
     )
     return _response(request, problem, waits + limit_fields(decision, now))
 
@@ -80,51 +81,55 @@ def _unavailable(request: Request, decision: Decision) -> Response:
         _PROBLEMS + "temporary-reduced-capacity",
         "Service unavailable",
         "Requests cannot be counted at the moment.",
-        {"violated-policies": (decision.rule,)},
+        (decision.rule,),
     )
     return _response(request, problem, (("Retry-After", str(RETRY_UNAVAILABLE)),))
 
 
 def _forbidden(request: Request) -> Response:
     """For who is on a deny list: no quota is at stake, and no wait would help."""
-    return _response(
-        request, _Problem(403, "about:blank", "Forbidden", "Access is denied.", {}), ()
-    )
+    return _response(request, _Problem(403, "about:blank", "Forbidden", "Access is denied."), ())
 
 
 def _unauthorized(request: Request, challenge: str) -> Response:
     """For a rule that demands an identity (RFC 9110 §15.5.2)."""
-    problem = _Problem(401, "about:blank", "Unauthorized", "Say who you are.", {})
+    problem = _Problem(401, "about:blank", "Unauthorized", "Say who you are.")
     return _response(request, problem, (("WWW-Authenticate", challenge),))
 
 
 def _response(request: Request, problem: _Problem, fields: tuple[tuple[str, str], ...]) -> Response:
     accept = request.headers.combined("accept") or "*/*"
     media_type = _preferred(accept) if len(accept) <= _LONGEST_KNOWN else _best(accept)
-    body = _WRITERS[media_type](problem)
+    body = _body(media_type, problem)
     text = media_type.startswith("text/")
     described = (
         ("Content-Type", f"{media_type}; charset=utf-8" if text else media_type),
         ("Content-Length", str(len(body))),
         ("Cache-Control", "no-store"),
     )
-    headers = Headers(
-        (name.encode("ascii"), value.encode("ascii")) for name, value in described + fields
-    )
+    lines = described + fields
+    headers = Headers([(name.encode("ascii"), value.encode("ascii")) for name, value in lines])
     # RFC 9110 §9.3.2: the fields are those of the GET, the body is left out.
     return Response(
         ResponseHead(problem.status, headers), b"" if request.method == "HEAD" else body
     )
 
 
+@lru_cache(maxsize=256)
+def _body(media_type: str, problem: _Problem) -> bytes:
+    return _WRITERS[media_type](problem)
+
+
 def _as_problem(problem: _Problem) -> bytes:
-    members = {
+    members: dict[str, object] = {
         "type": problem.type,
         "title": problem.title,
         "status": problem.status,
         "detail": problem.detail,
     }
-    return json.dumps(members | problem.extensions).encode()
+    if problem.violated is not None:
+        members["violated-policies"] = problem.violated
+    return json.dumps(members).encode()
 
 
 def _as_text(problem: _Problem) -> bytes:

@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     from upstash_middleware.messages import Headers
 
 
+_NAMES = {
+    name: name.encode("ascii")
+    for name in (
+        "X-RateLimit-Limit",
+        "X-RateLimit-Remaining",
+        "X-RateLimit-Reset",
+        "RateLimit-Policy",
+        "RateLimit",
+        "Retry-After",
+    )
+}
+_MAY_BE_THE_APPLICATIONS = {name: name.lower() for name in _NAMES if name.startswith("X-")}
+
+
 def limit_fields(decision: Decision, now: float) -> tuple[tuple[str, str], ...]:
     """Return the fields for a decision, none where Upstash could not be asked.
 
@@ -45,13 +59,12 @@ def with_fields(headers: Headers, fields: tuple[tuple[str, str], ...]) -> Header
 
     The draft's two are lists, so lines of several origins add up (RFC 9110 §5.3).
     """
-    return headers.adding(
-        *[
-            (name.encode("ascii"), value.encode("ascii"))
-            for name, value in fields
-            if not name.startswith("X-") or name.lower() not in headers
-        ]
-    )
+    added = [
+        (_NAMES[name], value.encode("ascii"))
+        for name, value in fields
+        if name not in _MAY_BE_THE_APPLICATIONS or _MAY_BE_THE_APPLICATIONS[name] not in headers
+    ]
+    return headers.adding(*added)
 
 
 def _policy(policy: PolicyState) -> str:

@@ -197,9 +197,9 @@ class RateLimiter:
     async def _outcomes(self, asks: Sequence[Ask | Settled], request: Request) -> list[Outcome]:
         """Return what came of each rule, in order; of some only if one was known to deny."""
         known = dict(self._known(asks, request))
-        denied = [one for one in known.values() if not one.decision.allowed]
-        if any(not one.decision.shadow for one in denied):
-            return list(known.values())
+        for one in known.values():
+            if not one.decision.allowed and not one.decision.shadow:
+                return list(known.values())
         open_asks = [
             ask for ask in asks if isinstance(ask, Ask) and ask.rule.rule.name not in known
         ]
@@ -210,7 +210,9 @@ class RateLimiter:
             flows.append(self._ask_deny_list(self._listed, open_asks, request))
         if flows and self._analytics is not None and (due := self._analytics.take_due()):
             flows.append(self._send_analytics(self._analytics, due))
-        answers = await together(*flows) if len(flows) > 1 else [await flow for flow in flows]
+        if len(flows) == 1 and not known:
+            return await flows[0]
+        answers = await together(*flows)
         found = known
         for one in (one for answer in answers for one in answer):
             before = found.get(

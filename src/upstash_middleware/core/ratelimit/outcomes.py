@@ -50,28 +50,22 @@ def outcomes_of(asks: Sequence[Ask], verdicts: Sequence[Verdict], now_ms: int) -
     """Return what the verdicts on these charges, by a call at ``now_ms``, mean for each ask."""
     rest = iter(verdicts)
     own = [list(islice(rest, len(ask.rule.policies))) for ask in asks]
-    allow = [all(verdict.allowed for verdict in verdicts) for verdicts in own]
-    together = all(
-        allows for ask, allows in zip(asks, allow, strict=True) if not ask.rule.rule.shadow
-    )
-    return [
-        Outcome(
-            _decision(ask, verdicts, now_ms),
-            _taken(ask, verdicts) if (allows if ask.rule.rule.shadow else together) else None,
-        )
-        for ask, verdicts, allows in zip(asks, own, allow, strict=True)
-    ]
+    decisions = [_decision(ask, its, now_ms) for ask, its in zip(asks, own, strict=True)]
+    together = all(one.allowed for one in decisions if not one.shadow)
+    outcomes = []
+    for ask, its, decision in zip(asks, own, decisions, strict=True):
+        takes = decision.allowed if decision.shadow else together
+        outcomes.append(Outcome(decision, _taken(ask, its) if takes else None))
+    return outcomes
 
 
 def _taken(ask: Ask, verdicts: Sequence[Verdict]) -> Taken:
-    return Taken(ask, tuple(verdict.where for verdict in verdicts))
+    return Taken(ask, tuple([verdict.where for verdict in verdicts]))
 
 
 def _decision(ask: Ask, verdicts: Sequence[Verdict], now_ms: int) -> Decision:
-    policies = tuple(
-        _state(policy, verdict, now_ms)
-        for policy, verdict in zip(ask.rule.policies, verdicts, strict=True)
-    )
+    pairs = zip(ask.rule.policies, verdicts, strict=True)
+    policies = tuple([_state(policy, verdict, now_ms) for policy, verdict in pairs])
     return stamped(ask, decided(ask.rule.rule.name, ask.identifier, policies))
 
 

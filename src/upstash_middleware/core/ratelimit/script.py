@@ -6,6 +6,7 @@ What the algorithms do is in the ``.lua`` files beside this; nothing here decide
 from __future__ import annotations
 
 from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING, assert_never
 
 from upstash_middleware.core.effects import Command, Script
@@ -146,20 +147,17 @@ def read_verdicts(reply: Reply, charges: Sequence[Charge]) -> tuple[Verdict, ...
     figures = reply if isinstance(reply, list) else []
     if len(figures) != _FIGURES_PER_LIMIT * len(charges):
         raise UnexpectedAnswer(f"the rate limits' script answered {type(reply).__name__}")
-    return tuple(
-        _verdict(charge, figures[index * _FIGURES_PER_LIMIT : (index + 1) * _FIGURES_PER_LIMIT])
-        for index, charge in enumerate(charges)
-    )
+    verdicts, rest = [], iter(_whole(figures))
+    for charge in charges:
+        allowed, remaining, reset, retry, where, found = islice(rest, _FIGURES_PER_LIMIT)
+        wait = None if retry < 0 else retry
+        changed = None if charge.changed_at is None else found
+        verdicts.append(Verdict(allowed == 1, remaining, reset, wait, where, changed))
+    return tuple(verdicts)
 
 
 def _call(script: Script, keys: list[Argument], arguments: list[Argument]) -> Command:
     return Command(("EVALSHA", script.sha, len(keys), *keys, *arguments), script=script)
-
-
-def _verdict(charge: Charge, figures: list[Reply]) -> Verdict:
-    allowed, remaining, reset, retry, where, found = _whole(figures)
-    changed = None if charge.changed_at is None else found
-    return Verdict(allowed == 1, remaining, reset, None if retry < 0 else retry, where, changed)
 
 
 def _whole(figures: list[Reply]) -> list[int]:

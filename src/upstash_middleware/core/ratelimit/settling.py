@@ -47,10 +47,10 @@ class Settling:
 
     def is_needed(self, taken: Sequence[Taken], ledger: Ledger) -> bool:
         """Whether there may be a difference to settle."""
-        return any(
-            one.ask.rule.has_slots or one.ask.rule.rule.settle is not None or ledger.total()
-            for one in taken
-        )
+        for one in taken:
+            if one.ask.rule.has_slots or one.ask.rule.rule.settle is not None or ledger.total():
+                return True
+        return False
 
     async def settle(
         self, request: Request, head: ResponseHead | None, taken: Sequence[Taken], ledger: Ledger
@@ -113,13 +113,8 @@ class Settling:
 
 def slot_life(taken: Sequence[Taken]) -> float | None:
     """Return the seconds after which the first of a request's slots expires; None without any."""
-    lives = [
-        window_ms(slot.limit)
-        for one in taken
-        if one.ask.rule.has_slots
-        for slot in _slots([one.ask], 1)
-    ]
-    return min(lives) / 1000 if lives else None
+    asks = [one.ask for one in taken if one.ask.rule.has_slots]
+    return min(window_ms(slot.limit) for slot in _slots(asks, 1)) / 1000 if asks else None
 
 
 def _slots(asks: Sequence[Ask], units: int) -> list[Settlement]:

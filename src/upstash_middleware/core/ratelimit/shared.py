@@ -21,8 +21,10 @@ _HEURISTIC = frozenset({200, 203, 204, 206, 300, 301, 308, 404, 405, 410, 414, 5
 
 def may_be_shared(request: Request, head: ResponseHead) -> bool:
     """Whether a shared cache might store this response, or has stored it already."""
-    # Most answers of an API have no field that a cache would look at.
-    return any(map(_matters, head.headers.names())) and _may_be_stored(request, head)
+    for name in head.headers.names():
+        if name in _FIELDS or _is_targeted(name):
+            return _may_be_stored(request, head)
+    return False  # most answers of an API have no field that a cache would look at
 
 
 def _may_be_stored(request: Request, head: ResponseHead) -> bool:
@@ -43,10 +45,6 @@ def _may_be_stored(request: Request, head: ResponseHead) -> bool:
 
 
 _FIELDS = frozenset({"age", "cache-control", "etag", "expires", "last-modified"})
-
-
-def _matters(name: str) -> bool:
-    return name in _FIELDS or _is_targeted(name)
 
 
 def _is_targeted(name: str) -> bool:
