@@ -7,7 +7,6 @@ never an identifier, a URL, a key, or a server's words.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,7 +22,7 @@ from upstash_middleware.events import (
     UpstashFailed,
     UserCodeFailed,
 )
-from upstash_middleware.values import value
+from upstash_middleware.values import dataclass, value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

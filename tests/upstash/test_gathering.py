@@ -22,8 +22,8 @@ from upstash_middleware.errors import (
     UnexpectedAnswer,
     UpstashError,
 )
-from upstash_middleware.upstash import Answer, AsyncClient, Credentials, gathering
-from upstash_middleware.upstash.gathering import (
+from upstash_middleware.upstash import Answer, AsyncClient, Credentials, batches
+from upstash_middleware.upstash.batches import (
     ALONE_CHARACTERS,
     MAX_CHARACTERS,
     MAX_COMMANDS,
@@ -90,8 +90,8 @@ class World:
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch):
     """Let a slow machine not pass for calls that do not end, and two be under way at once."""
-    monkeypatch.setattr(gathering, "PATIENCE_SECONDS", 25.0)
-    monkeypatch.setattr(gathering, "FEWEST_CALLS", 2)
+    monkeypatch.setattr(batches, "PATIENCE_SECONDS", 25.0)
+    monkeypatch.setattr(batches, "FEWEST_CALLS", 2)
 
 
 async def turn():
@@ -214,7 +214,7 @@ async def test_a_short_deadline_ends_its_own_pipeline_only(world):
 
 
 def test_what_waits_for_calls_that_do_not_end_goes_all_the_same(monkeypatch):
-    monkeypatch.setattr(gathering, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(batches, "PATIENCE_SECONDS", 0.1)
 
     @playing
     async def play(world):
@@ -232,9 +232,9 @@ def test_what_waits_for_calls_that_do_not_end_goes_all_the_same(monkeypatch):
 
 
 def test_a_call_that_hangs_holds_up_once_and_then_nobody(monkeypatch):
-    monkeypatch.setattr(gathering, "PATIENCE_SECONDS", 0.1)
-    monkeypatch.setattr(gathering, "FEWEST_CALLS", 1)
-    monkeypatch.setattr(gathering, "SECONDS_BETWEEN_CALLS", 1000.0)
+    monkeypatch.setattr(batches, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(batches, "FEWEST_CALLS", 1)
+    monkeypatch.setattr(batches, "SECONDS_BETWEEN_CALLS", 1000.0)
 
     @playing
     async def play(world):
@@ -245,7 +245,7 @@ def test_a_call_that_hangs_holds_up_once_and_then_nobody(monkeypatch):
         assert len(world.wire.calls) == 1
         await asyncio.sleep(0.5)
         assert len(world.wire.calls) == 2
-        monkeypatch.setattr(gathering, "PATIENCE_SECONDS", 25.0)
+        monkeypatch.setattr(batches, "PATIENCE_SECONDS", 25.0)
         world.wire.answer(1)
         assert await waited == [b"waits"]
         at_once = world.begin(("ECHO", "goes"))

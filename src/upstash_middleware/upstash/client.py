@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from upstash_middleware.errors import UpstashError
 from upstash_middleware.upstash.calls import Deadline, Session, calls_for
+from upstash_middleware.upstash.gathering_threads import ThreadGathering
 from upstash_middleware.upstash.process import OnePerProcess
 from upstash_middleware.upstash.protocol import as_members, encode
 from upstash_middleware.upstash.sync_token import SyncToken
@@ -39,7 +40,8 @@ class Client:
     ``deadline`` is in seconds, for every pipeline that sets none. ``transport`` names the HTTP
     library instead of having it chosen, or is what makes a Transport of one's own: it is called
     in each process that needs one. ``sync_token`` and ``breaker`` are shared by the clients of
-    one database; without a breaker every call is made. ``watch`` is told how each pipeline went,
+    one database; without a breaker every call is made. ``coalesce`` lets pipelines of threads that
+    meet share calls (``gathering_threads``). ``watch`` is told how each pipeline went,
     in the thread that asked.
     """
 
@@ -50,6 +52,7 @@ class Client:
         deadline: float = 1.0,
         transport: Library | Callable[[Credentials], Transport] | None = None,
         sync_token: SyncToken | None = None,
+        coalesce: bool = True,
         breaker: OnePerProcess[Breaker] | None = None,
         watch: Watch | None = None,
     ) -> None:
@@ -58,6 +61,10 @@ class Client:
         self._breaker = breaker
         self._watch = watch
         self._transport = OnePerProcess(lambda: _transport(credentials, transport))
+        self._coalesce = coalesce
+        self._gathering = OnePerProcess(
+            lambda: ThreadGathering(self._perform, self._session.secret)
+        )
 
     def execute(self, pipeline: Pipeline) -> list[Reply]:
         """Perform the pipeline and return its replies in order, each failed one as its error.
@@ -73,30 +80,24 @@ class Client:
             return watched.answered(self._execute(pipeline))
 
     def _execute(self, pipeline: Pipeline) -> list[Reply]:
-        transport = self._transport.get()
-        with _passing(self._breaker):
-            return self._perform(transport, pipeline)
-
-    def _perform(self, transport: Transport, pipeline: Pipeline) -> list[Reply]:
-        commands = pipeline.commands
-        calls = calls_for(
-            encode([command.args for command in commands]),
-            commands,
-            _deadline(pipeline, self._deadline),
-            self._session,
-            repeat=pipeline.reads_only,
+        if self._breaker is not None:
+            self._breaker.get().check()
+        self._transport.get()
+        deadline = _deadline(pipeline, self._deadline)
+        arguments = [command.args for command in pipeline.commands]
+        if self._coalesce and (members := as_members(arguments)) is not None:
+            return self._gathering.get().execute(pipeline, members, deadline)
+        return self._perform(
+            encode(arguments), pipeline.commands, deadline, repeat=pipeline.reads_only
         )
-        step: Callable[[Any], tuple[Call, float]] = calls.send
-        value: Any = None
-        while True:
-            try:
-                call, seconds = step(value)
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
-            try:
-                step, value = calls.send, transport.send(call, seconds)
-            except UpstashError as error:
-                step, value = calls.throw, error
+
+    def _perform(
+        self, call: Call, commands: Sequence[Command], deadline: Deadline, *, repeat: bool
+    ) -> list[Reply]:
+        transport = self._transport.get()
+        calls = calls_for(call, commands, deadline, self._session, repeat=repeat)
+        with _passing(self._breaker):
+            return _driven(calls, transport)
 
     def close(self) -> None:
         """Close what was opened; a later call opens it anew."""
@@ -108,8 +109,8 @@ class Client:
 class AsyncClient:
     """Performs pipelines for event loops; one may be used by several, in turn and at once.
 
-    The parameters are Client's; ``transport`` makes an AsyncTransport. ``coalesce`` lets
-    pipelines that meet on an event loop share calls (``gathering``).
+    The parameters are Client's; ``transport`` makes an AsyncTransport, and pipelines that meet on
+    an event loop share calls (``gathering``).
     """
 
     def __init__(  # noqa: PLR0913 - keyword arguments, each a setting of its own
@@ -167,7 +168,7 @@ class AsyncClient:
         transport = self._here().get()
         calls = calls_for(call, commands, deadline, self._session, repeat=repeat)
         with _passing(self._breaker):
-            return await _driven(calls, transport)
+            return await _adriven(calls, transport)
 
     def _make_gatherings(self) -> Gatherings:
         from upstash_middleware.upstash.gathering import Gatherings  # noqa: PLC0415 - loads asyncio
@@ -187,7 +188,21 @@ class AsyncClient:
         return self._under_trio if under_trio else self._transport
 
 
-async def _driven(calls: Calls, transport: AsyncTransport) -> list[Reply]:
+def _driven(calls: Calls, transport: Transport) -> list[Reply]:
+    step: Callable[[Any], tuple[Call, float]] = calls.send
+    value: Any = None
+    while True:
+        try:
+            call, seconds = step(value)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        try:
+            step, value = calls.send, transport.send(call, seconds)
+        except UpstashError as error:
+            step, value = calls.throw, error
+
+
+async def _adriven(calls: Calls, transport: AsyncTransport) -> list[Reply]:
     step: Callable[[Any], tuple[Call, float]] = calls.send
     value: Any = None
     while True:

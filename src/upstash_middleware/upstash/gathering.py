@@ -1,58 +1,35 @@
-"""Coalescing: pipelines that meet while calls are under way on an event loop share the next call.
+"""Coalescing on an event loop: pipelines that meet while calls are under way share the next.
 
-For asyncio. A pipeline that meets fewer calls than the network can usefully hold goes at once;
-others wait for one of those calls to end, not for a timer, and then travel together. The longer
-the way, the more calls are let go side by side, so that the wait stays near half a millisecond:
-what sharing saves is work on this machine, and it must not cost a second way.
-
-The commands are billed alike, and a pipeline keeps what is its own: its deadline, its
-cancellation, its error, and whether it may be sent again. One with much to send goes by itself.
+For asyncio. A pipeline that meets fewer calls than ``batches`` allows goes at once; others wait
+for one of those calls to end, not for a timer, and then travel together. The commands are billed
+alike, and a pipeline keeps what is its own: its deadline, its cancellation, its error, and
+whether it may be sent again. One with much to send goes by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
-from upstash_middleware.errors import ConnectionLost, Refused, UpstashError
-from upstash_middleware.upstash.protocol import joined, refuse
-from upstash_middleware.values import dataclass
+from upstash_middleware.upstash import batches
+from upstash_middleware.upstash.batches import (
+    ALONE_CHARACTERS,
+    Traffic,
+    Waiting,
+    carried,
+    last_deadline,
+)
+from upstash_middleware.upstash.protocol import joined
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from upstash_middleware.core.effects import Command, Pipeline, Reply
+    from upstash_middleware.upstash.batches import SharedCall, Way
     from upstash_middleware.upstash.calls import Deadline
     from upstash_middleware.upstash.protocol import Call
-
-FEWEST_CALLS: Final = 1
-"""Calls that are always let go side by side; those that hang are not counted among them."""
-
-SECONDS_BETWEEN_CALLS: Final = 0.0005
-"""How far apart calls are to end, on average: what a pipeline may wait for the next."""
-
-FORGETTING: Final = 1.002
-"""By how much each call makes the quickest of late seem longer, in case the way has become so.
-
-So little, because a loop that is busy comes late to nearly every answer: more calls side by side
-would only give it more to do.
-"""
-
-PATIENCE_SECONDS: Final = 0.01
-"""How long a pipeline waits for calls that do not end, before it goes all the same."""
-
-MAX_COMMANDS: Final = 256
-MAX_CHARACTERS: Final = 128 * 1024
-"""Bounds of a gathered call, above which the next takes the rest."""
-
-MAX_REPLY_BYTES: Final = 256 * 1024
-"""The same for what comes back, going by what the last gathered calls brought."""
-
-ALONE_CHARACTERS: Final = 16 * 1024
-"""A pipeline with more than this to send shares no call."""
 
 
 class Perform(Protocol):
@@ -65,26 +42,42 @@ class Perform(Protocol):
         ...
 
 
-@dataclass(slots=True, eq=False)
-class Waiting:
-    """A pipeline that is to share a call."""
+class _Task(Waiting):
+    """A task that waits."""
 
-    pipeline: Pipeline
-    members: list[str]
-    characters: int
-    deadline: Deadline
-    replies: asyncio.Future[list[Reply]]
-    since: float
-    """When it began to wait, by the event loop's clock."""
-    timer: asyncio.TimerHandle | None = None
-    """Ends its wait where its own time is up before the call's is."""
+    __slots__ = ("replies", "since", "timer")
 
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        members: list[str],
+        deadline: Deadline,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        super().__init__(pipeline, members, deadline)
+        self.replies: asyncio.Future[list[Reply]] = loop.create_future()
+        self.since = loop.time()
+        self.timer: asyncio.TimerHandle | None = None
+        """Ends its wait where its own time is up before the call's is."""
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Way:
-    """One call on its way, and since when by the monotonic clock."""
+    @property
+    def done(self) -> bool:
+        return self.replies.done()
 
-    begun: float
+    def resolve(self, replies: list[Reply]) -> None:
+        self.replies.set_result(replies)
+
+    def fail(self, error: Exception) -> None:
+        self.replies.set_exception(error)
+
+    def expire_in(self, seconds: float) -> None:
+        """Have its wait end after so many seconds."""
+        loop = self.replies.get_loop()
+        self.timer = loop.call_later(max(seconds, 0.0), self._expire)
+
+    def _expire(self) -> None:
+        if not self.done:
+            self.fail(self.deadline.exceeded())
 
 
 class Gathering:
@@ -93,12 +86,8 @@ class Gathering:
     def __init__(self, perform: Perform, secret: str) -> None:
         self._perform = perform
         self._secret = secret
-        self._under_way: set[Way] = set()
-        """The calls that have not lasted beyond anybody's patience."""
-        self._most_calls = FEWEST_CALLS
-        self._quickest = 0.0
-        self._usual_reply_bytes = 0.0
-        self._waiting: deque[Waiting] = deque()
+        self._traffic = Traffic()
+        self._waiting: deque[_Task] = deque()
         self._watch: asyncio.TimerHandle | None = None
         """Looks after the first of those who wait."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -110,18 +99,16 @@ class Gathering:
 
         Raises what ``calls.calls_for`` raises.
         """
-        characters = sum(map(len, members))
-        if characters > ALONE_CHARACTERS:
+        if sum(map(len, members)) > ALONE_CHARACTERS:
             return await self._by_itself(pipeline, members, deadline)
-        if len(self._under_way) < self._most_calls:
-            way = self._begin_call()
+        if self._traffic.has_room:
+            way = self._traffic.begin()
             try:
                 return await self._by_itself(pipeline, members, deadline)
             finally:
                 self._end_call(way)
         loop = asyncio.get_running_loop()
-        one = Waiting(pipeline, members, characters, deadline, loop.create_future(), loop.time())
-        return await self._shared(one, loop)
+        return await self._shared(_Task(pipeline, members, deadline, loop), loop)
 
     async def _by_itself(
         self, pipeline: Pipeline, members: list[str], deadline: Deadline
@@ -129,13 +116,13 @@ class Gathering:
         repeat = pipeline.reads_only
         return await self._perform(joined(members), pipeline.commands, deadline, repeat=repeat)
 
-    async def _shared(self, one: Waiting, loop: asyncio.AbstractEventLoop) -> list[Reply]:
+    async def _shared(self, one: _Task, loop: asyncio.AbstractEventLoop) -> list[Reply]:
         left = one.deadline.left()
         self._waiting.append(one)
         if self._watch is None:
-            self._watch = loop.call_later(PATIENCE_SECONDS, self._lose_patience, loop)
-        if left <= PATIENCE_SECONDS:
-            one.timer = loop.call_later(left, _expire, one)
+            self._watch = loop.call_later(batches.PATIENCE_SECONDS, self._lose_patience, loop)
+        if left <= batches.PATIENCE_SECONDS:
+            one.expire_in(left)
         try:
             return await one.replies
         finally:
@@ -145,61 +132,36 @@ class Gathering:
                 one.replies.exception()  # it may have come when this task was being cancelled
 
     def _lose_patience(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Send what has waited long enough, and count no more on the calls that hang."""
+        """Send what has waited long enough."""
         self._watch = None
-        late = time.monotonic() - PATIENCE_SECONDS
-        self._under_way = {way for way in self._under_way if way.begun > late}
-        patient_since = loop.time() - PATIENCE_SECONDS
+        self._traffic.lose_patience()
+        patient_since = loop.time() - batches.PATIENCE_SECONDS
         while self._waiting and self._waiting[0].since <= patient_since:
             self._share_next_call()
         if self._waiting:
             wait = self._waiting[0].since - patient_since
             self._watch = loop.call_later(wait, self._lose_patience, loop)
 
-    def _begin_call(self) -> Way:
-        way = Way(time.monotonic())
-        self._under_way.add(way)
-        return way
-
     def _end_call(self, way: Way) -> None:
-        """Learn how long the way is, and let those who wait go on."""
-        took = time.monotonic() - way.begun
-        self._quickest = min(took, self._quickest * FORGETTING or took)
-        self._most_calls = max(FEWEST_CALLS, int(self._quickest / SECONDS_BETWEEN_CALLS))
-        self._under_way.discard(way)
-        while self._waiting and len(self._under_way) < self._most_calls:
+        self._traffic.end(way)
+        while self._waiting and self._traffic.has_room:
             self._share_next_call()
 
     def _share_next_call(self) -> None:
-        batch = self._next_batch()
+        batch = self._traffic.next_batch(self._waiting)
         if batch:
-            way = self._begin_call()
+            way = self._traffic.begin()
             task = asyncio.get_running_loop().create_task(self._carry(batch, way))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def _next_batch(self) -> list[Waiting]:
-        batch: list[Waiting] = []
-        commands = characters = 0
-        while self._waiting:
-            one = self._waiting[0]
-            if not one.replies.done():
-                commands += len(one.members)
-                characters += one.characters
-                reply_bytes = self._usual_reply_bytes * (len(batch) + 1)
-                if batch and (
-                    commands > MAX_COMMANDS
-                    or characters > MAX_CHARACTERS
-                    or reply_bytes > MAX_REPLY_BYTES
-                ):
-                    break
-                batch.append(one)
-            self._waiting.popleft()
-        return batch
-
-    async def _carry(self, batch: list[Waiting], way: Way) -> None:
+    async def _carry(self, batch: list[_Task], way: Way) -> None:
+        last = last_deadline(batch)
+        for one in batch:
+            if one.timer is None and one.deadline.at < last.at - batches.PATIENCE_SECONDS:
+                one.expire_in(one.deadline.at - one.deadline.clock())
         try:
-            await self._together(batch, once_more=True)
+            await self._together(batch)
         except asyncio.CancelledError:
             for one in batch:
                 one.replies.cancel()
@@ -207,43 +169,22 @@ class Gathering:
         finally:
             self._end_call(way)
 
-    async def _together(self, batch: list[Waiting], *, once_more: bool) -> None:
-        """Perform the batch in one call and give each pipeline its replies, or its error."""
-        repeat = once_more and all(one.pipeline.reads_only for one in batch)
-        try:
-            replies = await self._perform(
-                joined([member for one in batch for member in one.members]),
-                [command for one in batch for command in one.pipeline.commands],
-                _last_deadline(batch),
-                repeat=repeat,
-            )
-        except ConnectionLost as error:
-            readers = [one for one in batch if one.pipeline.reads_only]
-            if repeat or not once_more or not readers:
-                _fail(batch, error)
-                return
-            _fail([one for one in batch if not one.pipeline.reads_only], error)
-            await self._together(readers, once_more=False)
-        except Exception as error:  # noqa: BLE001 - it belongs to those who wait
-            _fail(batch, error)
-        else:
-            usual = sum(map(_size, replies)) / len(batch)
-            self._usual_reply_bytes = (self._usual_reply_bytes + usual) / 2
-            self._hand_out(batch, replies)
-
-    def _hand_out(self, batch: list[Waiting], replies: list[Reply]) -> None:
-        end = 0
-        for one in batch:
-            begin, end = end, end + len(one.members)
-            own = replies[begin:end]
-            if one.replies.done():
-                continue
+    async def _together(self, batch: list[_Task]) -> None:
+        steps = carried(batch, self._traffic, self._secret)
+        step: Callable[[Any], SharedCall] = steps.send
+        value: Any = None
+        while True:
             try:
-                if len(own) == 1:
-                    refuse(own[0], self._secret)
-                one.replies.set_result(own)
-            except Refused as error:
-                one.replies.set_exception(error)
+                shared = step(value)
+            except StopIteration:
+                return
+            try:
+                value = await self._perform(
+                    shared.call, shared.commands, shared.deadline, repeat=shared.repeat
+                )
+                step = steps.send
+            except Exception as error:  # noqa: BLE001 - it belongs to those who wait
+                value, step = error, steps.throw
 
 
 class Gatherings:
@@ -263,43 +204,3 @@ class Gatherings:
         if gathering is None:
             gathering = self._of_loops[loop] = Gathering(self._perform, self._secret)
         return gathering
-
-
-def _size(reply: Reply) -> int:
-    """Return the bytes of a reply, as far as they matter: of stored values."""
-    if isinstance(reply, list):
-        return sum([len(each) for each in reply if isinstance(each, bytes)])
-    return len(reply) if isinstance(reply, bytes) else 0
-
-
-def _last_deadline(batch: list[Waiting]) -> Deadline:
-    """Return the deadline of a call for all of these, and watch those that end well before it."""
-    last = batch[0].deadline
-    for one in batch:
-        if one.deadline.at > last.at:
-            last = one.deadline
-    for one in batch:
-        if one.timer is None and one.deadline.at < last.at - PATIENCE_SECONDS:
-            left = max(one.deadline.at - one.deadline.clock(), 0.0)
-            one.timer = one.replies.get_loop().call_later(left, _expire, one)
-    return last
-
-
-def _expire(one: Waiting) -> None:
-    if not one.replies.done():
-        one.replies.set_exception(one.deadline.exceeded())
-
-
-def _fail(batch: list[Waiting], error: Exception) -> None:
-    for one in batch:
-        if not one.replies.done():
-            one.replies.set_exception(_own(error))
-
-
-def _own(error: Exception) -> Exception:
-    """Return the error as one task's own: a raised exception keeps where it was raised."""
-    if not isinstance(error, UpstashError):
-        return error
-    own = type(error)(*error.args)
-    own.__cause__ = error
-    return own

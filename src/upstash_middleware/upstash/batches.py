@@ -1,0 +1,245 @@
+"""Which pipelines share a call, and who gets what of its answer: the same for threads and loops.
+
+No I/O, no waiting. Pipelines wait while as many calls are under way as the network can usefully
+hold; those that wait travel together in the next. The longer the way, the more calls are let go
+side by side, so that the wait stays near half a millisecond: what sharing saves is work on this
+machine, and it must not cost a second way.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from upstash_middleware.errors import ConnectionLost, Refused, UpstashError
+from upstash_middleware.upstash.protocol import joined, refuse
+from upstash_middleware.values import value
+
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Generator, Sequence
+
+    from upstash_middleware.core.effects import Command, Pipeline, Reply
+    from upstash_middleware.upstash.calls import Deadline
+    from upstash_middleware.upstash.protocol import Call
+
+FEWEST_CALLS: Final = 1
+"""Calls that are always let go side by side; those that hang are not counted among them."""
+
+SECONDS_BETWEEN_CALLS: Final = 0.0005
+"""How far apart calls are to end, on average: what a pipeline may wait for the next."""
+
+FORGETTING: Final = 1.002
+"""By how much each call makes the quickest of late seem longer, in case the way has become so.
+
+So little, because a process that is busy comes late to nearly every answer: more calls side by
+side would only give it more to do.
+"""
+
+PATIENCE_SECONDS: Final = 0.01
+"""How long a pipeline waits for calls that do not end, before it goes all the same."""
+
+MAX_COMMANDS: Final = 256
+MAX_CHARACTERS: Final = 128 * 1024
+"""Bounds of a shared call, above which the next takes the rest."""
+
+MAX_REPLY_BYTES: Final = 256 * 1024
+"""The same for what comes back, going by what the last shared calls brought."""
+
+ALONE_CHARACTERS: Final = 16 * 1024
+"""A pipeline with more than this to send shares no call."""
+
+
+class Waiting(ABC):
+    """A pipeline that is to share a call, and somebody who waits for its replies."""
+
+    __slots__ = ("characters", "deadline", "members", "pipeline")
+
+    def __init__(self, pipeline: Pipeline, members: list[str], deadline: Deadline) -> None:
+        self.pipeline = pipeline
+        self.members = members
+        """Its commands, as they stand in a call."""
+        self.characters = sum(map(len, members))
+        self.deadline = deadline
+
+    @property
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether nobody waits any more: answered, out of time, or cancelled."""
+
+    @abstractmethod
+    def resolve(self, replies: list[Reply]) -> None:
+        """Give the replies to who waits."""
+
+    @abstractmethod
+    def fail(self, error: Exception) -> None:
+        """Raise an error where somebody waits."""
+
+
+W = TypeVar("W", bound=Waiting)
+
+
+class Way:
+    """One call on its way, and since when by the monotonic clock."""
+
+    __slots__ = ("begun",)
+
+    def __init__(self) -> None:
+        self.begun = time.monotonic()
+
+
+class Traffic:
+    """The calls that are under way, and what was learned of their like."""
+
+    __slots__ = ("_most_calls", "_quickest", "_under_way", "_usual_reply_bytes")
+
+    def __init__(self) -> None:
+        self._under_way: set[Way] = set()
+        """Those that have not lasted beyond anybody's patience."""
+        self._most_calls = FEWEST_CALLS
+        self._quickest = 0.0
+        self._usual_reply_bytes = 0.0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more call may go."""
+        return len(self._under_way) < self._most_calls
+
+    def begin(self) -> Way:
+        """Count a call."""
+        way = Way()
+        self._under_way.add(way)
+        return way
+
+    def end(self, way: Way) -> None:
+        """Count it no more, and learn how long the way is."""
+        took = time.monotonic() - way.begun
+        self._quickest = min(took, self._quickest * FORGETTING or took)
+        self._most_calls = max(FEWEST_CALLS, int(self._quickest / SECONDS_BETWEEN_CALLS))
+        self._under_way.discard(way)
+
+    def lose_patience(self) -> None:
+        """Count no more on the calls that hang."""
+        late = time.monotonic() - PATIENCE_SECONDS
+        self._under_way = {way for way in self._under_way if way.begun > late}
+
+    def next_batch(self, waiting: deque[W]) -> list[W]:
+        """Take from those who wait what the next call holds."""
+        batch: list[W] = []
+        commands = characters = 0
+        while waiting:
+            one = waiting[0]
+            if not one.done:
+                commands += len(one.members)
+                characters += one.characters
+                reply_bytes = self._usual_reply_bytes * (len(batch) + 1)
+                if batch and (
+                    commands > MAX_COMMANDS
+                    or characters > MAX_CHARACTERS
+                    or reply_bytes > MAX_REPLY_BYTES
+                ):
+                    break
+                batch.append(one)
+            waiting.popleft()
+        return batch
+
+    def learn_size(self, replies: Sequence[Reply], pipelines: int) -> None:
+        """Learn how much a pipeline of a shared call brings back."""
+        usual = sum(map(_size, replies)) / pipelines
+        self._usual_reply_bytes = (self._usual_reply_bytes + usual) / 2
+
+
+@value(frozen=True, slots=True)
+class SharedCall:
+    """A call to be performed for a batch."""
+
+    call: Call
+    commands: list[Command]
+    deadline: Deadline
+    repeat: bool
+    """Whether it may be sent once more where it was lost on the way."""
+
+
+def carried(
+    batch: Sequence[Waiting], traffic: Traffic, secret: str
+) -> Generator[SharedCall, list[Reply], None]:
+    """Yield the calls that a batch takes, and give each pipeline its replies, or its error.
+
+    What failed is thrown in. Where a call was lost on the way, those who only read go once more.
+    """
+    once_more = True
+    while True:
+        repeat = once_more and all(one.pipeline.reads_only for one in batch)
+        try:
+            replies = yield _shared_call(batch, repeat=repeat)
+        except ConnectionLost as error:
+            readers = [one for one in batch if one.pipeline.reads_only]
+            if repeat or not once_more or not readers:
+                fail(batch, error)
+                return
+            fail([one for one in batch if not one.pipeline.reads_only], error)
+            batch, once_more = readers, False
+        except Exception as error:  # noqa: BLE001 - it belongs to those who wait
+            fail(batch, error)
+            return
+        else:
+            traffic.learn_size(replies, len(batch))
+            _hand_out(batch, replies, secret)
+            return
+
+
+def last_deadline(batch: Sequence[Waiting]) -> Deadline:
+    """Return the deadline of a call for all of these."""
+    last = batch[0].deadline
+    for one in batch:
+        if one.deadline.at > last.at:
+            last = one.deadline
+    return last
+
+
+def fail(batch: Sequence[Waiting], error: Exception) -> None:
+    """Raise an error in each of these, as its own: a raised one keeps where it was raised."""
+    for one in batch:
+        if not one.done:
+            one.fail(_own(error))
+
+
+def _shared_call(batch: Sequence[Waiting], *, repeat: bool) -> SharedCall:
+    return SharedCall(
+        joined([member for one in batch for member in one.members]),
+        [command for one in batch for command in one.pipeline.commands],
+        last_deadline(batch),
+        repeat,
+    )
+
+
+def _hand_out(batch: Sequence[Waiting], replies: list[Reply], secret: str) -> None:
+    end = 0
+    for one in batch:
+        begin, end = end, end + len(one.members)
+        own = replies[begin:end]
+        if one.done:
+            continue
+        try:
+            if len(own) == 1:
+                refuse(own[0], secret)
+        except Refused as error:
+            one.fail(error)
+        else:
+            one.resolve(own)
+
+
+def _size(reply: Reply) -> int:
+    """Return the bytes of a reply, as far as they matter: of stored values."""
+    if isinstance(reply, list):
+        return sum([len(each) for each in reply if isinstance(each, bytes)])
+    return len(reply) if isinstance(reply, bytes) else 0
+
+
+def _own(error: Exception) -> Exception:
+    if not isinstance(error, UpstashError):
+        return error
+    own = type(error)(*error.args)
+    own.__cause__ = error
+    return own
