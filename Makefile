@@ -8,6 +8,8 @@ READY := $(VENV)/ready
 BENCH := .venv-bench
 DOCS := .venv-docs
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+# What many processes import need not be compiled by each of them.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input
 
 .PHONY: help demo test test-all wheel wheel-test bench lint fuzz docs docs-tables screenshots changelog lock clean
@@ -21,7 +23,7 @@ demo: $(READY) ## play through the examples over HTTP; FRAMEWORK=flask for one, 
 test: lint ## format, lint, types, import contract, all tests, coverage
 	@rm -f .coverage .coverage.*
 	@$(BIN)/python -m pytest -q --numprocesses=auto --cov --cov-report= --no-cov-on-fail
-	@$(BIN)/coverage report --fail-under=$(COVERAGE) > .coverage.report || { cat .coverage.report; exit 1; }
+	@$(BIN)/coverage report --fail-under=$(COVERAGE) > $(VENV)/coverage.log 2>&1 || { cat $(VENV)/coverage.log; exit 1; }
 
 test-all: test docs ## the same, the site, a soak, and what needs Node (the JavaScript SDKs, pyright) and Chromium (the console)
 	@command -v npm >/dev/null || { $(ROOT) apt-get -qq update && $(ROOT) apt-get -qq install -y nodejs npm; }

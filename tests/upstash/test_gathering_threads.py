@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ class Wire:
         self._lock = threading.Lock()
 
     def send(self, call, seconds):
-        end = queue.Queue()
+        end: queue.Queue[Any] = queue.Queue()
         with self._lock:
             self.calls.append(call)
             self.ends.append(end)

@@ -192,11 +192,14 @@ class Exchange:
         ``complete`` is False where not every byte was shown to ``chunk``: the application raised,
         the client left, the response was cut short, or the server read a file itself.
         """
-        flows = [self._end_of(part, complete) for part in self._parts]
-        flows += [self._end_of(part, False) for part in self._unreached]
-        # What nobody took over has come to nothing.
-        flows += [self._end_of(one, False) for one in (self.inner, self._refresh) if one]
-        pending = [self._guarded("finish", flow) for flow in flows if flow is not None]
+        pending: list[Flow[None]] = []
+        for part in self._parts:
+            self._end(part, complete, pending)
+        for part in self._unreached:
+            self._end(part, False, pending)
+        for one in (self.inner, self._refresh):  # what nobody took over has come to nothing
+            if one is not None:
+                self._end(one, False, pending)
         return _all(pending) if pending else None
 
     def take_inner(self) -> Exchange | None:
@@ -239,12 +242,16 @@ class Exchange:
                 self._leave_out(part, "request", error)
         return request
 
-    def _end_of(self, one: Exchange | exchange.Exchange, fully: bool) -> Flow[None] | None:
+    def _end(
+        self, one: Exchange | exchange.Exchange, fully: bool, pending: list[Flow[None]]
+    ) -> None:
         try:
-            return one.finish(complete=fully)
+            flow = one.finish(complete=fully)
         except Exception as error:  # noqa: BLE001 - the response has long gone out
             self._observe(InternalError("finish", error))
-            return None
+            return
+        if flow is not None:
+            pending.append(self._guarded("finish", flow))
 
     def _renewal_of(self, part: exchange.Holding) -> Flow[None] | None:
         try:
