@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,10 +15,8 @@ from starlette.testclient import TestClient
 
 from tests.observing.conftest import request_by
 from upstash_middleware import CacheRule
-from upstash_middleware.core.effects import Command, Pipeline
 from upstash_middleware.events import CacheLookedUp, Event, RateLimitDecided, UpstashCalled
 from upstash_middleware.starlette import UpstashMiddleware
-from upstash_middleware.upstash import Client, Credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,35 +105,3 @@ def test_opentelemetry_is_met_by_its_api_alone():
     script = "import upstash_middleware.opentelemetry, sys; assert not {'opentelemetry.sdk', "
     script += "'opentelemetry.semconv'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
-
-
-class Answering:
-    """A transport that answers at once."""
-
-    def send(self, *_: Any) -> Any:
-        raise AssertionError
-
-    def close(self) -> None:
-        pass
-
-
-def test_being_watched_costs_a_call_a_few_microseconds_at_most():
-    """Of the hundreds that a round trip takes; the bound is a generous multiple."""
-    calls = 2000
-
-    def seconds(watch: Callable[[Any], None] | None) -> float:
-        client = Client(
-            Credentials("https://db.upstash.io", "token"),
-            transport=lambda _: Answering(),
-            watch=watch,
-        )
-        client._perform = lambda *_: []  # type: ignore[method-assign]
-        pipeline = Pipeline((Command(("GET", "k")),))
-        began = time.perf_counter()
-        for _ in range(calls):
-            client.execute(pipeline)
-        return (time.perf_counter() - began) / calls
-
-    unwatched = min(seconds(None) for _ in range(5))
-    watched = min(seconds(lambda _: None) for _ in range(5))
-    assert watched - unwatched < 20e-6

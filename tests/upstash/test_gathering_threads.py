@@ -92,8 +92,9 @@ def until(holds):
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch):
-    """Let a slow machine not pass for calls that do not end."""
+    """Let a slow machine not pass for calls that do not end, nor for a long way."""
     monkeypatch.setattr(batches, "PATIENCE_SECONDS", 25.0)
+    monkeypatch.setattr(batches, "SECONDS_BETWEEN_CALLS", 1000.0)
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def limit_fields(decision: Decision, now: float) -> tuple[tuple[str, str], ...]:
         ("X-RateLimit-Limit", str(decision.limit)),
         ("X-RateLimit-Remaining", str(decision.remaining)),
         ("X-RateLimit-Reset", str(math.ceil(decision.reset))),
-        ("RateLimit-Policy", ", ".join([_policy(policy) for policy in policies])),
+        ("RateLimit-Policy", ", ".join([_policy(p.name, p.limit, p.window) for p in policies])),
         ("RateLimit", ", ".join([_standing(policy, decision, now) for policy in policies])),
     )
 
@@ -67,9 +67,9 @@ def with_fields(headers: Headers, fields: tuple[tuple[str, str], ...]) -> Header
     return headers.adding(*added)
 
 
-def _policy(policy: PolicyState) -> str:
-    window = "" if policy.window is None else f";w={policy.window}"
-    return f"{_string(policy.name)};q={policy.limit}{window}"
+@lru_cache(maxsize=256)
+def _policy(name: str, limit: int, window: int | None) -> str:
+    return f"{_string(name)};q={limit}" + ("" if window is None else f";w={window}")
 
 
 def _standing(policy: PolicyState, decision: Decision, now: float) -> str:
