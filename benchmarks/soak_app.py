@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from wsgiref.types import StartResponse, WSGIEnvironment
 
-DEADLINE = 0.5
+DEADLINE = float(os.environ.get("SOAK_DEADLINE", "0.5"))
 """Seconds for a call to Upstash."""
 CLOSED_QUOTA = 300
 """Requests that `/closed` lets through in a day, whatever the weather."""

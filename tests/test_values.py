@@ -124,6 +124,16 @@ def test_the_frozen_are_hashed_by_their_fields_and_the_others_not_at_all():
         hash(Open())
 
 
+def test_a_field_that_cannot_be_hashed_may_be_compared_all_the_same():
+    @dataclass(frozen=True, slots=True)
+    class Rule:
+        name: str
+        by_status: dict[int, float] = field(default_factory=dict, hash=False)
+
+    assert hash(Rule("a", {404: 1.0})) == hash(Rule("a"))
+    assert Rule("a", {404: 1.0}) != Rule("a")
+
+
 def test_what_only_the_type_checker_guards_can_be_set():
     one = Quick(1)
     one.one = 2  # type: ignore[misc]

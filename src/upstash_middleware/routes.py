@@ -7,11 +7,11 @@ which rule's pattern is about them.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from upstash_middleware.decorated import dependencies, limits_before
 from upstash_middleware.handlers import is_exempt
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

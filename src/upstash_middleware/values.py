@@ -47,7 +47,14 @@ else:
         return changed.__class__(**{**dict(given), **changes})
 
 
-_NONE: Any = object()
+class _Sentinel:
+    """Stands for what was not given."""
+
+    def __repr__(self) -> str:
+        return "<factory>"  # as the standard library shows it, in a signature
+
+
+_NONE: Any = _Sentinel()
 # What each class has of its own, or has for its values to have a dictionary.
 _OF_EACH_CLASS = frozenset({"__dict__", "__weakref__"})
 
@@ -55,7 +62,7 @@ _OF_EACH_CLASS = frozenset({"__dict__", "__weakref__"})
 class Field:
     """A field of a value class; the options are the standard library's."""
 
-    __slots__ = ("compare", "default", "default_factory", "init", "kw_only", "name", "repr")
+    __slots__ = ("compare", "default", "default_factory", "hash", "init", "kw_only", "name", "repr")
 
     def __init__(  # noqa: PLR0913
         self,
@@ -65,6 +72,7 @@ class Field:
         init: bool = True,
         repr: bool = True,  # noqa: A002
         compare: bool = True,
+        hash: bool | None = None,  # noqa: A002
         kw_only: bool = False,
     ) -> None:
         self.name = ""
@@ -73,6 +81,7 @@ class Field:
         self.init = init
         self.repr = repr
         self.compare = compare
+        self.hash = compare if hash is None else hash
         self.kw_only = kw_only
 
 
@@ -99,6 +108,7 @@ def _made(  # noqa: PLR0913 - the decorators' options
         members["__value_compared__"] = staticmethod(
             _getter([each.name for each in known if each.compare])
         )
+        members["__value_hashed__"] = staticmethod(_getter([e.name for e in known if e.hash]))
         members.setdefault("__eq__", _eq)
         members.setdefault("__hash__", _hash if frozen else None)
     if frozen and guarded:
@@ -140,6 +150,8 @@ def _init(made: Any, known: Iterable[Field], *, guarded: bool) -> Any:
     lines = [f"def __init__({', '.join(parameters)}):", *(body or [" pass"])]
     exec("\n".join(lines), names)  # noqa: S102 - the names of fields, and nothing else, are in it
     names["__init__"].__qualname__ = f"{made.__qualname__}.__init__"
+    annotations = {each.name: made.__annotations__[each.name] for each in known if each.init}
+    names["__init__"].__annotations__ = {**annotations, "return": "None"}
     return names["__init__"]
 
 
@@ -180,7 +192,7 @@ def _eq(self: Any, other: Any) -> Any:
 
 
 def _hash(self: Any) -> int:
-    return hash(self.__value_compared__(self))
+    return hash(self.__value_hashed__(self))
 
 
 def _repr(self: Any) -> str:
@@ -203,6 +215,9 @@ def _restore(self: Any, state: list[Any]) -> None:
         object.__setattr__(self, each.name, was)
 
 
+_OPTIONS = ("init", "repr", "compare", "hash", "kw_only")
+
+
 class _ForTheStandardLibrary:
     """The fields as ``dataclasses`` knows them, made where somebody asks."""
 
@@ -211,7 +226,7 @@ class _ForTheStandardLibrary:
 
         known = []
         for each in cls.__value_fields__:
-            options = {name: getattr(each, name) for name in ("init", "repr", "compare", "kw_only")}
+            options = {name: getattr(each, name) for name in _OPTIONS}
             for name in ("default", "default_factory"):
                 if (given := getattr(each, name)) is not _NONE:
                     options[name] = given

@@ -20,6 +20,7 @@ def test_workers_of_a_parent_that_had_used_its_client_share_quotas_and_mix_up_no
 ) -> None:
     """Under ``gunicorn --preload``: each worker opens a client of its own."""
     monkeypatch.setenv("SOAK_CALLS_BEFORE_FORK", "1")
+    monkeypatch.setenv("SOAK_DEADLINE", "20")
     upstash.reset_bill()
     with (
         served(upstash) as (url, _),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.cache.entries import Damaged, body_of
 from upstash_middleware.core.cache.fields import is_strong
 from upstash_middleware.core.cache.ranges import Part, part_held
+from upstash_middleware.values import replace
 
 if TYPE_CHECKING:
     from upstash_middleware.core.cache.entries import StoredResponse
