@@ -15,6 +15,7 @@ from upstash_middleware.errors import (
     UpstashError,
 )
 from upstash_middleware.events import (
+    CacheEntryRefused,
     CircuitClosed,
     CircuitOpened,
     Event,
@@ -98,6 +99,14 @@ def test_what_is_refused_is_said_once_with_its_remedy(log, kind, error):
     assert str(error)[:40] in lines[0]
     assert REMEDY[kind] in lines[0]
     assert all(text not in lines[0] for other, text in REMEDY.items() if other is not kind)
+
+
+def test_entries_that_are_none_are_said_once_a_minute_and_without_their_keys(log):
+    """A key holds a URL, and a URL may hold what a log should not."""
+    lines = said(log, *[CacheEntryRefused(f"p:cache:/page?{n}", "damaged") for n in range(9)])
+    assert len(lines) == 1
+    assert "damaged" in lines[0]
+    assert "/page" not in lines[0]
 
 
 @pytest.mark.parametrize("error", [ConnectionLost("reset"), CommandError("ERR unknown command")])

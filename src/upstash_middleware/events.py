@@ -58,6 +58,15 @@ class CacheStored:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheEntryRefused:
+    """What stands in a stored response's place is none that may be used; it counts as a miss."""
+
+    key: str
+    """Where it stands on Redis."""
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class UpstashFailed:
     """A call to Upstash failed and was settled by policy."""
 
@@ -146,6 +155,7 @@ Event = (
     RateLimitDecided
     | CacheLookedUp
     | CacheStored
+    | CacheEntryRefused
     | UpstashFailed
     | UpstashAnswered
     | UpstashCalled

@@ -122,6 +122,8 @@ class Gateway:
             version=settings.cache_version or "",
             previous_version=settings.cache_previous_version or "",
             tells_keys=settings.cache_status_key,
+            keys=settings.cache_keys,
+            encrypt=settings.cache_encrypt,
         )
         limits, cache = self._limits(), self._caches()
         self.engine: Engine = Engine([*limits, *cache], observe=self.observe)

@@ -2,8 +2,8 @@
 
 Logger ``upstash_middleware``. An outage is said when it begins and when it ends, a command that
 fails while others do not once a minute at most, one that fails for what its key holds the first
-time only; a fault of the application's functions or of our own is said with its traceback the
-first time at each place.
+time only; what stands in a stored response's place and is none, once a minute at most; a fault of
+the application's functions or of our own with its traceback, the first time at each place.
 
 Each record carries, beside its sentence, what a program reads: ``upstash_event``, the event's
 class, and with it ``upstash_during``, ``upstash_where``, ``upstash_error`` (the exception's
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from upstash_middleware.errors import CircuitOpen, CommandError, Refused
 from upstash_middleware.events import (
+    CacheEntryRefused,
     CacheLookedUp,
     CacheStored,
     CircuitClosed,
@@ -100,6 +101,25 @@ class LogObserver:
                 self._opened(bad, of, last)
             case CircuitClosed(after):
                 self._closed(after)
+            case SettingDoubted(where, advice):
+                extra = _fields("SettingDoubted", where=where)
+                logger.warning("%s: %s", where, advice, extra=extra)
+            case CacheEntryRefused() | UserCodeFailed() | InternalError():
+                self._fault(event)
+            case _:
+                pass
+
+    def _fault(self, event: CacheEntryRefused | UserCodeFailed | InternalError) -> None:
+        """Say what goes wrong at one place, with nobody to blame on the wire."""
+        match event:
+            case CacheEntryRefused(_, detail):
+                if self._is_news("cache", "entry", again_after=_MINUTE):
+                    logger.warning(
+                        "a stored response counts as a miss: what stands in its place is %s "
+                        "(observers are told of each)",
+                        detail,
+                        extra=_fields("CacheEntryRefused"),
+                    )
             case UserCodeFailed(where, failure):
                 if self._is_news(where, type(failure).__name__):
                     logger.error(
@@ -108,9 +128,6 @@ class LogObserver:
                         exc_info=failure,
                         extra=_fields("UserCodeFailed", where=where, error=failure),
                     )
-            case SettingDoubted(where, advice):
-                extra = _fields("SettingDoubted", where=where)
-                logger.warning("%s: %s", where, advice, extra=extra)
             case InternalError(where, failure):
                 if self._is_news(f"internal {where}", type(failure).__name__):
                     logger.error(
@@ -119,8 +136,6 @@ class LogObserver:
                         exc_info=failure,
                         extra=_fields("InternalError", where=where, error=failure),
                     )
-            case _:
-                pass
 
     def _failed(self, during: str, error: UpstashError) -> None:
         """Say what fails: once for the whole of Upstash, or for what is done there."""

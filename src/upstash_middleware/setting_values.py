@@ -57,6 +57,18 @@ def long_text(name: str, value: Any) -> str | None:
     return value
 
 
+def keys(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, tuple | list) or not all(isinstance(key, str) for key in value):
+        # The values are secrets, so they are not repeated.
+        raise ConfigurationError(f'{name}: should be a list of keys such as ("new key", "old key")')
+    if any(len(key.strip()) < 32 for key in value):
+        raise ConfigurationError(
+            f"{name}: each key should have 32 characters at least, such as those that "
+            "secrets.token_urlsafe(32) makes"
+        )
+    return tuple(value)
+
+
 def file_path(name: str, value: Any) -> str | None:
     return text(name, fspath(value) if isinstance(value, PathLike) else value)
 

@@ -98,6 +98,13 @@ class Arguments(TypedDict, total=False):
     for each miss; default None, nothing of it."""
     cache_status_key: bool
     """Whether Cache-Status tells the key of each response too, for debugging; default False."""
+    cache_keys: Sequence[str]
+    """Keys under which what is stored is signed: the first signs, each is taken when reading, and
+    what is under none of them is a miss. 32 characters at least, the same in every process;
+    default none, and then a checksum finds damage only."""
+    cache_encrypt: bool
+    """Whether it is encrypted under these keys in place of signed; default False. It takes
+    ``pip install upstash-middleware[encryption]``."""
     purge_path: str
     """Where ``POST ?url=…&tag=…`` purges, ``"/internal/purge"``; default None, nowhere."""
     purge_token: str
@@ -156,6 +163,8 @@ class Settings:
     cache_version: str | None
     cache_previous_version: str | None
     cache_status_key: bool
+    cache_keys: tuple[str, ...] = field(repr=False)
+    cache_encrypt: bool
     purge_path: str | None
     purge_token: str | None = field(repr=False)
     url: str | None
@@ -261,6 +270,7 @@ def _check_together(settings: Settings, arguments: Mapping[str, Any], source: st
         raise ConfigurationError(
             f"{_named(source, missing)}: purge_path and purge_token go together, and it is missing"
         )
+    _check_encryption(settings, source)
     if settings.cache_previous_version and settings.cache_version in (
         None,
         settings.cache_previous_version,
@@ -274,6 +284,22 @@ def _check_together(settings: Settings, arguments: Mapping[str, Any], source: st
             f"{_named(source, 'default_limit')}: missing, so that requests which match none of "
             "the rate_limits would pass unlimited; give a limit for them, such as '100/minute', "
             "or None if that is meant"
+        )
+
+
+def _check_encryption(settings: Settings, source: str) -> None:
+    if not settings.cache_encrypt:
+        return
+    if not settings.cache_keys:
+        raise ConfigurationError(
+            f"{_named(source, 'cache_encrypt')}: it takes cache_keys too, under which to encrypt"
+        )
+    from importlib.util import find_spec  # noqa: PLC0415 - only where it is asked for
+
+    if find_spec("cryptography") is None:
+        raise ConfigurationError(
+            f"{_named(source, 'cache_encrypt')}: the package cryptography is missing; "
+            "pip install 'upstash-middleware[encryption]'"
         )
 
 
@@ -303,6 +329,8 @@ _SETTINGS: dict[str, tuple[Callable[[str, Any], Any], Any]] = {
     "cache_version": (read.version, None),
     "cache_previous_version": (read.version, None),
     "cache_status_key": (read.boolean, False),
+    "cache_keys": (read.keys, ()),
+    "cache_encrypt": (read.boolean, False),
     "purge_path": (read.url_path, None),
     "purge_token": (read.long_text, None),
     "url": (read.text, None),

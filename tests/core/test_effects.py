@@ -75,6 +75,16 @@ def test_a_joined_pipeline_has_the_longest_deadline_of_those_joined():
     assert client.deadlines == [1.0, None]
 
 
+def test_a_deadline_that_yields_counts_only_where_nothing_else_travels_along():
+    async def with_deadline(seconds: float, *, yields: bool):
+        await Pipeline((Command(("GET", "k")),), seconds, yields)
+
+    client = Scripted()
+    run(together(with_deadline(0.1, yields=False), with_deadline(0.25, yields=True)), client)
+    run(together(with_deadline(0.1, yields=True), with_deadline(0.25, yields=True)), client)
+    assert client.deadlines == [0.1, 0.25]
+
+
 def test_an_error_of_the_joined_call_reaches_every_flow_where_it_waits():
     async def settled(word: str):
         try:

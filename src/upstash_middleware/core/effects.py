@@ -61,6 +61,8 @@ class Pipeline:
     commands: tuple[Command, ...]
     deadline: float | None = None
     """Seconds for the whole call, connecting and retries included; None for the client's."""
+    yields: bool = False
+    """Whether that is for a call of its own: joined with others, their deadlines count alone."""
 
     def __await__(self) -> Generator[Effect, Any, list[Reply]]:
         return cast("list[Reply]", (yield self))
@@ -233,10 +235,12 @@ async def _interrupt(lanes: list[_Lane], error: BaseException) -> None:
 
 
 def _joined(pipelines: list[Pipeline]) -> Pipeline:
-    deadlines = [pipeline.deadline for pipeline in pipelines]
+    leading = [pipeline for pipeline in pipelines if not pipeline.yields]
+    deadlines = [pipeline.deadline for pipeline in leading or pipelines]
     return Pipeline(
         tuple([command for pipeline in pipelines for command in pipeline.commands]),
         deadline=None if None in deadlines else max(filter(None, deadlines)),
+        yields=not leading,
     )
 
 

@@ -135,8 +135,40 @@ def _event_loop() -> object:
         return anyio.lowlevel.current_token().native_token
 
 
+class _Handshake:
+    """The TLS handshake of a call, if it takes one: httpcore closes none that is cancelled."""
+
+    def __init__(self) -> None:
+        self._stream: Any = None
+
+    async def trace(self, event: str, info: dict[str, Any]) -> None:
+        """Hear of what httpcore does."""
+        if event == "connection.connect_tcp.complete":
+            self._stream = info["return_value"]
+        elif event == "connection.start_tls.complete":
+            self._stream = None
+
+    async def abandon(self) -> None:
+        """Close the connection of one that has not come to its end."""
+        if self._stream is not None:
+            with anyio.CancelScope(shield=True):
+                await self._stream.aclose()
+
+
 async def _sent(client: httpx.AsyncClient, url: str, call: Call) -> Answer:
     request = client.build_request("POST", url, headers=call.headers, content=call.body)
+    if not url.startswith("https:"):
+        return await _answered(client, request)
+    handshake = _Handshake()
+    request.extensions["trace"] = handshake.trace
+    try:
+        return await _answered(client, request)
+    except BaseException:
+        await handshake.abandon()
+        raise
+
+
+async def _answered(client: httpx.AsyncClient, request: httpx.Request) -> Answer:
     try:
         response = await client.send(request, stream=True)
     except (httpx.ConnectError, httpx.ProxyError) as error:

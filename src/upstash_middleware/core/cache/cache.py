@@ -38,6 +38,7 @@ from upstash_middleware.core.cache.posting import Posting
 from upstash_middleware.core.cache.profiles import profile_named
 from upstash_middleware.core.cache.purging import Purge, purge
 from upstash_middleware.core.cache.recording import Forwarded, Recording
+from upstash_middleware.core.cache.sealing import Sealing
 from upstash_middleware.core.cache.status import CacheStatus
 from upstash_middleware.core.cache.store import Store, Target
 from upstash_middleware.core.cache.validation import is_for_the_origin
@@ -102,11 +103,14 @@ class Cache:
         version: str = "",
         previous_version: str = "",
         tells_keys: bool = False,
+        keys: Sequence[str] = (),
+        encrypt: bool = False,
         randomness: Callable[[int], bytes] = urandom,
     ) -> None:
         """Make a cache; nothing is asked of Upstash or of ``secret`` before a request is.
 
-        ``deadline`` seconds are the most that one call for the cache may take. A response that
+        ``deadline`` seconds are the most that one call for the cache alone may take, where a rule
+        says no other. A response that
         can be validated is kept ``grace`` seconds beyond its freshness, none more than
         ``max_keep`` in all, nor one whose body has more than ``max_body`` bytes; of a resource
         at most ``max_variants`` are kept at a time. ``targets`` name the targeted fields (RFC
@@ -118,7 +122,8 @@ class Cache:
         held in its memory, and used for ``l1_seconds`` without asking; 0 for none.
         What is stored belongs to the application's ``version``; where that has nothing, what its
         ``previous_version`` has stored is used while it is refreshed. ``tells_keys`` has
-        Cache-Status say where each response stands.
+        Cache-Status say where each response stands. With ``keys``, entries are signed under
+        the first of them, or encrypted, and nothing is used that is under none.
         """
         self._rules = tuple(rules)
         self._observe = observe
@@ -129,6 +134,8 @@ class Cache:
             secret,
             clock,
             randomness,
+            observe,
+            Sealing.under(keys, encrypt=encrypt, randomness=randomness),
             deadline,
             max_keep,
             profile_named(profile),
@@ -175,7 +182,7 @@ class Cache:
                 return answering
             self._observe(CacheLookedUp(target.url, "bypass", request))
             return Bypassing(asked)
-        exchange, outcome = passage(self._context, asked)
+        exchange, outcome = passage(self._context_of(rule), asked)
         self._observe(CacheLookedUp(asked.target.url, outcome, request))
         if isinstance(exchange, Answering) and exchange.refresh is None:
             return exchange
@@ -189,7 +196,7 @@ class Cache:
                 return Invalidating(self._context, request)
             asked = await self._looked_up(rule, request, target)
             if isinstance(asked, Forwarded):
-                return Posting(self._context, asked)
+                return Posting(self._context_of(rule), asked)
             self._observe(CacheLookedUp(target.url, "bypass", request))
         return Invalidating(self._context, request)
 
@@ -257,11 +264,12 @@ class Cache:
         self, rule: CacheRule, request: Request, target: Target
     ) -> Forwarded | CacheStatus:
         """Return a request with what is stored for it, or why it goes past the cache."""
-        changes = self._store.l1.changes
+        store = self._context_of(rule).store
+        changes = store.l1.changes
         try:
-            found = await look_up(self._store, target)
-            self._store.l1.put(target, found, changes)
-            lookup = await look_back(self._store, target, found) if target.previous else found
+            found = await look_up(store, target)
+            store.l1.put(target, found, changes)
+            lookup = await look_back(store, target, found) if target.previous else found
         except UpstashError as error:
             self._observe(UpstashFailed("cache lookup", error))
             return CacheStatus(fwd="bypass", detail="the store did not answer")
@@ -273,14 +281,15 @@ class Cache:
 
     async def _together_with_others(self, exchange: Passing, asked: Forwarded) -> Exchange:
         """Have only one of those who ask for the same thing at once go forward."""
+        context = self._context_of(asked.rule)
         if isinstance(exchange, Answering):
-            return await agree_on_refresh(self._context, exchange, asked)
-        if not isinstance(exchange, Recording) or not may_be_shared(self._context, asked):
+            return await agree_on_refresh(context, exchange, asked)
+        if not isinstance(exchange, Recording) or not may_be_shared(context, asked):
             return exchange
         try:
-            chosen = await collapsed(self._context, exchange, asked)
+            chosen = await collapsed(context, exchange, asked)
             if chosen is exchange and exchange.leads:
-                return await agree(self._context, exchange, asked)
+                return await agree(context, exchange, asked)
         except BaseException:  # nobody will finish it, so nobody shall wait for it
             exchange.land(Outcome.INTERRUPTED)
             raise
@@ -333,6 +342,12 @@ class Cache:
     async def _user(self, of: Callable[[Request], Any], request: Request) -> str | None:
         user = await call(of, request)
         return None if user is None else str(user)
+
+    def _context_of(self, rule: CacheRule) -> Context:
+        """Return what passages under a rule share: all, but for a deadline of its own."""
+        if rule.deadline is None:
+            return self._context
+        return replace(self._context, store=replace(self._store, deadline=rule.deadline))
 
     def _rule_for(self, request: Request, method: str) -> CacheRule | None:
         for rule in self._rules:

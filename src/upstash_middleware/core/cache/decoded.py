@@ -13,6 +13,7 @@ from upstash_middleware.core.cache.entries import Damaged, StoredResponse, decod
 
 if TYPE_CHECKING:
     from upstash_middleware.core.cache.entries import Stub
+    from upstash_middleware.core.cache.sealing import Sealing
 
     Entry = StoredResponse | Stub
 
@@ -31,12 +32,12 @@ class Decoded:
         self._room = ROOM
         self._lock = threading.Lock()
 
-    def read(self, key: str, data: bytes | None) -> Entry | None:
+    def read(self, key: str, data: bytes | None, sealing: Sealing | None = None) -> Entry | None:
         """Return the entry that these bytes are at this key; None for whatever is none."""
         known = self._known.get(key)
         if known is not None and known[0] == data:
             return known[1]
-        entry = decode(key, data)
+        entry = decode(key, data, sealing)
         if entry is None or data is None:
             return None
         if len(data) > LARGEST or (isinstance(entry, StoredResponse) and entry.length > LARGEST):

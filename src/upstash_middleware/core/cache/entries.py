@@ -4,7 +4,8 @@ An entry is ``MARK EPOCHS LF PAYLOAD``. The payload is a checksum over the key a
 follows, the length of a head in JSON, the head, and the body. The mark says whether the payload
 stands as it is or in base64, in which an entry travels inside a pipeline or a script. The epochs
 are outside of the checksum because a script on the server may have to add some of them; which
-tags they belong to, and so how many there must be, the head says.
+tags they belong to, and so how many there must be, the head says. Where the application has set
+keys, the payload is signed or encrypted (``sealing``).
 
 Whatever does not parse is no entry.
 """
@@ -26,6 +27,8 @@ from upstash_middleware.values import field, replace, value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from upstash_middleware.core.cache.sealing import Sealing
 
 _RAW = b"\x01"
 _TEXT = b"1"
@@ -118,22 +121,28 @@ def body_of(stored: StoredResponse) -> bytes:
     return body
 
 
-def encode(key: str, value: StoredResponse | Stub, *, raw: bool) -> bytes:
+def encode(
+    key: str, value: StoredResponse | Stub, *, raw: bool, sealing: Sealing | None = None
+) -> bytes:
     """Return an entry as bytes for this key: ``raw``, or as text for a pipeline or a script."""
     if raw:
-        return _RAW + _epochs_text(value.epochs) + b"\n" + _payload(key, value)
-    return b"".join(encode_for_script(key, value))
+        return _RAW + _epochs_text(value.epochs) + b"\n" + _payload(key, value, sealing)
+    return b"".join(encode_for_script(key, value, sealing))
 
 
-def encode_for_script(key: str, value: StoredResponse | Stub) -> tuple[bytes, bytes]:
+def encode_for_script(
+    key: str, value: StoredResponse | Stub, sealing: Sealing | None = None
+) -> tuple[bytes, bytes]:
     """Return an entry's text in two parts, between which epochs of its last tags are missing.
 
     What goes there is ``|`` and the epoch, for each.
     """
-    return _TEXT + _epochs_text(value.epochs), b"\n" + b64encode(_payload(key, value))
+    return _TEXT + _epochs_text(value.epochs), b"\n" + b64encode(_payload(key, value, sealing))
 
 
-def decode(key: str, data: bytes | None) -> StoredResponse | Stub | None:
+def decode(
+    key: str, data: bytes | None, sealing: Sealing | None = None
+) -> StoredResponse | Stub | None:
     """Read an entry that stood at this key; None for whatever is none."""
     if not data or (end := data.find(b"\n")) < 0:
         return None
@@ -143,16 +152,19 @@ def decode(key: str, data: bytes | None) -> StoredResponse | Stub | None:
             payload = memoryview(b64decode(payload, validate=True))
         elif data[:1] != _RAW:
             return None
+        if sealing is not None:
+            payload = sealing.open(key, payload)
         return _parse(key, data[1:end].decode("latin-1"), payload)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError, binascii.Error):
         return None
 
 
-def _payload(key: str, value: StoredResponse | Stub) -> bytes:
+def _payload(key: str, value: StoredResponse | Stub, sealing: Sealing | None) -> bytes:
     body = value.packed if isinstance(value, StoredResponse) else b""
     head = json.dumps(_head(value), separators=(",", ":")).encode()
     content = len(head).to_bytes(4, "big") + head + body
-    return _checksum(key, content) + content
+    payload = _checksum(key, content) + content
+    return payload if sealing is None else sealing.seal(key, payload)
 
 
 def _checksum(key: str, content: bytes | memoryview) -> bytes:

@@ -66,11 +66,11 @@ class _Seen:
 async def explain(store: Store, target: Target, *, can_refresh: bool) -> CacheExplanation:
     """Tell what is stored for a target. A flow of up to three reads. Raises UpstashError."""
     (whole,) = await store.read([target.key])
-    stub = stub if isinstance(stub := decode(target.key, whole), Stub) else None
+    stub = stub if isinstance(stub := decode(target.key, whole, store.sealing), Stub) else None
     variant = store.variant(target, stub.vary) if stub is not None else None
     if variant is not None:
         (whole,) = await store.read([variant])
-    entry = decode(variant or target.key, whole)
+    entry = decode(variant or target.key, whole, store.sealing)
     response = entry if isinstance(entry, StoredResponse) else None
     tags = response.tags if response is not None else target.tags
     seen = _Seen(
@@ -110,7 +110,8 @@ async def _epochs(store: Store, target: Target, tags: Iterable[str]) -> Epochs:
 def _missing(seen: _Seen) -> tuple[str, str]:
     outcome, stub = _miss(seen), seen.stub
     if seen.damaged:
-        return outcome, "what stands at its key is no entry of this version, or is damaged"
+        damage = "is no entry of this version, is damaged, or was sealed under other cache_keys"
+        return outcome, f"what stands at its key {damage}"
     if stub is None:
         return outcome, "nothing is stored for this URL"
     if outcome == "uri-miss":

@@ -50,11 +50,19 @@ async def keep(store: Store, target: Target, lookup: Lookup, plan: Plan) -> str 
             return "too many variants"
         stub = replace(stub, tags=_union(lookup.stub, tags), token=response.token)
         lasting = max(stub.variants.values()) - int(store.clock.wall())
-        commands.append(_set(target.key, encode(target.key, stub, raw=False), lasting * 1000))
+        commands.append(
+            _set(
+                target.key,
+                encode(target.key, stub, raw=False, sealing=store.sealing),
+                lasting * 1000,
+            )
+        )
     if unread:
         entry = _store_call(store, key, response, unread, milliseconds)
     else:
-        entry = _set(key, encode(key, response, raw=not commands), milliseconds)
+        entry = _set(
+            key, encode(key, response, raw=not commands, sealing=store.sealing), milliseconds
+        )
     if _size(entry) > _LARGEST_CALL:
         return "too large for one call"
     try:
@@ -74,7 +82,7 @@ async def supersede(store: Store, target: Target, lookup: Lookup, plan: Plan) ->
     epoch = Epoch(fresh_part(store))
     response, unread = _recording_epochs(pack(plan.stored), tags, replace(lookup.epochs, url=epoch))
     key, old, lifetime = target.key, str(lookup.epochs.url), epoch_lifetime(store)
-    entry = encode(key, response, raw=False)
+    entry = encode(key, response, raw=False, sealing=store.sealing)
     keys = [store.names.url(target.url), key]
     only_invalidates = unread or plan.vary or milliseconds <= 0 or len(entry) > _LARGEST_CALL
     try:
@@ -138,7 +146,7 @@ def _selecting_fields(stub: Stub | None, vary: tuple[str, ...]) -> tuple[str, ..
 def _store_call(
     store: Store, key: str, response: StoredResponse, unread: tuple[str, ...], milliseconds: int
 ) -> Command:
-    start, end = encode_for_script(key, response)
+    start, end = encode_for_script(key, response, store.sealing)
     keys = [store.names.any_tag, key, *(store.names.tag(tag) for tag in unread)]
     return script_call("store", keys, response.epochs.any_tag, start, end, milliseconds)
 

@@ -183,7 +183,7 @@ class _Reading:
 
     def _entry(self, key: str) -> StoredResponse | Stub | None:
         if key not in self._entries:
-            self._entries[key] = self._store.decoded.read(key, self._values[key])
+            self._entries[key] = self._store.entry(key, self._values[key])
         return self._entries[key]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.cache.answers import answer, answers, current_age, only_if_cached
@@ -15,6 +14,7 @@ from upstash_middleware.core.cache.refreshing import Refreshing
 from upstash_middleware.core.cache.reuse import Asked, Use, usable_unheard, use
 from upstash_middleware.core.cache.status import CacheStatus
 from upstash_middleware.core.cache.storing import vary_fields
+from upstash_middleware.events import CacheEntryRefused
 from upstash_middleware.messages import Headers
 from upstash_middleware.values import replace
 
@@ -63,6 +63,7 @@ def passage(context: Context, asked: Forwarded) -> tuple[Passing, str]:
         detail = "of the previous version" if outdated else ""
         response = _answer(context, asked, stored, now, detail)
     except Damaged:
+        _tell_damaged(context, asked)
         return _forward(context, replace(asked, lookup=replace(asked.lookup, entry=None)), wants)
     refresh = _refresh(context, asked, stored) if chosen is Use.STALE_WHILE_REVALIDATE else None
     return Answering(response, refresh), "hit"
@@ -95,9 +96,15 @@ def _answering(
 ) -> Answering | None:
     if not answers(asked.request, stored):
         return None
-    with suppress(Damaged):
+    try:
         return Answering(_answer(context, asked, stored, now, detail))
-    return None
+    except Damaged:
+        _tell_damaged(context, asked)
+        return None
+
+
+def _tell_damaged(context: Context, asked: Forwarded) -> None:
+    context.observe(CacheEntryRefused(asked.lookup.key, "its body does not open"))
 
 
 def _wants(context: Context, request: Request) -> Directives:
@@ -107,9 +114,11 @@ def _wants(context: Context, request: Request) -> Directives:
 def _forward(context: Context, asked: Forwarded, wants: Directives) -> tuple[Passing, str]:
     if "only-if-cached" in wants:
         return Answering(only_if_cached()), asked.fwd
-    with suppress(Damaged):
+    try:
         if asked.lookup.entry is not None:
             return Refreshing(context, asked, asked.lookup.entry), asked.fwd
+    except Damaged:
+        _tell_damaged(context, asked)
     return Recording(context, asked), asked.fwd
 
 

@@ -24,6 +24,7 @@ SUCCESSFUL = frozenset({200, 203, 204, 300, 301, 308})
 """The statuses that a rule's own TTL is for: an error is not to stay because a page may."""
 NEGATIVE = frozenset({404, 405, 410, 414, 501})
 """The errors that a rule's negative TTL is for."""
+LONGEST_DEADLINE = 60.0
 CACHEABLE_METHODS = ("GET", "HEAD")
 
 
@@ -80,6 +81,9 @@ class CacheRule:
     downstream: str | None = None
     """The Cache-Control that clients and caches on the way get for what is stored here, in
     place of the response's own."""
+    deadline: float | None = None
+    """Seconds that a call for these requests and the cache alone may take in all; None for what
+    the setting ``cache_deadline`` says."""
     pattern: PathPattern = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -97,6 +101,7 @@ class CacheRule:
         _check_seconds("grace", self.grace or None)
         for name in ("stale_while_revalidate", "stale_if_error"):
             _check_seconds(name, getattr(self, name) or None)
+        _check_deadline(self.deadline)
         _check_methods(self.methods)
         _check_tags(self.tags, self.pattern)
 
@@ -205,6 +210,14 @@ def _check_seconds(name: str, value: Any) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value < float("inf"):
         raise ConfigurationError(f"CacheRule.{name} = {value!r} should be seconds above 0, or None")
+
+
+def _check_deadline(value: Any) -> None:
+    _check_seconds("deadline", value)
+    if value is not None and value > LONGEST_DEADLINE:
+        raise ConfigurationError(
+            f"CacheRule.deadline = {value!r} should be {LONGEST_DEADLINE:g} seconds at most"
+        )
 
 
 def _check_methods(methods: Iterable[str]) -> None:

@@ -22,18 +22,22 @@ from typing import TYPE_CHECKING
 from upstash_middleware.core.cache.keys import keyed, selected_values
 from upstash_middleware.core.effects import Command, Pipeline
 from upstash_middleware.errors import CommandError, UnexpectedAnswer
+from upstash_middleware.events import CacheEntryRefused
 from upstash_middleware.values import dataclass, value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from upstash_middleware.core.cache.decoded import Decoded
+    from upstash_middleware.core.cache.entries import StoredResponse, Stub
     from upstash_middleware.core.cache.keys import Names
     from upstash_middleware.core.cache.l1 import L1
     from upstash_middleware.core.cache.memory import Memory
     from upstash_middleware.core.cache.profiles import Profile
+    from upstash_middleware.core.cache.sealing import Sealing
     from upstash_middleware.core.clock import Clock
     from upstash_middleware.core.effects import Reply
+    from upstash_middleware.events import Observer
     from upstash_middleware.messages import Headers
 
 MAX_TAGS = 128
@@ -68,8 +72,11 @@ class Store:
     secret: Callable[[], bytes]
     clock: Clock
     randomness: Callable[[int], bytes]
+    observe: Observer
+    sealing: Sealing | None
+    """How entries are signed or encrypted, if they are."""
     deadline: float
-    """Seconds for one call."""
+    """Seconds for one call for the cache alone."""
     max_keep: float
     """Seconds that an entry lives at most, counted from when its epochs were read."""
     profile: Profile
@@ -86,7 +93,7 @@ class Store:
 
         Raises UpstashError, also for a single command that failed.
         """
-        replies = await Pipeline(commands, deadline=self.deadline)
+        replies = await Pipeline(commands, deadline=self.deadline, yields=True)
         for reply in replies:
             if isinstance(reply, CommandError):
                 raise reply
@@ -98,6 +105,14 @@ class Store:
         if not isinstance(values, list) or len(values) != len(keys):
             raise UnexpectedAnswer(f"MGET of {len(keys)} keys did not answer as many values")
         return [value if isinstance(value, bytes) else None for value in values]
+
+    def entry(self, key: str, data: bytes | None) -> StoredResponse | Stub | None:
+        """Return the entry that was read from a key; what is none is told of."""
+        entry = self.decoded.read(key, data, self.sealing)
+        if entry is None and data is not None:
+            sealed = "" if self.sealing is None else ", or sealed under none of cache_keys"
+            self.observe(CacheEntryRefused(key, f"no entry of this version, or damaged{sealed}"))
+        return entry
 
     def variant(self, target: Target, fields: Iterable[str]) -> str:
         """Return ``V``: the key of the variant that a request selects by these fields."""

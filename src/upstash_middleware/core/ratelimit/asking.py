@@ -16,7 +16,7 @@ from upstash_middleware.events import UserCodeFailed
 from upstash_middleware.values import field, value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from upstash_middleware.core.ratelimit.advising import Advising
     from upstash_middleware.core.ratelimit.memory import Asked
@@ -173,6 +173,11 @@ class Asking:
         """Tell of a failure of the application's code, and return what to raise."""
         self.observe(UserCodeFailed(f"{rule.setting}.{part}", error))
         return BrokenError()
+
+
+def longest_deadline(asks: Sequence[Ask], default: float) -> float:
+    """Return the seconds that one call about all of these may take."""
+    return max((ask.rule.rule.deadline or default for ask in asks), default=default)
 
 
 def _is_asked(ask: Ask | Settled, asks: list[Ask | Settled]) -> bool:

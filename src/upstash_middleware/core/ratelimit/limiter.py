@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 from upstash_middleware.core.effects import Pipeline, together
 from upstash_middleware.core.ratelimit.advising import Advising
 from upstash_middleware.core.ratelimit.analytics import Analytics, Counts
-from upstash_middleware.core.ratelimit.asking import Ask, Asking, Match, Settled
+from upstash_middleware.core.ratelimit.asking import Ask, Asking, Match, Settled, longest_deadline
 from upstash_middleware.core.ratelimit.compiled import compile_rules
 from upstash_middleware.core.ratelimit.decision import Decision, combined, decided, later
 from upstash_middleware.core.ratelimit.denial import denial
@@ -179,7 +179,7 @@ class RateLimiter:
         if self._analytics is not None:
             due = self._analytics.take_due(at_once=True)
             if due:
-                await self._send_analytics(self._analytics, due)
+                await self._send_analytics(self._analytics, due, self.deadline)
 
     def _spread(self, decision: Decision, asks: Sequence[Ask | Settled]) -> Decision:
         """Put off a denied client by a part of the rule's jitter, so that not all come at once."""
@@ -203,13 +203,14 @@ class RateLimiter:
         open_asks = [
             ask for ask in asks if isinstance(ask, Ask) and ask.rule.rule.name not in known
         ]
-        flows = [self._ask_sdk(ask) for ask in open_asks if not ask.rule.policies]
+        deadline = longest_deadline(open_asks, self.deadline)
+        flows = [self._ask_sdk(ask, deadline) for ask in open_asks if not ask.rule.policies]
         if own := [ask for ask in open_asks if ask.rule.policies]:
-            flows.append(self._ask_own(own))
+            flows.append(self._ask_own(own, deadline))
         if flows and self._listed is not None:
-            flows.append(self._ask_deny_list(self._listed, open_asks, request))
+            flows.append(self._ask_deny_list(self._listed, open_asks, request, deadline))
         if flows and self._analytics is not None and (due := self._analytics.take_due()):
-            flows.append(self._send_analytics(self._analytics, due))
+            flows.append(self._send_analytics(self._analytics, due, deadline))
         if len(flows) == 1 and not known:
             return await flows[0]
         answers = await together(*flows)
@@ -234,12 +235,12 @@ class RateLimiter:
             elif remembered := self._denials.recall(ask.asked):
                 yield ask.rule.rule.name, Outcome(remembered)
 
-    async def _ask_own(self, asks: Sequence[Ask]) -> list[Outcome]:
+    async def _ask_own(self, asks: Sequence[Ask], deadline: float) -> list[Outcome]:
         """Ask about the limits of this package, all in one call of the script."""
         now_ms = self._time.now_ms()
         charges = charges_for(asks)
         try:
-            verdicts = read_verdicts(await self._send(charges, now_ms), charges)
+            verdicts = read_verdicts(await self._send(charges, now_ms, deadline), charges)
         except UpstashError as error:
             self.observe(UpstashFailed(_DURING, error))
             return self._decide_without(asks, now_ms)
@@ -255,25 +256,25 @@ class RateLimiter:
                 self._denials.remember(ask.asked, outcome.decision, now_ms)
         return outcomes
 
-    async def _send(self, charges: Sequence[Charge], now_ms: int) -> Reply:
+    async def _send(self, charges: Sequence[Charge], now_ms: int, deadline: float) -> Reply:
         command = charge_command(charges, now_ms)
         if not self._time.asks():
-            (reply,) = await Pipeline((command,), self.deadline)
+            (reply,) = await Pipeline((command,), deadline)
         else:
             sent = self._time.sent()
-            reply, time = await Pipeline((command, TIME), self.deadline)
+            reply, time = await Pipeline((command, TIME), deadline)
             self._time.learn(time, sent)
         if isinstance(reply, CommandError):
             raise reply
         return reply
 
     async def _ask_deny_list(
-        self, listed: DenyList, asks: Sequence[Ask], request: Request
+        self, listed: DenyList, asks: Sequence[Ask], request: Request, deadline: float
     ) -> list[Outcome]:
         """Ask the deny list on Redis; if it names the request, that overrules all rules."""
         members = listed.members(asks, request)
         try:
-            (reply,) = await Pipeline((listed.command(members),), self.deadline)
+            (reply,) = await Pipeline((listed.command(members),), deadline)
         except UpstashError:
             return []  # the limits travelled along, and tell of it
         if isinstance(reply, CommandError):
@@ -282,20 +283,22 @@ class RateLimiter:
             return []
         return [_listed(ask) for ask in asks] if listed.learn(members, reply) else []
 
-    async def _send_analytics(self, analytics: Analytics, counts: Counts) -> list[Outcome]:
+    async def _send_analytics(
+        self, analytics: Analytics, counts: Counts, deadline: float
+    ) -> list[Outcome]:
         """Send counts; those of a call that failed are sent with a later one."""
         try:
-            await Pipeline(analytics.commands(counts), self.deadline)
+            await Pipeline(analytics.commands(counts), deadline)
         except UpstashError:
             analytics.give_back(counts)
         return []
 
-    async def _ask_sdk(self, ask: Ask) -> list[Outcome]:
+    async def _ask_sdk(self, ask: Ask, deadline: float) -> list[Outcome]:
         """Ask a limiter of upstash_ratelimit."""
         limiter = cast("SdkLimiter", ask.rule.rule.parsed)  # as a rule without policies has one
         name, now = ask.rule.rule.name, self._time.now()
         try:
-            policy = await sdk_policy(limiter, name, (ask.base, ask.cost), now, self.deadline)
+            policy = await sdk_policy(limiter, name, (ask.base, ask.cost), now, deadline)
         except UpstashError as error:
             self.observe(UpstashFailed(_DURING, error))
         except Exception as error:  # noqa: BLE001 - the limiter may be the application's own

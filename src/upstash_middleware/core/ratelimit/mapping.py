@@ -39,6 +39,7 @@ _KEYS = (
     "hosts",
     "bucket",
     "jitter",
+    "deadline",
 )
 
 

@@ -183,6 +183,14 @@ def _check_bucket_and_jitter(rule: RateLimitRule) -> None:
         raise _wrong(rule, "jitter", "this should be seconds from 0 to 3600")
 
 
+def _check_deadline(rule: RateLimitRule) -> None:
+    given: object = rule.deadline
+    if given is None:
+        return
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given <= 60:
+        raise _wrong(rule, "deadline", "this should be seconds above 0, 60 at most, or None")
+
+
 def _check_dynamic(rule: RateLimitRule) -> None:
     if not isinstance(rule.dynamic, bool):
         raise _wrong(rule, "dynamic", "this should be True or False")
@@ -242,6 +250,7 @@ def check_together(rule: RateLimitRule) -> None:
         _check_challenge,
         _check_dynamic,
         _check_bucket_and_jitter,
+        _check_deadline,
         _check_cost,
     ):
         check(rule)

@@ -89,6 +89,9 @@ class RateLimitRule:
     """Rules that name the same bucket share their counters."""
     jitter: float = 0.0
     """Seconds over which denied clients are spread when they are told to come back."""
+    deadline: float | None = None
+    """Seconds that asking about these requests may take in all; None for what the setting of that
+    name says. Rules that are asked about together have the longest of theirs."""
     setting: str = field(default="RateLimitRule", kw_only=True, compare=False, repr=False)
     """What errors and events call this rule: where it was set, as ``rate_limits[0]``."""
     pattern: PathPattern | None = field(init=False, repr=False, compare=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.effects import Pipeline, call
-from upstash_middleware.core.ratelimit.asking import Ask, checked_cost
+from upstash_middleware.core.ratelimit.asking import Ask, checked_cost, longest_deadline
 from upstash_middleware.core.ratelimit.limits import Concurrency, window_ms
 from upstash_middleware.core.ratelimit.script import Settlement, settle_command
 from upstash_middleware.errors import CommandError, UpstashError
@@ -64,11 +64,12 @@ class Settling:
             units = await self._final_cost(one.ask, request, head or _RAISED)
             units += ledger.total() - one.ask.cost
             settlements += _settlements(one, units)
-        await self._carry_out(settlements)
+        await self._carry_out(settlements, [one.ask for one in taken])
 
     async def give_back(self, taken: Sequence[Taken]) -> None:
         """Give back all that was taken for a request that was denied all the same. A flow."""
-        await self._carry_out([part for one in taken for part in _settlements(one, -one.ask.cost)])
+        settlements = [part for one in taken for part in _settlements(one, -one.ask.cost)]
+        await self._carry_out(settlements, [one.ask for one in taken])
 
     async def give_back_slots(self, asks: Sequence[Ask]) -> None:
         """Give back what requests in flight hold, whether they got it or not. A flow.
@@ -76,7 +77,7 @@ class Settling:
         For a request that ends before it is known what it was given. It never raises an
         UpstashError.
         """
-        await self._carry_out(_slots(asks, -1))
+        await self._carry_out(_slots(asks, -1), asks)
 
     async def renew(self, taken: Sequence[Taken]) -> bool:
         """Have the slots of a request in flight expire as late as if it had just begun. A flow.
@@ -84,14 +85,15 @@ class Settling:
         Answers whether that was done; it never raises an UpstashError. A slot that has expired
         is taken again, whoever else has come in meanwhile: the request is in flight.
         """
-        return await self._carry_out(_slots([one.ask for one in taken], 1))
+        asks = [one.ask for one in taken]
+        return await self._carry_out(_slots(asks, 1), asks)
 
-    async def _carry_out(self, settlements: Sequence[Settlement]) -> bool:
+    async def _carry_out(self, settlements: Sequence[Settlement], asks: Sequence[Ask]) -> bool:
         if not settlements:
             return True
         command = settle_command(settlements, self.time.now_ms())
         try:
-            (reply,) = await Pipeline((command,), self.deadline)
+            (reply,) = await Pipeline((command,), longest_deadline(asks, self.deadline))
             if isinstance(reply, CommandError):
                 raise reply
         except UpstashError as error:
