@@ -23,6 +23,7 @@ class Operation(Enum):
 
     LIMIT = "limit"
     LOOKUP = "limit and lookup together"
+    LOCK = "lock"
     STORE = "store"
     PURGE = "purge"
 
@@ -158,6 +159,8 @@ def expected(name: str, operation: Operation, policy: str) -> Outcome:
             return _limit(fault, policy)
         case Operation.LOOKUP:
             return _lookup(fault, policy)
+        case Operation.LOCK:
+            return _lock(fault, policy)
         case Operation.STORE:
             return _store(fault, policy)
         case Operation.PURGE:
@@ -202,6 +205,14 @@ def _lookup(fault: Fault, policy: str) -> Outcome:
     return replace(outcome, from_cache=kept, remaining=remaining, cached_after=True)
 
 
+def _lock(fault: Fault, policy: str) -> Outcome:
+    """The page is rendered without the lock, and stored when all is well again."""
+    locked_out = fault.change is Change.WRONG_TYPE and policy == "closed"
+    return Outcome(
+        remaining=QUOTA - 1, lines=int(fails(fault, Operation.LOCK)), cached_after=not locked_out
+    )
+
+
 def _store(fault: Fault, policy: str) -> Outcome:
     """The response goes out as it is; afterwards the page is there if the store was carried out."""
     locked_out = fault.change is Change.WRONG_TYPE and policy == "closed"
@@ -238,6 +249,7 @@ _COLUMNS: Final = {
     '`"closed"`': (Operation.LIMIT, "closed"),
     '`"local"`': (Operation.LIMIT, "local"),
     'a page in the cache, `"open"`': (Operation.LOOKUP, "open"),
+    "taking a page's lock": (Operation.LOCK, "open"),
     "storing a page": (Operation.STORE, "open"),
     "a handler that purges": (Operation.PURGE, "open"),
 }
@@ -262,6 +274,8 @@ def _cell(name: str, operation: Operation, policy: str) -> str:
         case Operation.LOOKUP:
             source = "from the cache" if outcome.from_cache else "from the application"
             return f"{outcome.status}, {source}"
+        case Operation.LOCK:
+            return f"{outcome.status}, rendered and stored"
         case Operation.STORE:
             return "stored" if outcome.cached_after else "not stored"
         case Operation.PURGE:

@@ -35,6 +35,7 @@ from upstash_middleware import gateway
 from upstash_middleware.core.cache import CacheRule
 from upstash_middleware.core.ratelimit import RateLimitRule
 from upstash_middleware.errors import UpstashError
+from upstash_middleware.events import CacheLookedUp
 from upstash_middleware.local import weather as weathers
 from upstash_middleware.logs import LogObserver
 from upstash_middleware.upstash import Client, Credentials
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from tests.contract.neutral import Answer, Served
     from upstash_middleware.core.effects import Argument
     from upstash_middleware.core.effects import Reply as RedisReply
+    from upstash_middleware.events import Event
     from upstash_middleware.local import LocalUpstash
 
 GENEROUS = 8
@@ -138,9 +140,11 @@ def world(upstash: LocalUpstash, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wo
 class Site:
     """An application with a limit of each policy, a cached page under each, and a purge."""
 
-    def __init__(self, serve: Serve, world: World, deadline: float) -> None:
+    def __init__(self, serve: Serve, world: World, deadline: float, **settings: Any) -> None:
         self.during: Callable[[], None] = lambda: None
         """What happens while the handler runs."""
+        self.looked_up: Callable[[], None] = lambda: None
+        """What happens between the cache's lookup and what it asks next."""
         rules = [
             RateLimitRule(f"/{policy}/{{rest:path}}", f"{QUOTA}/day", name=policy, on_error=policy)
             for policy in POLICIES
@@ -156,6 +160,8 @@ class Site:
                     "deadline": deadline,
                     "cache_deadline": deadline,
                     "prefix": world.prefix,
+                    "observers": [self._observe],
+                    **settings,
                 },
             ),
         )
@@ -178,6 +184,34 @@ class Site:
         answer = self._served.request(method, target)
         self.during = lambda: None
         return answer, time.monotonic() - began
+
+    def get_while_locking(
+        self, happening: Callable[[], None], clearing: Callable[[], None], target: str
+    ) -> tuple[Answer, float]:
+        """Send a request for whose lock something happens, until the handler is called.
+
+        Return how long that took, too.
+        """
+        began = ended = 0.0
+
+        def happens() -> None:
+            nonlocal began
+            happening()
+            began = time.monotonic()
+
+        def clears() -> None:
+            nonlocal ended
+            ended = time.monotonic()
+            clearing()
+
+        self.looked_up, self.during = happens, clears
+        answer = self._served.request("GET", target)
+        self.looked_up = self.during = lambda: None
+        return answer, ended - began
+
+    def _observe(self, event: Event) -> None:
+        if isinstance(event, CacheLookedUp):
+            self.looked_up()
 
     def _handle(self, seen: Seen) -> Reply:
         self.during()
@@ -286,6 +320,29 @@ def test_before_the_application_is_called(
 def tried(fault: Fault) -> tuple[str, ...]:
     """Return the policies to try where none should matter; one where each costs a deadline."""
     return POLICIES[:1] if fault.costs_deadline else POLICIES
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_while_the_lock_of_a_page_is_taken(
+    serve: Serve, world: World, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """Who does not get it renders all the same, and stores; nobody waits for a lost lock."""
+    fault = FAULTS[name]
+    site = Site(serve, world, SHORT if fault.costs_deadline else PATIENCE, cache_lock=True)
+    for policy in tried(fault):
+        world.log_time += 60  # what was said is news again
+        with log_lines(caplog) as lines:
+            answer, took = site.get_while_locking(
+                lambda: world.happens(fault), lambda: world.clears(fault), f"/{policy}/page"
+            )
+        lines = [line for line in lines if line != "Upstash answers again"]
+        check_log(lines, fault, Operation.LOCK)
+        check_time(took, fault)
+        assert answer.body == b"from the application"
+        after = site.get(policy, "page")
+        got = seen_of(answer, lines=len(lines), cached_after=hit(after))
+        assert got == expected(name, Operation.LOCK, policy)
+    check_redis(world)
 
 
 @pytest.mark.parametrize("name", FAULTS)
