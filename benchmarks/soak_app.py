@@ -10,7 +10,7 @@ import hashlib
 import os
 from typing import TYPE_CHECKING
 
-from upstash_middleware import CacheRule, RateLimitRule
+from upstash_middleware import CacheRule, RateLimitRule, SlidingLog
 from upstash_middleware.messages import Request
 from upstash_middleware.wsgi import UpstashMiddleware
 
@@ -20,8 +20,13 @@ if TYPE_CHECKING:
 
 DEADLINE = float(os.environ.get("SOAK_DEADLINE", "0.5"))
 """Seconds for a call to Upstash."""
-CLOSED_QUOTA = 300
-"""Requests that `/closed` lets through in a day, whatever the weather."""
+WORKERS = 4
+WINDOW = 10.0
+"""Seconds."""
+CLOSED_QUOTA = 100
+"""Requests that `/closed` lets through in any such stretch of time, whatever the weather."""
+LOCAL_QUOTA = 200
+"""The same for `/local`, and again as much in a bad one, of which each worker counts its share."""
 
 
 def page_of(path: str) -> bytes:
@@ -44,8 +49,10 @@ def _application(environ: WSGIEnvironment, start_response: StartResponse) -> Ite
 app = UpstashMiddleware(
     _application,
     rate_limits=[
-        RateLimitRule("/closed", f"{CLOSED_QUOTA}/day", name="closed", on_error="closed"),
-        RateLimitRule("/local", "1000000/minute", name="local", on_error="local"),
+        RateLimitRule("/closed", SlidingLog(CLOSED_QUOTA, WINDOW), on_error="closed"),
+        RateLimitRule(
+            "/local", SlidingLog(LOCAL_QUOTA, WINDOW), on_error="local", local_share=1 / WORKERS
+        ),
     ],
     default_limit="1000000/minute",
     cache=[CacheRule("/pages/{name}", ttl=2)],

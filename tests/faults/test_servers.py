@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
 
 import httpx
 import pytest
 
-from benchmarks.soak import report, served, soak, violations
+from benchmarks.soak import served, soak
 from benchmarks.soak_app import page_of
+from benchmarks.soak_report import plots, report, violations
 
 if TYPE_CHECKING:
     from upstash_middleware.local import LocalUpstash
@@ -46,9 +48,11 @@ def test_workers_of_a_parent_that_had_used_its_client_share_quotas_and_mix_up_no
 @pytest.mark.slow
 def test_a_soak_of_twenty_seconds_violates_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """A machine that does other things as well is given more slack than the report gives."""
-    seen, samples = soak(20.0, every=1.5)
+    soaked = soak(20.0, every=1.5)
     with capsys.disabled():
-        print(report(seen, samples, 20.0))  # noqa: T201 - it is to be read
-    assert violations(seen, samples, slack=2.0) == []
-    assert seen.hits > 0
-    assert len(seen.seconds) > 500
+        print(report(soaked))  # noqa: T201 - it is to be read
+    assert violations(soaked, slack=2.0) == []
+    assert soaked.seen.hits > 0
+    assert len(soaked.seen.sent) > 500
+    assert soaked.killed
+    ET.fromstring(plots(soaked))
