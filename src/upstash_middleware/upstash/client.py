@@ -2,7 +2,7 @@
 
 They hold what lives as long as a process does (the opened transport, the sync token) and drive
 ``calls``; what is sent, sent again, and read is decided there. Nothing is opened before the first
-call, and nothing that was opened is used on the other side of a fork.
+call, and nothing that was opened is used on the other side of a fork, or of a sleep.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from upstash_middleware.upstash.process import OnePerProcess
 from upstash_middleware.upstash.protocol import as_members, encode
 from upstash_middleware.upstash.sync_token import SyncToken
 from upstash_middleware.upstash.transport import open_async_transport, open_transport
+from upstash_middleware.upstash.waking import Waking
 from upstash_middleware.upstash.watching import Watched
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class Client:
         self._gathering = OnePerProcess(
             lambda: ThreadGathering(self._perform, self._session.secret)
         )
+        self._waking = OnePerProcess(Waking)
+        self._retired: OnePerProcess[list[Transport]] = OnePerProcess(list)
 
     def execute(self, pipeline: Pipeline) -> list[Reply]:
         """Perform the pipeline and return its replies in order, each failed one as its error.
@@ -82,6 +85,8 @@ class Client:
     def _execute(self, pipeline: Pipeline) -> list[Reply]:
         if self._breaker is not None:
             self._breaker.get().check()
+        if self._waking.get().has_slept():
+            self._retire()
         self._transport.get()
         deadline = _deadline(pipeline, self._deadline)
         arguments = [command.args for command in pipeline.commands]
@@ -99,11 +104,18 @@ class Client:
         with _passing(self._breaker):
             return _driven(calls, transport)
 
+    def _retire(self) -> None:
+        """Leave the opened transport to the calls that it has in flight, until the next time."""
+        before, opened = self._retired.forget(), self._transport.forget()
+        if opened is not None:
+            self._retired.get().append(opened)
+        for transport in before or ():
+            transport.close()
+
     def close(self) -> None:
         """Close what was opened; a later call opens it anew."""
-        transport = self._transport.forget()
-        if transport is not None:
-            transport.close()
+        self._retire()
+        self._retire()
 
 
 class AsyncClient:
@@ -132,6 +144,8 @@ class AsyncClient:
         self._under_trio = OnePerProcess(
             lambda: _async_transport(credentials, transport or "httpx")
         )
+        self._waking = OnePerProcess(Waking)
+        self._retired: OnePerProcess[list[AsyncTransport]] = OnePerProcess(list)
         self._coalesce = coalesce
         self._gatherings = OnePerProcess(self._make_gatherings)
 
@@ -151,6 +165,8 @@ class AsyncClient:
         if self._breaker is not None:
             self._breaker.get().check()
         here = self._here()
+        if self._waking.get().has_slept():
+            await self._retire()
         here.get()
         deadline = _deadline(pipeline, self._deadline)
         arguments = [command.args for command in pipeline.commands]
@@ -177,8 +193,15 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         """Close what was opened; a later call opens it anew."""
-        transport = self._here().forget()
-        if transport is not None:
+        await self._retire()
+        await self._retire()
+
+    async def _retire(self) -> None:
+        """Do the same as ``Client._retire`` with this event loop's transport."""
+        before, opened = self._retired.forget(), self._here().forget()
+        if opened is not None:
+            self._retired.get().append(opened)
+        for transport in before or ():
             await transport.aclose()
 
     def _here(self) -> OnePerProcess[AsyncTransport]:
