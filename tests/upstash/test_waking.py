@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.upstash.raw_server import Connection, answer, raw_server
+from tests.upstash.raw_server import Behaviour, Connection, answer, raw_server
 from tests.upstash.support import executing, pipeline
 from upstash_middleware.upstash import AsyncClient, Client, Credentials, waking
 from upstash_middleware.upstash.protocol import Answer
@@ -47,7 +47,7 @@ def talk(request, library):
     return lambda url: executing(request.param, Credentials(url, "t"), library)
 
 
-def once() -> object:
+def once() -> Behaviour:
     """Answer the first request of the server's life on this connection, and no other there."""
     known: list[object] = []
 
@@ -101,7 +101,7 @@ def test_calls_in_flight_when_another_wakes_come_to_their_end(library, clocks):
         await asyncio.sleep(0.1)
         clocks.slept += 60
         second = await client.execute(pipeline(("INCR", "k"), deadline=5.0))
-        found = [*await first, *second]
+        found: list[object] = [*await first, *second]
         await client.aclose()
         return found
 
