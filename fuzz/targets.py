@@ -17,6 +17,7 @@ from upstash_middleware.core.cache.entries import (
     decode,
     encode,
 )
+from upstash_middleware.core.cache.sealing import Sealing
 from upstash_middleware.errors import CommandError, UpstashError
 from upstash_middleware.logs import one_line
 from upstash_middleware.upstash.protocol import Answer
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _KEY: Final = "p:cache:entry:http://shop.example/page"
+_SEALING: Final = Sealing.under(["k" * 32], encrypt=False, randomness=bytes)
 _LARGEST: Final = 1 << 20
 _KINDS: Final = (
     "application/json",
@@ -38,8 +40,12 @@ _STATUSES: Final = (200, 400, 401, 413, 500, 502)
 
 
 def entries(data: bytes) -> None:
-    """Read bytes as an entry, and their rest as an entry whose checksum is right."""
+    """Read bytes as an entry, and their rest as an entry whose checksum is right.
+
+    Under a key of the application's they are none at all.
+    """
     _entry(data)
+    assert decode(_KEY, data, _SEALING) is None
     head, _, body = data.partition(b"\x00")
     content = len(head).to_bytes(4, "big") + head + body
     _entry(b"\x01:|:|\n" + _checksum(_KEY, content) + content)

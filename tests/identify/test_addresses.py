@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -14,6 +13,9 @@ from upstash_middleware.core.identify import PLATFORMS, Identifier, client_ip, p
 from upstash_middleware.core.identify.addresses import parse_address
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.messages import Headers, Request
+
+if TYPE_CHECKING:
+    import random
 
 
 def request(
@@ -163,9 +165,46 @@ def test_no_header_makes_it_fail_or_trust_a_stranger(lines: list[str], forwarded
 @given(st.text(max_size=70))
 def test_any_text_is_an_address_or_none(text: str) -> None:
     """Nothing else comes of it."""
-    with suppress(AttributeError):
-        address = parse_address(text)
-        assert address is None or address.version in {4, 6}
+    address = parse_address(text)
+    assert address is None or address.version in {4, 6}
+
+
+ADDRESSES = st.ip_addresses(v=4).map(str)
+NODES = ADDRESSES | st.ip_addresses(v=6, network="2001:db8::/32").map(str)
+
+
+@given(st.lists(ADDRESSES, min_size=1, max_size=6), st.integers(1, 4), st.booleans(), st.randoms())
+def test_of_any_forwarded_addresses_the_one_that_the_outermost_trusted_proxy_saw_counts(
+    addresses: list[str], hops: int, ports: bool, chance: random.Random
+) -> None:
+    """Over however many lines, with ports or without; where there are fewer, nobody is believed."""
+    written = [f"{address}:{port}" if ports else address for port, address in enumerate(addresses)]
+    cut = chance.randrange(len(written) + 1)
+    lines = [", ".join(part) for part in (written[:cut], written[cut:]) if part]
+    asked = request("10.0.0.9", *lines)
+    assert found(client_ip(trusted_hops=hops), asked) == [*["10.0.0.9"] * hops, *addresses][-hops]
+
+
+@given(st.lists(NODES, min_size=1, max_size=4), st.booleans(), st.booleans())
+def test_forwarded_reads_back(nodes: list[str], ports: bool, quoted: bool) -> None:
+    """RFC 7239 §4, §6: IPv6 in brackets and quotes, names in any case, other parameters beside."""
+    elements = []
+    for node in nodes:
+        text = f"[{node}]" if ":" in node else node
+        text += ":47011" if ports else ""
+        needs = quoted or ":" in text
+        elements.append(f'proto=http;For="{text}";by=_x' if needs else f"FOR={text}")
+    asked = request("10.0.0.9", ", ".join(elements), name="forwarded")
+    one = client_ip(trusted_hops=1, header="forwarded", ipv6_prefix=128)
+    assert found(one, asked) == nodes[-1]
+
+
+@given(st.lists(st.text(st.sampled_from('for=";,[]:.0123456789ab_ \\unkow'), max_size=40)))
+def test_what_is_nearly_a_forwarded_field_makes_nothing_fail(lines: list[str]) -> None:
+    for name in ("forwarded", "x-forwarded-for"):
+        asked = request("10.0.0.9", *lines, name=name)
+        assert found(client_ip(trusted=["10.0.0.0/8"], header=name), asked)
+        assert found(client_ip(trusted_hops=2, header=name), asked)
 
 
 @pytest.mark.parametrize("piece", ['"', '\\"', '"\\', ",", ";", 'for="', "for=", "\\"])

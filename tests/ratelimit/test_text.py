@@ -67,6 +67,21 @@ def test_text_that_is_no_limit_is_refused_with_what_would_be_right(text: str, wo
     assert words in str(caught.value)
 
 
+@given(st.integers(1, 10**6), st.integers(1, 90), st.sampled_from(["s", "m", "h", "d"]))
+def test_any_number_in_any_unit_reads_back(quota: int, number: int, unit: str) -> None:
+    """In each of the notations for it."""
+    seconds = number * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[unit]
+    for text in (f"{quota}/{number}{unit}", f"{quota} per {number} {unit}".upper()):
+        assert parse_limits(text) == (SlidingWindow(quota, seconds),)
+        assert parse_limits(f"fixed {text}") == (FixedWindow(quota, seconds),)
+
+
+@given(st.text(st.sampled_from("0123456789_/ .;,smhdperatonceburstfixgl"), max_size=30))
+def test_what_is_nearly_a_limit_is_read_or_refused(text: str) -> None:
+    with suppress(ConfigurationError):
+        assert parse_limits(text)
+
+
 @given(st.text(max_size=40))
 def test_any_text_is_read_or_refused(text: str) -> None:
     """No text raises anything but a ConfigurationError."""

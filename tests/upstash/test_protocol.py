@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -42,6 +43,14 @@ scalars = (
     st.none() | st.integers(-(2**63), 2**63 - 1) | st.binary(max_size=40) | lines.map(CommandError)
 )
 replies = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4), max_leaves=12)
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["result", "error", "", "x"]), inner, max_size=3)
+    ),
+    max_leaves=10,
+)
 
 
 class TestCalls:
@@ -273,6 +282,14 @@ class TestAnswersAsAWhole:
         except UpstashError as raised:
             error = raised
         assert error is None or (len(str(error)) < 600 and "\n" not in str(error))
+
+    @given(ANY_JSON | ANY_JSON.map(lambda value: [{"result": value}]), st.integers(1, 3))
+    def test_any_json_is_replies_or_an_error_of_ours(self, value, expected):
+        """Of any shape, and with strings that are base64 or are not."""
+        for status in (200, 400):
+            with suppress(UpstashError):
+                found = decode(Answer(status, JSON, json.dumps(value).encode()), expected, "token")
+                assert len(found) == expected
 
     @given(st.integers(0, 400), st.sampled_from([200, 400, 401, 500]))
     def test_the_token_is_never_shown(self, before, status):
