@@ -50,6 +50,10 @@ class LimitArguments(TypedDict, total=False):
     shared_prefix: str
     local_share: float
     settle: Settle
+    challenge: str
+    dynamic: bool
+    jitter: float
+    deadline: float
 
 
 class HandlerLimit:

@@ -10,6 +10,7 @@ import asyncio
 import gc
 import logging
 import os
+import time
 import tracemalloc
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +109,31 @@ def test_no_request_makes_us_fail_or_say_what_it_wants_us_to(
 
 
 _OURS = (InternalError, UserCodeFailed, UpstashFailed)
+
+
+NUMEROUS = {
+    "20,000 fields": [(b"x-%d" % number, b"v") for number in range(20_000)],
+    "10,000 lines of addresses": [(b"x-forwarded-for", b"198.51.100.7")] * 10_000,
+    "10,000 lines of cookies": [(b"cookie", b"session=%d" % n) for n in range(10_000)],
+    "10,000 lines of conditions": [(b"if-none-match", b'"a", W/"b"')] * 10_000,
+    "10,000 lines of languages": [(b"accept-language", b"en;q=0.5")] * 10_000,
+    "an identifier of a megabyte": [(b"x-api-key", b"k" * 1_000_000)],
+    "a cookie of a megabyte": [(b"cookie", b"theme=" + b"t" * 1_000_000)],
+    "a name of a megabyte": [(b"n" * 1_000_000, b"v")],
+}
+
+
+@pytest.mark.parametrize("name", NUMEROUS)
+def test_fields_of_any_number_and_length_cost_time_that_grows_with_them(
+    edge: Edge, name: str
+) -> None:
+    """More than any server lets through; none makes a long key."""
+    began = time.process_time()
+    status, _ = edge.app.send(Hostile("GET", b"/page/x", b"", NUMEROUS[name], "203.0.113.9"))
+    assert status == 200
+    assert time.process_time() - began < 5
+    assert not [event for event in edge.events if isinstance(event, _OURS)]
+    assert all(len(key) <= LONGEST_KEY for key in edge.everything_on_redis())
 
 
 @MANY

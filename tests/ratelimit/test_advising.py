@@ -65,6 +65,36 @@ def test_one_private_address_that_dominates_is_told_once(
     assert f"nearly all of {SAMPLE} requests came from 10.0.1.1" in doubt.advice
 
 
+@pytest.mark.parametrize(
+    ("by", "said"),
+    [
+        (client_ip(), "came from 203.0.113.7"),
+        (header("X-Api-Key"), "have the same header.x-api-key"),
+    ],
+)
+def test_any_identifier_that_dominates_is_told_once_and_no_secret_with_it(
+    limiter_of: Make, store: ValkeyStore, events: list[Event], by: Any, said: str
+) -> None:
+    """A front with a public address; a key that a gateway puts into every request."""
+    limiter = limiter_of(RateLimitRule("/a", "1/h", by=by))
+    for _ in range(3 * SAMPLE):
+        begin(limiter, store, get("/a", peer="203.0.113.7", headers=Headers.of(x_api_key="s3cret")))
+    (doubt,) = doubts(events)
+    assert said in doubt.advice
+    assert "s3cret" not in doubt.advice
+
+
+def test_clients_of_their_own_and_one_quota_that_is_meant_are_no_doubt(
+    limiter_of: Make, store: ValkeyStore, events: list[Event]
+) -> None:
+    own = limiter_of(RateLimitRule("/a", "1/h"))
+    meant = limiter_of(RateLimitRule("/a", "1/h", name="all", by=lambda _: "everybody"))
+    for index in range(2 * SAMPLE):
+        begin(own, store, get("/a", peer=f"203.0.113.{index % 5}"))
+        begin(meant, store, get("/a", peer="203.0.113.7"))
+    assert doubts(events) == []
+
+
 def test_a_rule_can_demand_an_identity(limiter_of: Make, store: ValkeyStore) -> None:
     """401 with a challenge (RFC 9110 §15.5.2), and no round trip."""
     limiter = limiter_of(RateLimitRule("/a", "1/h", by=header("x-key"), challenge="Bearer"))

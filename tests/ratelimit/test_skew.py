@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING
 
 import pytest
 
+from benchmarks import skewed_processes
 from tests.ratelimit import reference
 from tests.ratelimit.store import NOW, FakeClock, ValkeyStore
 from tests.ratelimit.test_limiter import Make, begin, get
@@ -18,6 +20,9 @@ from upstash_middleware.core.ratelimit import (
     SlidingWindow,
     TokenBucket,
 )
+
+if TYPE_CHECKING:
+    from upstash_middleware.local import LocalUpstash
 
 PROCESSES = 8
 REQUESTS = 600
@@ -65,3 +70,12 @@ def test_before_they_have_heard_it_the_leading_clock_counts(
         begin(limiter_of(first, clock=behind), store, get("/a")).response is None for _ in range(3)
     ]
     assert admitted == [True, False, False]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", skewed_processes.LIMITS, ids=str)
+def test_real_processes_on_skewed_clocks_admit_what_the_definition_does(
+    upstash: LocalUpstash, limit: Limit
+) -> None:
+    """``benchmarks/skewed_processes.py`` with fewer requests than its 50,000."""
+    assert skewed_processes.measure(upstash, limit, 4000)

@@ -12,11 +12,12 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route
 from upstash_redis import Redis
 
-from upstash_middleware import ConfigurationError
+from upstash_middleware import CacheRule, ConfigurationError
 from upstash_middleware.core.ratelimit.limits import Concurrency
 from upstash_middleware.starlette import (
     CacheMiddleware,
@@ -577,3 +578,27 @@ def test_a_deny_list_and_a_closed_rule_have_their_own_status(
     served = client(Starlette(routes=[Route("/", limit("1/hour", **arguments)(tea_plain))]))
     denied = served.get("/")
     assert (denied.status_code, denied.json()["status"]) == (status, status)
+
+
+@pytest.mark.parametrize(
+    ("outermost_first", "told"),
+    [
+        ([CORSMiddleware, RateLimitMiddleware], 0),
+        ([RateLimitMiddleware, CORSMiddleware], 1),
+        ([UpstashMiddleware, GZipMiddleware, CORSMiddleware], 1),
+        ([CacheMiddleware, CORSMiddleware], 0),
+    ],
+    ids=["outside", "inside", "further inside", "a cache alone"],
+)
+def test_a_cors_middleware_that_does_not_see_denials_is_told(
+    caplog: pytest.LogCaptureFixture, outermost_first: list[Any], told: int
+):
+    """Once, when the application puts its middleware together."""
+    arguments: dict[Any, dict[str, Any]] = {
+        RateLimitMiddleware: {"default_limit": "9/hour"},
+        UpstashMiddleware: {"default_limit": "9/hour", "cache": [CacheRule("/a", ttl=9)]},
+        CacheMiddleware: {"cache": [CacheRule("/a", ttl=9)]},
+    }
+    middleware = [Middleware(cls, **arguments.get(cls, {})) for cls in outermost_first]
+    Starlette(middleware=middleware).build_middleware_stack()
+    assert len([line for line in caplog.messages if "CORSMiddleware" in line]) == told

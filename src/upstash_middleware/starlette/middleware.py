@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
+
+from starlette.middleware.cors import CORSMiddleware
 
 from upstash_middleware import asgi
-from upstash_middleware.events import UserCodeFailed
+from upstash_middleware.events import SettingDoubted, UserCodeFailed
+from upstash_middleware.gateway import Halves
 from upstash_middleware.starlette.denying import RequestDenied, handled, own_handler
 from upstash_middleware.starlette.routing import application_of, is_exempt_request
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from starlette.types import ASGIApp, Receive, Scope
 
     from upstash_middleware.core.ratelimit import Decision
     from upstash_middleware.gateway import Gateway
     from upstash_middleware.messages import Request, Response
+    from upstash_middleware.settings import Arguments
+
+
+_CORS_INSIDE = (
+    "CORSMiddleware stands inside of the rate limit, so that browsers show a script of another "
+    "origin no denial; add it after this one: what is added last is outermost"
+)
 
 
 class _AsksTheApplication:
@@ -22,6 +34,12 @@ class _AsksTheApplication:
 
     app: ASGIApp
     gateway: Gateway
+    halves: ClassVar[Halves]
+
+    def __init__(self, app: ASGIApp, **arguments: Unpack[Arguments]) -> None:
+        super().__init__(app, **arguments)  # type: ignore[call-arg, misc]
+        if Halves.RATE_LIMIT in self.halves and _answers_cors(app):
+            self.gateway.observe(SettingDoubted("the order of middleware", _CORS_INSIDE))
 
     def exempts(self, request: Request, /) -> bool:
         """Whether the endpoint that a request goes to is exempt."""
@@ -46,6 +64,15 @@ class _AsksTheApplication:
         except Exception as error:  # noqa: BLE001 - it is the application's, and the answer stands
             self.gateway.observe(UserCodeFailed("the exception handler for a denial", error))
             return response
+
+
+def _answers_cors(app: object) -> bool:
+    """Whether CORSMiddleware stands inside, where it does not see our denials."""
+    while app is not None:
+        if isinstance(app, CORSMiddleware):
+            return True
+        app = getattr(app, "app", None)
+    return False
 
 
 class UpstashMiddleware(_AsksTheApplication, asgi.UpstashMiddleware):

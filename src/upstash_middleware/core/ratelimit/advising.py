@@ -1,6 +1,9 @@
 """What looks like a wrong setting: told once, in words that say what to set.
 
-Both doubts are about proxies: behind one that is not trusted, all clients share its address.
+A forwarded address that nobody is trusted to have written, and one identifier that nearly all
+requests have: behind a proxy that is not trusted, all clients share its address, and a header
+field that a gateway sets may be the same for all. What the application's own function answers is
+taken as meant: one quota for everybody may be.
 """
 
 from __future__ import annotations
@@ -48,43 +51,52 @@ class Advising:
     def __init__(self, observe: Observer) -> None:
         self._observe = observe
         self._told: set[str] = set()
-        self._candidate = ""
+        self._candidate: Identifier | None = None
         self._count = self._seen = 0
 
     def look(self, rule: CompiledRule, found: Identifier, request: Request) -> None:
-        """Look at one request whose client was found by address."""
-        if found.kind != "ip" or len(self._told) == 2 or not _is_private(found):
+        """Look at one request whose client was found by one of this package's extractors."""
+        if found.kind == "id" or len(self._told) == 2:
             return
-        forwarded = "x-forwarded-for" in request.headers or "forwarded" in request.headers
-        if forwarded and found.value == request.peer:
+        if found.value == request.peer and _is_forwarded(request) and _is_private(found):
             self._tell(
                 rule,
                 "proxy",
                 f"requests come from the private address {found.value} and carry a forwarded "
                 f"address that nobody is trusted to have written{_REMEDY}",
             )
-        self._count_one(rule, found.value)
+        self._count_one(rule, found)
 
-    def _count_one(self, rule: CompiledRule, value: str) -> None:
+    def _count_one(self, rule: CompiledRule, found: Identifier) -> None:
         if self._seen == 0:
-            self._candidate = value
+            self._candidate = found
         self._seen += 1
-        self._count += value == self._candidate
+        self._count += found == self._candidate
         if self._seen < SAMPLE:
             return
         if self._count >= SAMPLE * DOMINATING:
-            self._tell(
-                rule,
-                "dominating",
-                f"nearly all of {SAMPLE} requests came from {self._candidate} and share one "
-                f"quota{_REMEDY}",
-            )
+            self._tell(rule, "dominating", _dominating(found))
         self._seen = self._count = 0
 
     def _tell(self, rule: CompiledRule, what: str, advice: str) -> None:
         if what not in self._told:
             self._told.add(what)
             self._observe(SettingDoubted(f"{rule.setting}.by", advice))
+
+
+def _is_forwarded(request: Request) -> bool:
+    return "x-forwarded-for" in request.headers or "forwarded" in request.headers
+
+
+def _dominating(found: Identifier) -> str:
+    most = f"nearly all of {SAMPLE} requests"
+    if found.kind == "ip":
+        return f"{most} came from {found.value} and share one quota{_REMEDY}"
+    return (
+        f"{most} have the same {found.kind} and share one quota; if they are not one client's, "
+        "identify by something that tells clients apart, or by several things: "
+        "combine(..., client_ip())"
+    )
 
 
 @lru_cache(maxsize=4096)
