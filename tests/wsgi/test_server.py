@@ -1,4 +1,4 @@
-"""Under gunicorn with threads: what only a real wire shows."""
+"""Under gunicorn with threads, and under waitress: what only a real wire shows."""
 
 from __future__ import annotations
 
@@ -25,14 +25,33 @@ ROOT = Path(__file__).parents[2]
 THREADS = 12
 
 
-@pytest.fixture
-def server(upstash: LocalUpstash, tmp_path: Path) -> Iterator[httpx.Client]:
+WAITRESS = """
+import socket, sys
+from waitress import serve
+from tests.wsgi.served_app import app
+listening = socket.socket(fileno=int(sys.argv[1]))
+serve(app, sockets=[listening], threads=int(sys.argv[2]), send_bytes=1)
+"""
+"""It holds pieces back until they are 18 kB, unless it is told otherwise."""
+
+
+def command(server: str, descriptor: int, tmp_path: Path) -> list[str]:
+    """Return what starts a server of the application on a socket."""
+    if server == "waitress":
+        return [sys.executable, "-c", WAITRESS, str(descriptor), str(THREADS)]
+    bound = ["--bind", f"fd://{descriptor}", "--threads", str(THREADS)]
+    quiet = ["--log-level", "warning", "--worker-tmp-dir", str(tmp_path)]
+    return [sys.executable, "-m", "gunicorn", *bound, *quiet, "tests.wsgi.served_app:app"]
+
+
+@pytest.fixture(params=["gunicorn", "waitress"])
+def server(
+    request: pytest.FixtureRequest, upstash: LocalUpstash, tmp_path: Path
+) -> Iterator[httpx.Client]:
     """A client of a server in a process of its own, on a socket that is already listening."""
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listening:
-        bound = ["--bind", f"fd://{listening.fileno()}", "--threads", str(THREADS)]
-        quiet = ["--log-level", "warning", "--worker-tmp-dir", str(tmp_path)]
         process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", *bound, *quiet, "tests.wsgi.served_app:app"],
+            command(request.param, listening.fileno(), tmp_path),
             cwd=ROOT,
             env=os.environ | upstash.env,
             pass_fds=[listening.fileno()],
@@ -55,8 +74,12 @@ def test_the_first_piece_arrives_while_the_application_still_makes_the_next(serv
         assert b"".join(pieces) == b"more\n" * 500_000
 
 
+@pytest.mark.parametrize("server", ["gunicorn"], indirect=True)
 def test_the_client_does_not_wait_for_what_follows_the_last_byte(server: httpx.Client):
-    """The store comes after the application's close, which is held back here."""
+    """The store comes after the application's close, which is held back here.
+
+    Waitress holds the end of a response back until then.
+    """
     began = time.monotonic()
     assert server.get("/closing-late").text == "all\n"
     assert time.monotonic() - began < LONGEST_SECONDS / 2
