@@ -58,12 +58,13 @@ def test_what_is_under_no_key_of_ours_is_none(encrypt):
 
 @ENCRYPT
 def test_what_was_sealed_for_another_key_is_none(encrypt):
-    """By the seal itself, not only by the checksum within it."""
+    """The seal covers the key."""
     own = sealing(NEW, encrypt=encrypt)
     sealed = own.seal(KEY, b"payload")
     assert bytes(own.open(KEY, memoryview(sealed))) == b"payload"
     with pytest.raises(Unsealed):
         own.open(KEY + "?a", memoryview(sealed))
+    assert decode(KEY + "?a", encode(KEY, PLAIN, raw=True, sealing=own), own) is None
 
 
 @settings(max_examples=300, deadline=None)

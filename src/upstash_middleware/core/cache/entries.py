@@ -5,7 +5,7 @@ follows, the length of a head in JSON, the head, and the body. The mark says whe
 stands as it is or in base64, in which an entry travels inside a pipeline or a script. The epochs
 are outside of the checksum because a script on the server may have to add some of them; which
 tags they belong to, and so how many there must be, the head says. Where the application has set
-keys, the payload is signed or encrypted (``sealing``).
+keys, a seal stands in the checksum's place (``sealing``).
 
 Whatever does not parse is no entry.
 """
@@ -152,9 +152,8 @@ def decode(
             payload = memoryview(b64decode(payload, validate=True))
         elif data[:1] != _RAW:
             return None
-        if sealing is not None:
-            payload = sealing.open(key, payload)
-        return _parse(key, data[1:end].decode("latin-1"), payload)
+        content = _checked(key, payload) if sealing is None else sealing.open(key, payload)
+        return _parse(data[1:end].decode("latin-1"), content)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError, binascii.Error):
         return None
 
@@ -163,8 +162,7 @@ def _payload(key: str, value: StoredResponse | Stub, sealing: Sealing | None) ->
     body = value.packed if isinstance(value, StoredResponse) else b""
     head = json.dumps(_head(value), separators=(",", ":")).encode()
     content = len(head).to_bytes(4, "big") + head + body
-    payload = _checksum(key, content) + content
-    return payload if sealing is None else sealing.seal(key, payload)
+    return _checksum(key, content) + content if sealing is None else sealing.seal(key, content)
 
 
 def _checksum(key: str, content: bytes | memoryview) -> bytes:
@@ -191,10 +189,15 @@ def _head(value: StoredResponse | Stub) -> list[Any]:
     ]
 
 
-def _parse(key: str, epochs: str, payload: memoryview) -> StoredResponse | Stub | None:
+def _checked(key: str, payload: memoryview) -> memoryview:
+    """Return what follows the checksum; raises Damaged where that is another's."""
     content = payload[_CHECKSUM:]
     if payload[:_CHECKSUM] != _checksum(key, content):
-        return None
+        raise Damaged
+    return content
+
+
+def _parse(epochs: str, content: memoryview) -> StoredResponse | Stub:
     end = 4 + int.from_bytes(content[:4], "big")
     head = json.loads(str(content[4:end], "utf-8"))
     if head[0] == "stub":
