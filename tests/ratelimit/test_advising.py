@@ -77,8 +77,9 @@ def test_any_identifier_that_dominates_is_told_once_and_no_secret_with_it(
 ) -> None:
     """A front with a public address; a key that a gateway puts into every request."""
     limiter = limiter_of(RateLimitRule("/a", "1/h", by=by))
-    for _ in range(3 * SAMPLE):
-        begin(limiter, store, get("/a", peer="203.0.113.7", headers=Headers.of(x_api_key="s3cret")))
+    for index in range(3 * SAMPLE):
+        one, key = ("198.51.100.9", "another") if index % 20 == 19 else ("203.0.113.7", "s3cret")
+        begin(limiter, store, get("/a", peer=one, headers=Headers.of(x_api_key=key)))
     (doubt,) = doubts(events)
     assert said in doubt.advice
     assert "s3cret" not in doubt.advice

@@ -58,7 +58,8 @@ class Advising:
         """Look at one request whose client was found by one of this package's extractors."""
         if found.kind == "id" or len(self._told) == 2:
             return
-        if found.value == request.peer and _is_forwarded(request) and _is_private(found):
+        by_peer = found.kind == "ip" and found.value == request.peer
+        if by_peer and _is_private(found) and _is_forwarded(request):
             self._tell(
                 rule,
                 "proxy",
@@ -68,14 +69,16 @@ class Advising:
         self._count_one(rule, found)
 
     def _count_one(self, rule: CompiledRule, found: Identifier) -> None:
-        if self._seen == 0:
+        if self._candidate is None:
             self._candidate = found
+        candidate = self._candidate
         self._seen += 1
-        self._count += found == self._candidate
+        self._count += found == candidate
         if self._seen < SAMPLE:
             return
         if self._count >= SAMPLE * DOMINATING:
-            self._tell(rule, "dominating", _dominating(found))
+            self._tell(rule, "dominating", _dominating(candidate))
+        self._candidate = None
         self._seen = self._count = 0
 
     def _tell(self, rule: CompiledRule, what: str, advice: str) -> None:
