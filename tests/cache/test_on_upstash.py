@@ -43,7 +43,7 @@ class Served:
             secret=lambda: b"secret",
             clock=self.clock,
             observe=self.events.append,
-            deadline=5.0,
+            deadline=20.0,
             randomness=counting_bytes(),
             **options,
         )
