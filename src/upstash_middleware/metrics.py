@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from upstash_middleware.errors import CommandError
 from upstash_middleware.events import (
+    CacheEntryRefused,
     CacheLookedUp,
     CacheStored,
     CircuitClosed,
@@ -121,6 +122,12 @@ STORES: Final = Metric(
     "Responses that were to be stored.",
     (_STORED,),
 )
+REFUSED: Final = Metric(
+    f"{_OWN}.cache.refused",
+    Kind.COUNTER,
+    "{entry}",
+    "Entries that were damaged, of another version, or sealed under none of `cache_keys`.",
+)
 CALLS: Final = Metric(
     "db.client.operation.duration",
     Kind.HISTOGRAM,
@@ -147,7 +154,7 @@ FAULTS: Final = Metric(
     "Functions of the application's, or parts of this package, that have raised.",
     (_SETTING, _ERROR),
 )
-METRICS: Final = (DECISIONS, LOOKUPS, STORES, CALLS, FAILURES, CIRCUIT, FAULTS)
+METRICS: Final = (DECISIONS, LOOKUPS, STORES, REFUSED, CALLS, FAILURES, CIRCUIT, FAULTS)
 
 OTHER: Final = "_OTHER"
 """What the conventions call an error that has no name of its own."""
@@ -229,6 +236,7 @@ _MEASURES: Mapping[type, Callable[[Any], Measurement]] = {
     RateLimitDecided: _decided,
     CacheLookedUp: lambda event: Measurement(LOOKUPS, 1, (event.outcome,)),
     CacheStored: lambda event: Measurement(STORES, 1, (str(event.stored).lower(),)),
+    CacheEntryRefused: lambda _event: Measurement(REFUSED, 1),
     UpstashCalled: _called,
     UpstashFailed: lambda event: Measurement(FAILURES, 1, (event.during, error_type(event.error))),
     CircuitOpened: lambda _event: Measurement(CIRCUIT, 1),

@@ -68,7 +68,7 @@ def _labels(metric: Metric) -> tuple[str, ...]:
 
 def _counter(metric: Metric, registry: CollectorRegistry) -> Add:
     counter = Counter(name_of(metric), metric.meaning, _labels(metric), registry=registry)
-    return lambda amount, values: counter.labels(*values).inc(amount)
+    return lambda amount, values: (counter.labels(*values) if values else counter).inc(amount)
 
 
 def _histogram(metric: Metric, registry: CollectorRegistry) -> Add:

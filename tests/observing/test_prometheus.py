@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.observing.conftest import request_by
 from upstash_middleware import RateLimitRule
-from upstash_middleware.events import CircuitClosed, CircuitOpened
+from upstash_middleware.events import CacheEntryRefused, CircuitClosed, CircuitOpened
 from upstash_middleware.local import Fault
 from upstash_middleware.messages import Request
 from upstash_middleware.prometheus import PrometheusObserver
@@ -176,3 +176,11 @@ def test_in_multiprocess_mode_the_counts_of_all_processes_add_up(tmp_path: Path)
     labels = 'rule="login",settled_by="upstash",verdict="allowed"'
     assert f"upstash_middleware_rate_limit_decisions_total{{{labels}}} 2.0" in lines
     assert "upstash_middleware_circuit_open 2.0" in lines
+
+
+def test_entries_that_were_refused_are_counted_and_not_by_their_keys(registry: CollectorRegistry):
+    """Which anybody who may write to Redis could make any number of."""
+    observer = PrometheusObserver(registry)
+    for number in range(3):
+        observer(CacheEntryRefused(f"p:cache:entry:{number}", "damaged"))
+    assert scraped(registry)["upstash_middleware_cache_refused_total"] == {(): 3}
