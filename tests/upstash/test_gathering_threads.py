@@ -248,8 +248,10 @@ def test_it_can_be_switched_off():
         assert sorted(one.result(SECONDS) for one in both) == [[b"a"], [b"b"]]
 
 
-def test_many_threads_at_once_each_get_their_own_replies():
-    """Without a hand on the wire: whatever meets whatever."""
+@pytest.mark.parametrize("patience", [25.0, 0.001, 0.0004])
+def test_many_threads_at_once_each_get_their_own_replies(monkeypatch, patience):
+    """Without a hand on the wire: whatever meets whatever, also losing patience as it is woken."""
+    monkeypatch.setattr(batches, "PATIENCE_SECONDS", patience)
 
     class Echo:
         def __init__(self):
@@ -270,9 +272,9 @@ def test_many_threads_at_once_each_get_their_own_replies():
     client = Client(Credentials("https://db.example", "t"), transport=lambda _: echo)
 
     def ask(number):
-        return [client.execute(pipeline(("ECHO", f"{number}.{n}"))) for n in range(50)]
+        return [client.execute(pipeline(("ECHO", f"{number}.{n}"))) for n in range(200)]
 
     with ThreadPoolExecutor(16) as threads:
         results = list(threads.map(ask, range(16)))
-    assert results == [[[f"{one}.{n}".encode()] for n in range(50)] for one in range(16)]
-    assert echo.calls < 16 * 50, "some have shared"
+    assert results == [[[f"{one}.{n}".encode()] for n in range(200)] for one in range(16)]
+    assert echo.calls < 16 * 200, "some have shared"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from upstash_middleware.errors import ConnectionLost
 from upstash_middleware.upstash import batches
@@ -40,10 +40,17 @@ class Perform(Protocol):
         ...
 
 
+class _Lead(NamedTuple):
+    """A call that one thread is to make, for whom, and how it is counted."""
+
+    batch: list[_Thread]
+    way: Way
+
+
 class _Thread(Waiting):
     """A thread that waits, until it has its replies or is to make the next call for others too."""
 
-    __slots__ = ("_bell", "_done", "_error", "_replies", "batch", "taken", "way")
+    __slots__ = ("_bell", "_done", "_error", "_lead", "_replies", "taken")
 
     def __init__(self, pipeline: Pipeline, members: list[str], deadline: Deadline) -> None:
         super().__init__(pipeline, members, deadline)
@@ -52,11 +59,9 @@ class _Thread(Waiting):
         self._done = False
         self._replies: list[Reply] = []
         self._error: Exception | None = None
+        self._lead: _Lead | None = None
         self.taken = False
         """Whether it is part of a call."""
-        self.batch: list[_Thread] = []
-        self.way: Way | None = None
-        """For whom it is to make a call, and how that is counted."""
 
     @property
     def done(self) -> bool:
@@ -70,13 +75,19 @@ class _Thread(Waiting):
         self._error, self._done = error, True
         self._bell.release()
 
-    def wake(self) -> None:
-        """Have it make a call."""
+    def lead(self, lead: _Lead) -> None:
+        """Wake it to make a call."""
+        self._lead = lead
         self._bell.release()
 
     def wait(self, seconds: float) -> bool:
         """Wait to be woken, for so long at most; return whether it was."""
         return self._bell.acquire(timeout=max(seconds, 0.0))
+
+    def take_lead(self) -> _Lead | None:
+        """Return the call that it was woken to make, if that is why."""
+        lead, self._lead = self._lead, None
+        return lead
 
     def give_up(self) -> None:
         """Take no replies any more."""
@@ -126,50 +137,49 @@ class ThreadGathering:
         while not one.done:
             left = one.deadline.at - one.deadline.clock()
             woken = one.wait(left if one.taken else min(left, batches.PATIENCE_SECONDS))
-            if not woken:
-                self._lose_patience(one)
-            if one.batch and one.way is not None:
-                batch, one.batch = one.batch, []
-                self._carry(batch, one.way)
+            lead = one.take_lead() if woken else self._lose_patience(one)
+            if lead is not None:
+                self._carry(lead)
         return one.outcome()
 
-    def _lose_patience(self, one: _Thread) -> None:
-        """Go all the same, or raise DeadlineExceeded; unless it was woken just now."""
+    def _lose_patience(self, one: _Thread) -> _Lead | None:
+        """Have it make a call all the same, or raise DeadlineExceeded."""
         with self._lock:
-            if one.done or one.batch:
-                return
+            if one.done:
+                return None
+            if (lead := one.take_lead()) is not None:
+                one.wait(0.0)  # it was woken just now, and shall not be a second time
+                return lead
             if one.deadline.at <= one.deadline.clock():
                 one.give_up()
                 raise one.deadline.exceeded()
-            if not one.taken:
-                self._traffic.lose_patience()
-                self._appoint(one)
+            if one.taken:
+                return None
+            self._traffic.lose_patience()
+            return self._next()
 
     def _end_call(self, way: Way) -> None:
         with self._lock:
             self._traffic.end(way)
             while self._waiting and self._traffic.has_room:
-                if (leader := self._appoint(None)) is not None:
-                    leader.wake()
+                if (lead := self._next()) is not None:
+                    lead.batch[0].lead(lead)
 
-    def _appoint(self, leader: _Thread | None) -> _Thread | None:
-        """Give the next batch to one that is to make a call for it: the first, if nobody else."""
+    def _next(self) -> _Lead | None:
+        """Return the next call; the lock is held."""
         batch = self._traffic.next_batch(self._waiting)
-        if not batch:
-            return None
         for one in batch:
             one.taken = True
-        leader = leader or batch[0]
-        leader.batch, leader.way = batch, self._traffic.begin()
-        return leader
+        return _Lead(batch, self._traffic.begin()) if batch else None
 
-    def _carry(self, batch: list[_Thread], way: Way) -> None:
+    def _carry(self, lead: _Lead) -> None:
         try:
-            self._together(batch)
+            self._together(lead.batch)
         finally:
             # Only where this thread was interrupted is there anybody left.
-            fail(batch, ConnectionLost("the thread that made the call for others was interrupted"))
-            self._end_call(way)
+            interrupted = "the thread that made the call for others was interrupted"
+            fail(lead.batch, ConnectionLost(interrupted))
+            self._end_call(lead.way)
 
     def _together(self, batch: list[_Thread]) -> None:
         steps = carried(batch, self._traffic, self._secret)
