@@ -6,6 +6,7 @@ Upstash sends it as an answer's body. RESP3's types are not known here.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, cast
 
 from upstash_middleware.errors import CommandError
@@ -17,6 +18,7 @@ MAX_DEPTH = 32
 """Arrays within arrays."""
 
 _SIMPLE, _ERROR, _NUMBER, _BULK, _ARRAY = b"+-:$*"
+_LINES_OF_NUMBERS = re.compile(rb"(?::-?[0-9]{1,19}\r\n)+")
 _SIGNS = frozenset({b"-", b"+"})
 _LONGEST_NUMBER = 20
 """Characters of a 64-bit number with its sign."""
@@ -36,18 +38,19 @@ def decode_replies(data: bytes) -> list[Reply]:
         end = find(b"\r\n", position)
         if end < 0:
             raise ValueError("cut short within a line")
-        reply: Reply
-        if data[position] == _NUMBER:  # what limits answer
-            reply, position, opens = _number(data[position + 1 : end]), end + 2, 0
-        else:
-            reply, position, opens = _next(data, position, end)
+        reply, position, opens = _next(data, position, end)
         members.append(reply)
         lacking -= 1
         if opens:
             if len(outer) == MAX_DEPTH:
                 raise ValueError(f"arrays nest deeper than {MAX_DEPTH}")
-            outer.append((members, lacking))
-            members, lacking = cast("list[Reply]", reply), opens
+            inner = cast("list[Reply]", reply)
+            if (numbers := _numbers(data, position, opens)) is not None:  # what limits answer
+                inner.extend(map(int, numbers[1:-2].split(b"\r\n:")))
+                position += len(numbers)
+            else:
+                outer.append((members, lacking))
+                members, lacking = inner, opens
         while not lacking:
             members, lacking = outer.pop()
     if outer:
@@ -55,12 +58,20 @@ def decode_replies(data: bytes) -> list[Reply]:
     return replies
 
 
-def _next(data: bytes, position: int, end: int) -> tuple[Reply, int, int]:
-    """Return the reply whose first line this is, where the next begins, how many members it lacks.
+def _numbers(data: bytes, position: int, count: int) -> bytes | None:
+    """Return the lines of an array's members, if they are nothing but numbers."""
+    lines = _LINES_OF_NUMBERS.match(data, position)
+    return lines[0] if lines and lines[0].count(b":") == count else None
 
-    It is no number.
+
+def _next(data: bytes, position: int, end: int) -> tuple[Reply, int, int]:
+    """Return the reply that begins here, where the next begins, and how many members it lacks.
+
+    ``end`` is that of its first line.
     """
     kind, line, after = data[position], data[position + 1 : end], end + 2
+    if kind == _NUMBER:
+        return _number(line), after, 0
     if kind == _BULK:
         length = _length(line)
         if length < 0:
