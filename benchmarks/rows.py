@@ -76,6 +76,7 @@ _STARLETTE = (
     ),
     _ours("hit, 1 KB", "cache", "/1k"),
     _ours("hit, 100 KB", "cache", "/100k"),
+    _ours("hit from L1, 1 KB", "cache with L1", "/1k"),
     _ours("304", "cache", "/1k", headers='If-None-Match: "benchmark"\r\n', status=304),
     _ours("miss and store", "cache", "/pages/{n}", bare="Starlette: bare, 1 KB"),
     _ours("limit and hit", "limit and cache", "/1k"),

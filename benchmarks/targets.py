@@ -127,6 +127,12 @@ TARGETS = (
         15,
     ),
     _rate(
+        "hit from L1 against the bare app",
+        "Starlette: hit from L1, 1 KB",
+        "Starlette: bare, 1 KB",
+        0.8,
+    ),
+    _rate(
         "Flask: one limit against upstash_ratelimit",
         "Flask: one limit",
         "Flask: upstash_ratelimit",

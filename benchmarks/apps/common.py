@@ -41,6 +41,7 @@ OURS: dict[str, dict[str, Any]] = {
     "three limits": {"default_limit": THREE_LIMITS},
     "blocked": {"default_limit": "1/hour"},
     "cache": {"cache": CACHED},
+    "cache with L1": {"cache": CACHED, "cache_l1_bytes": 4 * 1024 * 1024, "cache_l1_seconds": 60},
     "limit and cache": {"default_limit": LIMIT, "cache": CACHED},
 }
 """This package's settings by what the row shows."""
