@@ -75,14 +75,14 @@ class Field:
         hash: bool | None = None,  # noqa: A002
         kw_only: bool = False,
     ) -> None:
-        self.name = ""
-        self.default = default
-        self.default_factory = default_factory
-        self.init = init
-        self.repr = repr
-        self.compare = compare
-        self.hash = compare if hash is None else hash
-        self.kw_only = kw_only
+        self.name: str = ""
+        self.default: Any = default
+        self.default_factory: Any = default_factory
+        self.init: bool = init
+        self.repr: bool = repr
+        self.compare: bool = compare
+        self.hash: bool = compare if hash is None else hash
+        self.kw_only: bool = kw_only
 
 
 def _made(  # noqa: PLR0913 - the decorators' options

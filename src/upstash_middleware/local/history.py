@@ -40,7 +40,7 @@ class History:
 
     def clear(self) -> None:
         """Forget all, for a new bill."""
-        self.begun = self._clock()
+        self.begun: float = self._clock()
         self._before = Bill()
         self._spent.clear()
 

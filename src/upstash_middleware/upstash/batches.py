@@ -57,11 +57,11 @@ class Waiting(ABC):
     __slots__ = ("characters", "deadline", "members", "pipeline")
 
     def __init__(self, pipeline: Pipeline, members: list[str], deadline: Deadline) -> None:
-        self.pipeline = pipeline
-        self.members = members
+        self.pipeline: Pipeline = pipeline
+        self.members: list[str] = members
         """Its commands, as they stand in a call."""
-        self.characters = sum(map(len, members))
-        self.deadline = deadline
+        self.characters: int = sum(map(len, members))
+        self.deadline: Deadline = deadline
 
     @property
     @abstractmethod
@@ -86,7 +86,7 @@ class Way:
     __slots__ = ("begun",)
 
     def __init__(self) -> None:
-        self.begun = time.monotonic()
+        self.begun: float = time.monotonic()
 
 
 class Traffic:
