@@ -24,7 +24,7 @@ from upstash_middleware.upstash.batches import (
 from upstash_middleware.upstash.protocol import joined
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from upstash_middleware.core.effects import Command, Pipeline, Reply
     from upstash_middleware.upstash.batches import SharedCall, Way
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 class Perform(Protocol):
     """What sends a call and reads its answer."""
 
-    async def __call__(
+    def __call__(
         self, call: Call, commands: Sequence[Command], deadline: Deadline, *, repeat: bool
-    ) -> list[Reply]:
+    ) -> Coroutine[Any, Any, list[Reply]]:
         """See ``calls.calls_for``."""
         ...
 
@@ -92,29 +92,34 @@ class Gathering:
         """Looks after the first of those who wait."""
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def execute(
+    def execute(
         self, pipeline: Pipeline, members: list[str], deadline: Deadline
-    ) -> list[Reply]:
+    ) -> Coroutine[Any, Any, list[Reply]]:
         """Perform a pipeline, whose commands ``members`` are, in a call of its own or a shared one.
 
         Raises what ``calls.calls_for`` raises.
         """
         if sum(map(len, members)) > ALONE_CHARACTERS:
-            return await self._by_itself(pipeline, members, deadline)
+            return self._by_itself(pipeline, members, deadline)
         if self._traffic.has_room:
-            way = self._traffic.begin()
-            try:
-                return await self._by_itself(pipeline, members, deadline)
-            finally:
-                self._end_call(way)
+            return self._first(pipeline, members, deadline)
         loop = asyncio.get_running_loop()
-        return await self._shared(_Task(pipeline, members, deadline, loop), loop)
+        return self._shared(_Task(pipeline, members, deadline, loop), loop)
 
-    async def _by_itself(
+    def _by_itself(
+        self, pipeline: Pipeline, members: list[str], deadline: Deadline
+    ) -> Coroutine[Any, Any, list[Reply]]:
+        repeat = pipeline.reads_only
+        return self._perform(joined(members), pipeline.commands, deadline, repeat=repeat)
+
+    async def _first(
         self, pipeline: Pipeline, members: list[str], deadline: Deadline
     ) -> list[Reply]:
-        repeat = pipeline.reads_only
-        return await self._perform(joined(members), pipeline.commands, deadline, repeat=repeat)
+        way = self._traffic.begin()
+        try:
+            return await self._by_itself(pipeline, members, deadline)
+        finally:
+            self._end_call(way)
 
     async def _shared(self, one: _Task, loop: asyncio.AbstractEventLoop) -> list[Reply]:
         left = one.deadline.left()

@@ -7,10 +7,9 @@ a double holds exactly. No text is parsed here, and no key is made.
 from __future__ import annotations
 
 from datetime import timedelta
-from functools import lru_cache
 
 from upstash_middleware.errors import ConfigurationError
-from upstash_middleware.values import dataclass
+from upstash_middleware.values import dataclass, field
 
 MAX_QUOTA = 10**15 - 1
 """Also the largest integer of a structured field (RFC 9651 §3.3.1)."""
@@ -32,10 +31,11 @@ class FixedWindow:
 
     limit: int
     per: Duration
+    milliseconds: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_quota("limit", self.limit, self)
-        _milliseconds("per", self.per, self)
+        _set_milliseconds(self, "per", self.per)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,11 @@ class SlidingWindow:
 
     limit: int
     per: Duration
+    milliseconds: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_quota("limit", self.limit, self)
-        _milliseconds("per", self.per, self)
+        _set_milliseconds(self, "per", self.per)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +66,12 @@ class TokenBucket:
     capacity: int
     refill: int
     per: Duration
+    milliseconds: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_quota("capacity", self.capacity, self)
         _check_quota("refill", self.refill, self)
-        _milliseconds("per", self.per, self)
+        _set_milliseconds(self, "per", self.per)
         if span_ms(self) > MAX_WINDOW_MS:
             raise ConfigurationError(f"{self}: the bucket should fill up within 400 days")
 
@@ -86,13 +88,14 @@ class GCRA:
     limit: int
     per: Duration
     burst: int | None = None
+    milliseconds: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_quota("limit", self.limit, self)
-        milliseconds = _milliseconds("per", self.per, self)
+        _set_milliseconds(self, "per", self.per)
         if self.burst is not None:
             _check_quota("burst", self.burst, self)
-        if quota(self) * milliseconds > MAX_PRODUCT or span_ms(self) > MAX_WINDOW_MS:
+        if quota(self) * self.milliseconds > MAX_PRODUCT or span_ms(self) > MAX_WINDOW_MS:
             raise ConfigurationError(
                 f"{self}: the burst times the window in ms should be at most 2^52, and a burst "
                 "should be earned back within 400 days; choose a smaller burst or window"
@@ -108,10 +111,11 @@ class SlidingLog:
 
     limit: int
     per: Duration
+    milliseconds: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_quota("limit", self.limit, self)
-        _milliseconds("per", self.per, self)
+        _set_milliseconds(self, "per", self.per)
         if self.limit > MAX_LOG:
             raise ConfigurationError(
                 f"{self}: a log's limit should be at most {MAX_LOG}; a SlidingWindow counts more"
@@ -132,10 +136,11 @@ class Concurrency:
 
     limit: int
     longest: Duration = 60.0
+    milliseconds: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_quota("limit", self.limit, self)
-        _milliseconds("longest", self.longest, self)
+        _set_milliseconds(self, "longest", self.longest)
         if self.limit > MAX_LOG:
             raise ConfigurationError(f"{self}: limit should be at most {MAX_LOG}")
 
@@ -154,12 +159,9 @@ def quota(limit: Limit) -> int:
             return limit.limit
 
 
-@lru_cache(maxsize=1024)
 def window_ms(limit: Limit) -> int:
     """Return the window, a bucket's interval, a slot's lifetime, in milliseconds."""
-    if isinstance(limit, Concurrency):
-        return _milliseconds("longest", limit.longest, limit)
-    return _milliseconds("per", limit.per, limit)
+    return limit.milliseconds
 
 
 def span_ms(limit: Limit) -> int:
@@ -178,6 +180,10 @@ def _check_quota(name: str, value: object, limit: object) -> None:
         raise ConfigurationError(
             f"{limit}: {name} should be a whole number from 1 to {MAX_QUOTA}, not {value!r}"
         )
+
+
+def _set_milliseconds(limit: object, name: str, value: object) -> None:
+    object.__setattr__(limit, "milliseconds", _milliseconds(name, value, limit))
 
 
 def _milliseconds(name: str, value: object, limit: object) -> int:
