@@ -11,12 +11,13 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from upstash_middleware.core.ratelimit.fields import limit_fields, retry_after
+from upstash_middleware.core.ratelimit.fields import limit_fields, seconds_to_wait
 from upstash_middleware.messages import Headers, Response, ResponseHead
 from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from upstash_middleware.core.ratelimit.decision import Decision
+    from upstash_middleware.core.ratelimit.fields import Fields
     from upstash_middleware.messages import Request
 
 _PROBLEMS = "https://iana.org/assignments/http-problem-types#"
@@ -55,10 +56,10 @@ def denial(request: Request, decision: Decision, now: float) -> Response:
 
 def _too_many_requests(request: Request, decision: Decision, now: float) -> Response:
     """RFC 6585 §4, never to be stored by a cache."""
-    waits = retry_after(decision)
-    if waits:
-        seconds = waits[0][1]
-        detail = f"Try again in {seconds} {'second' if seconds == '1' else 'seconds'}."
+    seconds = seconds_to_wait(decision)
+    waits = () if seconds is None else ((b"Retry-After", b"%d" % seconds),)
+    if seconds is not None:
+        detail = f"Try again in {seconds} {'second' if seconds == 1 else 'seconds'}."
     elif any(policy.never for policy in decision.policies):
         detail = "This request costs more than its quota; waiting does not help."
     else:
@@ -83,7 +84,7 @@ def _unavailable(request: Request, decision: Decision) -> Response:
         "Requests cannot be counted at the moment.",
         (decision.rule,),
     )
-    return _response(request, problem, (("Retry-After", str(RETRY_UNAVAILABLE)),))
+    return _response(request, problem, ((b"Retry-After", b"%d" % RETRY_UNAVAILABLE),))
 
 
 def _forbidden(request: Request) -> Response:
@@ -94,21 +95,20 @@ def _forbidden(request: Request) -> Response:
 def _unauthorized(request: Request, challenge: str) -> Response:
     """For a rule that demands an identity (RFC 9110 §15.5.2)."""
     problem = _Problem(401, "about:blank", "Unauthorized", "Say who you are.")
-    return _response(request, problem, (("WWW-Authenticate", challenge),))
+    return _response(request, problem, ((b"WWW-Authenticate", challenge.encode("ascii")),))
 
 
-def _response(request: Request, problem: _Problem, fields: tuple[tuple[str, str], ...]) -> Response:
+def _response(request: Request, problem: _Problem, fields: Fields) -> Response:
     accept = request.headers.combined("accept") or "*/*"
     media_type = _preferred(accept) if len(accept) <= _LONGEST_KNOWN else _best(accept)
     body = _body(media_type, problem)
     text = media_type.startswith("text/")
     described = (
-        ("Content-Type", f"{media_type}; charset=utf-8" if text else media_type),
-        ("Content-Length", str(len(body))),
-        ("Cache-Control", "no-store"),
+        (b"Content-Type", (f"{media_type}; charset=utf-8" if text else media_type).encode("ascii")),
+        (b"Content-Length", b"%d" % len(body)),
+        (b"Cache-Control", b"no-store"),
     )
-    lines = described + fields
-    headers = Headers([(name.encode("ascii"), value.encode("ascii")) for name, value in lines])
+    headers = Headers(described + fields)
     # RFC 9110 §9.3.2: the fields are those of the GET, the body is left out.
     return Response(
         ResponseHead(problem.status, headers), b"" if request.method == "HEAD" else body

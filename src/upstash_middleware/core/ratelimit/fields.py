@@ -15,22 +15,16 @@ if TYPE_CHECKING:
     from upstash_middleware.core.ratelimit.decision import Decision, PolicyState
     from upstash_middleware.messages import Headers
 
+Fields = tuple[tuple[bytes, bytes], ...]
+"""Field lines as they are sent."""
 
-_NAMES = {
-    name: name.encode("ascii")
-    for name in (
-        "X-RateLimit-Limit",
-        "X-RateLimit-Remaining",
-        "X-RateLimit-Reset",
-        "RateLimit-Policy",
-        "RateLimit",
-        "Retry-After",
-    )
+_MAY_BE_THE_APPLICATIONS = {
+    name: name.decode("ascii").lower()
+    for name in (b"X-RateLimit-Limit", b"X-RateLimit-Remaining", b"X-RateLimit-Reset")
 }
-_MAY_BE_THE_APPLICATIONS = {name: name.lower() for name in _NAMES if name.startswith("X-")}
 
 
-def limit_fields(decision: Decision, now: float) -> tuple[tuple[str, str], ...]:
+def limit_fields(decision: Decision, now: float) -> Fields:
     """Return the fields for a decision, none where Upstash could not be asked.
 
     ``now`` is the time in seconds since 1970 by the clock that the decision was made with.
@@ -38,33 +32,31 @@ def limit_fields(decision: Decision, now: float) -> tuple[tuple[str, str], ...]:
     if decision.limit is None or decision.remaining is None or decision.reset is None:
         return ()
     policies = decision.policies
+    told = ", ".join([_policy(policy.name, policy.limit, policy.window) for policy in policies])
+    standing = ", ".join([_standing(policy, decision, now) for policy in policies])
     return (
-        ("X-RateLimit-Limit", str(decision.limit)),
-        ("X-RateLimit-Remaining", str(decision.remaining)),
-        ("X-RateLimit-Reset", str(math.ceil(decision.reset))),
-        ("RateLimit-Policy", ", ".join([_policy(p.name, p.limit, p.window) for p in policies])),
-        ("RateLimit", ", ".join([_standing(policy, decision, now) for policy in policies])),
+        (b"X-RateLimit-Limit", b"%d" % decision.limit),
+        (b"X-RateLimit-Remaining", b"%d" % decision.remaining),
+        (b"X-RateLimit-Reset", b"%d" % math.ceil(decision.reset)),
+        (b"RateLimit-Policy", told.encode("ascii")),
+        (b"RateLimit", standing.encode("ascii")),
     )
 
 
-def retry_after(decision: Decision) -> tuple[tuple[str, str], ...]:
-    """Return Retry-After in whole seconds, rounded up; nothing where no wait would help."""
-    if decision.retry_after is None:
-        return ()
-    return (("Retry-After", str(_whole_seconds(decision.retry_after))),)
+def seconds_to_wait(decision: Decision) -> int | None:
+    """Return what Retry-After says, in seconds rounded up; None where no wait would help."""
+    return None if decision.retry_after is None else _whole_seconds(decision.retry_after)
 
 
-def with_fields(headers: Headers, fields: tuple[tuple[str, str], ...]) -> Headers:
+def with_fields(headers: Headers, fields: Fields) -> Headers:
     """Return headers with these fields, leaving ``X-RateLimit-*`` of the application's own.
 
     The draft's two are lists, so lines of several origins add up (RFC 9110 §5.3).
     """
-    added = [
-        (_NAMES[name], value.encode("ascii"))
-        for name, value in fields
-        if name not in _MAY_BE_THE_APPLICATIONS or _MAY_BE_THE_APPLICATIONS[name] not in headers
-    ]
-    return headers.adding(*added)
+    taken = [name for name, lower in _MAY_BE_THE_APPLICATIONS.items() if lower in headers]
+    if taken:
+        fields = tuple([field for field in fields if field[0] not in taken])
+    return headers.adding(*fields)
 
 
 @lru_cache(maxsize=256)
