@@ -43,7 +43,7 @@ from upstash_middleware.events import (
 from upstash_middleware.values import dataclass, field, replace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from upstash_middleware.core.clock import Clock
     from upstash_middleware.core.effects import Reply
@@ -196,7 +196,7 @@ class RateLimiter:
 
     async def _outcomes(self, asks: Sequence[Ask | Settled], request: Request) -> list[Outcome]:
         """Return what came of each rule, in order; of some only if one was known to deny."""
-        known = dict(self._known(asks, request))
+        known = self._known(asks, request)
         for one in known.values():
             if not one.decision.allowed and not one.decision.shadow:
                 return list(known.values())
@@ -216,24 +216,23 @@ class RateLimiter:
         answers = await together(*flows)
         found = known
         for one in (one for answer in answers for one in answer):
-            before = found.get(
-                one.decision.rule
-            )  # what a deny list overrules was taken all the same
+            before = found.get(one.decision.rule)
+            # What a deny list overrules was taken all the same.
             found[one.decision.rule] = one if before is None else replace(one, taken=before.taken)
         return [found[ask.rule.rule.name] for ask in asks]
 
-    def _known(
-        self, asks: Sequence[Ask | Settled], request: Request
-    ) -> Iterator[tuple[str, Outcome]]:
+    def _known(self, asks: Sequence[Ask | Settled], request: Request) -> dict[str, Outcome]:
+        """Return what is known of rules, by their names, without asking Upstash."""
+        known: dict[str, Outcome] = {}
         listed = self._listed
         for ask in asks:
             if listed is not None and listed.known(listed.members([ask], request)):
-                yield ask.rule.rule.name, _listed(ask)
-                continue
-            if isinstance(ask, Settled):
-                yield ask.rule.rule.name, settled_outcome(ask)
+                known[ask.rule.rule.name] = _listed(ask)
+            elif isinstance(ask, Settled):
+                known[ask.rule.rule.name] = settled_outcome(ask)
             elif remembered := self._denials.recall(ask.asked):
-                yield ask.rule.rule.name, Outcome(remembered)
+                known[ask.rule.rule.name] = Outcome(remembered)
+        return known
 
     async def _ask_own(self, asks: Sequence[Ask], deadline: float) -> list[Outcome]:
         """Ask about the limits of this package, all in one call of the script."""
