@@ -165,6 +165,18 @@ def test_a_deadline_that_ends_within_a_shared_call_takes_nothing_from_the_others
     assert (first.result(SECONDS), long.result(SECONDS)) == ([b"a"], [b"long"])
 
 
+def test_a_short_deadline_is_kept_by_the_first_of_a_shared_call_too(world):
+    first = world.begin(("ECHO", "a"))
+    short = world.begin(("ECHO", "short"), deadline=0.5)
+    long = world.begin(("ECHO", "long"))
+    world.wire.answer(0)
+    world.until_calls(2)
+    with pytest.raises(DeadlineExceeded, match=r"0\.5 s"):
+        short.result(SECONDS / 2)
+    world.wire.answer(1)
+    assert (first.result(SECONDS), long.result(SECONDS)) == ([b"a"], [b"long"])
+
+
 def test_a_call_that_hangs_holds_up_once_and_then_nobody(world, monkeypatch):
     hanging = world.begin(("ECHO", "hangs"))
     monkeypatch.setattr(batches, "PATIENCE_SECONDS", 0.1)
@@ -214,7 +226,7 @@ def test_after_a_loss_only_the_pipelines_that_only_read_are_sent_once_more(world
 
 def test_a_thread_that_is_interrupted_while_it_calls_for_others_leaves_nobody_waiting(world):
     first = world.begin(("ECHO", "a"))
-    leads, follows = world.begin(("ECHO", "b")), world.begin(("ECHO", "c"))
+    follows, leads = world.begin(("ECHO", "b")), world.begin(("ECHO", "c"))  # the later deadline
     world.wire.answer(0)
     world.until_calls(2)
     world.wire.fail(1, KeyboardInterrupt())

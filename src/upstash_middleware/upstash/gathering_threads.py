@@ -1,7 +1,7 @@
 """Coalescing across threads: pipelines that meet while calls are under way share the next.
 
-What ``gathering`` is on an event loop. There is no thread of its own: of those who wait, the
-first is woken when a call has ended, and makes the next for all of them.
+What ``gathering`` is on an event loop. There is no thread of its own: of those who wait, the one
+with the most time left is woken when a call has ended, and makes the next for all of them.
 """
 
 from __future__ import annotations
@@ -84,6 +84,11 @@ class _Thread(Waiting):
         """Wait to be woken, for so long at most; return whether it was."""
         return self._bell.acquire(timeout=max(seconds, 0.0))
 
+    @property
+    def leads(self) -> bool:
+        """Whether it was woken to make a call, and has not begun."""
+        return self._lead is not None
+
     def take_lead(self) -> _Lead | None:
         """Return the call that it was woken to make, if that is why."""
         lead, self._lead = self._lead, None
@@ -136,41 +141,41 @@ class ThreadGathering:
     def _shared(self, one: _Thread) -> list[Reply]:
         while not one.done:
             left = one.deadline.at - one.deadline.clock()
-            woken = one.wait(left if one.taken else min(left, batches.PATIENCE_SECONDS))
-            lead = one.take_lead() if woken else self._lose_patience(one)
-            if lead is not None:
+            if not one.wait(left if one.taken else min(left, batches.PATIENCE_SECONDS)):
+                self._lose_patience(one)
+            elif (lead := one.take_lead()) is not None:
                 self._carry(lead)
         return one.outcome()
 
-    def _lose_patience(self, one: _Thread) -> _Lead | None:
-        """Have it make a call all the same, or raise DeadlineExceeded."""
+    def _lose_patience(self, one: _Thread) -> None:
+        """Have a call made all the same, or raise DeadlineExceeded; not if it was just woken."""
         with self._lock:
-            if one.done:
-                return None
-            if (lead := one.take_lead()) is not None:
-                one.wait(0.0)  # it was woken just now, and shall not be a second time
-                return lead
+            if one.done or one.leads:
+                return
             if one.deadline.at <= one.deadline.clock():
                 one.give_up()
                 raise one.deadline.exceeded()
-            if one.taken:
-                return None
-            self._traffic.lose_patience()
-            return self._next()
+            if not one.taken:
+                self._traffic.lose_patience()
+                self._appoint()
 
     def _end_call(self, way: Way) -> None:
         with self._lock:
             self._traffic.end(way)
             while self._waiting and self._traffic.has_room:
-                if (lead := self._next()) is not None:
-                    lead.batch[0].lead(lead)
+                self._appoint()
 
-    def _next(self) -> _Lead | None:
-        """Return the next call; the lock is held."""
+    def _appoint(self) -> None:
+        """Have one of those who wait make the next call; the lock is held.
+
+        The call may last until the latest deadline among them, so that is the one to sit it out.
+        """
         batch = self._traffic.next_batch(self._waiting)
         for one in batch:
             one.taken = True
-        return _Lead(batch, self._traffic.begin()) if batch else None
+        if batch:
+            last = max(batch, key=lambda one: one.deadline.at)
+            last.lead(_Lead(batch, self._traffic.begin()))
 
     def _carry(self, lead: _Lead) -> None:
         try:
