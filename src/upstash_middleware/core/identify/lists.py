@@ -23,6 +23,9 @@ class IdentityList:
     identities: frozenset[tuple[str, str]] = frozenset()
     """Kind and value."""
 
+    def __bool__(self) -> bool:
+        return bool(self.networks or self.identities)
+
     def __contains__(self, identifier: Identifier) -> bool:
         if self.identities and (identifier.kind, identifier.value) in self.identities:
             return True

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeGuard
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-from upstash_middleware.core.effects import call
+from upstash_middleware.core.effects import Resolve
 from upstash_middleware.core.identify.identifier import Extractor, Finder, Identifier
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.values import dataclass
@@ -22,7 +23,12 @@ async def extract(extractor: AnyExtractor, request: Request) -> Identifier | Non
     """
     if isinstance(extractor, Finder):
         return await extractor.find(request)
-    found = await call(extractor, request)
+    return await identified(extractor(request))
+
+
+async def identified(answer: Any) -> Identifier | None:
+    """Return what an extractor's answer means, the part of ``extract`` that comes after."""
+    found = await Resolve(answer) if isinstance(answer, Awaitable) else answer
     if found is None or isinstance(found, Identifier):
         return found
     if isinstance(found, bool) or not isinstance(found, (str, int)):

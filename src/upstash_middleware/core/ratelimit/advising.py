@@ -11,11 +11,10 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from upstash_middleware.core.identify import identity_list
+from upstash_middleware.core.identify import Identifier, identity_list
 from upstash_middleware.events import SettingDoubted
 
 if TYPE_CHECKING:
-    from upstash_middleware.core.identify import Identifier
     from upstash_middleware.core.ratelimit.compiled import CompiledRule
     from upstash_middleware.events import Observer
     from upstash_middleware.messages import Request
@@ -59,7 +58,7 @@ class Advising:
         if found.kind == "id" or len(self._told) == 2:
             return
         by_peer = found.kind == "ip" and found.value == request.peer
-        if by_peer and _is_private(found) and _is_forwarded(request):
+        if by_peer and _is_private(found.value) and _is_forwarded(request):
             self._tell(
                 rule,
                 "proxy",
@@ -73,7 +72,7 @@ class Advising:
             self._candidate = found
         candidate = self._candidate
         self._seen += 1
-        self._count += found == candidate
+        self._count += found is candidate or found == candidate  # the same is remembered for it
         if self._seen < SAMPLE:
             return
         if self._count >= SAMPLE * DOMINATING:
@@ -103,5 +102,5 @@ def _dominating(found: Identifier) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _is_private(found: Identifier) -> bool:
-    return found in _PRIVATE
+def _is_private(address: str) -> bool:
+    return Identifier("ip", address) in _PRIVATE

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from upstash_middleware.core.effects import call
-from upstash_middleware.core.identify import Identifier, extract, key_text, peer_address
+from upstash_middleware.core.identify import Identifier, key_text, peer_address
+from upstash_middleware.core.identify.several import identified
 from upstash_middleware.core.ratelimit.compiled import CompiledRule, tier_of
 from upstash_middleware.core.ratelimit.limits import MAX_QUOTA
 from upstash_middleware.events import UserCodeFailed
@@ -100,10 +101,11 @@ class Asking:
         if identifier is None:
             return Settled(rule, "", "challenge")
         text = key_text(identifier, self.secret)
-        if identifier in rule.rule.denied:
-            return Settled(rule, text, "deny list")
-        if identifier in rule.rule.allowed:
-            return None
+        if rule.has_lists:
+            if identifier in rule.rule.denied:
+                return Settled(rule, text, "deny list")
+            if identifier in rule.rule.allowed:
+                return None
         cost = rule.rule.cost
         if not isinstance(cost, int):
             try:
@@ -150,8 +152,14 @@ class Asking:
         None where the rule demands that its extractor finds somebody.
         """
         found: Identifier | None = None
+        by: Any = rule.rule.by
         try:
-            found = await extract(rule.rule.by, request)
+            if rule.asks_finder:
+                found = await by.find(request)
+            else:
+                answer = by(request)
+                # An Identifier, as the package's own extractors answer, needs no looking at.
+                found = answer if type(answer) is Identifier else await identified(answer)
         except Exception as error:  # noqa: BLE001 - whatever the application's function raises
             self.broken(rule, "by", error)
         if found is not None:
@@ -177,7 +185,9 @@ class Asking:
 
 def longest_deadline(asks: Sequence[Ask], default: float) -> float:
     """Return the seconds that one call about all of these may take."""
-    return max((ask.rule.rule.deadline or default for ask in asks), default=default)
+    if len(asks) == 1:
+        return asks[0].rule.rule.deadline or default
+    return max([ask.rule.rule.deadline or default for ask in asks], default=default)
 
 
 def _is_asked(ask: Ask | Settled, asks: list[Ask | Settled]) -> bool:

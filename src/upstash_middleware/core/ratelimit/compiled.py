@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from upstash_middleware.core.identify import escape
+from upstash_middleware.core.identify.identifier import Finder
 from upstash_middleware.core.ratelimit.limits import Concurrency, Limit, quota, span_ms, window_ms
 from upstash_middleware.core.ratelimit.rule_values import UNLIMITED, is_unlimited
 from upstash_middleware.core.ratelimit.rules import RateLimitRule, Tiers
@@ -49,6 +50,10 @@ class CompiledRule:
     has_slots: bool
     is_tiered: bool
     """Whether a function of the request says what its limits are."""
+    has_lists: bool
+    """Whether some identifiers are let through or turned away by name."""
+    asks_finder: bool
+    """Whether ``by`` is made of other extractors, to be awaited and not called."""
     changed_at: str | None
     """The key of a quota that overrules the rule's; None for a rule that is not dynamic."""
     tier: Any = None
@@ -68,7 +73,7 @@ class CompiledRule:
         if self.methods:
             if request.method not in self.methods:
                 return False
-        elif is_preflight(request):
+        elif request.method == "OPTIONS" and is_preflight(request):
             return False
         if self.rule.hosts and not any(_is_host(request.host, host) for host in self.rule.hosts):
             return False
@@ -151,6 +156,8 @@ def _compiled(rule: RateLimitRule, setting: str, prefix: str) -> CompiledRule:
         is_default=setting == "default_limit",
         has_slots=any(isinstance(limit, Concurrency) for limit in limits),
         is_tiered=isinstance(rule.parsed, Tiers),
+        has_lists=bool(rule.allowed or rule.denied),
+        asks_finder=isinstance(rule.by, Finder),
     )
 
 

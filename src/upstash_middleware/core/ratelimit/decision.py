@@ -33,21 +33,17 @@ class PolicyState:
     """Whether the cost is above the limit, so that no wait would help."""
 
 
-class Ledger:
-    """What the application has charged on top while it handled a request; safe under threads."""
+class Ledger(list[int]):
+    """What the application has charged on top while it handled a request; safe under threads.
 
-    __slots__ = ("_units",)
+    Units, one charge after another; below 0 they are given back.
+    """
 
-    def __init__(self) -> None:
-        self._units: list[int] = []
-
-    def add(self, units: int) -> None:
-        """Note units; below 0 they are given back."""
-        self._units.append(units)
+    __slots__ = ()
 
     def total(self) -> int:
         """Return the sum of all."""
-        return sum(self._units)
+        return sum(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +93,7 @@ class Decision:
         given: object = units
         if isinstance(given, bool) or not isinstance(given, int) or abs(given) > MAX_QUOTA:
             raise ValueError(f"charge({units!r}): units should be a whole number up to {MAX_QUOTA}")
-        self.ledger.add(units)
+        self.ledger.append(units)
 
 
 def tightest(policies: tuple[PolicyState, ...]) -> PolicyState:
@@ -116,18 +112,21 @@ def _tightness(policy: PolicyState) -> tuple[bool, float, int, float]:
     )
 
 
-def decided(rule: str, identifier: str, policies: tuple[PolicyState, ...]) -> Decision:
+def decided(
+    rule: str, identifier: str, policies: tuple[PolicyState, ...], *, shadow: bool = False
+) -> Decision:
     """Return the decision that these limits together make."""
     leading = tightest(policies)
     return Decision(
-        allowed=leading.allowed,
-        rule=rule,
-        identifier=identifier,
-        limit=leading.limit,
-        remaining=leading.remaining,
-        reset=leading.reset,
-        retry_after=leading.retry_after,
-        policies=policies,
+        leading.allowed,
+        rule,
+        identifier,
+        leading.limit,
+        leading.remaining,
+        leading.reset,
+        leading.retry_after,
+        policies,
+        shadow,
     )
 
 

@@ -27,9 +27,8 @@ from upstash_middleware.core.ratelimit.outcomes import (
     charges_for,
     outcomes_of,
     settled_outcome,
-    stamped,
 )
-from upstash_middleware.core.ratelimit.script import Charge, charge_command, read_verdicts
+from upstash_middleware.core.ratelimit.script import charge_command, read_verdicts
 from upstash_middleware.core.ratelimit.sdk import sdk_policy
 from upstash_middleware.core.ratelimit.server_clock import TIME, ServerClock
 from upstash_middleware.core.ratelimit.settling import Settling, Taken
@@ -46,13 +45,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from upstash_middleware.core.clock import Clock
-    from upstash_middleware.core.effects import Reply
     from upstash_middleware.core.identify import Identifier
     from upstash_middleware.core.ratelimit.rules import RateLimitRule, SdkLimiter
     from upstash_middleware.events import Observer
     from upstash_middleware.messages import Request
 
 _DURING = "rate limit"
+_ANSWERED = UpstashAnswered(_DURING)
 
 
 def _token() -> int:
@@ -116,21 +115,22 @@ class RateLimiter:
         """Decide about a request. A flow; it never raises an UpstashError."""
         asks = await self._asking.asks(request)
         outcomes = await self._outcomes(asks, request)
+        enforced, taken = list[Decision](), list[Taken]()
         for outcome in outcomes:
             self._tell(outcome.decision, request)
-        enforced = [outcome for outcome in outcomes if not outcome.decision.shadow]
+            if not outcome.decision.shadow:
+                enforced.append(outcome.decision)
+            if outcome.taken is not None:
+                taken.append(outcome.taken)
         if not enforced:
-            return RateLimitExchange(request, self._settling, taken=_taken(outcomes))
-        decision = combined([outcome.decision for outcome in enforced])
-        if not decision.allowed:
-            decision = self._spread(decision, asks)
-            response = denial(request, decision, self._time.now())
-        else:
-            response = None
-        taken = _taken(outcomes)
-        if response is not None:
-            # A shadow goes on counting what another rule denied; slots it holds for nobody.
-            taken = [one for one in taken if one.ask.rule.has_slots or not one.ask.rule.rule.shadow]
+            return RateLimitExchange(request, self._settling, taken=taken)
+        decision = combined(enforced)
+        if decision.allowed:
+            return RateLimitExchange(request, self._settling, decision, taken)
+        decision = self._spread(decision, asks)
+        # A shadow goes on counting what another rule denied; slots it holds for nobody.
+        taken = [one for one in taken if one.ask.rule.has_slots or not one.ask.rule.rule.shadow]
+        response = denial(request, decision, self._time.now())
         return RateLimitExchange(request, self._settling, decision, taken, response)
 
     async def explain(self, request: Request) -> tuple[Explanation, ...]:
@@ -189,10 +189,21 @@ class RateLimiter:
         return later(decision, self.random() % round(jitter * 1000 + 1)) if jitter else decision
 
     def _tell(self, decision: Decision, request: Request) -> None:
-        self.observe(_event(decision, request))
-        counted = decision.settled_by not in {"open", "closed"}
-        if self._analytics is not None and counted and not decision.shadow:
-            self._analytics.count(decision)
+        self.observe(
+            RateLimitDecided(
+                decision.rule,
+                decision.identifier,
+                decision.allowed,
+                decision.remaining or 0,
+                decision.retry_after,
+                decision.settled_by,
+                decision.shadow,
+                request,
+            )
+        )
+        if self._analytics is not None and not decision.shadow:
+            if decision.settled_by not in {"open", "closed"}:
+                self._analytics.count(decision)
 
     async def _outcomes(self, asks: Sequence[Ask | Settled], request: Request) -> list[Outcome]:
         """Return what came of each rule, in order; of some only if one was known to deny."""
@@ -200,9 +211,9 @@ class RateLimiter:
         for one in known.values():
             if not one.decision.allowed and not one.decision.shadow:
                 return list(known.values())
-        open_asks = [
-            ask for ask in asks if isinstance(ask, Ask) and ask.rule.rule.name not in known
-        ]
+        open_asks = cast("Sequence[Ask]", asks)
+        if known:  # as it is of what is settled
+            open_asks = [ask for ask in open_asks if ask.rule.rule.name not in known]
         deadline = longest_deadline(open_asks, self.deadline)
         flows = [self._ask_sdk(ask, deadline) for ask in open_asks if not ask.rule.policies]
         if own := [ask for ask in open_asks if ask.rule.policies]:
@@ -238,8 +249,14 @@ class RateLimiter:
         """Ask about the limits of this package, all in one call of the script."""
         now_ms = self._time.now_ms()
         charges = charges_for(asks)
+        command = charge_command(charges, now_ms)
+        sent = self._time.sent() if self._time.asks() else None
+        commands = (command,) if sent is None else (command, TIME)
         try:
-            verdicts = read_verdicts(await self._send(charges, now_ms, deadline), charges)
+            reply, *time = await Pipeline(commands, deadline)
+            if sent is not None:
+                self._time.learn(*time, sent)
+            verdicts = read_verdicts(reply, charges)
         except UpstashError as error:
             self.observe(UpstashFailed(_DURING, error))
             return self._decide_without(asks, now_ms)
@@ -248,24 +265,12 @@ class RateLimiter:
         except BaseException:  # interrupted: it may have been carried out all the same
             await self._settling.give_back_slots(asks)
             raise
-        self.observe(UpstashAnswered(_DURING))
+        self.observe(_ANSWERED)
         outcomes = outcomes_of(asks, verdicts, now_ms)
         for ask, outcome in zip(asks, outcomes, strict=True):
             if not outcome.decision.allowed and not ask.rule.has_slots:
                 self._denials.remember(ask.asked, outcome.decision, now_ms)
         return outcomes
-
-    async def _send(self, charges: Sequence[Charge], now_ms: int, deadline: float) -> Reply:
-        command = charge_command(charges, now_ms)
-        if not self._time.asks():
-            (reply,) = await Pipeline((command,), deadline)
-        else:
-            sent = self._time.sent()
-            reply, time = await Pipeline((command, TIME), deadline)
-            self._time.learn(time, sent)
-        if isinstance(reply, CommandError):
-            raise reply
-        return reply
 
     async def _ask_deny_list(
         self, listed: DenyList, asks: Sequence[Ask], request: Request, deadline: float
@@ -303,8 +308,9 @@ class RateLimiter:
         except Exception as error:  # noqa: BLE001 - the limiter may be the application's own
             self._asking.broken(ask.rule, "limits", error)
         else:
-            self.observe(UpstashAnswered(_DURING))
-            return [Outcome(stamped(ask, decided(name, ask.identifier, (policy,))))]
+            self.observe(_ANSWERED)
+            shadow = ask.rule.rule.shadow
+            return [Outcome(decided(name, ask.identifier, (policy,), shadow=shadow))]
         return [settled_outcome(Settled(ask.rule, ask.identifier, ask.rule.rule.on_error))]
 
     def _decide_without(self, asks: Sequence[Ask], now_ms: int) -> list[Outcome]:
@@ -322,22 +328,5 @@ class RateLimiter:
         ]
 
 
-def _taken(outcomes: Sequence[Outcome]) -> list[Taken]:
-    return [outcome.taken for outcome in outcomes if outcome.taken is not None]
-
-
 def _listed(ask: Ask | Settled) -> Outcome:
     return settled_outcome(Settled(ask.rule, ask.identifier, "deny list"))
-
-
-def _event(decision: Decision, request: Request) -> RateLimitDecided:
-    return RateLimitDecided(
-        rule=decision.rule,
-        identifier=decision.identifier,
-        allowed=decision.allowed,
-        remaining=decision.remaining or 0,
-        retry_after=decision.retry_after,
-        settled_by=decision.settled_by,
-        shadow=decision.shadow,
-        request=request,
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.ratelimit.decision import Decision, PolicyState, decided
@@ -10,7 +9,7 @@ from upstash_middleware.core.ratelimit.limits import Concurrency
 from upstash_middleware.core.ratelimit.local import share_of
 from upstash_middleware.core.ratelimit.script import Charge, Verdict
 from upstash_middleware.core.ratelimit.settling import Taken
-from upstash_middleware.values import replace, value
+from upstash_middleware.values import value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,29 +47,27 @@ def charges_for(asks: Sequence[Ask], *, local: bool = False) -> list[Charge]:
 
 def outcomes_of(asks: Sequence[Ask], verdicts: Sequence[Verdict], now_ms: int) -> list[Outcome]:
     """Return what the verdicts on these charges, by a call at ``now_ms``, mean for each ask."""
-    rest = iter(verdicts)
-    own = [list(islice(rest, len(ask.rule.policies))) for ask in asks]
-    decisions = [_decision(ask, its, now_ms) for ask, its in zip(asks, own, strict=True)]
-    together = all(one.allowed for one in decisions if not one.shadow)
+    decided_each: list[tuple[Ask, Sequence[Verdict], Decision]] = []
+    together, end = True, 0
+    for ask in asks:
+        begin, end = end, end + len(ask.rule.policies)
+        own = verdicts[begin:end]
+        decision = _decision(ask, own, now_ms)
+        decided_each.append((ask, own, decision))
+        together = together and (decision.allowed or decision.shadow)
     outcomes = []
-    for ask, its, decision in zip(asks, own, decisions, strict=True):
+    for ask, own, decision in decided_each:
         takes = decision.allowed if decision.shadow else together
-        outcomes.append(Outcome(decision, _taken(ask, its) if takes else None))
+        taken = Taken(ask, tuple([verdict.where for verdict in own])) if takes else None
+        outcomes.append(Outcome(decision, taken))
     return outcomes
-
-
-def _taken(ask: Ask, verdicts: Sequence[Verdict]) -> Taken:
-    return Taken(ask, tuple([verdict.where for verdict in verdicts]))
 
 
 def _decision(ask: Ask, verdicts: Sequence[Verdict], now_ms: int) -> Decision:
     pairs = zip(ask.rule.policies, verdicts, strict=True)
     policies = tuple([_state(policy, verdict, now_ms) for policy, verdict in pairs])
-    return stamped(ask, decided(ask.rule.rule.name, ask.identifier, policies))
-
-
-def stamped(ask: Ask, decision: Decision) -> Decision:
-    return replace(decision, shadow=True) if ask.rule.rule.shadow else decision
+    rule = ask.rule.rule
+    return decided(rule.name, ask.identifier, policies, shadow=rule.shadow)
 
 
 def settled_outcome(settled: Settled) -> Outcome:
@@ -90,14 +87,15 @@ def settled_outcome(settled: Settled) -> Outcome:
 
 
 def _state(policy: Policy, verdict: Verdict, now_ms: int) -> PolicyState:
-    unknown = isinstance(policy.limit, Concurrency) or verdict.retry_ms is None
+    wait = verdict.retry_ms
+    known = not (verdict.allowed or wait is None or isinstance(policy.limit, Concurrency))
     return PolicyState(
-        name=policy.name,
-        limit=policy.quota if verdict.quota is None else verdict.quota,
-        window=policy.window,
-        remaining=verdict.remaining,
-        reset=(now_ms + verdict.reset_ms) / 1000,
-        allowed=verdict.allowed,
-        retry_after=None if verdict.allowed or unknown else (verdict.retry_ms or 0) / 1000,
-        never=verdict.retry_ms is None,
+        policy.name,
+        policy.quota if verdict.quota is None else verdict.quota,
+        policy.window,
+        verdict.remaining,
+        (now_ms + verdict.reset_ms) / 1000,
+        verdict.allowed,
+        (wait or 0) / 1000 if known else None,
+        wait is None,
     )

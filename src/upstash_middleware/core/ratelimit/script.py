@@ -6,8 +6,7 @@ What the algorithms do is in the ``.lua`` files beside this; nothing here decide
 from __future__ import annotations
 
 from functools import cache
-from itertools import islice
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, assert_never, cast
 
 from upstash_middleware.core.effects import Command, Script
 from upstash_middleware.core.lua import script
@@ -23,7 +22,7 @@ from upstash_middleware.core.ratelimit.limits import (
     quota,
     window_ms,
 )
-from upstash_middleware.errors import UnexpectedAnswer
+from upstash_middleware.errors import CommandError, UnexpectedAnswer
 from upstash_middleware.values import dataclass, value
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ _ALGORITHMS = (
     "concurrency",
 )
 _FIGURES_PER_LIMIT = 6
+_NUMBERS = frozenset({int})
 
 
 @value(frozen=True, slots=True)
@@ -142,14 +142,19 @@ def settle_command(settlements: Sequence[Settlement], now_ms: int) -> Command:
 def read_verdicts(reply: Reply, charges: Sequence[Charge]) -> tuple[Verdict, ...]:
     """Return what the script answered for each charge.
 
-    Raises UnexpectedAnswer if it is not such an answer.
+    Raises the reply if it is an error, and UnexpectedAnswer if it is not such an answer.
     """
-    figures = reply if isinstance(reply, list) else []
+    if isinstance(reply, CommandError):
+        raise reply
+    figures = cast("list[int]", reply) if isinstance(reply, list) else []
     if len(figures) != _FIGURES_PER_LIMIT * len(charges):
         raise UnexpectedAnswer(f"the rate limits' script answered {type(reply).__name__}")
-    verdicts, rest = [], iter(_whole(figures))
+    if not _NUMBERS.issuperset(map(type, figures)):
+        raise UnexpectedAnswer("the rate limits' script answered something else than numbers")
+    verdicts, end = [], 0
     for charge in charges:
-        allowed, remaining, reset, retry, where, found = islice(rest, _FIGURES_PER_LIMIT)
+        begin, end = end, end + _FIGURES_PER_LIMIT
+        allowed, remaining, reset, retry, where, found = figures[begin:end]
         wait = None if retry < 0 else retry
         changed = None if charge.changed_at is None else found
         verdicts.append(Verdict(allowed == 1, remaining, reset, wait, where, changed))
@@ -158,13 +163,6 @@ def read_verdicts(reply: Reply, charges: Sequence[Charge]) -> tuple[Verdict, ...
 
 def _call(script: Script, keys: list[Argument], arguments: list[Argument]) -> Command:
     return Command(("EVALSHA", script.sha, len(keys), *keys, *arguments), script=script)
-
-
-def _whole(figures: list[Reply]) -> list[int]:
-    whole = [figure for figure in figures if isinstance(figure, int)]
-    if len(whole) < len(figures):
-        raise UnexpectedAnswer("the rate limits' script answered something else than numbers")
-    return whole
 
 
 def _figures(limit: Limit, token: int) -> tuple[str, int, int, int]:

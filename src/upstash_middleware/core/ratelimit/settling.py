@@ -47,8 +47,10 @@ class Settling:
 
     def is_needed(self, taken: Sequence[Taken], ledger: Ledger) -> bool:
         """Whether there may be a difference to settle."""
+        charged = bool(ledger) and ledger.total() != 0
         for one in taken:
-            if one.ask.rule.has_slots or one.ask.rule.rule.settle is not None or ledger.total():
+            rule = one.ask.rule
+            if charged or rule.has_slots or rule.rule.settle is not None:
                 return True
         return False
 
@@ -115,8 +117,11 @@ class Settling:
 
 def slot_life(taken: Sequence[Taken]) -> float | None:
     """Return the seconds after which the first of a request's slots expires; None without any."""
-    asks = [one.ask for one in taken if one.ask.rule.has_slots]
-    return min(window_ms(slot.limit) for slot in _slots(asks, 1)) / 1000 if asks else None
+    for one in taken:
+        if one.ask.rule.has_slots:
+            asks = [other.ask for other in taken]
+            return min(window_ms(slot.limit) for slot in _slots(asks, 1)) / 1000
+    return None
 
 
 def _slots(asks: Sequence[Ask], units: int) -> list[Settlement]:
