@@ -94,6 +94,8 @@ class Gateway:
         ``exempts`` tells which requests no limit counts.
         """
         self.settings = settings
+        self.enabled: bool = settings.enabled
+        """Whether requests are to come here at all."""
         self.halves = halves
         self._exempts = exempts
         self._observers: tuple[Observer, ...] = (LogObserver(), *settings.observers)
@@ -159,11 +161,6 @@ class Gateway:
             _refuse_idle(settings, halves, source)
         return cls(settings, halves, exempts=exempts, refreshes=refreshes)
 
-    @property
-    def enabled(self) -> bool:
-        """Whether requests are to come here at all."""
-        return self.settings.enabled
-
     def begin(self, request: Request, inner: Gateway | None = None) -> Exchange:
         """Decide about a request, in one round trip with the gateway directly inside, if any.
 
@@ -172,10 +169,11 @@ class Gateway:
         client = self._client()
         return run(self._begun(request, inner), client)
 
-    async def abegin(self, request: Request, inner: Gateway | None = None) -> Exchange:
+    def abegin(
+        self, request: Request, inner: Gateway | None = None
+    ) -> Coroutine[Any, Any, Exchange]:
         """Do the same as ``begin`` on an event loop."""
-        client = self._async_client()
-        return await arun(self._begun(request, inner), client)
+        return arun(self._begun(request, inner), self._async_client())
 
     def finish(self, exchange: Exchange, *, complete: bool) -> None:
         """Settle and store after the last byte; see Exchange.finish."""
@@ -327,10 +325,11 @@ class Gateway:
         endpoint = self.purge_endpoint
         if endpoint is not None and endpoint.covers(request):
             return Engine([endpoint], observe=self.observe).begin(request)
-        return self.engine.begin(request, self._joinable(inner, request))
+        joinable = None if inner is None else self._joinable(inner, request)
+        return self.engine.begin(request, joinable)
 
-    def _joinable(self, inner: Gateway | None, request: Request) -> Engine | None:
-        if inner is None or not inner.enabled:
+    def _joinable(self, inner: Gateway, request: Request) -> Engine | None:
+        if not inner.enabled:
             return None
         endpoint = inner.purge_endpoint
         if endpoint is not None and endpoint.covers(request):

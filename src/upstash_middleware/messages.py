@@ -137,7 +137,8 @@ class Request:
 
     def __post_init__(self) -> None:
         raw_path = self.raw_path or quote(self.path, safe=PATH_SAFE)
-        object.__setattr__(self, "raw_path", normal_path(raw_path))
+        if raw_path is not self.raw_path or not _PLAIN_PATH.fullmatch(raw_path):
+            object.__setattr__(self, "raw_path", normal_path(raw_path))
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class FakeHalf:
         self._renews = renews or unused
         self._stands_in = stands_in
         self.response = response
-        self.decision = decision
+        self.decision: Any = decision
         self._head = head
         self._forward = forward
         self.requests: list[Request] = []

@@ -27,6 +27,9 @@ class Client:
 class Part:
     """An exchange of a half that writes its name wherever it is asked."""
 
+    decision = None
+    holds = False
+
     def __init__(self, name: str, response: Response | None = None, fail: str = "") -> None:
         self.name = name
         self.response = response

@@ -37,7 +37,8 @@ class FakeHalf:
         decision: object = None,
     ) -> None:
         self.response = response
-        self.decision = decision
+        self.decision: Any = decision
+        self.holds = False
         self._head = head
         self._forward = forward
         self.requests: list[Request] = []

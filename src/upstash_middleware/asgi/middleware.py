@@ -18,7 +18,7 @@ from upstash_middleware.gateway import Gateway, Halves
 from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any, Unpack
 
     from upstash_middleware.asgi.protocol import ASGIApp, Message, Receive, Scope, Send
@@ -67,8 +67,10 @@ class _Middleware:
     def __init__(self, app: ASGIApp, **arguments: Unpack[Arguments]) -> None:
         self.app = app
         self.gateway: Gateway = Gateway.of(
-            arguments, self.halves, exempts=self.exempts, refreshes=True
+            arguments, self.halves, exempts=self.exempting(), refreshes=True
         )
+        self._limits = Halves.RATE_LIMIT in self.halves
+        self._caches = Halves.CACHE in self.halves
         self._inner = _directly_inside(app, self.halves)
         self._cache_handle = CacheHandle(self.gateway)
         self._serving: Mapping[str, ASGIApp] = {
@@ -87,7 +89,13 @@ class _Middleware:
         await (serve or self.app)(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request, exchange = await self._begun(scope)
+        handed: tuple[Request, Exchange] | None = scope.get(_HANDED)
+        if handed is not None and handed[1].engine is self.gateway.engine:
+            request, exchange = handed  # the middleware directly outside has begun it
+            del scope[_HANDED]
+        else:
+            request = request_of(scope)
+            exchange = await self.gateway.abegin(request, self._inner)
         if exchange.decision is not None:
             scope["state"]["rate_limit"] = exchange.decision
         scope[PASSAGE] = passage = Passage(self.gateway, exchange, receive, send)
@@ -96,8 +104,8 @@ class _Middleware:
                 answer = await self.answer(scope, receive, exchange.response, exchange.decision)
                 await self._give(scope, answer, exchange.take_refresh(), passage)
                 return
-            if (inner := exchange.take_inner()) is not None:
-                scope[_HANDED] = (request, inner)
+            if exchange.inner is not None:
+                scope[_HANDED] = (request, exchange.take_inner())
             if exchange.request.headers is not request.headers:
                 scope = {**scope, "headers": list(exchange.request.headers.raw)}
             await self.app(scope, passage.receive, passage.send)
@@ -106,7 +114,10 @@ class _Middleware:
                 await passage.stand_in()
             raise
         finally:
-            await passage.finish(complete=False)
+            # It knows the scope: a circle would outlive the request, until it is searched for.
+            scope.pop(PASSAGE, None)
+            if not passage.finished:
+                await passage.finish(complete=False)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Count a handshake as a request; what passes once the connection stands is free."""
@@ -123,9 +134,9 @@ class _Middleware:
         finally:
             await self.gateway.afinish(exchange, complete=True)
 
-    def exempts(self, _request: Request, /) -> bool:
-        """Whether no limit counts a request; a framework's class may ask its routes."""
-        return False
+    def exempting(self) -> Callable[[Request], bool] | None:
+        """Return what tells which requests no limit counts; a framework's class asks its routes."""
+        return None
 
     async def answer(
         self,
@@ -163,22 +174,13 @@ class _Middleware:
         finally:
             await passage.finish(complete=False)
 
-    async def _begun(self, scope: Scope) -> tuple[Request, Exchange]:
-        """Begin an exchange, or take the one that the middleware directly outside has begun."""
-        handed: tuple[Request, Exchange] | None = scope.get(_HANDED)
-        if handed is not None and handed[1].engine is self.gateway.engine:
-            del scope[_HANDED]
-            return handed
-        request = request_of(scope)
-        return request, await self.gateway.abegin(request, self._inner)
-
     def _show_handles(self, scope: Scope) -> None:
         """Put in the scope's state what handlers read there, also where nothing is to be done."""
         state = scope.setdefault("state", {})
         scope[GATEWAY] = self.gateway
-        if Halves.RATE_LIMIT in self.halves:
+        if self._limits:
             state.setdefault("rate_limit", None)
-        if Halves.CACHE in self.halves:
+        if self._caches:
             state["cache"] = self._cache_handle
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:

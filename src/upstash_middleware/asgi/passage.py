@@ -27,7 +27,6 @@ class Passage:
         "_behind",
         "_client_left",
         "_exchange",
-        "_finished",
         "_gateway",
         "_holders",
         "_receive",
@@ -36,6 +35,7 @@ class Passage:
         "_send",
         "_started",
         "_trailers",
+        "finished",
     )
 
     def __init__(self, gateway: Gateway, exchange: Exchange, receive: Receive, send: Send) -> None:
@@ -56,7 +56,7 @@ class Passage:
         self._seen_whole = True
         """Whether every byte of the body passed here, so that it can be stored."""
         self._client_left = False
-        self._finished = False
+        self.finished = False
 
     def join(self, gateway: Gateway, exchange: Exchange) -> None:
         """Have an exchange of a limit further in see the response's head, and its end.
@@ -84,7 +84,11 @@ class Passage:
         kind = message["type"]
         if kind == "http.response.start":
             self._started = True
-            await self._start(message)
+            begun = self._begun(message)
+            if isinstance(begun, Response):
+                await self.send_whole(begun, self._exchange.request.method)
+            else:
+                await self._send(begun)
             return
         is_file = kind in _FILES
         if is_file:
@@ -126,8 +130,8 @@ class Passage:
 
     async def finish(self, *, complete: bool) -> None:
         """Finish the exchange unless that has been done."""
-        if not self._finished:
-            self._finished = True
+        if not self.finished:
+            self.finished = True
             for gateway, exchange in (*self._behind, (self._gateway, self._exchange)):
                 await gateway.afinish(exchange, complete=complete)
 
@@ -141,18 +145,18 @@ class Passage:
         for gateway, exchange in self._holders:
             await gateway.arenew(exchange)
 
-    async def _start(self, message: Message) -> None:
+    def _begun(self, message: Message) -> Message | Response:
+        """Return what to send for the application's start of a response."""
         head = ResponseHead(message["status"], headers_of(message.get("headers", ())))
         for _, behind in reversed(self._behind):
             head = cast("ResponseHead", behind.head(head))  # a limit replaces no response
         answer = self._exchange.head(head)
         if isinstance(answer, Response):
-            await self.send_whole(answer, self._exchange.request.method)
-            return
+            return answer
         self._trailers = message.get("trailers", False)
-        if self._exchange.request.method != "HEAD":
+        if self._gateway.finishes_first and self._exchange.request.method != "HEAD":
             self._announced = content_length(head.headers)
-        await self._send({**message, **start_message(answer)})
+        return {**message, **start_message(answer)}
 
     def _ends(self, message: Message) -> bool:
         match message["type"]:

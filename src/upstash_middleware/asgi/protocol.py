@@ -35,16 +35,16 @@ def request_of(scope: Scope) -> Request:
     headers = headers_of(scope["headers"])
     client = scope.get("client")
     return Request(
-        method=scope.get("method", "GET"),  # of a handshake: RFC 6455 §4.1
+        scope.get("method", "GET"),  # of a handshake: RFC 6455 §4.1
         # Includes root_path already: ASGI specification, HTTP connection scope.
-        path=scope["path"],
-        raw_path=_raw_path(scope),
-        query=scope.get("query_string", b"").decode("latin-1"),
-        headers=headers,
-        scheme=scope.get("scheme", "http"),
-        host=(headers.get("host") or "").lower(),
-        peer=(client[0] or None) if client else None,
-        native=scope,
+        scope["path"],
+        headers,
+        scope.get("query_string", b"").decode("latin-1"),
+        scope.get("scheme", "http"),
+        (headers.get("host") or "").lower(),
+        (client[0] or None) if client else None,
+        _raw_path(scope),
+        scope,
     )
 
 
@@ -76,7 +76,7 @@ async def to_nobody(message: Message) -> None:
 
 def headers_of(pairs: Iterable[Iterable[bytes]]) -> Headers:
     """Return header fields; a server's pairs may be lists."""
-    return Headers([(name, value) for name, value in pairs])
+    return Headers(map(tuple, pairs))  # type: ignore[arg-type] # each is of two
 
 
 def start_message(head: ResponseHead) -> Message:

@@ -64,8 +64,8 @@ class Pipeline:
     yields: bool = False
     """Whether that is for a call of its own: joined with others, their deadlines count alone."""
 
-    def __await__(self) -> Generator[Effect, Any, list[Reply]]:
-        return cast("list[Reply]", (yield self))
+    def __await__(self) -> Generator[Effect, list[Reply], list[Reply]]:
+        return (yield self)
 
     @property
     def reads_only(self) -> bool:

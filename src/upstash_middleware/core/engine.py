@@ -38,12 +38,27 @@ class Engine:
         self._halves = tuple(halves)
         self._observe = observe
 
-    async def begin(self, request: Request, inner: Begins | None = None) -> Exchange:
+    def begin(self, request: Request, inner: Begins | None = None) -> Flow[Exchange]:
         """Decide about a request, in one pipeline with ``inner``, which is to see it next.
 
-        Raises ConfigurationError where credentials are missing, and nothing else. Interrupted, it
-        ends what it has begun: nobody will have an exchange to finish.
+        A flow. Raises ConfigurationError where credentials are missing, and nothing else.
+        Interrupted, it ends what it has begun: nobody will have an exchange to finish.
         """
+        if inner is None and len(self._halves) == 1:  # nothing to join
+            return self._begin_alone(self._halves[0], request)
+        return self._begin_joined(request, inner)
+
+    async def _begin_alone(self, half: exchange.Half, request: Request) -> Exchange:
+        part = None
+        try:
+            part = await half.begin(request)
+        except ConfigurationError:
+            raise
+        except Exception as error:  # noqa: BLE001 - no fault of ours may cost a response
+            self._observe(InternalError("begin", error))
+        return Exchange(self, request, [] if part is None else [part], None, self._observe)
+
+    async def _begin_joined(self, request: Request, inner: Begins | None) -> Exchange:
         ready: list[exchange.Exchange | Exchange] = []
         flows: list[Flow[object]] = [
             self._begin_half(half, request, ready) for half in self._halves
@@ -101,6 +116,7 @@ class Exchange:
         "_parts",
         "_refresh",
         "_unreached",
+        "decision",
         "engine",
         "holding",
         "inner",
@@ -120,25 +136,27 @@ class Exchange:
         self.inner = inner
         """What the engine directly inside has already found out, to be handed to it."""
         self._parts = parts
-        self.holding: list[exchange.Holding] = [
-            cast("exchange.Holding", part) for part in parts if getattr(part, "holds", False)
-        ]
+        self.holding: list[exchange.Holding] = []
         """Who holds something on Redis that has to be renewed; for most requests nobody."""
         self._unreached: list[exchange.Exchange] = []
         self._observe = observe
         self._refresh: Exchange | None = None
-        self.response: Response | None = self._ready_response()
-        """The response to give at once, or None: call the application."""
-        self.request: Request = request if self.response else self._request_to_forward(request)
-        """The request as the application shall see it."""
-
-    @property
-    def decision(self) -> Decision | None:
+        self.decision: Decision | None = None
         """What the rate limit has decided, for the application's handler to read."""
-        for part in self._parts:
-            if (decision := getattr(part, "decision", None)) is not None:
-                return cast("Decision", decision)
-        return None
+        self.response: Response | None = None
+        """The response to give at once, or None: call the application."""
+        self.request: Request = request
+        """The request as the application shall see it."""
+        for index, part in enumerate(parts):
+            self.decision = self.decision or part.decision
+            if part.holds:
+                self.holding.append(part)  # type: ignore[arg-type] # it is one who holds
+            if part.response is not None:
+                self._parts, self._unreached = parts[: index + 1], parts[index + 1 :]
+                self.response = self._ready_response(index, part, part.response)
+                break
+        else:
+            self.request = self._request_to_forward(request)
 
     def head(self, head: ResponseHead) -> ResponseHead | Response:
         """See the application's response head; return what to send in its place.
@@ -216,17 +234,12 @@ class Exchange:
         refresh, self._refresh = self._refresh, None
         return refresh
 
-    def _ready_response(self) -> Response | None:
-        for index, part in enumerate(self._parts):
-            if (answer := part.response) is not None:
-                self._parts, self._unreached = self._parts[: index + 1], self._parts[index + 1 :]
-                if (refresh := getattr(part, "refresh", None)) is not None:
-                    parts = [refresh.exchange]
-                    self._refresh = Exchange(
-                        self.engine, refresh.request, parts, None, self._observe
-                    )
-                return self._outward_from(index, answer)
-        return None
+    def _ready_response(self, index: int, part: exchange.Exchange, answer: Response) -> Response:
+        """Return a part's response as it comes from inside; take over its refresh, if any."""
+        if (refresh := getattr(part, "refresh", None)) is not None:
+            parts = [refresh.exchange]
+            self._refresh = Exchange(self.engine, refresh.request, parts, None, self._observe)
+        return self._outward_from(index, answer)
 
     def _outward_from(self, index: int, answer: Response) -> Response:
         """Show a part's whole response to the parts outside of it."""

@@ -11,11 +11,22 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from upstash_middleware.core.effects import Flow
+    from upstash_middleware.core.ratelimit import Decision
     from upstash_middleware.messages import Request, Response, ResponseHead
 
 
 class Exchange(Protocol):
     """One request's passage through one half of the engine."""
+
+    @property
+    def decision(self) -> Decision | None:
+        """What was decided about the request, of a half that decides."""
+        ...
+
+    @property
+    def holds(self) -> bool:
+        """Whether the request may hold something on Redis that expires, as a Holding's."""
+        ...
 
     @property
     def response(self) -> Response | None:
@@ -50,11 +61,6 @@ class Exchange(Protocol):
 
 class Holding(Exchange, Protocol):
     """A passage that may hold something on Redis which expires unless it is renewed."""
-
-    @property
-    def holds(self) -> bool:
-        """Whether it does, as is known from its beginning."""
-        ...
 
     def renewal(self) -> Flow[None] | None:
         """Return what renews that, or None if it is not yet time to.

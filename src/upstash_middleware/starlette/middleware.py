@@ -13,6 +13,7 @@ from upstash_middleware.starlette.denying import RequestDenied, handled, own_han
 from upstash_middleware.starlette.routing import application_of, is_exempt_request
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Unpack
 
     from starlette.types import ASGIApp, Receive, Scope
@@ -41,9 +42,9 @@ class _AsksTheApplication:
         if Halves.RATE_LIMIT in self.halves and _answers_cors(app):
             self.gateway.observe(SettingDoubted("the order of middleware", _CORS_INSIDE))
 
-    def exempts(self, request: Request, /) -> bool:
-        """Whether the endpoint that a request goes to is exempt."""
-        return is_exempt_request(request, application_of(request.native, self.app))
+    def exempting(self) -> Callable[[Request], bool]:
+        """Return what tells whether the endpoint that a request goes to is exempt."""
+        return lambda request: is_exempt_request(request, application_of(request.native, self.app))
 
     async def answer(
         self, scope: Scope, receive: Receive, response: Response, decision: Decision | None, /

@@ -6,7 +6,7 @@ with Redis in ``store``, storing in ``recording``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import unquote
 
 from upstash_middleware.core.cache.directives import FROM_HANDLERS
@@ -72,6 +72,8 @@ class Passing:
     """A request that the cache has nothing to do with, and base of those that it has."""
 
     __slots__ = ()
+    decision: ClassVar[None] = None
+    holds: ClassVar[bool] = False
 
     @property
     def response(self) -> Response | None:

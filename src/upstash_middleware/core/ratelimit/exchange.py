@@ -28,6 +28,7 @@ class RateLimitExchange:
         "_settling",
         "_slot_life",
         "decision",
+        "holds",
         "response",
         "taken",
     )
@@ -54,13 +55,10 @@ class RateLimitExchange:
         self._slot_life = slot_life(taken)
         self._renew_at = 0.0
         """When the slots are to be renewed, by the monotonic clock."""
+        self.holds: bool = self._slot_life is not None
+        """Whether the request has slots, which expire unless they are renewed."""
         if self._slot_life is not None:
             self._renew_at = settling.time.monotonic() + self._slot_life / 2
-
-    @property
-    def holds(self) -> bool:
-        """Whether the request has slots, which expire unless they are renewed."""
-        return self._slot_life is not None
 
     def request_to_forward(self, request: Request) -> Request:
         """Return the request as it is."""

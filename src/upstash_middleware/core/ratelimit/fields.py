@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 Fields = tuple[tuple[bytes, bytes], ...]
 """Field lines as they are sent."""
 
-_MAY_BE_THE_APPLICATIONS = {
-    name: name.decode("ascii").lower()
-    for name in (b"X-RateLimit-Limit", b"X-RateLimit-Remaining", b"X-RateLimit-Reset")
-}
+_MAY_BE_THE_APPLICATIONS = frozenset(
+    {"x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"}
+)
 
 
 def limit_fields(decision: Decision, now: float) -> Fields:
@@ -32,14 +31,14 @@ def limit_fields(decision: Decision, now: float) -> Fields:
     if decision.limit is None or decision.remaining is None or decision.reset is None:
         return ()
     policies = decision.policies
-    told = ", ".join([_policy(policy.name, policy.limit, policy.window) for policy in policies])
-    standing = ", ".join([_standing(policy, decision, now) for policy in policies])
+    told = b", ".join([_policy(policy.name, policy.limit, policy.window) for policy in policies])
+    standing = b", ".join([_standing(policy, decision, now) for policy in policies])
     return (
         (b"X-RateLimit-Limit", b"%d" % decision.limit),
         (b"X-RateLimit-Remaining", b"%d" % decision.remaining),
         (b"X-RateLimit-Reset", b"%d" % math.ceil(decision.reset)),
-        (b"RateLimit-Policy", told.encode("ascii")),
-        (b"RateLimit", standing.encode("ascii")),
+        (b"RateLimit-Policy", told),
+        (b"RateLimit", standing),
     )
 
 
@@ -53,26 +52,26 @@ def with_fields(headers: Headers, fields: Fields) -> Headers:
 
     The draft's two are lists, so lines of several origins add up (RFC 9110 §5.3).
     """
-    taken = [name for name, lower in _MAY_BE_THE_APPLICATIONS.items() if lower in headers]
-    if taken:
-        fields = tuple([field for field in fields if field[0] not in taken])
+    if not _MAY_BE_THE_APPLICATIONS.isdisjoint(headers.names()):
+        own = _MAY_BE_THE_APPLICATIONS.intersection(headers.names())
+        fields = tuple([field for field in fields if field[0].decode("ascii").lower() not in own])
     return headers.adding(*fields)
 
 
 @lru_cache(maxsize=256)
-def _policy(name: str, limit: int, window: int | None) -> str:
-    return f"{_string(name)};q={limit}" + ("" if window is None else f";w={window}")
+def _policy(name: str, limit: int, window: int | None) -> bytes:
+    return b"%b;q=%d" % (_string(name), limit) + (b"" if window is None else b";w=%d" % window)
 
 
-def _standing(policy: PolicyState, decision: Decision, now: float) -> str:
+def _standing(policy: PolicyState, decision: Decision, now: float) -> bytes:
     wait = policy.retry_after if policy.retry_after is not None else policy.reset - now
     seconds = max(0, _whole_seconds(wait))
     # The draft, §5: Retry-After should not be earlier than a `t` beside it; it may be left out.
     denied_until = None if decision.allowed else decision.retry_after
     too_late = denied_until is not None and seconds > _whole_seconds(denied_until)
     never = not policy.allowed and policy.retry_after is None
-    until = "" if too_late or never or not seconds else f";t={seconds}"
-    return f"{_string(policy.name)};r={policy.remaining}{until}"
+    until = b"" if too_late or never or not seconds else b";t=%d" % seconds
+    return b"%b;r=%d%b" % (_string(policy.name), policy.remaining, until)
 
 
 def _whole_seconds(seconds: float) -> int:
@@ -81,7 +80,7 @@ def _whole_seconds(seconds: float) -> int:
 
 
 @lru_cache(maxsize=256)
-def _string(text: str) -> str:
+def _string(text: str) -> bytes:
     """Write a String of RFC 9651 §3.3.3; names are printable ASCII by construction."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    return f'"{escaped}"'.encode("ascii")

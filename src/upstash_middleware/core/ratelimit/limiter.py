@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from upstash_middleware.core.clock import Clock
+    from upstash_middleware.core.effects import Flow
     from upstash_middleware.core.identify import Identifier
     from upstash_middleware.core.ratelimit.rules import RateLimitRule, SdkLimiter
     from upstash_middleware.events import Observer
@@ -93,6 +94,8 @@ class RateLimiter:
     _inspecting: Inspecting = field(init=False, repr=False)
     _listed: DenyList | None = field(init=False, repr=False)
     _analytics: Analytics | None = field(init=False, repr=False)
+    _asks_alone: bool = field(init=False, repr=False)
+    """Whether a question about one rule is all that a request sends."""
 
     def __post_init__(self) -> None:
         rules = compile_rules(tuple(self.rules), self.default, self.prefix)
@@ -108,6 +111,7 @@ class RateLimiter:
             ("_inspecting", Inspecting(rules, time, self.secret, self.deadline)),
             ("_listed", DenyList(self.deny_list, time, address) if self.deny_list else None),
             ("_analytics", Analytics(self.analytics, time) if self.analytics else None),
+            ("_asks_alone", not (self.deny_list or self.analytics)),
         ):
             object.__setattr__(self, name, value)
 
@@ -201,13 +205,21 @@ class RateLimiter:
                 request,
             )
         )
-        if self._analytics is not None and not decision.shadow:
-            if decision.settled_by not in {"open", "closed"}:
-                self._analytics.count(decision)
+        counted = not decision.shadow and decision.settled_by not in {"open", "closed"}
+        if counted and self._analytics is not None:
+            self._analytics.count(decision)
 
-    async def _outcomes(self, asks: Sequence[Ask | Settled], request: Request) -> list[Outcome]:
-        """Return what came of each rule, in order; of some only if one was known to deny."""
+    def _outcomes(self, asks: Sequence[Ask | Settled], request: Request) -> Flow[list[Outcome]]:
+        """Return a flow for what came of each rule, in order; of some only if one denies anyway."""
         known = self._known(asks, request)
+        if self._asks_alone and not known and len(asks) == 1 and asks[0].rule.policies:
+            own = cast("Sequence[Ask]", asks)  # what is settled is known
+            return self._ask_own(own, longest_deadline(own, self.deadline))
+        return self._joined_outcomes(asks, known, request)
+
+    async def _joined_outcomes(
+        self, asks: Sequence[Ask | Settled], known: dict[str, Outcome], request: Request
+    ) -> list[Outcome]:
         for one in known.values():
             if not one.decision.allowed and not one.decision.shadow:
                 return list(known.values())
@@ -253,10 +265,10 @@ class RateLimiter:
         sent = self._time.sent() if self._time.asks() else None
         commands = (command,) if sent is None else (command, TIME)
         try:
-            reply, *time = await Pipeline(commands, deadline)
+            replies = await Pipeline(commands, deadline)
             if sent is not None:
-                self._time.learn(*time, sent)
-            verdicts = read_verdicts(reply, charges)
+                self._time.learn(replies[1], sent)
+            verdicts = read_verdicts(replies[0], charges)
         except UpstashError as error:
             self.observe(UpstashFailed(_DURING, error))
             return self._decide_without(asks, now_ms)

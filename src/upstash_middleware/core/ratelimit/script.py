@@ -5,7 +5,7 @@ What the algorithms do is in the ``.lua`` files beside this; nothing here decide
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, assert_never, cast
 
 from upstash_middleware.core.effects import Command, Script
@@ -13,6 +13,7 @@ from upstash_middleware.core.lua import script
 from upstash_middleware.core.ratelimit.keys import limit_keys
 from upstash_middleware.core.ratelimit.limits import (
     GCRA,
+    MAX_QUOTA,
     Concurrency,
     FixedWindow,
     Limit,
@@ -63,7 +64,7 @@ class Charge:
     @property
     def fits(self) -> bool:
         """Whether the cost can ever pass; a request takes one slot whatever it costs."""
-        return isinstance(self.limit, Concurrency) or self.cost <= quota(self.limit)
+        return self.cost <= _figures(self.limit)[-1]
 
 
 @value(frozen=True, slots=True)
@@ -119,9 +120,11 @@ def charge_command(charges: Sequence[Charge], now_ms: int, *, peek: bool = False
         keys.extend(limit_keys(charge.base, charge.limit, now_ms))
         if charge.changed_at is not None:
             keys.append(charge.changed_at)
-        name, *numbers = _figures(charge.limit, charge.token)
-        changed = int(charge.changed_at is not None)
-        arguments.extend((charge.group, name, charge.cost, *numbers, int(charge.fits), changed))
+        changed = "0" if charge.changed_at is None else "1"
+        name, a, b, c, most = _figures(charge.limit)
+        c = str(charge.token) if name == "slots" else c
+        fits = "1" if charge.cost <= most else "0"
+        arguments.extend((charge.group, name, charge.cost, a, b, c, fits, changed))
     return _call(limit_script(), keys, arguments)
 
 
@@ -134,8 +137,9 @@ def settle_command(settlements: Sequence[Settlement], now_ms: int) -> Command:
         if settlement.units < 0 and isinstance(settlement.limit, FixedWindow | SlidingWindow):
             own = (f"{settlement.base}:{settlement.where}",)
         keys.extend(own)
-        name, *numbers = _figures(settlement.limit, settlement.where)
-        arguments.extend((name, settlement.units, *numbers, settlement.where, len(own)))
+        name, a, b, c, _ = _figures(settlement.limit)
+        c = str(settlement.where) if name == "slots" else c
+        arguments.extend((name, settlement.units, a, b, c, settlement.where, len(own)))
     return _call(settle_script(), keys, arguments)
 
 
@@ -165,19 +169,24 @@ def _call(script: Script, keys: list[Argument], arguments: list[Argument]) -> Co
     return Command(("EVALSHA", script.sha, len(keys), *keys, *arguments), script=script)
 
 
-def _figures(limit: Limit, token: int) -> tuple[str, int, int, int]:
-    """Return an algorithm's name and its three numbers a, b, c."""
+@lru_cache(maxsize=256)
+def _figures(limit: Limit) -> tuple[str, str, str, str, int]:
+    """Return an algorithm's name, its three numbers a, b, c, and the highest cost that can pass.
+
+    A slot's ``c`` is what it is taken under; a request takes one whatever it costs.
+    """
+    most, window = quota(limit), str(window_ms(limit))
     match limit:
         case FixedWindow():
-            return ("fixed", limit.limit, window_ms(limit), 0)
+            return ("fixed", str(limit.limit), window, "0", most)
         case SlidingWindow():
-            return ("sliding", limit.limit, window_ms(limit), 0)
+            return ("sliding", str(limit.limit), window, "0", most)
         case TokenBucket():
-            return ("bucket", limit.capacity, limit.refill, window_ms(limit))
+            return ("bucket", str(limit.capacity), str(limit.refill), window, most)
         case GCRA():
-            return ("gcra", limit.limit, window_ms(limit), quota(limit))
+            return ("gcra", str(limit.limit), window, str(most), most)
         case SlidingLog():
-            return ("log", limit.limit, window_ms(limit), 0)
+            return ("log", str(limit.limit), window, "0", most)
         case Concurrency():
-            return ("slots", limit.limit, window_ms(limit), token)
+            return ("slots", str(limit.limit), window, "", MAX_QUOTA)
     assert_never(limit)

@@ -6,6 +6,7 @@ A cautious reading of RFC 9111 §3: where a cache could find any reason to store
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,10 +22,8 @@ _HEURISTIC = frozenset({200, 203, 204, 206, 300, 301, 308, 404, 405, 410, 414, 5
 
 def may_be_shared(request: Request, head: ResponseHead) -> bool:
     """Whether a shared cache might store this response, or has stored it already."""
-    for name in head.headers.names():
-        if name in _FIELDS or _is_targeted(name):
-            return _may_be_stored(request, head)
-    return False  # most answers of an API have no field that a cache would look at
+    # Most answers of an API have no field that a cache would look at.
+    return any(map(_is_for_caches, head.headers.names())) and _may_be_stored(request, head)
 
 
 def _may_be_stored(request: Request, head: ResponseHead) -> bool:
@@ -45,6 +44,11 @@ def _may_be_stored(request: Request, head: ResponseHead) -> bool:
 
 
 _FIELDS = frozenset({"age", "cache-control", "etag", "expires", "last-modified"})
+
+
+@lru_cache(maxsize=512)
+def _is_for_caches(name: str) -> bool:
+    return name in _FIELDS or _is_targeted(name)
 
 
 def _is_targeted(name: str) -> bool:
