@@ -173,7 +173,8 @@ class Gateway:
         self, request: Request, inner: Gateway | None = None
     ) -> Coroutine[Any, Any, Exchange]:
         """Do the same as ``begin`` on an event loop."""
-        return arun(self._begun(request, inner), self._async_client())
+        client = self._async_client()
+        return arun(self._begun(request, inner), client)
 
     def finish(self, exchange: Exchange, *, complete: bool) -> None:
         """Settle and store after the last byte; see Exchange.finish."""

@@ -41,6 +41,10 @@ def executing(
         client.close()
         return
     async_client = AsyncClient(credentials, transport=library)
+
+    async def execute(pipeline: Pipeline) -> list[Reply]:
+        return await async_client.execute(pipeline)
+
     with asyncio.Runner() as runner:
-        yield lambda pipeline: runner.run(async_client.execute(pipeline))
+        yield lambda pipeline: runner.run(execute(pipeline))
         runner.run(async_client.aclose())

@@ -398,9 +398,9 @@ async def test_scripts_that_are_not_known_are_sent_in_full_for_those_members_onl
 @playing
 async def test_arguments_that_cannot_travel_fail_before_anything_is_shared(world):
     tasks = await world.busy()
-    fine, wrong = world.begin(("ECHO", "c")), world.begin(("GET", "\ud800"))
+    fine = world.begin(("ECHO", "c"))
     with pytest.raises(ValueError, match="surrogate"):
-        await wrong
+        world.begin(("GET", "\ud800"))
     world.wire.answer(0)
     await turn()
     world.wire.answer(2)

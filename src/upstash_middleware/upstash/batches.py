@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from upstash_middleware.errors import ConnectionLost, Refused, UpstashError
+from upstash_middleware.errors import CommandError, ConnectionLost, Refused, UpstashError
 from upstash_middleware.upstash.protocol import joined, refuse
 from upstash_middleware.values import value
 
@@ -56,14 +56,20 @@ class Waiting(ABC):
 
     __slots__ = ("characters", "deadline", "members", "pipeline")
 
-    def __init__(self, pipeline: Pipeline, members: list[str], deadline: Deadline) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        members: list[str],
+        characters: int,
+        deadline: Deadline,
+    ) -> None:
         self.pipeline: Pipeline = pipeline
         self.members: list[str] = members
         """Its commands, as they stand in a call."""
-        self.characters: int = sum(map(len, members))
+        self.characters: int = characters
+        """How many they have together."""
         self.deadline: Deadline = deadline
 
-    @property
     @abstractmethod
     def done(self) -> bool:
         """Whether nobody waits any more: answered, out of time, or cancelled."""
@@ -130,7 +136,7 @@ class Traffic:
         commands = characters = 0
         while waiting:
             one = waiting[0]
-            if not one.done:
+            if not one.done():
                 commands += len(one.members)
                 characters += one.characters
                 reply_bytes = self._usual_reply_bytes * (len(batch) + 1)
@@ -145,9 +151,14 @@ class Traffic:
         return batch
 
     def learn_size(self, replies: Sequence[Reply], pipelines: int) -> None:
-        """Learn how much a pipeline of a shared call brings back."""
-        usual = sum(map(_size, replies)) / pipelines
-        self._usual_reply_bytes = (self._usual_reply_bytes + usual) / 2
+        """Learn how much a pipeline brings back: of stored values, for all else is small."""
+        size = 0
+        for reply in replies:
+            if type(reply) is list:
+                size += sum([len(each) for each in reply if type(each) is bytes])
+            elif type(reply) is bytes:
+                size += len(reply)
+        self._usual_reply_bytes = (self._usual_reply_bytes + size / pipelines) / 2
 
 
 @value(frozen=True, slots=True)
@@ -201,7 +212,7 @@ def last_deadline(batch: Sequence[Waiting]) -> Deadline:
 def fail(batch: Sequence[Waiting], error: Exception) -> None:
     """Raise an error in each of these, as its own: a raised one keeps where it was raised."""
     for one in batch:
-        if not one.done:
+        if not one.done():
             one.fail(_own(error))
 
 
@@ -219,22 +230,15 @@ def _hand_out(batch: Sequence[Waiting], replies: list[Reply], secret: str) -> No
     for one in batch:
         begin, end = end, end + len(one.members)
         own = replies[begin:end]
-        if one.done:
+        if one.done():
             continue
-        try:
-            if len(own) == 1:
+        if len(own) == 1 and isinstance(own[0], CommandError):
+            try:
                 refuse(own[0], secret)
-        except Refused as error:
-            one.fail(error)
-        else:
-            one.resolve(own)
-
-
-def _size(reply: Reply) -> int:
-    """Return the bytes of a reply, as far as they matter: of stored values."""
-    if isinstance(reply, list):
-        return sum([len(each) for each in reply if isinstance(each, bytes)])
-    return len(reply) if isinstance(reply, bytes) else 0
+            except Refused as error:
+                one.fail(error)
+                continue
+        one.resolve(own)
 
 
 def _own(error: Exception) -> Exception:

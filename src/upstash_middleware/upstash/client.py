@@ -85,20 +85,18 @@ class Client:
     def _execute(self, pipeline: Pipeline) -> list[Reply]:
         if self._breaker is not None:
             self._breaker.get().check()
-        if self._waking.get().has_slept():
-            self._retire()
         self._transport.get()
         deadline = _deadline(pipeline, self._deadline)
-        arguments = [command.args for command in pipeline.commands]
-        if self._coalesce and (members := as_members(arguments)) is not None:
+        if self._coalesce and (members := as_members(pipeline.commands)) is not None:
             return self._gathering.get().execute(pipeline, members, deadline)
-        return self._perform(
-            encode(arguments), pipeline.commands, deadline, repeat=pipeline.reads_only
-        )
+        call = encode([command.args for command in pipeline.commands])
+        return self._perform(call, pipeline.commands, deadline, repeat=pipeline.reads_only)
 
     def _perform(
         self, call: Call, commands: Sequence[Command], deadline: Deadline, *, repeat: bool
     ) -> list[Reply]:
+        if self._waking.get().has_slept():
+            self._retire()
         transport = self._transport.get()
         calls = calls_for(call, commands, deadline, self._session, repeat=repeat)
         with _passing(self._breaker):
@@ -150,37 +148,38 @@ class AsyncClient:
         self._gatherings = OnePerProcess(self._make_gatherings)
 
     def execute(self, pipeline: Pipeline) -> Coroutine[Any, Any, list[Reply]]:
-        """Do the same as ``Client.execute`` on an event loop."""
-        if self._watch is None or not pipeline.commands:
-            return self._execute(pipeline)  # a coroutine less for each
+        """Return a coroutine that does the same as ``Client.execute`` on an event loop.
+
+        What is known without waiting is raised at once: CircuitOpen, and the ValueError.
+        """
+        if not pipeline.commands:
+            return _nothing()
+        if self._watch is None:
+            return self._execute(pipeline)
         return self._watched(self._watch, pipeline)
 
     async def _watched(self, watch: Watch, pipeline: Pipeline) -> list[Reply]:
         with Watched(watch, pipeline.commands) as watched:
             return watched.answered(await self._execute(pipeline))
 
-    async def _execute(self, pipeline: Pipeline) -> list[Reply]:
-        if not pipeline.commands:
-            return []
+    def _execute(self, pipeline: Pipeline) -> Coroutine[Any, Any, list[Reply]]:
         if self._breaker is not None:
             self._breaker.get().check()
         here = self._here()
-        if self._waking.get().has_slept():
-            await self._retire()
         here.get()
         deadline = _deadline(pipeline, self._deadline)
-        arguments = [command.args for command in pipeline.commands]
         if self._coalesce and here is self._transport:
-            members = as_members(arguments)
+            members = as_members(pipeline.commands)
             if members is not None:
-                return await self._gatherings.get().here().execute(pipeline, members, deadline)
-        return await self._perform(
-            encode(arguments), pipeline.commands, deadline, repeat=pipeline.reads_only
-        )
+                return self._gatherings.get().here().execute(pipeline, members, deadline)
+        call = encode([command.args for command in pipeline.commands])
+        return self._perform(call, pipeline.commands, deadline, repeat=pipeline.reads_only)
 
     async def _perform(
         self, call: Call, commands: Sequence[Command], deadline: Deadline, *, repeat: bool
     ) -> list[Reply]:
+        if self._waking.get().has_slept():
+            await self._retire()
         transport = self._here().get()
         calls = calls_for(call, commands, deadline, self._session, repeat=repeat)
         with _passing(self._breaker):
@@ -209,6 +208,10 @@ class AsyncClient:
         trio = sys.modules.get("trio")
         under_trio = trio is not None and trio.lowlevel.in_trio_run()
         return self._under_trio if under_trio else self._transport
+
+
+async def _nothing() -> list[Reply]:
+    return []
 
 
 def _driven(calls: Calls, transport: Transport) -> list[Reply]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from upstash_middleware.upstash import batches
 from upstash_middleware.upstash.batches import (
@@ -51,16 +51,16 @@ class _Task(Waiting):
         self,
         pipeline: Pipeline,
         members: list[str],
+        characters: int,
         deadline: Deadline,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        super().__init__(pipeline, members, deadline)
         self.replies: asyncio.Future[list[Reply]] = loop.create_future()
         self.since = loop.time()
         self.timer: asyncio.TimerHandle | None = None
         """Ends its wait where its own time is up before the call's is."""
+        super().__init__(pipeline, members, characters, deadline)
 
-    @property
     def done(self) -> bool:
         return self.replies.done()
 
@@ -76,7 +76,7 @@ class _Task(Waiting):
         self.timer = loop.call_later(max(seconds, 0.0), self._expire)
 
     def _expire(self) -> None:
-        if not self.done:
+        if not self.done():
             self.fail(self.deadline.exceeded())
 
 
@@ -99,12 +99,13 @@ class Gathering:
 
         Raises what ``calls.calls_for`` raises.
         """
-        if sum(map(len, members)) > ALONE_CHARACTERS:
+        characters = sum(map(len, members))
+        if characters > ALONE_CHARACTERS:
             return self._by_itself(pipeline, members, deadline)
         if self._traffic.has_room:
             return self._first(pipeline, members, deadline)
         loop = asyncio.get_running_loop()
-        return self._shared(_Task(pipeline, members, deadline, loop), loop)
+        return self._shared(_Task(pipeline, members, characters, deadline, loop), loop)
 
     def _by_itself(
         self, pipeline: Pipeline, members: list[str], deadline: Deadline
@@ -122,7 +123,7 @@ class Gathering:
             self._end_call(way)
 
     async def _shared(self, one: _Task, loop: asyncio.AbstractEventLoop) -> list[Reply]:
-        left = one.deadline.left()
+        left = one.deadline.seconds
         self._waiting.append(one)
         if self._watch is None:
             self._watch = loop.call_later(batches.PATIENCE_SECONDS, self._lose_patience, loop)
@@ -130,11 +131,13 @@ class Gathering:
             one.expire_in(left)
         try:
             return await one.replies
+        except asyncio.CancelledError:
+            if one.replies.done() and not one.replies.cancelled():
+                one.replies.exception()  # it has come when this task was being cancelled
+            raise
         finally:
             if one.timer is not None:
                 one.timer.cancel()
-            if one.replies.done() and not one.replies.cancelled():
-                one.replies.exception()  # it may have come when this task was being cancelled
 
     def _lose_patience(self, loop: asyncio.AbstractEventLoop) -> None:
         """Send what has waited long enough."""
@@ -201,11 +204,16 @@ class Gatherings:
         self._of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, Gathering] = (
             WeakKeyDictionary()
         )
+        self._latest: tuple[ref[asyncio.AbstractEventLoop], Gathering] | None = None
 
     def here(self) -> Gathering:
         """Return this event loop's."""
         loop = asyncio.get_running_loop()
+        latest = self._latest
+        if latest is not None and latest[0]() is loop:  # most processes have one
+            return latest[1]
         gathering = self._of_loops.get(loop)
         if gathering is None:
             gathering = self._of_loops[loop] = Gathering(self._perform, self._secret)
+        self._latest = (ref(loop), gathering)
         return gathering

@@ -53,7 +53,8 @@ class _Thread(Waiting):
     __slots__ = ("_bell", "_done", "_error", "_lead", "_replies", "taken")
 
     def __init__(self, pipeline: Pipeline, members: list[str], deadline: Deadline) -> None:
-        super().__init__(pipeline, members, deadline)
+        characters = sum(map(len, members))
+        super().__init__(pipeline, members, characters, deadline)
         self._bell = threading.Lock()
         self._bell.acquire()
         self._done = False
@@ -63,7 +64,6 @@ class _Thread(Waiting):
         self.taken = False
         """Whether it is part of a call."""
 
-    @property
     def done(self) -> bool:
         return self._done
 
@@ -139,7 +139,7 @@ class ThreadGathering:
         return self._perform(joined(one.members), commands, one.deadline, repeat=repeat)
 
     def _shared(self, one: _Thread) -> list[Reply]:
-        while not one.done:
+        while not one.done():
             left = one.deadline.at - one.deadline.clock()
             if not one.wait(left if one.taken else min(left, batches.PATIENCE_SECONDS)):
                 self._lose_patience(one)
@@ -150,7 +150,7 @@ class ThreadGathering:
     def _lose_patience(self, one: _Thread) -> None:
         """Have a call made all the same, or raise DeadlineExceeded; not if it was just woken."""
         with self._lock:
-            if one.done or one.leads:
+            if one.done() or one.leads:
                 return
             if one.deadline.at <= one.deadline.clock():
                 one.give_up()

@@ -27,7 +27,7 @@ from upstash_middleware.values import value
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from upstash_middleware.core.effects import Argument, Reply
+    from upstash_middleware.core.effects import Argument, Command, Reply
 
 Header = tuple[str, str]
 
@@ -90,16 +90,16 @@ def encode(commands: Sequence[tuple[Argument, ...]]) -> Call:
     return joined([_member(command) for command in commands])
 
 
-def as_members(commands: Sequence[tuple[Argument, ...]]) -> list[str] | None:
+def as_members(commands: Sequence[Command]) -> list[str] | None:
     """Return the commands as they stand in a pipeline, to be joined with those of others.
 
     None for a single command that travels with its value as the request's body. Raises
     ValueError like ``encode``.
     """
     try:
-        return [_member(command) for command in commands]
+        return [_member(command.args) for command in commands]
     except ValueError:
-        if len(commands) == 1 and _first_raw(commands[0]):
+        if len(commands) == 1 and _first_raw(commands[0].args):
             return None
         raise
 

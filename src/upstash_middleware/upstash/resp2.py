@@ -18,7 +18,7 @@ MAX_DEPTH = 32
 """Arrays within arrays."""
 
 _SIMPLE, _ERROR, _NUMBER, _BULK, _ARRAY = b"+-:$*"
-_LINES_OF_NUMBERS = re.compile(rb"(?::-?[0-9]{1,19}\r\n)+")
+_ARRAY_OF_NUMBERS = re.compile(rb"\*([0-9]{1,6})\r\n((?::-?[0-9]{1,19}\r\n)+)")
 _SIGNS = frozenset({b"-", b"+"})
 _LONGEST_NUMBER = 20
 """Characters of a 64-bit number with its sign."""
@@ -33,24 +33,21 @@ def decode_replies(data: bytes) -> list[Reply]:
     members, lacking = replies, -1
     outer: list[tuple[list[Reply], int]] = []
     position, size = 0, len(data)
-    find = data.find
     while position < size:
-        end = find(b"\r\n", position)
-        if end < 0:
-            raise ValueError("cut short within a line")
-        reply, position, opens = _next(data, position, end)
+        reply: Reply
+        numbers = _ARRAY_OF_NUMBERS.match(data, position)  # what limits answer, read at once
+        if numbers and numbers[2].count(b":") == int(numbers[1]) and len(outer) < MAX_DEPTH:
+            reply = [*map(int, numbers[2][1:-2].split(b"\r\n:"))]
+            position, opens = numbers.end(), 0
+        else:
+            reply, position, opens = _next(data, position)
         members.append(reply)
         lacking -= 1
         if opens:
             if len(outer) == MAX_DEPTH:
                 raise ValueError(f"arrays nest deeper than {MAX_DEPTH}")
-            inner = cast("list[Reply]", reply)
-            if (numbers := _numbers(data, position, opens)) is not None:  # what limits answer
-                inner.extend(map(int, numbers[1:-2].split(b"\r\n:")))
-                position += len(numbers)
-            else:
-                outer.append((members, lacking))
-                members, lacking = inner, opens
+            outer.append((members, lacking))
+            members, lacking = cast("list[Reply]", reply), opens
         while not lacking:
             members, lacking = outer.pop()
     if outer:
@@ -58,17 +55,11 @@ def decode_replies(data: bytes) -> list[Reply]:
     return replies
 
 
-def _numbers(data: bytes, position: int, count: int) -> bytes | None:
-    """Return the lines of an array's members, if they are nothing but numbers."""
-    lines = _LINES_OF_NUMBERS.match(data, position)
-    return lines[0] if lines and lines[0].count(b":") == count else None
-
-
-def _next(data: bytes, position: int, end: int) -> tuple[Reply, int, int]:
-    """Return the reply that begins here, where the next begins, and how many members it lacks.
-
-    ``end`` is that of its first line.
-    """
+def _next(data: bytes, position: int) -> tuple[Reply, int, int]:
+    """Return the reply that begins here, where the next begins, and how many members it lacks."""
+    end = data.find(b"\r\n", position)
+    if end < 0:
+        raise ValueError("cut short within a line")
     kind, line, after = data[position], data[position + 1 : end], end + 2
     if kind == _NUMBER:
         return _number(line), after, 0
