@@ -42,7 +42,7 @@ from upstash_middleware.upstash import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from upstash_middleware.core.effects import Flow
     from upstash_middleware.core.exchange import Half
@@ -98,7 +98,8 @@ class Gateway:
         """Whether requests are to come here at all."""
         self.halves = halves
         self._exempts = exempts
-        self._observers: tuple[Observer, ...] = (LogObserver(), *settings.observers)
+        self.observe: Observer = _telling(LogObserver(), settings.observers)
+        """Tells the log and the application's observers of an event."""
         self._lock = threading.Lock()
         self._credentials: Credentials | None = None
         self._clients: tuple[Client, AsyncClient] | None = None
@@ -337,14 +338,6 @@ class Gateway:
             return None
         return inner.engine if self.settings.same_database(inner.settings) else None
 
-    def observe(self, event: Event) -> None:
-        """Tell the log and the application's observers of an event."""
-        for observer in self._observers:
-            try:
-                observer(event)
-            except Exception:  # noqa: BLE001 - a metric that fails must not cost a response
-                logger.exception("an observer raised on %s", type(event).__name__)
-
     def _secret(self) -> bytes:
         material = self.settings.secret or self._known_credentials().token
         return hashlib.sha256(b"upstash-middleware identifiers\n" + material.encode()).digest()
@@ -401,6 +394,21 @@ class Gateway:
         with self._lock:
             clients, self._clients = self._clients, None
             return clients
+
+
+def _telling(log: Observer, observers: Sequence[Observer]) -> Observer:
+    """Return what tells the log and others, of whom none costs a response by failing."""
+    if not observers:
+        return log
+
+    def tell(event: Event) -> None:
+        for observer in (log, *observers):
+            try:
+                observer(event)
+            except Exception:  # noqa: BLE001 - a metric that fails must not cost a response
+                logger.exception("an observer raised on %s", type(event).__name__)
+
+    return tell
 
 
 async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from upstash_middleware.values import dataclass, field
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, KeysView
 
 RawHeaders = tuple[tuple[bytes, bytes], ...]
 
@@ -84,9 +84,9 @@ class Headers:
         lines = (self._index or self._by_name()).get(name)
         return b", ".join(lines).decode("latin-1") if lines else None
 
-    def names(self) -> Iterable[str]:
+    def names(self) -> KeysView[str]:
         """Return the distinct names, in lower case, in order of first appearance."""
-        return self._by_name().keys()
+        return (self._index or self._by_name()).keys()
 
     def without(self, *names: str) -> Headers:
         """Return these headers less the fields named (lower case)."""

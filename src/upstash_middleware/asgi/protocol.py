@@ -33,17 +33,26 @@ _OF_ANY_REQUEST = (
 def request_of(scope: Scope) -> Request:
     """Return the request that an HTTP scope tells of, or a WebSocket's, whose handshake is one."""
     headers = headers_of(scope["headers"])
+    path: str = scope["path"]
+    """Includes root_path already: ASGI specification, HTTP connection scope."""
+    sent = (scope.get("raw_path") or b"").decode("latin-1")
+    host = b""
+    for name, value in headers.raw:  # lower case, as ASGI says, and nearly always the first
+        if name == b"host":
+            host = value
+            break
     client = scope.get("client")
     return Request(
         scope.get("method", "GET"),  # of a handshake: RFC 6455 §4.1
-        # Includes root_path already: ASGI specification, HTTP connection scope.
-        scope["path"],
+        path,
         headers,
         scope.get("query_string", b"").decode("latin-1"),
         scope.get("scheme", "http"),
-        (headers.get("host") or "").lower(),
+        host.decode("latin-1").lower(),
         (client[0] or None) if client else None,
-        _raw_path(scope),
+        # Middleware outside may have rewritten the path alone; what was sent is then about another
+        # resource, and two resources must never share a stored response.
+        sent if sent == path or unquote(sent) == path else "",
         scope,
     )
 
@@ -87,14 +96,3 @@ def start_message(head: ResponseHead) -> Message:
         # ASGI wants lower case, and middleware outside looks for nothing else.
         "headers": [(name.lower(), value) for name, value in head.headers.raw],
     }
-
-
-def _raw_path(scope: Scope) -> str:
-    """Return the path as it was sent, where the server tells and nothing has changed it since.
-
-    Middleware outside may have rewritten the path alone; what was sent is then about another
-    resource, and two resources must never share a stored response.
-    """
-    sent = (scope.get("raw_path") or b"").decode("latin-1")
-    path: str = scope["path"]
-    return sent if sent == path or unquote(sent) == path else ""

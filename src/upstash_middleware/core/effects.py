@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 from upstash_middleware.errors import CommandError
-from upstash_middleware.values import dataclass
+from upstash_middleware.values import dataclass, value
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class Script:
     sha: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Command:
     """One Redis command, awaited for its reply; a failed one raises its CommandError."""
 
@@ -50,7 +50,7 @@ class Command:
         return cast("Reply", reply)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Pipeline:
     """Commands in one HTTP call, in order, not atomic; awaited for their replies in order.
 

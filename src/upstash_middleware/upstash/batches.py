@@ -98,7 +98,7 @@ class Way:
 class Traffic:
     """The calls that are under way, and what was learned of their like."""
 
-    __slots__ = ("_most_calls", "_quickest", "_under_way", "_usual_reply_bytes")
+    __slots__ = ("_most_calls", "_quickest", "_under_way", "_usual_reply_bytes", "has_room")
 
     def __init__(self) -> None:
         self._under_way: set[Way] = set()
@@ -106,16 +106,14 @@ class Traffic:
         self._most_calls = FEWEST_CALLS
         self._quickest = 0.0
         self._usual_reply_bytes = 0.0
-
-    @property
-    def has_room(self) -> bool:
+        self.has_room: bool = True
         """Whether one more call may go."""
-        return len(self._under_way) < self._most_calls
 
     def begin(self) -> Way:
         """Count a call."""
         way = Way()
         self._under_way.add(way)
+        self._see_room()
         return way
 
     def end(self, way: Way) -> None:
@@ -124,11 +122,16 @@ class Traffic:
         self._quickest = min(took, self._quickest * FORGETTING or took)
         self._most_calls = max(FEWEST_CALLS, int(self._quickest / SECONDS_BETWEEN_CALLS))
         self._under_way.discard(way)
+        self._see_room()
 
     def lose_patience(self) -> None:
         """Count no more on the calls that hang."""
         late = time.monotonic() - PATIENCE_SECONDS
         self._under_way = {way for way in self._under_way if way.begun > late}
+        self._see_room()
+
+    def _see_room(self) -> None:
+        self.has_room = len(self._under_way) < self._most_calls
 
     def next_batch(self, waiting: deque[W]) -> list[W]:
         """Take from those who wait what the next call holds."""

@@ -146,6 +146,7 @@ class AsyncClient:
         self._retired: OnePerProcess[list[AsyncTransport]] = OnePerProcess(list)
         self._coalesce = coalesce
         self._gatherings = OnePerProcess(self._make_gatherings)
+        """Made with the first transport, which pipelines need not open then."""
 
     def execute(self, pipeline: Pipeline) -> Coroutine[Any, Any, list[Reply]]:
         """Return a coroutine that does the same as ``Client.execute`` on an event loop.
@@ -166,12 +167,14 @@ class AsyncClient:
         if self._breaker is not None:
             self._breaker.get().check()
         here = self._here()
-        here.get()
-        deadline = _deadline(pipeline, self._deadline)
+        gatherings = None
         if self._coalesce and here is self._transport:
-            members = as_members(pipeline.commands)
-            if members is not None:
-                return self._gatherings.get().here().execute(pipeline, members, deadline)
+            gatherings = self._gatherings.get()
+        else:
+            here.get()
+        deadline = _deadline(pipeline, self._deadline)
+        if gatherings is not None and (members := as_members(pipeline.commands)) is not None:
+            return gatherings.here().execute(pipeline, members, deadline)
         call = encode([command.args for command in pipeline.commands])
         return self._perform(call, pipeline.commands, deadline, repeat=pipeline.reads_only)
 
@@ -188,6 +191,7 @@ class AsyncClient:
     def _make_gatherings(self) -> Gatherings:
         from upstash_middleware.upstash.gathering import Gatherings  # noqa: PLC0415 - loads asyncio
 
+        self._transport.get()
         return Gatherings(self._perform, self._session.secret)
 
     async def aclose(self) -> None:

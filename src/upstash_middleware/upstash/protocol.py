@@ -141,7 +141,8 @@ def refuse(reply: Reply, secret: str) -> None:
 
 def _member(command: tuple[Argument, ...]) -> str:
     try:
-        text = f"[{','.join(map(_quoted, _text(command)))}]"
+        words = [_quoted(word if type(word) is str else _as_text(word)) for word in command]
+        text = f"[{','.join(words)}]"
         if not text.isascii():
             text.encode()
     except UnicodeDecodeError as error:
@@ -156,10 +157,11 @@ def _member(command: tuple[Argument, ...]) -> str:
 
 def _text(words: tuple[Argument, ...]) -> list[str]:
     """Return the words as JSON can hold them; raises UnicodeDecodeError for those it cannot."""
-    return [
-        word if type(word) is str else word.decode() if isinstance(word, bytes) else str(word)
-        for word in words
-    ]
+    return [_as_text(word) for word in words]
+
+
+def _as_text(word: Argument) -> str:
+    return word.decode() if isinstance(word, bytes) else str(word)
 
 
 def _first_raw(words: tuple[Argument, ...]) -> tuple[int, bytes] | None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SAMPLE = 1000
 """Requests that are looked at together."""
+LOOKED_INTO = 50
+"""The first so many of them tell whether a proxy stands in front."""
 DOMINATING = 0.9
 
 _PRIVATE = identity_list(
@@ -57,6 +59,18 @@ class Advising:
         """Look at one request whose client was found by one of this package's extractors."""
         if found.kind == "id" or len(self._told) == 2:
             return
+        if self._seen < LOOKED_INTO:
+            self._look_into(rule, found, request)
+        candidate = self._candidate = self._candidate or found
+        self._seen += 1
+        self._count += found is candidate or found == candidate  # the same is remembered for it
+        if self._seen >= SAMPLE:
+            if self._count >= SAMPLE * DOMINATING:
+                self._tell(rule, "dominating", _dominating(candidate))
+            self._candidate = None
+            self._seen = self._count = 0
+
+    def _look_into(self, rule: CompiledRule, found: Identifier, request: Request) -> None:
         by_peer = found.kind == "ip" and found.value == request.peer
         if by_peer and _is_private(found.value) and _is_forwarded(request):
             self._tell(
@@ -65,20 +79,6 @@ class Advising:
                 f"requests come from the private address {found.value} and carry a forwarded "
                 f"address that nobody is trusted to have written{_REMEDY}",
             )
-        self._count_one(rule, found)
-
-    def _count_one(self, rule: CompiledRule, found: Identifier) -> None:
-        if self._candidate is None:
-            self._candidate = found
-        candidate = self._candidate
-        self._seen += 1
-        self._count += found is candidate or found == candidate  # the same is remembered for it
-        if self._seen < SAMPLE:
-            return
-        if self._count >= SAMPLE * DOMINATING:
-            self._tell(rule, "dominating", _dominating(candidate))
-        self._candidate = None
-        self._seen = self._count = 0
 
     def _tell(self, rule: CompiledRule, what: str, advice: str) -> None:
         if what not in self._told:

@@ -113,7 +113,8 @@ class Asking:
             except BrokenError:
                 return Settled(rule, text, rule.rule.on_error)
         token = self.random() if rule.has_slots else 0
-        return Ask(rule, text, rule.key_base(text), cost, token) if cost else None
+        base = rule.base + text if rule.rule.shared_prefix is None else rule.key_base(text)
+        return Ask(rule, text, base, cost, token) if cost else None
 
     async def _wanted(self, rule: CompiledRule, request: Request) -> bool:
         try:

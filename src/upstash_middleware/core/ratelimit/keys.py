@@ -27,7 +27,7 @@ def limit_keys(base: str, limit: Limit, now_ms: int) -> tuple[str, ...]:
     ``base`` is ``PREFIX:RULE:IDENTIFIER``. For windows the next one's key is among them: a
     process whose clock leads may have begun it.
     """
-    number = now_ms // window_ms(limit)
+    number = now_ms // limit.milliseconds
     match limit:
         case FixedWindow():
             return (f"{base}:{number}", f"{base}:{number + 1}")

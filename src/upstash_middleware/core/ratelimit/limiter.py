@@ -213,7 +213,7 @@ class RateLimiter:
         """Return a flow for what came of each rule, in order; of some only if one denies anyway."""
         known = self._known(asks, request)
         if self._asks_alone and not known and len(asks) == 1 and asks[0].rule.policies:
-            own = cast("Sequence[Ask]", asks)  # what is settled is known
+            own: Sequence[Ask] = asks  # type: ignore[assignment] # what is settled is known
             return self._ask_own(own, longest_deadline(own, self.deadline))
         return self._joined_outcomes(asks, known, request)
 
@@ -223,7 +223,7 @@ class RateLimiter:
         for one in known.values():
             if not one.decision.allowed and not one.decision.shadow:
                 return list(known.values())
-        open_asks = cast("Sequence[Ask]", asks)
+        open_asks: Sequence[Ask] = asks  # type: ignore[assignment]
         if known:  # as it is of what is settled
             open_asks = [ask for ask in open_asks if ask.rule.rule.name not in known]
         deadline = longest_deadline(open_asks, self.deadline)

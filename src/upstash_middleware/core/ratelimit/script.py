@@ -6,7 +6,7 @@ What the algorithms do is in the ``.lua`` files beside this; nothing here decide
 from __future__ import annotations
 
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, assert_never, cast
+from typing import TYPE_CHECKING, Any, assert_never
 
 from upstash_middleware.core.effects import Command, Script
 from upstash_middleware.core.lua import script
@@ -150,7 +150,7 @@ def read_verdicts(reply: Reply, charges: Sequence[Charge]) -> tuple[Verdict, ...
     """
     if isinstance(reply, CommandError):
         raise reply
-    figures = cast("list[int]", reply) if isinstance(reply, list) else []
+    figures: list[Any] = reply if isinstance(reply, list) else []
     if len(figures) != _FIGURES_PER_LIMIT * len(charges):
         raise UnexpectedAnswer(f"the rate limits' script answered {type(reply).__name__}")
     if not _NUMBERS.issuperset(map(type, figures)):

@@ -43,7 +43,7 @@ class ServerClock:
 
     def now_ms(self) -> int:
         """Return the time of day in whole milliseconds since 1970."""
-        return round(self.now() * 1000)
+        return round((self._clock.wall() + self._offset) * 1000)
 
     def asks(self) -> bool:
         """Whether the next pipeline shall carry a TIME; if so, no other will for some seconds.
