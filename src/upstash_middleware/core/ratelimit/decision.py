@@ -81,6 +81,11 @@ class Decision:
     """What a request without an identity is asked for."""
     ledger: Ledger = field(default_factory=Ledger, repr=False, compare=False)
 
+    @property
+    def stops(self) -> bool:
+        """Whether the request goes no further."""
+        return not (self.allowed or self.shadow)
+
     def charge(self, units: int) -> None:
         """Take this many units more, or give some back, when the response has been sent.
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from upstash_middleware.core.ratelimit.fields import limit_fields, seconds_to_wait
 from upstash_middleware.messages import Headers, Response, ResponseHead
-from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
     from upstash_middleware.core.ratelimit.decision import Decision
@@ -31,8 +30,7 @@ _RANGE = re.compile(r"\s*([^\s;,]+)\s*((?:;[^,]*)?)(?:,|$)")
 _WEIGHT = re.compile(r";\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class _Problem:
+class _Problem(NamedTuple):
     status: int
     type: str
     title: str
@@ -101,13 +99,7 @@ def _unauthorized(request: Request, challenge: str) -> Response:
 def _response(request: Request, problem: _Problem, fields: Fields) -> Response:
     accept = request.headers.combined("accept") or "*/*"
     media_type = _preferred(accept) if len(accept) <= _LONGEST_KNOWN else _best(accept)
-    body = _body(media_type, problem)
-    text = media_type.startswith("text/")
-    described = (
-        (b"Content-Type", (f"{media_type}; charset=utf-8" if text else media_type).encode("ascii")),
-        (b"Content-Length", b"%d" % len(body)),
-        (b"Cache-Control", b"no-store"),
-    )
+    described, body = _written(media_type, problem)
     headers = Headers(described + fields)
     # RFC 9110 §9.3.2: the fields are those of the GET, the body is left out.
     return Response(
@@ -116,8 +108,16 @@ def _response(request: Request, problem: _Problem, fields: Fields) -> Response:
 
 
 @lru_cache(maxsize=256)
-def _body(media_type: str, problem: _Problem) -> bytes:
-    return _WRITERS[media_type](problem)
+def _written(media_type: str, problem: _Problem) -> tuple[Fields, bytes]:
+    """Return a problem in a representation, and the fields that describe that."""
+    body = _WRITERS[media_type](problem)
+    kind = f"{media_type}; charset=utf-8" if media_type.startswith("text/") else media_type
+    described = (
+        (b"Content-Type", kind.encode("ascii")),
+        (b"Content-Length", b"%d" % len(body)),
+        (b"Cache-Control", b"no-store"),
+    )
+    return described, body
 
 
 def _as_problem(problem: _Problem) -> bytes:

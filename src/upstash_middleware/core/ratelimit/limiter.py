@@ -118,7 +118,11 @@ class RateLimiter:
     async def begin(self, request: Request) -> RateLimitExchange:
         """Decide about a request. A flow; it never raises an UpstashError."""
         asks = await self._asking.asks(request)
-        outcomes = await self._outcomes(asks, request)
+        known = self._known(asks, request)
+        if known and any(one.decision.stops for one in known.values()):
+            outcomes = list(known.values())
+        else:
+            outcomes = await self._outcomes(asks, known, request)
         enforced, taken = list[Decision](), list[Taken]()
         for outcome in outcomes:
             self._tell(outcome.decision, request)
@@ -187,9 +191,10 @@ class RateLimiter:
 
     def _spread(self, decision: Decision, asks: Sequence[Ask | Settled]) -> Decision:
         """Put off a denied client by a part of the rule's jitter, so that not all come at once."""
-        jitter = max(
-            (a.rule.rule.jitter for a in asks if a.rule.rule.name == decision.rule), default=0
-        )
+        jitter = 0.0
+        for ask in asks:
+            if ask.rule.rule.name == decision.rule:
+                jitter = max(jitter, ask.rule.rule.jitter)
         return later(decision, self.random() % round(jitter * 1000 + 1)) if jitter else decision
 
     def _tell(self, decision: Decision, request: Request) -> None:
@@ -209,9 +214,10 @@ class RateLimiter:
         if counted and self._analytics is not None:
             self._analytics.count(decision)
 
-    def _outcomes(self, asks: Sequence[Ask | Settled], request: Request) -> Flow[list[Outcome]]:
-        """Return a flow for what came of each rule, in order; of some only if one denies anyway."""
-        known = self._known(asks, request)
+    def _outcomes(
+        self, asks: Sequence[Ask | Settled], known: dict[str, Outcome], request: Request
+    ) -> Flow[list[Outcome]]:
+        """Return a flow for what came of each rule, in order."""
         if self._asks_alone and not known and len(asks) == 1 and asks[0].rule.policies:
             own: Sequence[Ask] = asks  # type: ignore[assignment] # what is settled is known
             return self._ask_own(own, longest_deadline(own, self.deadline))
@@ -220,9 +226,6 @@ class RateLimiter:
     async def _joined_outcomes(
         self, asks: Sequence[Ask | Settled], known: dict[str, Outcome], request: Request
     ) -> list[Outcome]:
-        for one in known.values():
-            if not one.decision.allowed and not one.decision.shadow:
-                return list(known.values())
         open_asks: Sequence[Ask] = asks  # type: ignore[assignment]
         if known:  # as it is of what is settled
             open_asks = [ask for ask in open_asks if ask.rule.rule.name not in known]

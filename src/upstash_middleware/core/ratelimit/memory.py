@@ -10,10 +10,10 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from upstash_middleware.values import dataclass, replace
+from upstash_middleware.core.ratelimit.decision import Decision, PolicyState
+from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
-    from upstash_middleware.core.ratelimit.decision import Decision
     from upstash_middleware.core.ratelimit.server_clock import ServerClock
 
 MOST_DENIALS = 10_000
@@ -75,15 +75,35 @@ class Denials:
         return None
 
 
-def _later(decision: Decision, passed_ms: int) -> Decision:
-    def rest(wait: float | None) -> float | None:
-        return None if wait is None else max(0, round(wait * 1000) - passed_ms) / 1000
-
-    return replace(
-        decision,
-        retry_after=rest(decision.retry_after),
-        policies=tuple(
-            replace(policy, retry_after=rest(policy.retry_after)) for policy in decision.policies
-        ),
-        settled_by="memory",
+def _later(was: Decision, passed_ms: int) -> Decision:
+    """Return a denial with what is left of its waits."""
+    policies = [
+        PolicyState(
+            policy.name,
+            policy.limit,
+            policy.window,
+            policy.remaining,
+            policy.reset,
+            policy.allowed,
+            _rest(policy.retry_after, passed_ms),
+            policy.never,
+        )
+        for policy in was.policies
+    ]
+    return Decision(
+        was.allowed,
+        was.rule,
+        was.identifier,
+        was.limit,
+        was.remaining,
+        was.reset,
+        _rest(was.retry_after, passed_ms),
+        tuple(policies),
+        was.shadow,
+        "memory",
+        was.challenge,
     )
+
+
+def _rest(wait: float | None, passed_ms: int) -> float | None:
+    return None if wait is None else max(0, round(wait * 1000) - passed_ms) / 1000
