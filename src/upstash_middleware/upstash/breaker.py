@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from upstash_middleware.errors import CircuitOpen, CommandError, Refused, UpstashError
@@ -19,7 +18,9 @@ from upstash_middleware.refusals import Refusal
 from upstash_middleware.values import dataclass
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+    from types import TracebackType
 
 REMEMBERED_CALLS: Final = 20
 REMEMBERED_SECONDS: Final = 30.0
@@ -87,38 +88,32 @@ class Breaker:
         if self._open and (self._probing or self._clock() < self._probe_at):
             raise CircuitOpen("Upstash is not asked for a while, since too many calls had failed")
 
-    @contextmanager
-    def passing(self) -> Iterator[None]:
-        """Let one call pass and see how it goes; raises CircuitOpen where it may not.
+    def passing(self) -> AbstractContextManager[None]:
+        """Let one call pass and see how it goes; entering raises CircuitOpen where it may not.
 
         However the call ends, also when it is cancelled, the next probe can be made.
         """
-        is_probe, began = self._enter(), self._clock()
-        outcome: str | None = _CUT_OFF
-        try:
-            yield
-            outcome = None
-        except UpstashError as error:
-            outcome = _against_upstash(error)
-            raise
-        finally:
-            took = self._clock() - began
-            if outcome in {None, _CUT_OFF} and took > self._slow:
-                outcome = f"it took {took:.2g} s"
-            change = self._leave(outcome, is_probe=is_probe)
-            if change is not None:
-                self._tell(change)
+        return _Passage(self)
 
-    def _enter(self) -> bool:
-        """Return whether this call is a probe."""
-        if not self._open:
-            return False
-        with self._lock:
-            self.check()
-            self._probing = self._open
-            return self._probing
+    def enter(self) -> tuple[float, bool]:
+        """Return when this call begins, and whether it is a probe."""
+        is_probe = False
+        if self._open:
+            with self._lock:
+                self.check()
+                is_probe = self._probing = self._open
+        return self._clock(), is_probe
 
-    def _leave(self, outcome: str | None, *, is_probe: bool) -> Change | None:
+    def leave(self, began: float, outcome: str | None, *, is_probe: bool) -> None:
+        """See how a call went: None for well, else in words."""
+        took = self._clock() - began
+        if outcome in {None, _CUT_OFF} and took > self._slow:
+            outcome = f"it took {took:.2g} s"
+        change = self._after(outcome, is_probe=is_probe)
+        if change is not None:
+            self._tell(change)
+
+    def _after(self, outcome: str | None, *, is_probe: bool) -> Change | None:
         with self._lock:
             now = self._clock()
             if is_probe:
@@ -147,6 +142,27 @@ class Breaker:
             self._pause = min(self._pause * 2, self._longest_pause)
             self._probe_at = now + self._pause
         return None
+
+
+class _Passage:
+    """One call that passes."""
+
+    __slots__ = ("_began", "_breaker", "_is_probe")
+
+    def __init__(self, breaker: Breaker) -> None:
+        self._breaker = breaker
+
+    def __enter__(self) -> None:
+        self._began, self._is_probe = self._breaker.enter()
+
+    def __exit__(
+        self, _kind: object, error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            outcome = None
+        else:
+            outcome = _against_upstash(error) if isinstance(error, UpstashError) else _CUT_OFF
+        self._breaker.leave(self._began, outcome, is_probe=self._is_probe)
 
 
 def _against_upstash(error: UpstashError) -> str | None:

@@ -87,26 +87,22 @@ def calls_for(
 def _performed(
     call: Call, expected: int, deadline: Deadline, session: Session, *, repeat: bool
 ) -> Calls:
-    try:
-        answer = yield from _answered(call, deadline, session.sync_token)
-    except NotConnected:
-        answer = yield from _answered(call, deadline, session.sync_token)
-    except ConnectionLost:
-        if not repeat:
-            raise
-        answer = yield from _answered(call, deadline, session.sync_token)
-    return decode(answer, expected, session.secret)
-
-
-def _answered(
-    call: Call, deadline: Deadline, sync_token: SyncToken
-) -> Generator[tuple[Call, float], Answer, Answer]:
-    number = sync_token.number_call()
-    if sync_token.headers:
-        call = Call(call.path, call.headers + sync_token.headers, call.body)
-    answer = yield call, deadline.left()
-    sync_token.keep(number, answer.sync_token)
-    return answer
+    sync_token, once_more = session.sync_token, True
+    while True:
+        number = sync_token.number_call()
+        headers = call.headers + sync_token.headers
+        try:
+            answer = yield Call(call.path, headers, call.body), deadline.left()
+        except NotConnected:
+            if not once_more:
+                raise
+        except ConnectionLost:
+            if not (repeat and once_more):
+                raise
+        else:
+            sync_token.keep(number, answer.sync_token)
+            return decode(answer, expected, session.secret)
+        once_more = False
 
 
 def _in_full(command: Command) -> tuple[Argument, ...]:

@@ -15,7 +15,7 @@ from upstash_middleware.core.ratelimit.script import Settlement, settle_command
 from upstash_middleware.errors import CommandError, UpstashError
 from upstash_middleware.events import UpstashAnswered, UpstashFailed, UserCodeFailed
 from upstash_middleware.messages import NO_HEADERS, ResponseHead
-from upstash_middleware.values import dataclass
+from upstash_middleware.values import dataclass, value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ _DURING = "rate limit settling"
 _RAISED = ResponseHead(500, NO_HEADERS)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Taken:
     """What was taken for a request under one rule, and from where, limit by limit."""
 
