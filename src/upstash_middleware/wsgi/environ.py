@@ -5,6 +5,7 @@ Translation only; ``wsgi`` calls it and decides nothing here.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from http import HTTPStatus
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,11 @@ from upstash_middleware.handlers import REFRESH
 from upstash_middleware.messages import PATH_SAFE, Headers, Request, ResponseHead
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from wsgiref.types import WSGIEnvironment
 
 _WITHOUT_PREFIX = ("CONTENT_TYPE", "CONTENT_LENGTH")
+_EMPTY_IF_ABSENT = (b"content-type", b"content-length")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 _OF_ANY_REQUEST = (
@@ -49,15 +51,15 @@ def request_of(environ: WSGIEnvironment) -> Request:
     """
     path = _bytes(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))
     return Request(
-        method=environ["REQUEST_METHOD"].upper(),
-        path=path.decode("utf-8", "replace"),
-        headers=Headers(_fields(environ)),
-        query=environ.get("QUERY_STRING", ""),
-        scheme=environ["wsgi.url_scheme"],
-        host=_host(environ),
-        peer=environ.get("REMOTE_ADDR") or None,
-        raw_path=_raw_path(environ, path),
-        native=environ,
+        environ["REQUEST_METHOD"].upper(),
+        path.decode("utf-8", "replace"),
+        Headers(_fields(environ)),
+        environ.get("QUERY_STRING", ""),
+        environ["wsgi.url_scheme"],
+        _host(environ),
+        environ.get("REMOTE_ADDR") or None,
+        _raw_path(environ, path),
+        environ,
     )
 
 
@@ -79,7 +81,7 @@ def forwarded(environ: WSGIEnvironment, was: Headers, now: Headers) -> WSGIEnvir
 
 def head_of(status: str, fields: Sequence[tuple[str, str]]) -> ResponseHead:
     """Return what an application gave to ``start_response`` as a value."""
-    raw = ((name.encode("latin-1"), value.encode("latin-1")) for name, value in fields)
+    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields]
     return ResponseHead(int(status[:3]), Headers(raw))
 
 
@@ -119,16 +121,21 @@ def fields_of(headers: Headers) -> list[tuple[str, str]]:
     return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers.raw]
 
 
-def _fields(environ: WSGIEnvironment) -> Iterator[tuple[bytes, bytes]]:
-    for key, value in environ.items():
-        if key.startswith("HTTP_"):
-            if key[5:] not in _WITHOUT_PREFIX:
-                yield _name(key[5:]), _bytes(value)
-        elif key in _WITHOUT_PREFIX and value:
-            yield _name(key), _bytes(value)
+def _fields(environ: WSGIEnvironment) -> list[tuple[bytes, bytes]]:
+    return [
+        (name, value.encode("latin-1", "backslashreplace"))  # as _bytes, without a call for each
+        for key, value in environ.items()
+        if (name := _name(key)) and (value or name not in _EMPTY_IF_ABSENT)
+    ]
 
 
-def _name(key: str) -> bytes:
+@lru_cache(maxsize=512)
+def _name(key: str) -> bytes | None:
+    """Return the name of the header field that a key stands for; None if it is none."""
+    if key not in _WITHOUT_PREFIX:
+        if not key.startswith("HTTP_") or key[5:] in _WITHOUT_PREFIX:
+            return None
+        key = key[5:]
     return key.replace("_", "-").lower().encode("latin-1")
 
 
@@ -156,7 +163,8 @@ def _raw_path(environ: WSGIEnvironment, path: bytes) -> str:
     sent: str = (environ.get("RAW_URI") or environ.get("REQUEST_URI") or "").partition("?")[0]
     if not sent.startswith("/"):  # RFC 9112 §3.2.2: the absolute-form has an authority before it
         sent = "/" + sent.partition("://")[2].partition("/")[2]
-    if unquote_to_bytes(sent) == path:
+    is_plain = sent.isascii() and "%" not in sent
+    if (sent.encode() if is_plain else unquote_to_bytes(sent)) == path:
         return sent
     return quote(path, safe=PATH_SAFE)
 

@@ -40,15 +40,17 @@ class Middleware:
     def __init__(self, app: WSGIApplication, gateway: Gateway) -> None:
         self.app = app
         self.gateway = gateway
+        self._limits = Halves.RATE_LIMIT in gateway.halves
+        self._caches = Halves.CACHE in gateway.halves
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request, by the application or in its place.
 
         Raises MissingCredentials, and what the application raises.
         """
-        if Halves.RATE_LIMIT in self.gateway.halves:
+        if self._limits:
             environ.setdefault(RATE_LIMIT_KEY, None)
-        if Halves.CACHE in self.gateway.halves:
+        if self._caches:
             environ[CACHE_KEY] = self.gateway
         if not self.gateway.enabled:
             return self.app(environ, start_response)

@@ -197,7 +197,7 @@ class Passage:
         if self._started is None or self._is_head:
             return
         status, fields = self._started
-        told = any(name.lower() == "content-length" for name, _ in fields)
+        told = "content-length" in [name.lower() for name, _ in fields]
         if not told and int(status[:3]) not in _BODILESS:
             self._started = status, [*fields, ("Content-Length", str(length))]
 
