@@ -15,15 +15,10 @@ import weakref
 from enum import Flag, auto
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, assert_never
 
+from upstash_middleware import building
 from upstash_middleware.at_exit import send_at_exit
-from upstash_middleware.core.cache import Cache, Purge
-from upstash_middleware.core.cache.directives import FROM_HANDLERS
-from upstash_middleware.core.cache.endpoint import PurgeEndpoint
-from upstash_middleware.core.cache.profiles import profile_named
 from upstash_middleware.core.effects import together
 from upstash_middleware.core.engine import Engine, Exchange
-from upstash_middleware.core.ratelimit import RateLimiter
-from upstash_middleware.core.ratelimit.answering import Answering
 from upstash_middleware.core.ratelimit.exempting import Exempting
 from upstash_middleware.drivers import arun, run
 from upstash_middleware.errors import ConfigurationError
@@ -44,9 +39,12 @@ from upstash_middleware.upstash import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
 
+    from upstash_middleware.core.cache import Cache
+    from upstash_middleware.core.cache.endpoint import PurgeEndpoint
     from upstash_middleware.core.effects import Flow
     from upstash_middleware.core.exchange import Half
-    from upstash_middleware.core.ratelimit import RateLimitRule
+    from upstash_middleware.core.ratelimit import RateLimiter, RateLimitRule
+    from upstash_middleware.core.ratelimit.answering import Answering
     from upstash_middleware.events import Event, Observer
     from upstash_middleware.messages import Request
     from upstash_middleware.upstash import Called, Change, Watch
@@ -69,13 +67,6 @@ class _Shared(TypedDict, total=False):
     sync_token: SyncToken
     breaker: OnePerProcess[Breaker]
     watch: Watch
-
-
-class SystemClock:
-    """The machine's clocks."""
-
-    wall: Callable[[], float] = staticmethod(time.time)
-    monotonic: Callable[[], float] = staticmethod(time.monotonic)
 
 
 class Gateway:
@@ -104,38 +95,14 @@ class Gateway:
         self._credentials: Credentials | None = None
         self._clients: tuple[Client, AsyncClient] | None = None
         self._counting: list[weakref.ref[RateLimiter]] = []
-        self._cache = Cache(
-            settings.cache,
-            prefix=settings.prefix,
-            secret=self._secret,
-            clock=SystemClock,
-            observe=self.observe,
-            deadline=settings.cache_deadline,
-            profile=settings.cache_profile,
-            max_body=settings.cache_max_body,
-            grace=settings.cache_grace,
-            max_keep=settings.cache_max_keep,
-            targets=(FROM_HANDLERS, *settings.cache_targets),
-            background_refresh=refreshes and settings.cache_refresh,
-            collapse=settings.cache_collapse,
-            lock=settings.cache_lock,
-            max_variants=settings.cache_max_variants,
-            l1_bytes=settings.cache_l1_bytes,
-            l1_seconds=settings.cache_l1_seconds,
-            version=settings.cache_version or "",
-            previous_version=settings.cache_previous_version or "",
-            tells_keys=settings.cache_status_key,
-            keys=settings.cache_keys,
-            encrypt=settings.cache_encrypt,
-        )
+        self._refreshes = refreshes
+        self._made_cache: Cache | None = None
         limits, cache = self._limits(), self._caches()
         self.engine: Engine = Engine([*limits, *cache], observe=self.observe)
         self.limits: Engine = Engine(limits, observe=self.observe)
         """The limits alone, for what no cache answers."""
         self.purge_endpoint: PurgeEndpoint | None = self._endpoint()
-        first = settings.cache_store_first
-        profile = profile_named(settings.cache_profile)
-        self.finishes_first: bool = profile.stores_first if first is None else first
+        self.finishes_first: bool = building.stores_first(settings)
         """Whether an exchange is finished just before its response's last byte."""
 
     @classmethod
@@ -221,21 +188,8 @@ class Gateway:
 
         Raises ConfigurationError for two rules of one name.
         """
-        settings = self.settings
-        limiter = RateLimiter(
-            rules,
-            default,
-            prefix=settings.prefix,
-            secret=self._secret,
-            clock=SystemClock,
-            observe=self.observe,
-            deadline=settings.deadline,
-            match=settings.match,
-            remember_denials=settings.remember_denials,
-            deny_list=settings.deny_list,
-            analytics=settings.analytics,
-        )
-        if settings.analytics is not None:
+        limiter = building.limiter_of(self.settings, rules, default, self._secret, self.observe)
+        if self.settings.analytics is not None:
             self._counting.append(weakref.ref(limiter))
             send_at_exit(self)
         return limiter
@@ -243,12 +197,20 @@ class Gateway:
     def answering(self, limiter: RateLimiter) -> RateLimiter | Answering:
         """Return a rate limit whose denials the setting ``on_denied`` puts into words."""
         words = self.settings.on_denied
-        return limiter if words is None else Answering(limiter, words, self.observe)
+        if words is None:
+            return limiter
+        from upstash_middleware.core.ratelimit.answering import Answering  # noqa: PLC0415
+
+        return Answering(limiter, words, self.observe)
 
     @property
     def cache(self) -> Cache:
         """The cache, for whoever looks at what it holds; requests go through the engine."""
-        return self._cache
+        if self._made_cache is None:
+            self._made_cache = building.cache_of(
+                self.settings, self._secret, self.observe, refreshes=self._refreshes
+            )
+        return self._made_cache
 
     def perform(self, flow: Flow[T]) -> T:
         """Drive a flow of the core's to its end, in this thread, with this gateway's client."""
@@ -267,7 +229,7 @@ class Gateway:
         """
         if self.enabled:
             client = self._client()
-            run(self._cache.purge(Purge(urls, tuple(tags), everything, soft)), client)
+            run(self._purging(urls, tags, everything=everything, soft=soft), client)
 
     async def apurge(
         self, *urls: str, tags: tuple[str, ...] = (), everything: bool = False, soft: bool = False
@@ -275,7 +237,14 @@ class Gateway:
         """Do the same as ``purge`` on an event loop."""
         if self.enabled:
             client = self._async_client()
-            await arun(self._cache.purge(Purge(urls, tuple(tags), everything, soft)), client)
+            await arun(self._purging(urls, tags, everything=everything, soft=soft), client)
+
+    def _purging(
+        self, urls: tuple[str, ...], tags: tuple[str, ...], *, everything: bool, soft: bool
+    ) -> Flow[None]:
+        from upstash_middleware.core.cache import Purge  # noqa: PLC0415 - where nothing is cached
+
+        return self.cache.purge(Purge(urls, tuple(tags), everything, soft))
 
     def check_credentials(self) -> None:
         """Raise MissingCredentials if there are none, for servers that can refuse to start."""
@@ -315,13 +284,15 @@ class Gateway:
         return [Exempting(limiter, self._exempts, self.observe) if self._exempts else limiter]
 
     def _caches(self) -> list[Half]:
-        return [self._cache] if Halves.CACHE in self.halves and self.settings.cache else []
+        return [self.cache] if Halves.CACHE in self.halves and self.settings.cache else []
 
     def _endpoint(self) -> PurgeEndpoint | None:
         path, token = self.settings.purge_path, self.settings.purge_token
         if Halves.CACHE not in self.halves or path is None or token is None:
             return None
-        return PurgeEndpoint(path, token, self._cache.purge, self.observe)
+        from upstash_middleware.core.cache.endpoint import PurgeEndpoint  # noqa: PLC0415
+
+        return PurgeEndpoint(path, token, self.cache.purge, self.observe)
 
     def _begun(self, request: Request, inner: Gateway | None) -> Flow[Exchange]:
         endpoint = self.purge_endpoint

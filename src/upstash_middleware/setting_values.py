@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
-from upstash_middleware.core.cache import CacheRule
-from upstash_middleware.core.cache import rule_from_mapping as cache_rule
 from upstash_middleware.core.ratelimit import RateLimitRule
-from upstash_middleware.core.ratelimit import rule_from_mapping as rate_limit_rule
+from upstash_middleware.core.ratelimit.mapping import rule_from_mapping as rate_limit_rule
 from upstash_middleware.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from upstash_middleware.core.cache import CacheRule
     from upstash_middleware.events import Observer
 
 _DAY = 24 * 3600.0
@@ -196,6 +195,11 @@ def default_limit(name: str, value: Any) -> RateLimitRule | None:
 
 
 def cache_rules(name: str, value: Any) -> tuple[CacheRule, ...]:
+    if not value and isinstance(value, list | tuple):
+        return ()
+    from upstash_middleware.core.cache import CacheRule  # noqa: PLC0415 - where anything is cached
+    from upstash_middleware.core.cache import rule_from_mapping as cache_rule  # noqa: PLC0415
+
     return tuple(
         rule if isinstance(rule, CacheRule) else cache_rule(rule, setting=f"{name}[{i}]")
         for i, rule in enumerate(_items(name, value, "CacheRule"))

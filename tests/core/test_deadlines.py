@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.core.test_engine import PAGE
+from upstash_middleware.building import SystemClock
 from upstash_middleware.core.cache import Cache, CacheRule
 from upstash_middleware.core.engine import Engine
 from upstash_middleware.core.ratelimit import Concurrency, RateLimiter, RateLimitRule
 from upstash_middleware.drivers import run
 from upstash_middleware.errors import ConfigurationError, NotConnected
-from upstash_middleware.gateway import SystemClock
 from upstash_middleware.messages import Request
 from upstash_middleware.settings import settings_from
 

@@ -22,12 +22,13 @@ import pytest
 
 from tests.upstash.support import pipeline
 from upstash_middleware.asgi import UpstashMiddleware
+from upstash_middleware.building import SystemClock
 from upstash_middleware.core.cache import Cache, CacheRule, Purge
 from upstash_middleware.core.effects import Notify, Pipeline, Resolve, Sleep, Wait
 from upstash_middleware.core.engine import Engine, Exchange
 from upstash_middleware.core.ratelimit import Concurrency, FixedWindow, RateLimiter, RateLimitRule
 from upstash_middleware.events import CacheStored, InternalError
-from upstash_middleware.gateway import Gateway, Halves, SystemClock
+from upstash_middleware.gateway import Gateway, Halves
 from upstash_middleware.messages import Headers, Request, ResponseHead
 from upstash_middleware.upstash import Client, Credentials
 

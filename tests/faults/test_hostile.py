@@ -29,6 +29,7 @@ from tests.faults.hostile import (
     settings,
 )
 from tests.upstash.support import pipeline
+from upstash_middleware.building import SystemClock
 from upstash_middleware.core.cache import Cache, CacheRule, collapsing
 from upstash_middleware.core.cache.keys import Names, keyed, origin_of, selected_values
 from upstash_middleware.core.cache.profiles import profile_named
@@ -38,7 +39,7 @@ from upstash_middleware.core.ratelimit import FixedWindow, RateLimiter, RateLimi
 from upstash_middleware.drivers import run
 from upstash_middleware.errors import ConnectionLost
 from upstash_middleware.events import Event, InternalError, UpstashFailed, UserCodeFailed
-from upstash_middleware.gateway import Gateway, Halves, SystemClock
+from upstash_middleware.gateway import Gateway, Halves
 from upstash_middleware.messages import Headers, Request, ResponseHead
 from upstash_middleware.upstash import Client, Credentials
 

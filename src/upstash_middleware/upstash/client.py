@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from upstash_middleware.errors import UpstashError
 from upstash_middleware.upstash.calls import Deadline, Session, calls_for
-from upstash_middleware.upstash.gathering_threads import ThreadGathering
 from upstash_middleware.upstash.process import OnePerProcess
 from upstash_middleware.upstash.protocol import as_members, encode
 from upstash_middleware.upstash.sync_token import SyncToken
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from upstash_middleware.upstash.calls import Calls
     from upstash_middleware.upstash.credentials import Credentials
     from upstash_middleware.upstash.gathering import Gatherings
+    from upstash_middleware.upstash.gathering_threads import ThreadGathering
     from upstash_middleware.upstash.protocol import Call
     from upstash_middleware.upstash.transport import AsyncTransport, Library, Transport
     from upstash_middleware.upstash.watching import Watch
@@ -63,9 +63,7 @@ class Client:
         self._watch = watch
         self._transport = OnePerProcess(lambda: _transport(credentials, transport))
         self._coalesce = coalesce
-        self._gathering = OnePerProcess(
-            lambda: ThreadGathering(self._perform, self._session.secret)
-        )
+        self._gathering = OnePerProcess(self._make_gathering)
         self._waking = OnePerProcess(Waking)
         self._retired: OnePerProcess[list[Transport]] = OnePerProcess(list)
 
@@ -101,6 +99,11 @@ class Client:
         calls = calls_for(call, commands, deadline, self._session, repeat=repeat)
         with _passing(self._breaker):
             return _driven(calls, transport)
+
+    def _make_gathering(self) -> ThreadGathering:
+        from upstash_middleware.upstash.gathering_threads import ThreadGathering  # noqa: PLC0415
+
+        return ThreadGathering(self._perform, self._session.secret)
 
     def _retire(self) -> None:
         """Leave the opened transport to the calls that it has in flight, until the next time."""

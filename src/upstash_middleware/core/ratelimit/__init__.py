@@ -3,10 +3,13 @@
 The public names of this half; what they are made of is in the modules beside this one.
 """
 
-from upstash_middleware.core.ratelimit.as_sdk import as_upstash_limiter
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from upstash_middleware.core.ratelimit.decision import Decision, PolicyState
 from upstash_middleware.core.ratelimit.exchange import RateLimitExchange
-from upstash_middleware.core.ratelimit.inspecting import Explanation
 from upstash_middleware.core.ratelimit.limiter import RateLimiter
 from upstash_middleware.core.ratelimit.limits import (
     GCRA,
@@ -20,6 +23,16 @@ from upstash_middleware.core.ratelimit.limits import (
 from upstash_middleware.core.ratelimit.mapping import rule_from_mapping
 from upstash_middleware.core.ratelimit.rules import UNLIMITED, RateLimitRule
 from upstash_middleware.core.ratelimit.text import parse_limits
+
+if TYPE_CHECKING:
+    from upstash_middleware.core.ratelimit.as_sdk import as_upstash_limiter
+    from upstash_middleware.core.ratelimit.inspecting import Explanation
+
+# What few applications use, and where it is: imported when it is asked for.
+_ELSEWHERE = {
+    "Explanation": "inspecting",
+    "as_upstash_limiter": "as_sdk",
+}
 
 __all__ = [
     "GCRA",
@@ -40,3 +53,10 @@ __all__ = [
     "parse_limits",
     "rule_from_mapping",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what a public name stands for."""
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ELSEWHERE[name]}"), name)

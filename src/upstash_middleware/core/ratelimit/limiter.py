@@ -11,14 +11,11 @@ from typing import TYPE_CHECKING, cast
 
 from upstash_middleware.core.effects import Pipeline, together
 from upstash_middleware.core.ratelimit.advising import Advising
-from upstash_middleware.core.ratelimit.analytics import Analytics, Counts
 from upstash_middleware.core.ratelimit.asking import Ask, Asking, Match, Settled, longest_deadline
 from upstash_middleware.core.ratelimit.compiled import compile_rules
 from upstash_middleware.core.ratelimit.decision import Decision, combined, decided, later
 from upstash_middleware.core.ratelimit.denial import denial
-from upstash_middleware.core.ratelimit.deny_list import DenyList, address_for
 from upstash_middleware.core.ratelimit.exchange import RateLimitExchange
-from upstash_middleware.core.ratelimit.inspecting import Explanation, Inspecting
 from upstash_middleware.core.ratelimit.limits import MAX_QUOTA
 from upstash_middleware.core.ratelimit.local import LocalCounters
 from upstash_middleware.core.ratelimit.memory import Denials
@@ -29,7 +26,6 @@ from upstash_middleware.core.ratelimit.outcomes import (
     settled_outcome,
 )
 from upstash_middleware.core.ratelimit.script import charge_command, read_verdicts
-from upstash_middleware.core.ratelimit.sdk import sdk_policy
 from upstash_middleware.core.ratelimit.server_clock import TIME, ServerClock
 from upstash_middleware.core.ratelimit.settling import Settling, Taken
 from upstash_middleware.errors import CommandError, UpstashError
@@ -47,6 +43,10 @@ if TYPE_CHECKING:
     from upstash_middleware.core.clock import Clock
     from upstash_middleware.core.effects import Flow
     from upstash_middleware.core.identify import Identifier
+    from upstash_middleware.core.ratelimit.analytics import Analytics, Counts
+    from upstash_middleware.core.ratelimit.compiled import CompiledRule
+    from upstash_middleware.core.ratelimit.deny_list import DenyList
+    from upstash_middleware.core.ratelimit.inspecting import Explanation, Inspecting
     from upstash_middleware.core.ratelimit.rules import RateLimitRule, SdkLimiter
     from upstash_middleware.events import Observer
     from upstash_middleware.messages import Request
@@ -91,7 +91,6 @@ class RateLimiter:
     _denials: Denials = field(init=False, repr=False)
     _local: LocalCounters = field(init=False, repr=False)
     _settling: Settling = field(init=False, repr=False)
-    _inspecting: Inspecting = field(init=False, repr=False)
     _listed: DenyList | None = field(init=False, repr=False)
     _analytics: Analytics | None = field(init=False, repr=False)
     _asks_alone: bool = field(init=False, repr=False)
@@ -100,7 +99,6 @@ class RateLimiter:
     def __post_init__(self) -> None:
         rules = compile_rules(tuple(self.rules), self.default, self.prefix)
         time, advising = ServerClock(self.clock), Advising(self.observe)
-        address = address_for(rule.rule.by for rule in rules)
         asking = Asking(rules, self.match, self.secret, self.observe, advising, self.random)
         for name, value in (
             ("_asking", asking),
@@ -108,9 +106,8 @@ class RateLimiter:
             ("_denials", Denials(time, self.remember_denials)),
             ("_local", LocalCounters()),
             ("_settling", Settling(time, self.observe, self.deadline)),
-            ("_inspecting", Inspecting(rules, time, self.secret, self.deadline)),
-            ("_listed", DenyList(self.deny_list, time, address) if self.deny_list else None),
-            ("_analytics", Analytics(self.analytics, time) if self.analytics else None),
+            ("_listed", _deny_list(self.deny_list, time, rules) if self.deny_list else None),
+            ("_analytics", _analytics(self.analytics, time) if self.analytics else None),
             ("_asks_alone", not (self.deny_list or self.analytics)),
         ):
             object.__setattr__(self, name, value)
@@ -148,7 +145,7 @@ class RateLimiter:
         turn away without asking. Raises UpstashError.
         """
         asks = [ask for ask in await self._asking.asks(request) if isinstance(ask, Ask)]
-        return await self._inspecting.explain(asks)
+        return await self._inspecting().explain(asks)
 
     async def peek(self, request: Request) -> Decision | None:
         """Tell what ``begin`` would decide; take nothing. A flow. Raises UpstashError.
@@ -163,7 +160,7 @@ class RateLimiter:
 
         A flow. Raises UpstashError, and ValueError for a rule that there is not.
         """
-        return await self._inspecting.look(rule, identifier, cost, self.random())
+        return await self._inspecting().look(rule, identifier, cost, self.random())
 
     async def reset(self, rule: str, identifier: str | Identifier) -> None:
         """Give an identifier its whole quota of a rule, named as in decisions and events.
@@ -171,7 +168,7 @@ class RateLimiter:
         A flow. Other processes that remember a denial notice within ``remember_denials``.
         Raises UpstashError, and ValueError for a rule that there is not.
         """
-        base = await self._inspecting.reset(rule, identifier)
+        base = await self._inspecting().reset(rule, identifier)
         self._denials.forget(base)
 
     async def set_limit(self, rule: str, limit: int | None) -> None:
@@ -180,7 +177,7 @@ class RateLimiter:
         A flow. Counters stay, and remembered denials hold on for ``remember_denials`` at most.
         Raises UpstashError, and ValueError for a rule that is not dynamic.
         """
-        await self._inspecting.set_limit(rule, limit)
+        await self._inspecting().set_limit(rule, limit)
 
     async def flush(self) -> None:
         """Send what analytics have been collected, as at shutdown. A flow."""
@@ -188,6 +185,11 @@ class RateLimiter:
             due = self._analytics.take_due(at_once=True)
             if due:
                 await self._send_analytics(self._analytics, due, self.deadline)
+
+    def _inspecting(self) -> Inspecting:
+        from upstash_middleware.core.ratelimit.inspecting import Inspecting  # noqa: PLC0415
+
+        return Inspecting(self._asking.rules, self._time, self.secret, self.deadline)
 
     def _spread(self, decision: Decision, asks: Sequence[Ask | Settled]) -> Decision:
         """Put off a denied client by a part of the rule's jitter, so that not all come at once."""
@@ -314,6 +316,8 @@ class RateLimiter:
 
     async def _ask_sdk(self, ask: Ask, deadline: float) -> list[Outcome]:
         """Ask a limiter of upstash_ratelimit."""
+        from upstash_middleware.core.ratelimit.sdk import sdk_policy  # noqa: PLC0415
+
         limiter = cast("SdkLimiter", ask.rule.rule.parsed)  # as a rule without policies has one
         name, now = ask.rule.rule.name, self._time.now()
         try:
@@ -341,6 +345,19 @@ class RateLimiter:
             or settled_outcome(Settled(ask.rule, ask.identifier, ask.rule.rule.on_error))
             for ask in asks
         ]
+
+
+# What follows is loaded where it is used: most applications want neither.
+def _deny_list(prefix: str, time: ServerClock, rules: Sequence[CompiledRule]) -> DenyList:
+    from upstash_middleware.core.ratelimit.deny_list import DenyList, address_for  # noqa: PLC0415
+
+    return DenyList(prefix, time, address_for(rule.rule.by for rule in rules))
+
+
+def _analytics(prefix: str, time: ServerClock) -> Analytics:
+    from upstash_middleware.core.ratelimit.analytics import Analytics  # noqa: PLC0415
+
+    return Analytics(prefix, time)
 
 
 def _listed(ask: Ask | Settled) -> Outcome:
