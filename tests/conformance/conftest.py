@@ -10,7 +10,7 @@ import pytest
 from tests.conformance.playing import Origin, play
 from tests.conformance.serving import SERVERS
 from tests.contract.conftest import MovableClock
-from upstash_middleware import CacheRule, gateway
+from upstash_middleware import CacheRule, building
 from upstash_middleware.local import LocalUpstash
 
 if TYPE_CHECKING:
@@ -55,6 +55,6 @@ def site(request: pytest.FixtureRequest, upstash_of_module: LocalUpstash) -> Ite
         "token": upstash_of_module.token,
     }
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(gateway, "SystemClock", clock)
+        patched.setattr(building, "SystemClock", clock)
         with SERVERS[request.param](origin, settings) as port:
             yield Site(request.param, origin, port, clock)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
-from upstash_middleware import gateway
+from upstash_middleware import building
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,5 +80,5 @@ def serve(backend: Backend, upstash: LocalUpstash) -> Iterator[Serve]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> MovableClock:
     """The clock of every gateway that is made from here on."""
     movable = MovableClock()
-    monkeypatch.setattr(gateway, "SystemClock", movable)
+    monkeypatch.setattr(building, "SystemClock", movable)
     return movable

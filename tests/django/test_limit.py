@@ -17,7 +17,7 @@ from upstash_redis import Redis
 
 from tests.contract.conftest import MovableClock
 from tests.django.project import Urls
-from upstash_middleware import Concurrency, ConfigurationError, Request, gateway
+from upstash_middleware import Concurrency, ConfigurationError, Request, building
 from upstash_middleware.django import exempt, limit, user
 
 if TYPE_CHECKING:
@@ -396,7 +396,7 @@ def test_a_view_that_streams_for_longer_than_a_slot_lives_keeps_it(
     monkeypatch: pytest.MonkeyPatch,
 ):
     clock = MovableClock()
-    monkeypatch.setattr(gateway, "SystemClock", clock)
+    monkeypatch.setattr(building, "SystemClock", clock)
     others: list[int] = []
 
     def pieces() -> Iterator[bytes]:
@@ -419,7 +419,7 @@ async def test_an_async_view_that_streams_for_longer_than_a_slot_lives_keeps_it(
     monkeypatch: pytest.MonkeyPatch,
 ):
     clock = MovableClock()
-    monkeypatch.setattr(gateway, "SystemClock", clock)
+    monkeypatch.setattr(building, "SystemClock", clock)
     others: list[int] = []
 
     async def pieces() -> AsyncIterator[bytes]:

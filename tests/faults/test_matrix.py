@@ -31,7 +31,7 @@ from tests.faults.matrix import (
     fails,
 )
 from tests.upstash.support import pipeline
-from upstash_middleware import gateway
+from upstash_middleware import building, gateway
 from upstash_middleware.core.cache import CacheRule
 from upstash_middleware.core.ratelimit import RateLimitRule
 from upstash_middleware.errors import UpstashError
@@ -129,7 +129,7 @@ class World:
 @pytest.fixture
 def world(upstash: LocalUpstash, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     clock = SettableClock()
-    monkeypatch.setattr(gateway, "SystemClock", clock)
+    monkeypatch.setattr(building, "SystemClock", clock)
     world = World(upstash, clock, monkeypatch)
     monkeypatch.setattr(gateway, "LogObserver", lambda: LogObserver(lambda: world.log_time))
     yield world

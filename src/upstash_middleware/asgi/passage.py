@@ -56,7 +56,8 @@ class Passage:
         self._seen_whole = True
         """Whether every byte of the body passed here, so that it can be stored."""
         self._client_left = False
-        self.finished = False
+        self.finished: bool = False
+        """Whether the exchange has been finished."""
 
     def join(self, gateway: Gateway, exchange: Exchange) -> None:
         """Have an exchange of a limit further in see the response's head, and its end.
