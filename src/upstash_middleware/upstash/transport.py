@@ -14,6 +14,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeVar
 
+from upstash_middleware.errors import DeadlineExceeded
 from upstash_middleware.upstash.protocol import COMMON_HEADERS, Answer, Call, Header
 
 if TYPE_CHECKING:
@@ -61,6 +62,11 @@ class AsyncTransport(Protocol):
     async def aclose(self) -> None:
         """Close what is open, as far as this event loop can."""
         ...
+
+
+def exceeded(seconds: float) -> DeadlineExceeded:
+    """Return what a transport raises when so many seconds are over."""
+    return DeadlineExceeded(f"no answer within {seconds:.2g} s")
 
 
 def standing_headers(credentials: Credentials) -> list[Header]:
