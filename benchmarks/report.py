@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from benchmarks.measuring import Measured, Round
 
 _NAMES = (
-    "upstash-ratelimit", "upstash-redis", "httpx", "pyreqwest", "redis", "slowapi",
+    "upstash-ratelimit", "upstash-redis", "httpx", "redis", "slowapi",
     "fastapi-limiter", "Flask-Limiter", "fastapi-cache2", "flask-caching", "hishel", "starlette",
     "fastapi", "flask", "django", "uvicorn", "gunicorn", "granian",
 )  # fmt: skip

@@ -16,7 +16,7 @@ IMPORTS = {
     "upstash_middleware": "import upstash_middleware",
     "… and the ASGI middleware": "import upstash_middleware.asgi",
     "… and the HTTP client, as the first request does": (
-        "import upstash_middleware.asgi, pyreqwest.client"
+        "import upstash_middleware.asgi, upstash_middleware.upstash.over_sockets"
     ),
     "upstash_ratelimit and upstash_redis": "import upstash_ratelimit, upstash_redis",
 }

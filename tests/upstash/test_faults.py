@@ -39,7 +39,7 @@ GET = ("GET", "k")
 ONE = answer(b":1\r\n")
 
 
-@pytest.fixture(params=["pyreqwest", "httpx"])
+@pytest.fixture(params=["sockets", "httpx"])
 def library(request):
     return request.param
 

@@ -1,4 +1,4 @@
-"""The HTTP client is loaded so that no thread's end can take it along; in a process of its own."""
+"""The wire is loaded at the first call, by a thread that may soon end; in a process of its own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ print(replies[-1])
 
 
 def test_a_first_use_in_a_thread_that_ends_leaves_the_client_usable(upstash: LocalUpstash):
-    """pyreqwest's allocator crashes the process when the thread that loaded it has ended."""
+    """Where each request has a thread of its own, such a thread is the first to come here."""
     result = subprocess.run(
         [sys.executable, "-c", _EACH_CALL_IN_A_THREAD_THAT_ENDS],
         capture_output=True,

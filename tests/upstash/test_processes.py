@@ -23,7 +23,7 @@ GET = ("GET", "k")
 ONE = answer(b":1\r\n")
 
 
-@pytest.fixture(params=["pyreqwest", "httpx"])
+@pytest.fixture(params=["sockets", "httpx"])
 def library(request):
     return request.param
 
@@ -206,31 +206,13 @@ def test_parent_and_child_of_a_fork_both_work(upstash, which, when, calls):
     client = Client(Credentials(upstash.url, upstash.token))
     assert client.execute(pipeline(("MGET", "sync", "async"))) == [[b"%d" % calls] * 2]
     client.close()
-    assert done.stderr.count("pyreqwest cannot run here") == (which == "best" and calls == 4)
-
-
-def test_the_fall_back_to_httpx_is_said_once(credentials, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "upstash_middleware.upstash.over_pyreqwest", None)
-    monkeypatch.setattr(transport, "_said", set())
-    with caplog.at_level(logging.WARNING, "upstash_middleware"):
-        for _ in range(2):
-            client = Client(credentials)
-            assert client.execute(pipeline(("ECHO", b"x"))) == [b"x"]
-            client.close()
-    assert [record.name for record in caplog.records] == ["upstash_middleware"]
-    assert "httpx" in caplog.text
-
-
-def test_pyreqwest_by_name_is_not_replaced(credentials, monkeypatch):
-    monkeypatch.setitem(sys.modules, "upstash_middleware.upstash.over_pyreqwest", None)
-    with pytest.raises(ImportError):
-        Client(credentials, transport="pyreqwest").execute(pipeline(GET))
+    assert done.stderr == ""
 
 
 def test_importing_loads_no_http_library():
     code = "import sys, upstash_middleware.upstash; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not set(done.stdout.split()) & {"httpx", "httpcore", "pyreqwest", "upstash_redis"}
+    assert not set(done.stdout.split()) & {"httpx", "httpcore", "socket", "ssl", "upstash_redis"}
 
 
 def test_a_process_that_never_closes_its_clients_ends(upstash):
@@ -264,17 +246,21 @@ import sys
 from tests.upstash.support import executing, pipeline
 from upstash_middleware.upstash import Credentials
 
-with executing(sys.argv[3], Credentials(sys.argv[1], "token"), sys.argv[2]) as execute:
-    print(execute(pipeline(("GET", "k"))))
+library = None if sys.argv[2] == "best" else sys.argv[2]
+for _ in range(2):
+    with executing(sys.argv[3], Credentials(sys.argv[1], "token"), library) as execute:
+        print(execute(pipeline(("GET", "k"))), end=" ")
 """
 
 
+@pytest.mark.parametrize("which", ["best", "httpx"])
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_the_environments_proxy_is_used_but_not_for_this_machine(library, kind):
+def test_the_environments_proxy_is_used_but_not_for_this_machine(which, kind):
+    """The package's own wire knows none, so httpx takes its place, which is said once."""
     with raw_server(answer(b":1\r\n")) as proxy, raw_server(answer(b":2\r\n")) as server:
-        for url, reply in (("http://db.example", "[1]"), (server.url, "[2]")):
+        for url, reply in (("http://db.example", "[1] [1]"), (server.url, "[2] [2]")):
             done = subprocess.run(
-                [sys.executable, "-c", BEHIND_A_PROXY, url, library, kind],
+                [sys.executable, "-c", BEHIND_A_PROXY, url, which, kind],
                 env=os.environ
                 | dict.fromkeys(("HTTP_PROXY", "http_proxy"), proxy.url)
                 | dict.fromkeys(("NO_PROXY", "no_proxy"), ""),
@@ -284,4 +270,35 @@ def test_the_environments_proxy_is_used_but_not_for_this_machine(library, kind):
                 check=False,
             )
             assert done.stdout.strip() == reply, done.stderr
+            over_httpx = which == "best" and url != server.url
+            assert done.stderr.count("a proxy is set, so calls to Upstash go over") == over_httpx
         assert proxy.requests[0][0].startswith(b"POST http://db.example/ HTTP/1.1")
+
+
+@pytest.mark.parametrize(
+    ("variables", "library"),
+    [
+        ({}, "sockets"),
+        ({"https_proxy": "http://proxy.example:3128"}, "httpx"),
+        ({"HTTPS_PROXY": "http://proxy.example:3128"}, "httpx"),
+        ({"ALL_PROXY": "http://proxy.example:3128"}, "httpx"),
+        ({"HTTP_PROXY": "http://proxy.example:3128"}, "sockets"),
+        ({"HTTPS_PROXY": ""}, "sockets"),
+        ({"HTTPS_PROXY": "http://proxy.example:3128", "NO_PROXY": "*"}, "sockets"),
+        ({"HTTPS_PROXY": "http://proxy.example:3128", "NO_PROXY": "upstash.io"}, "sockets"),
+        ({"HTTPS_PROXY": "http://proxy.example:3128", "NO_PROXY": "other.example"}, "httpx"),
+        ({"NO_PROXY": "other.example"}, "sockets"),
+    ],
+)
+@pytest.mark.skipif(sys.platform in {"darwin", "win32"}, reason="a proxy may be set elsewhere too")
+def test_a_proxy_that_is_for_the_url_has_calls_go_over_httpx(monkeypatch, variables, library):
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    for name, text in variables.items():
+        monkeypatch.setenv(name, text)
+    credentials = Credentials("https://db.upstash.io", "token")
+    opened = transport.open_async_transport(credentials, None)
+    assert type(opened).__module__.rpartition("_")[2] == library
+    by_name = transport.open_async_transport(credentials, "sockets")
+    assert type(by_name).__module__.rpartition("_")[2] == "sockets"

@@ -36,7 +36,7 @@ def clocks(monkeypatch):
     return clocks
 
 
-@pytest.fixture(params=["pyreqwest", "httpx"])
+@pytest.fixture(params=["sockets", "httpx"])
 def library(request):
     return request.param
 

@@ -135,10 +135,8 @@ def test_a_page_that_one_process_rendered_is_a_hit_in_the_others(served: Served)
 def test_workers_do_not_share_the_client_of_a_preloaded_master(
     upstash: LocalUpstash, tmp_path: Path, used: bool
 ) -> None:
-    """Each makes its own; after a use before the fork it is httpx's, and the log says so."""
+    """Each makes its own, also after a use before the fork."""
     environment = {"PURGE_AT_START": "1"} if used else {}
     with serving(PRELOADED, upstash, tmp_path, **environment) as served:
         passed = passing(served, [CLIENT] * ASKED)
-        log = served.log.read_text()
     assert ALLOWED <= len(passed) <= ALLOWED + TOO_SLOW
-    assert ("pyreqwest cannot run here" in log) == used

@@ -211,7 +211,7 @@ class AsyncClient:
             await transport.aclose()
 
     def _here(self) -> OnePerProcess[AsyncTransport]:
-        """Return where this event loop's transport is: pyreqwest knows asyncio only."""
+        """Return where this event loop's transport is: trio has one of its own."""
         trio = sys.modules.get("trio")
         under_trio = trio is not None and trio.lowlevel.in_trio_run()
         return self._under_trio if under_trio else self._transport
@@ -254,7 +254,7 @@ def _passing(breaker: OnePerProcess[Breaker] | None) -> AbstractContextManager[N
 
 
 def _deadline(pipeline: Pipeline, default: float) -> Deadline:
-    """Start the clock: connecting counts, loading the HTTP library once in a process does not."""
+    """Start the clock: connecting counts, loading the wire once in a process does not."""
     seconds = default if pipeline.deadline is None else pipeline.deadline
     return Deadline(seconds, time.monotonic() + seconds, time.monotonic)
 

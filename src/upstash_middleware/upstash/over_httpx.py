@@ -1,4 +1,4 @@
-"""Calls over httpx, where pyreqwest cannot run: outside CPython, under trio, after a fork.
+"""Calls over httpx: under trio, behind a proxy, and to a transport that is one of httpx's.
 
 Nothing but the translation of calls, answers and errors may live here. Importing it imports
 httpx, so only ``transport`` does.
@@ -23,12 +23,11 @@ import httpx
 
 from upstash_middleware.errors import (
     ConnectionLost,
-    DeadlineExceeded,
     NotConnected,
     UnexpectedAnswer,
 )
 from upstash_middleware.upstash.protocol import Answer
-from upstash_middleware.upstash.transport import IDLE_SECONDS, standing_headers
+from upstash_middleware.upstash.transport import IDLE_SECONDS, exceeded, standing_headers
 
 if TYPE_CHECKING:
     import ssl
@@ -63,7 +62,7 @@ class AsyncHttpxTransport:
             with anyio.fail_after(seconds):
                 return await _sent(client, self._credentials.url + call.path, call)
         except TimeoutError:
-            raise DeadlineExceeded(f"no answer within {seconds:.2g} s") from None
+            raise exceeded(seconds) from None
 
     async def aclose(self) -> None:
         """See AsyncTransport; other event loops that still run close what they opened."""

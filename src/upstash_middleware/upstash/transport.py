@@ -9,17 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
-from contextlib import suppress
-from importlib import import_module
-from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from upstash_middleware.errors import DeadlineExceeded
 from upstash_middleware.upstash.protocol import COMMON_HEADERS, Answer, Call, Header
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from upstash_middleware.upstash.credentials import Credentials
 
 logger: logging.Logger = logging.getLogger("upstash_middleware")
@@ -31,9 +26,10 @@ IDLE_SECONDS: Final = 25.0
 """How long an unused connection is kept: less than the 60 s and more of common load balancers,
 so that a call does not meet a connection that the other side is closing."""
 
-Library = Literal["pyreqwest", "httpx"]
+Library = Literal["sockets", "httpx"]
+"""``sockets`` is the package's own wire (``over_sockets``), which knows no proxy."""
 
-T = TypeVar("T")
+_WITH_PROXY_SETTINGS: Final = frozenset({"darwin", "win32"})
 
 
 class Transport(Protocol):
@@ -99,77 +95,51 @@ def _platform() -> str:
 
 
 def open_transport(credentials: Credentials, library: Library | None) -> Transport:
-    """Return a transport for threads over ``library``, or over the best that runs here."""
-
-    def over_httpx() -> Transport:
+    """Return a transport for threads over ``library``, or over the one that is for the URL."""
+    if _chosen(library, credentials) == "httpx":
         from upstash_middleware.upstash.over_httpx import HttpxTransport  # noqa: PLC0415 - loads httpx
 
         return HttpxTransport(credentials)
+    from upstash_middleware.upstash.over_sockets_threads import SocketsTransport  # noqa: PLC0415 - loads socket
 
-    def over_pyreqwest() -> Transport:
-        _load_pyreqwest()
-        from upstash_middleware.upstash.over_pyreqwest import PyreqwestTransport  # noqa: PLC0415 - loads pyreqwest
-
-        return PyreqwestTransport(credentials)
-
-    return _opened("httpx" if credentials.transport else library, over_pyreqwest, over_httpx)
+    return SocketsTransport(credentials)
 
 
 def open_async_transport(credentials: Credentials, library: Library | None) -> AsyncTransport:
-    """Return a transport for event loops over ``library``, or over the best that runs here."""
-
-    def over_httpx() -> AsyncTransport:
+    """Do the same as ``open_transport`` for event loops."""
+    if _chosen(library, credentials) == "httpx":
         from upstash_middleware.upstash.over_httpx import AsyncHttpxTransport  # noqa: PLC0415 - loads httpx
 
         return AsyncHttpxTransport(credentials)
+    from upstash_middleware.upstash.over_sockets import AsyncSocketsTransport  # noqa: PLC0415 - loads asyncio
 
-    def over_pyreqwest() -> AsyncTransport:
-        _load_pyreqwest()
-        from upstash_middleware.upstash.over_pyreqwest import AsyncPyreqwestTransport  # noqa: PLC0415 - loads pyreqwest
-
-        return AsyncPyreqwestTransport(credentials)
-
-    return _opened("httpx" if credentials.transport else library, over_pyreqwest, over_httpx)
+    return AsyncSocketsTransport(credentials)
 
 
-def _opened(
-    library: Library | None, over_pyreqwest: Callable[[], T], over_httpx: Callable[[], T]
-) -> T:
-    """Open the first that runs.
-
-    pyreqwest is missing outside CPython, and raises a RuntimeError in a process that was forked
-    after the parent had made a client of it.
-    """
-    if library == "httpx":
-        return over_httpx()
-    try:
-        return over_pyreqwest()
-    except (ImportError, RuntimeError) as error:
-        if library == "pyreqwest":
-            raise
-        _say_once(f"pyreqwest cannot run here, so calls go over httpx, which is slower: {error}")
-        return over_httpx()
+def _chosen(library: Library | None, credentials: Credentials) -> Library:
+    if credentials.transport is not None:
+        return "httpx"
+    if library is not None:
+        return library
+    if not credentials.local and _behind_proxy(credentials):
+        _say_once("a proxy is set, so calls to Upstash go over httpx, which is slower")
+        return "httpx"
+    return "sockets"
 
 
-def _load_pyreqwest() -> None:
-    """Import pyreqwest from a thread that lives as long as the process.
+def _behind_proxy(credentials: Credentials) -> bool:
+    """Whether a proxy is set for the URL: in the environment, or in the system's settings."""
+    if sys.platform not in _WITH_PROXY_SETTINGS and not any(
+        text and name.lower().endswith("_proxy") for name, text in os.environ.items()
+    ):
+        return False  # and importing what follows takes as long as all the package
+    from urllib.request import getproxies, proxy_bypass  # noqa: PLC0415
 
-    Its allocator takes the thread that loads it for the process's first. Once that thread has
-    ended, the next use in any thread crashes the interpreter; and where each request has a
-    thread of its own, a thread that soon ends is the first to come here.
-    """
-    if "pyreqwest.client" in sys.modules or threading.current_thread() is threading.main_thread():
-        return  # the import that follows is safe
-    loaded = threading.Event()
-
-    def load() -> None:
-        with suppress(ImportError):  # the import that follows says so
-            import_module("pyreqwest.client")
-        loaded.set()
-        threading.Event().wait()
-
-    threading.Thread(target=load, name="upstash-middleware pyreqwest", daemon=True).start()
-    loaded.wait()
+    proxies = getproxies()
+    scheme = credentials.url.partition(":")[0]
+    return bool(proxies.get(scheme) or proxies.get("all")) and not proxy_bypass(
+        f"{credentials.host}:{credentials.port}"
+    )
 
 
 _said: set[str] = set()
