@@ -60,9 +60,9 @@ lint: $(READY) ## format, lint, types, import contract and changelog fragments a
 	@$(BIN)/lint-imports > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
 	@$(BIN)/python .ci/changelog.py
 
-fuzz: $(READY) ## fuzz the entry codec and the wire with atheris, SECONDS=60 each; cases stay in fuzz/cases
+fuzz: $(READY) ## fuzz the entry codec, the wire and HTTP with atheris, SECONDS=60 each; cases stay in fuzz/cases
 	@$(BIN)/uv pip install --quiet --group fuzz
-	@for target in entries wire; do $(BIN)/python -m fuzz $$target $(or $(SECONDS),60) || exit 1; done
+	@for target in entries wire answers; do $(BIN)/python -m fuzz $$target $(or $(SECONDS),60) || exit 1; done
 
 docs: $(DOCS)/ready ## build the documentation's site into site/, strictly, and check its links
 	@PYTHONPATH=. $(DOCS)/bin/zensical build --clean --strict > $(DOCS)/build.log 2>&1 || { cat $(DOCS)/build.log; exit 1; }

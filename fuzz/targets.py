@@ -20,6 +20,7 @@ from upstash_middleware.core.cache.entries import (
 from upstash_middleware.core.cache.sealing import Sealing
 from upstash_middleware.errors import CommandError, UpstashError
 from upstash_middleware.logs import one_line
+from upstash_middleware.upstash.http1 import AnswerReader
 from upstash_middleware.upstash.protocol import Answer
 from upstash_middleware.upstash.protocol import decode as decode_answer
 
@@ -90,6 +91,24 @@ def wire(data: bytes) -> None:
     assert all(_is_reply(reply) for reply in replies)
 
 
+def answers(data: bytes) -> None:
+    """Read bytes as HTTP, whole and in pieces: the same answer either way, or an error alike."""
+    if not data:
+        return
+    size, data = data[0] % 32 + 1, data[1:]
+    pieces = [data[at : at + size] for at in range(0, len(data), size)]
+    assert _read([data] if data else []) == _read(pieces)
+
+
+def _read(pieces: list[bytes]) -> Answer | type[UpstashError]:
+    reader = AnswerReader()
+    try:
+        return next(filter(None, map(reader.feed, pieces)), None) or reader.end()
+    except UpstashError as error:
+        _check_error(error)
+        return type(error)
+
+
 def _check_error(error: UpstashError) -> None:
     said = str(error)
     assert "the-secret" not in said
@@ -103,7 +122,11 @@ def _is_reply(reply: Any) -> bool:
     return reply is None or isinstance(reply, int | bytes | CommandError)
 
 
-TARGETS: Final[dict[str, Callable[[bytes], None]]] = {"entries": entries, "wire": wire}
+TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
+    "answers": answers,
+    "entries": entries,
+    "wire": wire,
+}
 
 
 def seeds(name: str) -> list[bytes]:
@@ -114,6 +137,14 @@ def seeds(name: str) -> list[bytes]:
             b"\x00\x00\x01" + json.dumps([{"result": 1}, {"error": "ERR no"}]).encode(),
             b"\x01\x00\x00+OK\r\n",
             b"\x01\x00\x01*2\r\n$1\r\na\r\n:1\r\n",
+        ]
+    if name == "answers":
+        first, kind = b"HTTP/1.1 200 OK\r\n", b"Content-Type: application/octet-stream\r\n"
+        chunks = b"Transfer-Encoding: chunked\r\n\r\n2;x=y\r\n:1\r\n2\r\n\r\n\r\n0\r\nT: u\r\n\r\n"
+        return [
+            b"\x00" + first + kind + b"Content-Length: 4\r\nConnection: close\r\n\r\n:1\r\n",
+            b"\x07" + b"HTTP/1.1 103 Early\r\n\r\n" + first + kind + chunks,
+            b"\x1f" + first + kind + b"X: y\r\n z\r\n\r\n:1\r\n",
         ]
     whole = ["response", 200, [["a", "b"]], 1.0, 0.0, 9.0, [0, 0, False], False, 4, [], ""]
     return [sealed(whole), sealed(["stub", ["a"], [], {}, ""])]
