@@ -32,15 +32,14 @@ def current_age(stored: StoredResponse, now: float) -> float:
 
 
 def answer(
-    request: Request, stored: StoredResponse, now: float, profile: Profile, status: CacheStatus
+    request: Request, stored: StoredResponse, age: float, profile: Profile, status: CacheStatus
 ) -> Response:
-    """Return what a stored response answers to a request.
+    """Return what a stored response answers to a request, at this current age in seconds.
 
     Raises Damaged if that takes its body, and its body does not open or is a part that does not
     hold what is asked for.
     """
-    age = (b"age", b"%d" % current_age(stored, now))
-    headers = _fields(stored, profile).adding(age, status.field())
+    headers = _fields(stored, profile).adding((b"age", b"%d" % age), status.field())
     if not_modified(request.headers, stored):
         return Response(ResponseHead(304, headers_of_304(headers)))
     if request.method == "HEAD":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from os import urandom
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from upstash_middleware.core.cache.agreeing import agree, agree_on_refresh
@@ -12,7 +12,6 @@ from upstash_middleware.core.cache.collapsing import Flights, Outcome, may_be_sh
 from upstash_middleware.core.cache.collapsing import collapse as collapsed
 from upstash_middleware.core.cache.decoded import Decoded
 from upstash_middleware.core.cache.directives import CDN_CACHE_CONTROL
-from upstash_middleware.core.cache.epochs import with_ancestors
 from upstash_middleware.core.cache.exchanges import (
     Answering,
     Bypassing,
@@ -25,15 +24,14 @@ from upstash_middleware.core.cache.invalidation import SAFE_METHODS
 from upstash_middleware.core.cache.keys import (
     Names,
     keyed,
-    origin_of,
     selected_cookies,
     selected_values,
-    url_of,
 )
 from upstash_middleware.core.cache.l1 import L1
 from upstash_middleware.core.cache.lookup import look_back, look_up, recall
 from upstash_middleware.core.cache.memory import Memory
 from upstash_middleware.core.cache.passage import at_hand, instead_of_store, passage
+from upstash_middleware.core.cache.places import Places
 from upstash_middleware.core.cache.posting import Posting
 from upstash_middleware.core.cache.profiles import profile_named
 from upstash_middleware.core.cache.purging import Purge, purge
@@ -45,11 +43,12 @@ from upstash_middleware.core.cache.validation import is_for_the_origin
 from upstash_middleware.core.effects import call
 from upstash_middleware.errors import ConfigurationError, UpstashError
 from upstash_middleware.events import CacheLookedUp, UpstashAnswered, UpstashFailed, UserCodeFailed
-from upstash_middleware.values import replace, value
+from upstash_middleware.values import replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from upstash_middleware.core.cache.places import Place
     from upstash_middleware.core.cache.rules import CacheRule
     from upstash_middleware.core.clock import Clock
     from upstash_middleware.core.exchange import Exchange
@@ -57,23 +56,8 @@ if TYPE_CHECKING:
     from upstash_middleware.messages import Request
 
 _PASSING = Passing()
+_ANSWERED = UpstashAnswered("cache lookup")
 _DAY = 24 * 3600.0
-_PLACES = 512
-_LONGEST_REMEMBERED = 512
-"""Characters of a request that its place is remembered of, so that all together take a megabyte."""
-
-
-@value(frozen=True, slots=True)
-class Place:
-    """What a URL is to the cache, whoever asks: its keys and tags, worked out once."""
-
-    rule: CacheRule
-    url: str
-    key: str
-    previous: str
-    """The key of the application's previous version, empty where there is none."""
-    tags: tuple[str, ...]
-    epochs: tuple[str, ...]
 
 
 class Cache:
@@ -127,8 +111,6 @@ class Cache:
         """
         self._rules = tuple(rules)
         self._observe = observe
-        self._version = version
-        self._previous_version = previous_version
         self._store = Store(
             Names(prefix),
             secret,
@@ -158,45 +140,46 @@ class Cache:
             collapse,
             tells_keys,
         )
-        self._places: dict[tuple[str, ...], Place] = {}
+        covering = [(rule, self._under(rule)) for rule in self._rules]
+        self._places = Places(covering, self._store.names, version, previous_version)
 
     async def begin(self, request: Request) -> Exchange:
         """Look a request up, if a rule covers it. Never raises an UpstashError."""
         if request.method not in SAFE_METHODS:
             return await self._begin_unsafe(request) if self._rules else _PASSING
-        if (rule := self._rule_for(request, request.method)) is None:
+        if (place := self._places.of(request, request.method)) is None:
             return _PASSING
         if is_for_the_origin(request.headers):
             return Bypassing(CacheStatus(fwd="bypass", detail="condition for the application"))
-        return await self._begin_covered(rule, request)
-
-    async def _begin_covered(self, rule: CacheRule, request: Request) -> Exchange:
-        target = await self._targeted(rule, request)
+        asks = place.rule.bypass is not None or place.rule.user is not None
+        target = await self._asked(place, request) if asks else self._target(place, request)
         if isinstance(target, CacheStatus):
             return Bypassing(target)
-        if (answering := self._held(rule, request, target, at_hand)) is not None:
-            return answering
-        asked = await self._looked_up(rule, request, target)
+        held = self._held(place, request, target, at_hand)
+        return await self._begin_stored(place, request, target) if held is None else held
+
+    async def _begin_stored(self, place: Place, request: Request, target: Target) -> Exchange:
+        asked = await self._looked_up(place, request, target)
         if isinstance(asked, CacheStatus):
-            if (answering := self._held(rule, request, target, instead_of_store)) is not None:
+            if (answering := self._held(place, request, target, instead_of_store)) is not None:
                 return answering
             self._observe(CacheLookedUp(target.url, "bypass", request))
             return Bypassing(asked)
-        exchange, outcome = passage(self._context_of(rule), asked)
-        self._observe(CacheLookedUp(asked.target.url, outcome, request))
+        exchange, outcome = passage(place.context, asked)
+        self._observe(CacheLookedUp(target.url, outcome, request))
         if isinstance(exchange, Answering) and exchange.refresh is None:
             return exchange
-        return await self._together_with_others(exchange, asked)
+        return await _together_with_others(place.context, exchange, asked)
 
     async def _begin_unsafe(self, request: Request) -> Exchange:
-        rule = self._rule_for(request, "GET") if request.method == "POST" else None
-        if rule is not None and self._store.profile.stores_posts:
-            target = await self._targeted(rule, request)
+        place = self._places.of(request, "GET") if request.method == "POST" else None
+        if place is not None and self._store.profile.stores_posts:
+            target = await self._asked(place, request)
             if isinstance(target, CacheStatus):
                 return Invalidating(self._context, request)
-            asked = await self._looked_up(rule, request, target)
+            asked = await self._looked_up(place, request, target)
             if isinstance(asked, Forwarded):
-                return Posting(self._context_of(rule), asked)
+                return Posting(place.context, asked)
             self._observe(CacheLookedUp(target.url, "bypass", request))
         return Invalidating(self._context, request)
 
@@ -213,17 +196,17 @@ class Cache:
 
         A flow. Raises UpstashError.
         """
-        rule = self._rule_for(request, request.method)
-        if rule is None:
+        place = self._places.of(request, request.method)
+        if place is None:
             return CacheExplanation("bypass", "no rule of the cache covers it")
-        setting = f"cache[{self._rules.index(rule)}]"
+        rule, setting = place.rule, self._setting(place)
         if is_for_the_origin(request.headers):
             why = "it carries a condition that only the application can answer"
             return CacheExplanation("bypass", why, setting)
         try:
             if rule.bypass is not None and await call(rule.bypass, request):
                 return CacheExplanation("bypass", "the rule's own bypass takes it out", setting)
-            target = await self._target(rule, request)
+            target = self._target(place, request, await _user(rule, request))
         except ConfigurationError:  # of credentials that are missing
             raise
         except Exception as error:  # noqa: BLE001 - it is the application's code
@@ -232,21 +215,26 @@ class Cache:
         told = await explain(self._store, target, can_refresh=self._context.can_refresh)
         return replace(told, rule=setting)
 
-    async def _targeted(self, rule: CacheRule, request: Request) -> Target | CacheStatus:
-        """Return what a request is about, or why it goes past the cache."""
+    def _setting(self, place: Place) -> str:
+        return f"cache[{self._rules.index(place.rule)}]"
+
+    async def _asked(self, place: Place, request: Request) -> Target | CacheStatus:
+        """Return what a request is about, or why it goes past the cache, as its rule's own
+        functions say."""
+        rule = place.rule
         try:
             if rule.bypass is not None and await call(rule.bypass, request):
                 return CacheStatus(fwd="bypass")
-            return await self._target(rule, request)
+            return self._target(place, request, await _user(rule, request))
         except ConfigurationError:  # of credentials that are missing: nothing here can help
             raise
         except Exception as error:  # noqa: BLE001 - it is the application's code
-            self._observe(UserCodeFailed(f"cache[{self._rules.index(rule)}]", error))
+            self._observe(UserCodeFailed(self._setting(place), error))
             return CacheStatus(fwd="bypass", detail="a function of the rule failed")
 
     def _held(
         self,
-        rule: CacheRule,
+        place: Place,
         request: Request,
         target: Target,
         answering: Callable[[Context, Forwarded], Answering | None],
@@ -255,16 +243,18 @@ class Cache:
         lookup = recall(self._store, target)
         if lookup is None or target.url in self._context.changing:
             return None
-        answer = answering(self._context, Forwarded(request, rule, target, lookup, "uri-miss"))
+        answer = answering(
+            place.context, Forwarded(request, place.rule, target, lookup, "uri-miss")
+        )
         if answer is not None:
             self._observe(CacheLookedUp(target.url, "hit", request))
         return answer
 
     async def _looked_up(
-        self, rule: CacheRule, request: Request, target: Target
+        self, place: Place, request: Request, target: Target
     ) -> Forwarded | CacheStatus:
         """Return a request with what is stored for it, or why it goes past the cache."""
-        store = self._context_of(rule).store
+        store = place.context.store
         changes = store.l1.changes
         try:
             found = await look_up(store, target)
@@ -273,61 +263,20 @@ class Cache:
         except UpstashError as error:
             self._observe(UpstashFailed("cache lookup", error))
             return CacheStatus(fwd="bypass", detail="the store did not answer")
-        self._observe(UpstashAnswered("cache lookup"))
+        self._observe(_ANSWERED)
         fwd = "uri-miss" if lookup.stub is None else "vary-miss"
         if target.url in self._context.changing:
             lookup = replace(lookup, entry=None)
-        return Forwarded(request, rule, target, lookup, fwd)
+        return Forwarded(request, place.rule, target, lookup, fwd)
 
-    async def _together_with_others(self, exchange: Passing, asked: Forwarded) -> Exchange:
-        """Have only one of those who ask for the same thing at once go forward."""
-        context = self._context_of(asked.rule)
-        if isinstance(exchange, Answering):
-            return await agree_on_refresh(context, exchange, asked)
-        if not isinstance(exchange, Recording) or not may_be_shared(context, asked):
-            return exchange
-        try:
-            chosen = await collapsed(context, exchange, asked)
-            if chosen is exchange and exchange.leads:
-                return await agree(context, exchange, asked)
-        except BaseException:  # nobody will finish it, so nobody shall wait for it
-            exchange.land(Outcome.INTERRUPTED)
-            raise
-        return chosen
-
-    async def _target(self, rule: CacheRule, request: Request) -> Target:
-        user = None if rule.user is None else await self._user(rule.user, request)
-        selecting = self._selecting(rule, request, user)
-        place = self._place(rule, request)
+    def _target(self, place: Place, request: Request, user: str | None = None) -> Target:
+        selecting = self._selecting(place.rule, request, user)
         key, previous = place.key, place.previous
         if selecting:
             key = keyed(key, selecting, self._store.secret())
             previous = previous and keyed(previous, selecting, self._store.secret())
         headers, private = request.headers, user is not None
         return Target(key, place.url, headers, place.tags, place.epochs, previous, private)
-
-    def _place(self, rule: CacheRule, request: Request) -> Place:
-        """Return what a request's URL is to the cache; known of those last asked for."""
-        asked = (request.path, request.raw_path, request.query, request.scheme, request.host)
-        known = self._places.get(asked)
-        if known is not None and known.rule is rule:
-            return known
-        names, url = self._store.names, url_of(request, rule)
-        origin = origin_of(request.scheme, request.host)
-        previous, tags = self._previous_version, with_ancestors(rule.tags_for(request.path))
-        place = Place(
-            rule,
-            url,
-            names.resource(origin, url, self._version),
-            names.resource(origin, url, previous) if previous else "",
-            tags,
-            names.epochs(url, tags),
-        )
-        if sum(map(len, asked)) <= _LONGEST_REMEMBERED:
-            if len(self._places) >= _PLACES:
-                self._places.clear()
-            self._places[asked] = place
-        return place
 
     def _selecting(self, rule: CacheRule, request: Request, user: str | None) -> str:
         """Return what of a request selects its resource besides the URL, as one text."""
@@ -339,18 +288,30 @@ class Cache:
             parts.append(selected_values(rule.vary_headers, request.headers, profile))
         return "\n\n".join(parts)
 
-    async def _user(self, of: Callable[[Request], Any], request: Request) -> str | None:
-        user = await call(of, request)
-        return None if user is None else str(user)
-
-    def _context_of(self, rule: CacheRule) -> Context:
+    def _under(self, rule: CacheRule) -> Context:
         """Return what passages under a rule share: all, but for a deadline of its own."""
         if rule.deadline is None:
             return self._context
         return replace(self._context, store=replace(self._store, deadline=rule.deadline))
 
-    def _rule_for(self, request: Request, method: str) -> CacheRule | None:
-        for rule in self._rules:
-            if method in rule.methods and rule.covers(request.path):
-                return rule
-        return None
+
+async def _user(rule: CacheRule, request: Request) -> str | None:
+    """Return who asks, as the rule's own function tells."""
+    user = None if rule.user is None else await call(rule.user, request)
+    return None if user is None else str(user)
+
+
+async def _together_with_others(context: Context, exchange: Passing, asked: Forwarded) -> Exchange:
+    """Have only one of those who ask for the same thing at once go forward."""
+    if isinstance(exchange, Answering):
+        return await agree_on_refresh(context, exchange, asked)
+    if not isinstance(exchange, Recording) or not may_be_shared(context, asked):
+        return exchange
+    try:
+        chosen = await collapsed(context, exchange, asked)
+        if chosen is exchange and exchange.leads:
+            return await agree(context, exchange, asked)
+    except BaseException:  # nobody will finish it, so nobody shall wait for it
+        exchange.land(Outcome.INTERRUPTED)
+        raise
+    return chosen

@@ -180,7 +180,8 @@ def _same_variant(context: Context, shared: Shared, asked: Forwarded) -> bool:
 def _answering(context: Context, shared: Shared, asked: Forwarded) -> Answering | None:
     """Return the answer to who waited, None if it must be asked for anew."""
     stored, now = shared.plan.stored, context.store.clock.wall()
-    left = stored.lifetime - current_age(stored, now)
+    age = current_age(stored, now)
+    left = stored.lifetime - age
     if left <= 0 or not _same_variant(context, shared, asked):
         return None
     if not _outlives_purges(shared, asked):
@@ -188,7 +189,7 @@ def _answering(context: Context, shared: Shared, asked: Forwarded) -> Answering 
     status = CacheStatus(
         fwd=asked.fwd, ttl=left, collapsed=True, key=context.told_key(asked.lookup)
     )
-    response = answer(asked.request, stored, now, context.store.profile, status)
+    response = answer(asked.request, stored, age, context.store.profile, status)
     return Answering(replace(response, head=for_downstream(response.head, asked.rule)))
 
 

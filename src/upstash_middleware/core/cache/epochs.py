@@ -9,6 +9,7 @@ of everything (``A``), one of each URL (``U``), one that moves with every purge 
 from __future__ import annotations
 
 from enum import Enum, auto
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from upstash_middleware.values import field, value
@@ -43,6 +44,8 @@ class Epoch(NamedTuple):
 
 
 _ABSENT = Epoch()
+# Bytes of epochs as read together up to which they are remembered: many more than were written.
+_LONGEST_REMEMBERED = 4096
 
 
 @value(frozen=True, slots=True)
@@ -54,6 +57,27 @@ class Epochs:
     any_tag: str = ""
     """``G``, which has no parts: it only says whether tags have to be looked at."""
     tags: Mapping[str, Epoch] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, values: tuple[bytes | None, ...], tags: tuple[str, ...]) -> Epochs:
+        """Read the epochs of everything, a URL, any tag, and each of ``tags``, as on Redis.
+
+        Nearly always they are those that were read last.
+        """
+        if any(values) and sum(map(len, filter(None, values))) > _LONGEST_REMEMBERED:
+            return _parsed.__wrapped__(values, tags)
+        return _parsed(values, tags)
+
+
+@lru_cache(maxsize=128)
+def _parsed(values: tuple[bytes | None, ...], tags: tuple[str, ...]) -> Epochs:
+    everything, url, any_tag, *of_tags = values
+    return Epochs(
+        Epoch.parse(everything),
+        Epoch.parse(url),
+        any_tag.decode("latin-1") if any_tag else "",
+        dict(zip(tags, map(Epoch.parse, of_tags), strict=True)),
+    )
 
 
 class Life(Enum):

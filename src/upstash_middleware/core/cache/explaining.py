@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from upstash_middleware.core.cache.answers import current_age
 from upstash_middleware.core.cache.entries import StoredResponse, Stub, decode
-from upstash_middleware.core.cache.epochs import Epoch, Epochs, Life, life
+from upstash_middleware.core.cache.epochs import Epochs, Life, life
 from upstash_middleware.core.cache.reuse import Asked, Use, use
 from upstash_middleware.values import dataclass, replace
 
@@ -95,16 +95,8 @@ async def explain(store: Store, target: Target, *, can_refresh: bool) -> CacheEx
 
 
 async def _epochs(store: Store, target: Target, tags: Iterable[str]) -> Epochs:
-    names, tags = store.names, sorted(tags)
-    everything, url, any_tag, *of_tags = await store.read(
-        [names.everything, names.url(target.url), names.any_tag, *map(names.tag, tags)]
-    )
-    return Epochs(
-        Epoch.parse(everything),
-        Epoch.parse(url),
-        any_tag.decode("latin-1") if any_tag else "",
-        {tag: Epoch.parse(value) for tag, value in zip(tags, of_tags, strict=True)},
-    )
+    names, tags = store.names, tuple(sorted(tags))
+    return Epochs.parse(tuple(await store.read(names.epochs(target.url, tags))), tags)
 
 
 def _missing(seen: _Seen) -> tuple[str, str]:
@@ -129,10 +121,11 @@ def _stored(
     about: CacheExplanation, seen: _Seen, entry: StoredResponse, now: float, *, can_refresh: bool
 ) -> CacheExplanation:
     state = life(entry.epochs, seen.epochs)
+    age = current_age(entry, now)
     about = replace(
         about,
         status=entry.status,
-        age=current_age(entry, now),
+        age=age,
         lifetime=entry.lifetime,
         while_revalidate=entry.stale.while_revalidate,
         if_error=entry.stale.if_error,
@@ -142,7 +135,7 @@ def _stored(
         why = f"{_purged(entry.epochs, seen.epochs)} has been purged since it was stored"
         return replace(about, outcome=_miss(seen), why=why)
     softly = state is Life.STALE
-    chosen = use(entry, now, Asked(purged_softly=softly, can_refresh=can_refresh))
+    chosen = use(entry, age, Asked(purged_softly=softly, can_refresh=can_refresh))
     outcome, why = _USES[chosen]
     if softly:
         why = f"{_purged(entry.epochs, seen.epochs)} has been purged softly; {why}"

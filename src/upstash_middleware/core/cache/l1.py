@@ -66,6 +66,8 @@ class L1:
 
     def find(self, key: str) -> Lookup | None:
         """Return what was found at a key, however long ago."""
+        if key not in self._kept:
+            return None
         with self._lock:
             kept = self._kept.pop(key, None)
             if kept is None:

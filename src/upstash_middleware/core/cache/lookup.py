@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.cache.entries import StoredResponse, Stub
-from upstash_middleware.core.cache.epochs import Epoch, Epochs, Life, life
+from upstash_middleware.core.cache.epochs import Epochs, Life, life
 from upstash_middleware.core.cache.locks import Lock, lock_key
 from upstash_middleware.core.cache.memory import NOTHING_LEARNED, Learned
 from upstash_middleware.values import replace, value
@@ -46,25 +46,23 @@ async def look_up(store: Store, target: Target) -> Lookup:
     wall, monotonic = store.clock.wall(), store.clock.monotonic()
     learned = store.memory.recall(target.key)
     reading = _Reading(store, target)
-    guessed = [store.variant(target, learned.vary)] if learned.vary else []
-    keys = [target.key, *guessed]
-    await reading.read(keys, keys[-1], learned.tags)
+    keys = [target.key, store.variant(target, learned.vary)] if learned.vary else [target.key]
+    await reading.read(keys, learned.tags)
     stub = reading.stub()
-    if stub is not None:
+    if stub is not None and stub.vary != learned.vary:
         keys = [target.key, store.variant(target, stub.vary)]
         if not reading.has(keys):
-            await reading.read(keys, keys[-1], stub.tags)
-    key, entry = reading.preferred(keys)
-    state = Life.DEAD if entry is None else life(entry.epochs, reading.epochs())
+            await reading.read(keys, stub.tags)
+    key, entry, state = reading.preferred(keys)
     if entry is not None and state is Life.UNKNOWN:
-        await reading.read(keys, keys[-1], entry.tags)
+        await reading.read(keys, entry.tags)
         state = life(entry.epochs, reading.epochs())
     if stub is not None or entry is not None:
         worth = _worth_learning(target, stub, entry)
-        if worth != learned:
+        if worth is not learned and worth != learned:
             store.memory.learn(target.key, worth)
     return Lookup(
-        entry if state in {Life.ALIVE, Life.STALE} else None,
+        entry if state is Life.ALIVE or state is Life.STALE else None,
         key,
         state is Life.STALE,
         stub,
@@ -104,31 +102,31 @@ def recall(store: Store, target: Target) -> Lookup | None:
 class _Reading:
     """The values that one lookup has read so far, each key once, and decoded once."""
 
-    __slots__ = ("_entries", "_epochs", "_store", "_tags", "_target", "_values")
+    __slots__ = ("_entries", "_epoch_keys", "_epochs", "_store", "_tags", "_target", "_values")
 
     def __init__(self, store: Store, target: Target) -> None:
         self._store = store
         self._target = target
-        self._tags = dict(zip(target.tags, target.epochs[3:], strict=True))
-        """Those whose epochs are read, and the epochs' keys."""
+        self._tags = target.tags
+        """Those whose epochs are read."""
+        self._epoch_keys = target.epochs
+        """Of everything, the URL, tags at all, and each of those tags."""
         self._values: dict[str, bytes | None] = {}
         self._entries: dict[str, StoredResponse | Stub | None] = {}
         self._epochs: Epochs | None = None
 
-    async def read(self, keys: Sequence[str], locked: str, tags: Iterable[str]) -> None:
-        """Read keys, the lock of one of them, and the epochs of all that bears on them.
+    async def read(self, keys: Sequence[str], tags: Sequence[str]) -> None:
+        """Read keys, the lock of the last of them, and the epochs of all that bears on them.
 
         Each is read once. What was read first stays: an older epoch can only make an entry die
         too soon.
         """
-        names, values = self._store.names, self._values
-        locks = [lock_key(locked)] if self._store.locks else ()
-        wanted = [*keys, *locks, *self._target.epochs]
-        for tag in tags:
-            if tag not in self._tags:
-                self._tags[tag] = key = names.tag(tag)
-                wanted.append(key)
-        unread = [key for key in dict.fromkeys(wanted) if key not in values]
+        values = self._values
+        if beyond := tuple([tag for tag in dict.fromkeys(tags) if tag not in self._tags]):
+            self._tags += beyond
+            self._epoch_keys += tuple(map(self._store.names.tag, beyond))
+        locks = [lock_key(keys[-1])] if self._store.locks else ()
+        unread = [key for key in (*keys, *locks, *self._epoch_keys) if key not in values]
         if unread:
             values.update(zip(unread, await self._store.read(unread), strict=True))
         self._epochs = None
@@ -149,14 +147,8 @@ class _Reading:
     def epochs(self) -> Epochs:
         """Return the epochs read."""
         if self._epochs is None:
-            values = self._values
-            everything, url, any_tag = [values[key] for key in self._target.epochs[:3]]
-            self._epochs = Epochs(
-                Epoch.parse(everything),
-                Epoch.parse(url),
-                any_tag.decode("latin-1") if any_tag else "",
-                {tag: Epoch.parse(values[key]) for tag, key in self._tags.items()},
-            )
+            read = tuple([self._values[key] for key in self._epoch_keys])
+            self._epochs = Epochs.parse(read, self._tags)
         return self._epochs
 
     def stub(self) -> Stub | None:
@@ -166,20 +158,22 @@ class _Reading:
             return None
         return stub
 
-    def preferred(self, keys: Sequence[str]) -> tuple[str, StoredResponse | None]:
-        """Return the stored response to use of those at these keys, and where it stands.
+    def preferred(self, keys: Sequence[str]) -> tuple[str, StoredResponse | None, Life]:
+        """Return the stored response to use of those at these keys: where it stands, and its life.
 
         Of those that no epoch read so far has killed: the most recent with Vary, else the most
         recent (RFC 9111 §4.1).
         """
         epochs = self.epochs()
-        stored = [(key, self._entry(key)) for key in keys]
-        usable = [
-            (key, entry)
-            for key, entry in stored
-            if isinstance(entry, StoredResponse) and life(entry.epochs, epochs) is not Life.DEAD
-        ]
-        return max(usable, key=_preference, default=(keys[-1], None))
+        chosen, best, state = keys[-1], None, Life.DEAD
+        for key in keys:
+            entry = self._entry(key)
+            if not isinstance(entry, StoredResponse):
+                continue
+            lives = life(entry.epochs, epochs)
+            if lives is not Life.DEAD and (best is None or _preference(entry) > _preference(best)):
+                chosen, best, state = key, entry, lives
+        return chosen, best, state
 
     def _entry(self, key: str) -> StoredResponse | Stub | None:
         if key not in self._entries:
@@ -187,9 +181,9 @@ class _Reading:
         return self._entries[key]
 
 
-def _preference(found: tuple[str, StoredResponse]) -> tuple[bool, float]:
+def _preference(entry: StoredResponse) -> tuple[bool, float]:
     """Rank a stored response: one without Vary may be a default that only forgot it (§4.1)."""
-    return "vary" in found[1].headers, found[1].stored_at
+    return "vary" in entry.headers, entry.stored_at
 
 
 def _worth_learning(target: Target, stub: Stub | None, entry: StoredResponse | None) -> Learned:

@@ -33,6 +33,8 @@ class Memory:
 
     def recall(self, key: str) -> Learned:
         """Return what was learned of a resource."""
+        if key not in self._known:
+            return NOTHING_LEARNED
         with self._lock:
             learned = self._known.pop(key, None)
             if learned is None:

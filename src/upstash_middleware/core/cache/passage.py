@@ -52,16 +52,17 @@ def passage(context: Context, asked: Forwarded) -> tuple[Passing, str]:
         asked, stored = replace(asked, fwd="partial", part=part, lookup=lookup), None
     if stored is None:
         return _forward(context, asked, wants)
-    now = context.store.clock.wall()
+    age = current_age(stored, context.store.clock.wall())
     softly, outdated = asked.lookup.purged_softly, asked.lookup.outdated
-    chosen = use(stored, now, Asked(wants, softly, outdated))
-    if chosen is not Use.FRESH and _refreshable(context, asked, stored):
-        chosen = use(stored, now, Asked(wants, softly, outdated, can_refresh=True))
-    if chosen in _FWD:
-        return _forward(context, replace(asked, fwd=_FWD[chosen]), wants)
+    chosen = use(stored, age, Asked(wants, softly, outdated))
+    if chosen is not Use.FRESH:
+        if _refreshable(context, asked, stored):
+            chosen = use(stored, age, Asked(wants, softly, outdated, can_refresh=True))
+        if chosen in _FWD:
+            return _forward(context, replace(asked, fwd=_FWD[chosen]), wants)
     try:
         detail = "of the previous version" if outdated else ""
-        response = _answer(context, asked, stored, now, detail)
+        response = _answer(context, asked, stored, age, detail)
     except Damaged:
         _tell_damaged(context, asked)
         return _forward(context, replace(asked, lookup=replace(asked.lookup, entry=None)), wants)
@@ -77,9 +78,9 @@ def at_hand(context: Context, asked: Forwarded) -> Answering | None:
     stored = asked.lookup.entry
     if stored is None or context.store.l1.unheard(asked.lookup) >= 0:
         return None
-    now = context.store.clock.wall()
-    fresh = use(stored, now, Asked(_wants(context, asked.request))) is Use.FRESH
-    return _answering(context, asked, stored, now) if fresh else None
+    age = current_age(stored, context.store.clock.wall())
+    fresh = use(stored, age, Asked(_wants(context, asked.request))) is Use.FRESH
+    return _answering(context, asked, stored, age) if fresh else None
 
 
 def instead_of_store(context: Context, asked: Forwarded) -> Answering | None:
@@ -88,16 +89,17 @@ def instead_of_store(context: Context, asked: Forwarded) -> Answering | None:
     unheard, wants = context.store.l1.unheard(asked.lookup), _wants(context, asked.request)
     if stored is None or not usable_unheard(stored, now, unheard, wants):
         return None
-    return _answering(context, asked, stored, now, "the store did not answer")
+    age = current_age(stored, now)
+    return _answering(context, asked, stored, age, "the store did not answer")
 
 
 def _answering(
-    context: Context, asked: Forwarded, stored: StoredResponse, now: float, detail: str = ""
+    context: Context, asked: Forwarded, stored: StoredResponse, age: float, detail: str = ""
 ) -> Answering | None:
     if not answers(asked.request, stored):
         return None
     try:
-        return Answering(_answer(context, asked, stored, now, detail))
+        return Answering(_answer(context, asked, stored, age, detail))
     except Damaged:
         _tell_damaged(context, asked)
         return None
@@ -123,11 +125,11 @@ def _forward(context: Context, asked: Forwarded, wants: Directives) -> tuple[Pas
 
 
 def _answer(
-    context: Context, asked: Forwarded, stored: StoredResponse, now: float, detail: str = ""
+    context: Context, asked: Forwarded, stored: StoredResponse, age: float, detail: str = ""
 ) -> Response:
-    left = stored.lifetime - current_age(stored, now)
-    status = CacheStatus(hit=True, ttl=left, key=context.told_key(asked.lookup), detail=detail)
-    response = answer(asked.request, stored, now, context.store.profile, status)
+    left, key = stored.lifetime - age, context.told_key(asked.lookup)
+    status = CacheStatus(hit=True, ttl=left, key=key, detail=detail)
+    response = answer(asked.request, stored, age, context.store.profile, status)
     if asked.rule.downstream is None:
         return response
     return replace(response, head=for_downstream(response.head, asked.rule))

@@ -140,12 +140,12 @@ class Refreshing(Recording):
     def _answer(self, stored: StoredResponse, fwd_status: int | None, detail: str = "") -> Response:
         if self._confirmed is None:
             self.land(Outcome.UNSHARED)
-        now = self._context.store.clock.wall()
+        age = current_age(stored, self._context.store.clock.wall())
         status = replace(
             self._status(stored=self._confirmed is not None, detail=detail),
             fwd_status=fwd_status,
-            ttl=stored.lifetime - current_age(stored, now),
+            ttl=stored.lifetime - age,
         )
         profile = self._context.store.profile
-        response = answer(self._forwarded.request, stored, now, profile, status)
+        response = answer(self._forwarded.request, stored, age, profile, status)
         return replace(response, head=for_downstream(response.head, self._forwarded.rule))

@@ -40,9 +40,8 @@ class Asked:
     """Whether somebody is there to refresh what is used stale."""
 
 
-def use(stored: StoredResponse, now: float, asked: Asked) -> Use:
-    """Return what becomes of a request that selects this stored response."""
-    age = current_age(stored, now)
+def use(stored: StoredResponse, age: float, asked: Asked) -> Use:
+    """Return what becomes of a request that selects this stored response, at its current age."""
     left = stored.lifetime - age
     if asked.purged_softly:
         left = min(left, 0.0)
@@ -82,6 +81,8 @@ def usable_for_error(stored: StoredResponse, now: float) -> bool:
 
 def _unwanted(asked: Directives, age: float, left: float) -> bool:
     """Whether the client asks for a younger response than this (§5.2.1.1, .3, .4)."""
+    if asked is NO_DIRECTIVES:
+        return False
     max_age, min_fresh = asked.seconds("max-age"), asked.seconds("min-fresh")
     return (
         "no-cache" in asked

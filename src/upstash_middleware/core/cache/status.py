@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import floor
 
 from upstash_middleware.values import value
 
@@ -31,17 +32,23 @@ class CacheStatus:
     """In words what the others cannot say: why something was not stored."""
 
     def __str__(self) -> str:
-        parts = [CACHE_NAME]
-        parts += ["hit"] if self.hit else []
-        parts += [f"fwd={self.fwd}"] if self.fwd else []
-        parts += [f"fwd-status={self.fwd_status}"] if self.fwd_status is not None else []
-        # Rounded down, as Age is: what is left must not sound like more than it is.
-        parts += [f"ttl={int(self.ttl // 1)}"] if self.ttl is not None else []
-        parts += ["stored"] if self.stored else []
-        parts += ["collapsed"] if self.collapsed else []
-        parts += [f"key={_string(self.key)}"] if self.key else []
-        parts += [f"detail={_string(self.detail)}"] if self.detail else []
-        return "; ".join(parts)
+        text = f"{CACHE_NAME}; hit" if self.hit else CACHE_NAME
+        if self.fwd:
+            text += f"; fwd={self.fwd}"
+        if self.fwd_status is not None:
+            text += f"; fwd-status={self.fwd_status}"
+        if self.ttl is not None:
+            # Rounded down, as Age is: what is left must not sound like more than it is.
+            text += f"; ttl={floor(self.ttl)}"
+        if self.stored:
+            text += "; stored"
+        if self.collapsed:
+            text += "; collapsed"
+        if self.key:
+            text += f"; key={_string(self.key)}"
+        if self.detail:
+            text += f"; detail={_string(self.detail)}"
+        return text
 
     def field(self) -> tuple[bytes, bytes]:
         """Return the field line to add: a cache nearer to the client stands further right."""

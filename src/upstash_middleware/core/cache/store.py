@@ -101,7 +101,10 @@ class Store:
 
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
         """Return what is at these keys, in one command. Raises UpstashError."""
-        (values,) = await self.call(Command(("MGET", *keys), reads_only=True))
+        command = Command(("MGET", *keys), reads_only=True)
+        (values,) = await Pipeline((command,), deadline=self.deadline, yields=True)
+        if isinstance(values, CommandError):
+            raise values
         if not isinstance(values, list) or len(values) != len(keys):
             raise UnexpectedAnswer(f"MGET of {len(keys)} keys did not answer as many values")
         return [value if isinstance(value, bytes) else None for value in values]

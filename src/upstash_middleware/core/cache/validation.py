@@ -23,12 +23,12 @@ _OF_THE_BODY = (
 )
 _OF_THE_STORED_BYTES = ("content-encoding", "content-length", "content-range")
 # §4.3.2: conditions that are for the origin server alone.
-_FOR_THE_ORIGIN = ("if-match", "if-unmodified-since")
+_FOR_THE_ORIGIN = frozenset({"if-match", "if-unmodified-since"})
 
 
 def is_for_the_origin(headers: Headers) -> bool:
     """Whether a request carries conditions that a cache must not evaluate (§4.3.2)."""
-    return any(name in headers for name in _FOR_THE_ORIGIN)
+    return not _FOR_THE_ORIGIN.isdisjoint(headers.names())
 
 
 def has_validator(headers: Headers) -> bool:
@@ -47,7 +47,9 @@ def not_modified(request: Headers, stored: StoredResponse) -> bool:
     condition = request.combined("if-none-match")
     if condition is not None:
         return _matches(condition, stored.headers.get("etag"))
-    since = parse_date(request.get("if-modified-since") or "", stored.stored_at)
+    if (date := request.get("if-modified-since")) is None:
+        return False
+    since = parse_date(date, stored.stored_at)
     return since is not None and _modified(stored) <= since
 
 
