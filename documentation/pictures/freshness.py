@@ -10,7 +10,7 @@ from upstash_middleware import CacheRule, Headers, Request
 from upstash_middleware.core.cache.directives import control_of
 from upstash_middleware.core.cache.planning import Plan, plan
 from upstash_middleware.core.cache.profiles import SAFE
-from upstash_middleware.core.cache.reuse import Asked, Use, usable_for_error, use
+from upstash_middleware.core.cache.reuse import Use, usable_for_error, use
 from upstash_middleware.core.cache.storing import Candidate
 from upstash_middleware.messages import ResponseHead
 
@@ -58,12 +58,12 @@ def stored() -> Plan:
 
 def ordinarily(second: int) -> Phase:
     """Say what becomes of a request for it."""
-    return _phase(second, Asked(can_refresh=True))
+    return _phase(second)
 
 
 def when_failing(second: int) -> Phase:
     """Say what becomes of one while the application answers 503."""
-    found = _phase(second, Asked(can_refresh=True))
+    found = _phase(second)
     if found in (_GONE, _SAID[Use.FRESH], _SAID[Use.STALE_WHILE_REVALIDATE]):
         return found
     stands_in = usable_for_error(stored().stored, second)
@@ -72,7 +72,7 @@ def when_failing(second: int) -> Phase:
 
 def purged_softly(second: int) -> Phase:
     """Say what becomes of one after a soft purge."""
-    return _phase(second, Asked(can_refresh=True, purged_softly=second >= PURGED))
+    return _phase(second, purged_softly=second >= PURGED)
 
 
 def phases(of: Callable[[int], Phase]) -> list[tuple[int, int, Phase]]:
@@ -84,9 +84,11 @@ def phases(of: Callable[[int], Phase]) -> list[tuple[int, int, Phase]]:
     return found
 
 
-def _phase(second: int, asked: Asked) -> Phase:
+def _phase(second: int, *, purged_softly: bool = False) -> Phase:
     planned = stored()
-    return _SAID[use(planned.stored, second, asked)] if second < planned.keep else _GONE
+    if second >= planned.keep:
+        return _GONE
+    return _SAID[use(planned.stored, second, purged_softly=purged_softly, can_refresh=True)]
 
 
 def drawn() -> str:

@@ -22,35 +22,45 @@ if TYPE_CHECKING:
     from upstash_middleware.core.cache.status import CacheStatus
     from upstash_middleware.messages import Request
 
+FOR_LESS = frozenset({"if-modified-since", "if-none-match", "if-range", "range"})
+"""Fields with which a request may be answered by less than what is stored."""
 # RFC 9110 §8.6: statuses whose responses have no content to tell the length of.
 _WITHOUT_CONTENT = frozenset({204, 304})
 
 
 def current_age(stored: StoredResponse, now: float) -> float:
     """Return its current age in seconds (§4.2.3); clocks that disagree make nothing younger."""
-    return stored.initial_age + max(0.0, now - stored.stored_at)
+    resident = now - stored.stored_at
+    return stored.initial_age + resident if resident > 0 else stored.initial_age
 
 
-def answer(
-    request: Request, stored: StoredResponse, age: float, profile: Profile, status: CacheStatus
-) -> Response:
-    """Return what a stored response answers to a request, at this current age in seconds.
+def head_of(
+    stored: StoredResponse, age: float, profile: Profile, status: CacheStatus
+) -> ResponseHead:
+    """Return the head of a stored response as it is told at this current age, in seconds."""
+    fields = _fields(stored, profile)
+    return ResponseHead(stored.status, fields.adding((b"age", b"%d" % age), status.field()))
+
+
+def answer(request: Request, stored: StoredResponse, head: ResponseHead) -> Response:
+    """Return what a stored response, whose head is to be told as this one, answers to a request.
 
     Raises Damaged if that takes its body, and its body does not open or is a part that does not
     hold what is asked for.
     """
-    headers = _fields(stored, profile).adding((b"age", b"%d" % age), status.field())
-    if not_modified(request.headers, stored):
-        return Response(ResponseHead(304, headers_of_304(headers)))
+    asks_for_less = not FOR_LESS.isdisjoint(request.headers.names())
+    if asks_for_less and not_modified(request.headers, stored):
+        return Response(ResponseHead(304, headers_of_304(head.headers)))
     if request.method == "HEAD":
-        return Response(ResponseHead(stored.status, headers))
+        return Response(head)
     body = body_of(stored)
     if stored.status == 206:
-        return _part_of_part(request, stored, headers, body)
-    part = wanted_range(request.headers, stored) if stored.status == 200 else None
-    if part is not None:
-        return _part_of_whole(headers, body, part)
-    return Response(ResponseHead(stored.status, headers), body)
+        return _part_of_part(request, stored, head.headers, body)
+    if asks_for_less and stored.status == 200:
+        part = wanted_range(request.headers, stored)
+        if part is not None:
+            return _part_of_whole(head.headers, body, part)
+    return Response(head, body)
 
 
 def answers(request: Request, stored: StoredResponse) -> bool:

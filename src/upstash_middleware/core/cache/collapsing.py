@@ -11,7 +11,7 @@ import threading
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from upstash_middleware.core.cache.answers import answer, current_age
+from upstash_middleware.core.cache.answers import FOR_LESS, answer, current_age, head_of
 from upstash_middleware.core.cache.epochs import Epoch, Life, life, with_ancestors
 from upstash_middleware.core.cache.exchanges import Answering, Passing, for_downstream
 from upstash_middleware.core.cache.fields import cache_control
@@ -31,8 +31,6 @@ _REMEMBER_UNSHARED = 60.0
 _ROOM = 10_000
 # A flight that takes longer was dropped by whoever should have finished it.
 _LONGEST = 60.0
-# With these a request may be answered by less than what the others want.
-_ASKS_FOR_LESS = ("if-modified-since", "if-none-match", "if-range", "range")
 # No epoch is this, so a tag that was not read counts as purged where some tag was.
 _NOT_READ = Epoch("not read", "")
 
@@ -130,7 +128,8 @@ async def collapse(context: Context, exchange: Recording, asked: Forwarded) -> P
     clock = context.store.clock
     until = clock.monotonic() + context.collapse
     key = asked.lookup.key
-    may_lead = not any(name in asked.request.headers for name in _ASKS_FOR_LESS)
+    # With these a request may be answered by less than what the others want.
+    may_lead = FOR_LESS.isdisjoint(asked.request.headers.names())
     while (left := until - clock.monotonic()) > 0:
         flight, leads = context.flights.board(key, may_lead=may_lead)
         if flight is None:
@@ -189,8 +188,8 @@ def _answering(context: Context, shared: Shared, asked: Forwarded) -> Answering 
     status = CacheStatus(
         fwd=asked.fwd, ttl=left, collapsed=True, key=context.told_key(asked.lookup)
     )
-    response = answer(asked.request, stored, age, context.store.profile, status)
-    return Answering(replace(response, head=for_downstream(response.head, asked.rule)))
+    head = for_downstream(head_of(stored, age, context.store.profile, status), asked.rule)
+    return Answering(answer(asked.request, stored, head))
 
 
 def _outlives_purges(shared: Shared, asked: Forwarded) -> bool:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from upstash_middleware.core.cache.sealing import Sealing
+    from upstash_middleware.messages import ResponseHead
 
 _RAW = b"\x01"
 _TEXT = b"1"
@@ -72,6 +73,10 @@ class StoredResponse:
     """Of the lock under which it was rendered."""
     fields: Headers | None = field(default=None, init=False, repr=False, compare=False)
     """What ``answers`` has worked out of its header fields; of this process, never stored."""
+    told: tuple[Any, ResponseHead] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
+    """The head that ``passage`` has told last, after all that makes it what it is; likewise."""
 
 
 @value(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from upstash_middleware.core.cache.answers import current_age
 from upstash_middleware.core.cache.entries import StoredResponse, Stub, decode
 from upstash_middleware.core.cache.epochs import Epochs, Life, life
-from upstash_middleware.core.cache.reuse import Asked, Use, use
+from upstash_middleware.core.cache.reuse import Use, use
 from upstash_middleware.values import dataclass, replace
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _stored(
         why = f"{_purged(entry.epochs, seen.epochs)} has been purged since it was stored"
         return replace(about, outcome=_miss(seen), why=why)
     softly = state is Life.STALE
-    chosen = use(entry, age, Asked(purged_softly=softly, can_refresh=can_refresh))
+    chosen = use(entry, age, purged_softly=softly, can_refresh=can_refresh)
     outcome, why = _USES[chosen]
     if softly:
         why = f"{_purged(entry.epochs, seen.epochs)} has been purged softly; {why}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from hashlib import blake2b, sha256
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
-from upstash_middleware.core.cache.fields import members
+from upstash_middleware.core.cache.fields import members, split_list
 from upstash_middleware.core.cache.query import normal_query
 from upstash_middleware.messages import normal_path
 from upstash_middleware.values import dataclass
@@ -32,6 +33,7 @@ _PREFERENCES = frozenset({"accept", "accept-charset", "accept-encoding", "accept
 _SINGLE_VALUED = frozenset(
     {"authorization", "cookie", "date", "if-modified-since", "referer", "user-agent"}
 )
+_LONGEST_REMEMBERED = 256
 _AROUND_WEIGHT = re.compile(r"[ \t]*;[ \t]*")
 
 
@@ -149,12 +151,20 @@ def _selected(name: str, headers: Headers, profile: Profile) -> str:
         return name
     if name in _SINGLE_VALUED:
         return f"{name}:{', '.join(lines)}"
-    values = members(lines)
-    if name in _PREFERENCES:
-        values = [_AROUND_WEIGHT.sub(";", value).lower() for value in values]
-        if profile.ignores_order:
-            values.sort()
-    return f"{name}:{','.join(values)}"
+    if name not in _PREFERENCES:
+        return f"{name}:{','.join(members(lines))}"
+    values = [value for line in lines for value in _preferences(line)]
+    return f"{name}:{','.join(sorted(values) if profile.ignores_order else values)}"
+
+
+def _preferences(line: str) -> tuple[str, ...]:
+    """Return the members of a list of preferences as far normalised as they may be."""
+    return _normal(line) if len(line) <= _LONGEST_REMEMBERED else _normal.__wrapped__(line)
+
+
+@lru_cache(maxsize=512)  # there are not many browsers, and each sends the same every time
+def _normal(line: str) -> tuple[str, ...]:
+    return tuple([_AROUND_WEIGHT.sub(";", value).lower() for value in split_list(line)])
 
 
 def selected_cookies(names: Iterable[str], headers: Headers) -> str:

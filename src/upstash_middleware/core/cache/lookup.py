@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from upstash_middleware.core.cache.entries import StoredResponse, Stub
 from upstash_middleware.core.cache.epochs import Epochs, Life, life
 from upstash_middleware.core.cache.locks import Lock, lock_key
-from upstash_middleware.core.cache.memory import NOTHING_LEARNED, Learned
+from upstash_middleware.core.cache.memory import Learned
 from upstash_middleware.values import replace, value
 
 if TYPE_CHECKING:
@@ -58,9 +58,7 @@ async def look_up(store: Store, target: Target) -> Lookup:
         await reading.read(keys, entry.tags)
         state = life(entry.epochs, reading.epochs())
     if stub is not None or entry is not None:
-        worth = _worth_learning(target, stub, entry)
-        if worth is not learned and worth != learned:
-            store.memory.learn(target.key, worth)
+        _learn(store, target, learned, stub, entry)
     return Lookup(
         entry if state is Life.ALIVE or state is Life.STALE else None,
         key,
@@ -121,14 +119,17 @@ class _Reading:
         Each is read once. What was read first stays: an older epoch can only make an entry die
         too soon.
         """
-        values = self._values
-        if beyond := tuple([tag for tag in dict.fromkeys(tags) if tag not in self._tags]):
-            self._tags += beyond
-            self._epoch_keys += tuple(map(self._store.names.tag, beyond))
-        locks = [lock_key(keys[-1])] if self._store.locks else ()
-        unread = [key for key in (*keys, *locks, *self._epoch_keys) if key not in values]
+        store, values = self._store, self._values
+        for tag in tags:
+            if tag not in self._tags:
+                self._tags += (tag,)
+                self._epoch_keys += (store.names.tag(tag),)
+        locks = (lock_key(keys[-1]),) if store.locks else ()
+        unread = [*keys, *locks, *self._epoch_keys]
+        if values:
+            unread = [key for key in unread if key not in values]
         if unread:
-            values.update(zip(unread, await self._store.read(unread), strict=True))
+            values.update(zip(unread, await store.read(unread), strict=True))
         self._epochs = None
 
     def has(self, keys: Iterable[str]) -> bool:
@@ -186,8 +187,16 @@ def _preference(entry: StoredResponse) -> tuple[bool, float]:
     return "vary" in entry.headers, entry.stored_at
 
 
-def _worth_learning(target: Target, stub: Stub | None, entry: StoredResponse | None) -> Learned:
+def _learn(
+    store: Store,
+    target: Target,
+    learned: Learned,
+    stub: Stub | None,
+    entry: StoredResponse | None,
+) -> None:
+    """Remember what a lookup should have asked for, where that is not what was known."""
     tags = entry.tags if entry is not None else stub.tags if stub is not None else ()
-    unknown = tuple([tag for tag in tags if tag not in target.tags])
+    unknown = () if tags == target.tags else tuple([tag for tag in tags if tag not in target.tags])
     vary = stub.vary if stub is not None else ()
-    return Learned(vary, unknown) if vary or unknown else NOTHING_LEARNED
+    if vary != learned.vary or unknown != learned.tags:
+        store.memory.learn(target.key, Learned(vary, unknown))

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from math import floor
 from typing import TYPE_CHECKING
 
-from upstash_middleware.core.cache.answers import answer, answers, current_age, only_if_cached
+from upstash_middleware.core.cache.answers import (
+    answer,
+    answers,
+    current_age,
+    head_of,
+    only_if_cached,
+)
 from upstash_middleware.core.cache.directives import client_control
 from upstash_middleware.core.cache.entries import Damaged
 from upstash_middleware.core.cache.exchanges import Answering, Passing, Refresh, for_downstream
 from upstash_middleware.core.cache.fields import NO_DIRECTIVES
 from upstash_middleware.core.cache.recording import Forwarded, Recording
 from upstash_middleware.core.cache.refreshing import Refreshing
-from upstash_middleware.core.cache.reuse import Asked, Use, usable_unheard, use
+from upstash_middleware.core.cache.reuse import Use, usable_unheard, use
 from upstash_middleware.core.cache.status import CacheStatus
 from upstash_middleware.core.cache.storing import vary_fields
 from upstash_middleware.events import CacheEntryRefused
@@ -54,10 +61,12 @@ def passage(context: Context, asked: Forwarded) -> tuple[Passing, str]:
         return _forward(context, asked, wants)
     age = current_age(stored, context.store.clock.wall())
     softly, outdated = asked.lookup.purged_softly, asked.lookup.outdated
-    chosen = use(stored, age, Asked(wants, softly, outdated))
+    chosen = use(stored, age, wants, purged_softly=softly, outdated=outdated)
     if chosen is not Use.FRESH:
         if _refreshable(context, asked, stored):
-            chosen = use(stored, age, Asked(wants, softly, outdated, can_refresh=True))
+            chosen = use(
+                stored, age, wants, purged_softly=softly, outdated=outdated, can_refresh=True
+            )
         if chosen in _FWD:
             return _forward(context, replace(asked, fwd=_FWD[chosen]), wants)
     try:
@@ -79,7 +88,7 @@ def at_hand(context: Context, asked: Forwarded) -> Answering | None:
     if stored is None or context.store.l1.unheard(asked.lookup) >= 0:
         return None
     age = current_age(stored, context.store.clock.wall())
-    fresh = use(stored, age, Asked(_wants(context, asked.request))) is Use.FRESH
+    fresh = use(stored, age, _wants(context, asked.request)) is Use.FRESH
     return _answering(context, asked, stored, age) if fresh else None
 
 
@@ -128,11 +137,15 @@ def _answer(
     context: Context, asked: Forwarded, stored: StoredResponse, age: float, detail: str = ""
 ) -> Response:
     left, key = stored.lifetime - age, context.told_key(asked.lookup)
-    status = CacheStatus(hit=True, ttl=left, key=key, detail=detail)
-    response = answer(asked.request, stored, age, context.store.profile, status)
-    if asked.rule.downstream is None:
-        return response
-    return replace(response, head=for_downstream(response.head, asked.rule))
+    # Age and Cache-Status tell whole seconds: what is asked for much has the same head many times.
+    makes = floor(age), floor(left), key, detail, asked.rule.downstream
+    told = stored.told
+    if told is None or told[0] != makes:
+        status = CacheStatus(hit=True, ttl=left, key=key, detail=detail)
+        head = head_of(stored, age, context.store.profile, status)
+        told = makes, for_downstream(head, asked.rule)
+        object.__setattr__(stored, "told", told)
+    return answer(asked.request, stored, told[1])
 
 
 def _refreshable(context: Context, asked: Forwarded, stored: StoredResponse) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from upstash_middleware.core.cache.answers import answer, current_age
+from upstash_middleware.core.cache.answers import answer, current_age, head_of
 from upstash_middleware.core.cache.collapsing import Outcome, Shared
 from upstash_middleware.core.cache.entries import opened
 from upstash_middleware.core.cache.exchanges import for_downstream, told
@@ -146,6 +146,6 @@ class Refreshing(Recording):
             fwd_status=fwd_status,
             ttl=stored.lifetime - age,
         )
-        profile = self._context.store.profile
-        response = answer(self._forwarded.request, stored, age, profile, status)
-        return replace(response, head=for_downstream(response.head, self._forwarded.rule))
+        head = head_of(stored, age, self._context.store.profile, status)
+        head = for_downstream(head, self._forwarded.rule)
+        return answer(self._forwarded.request, stored, head)

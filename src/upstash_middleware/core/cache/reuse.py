@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from upstash_middleware.core.cache.answers import current_age
 from upstash_middleware.core.cache.fields import NO_DIRECTIVES
-from upstash_middleware.values import value
 
 if TYPE_CHECKING:
     from upstash_middleware.core.cache.entries import StoredResponse
@@ -27,34 +26,34 @@ class Use(Enum):
     """It is fresh, but the client asks for more than that."""
 
 
-@value(frozen=True, slots=True)
-class Asked:
-    """What the client asks of the cache, and what the epochs say."""
+def use(  # noqa: PLR0913 - all that it depends on
+    stored: StoredResponse,
+    age: float,
+    asked: Directives = NO_DIRECTIVES,
+    *,
+    purged_softly: bool = False,
+    outdated: bool = False,
+    can_refresh: bool = False,
+) -> Use:
+    """Return what becomes of a request that selects this stored response, at its current age.
 
-    directives: Directives = NO_DIRECTIVES
-    """Those of the request that are obeyed."""
-    purged_softly: bool = False
-    outdated: bool = False
-    """Whether the response is the application's previous version's."""
-    can_refresh: bool = False
-    """Whether somebody is there to refresh what is used stale."""
-
-
-def use(stored: StoredResponse, age: float, asked: Asked) -> Use:
-    """Return what becomes of a request that selects this stored response, at its current age."""
+    ``asked`` are the request's directives that are obeyed. The response is ``outdated`` if it is
+    the application's previous version's; with ``can_refresh`` somebody is there to refresh what
+    is used stale.
+    """
     left = stored.lifetime - age
-    if asked.purged_softly:
+    if purged_softly:
         left = min(left, 0.0)
-    if left > 0 and asked.outdated:
-        wanted = asked.can_refresh and not _unwanted(asked.directives, age, left)
+    if left > 0 and outdated:
+        wanted = can_refresh and not _unwanted(asked, age, left)
         return Use.STALE_WHILE_REVALIDATE if wanted else Use.FORWARD_STALE
     if left > 0:
-        return Use.FORWARD_ASKED if _unwanted(asked.directives, age, left) else Use.FRESH
-    if stored.stale.forbidden or "no-cache" in asked.directives:
+        return Use.FORWARD_ASKED if _unwanted(asked, age, left) else Use.FRESH
+    if stored.stale.forbidden or "no-cache" in asked:
         return Use.FORWARD_STALE
-    if _accepted_stale(asked.directives, -left):
+    if _accepted_stale(asked, -left):
         return Use.STALE
-    if not asked.can_refresh or _unwanted(asked.directives, age, left):
+    if not can_refresh or _unwanted(asked, age, left):
         return Use.FORWARD_STALE
     in_time = -left < stored.stale.while_revalidate
     return Use.STALE_WHILE_REVALIDATE if in_time else Use.FORWARD_STALE
