@@ -1,0 +1,113 @@
+"""What is worked out once for many requests: it is told anew where anything has changed of which
+it is made, and takes bounded room."""
+
+from __future__ import annotations
+
+from tests.cache.world import Site, reply, request
+from upstash_middleware.core.cache import CacheRule
+from upstash_middleware.core.cache import epochs as epochs_module
+from upstash_middleware.core.cache import keys as keys_module
+from upstash_middleware.core.cache.epochs import Epoch, Epochs
+from upstash_middleware.core.cache.keys import selected_values
+from upstash_middleware.core.cache.profiles import CONFORMING, SAFE
+from upstash_middleware.errors import NotConnected
+from upstash_middleware.messages import Headers
+
+L1 = {"l1_bytes": 1024 * 1024, "l1_seconds": 0.1}
+
+
+def test_within_a_second_all_are_told_the_same_head_and_after_it_another():
+    site = Site()
+    site.visit()
+    first, second = site.visit().headers, site.visit().headers
+    assert first is second
+    site.clock.advance(0.5)
+    assert site.visit().headers.get("age") == "0"
+    assert site.visit().cache_status == "upstash-middleware; hit; ttl=59"
+    site.clock.advance(0.5)
+    assert site.visit().headers.get("age") == "1"
+
+
+def test_what_conditions_ranges_and_head_get_leaves_the_whole_as_it_was():
+    site = Site()
+    site.app = lambda _: reply(b"page", cache_control="max-age=60", etag='"a"', content_type="a/b")
+    site.visit()
+    whole = site.visit()
+    assert site.visit(request(if_none_match='"a"')).status == 304
+    assert site.visit(request(range="bytes=1-2")).body == b"ag"
+    assert site.visit(request(method="HEAD")).body == b""
+    again = site.visit()
+    assert (again.status, again.headers, again.body) == (200, whole.headers, b"page")
+
+
+def test_each_rule_tells_clients_its_own_of_one_entry():
+    """A rule for GET and one for HEAD answer from the same stored response."""
+    rules = (
+        CacheRule("/page", methods=("GET",), downstream="max-age=1"),
+        CacheRule("/page", methods=("HEAD",), downstream="max-age=2"),
+    )
+    site = Site(rules)
+    site.visit()
+    for method, told in [("GET", "max-age=1"), ("HEAD", "max-age=2"), ("GET", "max-age=1")]:
+        answer = site.visit(request(method=method))
+        assert (answer.hit, answer.headers.get("cache-control")) == (True, told)
+
+
+def test_what_is_known_of_a_url_is_known_of_each_method_by_itself():
+    """No rule is about HEAD here, whatever was found for GET."""
+    site = Site((CacheRule("/page", methods=("GET",)),))
+    site.visit()
+    assert site.visit().hit
+    assert not site.visit(request(method="HEAD")).hit
+    assert site.visit().hit
+
+
+def test_why_it_is_used_is_told_of_each_use():
+    """The same stored response, within one second: fresh, and in place of a store that failed."""
+    site = Site(options=L1)
+    site.app = lambda _: reply(cache_control="max-age=60, stale-if-error=60")
+    site.visit()
+    assert "detail" not in site.visit().cache_status
+    site.clock.advance(0.2)
+    site.store.broken = NotConnected("test")
+    assert 'detail="the store did not answer"' in site.visit().cache_status
+    site.store.broken = None
+    assert "detail" not in site.visit().cache_status
+
+
+def test_what_was_stored_anew_within_the_second_is_told_as_it_is():
+    site = Site()
+    site.app = lambda _: reply(b"old", cache_control="max-age=60", etag='"old"')
+    site.visit()
+    assert site.visit().headers.get("etag") == '"old"'
+    site.purge("/page")
+    site.app = lambda _: reply(b"new", cache_control="max-age=60", etag='"new"')
+    site.visit()
+    answer = site.visit()
+    assert (answer.hit, answer.body, answer.headers.get("etag")) == (True, b"new", '"new"')
+
+
+def test_epochs_are_read_of_each_tag_in_its_place():
+    values = (b"a:b", None, b"g", b"h:", None)
+    read = Epochs.parse(values, ("one", "two"))
+    assert read == Epochs(Epoch("a", "b"), Epoch(), "g", {"one": Epoch("h"), "two": Epoch()})
+    assert Epochs.parse(values, ("two", "one")).tags == {"two": Epoch("h"), "one": Epoch()}
+
+
+def test_epochs_that_are_too_long_are_read_and_not_remembered():
+    """So what somebody else has written to the database takes no room here."""
+    before = epochs_module._parsed.cache_info().currsize
+    long = b"a" * 5000
+    assert Epochs.parse((long, None, None), ()).everything == Epoch("a" * 5000)
+    assert epochs_module._parsed.cache_info().currsize == before
+
+
+def test_preferences_are_remembered_line_by_line_unless_they_are_long():
+    """What is known of one profile's request is told to the other in its own order."""
+    headers = Headers([(b"accept", b'b ; q=1, "a'), (b"accept", b"A")])
+    assert selected_values(("accept",), headers, SAFE) == 'accept:b;q=1,"a,a'
+    assert selected_values(("accept",), headers, CONFORMING) == 'accept:"a,a,b;q=1'
+    before = keys_module._normal.cache_info().currsize
+    long = Headers([(b"accept", b"A, " * 200)])
+    assert selected_values(("accept",), long, SAFE) == "accept:" + ",".join("a" * 200)
+    assert keys_module._normal.cache_info().currsize == before
