@@ -270,11 +270,11 @@ class Cache:
         return Forwarded(request, place.rule, target, lookup, fwd)
 
     def _target(self, place: Place, request: Request, user: str | None = None) -> Target:
-        selecting = self._selecting(place.rule, request, user)
         key, previous = place.key, place.previous
-        if selecting:
-            key = keyed(key, selecting, self._store.secret())
-            previous = previous and keyed(previous, selecting, self._store.secret())
+        if user is not None or place.narrows:
+            selecting, secret = self._selecting(place.rule, request, user), self._store.secret()
+            key = keyed(key, selecting, secret)
+            previous = previous and keyed(previous, selecting, secret)
         headers, private = request.headers, user is not None
         return Target(key, place.url, headers, place.tags, place.epochs, previous, private)
 

@@ -142,7 +142,7 @@ def selected_values(fields: Iterable[str], headers: Headers, profile: Profile) -
     An absent field is told from an empty one, and no two sets of values make the same text.
     Names and values are normalised as far as their definitions allow.
     """
-    return "\n".join(_selected(name, headers, profile) for name in sorted(set(fields)))
+    return "\n".join([_selected(name, headers, profile) for name in sorted(set(fields))])
 
 
 def _selected(name: str, headers: Headers, profile: Profile) -> str:

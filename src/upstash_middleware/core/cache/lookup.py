@@ -148,7 +148,7 @@ class _Reading:
     def epochs(self) -> Epochs:
         """Return the epochs read."""
         if self._epochs is None:
-            read = tuple([self._values[key] for key in self._epoch_keys])
+            read = tuple(map(self._values.__getitem__, self._epoch_keys))
             self._epochs = Epochs.parse(read, self._tags)
         return self._epochs
 

@@ -42,6 +42,8 @@ class Place:
     """What its rule says, with ancestors."""
     epochs: tuple[str, ...]
     """The keys of the epochs that bear on it."""
+    narrows: bool
+    """Whether cookies or fields that its rule names narrow its key."""
 
 
 class Places:
@@ -91,4 +93,5 @@ class Places:
             names.resource(origin, url, previous) if previous else "",
             tags,
             names.epochs(url, tags),
+            bool(rule.vary_cookies or rule.vary_headers),
         )
