@@ -41,6 +41,10 @@ def test_a_request_that_no_rule_matches_passes_untouched():
         ({"path": "/a", "tags": [""]}, r"cache\[2\]\.tags: '' should be text, and not empty"),
         ({"path": "/a", "tags": ["p:{id}"]}, r"cache\[2\]\.tags: 'p:\{id\}' names \{id\}"),
         ({"path": "/a", "tags": ["p:{"]}, r"cache\[2\]\.tags: 'p:\{': "),
+        (
+            {"path": "/{id}", "tags": ["p:{id:d}"]},
+            r"cache\[2\]\.tags: 'p:\{id:d\}' cannot be filled",
+        ),
         ({"path": "/a", "methods": ["POST"]}, r"cache\[2\]\.methods: 'POST' should be one of GET"),
         ({"path": "/a", "grace": -1}, r"cache\[2\]\.grace = -1 should be seconds above 0"),
         ({"path": "/a", "negative_ttl": {404: 0}}, r"cache\[2\]\.negative_ttl\[404\] = 0 should"),

@@ -172,8 +172,8 @@ class Cache:
         return await _together_with_others(place.context, exchange, asked)
 
     async def _begin_unsafe(self, request: Request) -> Exchange:
-        place = self._places.of(request, "GET") if request.method == "POST" else None
-        if place is not None and self._store.profile.stores_posts:
+        stores = request.method == "POST" and self._store.profile.stores_posts
+        if stores and (place := self._places.of(request, "GET")) is not None:
             target = await self._asked(place, request)
             if isinstance(target, CacheStatus):
                 return Invalidating(self._context, request)
@@ -219,8 +219,7 @@ class Cache:
         return f"cache[{self._rules.index(place.rule)}]"
 
     async def _asked(self, place: Place, request: Request) -> Target | CacheStatus:
-        """Return what a request is about, or why it goes past the cache, as its rule's own
-        functions say."""
+        """Return what a request is about, or why its rule's functions send it past the cache."""
         rule = place.rule
         try:
             if rule.bypass is not None and await call(rule.bypass, request):

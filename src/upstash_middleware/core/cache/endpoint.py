@@ -77,15 +77,10 @@ class PurgeEndpoint:
 class Answered(Passing):
     """A request that the endpoint has answered; implements ``core.exchange.Exchange``."""
 
-    __slots__ = ("_response",)
+    __slots__ = ("response",)
 
     def __init__(self, response: Response) -> None:
-        self._response = response
-
-    @property
-    def response(self) -> Response:
-        """The response to give at once."""
-        return self._response
+        self.response = response
 
 
 def _asked(query: str) -> Purge | str:

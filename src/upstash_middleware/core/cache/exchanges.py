@@ -74,11 +74,10 @@ class Passing:
     __slots__ = ()
     decision: ClassVar[None] = None
     holds: ClassVar[bool] = False
-
-    @property
-    def response(self) -> Response | None:
-        """The response to give at once."""
-        return None
+    response: Response | None = None
+    """The response to give at once."""
+    refresh: Refresh | None = None
+    """What is to be fetched anew once this request has its response."""
 
     def request_to_forward(self, request: Request) -> Request:
         """Return the request as the application shall see it."""
@@ -90,11 +89,6 @@ class Passing:
 
     def failed(self) -> Response | None:
         """Return what stands in for a response where the application gave none, if anything."""
-        return None
-
-    @property
-    def refresh(self) -> Refresh | None:
-        """What is to be fetched anew once this request has its response."""
         return None
 
     def chunk(self, data: bytes) -> None:
@@ -122,21 +116,11 @@ class Bypassing(Passing):
 class Answering(Passing):
     """A request that a stored response answers."""
 
-    __slots__ = ("_refresh", "_response")
+    __slots__ = ("refresh", "response")
 
     def __init__(self, response: Response, refresh: Refresh | None = None) -> None:
-        self._response = response
-        self._refresh = refresh
-
-    @property
-    def refresh(self) -> Refresh | None:
-        """How to fetch anew what was used stale."""
-        return self._refresh
-
-    @property
-    def response(self) -> Response:
-        """What the stored response answers."""
-        return self._response
+        self.response: Response = response
+        self.refresh = refresh
 
 
 class Invalidating(Passing):

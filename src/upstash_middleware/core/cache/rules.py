@@ -239,3 +239,9 @@ def _check_tags(tags: Iterable[str], pattern: PathPattern) -> None:
                 f"CacheRule.tags: {tag!r} names {{{missing[0]}}}, which the path "
                 f"{pattern.text!r} does not have"
             )
+        try:
+            tag.format_map(dict.fromkeys(pattern.names, "7"))
+        except (ValueError, LookupError) as error:
+            raise ConfigurationError(
+                f"CacheRule.tags: {tag!r} cannot be filled in with text: {error}"
+            ) from None
