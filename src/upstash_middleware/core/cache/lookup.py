@@ -64,7 +64,7 @@ async def look_up(store: Store, target: Target) -> Lookup:
         key,
         state is Life.STALE,
         stub,
-        reading.lock(keys[-1]),
+        reading.lock(keys[-1]) if store.locks else None,
         reading.epochs(),
         wall,
         monotonic,
@@ -136,10 +136,8 @@ class _Reading:
         """Whether these keys have been read."""
         return all(key in self._values for key in keys)
 
-    def lock(self, key: str) -> Lock | None:
-        """Return the lock of an entry, if locks are read."""
-        if not self._store.locks:
-            return None
+    def lock(self, key: str) -> Lock:
+        """Return the lock of an entry, where locks are read."""
         value = (self._values[lock_key(key)] or b"").decode("latin-1")
         read = [self._entry(each) for each in {key, self._target.key}]
         done = any(entry is not None and entry.token == value for entry in read)
