@@ -48,7 +48,7 @@ def answer(request: Request, stored: StoredResponse, head: ResponseHead) -> Resp
     Raises Damaged if that takes its body, and its body does not open or is a part that does not
     hold what is asked for.
     """
-    asks_for_less = not FOR_LESS.isdisjoint(request.headers.names())
+    asks_for_less = not request.headers.names().isdisjoint(FOR_LESS)
     if asks_for_less and not_modified(request.headers, stored):
         return Response(ResponseHead(304, headers_of_304(head.headers)))
     if request.method == "HEAD":

@@ -129,7 +129,7 @@ async def collapse(context: Context, exchange: Recording, asked: Forwarded) -> P
     until = clock.monotonic() + context.collapse
     key = asked.lookup.key
     # With these a request may be answered by less than what the others want.
-    may_lead = FOR_LESS.isdisjoint(asked.request.headers.names())
+    may_lead = asked.request.headers.names().isdisjoint(FOR_LESS)
     while (left := until - clock.monotonic()) > 0:
         flight, leads = context.flights.board(key, may_lead=may_lead)
         if flight is None:

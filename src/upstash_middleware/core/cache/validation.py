@@ -28,7 +28,7 @@ _FOR_THE_ORIGIN = frozenset({"if-match", "if-unmodified-since"})
 
 def is_for_the_origin(headers: Headers) -> bool:
     """Whether a request carries conditions that a cache must not evaluate (§4.3.2)."""
-    return not _FOR_THE_ORIGIN.isdisjoint(headers.names())
+    return not headers.names().isdisjoint(_FOR_THE_ORIGIN)
 
 
 def has_validator(headers: Headers) -> bool:
