@@ -10,12 +10,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from upstash_middleware import CacheRule, Headers, RateLimitRule, Request
+from upstash_middleware.building import SystemClock
 from upstash_middleware.core.cache import Cache
 from upstash_middleware.core.cache.entries import decode
 from upstash_middleware.core.engine import Engine
 from upstash_middleware.core.ratelimit import RateLimiter
 from upstash_middleware.drivers import run
-from upstash_middleware.gateway import SystemClock
 from upstash_middleware.messages import ResponseHead
 from upstash_middleware.upstash import protocol
 
