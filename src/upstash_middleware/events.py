@@ -166,3 +166,11 @@ Event = (
     | InternalError
 )
 Observer = Callable[[Event], None]
+
+
+def hears(observer: Observer, kind: type[Event]) -> bool:
+    """Whether an observer does anything at all with events of a kind.
+
+    One that has a set of kinds as its ``ignores`` spares whoever asks this the making of them.
+    """
+    return kind not in getattr(observer, "ignores", ())

@@ -17,7 +17,7 @@ import math
 import re
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from upstash_middleware.errors import CircuitOpen, CommandError, Refused
 from upstash_middleware.events import (
@@ -53,11 +53,6 @@ _OF_SOME_COMMANDS: Final = frozenset({Refusal.PERMISSION, Refusal.FULL, Refusal.
 _OF_ONE_KEY: Final = frozenset({"WRONGTYPE", "WRONGVALUE"})
 """Codes of commands that failed for what a key holds, as they will until somebody deletes it."""
 
-_OF_EVERY_REQUEST: Final = frozenset(
-    {CacheLookedUp, CacheStored, RateLimitDecided, UpstashAnswered}
-)
-"""What nothing is said of while nothing is wrong."""
-
 _REMEDIES: Final = {
     Refusal.TOKEN: "copy the token anew from the database's page in the Upstash console, as "
     "UPSTASH_REDIS_REST_TOKEN or wherever this application reads it",
@@ -78,6 +73,10 @@ class LogObserver:
     ``clock`` counts seconds: what comes and goes all the time is said once a minute.
     """
 
+    ignores: ClassVar[frozenset[type[Event]]] = frozenset(
+        {CacheLookedUp, CacheStored, RateLimitDecided}
+    )
+
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
@@ -87,7 +86,7 @@ class LogObserver:
 
     def __call__(self, event: Event) -> None:
         """Log the event if it changes what is known."""
-        if type(event) in _OF_EVERY_REQUEST and not self._outage:
+        if not self._outage and type(event) is UpstashAnswered:  # nearly all
             return
         match event:
             case UpstashFailed(_, CircuitOpen()):

@@ -38,6 +38,7 @@ class FakeHalf:
         renews: Callable[[], object] | None = None,
     ) -> None:
         self.holds = renews is not None
+        self.watches = True
         self._renews = renews or unused
         self._stands_in = stands_in
         self.response = response

@@ -29,6 +29,7 @@ class Part:
 
     decision = None
     holds = False
+    watches = True
 
     def __init__(self, name: str, response: Response | None = None, fail: str = "") -> None:
         self.name = name

@@ -39,6 +39,7 @@ class FakeHalf:
         self.response = response
         self.decision: Any = decision
         self.holds = False
+        self.watches = True
         self._head = head
         self._forward = forward
         self.requests: list[Request] = []

@@ -320,7 +320,7 @@ def test_the_script_reads_and_writes_declared_keys_only() -> None:
     assert command.script is not None
     assert command.script.text.startswith("#!lua flags=allow-key-locking\n")
     number = START // 60_000
-    assert command.args[2:6] == (3, *(f"t:r:a:{number + shift}" for shift in (-1, 0, 1)))
+    assert command.args[2:6] == ("3", *(f"t:r:a:{number + shift}" for shift in (-1, 0, 1)))
 
 
 @MODEL

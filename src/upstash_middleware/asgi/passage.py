@@ -100,13 +100,13 @@ class Passage:
         ends = self._ends(message)
         complete = self._seen_whole and not self._client_left
         if self._gateway.finishes_first and self._is_last(piece, ends=ends):
-            if piece:
+            if piece and self._exchange.watching:
                 self._exchange.chunk(piece)
             await self.finish(complete=complete)
             await self._send(message)
             return
         await self._send(message)
-        if piece:
+        if piece and self._exchange.watching:
             self._exchange.chunk(piece)
         if ends:
             await self.finish(complete=complete)

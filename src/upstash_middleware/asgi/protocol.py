@@ -32,7 +32,7 @@ _OF_ANY_REQUEST = (
 
 def request_of(scope: Scope) -> Request:
     """Return the request that an HTTP scope tells of, or a WebSocket's, whose handshake is one."""
-    headers = headers_of(scope["headers"])
+    headers = Headers(map(tuple, scope["headers"]))
     path: str = scope["path"]
     """Includes root_path already: ASGI specification, HTTP connection scope."""
     sent = (scope.get("raw_path") or b"").decode("latin-1")

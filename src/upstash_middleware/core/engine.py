@@ -122,6 +122,7 @@ class Exchange:
         "inner",
         "request",
         "response",
+        "watching",
     )
 
     def __init__(
@@ -138,6 +139,8 @@ class Exchange:
         self._parts = parts
         self.holding: list[exchange.Holding] = []
         """Who holds something on Redis that has to be renewed; for most requests nobody."""
+        self.watching: list[exchange.Exchange] = []
+        """Who sees the body."""
         self._unreached: list[exchange.Exchange] = []
         self._observe = observe
         self._refresh: Exchange | None = None
@@ -151,12 +154,17 @@ class Exchange:
             self.decision = self.decision or part.decision
             if part.holds:
                 self.holding.append(part)  # type: ignore[arg-type] # it is one who holds
+            if part.watches:
+                self.watching.append(part)
             if part.response is not None:
                 self._parts, self._unreached = parts[: index + 1], parts[index + 1 :]
                 self.response = self._ready_response(index, part, part.response)
-                break
-        else:
-            self.request = self._request_to_forward(request)
+                return
+        for part in parts:
+            try:
+                self.request = part.request_to_forward(self.request)
+            except Exception as error:  # noqa: BLE001 - the request goes on without this half
+                self._leave_out(part, "request", error)
 
     def head(self, head: ResponseHead) -> ResponseHead | Response:
         """See the application's response head; return what to send in its place.
@@ -187,8 +195,8 @@ class Exchange:
         return None
 
     def chunk(self, data: bytes) -> None:
-        """See a piece of the application's body as it passes."""
-        for part in self._parts:
+        """See a piece of the application's body as it passes, where somebody is ``watching``."""
+        for part in self.watching:
             try:
                 part.chunk(data)
             except Exception as error:  # noqa: BLE001
@@ -247,14 +255,6 @@ class Exchange:
             answer = cast("Response", _outward(outer, answer))
         return answer
 
-    def _request_to_forward(self, request: Request) -> Request:
-        for part in self._parts:
-            try:
-                request = part.request_to_forward(request)
-            except Exception as error:  # noqa: BLE001
-                self._leave_out(part, "request", error)
-        return request
-
     def _end(
         self, one: Exchange | exchange.Exchange, fully: bool, pending: list[Flow[None]]
     ) -> None:
@@ -281,6 +281,7 @@ class Exchange:
 
     def _leave_out(self, part: exchange.Exchange, where: str, error: Exception) -> None:
         self._parts = [other for other in self._parts if other is not part]
+        self.watching = [other for other in self.watching if other is not part]
         self._unreached.append(part)
         self._observe(InternalError(where, error))
 

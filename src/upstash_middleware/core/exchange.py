@@ -29,6 +29,11 @@ class Exchange(Protocol):
         ...
 
     @property
+    def watches(self) -> bool:
+        """Whether ``chunk`` does anything."""
+        ...
+
+    @property
     def response(self) -> Response | None:
         """A response to give at once, without calling the application; None to go on."""
         ...

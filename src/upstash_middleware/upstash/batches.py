@@ -158,7 +158,8 @@ class Traffic:
         size = 0
         for reply in replies:
             if type(reply) is list:
-                size += sum([len(each) for each in reply if type(each) is bytes])
+                if reply and type(reply[0]) is not int:  # as limits answer
+                    size += sum([len(each) for each in reply if type(each) is bytes])
             elif type(reply) is bytes:
                 size += len(reply)
         self._usual_reply_bytes = (self._usual_reply_bytes + size / pipelines) / 2

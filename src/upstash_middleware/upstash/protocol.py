@@ -53,6 +53,8 @@ _SET_OPTIONS_WITH_VALUE: Final = frozenset({"EX", "PX", "EXAT", "PXAT"})
 _NO_SEGMENTS: Final = frozenset({"", ".", ".."})
 """What an HTTP client takes out of a path (RFC 3986 §5.2.4, and percent-encoded too)."""
 
+_TEXT_ALONE: Final = frozenset({str})
+
 _quoted = json.encoder.encode_basestring
 """Text as a JSON string, with what is beyond ASCII as it is."""
 
@@ -141,8 +143,10 @@ def refuse(reply: Reply, secret: str) -> None:
 
 def _member(command: tuple[Argument, ...]) -> str:
     try:
-        words = [_quoted(word if type(word) is str else _as_text(word)) for word in command]
-        text = f"[{','.join(words)}]"
+        words: Sequence[Any] = (
+            command if _TEXT_ALONE.issuperset(map(type, command)) else _text(command)
+        )
+        text = f"[{','.join(map(_quoted, words))}]"
         if not text.isascii():
             text.encode()
     except UnicodeDecodeError as error:
@@ -157,11 +161,7 @@ def _member(command: tuple[Argument, ...]) -> str:
 
 def _text(words: tuple[Argument, ...]) -> list[str]:
     """Return the words as JSON can hold them; raises UnicodeDecodeError for those it cannot."""
-    return [_as_text(word) for word in words]
-
-
-def _as_text(word: Argument) -> str:
-    return word.decode() if isinstance(word, bytes) else str(word)
+    return [word.decode() if isinstance(word, bytes) else str(word) for word in words]
 
 
 def _first_raw(words: tuple[Argument, ...]) -> tuple[int, bytes] | None:

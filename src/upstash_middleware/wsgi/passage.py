@@ -236,7 +236,7 @@ class Passage:
         if not self._ours:
             if self._is_head:
                 return b""
-            if not self._broken:
+            if self._exchange.watching and not self._broken:
                 self._exchange.chunk(piece)
         if self._announced is not None:
             self._announced -= len(piece)

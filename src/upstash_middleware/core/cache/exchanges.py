@@ -74,6 +74,7 @@ class Passing:
     __slots__ = ()
     decision: ClassVar[None] = None
     holds: ClassVar[bool] = False
+    watches: ClassVar[bool] = False
     response: Response | None = None
     """The response to give at once."""
     refresh: Refresh | None = None

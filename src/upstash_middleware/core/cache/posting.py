@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from upstash_middleware.core.cache.exchanges import Invalidating, told
 from upstash_middleware.core.cache.invalidation import names_its_target
@@ -25,6 +25,7 @@ class Posting(Invalidating):
     target its response answers later GET requests (RFC 9110 §9.3.3)."""
 
     __slots__ = ("_forwarded", "_recording")
+    watches: ClassVar[bool] = True
 
     def __init__(self, context: Context, forwarded: Forwarded) -> None:
         super().__init__(context, forwarded.request)

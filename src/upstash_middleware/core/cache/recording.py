@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from upstash_middleware.core.cache.collapsing import Flight, Outcome, Shared
 from upstash_middleware.core.cache.directives import control_of
@@ -57,6 +57,7 @@ class Recording(Passing):
         "_plan",
         "_unshared",
     )
+    watches: ClassVar[bool] = True
 
     def __init__(self, context: Context, forwarded: Forwarded) -> None:
         self._context = context

@@ -186,8 +186,6 @@ class Asking:
 
 def longest_deadline(asks: Sequence[Ask], default: float) -> float:
     """Return the seconds that one call about all of these may take."""
-    if len(asks) == 1:
-        return asks[0].rule.rule.deadline or default
     return max([ask.rule.rule.deadline or default for ask in asks], default=default)
 
 

@@ -50,6 +50,8 @@ class CompiledRule:
     has_slots: bool
     is_tiered: bool
     """Whether a function of the request says what its limits are."""
+    settles: bool
+    """Whether there is something to settle after the response whatever the application charges."""
     has_lists: bool
     """Whether some identifiers are let through or turned away by name."""
     asks_finder: bool
@@ -156,6 +158,7 @@ def _compiled(rule: RateLimitRule, setting: str, prefix: str) -> CompiledRule:
         is_default=setting == "default_limit",
         has_slots=any(isinstance(limit, Concurrency) for limit in limits),
         is_tiered=isinstance(rule.parsed, Tiers),
+        settles=rule.settle is not None or any(isinstance(x, Concurrency) for x in limits),
         has_lists=bool(rule.allowed or rule.denied),
         asks_finder=isinstance(rule.by, Finder),
     )

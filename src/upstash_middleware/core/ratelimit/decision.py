@@ -103,7 +103,7 @@ class Decision:
 
 def tightest(policies: tuple[PolicyState, ...]) -> PolicyState:
     """Return the limit that decides: of those that deny the last to pass, else the fullest."""
-    return policies[0] if len(policies) == 1 else max(policies, key=_tightness)
+    return max(policies, key=_tightness)
 
 
 def _tightness(policy: PolicyState) -> tuple[bool, float, int, float]:
@@ -121,7 +121,7 @@ def decided(
     rule: str, identifier: str, policies: tuple[PolicyState, ...], *, shadow: bool = False
 ) -> Decision:
     """Return the decision that these limits together make."""
-    leading = tightest(policies)
+    leading = policies[0] if len(policies) == 1 else tightest(policies)
     return Decision(
         leading.allowed,
         rule,

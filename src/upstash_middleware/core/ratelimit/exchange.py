@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from upstash_middleware.core.ratelimit.decision import Ledger
 from upstash_middleware.core.ratelimit.fields import limit_fields, with_fields
@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 class RateLimitExchange:
     """Implements ``core.exchange.Exchange``."""
 
+    watches: ClassVar[bool] = False
+
     __slots__ = (
         "_head",
         "_renew_at",
         "_request",
+        "_settles",
         "_settling",
         "_slot_life",
         "decision",
@@ -52,7 +55,13 @@ class RateLimitExchange:
         For a denial nothing, unless something overruled these rules: then it is given back.
         """
         self._head: ResponseHead | None = None
-        self._slot_life = slot_life(taken)
+        self._settles = False
+        """Whether there may be something to settle whatever the application charges."""
+        self._slot_life: float | None = None
+        for one in taken:
+            if one.ask.rule.settles:
+                self._settles = True
+                self._slot_life = self._slot_life or slot_life(taken)
         self._renew_at = 0.0
         """When the slots are to be renewed, by the monotonic clock."""
         self.holds: bool = self._slot_life is not None
@@ -92,6 +101,6 @@ class RateLimitExchange:
         taken, ledger = self.taken, self.decision.ledger if self.decision else Ledger()
         if self.response is not None:
             return self._settling.give_back(taken) if taken else None
-        if not self._settling.is_needed(taken, ledger):
+        if not (self._settles or (ledger and ledger.total())):
             return None
         return self._settling.settle(self._request, self._head, taken, ledger)

@@ -34,6 +34,7 @@ from upstash_middleware.events import (
     SettingDoubted,
     UpstashAnswered,
     UpstashFailed,
+    hears,
 )
 from upstash_middleware.values import dataclass, field, replace
 
@@ -95,6 +96,8 @@ class RateLimiter:
     _analytics: Analytics | None = field(init=False, repr=False)
     _asks_alone: bool = field(init=False, repr=False)
     """Whether a question about one rule is all that a request sends."""
+    _tells: bool = field(init=False, repr=False)
+    """Whether anybody wants to know of every decision."""
 
     def __post_init__(self) -> None:
         rules = compile_rules(tuple(self.rules), self.default, self.prefix)
@@ -109,6 +112,7 @@ class RateLimiter:
             ("_listed", _deny_list(self.deny_list, time, rules) if self.deny_list else None),
             ("_analytics", _analytics(self.analytics, time) if self.analytics else None),
             ("_asks_alone", not (self.deny_list or self.analytics)),
+            ("_tells", bool(self.analytics) or hears(self.observe, RateLimitDecided)),
         ):
             object.__setattr__(self, name, value)
 
@@ -122,14 +126,15 @@ class RateLimiter:
             outcomes = await self._outcomes(asks, known, request)
         enforced, taken = list[Decision](), list[Taken]()
         for outcome in outcomes:
-            self._tell(outcome.decision, request)
+            if self._tells:
+                self._tell(outcome.decision, request)
             if not outcome.decision.shadow:
                 enforced.append(outcome.decision)
             if outcome.taken is not None:
                 taken.append(outcome.taken)
         if not enforced:
             return RateLimitExchange(request, self._settling, taken=taken)
-        decision = combined(enforced)
+        decision = enforced[0] if len(enforced) == 1 else combined(enforced)
         if decision.allowed:
             return RateLimitExchange(request, self._settling, decision, taken)
         decision = self._spread(decision, asks)
@@ -222,7 +227,7 @@ class RateLimiter:
         """Return a flow for what came of each rule, in order."""
         if self._asks_alone and not known and len(asks) == 1 and asks[0].rule.policies:
             own: Sequence[Ask] = asks  # type: ignore[assignment] # what is settled is known
-            return self._ask_own(own, longest_deadline(own, self.deadline))
+            return self._ask_own(own, own[0].rule.rule.deadline or self.deadline)
         return self._joined_outcomes(asks, known, request)
 
     async def _joined_outcomes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from upstash_middleware.core.ratelimit.decision import Decision, PolicyState, decided
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from upstash_middleware.core.ratelimit.asking import Ask, Settled
     from upstash_middleware.core.ratelimit.compiled import Policy
+
+
+_where = attrgetter("where")
 
 
 @value(frozen=True, slots=True)
@@ -58,7 +62,7 @@ def outcomes_of(asks: Sequence[Ask], verdicts: Sequence[Verdict], now_ms: int) -
     outcomes = []
     for ask, own, decision in decided_each:
         takes = decision.allowed if decision.shadow else together
-        taken = Taken(ask, tuple([verdict.where for verdict in own])) if takes else None
+        taken = Taken(ask, tuple(map(_where, own))) if takes else None
         outcomes.append(Outcome(decision, taken))
     return outcomes
 

@@ -115,16 +115,17 @@ def charge_command(charges: Sequence[Charge], now_ms: int, *, peek: bool = False
     ``peek`` has it take nothing.
     """
     keys: list[Argument] = []
-    arguments: list[Argument] = [now_ms, "peek" if peek else "take"]
+    arguments: list[Argument] = [str(now_ms), "peek" if peek else "take"]
     for charge in charges:
         keys.extend(limit_keys(charge.base, charge.limit, now_ms))
+        changed = "0"
         if charge.changed_at is not None:
             keys.append(charge.changed_at)
-        changed = "0" if charge.changed_at is None else "1"
+            changed = "1"
         name, a, b, c, most = _figures(charge.limit)
         c = str(charge.token) if name == "slots" else c
         fits = "1" if charge.cost <= most else "0"
-        arguments.extend((charge.group, name, charge.cost, a, b, c, fits, changed))
+        arguments.extend((str(charge.group), name, str(charge.cost), a, b, c, fits, changed))
     return _call(limit_script(), keys, arguments)
 
 
@@ -166,7 +167,7 @@ def read_verdicts(reply: Reply, charges: Sequence[Charge]) -> tuple[Verdict, ...
 
 
 def _call(script: Script, keys: list[Argument], arguments: list[Argument]) -> Command:
-    return Command(("EVALSHA", script.sha, len(keys), *keys, *arguments), script=script)
+    return Command(("EVALSHA", script.sha, str(len(keys)), *keys, *arguments), False, script)
 
 
 @lru_cache(maxsize=256)

@@ -45,15 +45,6 @@ class Settling:
     observe: Observer
     deadline: float
 
-    def is_needed(self, taken: Sequence[Taken], ledger: Ledger) -> bool:
-        """Whether there may be a difference to settle."""
-        charged = bool(ledger) and ledger.total() != 0
-        for one in taken:
-            rule = one.ask.rule
-            if charged or rule.has_slots or rule.rule.settle is not None:
-                return True
-        return False
-
     async def settle(
         self, request: Request, head: ResponseHead | None, taken: Sequence[Taken], ledger: Ledger
     ) -> None:
@@ -117,11 +108,8 @@ class Settling:
 
 def slot_life(taken: Sequence[Taken]) -> float | None:
     """Return the seconds after which the first of a request's slots expires; None without any."""
-    for one in taken:
-        if one.ask.rule.has_slots:
-            asks = [other.ask for other in taken]
-            return min(window_ms(slot.limit) for slot in _slots(asks, 1)) / 1000
-    return None
+    slots = _slots([one.ask for one in taken], 1)
+    return min([window_ms(slot.limit) for slot in slots]) / 1000 if slots else None
 
 
 def _slots(asks: Sequence[Ask], units: int) -> list[Settlement]:
