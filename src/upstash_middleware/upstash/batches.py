@@ -89,10 +89,11 @@ W = TypeVar("W", bound=Waiting)
 class Way:
     """One call on its way, and since when by the monotonic clock."""
 
-    __slots__ = ("begun",)
+    __slots__ = ("begun", "ended")
 
     def __init__(self) -> None:
         self.begun: float = time.monotonic()
+        self.ended: bool = False
 
 
 class Traffic:
@@ -117,7 +118,10 @@ class Traffic:
         return way
 
     def end(self, way: Way) -> None:
-        """Count it no more, and learn how long the way is."""
+        """Count it no more, and learn how long the way is; nothing where that has been done."""
+        if way.ended:
+            return
+        way.ended = True
         took = time.monotonic() - way.begun
         self._quickest = min(took, self._quickest * FORGETTING or took)
         self._most_calls = max(FEWEST_CALLS, int(self._quickest / SECONDS_BETWEEN_CALLS))

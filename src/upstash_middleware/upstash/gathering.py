@@ -169,7 +169,7 @@ class Gathering:
             if one.timer is None and one.deadline.at < last.at - batches.PATIENCE_SECONDS:
                 one.expire_in(one.deadline.at - one.deadline.clock())
         try:
-            await self._together(batch)
+            await self._together(batch, way)
         except asyncio.CancelledError:
             for one in batch:
                 one.replies.cancel()
@@ -177,7 +177,7 @@ class Gathering:
         finally:
             self._end_call(way)
 
-    async def _together(self, batch: list[_Task]) -> None:
+    async def _together(self, batch: list[_Task], way: Way) -> None:
         steps = carried(batch, self._traffic, self._secret)
         step: Callable[[Any], SharedCall] = steps.send
         value: Any = None
@@ -191,6 +191,8 @@ class Gathering:
                     shared.call, shared.commands, shared.deadline, repeat=shared.repeat
                 )
                 step = steps.send
+                # The next call goes before these replies are made responses of, which takes long.
+                self._end_call(way)
             except Exception as error:  # noqa: BLE001 - it belongs to those who wait
                 value, step = error, steps.throw
 

@@ -179,15 +179,15 @@ class ThreadGathering:
 
     def _carry(self, lead: _Lead) -> None:
         try:
-            self._together(lead.batch)
+            self._together(lead)
         finally:
             # Only where this thread was interrupted is there anybody left.
             interrupted = "the thread that made the call for others was interrupted"
             fail(lead.batch, ConnectionLost(interrupted))
             self._end_call(lead.way)
 
-    def _together(self, batch: list[_Thread]) -> None:
-        steps = carried(batch, self._traffic, self._secret)
+    def _together(self, lead: _Lead) -> None:
+        steps = carried(lead.batch, self._traffic, self._secret)
         step: Callable[[Any], SharedCall] = steps.send
         value: Any = None
         while True:
@@ -200,5 +200,6 @@ class ThreadGathering:
                     shared.call, shared.commands, shared.deadline, repeat=shared.repeat
                 )
                 step = steps.send
+                self._end_call(lead.way)  # so that the next goes while these replies are used
             except Exception as error:  # noqa: BLE001 - it belongs to those who wait
                 value, step = error, steps.throw
