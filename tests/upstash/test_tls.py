@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TOKEN = "a-token-that-nobody-may-see"
+RESP2 = b"application/octet-stream"
 
 
 @pytest.fixture(params=["sockets", "httpx"])
@@ -272,7 +273,7 @@ class Broken(Served):
         (b"", ConnectionLost),
         (b"HTTP/1.1 200 OK\r\n", ConnectionLost),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nab", UnexpectedAnswer),
-        (b"HTTP/1.1 200 OK\r\n\r\n:1\r\n", UnexpectedAnswer),
+        (b"HTTP/1.1 200 OK\r\nContent-Type: " + RESP2 + b"\r\n\r\n:1\r\n", UnexpectedAnswer),
     ],
 )
 def test_an_end_of_which_tls_says_nothing_ends_no_answer(trusted, said, error):
@@ -289,8 +290,7 @@ def test_an_end_of_which_tls_says_nothing_ends_no_answer(trusted, said, error):
 def test_an_end_that_tls_announces_ends_an_answer(talk, trusted):
     class Closing(Served):
         def answer(self, secured: ssl.SSLSocket) -> None:
-            kind = b"Content-Type: application/octet-stream"
-            secured.sendall(b"HTTP/1.1 200 OK\r\n" + kind + b"\r\n\r\n:1\r\n")
+            secured.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: " + RESP2 + b"\r\n\r\n:1\r\n")
             secured.unwrap()
 
     with (
