@@ -158,6 +158,7 @@ class Served:
         self.context = context
         self.answers = answers
         self.connections = 0
+        self.ended = 0
         self.protocols: set[str | None] = set()
 
     def __call__(self, connection: socket.socket, _ended: threading.Event) -> None:
@@ -170,9 +171,17 @@ class Served:
                     if next_request(secured) is None:
                         break
                     self.answer(secured)
+        self.ended += 1
 
     def answer(self, secured: ssl.SSLSocket) -> None:
         secured.sendall(answered(b":1\r\n"))
+
+    def wait_for_ends(self, number: int) -> None:
+        """Block until so many connections have ended."""
+        until = time.monotonic() + 20
+        while self.ended < number:
+            assert time.monotonic() < until, f"{self.ended} have ended, not {number}"
+            time.sleep(0.01)
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
@@ -194,9 +203,9 @@ def test_one_connection_serves_many_calls_to_whom_a_trusted_authority_vouches_fo
 def test_a_connection_that_was_closed_while_it_idled_costs_no_call_over_tls(talk, trusted, answers):
     served = Served(server_context(), answers=answers)
     with listening(served) as port, talk(f"https://localhost:{port}") as execute:
-        for _ in range(4):
+        for number in range(1, 5):
             assert execute(pipeline(("INCR", "k"), deadline=10.0)) == [1]
-            time.sleep(0.1)
+            served.wait_for_ends(number // answers)
     assert served.connections == 4 // answers
 
 
