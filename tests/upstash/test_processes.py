@@ -215,10 +215,11 @@ def test_importing_loads_no_http_library():
     assert not set(done.stdout.split()) & {"httpx", "httpcore", "socket", "ssl", "upstash_redis"}
 
 
-def test_a_process_that_never_closes_its_clients_ends(upstash):
+@pytest.mark.parametrize(("which", "options"), [("best", ["-X", "dev"]), ("httpx", [])])
+def test_a_process_that_never_closes_its_clients_ends_and_says_nothing(upstash, which, options):
     code = FORKING.split('if "parent', maxsplit=1)[0] + "use()"
     done = subprocess.run(
-        [sys.executable, "-c", code, upstash.url, upstash.token, "httpx"],
+        [sys.executable, *options, "-c", code, upstash.url, upstash.token, which],
         capture_output=True,
         text=True,
         timeout=30,
