@@ -136,9 +136,13 @@ class Request:
     """The framework's own request: an ASGI scope, a WSGI environ, a Django HttpRequest."""
 
     def __post_init__(self) -> None:
-        raw_path = self.raw_path or quote(self.path, safe=PATH_SAFE)
-        if raw_path is not self.raw_path or not _PLAIN_PATH.fullmatch(raw_path):
-            object.__setattr__(self, "raw_path", normal_path(raw_path))
+        sent = self.raw_path
+        if not _PLAIN_PATH.fullmatch(sent or self.path):
+            sent = normal_path(sent or quote(self.path, safe=PATH_SAFE))
+        elif not sent:
+            sent = self.path
+        if sent is not self.raw_path:
+            object.__setattr__(self, "raw_path", sent)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,8 @@ class Middleware:
             raise ImproperlyConfigured(str(error)) from error
         if Halves.CACHE in self.halves:
             purge_through(self.configured)
-        if Halves.RATE_LIMIT in self.halves:
+        self._limits = Halves.RATE_LIMIT in self.halves
+        if self._limits:
             limit_through(self.configured)
         self._is_async = iscoroutinefunction(get_response)
         if self._is_async:
@@ -111,8 +112,8 @@ class Middleware:
 
     def _switched_on(self, request: HttpRequest) -> Gateway | None:
         """Return the gateway, or None where it is off; handlers can read the decision anyway."""
-        if Halves.RATE_LIMIT in self.halves:
-            cast("RateLimitedRequest", request).rate_limit = None
+        if self._limits:
+            request.rate_limit = None  # type: ignore[attr-defined] # see RateLimitedRequest
         gateway = self.configured.gateway()
         return gateway if gateway.enabled else None
 
@@ -127,8 +128,8 @@ class Middleware:
     def _passage(
         self, request: HttpRequest, asked: Request, gateway: Gateway, exchange: Exchange
     ) -> Passage:
-        if Halves.RATE_LIMIT in self.halves:
-            cast("RateLimitedRequest", request).rate_limit = exchange.decision
+        if self._limits:
+            request.rate_limit = exchange.decision  # type: ignore[attr-defined]
         passage = Passage(request, asked, gateway, exchange)
         if self._refreshes:
             passage.refresh = partial(refresh, gateway, self._get_response)

@@ -6,7 +6,7 @@ exchange is finished when the request is closed.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 from upstash_middleware.django import translation
@@ -60,9 +60,14 @@ class Passage:
         self._finish_when_closed()
         return denied_or_ready(self._request, self._exchange, self._gateway)
 
-    @contextmanager
-    def forwarding(self) -> Iterator[None]:
+    def forwarding(self) -> AbstractContextManager[None]:
         """Show the application its request, and the middleware directly inside its lookup."""
+        if self._exchange.inner is None and self._exchange.request is self._asked:
+            return nullcontext()
+        return self._forwarding()
+
+    @contextmanager
+    def _forwarding(self) -> Iterator[None]:
         meta, wanted = self._request.META, self._exchange.request.headers
         if self._exchange.inner is not None:
             meta[_HANDED] = self._asked, self._exchange
@@ -88,7 +93,8 @@ class Passage:
         self._finish_when_closed()
         head = translation.head_from(response)
         sent = self._exchange.head(head)
-        self._announced = content_length(head.headers)
+        if response.streaming:
+            self._announced = content_length(head.headers)
         if isinstance(sent, Response):
             self._complete = True
             return translation.stand_in(sent, response, without_body=self._is_head)
@@ -118,7 +124,7 @@ class Passage:
         return is_file and "wsgi.file_wrapper" in self._request.META
 
     def _see_whole(self, response: HttpResponse) -> None:
-        if content := response.content:
+        if self._exchange.watching and (content := response.content):
             self._exchange.chunk(content)
         self._complete = True
 

@@ -8,6 +8,7 @@ fields by commas), ``path_info`` (by which it finds views), the scheme by
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from http.cookies import CookieError, Morsel
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
@@ -35,34 +36,37 @@ def request_from(request: HttpRequest) -> Request:
     meta = request.META
     path = meta.get("SCRIPT_NAME", "").rstrip("/") + request.path_info
     return Request(
-        method=request.method or "GET",
-        path=path,
-        headers=Headers(_fields(meta)),
-        query=meta.get("QUERY_STRING", ""),
-        scheme=request.scheme or "http",
-        host=_host(request),
-        peer=meta.get("REMOTE_ADDR") or None,
-        raw_path=_raw_path(request, path),
-        native=request,
+        request.method or "GET",
+        path,
+        Headers(_fields(meta)),
+        meta.get("QUERY_STRING", ""),
+        request.scheme or "http",
+        _host(request),
+        meta.get("REMOTE_ADDR") or None,
+        _raw_path(request, path),
+        request,
     )
 
 
-def _fields(meta: Mapping[str, Any]) -> Iterable[tuple[bytes, bytes]]:
-    for key, value in meta.items():
-        if not value and key in _NONE_IF_EMPTY:
-            continue
-        if key.startswith("HTTP_"):
-            name = key[5:].replace("_", "-").lower().encode("latin-1", "backslashreplace")
-        elif key in _UNPREFIXED:
-            name = _UNPREFIXED[key]
-        else:
-            continue
-        yield name, str(value).encode("latin-1", "backslashreplace")
+def _fields(meta: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
+    return [
+        (name, str(value).encode("latin-1", "backslashreplace"))
+        for key, value in meta.items()
+        if (name := _name(key)) and (value or key not in _NONE_IF_EMPTY)
+    ]
 
 
-def _host(request: HttpRequest) -> str:
+@lru_cache(maxsize=512)
+def _name(key: str) -> bytes | None:
+    """Return the name of the header field that a key stands for; None if it is none."""
+    if key.startswith("HTTP_"):
+        return key[5:].replace("_", "-").lower().encode("latin-1", "backslashreplace")
+    return _UNPREFIXED.get(key)
+
+
+def _host(request: Any) -> str:
     # Without get_host's check, which would answer 400 here and not where the project has it.
-    raw_host: str = cast("Any", request)._get_raw_host()  # noqa: SLF001 - no public name for it
+    raw_host: str = request._get_raw_host()  # noqa: SLF001 - there is no public name for it
     return raw_host.lower()
 
 
@@ -74,7 +78,7 @@ def _raw_path(request: HttpRequest, path: str) -> str:
     """
     scope: Mapping[str, Any] = getattr(request, "scope", {})
     sent = (scope.get("raw_path") or b"").decode("latin-1")
-    return sent if unquote(sent) == path else ""
+    return sent if sent and unquote(sent) == path else ""
 
 
 class _StoredCookie(Morsel[str]):
@@ -148,10 +152,26 @@ def change_head(response: HttpResponseBase, was: ResponseHead, shall_be: Respons
     if shall_be is was:
         return
     response.status_code = shall_be.status
+    added = _added(was.headers, shall_be.headers)
+    if added is not None:
+        _set_fields(response, added)
+        return
     for name in was.headers.names():
         if name not in shall_be.headers and name != "set-cookie":
             del response.headers[name]
     _set_fields(response, {n: v for n, v in _joined(shall_be.headers) if _new(n, v, was.headers)})
+
+
+def _added(was: Headers, shall_be: Headers) -> dict[str, str] | None:
+    """Return what stands after all that was there, None where that is not the whole difference."""
+    count = len(was.raw)
+    if shall_be.raw[:count] != was.raw:
+        return None
+    lines = shall_be.raw[count:]
+    added = {name.decode("latin-1"): value.decode("latin-1") for name, value in lines}
+    names = {name.lower() for name in added}
+    alone = len(names) == len(lines) and names.isdisjoint(was.names())
+    return added if alone and "set-cookie" not in names else None
 
 
 def _new(name: str, value: str, was: Headers) -> bool:
