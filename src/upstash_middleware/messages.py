@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -32,6 +33,9 @@ def _lower(name: bytes) -> str:
     return name.decode("latin-1").lower()
 
 
+_NAME, _VALUE = itemgetter(0), itemgetter(1)
+
+
 class Headers:
     """Header fields in the order and spelling in which they came; names compare without case.
 
@@ -39,11 +43,14 @@ class Headers:
     every byte survives.
     """
 
-    __slots__ = ("_index", "raw")
+    __slots__ = ("_index", "_repeated", "raw")
 
     def __init__(self, raw: Iterable[tuple[bytes, bytes]] = ()) -> None:
         self.raw: RawHeaders = tuple(raw)
-        self._index: dict[str, list[bytes]] | None = None
+        self._index: dict[str, bytes] | None = None
+        """The first line of each name; made when somebody asks."""
+        self._repeated: dict[str, list[bytes]] = {}
+        """All lines of a name that has several, which is rare."""
 
     @classmethod
     def of(cls, **fields: str) -> Headers:
@@ -53,17 +60,16 @@ class Headers:
             for name, value in fields.items()
         )
 
-    def _by_name(self) -> dict[str, list[bytes]]:
-        index = self._index
-        if index is None:
-            index = {}
-            for name, value in self.raw:
-                key = _lower(name)
-                if key in index:
-                    index[key].append(value)
-                else:
-                    index[key] = [value]
-            self._index = index
+    def _by_name(self) -> dict[str, bytes]:
+        names = [*map(_lower, map(_NAME, self.raw))]
+        index = dict(zip(names, map(_VALUE, self.raw), strict=True))
+        if len(index) < len(names):
+            all_lines: dict[str, list[bytes]] = {}
+            for name, (_, value) in zip(names, self.raw, strict=True):
+                all_lines.setdefault(name, []).append(value)
+            index = {name: lines[0] for name, lines in all_lines.items()}
+            self._repeated = {name: lines for name, lines in all_lines.items() if len(lines) > 1}
+        self._index = index
         return index
 
     def __contains__(self, name: str) -> bool:
@@ -71,18 +77,22 @@ class Headers:
 
     def get(self, name: str) -> str | None:
         """Return the first field line's value; ``name`` in lower case."""
-        lines = (self._index or self._by_name()).get(name)
-        return lines[0].decode("latin-1") if lines else None
+        line = (self._index or self._by_name()).get(name)
+        return None if line is None else line.decode("latin-1")
 
     def lines(self, name: str) -> list[str]:
         """Return every field line's value, in order; ``name`` in lower case."""
-        lines = (self._index or self._by_name()).get(name)
-        return [line.decode("latin-1") for line in lines] if lines else []
+        line = (self._index or self._by_name()).get(name)
+        if line is None:
+            return []
+        return [each.decode("latin-1") for each in self._repeated.get(name, (line,))]
 
     def combined(self, name: str) -> str | None:
         """Return all lines as one value joined by commas (RFC 9110 §5.2), None if absent."""
-        lines = (self._index or self._by_name()).get(name)
-        return b", ".join(lines).decode("latin-1") if lines else None
+        line = (self._index or self._by_name()).get(name)
+        if line is not None and name in self._repeated:
+            line = b", ".join(self._repeated[name])
+        return None if line is None else line.decode("latin-1")
 
     def names(self) -> KeysView[str]:
         """Return the distinct names, in lower case, in order of first appearance."""

@@ -144,6 +144,8 @@ class Resolve:
         return (yield self)
 
 
+_BYTES = frozenset({bytes})
+
 Effect = Pipeline | Sleep | Wait | Notify | Resolve
 Flow = Coroutine[Effect, Any, T]
 
@@ -169,7 +171,8 @@ async def together(
     lanes = [_Lane(flow) for flow in flows]
     try:
         for lane in lanes:
-            await lane.resume(lane.flow.send, None)
+            if (effect := lane.advance(lane.flow.send, None)) is not None:
+                await lane.go_on(effect)
             if lane.asks is None and enough(lane.result):
                 break
         while waiting := [lane for lane in lanes if lane.asks is not None]:
@@ -196,6 +199,8 @@ async def _perform_joined(lanes: list[_Lane]) -> None:
 def _joinable(pipeline: Pipeline | None) -> bool:
     """Whether a pipeline can share a call: bytes that are no text travel by themselves only."""
     for command in pipeline.commands if pipeline else ():
+        if _BYTES.isdisjoint(map(type, command.args)):
+            continue
         for word in command.args:
             if isinstance(word, bytes) and not _is_text(word):
                 return False
@@ -221,7 +226,8 @@ async def _perform_as_one(lanes: list[_Lane]) -> None:
     position = 0
     for lane, pipeline in zip(lanes, asked, strict=True):
         end = position + len(pipeline.commands)
-        await lane.resume(lane.flow.send, replies[position:end])
+        if (effect := lane.advance(lane.flow.send, replies[position:end])) is not None:
+            await lane.go_on(effect)
         position = end
 
 
@@ -239,8 +245,8 @@ def _joined(pipelines: list[Pipeline]) -> Pipeline:
     deadlines = [pipeline.deadline for pipeline in leading or pipelines]
     return Pipeline(
         tuple([command for pipeline in pipelines for command in pipeline.commands]),
-        deadline=None if None in deadlines else max(filter(None, deadlines)),
-        yields=not leading,
+        None if None in deadlines else max(deadlines),  # type: ignore[type-var] # no None
+        not leading,
     )
 
 
@@ -256,15 +262,22 @@ class _Lane:
 
     async def resume(self, step: Callable[[Any], Effect], value: Any) -> None:
         """Go on until the flow asks for the wire or ends; all else is passed up at once."""
-        effect = self._advance(step, value)
-        while effect is not None:
+        effect = self.advance(step, value)
+        if effect is not None:
+            await self.go_on(effect)
+
+    async def go_on(self, effect: Effect) -> None:
+        """Do the same from an effect that is not the wire."""
+        pending: Effect | None = effect
+        step: Callable[[Any], Effect]
+        while pending is not None:
             try:
-                value, step = await effect, self.flow.send
+                value, step = await pending, self.flow.send
             except BaseException as error:  # noqa: BLE001 - it belongs to the flow, cancellation too
                 value, step = error, self.flow.throw
-            effect = self._advance(step, value)
+            pending = self.advance(step, value)
 
-    def _advance(self, step: Callable[[Any], Effect], value: Any) -> Effect | None:
+    def advance(self, step: Callable[[Any], Effect], value: Any) -> Effect | None:
         """Go on to the flow's next effect, and return it unless that is the wire or the end."""
         self.asks = None
         try:
