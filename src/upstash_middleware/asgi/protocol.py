@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from operator import itemgetter
 from typing import Any
 from urllib.parse import unquote
 
@@ -14,6 +15,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_NAME, _VALUE = itemgetter(0), itemgetter(1)
 
 _OF_ANY_REQUEST = (
     "type",
@@ -93,6 +96,11 @@ def start_message(head: ResponseHead) -> Message:
     return {
         "type": "http.response.start",
         "status": head.status,
-        # ASGI wants lower case, and middleware outside looks for nothing else.
-        "headers": [(name.lower(), value) for name, value in head.headers.raw],
+        "headers": lowered(head.headers),
     }
+
+
+def lowered(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """Return field lines as ASGI wants them: middleware outside looks for lower case alone."""
+    raw = headers.raw
+    return [*zip(map(bytes.lower, map(_NAME, raw)), map(_VALUE, raw), strict=True)]

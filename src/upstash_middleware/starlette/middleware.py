@@ -9,6 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from upstash_middleware import asgi
 from upstash_middleware.events import SettingDoubted, UserCodeFailed
 from upstash_middleware.gateway import Halves
+from upstash_middleware.handlers import any_exempt
 from upstash_middleware.starlette.denying import RequestDenied, handled, own_handler
 from upstash_middleware.starlette.routing import application_of, is_exempt_request
 
@@ -43,8 +44,13 @@ class _AsksTheApplication:
             self.gateway.observe(SettingDoubted("the order of middleware", _CORS_INSIDE))
 
     def exempting(self) -> Callable[[Request], bool]:
-        """Return what tells whether the endpoint that a request goes to is exempt."""
-        return lambda request: is_exempt_request(request, application_of(request.native, self.app))
+        """Return what tells whether the endpoint that a request goes to is exempt.
+
+        It costs nothing in a process where none is.
+        """
+        return lambda request: (
+            any_exempt() and is_exempt_request(request, application_of(request.native, self.app))
+        )
 
     async def answer(
         self, scope: Scope, receive: Receive, response: Response, decision: Decision | None, /

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.routing import Match
 
 from upstash_middleware import asgi
-from upstash_middleware.handlers import any_exempt, is_exempt
+from upstash_middleware.handlers import is_exempt
 
 if TYPE_CHECKING:
     from starlette.types import Scope
@@ -16,11 +16,8 @@ if TYPE_CHECKING:
 
 
 def is_exempt_request(request: Request, app: object) -> bool:
-    """Whether the endpoint that an application routes a request to is marked by ``exempt``.
-
-    Costs nothing in a process where none is.
-    """
-    return any_exempt() and is_exempt(endpoint_of(request.native, app))
+    """Whether the endpoint that an application routes a request to is marked by ``exempt``."""
+    return is_exempt(endpoint_of(request.native, app))
 
 
 def application_of(scope: Scope, inside: object) -> object:

@@ -10,6 +10,7 @@ from upstash_middleware.values import dataclass
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from upstash_middleware.core.effects import Flow
     from upstash_middleware.core.exchange import Exchange, Half
     from upstash_middleware.events import Observer
     from upstash_middleware.messages import Request
@@ -26,13 +27,15 @@ class Exempting:
     exempts: Callable[[Request], bool]
     observe: Observer
 
-    async def begin(self, request: Request) -> Exchange | None:
-        """Decide about a request, unless it is exempt."""
-        return None if self._is_exempt(request) else await self.half.begin(request)
-
-    def _is_exempt(self, request: Request) -> bool:
+    def begin(self, request: Request) -> Flow[Exchange | None]:
+        """Decide about a request, unless it is exempt. A flow."""
         try:
-            return self.exempts(request)
+            is_exempt = self.exempts(request)
         except Exception as error:  # noqa: BLE001 - a fault in routing must lift no limit
             self.observe(UserCodeFailed("looking for an exempt handler", error))
-            return False
+            is_exempt = False
+        return _nothing() if is_exempt else self.half.begin(request)
+
+
+async def _nothing() -> None:
+    """Begin nothing."""
