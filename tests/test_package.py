@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -27,8 +28,9 @@ HEAVY = {"anyio", "django", "fastapi", "flask", "httpx", "redis", "starlette"} |
 def imported_by(statement: str) -> set[str]:
     """Return the top-level modules that a new interpreter holds after a statement."""
     program = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    unmeasured = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE")}
     output = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, env=unmeasured
     )
     return set(output.stdout.split())
 

@@ -175,14 +175,14 @@ class SharedCall:
 
     call: Call
     commands: list[Command]
+    pipelines: int
+    """How many the commands are of."""
     deadline: Deadline
     repeat: bool
     """Whether it may be sent once more where it was lost on the way."""
 
 
-def carried(
-    batch: Sequence[Waiting], traffic: Traffic, secret: str
-) -> Generator[SharedCall, list[Reply], None]:
+def carried(batch: Sequence[Waiting], secret: str) -> Generator[SharedCall, list[Reply], None]:
     """Yield the calls that a batch takes, and give each pipeline its replies, or its error.
 
     What failed is thrown in. Where a call was lost on the way, those who only read go once more.
@@ -203,7 +203,6 @@ def carried(
             fail(batch, error)
             return
         else:
-            traffic.learn_size(replies, len(batch))
             _hand_out(batch, replies, secret)
             return
 
@@ -228,6 +227,7 @@ def _shared_call(batch: Sequence[Waiting], *, repeat: bool) -> SharedCall:
     return SharedCall(
         joined([member for one in batch for member in one.members]),
         [command for one in batch for command in one.pipeline.commands],
+        len(batch),
         last_deadline(batch),
         repeat,
     )

@@ -178,7 +178,7 @@ class Gathering:
             self._end_call(way)
 
     async def _together(self, batch: list[_Task], way: Way) -> None:
-        steps = carried(batch, self._traffic, self._secret)
+        steps = carried(batch, self._secret)
         step: Callable[[Any], SharedCall] = steps.send
         value: Any = None
         while True:
@@ -191,6 +191,7 @@ class Gathering:
                     shared.call, shared.commands, shared.deadline, repeat=shared.repeat
                 )
                 step = steps.send
+                self._traffic.learn_size(value, shared.pipelines)
                 # The next call goes before these replies are made responses of, which takes long.
                 self._end_call(way)
             except Exception as error:  # noqa: BLE001 - it belongs to those who wait

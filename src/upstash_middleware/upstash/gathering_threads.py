@@ -187,7 +187,7 @@ class ThreadGathering:
             self._end_call(lead.way)
 
     def _together(self, lead: _Lead) -> None:
-        steps = carried(lead.batch, self._traffic, self._secret)
+        steps = carried(lead.batch, self._secret)
         step: Callable[[Any], SharedCall] = steps.send
         value: Any = None
         while True:
@@ -200,6 +200,7 @@ class ThreadGathering:
                     shared.call, shared.commands, shared.deadline, repeat=shared.repeat
                 )
                 step = steps.send
+                self._traffic.learn_size(value, shared.pipelines)
                 self._end_call(lead.way)  # so that the next goes while these replies are used
             except Exception as error:  # noqa: BLE001 - it belongs to those who wait
                 value, step = error, steps.throw
