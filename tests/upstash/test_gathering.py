@@ -447,6 +447,51 @@ def test_a_shared_call_is_bounded_in_commands_and_in_size(command, fit):
     play()
 
 
+async def met(world):
+    """Have two pipelines meet, and everything answered."""
+    tasks = await world.busy()
+    tasks += [world.begin(("GET", "a")), world.begin(("GET", "b"))]
+    await turn()
+    for number in range(3):
+        world.wire.answer(number)
+        await turn()
+    await asyncio.gather(*tasks)
+
+
+@playing
+async def test_once_pipelines_have_met_those_who_begin_in_one_turn_share_a_call(world):
+    await met(world)
+    more = [world.begin(("GET", f"{number}")) for number in range(3)]
+    await turn()
+    assert world.wire.commands(3) == [["GET", "0"], ["GET", "1"], ["GET", "2"]]
+    world.wire.answer(3)
+    await asyncio.gather(*more)
+
+
+@playing
+async def test_many_who_meet_no_call_go_in_two(world):
+    """So that one half is asked about while what the other was answered is used."""
+    await met(world)
+    more = [world.begin(("GET", f"{number}")) for number in range(5)]
+    await turn()
+    assert world.wire.commands(3) == [["GET", "0"], ["GET", "1"], ["GET", "2"]]
+    assert world.wire.commands(4) == [["GET", "3"], ["GET", "4"]]
+    world.wire.answer(3)
+    world.wire.answer(4)
+    await asyncio.gather(*more)
+
+
+@playing
+async def test_who_meets_nobody_goes_without_waiting_for_a_turn(world):
+    await met(world)
+    for number in (3, 4):
+        alone = world.begin(("GET", "a"))
+        await (turn() if number == 3 else asyncio.sleep(0))
+        assert world.wire.commands(number) == [["GET", "a"]]
+        world.wire.answer(number)
+        await alone
+
+
 @playing
 async def test_after_big_replies_fewer_pipelines_share_a_call(world):
     tasks = await world.busy()

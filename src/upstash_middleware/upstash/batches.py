@@ -24,8 +24,14 @@ if TYPE_CHECKING:
     from upstash_middleware.upstash.calls import Deadline
     from upstash_middleware.upstash.protocol import Call
 
-FEWEST_CALLS: Final = 1
-"""Calls that are always let go side by side; those that hang are not counted among them."""
+FEWEST_CALLS: Final = 2
+"""Calls that an event loop always lets go side by side; those that hang do not count."""
+
+FEWEST_CALLS_OF_THREADS: Final = 1
+"""The same for threads, of whom each that is woken has to wait for the interpreter's lock."""
+
+FEWEST_HALVED: Final = 4
+"""As many pipelines, or more, go in two calls where none is under way."""
 
 SECONDS_BETWEEN_CALLS: Final = 0.0005
 """How far apart calls are to end, on average: what a pipeline may wait for the next."""
@@ -99,12 +105,20 @@ class Way:
 class Traffic:
     """The calls that are under way, and what was learned of their like."""
 
-    __slots__ = ("_most_calls", "_quickest", "_under_way", "_usual_reply_bytes", "has_room")
+    __slots__ = (
+        "_fewest_calls",
+        "_most_calls",
+        "_quickest",
+        "_under_way",
+        "_usual_reply_bytes",
+        "has_room",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, fewest_calls: int) -> None:
+        self._fewest_calls = fewest_calls
         self._under_way: set[Way] = set()
         """Those that have not lasted beyond anybody's patience."""
-        self._most_calls = FEWEST_CALLS
+        self._most_calls = fewest_calls
         self._quickest = 0.0
         self._usual_reply_bytes = 0.0
         self.has_room: bool = True
@@ -124,7 +138,7 @@ class Traffic:
         way.ended = True
         took = time.monotonic() - way.begun
         self._quickest = min(took, self._quickest * FORGETTING or took)
-        self._most_calls = max(FEWEST_CALLS, int(self._quickest / SECONDS_BETWEEN_CALLS))
+        self._most_calls = max(self._fewest_calls, int(self._quickest / SECONDS_BETWEEN_CALLS))
         self._under_way.discard(way)
         self._see_room()
 
@@ -141,7 +155,12 @@ class Traffic:
         """Take from those who wait what the next call holds."""
         batch: list[W] = []
         commands = characters = 0
-        while waiting:
+        # With nothing under way half of them go, so that one half is asked about while what the
+        # other was answered is used; else all would always wait at the same time.
+        most = len(waiting)
+        if not self._under_way and most >= FEWEST_HALVED and self._most_calls > 1:
+            most = (most + 1) // 2
+        while waiting and len(batch) < most:
             one = waiting[0]
             if not one.done():
                 commands += len(one.members)

@@ -86,11 +86,15 @@ class Gathering:
     def __init__(self, perform: Perform, secret: str) -> None:
         self._perform = perform
         self._secret = secret
-        self._traffic = Traffic()
+        self._traffic = Traffic(batches.FEWEST_CALLS)
         self._waiting: deque[_Task] = deque()
         self._watch: asyncio.TimerHandle | None = None
         """Looks after the first of those who wait."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._met = False
+        """Whether pipelines have met of late: then more may come before the loop's next turn."""
+        self._due: asyncio.Handle | None = None
+        """Sends those who wait for nothing but that turn."""
 
     def execute(
         self, pipeline: Pipeline, members: list[str], deadline: Deadline
@@ -102,7 +106,7 @@ class Gathering:
         characters = sum(map(len, members))
         if characters > ALONE_CHARACTERS:
             return self._by_itself(pipeline, members, deadline)
-        if self._traffic.has_room:
+        if self._traffic.has_room and not (self._met or self._waiting):
             return self._first(pipeline, members, deadline)
         loop = asyncio.get_running_loop()
         return self._shared(_Task(pipeline, members, characters, deadline, loop), loop)
@@ -125,6 +129,8 @@ class Gathering:
     async def _shared(self, one: _Task, loop: asyncio.AbstractEventLoop) -> list[Reply]:
         left = one.deadline.seconds
         self._waiting.append(one)
+        if self._due is None and self._traffic.has_room:
+            self._due = loop.call_soon(self._send_due)
         if self._watch is None:
             self._watch = loop.call_later(batches.PATIENCE_SECONDS, self._lose_patience, loop)
         if left <= batches.PATIENCE_SECONDS:
@@ -152,11 +158,18 @@ class Gathering:
 
     def _end_call(self, way: Way) -> None:
         self._traffic.end(way)
+        self._send_due()
+
+    def _send_due(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
         while self._waiting and self._traffic.has_room:
             self._share_next_call()
 
     def _share_next_call(self) -> None:
         batch = self._traffic.next_batch(self._waiting)
+        self._met = len(batch) > 1 or bool(self._waiting)
         if batch:
             way = self._traffic.begin()
             task = asyncio.get_running_loop().create_task(self._carry(batch, way))

@@ -111,7 +111,7 @@ class ThreadGathering:
     def __init__(self, perform: Perform, secret: str) -> None:
         self._perform = perform
         self._secret = secret
-        self._traffic = Traffic()
+        self._traffic = Traffic(batches.FEWEST_CALLS_OF_THREADS)
         self._waiting: deque[_Thread] = deque()
         self._lock = threading.Lock()
 
