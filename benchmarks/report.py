@@ -54,12 +54,17 @@ def document(rounds: Sequence[Round], core: dict[str, float], starting: dict[str
         "## The core without I/O\n",
         _table(("what", "µs"), [(name, f"{took:.1f}") for name, took in core.items()]),
         "## Starting\n",
-        "Processor time that an import adds to a process that does nothing.\n",
+        _STARTING,
         _table(("import", "ms"), [(name, f"{took:.0f}") for name, took in starting.items()]),
         _PROFILE.read_text(),
     ]
     return "\n".join(parts)
 
+
+_STARTING = """\
+Processor time that an import adds to a process that does nothing, or that has imported asyncio,
+as an ASGI server has.
+"""
 
 _LEGEND = """\
 `CPU` is the worker's processor time per request, and `added` what of it is more than in the bare
@@ -106,9 +111,14 @@ def _targets(rounds: Sequence[Round], core: dict[str, float], starting: dict[str
     lines.append(
         ("cache hit's decision without I/O, µs", "at most 15", f"{hit:.1f}", _yes(hit <= 15))
     )
-    whole = starting["… and the HTTP client, as the first request does"]
+    whole = starting["… with the ASGI middleware and its client, beside asyncio"]
     lines.append(
-        ("import with the HTTP client, ms", "at most 40", f"{whole:.0f}", _yes(whole <= 40))
+        (
+            "import with all that the first request needs, ms",
+            "at most 40",
+            f"{whole:.0f}",
+            _yes(whole <= 40),
+        )
     )
     return _table(("measure", "to reach", "measured", "reached"), lines)
 

@@ -12,14 +12,21 @@ import statistics
 import subprocess
 import sys
 
+_ASGI = "import upstash_middleware.asgi, upstash_middleware.upstash.over_sockets"
+_CACHE = f"{_ASGI}, upstash_middleware.core.cache"
+_WSGI = "import upstash_middleware.wsgi, upstash_middleware.upstash.over_sockets_threads"
 IMPORTS = {
-    "upstash_middleware": "import upstash_middleware",
-    "… and the ASGI middleware": "import upstash_middleware.asgi",
-    "… and the HTTP client, as the first request does": (
-        "import upstash_middleware.asgi, upstash_middleware.upstash.over_sockets"
+    "upstash_middleware": ("pass", "import upstash_middleware"),
+    "… with the WSGI middleware and its client": ("pass", _WSGI),
+    "… with the ASGI middleware and its client, beside asyncio": ("import asyncio", _ASGI),
+    "… and the cache, beside asyncio": (
+        "import asyncio",
+        f"{_ASGI}, upstash_middleware.core.cache",
     ),
-    "upstash_ratelimit and upstash_redis": "import upstash_ratelimit, upstash_redis",
+    "asyncio": ("pass", "import asyncio"),
+    "upstash_ratelimit and upstash_redis": ("pass", "import upstash_ratelimit, upstash_redis"),
 }
+"""What is imported, and by what else the process it is compared with."""
 
 
 # What is installed has its bytecode; where nothing may write it, each import would compile.
@@ -29,12 +36,11 @@ _INSTALLED = {name: text for name, text in os.environ.items() if name != "PYTHON
 def milliseconds(rounds: int) -> dict[str, float]:
     """Return the median difference for each, from rounds that interleave them."""
     differences: dict[str, list[float]] = {name: [] for name in IMPORTS}
-    for code in IMPORTS.values():  # so that all is compiled, and read from the disk once
+    for _, code in IMPORTS.values():  # so that all is compiled, and read from the disk once
         _process(code)
     for _ in range(rounds):
-        nothing = _process("pass")
-        for name, code in IMPORTS.items():
-            differences[name].append(_process(code) - nothing)
+        for name, (beside, code) in IMPORTS.items():
+            differences[name].append(_process(f"{beside}; {code}") - _process(beside))
     return {name: statistics.median(values) for name, values in differences.items()}
 
 

@@ -26,21 +26,16 @@ class Refusal(Enum):
     """This one request, record or key is larger than the plan allows."""
 
 
-_TEXTS: Final = tuple(
-    (kind, re.compile(text, re.IGNORECASE))
-    for kind, text in (
-        (Refusal.TOKEN, r"(WRONGPASS|NOAUTH|Unauthorized)\b"),
-        (Refusal.PERMISSION, r"NOPERM\b"),
-        (
-            Refusal.FULL,
-            r"OOM\b|ERR DB capacity quota exceeded|ERR max (database|data) size exceeded",
-        ),
-        (Refusal.SIZE, r"ERR max (request|(single )?record|key) size exceeded"),
-        (Refusal.QUOTA, r"ERR max [^\n]{0,80}\bexceeded|ERR [^\n]{0,80}\bquota exceeded"),
-    )
+_TEXTS: Final = (
+    (Refusal.TOKEN, r"(WRONGPASS|NOAUTH|Unauthorized)\b"),
+    (Refusal.PERMISSION, r"NOPERM\b"),
+    (Refusal.FULL, r"OOM\b|ERR DB capacity quota exceeded|ERR max (database|data) size exceeded"),
+    (Refusal.SIZE, r"ERR max (request|(single )?record|key) size exceeded"),
+    (Refusal.QUOTA, r"ERR max [^\n]{0,80}\bexceeded|ERR [^\n]{0,80}\bquota exceeded"),
 )
 
 
 def refusal_in(text: str) -> Refusal | None:
     """Return why an error text refuses; None if it is about something else."""
-    return next((kind for kind, pattern in _TEXTS if pattern.match(text)), None)
+    # Compiled when it comes to that, and then remembered by ``re``.
+    return next((kind for kind, of in _TEXTS if re.match(of, text, re.IGNORECASE)), None)

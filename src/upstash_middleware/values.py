@@ -116,8 +116,23 @@ def _made(  # noqa: PLR0913 - the decorators' options
         members |= {"__getstate__": _state, "__setstate__": _restore}
     made: Any = type(cls)(cls.__name__, cls.__bases__, members)
     made.__qualname__ = cls.__qualname__
-    made.__init__ = _init(made, known, guarded=frozen and guarded)
+    made.__init__ = _NotYetCompiled(made, known, guarded=frozen and guarded)
     return made  # type: ignore[no-any-return]
+
+
+class _NotYetCompiled:
+    """Stands for a class's ``__init__`` until it is asked for: some are never called."""
+
+    __slots__ = ("_guarded", "_known", "_made")
+
+    def __init__(self, made: Any, known: Iterable[Field], *, guarded: bool) -> None:
+        self._made = made
+        self._known = known
+        self._guarded = guarded
+
+    def __get__(self, value: Any, _: object) -> Any:
+        compiled = self._made.__init__ = _init(self._made, self._known, guarded=self._guarded)
+        return compiled if value is None else compiled.__get__(value)
 
 
 def _fields(cls: type, members: dict[str, Any], *, kw_only: bool) -> Iterator[Field]:

@@ -38,8 +38,8 @@ class Origin:
     """The server of a URL: its requests, its addresses, and what connections to it begin as."""
 
     def __init__(self, credentials: Credentials) -> None:
-        self.requests = Requests(credentials.url, standing_headers(credentials))
-        self.lookup = Lookup(credentials.host, credentials.port)
+        self.requests: Requests = Requests(credentials.url, standing_headers(credentials))
+        self.lookup: Lookup = Lookup(credentials.host, credentials.port)
         self._host = credentials.host
         self._tls: type[Tls] | None = None
         if credentials.url.startswith("https:"):
@@ -95,9 +95,9 @@ class Connection:
     __slots__ = ("_poll", "idle_since", "sock", "tls")
 
     def __init__(self, sock: Socket, tls: Tls | None) -> None:
-        self.sock = sock
-        self.tls = tls
-        self.idle_since = 0.0
+        self.sock: Socket = sock
+        self.tls: Tls | None = tls
+        self.idle_since: float = 0.0
         self._poll: select.poll | None = None
         if hasattr(select, "poll"):  # Windows has none, where select knows no highest number
             self._poll = select.poll()

@@ -95,7 +95,7 @@ class AnswerReader:
     __slots__ = ("_body", "_head", "_held", "reusable")
 
     def __init__(self) -> None:
-        self.reusable = False
+        self.reusable: bool = False
         """Whether another call may follow on this connection, once the answer has been read."""
         self._held = bytearray()
         self._head: _Head | None = None

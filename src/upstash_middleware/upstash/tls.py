@@ -53,7 +53,7 @@ class Tls:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object = context().wrap_bio(self._incoming, self._outgoing, server_hostname=host)
-        self.ready = False
+        self.ready: bool = False
         """Whether the handshake is over."""
 
     def handshake(self) -> Generator[bytes, bytes]:

@@ -80,7 +80,7 @@ class Answered(Passing):
     __slots__ = ("response",)
 
     def __init__(self, response: Response) -> None:
-        self.response = response
+        self.response: Response = response
 
 
 def _asked(query: str) -> Purge | str:

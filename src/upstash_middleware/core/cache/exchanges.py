@@ -121,7 +121,7 @@ class Answering(Passing):
 
     def __init__(self, response: Response, refresh: Refresh | None = None) -> None:
         self.response: Response = response
-        self.refresh = refresh
+        self.refresh: Refresh | None = refresh
 
 
 class Invalidating(Passing):
