@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmarks.load import get, load, post
-from benchmarks.targets import BARE_ROUND_TRIP
+from benchmarks.targets import BARE_ROUND_TRIP, needed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -57,15 +57,27 @@ def measure_round(
     say: Callable[[str], None],
 ) -> Round:
     """Measure all pairs once, in an order of their own."""
-    shuffled = list(pairs)
-    random.shuffle(shuffled)
     measured: Round = {}
     for setting in round_trips:
         measured[BARE_ROUND_TRIP, setting] = measure_round_trip(stage, setting, seconds)
-    for row, setting in shuffled:
+    for row, setting in _in_an_order(pairs):
         measured[row.name, setting] = one = measure(stage, row, setting, seconds)
         say(f"{row.name}, {setting.milliseconds} ms, {setting.connections}: {one.rate:.0f}/s")
     return measured
+
+
+def _in_an_order(pairs: Iterable[tuple[Row, Setting]]) -> list[tuple[Row, Setting]]:
+    """Return the pairs in random order, but those that are compared soon after each other."""
+    compared = needed()
+    blocks: dict[object, list[tuple[Row, Setting]]] = {}
+    for row, setting in pairs:
+        block = (setting, row.kind) if (row.name, setting) in compared else (setting, row.name)
+        blocks.setdefault(block, []).append((row, setting))
+    shuffled = list(blocks.values())
+    random.shuffle(shuffled)
+    for block in shuffled:
+        random.shuffle(block)
+    return [pair for block in shuffled for pair in block]
 
 
 def measure(stage: Stage, row: Row, setting: Setting, seconds: float) -> Measured:

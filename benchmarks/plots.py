@@ -34,7 +34,7 @@ text { font: 13px system-ui, sans-serif; fill: #24292f }
 def rates(rounds: Sequence[Round], setting: Setting) -> str:
     """Return a bar for each row's median rate, with a line from the lowest to the highest."""
     measured = {
-        row.name: [one[row.name, setting].rate for one in rounds]
+        row.name: [one[row.name, setting].rate for one in rounds if (row.name, setting) in one]
         for row in ROWS
         if (row.name, setting) in rounds[0]
     }

@@ -36,8 +36,9 @@ program is in `benchmarks/`; `make bench` runs all of it, `make bench QUICK=1` w
 reach need, in under two minutes, and `make bench ROWS='Flask*' ROUNDS=7` some rows more often.
 
 All rows run once in each round, in random order, so that whatever else the machine does meets all
-of them; a ratio is always of two measurements of one round. Shown are the median over the rounds
-and, in brackets, the lowest and the highest.
+of them; a ratio is always of two measurements of one round, and those that are compared run soon
+after each other, and in more rounds. Shown are the median over the rounds and, in brackets, the
+lowest and the highest.
 """
 
 
@@ -45,7 +46,7 @@ def document(rounds: Sequence[Round], core: dict[str, float], starting: dict[str
     """Return the whole page."""
     parts = [
         _INTRODUCTION,
-        _machine(len(rounds)),
+        _machine(sum(len(one) == len(rounds[0]) for one in rounds), len(rounds)),
         "## The figures to reach\n",
         _targets(rounds, core, starting),
         "## Rows\n",
@@ -76,10 +77,11 @@ over the wire to the store and back, and `$/million` the price of a million such
 """
 
 
-def _machine(rounds: int) -> str:
+def _machine(rounds: int, compared: int) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in _NAMES)
     return (
-        f"Measured in {rounds} rounds on {os.cpu_count()} processors ({_processor()}), "
+        f"Measured in {rounds} rounds, and in {compared} what the figures to reach compare, "
+        f"on {os.cpu_count()} processors ({_processor()}), "
         f"{platform.system()} {platform.release()}, CPython {platform.python_version()}; "
         "one worker, load and stores on the same machine; load average at the end, other work "
         f"included: {os.getloadavg()[1]:.1f}. With {versions}.\n"
@@ -149,9 +151,10 @@ def _rows(rounds: Sequence[Round], setting: Setting) -> str:
 
 
 def _figures(rounds: Sequence[Round], name: str, bare: str, setting: Setting) -> tuple[str, ...]:
-    ones = [one[name, setting] for one in rounds]
+    having = [one for one in rounds if (name, setting) in one]
+    ones = [one[name, setting] for one in having]
     added = [
-        one[name, setting].cpu - one[bare, setting].cpu for one in rounds if (bare, setting) in one
+        one[name, setting].cpu - one[bare, setting].cpu for one in having if (bare, setting) in one
     ]
 
     def middle(figure: Callable[[Measured], float]) -> float:

@@ -28,6 +28,11 @@ class Row:
     """Whether it speaks to Redis over TCP, not to Upstash over HTTP."""
 
     @property
+    def kind(self) -> str:
+        """The framework."""
+        return self.app.partition(":")[0]
+
+    @property
     def process(self) -> str:
         """What rows that share a process have in common."""
         return f"{self.app} on {self.server}"
