@@ -49,7 +49,10 @@ OURS: dict[str, dict[str, Any]] = {
 
 def ours() -> dict[str, Any]:
     """Return the row's arguments for this package's middleware."""
-    return {**OURS[ROW.partition(": ")[2]], **UPSTASH}
+    framework, _, what = ROW.partition(": ")
+    # All rows share one store and one host name: a page of another framework's is none of ours.
+    prefix = f"upstash-middleware-{framework.lower().replace(' ', '-')}"
+    return {**OURS[what], **UPSTASH, "prefix": prefix}
 
 
 def do_not_coalesce() -> None:
