@@ -98,6 +98,10 @@ class Headers:
         """Return the distinct names, in lower case, in order of first appearance."""
         return (self._index or self._by_name()).keys()
 
+    def lowered(self) -> list[tuple[bytes, bytes]]:
+        """Return the field lines with their names in lower case."""
+        return [*zip(map(bytes.lower, map(_NAME, self.raw)), map(_VALUE, self.raw), strict=True)]
+
     def without(self, *names: str) -> Headers:
         """Return these headers less the fields named (lower case)."""
         gone = {name.encode("latin-1") for name in names}

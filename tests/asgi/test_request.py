@@ -97,6 +97,11 @@ async def test_a_scope_with_only_what_is_required_is_enough():
     assert (request.scheme, request.query, request.host, request.peer) == ("http", "", "", None)
 
 
+async def test_the_host_is_found_however_a_server_spells_its_name():
+    """Without it, hosts would share what is stored for one."""
+    assert (await request_of(headers=[(b"Host", b"shop.example")])).host == "shop.example"
+
+
 async def test_header_pairs_may_be_lists():
     request = await request_of(headers=[[b"host", b"shop.example"]])
     assert request.headers.raw == ((b"host", b"shop.example"),)

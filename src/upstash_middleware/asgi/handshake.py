@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from upstash_middleware.asgi.protocol import headers_of, lowered
+from upstash_middleware.asgi.protocol import headers_of
 from upstash_middleware.messages import NO_HEADERS, ResponseHead
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Handshake:
             case _:  # closed before it was accepted: the server answers 403 (ASGI, WebSocket)
                 self._shown(403, NO_HEADERS)
                 return message
-        return {**message, "headers": lowered(headers)}
+        return {**message, "headers": headers.lowered()}
 
     def _shown(self, status: int, headers: Headers) -> Headers:
         head = cast("ResponseHead", self._exchange.head(ResponseHead(status, headers)))
@@ -74,7 +74,7 @@ async def deny(scope: Scope, receive: Receive, send: Send, denial: Response) -> 
         {
             "type": "websocket.http.response.start",
             "status": denial.head.status,
-            "headers": lowered(denial.head.headers),
+            "headers": denial.head.headers.lowered(),
         }
     )
     await send({"type": "websocket.http.response.body", "body": denial.body, "more_body": False})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
-from operator import itemgetter
 from typing import Any
 from urllib.parse import unquote
 
@@ -15,8 +14,6 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-_NAME, _VALUE = itemgetter(0), itemgetter(1)
 
 _OF_ANY_REQUEST = (
     "type",
@@ -39,11 +36,6 @@ def request_of(scope: Scope) -> Request:
     path: str = scope["path"]
     """Includes root_path already: ASGI specification, HTTP connection scope."""
     sent = (scope.get("raw_path") or b"").decode("latin-1")
-    host = b""
-    for name, value in headers.raw:  # lower case, as ASGI says, and nearly always the first
-        if name == b"host":
-            host = value
-            break
     client = scope.get("client")
     return Request(
         scope.get("method", "GET"),  # of a handshake: RFC 6455 §4.1
@@ -51,7 +43,7 @@ def request_of(scope: Scope) -> Request:
         headers,
         scope.get("query_string", b"").decode("latin-1"),
         scope.get("scheme", "http"),
-        host.decode("latin-1").lower(),
+        (headers.get("host") or "").lower(),
         (client[0] or None) if client else None,
         # Middleware outside may have rewritten the path alone; what was sent is then about another
         # resource, and two resources must never share a stored response.
@@ -96,11 +88,6 @@ def start_message(head: ResponseHead) -> Message:
     return {
         "type": "http.response.start",
         "status": head.status,
-        "headers": lowered(head.headers),
+        # ASGI wants lower case, and middleware outside looks for nothing else.
+        "headers": head.headers.lowered(),
     }
-
-
-def lowered(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """Return field lines as ASGI wants them: middleware outside looks for lower case alone."""
-    raw = headers.raw
-    return [*zip(map(bytes.lower, map(_NAME, raw)), map(_VALUE, raw), strict=True)]
