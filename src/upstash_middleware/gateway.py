@@ -89,7 +89,7 @@ class Gateway:
         """Whether requests are to come here at all."""
         self.halves = halves
         self._exempts = exempts
-        self.observe: Observer = _telling(LogObserver(), settings.observers)
+        self.observe: Observer = _Telling((LogObserver(), *settings.observers))
         """Tells the log and the application's observers of an event."""
         self._lock = threading.Lock()
         self._credentials: Credentials | None = None
@@ -367,19 +367,23 @@ class Gateway:
             return clients
 
 
-def _telling(log: Observer, observers: Sequence[Observer]) -> Observer:
-    """Return what tells the log and others, of whom none costs a response by failing."""
-    if not observers:
-        return log
+class _Telling:
+    """Tells several observers of an event, of whom none costs a response by failing."""
 
-    def tell(event: Event) -> None:
-        for observer in (log, *observers):
+    __slots__ = ("_observers", "ignores")
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = tuple(observers)
+        ignored = [frozenset(getattr(observer, "ignores", ())) for observer in observers]
+        self.ignores: frozenset[type[Event]] = frozenset.intersection(*ignored)
+        """What all of them ignore; see ``events.hears``."""
+
+    def __call__(self, event: Event) -> None:
+        for observer in self._observers:
             try:
                 observer(event)
             except Exception:  # noqa: BLE001 - a metric that fails must not cost a response
                 logger.exception("an observer raised on %s", type(event).__name__)
-
-    return tell
 
 
 async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:

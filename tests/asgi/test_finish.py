@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import gc
+import weakref
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
@@ -26,6 +28,7 @@ from upstash_middleware.errors import NotConnected
 
 if TYPE_CHECKING:
     from upstash_middleware.asgi.protocol import ASGIApp, Message, Receive, Scope, Send
+    from upstash_middleware.messages import Request
 
 pytestmark = pytest.mark.anyio
 
@@ -275,3 +278,33 @@ async def test_a_gateway_that_finishes_first_holds_back_the_body_of_ours_and_not
     await around(sending(start(), body(b"x")), gateway)(http_scope(), server.receive, server.send)
     assert server.settled == [False, True]
     assert half.finished == [True]
+
+
+class KeptScope(dict[str, Any]):
+    """A scope that can be referred to weakly."""
+
+
+class Forgetful(FakeHalf):
+    """A half that keeps no request."""
+
+    async def begin(self, request: Request) -> FakeHalf:
+        del request
+        return self
+
+
+async def test_nothing_keeps_a_scope_once_its_request_is_over():
+    """A circle would keep it, and all that it leads to, until it is searched for."""
+
+    async def anywhere(*_: Any) -> Any:
+        return {"type": "http.request"}
+
+    served = around(sending(start(), body(b"ok")), FakeGateway(Forgetful()))
+    scope = KeptScope(http_scope())
+    kept = weakref.ref(scope)
+    gc.disable()
+    try:
+        await served(scope, anywhere, anywhere)
+        del scope
+        assert kept() is None
+    finally:
+        gc.enable()

@@ -493,6 +493,29 @@ async def test_who_meets_nobody_goes_without_waiting_for_a_turn(world):
 
 
 @playing
+async def test_the_next_call_goes_before_the_replies_of_the_last_are_used(world):
+    tasks = await world.busy()
+    calls_when_answered = []
+
+    async def use():
+        assert await world.client.execute(pipeline(("ECHO", "c"))) == [b"c"]
+        calls_when_answered.append(len(world.wire.calls))
+
+    using = asyncio.ensure_future(use())
+    await turn()
+    world.wire.answer(0)
+    await turn()
+    waiting = world.begin(("ECHO", "d"))
+    await turn()
+    world.wire.answer(2)
+    await turn()
+    assert calls_when_answered == [4]
+    world.wire.answer(1)
+    world.wire.answer(3)
+    await asyncio.gather(*tasks, using, waiting)
+
+
+@playing
 async def test_after_big_replies_fewer_pipelines_share_a_call(world):
     tasks = await world.busy()
     shared = [world.begin(("GET", "a")), world.begin(("GET", "b"))]

@@ -49,13 +49,7 @@ class Engine:
         return self._begin_joined(request, inner)
 
     async def _begin_alone(self, half: exchange.Half, request: Request) -> Exchange:
-        part = None
-        try:
-            part = await half.begin(request)
-        except ConfigurationError:
-            raise
-        except Exception as error:  # noqa: BLE001 - no fault of ours may cost a response
-            self._observe(InternalError("begin", error))
+        part = await self._begin_half(half, request, [])
         return Exchange(self, request, [] if part is None else [part], None, self._observe)
 
     async def _begin_joined(self, request: Request, inner: Begins | None) -> Exchange:

@@ -52,8 +52,7 @@ def with_fields(headers: Headers, fields: Fields) -> Headers:
 
     The draft's two are lists, so lines of several origins add up (RFC 9110 §5.3).
     """
-    if not _MAY_BE_THE_APPLICATIONS.isdisjoint(headers.names()):
-        own = _MAY_BE_THE_APPLICATIONS.intersection(headers.names())
+    if own := _MAY_BE_THE_APPLICATIONS.intersection(headers.names()):
         fields = tuple([field for field in fields if field[0].decode("ascii").lower() not in own])
     return headers.adding(*fields)
 
