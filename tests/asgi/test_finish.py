@@ -271,6 +271,47 @@ async def test_a_gateway_that_finishes_first_does_so_before_the_last_byte(
     assert b"".join(half.chunks) == server.body
 
 
+@pytest.mark.parametrize(
+    ("messages", "method"),
+    [
+        ([start(200, (b"content-length", b"5")), body(b"whole")], "HEAD"),
+        ([start(200), body()], "HEAD"),
+        ([start(200, (b"content-length", b"0")), body()], "GET"),
+        ([start(204), body()], "GET"),
+        ([start(304), body()], "GET"),
+    ],
+)
+async def test_a_gateway_that_finishes_first_does_so_before_a_head_that_is_all(messages, method):
+    """A client may ask again as soon as it has it."""
+    half = FakeHalf()
+    gateway, server = FakeGateway(half), Watching(half)
+    gateway.finishes_first = True
+    scope = http_scope(method=method)
+    await around(sending(*messages), gateway)(scope, server.receive, server.send)
+    assert server.sent == messages
+    assert server.settled == [True, True]
+    assert half.finished == [True]
+
+
+async def test_a_gateway_that_finishes_first_does_so_before_the_trailers_after_no_body():
+    half = FakeHalf()
+    gateway, server = FakeGateway(half), Watching(half)
+    gateway.finishes_first = True
+    messages = [start(200, (b"content-length", b"0"), trailers=True), body()]
+    messages.append({"type": "http.response.trailers", "headers": [], "more_trailers": False})
+    await around(sending(*messages), gateway)(http_scope(), server.receive, server.send)
+    assert server.settled == [False, False, True]
+
+
+async def test_a_gateway_that_finishes_first_holds_back_the_head_of_ours_where_that_is_all():
+    half = FakeHalf(head=lambda _: whole(304, b""))
+    gateway, server = FakeGateway(half), Watching(half)
+    gateway.finishes_first = True
+    await around(sending(start(), body(b"x")), gateway)(http_scope(), server.receive, server.send)
+    assert server.settled == [True, True]
+    assert half.finished == [True]
+
+
 async def test_a_gateway_that_finishes_first_holds_back_the_body_of_ours_and_not_its_head():
     half = FakeHalf(head=lambda _: whole(200, b"stored"))
     gateway, server = FakeGateway(half), Watching(half)

@@ -437,6 +437,29 @@ def test_a_gateway_that_finishes_first_does_so_before_the_end_of_a_stream(length
         assert half.finished == [True]
 
 
+@pytest.mark.parametrize(
+    ("method", "status", "length"), [("HEAD", 200, "3"), ("GET", 204, ""), ("GET", 200, "0")]
+)
+def test_a_gateway_that_finishes_first_does_so_before_a_stream_that_nobody_reads(
+    method: str, status: int, length: str
+) -> None:
+    """A client may ask again as soon as it has the head."""
+    half = FakeHalf()
+
+    def pieces(request: HttpRequest) -> StreamingHttpResponse:
+        response = StreamingHttpResponse(iter([b"one"] if length != "0" else []), status=status)
+        if length:
+            response["Content-Length"] = length
+        return response
+
+    with around(half, page=pieces) as gateway:
+        gateway.finishes_first = True
+        iterable = called("/page", method)
+        assert half.finished == [True]
+        iterable.close()
+        assert half.finished == [True]
+
+
 def test_a_gateway_that_finishes_first_has_a_whole_body_stored_before_it_goes_out() -> None:
     half = FakeHalf()
     with around(half, page=hello) as gateway:

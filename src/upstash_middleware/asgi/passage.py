@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from upstash_middleware.core.engine import Exchange
     from upstash_middleware.gateway import Gateway
 
+_BODILESS = (204, 304)
 _FILES = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
 
 
@@ -88,8 +89,10 @@ class Passage:
             begun = self._begun(message)
             if isinstance(begun, Response):
                 await self.send_whole(begun, self._exchange.request.method)
-            else:
-                await self._send(begun)
+                return
+            if self._gateway.finishes_first and self._head_is_all(begun["status"]):
+                await self.finish(complete=not self._client_left)
+            await self._send(begun)
             return
         is_file = kind in _FILES
         if is_file:
@@ -100,14 +103,12 @@ class Passage:
         ends = self._ends(message)
         complete = self._seen_whole and not self._client_left
         if self._gateway.finishes_first and self._is_last(piece, ends=ends):
-            if piece and self._exchange.watching:
-                self._exchange.chunk(piece)
+            self._show(piece)
             await self.finish(complete=complete)
             await self._send(message)
             return
         await self._send(message)
-        if piece and self._exchange.watching:
-            self._exchange.chunk(piece)
+        self._show(piece)
         if ends:
             await self.finish(complete=complete)
         elif self._holders and (piece or is_file):
@@ -122,8 +123,10 @@ class Passage:
     async def send_whole(self, response: Response, method: str) -> None:
         """Send a response of ours in place of the application's, without its body for HEAD."""
         self._started = self._replaced = True
-        await self._send(start_message(response.head))
         body = b"" if method == "HEAD" else response.body
+        if self._gateway.finishes_first and not body:
+            await self.finish(complete=True)
+        await self._send(start_message(response.head))
         if self._gateway.finishes_first:
             await self.finish(complete=True)
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
@@ -135,6 +138,15 @@ class Passage:
             self.finished = True
             for gateway, exchange in (*self._behind, (self._gateway, self._exchange)):
                 await gateway.afinish(exchange, complete=complete)
+
+    def _show(self, piece: bytes) -> None:
+        if piece and self._exchange.watching and not self.finished:
+            self._exchange.chunk(piece)
+
+    def _head_is_all(self, status: int) -> bool:
+        """Whether a client has all once it has the head, whatever the application gives."""
+        is_bodiless = self._exchange.request.method == "HEAD" or status in _BODILESS
+        return (is_bodiless or self._announced == 0) and not self._trailers
 
     def _is_last(self, piece: bytes, *, ends: bool) -> bool:
         """Whether a client has all once it has this piece; Content-Length may tell it early."""

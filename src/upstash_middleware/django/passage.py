@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from upstash_middleware.gateway import Gateway
     from upstash_middleware.messages import Request
 
+_BODILESS = (204, 304)
 _HANDED = "upstash_middleware.handed"
 """Where in ``META`` a rate limit leaves its exchange for the cache directly inside."""
 
@@ -101,6 +102,8 @@ class Passage:
         translation.change_head(response, head, sent)
         if not response.streaming:
             self._see_whole(cast("HttpResponse", response))
+        elif self._gateway.finishes_first and self._head_is_all(response.status_code):
+            self._complete = True
         elif not self._is_for_the_server(response):
             self._see_pieces(cast("StreamingHttpResponse", response))
         return response
@@ -114,6 +117,10 @@ class Passage:
     @property
     def _is_head(self) -> bool:
         return self._asked.method == "HEAD"
+
+    def _head_is_all(self, status: int) -> bool:
+        """Whether a client has all once it has the head, whatever a stream would give."""
+        return self._is_head or status in _BODILESS or self._announced == 0
 
     def _is_for_the_server(self, response: HttpResponseBase) -> bool:
         """Whether the server reads a file itself, by ``wsgi.file_wrapper``; it is not stored then.
