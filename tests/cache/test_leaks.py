@@ -92,7 +92,7 @@ def asked_by(identity: dict[str, Any]) -> Request:
 
 
 @pytest.mark.parametrize("l1_bytes", [0, 1024 * 1024])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(visits=st.lists(st.tuples(IDENTITIES, RESPONSES), min_size=2, max_size=12))
 def test_nobody_is_sent_what_was_rendered_for_somebody_else(l1_bytes, visits):
     """Random cookies, credentials, languages, hosts, and whatever the responses say of them.
@@ -115,7 +115,7 @@ def test_nobody_is_sent_what_was_rendered_for_somebody_else(l1_bytes, visits):
 
 
 @pytest.mark.parametrize("l1_bytes", [0, 1024 * 1024])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(identities=st.lists(IDENTITIES, min_size=2, max_size=12))
 def test_a_private_cache_is_its_users_alone(l1_bytes, identities):
     """Whatever else a request carries."""

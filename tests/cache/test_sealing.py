@@ -67,7 +67,7 @@ def test_what_was_sealed_for_another_key_is_none(encrypt):
     assert decode(KEY + "?a", encode(KEY, PLAIN, raw=True, sealing=own), own) is None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 @ENCRYPT
 def test_a_sealed_payload_that_was_changed_or_cut_does_not_open(encrypt, data):
@@ -82,7 +82,6 @@ def test_a_sealed_payload_that_was_changed_or_cut_does_not_open(encrypt, data):
         own.open(KEY, memoryview(bytes(sealed)))
 
 
-@settings(deadline=None)
 @given(st.binary())
 @ENCRYPT
 def test_no_bytes_under_an_id_of_ours_are_more_than_unsealed(encrypt, junk):

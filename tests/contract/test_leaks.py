@@ -89,7 +89,6 @@ def test_no_identity_is_sent_what_was_rendered_for_another(serve: Serve):
 
     @settings(
         max_examples=150,
-        deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.nested_given],
     )
     @given(st.lists(ASKS, min_size=2, max_size=6))

@@ -54,7 +54,6 @@ LONGEST_KEY = 4096
 
 MANY = hypothesis_settings(
     max_examples=80,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

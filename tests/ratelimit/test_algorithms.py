@@ -82,7 +82,6 @@ def steps() -> st.SearchStrategy[list[Step]]:
 
 MODEL = settings(
     max_examples=150,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

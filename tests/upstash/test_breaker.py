@@ -278,7 +278,7 @@ class AnyCircuit(RuleBasedStateMachine):
         assert self.circuit.call()
 
 
-AnyCircuit.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+AnyCircuit.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
 TestAnyCircuit = AnyCircuit.TestCase
 
 
