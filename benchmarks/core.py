@@ -78,7 +78,7 @@ class Memory:
 def _request() -> Request:
     return Request(
         "GET", "/products/7", _REQUEST_FIELDS, host="shop.example", peer="203.0.113.7",
-        raw_path="/products/7",
+        sent_path="/products/7",
     )  # fmt: skip
 
 

@@ -144,19 +144,18 @@ class Request:
     """The authority that the client asked for: the Host field, in lower case."""
     peer: str | None = None
     """The address at the other end of the connection; None where the server does not tell."""
-    raw_path: str = ""
-    """The path as it was sent, percent-encoded; made from ``path`` where it is not known."""
+    sent_path: str = ""
+    """The path as it was sent, percent-encoded; empty where that is not known."""
     native: Any = field(default=None, repr=False)
     """The framework's own request: an ASGI scope, a WSGI environ, a Django HttpRequest."""
 
-    def __post_init__(self) -> None:
-        sent = self.raw_path
-        if not _PLAIN_PATH.fullmatch(sent or self.path):
-            sent = normal_path(sent or quote(self.path, safe=PATH_SAFE))
-        elif not sent:
-            sent = self.path
-        if sent is not self.raw_path:
-            object.__setattr__(self, "raw_path", sent)
+    @property
+    def raw_path(self) -> str:
+        """The path percent-encoded, in one spelling; made from ``path`` if need be."""
+        sent = self.sent_path
+        if _PLAIN_PATH.fullmatch(sent or self.path):
+            return sent or self.path
+        return normal_path(sent or quote(self.path, safe=PATH_SAFE))
 
 
 @dataclass(frozen=True, slots=True)

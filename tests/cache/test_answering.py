@@ -257,7 +257,7 @@ def keys(
     raw_path: str = "",
 ) -> Request:
     """Make a request of which only its target matters."""
-    return Request("GET", path, Headers(), query, scheme, host, raw_path=raw_path)
+    return Request("GET", path, Headers(), query, scheme, host, sent_path=raw_path)
 
 
 @pytest.mark.parametrize(

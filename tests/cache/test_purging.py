@@ -30,7 +30,7 @@ def warm(site: Site, *asked: Request) -> None:
         (request("/a", query="x=é"), "/a?x=é"),
         (request("/caf\u00e9"), "/caf\u00e9"),
         (request("/caf\u00e9"), "/caf%c3%a9"),
-        (Request("GET", "/a~", host="shop.test", raw_path="/a%7E"), "/a~"),
+        (Request("GET", "/a~", host="shop.test", sent_path="/a%7E"), "/a~"),
         (request("/"), "http://shop.test"),
     ],
 )

@@ -243,7 +243,7 @@ def test_what_nobody_took_over_inside_is_finished_as_incomplete(begin, events):
 def test_what_is_held_is_renewed_when_it_is_due(begin):
     holder, client = Holder("limit"), Client()
     exchange = begin(holder, Part("cache"))
-    assert exchange.holding == [holder]
+    assert exchange.holding == (holder,)
     run(exchange.renewal(), client)
     assert client.calls == [["RENEW"]]
     assert exchange.renewal() is None
@@ -251,7 +251,7 @@ def test_what_is_held_is_renewed_when_it_is_due(begin):
 
 def test_a_request_that_holds_nothing_has_nothing_to_renew(begin):
     exchange = begin(Part("limit"), Part("cache"))
-    assert exchange.holding == []
+    assert exchange.holding == ()
     assert exchange.renewal() is None
 
 

@@ -182,7 +182,7 @@ def test_different_resources_have_different_keys(
     assume(one != other)
     keys = set()
     for host, path in (one, other):
-        request = Request("GET", "/", host=host, raw_path=path.partition("?")[0])
+        request = Request("GET", "/", host=host, sent_path=path.partition("?")[0])
         url = f"{request.raw_path}?{path.partition('?')[2]}"
         keys.add((Names("p").resource(origin_of("http", host), url), url, host))
     assume(len({(url, host.removesuffix(":80")) for _, url, host in keys}) == 2)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from starlette.applications import Starlette
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import HTTPConnection
+from starlette.requests import Request as StarletteRequest
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
@@ -16,6 +17,7 @@ from starlette.testclient import TestClient
 from tests.observing.conftest import request_by
 from upstash_middleware import CacheRule
 from upstash_middleware.events import CacheLookedUp, Event, RateLimitDecided, UpstashCalled
+from upstash_middleware.messages import Request
 from upstash_middleware.starlette import UpstashMiddleware
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def test_in_starlette_an_observer_gets_the_request_as_starlette_has_it():
     """The decision and the lookup bring the scope; what they are printed as has nothing of it."""
     seen: list[Event] = []
 
-    async def page(_: Request) -> PlainTextResponse:
+    async def page(_: StarletteRequest) -> PlainTextResponse:
         return PlainTextResponse("page")
 
     app = Starlette(routes=[Route("/pages/{id}", page)])
@@ -66,6 +68,32 @@ def test_a_call_is_told_in_the_commands_names_with_neither_keys_nor_values(
     assert (call.server, call.port) == ("127.0.0.1", int(upstash.url.rpartition(":")[2]))
     assert call.seconds > 0
     assert call.error is None
+
+
+class Choosy:
+    """An observer that says what it has no use for, and notes what it is told."""
+
+    def __init__(self, *ignored: type[Event]) -> None:
+        self.ignores = frozenset(ignored)
+        self.seen: list[type[Event]] = []
+
+    def __call__(self, event: Event) -> None:
+        self.seen.append(type(event))
+
+
+def test_what_every_observer_ignores_is_not_even_made(opened: Opened):
+    """The log ignores both; one who hears of either has it told to all."""
+    page = Request("GET", "/pages/7", host="shop.example", peer="203.0.113.9")
+    for ignored, other in (
+        (CacheLookedUp, RateLimitDecided),
+        (RateLimitDecided, CacheLookedUp),
+    ):
+        choosy = Choosy(ignored)
+        with opened(choosy, default_limit="9/min") as gateway:
+            for _ in range(2):
+                gateway.finish(gateway.begin(page), complete=True)
+        assert choosy.seen.count(ignored) == 0
+        assert choosy.seen.count(other) == 2
 
 
 def test_an_observer_that_raises_costs_nobody_anything(

@@ -43,13 +43,20 @@ def request_of(scope: Scope) -> Request:
         headers,
         scope.get("query_string", b"").decode("latin-1"),
         scope.get("scheme", "http"),
-        (headers.get("host") or "").lower(),
+        _host(headers),
         (client[0] or None) if client else None,
         # Middleware outside may have rewritten the path alone; what was sent is then about another
         # resource, and two resources must never share a stored response.
         sent if sent == path or unquote(sent) == path else "",
         scope,
     )
+
+
+def _host(headers: Headers) -> str:
+    for name, value in headers.raw:  # it is among the first, and in lower case, as ASGI has it
+        if name == b"host":
+            return value.decode("latin-1").lower()
+    return (headers.get("host") or "").lower()
 
 
 def refresh_scope(scope: Scope, request: Request, lifespan_state: Mapping[str, Any]) -> Scope:

@@ -116,7 +116,7 @@ def request_for(url: str, method: str, fields: list[str] | tuple[str, ...], peer
         scheme=parts.scheme or "http",
         host=(headers.get("host") or "").lower(),
         peer=peer,
-        raw_path=parts.path or "/",
+        sent_path=parts.path or "/",
     )
 
 

@@ -131,11 +131,11 @@ class Exchange:
         self.inner = inner
         """What the engine directly inside has already found out, to be handed to it."""
         self._parts = parts
-        self.holding: list[exchange.Holding] = []
+        self.holding: Sequence[exchange.Holding] = ()
         """Who holds something on Redis that has to be renewed; for most requests nobody."""
-        self.watching: list[exchange.Exchange] = []
+        self.watching: Sequence[exchange.Exchange] = ()
         """Who sees the body."""
-        self._unreached: list[exchange.Exchange] = []
+        self._unreached: Sequence[exchange.Exchange] = ()
         self._observe = observe
         self._refresh: Exchange | None = None
         self.decision: Decision | None = None
@@ -147,9 +147,9 @@ class Exchange:
         for index, part in enumerate(parts):
             self.decision = self.decision or part.decision
             if part.holds:
-                self.holding.append(part)  # type: ignore[arg-type] # it is one who holds
+                self.holding = (*self.holding, part)  # type: ignore[assignment,arg-type] # it is one
             if part.watches:
-                self.watching.append(part)
+                self.watching = (*self.watching, part)
             if part.response is not None:
                 self._parts, self._unreached = parts[: index + 1], parts[index + 1 :]
                 self.response = self._ready_response(index, part, part.response)
@@ -276,7 +276,7 @@ class Exchange:
     def _leave_out(self, part: exchange.Exchange, where: str, error: Exception) -> None:
         self._parts = [other for other in self._parts if other is not part]
         self.watching = [other for other in self.watching if other is not part]
-        self._unreached.append(part)
+        self._unreached = (*self._unreached, part)
         self._observe(InternalError(where, error))
 
 

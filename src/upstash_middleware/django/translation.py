@@ -43,7 +43,7 @@ def request_from(request: HttpRequest) -> Request:
         request.scheme or "http",
         _host(request),
         meta.get("REMOTE_ADDR") or None,
-        _raw_path(request, path),
+        _sent_path(request, path),
         request,
     )
 
@@ -70,7 +70,7 @@ def _host(request: Any) -> str:
     return raw_host.lower()
 
 
-def _raw_path(request: HttpRequest, path: str) -> str:
+def _sent_path(request: HttpRequest, path: str) -> str:
     """Return the path as sent, where the server tells (WSGI knows it not) and it is still true.
 
     Middleware outside may have rewritten the path; what was sent is then about another resource,

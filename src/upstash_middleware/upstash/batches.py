@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from upstash_middleware.errors import CommandError, ConnectionLost, Refused, UpstashError
@@ -89,6 +91,10 @@ class Waiting(ABC):
         """Raise an error where somebody waits."""
 
 
+ends_at: Final = attrgetter("deadline.at")
+_members: Final = attrgetter("members")
+_commands: Final = attrgetter("pipeline.commands")
+
 W = TypeVar("W", bound=Waiting)
 
 
@@ -160,20 +166,18 @@ class Traffic:
         most = len(waiting)
         if not self._under_way and most >= FEWEST_HALVED and self._most_calls > 1:
             most = (most + 1) // 2
+        if most * self._usual_reply_bytes > MAX_REPLY_BYTES:
+            most = max(1, int(MAX_REPLY_BYTES / self._usual_reply_bytes))
         while waiting and len(batch) < most:
-            one = waiting[0]
-            if not one.done():
-                commands += len(one.members)
-                characters += one.characters
-                reply_bytes = self._usual_reply_bytes * (len(batch) + 1)
-                if batch and (
-                    commands > MAX_COMMANDS
-                    or characters > MAX_CHARACTERS
-                    or reply_bytes > MAX_REPLY_BYTES
-                ):
-                    break
-                batch.append(one)
-            waiting.popleft()
+            one = waiting.popleft()
+            if one.done():
+                continue
+            commands += len(one.members)
+            characters += one.characters
+            if batch and (commands > MAX_COMMANDS or characters > MAX_CHARACTERS):
+                waiting.appendleft(one)
+                break
+            batch.append(one)
         return batch
 
     def learn_size(self, replies: Sequence[Reply], pipelines: int) -> None:
@@ -228,11 +232,7 @@ def carried(batch: Sequence[Waiting], secret: str) -> Generator[SharedCall, list
 
 def last_deadline(batch: Sequence[Waiting]) -> Deadline:
     """Return the deadline of a call for all of these."""
-    last = batch[0].deadline
-    for one in batch:
-        if one.deadline.at > last.at:
-            last = one.deadline
-    return last
+    return max(batch, key=ends_at).deadline
 
 
 def fail(batch: Sequence[Waiting], error: Exception) -> None:
@@ -244,8 +244,8 @@ def fail(batch: Sequence[Waiting], error: Exception) -> None:
 
 def _shared_call(batch: Sequence[Waiting], *, repeat: bool) -> SharedCall:
     return SharedCall(
-        joined([member for one in batch for member in one.members]),
-        [command for one in batch for command in one.pipeline.commands],
+        joined([*chain.from_iterable(map(_members, batch))]),
+        [*chain.from_iterable(map(_commands, batch))],
         len(batch),
         last_deadline(batch),
         repeat,

@@ -19,7 +19,7 @@ from upstash_middleware.upstash.batches import (
     Traffic,
     Waiting,
     carried,
-    last_deadline,
+    ends_at,
 )
 from upstash_middleware.upstash.protocol import joined
 
@@ -177,10 +177,11 @@ class Gathering:
             task.add_done_callback(self._tasks.discard)
 
     async def _carry(self, batch: list[_Task], way: Way) -> None:
-        last = last_deadline(batch)
-        for one in batch:
-            if one.timer is None and one.deadline.at < last.at - batches.PATIENCE_SECONDS:
-                one.expire_in(one.deadline.at - one.deadline.clock())
+        well_before = max(map(ends_at, batch)) - batches.PATIENCE_SECONDS
+        if min(map(ends_at, batch)) < well_before:
+            for one in batch:
+                if one.timer is None and one.deadline.at < well_before:
+                    one.expire_in(one.deadline.at - one.deadline.clock())
         try:
             await self._together(batch, way)
         except asyncio.CancelledError:

@@ -17,6 +17,7 @@ from upstash_middleware.upstash.batches import (
     Traffic,
     Waiting,
     carried,
+    ends_at,
     fail,
 )
 from upstash_middleware.upstash.protocol import joined
@@ -174,7 +175,7 @@ class ThreadGathering:
         for one in batch:
             one.taken = True
         if batch:
-            last = max(batch, key=lambda one: one.deadline.at)
+            last = max(batch, key=ends_at)
             last.lead(_Lead(batch, self._traffic.begin()))
 
     def _carry(self, lead: _Lead) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from functools import lru_cache
 from http import HTTPStatus
 from io import BytesIO
+from itertools import compress, repeat
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote_to_bytes
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 _WITHOUT_PREFIX = ("CONTENT_TYPE", "CONTENT_LENGTH")
 _EMPTY_IF_ABSENT = (b"content-type", b"content-length")
+_FIRST, _SECOND = itemgetter(0), itemgetter(1)
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 _OF_ANY_REQUEST = (
@@ -58,7 +61,7 @@ def request_of(environ: WSGIEnvironment) -> Request:
         environ["wsgi.url_scheme"],
         _host(environ),
         environ.get("REMOTE_ADDR") or None,
-        _raw_path(environ, path),
+        _sent_path(environ, path),
         environ,
     )
 
@@ -81,7 +84,9 @@ def forwarded(environ: WSGIEnvironment, was: Headers, now: Headers) -> WSGIEnvir
 
 def head_of(status: str, fields: Sequence[tuple[str, str]]) -> ResponseHead:
     """Return what an application gave to ``start_response`` as a value."""
-    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields]
+    latin = repeat("latin-1")
+    names, values = map(_FIRST, fields), map(_SECOND, fields)
+    raw = zip(map(str.encode, names, latin), map(str.encode, values, latin), strict=True)
     return ResponseHead(int(status[:3]), Headers(raw))
 
 
@@ -118,14 +123,17 @@ def status_line(status: int) -> str:
 
 def fields_of(headers: Headers) -> list[tuple[str, str]]:
     """Return header fields as ``start_response`` takes them."""
-    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers.raw]
+    latin = repeat("latin-1")
+    names, values = map(_FIRST, headers.raw), map(_SECOND, headers.raw)
+    return [*zip(map(bytes.decode, names, latin), map(bytes.decode, values, latin), strict=True)]
 
 
 def _fields(environ: WSGIEnvironment) -> list[tuple[bytes, bytes]]:
+    names: list[Any] = [*map(_name, environ)]  # most keys are no field's
     return [
         (name, value.encode("latin-1", "backslashreplace"))  # as _bytes, without a call for each
-        for key, value in environ.items()
-        if (name := _name(key)) and (value or name not in _EMPTY_IF_ABSENT)
+        for name, value in compress(zip(names, environ.values(), strict=True), names)
+        if value or name not in _EMPTY_IF_ABSENT
     ]
 
 
@@ -154,7 +162,7 @@ def _host(environ: WSGIEnvironment) -> str:
     return host.lower()
 
 
-def _raw_path(environ: WSGIEnvironment, path: bytes) -> str:
+def _sent_path(environ: WSGIEnvironment, path: bytes) -> str:
     """Return the path as it was sent, where the server tells and nothing has changed it since.
 
     A middleware outside of us may have rewritten PATH_INFO; the server's word is then about

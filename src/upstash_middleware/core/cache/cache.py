@@ -42,7 +42,13 @@ from upstash_middleware.core.cache.store import Store, Target
 from upstash_middleware.core.cache.validation import is_for_the_origin
 from upstash_middleware.core.effects import call
 from upstash_middleware.errors import ConfigurationError, UpstashError
-from upstash_middleware.events import CacheLookedUp, UpstashAnswered, UpstashFailed, UserCodeFailed
+from upstash_middleware.events import (
+    CacheLookedUp,
+    UpstashAnswered,
+    UpstashFailed,
+    UserCodeFailed,
+    hears,
+)
 from upstash_middleware.values import replace
 
 if TYPE_CHECKING:
@@ -111,6 +117,8 @@ class Cache:
         """
         self._rules = tuple(rules)
         self._observe = observe
+        self._tells = hears(observe, CacheLookedUp)
+        """Whether anybody wants to know of every lookup."""
         self._store = Store(
             Names(prefix),
             secret,
@@ -163,10 +171,10 @@ class Cache:
         if isinstance(asked, CacheStatus):
             if (answering := self._held(place, request, target, instead_of_store)) is not None:
                 return answering
-            self._observe(CacheLookedUp(target.url, "bypass", request))
+            self._tell(target, "bypass", request)
             return Bypassing(asked)
         exchange, outcome = passage(place.context, asked)
-        self._observe(CacheLookedUp(target.url, outcome, request))
+        self._tell(target, outcome, request)
         if isinstance(exchange, Answering) and exchange.refresh is None:
             return exchange
         return await _together_with_others(place.context, exchange, asked)
@@ -180,7 +188,7 @@ class Cache:
             asked = await self._looked_up(place, request, target)
             if isinstance(asked, Forwarded):
                 return Posting(place.context, asked)
-            self._observe(CacheLookedUp(target.url, "bypass", request))
+            self._tell(target, "bypass", request)
         return Invalidating(self._context, request)
 
     async def purge(self, what: Purge) -> None:
@@ -246,8 +254,12 @@ class Cache:
             place.context, Forwarded(request, place.rule, target, lookup, "uri-miss")
         )
         if answer is not None:
-            self._observe(CacheLookedUp(target.url, "hit", request))
+            self._tell(target, "hit", request)
         return answer
+
+    def _tell(self, target: Target, outcome: str, request: Request) -> None:
+        if self._tells:
+            self._observe(CacheLookedUp(target.url, outcome, request))
 
     async def _looked_up(
         self, place: Place, request: Request, target: Target

@@ -67,7 +67,7 @@ class Places:
     def of(self, request: Request, method: str) -> Place | None:
         """Return the place of a request, taken as one of this method; None if no rule covers it."""
         path = request.path
-        asked = (method, path, request.raw_path, request.query, request.scheme, request.host)
+        asked = (method, path, request.sent_path, request.query, request.scheme, request.host)
         place = self.known.get(asked)
         if place is not None:
             return place

@@ -13,7 +13,7 @@ from upstash_middleware.core.effects import Pipeline, together
 from upstash_middleware.core.ratelimit.advising import Advising
 from upstash_middleware.core.ratelimit.asking import Ask, Asking, Match, Settled, longest_deadline
 from upstash_middleware.core.ratelimit.compiled import compile_rules
-from upstash_middleware.core.ratelimit.decision import Decision, combined, decided, later
+from upstash_middleware.core.ratelimit.decision import combined, decided, later
 from upstash_middleware.core.ratelimit.denial import denial
 from upstash_middleware.core.ratelimit.exchange import RateLimitExchange
 from upstash_middleware.core.ratelimit.limits import MAX_QUOTA
@@ -27,7 +27,7 @@ from upstash_middleware.core.ratelimit.outcomes import (
 )
 from upstash_middleware.core.ratelimit.script import charge_command, read_verdicts
 from upstash_middleware.core.ratelimit.server_clock import TIME, ServerClock
-from upstash_middleware.core.ratelimit.settling import Settling, Taken
+from upstash_middleware.core.ratelimit.settling import Settling
 from upstash_middleware.errors import CommandError, UpstashError
 from upstash_middleware.events import (
     RateLimitDecided,
@@ -46,9 +46,11 @@ if TYPE_CHECKING:
     from upstash_middleware.core.identify import Identifier
     from upstash_middleware.core.ratelimit.analytics import Analytics, Counts
     from upstash_middleware.core.ratelimit.compiled import CompiledRule
+    from upstash_middleware.core.ratelimit.decision import Decision
     from upstash_middleware.core.ratelimit.deny_list import DenyList
     from upstash_middleware.core.ratelimit.inspecting import Explanation, Inspecting
     from upstash_middleware.core.ratelimit.rules import RateLimitRule, SdkLimiter
+    from upstash_middleware.core.ratelimit.settling import Taken
     from upstash_middleware.events import Observer
     from upstash_middleware.messages import Request
 
@@ -124,7 +126,8 @@ class RateLimiter:
             outcomes = list(known.values())
         else:
             outcomes = await self._outcomes(asks, known, request)
-        enforced, taken = list[Decision](), list[Taken]()
+        enforced: list[Decision] = []
+        taken: list[Taken] = []
         for outcome in outcomes:
             if self._tells:
                 self._tell(outcome.decision, request)
@@ -227,7 +230,7 @@ class RateLimiter:
         """Return a flow for what came of each rule, in order."""
         if self._asks_alone and not known and len(asks) == 1 and asks[0].rule.policies:
             own: Sequence[Ask] = asks  # type: ignore[assignment] # what is settled is known
-            return self._ask_own(own, longest_deadline(own, self.deadline))
+            return self._ask_own(own, own[0].rule.rule.deadline or self.deadline)
         return self._joined_outcomes(asks, known, request)
 
     async def _joined_outcomes(

@@ -51,19 +51,17 @@ def charges_for(asks: Sequence[Ask], *, local: bool = False) -> list[Charge]:
 
 def outcomes_of(asks: Sequence[Ask], verdicts: Sequence[Verdict], now_ms: int) -> list[Outcome]:
     """Return what the verdicts on these charges, by a call at ``now_ms``, mean for each ask."""
-    decided_each: list[tuple[Ask, Sequence[Verdict], Decision]] = []
-    together, end = True, 0
+    outcomes: list[Outcome] = []
+    denies, end = False, 0
     for ask in asks:
         begin, end = end, end + len(ask.rule.policies)
         own = verdicts[begin:end]
         decision = _decision(ask, own, now_ms)
-        decided_each.append((ask, own, decision))
-        together = together and (decision.allowed or decision.shadow)
-    outcomes = []
-    for ask, own, decision in decided_each:
-        takes = decision.allowed if decision.shadow else together
-        taken = Taken(ask, tuple(map(_where, own))) if takes else None
+        taken = Taken(ask, tuple(map(_where, own))) if decision.allowed else None
         outcomes.append(Outcome(decision, taken))
+        denies = denies or not (decision.allowed or decision.shadow)
+    if denies:  # the others that limit together have taken nothing either
+        return [one if one.decision.shadow else Outcome(one.decision) for one in outcomes]
     return outcomes
 
 
