@@ -16,6 +16,7 @@ from upstash_middleware.core.cache.entries import decode
 from upstash_middleware.core.engine import Engine
 from upstash_middleware.core.ratelimit import RateLimiter
 from upstash_middleware.drivers import run
+from upstash_middleware.logs import LogObserver
 from upstash_middleware.messages import ResponseHead
 from upstash_middleware.upstash import protocol
 
@@ -47,6 +48,8 @@ _PAGE_FIELDS = Headers(
 )
 _PAGE = bytes(range(256)) * 4
 _VERDICT: list[Reply] = [1, 999, 3_600_000, 0, 1_795_412, 0]
+_OBSERVER = LogObserver()
+"""What every process has."""
 _DENIAL: list[Reply] = [0, 0, 3_600_000, 3_600_000, 1_795_412, 0]
 
 
@@ -68,7 +71,7 @@ class Memory:
             case "TIME":
                 return [str(int(time.time())).encode(), b"0"]
             case "MGET":
-                return [self.values.get(key) for key in words[1:]]
+                return [*map(self.values.get, words[1:])]
             case "SET":
                 self.values[words[1]] = words[2]
                 return b"OK"
@@ -88,13 +91,13 @@ def _engine(*, limit: str | None, cache: bool) -> Engine:
         "prefix": "upstash-middleware",
         "secret": lambda: b"secret",
         "clock": SystemClock,
-        "observe": lambda _event: None,
+        "observe": _OBSERVER,
     }
     if limit:
         halves.append(RateLimiter((), RateLimitRule(None, limit, name="default"), **common))
     if cache:
         halves.append(Cache([CacheRule("/products/{id}", ttl=3600)], **common))
-    return Engine(halves, observe=lambda _event: None)
+    return Engine(halves, observe=_OBSERVER)
 
 
 def _decision(

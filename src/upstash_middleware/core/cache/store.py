@@ -17,7 +17,7 @@ and writes is what makes a purge safe:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from upstash_middleware.core.cache.keys import keyed, selected_values
 from upstash_middleware.core.effects import Command, Pipeline
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from upstash_middleware.events import Observer
     from upstash_middleware.messages import Headers
 
+_STRING_OR_NONE = frozenset({bytes, type(None)})
 MAX_TAGS = 128
 """Of one response, ancestors included: each costs a read of its epoch with every lookup."""
 
@@ -107,6 +108,8 @@ class Store:
             raise values
         if not isinstance(values, list) or len(values) != len(keys):
             raise UnexpectedAnswer(f"MGET of {len(keys)} keys did not answer as many values")
+        if _STRING_OR_NONE.issuperset(map(type, values)):
+            return cast("list[bytes | None]", values)
         return [value if isinstance(value, bytes) else None for value in values]
 
     def entry(self, key: str, data: bytes | None) -> StoredResponse | Stub | None:
