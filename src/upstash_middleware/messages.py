@@ -174,6 +174,10 @@ class Response:
     body: bytes = b""
 
 
+WITHOUT_BODY = frozenset({204, 304})
+"""Statuses of responses that end with their head (RFC 9110 §6.4.1)."""
+
+
 def content_length(headers: Headers) -> int | None:
     """Return the bytes of body that a message announces, None where it does not say."""
     told = headers.get("content-length") or ""

@@ -9,14 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from upstash_middleware.asgi.protocol import headers_of, start_message
-from upstash_middleware.messages import Response, ResponseHead, content_length
+from upstash_middleware.messages import WITHOUT_BODY, Response, ResponseHead, content_length
 
 if TYPE_CHECKING:
     from upstash_middleware.asgi.protocol import Message, Receive, Send
     from upstash_middleware.core.engine import Exchange
     from upstash_middleware.gateway import Gateway
 
-_BODILESS = (204, 304)
 _FILES = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
 
 
@@ -145,7 +144,7 @@ class Passage:
 
     def _head_is_all(self, status: int) -> bool:
         """Whether a client has all once it has the head, whatever the application gives."""
-        is_bodiless = self._exchange.request.method == "HEAD" or status in _BODILESS
+        is_bodiless = self._exchange.request.method == "HEAD" or status in WITHOUT_BODY
         return (is_bodiless or self._announced == 0) and not self._trailers
 
     def _is_last(self, piece: bytes, *, ends: bool) -> bool:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
+from itertools import chain
+from operator import attrgetter
 from typing import Any, TypeVar, cast
 
 from upstash_middleware.errors import CommandError
@@ -184,9 +186,13 @@ async def together(
 
 
 async def _perform_joined(lanes: list[_Lane]) -> None:
-    joinable = [lane for lane in lanes if len(lanes) == 1 or _joinable(lane.asks)]
-    alone = [[lane] for lane in lanes if lane not in joinable]
-    for group in [joinable, *alone] if joinable else alone:
+    alone = [lane for lane in lanes if not _joinable(lane.asks)] if len(lanes) > 1 else []
+    groups = [lanes]
+    if alone:
+        groups = [[lane] for lane in alone]
+        if len(alone) < len(lanes):
+            groups.insert(0, [lane for lane in lanes if lane not in alone])
+    for group in groups:
         try:
             await _perform_as_one(group)
         except (Exception, GeneratorExit):  # else nobody drives this any more
@@ -216,7 +222,7 @@ def _is_text(word: bytes) -> bool:
 
 
 async def _perform_as_one(lanes: list[_Lane]) -> None:
-    asked = [lane.asks for lane in lanes if lane.asks is not None]
+    asked: list[Pipeline] = [*map(_asks, lanes)]
     try:
         replies = await (asked[0] if len(asked) == 1 else _joined(asked))
     except Exception as error:  # noqa: BLE001 - each flow settles what befalls its commands
@@ -244,10 +250,14 @@ def _joined(pipelines: list[Pipeline]) -> Pipeline:
     leading = [pipeline for pipeline in pipelines if not pipeline.yields]
     deadlines = [pipeline.deadline for pipeline in leading or pipelines]
     return Pipeline(
-        tuple([command for pipeline in pipelines for command in pipeline.commands]),
+        tuple(chain.from_iterable(map(_commands, pipelines))),
         None if None in deadlines else max(deadlines),  # type: ignore[type-var] # no None
         not leading,
     )
+
+
+_asks = attrgetter("asks")
+_commands = attrgetter("commands")
 
 
 class _Lane:

@@ -66,8 +66,8 @@ class Engine:
         except BaseException:
             await self._abandon(ready)
             raise
-        handed = cast("Exchange | None", begun.pop()) if inner is not None else None
-        parts = [cast("exchange.Exchange", part) for part in begun if part is not None]
+        handed: Exchange | None = begun.pop() if inner is not None else None
+        parts: list[exchange.Exchange] = [part for part in begun if part is not None]
         return Exchange(self, request, parts, handed, self._observe)
 
     async def _abandon(self, ready: list[exchange.Exchange | Exchange]) -> None:

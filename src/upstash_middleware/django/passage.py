@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from upstash_middleware.django import translation
 from upstash_middleware.django.denying import denied_or_ready
-from upstash_middleware.messages import Response, content_length
+from upstash_middleware.messages import WITHOUT_BODY, Response, content_length
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from upstash_middleware.gateway import Gateway
     from upstash_middleware.messages import Request
 
-_BODILESS = (204, 304)
 _HANDED = "upstash_middleware.handed"
 """Where in ``META`` a rate limit leaves its exchange for the cache directly inside."""
 
@@ -120,7 +119,7 @@ class Passage:
 
     def _head_is_all(self, status: int) -> bool:
         """Whether a client has all once it has the head, whatever a stream would give."""
-        return self._is_head or status in _BODILESS or self._announced == 0
+        return self._is_head or status in WITHOUT_BODY or self._announced == 0
 
     def _is_for_the_server(self, response: HttpResponseBase) -> bool:
         """Whether the server reads a file itself, by ``wsgi.file_wrapper``; it is not stored then.

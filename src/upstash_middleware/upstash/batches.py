@@ -92,6 +92,7 @@ class Waiting(ABC):
 
 
 ends_at: Final = attrgetter("deadline.at")
+"""When the time of one who waits is up, by the monotonic clock."""
 _members: Final = attrgetter("members")
 _commands: Final = attrgetter("pipeline.commands")
 

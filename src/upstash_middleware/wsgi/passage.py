@@ -10,7 +10,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from upstash_middleware.events import UserCodeFailed
-from upstash_middleware.messages import Response, content_length
+from upstash_middleware.messages import WITHOUT_BODY, Response, content_length
 from upstash_middleware.wsgi.environ import fields_of, head_of, status_line
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from upstash_middleware.core.engine import Exchange
     from upstash_middleware.gateway import Gateway
-
-_BODILESS = (204, 304)
 
 
 class Passage:
@@ -198,7 +196,7 @@ class Passage:
             return
         status, fields = self._started
         told = "content-length" in [name.lower() for name, _ in fields]
-        if not told and int(status[:3]) not in _BODILESS:
+        if not told and int(status[:3]) not in WITHOUT_BODY:
             self._started = status, [*fields, ("Content-Length", str(length))]
 
     def _send_head(self) -> bool:
@@ -214,7 +212,7 @@ class Passage:
         if answer is not head:
             status = status if answer.status == head.status else status_line(answer.status)
             fields = fields_of(answer.headers)
-        self._is_bodiless = self._is_head or head.status in _BODILESS
+        self._is_bodiless = self._is_head or head.status in WITHOUT_BODY
         if not self._is_bodiless:
             self._announced = content_length(head.headers)
         self._write = self._start(status, fields)

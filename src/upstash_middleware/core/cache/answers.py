@@ -14,7 +14,7 @@ from upstash_middleware.core.cache.ranges import (
     wanted_range,
 )
 from upstash_middleware.core.cache.validation import headers_of_304, not_modified
-from upstash_middleware.messages import Headers, Response, ResponseHead
+from upstash_middleware.messages import WITHOUT_BODY, Headers, Response, ResponseHead
 
 if TYPE_CHECKING:
     from upstash_middleware.core.cache.entries import StoredResponse
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 FOR_LESS = frozenset({"if-modified-since", "if-none-match", "if-range", "range"})
 """Fields with which a request may be answered by less than what is stored."""
 # RFC 9110 §8.6: statuses whose responses have no content to tell the length of.
-_WITHOUT_CONTENT = frozenset({204, 304})
 
 
 def current_age(stored: StoredResponse, now: float) -> float:
@@ -120,6 +119,6 @@ def _own_fields(stored: StoredResponse, profile: Profile) -> Headers:
         # RFC 9110 §6.6.1: a response without Date gets the time when it was received.
         date = format_date(date_of(headers, stored.stored_at)).encode("ascii")
         headers = headers.adding((b"date", date))
-    if "content-length" not in headers and stored.status not in _WITHOUT_CONTENT:
+    if "content-length" not in headers and stored.status not in WITHOUT_BODY:
         headers = headers.adding((b"content-length", b"%d" % stored.length))
     return headers

@@ -17,7 +17,7 @@ and writes is what makes a purge safe:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from upstash_middleware.core.cache.keys import keyed, selected_values
 from upstash_middleware.core.effects import Command, Pipeline
@@ -109,7 +109,7 @@ class Store:
         if not isinstance(values, list) or len(values) != len(keys):
             raise UnexpectedAnswer(f"MGET of {len(keys)} keys did not answer as many values")
         if _STRING_OR_NONE.issuperset(map(type, values)):
-            return cast("list[bytes | None]", values)
+            return values  # type: ignore[return-value] # as has just been seen
         return [value if isinstance(value, bytes) else None for value in values]
 
     def entry(self, key: str, data: bytes | None) -> StoredResponse | Stub | None:
