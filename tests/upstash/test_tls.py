@@ -160,6 +160,7 @@ class Served:
         self.connections = 0
         self.ended = 0
         self.protocols: set[str | None] = set()
+        self.resumed: list[bool | None] = []
 
     def __call__(self, connection: socket.socket, _ended: threading.Event) -> None:
         connection.settimeout(10)
@@ -167,6 +168,7 @@ class Served:
             self.connections += 1
             with self.context.wrap_socket(connection, server_side=True) as secured:
                 self.protocols.add(secured.selected_alpn_protocol())
+                self.resumed.append(secured.session_reused)
                 for _ in range(self.answers):
                     if next_request(secured) is None:
                         break
@@ -184,7 +186,10 @@ class Served:
             time.sleep(0.01)
 
 
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
 def test_one_connection_serves_many_calls_to_whom_a_trusted_authority_vouches_for(
     talk, trusted, version, host
@@ -309,6 +314,40 @@ def test_an_end_that_tls_announces_ends_an_answer(talk, trusted):
         assert execute(pipeline(("INCR", "k"), deadline=10.0)) == [1]
 
 
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_next_connection_resumes_the_session_of_the_last(trusted, kind, version):
+    """RFC 8446 §2.2, RFC 5077: nothing is to be verified again."""
+    context = server_context()
+    context.minimum_version = context.maximum_version = version
+    served = Served(context, answers=1)
+    with (
+        listening(served) as port,
+        executing(kind, Credentials(f"https://localhost:{port}", TOKEN), "sockets") as execute,
+    ):
+        for number in range(3):
+            assert execute(pipeline(("INCR", "k"), deadline=10.0)) == [1]
+            served.wait_for_ends(number + 1)
+    assert served.resumed == [False, True, True]
+
+
+def test_a_server_that_has_forgotten_the_session_is_verified_anew(trusted):
+    served = Served(server_context(), answers=1)
+    with (
+        listening(served) as port,
+        executing("sync", Credentials(f"https://localhost:{port}", TOKEN), "sockets") as execute,
+    ):
+        assert execute(pipeline(("INCR", "k"), deadline=10.0)) == [1]
+        served.wait_for_ends(1)
+        served.context = server_context()
+        assert execute(pipeline(("INCR", "k"), deadline=10.0)) == [1]
+        served.wait_for_ends(2)
+        served.context = server_context(trustme.CA())
+        with pytest.raises(NotConnected):
+            execute(pipeline(("INCR", "k"), deadline=10.0))
+    assert served.resumed == [False, False]
+
+
 class Pair:
     """A client's Connection and, in memory, the server's side of TLS over it."""
 
@@ -318,7 +357,7 @@ class Pair:
         near.setblocking(False)
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.server = server_context().wrap_bio(self.incoming, self.outgoing, server_side=True)
-        state = tls.Tls("localhost")
+        state = tls.Tls("localhost", tls.Resumption())
         self.connection = Connection(near, state)
         handshake = state.handshake()
         said = next(handshake)
@@ -379,7 +418,7 @@ def test_an_end_without_a_word_or_what_is_no_tls_makes_a_connection_unusable(pai
 
 def test_the_last_of_the_handshake_travels_with_the_first_call(trusted):
     """As one packet, and not as one that waits for the other to be acknowledged."""
-    state = tls.Tls("localhost")
+    state = tls.Tls("localhost", tls.Resumption())
     handshake = state.handshake()
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     server = server_context().wrap_bio(incoming, outgoing, server_side=True)

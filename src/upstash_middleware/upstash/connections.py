@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from upstash_middleware.errors import NotConnected
@@ -21,6 +22,8 @@ from upstash_middleware.upstash.http1 import Requests
 from upstash_middleware.upstash.transport import IDLE_SECONDS, standing_headers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from upstash_middleware.upstash.addresses import Address
     from upstash_middleware.upstash.credentials import Credentials
     from upstash_middleware.upstash.tls import Tls
@@ -40,17 +43,16 @@ class Origin:
     def __init__(self, credentials: Credentials) -> None:
         self.requests: Requests = Requests(credentials.url, standing_headers(credentials))
         self.lookup: Lookup = Lookup(credentials.host, credentials.port)
-        self._host = credentials.host
-        self._tls: type[Tls] | None = None
+        self._tls: Callable[[], Tls] | None = None
         if credentials.url.startswith("https:"):
             from upstash_middleware.upstash import tls  # noqa: PLC0415 - loads ssl
 
             tls.context()  # reading the authorities takes long, and is no call's concern
-            self._tls = tls.Tls
+            self._tls = partial(tls.Tls, credentials.host, tls.Resumption())
 
     def connection(self, sock: Socket) -> Connection:
         """Return the connection over a socket that has just been connected."""
-        return Connection(sock, None if self._tls is None else self._tls(self._host))
+        return Connection(sock, None if self._tls is None else self._tls())
 
 
 class Socket(socket.socket):

@@ -44,15 +44,28 @@ def _of_certifi() -> str:
     return certifi.where()
 
 
+class Resumption:
+    """The latest session with one server: with it the next handshake is shorter (RFC 8446 §2.2)."""
+
+    __slots__ = ("session",)
+
+    def __init__(self) -> None:
+        self.session: ssl.SSLSession | None = None
+
+
 class Tls:
     """The client's side of one connection."""
 
-    __slots__ = ("_incoming", "_object", "_outgoing", "ready")
+    __slots__ = ("_incoming", "_object", "_outgoing", "_resumption", "ready")
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, resumption: Resumption) -> None:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._object = context().wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+        self._object = context().wrap_bio(
+            self._incoming, self._outgoing, server_hostname=host, session=resumption.session
+        )
+        self._resumption: Resumption | None = resumption
+        """None once it has this connection's session."""
         self.ready: bool = False
         """Whether the handshake is over."""
 
@@ -90,10 +103,18 @@ class Tls:
             while piece := self._object.read(_PIECE):
                 pieces.append(piece)
         except ssl.SSLWantReadError:
+            if pieces and self._resumption is not None:
+                self._keep_session(self._resumption)
             return b"".join(pieces), False
         except ssl.SSLEOFError:
             raise EOFError("the connection was closed without a word of TLS") from None
         return b"".join(pieces), True
+
+    def _keep_session(self, resumption: Resumption) -> None:
+        """Keep the session, which TLS 1.3 has whole when the first answer is here."""
+        session, self._resumption = self._object.session, None
+        if session is not None and session.has_ticket:
+            resumption.session = session
 
     def _take(self, received: bytes) -> None:
         if received:
