@@ -118,15 +118,21 @@ def charge_command(charges: Sequence[Charge], now_ms: int, *, peek: bool = False
     arguments: list[Argument] = [str(now_ms), "peek" if peek else "take"]
     for charge in charges:
         keys.extend(limit_keys(charge.base, charge.limit, now_ms))
-        changed = "0"
         if charge.changed_at is not None:
             keys.append(charge.changed_at)
-            changed = "1"
-        name, a, b, c, most = _figures(charge.limit)
-        c = str(charge.token) if name == "slots" else c
-        fits = "1" if charge.cost <= most else "0"
-        arguments.extend((str(charge.group), name, str(charge.cost), a, b, c, fits, changed))
+        words = _words(charge.limit, charge.cost, charge.group, charge.changed_at is not None)
+        if words[1] == "slots":
+            words = (*words[:5], str(charge.token), *words[6:])
+        arguments.extend(words)
     return _call(limit_script(), keys, arguments)
+
+
+@lru_cache(maxsize=256)
+def _words(limit: Limit, cost: int, group: int, changes: bool) -> tuple[str, ...]:
+    """Return what the script is told of a charge; ``changes``: a key may overrule the limit."""
+    name, a, b, c, most = _figures(limit)
+    fits = "1" if cost <= most else "0"
+    return (str(group), name, str(cost), a, b, c, fits, "1" if changes else "0")
 
 
 def settle_command(settlements: Sequence[Settlement], now_ms: int) -> Command:
