@@ -48,9 +48,9 @@ _PAGE_FIELDS = Headers(
 )
 _PAGE = bytes(range(256)) * 4
 _VERDICT: list[Reply] = [1, 999, 3_600_000, 0, 1_795_412, 0]
+_DENIAL: list[Reply] = [0, 0, 3_600_000, 3_600_000, 1_795_412, 0]
 _OBSERVER = LogObserver()
 """What every process has."""
-_DENIAL: list[Reply] = [0, 0, 3_600_000, 3_600_000, 1_795_412, 0]
 
 
 class Memory:

@@ -19,10 +19,7 @@ IMPORTS = {
     "upstash_middleware": ("pass", "import upstash_middleware"),
     "… with the WSGI middleware and its client": ("pass", _WSGI),
     "… with the ASGI middleware and its client, beside asyncio": ("import asyncio", _ASGI),
-    "… and the cache, beside asyncio": (
-        "import asyncio",
-        f"{_ASGI}, upstash_middleware.core.cache",
-    ),
+    "… and the cache, beside asyncio": ("import asyncio", _CACHE),
     "asyncio": ("pass", "import asyncio"),
     "upstash_ratelimit and upstash_redis": ("pass", "import upstash_ratelimit, upstash_redis"),
 }

@@ -303,21 +303,17 @@ async def test_a_gateway_that_finishes_first_does_so_before_the_trailers_after_n
     assert server.settled == [False, False, True]
 
 
-async def test_a_gateway_that_finishes_first_holds_back_the_head_of_ours_where_that_is_all():
-    half = FakeHalf(head=lambda _: whole(304, b""))
+@pytest.mark.parametrize(
+    ("ours", "settled"),
+    [(whole(304, b""), [True, True]), (whole(200, b"stored"), [False, True])],
+    ids=["where that is all", "of what has a body not"],
+)
+async def test_a_gateway_that_finishes_first_holds_back_the_head_of_ours(ours, settled):
+    half = FakeHalf(head=lambda _: ours)
     gateway, server = FakeGateway(half), Watching(half)
     gateway.finishes_first = True
     await around(sending(start(), body(b"x")), gateway)(http_scope(), server.receive, server.send)
-    assert server.settled == [True, True]
-    assert half.finished == [True]
-
-
-async def test_a_gateway_that_finishes_first_holds_back_the_body_of_ours_and_not_its_head():
-    half = FakeHalf(head=lambda _: whole(200, b"stored"))
-    gateway, server = FakeGateway(half), Watching(half)
-    gateway.finishes_first = True
-    await around(sending(start(), body(b"x")), gateway)(http_scope(), server.receive, server.send)
-    assert server.settled == [False, True]
+    assert server.settled == settled
     assert half.finished == [True]
 
 

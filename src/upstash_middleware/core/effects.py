@@ -187,12 +187,8 @@ async def together(
 
 async def _perform_joined(lanes: list[_Lane]) -> None:
     alone = [lane for lane in lanes if not _joinable(lane.asks)] if len(lanes) > 1 else []
-    groups = [lanes]
-    if alone:
-        groups = [[lane] for lane in alone]
-        if len(alone) < len(lanes):
-            groups.insert(0, [lane for lane in lanes if lane not in alone])
-    for group in groups:
+    joined = [lane for lane in lanes if lane not in alone] if alone else lanes
+    for group in filter(None, [joined, *([lane] for lane in alone)]):
         try:
             await _perform_as_one(group)
         except (Exception, GeneratorExit):  # else nobody drives this any more

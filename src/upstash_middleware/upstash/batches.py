@@ -231,11 +231,6 @@ def carried(batch: Sequence[Waiting], secret: str) -> Generator[SharedCall, list
             return
 
 
-def last_deadline(batch: Sequence[Waiting]) -> Deadline:
-    """Return the deadline of a call for all of these."""
-    return max(batch, key=ends_at).deadline
-
-
 def fail(batch: Sequence[Waiting], error: Exception) -> None:
     """Raise an error in each of these, as its own: a raised one keeps where it was raised."""
     for one in batch:
@@ -248,7 +243,7 @@ def _shared_call(batch: Sequence[Waiting], *, repeat: bool) -> SharedCall:
         joined([*chain.from_iterable(map(_members, batch))]),
         [*chain.from_iterable(map(_commands, batch))],
         len(batch),
-        last_deadline(batch),
+        max(batch, key=ends_at).deadline,
         repeat,
     )
 

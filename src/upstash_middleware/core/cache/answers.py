@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 FOR_LESS = frozenset({"if-modified-since", "if-none-match", "if-range", "range"})
 """Fields with which a request may be answered by less than what is stored."""
-# RFC 9110 §8.6: statuses whose responses have no content to tell the length of.
 
 
 def current_age(stored: StoredResponse, now: float) -> float:

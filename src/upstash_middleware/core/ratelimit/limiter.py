@@ -230,7 +230,7 @@ class RateLimiter:
         """Return a flow for what came of each rule, in order."""
         if self._asks_alone and not known and len(asks) == 1 and asks[0].rule.policies:
             own: Sequence[Ask] = asks  # type: ignore[assignment] # what is settled is known
-            return self._ask_own(own, own[0].rule.rule.deadline or self.deadline)
+            return self._ask_own(own, longest_deadline(own, self.deadline))
         return self._joined_outcomes(asks, known, request)
 
     async def _joined_outcomes(

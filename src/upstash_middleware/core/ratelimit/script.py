@@ -43,6 +43,8 @@ _ALGORITHMS = (
 )
 _FIGURES_PER_LIMIT = 6
 _NUMBERS = frozenset({int})
+_C = 5
+"""Where the third of a limit's numbers stands in what the script is told of a charge."""
 
 
 @value(frozen=True, slots=True)
@@ -121,8 +123,8 @@ def charge_command(charges: Sequence[Charge], now_ms: int, *, peek: bool = False
         if charge.changed_at is not None:
             keys.append(charge.changed_at)
         words = _words(charge.limit, charge.cost, charge.group, charge.changed_at is not None)
-        if words[1] == "slots":
-            words = (*words[:5], str(charge.token), *words[6:])
+        if isinstance(charge.limit, Concurrency):
+            words = (*words[:_C], str(charge.token), *words[_C + 1 :])
         arguments.extend(words)
     return _call(limit_script(), keys, arguments)
 
