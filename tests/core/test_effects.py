@@ -65,6 +65,24 @@ def test_flows_that_run_together_share_a_pipeline_each_turn():
     assert client.calls == [[("A",), ("B",), ("D",)], [("C",)]]
 
 
+def test_bytes_that_are_no_text_travel_by_themselves_after_what_can_be_joined():
+    client = Scripted()
+
+    async def store(value: bytes):
+        return await Command(("SET", value))
+
+    flows = (store(b"\xff"), ask("A"), store(b"text"), store(b"\xfe"))
+    assert run(together(*flows), client) == [b"SET b'\\xff'", b"A", b"SET b'text'", b"SET b'\\xfe'"]
+    assert client.calls == [
+        [("A",), ("SET", b"text")],
+        [("SET", b"\xff")],
+        [("SET", b"\xfe")],
+    ]
+    client.calls.clear()
+    run(together(store(b"\xff"), store(b"\xfe")), client)
+    assert client.calls == [[("SET", b"\xff")], [("SET", b"\xfe")]]
+
+
 def test_a_joined_pipeline_has_the_longest_deadline_of_those_joined():
     async def with_deadline(seconds: float | None):
         await Pipeline((Command(("GET", "k")),), deadline=seconds)

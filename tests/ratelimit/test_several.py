@@ -52,6 +52,21 @@ def test_all_rules_that_match_take_all_or_nothing_in_one_call(
     assert passed(limiter, store, *[get("/b")] * 2) == [True, False]
 
 
+def test_where_one_of_the_rules_denies_none_gives_back_what_it_has_not_taken(
+    limiter_of: Make, store: ValkeyStore
+) -> None:
+    limiter = limiter_of(
+        RateLimitRule("/a", "5/h", name="address"),
+        RateLimitRule("/a", "1/h", by=header("x-key"), name="key"),
+        match="all",
+    )
+    keyed = get("/a", headers=Headers.of(x_key="k"))
+    begin(limiter, store, keyed)
+    denied = begin(limiter, store, keyed)
+    assert denied.response is not None
+    assert denied.finish(complete=True) is None
+
+
 def test_a_rule_that_could_not_be_asked_hides_no_other(
     limiter_of: Make, store: ValkeyStore
 ) -> None:
