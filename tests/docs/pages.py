@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -139,3 +140,9 @@ def _tests_in(path: Path) -> frozenset[str]:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, functions) and node.name.startswith("test_")
     )
+
+
+def clear_of_a_minutes_end() -> None:
+    """Wait until no window of a minute ends while a page is followed: it counts anew then."""
+    if (past := time.time() % 60) > 50:
+        time.sleep(60 - past)

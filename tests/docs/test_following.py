@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +17,7 @@ from tests.docs.following import (
     patient,
     write,
 )
-from tests.docs.pages import PAGES, blocks, name_of
+from tests.docs.pages import PAGES, blocks, clear_of_a_minutes_end, name_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,12 +27,6 @@ TESTED = [
     for page in PAGES
     if any(block.file and block.file.startswith("test_") for block in blocks(page))
 ]
-
-
-def clear_of_a_minutes_end() -> None:
-    """Wait until no window of a minute ends while a page is followed: it counts anew then."""
-    if (past := time.time() % 60) > 50:
-        time.sleep(60 - past)
 
 
 @pytest.mark.parametrize("page", followed(), ids=name_of)

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.testclient import TestClient
 
-from tests.docs.pages import ROOT, blocks
+from tests.docs.pages import ROOT, blocks, clear_of_a_minutes_end
 from upstash_middleware import logs
 from upstash_middleware.errors import CommandError
 from upstash_middleware.events import CacheLookedUp, Event, RateLimitDecided, UpstashCalled
@@ -115,6 +115,7 @@ def test_the_example_is_scraped_as_the_page_shows():
     names: dict[str, Any] = {"__name__": "documented"}
     exec(next(block.text for block in blocks(PAGE) if block.language == "python"), names)
     (shown,) = (block.text for block in blocks(PAGE) if block.language == "console")
+    clear_of_a_minutes_end()
     with TestClient(names["app"]) as client:
         for _ in range(3):
             client.post("/login")
