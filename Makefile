@@ -12,10 +12,10 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input
 
-.PHONY: help demo test test-all wheel wheel-test bench lint fuzz docs docs-tables screenshots changelog lock clean
+.PHONY: help demo test test-all test-frameworks wheel wheel-test bench lint fuzz docs docs-tables screenshots changelog lock clean
 
 help: ## list what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## play through the examples over HTTP; FRAMEWORK=flask for one, KEEP=1 leaves it running
 	@$(BIN)/python -m examples.demo $(if $(FRAMEWORK),--framework $(FRAMEWORK)) $(if $(KEEP),--keep)
@@ -30,6 +30,9 @@ test-all: test docs ## the same, the site, a soak, and what needs Node (the Java
 	@cd tests/node && npm ci --silent --no-audit --no-fund
 	@$(CHROMIUM)
 	@$(BIN)/python -m pytest -q -m "node or slow or browser"
+
+test-frameworks: $(READY) ## run the frameworks' own tests through the middleware; ONLY="flask django", MODE=cache
+	@$(BIN)/python -m tests.frameworks $(foreach name,$(ONLY),--framework $(name)) $(foreach mode,$(MODE),--mode $(mode))
 
 CHROMIUM := command -v chromium >/dev/null || \
     { $(ROOT) apt-get -qq update && $(ROOT) apt-get -qq install -y --no-install-recommends chromium; }
@@ -86,6 +89,7 @@ lock: $(READY) ## pin the newest versions that pyproject.toml admits
 	    --no-emit-index-url requirements/bench.in pyproject.toml --output-file requirements/bench.txt
 	@$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-header --no-annotate \
 	    --no-emit-index-url --group docs --output-file requirements/docs.txt
+	@$(BIN)/python -m tests.frameworks --lock
 
 clean: ## remove what the other commands made
 	rm -rf $(VENV) $(BENCH) $(DOCS) site build dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis

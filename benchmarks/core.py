@@ -9,8 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from upstash_middleware import CacheRule, Headers, RateLimitRule, Request
-from upstash_middleware.building import SystemClock
+from upstash_middleware import CacheRule, Headers, HTTPRequest, RateLimitRule
 from upstash_middleware.core.cache import Cache
 from upstash_middleware.core.cache.entries import decode
 from upstash_middleware.core.engine import Engine
@@ -18,12 +17,13 @@ from upstash_middleware.core.ratelimit import RateLimiter
 from upstash_middleware.drivers import run
 from upstash_middleware.logs import LogObserver
 from upstash_middleware.messages import ResponseHead
+from upstash_middleware.runtime import SystemClock
 from upstash_middleware.upstash import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from upstash_middleware.core.effects import Pipeline, Reply
+    from upstash_middleware.core.flow import Pipeline, Reply
 
 _REPETITIONS = 9
 _SECONDS_EACH = 0.03
@@ -61,7 +61,7 @@ class Memory:
         self.values: dict[Any, Any] = {}
 
     def execute(self, pipeline: Pipeline) -> list[Reply]:
-        """Answer at once."""
+        """Response at once."""
         return [self._reply(command.args) for command in pipeline.commands]
 
     def _reply(self, words: tuple[Any, ...]) -> Reply:
@@ -78,8 +78,8 @@ class Memory:
         raise ValueError(words[0])
 
 
-def _request() -> Request:
-    return Request(
+def _request() -> HTTPRequest:
+    return HTTPRequest(
         "GET", "/products/7", _REQUEST_FIELDS, host="shop.example", peer="203.0.113.7",
         sent_path="/products/7",
     )  # fmt: skip
@@ -148,7 +148,7 @@ def _call() -> Callable[[], object]:
 
 def _answer() -> Callable[[], object]:
     body = b"*5\r\n:1\r\n:999\r\n:3600000\r\n:0\r\n:1795412\r\n"
-    answer = protocol.Answer(200, "application/octet-stream", body)
+    answer = protocol.Response(200, "application/octet-stream", body)
     return lambda: protocol.decode(answer, 1, "secret")
 
 

@@ -30,7 +30,7 @@ from upstash_middleware.core.ratelimit import (
 )
 from upstash_middleware.drivers import run
 from upstash_middleware.local import LocalUpstash
-from upstash_middleware.messages import Request
+from upstash_middleware.messages import HTTPRequest
 from upstash_middleware.upstash import Client, Credentials
 
 if TYPE_CHECKING:
@@ -89,13 +89,13 @@ def ask(
         deadline=30,
         remember_denials=0,
     )
-    run(limiter.begin(Request("GET", "/a", peer="203.0.113.1")), client)  # learns the time
+    run(limiter.begin(HTTPRequest("GET", "/a", peer="203.0.113.1")), client)  # learns the time
     admitted = []
     for _ in range(requests):
         sent = time.time()
-        exchange = run(limiter.begin(Request("GET", "/a", peer="203.0.113.7")), client)
+        exchange = run(limiter.begin(HTTPRequest("GET", "/a", peer="203.0.113.7")), client)
         if exchange.response is None:
-            (where,) = exchange.taken[0].where
+            (where,) = exchange.taken[0].where or ()
             admitted.append(Admitted(sent, time.time(), where))
     client.close()
     found.put(admitted)

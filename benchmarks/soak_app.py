@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from upstash_middleware import CacheRule, RateLimitRule, SlidingLog
-from upstash_middleware.messages import Request
+from upstash_middleware.messages import HTTPRequest
 from upstash_middleware.wsgi import UpstashMiddleware
 
 if TYPE_CHECKING:
@@ -62,5 +62,5 @@ app = UpstashMiddleware(
 )
 
 if os.environ.get("SOAK_CALLS_BEFORE_FORK"):
-    _begun = app.gateway.begin(Request("GET", "/before", peer="192.0.2.1"))
-    app.gateway.finish(_begun, complete=True)
+    _begun = app.runtime.begin(HTTPRequest("GET", "/before", peer="192.0.2.1"))
+    app.runtime.finish(_begun, complete=True)

@@ -12,9 +12,9 @@ import statistics
 import subprocess
 import sys
 
-_ASGI = "import upstash_middleware.asgi, upstash_middleware.upstash.over_sockets"
+_ASGI = "import upstash_middleware.asgi, upstash_middleware.upstash.sockets"
 _CACHE = f"{_ASGI}, upstash_middleware.core.cache"
-_WSGI = "import upstash_middleware.wsgi, upstash_middleware.upstash.over_sockets_threads"
+_WSGI = "import upstash_middleware.wsgi, upstash_middleware.upstash.sockets"
 IMPORTS = {
     "upstash_middleware": ("pass", "import upstash_middleware"),
     "… with the WSGI middleware and its client": ("pass", _WSGI),

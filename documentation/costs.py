@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from documentation.addresses import ROOT
 from documentation.regions import table
-from upstash_middleware.local.bill import DOLLARS_PER_COMMAND
+from upstash_middleware.local.billing import DOLLARS_PER_COMMAND
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

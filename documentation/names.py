@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import enum
 import inspect
-from dataclasses import fields, is_dataclass
+import re
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
 
 from documentation.regions import table
 from documentation.settings import documented
 from upstash_middleware.core.cache import CacheRule
+from upstash_middleware.core.clock import Duration
 from upstash_middleware.core.ratelimit import RateLimitRule
 
 if TYPE_CHECKING:
@@ -96,7 +99,7 @@ def _defined_before(module: str, name: str, value: Any) -> str | None:
     for other in MODULES:
         if other == module:
             return None
-        if value is getattr(import_module(other), name, None):
+        if name in public_names(other) and value is getattr(import_module(other), name):
             return other
     return None
 
@@ -105,6 +108,12 @@ def _signature(name: str, value: Any) -> str:
     if isinstance(value, type) and issubclass(value, Exception | enum.Enum):
         return f"class {name}({', '.join(base.__name__ for base in value.__bases__)})"
     signature = inspect.signature(value)
+    if isinstance(value, type) and issubclass(value, Struct):  # its annotations are resolved
+        written = documented(value)
+        parameters = signature.parameters.values()
+        signature = signature.replace(
+            parameters=[each.replace(annotation=written[each.name][0]) for each in parameters]
+        )
     given = list(_parameters(signature))
     returned = "" if isinstance(value, type) else f" -> {_annotation(signature.return_annotation)}"
     one = f"{name}({', '.join(given)}){returned}"
@@ -139,7 +148,11 @@ def _default(each: inspect.Parameter) -> str:
 def _annotation(annotation: Any) -> str:
     if annotation is None:
         return "None"
-    return annotation if isinstance(annotation, str) else annotation.__name__
+    if annotation == Duration:
+        return "Duration"
+    if isinstance(annotation, type):
+        return annotation.__name__
+    return re.sub(r"(?:\w+\.)+(\w+)", r"\1", str(annotation))
 
 
 def _members(value: type[Any]) -> Iterator[str]:
@@ -152,7 +165,7 @@ def _members(value: type[Any]) -> Iterator[str]:
         return
     if issubclass(value, enum.Enum):
         yield "\n" + ", ".join(f"`{member.value}`" for member in value) + "\n"
-    elif is_dataclass(value):
+    elif issubclass(value, Struct):
         yield from _fields(value)
     for name, method in _methods(value):
         yield f"\n```text\n{_signature(f'.{name}', method)}\n```\n\n{_text(method)}\n"
@@ -160,14 +173,11 @@ def _members(value: type[Any]) -> Iterator[str]:
 
 def _fields(value: type[Any]) -> Iterator[str]:
     meanings = documented(value)
+    names = [name for name in value.__struct_fields__ if meanings.get(name, ("", ""))[1]]
     rows = [
-        (
-            f"`{each.name}`",
-            f"`{meanings[each.name][0]}`".replace("|", "\\|"),
-            meanings[each.name][1],
-        )
-        for each in fields(value)
-        if each.name in meanings and each.repr
+        (f"`{name}`", f"`{meanings[name][0]}`".replace("|", "\\|"), meanings[name][1])
+        for name in names
+        if name in meanings
     ]
     if any(meaning for *_, meaning in rows):
         yield "\n" + table(("field", "type", "meaning"), rows) + "\n"

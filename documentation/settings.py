@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from dataclasses import MISSING, Field, fields
 from typing import Any, Final
+
+from msgspec import NODEFAULT, Struct
+from msgspec.structs import fields
 
 from upstash_middleware import settings
 from upstash_middleware.core.cache import CacheRule
@@ -18,7 +20,8 @@ _HEADING: Final = """# Settings
 
 All settings are keyword arguments of `UpstashMiddleware`, `RateLimitMiddleware` and
 `CacheMiddleware`, and keys of the mapping `UPSTASH_MIDDLEWARE` in Django's settings and in Flask's
-`app.config`. Times are seconds. What is unknown or wrong is an error when the application is made,
+`app.config`. A `Duration` is a number of seconds, a `timedelta`, or text such as `"60s"`,
+`"5 minutes"` or `"1.5h"`. What is unknown or wrong is an error when the application is made,
 which names the setting, the value it got, and what would be right.
 """
 _RATE_LIMITS: Final = """
@@ -50,12 +53,8 @@ def document() -> str:
     )
 
 
-def _defaults(rule: type[Any]) -> dict[str, Any]:
-    return {each.name: _default(each) for each in fields(rule) if each.init}
-
-
-def _default(each: Field[Any]) -> Any:
-    return MISSING if each.default is MISSING else each.default
+def _defaults(rule: type[Struct]) -> dict[str, Any]:
+    return {each.name: each.default for each in fields(rule) if each.name != "setting"}
 
 
 def _table(of: type[Any], defaults: dict[str, Any]) -> str:
@@ -70,7 +69,7 @@ def _table(of: type[Any], defaults: dict[str, Any]) -> str:
 def _said(name: str, default: Any) -> str:
     if name in _DEFAULTS_IN_WORDS:
         return _DEFAULTS_IN_WORDS[name]
-    return "required" if default is MISSING else f"`{default!r}`"
+    return "required" if default is NODEFAULT else f"`{default!r}`"
 
 
 def documented(of: type[Any]) -> dict[str, tuple[str, str]]:

@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Any, Final
 
 from upstash_middleware.core.cache.entries import (
     Damaged,
+    Sealing,
     StoredResponse,
     _checksum,
     body_of,
     decode,
     encode,
 )
-from upstash_middleware.core.cache.sealing import Sealing
 from upstash_middleware.errors import CommandError, UpstashError
 from upstash_middleware.logs import one_line
-from upstash_middleware.upstash.http1 import AnswerReader
-from upstash_middleware.upstash.protocol import Answer
+from upstash_middleware.upstash.http1 import ResponseReader
+from upstash_middleware.upstash.protocol import Response
 from upstash_middleware.upstash.protocol import decode as decode_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _KEY: Final = "p:cache:entry:http://shop.example/page"
-_SEALING: Final = Sealing.under(["k" * 32], encrypt=False, randomness=bytes)
+_SEALING: Final = Sealing(["k" * 32], encrypt=False, randomness=bytes)
 _LARGEST: Final = 1 << 20
 _KINDS: Final = (
     "application/json",
@@ -83,7 +83,7 @@ def wire(data: bytes) -> None:
     kind, status = _KINDS[data[0] % len(_KINDS)], _STATUSES[data[1] % len(_STATUSES)]
     expected = data[2] % 4 + 1
     try:
-        replies = decode_answer(Answer(status, kind, data[3:]), expected, "the-secret")
+        replies = decode_answer(Response(status, kind, data[3:]), expected, "the-secret")
     except UpstashError as error:
         _check_error(error)
         return
@@ -100,8 +100,8 @@ def answers(data: bytes) -> None:
     assert _read([data] if data else []) == _read(pieces)
 
 
-def _read(pieces: list[bytes]) -> Answer | type[UpstashError]:
-    reader = AnswerReader()
+def _read(pieces: list[bytes]) -> Response | type[UpstashError]:
+    reader = ResponseReader()
     try:
         return next(filter(None, map(reader.feed, pieces)), None) or reader.end()
     except UpstashError as error:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from upstash_middleware import CacheRule, Headers, Request, gateway
-from upstash_middleware.gateway import Gateway, Halves
+from upstash_middleware import CacheRule, Headers, HTTPRequest, runtime
 from upstash_middleware.messages import ResponseHead
+from upstash_middleware.runtime import Features, Runtime
 from upstash_middleware.upstash import Client
-from upstash_middleware.upstash.transport import open_transport
+from upstash_middleware.upstash.client import open_transport
 
 PAGE = b"A page that is long enough for its body to be more than its entry's head. " * 5
 PAGE_FIELDS = Headers.of(content_type="text/html; charset=utf-8", etag='"1"')
@@ -40,12 +40,12 @@ class Counting:
 
 
 class Process:
-    """A gateway whose transport counts."""
+    """A runtime whose transport counts."""
 
     def __init__(self, monkeypatch, **arguments):
         self.wire: Any = None
-        monkeypatch.setattr(gateway, "Client", partial(Client, transport=self._transport))
-        self._gateway = Gateway.of(arguments, Halves.BOTH)
+        monkeypatch.setattr(runtime, "Client", partial(Client, transport=self._transport))
+        self._runtime = Runtime.of(arguments, Features.BOTH)
 
     def _transport(self, credentials):
         self.wire = Counting(credentials)
@@ -53,12 +53,12 @@ class Process:
 
     def serve(self, path="/products/7"):
         """Serve a request as an adapter would."""
-        request = Request("GET", path, host="shop.example", peer="203.0.113.7")
-        exchange = self._gateway.begin(request)
+        request = HTTPRequest("GET", path, host="shop.example", peer="203.0.113.7")
+        exchange = self._runtime.begin(request)
         if exchange.response is None:
             exchange.head(ResponseHead(200, PAGE_FIELDS))
             exchange.chunk(PAGE)
-        self._gateway.finish(exchange, complete=True)
+        self._runtime.finish(exchange, complete=True)
 
     def cost(self, path="/products/7"):
         """Return what one more request takes: calls, bytes sent, bytes received."""
@@ -82,7 +82,7 @@ def process(upstash, monkeypatch):
 
     yield start
     for one in started:
-        one._gateway.close()
+        one._runtime.close()
 
 
 CACHE = (CacheRule("/{page:path}", ttl=60, tags=("products",)),)

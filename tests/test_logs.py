@@ -11,6 +11,7 @@ from upstash_middleware.errors import (
     CommandError,
     ConnectionLost,
     DeadlineExceeded,
+    Refusal,
     Refused,
     UpstashError,
 )
@@ -26,7 +27,6 @@ from upstash_middleware.events import (
     UserCodeFailed,
 )
 from upstash_middleware.logs import LogObserver
-from upstash_middleware.refusals import Refusal
 
 
 @pytest.fixture
@@ -80,11 +80,11 @@ REFUSALS: dict[Refusal, list[Refused | CommandError]] = {
     ],
 }
 REMEDY = {
-    Refusal.TOKEN: "copy the token anew",
+    Refusal.TOKEN: "copy the token again",
     Refusal.PERMISSION: "read-only",
     Refusal.QUOTA: "requests are used up",
     Refusal.FULL: "the database is full",
-    Refusal.SIZE: "keep it out of the cache's rules",
+    Refusal.SIZE: "exclude it from the cache rules",
 }
 
 
@@ -124,7 +124,7 @@ def test_an_outage_is_said_when_it_begins_and_when_it_ends(log):
     outage: list[Event] = [*[failed(DeadlineExceeded("1 s"))] * 3]
     outage += [UpstashAnswered("rate limit")] * 3
     lines = said(log, *outage, MINUTE, *outage)
-    assert [line[:14] for line in lines] == ["Upstash failed", "Upstash answer"] * 2
+    assert [line[:14] for line in lines] == ["Upstash failed", "Upstash is rea"] * 2
 
 
 def test_what_comes_and_goes_all_the_time_is_said_once_a_minute(log):
@@ -163,17 +163,17 @@ def test_a_broken_key_is_no_outage_and_said_once_however_long_its_client_goes_on
     lines = said(log, *request * 10)
     assert len(lines) == 1
     assert str(error) in lines[0]
-    assert "delete it" in lines[0]
+    assert "delete the key" in lines[0]
 
 
 def test_an_outage_is_said_although_a_key_is_broken(log):
     broken = failed(CommandError("WRONGTYPE Operation"))
     outage: list[Event] = [failed(ConnectionLost("reset")), UpstashAnswered("rate limit")]
     lines = said(log, broken, *outage, broken)
-    assert [line[:16] for line in lines] == [
-        "Upstash failed a",
-        "Upstash failed d",
-        "Upstash answers ",
+    assert [line[:14] for line in lines] == [
+        "Upstash reject",
+        "Upstash failed",
+        "Upstash is rea",
     ]
 
 
@@ -189,8 +189,9 @@ def test_a_circuit_is_said_when_it_opens_and_when_it_closes_and_requests_between
         *[UpstashAnswered("rate limit")] * 5,
     )
     assert len(lines) == 3
-    assert lines[1].endswith(
-        "5 of 8 calls failed or were slow, the last with ConnectionLost: reset"
+    assert (
+        "(5 of 8 calls to Upstash failed or were slow, the last with ConnectionLost: reset)"
+        in (lines[1])
     )
     assert "2.5 s" in lines[2]
 

@@ -11,9 +11,9 @@ from flask import Flask
 from tests.django.project import Urls
 from upstash_middleware import asgi, flask
 from upstash_middleware.django.checks import check_middleware
-from upstash_middleware.django.configuration import Configured
+from upstash_middleware.django.conf import Configured
 from upstash_middleware.errors import ConfigurationError
-from upstash_middleware.gateway import Halves
+from upstash_middleware.runtime import Features
 from upstash_middleware.settings import settings_from
 
 if TYPE_CHECKING:
@@ -50,18 +50,18 @@ async def nothing(scope: object, receive: object, send: object) -> None:
 
 def test_every_framework_reads_the_same_file(rules: Path) -> None:
     """By a keyword argument, by Flask's config, by Django's setting."""
-    by_argument = asgi.UpstashMiddleware(nothing, config=rules).gateway.settings
+    by_argument = asgi.UpstashMiddleware(nothing, config=rules).runtime.settings
     app = Flask("shop")
     app.config["UPSTASH_MIDDLEWARE"] = {"config": str(rules)}
     flask.UpstashMiddleware(app)
     (middleware,) = app.extensions["upstash_middleware"].values()
     with override_settings(ROOT_URLCONF=Urls(), UPSTASH_MIDDLEWARE={"config": rules}):
-        by_django = Configured(Halves.BOTH).gateway().settings
+        by_django = Configured(Features.BOTH).runtime().settings
     assert by_argument.prefix == "shop"
     assert [rule.name for rule in by_argument.rate_limits] == ["POST /login"]
     assert by_argument.rate_limits[0].parsed is not None
     assert by_argument.cache[0].tags == ("product:{id}",)
-    for other in (middleware.gateway.settings, by_django):
+    for other in (middleware.runtime.settings, by_django):
         assert (other.prefix, other.rate_limits, other.cache) == (
             by_argument.prefix,
             by_argument.rate_limits,
@@ -86,9 +86,9 @@ def test_what_is_given_in_both_places_is_refused(rules: Path) -> None:
     [
         ("deadline = 0", r"rules\.toml\['deadline'\]: 0 should be seconds above 0"),
         ("default_limt = '1/s'", r"rules\.toml\['default_limt'\]: there is no such setting; did"),
-        ("[[cache]]\npath = '/a'\nttl = -1", r"rules\.toml\['cache'\]\[0\]\.ttl"),
-        ("deadline = ", r"the rule file '.*rules\.toml' is no TOML: "),
-        ("deadline = '\xff'", r"the rule file '.*rules\.toml' is no TOML: "),
+        ("[[cache]]\npath = '/a'\nttl = -1", r"rules\.toml\['cache'\]\[0\]\['ttl'\]"),
+        ("deadline = ", r"the rule file '.*rules\.toml' is not TOML: "),
+        ("deadline = '\xff'", r"the rule file '.*rules\.toml' is not TOML: "),
     ],
 )
 def test_a_mistake_in_the_file_is_named_with_the_file(tmp_path: Path, text: str, says: str) -> None:

@@ -59,6 +59,7 @@ def do_not_coalesce() -> None:
     """Have each pipeline travel in a call of its own, to show what sharing them brings."""
     from functools import partial  # noqa: PLC0415 - for one row only
 
-    from upstash_middleware import gateway, upstash  # noqa: PLC0415
+    from upstash_middleware import runtime as gateway  # noqa: PLC0415
+    from upstash_middleware import upstash  # noqa: PLC0415
 
     gateway.AsyncClient = partial(upstash.AsyncClient, coalesce=False)  # type: ignore[misc, assignment]

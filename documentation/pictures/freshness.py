@@ -6,12 +6,12 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 from documentation.pictures.svg import box, line, picture, text
-from upstash_middleware import CacheRule, Headers, Request
+from upstash_middleware import CacheRule, Headers, HTTPRequest
+from upstash_middleware.core.cache.answers import Use, usable_for_error, use
 from upstash_middleware.core.cache.directives import control_of
-from upstash_middleware.core.cache.planning import Plan, plan
+from upstash_middleware.core.cache.known_fields import known_fields
 from upstash_middleware.core.cache.profiles import SAFE
-from upstash_middleware.core.cache.reuse import Use, usable_for_error, use
-from upstash_middleware.core.cache.storing import Candidate
+from upstash_middleware.core.cache.storing import Candidate, Plan, plan
 from upstash_middleware.messages import ResponseHead
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _SAID: Final[dict[Use, Phase]] = {
     Use.STALE: ("stale", "used stale"),
     Use.STALE_WHILE_REVALIDATE: ("stale", "refreshed"),
     Use.FORWARD_STALE: ("ask", "the application is asked If-None-Match"),
-    Use.FORWARD_ASKED: ("ask", "the application is asked"),
+    Use.FORWARD_REQUESTED: ("ask", "the application is asked"),
 }
 _GONE: Final[Phase] = ("", "")
 
@@ -42,15 +42,16 @@ def stored() -> Plan:
     """Return what is stored of a response with these directives and an ETag, received at 0."""
     headers = Headers.of(cache_control=CACHE_CONTROL, etag='"a"')
     candidate = Candidate(
-        request=Request("GET", "/"),
+        request=HTTPRequest("GET", "/"),
         rule=CacheRule("/"),
         profile=SAFE,
         head=ResponseHead(200, headers),
         control=control_of(headers, ()),
         vary=(),
         received_at=0.0,
+        fields=known_fields(),
     )
-    planned = plan(candidate, asked_at=0.0, grace=GRACE)
+    planned = plan(candidate, requested_at=0.0, grace=GRACE)
     if isinstance(planned, str):
         raise TypeError(planned)
     return planned

@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Final
 from documentation.pictures.svg import arrow, cross, dot, line, path, picture, text
 from documentation.regions import table
 from upstash_middleware import GCRA, FixedWindow, SlidingLog, SlidingWindow, TokenBucket
-from upstash_middleware.core.ratelimit.limits import quota
-from upstash_middleware.core.ratelimit.local import LocalCounters
-from upstash_middleware.core.ratelimit.script import Charge
+from upstash_middleware.core.ratelimit.script import Charge, LocalCounters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from upstash_middleware.core.ratelimit.limits import Limit
+    from upstash_middleware.core.ratelimit import Limit
     from upstash_middleware.core.ratelimit.script import Verdict
 
 LIMITS: Final[dict[str, Limit]] = {
@@ -91,7 +89,7 @@ def history(limit: Limit) -> History:
 
 def _ask(counters: LocalCounters, limit: Limit, now: int, *, taking: bool) -> Verdict:
     # What can never fit takes nothing, and is told what is left.
-    cost = 1 if taking else quota(limit) + 1
+    cost = 1 if taking else limit.quota + 1
     (verdict,) = counters.decide([Charge("picture", limit, cost)], _START + now)
     return verdict
 
@@ -140,12 +138,12 @@ def _x(at: float) -> float:
 
 
 def _y(units: float, limit: Limit) -> float:
-    return round(_TOP + _HEIGHT * (1 - units / quota(limit)), 1)
+    return round(_TOP + _HEIGHT * (1 - units / limit.quota), 1)
 
 
 def _scale(limit: Limit) -> Iterator[str]:
     bottom = _TOP + _HEIGHT
-    for units in range(quota(limit) + 1):
+    for units in range(limit.quota + 1):
         yield line((_LEFT, _y(units, limit)), (_LEFT + _WIDTH, _y(units, limit)), "grid")
         yield text(_LEFT - 8, _y(units, limit) + 4, str(units), "small quiet", "end")
     for second in range(0, LASTS // 1000 + 1, 5):

@@ -107,6 +107,8 @@ def test_the_front_page_says_what_to_try(client: httpx.Client) -> None:
 
 
 def test_ten_texts_are_generated_and_the_eleventh_has_to_wait(client: httpx.Client) -> None:
+    if (left := 10 - time.time() % 10) < 4:  # the ten seconds are the clock's
+        time.sleep(left)
     for remaining in range(9, -1, -1):
         response = client.post("/api/generate")
         assert response.status_code == 200

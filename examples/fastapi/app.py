@@ -63,8 +63,8 @@ async def index() -> str:
 @app.post("/api/generate")
 async def generate(request: Request) -> dict[str, str]:
     """Pretend to be the expensive endpoint that the limit is there for."""
-    limit = request.state.rate_limit
-    left = "an unknown number" if limit is None else limit.remaining
+    remaining = request.state.rate_limit.remaining
+    left = "an unknown number" if remaining is None else remaining
     return {"text": f"A haiku about tea. You may ask {left} more times for now."}
 
 

@@ -49,7 +49,7 @@ def index() -> Response:
 @app.post("/api/generate")
 def generate() -> dict[str, str]:
     """Pretend to be the expensive endpoint that the limit is there for."""
-    left = "an unknown number" if g.rate_limit is None else g.rate_limit.remaining
+    left = "an unknown number" if g.rate_limit.remaining is None else g.rate_limit.remaining
     return {"text": f"A haiku about tea. You may ask {left} more times for now."}
 
 

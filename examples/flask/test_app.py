@@ -28,7 +28,7 @@ def client() -> Iterator[FlaskClient]:
     spec.loader.exec_module(module)
     yield module.app.test_client()
     (middleware,) = module.app.extensions["upstash_middleware"].values()
-    middleware.gateway.close()
+    middleware.runtime.close()
 
 
 def page(client: FlaskClient, **headers: str) -> TestResponse:

@@ -1,8 +1,8 @@
 """Rate limiting and response caching for Starlette, Flask and Django, over Upstash Redis.
 
 The middleware classes live with their frameworks: ``upstash_middleware.starlette`` (and
-``.asgi`` for any ASGI application), ``.flask`` (and ``.wsgi``), ``.django``. Here are the names
-that they share, each imported when it is first asked for.
+``.asgi`` for any ASGI application), ``.flask`` (and ``.wsgi``), ``.django``. This module has
+the names that they share, each imported on first use.
 """
 
 from __future__ import annotations
@@ -49,14 +49,16 @@ if TYPE_CHECKING:
         UpstashError,
         UpstashMiddlewareError,
     )
-    from upstash_middleware.messages import Headers, Request
+    from upstash_middleware.messages import Headers, HTTPRequest
+    from upstash_middleware.redis import AsyncRedis, Redis
 
-# Where they are, what is quickly imported first.
-_HOMES = ("errors", "messages", "core.identify", "core.ratelimit", "core.cache")
+# The modules that define them; those that are fast to import come first.
+_HOMES = ("errors", "messages", "core.identify", "core.ratelimit", "core.cache", "redis")
 
 __all__ = [
     "GCRA",
     "UNLIMITED",
+    "AsyncRedis",
     "CacheRule",
     "CircuitOpen",
     "CommandError",
@@ -66,14 +68,15 @@ __all__ = [
     "DeadlineExceeded",
     "Decision",
     "FixedWindow",
+    "HTTPRequest",
     "Headers",
     "Identifier",
     "MissingCredentials",
     "NotConnected",
     "PolicyState",
     "RateLimitRule",
+    "Redis",
     "Refused",
-    "Request",
     "SlidingLog",
     "SlidingWindow",
     "TokenBucket",
@@ -93,7 +96,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what a public name stands for."""
+    """Import a public name on first use."""
     for home in _HOMES if name in __all__ else ():
         module = import_module(f"{__name__}.{home}")
         if hasattr(module, name):

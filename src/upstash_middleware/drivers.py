@@ -11,12 +11,12 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, assert_never
 
-from upstash_middleware.core.effects import Notify, Pipeline, Resolve, Sleep, Wait
+from upstash_middleware.core.flow import Notify, Pipeline, Resolve, Sleep, Wait
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from upstash_middleware.core.effects import Effect, Flow, Latch, Reply
+    from upstash_middleware.core.flow import Effect, Flow, Latch, Reply
 
 T = TypeVar("T")
 
@@ -54,8 +54,8 @@ def run(flow: Flow[T], client: Executor) -> T:
 async def arun(flow: Flow[T], client: AsyncExecutor) -> T:
     """Drive a flow to its end in this task and return its result.
 
-    A cancellation is raised where the flow waits; what the flow still asks for after that, so as
-    to leave nothing behind, is performed.
+    A cancellation is raised where the flow waits; the effects that the flow still awaits to clean
+    up are performed.
     """
     step: Callable[[Any], Effect] = flow.send
     value: Any = None
@@ -90,9 +90,10 @@ def _perform(effect: Effect, client: Executor) -> Any:
         case Notify(latch):
             return latch.open()
         case Resolve(awaitable):
-            import anyio  # noqa: PLC0415 - where there is no event loop, nobody shall wait for it
+            import asyncio  # noqa: PLC0415 - slow to import, and rarely needed in threads
 
-            return anyio.run(_result, awaitable)
+            # Not anyio.run: it refuses in a thread whose context comes from an event loop's.
+            return asyncio.run(_result(awaitable))
     assert_never(effect)
 
 

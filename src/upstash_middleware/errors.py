@@ -1,21 +1,56 @@
-"""The exceptions of this package, and nothing else.
+"""The exceptions of this package, and how they name a setting.
 
 UpstashMiddlewareError
-├── ConfigurationError            what the application set is wrong; raised at start
+├── ConfigurationError            a setting is wrong; raised at startup
 │   └── MissingCredentials        no URL or token; raised when they are first needed
-└── UpstashError                  what Upstash, or the way to it, did
-    ├── NotConnected              no connection was made: the server has seen nothing
-    ├── ConnectionLost            lost on the way: the server may have carried it out
-    ├── DeadlineExceeded          the time for the whole call ran out: likewise
-    ├── CircuitOpen               not asked at all, after too many calls had failed
-    ├── UnexpectedAnswer          not what Upstash answers: HTML, truncated, not JSON
-    ├── Refused                   the token or the quota was refused: the server did nothing
+└── UpstashError                  a call to Upstash failed
+    ├── NotConnected              no connection was established: the server received nothing
+    ├── ConnectionLost            lost on the way: the server may have performed the call
+    ├── DeadlineExceeded          the time for the whole call ran out: it may have, too
+    ├── CircuitOpen               no call was made, because too many had failed
+    ├── UnexpectedAnswer          the response is not Upstash's: HTML, truncated, not JSON
+    ├── Refused                   the token was rejected or a limit of the plan reached
     └── CommandError              one command failed; also a value, in a pipeline's replies
 """
 
 from __future__ import annotations
 
-from upstash_middleware.refusals import Refusal, refusal_in
+import re
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Refusal(Enum):
+    """Why Upstash rejects a call or a command, however often it is sent."""
+
+    TOKEN = "token"  # noqa: S105 - a name, not one
+    """The token is wrong or missing."""
+    PERMISSION = "permission"
+    """The token is read-only."""
+    QUOTA = "quota"
+    """The plan's requests or traffic are used up."""
+    FULL = "full"
+    """The database is full; reading still works."""
+    SIZE = "size"
+    """The request, record or key is larger than the plan allows."""
+
+
+# The error texts of Upstash (https://upstash.com/docs/redis/troubleshooting) and of Redis.
+_TEXTS: Final = (
+    (Refusal.TOKEN, r"(WRONGPASS|NOAUTH|Unauthorized)\b"),
+    (Refusal.PERMISSION, r"NOPERM\b"),
+    (Refusal.FULL, r"OOM\b|ERR DB capacity quota exceeded|ERR max (database|data) size exceeded"),
+    (Refusal.SIZE, r"ERR max (request|(single )?record|key) size exceeded"),
+    (Refusal.QUOTA, r"ERR max [^\n]{0,80}\bexceeded|ERR [^\n]{0,80}\bquota exceeded"),
+)
+
+
+def refusal_in(text: str) -> Refusal | None:
+    """Return the refusal that an error text is about; None if it is about something else."""
+    return next((kind for kind, of in _TEXTS if re.match(of, text, re.IGNORECASE)), None)
 
 
 class UpstashMiddlewareError(Exception):
@@ -23,61 +58,89 @@ class UpstashMiddlewareError(Exception):
 
 
 class ConfigurationError(UpstashMiddlewareError, ValueError):
-    """A setting is wrong; the message names it, its value, and what would be right."""
+    """A setting is wrong; the message names it, its value, and a right one."""
 
 
 class MissingCredentials(ConfigurationError):
-    """Neither settings nor environment name the database's URL and token."""
+    """Neither the settings nor the environment contain the database's URL and token."""
 
 
 class UpstashError(UpstashMiddlewareError):
-    """Something between this process and the database went wrong.
+    """A call to Upstash failed.
 
-    A flow that awaits a command meets it there and settles it by its rule's policy; it never
-    reaches the application.
+    The middleware applies the rule's ``on_error`` policy; it never raises this in the application.
     """
 
 
 class NotConnected(UpstashError):
-    """No connection was made, so the server has seen nothing; sending again is safe."""
+    """No connection was established, so the server received nothing; sending again is safe."""
 
 
 class ConnectionLost(UpstashError):
-    """The connection broke after the call was sent; it may or may not have been carried out."""
+    """The connection was lost after the call was sent; it may have been performed."""
 
 
 class DeadlineExceeded(UpstashError):
-    """The call's total time ran out; it may or may not have been carried out."""
+    """The time for the whole call ran out; it may have been performed."""
 
 
 class CircuitOpen(UpstashError):
-    """Nothing was sent: too many of the latest calls had failed or were slow.
+    """No call was made, because too many of the latest calls failed or were slow.
 
-    Raised within microseconds. Now and then one call is let through to see whether Upstash has
-    recovered.
+    Raised within microseconds. From time to time one call is made as a probe.
     """
 
 
 class UnexpectedAnswer(UpstashError):
-    """The answer is not one that Upstash gives: HTML from a proxy, truncated, not JSON."""
+    """The response is not Upstash's: HTML from a proxy, truncated, not JSON."""
 
 
 class Refused(UpstashError):
-    """The whole call was refused: a wrong token, no permission, a quota used up."""
+    """The whole call was rejected: a wrong token, no permission, a quota used up."""
 
     @property
     def kind(self) -> Refusal:
-        """What stands against it."""
-        return refusal_in(str(self)) or Refusal.TOKEN  # a bare status says no more than 401
+        """Why it was rejected."""
+        return refusal_in(str(self)) or Refusal.TOKEN  # a status of 401 has no text
 
 
 class CommandError(UpstashError):
     """One command failed on the server, for instance ``WRONGTYPE Operation against a key …``.
 
-    In the replies of a pipeline it stands as a value in the failed command's place.
+    In the replies of a pipeline it is the failed command's reply.
     """
 
     @property
     def code(self) -> str:
         """The first word of the message: ``ERR``, ``WRONGTYPE``, ``NOSCRIPT`` …"""
         return str(self).split(" ", 1)[0]
+
+
+def named_part(setting: str, part: str) -> str:
+    """Return the name of a part of a rule, for errors and logs, in the syntax of the settings."""
+    if setting.endswith("]") and "['" in setting:  # in a mapping: UPSTASH_MIDDLEWARE['cache'][0]
+        return f"{setting}[{part!r}]"
+    return f"{setting}.{part}"
+
+
+_USUAL_NAMES: Final = {
+    "identifier": "by",
+    "key": "by",
+    "key_func": "by",
+    "limit": "limits",
+    "method": "methods",
+    "rate": "limits",
+    "timeout": "ttl",
+}
+"""Names in other packages, and what they are called here."""
+
+
+def unknown_name(setting: str, name: object, known: Iterable[str]) -> ConfigurationError:
+    """Return the error for an unknown name in a rule, which suggests the closest known one."""
+    import difflib  # noqa: PLC0415 - for a mistake only
+
+    names = list(known)
+    usual = [own for own in [_USUAL_NAMES.get(str(name), "")] if own in names]
+    close = usual or difflib.get_close_matches(str(name), names, n=1, cutoff=0.7)
+    hint = f"did you mean {close[0]!r}?" if close else f"a rule has {', '.join(names)}"
+    return ConfigurationError(f"{named_part(setting, str(name))}: there is no such setting; {hint}")

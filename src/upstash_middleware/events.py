@@ -1,55 +1,72 @@
-"""What happened, as frozen values, and who is told.
+"""Events, and the observers that are called with them: logs, metrics and traces.
 
-An observer is any function of one event. Logs, metrics and traces hang here. It is called where
-the event happens, in the request's own thread or task, so it shall be quick. What an event shows
-when printed holds no secret: identifiers are as they stand in keys, so those made from tokens are
-hashed; the request is carried along, and not printed.
+An observer is any function of one event. It is called where the event happens, in the request's own
+thread or task, so it should be fast. The repr of an event contains no secret: identifiers appear
+as in keys, so those made from tokens are hashed, and the request is left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
-from upstash_middleware.values import dataclass, field
+from msgspec import Struct
 
-if TYPE_CHECKING:
-    from upstash_middleware.errors import UpstashError
-    from upstash_middleware.messages import Request
+# Not for type checkers only: inspect.signature evaluates the annotations.
+from upstash_middleware.errors import UpstashError  # noqa: TC001
+from upstash_middleware.messages import HTTPRequest  # noqa: TC001
 
 
-@dataclass(frozen=True, slots=True)
-class RateLimitDecided:
-    """A rule has decided about a request, or its policy has where Upstash could not be asked."""
+class _AboutRequest(Struct, frozen=True):
+    """An event with a request, which its repr and comparison leave out."""
+
+    def _shown(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in self.__struct_fields__ if name != "request")
+
+    def __repr__(self) -> str:
+        names = [name for name in self.__struct_fields__ if name != "request"]
+        shown = zip(names, self._shown(), strict=True)
+        values = ", ".join(f"{name}={value!r}" for name, value in shown)
+        return f"{type(self).__name__}({values})"
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, _AboutRequest) and type(other) is type(self):
+            return self._shown() == other._shown()
+        return NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._shown())
+
+
+class RateLimitDecided(_AboutRequest, frozen=True):
+    """A rule decided about a request; or its policy did, because Upstash was unreachable."""
 
     rule: str
     identifier: str
     allowed: bool
     remaining: int
-    """Of the limit that is nearest to being used up; 0 where nobody has counted."""
+    """Of the limit that is closest to being used up; 0 if nothing was counted."""
     retry_after: float | None = None
-    """Seconds until the same request would pass; None if it passed, or if it never will."""
+    """Seconds until the same request would pass; None if it passed, or never will."""
     settled_by: str = "upstash"
-    """What the decision rests on, as in ``Decision.settled_by``."""
+    """What decided, as in ``Decision.settled_by``."""
     shadow: bool = False
     """Whether the rule only reports, so that a denial stopped nothing."""
-    request: Request | None = field(default=None, repr=False, compare=False)
+    request: HTTPRequest | None = None
     """The request; its ``native`` is the framework's own."""
 
 
-@dataclass(frozen=True, slots=True)
-class CacheLookedUp:
-    """The cache has been asked for a response."""
+class CacheLookedUp(_AboutRequest, frozen=True):
+    """The cache looked for a stored response."""
 
     url: str
     outcome: str
-    """``hit``, or why the request went forward: an RFC 9211 ``fwd`` reason."""
-    request: Request | None = field(default=None, repr=False, compare=False)
+    """``hit``, or why the request was forwarded: an RFC 9211 ``fwd`` reason."""
+    request: HTTPRequest | None = None
     """The request; its ``native`` is the framework's own."""
 
 
-@dataclass(frozen=True, slots=True)
-class CacheStored:
+class CacheStored(Struct, frozen=True):
     """A response was stored, or could not be stored."""
 
     url: str
@@ -57,38 +74,34 @@ class CacheStored:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class CacheEntryRefused:
-    """What stands in a stored response's place is none that may be used; it counts as a miss."""
+class CacheEntryRefused(Struct, frozen=True):
+    """What was found in place of a stored response cannot be used; it counts as a miss."""
 
     key: str
-    """Where it stands on Redis."""
+    """The key on Redis."""
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class UpstashFailed:
-    """A call to Upstash failed and was settled by policy."""
+class UpstashFailed(Struct, frozen=True):
+    """A call to Upstash failed, and the policy was applied."""
 
     during: str
     """``rate limit``, ``cache lookup``, ``cache store``, ``invalidation``"""
     error: UpstashError
 
 
-@dataclass(frozen=True, slots=True)
-class UpstashAnswered:
+class UpstashAnswered(Struct, frozen=True):
     """A call to Upstash succeeded."""
 
     during: str
 
 
-@dataclass(frozen=True, slots=True)
-class UpstashCalled:
-    """A call to Upstash has ended: what one request waited for, from asking to the answer.
+class UpstashCalled(Struct, frozen=True):
+    """A call to Upstash ended: everything that one request waited for.
 
-    Told in the thread or task that had asked. Calls of several requests that travelled together
-    are told of one by one, and sending again what was lost is a part of the call. What the open
-    circuit held back was no call.
+    Emitted in the thread or task that made it. Calls of several requests that were sent together
+    are emitted one by one, and a call includes its retry. A call that the open circuit prevented
+    is not emitted.
     """
 
     server: str
@@ -98,54 +111,49 @@ class UpstashCalled:
     """The names of the Redis commands in it."""
     seconds: float
     error: BaseException | None = None
-    """What befell the call, or the first of its commands that failed; a cancellation, too."""
+    """The error of the call, or of the first of its commands that failed; or a cancellation."""
 
 
-@dataclass(frozen=True, slots=True)
-class CircuitOpened:
-    """Too many of the latest calls were bad, so Upstash is asked no more but for a probe at times.
+class CircuitOpened(Struct, frozen=True):
+    """Too many of the latest calls failed or were slow, so that only probes are sent to Upstash.
 
-    Until CircuitClosed, every request is settled by its policy at once.
+    Until CircuitClosed, each rule's policy is applied at once.
     """
 
     bad: int
     of: int
     """The latest calls, of which ``bad`` failed or were slow."""
     last: str
-    """What the last of them met."""
+    """What was wrong with the last of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class CircuitClosed:
-    """A probe went well, so Upstash is asked again."""
+class CircuitClosed(Struct, frozen=True):
+    """A probe succeeded, so calls are sent to Upstash again."""
 
     after: float
-    """Seconds since the circuit had opened."""
+    """Seconds since the circuit opened."""
 
 
-@dataclass(frozen=True, slots=True)
-class UserCodeFailed:
-    """A function of the application's that a rule calls has raised; the rule went on without."""
+class UserCodeFailed(Struct, frozen=True):
+    """A function of the application that a rule calls raised; the rule continued without it."""
 
     where: str
-    """The setting that holds the function, for instance ``rate_limits[0].by``; ``the application``
-    where a WSGI application raised and a stale response stands in for its own."""
+    """The setting of the function, for instance ``rate_limits[0].by``; ``the application`` if a
+    WSGI application raised and a stale response was sent in place of its response."""
     error: Exception
 
 
-@dataclass(frozen=True, slots=True)
-class SettingDoubted:
-    """Something about the requests looks as if a setting were wrong; told once."""
+class SettingDoubted(Struct, frozen=True):
+    """The requests suggest that a setting is wrong; emitted once."""
 
     where: str
     """The setting, for instance ``rate_limits[0].by``."""
     advice: str
-    """What was seen, and what to set."""
+    """What was observed, and what to set."""
 
 
-@dataclass(frozen=True, slots=True)
-class InternalError:
-    """This package itself has failed; the response was let through as it was."""
+class InternalError(Struct, frozen=True):
+    """This package failed; the response was sent unchanged."""
 
     where: str
     error: Exception
@@ -169,8 +177,8 @@ Observer = Callable[[Event], None]
 
 
 def hears(observer: Observer, kind: type[Event]) -> bool:
-    """Whether an observer does anything at all with events of a kind.
+    """Whether an observer uses events of a kind.
 
-    One that has a set of kinds as its ``ignores`` spares whoever asks this the making of them.
+    An observer may have a set of kinds as its ``ignores``; events that all ignore are not created.
     """
     return kind not in getattr(observer, "ignores", ())

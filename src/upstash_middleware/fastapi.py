@@ -1,40 +1,40 @@
-"""What is FastAPI's own: ``Depends(limit("5/minute"))`` for routes, routers and applications.
+"""FastAPI: ``Depends(limit("5/minute"))`` for routes, routers and applications.
 
-All else is Starlette's. Nothing here imports FastAPI: it reads what it is given.
+Everything else is Starlette's. FastAPI itself is not imported.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
+from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
-from upstash_middleware.asgi import CacheHandle, CacheMiddleware
-from upstash_middleware.asgi.middleware import PASSAGE
-from upstash_middleware.asgi.protocol import headers_of, request_of
-from upstash_middleware.core.engine import Exchange
+from upstash_middleware.asgi import CacheHandle, CacheMiddleware, headers_of
+from upstash_middleware.core.clock import Duration
 from upstash_middleware.core.ratelimit import Decision
+from upstash_middleware.core.ratelimit.decision import LIMIT_FIELDS
+from upstash_middleware.decorators import (
+    NEVER_CACHED,
+    CachedAs,
+    Decorator,
+    HandlerLimit,
+    LimitArguments,
+    PendingExchange,
+    exempt,
+    mark_limits,
+)
 from upstash_middleware.errors import ConfigurationError
-from upstash_middleware.gateway import Halves
-from upstash_middleware.handler_caching import CachedAs
-from upstash_middleware.handler_limits import TIGHTEST, HandlerLimit, LimitArguments, Place
-from upstash_middleware.handlers import exempt, is_exempt
 from upstash_middleware.messages import ResponseHead
 from upstash_middleware.openapi import document
+from upstash_middleware.runtime import Features
 from upstash_middleware.starlette import (
+    EndpointCall,
     RateLimitMiddleware,
     RequestDenied,
     UpstashMiddleware,
+    own_handler,
     user,
-)
-from upstash_middleware.starlette.caching import mark
-from upstash_middleware.starlette.denying import own_handler
-from upstash_middleware.starlette.limiting import (
-    counts,
-    entered,
-    gateway_of,
-    prior_decision,
-    show_failure,
 )
 
 __all__ = [
@@ -51,88 +51,100 @@ __all__ = [
     "user",
 ]
 
+D = TypeVar("D", bound=Callable[..., Any])
+
 
 def limit(
     limits: Any, **arguments: Unpack[LimitArguments]
-) -> Callable[..., AsyncIterator[Decision | None]]:
-    """Return a dependency that limits requests, and gives who asks for it the Decision.
+) -> Callable[..., AsyncIterator[Decision]]:
+    """Return a dependency that limits requests, and whose value is the Decision.
 
     ``Annotated[Decision, Depends(limit("5/minute"))]`` in a route, ``dependencies=[…]`` of a
-    route, a router or the application. ``limits`` and the arguments are those of RateLimitRule.
-    Each route's function counts by itself, under its qualified name; with a ``name`` all count
-    together. What is above the quota raises RequestDenied. A dependency sees no response: where
-    an UpstashMiddleware or one of its halves stands outside, that adds the fields to each
-    response and settles; else a function that returns a Response of its own goes without the
-    fields, and ``settle`` is refused. Raises ConfigurationError.
+    route, a router or the application. Each route's function has its own quota, under its
+    qualified name; with a ``name`` they share one. A denial raises RequestDenied.
+
+    A dependency does not see the response. With an UpstashMiddleware or one of its halves outside,
+    that adds the limit's fields to each response and settles. Without it, a Response that the
+    function returns has no fields, and ``settle`` is refused.
+
+    Args:
+        limits: See RateLimitRule.
+        arguments: Other fields of RateLimitRule, without ``path`` and ``methods``.
+
+    Raises:
+        ConfigurationError: An argument is wrong.
     """
     handler_limit = HandlerLimit(limits, arguments)
+    settles = handler_limit.rule.settle is not None
 
-    async def rate_limit(
-        connection: HTTPConnection, response: Response
-    ) -> AsyncIterator[Decision | None]:
-        scope = connection.scope
-        gateway, endpoint = gateway_of(scope), scope.get("endpoint")
-        if not counts(scope, gateway) or is_exempt(endpoint):
-            yield prior_decision(scope)
+    async def rate_limit(connection: HTTPConnection, response: Response) -> AsyncIterator[Decision]:
+        call = _call(connection, handler_limit)
+        if settles and call.stream is None and call.runtime().enabled and not call.is_free():
+            raise ConfigurationError(
+                f"{handler_limit.name}.settle: a dependency does not see the response; add "
+                "UpstashMiddleware to the application (with default_limit=None, if it should not "
+                "limit anything itself), which does"
+            )
+        pending = await handler_limit.abegin(call)
+        if pending is None:
+            yield call.decision()
             return
-        passage = scope.get(PASSAGE)
-        if passage is None:
-            _refuse_settling(handler_limit)
-        begun = await handler_limit.abegin(
-            gateway, Place(endpoint), request_of(scope), prior_decision(scope)
-        )
-        exchange = entered(scope, begun)
-        if passage is not None:
-            passage.join(gateway, exchange)
-            yield begun.decision
+        if pending.denies:
+            call.deny(pending)
+        call.enter(pending)
+        if pending.handed_over:
+            yield pending.decision
             return
-        _add_fields(exchange, response)
+        _add_fields(pending, response)
         complete = False
         try:
-            yield begun.decision
+            yield pending.decision
             complete = True
         except BaseException as error:
-            show_failure(exchange, error)
+            call.failed(pending, error)
             raise
         finally:
-            await gateway.afinish(exchange, complete=complete)
+            await pending.afinish(complete=complete)
 
-    return rate_limit
+    mark_limits(rate_limit, handler_limit)
+    return _no_decorator(rate_limit, handler_limit.name)
 
 
 def cached(
-    ttl: int,
+    ttl: Duration,
     *,
     tags: Iterable[str] = (),
-    stale_while_revalidate: int = 0,
-    stale_if_error: int = 0,
-) -> Callable[[Request], Awaitable[None]]:
-    """Return a dependency that has a route's successful responses stored, as a CacheRule has.
+    stale_while_revalidate: Duration = 0,
+    stale_if_error: Duration = 0,
+) -> Callable[..., Awaitable[None]]:
+    """Return a dependency that stores a route's successful responses.
 
     ``dependencies=[Depends(cached(ttl=60, tags=("product:{id}",)))]``; see ``cached`` of
     ``upstash_middleware.starlette``. Raises ConfigurationError.
     """
-    cached_as = CachedAs(ttl, tags, stale_while_revalidate, stale_if_error)
+    stored = CachedAs(ttl, tags, stale_while_revalidate, stale_if_error)
 
-    async def cached_as_said(request: Request) -> None:
-        mark(request.scope, cached_as, request.scope.get("endpoint"))
+    async def mark_response(request: Request, response: Response) -> None:
+        del response  # see _no_decorator
+        _mark(request, stored)
 
-    return cached_as_said
+    return _no_decorator(mark_response, stored.name)
 
 
-async def never_cached(request: Request) -> None:
-    """Have a route's responses stored nowhere: ``dependencies=[Depends(never_cached)]``."""
-    mark(request.scope, None, request.scope.get("endpoint"))
+async def never_cached(request: Request, response: Response) -> None:
+    """Keep a route's responses out of every cache: ``dependencies=[Depends(never_cached)]``."""
+    if _mark(request, NEVER_CACHED).stream is None:  # no middleware sees the response
+        response.headers["cache-control"] = "no-store"
 
 
 def document_limits(app: Any) -> None:
-    """Have a FastAPI application's OpenAPI document tell which operations may answer 429.
+    """Add the response 429 to the limited operations in a FastAPI application's OpenAPI document.
 
-    Those are the ones with a limit among their dependencies, and those that a rule of the
+    Those are the operations with a limit among their dependencies, and those that a rule of the
     application's UpstashMiddleware or RateLimitMiddleware covers, or its default limit; not the
-    exempt ones. The answer comes with its fields and its body; where the application makes the
-    body itself, by an exception handler or ``on_denied``, without one. What an operation declares
-    for 429 stays. To be called once, at any place: the document is made when it is asked for.
+    exempt ones. The response has its fields and its body; no body if the application makes it, by
+    an exception handler or ``on_denied``. What an operation declares for 429 stays. Call it once,
+    at any point: the document is made when it is first requested.
     """
     describe: Callable[[], dict[str, Any]] = app.openapi
 
@@ -141,30 +153,78 @@ def document_limits(app: Any) -> None:
         described = describe()
         if described is not known:
             settings = [
-                entry.cls(app, *entry.args, **entry.kwargs).gateway.settings
+                entry.cls(app, *entry.args, **entry.kwargs).runtime.settings
                 for entry in app.user_middleware
-                if Halves.RATE_LIMIT in getattr(entry.cls, "halves", Halves(0))
+                if Features.RATE_LIMIT in getattr(entry.cls, "features", Features(0))
             ]
-            own = own_handler(app.exception_handlers, 429) is None
-            own = own and all(each.on_denied is None for each in settings)
-            document(described, app, settings, own)
+            own_body = own_handler(app.exception_handlers, 429) is None
+            own_body = own_body and all(each.on_denied is None for each in settings)
+            document(described, app, settings, own_body=own_body)
         return described
 
     app.openapi = openapi
 
 
-def _add_fields(exchange: Exchange, response: Response) -> None:
-    """Add the limit's fields to the response that FastAPI merges into the route's."""
-    present = headers_of(response.raw_headers).without(*TIGHTEST)
-    head = exchange.head(ResponseHead(response.status_code or 200, present))
-    if isinstance(head, ResponseHead):  # a limit replaces no response
-        response.raw_headers[:] = [(name.lower(), value) for name, value in head.headers.raw]
+def _call(connection: HTTPConnection, decorator: Decorator) -> EndpointCall:
+    endpoint = connection.scope.get("endpoint")
+    call = EndpointCall(endpoint, endpoint, decorator)
+    call.read((connection,), {})
+    return call
 
 
-def _refuse_settling(limit: HandlerLimit) -> None:
-    if limit.rule.settle is not None:
-        raise ConfigurationError(
-            f"{limit.rule.setting}.settle: a dependency does not see the response; add "
-            "UpstashMiddleware to the application (with default_limit=None, if it is to limit "
-            "nothing itself), which shows it"
-        )
+def _mark(request: Request, decorator: Decorator) -> EndpointCall:
+    call = _call(request, decorator)
+    if (marking := decorator.begin(call)) is not None:
+        call.enter(marking)
+    return call
+
+
+def _no_decorator(dependency: D, name: str) -> D:
+    """Have Python's own error say what to write where a dependency is used as a decorator.
+
+    The error begins with the qualified name. FastAPI looks at the function's kind and signature, so
+    no check can be put around it that works in all of its versions.
+    """
+    dependency.__qualname__ = (
+        f"{name} is a dependency and no decorator; write dependencies=[Depends({name})] in the "
+        f"route, the router or the application: {dependency.__name__}"
+    )
+    return dependency
+
+
+_no_decorator(never_cached, "never_cached")
+
+
+def _add_fields(pending: PendingExchange, response: Response) -> None:
+    """Add a limit's fields to the response that FastAPI merges into the route's.
+
+    They replace those of a limit further out, which they include.
+    """
+    before = getattr(response, "_headers", None)
+    ours = before.ours if isinstance(before, _Headers) else ()
+    present = [line for line in response.raw_headers if line not in ours]
+    head = pending.head(ResponseHead(response.status_code or 200, headers_of(present)))
+    added = head.headers.lowered()[len(present) :]
+    response.raw_headers[:] = [*present, *added]
+    response._headers = _Headers(response.raw_headers, added)  # noqa: SLF001 - Starlette creates it when it is first used
+
+
+class _Headers(MutableHeaders):
+    """A response's header fields; a limit's field that the route's function sets replaces ours."""
+
+    def __init__(self, raw: list[tuple[bytes, bytes]], ours: list[tuple[bytes, bytes]]) -> None:
+        super().__init__(raw=raw)
+        self.ours = ours
+
+    def __setitem__(self, key: str, value: str) -> None:
+        self._remove_ours(key)
+        super().__setitem__(key, value)
+
+    def append(self, key: str, value: str) -> None:
+        self._remove_ours(key)
+        super().append(key, value)
+
+    def _remove_ours(self, key: str) -> None:
+        if key.lower() in LIMIT_FIELDS:
+            self.raw[:] = [line for line in self.raw if line not in self.ours]
+            self.ours = []

@@ -1,13 +1,13 @@
-"""Events as log lines: one per change of state, never one per request.
+"""Events as log records: one per change of state, never one per request.
 
-Logger ``upstash_middleware``. An outage is said when it begins and when it ends, a command that
-fails while others do not once a minute at most, one that fails for what its key holds the first
-time only; what stands in a stored response's place and is none, once a minute at most; a fault of
-the application's functions or of our own with its traceback, the first time at each place.
+The logger is ``upstash_middleware``. An outage is logged when it begins and when it ends; a command
+that fails while others succeed, and a stored response that cannot be used, at most once a minute; a
+command that fails because of the value of its key, only the first time; an exception in a function
+of the application or in this package with its traceback, the first time at each place.
 
-Each record carries, beside its sentence, what a program reads: ``upstash_event``, the event's
-class, and with it ``upstash_during``, ``upstash_where``, ``upstash_error`` (the exception's
-class), ``upstash_refusal``, ``upstash_bad`` and ``upstash_of``, or ``upstash_seconds``.
+Each record has attributes for programs: ``upstash_event``, the event's class, and with it
+``upstash_during``, ``upstash_where``, ``upstash_error`` (the exception's class),
+``upstash_refusal``, ``upstash_bad`` and ``upstash_of``, or ``upstash_seconds``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from upstash_middleware.errors import CircuitOpen, CommandError, Refused
+from upstash_middleware.errors import CircuitOpen, CommandError, Refusal, Refused, refusal_in
 from upstash_middleware.events import (
     CacheEntryRefused,
     CacheLookedUp,
@@ -33,7 +33,6 @@ from upstash_middleware.events import (
     UpstashFailed,
     UserCodeFailed,
 )
-from upstash_middleware.refusals import Refusal, refusal_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,29 +47,29 @@ _LONGEST: Final = 400
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 _OF_SOME_COMMANDS: Final = frozenset({Refusal.PERMISSION, Refusal.FULL, Refusal.SIZE})
-"""What stands against some commands while others are carried out."""
+"""Refusals of some commands, while others succeed."""
 
 _OF_ONE_KEY: Final = frozenset({"WRONGTYPE", "WRONGVALUE"})
-"""Codes of commands that failed for what a key holds, as they will until somebody deletes it."""
+"""Errors of commands because of the value of their key, until the key is deleted."""
 
 _REMEDIES: Final = {
-    Refusal.TOKEN: "copy the token anew from the database's page in the Upstash console, as "
+    Refusal.TOKEN: "copy the token again from the database's page in the Upstash console, into "
     "UPSTASH_REDIS_REST_TOKEN or wherever this application reads it",
-    Refusal.PERMISSION: "the token may only read, and counting and storing are writing: give the "
-    "database's standard token in place of its read-only one",
+    Refusal.PERMISSION: "the token is read-only, and counting and storing write: use the "
+    "database's standard token",
     Refusal.QUOTA: "the plan's requests are used up: raise the plan or the budget in the Upstash "
-    "console; else it answers again when the quota begins anew",
-    Refusal.FULL: "the database is full: raise its size in the Upstash console, or store less, by "
-    "a shorter ttl or fewer cache rules; entries that expire make room",
-    Refusal.SIZE: "one response is larger than the plan takes in a request: keep it out of the "
-    "cache's rules, or raise the plan in the Upstash console",
+    "console, or wait until the quota is renewed",
+    Refusal.FULL: "the database is full: increase its size in the Upstash console, or store less, "
+    "with a shorter ttl or fewer cache rules; expired entries free space",
+    Refusal.SIZE: "one response is larger than the plan allows in a request: exclude it from the "
+    "cache rules, or raise the plan in the Upstash console",
 }
 
 
 class LogObserver:
-    """Writes the events that a person should hear of to the log; safe under threads.
+    """Logs the events that people should know of; safe under threads.
 
-    ``clock`` counts seconds: what comes and goes all the time is said once a minute.
+    ``clock`` counts seconds: what recurs is logged once a minute.
     """
 
     ignores: ClassVar[frozenset[type[Event]]] = frozenset(
@@ -80,22 +79,22 @@ class LogObserver:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._said_at: dict[tuple[str, str], float] = {}
+        self._logged_at: dict[tuple[str, str], float] = {}
         self._outage: set[str] = set()
         self._open = False
 
     def __call__(self, event: Event) -> None:
-        """Log the event if it changes what is known."""
+        """Log the event if it changes the known state."""
         if not self._outage and type(event) is UpstashAnswered:  # nearly all
             return
         match event:
             case UpstashFailed(_, CircuitOpen()):
-                pass  # said when it opened
+                pass  # logged when it opened
             case UpstashFailed(during, error):
                 self._failed(during, error)
             case UpstashAnswered() if self._outage and not self._open:
                 self._outage = set()
-                logger.info("Upstash answers again", extra=_fields("UpstashAnswered"))
+                logger.warning("Upstash is reachable again", extra=_fields("UpstashAnswered"))
             case CircuitOpened(bad, of, last):
                 self._opened(bad, of, last)
             case CircuitClosed(after):
@@ -109,20 +108,20 @@ class LogObserver:
                 pass
 
     def _fault(self, event: CacheEntryRefused | UserCodeFailed | InternalError) -> None:
-        """Say what goes wrong at one place, with nobody to blame on the wire."""
+        """Log a fault that has nothing to do with the connection to Upstash."""
         match event:
             case CacheEntryRefused(_, detail):
                 if self._is_news("cache", "entry", again_after=_MINUTE):
                     logger.warning(
-                        "a stored response counts as a miss: what stands in its place is %s "
-                        "(observers are told of each)",
+                        "a stored response cannot be used and counts as a miss: it is %s "
+                        "(observers get an event for each)",
                         detail,
                         extra=_fields("CacheEntryRefused"),
                     )
             case UserCodeFailed(where, failure):
                 if self._is_news(where, type(failure).__name__):
                     logger.error(
-                        "%s raised; its rule went on without it",
+                        "%s raised; its rule continued without it",
                         where,
                         exc_info=failure,
                         extra=_fields("UserCodeFailed", where=where, error=failure),
@@ -130,14 +129,14 @@ class LogObserver:
             case InternalError(where, failure):
                 if self._is_news(f"internal {where}", type(failure).__name__):
                     logger.error(
-                        "upstash-middleware failed in %s; the response was let through",
+                        "upstash-middleware failed in %s; the response was sent unchanged",
                         where,
                         exc_info=failure,
                         extra=_fields("InternalError", where=where, error=failure),
                     )
 
     def _failed(self, during: str, error: UpstashError) -> None:
-        """Say what fails: once for the whole of Upstash, or for what is done there."""
+        """Log a failure: once for all of Upstash, or once for each kind of command."""
         refusal, name = _refusal(error), type(error).__name__
         kind = refusal.name if refusal else name
         extra = _fields("UpstashFailed", during=during, error=error)
@@ -149,7 +148,7 @@ class LogObserver:
         elif of_some_commands:
             if self._is_news(during, kind, again_after=_MINUTE):
                 logger.warning(
-                    "Upstash failed a %s and its policy applies: %s: %s%s",
+                    "Upstash rejected a %s; applying its on_error policy: %s: %s%s",
                     during,
                     name,
                     one_line(str(error)),
@@ -159,7 +158,7 @@ class LogObserver:
         elif kind not in self._outage and self._is_news("upstash", kind, again_after=_MINUTE):
             self._outage |= {kind}
             logger.warning(
-                "Upstash failed during a %s and its policy applies until it answers again: "
+                "Upstash failed during a %s; applying the on_error policy until it is reachable: "
                 "%s: %s%s",
                 during,
                 name,
@@ -169,12 +168,12 @@ class LogObserver:
             )
 
     def _of_one_key(self, during: str, error: CommandError, extra: dict[str, object]) -> None:
-        # Whoever owns the key meets this with each request: no outage, and no news either.
+        # Each request with this key fails, which is no outage.
         if self._is_news(during, error.code):
             logger.warning(
-                "Upstash failed a %s and its policy applies: %s (the key holds what something "
-                "else has written: delete it, and give this application a prefix of its own; "
-                "other such keys are not told of)",
+                "Upstash rejected a %s; applying its on_error policy: %s (another program wrote "
+                "the key's value: delete the key, and give this application its own prefix; "
+                "other such keys are not logged)",
                 during,
                 one_line(str(error)),
                 extra=extra,
@@ -185,8 +184,8 @@ class LogObserver:
         if self._is_news("upstash", "circuit", again_after=_MINUTE):
             self._outage |= {"circuit"}
             logger.warning(
-                "Upstash is not asked any more, but for a probe at times, and each rule's policy "
-                "applies: %d of %d calls failed or were slow, the last with %s",
+                "Circuit breaker opened (%d of %d calls to Upstash failed or were slow, the last "
+                "with %s); applying each rule's on_error policy",
                 bad,
                 of,
                 one_line(last),
@@ -194,32 +193,36 @@ class LogObserver:
             )
 
     def _closed(self, after: float) -> None:
-        told, self._outage, self._open = bool(self._outage), set(), False
-        if told:
+        logged, self._outage, self._open = bool(self._outage), set(), False
+        if logged:
             extra = _fields("CircuitClosed", seconds=after)
-            logger.info("Upstash answers again, %.3g s after the last time", after, extra=extra)
+            logger.warning(
+                "Upstash is reachable again: the circuit breaker closed after %.3g s",
+                after,
+                extra=extra,
+            )
 
     def _is_news(self, place: str, kind: str, again_after: float = math.inf) -> bool:
         with self._lock:
             now = self._clock()
-            if now - self._said_at.get((place, kind), -math.inf) < again_after:
+            if now - self._logged_at.get((place, kind), -math.inf) < again_after:
                 return False
-            self._said_at[place, kind] = now
+            self._logged_at[place, kind] = now
             return True
 
 
 def one_line(text: str) -> str:
-    """Return a text from outside so that it can forge no line of a log, and cut to a length."""
+    """Return a text from outside, shortened, and without characters that could forge a line."""
     return _UNPRINTABLE.sub(" ", text)[:_LONGEST]
 
 
 def _fields(event: str, **values: object) -> dict[str, object]:
-    """Return what a record carries for programs, under names that no other record has."""
-    said = {
+    """Return the attributes of a record for programs."""
+    attributes = {
         f"upstash_{name}": type(value).__name__ if isinstance(value, Exception) else value
         for name, value in values.items()
     }
-    return {"upstash_event": event, **said}
+    return {"upstash_event": event, **attributes}
 
 
 def _remedy(refusal: Refusal | None) -> str:

@@ -1,7 +1,6 @@
-"""HTTP messages as plain values; no framework, no I/O, no rules of HTTP beyond the shape.
+"""HTTP messages as plain values.
 
-Adapters translate their framework's objects into these and back; everything in ``core`` works
-on these alone.
+Adapters translate their framework's objects into these and back; ``core`` uses these alone.
 """
 
 from __future__ import annotations
@@ -9,22 +8,20 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 from urllib.parse import quote
 
-from upstash_middleware.values import dataclass, field
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, KeysView
 
 RawHeaders = tuple[tuple[bytes, bytes], ...]
 
-# RFC 3986: what may stand in a path unescaped (pchar and the slash).
+# RFC 3986: what a path may contain unescaped (pchar and the slash).
 PATH_SAFE = "/-._~!$&'()*+,;=:@"
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
-
-
-# What such a path consists of needs no escaping: nearly every path.
+# Nearly every path needs no escaping.
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9/\-._~!$&'()*+,;=:@]*")
 
 
@@ -48,9 +45,9 @@ class Headers:
     def __init__(self, raw: Iterable[tuple[bytes, bytes]] = ()) -> None:
         self.raw: RawHeaders = tuple(raw)
         self._index: dict[str, bytes] | None = None
-        """The first line of each name; made when somebody asks."""
+        """The first line of each name; created when it is first used."""
         self._repeated: dict[str, list[bytes]] = {}
-        """All lines of a name that has several, which is rare."""
+        """All lines of the names that have several, which is rare."""
 
     @classmethod
     def of(cls, **fields: str) -> Headers:
@@ -75,10 +72,14 @@ class Headers:
     def __contains__(self, name: str) -> bool:
         return name in (self._index or self._by_name())
 
-    def get(self, name: str) -> str | None:
-        """Return the first field line's value; ``name`` in lower case."""
+    @overload
+    def get(self, name: str) -> str | None: ...
+    @overload
+    def get(self, name: str, default: str) -> str: ...
+    def get(self, name: str, default: str | None = None) -> str | None:
+        """Return the first field line's value, or the default; ``name`` in lower case."""
         line = (self._index or self._by_name()).get(name)
-        return None if line is None else line.decode("latin-1")
+        return default if line is None else line.decode("latin-1")
 
     def lines(self, name: str) -> list[str]:
         """Return every field line's value, in order; ``name`` in lower case."""
@@ -93,6 +94,12 @@ class Headers:
         if line is not None and name in self._repeated:
             line = b", ".join(self._repeated[name])
         return None if line is None else line.decode("latin-1")
+
+    def repeats(self, name: str) -> bool:
+        """Whether there are several field lines of this name, in lower case."""
+        if self._index is None:
+            self._by_name()
+        return name in self._repeated
 
     def names(self) -> KeysView[str]:
         """Return the distinct names, in lower case, in order of first appearance."""
@@ -129,46 +136,60 @@ class Headers:
 NO_HEADERS = Headers()
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class HTTPRequest(msgspec.Struct, frozen=True):
     """A request's head as it reached the application's server."""
 
     method: str
+    """``GET``, in the case in which the application routes it."""
     path: str
-    """The whole decoded path, mount points included, as frameworks route on it."""
+    """The decoded path that the application routes on, which is what a rule's ``path`` matches:
+    WSGI's ``PATH_INFO``, Django's ``path_info``, ASGI's ``path`` without ``root_path``. The prefix
+    under which the application is mounted is not part of it."""
     headers: Headers = NO_HEADERS
+    """Its header fields."""
     query: str = ""
     """The raw query, without the question mark."""
     scheme: str = "http"
+    """``http`` or ``https``; of a WebSocket's handshake, ``ws`` or ``wss``."""
     host: str = ""
-    """The authority that the client asked for: the Host field, in lower case."""
+    """The requested authority: the Host field, in lower case."""
     peer: str | None = None
-    """The address at the other end of the connection; None where the server does not tell."""
+    """The address at the other end of the connection; None if the server does not provide it."""
     sent_path: str = ""
-    """The path as it was sent, percent-encoded; empty where that is not known."""
-    native: Any = field(default=None, repr=False)
+    """The path of the URL that the client requested, with the prefix, percent-encoded as it was
+    sent; empty if that is not known."""
+    root_path: str = ""
+    """The prefix under which the application is mounted: WSGI's ``SCRIPT_NAME``, ASGI's
+    ``root_path``. Empty for an application at the root of its host."""
+    native: Any = None
     """The framework's own request: an ASGI scope, a WSGI environ, a Django HttpRequest."""
 
     @property
     def raw_path(self) -> str:
-        """The path percent-encoded, in one spelling; made from ``path`` if need be."""
-        sent = self.sent_path
-        if _PLAIN_PATH.fullmatch(sent or self.path):
-            return sent or self.path
-        return normal_path(sent or quote(self.path, safe=PATH_SAFE))
+        """The path of the URL that clients use, with the prefix, percent-encoded in one spelling.
+
+        Cache keys and purges use it.
+        """
+        path = self.sent_path or self.root_path + self.path
+        if _PLAIN_PATH.fullmatch(path):
+            return path
+        return normal_path(self.sent_path or quote(path, safe=PATH_SAFE))
+
+    def __repr__(self) -> str:
+        # Without the framework's own, which contains credentials.
+        names = (name for name in self.__struct_fields__ if name != "native")
+        return f"HTTPRequest({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseHead:
+class ResponseHead(msgspec.Struct, frozen=True):
     """A response's status and header fields."""
 
     status: int
     headers: Headers
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
-    """A whole response that this package gives itself: a denial, a stored page, a 304."""
+class Response(msgspec.Struct, frozen=True):
+    """A whole response of this package: a denial, a stored response, a 304."""
 
     head: ResponseHead
     body: bytes = b""
@@ -179,11 +200,50 @@ WITHOUT_BODY = frozenset({204, 304})
 
 
 def content_length(headers: Headers) -> int | None:
-    """Return the bytes of body that a message announces, None where it does not say."""
-    told = headers.get("content-length") or ""
-    if not (told.isascii() and told.isdecimal()):
+    """Return the length of a message's body by Content-Length, None without a valid one."""
+    length = headers.get("content-length") or ""
+    if not (length.isascii() and length.isdecimal()):
         return None
-    return int(told) if len(told.lstrip("0")) < 19 else 10**18
+    return int(length) if len(length.lstrip("0")) < 19 else 10**18
+
+
+def has_body(headers: Headers) -> bool:
+    """Whether a request with these fields has a body, or may have (RFC 9112 §6.3)."""
+    if "transfer-encoding" in headers:
+        return True
+    return any(length.strip("0 ") for length in headers.lines("content-length"))
+
+
+UNANNOUNCED_BODY = "it has a body without Content-Length"
+
+
+def announces_no_body(request: HTTPRequest) -> bool:
+    """Whether this is a GET or HEAD without a body by its fields.
+
+    Under HTTP/2 and HTTP/3 it may still have one (RFC 9113 §8.1), which the application may read.
+    An adapter that sees one forbids storing the response.
+    """
+    return request.method in {"GET", "HEAD"} and not has_body(request.headers)
+
+
+LONGEST_VALUE = 8192
+"""Characters of a field that are parsed, all its lines together.
+
+Servers have similar limits for a line (gunicorn 8,190, Apache 8,190, nginx 8,192). A longer value
+is not parsed: each user of a field makes the cautious choice.
+"""
+
+# The quantifiers are possessive, so that it cannot backtrack.
+_MEMBER = re.compile(r'(?:[^,"]++|"(?:[^"\\]++|\\.)*+"?)++')
+
+
+def split_list(value: str) -> list[str]:
+    """Return the members of a list-valued field (RFC 9110 §5.6.1), without white space around them.
+
+    A comma within a quoted string separates nothing; empty members are dropped.
+    """
+    members = (member.strip(" \t") for member in _MEMBER.findall(value))
+    return [member for member in members if member]
 
 
 def normal_path(raw_path: str) -> str:
@@ -195,15 +255,14 @@ def normal_path(raw_path: str) -> str:
         return raw_path
     if "%" not in raw_path:
         return quote(raw_path, safe=PATH_SAFE)
-    head, *escaped = raw_path.split("%")
-    return quote(head, safe=PATH_SAFE) + "".join(_normal_escape(part) for part in escaped)
+    head, *escaped = quote(raw_path, safe=PATH_SAFE + "%").split("%")
+    # A percent sign without two digits is no escape.
+    parts = [_NORMAL_ESCAPES.get(part[:2], "%25" + part[:2]) + part[2:] for part in escaped]
+    return head + "".join(parts)
 
 
-def _normal_escape(part: str) -> str:
-    """Normalise what follows a percent sign: two hex digits, then plain text."""
-    code, rest = part[:2], quote(part[2:], safe=PATH_SAFE)
-    try:
-        character = chr(bytes.fromhex(code)[0])
-    except (ValueError, IndexError):  # not an escape at all: the percent sign was literal
-        return "%25" + quote(part, safe=PATH_SAFE)
-    return (character if character in _UNRESERVED else f"%{code.upper()}") + rest
+_HEXADECIMAL = "0123456789ABCDEFabcdef"
+_NORMAL_ESCAPES = {
+    code: chr(int(code, 16)) if chr(int(code, 16)) in _UNRESERVED else f"%{code.upper()}"
+    for code in [first + second for first in _HEXADECIMAL for second in _HEXADECIMAL]
+}

@@ -1,14 +1,16 @@
-"""What is counted and measured of the events: names, labels, and which event counts as what.
+"""The metrics: their names and labels, and what each event adds to them.
 
-The exporters, ``opentelemetry`` and ``prometheus``, and the documentation follow this table; none
-has a metric of its own. A label's values are bounded by the application's settings and code:
-never an identifier, a URL, a key, or a server's words.
+The exporters, ``opentelemetry`` and ``prometheus``, and the documentation use this table. The
+values of labels are bounded by the application's settings and code: never an identifier, a URL, a
+key, or a text of the server.
 """
 
 from __future__ import annotations
 
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
 
 from upstash_middleware.errors import CommandError
 from upstash_middleware.events import (
@@ -23,7 +25,6 @@ from upstash_middleware.events import (
     UpstashFailed,
     UserCodeFailed,
 )
-from upstash_middleware.values import dataclass, value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,41 +33,38 @@ if TYPE_CHECKING:
 
 
 class Kind(Enum):
-    """How the values of a metric come together."""
+    """How the values of a metric are aggregated."""
 
     COUNTER = "counter"
     HISTOGRAM = "histogram"
     GAUGE = "gauge"
-    """A number that goes up and down by what is added: OpenTelemetry's UpDownCounter."""
+    """A sum that can decrease: OpenTelemetry's UpDownCounter."""
 
 
-@dataclass(frozen=True, slots=True)
-class Label:
-    """What the values of a metric are told apart by."""
+class Label(Struct, frozen=True):
+    """A dimension of a metric."""
 
     attribute: str
-    """As an attribute of OpenTelemetry."""
+    """Its name in OpenTelemetry."""
     label: str
-    """As a label of Prometheus."""
+    """Its name in Prometheus."""
     meaning: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Metric:
+class Metric(Struct, frozen=True, eq=False):
     """One metric, under OpenTelemetry's name for it."""
 
     name: str
     kind: Kind
     unit: str
-    """In UCUM, as OpenTelemetry has it."""
+    """In UCUM, as in OpenTelemetry."""
     meaning: str
     labels: tuple[Label, ...] = ()
     buckets: tuple[float, ...] = ()
 
 
-@value(frozen=True, slots=True)
-class Measurement:
-    """What one event adds to a metric; ``values`` in the order of its labels, "" for none."""
+class Measurement(Struct, frozen=True):
+    """What one event adds to a metric; ``values`` are in the order of its labels."""
 
     metric: Metric
     amount: float
@@ -76,7 +74,9 @@ class Measurement:
 _OWN: Final = "upstash_middleware"
 _RULE = Label(f"{_OWN}.rate_limit.rule", "rule", "the rule's name")
 _VERDICT = Label(
-    f"{_OWN}.rate_limit.verdict", "verdict", "`allowed`, `denied`, or `shadow-denied`: stopped not"
+    f"{_OWN}.rate_limit.verdict",
+    "verdict",
+    "`allowed`, `denied`, or `shadow-denied`: only reported",
 )
 _SETTLED_BY = Label(
     f"{_OWN}.rate_limit.settled_by",
@@ -84,7 +84,7 @@ _SETTLED_BY = Label(
     "`upstash`, `memory`, `deny list`, `challenge`, or the policy: `open`, `closed`, `local`",
 )
 _OUTCOME = Label(
-    f"{_OWN}.cache.outcome", "outcome", "`hit`, or the reason of RFC 9211 for going forward"
+    f"{_OWN}.cache.outcome", "outcome", "`hit`, or the reason for forwarding, from RFC 9211"
 )
 _STORED = Label(f"{_OWN}.cache.stored", "stored", "`true` or `false`")
 _DURING = Label(
@@ -92,14 +92,12 @@ _DURING = Label(
     "during",
     "`rate limit`, `cache lookup`, `cache store`, `invalidation`, `purge`",
 )
-_SETTING = Label(f"{_OWN}.where", "where", "the setting that holds the function, or our own part")
-_OPERATION = Label(
-    "db.operation.name", "operation", "the command's name; `PIPELINE` where there are several"
-)
+_SETTING = Label(f"{_OWN}.where", "where", "the setting of the function, or a part of this package")
+_OPERATION = Label("db.operation.name", "operation", "the command's name; `PIPELINE` for several")
 _SERVER = Label("server.address", "server", "the database's host name")
 _PORT = Label("server.port", "port", "its port")
 _STATUS = Label("db.response.status_code", "code", "the error code of a command that failed")
-_ERROR = Label("error.type", "error", "that code, or the exception's class; none if all went well")
+_ERROR = Label("error.type", "error", "that code, or the exception's class; none for success")
 
 DECISIONS: Final = Metric(
     f"{_OWN}.rate_limit.decisions",
@@ -112,27 +110,27 @@ LOOKUPS: Final = Metric(
     f"{_OWN}.cache.lookups",
     Kind.COUNTER,
     "{lookup}",
-    "Requests that the cache was asked about.",
+    "Lookups in the cache.",
     (_OUTCOME,),
 )
 STORES: Final = Metric(
     f"{_OWN}.cache.stores",
     Kind.COUNTER,
     "{response}",
-    "Responses that were to be stored.",
+    "Responses that were stored, or could not be stored.",
     (_STORED,),
 )
 REFUSED: Final = Metric(
     f"{_OWN}.cache.refused",
     Kind.COUNTER,
     "{entry}",
-    "Entries that were damaged, of another version, or sealed under none of `cache_keys`.",
+    "Entries that were damaged, of another version, or signed with none of `cache_keys`.",
 )
 CALLS: Final = Metric(
     "db.client.operation.duration",
     Kind.HISTOGRAM,
     "s",
-    "What requests waited for Upstash.",
+    "How long requests waited for Upstash.",
     (_OPERATION, _SERVER, _PORT, _STATUS, _ERROR),
     (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0),
 )
@@ -141,23 +139,23 @@ FAILURES: Final = Metric(
     f"{_OWN}.failures",
     Kind.COUNTER,
     "{failure}",
-    "What Upstash could not be asked for, so that a policy settled it.",
+    "Failed calls to Upstash, for which a policy was applied.",
     (_DURING, _ERROR),
 )
 CIRCUIT: Final = Metric(
-    f"{_OWN}.circuit.open", Kind.GAUGE, "{circuit}", "Circuit breakers that are open: 0 is well."
+    f"{_OWN}.circuit.open", Kind.GAUGE, "{circuit}", "Circuit breakers that are open."
 )
 FAULTS: Final = Metric(
     f"{_OWN}.faults",
     Kind.COUNTER,
     "{fault}",
-    "Functions of the application's, or parts of this package, that have raised.",
+    "Exceptions in functions of the application, or in this package.",
     (_SETTING, _ERROR),
 )
 METRICS: Final = (DECISIONS, LOOKUPS, STORES, REFUSED, CALLS, FAILURES, CIRCUIT, FAULTS)
 
 OTHER: Final = "_OTHER"
-"""What the conventions call an error that has no name of its own."""
+"""The conventions' name for an unknown error."""
 _CODES: Final = frozenset(
     {
         "BUSY",
@@ -184,8 +182,8 @@ _CODES: Final = frozenset(
 )
 
 
-def measured(event: Event) -> Measurement | None:
-    """Return what an event adds, None for one that adds nothing."""
+def measurement_of(event: Event) -> Measurement | None:
+    """Return what an event adds to a metric; None if it adds nothing."""
     measure = _MEASURES.get(type(event))
     return None if measure is None else measure(event)
 
@@ -200,19 +198,19 @@ def operation(commands: tuple[str, ...]) -> str:
 
 
 def status_code(error: BaseException | None) -> str:
-    """Return the code of a command that failed, as one of those that are known; else ""."""
+    """Return the code of a failed command, if it is a known one; "" if none failed."""
     if not isinstance(error, CommandError):
         return ""
     return error.code if error.code in _CODES else OTHER
 
 
 def error_type(error: BaseException | None) -> str:
-    """Return the code of a failed command, or the class of what was raised; "" for no error."""
+    """Return the code of a failed command, or the exception's class; "" for no error."""
     return status_code(error) or ("" if error is None else type(error).__name__)
 
 
 def verdict(event: RateLimitDecided) -> str:
-    """Return what a rule has decided, in one word."""
+    """Return a rule's decision in one word."""
     if event.allowed:
         return "allowed"
     return "shadow-denied" if event.shadow else "denied"

@@ -1,6 +1,6 @@
 """Events as OpenTelemetry's metrics and spans: ``observers=[OpenTelemetryObserver()]``.
 
-What is measured stands in ``metrics``. Each call to Upstash is a span of kind CLIENT, made when
+The metrics are defined in ``metrics``. Each call to Upstash is a span of kind CLIENT, made when
 the call has ended, in the thread or task that waited for it: so its parent is the span that is
 current there, the server's. Names and attributes are those of the semantic conventions for Redis
 clients. Needs the extra ``opentelemetry``, which is the API alone.
@@ -19,7 +19,7 @@ from upstash_middleware.metrics import (
     METRICS,
     Kind,
     error_type,
-    measured,
+    measurement_of,
     operation,
     status_code,
     verdict,
@@ -52,7 +52,7 @@ _SYSTEM: Final = {"db.system.name": "redis"}
 class OpenTelemetryObserver:
     """Records events with the given providers, or with the global ones; safe under threads.
 
-    The request's own span is told which rule has denied it and what the cache had for it.
+    The request's own span gets the rule that denied it and the outcome of the cache.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class OpenTelemetryObserver:
         self._add[CIRCUIT](0, {}, None)  # so that it is there before anything is wrong
 
     def __call__(self, event: Event) -> None:
-        """Record what the event adds to metrics and spans."""
+        """Add the event to the metrics and spans."""
         context = None
         match event:
             case UpstashCalled():
@@ -77,7 +77,7 @@ class OpenTelemetryObserver:
                 _annotate("rate_limit.verdict", verdict(event))
             case CacheLookedUp():
                 _annotate("cache.outcome", event.outcome)
-        measurement = measured(event)
+        measurement = measurement_of(event)
         if measurement is not None:
             add = self._add[measurement.metric]
             add(measurement.amount, _attributes(measurement), context)

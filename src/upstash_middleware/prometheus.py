@@ -1,6 +1,6 @@
 """Events as metrics of ``prometheus_client``: ``observers=[PrometheusObserver()]``.
 
-What is measured stands in ``metrics``; here is how Prometheus calls it. Needs the extra
+The metrics are defined in ``metrics``; this module converts their names. Needs the extra
 ``prometheus``.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
-from upstash_middleware.metrics import METRICS, Kind, measured
+from upstash_middleware.metrics import METRICS, Kind, measurement_of
 
 try:
     from prometheus_client import REGISTRY, Counter, Gauge, Histogram
@@ -37,7 +37,7 @@ class PrometheusObserver:
     """Counts events in a registry of Prometheus's; safe under threads.
 
     Observers of one registry share their metrics, so that each middleware may have its own. In
-    multiprocess mode the circuits of all living processes add up.
+    multiprocess mode the circuit gauges of all running processes are summed.
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
@@ -50,8 +50,8 @@ class PrometheusObserver:
             self._add = _registered[registry]
 
     def __call__(self, event: Event) -> None:
-        """Count what the event adds."""
-        measurement = measured(event)
+        """Add the event to the metrics."""
+        measurement = measurement_of(event)
         if measurement is not None:
             self._add[measurement.metric](measurement.amount, measurement.values)
 

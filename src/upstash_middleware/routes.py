@@ -1,20 +1,26 @@
 """An application's routes as plain values, from Starlette, FastAPI, Flask or Django.
 
-A route here is a template and its methods. Templates are read only as far as it takes to tell
-which rule's pattern is about them.
+A route is a template and its methods. Templates are read only as far as it is needed to find the
+rules whose pattern matches them.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import TYPE_CHECKING, Any
 
-from upstash_middleware.decorated import dependencies, limits_before
-from upstash_middleware.handlers import is_exempt
-from upstash_middleware.values import dataclass
+import msgspec
+
+from upstash_middleware.decorators import (
+    is_exempt,
+    is_exempt_class,
+    is_in_exempt_group,
+    limits_before,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from upstash_middleware.core.patterns import PathPattern
 
@@ -25,25 +31,24 @@ _SAMPLES = {
     "path": "x/y",
 }
 _EXPRESSIONS = {"int": r"\d+", "float": r"[\d.]+", "path": ".+"}
-# {name}, {name:converter} as Starlette has it; <name>, <converter:name> as Flask and Django do.
+# {name}, {name:converter} in Starlette; <name>, <converter:name> in Flask and Django.
 _PARAMETER = re.compile(
     r"\{(?P<curly>\w+)(?::(?P<after>\w+))?\}|<(?:(?P<before>\w+)(?:\([^)]*\))?:)?(?P<angle>\w+)>"
 )
 _RULE_VALUES = ("x", "1", _SAMPLES["uuid"])
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A route of an application's."""
+class Route(msgspec.Struct, frozen=True):
+    """A route of an application."""
 
     path: str
-    """Its template, as the framework writes it, with what it is mounted under."""
+    """Its template, as the framework writes it, with the prefix of its mount."""
     methods: tuple[str, ...] = ()
     """Empty for all."""
     exempt: bool = False
-    """Whether its handler is marked as exempt from limits."""
+    """Whether its handler is exempt from limits."""
     limits: tuple[str, ...] = ()
-    """Names of the limits that stand in front of its handler."""
+    """The names of the limits in front of its handler."""
 
     @property
     def sample(self) -> str:
@@ -51,17 +56,62 @@ class Route:
         return _PARAMETER.sub(lambda found: _SAMPLES.get(_converter(found), "x"), self.path)
 
     def takes(self, method: str, path: str) -> bool:
-        """Whether a request for this path would come here."""
+        """Whether a request for this path would be routed here."""
         return (not self.methods or method in self.methods) and re.fullmatch(
             _expression(self.path), path
         ) is not None
 
     def serves(self, pattern: PathPattern) -> bool:
-        """Whether some request that a rule's pattern is about would come here."""
+        """Whether some request that a rule's pattern matches would be routed here."""
         if pattern.match(self.sample) is not None:
             return True
         expression = re.compile(_expression(self.path))
         return any(expression.fullmatch(path) for path in _samples_of(pattern))
+
+
+def never_served(
+    pattern: PathPattern, routes: Sequence[Route], *, resolves: Callable[[str], bool] | None = None
+) -> str | None:
+    """Return what is wrong with a rule's path that no route serves; None if one does.
+
+    ``resolves`` knows more paths than the framework's routes, such as Django's resolver.
+    """
+    if any(route.serves(pattern) for route in routes):
+        return None
+    if resolves is not None and any(resolves(path) for path in _samples_of(pattern)):
+        return None
+    known = [_PARAMETER.sub(_placeholder, route.path) for route in routes]
+    shapes = {_shape(path) for path in known}
+    segments = pattern.text.split("/")
+    below = ("/" + "/".join(segments[index:]) for index in range(2, len(segments)))
+    hint = ""
+    if right := next((path for path in below if _shape(path) in shapes), None):
+        hint = f"; did you mean {right!r}? A rule's path is written without root_path"
+    elif close := difflib.get_close_matches(pattern.text, known, n=1):
+        hint = f"; did you mean {close[0]!r}?"
+    return f"no route of the application has this path{hint}"
+
+
+def _shape(pattern: str) -> str:
+    """Return a pattern without the names of its placeholders."""
+    return re.sub(r"\{\w+", "{", pattern).rstrip("/")
+
+
+def django_resolves(path: str) -> bool:
+    """Whether the project's URL configuration finds a view for a path."""
+    from django.urls import Resolver404, get_resolver  # noqa: PLC0415 - only if it is installed
+
+    try:
+        get_resolver().resolve(path)
+    except Resolver404:
+        return False
+    return True
+
+
+def _placeholder(parameter: re.Match[str]) -> str:
+    """Return a route's parameter as a rule has it."""
+    name = parameter["curly"] or parameter["angle"]
+    return f"{{{name}:path}}" if _converter(parameter) == "path" else f"{{{name}}}"
 
 
 def _converter(parameter: re.Match[str]) -> str:
@@ -96,74 +146,99 @@ def _of_routes(app: Any, prefix: str) -> Iterator[Route]:
             yield from _of_routes(
                 mounted if getattr(mounted, "routes", None) else route, prefix + path
             )
-        elif hasattr(route, "methods") and hasattr(route, "endpoint"):
-            methods = tuple(sorted(route.methods or ()))
-            before = dependencies(getattr(route, "dependant", None))
+        elif hasattr(route, "endpoint"):
+            # A WebSocket's handshake counts as a GET.
+            methods = tuple(sorted(getattr(route, "methods", ("GET",)) or ()))
+            before = _dependencies(getattr(route, "dependant", None))
             limits = limits_before(route.endpoint, before)
-            yield Route(prefix + path, methods, is_exempt(route.endpoint), limits)
-        elif inside is not None:  # a mount of something that tells no routes: all below it
+            exempt = is_exempt(route.endpoint) or is_in_exempt_group(route.endpoint)
+            yield Route(prefix + path, methods, exempt, limits)
+        elif inside is not None:  # a mount without routes: all paths below it
             yield Route(f"{prefix}{path}/{{path:path}}")
+
+
+def _dependencies(dependant: Any) -> Iterator[Any]:
+    """Yield the functions that a FastAPI route depends on, directly or not."""
+    for each in getattr(dependant, "dependencies", ()):
+        yield each.call
+        yield from _dependencies(each)
 
 
 def _contexts(routes: Sequence[Any]) -> Iterable[Any]:
     """Return routes with those of FastAPI's included routers in their place."""
     try:
-        from fastapi.routing import iter_route_contexts  # noqa: PLC0415 - only where it is there
+        from fastapi.routing import iter_route_contexts  # noqa: PLC0415 - only if it is installed
     except ImportError:
         return routes
     return iter_route_contexts(routes)
 
 
-def of_flask(app: Any) -> tuple[Route, ...]:
+def of_flask(app: Any, prefix: str = "") -> tuple[Route, ...]:
     """Return the routes of a Flask application, in the order in which they were added."""
     return tuple(
         Route(
-            rule.rule,
+            prefix + rule.rule,
             tuple(sorted(set(rule.methods or ()) - {"OPTIONS"})),
-            is_exempt(view := app.view_functions.get(rule.endpoint))
-            or is_exempt(getattr(view, "view_class", None)),
-            limits_before(view, _before_request(app, rule.endpoint)),
+            _is_exempt_in_flask(app, rule.endpoint),
+            limits_before(
+                app.view_functions.get(rule.endpoint), _before_request(app, rule.endpoint)
+            ),
         )
         for rule in app.url_map.iter_rules()
     )
 
 
+def _is_exempt_in_flask(app: Any, endpoint: str) -> bool:
+    view = app.view_functions.get(endpoint)
+    marked = (view, getattr(view, "view_class", None), *map(app.blueprints.get, _names(endpoint)))
+    return any(map(is_exempt, marked))
+
+
 def _before_request(app: Any, endpoint: str) -> Iterator[Any]:
-    """Yield what Flask calls before a view, for all of them and for its blueprints."""
-    names: list[str | None] = [None]
-    parts = endpoint.split(".")[:-1]
-    names += [".".join(parts[: end + 1]) for end in range(len(parts))]
-    for name in names:
+    """Yield the functions that Flask calls before a view, of the application and its blueprints."""
+    for name in (None, *_names(endpoint)):
         yield from app.before_request_funcs.get(name, ())
 
 
+def _names(endpoint: str) -> list[str]:
+    """Return the names of the blueprints that an endpoint is in, outermost first."""
+    parts = endpoint.split(".")[:-1]
+    return [".".join(parts[: end + 1]) for end in range(len(parts))]
+
+
 def of_django() -> tuple[Route, ...]:
-    """Return the routes of the Django project whose settings are in force."""
-    from django.urls import get_resolver  # noqa: PLC0415 - only where it is there
+    """Return the routes of the current Django project."""
+    from django.urls import get_resolver  # noqa: PLC0415 - only if it is installed
 
     return tuple(_of_patterns(get_resolver().url_patterns, "/"))
 
 
 def _of_patterns(patterns: Iterable[Any], prefix: str) -> Iterator[Route]:
     from django.contrib.admindocs.views import simplify_regex  # noqa: PLC0415 - likewise
+    from django.urls import LocalePrefixPattern  # noqa: PLC0415 - likewise
 
     for each in patterns:
         text = str(each.pattern)
         if hasattr(each.pattern, "_regex"):  # re_path
             text = simplify_regex(text).removeprefix("/")
+        if isinstance(each.pattern, LocalePrefixPattern):
+            if not each.pattern.prefix_default_language:
+                yield from _of_patterns(each.url_patterns, prefix)
+            text = "<language>/"
         if hasattr(each, "url_patterns"):
             yield from _of_patterns(each.url_patterns, prefix + text)
         else:
             view = each.callback
-            exempt = is_exempt(view) or is_exempt(getattr(view, "view_class", None))
-            # Of a view of Django REST framework's, limits are named after the class.
+            owner = getattr(view, "view_class", None) or getattr(view, "cls", None)
+            exempt = is_exempt(view) or is_exempt_class(owner, "")
+            # Limits of a view of Django REST framework are named after the class.
             named = getattr(view, "cls", view)
             limits = limits_before(named, (view, *_throttles(view)))
             yield Route(prefix + text, exempt=exempt, limits=limits)
 
 
 def _throttles(view: Any) -> Iterator[Any]:
-    """Yield the limits of the throttle classes that Django REST framework asks before a view."""
+    """Yield the limits of the throttle classes of a view of Django REST framework."""
     classes = getattr(getattr(view, "cls", None), "throttle_classes", ())
     for each in getattr(view, "initkwargs", {}).get("throttle_classes", classes):
         yield getattr(each, "limit", None)

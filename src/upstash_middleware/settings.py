@@ -1,142 +1,166 @@
-"""Settings: keyword arguments, a mapping or a rule file, and the environment, as one frozen value.
+"""Settings: read from keyword arguments, a mapping, a rule file and the environment.
 
-Everything that can be wrong is found here, when the middleware is constructed, but for missing
-credentials: those are asked for when they are first needed, so that imports, tests and
-management commands work without them. Every error names the setting and the value it got.
+Everything is checked here, when the middleware is constructed. Only missing credentials are
+reported later, at the first call, so that imports, tests and management commands work without
+them. Every error names the setting and its value.
 """
 
 from __future__ import annotations
 
+import math
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike, fspath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from upstash_middleware import setting_values as read
+from msgspec import Struct
+
+from upstash_middleware.core.clock import seconds_in
+from upstash_middleware.core.ratelimit import RateLimitRule
+from upstash_middleware.core.ratelimit.rules import rule_from_mapping as rate_limit_rule
 from upstash_middleware.errors import ConfigurationError
-from upstash_middleware.values import dataclass, field
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from os import PathLike
-
     from upstash_middleware.core.cache import CacheRule
-    from upstash_middleware.core.ratelimit import RateLimitRule
-    from upstash_middleware.core.ratelimit.answering import OnDenied
-    from upstash_middleware.core.ratelimit.asking import Match
+    from upstash_middleware.core.clock import Duration
+    from upstash_middleware.core.ratelimit.charging import Match
+    from upstash_middleware.core.ratelimit.hooks import OnDenied
     from upstash_middleware.events import Observer
 
+
 ENABLED_VARIABLE = "UPSTASH_MIDDLEWARE_ENABLED"
+_SECRETS = frozenset({"cache_keys", "purge_token", "token", "redis", "secret"})
+FIELDS_VARIABLES = {
+    "credential_fields": "UPSTASH_MIDDLEWARE_CREDENTIAL_FIELDS",
+    "reflected_fields": "UPSTASH_MIDDLEWARE_REFLECTED_FIELDS",
+}
+"""Field names, separated by commas, that are added to those in the settings."""
 
 
 class Arguments(TypedDict, total=False):
     """The settings as keyword arguments of every middleware class, and as a mapping's keys."""
 
     config: str | PathLike[str]
-    """The path of a rule file: these settings in TOML. What stands there is not given here too."""
+    """The path of a rule file: these settings in TOML. A setting in the file cannot be passed as an
+    argument too."""
     enabled: bool
-    """Whether to do anything at all; also off with UPSTASH_MIDDLEWARE_ENABLED=0."""
+    """False turns the middleware off, as does the variable UPSTASH_MIDDLEWARE_ENABLED=0."""
     rate_limits: Sequence[RateLimitRule | Mapping[str, Any]]
-    """Rules for chosen requests; the first that matches decides."""
+    """Rules for chosen requests; the first that matches a request decides."""
     default_limit: Any
-    """The limit for every request that no rule matches, ``"100/minute"``; None for no limit."""
+    """The limit for requests that no rule matches, such as ``"100/minute"``; None for no limit."""
     cache: Sequence[CacheRule | Mapping[str, Any]]
-    """Which responses to store; the first rule that matches decides."""
+    """Rules that select the responses to store; the first that matches a request decides."""
     match: Match
-    """``"first"``: the first of the rate_limits that covers a request decides, the default;
-    ``"all"``: all that cover it, and then all are charged or none."""
-    remember_denials: float
-    """Seconds for which this process remembers at most that somebody is denied, without asking
-    again; default 60, 0 to ask each time."""
+    """``"first"``, the default: the first of the rate_limits that matches a request decides;
+    ``"all"``: all that match decide together, and all of them are charged or none."""
+    remember_denials: Duration
+    """Seconds for which this process remembers a denial at most, without a call to Upstash; default
+    60, 0 for not at all. Denials by rules with ``settle`` are not remembered."""
     deny_list: str
-    """Prefix of a JavaScript upstash-ratelimit, ``"@upstash/ratelimit"`` by its default, whose
-    deny list on Redis is obeyed with a 403; one more command for each decision."""
+    """The prefix of a JavaScript upstash-ratelimit, by default ``"@upstash/ratelimit"`` there. The
+    deny list that it keeps on Redis is applied with a 403; one more command for each decision."""
     analytics: str
-    """Prefix of one, so that the Rate Limit dashboard of Upstash's console shows this traffic;
-    counts are sent every ten seconds with a call that is made anyway, and at shutdown."""
+    """The prefix under which the Rate Limit dashboard of Upstash's console finds this traffic.
+    Counts are sent every ten seconds with a call that is made anyway, and at shutdown."""
     on_denied: OnDenied
-    """A function of request and Decision, sync or async, that puts a denial into words: status,
-    header fields and body; None for this package's own. ``decision.settled_by`` tells a 403
-    (``"deny list"``) and a 503 (``"closed"``) from a 429."""
+    """A function of request and Decision, sync or async, that returns the response to a denied
+    request: status, header fields and body; None for the package's own. ``decision.settled_by``
+    distinguishes a 403 (``"deny list"``) and a 503 (``"closed"``) from a 429."""
     cache_profile: str
-    """``"safe"``, the default, refuses to store what in practice leaks; ``"conforming"`` stores
-    whatever RFC 9111 permits and replays the stored Date: run the server without its own."""
+    """``"safe"``, the default, does not store what often leaks; ``"conforming"`` stores whatever
+    RFC 9111 permits and sends the stored Date: run the server without its own Date."""
     cache_max_body: int
     """Bytes of the largest body that is stored; default 1 MiB."""
-    cache_grace: float
-    """Seconds for which a response is kept after it has become stale, to be validated; default
-    one hour."""
-    cache_max_keep: float
-    """Seconds for which a response is kept at most, grace included; default 7 days. All who
-    purge must be told the same, since what a purge leaves behind has to outlive what it kills."""
+    cache_grace: Duration
+    """Seconds for which a stale response is kept, to be validated; default one hour."""
+    cache_max_keep: Duration
+    """Seconds for which a response is kept at most, grace included; default 7 days. It has to be
+    the same in every process that purges, since the record of a purge has to outlive the
+    responses."""
     cache_targets: Sequence[str]
     """Targeted fields (RFC 9213) that this cache obeys, the most specific first; default
     ``("CDN-Cache-Control",)``."""
     cache_refresh: bool
-    """Whether a response used under stale-while-revalidate is fetched anew once it has been
-    sent; default True. Otherwise the request that finds it stale waits for the new one."""
-    cache_collapse: float
-    """Seconds for which a request waits at most for another one that is on its way for the same
-    response; default 5, 0 for not at all."""
+    """Whether a response that was used under stale-while-revalidate is revalidated in the
+    background once it has been sent; default True. Otherwise the next request waits for the new
+    one."""
+    cache_collapse: Duration
+    """Seconds for which a request waits at most for another request in this process that fetches
+    the same response; default 5, 0 for not at all."""
     cache_lock: bool
-    """Whether it waits for other processes' requests too, by a lock that costs each miss one
-    more round trip and command; default False."""
+    """Whether it waits for other processes too, through a lock that costs each miss one more round
+    trip and command; default False."""
     cache_store_first: bool
-    """Whether a response is stored just before its last byte goes out, so that who has it finds
-    it stored in whichever process, at one round trip's wait; default False, and True in profile
-    ``"conforming"``. Otherwise it is stored right after that byte."""
+    """Whether a response is stored before its last byte is sent, so that every process finds it
+    once the client has it; this delays the end by one round trip. Default False, and True in
+    profile ``"conforming"``. Otherwise the response is stored right after its last byte."""
     cache_max_variants: int
-    """How many variants (RFC 9111 §4.1) of one resource are kept at a time; default 100."""
+    """How many variants (RFC 9111 §4.1) of one resource are kept; default 100. The least recently
+    used one is dropped for another."""
     cache_l1_bytes: int
-    """Bytes of this process's memory for what lookups have found, so that the next hit costs no
-    round trip and no command; default 0, none."""
-    cache_l1_seconds: float
-    """Seconds for which that is used without asking; default 5. What another process purges or
-    stores is heard of within them, what this process does at once."""
+    """Bytes of this process's memory for responses that were read from Upstash, so that the next
+    hit costs no round trip and no command; default 0, none."""
+    cache_l1_seconds: Duration
+    """Seconds for which they are used; default 5. A purge or a new response takes effect within
+    them in other processes, and at once in this one."""
     cache_version: str
-    """The application's version, ``"2026-11-23"``, a part of each stored response's key, so that
-    a deploy uses nothing of the one before; default None, no part."""
+    """The application's version, such as ``"2026-11-23"``, which becomes a part of every stored
+    response's key, so that a deploy uses no older response; default None."""
     cache_previous_version: str
-    """The version before: what that has stored is used while it is fetched anew, at one more read
-    for each miss; default None, nothing of it."""
+    """The version before. Its stored responses are used while they are fetched again, at one more
+    read for each miss; default None."""
     cache_status_key: bool
-    """Whether Cache-Status tells the key of each response too, for debugging; default False."""
+    """Whether Cache-Status includes the key of each response, for debugging; default False."""
     cache_keys: Sequence[str]
-    """Keys under which what is stored is signed: the first signs, each is taken when reading, and
-    what is under none of them is a miss. 32 characters at least, the same in every process;
-    default none, and then a checksum finds damage only."""
+    """Keys that sign stored responses: the first one signs, all of them verify, and a response that
+    none verifies is a miss. At least 32 characters each, the same in every process; by default
+    none, and a checksum only detects damage."""
     cache_encrypt: bool
-    """Whether it is encrypted under these keys in place of signed; default False. It takes
-    ``pip install upstash-middleware[encryption]``."""
+    """Whether stored responses are encrypted with these keys instead of signed; default False.
+    Needs ``pip install upstash-middleware[encryption]``."""
+    credential_fields: Sequence[str]
+    """Request fields that identify a user, such as ``("X-Company-Token",)``, beside those that the
+    package knows, such as X-Api-Key. In profile ``"safe"`` the response to a request with one of
+    them is not shared, as with Authorization. Also UPSTASH_MIDDLEWARE_CREDENTIAL_FIELDS, separated
+    by commas."""
+    reflected_fields: Sequence[str]
+    """Request fields whose value the application may put into a page or a redirect, such as
+    ``("X-Brand",)``, beside those that the package knows, such as X-Forwarded-Host. Each value has
+    its own stored responses. Also UPSTASH_MIDDLEWARE_REFLECTED_FIELDS, separated by commas."""
     purge_path: str
-    """Where ``POST ?url=…&tag=…`` purges, ``"/internal/purge"``; default None, nowhere."""
+    """The path where ``POST ?url=…&tag=…`` purges, such as ``"/internal/purge"``; default None."""
     purge_token: str
-    """The bearer token that this takes; 16 characters at least."""
+    """The bearer token that it requires, of at least 16 characters."""
     url: str
     """The database's REST URL; default UPSTASH_REDIS_REST_URL, then KV_REST_API_URL."""
     token: str
     """Its token; default UPSTASH_REDIS_REST_TOKEN, then KV_REST_API_TOKEN."""
     redis: Any
-    """The application's own upstash_redis.Redis, sync or async, in place of URL and token; or a
+    """The application's own upstash_redis.Redis, sync or async, instead of URL and token; or a
     LocalUpstash, which is then reached without a socket."""
     prefix: str
-    """What every key begins with; default ``upstash-middleware``."""
+    """The beginning of every key; default ``upstash-middleware``."""
     secret: str
-    """Key for hashing identifiers made from secrets; the same in every process. Default: derived
-    from the token."""
-    deadline: float
-    """Seconds that a call with limits in it may take in all; default 1."""
-    cache_deadline: float
+    """The key that hashes identifiers made from secrets; the same in every process. Default:
+    derived from the token."""
+    deadline: Duration
+    """Seconds that a call with rate limits may take in all; default 1."""
+    cache_deadline: Duration
     """Seconds that a call for the cache alone may take in all; default 0.25."""
     breaker: bool
-    """Whether to stop asking Upstash for a while when half of the latest calls fail; default
+    """Whether a circuit breaker stops calls to Upstash while half of the latest ones fail; default
     True."""
-    breaker_slow: float
-    """Seconds from which on a call counts as failed for that; default half of ``deadline``."""
+    breaker_slow: Duration
+    """Seconds from which a call counts as failed for it; default half of ``deadline``."""
     observers: Sequence[Observer]
-    """Functions to be told of every event, beside the log."""
+    """Functions that are called with every event, in addition to the log."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What an engine and its client are made from; see Arguments for each name."""
+class Settings(Struct, frozen=True, kw_only=True):
+    """The checked settings; see Arguments for each of them."""
 
     config: str | None
     enabled: bool
@@ -163,20 +187,26 @@ class Settings:
     cache_version: str | None
     cache_previous_version: str | None
     cache_status_key: bool
-    cache_keys: tuple[str, ...] = field(repr=False)
+    cache_keys: tuple[str, ...]
     cache_encrypt: bool
+    credential_fields: tuple[str, ...]
+    reflected_fields: tuple[str, ...]
     purge_path: str | None
-    purge_token: str | None = field(repr=False)
+    purge_token: str | None
     url: str | None
-    token: str | None = field(repr=False)
-    redis: Any = field(repr=False)
+    token: str | None
+    redis: Any
     prefix: str
-    secret: str | None = field(repr=False)
+    secret: str | None
     deadline: float
     cache_deadline: float
     breaker: bool
     breaker_slow: float | None
     observers: tuple[Observer, ...]
+
+    def __repr__(self) -> str:
+        shown = [name for name in self.__struct_fields__ if name not in _SECRETS]
+        return f"Settings({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     def same_database(self, other: Settings) -> bool:
         """Whether one HTTP call can serve both."""
@@ -187,42 +217,44 @@ class Settings:
 def settings_from(
     arguments: Mapping[str, Any], environ: Mapping[str, str], *, source: str = ""
 ) -> Settings:
-    """Check arguments and make Settings of them.
+    """Check arguments and return Settings.
 
-    ``source`` stands before each setting's name in errors, ``UPSTASH_MIDDLEWARE`` for Django's.
-    Raises ConfigurationError.
+    ``source`` precedes each setting's name in errors: ``UPSTASH_MIDDLEWARE`` in Django. Raises
+    ConfigurationError.
     """
     _refuse_unknown(arguments, source)
-    file, held = _rule_file(arguments, source)
-    given = {**held, **arguments}
+    file, from_file = _rule_file(arguments, source)
+    given = {**from_file, **arguments}
     value = {
-        name: read(_named(file if name in held else source, name), given[name])
+        name: read(_named(file if name in from_file else source, name), given[name])
         if name in given
         else default
         for name, (read, default) in _SETTINGS.items()
     }
     if value["enabled"]:
         value["enabled"] = _enabled_by(environ)
+    for name, variable in FIELDS_VARIABLES.items():
+        named = [text.strip() for text in environ.get(variable, "").split(",")]
+        value[name] += _SETTINGS[name][0](variable, [text for text in named if text])
     settings = Settings(**value)
     _check_together(settings, given, source)
     return settings
 
 
 def _rule_file(arguments: Mapping[str, Any], source: str) -> tuple[str, Mapping[str, Any]]:
-    """Return the rule file's path and what it holds; both empty where none is given."""
-    file = read.file_path(_named(source, "config"), arguments.get("config"))
+    """Return the rule file's path and contents; both empty if there is none."""
+    file = _file_path(_named(source, "config"), arguments.get("config"))
     if file is None:
         return "", {}
-    from upstash_middleware.rule_file import read_rule_file  # noqa: PLC0415 - TOML, if it is used
 
-    held = read_rule_file(file)
-    _refuse_unknown(held, file)
-    for name in held:
+    from_file = read_rule_file(file)
+    _refuse_unknown(from_file, file)
+    for name in from_file:
         if name in arguments:
             raise ConfigurationError(
                 f"{_named(source, name)}: given here and in {file} too; leave out one of them"
             )
-    return file, held
+    return file, from_file
 
 
 def _named(source: str, name: str) -> str:
@@ -236,6 +268,11 @@ def _refuse_unknown(arguments: Mapping[str, Any], source: str) -> None:
 
             close = difflib.get_close_matches(str(name), _SETTINGS, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(_SETTINGS)}"
+            if name in {"path", "limits", "methods", "by", "ttl", "tags"}:
+                rule = "{'path': '/api/generate', 'limits': '10/10s'}"
+                if name in {"ttl", "tags"}:
+                    rule = "{'path': '/products/{id}', 'ttl': 60}"
+                hint = f"it belongs to a rule of rate_limits or cache, such as {rule}"
             raise ConfigurationError(f"{_named(source, name)}: there is no such setting; {hint}")
 
 
@@ -254,21 +291,21 @@ def _check_together(settings: Settings, arguments: Mapping[str, Any], source: st
         if names.count(name) > 1:
             raise ConfigurationError(
                 f"{_named(source, 'rate_limits')}: two rules are named {name!r} and would share "
-                "their counters; give one of them another name="
+                "their counters; give one of them another name"
             )
     if settings.redis is not None and (settings.url or settings.token):
         raise ConfigurationError(
-            f"{_named(source, 'redis')}: it brings its own URL and token; leave out url and token"
+            f"{_named(source, 'redis')}: it has its own URL and token; leave out url and token"
         )
     if (settings.url is None) != (settings.token is None):
         missing = "url" if settings.url is None else "token"
         raise ConfigurationError(
-            f"{_named(source, missing)}: url and token go together, and it is missing"
+            f"{_named(source, missing)}: it is missing; url and token go together"
         )
     if (settings.purge_path is None) != (settings.purge_token is None):
         missing = "purge_path" if settings.purge_path is None else "purge_token"
         raise ConfigurationError(
-            f"{_named(source, missing)}: purge_path and purge_token go together, and it is missing"
+            f"{_named(source, missing)}: it is missing; purge_path and purge_token go together"
         )
     _check_encryption(settings, source)
     if settings.cache_previous_version and settings.cache_version in (
@@ -277,7 +314,7 @@ def _check_together(settings: Settings, arguments: Mapping[str, Any], source: st
     ):
         raise ConfigurationError(
             f"{_named(source, 'cache_previous_version')}: {settings.cache_previous_version!r} "
-            "should be another one than cache_version, which has to be given too"
+            "should differ from cache_version, which has to be given too"
         )
     if settings.rate_limits and "default_limit" not in arguments:
         raise ConfigurationError(
@@ -292,9 +329,9 @@ def _check_encryption(settings: Settings, source: str) -> None:
         return
     if not settings.cache_keys:
         raise ConfigurationError(
-            f"{_named(source, 'cache_encrypt')}: it takes cache_keys too, under which to encrypt"
+            f"{_named(source, 'cache_encrypt')}: it needs cache_keys, with which to encrypt"
         )
-    from importlib.util import find_spec  # noqa: PLC0415 - only where it is asked for
+    from importlib.util import find_spec  # noqa: PLC0415 - only if it is used
 
     if find_spec("cryptography") is None:
         raise ConfigurationError(
@@ -303,44 +340,236 @@ def _check_encryption(settings: Settings, source: str) -> None:
         )
 
 
-_SETTINGS: dict[str, tuple[Callable[[str, Any], Any], Any]] = {
-    "config": (read.file_path, None),
-    "enabled": (read.boolean, True),
-    "rate_limits": (read.rate_limits, ()),
-    "default_limit": (read.default_limit, None),
-    "cache": (read.cache_rules, ()),
-    "match": (read.one_of("first", "all"), "first"),
-    "remember_denials": (read.minute_at_most, 60.0),
-    "deny_list": (read.text, None),
-    "analytics": (read.text, None),
-    "on_denied": (read.function, None),
-    "cache_profile": (read.one_of("safe", "conforming"), "safe"),
-    "cache_max_body": (read.byte_count, 1024 * 1024),
-    "cache_grace": (read.some_seconds, 3600.0),
-    "cache_max_keep": (read.keep, 7 * 24 * 3600.0),
-    "cache_targets": (read.field_names, ("CDN-Cache-Control",)),
-    "cache_refresh": (read.boolean, True),
-    "cache_collapse": (read.minute_at_most, 5.0),
-    "cache_lock": (read.boolean, False),
-    "cache_store_first": (read.boolean, None),
-    "cache_max_variants": (read.count, 100),
-    "cache_l1_bytes": (read.room, 0),
-    "cache_l1_seconds": (read.seconds, 5.0),
-    "cache_version": (read.version, None),
-    "cache_previous_version": (read.version, None),
-    "cache_status_key": (read.boolean, False),
-    "cache_keys": (read.keys, ()),
-    "cache_encrypt": (read.boolean, False),
-    "purge_path": (read.url_path, None),
-    "purge_token": (read.long_text, None),
-    "url": (read.text, None),
-    "token": (read.text, None),
-    "redis": (read.anything, None),
-    "prefix": (read.prefix, "upstash-middleware"),
-    "secret": (read.text, None),
-    "deadline": (read.seconds, 1.0),
-    "cache_deadline": (read.seconds, 0.25),
-    "breaker": (read.boolean, True),
-    "breaker_slow": (read.seconds, None),
-    "observers": (read.observers, ()),
+def read_rule_file(path: str | PathLike[str]) -> dict[str, Any]:
+    """Return the settings in a rule file. Raises ConfigurationError if it cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigurationError(f"the rule file {str(path)!r} cannot be read: {reason}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"the rule file {str(path)!r} is not TOML: {error}") from None
+
+
+# One reader per kind of setting: it takes the setting's name and value, and returns the value in
+# one form, or raises ConfigurationError naming both. The table below lists each setting's reader.
+
+_MAX_SECONDS = 400 * 24 * 3600.0
+_MAX_BODY = 9 * 1024 * 1024
+_MAX_VARIANTS = 1000
+_FIELD_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+
+_Reader = Callable[[str, Any], Any]
+
+
+def _boolean(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name}: {value!r} should be True or False")
+    return value
+
+
+def _text(name: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.strip():
+        # The value may be a token, so it is not repeated.
+        raise ConfigurationError(f"{name}: should be text that is not empty")
+    return value
+
+
+def _secret(name: str, value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or len(value.strip()) < 16):
+        raise ConfigurationError(f"{name}: should be text of 16 characters at least")
+    return value
+
+
+def _keys(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, tuple | list) or not all(isinstance(key, str) for key in value):
+        raise ConfigurationError(f'{name}: should be a list of keys such as ("new key", "old key")')
+    if any(len(key.strip()) < 32 for key in value):
+        raise ConfigurationError(
+            f"{name}: each key should have 32 characters at least, such as those that "
+            "secrets.token_urlsafe(32) makes"
+        )
+    return tuple(value)
+
+
+def _file_path(name: str, value: Any) -> str | None:
+    return _text(name, fspath(value) if isinstance(value, PathLike) else value)
+
+
+def _matching(pattern: str, should_be: str) -> _Reader:
+    def read(name: str, value: Any) -> str | None:
+        if value is not None and not (isinstance(value, str) and re.fullmatch(pattern, value)):
+            raise ConfigurationError(f"{name}: {value!r} should be {should_be}")
+        return value
+
+    return read
+
+
+def _prefix(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value or value.strip(": \t\r\n") != value:
+        raise ConfigurationError(
+            f"{name}: {value!r} should be text such as 'shop:production', without colons or "
+            "white space at its ends"
+        )
+    return value
+
+
+def _duration(least: float = 0, most: float = _MAX_SECONDS, *, above: bool = False) -> _Reader:
+    def read(name: str, value: Any) -> float:
+        seconds = seconds_in(value)
+        if seconds is None or not least <= seconds <= most or (above and seconds == least):
+            bound = f"above {least:g}" if above else f"from {least:g}"
+            raise ConfigurationError(
+                f"{name}: {value!r} should be seconds {bound}, {most:.0f} at most, a timedelta, "
+                "or text such as '60s' or '5 minutes'"
+            )
+        return float(seconds)
+
+    return read
+
+
+def _integer(least: int, most: float, should_be: str) -> _Reader:
+    def read(name: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ConfigurationError(f"{name}: {value!r} should be a whole number {should_be}")
+        return value
+
+    return read
+
+
+def _one_of(*choices: str) -> _Reader:
+    def read(name: str, value: Any) -> str:
+        if value not in choices:
+            raise ConfigurationError(
+                f"{name}: {value!r} should be {' or '.join(map(repr, choices))}"
+            )
+        return str(value)
+
+    return read
+
+
+def _field_names(example: str) -> _Reader:
+    def read(name: str, value: Any) -> tuple[str, ...]:
+        for field_name in _items(name, value, f"field names such as {example!r}"):
+            if not isinstance(field_name, str) or not _FIELD_NAME.fullmatch(field_name):
+                raise ConfigurationError(
+                    f"{name}: {field_name!r} should be a field name such as {example!r}"
+                )
+        return tuple(value)
+
+    return read
+
+
+def _function(name: str, value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise ConfigurationError(f"{name}: {value!r} should be a function of request and decision")
+    return value
+
+
+def _observers(name: str, value: Any) -> tuple[Observer, ...]:
+    for observer in _items(name, value, "functions of one event"):
+        if not callable(observer):
+            raise ConfigurationError(f"{name}: {observer!r} should be a function of one event")
+    return tuple(value)
+
+
+def _anything(_name: str, value: Any) -> Any:
+    return value
+
+
+def _items(name: str, value: Any, item: str) -> Sequence[Any]:
+    if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
+        raise ConfigurationError(f"{name}: {value!r} should be a list of {item}")
+    return value
+
+
+def _rate_limits(name: str, value: Any) -> tuple[RateLimitRule, ...]:
+    items = "rules such as {'path': '/api/generate', 'limits': '10/10s'}, or RateLimitRule"
+    return tuple(
+        rule if isinstance(rule, RateLimitRule) else rate_limit_rule(rule, setting=f"{name}[{i}]")
+        for i, rule in enumerate(_items(name, value, items))
+    )
+
+
+def _default_limit(name: str, value: Any) -> RateLimitRule | None:
+    if value is None or isinstance(value, RateLimitRule):
+        return value
+    mapping = value if isinstance(value, Mapping) else {"limits": value}
+    return rate_limit_rule({"name": "default", **mapping}, setting=name)
+
+
+def _cache_rules(name: str, value: Any) -> tuple[CacheRule, ...]:
+    if not value and isinstance(value, list | tuple):
+        return ()
+    from upstash_middleware.core.cache import CacheRule  # noqa: PLC0415 - only with a cache
+    from upstash_middleware.core.cache import rule_from_mapping as cache_rule  # noqa: PLC0415
+
+    items = "rules such as {'path': '/products/{id}', 'ttl': 60}, or CacheRule"
+    return tuple(
+        rule if isinstance(rule, CacheRule) else cache_rule(rule, setting=f"{name}[{i}]")
+        for i, rule in enumerate(_items(name, value, items))
+    )
+
+
+_version = _matching(
+    r"[A-Za-z0-9._-]{1,64}",
+    "text such as '2026-11-23', at most 64 letters, digits, dots, hyphens and underscores",
+)
+
+_SETTINGS: dict[str, tuple[_Reader, Any]] = {
+    "config": (_file_path, None),
+    "enabled": (_boolean, True),
+    "rate_limits": (_rate_limits, ()),
+    "default_limit": (_default_limit, None),
+    "cache": (_cache_rules, ()),
+    "match": (_one_of("first", "all"), "first"),
+    "remember_denials": (_duration(most=60), 60.0),
+    "deny_list": (_text, None),
+    "analytics": (_text, None),
+    "on_denied": (_function, None),
+    "cache_profile": (_one_of("safe", "conforming"), "safe"),
+    "cache_max_body": (
+        _integer(
+            1,
+            _MAX_BODY,
+            f"of bytes, {_MAX_BODY} at most, which is what one request to Upstash can carry",
+        ),
+        1024 * 1024,
+    ),
+    "cache_grace": (_duration(), 3600.0),
+    "cache_max_keep": (_duration(60), 7 * 24 * 3600.0),
+    "cache_targets": (_field_names("CDN-Cache-Control"), ("CDN-Cache-Control",)),
+    "cache_refresh": (_boolean, True),
+    "cache_collapse": (_duration(most=60), 5.0),
+    "cache_lock": (_boolean, False),
+    "cache_store_first": (_boolean, None),
+    "cache_max_variants": (
+        _integer(1, _MAX_VARIANTS, f"from 1 to {_MAX_VARIANTS}: each makes a lookup longer"),
+        100,
+    ),
+    "cache_l1_bytes": (_integer(0, math.inf, "of bytes such as 64 * 1024 * 1024, or 0"), 0),
+    "cache_l1_seconds": (_duration(most=60, above=True), 5.0),
+    "cache_version": (_version, None),
+    "cache_previous_version": (_version, None),
+    "cache_status_key": (_boolean, False),
+    "cache_keys": (_keys, ()),
+    "cache_encrypt": (_boolean, False),
+    "credential_fields": (_field_names("X-Company-Token"), ()),
+    "reflected_fields": (_field_names("X-Brand"), ()),
+    "purge_path": (_matching(r"/[^?#%{}]*", "a path such as '/internal/purge'"), None),
+    "purge_token": (_secret, None),
+    "url": (_text, None),
+    "token": (_text, None),
+    "redis": (_anything, None),
+    "prefix": (_prefix, "upstash-middleware"),
+    "secret": (_text, None),
+    "deadline": (_duration(most=60, above=True), 1.0),
+    "cache_deadline": (_duration(most=60, above=True), 0.25),
+    "breaker": (_boolean, True),
+    "breaker_slow": (_duration(most=60, above=True), None),
+    "observers": (_observers, ()),
 }
+"""How each setting is read, and its default."""

@@ -1,4 +1,4 @@
-"""A half of the engine and a gateway that answer as a test says and remember what they saw.
+"""A half of the engine and a runtime that answer as a test says and remember what they saw.
 
 The engine between them is the real one; nothing here speaks to Upstash.
 """
@@ -11,20 +11,20 @@ from unittest.mock import patch
 import anyio
 
 from upstash_middleware.asgi import UpstashMiddleware
-from upstash_middleware.core.effects import Command, Pipeline
-from upstash_middleware.core.engine import Engine, Exchange
+from upstash_middleware.core.engine import Engine, Exchange, PartExchange
+from upstash_middleware.core.flow import Command, Pipeline
 from upstash_middleware.drivers import arun
-from upstash_middleware.gateway import Gateway
-from upstash_middleware.messages import Headers, Request, Response, ResponseHead
+from upstash_middleware.messages import Headers, HTTPRequest, Response, ResponseHead
+from upstash_middleware.runtime import Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from upstash_middleware.asgi.protocol import ASGIApp, Message, Scope
-    from upstash_middleware.core.effects import Flow, Reply
+    from upstash_middleware.asgi import ASGIApp, Message, Scope
+    from upstash_middleware.core.flow import Flow, Reply
 
 
-class FakeHalf:
+class FakeHalf(PartExchange):
     """A half of the engine, and its own exchange: it serves one request."""
 
     def __init__(
@@ -32,7 +32,7 @@ class FakeHalf:
         *,
         response: Response | None = None,
         head: Callable[[ResponseHead], ResponseHead | Response] = lambda head: head,
-        forward: Callable[[Request], Request] = lambda request: request,
+        forward: Callable[[HTTPRequest], HTTPRequest] = lambda request: request,
         decision: object = None,
         stands_in: Response | None = None,
         renews: Callable[[], object] | None = None,
@@ -45,19 +45,19 @@ class FakeHalf:
         self.decision: Any = decision
         self._head = head
         self._forward = forward
-        self.requests: list[Request] = []
+        self.requests: list[HTTPRequest] = []
         self.heads: list[ResponseHead] = []
         self.chunks: list[bytes] = []
         self.finished: list[bool] = []
         self.settled = 0
         """How many times what is left after the last byte has been done."""
 
-    async def begin(self, request: Request) -> FakeHalf:
+    async def begin(self, request: HTTPRequest) -> FakeHalf:
         self.requests.append(request)
         await Command(("ASK",))
         return self
 
-    def request_to_forward(self, request: Request) -> Request:
+    def request_to_forward(self, request: HTTPRequest) -> HTTPRequest:
         return self._forward(request)
 
     def head(self, head: ResponseHead) -> ResponseHead | Response:
@@ -83,10 +83,12 @@ class FakeHalf:
         self.settled += 1
 
 
-class FakeGateway:
-    """A gateway over one fake half; ``waits`` is awaited where what is left would be done."""
+class FakeRuntime:
+    """A runtime over one fake half; ``waits`` is awaited where what is left would be done."""
 
     finishes_first = False
+    has_limits = True
+    late: tuple[()] = ()
 
     def __init__(
         self,
@@ -102,23 +104,24 @@ class FakeGateway:
         self.closed = 0
         self.inners: list[Any] = []
         self.purged: list[tuple[tuple[str, ...], dict[str, Any]]] = []
+        self.observed: list[Any] = []
         self._credentials_error = credentials_error
         self._waits = waits
 
-    async def abegin(self, request: Request, inner: FakeGateway | None = None) -> Exchange:
+    def observe(self, event: Any) -> None:
+        self.observed.append(event)
+
+    async def abegin(self, request: HTTPRequest, inner: FakeRuntime | None = None) -> Exchange:
         self.inners.append(inner)
         return await arun(self.engine.begin(request, inner.engine if inner else None), self)
 
     async def afinish(self, exchange: Exchange, *, complete: bool) -> None:
-        flow = exchange.finish(complete=complete)
+        await self.aperform_to_end(exchange.finish(complete=complete))
+
+    async def aperform_to_end(self, flow: Flow[None] | None) -> None:
         if flow is not None:
             with anyio.CancelScope(shield=True):  # as the real one does
                 await arun(flow, self)
-
-    async def arenew(self, exchange: Exchange) -> None:
-        flow = exchange.renewal()
-        if flow is not None:
-            await arun(flow, self)
 
     async def execute(self, pipeline: Pipeline) -> list[Reply]:
         if self._waits is not None and not pipeline.commands:
@@ -144,10 +147,10 @@ def _unexpected(event: object) -> None:
 
 
 def around(
-    app: ASGIApp, gateway: FakeGateway, cls: Callable[..., ASGIApp] = UpstashMiddleware
+    app: ASGIApp, runtime: FakeRuntime, cls: Callable[..., ASGIApp] = UpstashMiddleware
 ) -> ASGIApp:
-    """Put the middleware around an application, with a fake gateway behind it."""
-    with patch.object(Gateway, "of", lambda *_, **__: gateway):
+    """Put the middleware around an application, with a fake runtime behind it."""
+    with patch.object(Runtime, "of", lambda *_, **__: runtime):
         return cls(app)
 
 

@@ -14,7 +14,7 @@ import uvicorn
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from upstash_middleware.asgi.protocol import ASGIApp
+    from upstash_middleware.asgi import ASGIApp
 
 PATIENCE = 20.0
 """Seconds that anything in these tests may take at most, on a machine under load."""

@@ -13,8 +13,8 @@ import pytest
 from tests.asgi.fakes import (
     DISCONNECT,
     REQUEST_BODY,
-    FakeGateway,
     FakeHalf,
+    FakeRuntime,
     Server,
     around,
     body,
@@ -27,8 +27,8 @@ from tests.asgi.fakes import (
 from upstash_middleware.errors import NotConnected
 
 if TYPE_CHECKING:
-    from upstash_middleware.asgi.protocol import ASGIApp, Message, Receive, Scope, Send
-    from upstash_middleware.messages import Request
+    from upstash_middleware.asgi import ASGIApp, Message, Receive, Scope, Send
+    from upstash_middleware.messages import HTTPRequest
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +59,7 @@ def raising_after(*messages) -> ASGIApp:
 async def test_an_exception_of_the_application_passes_unchanged(messages, complete):
     half = FakeHalf()
     server = Server(REQUEST_BODY)
-    app = around(raising_after(*messages), FakeGateway(half))
+    app = around(raising_after(*messages), FakeRuntime(half))
     with pytest.raises(Broken) as raised:
         await app(http_scope(), server.receive, server.send)
     assert raised.value.__context__ is None
@@ -68,21 +68,21 @@ async def test_an_exception_of_the_application_passes_unchanged(messages, comple
     assert half.settled == 1
 
 
-async def test_a_response_may_stand_in_for_one_that_was_not_begun_and_the_exception_passes():
-    """RFC 5861 §4."""
+async def test_a_response_may_stand_in_for_one_that_was_not_begun():
+    """RFC 5861 §4; observers get the exception, and the server does not."""
     half = FakeHalf(stands_in=whole(200, b"stale"))
-    server = Server(REQUEST_BODY)
-    app = around(raising_after(), FakeGateway(half))
-    with pytest.raises(Broken):
-        await app(http_scope(), server.receive, server.send)
+    runtime, server = FakeRuntime(half), Server(REQUEST_BODY)
+    await around(raising_after(), runtime)(http_scope(), server.receive, server.send)
     assert server.sent == [start(200), body(b"stale")]
     assert half.finished == [True]
+    (event,) = runtime.observed
+    assert isinstance(event.error, Broken)
 
 
 async def test_nothing_stands_in_for_a_response_that_has_begun():
     half = FakeHalf(stands_in=whole(200, b"stale"))
     server = Server(REQUEST_BODY)
-    app = around(raising_after(start(201)), FakeGateway(half))
+    app = around(raising_after(start(201)), FakeRuntime(half))
     with pytest.raises(Broken):
         await app(http_scope(), server.receive, server.send)
     assert server.sent == [start(201)]
@@ -96,7 +96,7 @@ async def test_nothing_stands_in_for_a_response_that_has_begun():
 )
 async def test_a_response_that_the_application_never_ends_is_not_whole(messages):
     half = FakeHalf()
-    await call(around(sending(*messages), FakeGateway(half)))
+    await call(around(sending(*messages), FakeRuntime(half)))
     assert half.finished == [False]
 
 
@@ -109,7 +109,7 @@ async def test_an_application_that_ends_its_response_early_because_the_client_le
         await send(body())
 
     half = FakeHalf()
-    await call(around(app, FakeGateway(half)), None, REQUEST_BODY, DISCONNECT)
+    await call(around(app, FakeRuntime(half)), None, REQUEST_BODY, DISCONNECT)
     assert half.finished == [False]
 
 
@@ -138,7 +138,7 @@ async def test_a_client_that_leaves_after_the_last_byte_leaves_a_whole_response(
             await send(body(b"whole"))
 
     half = FakeHalf()
-    await around(app, FakeGateway(half))(http_scope(), receive, send)
+    await around(app, FakeRuntime(half))(http_scope(), receive, send)
     assert half.finished == [True]
 
 
@@ -155,9 +155,9 @@ async def test_a_server_that_refuses_the_last_piece_leaves_the_response_short():
             return
 
     half = FakeHalf()
-    await around(app, FakeGateway(half))(http_scope(), Server().receive, refusing)
+    await around(app, FakeRuntime(half))(http_scope(), Server().receive, refusing)
     assert half.finished == [False]
-    assert half.chunks == []
+    assert half.chunks == [b"whole"], "nobody who waits for it depends on this client"
 
 
 async def test_a_server_that_refuses_a_response_of_ours_is_told_once():
@@ -165,7 +165,7 @@ async def test_a_server_that_refuses_a_response_of_ours_is_told_once():
         raise OSError("the client has left")
 
     half = FakeHalf(response=whole(429, b"later"))
-    app = around(sending(), FakeGateway(half))
+    app = around(sending(), FakeRuntime(half))
     with pytest.raises(OSError, match="left"):
         await app(http_scope(), Server().receive, refusing)
     assert half.finished == [False]
@@ -179,7 +179,7 @@ async def test_a_cancelled_request_is_finished_as_cut_short():
 
     half = FakeHalf()
     with anyio.move_on_after(0.01) as scope:
-        await call(around(app, FakeGateway(half)))
+        await call(around(app, FakeRuntime(half)))
     assert scope.cancelled_caught
     assert half.finished == [False]
 
@@ -188,8 +188,8 @@ async def test_a_cancelled_request_is_finished_as_cut_short():
 async def test_a_request_cancelled_at_any_moment_is_finished_once_and_to_the_end(steps):
     server = SlowServer()
     half = FakeHalf()
-    gateway = FakeGateway(half, waits=anyio.lowlevel.checkpoint)
-    app = around(sending(start(), body(b"one", more=True), body(b"two")), gateway)
+    runtime = FakeRuntime(half, waits=anyio.lowlevel.checkpoint)
+    app = around(sending(start(), body(b"one", more=True), body(b"two")), runtime)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(running, app, server)
         for _ in range(steps):
@@ -218,9 +218,9 @@ async def test_a_failure_while_finishing_is_not_followed_by_a_second_finish():
 
     events: list[object] = []
     half = FakeHalf()
-    gateway = FakeGateway(half, waits=broken_wire)
-    gateway.engine._observe = events.append
-    server = await call(around(sending(start(), body(b"whole")), gateway))
+    runtime = FakeRuntime(half, waits=broken_wire)
+    runtime.engine.observe = events.append
+    server = await call(around(sending(start(), body(b"whole")), runtime))
     assert server.body == b"whole"
     assert half.finished == [True]
     assert half.settled == 0
@@ -260,13 +260,13 @@ class Watching(Server):
 async def test_a_gateway_that_finishes_first_does_so_before_the_last_byte(
     messages, first, finishes_first
 ):
-    """And no other does."""
+    """And any other right after it."""
     half = FakeHalf()
-    gateway, server = FakeGateway(half), Watching(half)
-    gateway.finishes_first = finishes_first
-    await around(sending(*messages), gateway)(http_scope(), server.receive, server.send)
+    runtime, server = FakeRuntime(half), Watching(half)
+    runtime.finishes_first = finishes_first
+    await around(sending(*messages), runtime)(http_scope(), server.receive, server.send)
     assert server.sent == messages
-    assert server.settled == (first if finishes_first else [False] * len(first))
+    assert server.settled == (first if finishes_first else [False, *first[:-1]])
     assert (half.settled, half.finished) == (1, [True])
     assert b"".join(half.chunks) == server.body
 
@@ -284,10 +284,10 @@ async def test_a_gateway_that_finishes_first_does_so_before_the_last_byte(
 async def test_a_gateway_that_finishes_first_does_so_before_a_head_that_is_all(messages, method):
     """A client may ask again as soon as it has it."""
     half = FakeHalf()
-    gateway, server = FakeGateway(half), Watching(half)
-    gateway.finishes_first = True
+    runtime, server = FakeRuntime(half), Watching(half)
+    runtime.finishes_first = True
     scope = http_scope(method=method)
-    await around(sending(*messages), gateway)(scope, server.receive, server.send)
+    await around(sending(*messages), runtime)(scope, server.receive, server.send)
     assert server.sent == messages
     assert server.settled == [True, True]
     assert half.finished == [True]
@@ -295,11 +295,11 @@ async def test_a_gateway_that_finishes_first_does_so_before_a_head_that_is_all(m
 
 async def test_a_gateway_that_finishes_first_does_so_before_the_trailers_after_no_body():
     half = FakeHalf()
-    gateway, server = FakeGateway(half), Watching(half)
-    gateway.finishes_first = True
+    runtime, server = FakeRuntime(half), Watching(half)
+    runtime.finishes_first = True
     messages = [start(200, (b"content-length", b"0"), trailers=True), body()]
     messages.append({"type": "http.response.trailers", "headers": [], "more_trailers": False})
-    await around(sending(*messages), gateway)(http_scope(), server.receive, server.send)
+    await around(sending(*messages), runtime)(http_scope(), server.receive, server.send)
     assert server.settled == [False, False, True]
 
 
@@ -310,9 +310,9 @@ async def test_a_gateway_that_finishes_first_does_so_before_the_trailers_after_n
 )
 async def test_a_gateway_that_finishes_first_holds_back_the_head_of_ours(ours, settled):
     half = FakeHalf(head=lambda _: ours)
-    gateway, server = FakeGateway(half), Watching(half)
-    gateway.finishes_first = True
-    await around(sending(start(), body(b"x")), gateway)(http_scope(), server.receive, server.send)
+    runtime, server = FakeRuntime(half), Watching(half)
+    runtime.finishes_first = True
+    await around(sending(start(), body(b"x")), runtime)(http_scope(), server.receive, server.send)
     assert server.settled == settled
     assert half.finished == [True]
 
@@ -324,7 +324,7 @@ class KeptScope(dict[str, Any]):
 class Forgetful(FakeHalf):
     """A half that keeps no request."""
 
-    async def begin(self, request: Request) -> FakeHalf:
+    async def begin(self, request: HTTPRequest) -> FakeHalf:
         del request
         return self
 
@@ -335,7 +335,7 @@ async def test_nothing_keeps_a_scope_once_its_request_is_over():
     async def anywhere(*_: Any) -> Any:
         return {"type": "http.request"}
 
-    served = around(sending(start(), body(b"ok")), FakeGateway(Forgetful()))
+    served = around(sending(start(), body(b"ok")), FakeRuntime(Forgetful()))
     scope = KeptScope(http_scope())
     kept = weakref.ref(scope)
     gc.disable()

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.asgi.fakes import FakeGateway, FakeHalf, Server, around, never
+from tests.asgi.fakes import FakeHalf, FakeRuntime, Server, around, never
 from upstash_middleware.errors import MissingCredentials
 
 if TYPE_CHECKING:
-    from upstash_middleware.asgi.protocol import Receive, Scope, Send
+    from upstash_middleware.asgi import Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio
 
@@ -30,13 +30,13 @@ def scope() -> Scope:
 
 
 async def test_startup_and_shutdown_pass_and_the_client_is_closed_before_the_shutdown_is_over():
-    gateway = FakeGateway(FakeHalf())
+    runtime = FakeRuntime(FakeHalf())
     closed: list[tuple[str, int]] = []
 
     async def send(message) -> None:
-        closed.append((message["type"], gateway.closed))
+        closed.append((message["type"], runtime.closed))
 
-    await around(app, gateway)(scope(), Server(STARTUP, SHUTDOWN).receive, send)
+    await around(app, runtime)(scope(), Server(STARTUP, SHUTDOWN).receive, send)
     assert closed == [("lifespan.startup.complete", 0), ("lifespan.shutdown.complete", 1)]
 
 
@@ -45,17 +45,17 @@ async def test_an_application_whose_shutdown_fails_is_closed_too():
         await receive()
         await send({"type": "lifespan.shutdown.failed", "message": "queue not empty"})
 
-    gateway = FakeGateway(FakeHalf())
+    runtime = FakeRuntime(FakeHalf())
     server = Server(SHUTDOWN)
-    await around(failing, gateway)(scope(), server.receive, server.send)
+    await around(failing, runtime)(scope(), server.receive, server.send)
     assert server.sent == [{"type": "lifespan.shutdown.failed", "message": "queue not empty"}]
-    assert gateway.closed == 1
+    assert runtime.closed == 1
 
 
 async def test_missing_credentials_fail_the_startup_before_the_application_is_called():
     error = MissingCredentials("set UPSTASH_REDIS_REST_URL and UPSTASH_REDIS_REST_TOKEN")
     server = Server(STARTUP, SHUTDOWN)
-    middleware = around(never, FakeGateway(FakeHalf(), credentials_error=error))
+    middleware = around(never, FakeRuntime(FakeHalf(), credentials_error=error))
     with pytest.raises(MissingCredentials):
         await middleware(scope(), server.receive, server.send)
     assert server.sent == [{"type": "lifespan.startup.failed", "message": str(error)}]
@@ -66,13 +66,13 @@ async def test_an_application_without_a_lifespan_says_so_to_the_server():
         raise ValueError("http only")
 
     with pytest.raises(ValueError, match="http only"):
-        await around(http_only, FakeGateway(FakeHalf()))(
+        await around(http_only, FakeRuntime(FakeHalf()))(
             scope(), Server(STARTUP).receive, Server().send
         )
 
 
 async def test_switched_off_nothing_is_looked_for_or_closed():
-    gateway = FakeGateway(FakeHalf(), enabled=False, credentials_error=MissingCredentials("none"))
+    runtime = FakeRuntime(FakeHalf(), enabled=False, credentials_error=MissingCredentials("none"))
     server = Server(STARTUP, SHUTDOWN)
-    await around(app, gateway)(scope(), server.receive, server.send)
-    assert gateway.closed == 0
+    await around(app, runtime)(scope(), server.receive, server.send)
+    assert runtime.closed == 0

@@ -10,8 +10,8 @@ import pytest
 
 from tests.asgi.fakes import (
     REQUEST_BODY,
-    FakeGateway,
     FakeHalf,
+    FakeRuntime,
     Server,
     adding,
     around,
@@ -29,7 +29,7 @@ from upstash_middleware.asgi import UpstashMiddleware
 from upstash_middleware.messages import Headers
 
 if TYPE_CHECKING:
-    from upstash_middleware.asgi.protocol import Receive, Scope, Send
+    from upstash_middleware.asgi import Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.anyio
 async def test_the_head_passes_through_the_exchange_and_the_body_unchanged():
     half = FakeHalf(head=adding((b"age", b"3")))
     app = sending(start(203, (b"x-a", b"1"), (b"x-a", b"2")), body(b"one", more=True), body(b"two"))
-    server = await call(around(app, FakeGateway(half)))
+    server = await call(around(app, FakeRuntime(half)))
     assert server.sent == [
         start(203, (b"x-a", b"1"), (b"x-a", b"2"), (b"age", b"3")),
         body(b"one", more=True),
@@ -56,7 +56,7 @@ async def test_each_message_has_gone_out_before_the_next_is_asked_for():
             await send(message)
             seen.append(len(server.sent))
 
-    await around(app, FakeGateway(FakeHalf()))(http_scope(), server.receive, server.send)
+    await around(app, FakeRuntime(FakeHalf()))(http_scope(), server.receive, server.send)
     assert seen == [1, 2, 3, 4]
 
 
@@ -77,7 +77,7 @@ async def test_what_a_request_holds_is_renewed_once_a_piece_has_gone_out(message
     server = Server(REQUEST_BODY)
     renewed: list[int] = []
     half = FakeHalf(renews=lambda: renewed.append(len(server.sent)))
-    app = around(sending(*messages), FakeGateway(half))
+    app = around(sending(*messages), FakeRuntime(half))
     await app(http_scope(), server.receive, server.send)
     assert renewed == renewed_after
     assert len(half.finished) == 1
@@ -85,7 +85,7 @@ async def test_what_a_request_holds_is_renewed_once_a_piece_has_gone_out(message
 
 async def test_a_response_of_ours_goes_out_and_the_application_is_not_called():
     half = FakeHalf(response=whole(429, b"later", [(b"retry-after", b"7")]))
-    server = await call(around(never, FakeGateway(half)))
+    server = await call(around(never, FakeRuntime(half)))
     assert server.sent == [start(429, (b"retry-after", b"7")), body(b"later")]
     assert half.finished == [True]
 
@@ -93,13 +93,13 @@ async def test_a_response_of_ours_goes_out_and_the_application_is_not_called():
 async def test_field_names_go_out_in_lower_case():
     """ASGI specification, Response Start: header names must be lowercased."""
     half = FakeHalf(response=whole(429, b"", [(b"Retry-After", b"7")]))
-    server = await call(around(never, FakeGateway(half)))
+    server = await call(around(never, FakeRuntime(half)))
     assert server.sent[0]["headers"] == [(b"retry-after", b"7")]
 
 
 async def test_a_response_of_ours_has_no_body_for_head_but_keeps_its_length_field():
     half = FakeHalf(response=whole(429, b"later", [(b"content-length", b"5")]))
-    server = await call(around(never, FakeGateway(half)), http_scope(method="HEAD"))
+    server = await call(around(never, FakeRuntime(half)), http_scope(method="HEAD"))
     assert server.sent == [start(429, (b"content-length", b"5")), body(b"")]
 
 
@@ -111,7 +111,7 @@ async def test_a_whole_response_in_place_of_the_head_swallows_all_that_the_appli
         body(b"ignored"),
         {"type": "http.response.trailers", "headers": []},
     )
-    server = await call(around(app, FakeGateway(half)))
+    server = await call(around(app, FakeRuntime(half)))
     assert server.sent == [start(200), body(b"stored")]
     assert half.chunks == []
     assert half.finished == [True]
@@ -119,7 +119,7 @@ async def test_a_whole_response_in_place_of_the_head_swallows_all_that_the_appli
 
 async def test_a_whole_response_in_place_of_the_head_has_no_body_for_head():
     half = FakeHalf(head=lambda _: whole(200, b"stored"))
-    app = around(sending(start(304), body()), FakeGateway(half))
+    app = around(sending(start(304), body()), FakeRuntime(half))
     server = await call(app, http_scope(method="HEAD"))
     assert server.body == b""
 
@@ -139,7 +139,7 @@ async def test_with_trailers_the_last_byte_is_theirs():
             await send(message)
             finished.append(list(half.finished))
 
-    server = await call(around(app, FakeGateway(half)))
+    server = await call(around(app, FakeRuntime(half)))
     assert server.sent == messages
     assert finished == [[], [], [], [True]]
 
@@ -157,7 +157,7 @@ BY_THE_SERVER = pytest.mark.parametrize(
 @BY_THE_SERVER
 async def test_a_body_that_the_server_reads_itself_passes_and_is_not_taken_for_whole(unseen):
     half = FakeHalf()
-    server = await call(around(sending(start(), unseen), FakeGateway(half)))
+    server = await call(around(sending(start(), unseen), FakeRuntime(half)))
     assert server.sent == [start(), unseen]
     assert half.finished == [False]
 
@@ -170,7 +170,7 @@ async def test_a_body_that_the_server_reads_itself_settles_as_the_response_that_
     rule = RateLimitRule(limits="10/hour", settle=lambda _, response: costs[response.status])
     app = UpstashMiddleware(sending(start(), unseen), default_limit=rule, deadline=PATIENCE)
     left = [dict((await call(app)).sent[0]["headers"])[b"x-ratelimit-remaining"] for _ in range(2)]
-    await app.gateway.aclose()
+    await app.runtime.aclose()
     assert left == [b"9", b"4"]
 
 
@@ -185,7 +185,7 @@ async def test_a_body_that_the_server_reads_itself_settles_as_the_response_that_
 )
 async def test_other_messages_pass_untouched_before_the_head(extension):
     half = FakeHalf()
-    server = await call(around(sending(extension, start(), body(b"x")), FakeGateway(half)))
+    server = await call(around(sending(extension, start(), body(b"x")), FakeRuntime(half)))
     assert server.sent == [extension, start(), body(b"x")]
     assert half.chunks == [b"x"]
     assert half.finished == [True]
@@ -201,7 +201,7 @@ async def test_a_buffer_that_the_application_fills_again_is_recorded_as_it_was()
         buffer[:] = b"other"
         await send({"type": "http.response.body", "body": memoryview(buffer)})
 
-    await call(around(app, FakeGateway(half)))
+    await call(around(app, FakeRuntime(half)))
     assert half.chunks == [b"first", b"other"]
 
 
@@ -212,7 +212,7 @@ async def test_a_message_that_middleware_outside_writes_into_is_recorded_as_it_w
         message.update(body=b"compressed", headers=[(b"content-encoding", b"gzip")])
 
     half = FakeHalf()
-    app = around(sending(start(), body(b"plain")), FakeGateway(half))
+    app = around(sending(start(), body(b"plain")), FakeRuntime(half))
     await app(http_scope(), Server().receive, send)
     assert half.chunks == [b"plain"]
     assert half.heads[0].headers == Headers()
@@ -221,7 +221,7 @@ async def test_a_message_that_middleware_outside_writes_into_is_recorded_as_it_w
 async def test_messages_without_their_optional_keys_are_read_as_the_specification_says():
     half = FakeHalf()
     app = sending({"type": "http.response.start", "status": 204}, {"type": "http.response.body"})
-    await call(around(app, FakeGateway(half)))
+    await call(around(app, FakeRuntime(half)))
     assert half.heads[0].headers == Headers()
     assert half.finished == [True]
 
@@ -241,8 +241,8 @@ async def test_what_is_done_after_the_last_byte_delays_no_byte_and_no_background
     async def send_to_client(message) -> None:
         happened.append(message["type"])
 
-    gateway = FakeGateway(FakeHalf(), waits=wire)
-    await around(app, gateway)(http_scope(), Server().receive, send_to_client)
+    runtime = FakeRuntime(FakeHalf(), waits=wire)
+    await around(app, runtime)(http_scope(), Server().receive, send_to_client)
     assert happened == [
         "http.response.start",
         "http.response.body",
@@ -260,7 +260,7 @@ async def test_scopes_of_a_kind_that_is_not_known_pass_untouched():
 
     server = Server()
     receive, send = server.receive, server.send
-    await around(app, FakeGateway(FakeHalf()))(scope, receive, send)
+    await around(app, FakeRuntime(FakeHalf()))(scope, receive, send)
     assert given == [scope, receive, send]
     assert given[0] is scope
     assert scope == {"type": "something.new"}
@@ -275,7 +275,7 @@ async def test_switched_off_the_application_talks_to_the_server_itself():
     half = FakeHalf(response=whole(429, b""))
     server, scope = Server(), http_scope()
     receive, send = server.receive, server.send
-    await around(app, FakeGateway(half, enabled=False))(scope, receive, send)
+    await around(app, FakeRuntime(half, enabled=False))(scope, receive, send)
     assert given[0] is scope
     assert given[1:] == [receive, send]
     assert half.requests == []

@@ -1,15 +1,18 @@
-"""An ASGI scope as a Request, and what of it the application gets to see changed."""
+"""An ASGI scope as an HTTPRequest, and what of it the application gets to see changed."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
+from starlette._utils import get_route_path
 
 from tests.asgi.fakes import (
-    FakeGateway,
+    REQUEST_BODY,
     FakeHalf,
+    FakeRuntime,
+    Server,
     around,
     body,
     call,
@@ -21,17 +24,17 @@ from tests.asgi.fakes import (
 from upstash_middleware.asgi import CacheMiddleware, RateLimitMiddleware, UpstashMiddleware
 
 if TYPE_CHECKING:
-    from upstash_middleware.asgi.protocol import Receive, Scope, Send
-    from upstash_middleware.messages import Request
+    from upstash_middleware.asgi import Message, Receive, Scope, Send
+    from upstash_middleware.messages import HTTPRequest
 
 pytestmark = pytest.mark.anyio
 
 APP = sending(start(), body())
 
 
-async def request_of(**changes: Any) -> Request:
+async def request_of(**changes: Any) -> HTTPRequest:
     half = FakeHalf()
-    await call(around(APP, FakeGateway(half)), http_scope(**changes))
+    await call(around(APP, FakeRuntime(half)), http_scope(**changes))
     return half.requests[0]
 
 
@@ -45,7 +48,7 @@ async def test_a_request_is_told_as_it_was_sent():
         headers=[(b"host", b"Shop.Example:8443"), (b"x-a", b"1"), (b"x-a", b"\xff")],
     )
     half = FakeHalf()
-    await call(around(APP, FakeGateway(half)), scope)
+    await call(around(APP, FakeRuntime(half)), scope)
     (request,) = half.requests
     assert (request.method, request.scheme) == ("POST", "https")
     assert (request.path, request.raw_path) == ("/tea/grün", "/tea/gr%C3%BCn")
@@ -61,10 +64,42 @@ async def test_an_encoded_slash_stays_apart_from_a_slash():
     assert request.raw_path == "/a%2Fb"
 
 
-async def test_a_mounted_application_is_told_the_whole_path():
-    """ASGI specification: path begins with root_path."""
-    request = await request_of(path="/shop/tea", raw_path=b"/shop/tea", root_path="/shop")
-    assert (request.path, request.raw_path) == ("/shop/tea", "/shop/tea")
+@pytest.mark.parametrize(
+    ("path", "raw_path"),
+    [
+        ("/shop/tea", b"/shop/tea"),  # uvicorn, Starlette's mounts; hypercorn where it was sent
+        ("/tea", b"/tea"),  # hypercorn, granian and gunicorn, if a proxy removes the prefix
+        ("/shop/tea", b"/tea"),
+        ("/shop/tea", b""),
+        ("/tea", b""),
+    ],
+)
+async def test_the_path_is_what_is_below_root_path_and_the_url_has_both(path, raw_path):
+    request = await request_of(path=path, raw_path=raw_path, root_path="/shop")
+    assert (request.path, request.root_path) == ("/tea", "/shop")
+    assert request.raw_path == "/shop/tea"
+
+
+@pytest.mark.parametrize(
+    ("root_path", "path", "below"),
+    [
+        ("/shop", "/shopping", "/shopping"),
+        ("/shop", "/shop", ""),
+        ("/shop", "/shop/", "/"),
+        ("/shop/", "/shop//tea", "/tea"),  # uvicorn --root-path /shop/
+        ("/", "/tea", "/tea"),
+        ("", "/tea", "/tea"),
+    ],
+)
+async def test_what_is_below_root_path_is_what_starlette_routes_on(root_path, path, below):
+    scope = http_scope(path=path, raw_path=path.encode(), root_path=root_path)
+    assert (await request_of(**scope)).path == below == get_route_path(scope)
+
+
+async def test_an_encoded_slash_stays_apart_from_a_slash_below_a_prefix():
+    for raw_path in (b"/a%2Fb", b"/shop/a%2Fb"):
+        request = await request_of(path="/shop/a/b", raw_path=raw_path, root_path="/shop")
+        assert (request.path, request.raw_path) == ("/a/b", "/shop/a%2Fb")
 
 
 async def test_a_path_that_middleware_outside_has_rewritten_counts_as_it_is_now():
@@ -92,7 +127,7 @@ async def test_a_connection_without_an_address_has_no_peer(client):
 async def test_a_scope_with_only_what_is_required_is_enough():
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
     half = FakeHalf()
-    await call(around(APP, FakeGateway(half)), scope)
+    await call(around(APP, FakeRuntime(half)), scope)
     (request,) = half.requests
     assert (request.scheme, request.query, request.host, request.peer) == ("http", "", "", None)
 
@@ -114,18 +149,34 @@ async def scope_seen(half: FakeHalf, scope: Scope, cls: type = UpstashMiddleware
         seen.append(scope)
         await APP(scope, receive, send)
 
-    await call(around(app, FakeGateway(half), cls), scope)
+    await call(around(app, FakeRuntime(half), cls), scope)
     return seen[0]
 
 
 async def test_the_application_gets_the_header_fields_that_the_engine_forwards():
-    def with_validator(request: Request) -> Request:
+    def with_validator(request: HTTPRequest) -> HTTPRequest:
         return replace(request, headers=request.headers.setting("if-none-match", '"1"'))
 
     scope = http_scope()
-    seen = await scope_seen(FakeHalf(forward=with_validator), scope)
-    assert seen["headers"] == [(b"host", b"shop.example"), (b"if-none-match", b'"1"')]
+    inside: list[object] = []
+    outside: list[object] = []
+
+    async def app(shown: Scope, receive: Receive, send: Send) -> None:
+        inside.append(shown["headers"])
+        await send(start())
+        inside.append(shown["headers"])
+        await send(body(b"x"))
+        shown["route"] = "what code outside reads"
+
+    async def send(message: Message) -> None:
+        outside.append(scope["headers"])
+
+    served = around(app, FakeRuntime(FakeHalf(forward=with_validator)))
+    await served(scope, Server(REQUEST_BODY).receive, send)
+    assert inside == [[(b"host", b"shop.example"), (b"if-none-match", b'"1"')]] * 2
+    assert outside == [[(b"host", b"shop.example")]] * 2
     assert scope["headers"] == [(b"host", b"shop.example")]
+    assert scope["route"] == "what code outside reads"
 
 
 async def test_else_it_gets_the_very_scope_so_that_what_it_writes_there_is_seen_outside():
@@ -140,9 +191,9 @@ async def test_the_decision_stands_in_the_state():
     assert seen["state"]["rate_limit"] is decision
 
 
-async def test_without_a_limit_for_this_request_the_decision_is_none():
+async def test_without_a_limit_for_this_request_the_decision_has_no_figures():
     seen = await scope_seen(FakeHalf(), http_scope())
-    assert seen["state"]["rate_limit"] is None
+    assert seen["state"]["rate_limit"].settled_by == "unchecked"
 
 
 async def test_a_server_that_keeps_no_state_gets_one():
@@ -155,22 +206,22 @@ async def test_a_server_that_keeps_no_state_gets_one():
 async def test_each_class_shows_the_handles_of_its_halves():
     limit = await scope_seen(FakeHalf(), http_scope(), RateLimitMiddleware)
     cache = await scope_seen(FakeHalf(), http_scope(), CacheMiddleware)
-    assert set(limit["state"]) == {"rate_limit"}
-    assert set(cache["state"]) == {"cache"}
+    assert set(limit["state"]) == {"rate_limit", "upstash"}
+    assert set(cache["state"]) == {"cache", "upstash"}
 
 
 @pytest.mark.parametrize("enabled", [True, False])
 async def test_the_cache_handle_purges_in_tasks_and_in_threads_switched_off_too(enabled):
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        assert scope["state"]["rate_limit"] is None
+        assert scope["state"]["rate_limit"].settled_by == "unchecked"
         cache = scope["state"]["cache"]
         await cache.purge("/tea", tags=("product:7",))
         cache.purge_sync(everything=True, soft=True)
         await APP(scope, receive, send)
 
-    gateway = FakeGateway(FakeHalf(), enabled=enabled)
-    await call(around(app, gateway))
-    assert gateway.purged == [
+    runtime = FakeRuntime(FakeHalf(), enabled=enabled)
+    await call(around(app, runtime))
+    assert runtime.purged == [
         (("/tea",), {"tags": ("product:7",), "everything": False, "soft": False}),
         ((), {"tags": (), "everything": True, "soft": True}),
     ]
@@ -178,7 +229,7 @@ async def test_the_cache_handle_purges_in_tasks_and_in_threads_switched_off_too(
 
 async def test_a_limit_directly_outside_a_cache_begins_both_and_hands_the_cache_its_part():
     limit, cache = FakeHalf(decision="allowed"), FakeHalf()
-    outer, inner = FakeGateway(limit), FakeGateway(cache)
+    outer, inner = FakeRuntime(limit), FakeRuntime(cache)
     scope = http_scope()
     app = around(around(APP, inner, CacheMiddleware), outer, RateLimitMiddleware)
     await call(app, scope)
@@ -190,24 +241,24 @@ async def test_a_limit_directly_outside_a_cache_begins_both_and_hands_the_cache_
 
 
 async def test_what_was_handed_over_and_what_it_forwards_reach_the_application():
-    def with_validator(request: Request) -> Request:
+    def with_validator(request: HTTPRequest) -> HTTPRequest:
         return replace(request, headers=request.headers.setting("if-none-match", '"1"'))
 
-    seen: list[Scope] = []
+    seen: list[object] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        seen.append(scope)
+        seen.extend(scope["headers"])
         await APP(scope, receive, send)
 
-    inner = around(app, FakeGateway(FakeHalf(forward=with_validator)), CacheMiddleware)
-    await call(around(inner, FakeGateway(FakeHalf()), RateLimitMiddleware))
-    assert (b"if-none-match", b'"1"') in seen[0]["headers"]
+    inner = around(app, FakeRuntime(FakeHalf(forward=with_validator)), CacheMiddleware)
+    await call(around(inner, FakeRuntime(FakeHalf()), RateLimitMiddleware))
+    assert (b"if-none-match", b'"1"') in seen
 
 
 async def test_a_denial_finishes_what_the_cache_inside_had_begun():
     limit, cache = FakeHalf(response=whole(429, b"later")), FakeHalf()
-    inner = around(APP, FakeGateway(cache), CacheMiddleware)
-    await call(around(inner, FakeGateway(limit), RateLimitMiddleware))
+    inner = around(APP, FakeRuntime(cache), CacheMiddleware)
+    await call(around(inner, FakeRuntime(limit), RateLimitMiddleware))
     assert limit.finished == [True]
     assert cache.finished == [False]
 
@@ -223,14 +274,14 @@ async def test_a_denial_finishes_what_the_cache_inside_had_begun():
 )
 async def test_no_other_pair_is_joined(outside, inside):
     """What the outer one answers itself must cost nothing inside of it."""
-    outer, inner = FakeGateway(FakeHalf()), FakeGateway(FakeHalf())
+    outer, inner = FakeRuntime(FakeHalf()), FakeRuntime(FakeHalf())
     await call(around(around(APP, inner, inside), outer, outside))
     assert outer.inners == [None]
     assert inner.inners == [None]
 
 
 async def test_something_between_the_two_keeps_them_apart():
-    outer, inner = FakeGateway(FakeHalf()), FakeGateway(FakeHalf())
+    outer, inner = FakeRuntime(FakeHalf()), FakeRuntime(FakeHalf())
     cache = around(APP, inner, CacheMiddleware)
 
     async def between(scope: Scope, receive: Receive, send: Send) -> None:

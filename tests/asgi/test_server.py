@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -20,11 +22,11 @@ from websockets.sync.client import connect
 
 from tests.asgi.serving import PATIENCE, served_by_uvicorn
 from upstash_middleware import CacheRule
-from upstash_middleware.gateway import Gateway
+from upstash_middleware.runtime import Runtime
 from upstash_middleware.starlette import UpstashMiddleware
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from starlette.requests import Request
     from starlette.responses import Response
@@ -121,14 +123,14 @@ def test_what_is_done_after_the_last_byte_does_not_delay_it(
     upstash: LocalUpstash, monkeypatch: pytest.MonkeyPatch
 ):
     go = threading.Event()
-    afinish = Gateway.afinish
+    afinish = Runtime.afinish
 
     async def held_up(*arguments: Any, complete: bool) -> None:
         with anyio.CancelScope(shield=True):  # as afinish itself does
             await until(go)
         await afinish(*arguments, complete=complete)
 
-    monkeypatch.setattr(Gateway, "afinish", held_up)
+    monkeypatch.setattr(Runtime, "afinish", held_up)
     route, _ = piecemeal("page")
     with served_by_uvicorn(guarded(route)) as port:
         assert httpx.get(f"http://127.0.0.1:{port}/page", timeout=PATIENCE).text == "page"
@@ -210,3 +212,54 @@ def test_a_lifespan_without_credentials_says_which_variables_are_missing(
     assert "UPSTASH_REDIS_REST_URL" in caplog.text
     assert "UPSTASH_REDIS_REST_TOKEN" in caplog.text
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "path", [":" * 8000, "%3A" * 2600, "a:" * 4000], ids=["colons", "escaped", "text"]
+)
+def test_a_request_that_would_make_thousands_of_tags_delays_no_other(
+    upstash: LocalUpstash, path: str
+):
+    """The event loop is everybody's: what one request does there, all others wait for."""
+
+    async def endpoint(_: Request) -> Response:
+        return PlainTextResponse("page")
+
+    rule = CacheRule("/products/{id}", ttl=60, tags=("product:{id}", "{id}"))
+    other = CacheRule("/{kind}/{rest:path}", ttl=60, tags=("{kind}:{rest}",))
+    app = Starlette(
+        routes=[Route("/{path:path}", endpoint)],
+        middleware=[
+            Middleware(
+                UpstashMiddleware,
+                cache=[rule, other],
+                deadline=PATIENCE,
+                cache_deadline=PATIENCE,
+            )
+        ],
+    )
+    with (
+        served_by_uvicorn(app) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        client.get("/products/7")
+        longest = []
+        for _ in range(3):
+            hostile = [
+                threads.submit(
+                    httpx.get, f"http://127.0.0.1:{port}/{kind}/{path}", timeout=PATIENCE
+                )
+                for kind in ("products", "pages")
+            ]
+            waits = [_seconds(lambda: client.get("/products/7")) for _ in range(10)]
+            assert "fwd=bypass" in hostile[0].result().headers["cache-status"]
+            assert "fwd=bypass" in hostile[1].result().headers["cache-status"]
+            longest.append(max(waits))
+    assert min(longest) < 0.2
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began

@@ -15,10 +15,10 @@ from starlette.websockets import WebSocketDisconnect
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from tests.asgi.fakes import FakeGateway, FakeHalf, Server
+from tests.asgi.fakes import FakeHalf, FakeRuntime, Server
 from tests.asgi.serving import served_by_uvicorn
-from upstash_middleware import RateLimitRule, Request, fastapi
-from upstash_middleware.asgi.handshake import Handshake
+from upstash_middleware import HTTPRequest, RateLimitRule, fastapi
+from upstash_middleware.asgi import Handshake
 from upstash_middleware.starlette import CacheMiddleware, UpstashMiddleware, exempt, limit
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from starlette.websockets import WebSocket
 
-    from upstash_middleware.gateway import Gateway
     from upstash_middleware.local import LocalUpstash
+    from upstash_middleware.runtime import Runtime
 
 pytestmark = pytest.mark.usefixtures("upstash")
 
@@ -132,10 +132,10 @@ async def test_messages_in_either_direction_renew_what_a_connection_holds():
     """A slot is held for as long as the connection stands."""
     renewed: list[str] = []
     half = FakeHalf(renews=lambda: renewed.append("renewed"))
-    fake, server = FakeGateway(half), Server({"type": "websocket.receive", "text": "tea?"})
+    fake, server = FakeRuntime(half), Server({"type": "websocket.receive", "text": "tea?"})
     passing = Handshake(
-        cast("Gateway", fake),
-        await fake.abegin(Request("GET", "/chat")),
+        cast("Runtime", fake),
+        await fake.abegin(HTTPRequest("GET", "/chat")),
         server.receive,
         server.send,
     )

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from tests.cache.world import FakeClock, FakeRedis, Site, reply, request
 from upstash_middleware.core.cache import CacheRule, Purge
-from upstash_middleware.core.cache.recording import Recording
-from upstash_middleware.core.effects import Flow, Pipeline
+from upstash_middleware.core.cache.exchanges import Miss
+from upstash_middleware.core.flow import Flow, Pipeline
 
 if TYPE_CHECKING:
-    from upstash_middleware.core.exchange import Exchange
-    from upstash_middleware.messages import Request
+    from upstash_middleware.core.engine import PartExchange
+    from upstash_middleware.messages import HTTPRequest
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ def perform(world: World, flow: Flow[T], begun: Any = None) -> Generator[Any, No
 class Visit:
     """A process that visits a page, renders and stores it if it has to."""
 
-    asked: Request
+    asked: HTTPRequest
     fields: tuple[tuple[str, str], ...] = ()
 
     def __call__(self, world: World) -> Steps:
@@ -166,10 +166,10 @@ def check(body: bytes, purged: int) -> None:
         raise Stale(f"version {int(body)} was served after version {purged} was purged")
 
 
-def check_stale(exchange: Exchange, purged: int) -> None:
+def check_stale(exchange: PartExchange, purged: int) -> None:
     """Do the same for what was found and not served."""
-    assert isinstance(exchange, Recording)
-    if (entry := exchange._forwarded.lookup.entry) is not None:
+    assert isinstance(exchange, Miss)
+    if (entry := exchange.found.lookup.entry) is not None:
         check(entry.packed, purged)
 
 

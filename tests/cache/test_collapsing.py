@@ -12,12 +12,22 @@ import pytest
 
 from tests.cache.world import Site, reply, request
 from upstash_middleware.core.cache import CacheRule
-from upstash_middleware.core.effects import Flow, Pipeline, Wait
+from upstash_middleware.core.flow import Flow, Pipeline, Wait
 from upstash_middleware.drivers import arun, run
-from upstash_middleware.messages import Request, Response, ResponseHead
+from upstash_middleware.messages import HTTPRequest, Response, ResponseHead
 
 if TYPE_CHECKING:
-    from upstash_middleware.core.cache.exchanges import Passing
+    from upstash_middleware.core.cache.exchanges import CacheExchange
+
+
+@pytest.fixture
+def site() -> Site:
+    """A site all of whose pages can be expected to be stored: their rule has a TTL."""
+    return site_of_pages()
+
+
+def site_of_pages(**options: Any) -> Site:
+    return Site((CacheRule("/{rest:path}", ttl=60),), options=options)
 
 
 @dataclass
@@ -27,10 +37,10 @@ class Visitor:
     site: Site
     flow: Flow[Any]
     waits: Wait | None = None
-    exchange: Passing | None = None
+    exchange: CacheExchange | None = None
 
     @classmethod
-    def at(cls, site: Site, asked: Request | None = None) -> Visitor:
+    def at(cls, site: Site, asked: HTTPRequest | None = None) -> Visitor:
         visitor = cls(site, site.cache.begin(asked or request()))
         return visitor.go_on(None)
 
@@ -56,13 +66,13 @@ class Visitor:
 
     def head(self, **fields: Any) -> None:
         assert self.exchange is not None
-        fields = {"cache_control": "max-age=60"} | fields
+        fields = {"cache_control": "max-age=60", "content_length": "4"} | fields
         self.exchange.head(ResponseHead(200, reply(**fields)[0].headers))
 
     def renders(self, body: bytes = b"page", **fields: Any) -> None:
         """Answer as the application, to the last byte."""
         assert self.exchange is not None
-        self.head(**fields)
+        self.head(**{"content_length": str(len(body))} | fields)
         self.exchange.chunk(body)
         self.site.finish(self.exchange)
 
@@ -97,13 +107,63 @@ def test_one_goes_forward_and_the_others_are_answered_by_its_response(site):
 def test_who_waits_is_answered_at_the_last_byte_whatever_the_leaders_client_does(site):
     """It need not have read it."""
     leader, other = Visitor.at(site), Visitor.at(site)
-    leader.head(content_length="4")
+    leader.head()
     assert leader.exchange is not None
-    leader.exchange.chunk(b"pa")
     assert other.waits is not None
     assert not other.waits.latch.opened
-    leader.exchange.chunk(b"ge")
+    leader.exchange.chunk(b"page")
     assert other.woken().answer is not None
+
+
+def test_a_response_whose_length_is_not_known_is_not_waited_for_longer_than_its_head(site):
+    """It streams, and may never end."""
+    leader, other = Visitor.at(site), Visitor.at(site)
+    assert leader.exchange is not None
+    leader.exchange.head(reply(b"")[0])
+    assert other.woken().leads
+
+
+def test_a_response_that_comes_in_pieces_is_not_waited_for_longer_than_the_first(site):
+    """The leader's client decides when the next one comes."""
+    leader, other = Visitor.at(site), Visitor.at(site)
+    leader.head()
+    assert leader.exchange is not None
+    leader.exchange.chunk(b"pa")
+    assert other.woken().leads
+    leader.exchange.chunk(b"ge")
+    site.finish(leader.exchange)
+    assert site.visit().hit
+
+
+def test_without_a_ttl_nobody_waits_before_a_response_was_seen_that_could_be_stored():
+    """Whoever waits then cannot know that there will be one."""
+    site = Site()
+    first, second = Visitor.at(site), Visitor.at(site)
+    assert first.leads
+    assert second.leads
+    first.renders()
+    site.clock.advance(10_000)
+    assert Visitor.at(site).leads
+    assert Visitor.at(site).waits
+
+
+def test_without_a_ttl_what_is_stored_by_another_process_is_waited_for_once_it_is_purged():
+    """Something stands in its place, which shows that it can be stored."""
+    site = Site()
+    site.another_process().visit()
+    site.purge("/page")
+    assert Visitor.at(site).leads
+    assert Visitor.at(site).waits
+
+
+def test_a_response_that_took_longer_than_anybody_waits_is_not_waited_for_again(site):
+    """It would be in vain."""
+    leader = Visitor.at(site)
+    site.clock.advance(6)
+    leader.renders()
+    site.purge("/page")
+    assert Visitor.at(site).leads
+    assert Visitor.at(site).leads
 
 
 def test_who_asks_for_another_resource_does_not_wait(site):
@@ -132,22 +192,25 @@ def test_once_vary_is_known_those_who_wait_elect_again_for_each_variant(site):
 
 @pytest.mark.parametrize("control", ["no-store", "private", "max-age=0", "no-cache"])
 def test_what_may_not_be_shared_is_not_waited_for_longer_than_its_head(site, control):
-    """And for a while nobody waits for the like of it."""
+    """And nobody waits for the next one, until one was seen that could be stored."""
     leader, other = Visitor.at(site), Visitor.at(site)
     leader.head(cache_control=control)
     assert other.woken().leads
+    site.clock.advance(10_000)
     assert Visitor.at(site).leads
-    assert Visitor.at(site).leads
-    site.clock.advance(61)
+    last = Visitor.at(site)
+    assert last.leads
+    last.renders()
+    site.purge("/page")
     assert Visitor.at(site).leads
     assert Visitor.at(site).waits
 
 
 def test_what_turns_out_too_large_is_not_waited_for():
     """As soon as that is known."""
-    site = Site(options={"max_body": 3})
+    site = site_of_pages(max_body=3)
     leader, other = Visitor.at(site), Visitor.at(site)
-    leader.head()
+    leader.head(content_length="3")
     assert leader.exchange is not None
     leader.exchange.chunk(b"page")
     assert other.woken().leads
@@ -207,7 +270,7 @@ def test_a_response_from_before_a_purge_that_is_being_stored_answers_nobody_afte
     fields = {"vary": vary} if vary else {}
     for _ in range(2):  # the second time with what the process has learned
         leader = Visitor.at(site, request(foo="1"))
-        leader.head(**fields)
+        leader.head(content_length="3", **fields)
         assert leader.exchange is not None
         leader.exchange.chunk(b"old")
         storing = leader.exchange.finish(complete=True)
@@ -248,7 +311,7 @@ def test_who_asked_after_a_purge_is_not_answered_by_a_render_from_before_it(site
 
 def test_the_purge_of_another_tag_does_not_part_them_where_their_tags_were_read():
     """The rule's tags are."""
-    site = Site((CacheRule("/page", tags=("t",)),))
+    site = Site((CacheRule("/page", ttl=60, tags=("t",)),))
     leader = Visitor.at(site)
     site.purge(tags=("u",))
     other = Visitor.at(site)
@@ -258,8 +321,7 @@ def test_the_purge_of_another_tag_does_not_part_them_where_their_tags_were_read(
 
 def test_a_confirmed_response_answers_all_who_wait(site):
     """One validation with the application."""
-    site.app = lambda _: reply(b"stored", cache_control="max-age=2", etag='"a"')
-    site.visit()
+    Visitor.at(site).renders(b"stored", cache_control="max-age=2", etag='"a"')
     site.clock.advance(3)
     leader, other = Visitor.at(site), Visitor.at(site)
     assert leader.exchange is not None
@@ -283,15 +345,26 @@ def test_what_could_not_be_stored_anyway_is_not_waited_for(site, asked):
     """Neither leads nor follows."""
     assert Visitor.at(site).leads
     assert Visitor.at(site, asked).leads
-    site = Site()
+    site = site_of_pages()
     assert Visitor.at(site, asked).leads
     assert Visitor.at(site).leads
 
 
-@pytest.mark.parametrize("field", ["if_none_match", "if_modified_since", "range"])
-def test_who_asks_for_less_than_the_others_may_follow_and_not_lead(site, field):
-    """A 304 or a part would serve nobody else."""
-    first = Visitor.at(site, request(**{field: "x"}))
+@pytest.mark.parametrize("field", ["if_none_match", "if_modified_since"])
+def test_a_conditional_request_leads_others(site, field):
+    """The application is asked for the whole response, and the condition is evaluated here."""
+    leader = Visitor.at(site, request(**{field: "x"}))
+    assert leader.leads
+    other = Visitor.at(site)
+    leader.renders(b"page")
+    answer = other.woken().answer
+    assert answer is not None
+    assert (answer.head.status, answer.body) == (200, b"page")
+
+
+def test_a_request_for_a_part_may_follow_and_not_lead(site):
+    """A part would serve nobody else."""
+    first = Visitor.at(site, request(range="x"))
     assert first.leads
     leader = Visitor.at(site)
     assert leader.leads
@@ -304,7 +377,7 @@ def test_who_asks_for_less_than_the_others_may_follow_and_not_lead(site, field):
 
 def test_collapsing_can_be_switched_off():
     """Then nobody waits."""
-    site = Site(options={"collapse": 0})
+    site = site_of_pages(collapse=0)
     assert Visitor.at(site).leads
     assert Visitor.at(site).leads
 
@@ -318,7 +391,7 @@ def test_threads_collapse(site):
         if exchange.response is None:
             renders.append(threading.get_ident())
             rendering.wait(5)
-            exchange.head(reply(cache_control="max-age=60")[0])
+            exchange.head(reply(content_length="4")[0])
             exchange.chunk(b"page")
         site.finish(exchange)
 
@@ -346,7 +419,7 @@ async def test_tasks_collapse(site, anyio_backend):
         if exchange.response is None:
             renders.append(1)
             await anyio.sleep(0.02)
-            exchange.head(reply(cache_control="max-age=60")[0])
+            exchange.head(reply(content_length="4")[0])
             exchange.chunk(b"page")
         if (flow := exchange.finish(complete=True)) is not None:
             await arun(flow, Client())

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
-from tests.cache.test_entries import KEY, PLAIN, STUB
+from tests.cache.test_entries import INDEX, KEY, PLAIN
 from tests.cache.world import Site, request
-from upstash_middleware.core.cache import CacheRule, decoded
-from upstash_middleware.core.cache.decoded import Decoded
-from upstash_middleware.core.cache.entries import StoredResponse, decode, encode, pack
+from upstash_middleware.core.cache import CacheRule
+from upstash_middleware.core.cache import entries as decoded
+from upstash_middleware.core.cache.entries import Decoded, StoredResponse, decode, encode, pack
 
 LONG = b"a page " * 500
 COMPRESSED = pack(replace(PLAIN, packed=LONG, length=len(LONG)))
@@ -29,7 +28,7 @@ def calls(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("entry", [PLAIN, STUB], ids=["response", "stub"])
+@pytest.mark.parametrize("entry", [PLAIN, INDEX], ids=["response", "index"])
 def test_the_same_bytes_are_decoded_once(calls, entry):
     data, known = encode(KEY, entry, raw=True), Decoded()
     assert known.read(KEY, data) == entry
@@ -81,8 +80,7 @@ def test_room_is_bounded_and_a_large_entry_takes_none(calls, monkeypatch):
     pages = [replace(PLAIN, packed=b"x" * 500, length=500, stored_at=float(n)) for n in range(9)]
     for number, page in enumerate(pages):
         assert known.read(f"k{number}", encode(f"k{number}", page, raw=True)) == page
-    assert sum(size for _, _, size in known._known.values()) <= 2000
-    assert known._room == 2000 - sum(size for _, _, size in known._known.values())
+    assert known._known.size <= 2000
     large = replace(PLAIN, packed=b"x" * decoded.LARGEST, length=decoded.LARGEST)
     assert known.read("large", encode("large", large, raw=True)) == large
     assert "large" not in known._known
@@ -93,6 +91,6 @@ def test_what_is_known_of_urls_is_bounded_in_number_and_length():
     for number in range(600):
         site.visit(request(f"/pages/{number}"))
     site.visit(request("/" + "x" * 600))
-    places = site.cache._places.known
+    places = site.cache._resources
     assert len(places) <= 512
     assert all(sum(map(len, asked)) <= 512 for asked in places)

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import random
 import zlib
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from upstash_middleware.core.cache.directives import Staleness
 from upstash_middleware.core.cache.entries import (
     Damaged,
+    Epoch,
+    Epochs,
     StoredResponse,
-    Stub,
+    VariantIndex,
     body_of,
     decode,
     encode,
     encode_for_script,
     pack,
 )
-from upstash_middleware.core.cache.epochs import Epoch, Epochs
-from upstash_middleware.core.cache.freshness import Staleness
 from upstash_middleware.messages import Headers
 
 KEY = "test:cache:entry:http://shop.test/page"
@@ -37,10 +38,10 @@ PLAIN = StoredResponse(
     tags=("product:7", "product"),
     epochs=Epochs(Epoch("a", ""), Epoch(), "g", {"product:7": Epoch("h", "s"), "product": Epoch()}),
 )
-STUB = Stub(("accept", "foo"), ("product",), {"0a1b": 1700000060}, Epochs(Epoch("a", "b")))
+INDEX = VariantIndex(("accept", "foo"), ("product",), {"0a1b": 1700000060}, Epochs(Epoch("a", "b")))
 
 
-@pytest.mark.parametrize("value", [PLAIN, STUB], ids=["response", "stub"])
+@pytest.mark.parametrize("value", [PLAIN, INDEX], ids=["response", "index"])
 @pytest.mark.parametrize("raw", [True, False], ids=["raw", "text"])
 def test_an_entry_reads_back_as_it_was_written(value, raw):
     """Repeated fields, their order and spelling, bytes beyond ASCII and epochs included."""

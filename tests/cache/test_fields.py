@@ -7,16 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.cache.world import NOON
-from upstash_middleware.core.cache.dates import format_date, parse_date
-from upstash_middleware.core.cache.fields import (
+from upstash_middleware.core.cache.directives import (
     Directives,
+    age_value,
     delta_seconds,
     entity_tags,
+    format_date,
     is_strong,
-    split_list,
+    parse_date,
 )
-from upstash_middleware.core.cache.freshness import age_value
-from upstash_middleware.messages import Headers
+from upstash_middleware.messages import Headers, split_list
 
 A_DATE = 784111777.0
 

@@ -9,8 +9,9 @@ import pytest
 
 from tests.cache.interleaving import PAGE, Actor, Edit, Passing, Post, Stale, Visit, search
 from tests.cache.world import FakeRedis, Site, request
-from upstash_middleware.core.cache import Purge, keeping
-from upstash_middleware.core.effects import Flow, Pipeline
+from upstash_middleware.core.cache import Purge
+from upstash_middleware.core.cache.store import Store
+from upstash_middleware.core.flow import Flow, Pipeline
 
 PLAIN = Visit(PAGE)
 TAGGED = Visit(PAGE, (("cache_tag", "late"),))
@@ -151,7 +152,7 @@ def test_the_search_finds_a_purge_in_the_other_order():
 
 def test_the_search_finds_an_entry_that_outlives_the_epochs(monkeypatch):
     """Its time to live is counted from when its epochs were read."""
-    monkeypatch.setattr(keeping, "_time_to_live", lambda _store, _lookup, seconds: int(seconds))
+    monkeypatch.setattr(Store, "_time_to_live", lambda _store, _lookup, seconds: int(seconds))
     actors: list[Actor] = [PLAIN, edit("url", soft=False), Passing((60.0, 3650.0))]
     with pytest.raises(Stale):
         search(actors, last=PLAIN)

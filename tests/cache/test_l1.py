@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import tracemalloc
 from typing import TYPE_CHECKING
@@ -10,13 +11,13 @@ import pytest
 
 from tests.cache.world import Site, reply, request
 from upstash_middleware.core.cache import CacheRule
-from upstash_middleware.core.cache.exchanges import Answering
+from upstash_middleware.core.cache.exchanges import Answered
 from upstash_middleware.drivers import run
 from upstash_middleware.errors import ConfigurationError, NotConnected
 from upstash_middleware.settings import settings_from
 
 if TYPE_CHECKING:
-    from upstash_middleware.messages import Request
+    from upstash_middleware.messages import HTTPRequest
 
 MEBIBYTE = 1024 * 1024
 FREE: tuple[int, list[str]] = (0, [])
@@ -33,14 +34,14 @@ def site() -> Site:
     return site_with_l1()
 
 
-def fill(site: Site, *asked: Request) -> None:
+def fill(site: Site, *asked: HTTPRequest) -> None:
     """Store what these requests get, and have it found."""
     for each in asked or (request(),):
         site.visit(each)
         assert site.visit(each).billed == ["MGET"]
 
 
-def cost(site: Site, asked: Request | None = None) -> tuple[int, list[str]]:
+def cost(site: Site, asked: HTTPRequest | None = None) -> tuple[int, list[str]]:
     """Return round trips and commands of a visit that is a hit."""
     answer = site.visit(asked)
     assert answer.hit
@@ -156,7 +157,7 @@ def test_what_is_usable_stale_is_looked_up_and_refreshed():
     fill(site)
     site.clock.advance(4)
     exchange = site.begin(request())
-    assert isinstance(exchange, Answering)
+    assert isinstance(exchange, Answered)
     assert exchange.refresh is not None
     site.finish(exchange.refresh.exchange, complete=False)
 
@@ -293,6 +294,7 @@ def test_what_it_says_to_take_is_what_it_takes():
             run(site.cache.begin(each), site.store)
         site.events.clear()
         site.store.billed.clear()
+        gc.collect()
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -323,7 +325,7 @@ def test_threads_may_visit_purge_and_store_at_once():
         thread.join()
     layer = site.cache._store.l1
     assert wrong == []
-    assert layer._size == sum(kept.size for kept in layer._kept.values()) <= 30_000
+    assert layer._lookups.size == sum(size for _, size in layer._lookups._items.values()) <= 30_000
 
 
 @pytest.mark.parametrize(

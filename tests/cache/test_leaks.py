@@ -13,7 +13,7 @@ from tests.cache.world import Site, reply, request
 from upstash_middleware.core.cache import CacheRule
 
 if TYPE_CHECKING:
-    from upstash_middleware.messages import Request
+    from upstash_middleware.messages import HTTPRequest
 
 IDENTITIES = st.fixed_dictionaries(
     {
@@ -27,6 +27,8 @@ IDENTITIES = st.fixed_dictionaries(
         "authorization": st.sampled_from(["Bearer ann", "Bearer bob"]),
         "accept_language": st.sampled_from(["de", "en", "DE"]),
         "x_forwarded_host": st.just("evil.test"),
+        "x_forwarded_for": st.sampled_from(["192.0.2.66", "192.0.2.67"]),
+        "x_api_key": st.sampled_from(["ann", "bob"]),
     },
 )
 RESPONSES = st.fixed_dictionaries(
@@ -55,10 +57,10 @@ RESPONSES = st.fixed_dictionaries(
 class Rendered:
     """A render: for whom, and what its response allowed."""
 
-    asked: Request
+    asked: HTTPRequest
     fields: dict[str, str] = field(default_factory=dict)
 
-    def allows(self, asked: Request) -> str | None:
+    def allows(self, asked: HTTPRequest) -> str | None:
         """Return what forbids to send this to a request, None if nothing does."""
         control, vary = self.fields["cache_control"].lower(), self.fields.get("vary", "")
         mine, theirs = self.asked.headers, asked.headers
@@ -72,8 +74,10 @@ class Rendered:
             "Authorization": "authorization" in mine
             and not any(word in control for word in ("public", "s-maxage", "must-revalidate")),
             "cookies": "cookie" in mine and "Cookie" not in vary,
-            "reflection": mine.get("x-forwarded-host") == "evil.test"
-            and "X-Forwarded-Host" not in vary,
+            "credentials": "x-api-key" in mine
+            and not any(word in control for word in ("public", "s-maxage", "must-revalidate")),
+            "reflection": mine.get("x-forwarded-host") != theirs.get("x-forwarded-host"),
+            "address": mine.get("x-forwarded-for") == "192.0.2.66",
         }
         for name in ("cookie", "authorization", "accept-language", "x-forwarded-host"):
             same = (mine.get(name) or "").lower() == (theirs.get(name) or "").lower()
@@ -82,11 +86,11 @@ class Rendered:
         return next((reason for reason, holds in forbidden.items() if holds), None)
 
 
-def _resource(asked: Request) -> tuple[str, str, str]:
+def _resource(asked: HTTPRequest) -> tuple[str, str, str]:
     return asked.host.lower().removesuffix(":80"), asked.path, asked.query
 
 
-def asked_by(identity: dict[str, Any]) -> Request:
+def asked_by(identity: dict[str, Any]) -> HTTPRequest:
     """Make a request, its host in lower case as adapters hand it over."""
     return request(**identity | {"host": identity["host"].lower()})
 
@@ -106,6 +110,8 @@ def test_nobody_is_sent_what_was_rendered_for_somebody_else(l1_bytes, visits):
         def app(seen, asked=asked, fields=fields):
             renders.append(Rendered(asked, fields))
             reflected = seen.headers.get("x-forwarded-host") or ""
+            if seen.headers.get("x-forwarded-for") == "192.0.2.66":
+                reflected += " 192.0.2.66"
             return reply(f"{len(renders) - 1} {reflected}".encode(), **fields)
 
         site.app = app

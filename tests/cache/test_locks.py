@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.cache.world import Site, reply, request
-from upstash_middleware.core.cache.exchanges import Answering
-from upstash_middleware.core.cache.recording import Recording
-from upstash_middleware.core.effects import Flow, Pipeline, Sleep, Wait
+from upstash_middleware.core.cache import CacheRule
+from upstash_middleware.core.cache.exchanges import Answered, Miss
+from upstash_middleware.core.flow import Flow, Pipeline, Sleep, Wait
 
 if TYPE_CHECKING:
     from upstash_middleware.local import LocalUpstash
-    from upstash_middleware.messages import Request
+    from upstash_middleware.messages import HTTPRequest
 
 
 @pytest.fixture
 def site() -> Site:
     """A process that locks."""
-    return Site(options={"lock": True, "background_refresh": True})
+    rules = (CacheRule("/{rest:path}", ttl=60),)
+    return Site(rules, options={"lock": True, "background_refresh": True})
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Process:
     exchange: Any = None
 
     @classmethod
-    def at(cls, site: Site, asked: Request | None = None) -> Process:
+    def at(cls, site: Site, asked: HTTPRequest | None = None) -> Process:
         other = site.another_process()
         return cls(other, other.cache.begin(asked or request())).go_on()
 
@@ -59,10 +60,11 @@ class Process:
 
     @property
     def forward(self) -> bool:
-        return isinstance(self.exchange, Recording)
+        return isinstance(self.exchange, Miss)
 
     def renders(self, body: bytes = b"page", **fields: Any) -> None:
-        self.exchange.head(reply(**{"cache_control": "max-age=60"} | fields)[0])
+        fields = {"cache_control": "max-age=60", "content_length": str(len(body))} | fields
+        self.exchange.head(reply(**fields)[0])
         self.exchange.chunk(body)
         self.site.finish(self.exchange)
 
@@ -77,7 +79,7 @@ def test_one_process_renders_and_the_others_find_what_it_stored(site):
     first.renders()
     assert site.store.billed == ["MGET", "SET", "MGET", "MGET", "SET"]
     answer = other.go_on().exchange
-    assert isinstance(answer, Answering)
+    assert isinstance(answer, Answered)
     assert answer.response.body == b"page"
 
 
@@ -91,6 +93,14 @@ def test_the_entry_that_was_stored_under_it_releases_the_lock(site):
     """The next miss need not wait for it to expire."""
     Process.at(site).renders()
     site.purge("/page")
+    assert Process.at(site).forward
+    assert Process.at(site).sleeps
+
+
+def test_a_page_that_expires_before_the_lock_releases_it(site):
+    """Else the next request would wait for a lock that nobody holds."""
+    Process.at(site).renders(cache_control="max-age=1")
+    site.clock.advance(1.01)
     assert Process.at(site).forward
     assert Process.at(site).sleeps
 
@@ -145,7 +155,7 @@ def test_a_holder_that_died_is_replaced_by_one_of_those_who_wait(site):
     assert one.go_on().forward
     assert other.go_on().sleeps
     one.renders()
-    assert isinstance(other.go_on().exchange, Answering)
+    assert isinstance(other.go_on().exchange, Answered)
 
 
 def test_who_is_interrupted_while_waiting_for_another_process_leaves_nobody_waiting(site):
@@ -153,9 +163,9 @@ def test_who_is_interrupted_while_waiting_for_another_process_leaves_nobody_wait
     Process.at(site)
     waiting = Process.at(site)
     assert waiting.sleeps
-    assert waiting.site.cache._context.flights.board(waiting_key(waiting.site))[1] is False
+    assert waiting.site.cache._context.flights.join(waiting_key(waiting.site))[1] is False
     waiting.flow.close()
-    assert waiting.site.cache._context.flights.board(waiting_key(waiting.site))[1] is True
+    assert waiting.site.cache._context.flights.join(waiting_key(waiting.site))[1] is True
 
 
 def waiting_key(site: Site) -> str:
@@ -191,9 +201,9 @@ def test_one_process_refreshes_what_all_use_stale(site):
     site.visit()
     site.clock.advance(3)
     one, other = Process.at(site), Process.at(site)
-    assert isinstance(one.exchange, Answering)
+    assert isinstance(one.exchange, Answered)
     assert one.exchange.refresh is not None
-    assert isinstance(other.exchange, Answering)
+    assert isinstance(other.exchange, Answered)
     assert other.exchange.refresh is None
     refresh = one.exchange.refresh.exchange
     refresh.head(reply(cache_control="max-age=60")[0])

@@ -10,11 +10,10 @@ import valkey
 
 from tests.cache.world import App, FakeClock, counting_bytes, reply, request
 from upstash_middleware.core.cache import Cache, CacheRule, Purge
-from upstash_middleware.core.cache.locks import Lock, acquire, mark, release
-from upstash_middleware.core.cache.scripts import cache_script
-from upstash_middleware.core.effects import Command, Reply, together
+from upstash_middleware.core.cache.store import UNSHARED, UNSHARED_SECONDS, Lock, cache_script
+from upstash_middleware.core.flow import Command, Reply, together
 from upstash_middleware.drivers import arun, run
-from upstash_middleware.messages import Request, Response, ResponseHead
+from upstash_middleware.messages import HTTPRequest, Response, ResponseHead
 from upstash_middleware.upstash import AsyncClient, Client, Credentials
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class Served:
             **options,
         )
 
-    def visit(self, asked: Request | None = None) -> tuple[bool, Response, tuple[int, int]]:
+    def visit(self, asked: HTTPRequest | None = None) -> tuple[bool, Response, tuple[int, int]]:
         asked = asked or request()
         self.upstash.reset_bill()
         exchange = run(self.cache.begin(asked), self.client)
@@ -192,17 +191,17 @@ def test_the_lock_script_compares_before_it_sets(served):
     run(warm("lock"), served.client)
     store = served.cache._store
     free = Lock("test:cache:lock")
-    token = run(acquire(store, free, 10), served.client)
+    token = run(store.acquire(free, 10), served.client)
     assert token is not None
-    assert run(acquire(store, free, 10), served.client) is None
-    assert run(acquire(store, Lock(free.key, "another"), 10), served.client) is None
-    taken = run(acquire(store, Lock(free.key, token, done=True), 10), served.client)
+    assert run(store.acquire(free, 10), served.client) is None
+    assert run(store.acquire(Lock(free.key, "another"), 10), served.client) is None
+    taken = run(store.acquire(Lock(free.key, token, done=True), 10), served.client)
     assert taken is not None
-    run(release(store, free.key, token), served.client)
+    run(store.release(free.key, token), served.client)
     assert run(read(free.key), served.client) == taken.encode()
-    run(mark(store, free.key, taken), served.client)
+    run(store.release(free.key, taken, UNSHARED, UNSHARED_SECONDS), served.client)
     assert run(read(free.key), served.client) == b"-"
-    run(release(store, free.key, "-"), served.client)
+    run(store.release(free.key, "-"), served.client)
     assert run(read(free.key), served.client) is None
 
 

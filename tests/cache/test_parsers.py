@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.cache.test_entries import PLAIN
 from tests.cache.world import NOON
-from upstash_middleware.core.cache.dates import parse_date
-from upstash_middleware.core.cache.fields import (
+from upstash_middleware.core.cache.answers import not_modified, parse_part, wanted_range
+from upstash_middleware.core.cache.directives import (
     MAX_DELTA,
     Directives,
+    age_value,
     delta_seconds,
     entity_tags,
     is_strong,
+    parse_date,
 )
-from upstash_middleware.core.cache.freshness import age_value
 from upstash_middleware.core.cache.keys import selected_values
 from upstash_middleware.core.cache.profiles import profile_named
-from upstash_middleware.core.cache.ranges import part_held, wanted_range
 from upstash_middleware.core.cache.storing import vary_fields
-from upstash_middleware.core.cache.validation import not_modified
 from upstash_middleware.messages import Headers
 
 TEXT = st.text(st.characters(max_codepoint=255), max_size=40)
@@ -139,7 +138,7 @@ def test_no_text_asks_for_more_than_is_stored(ranges, if_range):
 @settings(max_examples=300)
 @given(like("bytes 0123456789-/*", 24))
 def test_no_text_makes_a_part_that_is_none(text):
-    part = part_held(fields(content_range=[text]))
+    part = parse_part(fields(content_range=[text]))
     if part is not None:
         assert 0 <= part.first <= part.last
         assert part.total is None or part.last < part.total

@@ -7,12 +7,12 @@ import pytest
 from tests.cache.world import Site, reply, request
 from upstash_middleware.core.cache import CacheRule
 from upstash_middleware.errors import CommandError, ConnectionLost
-from upstash_middleware.messages import Request
+from upstash_middleware.messages import HTTPRequest
 
 DAY = 24 * 3600
 
 
-def warm(site: Site, *asked: Request) -> None:
+def warm(site: Site, *asked: HTTPRequest) -> None:
     """Fill the cache, and say that it is filled."""
     for each in asked:
         site.visit(each)
@@ -27,10 +27,10 @@ def warm(site: Site, *asked: Request) -> None:
         (request("/a"), "http://shop.test/a"),
         (request("/a"), "https://other.test/a#part"),
         (request("/a", query="x=1&y"), "/a?x=1&y"),
-        (request("/a", query="x=é"), "/a?x=é"),
+        (request("/a", query="x=%C3%A9"), "/a?x=é"),
         (request("/caf\u00e9"), "/caf\u00e9"),
         (request("/caf\u00e9"), "/caf%c3%a9"),
-        (Request("GET", "/a~", host="shop.test", sent_path="/a%7E"), "/a~"),
+        (HTTPRequest("GET", "/a~", host="shop.test", sent_path="/a%7E"), "/a~"),
         (request("/"), "http://shop.test"),
     ],
 )
@@ -283,7 +283,7 @@ def test_the_response_to_a_post_answers_a_later_get_where_it_says_so(posted):
     """RFC 9110 §9.3.3, RFC 9111 §3: with explicit freshness and its own Content-Location."""
     warm(posted, request())
     answer = posted.visit(request(method="POST"))
-    assert answer.cache_status == "upstash-middleware; fwd=method; stored"
+    assert answer.cache_status == "upstash-middleware; fwd=method"
     assert (posted.visit().hit, posted.visit().body) == (True, b"POST")
 
 
@@ -365,8 +365,9 @@ def test_a_request_without_a_host_invalidates_too(site):
     assert not site.visit(request(host="")).hit
 
 
-def test_who_asks_before_an_invalidation_is_carried_out_does_not_get_what_was_before_it(site):
+def test_who_asks_before_an_invalidation_is_carried_out_does_not_get_what_was_before_it():
     """A client may ask again as soon as it has the last byte; RFC 9111 §4.4."""
+    site = Site(options={"collapse": 0})
     warm(site, request(), request("/other"))
     changes = [site.begin(request(method="POST")) for _ in range(2)]
     for change in changes:

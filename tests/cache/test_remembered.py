@@ -4,14 +4,9 @@ it is made, and takes bounded room."""
 from __future__ import annotations
 
 from tests.cache.world import Site, reply, request
-from upstash_middleware.core.cache import CacheRule
-from upstash_middleware.core.cache import epochs as epochs_module
-from upstash_middleware.core.cache import keys as keys_module
-from upstash_middleware.core.cache.epochs import Epoch, Epochs
-from upstash_middleware.core.cache.keys import selected_values
-from upstash_middleware.core.cache.profiles import CONFORMING, SAFE
+from upstash_middleware.core.cache import entries as epochs_module
+from upstash_middleware.core.cache.entries import Epoch, Epochs
 from upstash_middleware.errors import NotConnected
-from upstash_middleware.messages import Headers
 
 L1 = {"l1_bytes": 1024 * 1024, "l1_seconds": 0.1}
 
@@ -38,28 +33,6 @@ def test_what_conditions_ranges_and_head_get_leaves_the_whole_as_it_was():
     assert site.visit(request(method="HEAD")).body == b""
     again = site.visit()
     assert (again.status, again.headers, again.body) == (200, whole.headers, b"page")
-
-
-def test_each_rule_tells_clients_its_own_of_one_entry():
-    """A rule for GET and one for HEAD answer from the same stored response."""
-    rules = (
-        CacheRule("/page", methods=("GET",), downstream="max-age=1"),
-        CacheRule("/page", methods=("HEAD",), downstream="max-age=2"),
-    )
-    site = Site(rules)
-    site.visit()
-    for method, told in [("GET", "max-age=1"), ("HEAD", "max-age=2"), ("GET", "max-age=1")]:
-        answer = site.visit(request(method=method))
-        assert (answer.hit, answer.headers.get("cache-control")) == (True, told)
-
-
-def test_what_is_known_of_a_url_is_known_of_each_method_by_itself():
-    """No rule is about HEAD here, whatever was found for GET."""
-    site = Site((CacheRule("/page", methods=("GET",)),))
-    site.visit()
-    assert site.visit().hit
-    assert not site.visit(request(method="HEAD")).hit
-    assert site.visit().hit
 
 
 def test_why_it_is_used_is_told_of_each_use():
@@ -100,14 +73,3 @@ def test_epochs_that_are_too_long_are_read_and_not_remembered():
     long = b"a" * 5000
     assert Epochs.parse((long, None, None), ()).everything == Epoch("a" * 5000)
     assert epochs_module._parsed.cache_info().currsize == before
-
-
-def test_preferences_are_remembered_line_by_line_unless_they_are_long():
-    """What is known of one profile's request is told to the other in its own order."""
-    headers = Headers([(b"accept", b'b ; q=1, "a'), (b"accept", b"A")])
-    assert selected_values(("accept",), headers, SAFE) == 'accept:b;q=1,"a,a'
-    assert selected_values(("accept",), headers, CONFORMING) == 'accept:"a,a,b;q=1'
-    before = keys_module._normal.cache_info().currsize
-    long = Headers([(b"accept", b"A, " * 200)])
-    assert selected_values(("accept",), long, SAFE) == "accept:" + ",".join("a" * 200)
-    assert keys_module._normal.cache_info().currsize == before

@@ -69,7 +69,7 @@ def test_the_most_specific_reason_is_given(site):
 def test_a_request_that_the_rule_bypasses_says_so():
     """RFC 9211 §2.2."""
     site = Site((CacheRule("/page", bypass=lambda _: True),))
-    assert parameters(site.visit()) == {"fwd": "bypass"}
+    assert parameters(site.visit()) == {"fwd": "bypass", "detail": '"bypass of the rule"'}
 
 
 def test_what_the_application_answered_is_told_where_it_is_not_what_is_sent(site):
@@ -113,7 +113,7 @@ def test_a_response_that_the_cache_makes_by_itself_has_no_member(site):
 
 def test_the_key_is_told_where_it_is_asked_for():
     """RFC 9211 §2.7."""
-    site = Site(options={"tells_keys": True})
+    site = Site(options={"shows_keys": True})
     key = 'key="test:cache:entry:http://shop.test/page"'
     assert site.visit().cache_status == f"upstash-middleware; fwd=uri-miss; stored; {key}"
     assert site.visit().cache_status == f"upstash-middleware; hit; ttl=60; {key}"

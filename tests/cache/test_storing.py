@@ -9,7 +9,7 @@ import pytest
 
 from tests.cache.world import Site, reply, request
 from upstash_middleware.core.cache import CacheRule
-from upstash_middleware.core.cache.recording import Recording
+from upstash_middleware.core.cache.exchanges import Miss
 from upstash_middleware.errors import NotConnected
 from upstash_middleware.events import CacheStored, UpstashFailed
 from upstash_middleware.messages import Headers, ResponseHead
@@ -173,8 +173,8 @@ def test_a_body_above_the_bound_passes_and_is_not_kept_in_memory():
     exchange.head(reply(cache_control="max-age=60")[0])
     for _ in range(3):
         exchange.chunk(b"12345678")
-    assert isinstance(exchange, Recording)
-    assert exchange._body == []
+    assert isinstance(exchange, Miss)
+    assert exchange.body == []
     assert exchange.finish(complete=True) is None
 
 
@@ -188,9 +188,10 @@ def test_a_response_to_a_request_with_cookies_is_stored_only_if_it_varies_on_the
     assert not site.visit().hit
 
 
-def test_a_rule_that_names_cookies_keys_on_these_alone():
-    """Analytics cookies change nothing, others' sessions are told apart."""
-    site = Site((CacheRule("/page", ttl=60, vary_cookies=("session",)),))
+def test_a_rule_may_narrow_vary_cookie_to_the_cookies_that_it_names():
+    """Analytics cookies change nothing; other people's sessions do."""
+    rule = CacheRule("/page", ttl=60, vary_cookies=("session",), narrow_vary_cookie=True)
+    site = Site((rule,))
     site.app = lambda asked: reply((asked.headers.get("cookie") or "").encode(), vary="Cookie")
     site.visit(request(cookie="session=1; _ga=5"))
     assert site.visit(request(cookie="_ga=7; session=1")).hit

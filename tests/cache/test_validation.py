@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.cache.world import Site, reply, request
-from upstash_middleware.messages import Headers, Request, ResponseHead
+from upstash_middleware.messages import Headers, HTTPRequest, ResponseHead
 
 MODIFIED = "Tue, 14 Nov 2023 20:00:00 GMT"
 LATER = "Tue, 14 Nov 2023 21:00:00 GMT"
@@ -19,7 +19,7 @@ def site() -> Site:
     return Site(options={"profile": "conforming"})
 
 
-def become_stale(site: Site, asked: Request | None = None, **fields: Any) -> None:
+def become_stale(site: Site, asked: HTTPRequest | None = None, **fields: Any) -> None:
     """Store a page that is fresh for two seconds, and let three pass."""
     fields = {"cache_control": "max-age=2"} | fields
     site.app = lambda _: reply(b"stored", **fields)
@@ -129,7 +129,7 @@ def test_a_304_without_validators_answers_the_only_condition_there_was(site):
 def test_a_new_response_replaces_the_stored_one(site):
     """RFC 9111 §4.3.3: one that is not a 304 is used in its place."""
     become_stale(site, etag='"a"')
-    site.app = lambda _: reply(b"new", etag='"b"', cache_control="max-age=60")
+    site.app = lambda _: reply(b"new", etag='"b"', cache_control="max-age=60", content_length="3")
     answer = site.visit()
     assert answer.body == b"new"
     assert answer.cache_status == "upstash-middleware; fwd=stale; stored"

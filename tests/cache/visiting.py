@@ -36,7 +36,7 @@ async def main() -> None:
     url, token, visits, seconds = sys.argv[1:]
     client = AsyncClient(Credentials(url, token))
     cache = Cache(
-        (CacheRule("/page"),),
+        (CacheRule("/page", ttl=60),),
         prefix="test",
         secret=lambda: b"secret",
         clock=Clock(),
@@ -56,7 +56,7 @@ async def main() -> None:
             if visits == "1":
                 say("rendering")
             await anyio.sleep(float(seconds))
-            exchange.head(reply(cache_control="max-age=60")[0])
+            exchange.head(reply(cache_control="max-age=60", content_length="4")[0])
             exchange.chunk(b"page")
         if (flow := exchange.finish(complete=True)) is not None:
             await arun(flow, client)

@@ -12,19 +12,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from upstash_middleware.core.cache import Cache, CacheRule, Purge
-from upstash_middleware.core.cache.scripts import cache_script
+from upstash_middleware.core.cache.store import cache_script
 from upstash_middleware.drivers import run
 from upstash_middleware.errors import CommandError, UpstashError
-from upstash_middleware.messages import Headers, Request, Response, ResponseHead
+from upstash_middleware.messages import WITHOUT_BODY, Headers, HTTPRequest, Response, ResponseHead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from upstash_middleware.core.effects import Command, Pipeline, Reply
-    from upstash_middleware.core.exchange import Exchange
+    from upstash_middleware.core.engine import PartExchange
+    from upstash_middleware.core.flow import Command, Pipeline, Reply
     from upstash_middleware.events import Event
 
-App = Callable[[Request], tuple[ResponseHead, bytes]]
+App = Callable[[HTTPRequest], tuple[ResponseHead, bytes]]
 
 NOON = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT, a whole second
 
@@ -79,6 +79,8 @@ class FakeRedis:
             return [self.get(key) for key in args]
         if name == "SET":
             return self.set(*args)
+        if name == "DEL":
+            return sum(self.values.pop(str(key), None) is not None for key in args)
         if name == "EVALSHA":
             sha, count, *words = args
             keys, arguments = words[:count], words[count:]
@@ -159,10 +161,10 @@ def request(
     query: str = "",
     host: str = "shop.test",
     **fields: str,
-) -> Request:
+) -> HTTPRequest:
     """Make a request; header fields as keywords, ``if_none_match='"a"'``."""
     headers = Headers.of(**fields)
-    return Request(method=method, path=path, headers=headers, query=query, host=host)
+    return HTTPRequest(method=method, path=path, headers=headers, query=query, host=host)
 
 
 def reply(body: bytes = b"page", status: int = 200, **fields: Any) -> tuple[ResponseHead, bytes]:
@@ -201,8 +203,8 @@ class Site:
         self.store: FakeRedis = self.redis
         self.events: list[Event] = []
         self.rendered = 0
-        self.forwarded: Request | None = None
-        self.app: App = lambda _: reply(cache_control="max-age=60")
+        self.forwarded: HTTPRequest | None = None
+        self.app: App = lambda _: reply(cache_control="max-age=60", content_length="4")
         self.cache = Cache(
             self.rules,
             prefix="test",
@@ -219,7 +221,7 @@ class Site:
         site.app = self.app
         return site
 
-    def visit(self, asked: Request | None = None, *, complete: bool = True) -> Answer:
+    def visit(self, asked: HTTPRequest | None = None, *, complete: bool = True) -> Answer:
         """Send a request through the cache and, if need be, the application."""
         before, already = self.store.round_trips, len(self.store.billed)
         exchange = self.begin(asked or request())
@@ -234,11 +236,11 @@ class Site:
             billed=self.store.billed[already:],
         )
 
-    def begin(self, asked: Request) -> Exchange:
+    def begin(self, asked: HTTPRequest) -> PartExchange:
         """Look a request up."""
         return run(self.cache.begin(asked), self.store)
 
-    def _call_app(self, asked: Request, exchange: Exchange) -> Response:
+    def _call_app(self, asked: HTTPRequest, exchange: PartExchange) -> Response:
         self.rendered += 1
         self.forwarded = exchange.request_to_forward(asked)
         head, body = self.app(self.forwarded)
@@ -248,13 +250,13 @@ class Site:
         middle = len(body) // 2
         for piece in (body[:middle], body[middle:]):
             exchange.chunk(piece)
-        return Response(answered, body)
+        return Response(answered, b"" if answered.status in WITHOUT_BODY else body)
 
     def purge(self, *urls: str, **what: Any) -> None:
         """Purge through this process."""
         run(self.cache.purge(Purge(urls, **what)), self.store)
 
-    def finish(self, exchange: Exchange, *, complete: bool = True) -> None:
+    def finish(self, exchange: PartExchange, *, complete: bool = True) -> None:
         """Do what an exchange has left to do."""
         if (flow := exchange.finish(complete=complete)) is not None:
             run(flow, self.store)

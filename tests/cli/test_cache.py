@@ -191,3 +191,21 @@ def test_what_a_key_holds_commands_no_terminal(call: Call, upstash: LocalUpstash
     shown = call("cache", "list").out
     assert "\x1b" not in shown
     assert "http://a/\\x1b[31m[bold]red" in shown
+
+
+def test_what_is_stored_below_a_prefix_is_found_purged_and_listed_by_its_url(
+    call: Call, shop: str, upstash: LocalUpstash
+) -> None:
+    """The prefix is given by --root-path, as the server is told it."""
+    module = importlib.import_module(shop.partition(":")[0])
+    with TestClient(module.app, root_path="/shop", base_url="http://shop.example") as client:
+        client.get("/shop/products/7")
+        url = "http://shop.example/shop/products/7"
+        words = ["cache", "explain", url, "--root-path", "/shop", "--app", shop, "--json"]
+        words += ["-H", "Accept: */*"]
+        assert call(*words).data["outcome"] == "hit"
+        assert call("cache", "explain", url, "--app", shop, "--json").data["outcome"] == "bypass"
+        listed = call("cache", "list", "--app", shop, "--containing", url, "--json").data["entries"]
+        assert {one["url"] for one in listed} == {url}
+        assert call("cache", "purge", "/shop/products/7", "--app", shop).code == 0
+        assert call(*words).data["outcome"] != "hit"

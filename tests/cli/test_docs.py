@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.docs.pages import ROOT, blocks
-from upstash_middleware.cli.exits import Exit
+from upstash_middleware.cli.output import Exit
 from upstash_middleware.settings import settings_from
 
 if TYPE_CHECKING:

@@ -55,7 +55,7 @@ def test_rules_are_checked_without_credentials(
         ("{module}.py:app", "give a module and what it calls the application"),
         ("{broken}:app", "importing {broken} raised ZeroDivisionError: division by zero"),
         ("{needs}:app", "it needs 'nothing_like_this', which is not installed here"),
-        ("{plain}:app", "no middleware of this package stands on"),
+        ("{plain}:app", "has no middleware of this package"),
         ("{plain}:make()", "the factory raised RuntimeError: no"),
     ],
 )
@@ -134,7 +134,7 @@ def test_a_wrong_token_is_an_exit_code_of_5(
     monkeypatch.setenv("UPSTASH_REDIS_REST_TOKEN", "wrong")
     told = call("ping")
     assert told.code == 5
-    assert "copy the REST token anew" in told.err
+    assert "copy the REST token again" in told.err
 
 
 def test_a_token_that_may_only_read_purges_and_lists_nothing(

@@ -9,8 +9,8 @@ import pytest
 from flask import Flask
 from starlette.testclient import TestClient
 
+from upstash_middleware.decorators import exempt
 from upstash_middleware.flask import UpstashMiddleware
-from upstash_middleware.handlers import exempt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -152,3 +152,16 @@ def test_a_request_that_no_rule_limits_is_said_to_be_so(
         0,
         {"limited": False, "allowed": True, "rules": [], "notes": []},
     )
+
+
+@pytest.mark.parametrize("url", ["/shop/api/generate", "https://x.example/shop/api/generate"])
+def test_explain_takes_the_prefix_that_the_application_is_mounted_under(
+    call: Call, shop: str, upstash: LocalUpstash, url: str
+) -> None:
+    """A rule's path is written without it."""
+    words = ("limits", "explain", url, "-X", "POST", "--app", shop, "--json", "--peer", WHO)
+    rules = call(*words, "--root-path", "/shop").data["rules"]
+    assert [rule["rule"] for rule in rules] == ["generate"]
+    assert [rule["rule"] for rule in call(*words).data["rules"]] == ["default"]
+    wrong = call(*words, "--root-path", "/other")
+    assert (wrong.code, "does not begin with it" in wrong.out) == (2, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,11 +10,12 @@ from django.conf import settings
 from django.test import override_settings
 from django.urls import include, path, re_path
 from flask import Blueprint, Flask
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from tests.django.project import Urls
 from upstash_middleware import CacheRule, RateLimitRule, flask
+from upstash_middleware.decorators import exempt
 from upstash_middleware.flask import UpstashMiddleware
-from upstash_middleware.handlers import exempt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,6 +131,21 @@ app.add_middleware(RateLimitMiddleware, default_limit="1/s")
             "no route of the application has this path; did you mean '/products'?",
         ),
         (
+            {"rate_limits": [RateLimitRule("/product/{id}", "1/s")]},
+            "rate_limits[0] '/product/{id}'",
+            "no route of the application has this path; did you mean '/products/{id}'?",
+        ),
+        (
+            {"cache": [CacheRule("/shop/v1/products/{id}", ttl=1)]},
+            "cache[0] '/shop/v1/products/{id}'",
+            "no route of the application has this path; did you mean '/products/{id}'? A rule's",
+        ),
+        (
+            {"rate_limits": [RateLimitRule("/posted", "1/s", methods=("GET",))]},
+            "rate_limits[0] 'GET /posted'",
+            "covers GET, but the route has POST only",
+        ),
+        (
             {
                 "rate_limits": [
                     RateLimitRule("/products/{id}", "1/s", name="all"),
@@ -136,12 +153,12 @@ app.add_middleware(RateLimitMiddleware, default_limit="1/s")
                 ]
             },
             "rate_limits[1] 'new'",
-            "never reached: 'all' stands before it and covers all of it",
+            "never reached: 'all' comes before it and covers all of it",
         ),
         (
             {"cache": [CacheRule("/{a}/{b}", ttl=1), CacheRule("/products/{id}", ttl=9)]},
             "cache[1] '/products/{id}'",
-            "never reached: '/{a}/{b}' stands before it and covers all of it",
+            "never reached: '/{a}/{b}' comes before it and covers all of it",
         ),
         (
             {"cache": [CacheRule("/posted", ttl=1)]},
@@ -156,7 +173,7 @@ def test_a_rule_that_never_applies_is_found(
     """With where it was set."""
     app = flask_with("/products", "/products/<id>", **{"default_limit": "9/s"} | settings)
     app.add_url_rule("/posted", "posted", view, methods=["POST"])
-    assert f"{where}: {what}" in findings(call, app)
+    assert any(found.startswith(f"{where}: {what}") for found in findings(call, app))
 
 
 @pytest.mark.parametrize(
@@ -178,6 +195,75 @@ def test_a_rule_behind_one_that_does_not_take_all_is_none(
     assert findings(call, app) == []
 
 
+@pytest.mark.parametrize(
+    ("when", "match", "default", "shown"),
+    [
+        (None, "all", "9/s", "tokens and chats"),
+        (None, "all", None, "tokens and chats"),
+        (bool, "all", "9/s", "tokens and chats or default"),
+        (bool, "first", "9/s", "tokens or chats or default"),
+        (None, "first", "9/s", "tokens"),
+    ],
+)
+def test_rules_that_apply_together_are_joined_by_and(
+    call: Call, when: Any, match: str, default: str | None, shown: str
+) -> None:
+    """The default limit is for requests that no rule covers."""
+    names = ("tokens", "chats")
+    rules = [RateLimitRule("/chat", "1/s", name=name, when=when) for name in names]
+    app = flask_with("/chat", rate_limits=rules, match=match, default_limit=default)
+    told = call("rules", "check", application=app)
+    (line,) = [line for line in told.out.splitlines() if "/chat" in line and "warning" not in line]
+    assert re.split(r"\s{2,}", line.strip())[2] == shown
+    (route,) = call("rules", "check", "--json", application=app).data["routes"]
+    assert route["limits"] == re.split(" and | or ", shown)
+
+
+def test_the_limits_of_a_handler_apply_together_with_those_of_rules(call: Call) -> None:
+    """They are joined by and, whatever ``match`` is."""
+    app = flask_with(default_limit="9/s")
+    app.add_url_rule("/login", "login", flask.limit("1/s", name="logins")(view))
+    assert "default and logins" in call("rules", "check", application=app).out
+
+
+def test_rules_outside_of_werkzeug_s_mounts_name_their_routes(call: Call) -> None:
+    """With the path of the mount; a middleware inside of the dispatcher sees none of them."""
+    rules = [RateLimitRule("/sub/products/{id}", "1/s"), RateLimitRule("/wsgi/x/y", "1/s")]
+    sub = flask_with("/products/<int:id>", default_limit="9/s")
+    mounts: Any = {"/sub": sub, "/wsgi": lambda environ, start_response: []}
+    app = Flask("shop", static_folder=None)
+    app.wsgi_app = DispatcherMiddleware(app.wsgi_app, mounts)  # type: ignore[method-assign]
+    UpstashMiddleware(app, default_limit="9/s", rate_limits=rules)
+    assert findings(call, app) == []
+    app = Flask("shop", static_folder=None)
+    UpstashMiddleware(app, default_limit="9/s", rate_limits=rules)
+    app.wsgi_app = DispatcherMiddleware(app.wsgi_app, mounts)  # type: ignore[method-assign]
+    assert [each.partition(";")[0] for each in findings(call, app)] == [
+        f"rate_limits[{index}] {rule.path!r}: no route of the application has this path"
+        for index, rule in enumerate(rules)
+    ]
+
+
+def test_a_rule_for_a_websocket_is_named(call: Call, module: Callable[[str], str]) -> None:
+    """Its handshake is a GET."""
+    name = module("""
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+from upstash_middleware import RateLimitRule
+from upstash_middleware.starlette import RateLimitMiddleware
+
+async def talk(websocket): ...
+
+app = Starlette(routes=[WebSocketRoute("/talk/{room}", talk)])
+app.add_middleware(
+    RateLimitMiddleware, default_limit="9/s", rate_limits=[RateLimitRule("/talk/{room}", "1/s")]
+)
+""")
+    told = call("rules", "check", "--app", name, "--json").data
+    assert (told["findings"], told["unnamed"]) == ([], [])
+    assert [(one["path"], one["methods"]) for one in told["routes"]] == [("/talk/{room}", [])]
+
+
 def test_two_middlewares_that_count_each_request_are_a_mistake(call: Call) -> None:
     """Exit code 1, without --strict."""
     app = flask_with(default_limit="9/s")
@@ -193,6 +279,14 @@ def test_an_exempt_handler_is_shown_as_such(call: Call) -> None:
     app.add_url_rule("/health", "health", exempt(lambda: "well"))
     told = call("rules", "check", "--json", application=app).data
     assert (told["routes"][0]["limits"], told["unnamed"]) == (["exempt"], [])
+
+
+def test_the_handlers_of_an_exempt_blueprint_are_shown_as_exempt(call: Call) -> None:
+    app, blueprint = flask_with(default_limit="9/s"), Blueprint("shop", __name__)
+    blueprint.add_url_rule("/in", "in", view)
+    app.register_blueprint(exempt(blueprint))
+    told = call("rules", "check", "--json", application=app).data
+    assert told["routes"][0]["limits"] == ["exempt"]
 
 
 def test_limits_in_front_of_handlers_name_their_routes(call: Call) -> None:
@@ -270,7 +364,7 @@ tags = ["product:{id}"]
     [
         ('default_limt = "1/s"', "['default_limt']: there is no such setting; did you mean"),
         ('default_limit = "1 per fortnight"', "1 per fortnight"),
-        ("default_limit = ", "is no TOML: "),
+        ("default_limit = ", "is not TOML: "),
         (None, "cannot be read: No such file or directory"),
     ],
 )

@@ -10,7 +10,8 @@ import pytest
 from tests.conformance.playing import Origin, play
 from tests.conformance.serving import SERVERS
 from tests.contract.conftest import MovableClock
-from upstash_middleware import CacheRule, building
+from upstash_middleware import CacheRule
+from upstash_middleware import runtime as building
 from upstash_middleware.local import LocalUpstash
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpResponse, StreamingHttpResponse
 from django.test import override_settings
 
-from tests.contract.neutral import Answer, Reply, Seen
+from tests.contract.neutral import Answer, Reply, Seen, limited
 from tests.django.project import Urls
-from upstash_middleware.django import purge
+from upstash_middleware.django import limit, purge
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from django.http import HttpRequest
     from django.http.response import HttpResponseBase
 
-    from tests.contract.neutral import Fields, Handler, Layers, Served
+    from tests.contract.neutral import Fields, Handler, Layers, Limits, Served
 
 
 class DjangoWSGI:
@@ -42,14 +42,14 @@ class DjangoWSGI:
     name = "django-wsgi"
 
     @contextmanager
-    def serve(self, handler: Handler, layers: Layers) -> Iterator[Served]:
+    def serve(self, handler: Handler, layers: Layers, limits: Limits) -> Iterator[Served]:
         """Serve a project with the handler as its only view."""
         has_cache = _has_cache(layers)
 
         def view(request: HttpRequest) -> HttpResponseBase:
             return _response(handler(_seen(request, has_cache)))
 
-        with override_settings(**_settings(view, layers)):
+        with override_settings(**_settings(limited(view, limit, limits), layers)):
             yield _WSGIServed(WSGIHandler())
 
 
@@ -59,7 +59,7 @@ class DjangoASGI:
     name = "django-asgi"
 
     @contextmanager
-    def serve(self, handler: Handler, layers: Layers) -> Iterator[Served]:
+    def serve(self, handler: Handler, layers: Layers, limits: Limits) -> Iterator[Served]:
         """Serve a project with the handler, in a thread, as its only view, which is async."""
         has_cache = _has_cache(layers)
 
@@ -67,7 +67,10 @@ class DjangoASGI:
             reply = await sync_to_async(handler)(_seen(request, has_cache))
             return _response(reply, is_async=True)
 
-        with override_settings(**_settings(view, layers)), start_blocking_portal() as portal:
+        with (
+            override_settings(**_settings(limited(view, limit, limits), layers)),
+            start_blocking_portal() as portal,
+        ):
             yield _ASGIServed(ASGIHandler(), portal)
 
 
@@ -95,6 +98,7 @@ def _seen(request: HttpRequest, has_cache: bool) -> Seen:
         query=request.META["QUERY_STRING"],
         headers=tuple(request.headers.items()),
         body=request.body,
+        cookies=request.COOKIES.get,
         rate_limit=getattr(request, "rate_limit", None),
         purge=purge if has_cache else None,
     )
@@ -117,7 +121,8 @@ def _response(reply: Reply, *, is_async: bool = False) -> HttpResponseBase:
 
 
 async def _asynchronously(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
-    for piece in pieces:
+    iterator = iter(pieces)
+    while (piece := await sync_to_async(lambda: next(iterator, None))()) is not None:
         yield piece
 
 
@@ -134,9 +139,14 @@ class _WSGIServed:
         *,
         peer: str = "203.0.113.9",
         host: str = "shop.example",
+        root_path: str = "",
+        announced: bool = True,
     ) -> Answer:
         """Call the handler as a server that leaves out the body of an answer to HEAD."""
         environ = _environ(method, target, (("Host", host), *headers), body, peer)
+        environ["SCRIPT_NAME"] = root_path
+        if not announced:
+            environ |= {"SERVER_PROTOCOL": "HTTP/2", "CONTENT_LENGTH": ""}
         started: list[tuple[str, list[tuple[str, str]]]] = []
 
         def start_response(status: str, fields: list[tuple[str, str]], *_: Any) -> Any:
@@ -165,7 +175,7 @@ def _environ(method: str, target: str, headers: Fields, body: bytes, peer: str) 
     for name, value in headers:
         key = name.upper().replace("-", "_")
         key = key if key in {"CONTENT_TYPE", "CONTENT_LENGTH"} else f"HTTP_{key}"
-        environ[key] = f"{environ[key]},{value}" if key in environ else value
+        environ[key] = f"{environ[key]},{value}" if environ.get(key) else value
     setup_testing_defaults(environ)
     return environ
 
@@ -184,9 +194,15 @@ class _ASGIServed:
         *,
         peer: str = "203.0.113.9",
         host: str = "shop.example",
+        root_path: str = "",
+        announced: bool = True,
     ) -> Answer:
         """Call the handler as a server that leaves out the body of an answer to HEAD."""
-        scope = _scope(method, target, (("Host", host), *headers), peer)
+        length = (("Content-Length", str(len(body))),) if body and announced else ()
+        scope = _scope(method, target, (("Host", host), *length, *headers), peer)
+        scope["root_path"] = root_path
+        scope["path"] = root_path + scope["path"]
+        scope["raw_path"] = root_path.encode("ascii") + scope["raw_path"]
         return self._portal.call(partial(self._serve, scope, body))
 
     async def _serve(self, scope: dict[str, Any], body: bytes) -> Answer:

@@ -10,14 +10,14 @@ from urllib.parse import unquote_to_bytes
 
 from flask import Flask, Response, g, request
 
-from tests.contract.neutral import Answer, Seen
+from tests.contract.neutral import Answer, Seen, limited
 from upstash_middleware import flask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from wsgiref.types import WSGIEnvironment
 
-    from tests.contract.neutral import Fields, Handler, Layers, Reply, Served
+    from tests.contract.neutral import Fields, Handler, Layers, Limits, Reply, Served
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -28,22 +28,25 @@ class _Flask:
     name = "flask"
 
     @contextmanager
-    def serve(self, handler: Handler, layers: Layers) -> Iterator[Served]:
+    def serve(self, handler: Handler, layers: Layers, limits: Limits) -> Iterator[Served]:
         app = Flask("contract", static_folder=None)
         has_cache = any(name != "RateLimitMiddleware" for name, _ in layers)
 
-        @app.route("/", defaults={"path": ""}, methods=_METHODS)
-        @app.route("/<path:path>", methods=_METHODS)
         def view(path: str) -> Response:
             return _response(handler(_seen(has_cache=has_cache)))
 
+        view = limited(view, flask.limit, limits)
+        app.add_url_rule("/", view_func=view, defaults={"path": ""}, methods=_METHODS)
+        app.add_url_rule("/<path:path>", view_func=view, methods=_METHODS)
         for name, arguments in reversed(layers):
             getattr(flask, name)(app, **arguments)
         try:
             yield _ServedByWSGI(app)
         finally:
             for middleware in app.extensions.get(flask.EXTENSION, {}).values():
-                middleware.gateway.close()
+                middleware.runtime.close()
+            if (own := app.extensions.get("upstash_middleware.limits")) is not None:
+                own.close()
 
 
 FLASK = _Flask()
@@ -56,6 +59,7 @@ def _seen(*, has_cache: bool) -> Seen:
         query=request.query_string.decode("latin-1"),
         headers=tuple(request.headers.items()),
         body=request.get_data(),
+        cookies=lambda name: request.cookies.get(name),  # noqa: PLW0108 - parses when called
         rate_limit=getattr(g, "rate_limit", None),
         purge=flask.purge if has_cache else None,
     )
@@ -81,18 +85,21 @@ class _ServedByWSGI:
         *,
         peer: str = "203.0.113.9",
         host: str = "shop.example",
+        root_path: str = "",
+        announced: bool = True,
     ) -> Answer:
         path, _, query = target.partition("?")
         environ: WSGIEnvironment = {
             "REQUEST_METHOD": method,
-            "SCRIPT_NAME": "",
+            "SCRIPT_NAME": root_path,
             "PATH_INFO": unquote_to_bytes(path).decode("latin-1"),
             "QUERY_STRING": query,
-            "RAW_URI": target,
+            "RAW_URI": root_path + target,
             "REMOTE_ADDR": peer,
             "SERVER_NAME": "127.0.0.1",
             "SERVER_PORT": "8000",
-            "SERVER_PROTOCOL": "HTTP/1.1",
+            "SERVER_PROTOCOL": "HTTP/1.1" if announced else "HTTP/2",
+            "wsgi.input_terminated": True,
             "wsgi.version": (1, 0),
             "wsgi.url_scheme": "http",
             "wsgi.input": BytesIO(body),
@@ -102,7 +109,7 @@ class _ServedByWSGI:
             "wsgi.run_once": False,
             **_header_variables((("host", host), *headers)),
         }
-        if body:
+        if body and announced:
             environ["CONTENT_LENGTH"] = str(len(body))
         return _answered(self._app, environ)
 

@@ -16,7 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from tests.contract.neutral import Answer, Seen
+from tests.contract.neutral import Answer, Seen, limited
 from upstash_middleware import starlette
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
     from starlette.requests import Request
 
-    from tests.contract.neutral import Fields, Handler, Layers, Reply, Served
-    from upstash_middleware.asgi.protocol import Message, Scope
+    from tests.contract.neutral import Fields, Handler, Layers, Limits, Reply, Served
+    from upstash_middleware.asgi import Message, Scope
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -37,9 +37,10 @@ class _Starlette:
     name = "starlette"
 
     @contextmanager
-    def serve(self, handler: Handler, layers: Layers) -> Iterator[Served]:
+    def serve(self, handler: Handler, layers: Layers, limits: Limits) -> Iterator[Served]:
+        endpoint = limited(_endpoint(handler), starlette.limit, limits)
         app = Starlette(
-            routes=[Route("/{path:path}", _endpoint(handler), methods=list(_METHODS))],
+            routes=[Route("/{path:path}", endpoint, methods=list(_METHODS))],
             middleware=[Middleware(getattr(starlette, name), **given) for name, given in layers],
         )
         # The test client runs the lifespan; requests are made below, byte by byte.
@@ -67,6 +68,7 @@ def _seen(request: Request, body: bytes) -> Seen:
         query=request.url.query,
         headers=tuple(request.headers.items()),
         body=body,
+        cookies=request.cookies.get,
         rate_limit=getattr(request.state, "rate_limit", None),
         purge=None if cache is None else partial(_purge, cache),
     )
@@ -104,19 +106,21 @@ class _ServedByASGI:
         *,
         peer: str = "203.0.113.9",
         host: str = "shop.example",
+        root_path: str = "",
+        announced: bool = True,
     ) -> Answer:
         path, _, query = target.partition("?")
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
+            "http_version": "1.1" if announced else "2",
             "method": method,
             "scheme": "http",
-            "path": unquote(path),
-            "raw_path": path.encode("ascii"),
+            "path": root_path + unquote(path),
+            "raw_path": (root_path + path).encode("ascii"),
             "query_string": query.encode("ascii"),
-            "root_path": "",
-            "headers": _request_headers(headers, body, host),
+            "root_path": root_path,
+            "headers": _request_headers(headers, body if announced else b"", host),
             "client": (peer, 50000),
             "server": ("127.0.0.1", 8000),
             "state": {},

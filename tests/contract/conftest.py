@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
-from upstash_middleware import building
+from upstash_middleware import runtime as building
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tests.contract.neutral import Backend, Handler, Served
     from upstash_middleware.local import LocalUpstash
@@ -29,14 +29,49 @@ BACKENDS = {
 }
 
 
+GUARDS = (
+    "starlette",
+    "starlette-sync",
+    "starlette-class",
+    "fastapi",
+    "flask",
+    "flask-class",
+    "flask-before-request",
+    "django-wsgi",
+    "django-wsgi-async",
+    "django-wsgi-class",
+    "django-asgi",
+    "django-asgi-sync",
+    "rest-framework-wsgi",
+    "rest-framework-asgi",
+)
+"""What stands in front of single handlers; see ``guards``."""
+
+
 PATIENT = {"deadline": 20.0, "cache_deadline": 20.0}
 """Seconds; a machine under load is no outage. A test that is about deadlines gives its own."""
 
 
 class Serve(Protocol):
-    """Serves a handler behind layers, outermost first, until the test ends."""
+    """Serves a handler behind layers, outermost first, until the test ends.
 
-    def __call__(self, handler: Handler, *layers: tuple[str, dict[str, Any]]) -> Served: ...
+    ``limits`` are what the framework's ``limit`` in front of the handler is called with.
+    """
+
+    def __call__(
+        self,
+        handler: Handler,
+        *layers: tuple[str, dict[str, Any]],
+        limits: Sequence[tuple[Any, dict[str, Any]]] = (),
+    ) -> Served: ...
+
+
+class Guarded(Protocol):
+    """Serves a handler behind a limit of its own and layers of middleware, until the test ends."""
+
+    def __call__(
+        self, handler: Handler, limits: Any, *layers: tuple[str, dict[str, Any]], **arguments: Any
+    ) -> Served: ...
 
 
 class MovableClock:
@@ -68,17 +103,39 @@ def serve(backend: Backend, upstash: LocalUpstash) -> Iterator[Serve]:
     """Serve handlers against the local Upstash, whose credentials are in the environment."""
     with ExitStack() as running:
 
-        def serve(handler: Handler, *layers: tuple[str, dict[str, Any]]) -> Served:
+        def serve(
+            handler: Handler,
+            *layers: tuple[str, dict[str, Any]],
+            limits: Sequence[tuple[Any, dict[str, Any]]] = (),
+        ) -> Served:
             patient = [(name, {**PATIENT, **given}) for name, given in layers]
-            served: Served = running.enter_context(backend.serve(handler, patient))
+            before = [(given, {"deadline": PATIENT["deadline"], **more}) for given, more in limits]
+            served: Served = running.enter_context(backend.serve(handler, patient, before))
             return served
 
         yield serve
 
 
+@pytest.fixture(params=GUARDS)
+def guarded(request: pytest.FixtureRequest, upstash: LocalUpstash) -> Iterator[Guarded]:
+    """Serve a handler behind each kind of guard, against the local Upstash."""
+    guard = import_module("tests.contract.guards").GUARDS[request.param]
+    with ExitStack() as running:
+
+        def guarded(
+            handler: Handler, limits: Any, *layers: tuple[str, dict[str, Any]], **arguments: Any
+        ) -> Served:
+            patient = [(name, {**PATIENT, **given}) for name, given in layers]
+            arguments = {"deadline": PATIENT["deadline"], **arguments}
+            served: Served = running.enter_context(guard(handler, limits, arguments, patient))
+            return served
+
+        yield guarded
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> MovableClock:
-    """The clock of every gateway that is made from here on."""
+    """The clock of every runtime that is made from here on."""
     movable = MovableClock()
     monkeypatch.setattr(building, "SystemClock", movable)
     return movable

@@ -23,6 +23,8 @@ class Seen:
     query: str
     headers: Fields
     body: bytes
+    cookies: Callable[[str], str | None]
+    """Reads a cookie by its name, as the framework parses the Cookie field."""
     rate_limit: Any
     """The decision, as the framework's idiom gives it to handlers; None without a limit."""
     purge: Callable[..., None] | None
@@ -74,8 +76,16 @@ class Served(Protocol):
         *,
         peer: str = "203.0.113.9",
         host: str = "shop.example",
+        root_path: str = "",
+        announced: bool = True,
     ) -> Answer:
-        """Send a request from ``peer`` and return the whole answer, after ``finish`` has run."""
+        """Send a request from ``peer`` and return the whole answer, after ``finish`` has run.
+
+        A body that is not ``announced`` has no Content-Length, as HTTP/2 allows.
+
+        ``root_path`` is the prefix under which the server says that the application is mounted;
+        ``target`` is what follows it.
+        """
         ...
 
 
@@ -83,14 +93,25 @@ Layers = list[tuple[str, dict[str, Any]]]
 """Class names and their arguments, outermost first: ``[("RateLimitMiddleware", {...}), …]``."""
 
 
+Limits = list[tuple[Any, dict[str, Any]]]
+"""What limits in front of the handler are made from, the outermost first."""
+
+
 class Backend(Protocol):
     """A framework in which applications can be served; ``serve`` is a context manager."""
 
     name: str
 
-    def serve(self, handler: Handler, layers: Layers) -> Any:
+    def serve(self, handler: Handler, layers: Layers, limits: Limits) -> Any:
         """Return a context manager that gives a Served."""
         ...
+
+
+def limited(handler: Any, limit: Any, limits: Limits) -> Any:
+    """Return a framework's handler behind limits, by its decorator ``limit``."""
+    for given, more in reversed(limits):
+        handler = limit(given, **more)(handler)
+    return handler
 
 
 def _first(fields: Fields, name: str) -> str | None:

@@ -11,12 +11,11 @@ import pytest
 from upstash_ratelimit import FixedWindow
 
 from tests.contract.neutral import Reply, Seen
-from upstash_middleware.core.identify import header
-from upstash_middleware.core.ratelimit import RateLimitRule
+from upstash_middleware import Decision, RateLimitRule, header
 
 if TYPE_CHECKING:
     from tests.contract.conftest import MovableClock, Serve
-    from upstash_middleware.messages import Request
+    from upstash_middleware.messages import HTTPRequest
 
 LIMITED = ("UpstashMiddleware", "RateLimitMiddleware")
 
@@ -130,11 +129,11 @@ def test_a_rule_can_count_by_a_header_field(serve: Serve):
     assert served.request("GET", "/", (("X-API-Key", "a"),)).status == 429
 
 
-def by_team(request: Request) -> str | None:
+def by_team(request: HTTPRequest) -> str | None:
     return request.headers.get("x-team")
 
 
-async def by_team_later(request: Request) -> str | None:
+async def by_team_later(request: HTTPRequest) -> str | None:
     await anyio.lowlevel.checkpoint()
     return request.headers.get("x-team")
 
@@ -155,7 +154,7 @@ def test_a_function_that_finds_nobody_falls_to_the_address_not_to_one_bucket_for
 
 
 def test_a_function_that_raises_costs_nobody_the_response(serve: Serve):
-    def broken(request: Request) -> str:
+    def broken(request: HTTPRequest) -> str:
         raise KeyError(request.path)
 
     served = serve(plain, limit(None, RateLimitRule(limits="1/hour", by=broken, name="broken")))
@@ -201,16 +200,60 @@ def test_the_handler_can_read_the_decision(serve: Serve):
     assert (decision.limit, decision.remaining, decision.rule) == (5, 4, "default")
 
 
-def test_a_handler_without_a_limit_reads_none(serve: Serve):
+OFF: dict[str, Any] = {"enabled": False}
+UNCHECKED: dict[str, tuple[list[Any], list[Any]]] = {
+    "no rule covers it": ([limit(None, RateLimitRule("/limited", "5/hour"))], []),
+    "it is exempt": ([limit("5/hour", RateLimitRule("/", "unlimited"))], []),
+    "it is free": ([limit(None, RateLimitRule("/", "5/hour", cost=lambda _: 0))], []),
+    "all is switched off": ([limit("5/hour", **OFF)], []),
+    "the decorator's limits are switched off": (
+        [("CacheMiddleware", OFF)],
+        [("5/hour", {"name": "decorated"})],
+    ),
+    "the inner middleware covers nothing": (
+        [("RateLimitMiddleware", OFF), limit(None, RateLimitRule("/limited", "5/hour"), **OFF)],
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize(("layers", "limits"), UNCHECKED.values(), ids=UNCHECKED)
+def test_a_handler_reads_a_decision_also_where_no_limit_was_checked(
+    serve: Serve, layers: list[Any], limits: list[Any]
+):
+    """It allows, has no figures, and a charge is without effect."""
+    seen: list[Any] = []
+
+    def reading(request: Seen) -> Reply:
+        seen.append(request.rate_limit)
+        request.rate_limit.charge(3)
+        return Reply()
+
+    served = serve(reading, *layers, limits=limits)
+    for _ in range(2):
+        answer = served.request("GET", "/")
+        assert answer.status == 200
+        assert "x-ratelimit-limit" not in [name.lower() for name, _ in answer.headers]
+    for decision in seen:
+        assert isinstance(decision, Decision)
+        assert decision.allowed
+        assert (decision.limit, decision.remaining, decision.reset) == (None, None, None)
+        assert (decision.retry_after, decision.policies) == (None, ())
+        assert decision.settled_by == "unchecked"
+
+
+def test_a_limit_that_checks_nothing_hides_no_decision_of_one_outside(serve: Serve):
     seen: list[Any] = []
 
     def reading(request: Seen) -> Reply:
         seen.append(request.rate_limit)
         return Reply()
 
-    served = serve(reading, limit(None, RateLimitRule("/limited", "5/hour")))
+    inner: Any = {"when": lambda _: False, "name": "inner"}
+    served = serve(reading, limit("5/hour"), limits=[("3/hour", inner)])
     served.request("GET", "/")
-    assert seen == [None]
+    (decision,) = seen
+    assert (decision.rule, decision.remaining) == ("default", 4)
 
 
 def test_an_upstash_ratelimit_limiter_can_stand_in_a_rule(serve: Serve):

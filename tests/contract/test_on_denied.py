@@ -10,22 +10,22 @@ from tests.contract.neutral import Reply
 
 if TYPE_CHECKING:
     from tests.contract.conftest import Serve
-    from upstash_middleware import Decision, Request
+    from upstash_middleware import Decision, HTTPRequest
 
 
-def worded(request: Request, decision: Decision) -> tuple[int, dict[str, str], str]:
+def worded(request: HTTPRequest, decision: Decision) -> tuple[int, dict[str, str], str]:
     return 420, {"Content-Type": "text/plain"}, f"{request.path}: {decision.limit} and no more"
 
 
-async def worded_async(request: Request, decision: Decision) -> tuple[int, dict[str, str], str]:
+async def worded_async(request: HTTPRequest, decision: Decision) -> tuple[int, dict[str, str], str]:
     return worded(request, decision)
 
 
-def silent(_request: Request, _decision: Decision) -> None:
+def silent(_request: HTTPRequest, _decision: Decision) -> None:
     """Leave the answer to the package."""
 
 
-def broken(_request: Request, _decision: Decision) -> Any:
+def broken(_request: HTTPRequest, _decision: Decision) -> Any:
     raise KeyError("template")
 
 

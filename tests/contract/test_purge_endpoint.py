@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.contract.neutral import Reply
+from upstash_middleware import RateLimitRule
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.settings import settings_from
 
@@ -91,6 +92,17 @@ def test_behind_a_limit_that_joins_the_cache_it_works_and_is_counted(serve: Serv
         lambda _: Reply(b"page"), ("RateLimitMiddleware", limit), ("CacheMiddleware", CACHE)
     )
     assert [purge(served, "everything=1").status for _ in range(2)] == [200, 429]
+
+
+def test_the_limits_of_both_in_one_count_guesses_at_the_token(serve: Serve):
+    given = {**CACHE, "rate_limits": [RateLimitRule("/purge", "3/hour")]}
+    given["default_limit"] = None
+    served = serve(lambda _: Reply(b"page"), ("UpstashMiddleware", given))
+    served.request("GET", "/page")
+    statuses = [
+        purge(served, "everything=1", token).status for token in ("a" * 32, TOKEN, TOKEN, TOKEN)
+    ]
+    assert statuses == [401, 200, 200, 429]
 
 
 def test_it_is_off_by_default(serve: Serve):

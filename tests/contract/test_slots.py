@@ -9,8 +9,8 @@ import pytest
 from tests.contract.conftest import PATIENT
 from tests.contract.neutral import Reply, Seen
 from upstash_middleware.core.ratelimit import Concurrency
-from upstash_middleware.gateway import Gateway, Halves
-from upstash_middleware.messages import Request
+from upstash_middleware.messages import HTTPRequest
+from upstash_middleware.runtime import Features, Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from tests.contract.conftest import MovableClock, Serve
 
 ONE: dict[str, Any] = {"default_limit": Concurrency(1, longest=60)}
-ANOTHER = Request("GET", "/", host="shop.example", peer="203.0.113.9")
+ANOTHER = HTTPRequest("GET", "/", host="shop.example", peer="203.0.113.9")
 
 
 @pytest.fixture
-def elsewhere(clock: MovableClock, upstash: Any) -> Iterator[Gateway]:
+def elsewhere(clock: MovableClock, upstash: Any) -> Iterator[Runtime]:
     """Another process with the same limit."""
-    gateway = Gateway.of({**ONE, **PATIENT}, Halves.RATE_LIMIT)
-    yield gateway
-    gateway.close()
+    runtime = Runtime.of({**ONE, **PATIENT}, Features.RATE_LIMIT)
+    yield runtime
+    runtime.close()
 
 
 @pytest.mark.parametrize("name", ["RateLimitMiddleware", "UpstashMiddleware"])
 def test_a_stream_that_outlives_its_slot_keeps_it_and_gives_it_back(
-    serve: Serve, clock: MovableClock, elsewhere: Gateway, name: str
+    serve: Serve, clock: MovableClock, elsewhere: Runtime, name: str
 ):
     """Its pieces come half a life apart at most; six pieces are three lives."""
     denied: list[bool] = []
@@ -52,7 +52,7 @@ def test_a_stream_that_outlives_its_slot_keeps_it_and_gives_it_back(
 
 
 def test_the_slot_of_a_process_that_died_is_free_after_its_life(
-    serve: Serve, clock: MovableClock, elsewhere: Gateway
+    serve: Serve, clock: MovableClock, elsewhere: Runtime
 ):
     served = serve(lambda _: Reply(b"ok"), ("RateLimitMiddleware", ONE))
     elsewhere.begin(ANOTHER)  # and never finished

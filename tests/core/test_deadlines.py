@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.core.test_engine import PAGE
-from upstash_middleware.building import SystemClock
+from upstash_middleware.clock import SystemClock
 from upstash_middleware.core.cache import Cache, CacheRule
 from upstash_middleware.core.engine import Engine
 from upstash_middleware.core.ratelimit import Concurrency, RateLimiter, RateLimitRule
 from upstash_middleware.drivers import run
 from upstash_middleware.errors import ConfigurationError, NotConnected
-from upstash_middleware.messages import Request
+from upstash_middleware.messages import HTTPRequest
 from upstash_middleware.settings import settings_from
 
 if TYPE_CHECKING:
-    from upstash_middleware.core.effects import Pipeline
+    from upstash_middleware.core.flow import Pipeline
 
 PATHS = "/{rest:path}"
 
@@ -57,7 +57,7 @@ def cache(rule: CacheRule) -> Cache:
 
 def asked(*halves: RateLimiter | Cache) -> list[float | None]:
     client = Deadlines()
-    request = Request("GET", "/page", peer="192.0.2.1")
+    request = HTTPRequest("GET", "/page", peer="192.0.2.1")
     run(Engine(list(halves), observe=lambda _: None).begin(request), client)
     return client.seen
 
@@ -87,7 +87,7 @@ def test_what_travels_with_a_limit_has_the_limits_deadline():
 def test_a_cache_by_itself_has_its_rules_deadline_or_the_settings_for_lookup_and_store():
     for rule, deadline in ((CacheRule(PATHS, ttl=9), 0.25), (CacheRule(PATHS, 9, deadline=2), 2)):
         client = Deadlines(connected=True)
-        exchange = run(cache(rule).begin(Request("GET", "/page")), client)
+        exchange = run(cache(rule).begin(HTTPRequest("GET", "/page")), client)
         exchange.head(PAGE)
         exchange.chunk(b"page")
         flow = exchange.finish(complete=True)
@@ -99,7 +99,7 @@ def test_a_cache_by_itself_has_its_rules_deadline_or_the_settings_for_lookup_and
 def test_settling_and_giving_back_have_the_rules_deadline():
     half = limiter(RateLimitRule(PATHS, Concurrency(2), deadline=0.3))
     client = Deadlines()
-    exchange = run(half.begin(Request("GET", "/page", peer="192.0.2.1")), client)
+    exchange = run(half.begin(HTTPRequest("GET", "/page", peer="192.0.2.1")), client)
     flow = exchange.finish(complete=True)
     if flow is not None:
         run(flow, client)

@@ -9,7 +9,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from upstash_middleware.core.effects import Command, Latch, Notify, Pipeline, Resolve, Sleep, Wait
+from upstash_middleware.core.flow import Command, Latch, Notify, Pipeline, Resolve, Sleep, Wait
 from upstash_middleware.drivers import arun, run
 from upstash_middleware.errors import DeadlineExceeded
 

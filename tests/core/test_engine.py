@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from upstash_middleware.core.effects import Command, Pipeline
-from upstash_middleware.core.engine import Engine
+from upstash_middleware.core.engine import Engine, PartExchange
+from upstash_middleware.core.flow import Command, Pipeline
 from upstash_middleware.drivers import run
 from upstash_middleware.errors import MissingCredentials
 from upstash_middleware.events import InternalError
-from upstash_middleware.messages import Headers, Request, Response, ResponseHead
+from upstash_middleware.messages import Headers, HTTPRequest, Response, ResponseHead
 
-REQUEST = Request("GET", "/page")
+REQUEST = HTTPRequest("GET", "/page")
 PAGE = ResponseHead(200, Headers.of(content_type="text/plain"))
 
 
@@ -24,7 +24,7 @@ class Client:
         return [None for _ in pipeline.commands]
 
 
-class Part:
+class Part(PartExchange):
     """An exchange of a half that writes its name wherever it is asked."""
 
     decision = None
@@ -38,9 +38,9 @@ class Part:
         self.chunks: list[bytes] = []
         self.finished: list[bool] = []
 
-    def request_to_forward(self, request: Request) -> Request:
+    def request_to_forward(self, request: HTTPRequest) -> HTTPRequest:
         self._perhaps_fail("request")
-        return Request("GET", request.path, request.headers.setting("x-by", self.name))
+        return HTTPRequest("GET", request.path, request.headers.setting("x-by", self.name))
 
     def head(self, head: ResponseHead) -> ResponseHead | Response:
         self._perhaps_fail("head")
@@ -83,7 +83,7 @@ class Half:
     def __init__(self, part: Part | Exception) -> None:
         self.part = part
 
-    async def begin(self, request: Request):
+    async def begin(self, request: HTTPRequest):
         if isinstance(self.part, Exception):
             raise self.part
         await Command((f"ASK-{self.part.name}",))
@@ -150,7 +150,7 @@ def test_a_denial_leaves_what_is_inside_unreached(begin):
 
 def test_what_a_half_answers_without_asking_anybody_costs_nothing_inside_of_it(events):
     class Remembered(Half):
-        async def begin(self, request: Request):
+        async def begin(self, request: HTTPRequest):
             return self.part
 
     client = Client()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from upstash_middleware import RateLimitRule
-from upstash_middleware.handlers import (
+from upstash_middleware.decorators import (
     LONGEST_NAME,
     exempt,
     handler_name,

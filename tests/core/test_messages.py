@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upstash_middleware.messages import Headers, Request, normal_path
+from upstash_middleware.messages import Headers, HTTPRequest, normal_path
 
 FIELDS = Headers([(b"Vary", b"Accept"), (b"X-A", b"1"), (b"vary", b"Cookie"), (b"X-A", b"\xff")])
 
@@ -48,4 +48,10 @@ def test_normalising_a_path_twice_changes_nothing_more(path):
 
 
 def test_a_request_without_a_raw_path_gets_one_from_its_path():
-    assert Request("GET", "/a b/c").raw_path == "/a%20b/c"
+    assert HTTPRequest("GET", "/a b/c").raw_path == "/a%20b/c"
+
+
+def test_a_default_is_given_for_an_absent_field():
+    headers = Headers.of(x_tokens="3")
+    assert headers.get("x-tokens", "1") == "3"
+    assert headers.get("x-other", "1") == "1"

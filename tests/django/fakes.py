@@ -1,4 +1,4 @@
-"""A half of the engine and a gateway that answer as a test says and remember what they saw.
+"""A half of the engine and a runtime that answer as a test says and remember what they saw.
 
 The engine between them is the real one; nothing here speaks to Upstash.
 """
@@ -13,19 +13,19 @@ from unittest.mock import patch
 from django.test import override_settings
 
 from tests.django.project import Urls
-from upstash_middleware.core.effects import Pipeline
-from upstash_middleware.core.engine import Engine, Exchange
+from upstash_middleware.core.engine import Engine, Exchange, PartExchange
+from upstash_middleware.core.flow import Pipeline
 from upstash_middleware.drivers import arun, run
-from upstash_middleware.gateway import Gateway, Halves
-from upstash_middleware.messages import Headers, Request, Response, ResponseHead
+from upstash_middleware.messages import Headers, HTTPRequest, Response, ResponseHead
+from upstash_middleware.runtime import Features, Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from upstash_middleware.core.effects import Flow
+    from upstash_middleware.core.flow import Flow
 
 
-class FakeHalf:
+class FakeHalf(PartExchange):
     """A half of the engine, and its own exchange: it serves one request at a time."""
 
     def __init__(
@@ -33,7 +33,7 @@ class FakeHalf:
         *,
         response: Response | None = None,
         head: Callable[[ResponseHead], ResponseHead | Response] = lambda head: head,
-        forward: Callable[[Request], Request] = lambda request: request,
+        forward: Callable[[HTTPRequest], HTTPRequest] = lambda request: request,
         decision: object = None,
     ) -> None:
         self.response = response
@@ -42,17 +42,17 @@ class FakeHalf:
         self.watches = True
         self._head = head
         self._forward = forward
-        self.requests: list[Request] = []
+        self.requests: list[HTTPRequest] = []
         self.heads: list[ResponseHead] = []
         self.chunks: list[bytes] = []
         self.finished: list[bool] = []
 
-    async def begin(self, request: Request) -> FakeHalf:
+    async def begin(self, request: HTTPRequest) -> FakeHalf:
         await Pipeline(())
         self.requests.append(request)
         return self
 
-    def request_to_forward(self, request: Request) -> Request:
+    def request_to_forward(self, request: HTTPRequest) -> HTTPRequest:
         return self._forward(request)
 
     def head(self, head: ResponseHead) -> ResponseHead | Response:
@@ -70,25 +70,27 @@ class FakeHalf:
         self.finished.append(complete)
 
 
-class FakeGateway:
-    """A gateway over one fake half, and its own client."""
+class FakeRuntime:
+    """A runtime over one fake half, and its own client."""
 
     finishes_first = False
+    caches = True
 
     def __init__(self, half: FakeHalf, *, enabled: bool = True) -> None:
         self.enabled = enabled
-        self.engine = Engine([half], observe=_unexpected)
+        self.observe = _unexpected
+        self.engine = Engine([half], observe=self.observe)
         self.threads: set[int] = set()
         """Those in which something was asked of the wire."""
-        self.begun: list[Request] = []
-        """What it was asked itself, and not by way of another gateway."""
+        self.begun: list[HTTPRequest] = []
+        """What it was asked itself, and not by way of another runtime."""
         self.closed = 0
 
-    def begin(self, request: Request, inner: FakeGateway | None = None) -> Exchange:
+    def begin(self, request: HTTPRequest, inner: FakeRuntime | None = None) -> Exchange:
         self.begun.append(request)
         return run(self.engine.begin(request, inner.engine if inner else None), _Sync(self))
 
-    async def abegin(self, request: Request, inner: FakeGateway | None = None) -> Exchange:
+    async def abegin(self, request: HTTPRequest, inner: FakeRuntime | None = None) -> Exchange:
         self.begun.append(request)
         return await arun(self.engine.begin(request, inner.engine if inner else None), _Async(self))
 
@@ -105,17 +107,17 @@ class FakeGateway:
 
 
 class _Sync:
-    def __init__(self, gateway: FakeGateway) -> None:
-        self._gateway = gateway
+    def __init__(self, runtime: FakeRuntime) -> None:
+        self._runtime = runtime
 
     def execute(self, pipeline: Pipeline) -> list[Any]:
-        self._gateway.threads.add(threading.get_ident())
+        self._runtime.threads.add(threading.get_ident())
         return []
 
 
 class _Async(_Sync):
     async def execute(self, pipeline: Pipeline) -> list[Any]:  # type: ignore[override]
-        self._gateway.threads.add(threading.get_ident())
+        self._runtime.threads.add(threading.get_ident())
         return []
 
 
@@ -129,24 +131,24 @@ CONDITIONAL_GET = "django.middleware.http.ConditionalGetMiddleware"
 
 @contextmanager
 def project(
-    *middleware: str, gateways: dict[Halves, FakeGateway], **views: Callable[..., Any]
+    *middleware: str, runtimes: dict[Features, FakeRuntime], **views: Callable[..., Any]
 ) -> Iterator[None]:
-    """Configure a project whose middleware has fake gateways, by the halves that it asks for."""
+    """Configure a project whose middleware has fake runtimes, by the halves that it asks for."""
 
-    def of(_mapping: object, halves: Halves, **_: object) -> FakeGateway:
-        return gateways[halves]
+    def of(_mapping: object, halves: Features, **_: object) -> FakeRuntime:
+        return runtimes[halves]
 
     settings = {"MIDDLEWARE": middleware, "ROOT_URLCONF": Urls(**views), "UPSTASH_MIDDLEWARE": {}}
-    with patch.object(Gateway, "of", of), override_settings(**settings):
+    with patch.object(Runtime, "of", of), override_settings(**settings):
         yield
 
 
 @contextmanager
-def around(half: FakeHalf, *outside: str, **views: Callable[..., Any]) -> Iterator[FakeGateway]:
+def around(half: FakeHalf, *outside: str, **views: Callable[..., Any]) -> Iterator[FakeRuntime]:
     """Put UpstashMiddleware with one fake half around views, with other middleware outside."""
-    gateway = FakeGateway(half)
-    with project(*outside, f"{OURS}UpstashMiddleware", gateways={Halves.BOTH: gateway}, **views):
-        yield gateway
+    runtime = FakeRuntime(half)
+    with project(*outside, f"{OURS}UpstashMiddleware", runtimes={Features.BOTH: runtime}, **views):
+        yield runtime
 
 
 def whole(status: int, body: bytes = b"", **fields: str) -> Response:

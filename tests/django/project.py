@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import django
 from django.conf import settings
 from django.urls import path, re_path
+from django.utils import translation
+from django.utils.translation import trans_null
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +28,10 @@ if not settings.configured:
         SECRET_KEY="for tests alone",
     )
     django.setup()
+    # Each function of Django's is chosen at its first call, and not again: not in a test that is
+    # without USE_I18N.
+    for name in vars(trans_null):
+        getattr(vars(translation)["_trans"], name, None)
 
 
 class Urls:

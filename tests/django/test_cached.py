@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from django.http import HttpResponse
+from django.conf import settings
+from django.http import HttpResponse, HttpResponsePermanentRedirect
 from django.test import AsyncClient
 from django.utils.decorators import method_decorator
 from django.views import View
@@ -71,6 +73,15 @@ def test_it_is_purged_by_tags_filled_from_the_urls_parts():
         assert "; hit" in client.get("/p/8")["Cache-Status"]
 
 
+def test_a_part_of_the_path_that_makes_too_long_a_tag_is_stored_nowhere():
+    """Which is known before the tag is expanded: each colon of it is an ancestor."""
+    view = cached(60, tags=("product:{id}",))(product)
+    with project("CacheMiddleware", mapping=EVERYTHING, **{"p/<id>": view}) as client:
+        began = time.perf_counter()
+        assert "a tag of more than 1024 bytes" in second(client, "/p/" + ":" * 8000)
+        assert time.perf_counter() - began < 1
+
+
 @pytest.mark.anyio
 async def test_an_async_view_is_stored_too():
     @cached(60)
@@ -99,3 +110,30 @@ def test_without_a_cache_outside_it_is_said(caplog: pytest.LogCaptureFixture):
         client.get("/page")
     assert "lonely" in caplog.text
     assert "stores nothing" in caplog.text
+
+
+def to_page(_: HttpRequest) -> HttpResponse:
+    return HttpResponsePermanentRedirect("/page")
+
+
+def test_djangos_test_client_follows_a_stored_redirect() -> None:
+    """It reads ``response.url``, as middleware and code around a view may."""
+    with project("CacheMiddleware", mapping=BY_DEFAULT, old=to_page, page=plain) as client:
+        for _ in range(2):
+            response = client.get("/old", follow=True)
+            assert response.redirect_chain == [("/page", 301)]
+        hit: Any = client.get("/old")
+        assert "; hit; " in hit["Cache-Status"]
+        assert hit.url == "/page"
+
+
+def test_a_page_that_gzip_middleware_compresses_inside_of_the_cache_is_compressed_once() -> None:
+    def page(_: HttpRequest) -> HttpResponse:
+        return HttpResponse("page " * 200)
+
+    spellings = ["gzip, deflate, br, zstd", "gzip", "deflate, gzip;q=0.5"]
+    with project("CacheMiddleware", mapping=BY_DEFAULT, page=page) as client:
+        settings.MIDDLEWARE.append("django.middleware.gzip.GZipMiddleware")
+        answers = [client.get("/page", headers={"accept-encoding": each}) for each in spellings]
+    assert [answer["Content-Encoding"] for answer in answers] == ["gzip"] * 3
+    assert ["; hit" in answer["Cache-Status"] for answer in answers] == [False, True, True]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +15,7 @@ from django.test import override_settings
 from tests.django.project import Urls
 from tests.upstash.support import pipeline
 from upstash_middleware.core.ratelimit import Concurrency, RateLimitRule
+from upstash_middleware.django import limit
 from upstash_middleware.upstash import Client, Credentials
 
 if TYPE_CHECKING:
@@ -23,6 +26,19 @@ if TYPE_CHECKING:
     from upstash_middleware.local import LocalUpstash
 
 PATIENCE = 20.0
+SCOPE: dict[str, Any] = {
+    "type": "http",
+    "http_version": "1.1",
+    "method": "GET",
+    "scheme": "http",
+    "path": "/",
+    "raw_path": b"/",
+    "query_string": b"",
+    "root_path": "",
+    "headers": [(b"host", b"shop.example")],
+    "client": ("203.0.113.9", 1),
+    "server": ("127.0.0.1", 80),
+}
 
 
 async def slow(_request: HttpRequest) -> HttpResponse:
@@ -83,17 +99,66 @@ async def _visit(handler: ASGIHandler, leaves_after: float) -> None:
     async def send(_message: Any) -> None:
         await asyncio.sleep(0)
 
-    scope = {
-        "type": "http",
-        "http_version": "1.1",
-        "method": "GET",
-        "scheme": "http",
-        "path": "/",
-        "raw_path": b"/",
-        "query_string": b"",
-        "root_path": "",
-        "headers": [(b"host", b"shop.example")],
-        "client": ("203.0.113.9", 1),
-        "server": ("127.0.0.1", 80),
+    await handler(dict(SCOPE), receive, send)
+
+
+async def whole(_request: HttpRequest) -> HttpResponse:
+    return HttpResponse(b"page")
+
+
+@pytest.mark.filterwarnings("ignore:Unclosed file:ResourceWarning")  # the request's, Django's own
+@pytest.mark.parametrize("refused", [0, 1], ids=["the head", "the body"])
+@pytest.mark.parametrize("view", [whole, streaming])
+@pytest.mark.parametrize("guard", ["middleware", "limit"])
+def test_a_server_that_refuses_what_is_sent_gets_nothing_closed_and_the_slot_is_given_back(
+    upstash: LocalUpstash, guard: str, view: Any, refused: int
+) -> None:
+    """ASGI, version 2.4: ``send`` raises where the client has left, and Django closes nothing."""
+    limited = limit("1 at once", name="r", deadline=PATIENCE)(view) if guard == "limit" else view
+    settings = {
+        "MIDDLEWARE": ["upstash_middleware.django.RateLimitMiddleware"] * (guard == "middleware"),
+        "ROOT_URLCONF": Urls(anything=limited),
+        "UPSTASH_MIDDLEWARE": {"deadline": PATIENCE},
     }
-    await handler(scope, receive, send)
+    if guard == "middleware":
+        settings["UPSTASH_MIDDLEWARE"] = {"default_limit": "1 at once", "deadline": PATIENCE}
+
+    async def statuses() -> None:
+        handler = ASGIHandler()
+        sent: list[Any] = []
+
+        async def refusing(message: Any) -> None:
+            if len(sent) == refused:
+                raise OSError("the client has left")
+            sent.append(message)
+
+        with pytest.raises(OSError, match="left"):
+            await _ask(handler, refusing)
+        until = time.monotonic() + PATIENCE
+        while True:
+            sent = []
+            await _ask(handler, _into(sent))
+            if sent[0]["status"] == 200:
+                return
+            assert time.monotonic() < until, "the slot stayed taken"
+            gc.collect()  # Django's own circles hold the response
+            await asyncio.sleep(0.01)
+
+    with override_settings(**settings):
+        asyncio.run(statuses())
+
+
+def _into(sent: list[Any]) -> Any:
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    return send
+
+
+async def _ask(handler: ASGIHandler, send: Any) -> None:
+    told = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        return told.pop() if told else await asyncio.Event().wait()  # type: ignore[return-value]
+
+    await handler(dict(SCOPE), receive, send)

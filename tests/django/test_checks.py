@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.conf import settings
+from django.conf.urls.i18n import i18n_patterns
 from django.core.checks import run_checks
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
+from django.http import HttpResponse
 from django.middleware.csrf import CsrfViewMiddleware
+from django.middleware.locale import LocaleMiddleware
 from django.test import override_settings
+from django.urls import path, re_path
+from django.views import View
 
 from tests.django.fakes import OURS
+from tests.django.project import Urls
 from upstash_middleware import client_ip, first_of
 from upstash_middleware.django import CacheMiddleware, user
 
@@ -36,6 +42,13 @@ UPDATE, FETCH = (
 
 class OwnCsrf(CsrfViewMiddleware):
     """A project's own version of what makes pages personal."""
+
+
+class OwnLanguages(LocaleMiddleware):
+    """A project's own way of choosing the language."""
+
+    def process_request(self, request: Any) -> None:
+        """Choose it."""
 
 
 class OwnCache(CacheMiddleware):
@@ -88,7 +101,7 @@ def test_e001_a_setting_of_the_wrong_kind_is_reported_and_stops_no_other_check(
 def test_e002_a_cache_below_what_makes_pages_personal_is_reported(cache: str, above: str) -> None:
     found = reported(COMMON, above, cache, setting=CACHED)
     assert found.keys() == {"E002"}
-    assert f"stands below {above.rpartition('.')[2]}" in found["E002"]
+    assert f"is below {above.rpartition('.')[2]}" in found["E002"]
     assert f"Move {cache!r} above {above!r}" in found["E002"]
 
 
@@ -142,7 +155,7 @@ def test_the_command_prints_an_error_and_its_hint() -> None:
     wrong = override_settings(MIDDLEWARE=[SESSIONS, CACHE], UPSTASH_MIDDLEWARE=CACHED)
     with wrong, pytest.raises(SystemCheckError) as raised:
         call_command("check", "--tag", "upstash_middleware", stderr=printed)
-    assert "(upstash_middleware.E002) CacheMiddleware stands below Session" in str(raised.value)
+    assert "(upstash_middleware.E002) CacheMiddleware is below Session" in str(raised.value)
     assert "HINT: Move" in str(raised.value)
 
 
@@ -152,6 +165,18 @@ def test_a_limit_by_user_above_authentication_is_an_error(by: Any) -> None:
     assert set(reported(LIMIT, SESSIONS, AUTHENTICATION, setting=by_user)) == {"E005"}
     assert reported(SESSIONS, AUTHENTICATION, LIMIT, setting=by_user) == {}
     assert reported(LIMIT, SESSIONS, AUTHENTICATION, setting=LIMITED) == {}
+
+
+def test_w006_a_locale_middleware_of_ones_own_below_the_cache_is_reported() -> None:
+    """The cache cannot know which language it will choose."""
+    found = reported(CACHE, f"{HERE}OwnLanguages", setting=CACHED)
+    assert found.keys() == {"W006"}
+    assert (
+        "OwnLanguages in MIDDLEWARE, which chooses the language with its own code"
+        in (found["W006"])
+    )
+    assert reported(f"{HERE}OwnLanguages", CACHE, setting=CACHED) == {}
+    assert reported(CACHE, LOCALE, setting=CACHED) == {}
 
 
 def test_a_limit_above_the_cors_middleware_is_warned_of() -> None:
@@ -167,7 +192,95 @@ def test_a_view_for_denials_that_is_not_there_is_an_error(named: Any) -> None:
     assert repr(named) in found["E006"]
 
 
-def test_a_view_for_denials_may_be_named_or_given() -> None:
-    for view in (f"{HERE}own_function", own_function):
-        with override_settings(UPSTASH_MIDDLEWARE_DENIED_VIEW=view):
-            assert reported(LIMIT, setting=LIMITED) == {}
+def slow_down(_request: Any, _decision: Any) -> HttpResponse:
+    return HttpResponse(status=429)
+
+
+async def slow_down_async(_request: Any, _decision: Any) -> HttpResponse:
+    return HttpResponse(status=429)
+
+
+class SlowDown(View):
+    """A class-based view, which is no view by itself."""
+
+
+class CallingAsync:
+    """An object that is a view."""
+
+    async def __call__(self, request: Any, decision: Any) -> HttpResponse:
+        """Answer a denial."""
+        return slow_down(request, decision)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [f"{HERE}slow_down", slow_down, slow_down_async, CallingAsync(), SlowDown.as_view()],
+)
+def test_a_view_for_denials_may_be_named_or_given_and_sync_or_async(view: Any) -> None:
+    with override_settings(UPSTASH_MIDDLEWARE_DENIED_VIEW=view):
+        assert reported(LIMIT, setting=LIMITED) == {}
+
+
+@pytest.mark.parametrize(
+    ("view", "why"),
+    [
+        (f"{HERE}SlowDown", "it is a class; name its as_view()"),
+        (CallingAsync, "it is a class"),
+        (own_function, "cannot be called with the request and the decision"),
+        (lambda: None, "cannot be called with the request and the decision"),
+    ],
+)
+def test_a_view_for_denials_that_cannot_be_called_as_one_is_an_error(view: Any, why: str) -> None:
+    with override_settings(UPSTASH_MIDDLEWARE_DENIED_VIEW=view):
+        found = reported(LIMIT, setting=LIMITED)
+    assert set(found) == {"E006"}
+    assert why in found["E006"]
+
+
+page: Any = own_function
+PATHS: Any = Urls(tea=page)
+PATHS.urlpatterns += [
+    path("products/<int:id>/", page),
+    re_path(r"^(?:v1|v2)/status$", page),
+    *i18n_patterns(path("about", page), prefix_default_language=False),
+]
+
+
+@pytest.mark.parametrize(
+    "served",
+    [
+        *("/tea", "/products/{id}", "/products/{number}/", "/{rest:path}", "/{any}"),
+        *("/v2/status", "/about", "/de/about", "/{language}/about"),
+    ],
+)
+def test_w005_a_path_that_a_view_serves_is_none(served: str) -> None:
+    setting = LIMITED | {
+        "rate_limits": [{"path": served, "limits": "1/s"}],
+        "cache": [{"path": served, "ttl": 60}],
+    }
+    with override_settings(ROOT_URLCONF=PATHS, MIDDLEWARE=[BOTH, LOCALE]):
+        assert reported(BOTH, LOCALE, setting=setting) == {}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("/teas", "/tea"), ("/shop/tea", "/tea"), ("/product/{id}", "/products/{id}/")],
+)
+def test_w005_a_path_that_no_view_serves_is_reported_with_one_that_is(
+    wrong: str, right: str
+) -> None:
+    """A rule's path is written without FORCE_SCRIPT_NAME."""
+    limits = LIMITED | {"rate_limits": [{"path": wrong, "limits": "1/s"}]}
+    cache = {"cache": [{"path": "/tea", "ttl": 60}, {"path": wrong, "ttl": 60}]}
+    with override_settings(ROOT_URLCONF=PATHS, FORCE_SCRIPT_NAME="/shop"):
+        told = reported(LIMIT, setting=limits | cache)["W005"]
+        assert told.startswith(f"UPSTASH_MIDDLEWARE['rate_limits'][0]: the path is {wrong!r}")
+        assert f"did you mean {right!r}" in told
+        told = reported(CACHE, setting=limits | cache)["W005"]
+        assert told.startswith("UPSTASH_MIDDLEWARE['cache'][1]")
+
+
+def test_w005_leaves_a_broken_url_configuration_to_django() -> None:
+    rules = {"rate_limits": [{"path": "/x", "limits": "1/s"}]}
+    with override_settings(ROOT_URLCONF="no.such.module"):
+        assert reported(LIMIT, setting=LIMITED | rules) == {}

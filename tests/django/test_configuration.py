@@ -12,19 +12,20 @@ from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpResponse
 from django.test import Client, RequestFactory, override_settings
 
-from tests.django.fakes import OURS, FakeGateway, FakeHalf, around, project, whole
+import upstash_middleware.django
+from tests.django.fakes import OURS, FakeHalf, FakeRuntime, around, project, whole
 from tests.django.project import Urls
 from upstash_middleware.django import (
     CacheMiddleware,
     RateLimitMiddleware,
     UpstashMiddleware,
     apurge,
-    configuration,
+    conf,
     purge,
 )
-from upstash_middleware.django.configuration import Configured
+from upstash_middleware.django.conf import Configured
 from upstash_middleware.errors import MissingCredentials
-from upstash_middleware.gateway import Halves
+from upstash_middleware.runtime import Features
 
 if TYPE_CHECKING:
     from django.http import HttpRequest
@@ -64,7 +65,7 @@ def test_a_wrong_setting_stops_the_start_and_says_what_is_wrong(
 
 
 def test_a_project_without_the_setting_is_told_what_is_missing() -> None:
-    with pytest.raises(ImproperlyConfigured, match="give default_limit"):
+    with pytest.raises(ImproperlyConfigured, match="give for instance 'default_limit'"):
         UpstashMiddleware(hello)
 
 
@@ -76,22 +77,22 @@ def test_what_is_switched_off_needs_no_rules_and_no_credentials(cls: Any) -> Non
 
 def test_a_handler_that_was_built_before_follows_the_setting() -> None:
     denying = FakeHalf(response=whole(429))
-    with around(denying, hello=hello) as gateway:
+    with around(denying, hello=hello) as runtime:
         client = Client()
         assert client.get("/hello").status_code == 429
         with override_settings(UPSTASH_MIDDLEWARE={"enabled": False}):
-            gateway.enabled = False
+            runtime.enabled = False
             assert client.get("/hello").status_code == 200
-        assert gateway.closed == 1
-        gateway.enabled = True
+        assert runtime.closed == 1
+        runtime.enabled = True
         assert client.get("/hello").status_code == 429
 
 
 @override_settings(UPSTASH_MIDDLEWARE=CACHED)
 def test_a_gateway_is_kept_as_long_as_the_setting_is_the_same() -> None:
-    configured = Configured(Halves.CACHE)
-    assert configured.gateway() is configured.gateway()
-    assert Configured(Halves.CACHE).gateway() is not configured.gateway()
+    configured = Configured(Features.CACHE)
+    assert configured.runtime() is configured.runtime()
+    assert Configured(Features.CACHE).runtime() is not configured.runtime()
 
 
 def test_missing_credentials_are_missed_at_the_first_request(
@@ -111,8 +112,8 @@ def test_missing_credentials_are_missed_at_the_first_request(
             Client().get("/hello")
 
 
-class Purged(FakeGateway):
-    """A gateway that remembers what was purged through it."""
+class Purged(FakeRuntime):
+    """A runtime that remembers what was purged through it."""
 
     def __init__(self) -> None:
         super().__init__(FakeHalf())
@@ -127,15 +128,17 @@ class Purged(FakeGateway):
 
 @pytest.mark.anyio
 async def test_purging_goes_through_the_client_of_the_middleware_that_stores() -> None:
-    purged = ("/page",), {"tags": ("page",), "everything": False, "soft": True}
-    gateways: dict[Halves, Any] = {half: Purged() for half in (Halves.CACHE, Halves.RATE_LIMIT)}
-    with project(gateways=gateways):
+    purged = ("/page",), {"tags": ["page"], "everything": False, "soft": True}
+    runtimes: dict[Features, Any] = {
+        half: Purged() for half in (Features.CACHE, Features.RATE_LIMIT)
+    }
+    with project(runtimes=runtimes):
         CacheMiddleware(hello)
         RateLimitMiddleware(hello)
         purge("/page", tags=["page"], soft=True)
         await apurge("/page", tags=["page"], soft=True)
-    assert gateways[Halves.CACHE].purged == [purged, purged]
-    assert gateways[Halves.RATE_LIMIT].purged == []
+    assert runtimes[Features.CACHE].purged == [purged, purged]
+    assert runtimes[Features.RATE_LIMIT].purged == []
 
 
 @override_settings(UPSTASH_MIDDLEWARE={"enabled": False})
@@ -162,9 +165,62 @@ def test_a_process_without_a_handler_purges_what_servers_have_stored(
         client.get("/page")
         client.get("/page")
         assert len(rendered) == 1
-    monkeypatch.setattr(configuration, "_for_purging", Configured(Halves(0)))
+    monkeypatch.setattr(conf, "_for_purging", Configured(Features(0)))
     with override_settings(UPSTASH_MIDDLEWARE={}):
         purge(tags=["page"])
     with override_settings(**shop):
         client.get("/page")
     assert len(rendered) == 2
+
+
+@pytest.mark.parametrize(
+    ("layer", "mapping", "told"),
+    [
+        ("RateLimitMiddleware", {}, "'default_limit': '100/minute'"),
+        ("CacheMiddleware", {}, "'cache': [{'path': '/p/{id}', 'ttl': 60}]"),
+        ("UpstashMiddleware", {}, "'default_limit': '100/minute'"),
+        (
+            "UpstashMiddleware",
+            {"rate_limits": [{"path": "/a", "limits": "5/"}], "default_limit": None},
+            "UPSTASH_MIDDLEWARE['rate_limits'][0]['limits'] = '5/'",
+        ),
+        (
+            "UpstashMiddleware",
+            {"rate_limits": [{"path": "/a", "limit": "5/s"}], "default_limit": None},
+            "['rate_limits'][0]['limit']: there is no such setting; did you mean 'limits'?",
+        ),
+        (
+            "UpstashMiddleware",
+            {"rate_limits": {"path": "/a"}, "default_limit": None},
+            "should be a list of rules such as {'path': '/api/generate', 'limits': '10/10s'}",
+        ),
+        (
+            "UpstashMiddleware",
+            {"default_limit": {"limits": "5/s", "path": "/a"}},
+            "UPSTASH_MIDDLEWARE['default_limit']['path'] = '/a'",
+        ),
+        (
+            "UpstashMiddleware",
+            {"cache": [{"path": "/a", "ttl": "60"}]},
+            "UPSTASH_MIDDLEWARE['cache'][0]['ttl'] = '60' should be seconds above 0",
+        ),
+        (
+            "UpstashMiddleware",
+            {"path": "/a", "limits": "5/s"},
+            "it belongs to a rule of rate_limits or cache, such as {'path': '/api/generate', ",
+        ),
+    ],
+)
+def test_an_error_shows_the_syntax_of_the_setting(
+    layer: str, mapping: dict[str, Any], told: str
+) -> None:
+    """A dict's, in which keyword arguments and calls of classes would be wrong."""
+    middleware = getattr(upstash_middleware.django, layer)
+    with (
+        override_settings(UPSTASH_MIDDLEWARE=mapping),
+        pytest.raises(ImproperlyConfigured) as error,
+    ):
+        middleware(lambda _: HttpResponse())
+    assert told in str(error.value)
+    assert "Rule(" not in str(error.value)
+    assert "=[" not in str(error.value)

@@ -9,9 +9,9 @@ import pytest
 from django.http import HttpResponse
 from django.test import AsyncClient, Client, RequestFactory
 
-from tests.django.fakes import CONDITIONAL_GET, OURS, FakeGateway, FakeHalf, project, whole
+from tests.django.fakes import CONDITIONAL_GET, OURS, FakeHalf, FakeRuntime, project, whole
 from upstash_middleware.django import CacheMiddleware, RateLimitMiddleware
-from upstash_middleware.gateway import Halves
+from upstash_middleware.runtime import Features
 
 if TYPE_CHECKING:
     from django.http import HttpRequest
@@ -32,17 +32,17 @@ def get_async() -> Any:
 
 
 class Pair:
-    """A limit and a cache, each with a gateway of its own that counts what it was asked."""
+    """A limit and a cache, each with a runtime of its own that counts what it was asked."""
 
     def __init__(self, limit: FakeHalf | None = None, cache: FakeHalf | None = None) -> None:
         self.limit, self.cache = limit or FakeHalf(), cache or FakeHalf()
-        self.gateways = {
-            Halves.RATE_LIMIT: FakeGateway(self.limit),
-            Halves.CACHE: FakeGateway(self.cache),
+        self.runtimes = {
+            Features.RATE_LIMIT: FakeRuntime(self.limit),
+            Features.CACHE: FakeRuntime(self.cache),
         }
 
     def __str__(self) -> str:
-        asked = (len(gateway.begun) for gateway in self.gateways.values())
+        asked = (len(runtime.begun) for runtime in self.runtimes.values())
         return "limit {}, cache {}".format(*asked)
 
 
@@ -52,7 +52,7 @@ BOTH_WAYS = pytest.mark.parametrize("get", [get_sync, get_async])
 @BOTH_WAYS
 def test_the_limit_asks_for_the_cache_too_and_hands_it_the_answer(get: Any) -> None:
     pair = Pair()
-    with project(LIMIT, CACHE, gateways=pair.gateways, page=page):
+    with project(LIMIT, CACHE, runtimes=pair.runtimes, page=page):
         assert get().content == b"page"
     assert str(pair) == "limit 1, cache 0"
     assert len(pair.limit.requests) == len(pair.cache.requests) == 1
@@ -63,7 +63,7 @@ def test_the_limit_asks_for_the_cache_too_and_hands_it_the_answer(get: Any) -> N
 @BOTH_WAYS
 def test_a_stored_page_is_found_by_the_limit_s_question(get: Any) -> None:
     pair = Pair(cache=FakeHalf(response=whole(200, b"stored")))
-    with project(LIMIT, CACHE, gateways=pair.gateways, page=page):
+    with project(LIMIT, CACHE, runtimes=pair.runtimes, page=page):
         assert get().content == b"stored"
     assert str(pair) == "limit 1, cache 0"
     assert pair.limit.finished == pair.cache.finished == [True]
@@ -72,7 +72,7 @@ def test_a_stored_page_is_found_by_the_limit_s_question(get: Any) -> None:
 @BOTH_WAYS
 def test_a_denial_ends_what_was_asked_for_the_cache(get: Any) -> None:
     pair = Pair(limit=FakeHalf(response=whole(429)))
-    with project(LIMIT, CACHE, gateways=pair.gateways, page=page):
+    with project(LIMIT, CACHE, runtimes=pair.runtimes, page=page):
         assert get().status_code == 429
     assert pair.limit.finished == [True]
     assert pair.cache.finished == [False]
@@ -82,7 +82,7 @@ def test_a_denial_ends_what_was_asked_for_the_cache(get: Any) -> None:
 @pytest.mark.parametrize("middleware", [(LIMIT, CONDITIONAL_GET, CACHE), (CACHE, LIMIT)])
 def test_others_ask_for_themselves(get: Any, middleware: tuple[str, ...]) -> None:
     pair = Pair()
-    with project(*middleware, gateways=pair.gateways, page=page):
+    with project(*middleware, runtimes=pair.runtimes, page=page):
         assert get().content == b"page"
     assert str(pair) == "limit 1, cache 1"
     assert pair.limit.finished == pair.cache.finished == [True]
@@ -90,10 +90,10 @@ def test_others_ask_for_themselves(get: Any, middleware: tuple[str, ...]) -> Non
 
 def test_a_cache_that_is_handed_what_was_asked_for_another_asks_itself() -> None:
     pair, request, left = Pair(), RequestFactory().get("/page"), FakeHalf()
-    with project(gateways=pair.gateways):
+    with project(runtimes=pair.runtimes):
         limit = RateLimitMiddleware(CacheMiddleware(page))
         # As if another setting had come between the outer one's question and the inner one's.
-        limit._directly_inside = lambda: FakeGateway(left)  # type: ignore[method-assign, assignment, return-value]
+        limit._directly_inside = lambda: FakeRuntime(left)  # type: ignore[method-assign, assignment, return-value]
         assert limit(request).content == b"page"
     request.close()
     assert str(pair) == "limit 1, cache 1"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.core.exceptions import PermissionDenied
+from django.core.signals import request_finished
 from django.http import Http404, HttpResponse, StreamingHttpResponse
 from django.template import engines
 from django.template.response import TemplateResponse
@@ -17,7 +18,8 @@ from upstash_redis import Redis
 
 from tests.contract.conftest import MovableClock
 from tests.django.project import Urls
-from upstash_middleware import Concurrency, ConfigurationError, Request, building
+from upstash_middleware import Concurrency, ConfigurationError, HTTPRequest
+from upstash_middleware import runtime as building
 from upstash_middleware.django import exempt, limit, user
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("upstash")
 
 OURS = "upstash_middleware.django."
+PATIENT = {"deadline": 20.0, "cache_deadline": 20.0}
 
 
 @contextmanager
@@ -52,7 +55,7 @@ def statuses(client: Client, path: str, times: int = 3) -> list[int]:
 
 
 def left(request: RateLimitedRequest) -> HttpResponse:
-    return HttpResponse(str(request.rate_limit and request.rate_limit.remaining))
+    return HttpResponse(str(request.rate_limit.remaining))
 
 
 async def left_async(request: RateLimitedRequest) -> HttpResponse:
@@ -187,10 +190,20 @@ def authenticated(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpR
     return middleware
 
 
-def test_a_limit_counts_by_the_user_and_visitors_by_address():
+@pytest.mark.parametrize("by", [user, "user"])
+@pytest.mark.parametrize("where", ["decorator", "middleware"])
+def test_a_limit_counts_by_the_user_and_visitors_by_address(by: Any, where: str):
+    """``"user"`` is how settings say it."""
+    view, mapping, middleware = plain, {}, [f"{__name__}.authenticated"]
+    if where == "decorator":
+        view = limit("1/hour", by=by)(plain)
+    else:
+        rule = {"path": "/tea", "limits": "1/hour", "by": by}
+        mapping = {"rate_limits": [rule], "default_limit": None}
+        middleware += [f"{OURS}RateLimitMiddleware"]
     with (
-        project(tea=limit("1/hour", by=user)(left)) as client,
-        override_settings(MIDDLEWARE=[f"{__name__}.authenticated"]),
+        project(tea=view, mapping=mapping) as client,
+        override_settings(MIDDLEWARE=middleware),
     ):
         names = ["ada", "ada", "bob", None, None]
         found = [
@@ -208,13 +221,13 @@ async def test_on_an_event_loop_the_user_is_asked_for_without_blocking_it():
         async def auser(self) -> Person:
             return Person("ada")
 
-    found: Any = user(Request("GET", "/", native=Asked()))
+    found: Any = user(HTTPRequest("GET", "/", native=Asked()))
     assert (await found).value == "ada"
 
 
 def test_without_authentication_above_it_is_said():
     with pytest.raises(LookupError, match="AuthenticationMiddleware"):
-        user(Request("GET", "/", native=object()))
+        user(HTTPRequest("GET", "/", native=object()))
 
 
 @pytest.mark.parametrize(("error", "status"), [(Http404(), 404), (PermissionDenied(), 403)])
@@ -235,7 +248,6 @@ def test_what_a_view_charges_while_it_streams_is_settled_after_the_last_byte():
     def generate(request: RateLimitedRequest) -> StreamingHttpResponse:
         def tokens() -> Iterator[str]:
             for _ in range(3):
-                assert request.rate_limit is not None
                 request.rate_limit.charge(2)
                 yield "token "
 
@@ -347,7 +359,7 @@ def test_what_the_cache_fetches_in_the_background_is_charged_to_no_limit():
 
     @limit("9/hour")
     def page(request: RateLimitedRequest) -> HttpResponse:
-        rendered.append(request.rate_limit and request.rate_limit.remaining)
+        rendered.append(request.rate_limit.remaining)
         stale_at_once = "max-age=0, stale-while-revalidate=60"
         return HttpResponse("page", headers={"Cache-Control": stale_at_once})
 
@@ -436,3 +448,158 @@ async def test_an_async_view_that_streams_for_longer_than_a_slot_lives_keeps_it(
         answer: Any = await client.get("/stream")
         assert [piece async for piece in answer.streaming_content] == [b"piece "] * 5
     assert others == [429] * 5
+
+
+@pytest.mark.parametrize("name", [{}, {"name": "api"}], ids=["unnamed", "named"])
+def test_one_limit_that_decorates_a_view_twice_counts_a_request_once(name: Any):
+    once = limit("9/hour", **name)
+    with project(tea=once(once(left))) as client:
+        assert [client.get("/tea").content for _ in range(2)] == [b"8", b"7"]
+
+
+def test_one_named_limit_before_a_class_and_its_method_counts_a_request_once():
+    once = limit("9/hour", name="api")
+
+    @method_decorator(once, name="dispatch")
+    class Tea(View):
+        @method_decorator(once)
+        def get(self, request: RateLimitedRequest) -> HttpResponse:
+            return left(request)
+
+    with project(tea=Tea.as_view()) as client:
+        assert [client.get("/tea").content for _ in range(2)] == [b"8", b"7"]
+
+
+@pytest.mark.parametrize("middleware", [(), ("RateLimitMiddleware",)], ids=["alone", "in both"])
+@pytest.mark.parametrize("moment", ["the end of the stream", "the signal"])
+def test_a_view_may_charge_at_any_moment(middleware: tuple[str, ...], moment: str):
+    """At the end of a stream, and when Django says that the request has been closed."""
+    decisions: list[Any] = []
+
+    @limit("100/hour", name="chat")
+    def chat(request: RateLimitedRequest) -> StreamingHttpResponse:
+        decisions.append(request.rate_limit)
+
+        def pieces() -> Iterator[bytes]:
+            yield str(request.rate_limit.remaining).encode()
+            if moment == "the end of the stream":
+                request.rate_limit.charge(10)
+
+        return StreamingHttpResponse(pieces())
+
+    def charge(**_: Any) -> None:
+        decisions[-1].charge(10)
+
+    if moment == "the signal":
+        request_finished.connect(charge)
+    try:
+        with project(*middleware, mapping={"default_limit": "1000/hour"}, chat=chat) as client:
+            left = [b"".join(client.get("/chat")) for _ in range(3)]
+    finally:
+        request_finished.disconnect(charge)
+    assert left == [b"99", b"88", b"77"]
+
+
+@pytest.mark.parametrize("where", ["middleware", "decorator"])
+def test_an_exempt_view_reads_a_decision_without_figures(where: str):
+    @exempt
+    def free(request: RateLimitedRequest) -> HttpResponse:
+        request.rate_limit.charge(5)
+        return HttpResponse(f"{request.rate_limit.allowed} {request.rate_limit.remaining}")
+
+    middleware = ["RateLimitMiddleware"] if where == "middleware" else []
+    view = free if where == "middleware" else limit("1/hour")(free)
+    with project(*middleware, mapping={"default_limit": "1/hour"}, free=view) as client:
+        assert [client.get("/free").content for _ in range(2)] == [b"True None"] * 2
+
+
+def with_a_field(_request: HttpRequest, _decision: Any) -> HttpResponse:
+    return HttpResponse("slow down", status=429, headers={"X-RateLimit-Remaining": "777"})
+
+
+@pytest.mark.parametrize("where", ["middleware", "decorator"])
+@override_settings(UPSTASH_MIDDLEWARE_DENIED_VIEW=with_a_field)
+def test_the_denied_views_limit_fields_are_sent_alone(where: str):
+    middleware = ["RateLimitMiddleware"] if where == "middleware" else []
+    view = plain if where == "middleware" else limit("1/hour")(plain)
+    with project(*middleware, mapping={"default_limit": "1/hour"}, tea=view) as client:
+        client.get("/tea")
+        fields = client.get("/tea").headers.items()
+    assert [(n, v) for n, v in fields if "ratelimit" in n.lower()] == [
+        ("X-RateLimit-Remaining", "777")
+    ]
+
+
+@pytest.mark.parametrize(
+    "middleware", [(), ("UpstashMiddleware",)], ids=["decorator", "middleware"]
+)
+def test_a_response_that_a_view_gives_every_time_has_the_fields_of_each_request_alone(
+    middleware: tuple[str, ...],
+):
+    health = HttpResponse("well", headers={"X-Own": "own"})
+
+    def view(_: HttpRequest) -> HttpResponse:
+        return health
+
+    mapping = {"default_limit": "9/hour", "cache": [{"path": "/health", "ttl": 60}], **PATIENT}
+    with project(
+        *middleware, mapping=mapping, health=view if middleware else limit("9/hour")(view)
+    ):
+        answers = [
+            dict(Client(REMOTE_ADDR=f"203.0.113.{n}").post("/health", {"n": n}).headers)
+            for n in (1, 1, 2)
+        ]
+    assert [answer["X-RateLimit-Remaining"] for answer in answers] == ["8", "7", "8"]
+    assert {answer["X-Own"] for answer in answers} == {"own"}
+
+
+def test_a_response_that_a_view_gives_every_time_says_once_what_the_cache_did():
+    health = HttpResponse("well")
+    mapping = {"cache": [{"path": "/health", "ttl": 60}], **PATIENT}
+    with project("CacheMiddleware", mapping=mapping, health=lambda _: health) as client:
+        said = [client.get(f"/health?n={number}")["Cache-Status"] for number in range(3)]
+    assert [each.count("upstash-middleware") for each in said] == [1, 1, 1]
+
+
+def test_views_of_two_classes_decorated_as_functions_count_by_themselves():
+    """Django's as_view gives all of them the same name."""
+
+    class Search(View):
+        def get(self, _: HttpRequest) -> HttpResponse:
+            return HttpResponse("search")
+
+    class Export(View):
+        def get(self, _: HttpRequest) -> HttpResponse:
+            return HttpResponse("export")
+
+    with project(
+        search=limit("2/hour")(Search.as_view()), export=limit("1/hour")(Export.as_view())
+    ) as client:
+        assert statuses(client, "/search") == [200, 200, 429]
+        assert statuses(client, "/export") == [200, 429, 429]
+
+
+class Site:
+    """An object whose methods are views, as an AdminSite is."""
+
+    def login(self, _: HttpRequest) -> HttpResponse:
+        return HttpResponse("login")
+
+
+def test_the_same_method_of_two_objects_needs_two_names():
+    """By itself it has one, and the order of the first requests would decide who is who."""
+    staff, shop = Site(), Site()
+    unnamed: dict[str, Any] = {
+        "staff": limit("1/hour")(staff.login),
+        "shop": limit("1/hour")(shop.login),
+    }
+    with project(**unnamed) as client:
+        assert client.get("/staff").status_code == 200
+        with pytest.raises(ConfigurationError, match="give one of them another name="):
+            client.get("/shop")
+    named: dict[str, Any] = {
+        "staff": limit("1/hour", name="staff")(staff.login),
+        "shop": limit("1/hour", name="shop")(shop.login),
+    }
+    with project(**named) as client:
+        assert statuses(client, "/staff") == statuses(client, "/shop") == [200, 429, 429]

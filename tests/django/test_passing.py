@@ -8,7 +8,6 @@ import io
 import tempfile
 import threading
 import weakref
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +18,7 @@ from django.test import AsyncClient, Client, RequestFactory, override_settings
 
 from tests.django.fakes import CONDITIONAL_GET, FakeHalf, around, whole
 from upstash_middleware.django import UpstashMiddleware
-from upstash_middleware.messages import Request, ResponseHead
+from upstash_middleware.messages import HTTPRequest, Response, ResponseHead
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -119,7 +118,7 @@ def test_a_body_is_passed_on_piece_by_piece_while_it_is_made() -> None:
         body = iter(response)
         assert (next(body), made, half.chunks) == (b"0", [0], [b"0"])
         assert list(body) == [b"1", b"2"]
-        assert half.finished == []
+        assert half.finished == [True]
         response.close()
     assert half.chunks == [b"0", b"1", b"2"]
     assert half.finished == [True]
@@ -285,9 +284,9 @@ def test_a_response_that_is_replaced_further_out_still_ends_its_exchange(get: Ge
 def test_a_validator_of_ours_is_seen_by_the_view_and_by_nothing_outside(get: Get) -> None:
     seen = list[Any]()
 
-    def validating(request: Request) -> Request:
+    def validating(request: HTTPRequest) -> HTTPRequest:
         headers = request.headers.setting("if-none-match", '"v"')
-        return Request(method="GET", path=request.path, headers=headers)
+        return HTTPRequest(method="GET", path=request.path, headers=headers)
 
     def view(request: HttpRequest) -> HttpResponse:
         seen.append(request.headers.get("If-None-Match"))
@@ -348,11 +347,11 @@ def test_a_file_that_django_reads_is_seen() -> None:
 
 def test_a_request_that_was_closed_is_in_no_cycle_which_would_keep_the_body_seen() -> None:
     half = FakeHalf()
-    with around(half) as gateway:
+    with around(half) as runtime:
         request = RequestFactory().get("/hello")
         UpstashMiddleware(hello)(request)
     half.requests.clear()
-    gateway.begun.clear()
+    runtime.begun.clear()
     gone = weakref.ref(request)
     gc.disable()
     try:
@@ -368,10 +367,10 @@ async def test_nothing_hops_to_a_thread_on_the_event_loop() -> None:
     half, threads = FakeHalf(), set[int]()
 
     async def get_response(request: HttpRequest) -> HttpResponseBase:
-        threads.update(gateway.threads)
+        threads.update(runtime.threads)
         return HttpResponse()
 
-    with around(half) as gateway:
+    with around(half) as runtime:
         middleware = UpstashMiddleware(get_response)
         await middleware(RequestFactory().get("/"))
     assert threads == {threading.get_ident()}
@@ -390,26 +389,26 @@ async def test_django_takes_the_middleware_as_async_without_an_adapter(
 
 def test_a_gateway_that_is_off_is_asked_nothing(get: Get) -> None:
     half = FakeHalf()
-    with around(half, hello=hello) as gateway:
-        gateway.enabled = False
+    with around(half, hello=hello) as runtime:
+        runtime.enabled = False
         response = get("/hello")
     assert response.content == b"hello"
     assert (half.requests, half.heads, half.finished) == ([], [], [])
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_the_view_reads_the_decision_and_none_where_limits_are_off(enabled: bool) -> None:
+def test_the_view_reads_the_decision_also_where_limits_are_off(enabled: bool) -> None:
     seen = list[Any]()
 
     def view(request: Any) -> HttpResponse:
-        seen.append(request.rate_limit)
+        seen.append(getattr(request.rate_limit, "settled_by", request.rate_limit))
         return HttpResponse()
 
     decision = object()
-    with around(FakeHalf(decision=decision), page=view) as gateway:
-        gateway.enabled = enabled
+    with around(FakeHalf(decision=decision), page=view) as runtime:
+        runtime.enabled = enabled
         Client().get("/page")
-    assert seen == [decision if enabled else None]
+    assert seen == [decision if enabled else "unchecked"]
 
 
 @pytest.mark.parametrize("length", ["", "7"], ids=["without Content-Length", "with"])
@@ -423,8 +422,8 @@ def test_a_gateway_that_finishes_first_does_so_before_the_end_of_a_stream(length
             response["Content-Length"] = length
         return response
 
-    with around(half, page=pieces) as gateway:
-        gateway.finishes_first = True
+    with around(half, page=pieces) as runtime:
+        runtime.finishes_first = True
         iterable = called("/page")
         stream = iter(iterable)
         assert next(stream) == b"one "
@@ -452,8 +451,8 @@ def test_a_gateway_that_finishes_first_does_so_before_a_stream_that_nobody_reads
             response["Content-Length"] = length
         return response
 
-    with around(half, page=pieces) as gateway:
-        gateway.finishes_first = True
+    with around(half, page=pieces) as runtime:
+        runtime.finishes_first = True
         iterable = called("/page", method)
         assert half.finished == [True]
         iterable.close()
@@ -462,8 +461,8 @@ def test_a_gateway_that_finishes_first_does_so_before_a_stream_that_nobody_reads
 
 def test_a_gateway_that_finishes_first_has_a_whole_body_stored_before_it_goes_out() -> None:
     half = FakeHalf()
-    with around(half, page=hello) as gateway:
-        gateway.finishes_first = True
+    with around(half, page=hello) as runtime:
+        runtime.finishes_first = True
         iterable = called("/page")
         assert half.finished == [True]
         iterable.close()
@@ -475,7 +474,7 @@ def test_cookies_of_a_response_of_ours_are_sent_as_they_stand(get: Get) -> None:
     lines += ["a=4; Path=/y"]
     stored = whole(200, b"stored")
     raw = [(b"Set-Cookie", line.encode()) for line in lines]
-    stored = replace(stored, head=ResponseHead(200, stored.head.headers.adding(*raw)))
+    stored = Response(ResponseHead(200, stored.head.headers.adding(*raw)), stored.body)
     with around(FakeHalf(response=stored), page=unused):
         response = get("/page")
     assert [cookie.output(header="").strip() for cookie in response.cookies.values()] == lines

@@ -291,7 +291,7 @@ def test_what_is_no_used_up_quota_has_its_own_status(
 def test_where_all_is_switched_off_nothing_is_counted():
     class View(Tea):
         def get(self, request: Any) -> Response:
-            return Response(request.rate_limit)
+            return Response(request.rate_limit.remaining)
 
     with project(view=View.as_view(), mapping={"enabled": False}) as client:
         assert statuses(client, "/view", 4) == [200] * 4
@@ -331,3 +331,38 @@ def test_who_asks_for_the_routes_is_told_of_throttles():
 def test_a_wrong_limit_is_refused_where_it_is_written():
     with pytest.raises(ConfigurationError, match="5/fortnight"):
         throttle("5/fortnight")
+
+
+def test_one_throttle_class_that_is_listed_twice_counts_a_request_once():
+    once = throttle("9/hour")
+
+    class Twice(APIView):
+        throttle_classes = (once, once)
+
+        def get(self, request: Any) -> Response:
+            return Response(request.rate_limit.remaining)
+
+    with project(tea=Twice.as_view()) as client:
+        assert [client.get("/tea").json() for _ in range(2)] == [8, 7]
+
+
+@api_view(["GET"])
+def first_function(_: Any) -> Response:
+    return Response("first")
+
+
+@api_view(["GET"])
+def second_function(_: Any) -> Response:
+    return Response("second")
+
+
+def test_functions_that_are_views_count_by_themselves_below_a_limit():
+    """api_view makes classes of one name of them."""
+    with override_settings(
+        ROOT_URLCONF=Urls(
+            first=limit("2/hour")(first_function), second=limit("1/hour")(second_function)
+        )
+    ):
+        client = Client(REMOTE_ADDR="203.0.113.9")
+        statuses = [client.get(path).status_code for path in ("/first", "/second") * 3]
+    assert statuses == [200, 200, 200, 429, 429, 429]

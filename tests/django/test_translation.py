@@ -6,18 +6,18 @@ import io
 from typing import Any
 
 import pytest
-from django.http import FileResponse, HttpResponse
+from django.http import FileResponse, HttpRequest, HttpResponse
 from django.test import AsyncRequestFactory, RequestFactory, override_settings
 
 import tests.django.project  # noqa: F401 - configures Django
 from tests.django.fakes import whole
-from upstash_middleware.django.translation import (
+from upstash_middleware.django.requests import (
     change_head,
     forwarding,
     head_from,
+    replacement,
     request_from,
     response_from,
-    stand_in,
 )
 from upstash_middleware.messages import Headers, ResponseHead
 
@@ -63,9 +63,10 @@ def test_a_field_that_was_not_sent_is_not_there() -> None:
     assert set(request_from(native).headers.names()) == {"accept"}
 
 
-def test_the_path_has_the_mount_point_before_it() -> None:
-    native = RequestFactory().get("/tea", SCRIPT_NAME="/shop")
-    assert request_from(native).path == "/shop/tea"
+def test_the_path_is_path_info_and_the_url_has_the_prefix_too() -> None:
+    request = request_from(RequestFactory().get("/tea", SCRIPT_NAME="/shop"))
+    assert (request.path, request.root_path) == ("/tea", "/shop")
+    assert request.raw_path == "/shop/tea"
 
 
 def test_the_path_as_sent_is_taken_from_an_asgi_server() -> None:
@@ -89,9 +90,10 @@ def test_a_rewritten_path_is_another_resource() -> None:
 
 
 @FACTORIES
-def test_a_forced_mount_point_stands_before_the_path_as_it_does_in_links(factory: Any) -> None:
+def test_a_forced_prefix_is_in_the_url_as_it_is_in_links(factory: Any) -> None:
     with override_settings(FORCE_SCRIPT_NAME="/shop"):
-        assert request_from(factory.get("/tea")).path == "/shop/tea"
+        request = request_from(factory.get("/tea"))
+    assert (request.path, request.raw_path) == ("/tea", "/shop/tea")
 
 
 @pytest.mark.parametrize(("trusted", "host"), [(True, "front.example"), (False, "shop.example")])
@@ -148,7 +150,7 @@ def test_a_head_keeps_order_and_spelling_and_has_the_cookies_at_its_end() -> Non
     response = HttpResponse(status=201, headers={"X-Tea": "é", "content-TYPE": "text/plain"})
     response.set_cookie("a", "1")
     response.set_cookie("b", "2", httponly=True)
-    head = head_from(response)
+    head = head_from(HttpRequest(), response)
     assert head.status == 201
     assert head.headers.raw == (
         (b"X-Tea", b"\xe9"),
@@ -161,7 +163,7 @@ def test_a_head_keeps_order_and_spelling_and_has_the_cookies_at_its_end() -> Non
 def test_a_changed_head_is_brought_to_the_response_and_the_rest_stays() -> None:
     response = HttpResponse(headers={"Content-Type": "text/plain", "X-Gone": "1", "Vary": "A"})
     response.set_cookie("a", "1")
-    was = head_from(response)
+    was = head_from(HttpRequest(), response)
     headers = was.headers.without("x-gone").setting("vary", "B")
     headers = headers.adding((b"Cache-Status", b"one"), (b"cache-status", b"two"))
     change_head(response, was, ResponseHead(203, headers))
@@ -184,22 +186,22 @@ def test_a_head_request_gets_no_body_but_its_length() -> None:
     assert (response.content, response["Content-Length"]) == (b"", "3")
 
 
-def test_a_stand_in_takes_over_what_the_application_s_response_would_have_closed() -> None:
+def test_a_replacement_takes_over_what_the_application_s_response_would_have_closed() -> None:
     file = io.BytesIO(b"old")
     replaced = FileResponse(file)
     replaced.set_cookie("a", "1")
     answer = whole(200, b"stored", set_cookie="a=1; Path=/")
-    response = stand_in(answer, replaced, without_body=False)
+    response = replacement(answer, replaced, without_body=False)
     assert response.content == b"stored"
     assert response.cookies.output() == "Set-Cookie: a=1; Path=/"
     response.close()
     assert file.closed
 
 
-def test_a_stand_in_sets_no_cookie_that_its_head_has_not() -> None:
+def test_a_replacement_sets_no_cookie_that_its_head_has_not() -> None:
     replaced = HttpResponse()
     replaced.set_cookie("a", "1")
-    assert not stand_in(whole(200), replaced, without_body=False).cookies
+    assert not replacement(whole(200), replaced, without_body=False).cookies
 
 
 def test_an_unchanged_head_touches_nothing() -> None:

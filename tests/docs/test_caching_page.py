@@ -9,8 +9,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from tests.docs.pages import ROOT, blocks, prose
+from upstash_middleware.core.cache.entries import MAX_TAGS
 from upstash_middleware.core.cache.rules import NEGATIVE, SUCCESSFUL
-from upstash_middleware.core.cache.store import MAX_TAGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

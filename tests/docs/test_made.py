@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from documentation import costs
+from documentation import costs, known_fields
 from documentation.pictures.limits import table_of_algorithms
 from documentation.regions import with_region
 from tests.docs.pages import ROOT
@@ -15,6 +15,10 @@ REGIONS = {
     ("costs.md", "own"): costs.own,
     ("costs.md", "compared"): costs.compared,
     ("concepts/windows.md", "algorithms"): table_of_algorithms,
+    ("reference/known-fields.md", "credentials"): known_fields.credentials,
+    ("reference/known-fields.md", "reflected"): known_fields.reflected,
+    ("reference/known-fields.md", "clients"): known_fields.clients,
+    ("reference/known-fields.md", "lists"): known_fields.lists,
 }
 
 

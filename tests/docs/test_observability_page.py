@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from dataclasses import fields
 from typing import Any, get_args
 
 import pytest
@@ -60,7 +59,7 @@ def events() -> str:
         (
             f"`{event.__name__}`",
             (inspect.getdoc(event) or "").split("\n\n")[0].replace("\n", " "),
-            ", ".join(f"`{each.name}`" for each in fields(event)),
+            ", ".join(f"`{name}`" for name in event.__struct_fields__),
         )
         for event in get_args(Event)
     ]

@@ -198,7 +198,7 @@ class OverASGI:
 
     def close(self) -> None:
         """Close what was opened."""
-        self._runner.run(self.middleware.gateway.aclose())
+        self._runner.run(self.middleware.runtime.aclose())
 
 
 class OverWSGI:
@@ -251,4 +251,4 @@ class OverWSGI:
 
     def close(self) -> None:
         """Close what was opened."""
-        self.middleware.gateway.close()
+        self.middleware.runtime.close()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Final, assert_never
 
-from upstash_middleware.local.messages import Answer
+from upstash_middleware.local.http1 import Answer
 
 POLICIES: Final = ("open", "closed", "local")
 SHORT: Final = 0.6

@@ -22,23 +22,23 @@ import pytest
 
 from tests.upstash.support import pipeline
 from upstash_middleware.asgi import UpstashMiddleware
-from upstash_middleware.building import SystemClock
+from upstash_middleware.clock import SystemClock
 from upstash_middleware.core.cache import Cache, CacheRule, Purge
-from upstash_middleware.core.effects import Notify, Pipeline, Resolve, Sleep, Wait
 from upstash_middleware.core.engine import Engine, Exchange
+from upstash_middleware.core.flow import Notify, Pipeline, Resolve, Sleep, Wait
 from upstash_middleware.core.ratelimit import Concurrency, FixedWindow, RateLimiter, RateLimitRule
 from upstash_middleware.events import CacheStored, InternalError
-from upstash_middleware.gateway import Gateway, Halves
-from upstash_middleware.messages import Headers, Request, ResponseHead
+from upstash_middleware.messages import Headers, HTTPRequest, ResponseHead
+from upstash_middleware.runtime import Features, Runtime
 from upstash_middleware.upstash import Client, Credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
-    from upstash_middleware.core.effects import Flow
+    from upstash_middleware.core.flow import Flow
     from upstash_middleware.local import LocalUpstash
 
-PAGE = Request("GET", "/page", host="shop.example", peer="203.0.113.9")
+PAGE = HTTPRequest("GET", "/page", host="shop.example", peer="203.0.113.9")
 HEAD = ResponseHead(200, Headers.of(content_type="text/plain", cache_control="max-age=60"))
 PATIENCE = 20.0
 
@@ -123,7 +123,7 @@ class Process:
                 raise AssertionError("nothing here is of the user's")
 
     def flights(self) -> dict[str, Any]:
-        return self.cache._context.flights._flying
+        return self.cache._context.flights._flights
 
 
 @pytest.fixture
@@ -293,17 +293,17 @@ def test_a_finish_whose_task_is_cancelled_is_done_to_its_end(
     }
 
     async def main() -> None:
-        gateway = Gateway.of(settings, Halves.BOTH)
-        exchange = await gateway.abegin(PAGE)
+        runtime = Runtime.of(settings, Features.BOTH)
+        exchange = await runtime.abegin(PAGE)
         exchange.head(HEAD)
         exchange.chunk(b"page")
         assert slots_held(client) != []
         upstash.set_weather(latency_ms=100)
-        await cancelled(gateway.afinish(exchange, complete=True), after=0.02, native=native)
+        await cancelled(runtime.afinish(exchange, complete=True), after=0.02, native=native)
         upstash.set_weather()
         assert slots_held(client) == []
-        assert (await gateway.abegin(PAGE)).response is not None
-        await gateway.aclose()
+        assert (await runtime.abegin(PAGE)).response is not None
+        await runtime.aclose()
 
     asyncio.run(main())
 
@@ -332,18 +332,18 @@ def test_calls_cancelled_on_the_wire_leave_no_connection_behind(upstash: LocalUp
     """A hundred requests cancelled at any moment, time and again: descriptors stay as many."""
 
     async def cancel_many() -> None:
-        gateway = Gateway.of({"default_limit": "1000000/day", "deadline": PATIENCE}, Halves.BOTH)
+        runtime = Runtime.of({"default_limit": "1000000/day", "deadline": PATIENCE}, Features.BOTH)
         upstash.set_weather(latency_ms=10)
         for number in range(10):
             with anyio.move_on_after(number / 500):
                 async with anyio.create_task_group() as group:
                     for _ in range(10):
-                        group.start_soon(gateway.abegin, PAGE)
+                        group.start_soon(runtime.abegin, PAGE)
         upstash.set_weather()
-        decision = (await gateway.abegin(PAGE)).decision
+        decision = (await runtime.abegin(PAGE)).decision
         assert decision is not None
         assert decision.settled_by == "upstash"
-        await gateway.aclose()
+        await runtime.aclose()
 
     # What stays open at first is kept for use: the server's connections to its store.
     for _ in range(3):
@@ -372,21 +372,21 @@ def test_closing_with_calls_in_flight_lets_each_come_to_an_end(
 ) -> None:
     """Each gets its answer or its policy, and none waits for ever."""
     upstash.set_weather(latency_ms=200)
-    gateway = Gateway.of({"default_limit": "100/day", "deadline": PATIENCE}, Halves.BOTH)
+    runtime = Runtime.of({"default_limit": "100/day", "deadline": PATIENCE}, Features.BOTH)
 
     async def main() -> list[Exchange]:
-        calls = [asyncio.create_task(gateway.abegin(PAGE)) for _ in range(5)]
+        calls = [asyncio.create_task(runtime.abegin(PAGE)) for _ in range(5)]
         await asyncio.sleep(0.05)
-        await gateway.aclose()
+        await runtime.aclose()
         return await asyncio.wait_for(asyncio.gather(*calls), PATIENCE * 2)
 
     if kind == "async":
         exchanges = asyncio.run(main())
     else:
         with ThreadPoolExecutor(5) as threads:
-            calls = [threads.submit(gateway.begin, PAGE) for _ in range(5)]
+            calls = [threads.submit(runtime.begin, PAGE) for _ in range(5)]
             time.sleep(0.05)
-            gateway.close()
+            runtime.close()
             exchanges = [call.result(PATIENCE * 2) for call in calls]
     upstash.set_weather()
     assert all(exchange.decision is not None for exchange in exchanges)
@@ -434,7 +434,7 @@ def test_requests_cancelled_at_any_moment_over_asgi_give_their_slots_back(
             for number in range(40):
                 group.start_soon(_cancelled_after, request, number, native)
         upstash.set_weather()
-        await middleware.gateway.aclose()
+        await middleware.runtime.aclose()
 
     asyncio.run(main())
     assert ask(client, "KEYS", "*:slots") != [], "else nothing has been taken at all"

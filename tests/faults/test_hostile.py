@@ -29,24 +29,23 @@ from tests.faults.hostile import (
     settings,
 )
 from tests.upstash.support import pipeline
-from upstash_middleware.building import SystemClock
-from upstash_middleware.core.cache import Cache, CacheRule, collapsing
+from upstash_middleware.clock import SystemClock
+from upstash_middleware.core.cache import Cache, CacheRule, in_flight
 from upstash_middleware.core.cache.keys import Names, keyed, origin_of, selected_values
 from upstash_middleware.core.cache.profiles import profile_named
-from upstash_middleware.core.identify import Identifier, header
-from upstash_middleware.core.identify.identifier import key_text
+from upstash_middleware.core.identify import Identifier, header, key_text
 from upstash_middleware.core.ratelimit import FixedWindow, RateLimiter, RateLimitRule
 from upstash_middleware.drivers import run
 from upstash_middleware.errors import ConnectionLost
 from upstash_middleware.events import Event, InternalError, UpstashFailed, UserCodeFailed
-from upstash_middleware.gateway import Gateway, Halves
-from upstash_middleware.messages import Headers, Request, ResponseHead
+from upstash_middleware.messages import Headers, HTTPRequest, ResponseHead
+from upstash_middleware.runtime import Features, Runtime
 from upstash_middleware.upstash import Client, Credentials
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from upstash_middleware.core.effects import Pipeline, Reply
+    from upstash_middleware.core.flow import Pipeline, Reply
     from upstash_middleware.local import LocalUpstash
 
 LONGEST_KEY = 4096
@@ -182,7 +181,7 @@ def test_different_resources_have_different_keys(
     assume(one != other)
     keys = set()
     for host, path in (one, other):
-        request = Request("GET", "/", host=host, sent_path=path.partition("?")[0])
+        request = HTTPRequest("GET", "/", host=host, sent_path=path.partition("?")[0])
         url = f"{request.raw_path}?{path.partition('?')[2]}"
         keys.add((Names("p").resource(origin_of("http", host), url), url, host))
     assume(len({(url, host.removesuffix(":80")) for _, url, host in keys}) == 2)
@@ -227,18 +226,18 @@ def test_no_secret_of_a_client_or_of_ours_is_left_anywhere(
                 for path in (b"/page/x", b"/other"):
                     edge.app.send(Hostile("GET", path, b"q=1", fields, "203.0.113.9"))
     upstash.set_weather()
-    gateway = Gateway.of(arguments_with_secrets(upstash), Halves.BOTH)
-    gateway.begin(Request("GET", "/", Headers(TOKEN_FIELDS), peer="203.0.113.9"))
+    runtime = Runtime.of(arguments_with_secrets(upstash), Features.BOTH)
+    runtime.begin(HTTPRequest("GET", "/", Headers(TOKEN_FIELDS), peer="203.0.113.9"))
     native = {"headers": TOKEN_FIELDS}
-    request = Request("GET", "/", Headers(TOKEN_FIELDS), native=native)
+    request = HTTPRequest("GET", "/", Headers(TOKEN_FIELDS), native=native)
     shown = [
         caplog.text,
         *map(repr, edge.events),
         *(f"{event.error!r} {event.error}" for event in edge.events if hasattr(event, "error")),
-        repr(gateway.settings),
-        repr(gateway._known_credentials()),
-        repr(gateway.__dict__),
-        repr(gateway.engine.__dict__),
+        repr(runtime.settings),
+        repr(runtime._known_credentials()),
+        repr(runtime.__dict__),
+        repr(runtime.engine.__dict__),
         repr(request),
         repr(ResponseHead(200, Headers(TOKEN_FIELDS))),
     ]
@@ -289,7 +288,7 @@ def limited(reply: Reply | None) -> Any:
 
     def ask(number: int) -> None:
         headers = Headers([(b"x-id", b"%032d" % number)])
-        run(limiter.begin(Request("GET", "/", headers)), client)
+        run(limiter.begin(HTTPRequest("GET", "/", headers)), client)
 
     return ask
 
@@ -315,7 +314,7 @@ def cached() -> Any:
             ]
 
     def ask(number: int) -> None:
-        exchange: Any = run(cache.begin(Request("GET", f"/{number:032}", host="h")), Stores())
+        exchange: Any = run(cache.begin(HTTPRequest("GET", f"/{number:032}", host="h")), Stores())
         exchange.head(head if number % 2 else refused)
         exchange.chunk(b"page")
         if (left := exchange.finish(complete=True)) is not None:
@@ -334,7 +333,7 @@ ASKING = {
 @pytest.mark.parametrize("name", ASKING)
 def test_memory_is_bounded_however_many_ask(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once the bounded tables are full, as many again take no more; DISTINCT=1000000 for all."""
-    monkeypatch.setattr(collapsing, "_ROOM", ROOM)
+    monkeypatch.setattr(in_flight, "_ROOM", ROOM)
     ask = ASKING[name]()
     tracemalloc.start()
     try:
@@ -351,8 +350,8 @@ def test_memory_is_bounded_however_many_ask(name: str, monkeypatch: pytest.Monke
     assert after - before < 50_000  # bytes; one for each that asked would be many times that
 
 
-def test_a_gateway_that_observes_hostile_events_keeps_none(upstash: LocalUpstash) -> None:
-    gateway = Gateway.of({"default_limit": "10/minute"}, Halves.BOTH)
+def test_a_runtime_that_observes_hostile_events_keeps_none(upstash: LocalUpstash) -> None:
+    runtime = Runtime.of({"default_limit": "10/minute"}, Features.BOTH)
     for number in range(5000):
-        gateway.observe(UpstashFailed("rate limit", ConnectionLost(f"reset {number}")))
-    assert len(gateway.observe._observers[0]._said_at) < 10  # type: ignore[attr-defined]
+        runtime.observe(UpstashFailed("rate limit", ConnectionLost(f"reset {number}")))
+    assert len(runtime.observe._observers[0]._logged_at) < 10  # type: ignore[attr-defined]

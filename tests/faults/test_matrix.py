@@ -31,12 +31,12 @@ from tests.faults.matrix import (
     fails,
 )
 from tests.upstash.support import pipeline
-from upstash_middleware import building, gateway
+from upstash_middleware import runtime
 from upstash_middleware.core.cache import CacheRule
 from upstash_middleware.core.ratelimit import RateLimitRule
 from upstash_middleware.errors import UpstashError
 from upstash_middleware.events import CacheLookedUp
-from upstash_middleware.local import weather as weathers
+from upstash_middleware.local import faults
 from upstash_middleware.logs import LogObserver
 from upstash_middleware.upstash import Client, Credentials
 
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
     from tests.contract.conftest import Serve
     from tests.contract.neutral import Answer, Served
-    from upstash_middleware.core.effects import Argument
-    from upstash_middleware.core.effects import Reply as RedisReply
+    from upstash_middleware.core.flow import Argument
+    from upstash_middleware.core.flow import Reply as RedisReply
     from upstash_middleware.events import Event
     from upstash_middleware.local import LocalUpstash
 
@@ -86,7 +86,7 @@ class World:
     def happens(self, fault: Fault) -> None:
         """Make it happen, and stay as long as it does."""
         if fault.instead is not None:
-            self._patch.setitem(weathers.INSTEAD, weathers.Fault.BAD_GATEWAY, fault.instead)
+            self._patch.setitem(faults.INSTEAD, faults.Fault.BAD_GATEWAY, fault.instead)
         match fault.change:
             case None:
                 self.upstash.set_weather(**fault.weather)
@@ -129,9 +129,9 @@ class World:
 @pytest.fixture
 def world(upstash: LocalUpstash, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     clock = SettableClock()
-    monkeypatch.setattr(building, "SystemClock", clock)
+    monkeypatch.setattr(runtime, "SystemClock", clock)
     world = World(upstash, clock, monkeypatch)
-    monkeypatch.setattr(gateway, "LogObserver", lambda: LogObserver(lambda: world.log_time))
+    monkeypatch.setattr(runtime, "LogObserver", lambda: LogObserver(lambda: world.log_time))
     yield world
     upstash.set_weather()
     world.close()
@@ -335,7 +335,7 @@ def test_while_the_lock_of_a_page_is_taken(
             answer, took = site.get_while_locking(
                 lambda: world.happens(fault), lambda: world.clears(fault), f"/{policy}/page"
             )
-        lines = [line for line in lines if line != "Upstash answers again"]
+        lines = [line for line in lines if line != "Upstash is reachable again"]
         check_log(lines, fault, Operation.LOCK)
         check_time(took, fault)
         assert answer.body == b"from the application"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,7 +25,7 @@ def app() -> Iterator[Flask]:
     app = Flask("shop")
     yield app
     for middleware in app.extensions.get(EXTENSION, {}).values():
-        middleware.gateway.close()
+        middleware.runtime.close()
 
 
 def second(app: Flask, path: str) -> str:
@@ -52,6 +53,15 @@ def test_what_says_so_is_stored_with_its_tags_and_nothing_else(app: Flask):
     answer = client.get("/page/8", buffered=True)
     assert "; hit" in answer.headers["Cache-Status"]
     assert "Upstash-Cache-Control" not in answer.headers
+
+
+def test_a_part_of_the_path_that_makes_too_long_a_tag_is_stored_nowhere(app: Flask):
+    """Which is known before the tag is expanded: each colon of it is an ancestor."""
+    UpstashMiddleware(app, **EVERYTHING)
+    app.add_url_rule("/page/<id>", "page", cached(60, tags=("product:{id}",))(page))
+    began = time.perf_counter()
+    assert "a tag of more than 1024 bytes" in second(app, "/page/" + ":" * 8000)
+    assert time.perf_counter() - began < 1
 
 
 def test_an_error_is_not_stored(app: Flask):

@@ -5,11 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from flask import Blueprint, Flask, Response, abort, g, request, stream_with_context
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    abort,
+    after_this_request,
+    g,
+    request,
+    stream_with_context,
+)
 from flask.views import MethodView
 from werkzeug.exceptions import TooManyRequests
 
-from upstash_middleware import ConfigurationError
+from upstash_middleware import CacheRule, ConfigurationError
 from upstash_middleware.flask import (
     EXTENSION,
     CacheMiddleware,
@@ -17,6 +26,7 @@ from upstash_middleware.flask import (
     UpstashMiddleware,
     exempt,
     limit,
+    purge,
 )
 
 if TYPE_CHECKING:
@@ -35,7 +45,7 @@ def app() -> Iterator[Flask]:
     app = Flask("shop")
     yield app
     for middleware in app.extensions.get(EXTENSION, {}).values():
-        middleware.gateway.close()
+        middleware.runtime.close()
     if (own := app.extensions.get("upstash_middleware.limits")) is not None:
         own.close()
 
@@ -164,6 +174,23 @@ def test_a_limit_takes_one_round_trip(app: Flask, upstash: LocalUpstash):
     statuses(app, "/", 1)
     bill = upstash.bill()
     assert (bill.requests, bill.commands) == (1, 3)
+
+
+def test_before_request_counts_the_preflights_that_reach_a_view_and_not_those_flask_answers(
+    app: Flask,
+):
+    app.before_request(limit("1/hour"))
+    app.get("/tea")(plain)
+    app.add_url_rule("/milk", "milk", left, methods=["GET", "OPTIONS"])
+    headers = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "GET"}
+    client = app.test_client()
+
+    def preflights(path: str) -> list[int]:
+        return [client.options(path, headers=headers, buffered=True).status_code for _ in range(3)]
+
+    assert preflights("/tea") == [200, 200, 200]
+    assert preflights("/milk") == [200, 429, 429]
+    assert statuses(app, "/tea", 2) == [200, 429]
 
 
 def test_a_limit_counts_by_what_before_request_has_found_out(app: Flask):
@@ -352,3 +379,120 @@ def test_a_deny_list_and_a_closed_rule_have_their_own_status_and_error_handler(
     assert (denied.text if handled else (denied.json or {})["status"]) == (
         f"own {status}" if handled else status
     )
+
+
+@pytest.mark.parametrize("name", [{}, {"name": "api"}], ids=["unnamed", "named"])
+@pytest.mark.parametrize("middleware", [True, False])
+def test_one_limit_before_application_blueprints_and_view_counts_a_request_once(
+    app: Flask, name: Any, middleware: bool
+):
+    once = limit("9/hour", **name)
+    parent, child = Blueprint("parent", __name__), Blueprint("child", __name__)
+    for each in (app, parent, child):
+        each.before_request(once)
+    child.add_url_rule("/", view_func=once(left))
+    parent.register_blueprint(child)
+    app.register_blueprint(parent)
+    if middleware:
+        UpstashMiddleware(app, default_limit="100/hour")
+    client = app.test_client()
+    first, second = (client.get("/", buffered=True) for _ in range(2))
+    assert (first.text, second.text) == ("8 left", "7 left")
+    assert second.headers["X-RateLimit-Remaining"] == "7"
+    assert second.headers["X-RateLimit-Limit"] == "9"
+
+
+@pytest.mark.parametrize("where", ["middleware", "decorator", "both"])
+@pytest.mark.parametrize("moment", ["after_this_request", "after_request", "close", "teardown"])
+def test_a_view_may_charge_at_any_moment(app: Flask, where: str, moment: str):
+    """Before the response is closed, while it is closed, and after that."""
+
+    def view() -> str:
+        decision = g.rate_limit
+
+        def charge(response: Response) -> Response:
+            decision.charge(10)
+            return response
+
+        if moment == "after_this_request":
+            after_this_request(charge)
+        g.decision = decision
+        return str(decision.remaining)
+
+    @app.after_request
+    def in_the_end(response: Response) -> Response:
+        decision = g.decision
+        if moment == "after_request":
+            decision.charge(10)
+        if moment == "close":
+            response.call_on_close(lambda: decision.charge(10))
+        return response
+
+    @app.teardown_request
+    def torn_down(_: BaseException | None) -> None:
+        if moment == "teardown":
+            g.decision.charge(10)
+
+    app.add_url_rule("/", view_func=view if where == "middleware" else limit("100/hour")(view))
+    if where != "decorator":
+        UpstashMiddleware(app, default_limit="100/hour")
+    client = app.test_client()
+    assert [client.get("/", buffered=True).text for _ in range(3)] == ["99", "88", "77"]
+
+
+@pytest.mark.parametrize("where", ["middleware", "decorator"])
+def test_an_exempt_view_reads_a_decision_without_figures(app: Flask, where: str):
+    @exempt
+    def free() -> str:
+        g.rate_limit.charge(5)
+        return f"{g.rate_limit.allowed} {g.rate_limit.remaining}"
+
+    app.add_url_rule("/", view_func=free if where == "middleware" else limit("1/hour")(free))
+    if where == "middleware":
+        UpstashMiddleware(app, default_limit="1/hour")
+    client = app.test_client()
+    assert [client.get("/", buffered=True).text for _ in range(2)] == ["True None"] * 2
+
+
+@pytest.mark.parametrize("where", ["middleware", "decorator"])
+def test_an_error_handlers_limit_fields_are_sent_alone(app: Flask, where: str):
+    @app.errorhandler(429)
+    def slow_down(_: Exception) -> tuple[str, int, dict[str, str]]:
+        return "slow down", 429, {"X-RateLimit-Remaining": "777"}
+
+    if where == "middleware":
+        UpstashMiddleware(app, default_limit="1/hour")
+    app.add_url_rule("/", view_func=plain if where == "middleware" else limit("1/hour")(plain))
+    client = app.test_client()
+    client.get("/", buffered=True)
+    fields = client.get("/", buffered=True).headers
+    assert [(n, v) for n, v in fields if "ratelimit" in n.lower()] == [
+        ("X-RateLimit-Remaining", "777")
+    ]
+
+
+def test_the_text_user_is_refused_where_no_user_is_known(app: Flask):
+    with pytest.raises(ConfigurationError, match=r"by='user'\): Flask has no user .* function"):
+        limit("1/hour", by="user")
+    app.config["UPSTASH_MIDDLEWARE"] = {"default_limit": {"limits": "1/hour", "by": "user"}}
+    with pytest.raises(ConfigurationError, match=r"\['default_limit'\]\['by'\] = 'user'"):
+        UpstashMiddleware(app)
+
+
+def test_tags_to_purge_are_a_sequence_and_one_text_is_refused(app: Flask):
+    """It would purge a tag for each of its letters."""
+    CacheMiddleware(app, cache=[CacheRule("/", ttl=60)])
+    with app.app_context():
+        purge(tags=["tea"])
+        with pytest.raises(TypeError, match=r"tags='tea' should be a sequence such as \['tea'\]"):
+            purge(tags="tea")
+
+
+def test_a_response_that_a_view_gives_every_time_has_the_fields_of_each_request_alone(app: Flask):
+    health = Response("well", headers={"X-Own": "own"})
+    app.add_url_rule("/health", view_func=limit("9/hour")(lambda: health), endpoint="health")
+    for number, left in ((1, "8"), (1, "7"), (2, "8")):
+        client = app.test_client()
+        answer = client.get("/health", environ_base={"REMOTE_ADDR": f"203.0.113.{number}"})
+        assert answer.headers.getlist("X-RateLimit-Remaining") == [left]
+        assert answer.headers.getlist("X-Own") == ["own"]

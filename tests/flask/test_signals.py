@@ -43,7 +43,7 @@ def app(events: list[Event]) -> Iterator[Flask]:
 
     yield app
     for middleware in app.extensions[EXTENSION].values():
-        middleware.gateway.close()
+        middleware.runtime.close()
 
 
 def statuses(app: Flask, path: str) -> list[int]:

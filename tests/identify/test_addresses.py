@@ -9,10 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upstash_middleware.core.identify import PLATFORMS, Identifier, client_ip, peer_address
-from upstash_middleware.core.identify.addresses import parse_address
+from upstash_middleware.core.identify import (
+    PLATFORMS,
+    Identifier,
+    client_ip,
+    parse_address,
+    peer_address,
+)
 from upstash_middleware.errors import ConfigurationError
-from upstash_middleware.messages import Headers, Request
+from upstash_middleware.messages import Headers, HTTPRequest
 
 if TYPE_CHECKING:
     import random
@@ -20,12 +25,12 @@ if TYPE_CHECKING:
 
 def request(
     peer: str | None = "10.0.0.9", *forwarded: str, name: str = "x-forwarded-for"
-) -> Request:
+) -> HTTPRequest:
     raw = [(name.encode(), value.encode("latin-1")) for value in forwarded]
-    return Request("GET", "/", Headers(raw), peer=peer)
+    return HTTPRequest("GET", "/", Headers(raw), peer=peer)
 
 
-def found(extractor: Any, asked: Request) -> str | None:
+def found(extractor: Any, asked: HTTPRequest) -> str | None:
     identifier = extractor(asked)
     return None if identifier is None else identifier.value
 
@@ -143,7 +148,7 @@ def test_a_peer_that_is_no_address_is_an_identity_of_its_own() -> None:
         ({"trusted_hops": 1, "platform": "fly"}, "one of trusted_hops, trusted and platform"),
         ({"trusted_hops": -1}, "trusted_hops=-1 should be from 0 to 32"),
         ({"ipv6_prefix": 0}, "ipv6_prefix=0 from 16 to 128"),
-        ({"header": "X-Real-IP"}, "header='X-Real-IP' is trusted from nobody"),
+        ({"header": "X-Real-IP"}, "header='X-Real-IP' needs a trusted proxy"),
     ],
 )
 def test_what_is_wrong_is_said_at_construction(settings: dict[str, Any], words: str) -> None:

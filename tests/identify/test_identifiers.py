@@ -22,7 +22,7 @@ from upstash_middleware.core.identify import (
 )
 from upstash_middleware.drivers import run
 from upstash_middleware.errors import ConfigurationError
-from upstash_middleware.messages import Headers, Request
+from upstash_middleware.messages import Headers, HTTPRequest
 
 
 class Unused:
@@ -32,7 +32,7 @@ class Unused:
         raise AssertionError(pipeline)
 
 
-def extracted(extractor: Any, request: Request) -> Identifier | None:
+def extracted(extractor: Any, request: HTTPRequest) -> Identifier | None:
     return run(extract(extractor, request), Unused())
 
 
@@ -40,8 +40,8 @@ def text(identifier: Identifier) -> str:
     return key_text(identifier, lambda: b"key")
 
 
-def asked(query: str = "", **fields: str) -> Request:
-    return Request("GET", "/", Headers.of(**fields), query=query)
+def asked(query: str = "", **fields: str) -> HTTPRequest:
+    return HTTPRequest("GET", "/", Headers.of(**fields), query=query)
 
 
 def test_headers_cookies_and_parameters_are_secret_identifiers() -> None:
@@ -50,7 +50,26 @@ def test_headers_cookies_and_parameters_are_secret_identifiers() -> None:
         "header.x-api-key", "k1", True
     )
     assert cookie("sid")(asked(cookie='a=b; sid="k2"; c')) == Identifier("cookie.sid", "k2", True)
-    assert query("key")(asked("a=1&key=k%203&key=4")) == Identifier("query.key", "k 3", True)
+    assert query("key")(asked("a=1&key=k%203")) == Identifier("query.key", "k 3", True)
+
+
+def test_a_request_with_several_values_shares_one_quota_with_all_others_like_it() -> None:
+    """Frameworks differ in which of them they read."""
+    several = {
+        query("key")(asked("key=1&k%65y=2")),
+        query("key")(asked("key=3&key=4")),
+    }
+    assert several == {Identifier("query.key", "(several values)")}
+    for cookies in ("sid=x; sid=k", 'sid="\\153"', 'a="; sid=x; b="; sid=k'):
+        assert cookie("sid")(asked(cookie=cookies)) == Identifier("cookie.sid", "(several values)")
+    assert query("key")(asked("key=1&key=1")) == Identifier("query.key", "1", True)
+
+
+def test_one_credential_is_one_identity_however_its_scheme_is_written() -> None:
+    """RFC 9110 §11.1."""
+    sent = ("Bearer k", "bearer  k", "BEARER k x", " Bearer k ")
+    found = {header("Authorization")(asked(authorization=value)) for value in sent}
+    assert found == {Identifier("header.authorization", "bearer k", True)}
 
 
 def test_what_is_absent_or_empty_is_nothing() -> None:
@@ -78,7 +97,7 @@ def test_combined_identifiers_need_all_and_never_read_the_same() -> None:
 def test_the_first_that_is_found_counts() -> None:
     """And functions of the application's may be among them, async too."""
 
-    async def later(request: Request) -> int | None:
+    async def later(request: HTTPRequest) -> int | None:
         return 7 if request.query else None
 
     either = first_of(header("x-key"), later)

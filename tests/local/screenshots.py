@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import random
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from tests.local.browsing import chromium
 from tests.local.scene import visits
 from upstash_middleware.local import LocalUpstash
-from upstash_middleware.local.console import addresses
+from upstash_middleware.local.console import handlers
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -28,10 +29,10 @@ MOST_BYTES = 150_000
 
 WIDE, NARROW = {"width": 1100, "height": 850}, {"width": 400, "height": 1000}
 SHOTS = (
-    ("console-light", addresses.BILL, "light", WIDE),
-    ("console-dark", addresses.BILL, "dark", WIDE),
-    ("console-keys", addresses.KEYS, "light", WIDE),
-    ("console-narrow", addresses.WEATHER, "light", NARROW),
+    ("console-light", handlers.BILL, "light", WIDE),
+    ("console-dark", handlers.BILL, "dark", WIDE),
+    ("console-keys", handlers.KEYS, "light", WIDE),
+    ("console-narrow", handlers.WEATHER, "light", NARROW),
 )
 
 
@@ -39,21 +40,21 @@ def play(upstash: LocalUpstash) -> None:
     """Some traffic, more and less of it over time."""
     service, chance = upstash._alive.service, random.Random(7)
     now = [time.time() - SECONDS]
-    service.history._clock = lambda: now[0]
+    service.meter._clock = lambda: now[0]
     upstash.reset_bill()
     rounds = visits(upstash, SECONDS * 3)
     for second in range(0, SECONDS, STEP):
         now[0] += STEP
         for _ in range(chance.choice((0, 1, 1, 2, 3)) + second // 60):
             next(rounds)
-        service.history.take(service.meter.read())
+        service.meter.sample()
     # The playing itself took a while: all of it is moved to end now.
-    behind, history = time.time() - now[0], service.history
-    moved = [replace(spent, at=spent.at + behind) for spent in history.read()]
-    history._clock = time.time
-    history.begun += behind
-    history._spent.clear()
-    history._spent.extend(moved)
+    behind, meter = time.time() - now[0], service.meter
+    moved = [replace(sample, at=sample.at + behind) for sample in meter.samples]
+    meter._clock = time.time
+    meter.started_at += behind
+    meter.samples.clear()
+    meter.samples.extend(moved)
 
 
 def photograph(browser: Browser, upstash: LocalUpstash) -> None:
@@ -64,7 +65,7 @@ def photograph(browser: Browser, upstash: LocalUpstash) -> None:
             base_url=upstash.url,
             color_scheme=scheme,  # type: ignore[arg-type]
             viewport=size,  # type: ignore[arg-type]
-            device_scale_factor=1 if address == addresses.KEYS else 1.5,
+            device_scale_factor=1 if address == handlers.KEYS else 1.5,
         )
         page = context.new_page()
         page.goto(upstash.console_url)

@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 from tests.local.browsing import chromium
 from tests.local.scene import visits
 from upstash_middleware.local import LocalUpstash
-from upstash_middleware.local.console import addresses
+from upstash_middleware.local.console import handlers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.browser
 
-PAGES = [addresses.KEYS, addresses.BILL, addresses.LIVE, addresses.WEATHER]
+PAGES = [handlers.KEYS, handlers.BILL, handlers.LIVE, handlers.WEATHER]
 ENTRY = "shop:cache:entry:http://shop.example/products/tea"
 HOSTILE = "\"><script>window.hit = 1</script><img src=x onerror='window.hit = 1'>"
 
@@ -85,7 +85,7 @@ def test_the_printed_address_opens_it_and_leaves_no_secret_behind(
     upstash: LocalUpstash, opened: Callable[..., Page]
 ):
     page = opened()
-    assert page.url == upstash.url + addresses.KEYS
+    assert page.url == upstash.url + handlers.KEYS
     expect(page.get_by_role("heading", name="Keys")).to_be_visible()
     assert page.evaluate("document.cookie") == ""
 
@@ -93,7 +93,7 @@ def test_the_printed_address_opens_it_and_leaves_no_secret_behind(
 def test_the_token_is_asked_for_and_taken(upstash: LocalUpstash, browser: Browser):
     with browser.new_context(base_url=upstash.url) as context:
         page = context.new_page()
-        page.goto(addresses.BILL)
+        page.goto(handlers.BILL)
         page.get_by_label("Token").fill(upstash.token)
         page.keyboard.press("Enter")
         expect(page.get_by_role("heading", name="Keys")).to_be_visible()
@@ -148,7 +148,7 @@ def test_everything_is_done_by_keyboard_alone(
     reach("quota")
     page.keyboard.press("Space")
     expect(page.get_by_role("switch", name="quota")).to_be_checked()
-    assert upstash._alive.service.weather.now.fault is not None
+    assert upstash._alive.service.faults.weather.fault is not None
 
 
 def test_switches_turn_faults_on_and_off(upstash: LocalUpstash, opened: Callable[..., Page]):
@@ -183,7 +183,7 @@ def test_commands_appear_while_somebody_watches(
     while live.watched:
         page.wait_for_timeout(20)
     redis.set("unseen", "v")
-    page.get_by_role("button", name="Go on").click()
+    page.get_by_role("button", name="Resume").click()
     expect(page.get_by_text("Watching", exact=True)).to_be_visible()
     redis.set("seen-again", "v")
     expect(page.get_by_role("listitem").filter(has_text="seen-again")).to_be_visible()
@@ -197,10 +197,10 @@ def test_the_bill_moves_while_it_is_looked_at(redis: Redis, opened: Callable[...
     page = opened()
     page.get_by_role("link", name="Bill", exact=True).click()
     page.mouse.move(1, 1)
-    expect(page.get_by_text("Nothing was asked of the server")).to_be_visible()
+    expect(page.get_by_text("No commands in this time.")).to_be_visible()
     redis.set("k", "v")
     expect(page.get_by_role("img", name=re.compile("1 in all"))).to_be_visible()
-    expect(page.get_by_role("list", name="How things stand")).to_contain_text("$2.00")
+    expect(page.get_by_role("list", name="Status")).to_contain_text("$2.00")
 
 
 def test_what_keys_and_values_hold_is_never_run(redis: Redis, opened: Callable[..., Page]):
@@ -209,7 +209,7 @@ def test_what_keys_and_values_hold_is_never_run(redis: Redis, opened: Callable[.
     page = opened()
     page.get_by_role("link", name=HOSTILE).first.click()
     expect(page.get_by_role("region", name="Value")).to_have_text(HOSTILE)
-    page.goto(f"{addresses.KEY}?key=hash")
+    page.goto(f"{handlers.KEY}?key=hash")
     expect(page.get_by_role("cell", name=HOSTILE).first).to_be_visible()
     assert page.locator("main img, main script").count() == 0
     assert page.evaluate("window.hit") is None
@@ -240,11 +240,11 @@ def test_a_page_elsewhere_can_neither_read_nor_flip_anything(
               }
               return outcomes;
             }""",
-            upstash.url + addresses.KEYS,
+            upstash.url + handlers.KEYS,
         )
         assert tried == ["refused"] * 4
         assert redis.get("k") == "v"
-        assert upstash._alive.service.weather.now.fault is None
+        assert upstash._alive.service.faults.weather.fault is None
         page.evaluate(
             """(address) => {
               const form = document.createElement("form");
@@ -252,7 +252,7 @@ def test_a_page_elsewhere_can_neither_read_nor_flip_anything(
               document.body.append(form);
               form.submit();
             }""",
-            upstash.url + addresses.FLUSH,
+            upstash.url + handlers.FLUSH,
         )
         expect(page.get_by_role("heading")).to_have_text("Not for other pages")
         assert redis.get("k") == "v"
@@ -287,9 +287,9 @@ def test_pages_fit_and_can_be_read(
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(14, 21, 18)"
     assert dark is (scheme == "dark")
     long = page.get_by_role("link", name="a:very:long").get_attribute("href")
-    for address in [*PAGES, f"{addresses.KEY}?key={ENTRY}", long]:
+    for address in [*PAGES, f"{handlers.KEY}?key={ENTRY}", long]:
         assert address
         page.goto(address)
-        page.locator("#state.on").wait_for() if address == addresses.LIVE else None
+        page.locator("#state.on").wait_for() if address == handlers.LIVE else None
         assert page.evaluate("document.documentElement.scrollWidth") <= width, address
         assert page.evaluate(CONTRAST) == [], address

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from dataclasses import replace
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from upstash_middleware.core.cache.entries import StoredResponse, Stub, encode
-from upstash_middleware.core.cache.epochs import Epoch, Epochs
-from upstash_middleware.core.cache.freshness import Staleness
-from upstash_middleware.core.ratelimit import keys
-from upstash_middleware.core.ratelimit.limits import (
+from upstash_middleware.core.cache.directives import Staleness
+from upstash_middleware.core.cache.entries import (
+    Epoch,
+    Epochs,
+    StoredResponse,
+    VariantIndex,
+    encode,
+)
+from upstash_middleware.core.ratelimit import (
     GCRA,
     Concurrency,
     FixedWindow,
@@ -23,24 +27,36 @@ from upstash_middleware.core.ratelimit.limits import (
     SlidingWindow,
     TokenBucket,
 )
-from upstash_middleware.local.bill import Bill
-from upstash_middleware.local.console import entries, live_page, wording
-from upstash_middleware.local.console.chart import bill_chart
-from upstash_middleware.local.console.entries import frame_kind, read_kept
-from upstash_middleware.local.console.kept_views import kept_view
-from upstash_middleware.local.console.limit_views import limit_view
-from upstash_middleware.local.console.limits import (
-    Bucket,
-    Level,
-    Log,
+from upstash_middleware.local.billing import Meter
+from upstash_middleware.local.console import formats
+from upstash_middleware.local.console.charts import bill_chart
+from upstash_middleware.local.console.handlers import render, render_event
+from upstash_middleware.local.console.keys import (
+    Cached,
+    Gcra,
+    Key,
+    Resource,
     Slots,
     WindowCounter,
+    frame_kind,
+    read_cached,
     read_limit,
+    read_resource,
 )
-from upstash_middleware.local.history import History
-from upstash_middleware.local.live import MOST_WAITING, Live, Missed, SeenCommand
+from upstash_middleware.local.console.keys import Limit as State
+from upstash_middleware.local.console.keys import SlidingLog as Log
+from upstash_middleware.local.console.keys import StoredResponse as Stored
+from upstash_middleware.local.console.keys import TokenBucket as Bucket
+from upstash_middleware.local.console.keys import VariantIndex as Index
+from upstash_middleware.local.faults import Fault
 from upstash_middleware.local.resp import Failure, Reply, Status
-from upstash_middleware.local.weather import Fault
+from upstash_middleware.local.service import (
+    MAX_PENDING_EVENTS,
+    CommandEvent,
+    FaultEvent,
+    LiveFeed,
+    MissedEvents,
+)
 from upstash_middleware.messages import Headers
 
 NOW = 1_795_646_797_795
@@ -63,37 +79,49 @@ RESPONSE = StoredResponse(
 )
 
 
+def limit_view(limit: State, now_ms: int) -> str:
+    """The part of a key's page that shows a limit."""
+    return render("limit.html", limit=limit, now_ms=now_ms, now=now_ms / 1000).strip()
+
+
+def cached_view(cached: Cached, now: float, purges: str = "alive") -> str:
+    """The part of a key's page that shows what the cache stores."""
+    key = Key(KEY.encode(), "string", 60_000, 0, b"")
+    return render("cached.html", cached=cached, key=key, purges=purges, now=now, ttl=60.0).strip()
+
+
 @pytest.mark.parametrize("raw", [True, False])
 def test_an_entry_is_read_as_it_was_written(raw: bool):
     data = encode(KEY, RESPONSE, raw=raw)
-    read = read_kept(KEY, data)
-    assert isinstance(read, entries.Entry)
-    assert (read.status, read.stored_at, read.initial_age, read.lifetime) == (200, 1000.5, 2.5, 60)
-    assert (read.while_revalidate, read.if_error, read.stale_forbidden) == (30, 15, True)
-    assert list(read.fields) == [("content-type", "text/plain"), ("x-name", "café")]
-    assert read.body(5) == b"hello"
-    assert list(read.tags) == ["product:7", "product"]
+    read = read_cached(KEY, data)
+    assert isinstance(read, Stored)
+    head = read.head
+    assert (head.status, head.stored_at, head.initial_age, head.lifetime) == (200, 1000.5, 2.5, 60)
+    assert list(head.stale) == [30, 15, True]
+    assert list(head.fields) == [("content-type", "text/plain"), ("x-name", "café")]
+    assert read.body(5) == (b"hello", "")
+    assert list(head.tags) == ["product:7", "product"]
     assert list(read.epochs) == ["a:b", ":", "g", "t:", ":"]
-    assert frame_kind(data[:200]) == "response"
-    assert read.resource == entries.Resource(
+    assert frame_kind(data[:200]) == "cached response"
+    assert read.resource == Resource(
         "app", "", "https://shop.example", "/products/7?a=b", is_variant=False
     )
 
 
-def test_a_stub_is_read_as_it_was_written():
-    stub = Stub(("accept", "cookie"), (), {"0123abcd": 2000}, RESPONSE.epochs)
-    data = encode(KEY, stub, raw=False)
-    read = read_kept(KEY, data)
-    assert isinstance(read, entries.Stub)
-    assert (list(read.vary), dict(read.variants)) == (["accept", "cookie"], {"0123abcd": 2000})
-    assert frame_kind(data[:200]) == "stub"
+def test_an_index_is_read_as_it_was_written():
+    index = VariantIndex(("accept", "cookie"), (), {"0123abcd": 2000}, RESPONSE.epochs)
+    data = encode(KEY, index, raw=False)
+    read = read_cached(KEY, data)
+    assert isinstance(read, Index)
+    assert (read.head.vary, read.head.variants) == (["accept", "cookie"], {"0123abcd": 2000})
+    assert frame_kind(data[:200]) == "cache variants"
 
 
 def test_an_entry_at_another_key_or_with_another_byte_is_none():
     data = encode(KEY, RESPONSE, raw=True)
-    assert read_kept(KEY + "x", data) is None
-    assert read_kept(KEY, data[:-1] + b"x") is None
-    assert read_kept(KEY, data[:-1]) is None
+    assert read_cached(KEY + "x", data) is None
+    assert read_cached(KEY, data[:-1] + b"x") is None
+    assert read_cached(KEY, data[:-1]) is None
 
 
 @pytest.mark.parametrize(
@@ -109,14 +137,14 @@ def test_an_entry_at_another_key_or_with_another_byte_is_none():
 def test_a_key_s_end_names_version_origin_and_url(
     rest: str, version: str, origin: str, url: str, is_variant: bool
 ):
-    read = entries.resource_of("p", rest)
+    read = read_resource("p", rest)
     assert (read.version, read.origin, read.url) == (version, origin, url)
     assert read.is_variant is is_variant
 
 
 def where(limit: Limit, now_ms: int = NOW) -> str:
     """The key that the middleware writes to at this time."""
-    found = keys.limit_keys("my:app:/api:peer=a%3Ab", limit, now_ms)
+    found = limit.keys("my:app:/api:peer=a%3Ab", now_ms)
     return found[1] if isinstance(limit, SlidingWindow) else found[0]
 
 
@@ -143,11 +171,12 @@ def test_a_counter_s_window_and_algorithm_are_found_out(
 
 
 def test_the_other_algorithms_are_known_by_their_keys():
-    bucket = read_limit(where(TokenBucket(10, 1, 5)), b"1795646797000:-3", NOW, 1000)
+    bucket = read_limit(where(TokenBucket(10, 1, 5)), b"1795646797000:13:1", NOW, 1000)
     assert isinstance(bucket, Bucket)
-    assert (bucket.interval_ms, bucket.refilled_ms, bucket.tokens) == (5000, 1795646797000, -3)
-    level = read_limit(where(GCRA(30, 60)), b"%d:120000" % NOW, NOW, 1000)
-    assert isinstance(level, Level)
+    assert (bucket.interval_ms, bucket.refilled_ms) == (5000, 1795646797000)
+    assert (bucket.used, bucket.refill) == (13, 1)
+    level = read_limit(where(GCRA(30, 60)), b"%d:120000:30" % NOW, NOW, 1000)
+    assert isinstance(level, Gcra)
     assert (level.units_at(NOW), level.units_at(NOW + 2000)) == (2.0, 1.0)
     assert level.empty_ms == NOW + 4000
     log = read_limit(where(SlidingLog(9, 60)), b"%d:2,%d:3" % (NOW - 70_000, NOW), NOW, 1000)
@@ -170,7 +199,7 @@ def test_the_other_algorithms_are_known_by_their_keys():
         ("app:/api:ip=1:29927444", b"not a number", 60_000),
         ("app:/api:ip=1:bucket.1000", b"hello", 60_000),
         ("app:/api:ip=1:log.1000", b"1:1,x", 60_000),
-        ("app:/api:ip=1:gcra.0.1000", b"1:1", 60_000),
+        ("app:/api:ip=1:gcra.1000", b"1:1:0", 60_000),
         ("7", b"7", 60_000),
     ],
 )
@@ -185,15 +214,18 @@ def test_the_sdk_s_counters_are_known_by_their_prefix():
     assert (read.subject.rule, read.subject.identifier) == ("", "user")
 
 
-STATES = ["bucket.1000", "gcra.3.1000", "log.1000", "log.0", "slots", "1795646", "29927444"]
+STATES = ["bucket.1000", "gcra.1000", "log.1000", "log.0", "slots", "1795646", "29927444"]
 
 
 @given(
     st.sampled_from(STATES),
-    st.one_of(st.binary(max_size=40), st.from_regex(rb"[0-9]{1,15}:-?[0-9]{1,16}", fullmatch=True)),
+    st.one_of(
+        st.binary(max_size=40),
+        st.from_regex(rb"[0-9]{1,15}:-?[0-9]{1,16}(:[0-9]{1,15})?", fullmatch=True),
+    ),
     st.integers(-1, 10**10),
 )
-@example("gcra.3.1000", b"999999999999999:9999999999999999", 1)
+@example("gcra.1000", b"999999999999999:9999999999999999:1", 1)
 def test_no_value_of_a_limit_breaks_the_page(state: str, value: bytes, ttl: int):
     read = read_limit(f"p:r:k=v:{state}", value, NOW, ttl)
     if read is not None:
@@ -206,22 +238,22 @@ def test_no_number_in_an_entry_breaks_the_page(number: float, body: bytes, compr
     odd = replace(
         RESPONSE, stored_at=number, lifetime=abs(number), packed=body, compressed=compressed
     )
-    read = read_kept(KEY, encode(KEY, odd, raw=True))
-    assert isinstance(read, entries.Entry)
-    assert kept_view(read, KEY, "alive", NOW / 1000, 60.0).startswith("<section")
+    read = read_cached(KEY, encode(KEY, odd, raw=True))
+    assert isinstance(read, Stored)
+    assert cached_view(read, NOW / 1000).startswith("<section")
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_break_the_reading_of_an_entry(data: bytes):
     frame_kind(data)
-    assert read_kept(KEY, data) is None
-    assert read_kept(KEY, b"1a|b|c\n" + data) is None
+    assert read_cached(KEY, data) is None
+    assert read_cached(KEY, b"1a|b|c\n" + data) is None
 
 
 @pytest.mark.parametrize(
     ("coding", "body", "shown"),
     [
-        ("gzip", gzip.compress(b"hello, all"), "hello, all"),
+        ("gzip", gzip.compress(b"hello, all", mtime=0), "hello, all"),
         ("gzip", b"no gzip at all", "no gzip at all"),
         ("br", b"\x8b\x04\x80", "000000  8b 04 80"),
     ],
@@ -231,9 +263,9 @@ def test_a_body_with_a_content_coding_is_opened_where_that_can_be(
 ):
     headers = Headers([(b"content-encoding", coding.encode())])
     stored = replace(RESPONSE, headers=headers, packed=body, length=len(body))
-    read = read_kept(KEY, encode(KEY, stored, raw=True))
+    read = read_cached(KEY, encode(KEY, stored, raw=True))
     assert read is not None
-    assert shown in kept_view(read, KEY, "alive", 1010.0, 60.0)
+    assert shown in cached_view(read, 1010.0)
 
 
 def test_a_window_that_is_over_says_what_it_still_weighs():
@@ -247,40 +279,47 @@ def test_a_window_that_is_over_says_what_it_still_weighs():
 # The bill over time, and who watches.
 
 
-def test_history_keeps_what_was_spent_between_samples():
+def test_the_meter_samples_what_was_used_since_the_sample_before():
     now = [100.0]
-    history = History(lambda: now[0])
-    history.take(Bill(1, 3, {"GET": 2, "SET": 1}))
-    history.take(Bill(1, 3, {"GET": 2, "SET": 1}))
+    meter = Meter(lambda: now[0])
+    meter.add_command("GET", 2)
+    meter.add_command("SET")
+    meter.sample()
+    meter.sample()
     now[0] = 101.0
-    history.take(Bill(2, 4, {"GET": 3, "SET": 1}))
-    assert [(spent.at, spent.requests, dict(spent.by_command)) for spent in history.read()] == [
-        (100.0, 1, {"GET": 2, "SET": 1}),
-        (101.0, 1, {"GET": 1}),
+    meter.add_command("GET")
+    meter.sample()
+    assert [(sample.at, dict(sample.by_command)) for sample in meter.samples] == [
+        (100.0, {"GET": 2, "SET": 1}),
+        (101.0, {"GET": 1}),
     ]
-    history.clear()
-    history.take(Bill(1, 1, {"GET": 1}))
-    assert [dict(spent.by_command) for spent in history.read()] == [{"GET": 1}]
+    meter.reset()
+    meter.add_command("GET")
+    meter.sample()
+    assert [dict(sample.by_command) for sample in meter.samples] == [{"GET": 1}]
 
 
 def test_the_chart_puts_samples_in_their_place_and_the_smallest_commands_together():
-    now = [0.0]
-    history = History(lambda: now[0])
-    names = {name: 20 - place for place, name in enumerate("ABCDEFG")}
-    history.take(Bill(1, sum(names.values()), names))
-    chart = bill_chart(history.read(), 0.0, 120)
-    assert list(chart.names) == ["A", "B", "C", "D", "E", "others"]
-    assert chart.picture.count('<rect x="59.1"') == 6
-    assert "A 20, B 19, C 18, D 17, E 16, others 29" in chart.picture
-    assert bill_chart(history.read(), 60.0, 120).picture.count('<rect x="29.1"') == 6
-    assert "<rect" not in bill_chart(history.read(), 121.0, 120).picture
+    meter = Meter(lambda: 0.0)
+    for place, name in enumerate("ABCDEFG"):
+        meter.add_command(name, 20 - place)
+    meter.sample()
+
+    def drawn(now: float) -> str:
+        return render("chart.html", chart=bill_chart(meter.samples, now, 120))
+
+    assert list(bill_chart(meter.samples, 0.0, 120).names) == ["A", "B", "C", "D", "E", "others"]
+    assert drawn(0.0).count('<rect x="59.1"') == 6
+    assert "A 20, B 19, C 18, D 17, E 16, others 29" in drawn(0.0)
+    assert drawn(60.0).count('<rect x="29.1"') == 6
+    assert "<rect" not in drawn(121.0)
 
 
 @pytest.mark.parametrize(
     ("words", "reply", "shown"),
     [
         ([b"get", b"k"], None, ("<b>GET</b>", ">nil<")),
-        ([b"GET", b""], b"x" * 500, ("&quot;&quot;", "x" * 120 + "…<")),
+        ([b"GET", b""], b"x" * 500, ("&#34;&#34;", "x" * 120 + "…<")),
         ([b"EVALSHA", b"0123456789" * 4, b"0"], 7, (">01234567… 0<", ">7<")),
         ([b"MGET", *[b"k"] * 20], [b"1", b"2"], ("… 8 more", ">[2]<")),
         ([b"SET", b"k", b"y" * 200], Status(b"OK"), ("y" * 120 + "…", ">OK<")),
@@ -288,23 +327,23 @@ def test_the_chart_puts_samples_in_their_place_and_the_smallest_commands_togethe
     ],
 )
 def test_a_line_of_the_live_page_is_short(words: list[bytes], reply: Reply, shown: tuple[str, str]):
-    line = live_page.line(SeenCommand(0.0, words, {}, reply))
+    line = render_event(CommandEvent(0.0, words, {}, reply))
     for part in ("00:00:00.000", *shown):
         assert part in line
-    assert "\n" not in live_page.line(SeenCommand(0.0, [b"GET", b"a\nb"], {"GET": 2}, b"a\nb"))
-    assert "12 more" in live_page.line(Missed(12))
+    assert "\n" not in render_event(CommandEvent(0.0, [b"GET", b"a\nb"], {"GET": 2}, b"a\nb"))
+    assert "12 more" in render_event(MissedEvents(12))
 
 
 def test_a_slow_watcher_is_told_how_much_it_missed():
     async def scenario() -> None:
-        live = Live()
+        live = LiveFeed()
         watcher = live.watch()
         assert live.watched
-        for _ in range(MOST_WAITING + 7):
-            live.tell_fault(Fault.QUOTA)
-        seen = await watcher.look()
-        assert len(seen) == MOST_WAITING + 1
-        assert seen[-1] == Missed(7)
+        for _ in range(MAX_PENDING_EVENTS + 7):
+            live.emit(FaultEvent(0.0, Fault.QUOTA))
+        events = await watcher.take()
+        assert len(events) == MAX_PENDING_EVENTS + 1
+        assert events[-1] == MissedEvents(7)
         live.leave(watcher)
         assert not live.watched
 
@@ -314,18 +353,30 @@ def test_a_slow_watcher_is_told_how_much_it_missed():
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        (wording.duration(0.25), "250 ms"),
-        (wording.duration(8.52), "8.5 s"),
-        (wording.duration(7200), "2 h"),
-        (wording.duration(172_800), "2 d"),
-        (wording.size(812), "812 B"),
-        (wording.size(4300), "4.2 KiB"),
-        (wording.size(2**20 * 1500), "1.46 GiB"),
-        (wording.dollars(6.1), "$6.10"),
-        (wording.dollars(0.00025), "$0.00025"),
-        (wording.moment(1e300), ""),
-        (wording.text(b"a\n\xff\x1b[31m"), "a\\n\\xff\\x1b[31m"),
+        (formats.duration(0.25), "250 ms"),
+        (formats.duration(8.52), "8.5 s"),
+        (formats.duration(7200), "2 h"),
+        (formats.duration(172_800), "2 d"),
+        (formats.size(812), "812 B"),
+        (formats.size(4300), "4.2 KiB"),
+        (formats.size(2**20 * 1500), "1.46 GiB"),
+        (formats.dollars(6.1), "$6.10"),
+        (formats.dollars(0.00025), "$0.00025"),
+        (formats.moment(1e300), ""),
+        (formats.text(b"a\n\xff\x1b[31m"), "a\\n\\xff\\x1b[31m"),
     ],
 )
 def test_amounts_are_said_as_people_say_them(said: str, expected: str):
     assert said == expected
+
+
+@pytest.mark.parametrize("version", ["", "v1:"])
+def test_a_key_below_a_prefix_names_its_url_and_the_epoch_of_that(version: str):
+    key = f"app:cache:entry:{version}[/shop]https://shop.example/shop/products/7"
+    read = read_cached(key, encode(key, RESPONSE, raw=True))
+    assert isinstance(read, Stored)
+    assert (read.resource.origin, read.resource.url) == (
+        "https://shop.example",
+        "/shop/products/7",
+    )
+    assert "app:cache:epoch:url:/shop/products/7" in read.epoch_keys()

@@ -11,7 +11,7 @@ import pytest
 import upstash_redis.commands
 
 from upstash_middleware.local import Fault
-from upstash_middleware.local.command_line import main
+from upstash_middleware.local.__main__ import main
 from upstash_middleware.local.commands import ONLY_AT_VALKEY
 
 if TYPE_CHECKING:

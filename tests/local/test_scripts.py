@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from upstash_middleware.local.commands import ScriptMemory, prepare
+from upstash_middleware.local.commands import prepare
 from upstash_middleware.local.resp import Failure
 from upstash_middleware.local.scripts import wrap, wrap_library
 from upstash_middleware.local.store import Store, parse_address
@@ -87,7 +87,7 @@ async def raw(upstash: LocalUpstash, *command: bytes) -> Reply:
 
 async def wrapped(upstash: LocalUpstash, *command: bytes) -> Reply:
     """The same command as this server sends it, and its reply as this server reads it."""
-    prepared = prepare(list(command), ScriptMemory())
+    prepared = prepare(list(command), {})
     return prepared.finish(await raw(upstash, *prepared.command))[0]
 
 

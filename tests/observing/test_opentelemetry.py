@@ -18,7 +18,7 @@ from tests.observing.conftest import request_by
 from upstash_middleware.errors import CommandError, ConnectionLost
 from upstash_middleware.events import CircuitClosed, CircuitOpened, UpstashCalled
 from upstash_middleware.local import Fault
-from upstash_middleware.messages import Request
+from upstash_middleware.messages import HTTPRequest
 from upstash_middleware.metrics import CALLS
 from upstash_middleware.opentelemetry import OpenTelemetryObserver
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from upstash_middleware.gateway import Gateway
     from upstash_middleware.local import LocalUpstash
+    from upstash_middleware.runtime import Runtime
 
-    Opened = Callable[..., AbstractContextManager[Gateway]]
+    Opened = Callable[..., AbstractContextManager[Runtime]]
 
 
 class Telemetry:
@@ -84,10 +84,10 @@ def parent_of(span: ReadableSpan) -> int | None:
 def test_a_call_is_a_client_span_under_the_servers_in_a_thread(
     opened: Opened, telemetry: Telemetry, upstash: LocalUpstash
 ):
-    with opened(telemetry.observer) as gateway:
-        gateway.begin(request_by(0))  # the first asks for the time as well
+    with opened(telemetry.observer) as runtime:
+        runtime.begin(request_by(0))  # the first asks for the time as well
         with telemetry.tracer.start_as_current_span("POST /login", kind=SpanKind.SERVER) as server:
-            gateway.begin(request_by(1))
+            runtime.begin(request_by(1))
     first, second = telemetry.spans()
     assert first.parent is None
     assert first.name.startswith("PIPELINE 127.0.0.1:")
@@ -106,11 +106,11 @@ def test_a_call_is_a_client_span_under_the_servers_in_a_thread(
 def test_a_span_lasts_as_long_as_the_call(
     opened: Opened, telemetry: Telemetry, upstash_weather: Callable[..., None]
 ):
-    with opened(telemetry.observer) as gateway:
-        gateway.begin(request_by(0))
+    with opened(telemetry.observer) as runtime:
+        runtime.begin(request_by(0))
         upstash_weather(latency_ms=80)
         with telemetry.tracer.start_as_current_span("server", kind=SpanKind.SERVER):
-            gateway.begin(request_by(1))
+            runtime.begin(request_by(1))
     span, (server,) = telemetry.spans()[-1], telemetry.spans(SpanKind.SERVER)
     times = (server.start_time, span.start_time, span.end_time, server.end_time)
     began, called, answered, ended = (time or 0 for time in times)
@@ -121,30 +121,34 @@ def test_a_span_lasts_as_long_as_the_call(
 
 @pytest.mark.anyio
 async def test_tasks_whose_calls_travel_together_each_have_a_span_under_their_own(
-    opened: Opened, telemetry: Telemetry, upstash: LocalUpstash
+    opened: Opened,
+    telemetry: Telemetry,
+    upstash: LocalUpstash,
+    upstash_weather: Callable[..., None],
 ):
     async def serve(number: int) -> int:
         with telemetry.tracer.start_as_current_span("server", kind=SpanKind.SERVER) as server:
-            await gateway.abegin(request_by(number))
+            await runtime.abegin(request_by(number))
             return server.get_span_context().span_id
 
-    with opened(telemetry.observer) as gateway:
-        await gateway.abegin(request_by(0))
+    with opened(telemetry.observer) as runtime:
+        await runtime.abegin(request_by(0))
         upstash.reset_bill()
-        servers = await asyncio.gather(*map(serve, range(1, 41)))
+        upstash_weather(latency_ms=20)  # calls that come meanwhile are joined
+        servers = await asyncio.gather(*map(serve, range(1, 201)))
         posts = upstash.bill().requests
-        await gateway.aclose()
-    assert posts < 40
+        await runtime.aclose()
+    assert posts < 200
     assert sorted(map(parent_of, telemetry.spans()[1:]), key=str) == sorted(servers, key=str)
 
 
 def test_the_servers_span_is_told_of_a_denial_and_of_the_cache(
     opened: Opened, telemetry: Telemetry
 ):
-    with opened(telemetry.observer) as gateway:
-        for asked in (request_by(0), request_by(0), Request("GET", "/pages/7")):
+    with opened(telemetry.observer) as runtime:
+        for asked in (request_by(0), request_by(0), HTTPRequest("GET", "/pages/7")):
             with telemetry.tracer.start_as_current_span("server", kind=SpanKind.SERVER):
-                gateway.begin(asked)
+                runtime.begin(asked)
     assert [dict(span.attributes or {}) for span in telemetry.spans(SpanKind.SERVER)] == [
         {},
         {
@@ -158,10 +162,10 @@ def test_the_servers_span_is_told_of_a_denial_and_of_the_cache(
 def test_a_call_that_fails_says_how(
     opened: Opened, telemetry: Telemetry, upstash_weather: Callable[..., None]
 ):
-    with opened(telemetry.observer, breaker=False) as gateway:
-        gateway.begin(request_by(0))
+    with opened(telemetry.observer, breaker=False) as runtime:
+        runtime.begin(request_by(0))
         upstash_weather(fault=Fault.DROP_BEFORE)
-        gateway.begin(request_by(1))
+        runtime.begin(request_by(1))
     span = telemetry.spans()[-1]
     assert span.status.status_code is StatusCode.ERROR
     assert (span.attributes or {})["error.type"] == "ConnectionLost"
@@ -183,9 +187,9 @@ def test_what_the_open_circuit_holds_back_is_no_call(
     opened: Opened, telemetry: Telemetry, upstash_weather: Callable[..., None]
 ):
     upstash_weather(fault=Fault.DROP_BEFORE)
-    with opened(telemetry.observer) as gateway:
+    with opened(telemetry.observer) as runtime:
         for number in range(8):
-            gateway.begin(request_by(number))
+            runtime.begin(request_by(number))
     assert len(telemetry.spans()) == 5
     assert telemetry.counted("upstash_middleware.circuit.open") == {(): 1}
     assert telemetry.counted("upstash_middleware.failures")[("CircuitOpen", "rate limit")] == 3
@@ -194,9 +198,9 @@ def test_what_the_open_circuit_holds_back_is_no_call(
 def test_the_duration_is_a_histogram_of_the_semantic_conventions(
     opened: Opened, telemetry: Telemetry, upstash: LocalUpstash
 ):
-    with opened(telemetry.observer) as gateway:
+    with opened(telemetry.observer) as runtime:
         for number in range(3):
-            gateway.begin(request_by(number))
+            runtime.begin(request_by(number))
     metric = telemetry.metric("db.client.operation.duration")
     assert metric.unit == "s"
     points = {point.attributes["db.operation.name"]: point for point in metric.data.data_points}
@@ -211,9 +215,9 @@ def test_the_duration_is_a_histogram_of_the_semantic_conventions(
 
 
 def test_decisions_are_counted_by_rule_verdict_and_ground(opened: Opened, telemetry: Telemetry):
-    with opened(telemetry.observer) as gateway:
+    with opened(telemetry.observer) as runtime:
         for number in (0, 0, 0, 1):
-            gateway.begin(request_by(number))
+            runtime.begin(request_by(number))
     assert telemetry.counted("upstash_middleware.rate_limit.decisions") == {
         ("login", "upstash", "allowed"): 2,
         ("login", "upstash", "denied"): 1,
@@ -235,12 +239,12 @@ def test_an_open_circuit_is_there_to_be_seen_before_it_opens_and_goes_down_again
 async def test_a_call_that_is_cancelled_is_a_span_too(
     opened: Opened, telemetry: Telemetry, upstash_weather: Callable[..., None]
 ):
-    with opened(telemetry.observer) as gateway:
-        await gateway.abegin(request_by(0))
+    with opened(telemetry.observer) as runtime:
+        await runtime.abegin(request_by(0))
         upstash_weather(latency_ms=2000)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(gateway.abegin(request_by(1)), 0.1)
-        await gateway.aclose()
+            await asyncio.wait_for(runtime.abegin(request_by(1)), 0.1)
+        await runtime.aclose()
     assert (telemetry.spans()[1].attributes or {})["error.type"] == "CancelledError"
 
 

@@ -15,7 +15,7 @@ from tests.observing.conftest import request_by
 from upstash_middleware import RateLimitRule
 from upstash_middleware.events import CacheEntryRefused, CircuitClosed, CircuitOpened
 from upstash_middleware.local import Fault
-from upstash_middleware.messages import Request
+from upstash_middleware.messages import HTTPRequest
 from upstash_middleware.prometheus import PrometheusObserver
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from upstash_middleware.gateway import Gateway
+    from upstash_middleware.runtime import Runtime
 
-    Opened = Callable[..., AbstractContextManager[Gateway]]
+    Opened = Callable[..., AbstractContextManager[Runtime]]
 
 
 @pytest.fixture
@@ -44,10 +44,10 @@ def scraped(registry: CollectorRegistry) -> dict[str, dict[tuple[str, ...], floa
 
 
 def test_decisions_lookups_and_calls_are_scraped(opened: Opened, registry: CollectorRegistry):
-    with opened(PrometheusObserver(registry)) as gateway:
+    with opened(PrometheusObserver(registry)) as runtime:
         for number in (0, 0, 0, 1):
-            gateway.begin(request_by(number))
-        gateway.begin(Request("GET", "/pages/7"))
+            runtime.begin(request_by(number))
+        runtime.begin(HTTPRequest("GET", "/pages/7"))
     samples = scraped(registry)
     assert samples["upstash_middleware_rate_limit_decisions_total"] == {
         ("login", "upstash", "allowed"): 2,
@@ -68,9 +68,9 @@ def test_failures_and_the_circuit_are_scraped(
     opened: Opened, registry: CollectorRegistry, upstash_weather: Callable[..., None]
 ):
     upstash_weather(fault=Fault.DROP_BEFORE)
-    with opened(PrometheusObserver(registry)) as gateway:
+    with opened(PrometheusObserver(registry)) as runtime:
         for number in range(8):
-            gateway.begin(request_by(number))
+            runtime.begin(request_by(number))
     samples = scraped(registry)
     assert samples["upstash_middleware_failures_total"] == {
         ("rate limit", "ConnectionLost"): 5,
@@ -86,20 +86,20 @@ def test_a_shadow_rules_denial_is_told_from_one_that_stops(
     opened: Opened, registry: CollectorRegistry
 ):
     rule = RateLimitRule("/login", "1/min", name="login", shadow=True)
-    with opened(PrometheusObserver(registry), rate_limits=[rule]) as gateway:
+    with opened(PrometheusObserver(registry), rate_limits=[rule]) as runtime:
         for _ in range(2):
-            gateway.begin(request_by(0))
+            runtime.begin(request_by(0))
     verdicts = scraped(registry)["upstash_middleware_rate_limit_decisions_total"]
     assert sorted(labels[2] for labels in verdicts) == ["allowed", "shadow-denied"]
 
 
 def test_a_fault_of_the_applications_is_scraped(opened: Opened, registry: CollectorRegistry):
-    def broken(request: Request) -> str:
+    def broken(request: HTTPRequest) -> str:
         raise ZeroDivisionError
 
     rule = RateLimitRule("/login", "1/min", by=broken)
-    with opened(PrometheusObserver(registry), rate_limits=[rule]) as gateway:
-        gateway.begin(request_by(0))
+    with opened(PrometheusObserver(registry), rate_limits=[rule]) as runtime:
+        runtime.begin(request_by(0))
     faults = scraped(registry)["upstash_middleware_faults_total"]
     assert faults == {("ZeroDivisionError", "rate_limits[0].by"): 1}
 
@@ -112,12 +112,12 @@ def test_hundreds_of_clients_and_urls_make_no_more_series_than_three_do(
     def series() -> set[tuple[str, tuple[str, ...]]]:
         return {(name, labels) for name, found in scraped(registry).items() for labels in found}
 
-    with opened(PrometheusObserver(registry)) as gateway:
+    with opened(PrometheusObserver(registry)) as runtime:
 
         def visit(number: int) -> None:
             for asked in (request_by(number), request_by(number), request_by(number)):
-                gateway.begin(asked)
-            gateway.begin(Request("GET", f"/pages/{number}", query=f"n={number}"))
+                runtime.begin(asked)
+            runtime.begin(HTTPRequest("GET", f"/pages/{number}", query=f"n={number}"))
 
         for number in range(3):
             visit(number)

@@ -102,7 +102,7 @@ def test_in_flask(traced: Traced):
     with traced.tracer.start_as_current_span("server", kind=SpanKind.SERVER):
         app.test_client().get("/page", buffered=True)
     (middleware,) = app.extensions[EXTENSION].values()
-    with closing(middleware.gateway):
+    with closing(middleware.runtime):
         traced.check()
 
 

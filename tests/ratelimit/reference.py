@@ -6,26 +6,23 @@ Times are whole milliseconds. Retry-after is not computed but found, by trying.
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import assert_never
 
 from upstash_middleware.core.ratelimit import (
     GCRA,
-    Concurrency,
     FixedWindow,
     Limit,
     SlidingLog,
     SlidingWindow,
     TokenBucket,
 )
-from upstash_middleware.core.ratelimit.limits import quota, window_ms
 
 
 class Model:
     """One identifier's quota. A subclass tells the units left at a time, and takes some."""
 
     def __init__(self, limit: Limit) -> None:
-        self.quota = quota(limit)
-        self.window = window_ms(limit)
+        self.quota = limit.quota
+        self.window = limit.milliseconds
 
     def left(self, now: int) -> int:
         raise NotImplementedError
@@ -169,6 +166,5 @@ def model_of(limit: Limit) -> Model:
             return GcraModel(limit)
         case SlidingLog():
             return LogModel(limit)
-        case Concurrency():
-            raise NotImplementedError("nothing about it is a matter of time alone")
-    assert_never(limit)
+        case _:
+            raise NotImplementedError(f"{limit}: nothing about it is a matter of time alone")

@@ -12,7 +12,7 @@ import valkey
 from upstash_middleware.errors import CommandError, UpstashError
 
 if TYPE_CHECKING:
-    from upstash_middleware.core.effects import Command, Pipeline, Reply
+    from upstash_middleware.core.flow import Command, Pipeline, Reply
 
 FLAGS = "#!lua flags=allow-key-locking\n"
 NOW = 1_790_000_000.0

@@ -9,7 +9,7 @@ import pytest
 from tests.ratelimit.test_limiter import Make, begin, get
 from upstash_middleware.core.identify import client_ip, header, jwt_claim
 from upstash_middleware.core.ratelimit import RateLimitRule
-from upstash_middleware.core.ratelimit.advising import SAMPLE
+from upstash_middleware.core.ratelimit.charging import SAMPLE
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.events import Event, SettingDoubted
 from upstash_middleware.logs import LogObserver
@@ -75,7 +75,7 @@ def test_one_private_address_that_dominates_is_told_once(
 def test_any_identifier_that_dominates_is_told_once_and_no_secret_with_it(
     limiter_of: Make, store: ValkeyStore, events: list[Event], by: Any, said: str
 ) -> None:
-    """A front with a public address; a key that a gateway puts into every request."""
+    """A front with a public address; a key that a runtime puts into every request."""
     limiter = limiter_of(RateLimitRule("/a", "1/h", by=by))
     for index in range(3 * SAMPLE):
         one, key = ("198.51.100.9", "another") if index % 20 == 19 else ("203.0.113.7", "s3cret")

@@ -14,14 +14,14 @@ from tests.ratelimit.store import FLAGS, NOW, ValkeyStore
 from upstash_middleware.core.identify import Identifier, escape, key_text
 from upstash_middleware.core.ratelimit import (
     GCRA,
+    Concurrency,
     FixedWindow,
     Limit,
     SlidingLog,
     SlidingWindow,
     TokenBucket,
 )
-from upstash_middleware.core.ratelimit.keys import limit_keys
-from upstash_middleware.core.ratelimit.limits import quota
+from upstash_middleware.core.ratelimit.algorithms import ALGORITHMS
 from upstash_middleware.core.ratelimit.script import (
     Charge,
     Verdict,
@@ -30,9 +30,10 @@ from upstash_middleware.core.ratelimit.script import (
     read_verdicts,
 )
 from upstash_middleware.errors import CommandError, UnexpectedAnswer
+from upstash_middleware.local.console.keys import read_limit
 
 if TYPE_CHECKING:
-    from upstash_middleware.core.effects import Reply
+    from upstash_middleware.core.flow import Reply
 
 START = int(NOW * 1000)
 
@@ -42,7 +43,7 @@ def take(store: ValkeyStore, now: int, *charges: Charge) -> tuple[Verdict, ...]:
     reply = store.reply(charge_command(charges, now))
     if isinstance(reply, CommandError):
         raise reply
-    return read_verdicts(reply, charges)
+    return read_verdicts(reply, len(charges))
 
 
 def take_one(store: ValkeyStore, now: int, limit: Limit, cost: int = 1, who: str = "a") -> Verdict:
@@ -103,7 +104,7 @@ def test_every_algorithm_admits_what_its_definition_admits(
         assert found.allowed == expected
         assert found.remaining == model.remaining(now)
         assert found.reset_ms == model.whole_again(now) - now
-        if not expected and step.cost <= quota(limit):
+        if not expected and step.cost <= limit.quota:
             assert found.retry_ms == model.first_pass(now, step.cost) - now
 
 
@@ -121,7 +122,7 @@ def test_retry_after_is_the_first_millisecond_that_passes(
     denied = take_one(store, now, limit, cost)
     if denied.allowed:
         assert denied.retry_ms == 0
-    elif cost > quota(limit):
+    elif cost > limit.quota:
         assert denied.retry_ms is None
         assert not take_one(store, now + 10**9, limit, cost).allowed
     else:
@@ -145,7 +146,7 @@ def test_retry_after_is_the_first_millisecond_that_passes(
 def test_the_largest_numbers_stay_exact(store: ValkeyStore, limit: Limit) -> None:
     """Quotas up to 10^15 and windows of a month lose no unit and no millisecond."""
     model, now = reference.model_of(limit), START
-    for wait, cost in ((0, quota(limit) - 3), (1, 2), (7, 1), (86_400_000, 1), (2_591_999_000, 5)):
+    for wait, cost in ((0, limit.quota - 3), (1, 2), (7, 1), (86_400_000, 1), (2_591_999_000, 5)):
         now += wait
         expected = model.take(now, cost)
         found = take_one(store, now, limit, cost)
@@ -238,7 +239,7 @@ def test_a_cost_is_checked_before_it_is_added(store: ValkeyStore) -> None:
     assert not take_one(store, START, limit, cost=6).allowed
     assert take_one(store, START, limit, cost=4).allowed
     assert take_one(store, START, limit, cost=11, who="b") == Verdict(
-        False, 10, 0, None, START // 60_000
+        False, 10, 0, None, START // 60_000, 10
     )
 
 
@@ -251,7 +252,18 @@ def test_what_others_have_overdrawn_leaves_no_negative_remaining(store: ValkeySt
         assert found.remaining == remaining
 
 
-WRONG_VALUES = [b",", b"x", b"1.5", b"1e3", b"9" * 16, b"\xff\x00", b"5:5:5", b"-", b" 1", b"1:1,,"]
+WRONG_VALUES = [
+    b",",
+    b"x",
+    b"1.5",
+    b"1e3",
+    b"9" * 16,
+    b"\xff\x00",
+    b"5:5:5:5",
+    b"-",
+    b" 1",
+    b"1:1,,",
+]
 
 
 @pytest.mark.parametrize("value", WRONG_VALUES)
@@ -356,7 +368,9 @@ def test_a_log_holds_a_thousand_entries(store: ValkeyStore) -> None:
     """As many as its limit may be, and no more are kept."""
     limit = SlidingLog(1000, 60)
     assert all(take_one(store, START + index, limit).allowed for index in range(1000))
-    assert take_one(store, START + 1000, limit) == Verdict(False, 0, 59_999, 59_000, START + 1000)
+    assert take_one(store, START + 1000, limit) == Verdict(
+        False, 0, 59_999, 59_000, START + 1000, 1000
+    )
 
 
 def test_groups_are_taken_apart(store: ValkeyStore) -> None:
@@ -379,7 +393,7 @@ def test_a_bucket_that_is_denied_a_cost_says_when_that_cost_is_there(store: Valk
 def test_an_answer_that_is_none_of_the_scripts_is_refused(reply: Reply) -> None:
     """It is settled by policy like any other failure."""
     with pytest.raises(UnexpectedAnswer, match="the rate limits' script answered"):
-        read_verdicts(reply, [Charge("t:r:a", FixedWindow(1, 1), 1)])
+        read_verdicts(reply, 1)
 
 
 names = st.text(st.sampled_from("ab:%3A {}/=#."), min_size=1, max_size=5)
@@ -395,8 +409,28 @@ def test_keys_of_different_rules_or_identities_are_different(
     for name, value, limit in pairs:
         identifier = key_text(Identifier("id", value), lambda: b"key")
         base = f"p:{escape(name)}:{identifier}"
-        keys.append(
-            {key for now in (START, START + 86_400_000) for key in limit_keys(base, limit, now)}
-        )
+        keys.append({key for now in (START, START + 86_400_000) for key in limit.keys(base, now)})
     if pairs[0][:2] != pairs[1][:2]:
         assert not keys[0] & keys[1]
+
+
+EXAMPLES = {
+    "fixed_window": FixedWindow(9, 60),
+    "sliding_window": SlidingWindow(9, 60),
+    "gcra": GCRA(9, 60),
+    "sliding_log": SlidingLog(9, 60),
+    "token_bucket": TokenBucket(9, 1, 60),
+    "concurrency": Concurrency(9),
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_console_reads_the_state_of_every_algorithm(store: ValkeyStore, name: str) -> None:
+    """It shares no code with the algorithms, so it may lag behind a new one."""
+    take(store, START, Charge("t:r:ip=192.0.2.1", EXAMPLES[name], 1, token=7))
+    (key,) = store.client.keys("*")
+    value, ttl = store.client.get(key), store.client.pttl(key)
+    read = read_limit(key.decode(), value, START, ttl)
+    assert read is not None
+    assert read.algorithm.lower() == name.replace("_", " ")
+    assert read.subject.identifier == "192.0.2.1"

@@ -8,17 +8,17 @@ import pytest
 
 from tests.ratelimit.store import NOW, FakeClock, ValkeyStore
 from upstash_middleware.core.ratelimit import FixedWindow, RateLimiter, RateLimitRule
-from upstash_middleware.core.ratelimit.server_clock import ServerClock
+from upstash_middleware.core.ratelimit.memory import ServerClock
 from upstash_middleware.drivers import run
 from upstash_middleware.errors import CommandError
-from upstash_middleware.messages import Request
+from upstash_middleware.messages import HTTPRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from upstash_middleware.core.effects import Reply
+    from upstash_middleware.core.flow import Reply
 
-REQUEST = Request("GET", "/a", peer="203.0.113.7")
+REQUEST = HTTPRequest("GET", "/a", peer="203.0.113.7")
 
 
 def asked_times(store: ValkeyStore) -> list[bool]:
@@ -92,12 +92,12 @@ def test_an_answer_that_is_no_time_teaches_nothing(reply: Reply) -> None:
     """And is not asked for again at once."""
     own = FakeClock()
     server = ServerClock(own)
-    assert server.asks()
+    assert server.needs_time()
     server.learn(reply, server.sent())
     assert server.now() == own.wall()
-    assert not server.asks()
+    assert not server.needs_time()
     own.move(10)
-    assert server.asks()
+    assert server.needs_time()
 
 
 def time_reply(seconds: float) -> Reply:

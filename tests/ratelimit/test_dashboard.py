@@ -16,15 +16,18 @@ from tests.ratelimit.store import NOW, FakeClock, SystemClock, ValkeyStore
 from tests.ratelimit.test_limiter import Make, begin, get, passed
 from upstash_middleware.core.identify import client_ip, combine, first_of, hashed, header
 from upstash_middleware.core.ratelimit import FixedWindow, RateLimitRule, SlidingWindow
-from upstash_middleware.core.ratelimit.analytics import MOST, SEND_EVERY
-from upstash_middleware.core.ratelimit.deny_list import MOST as LISTED
-from upstash_middleware.core.ratelimit.deny_list import DenyList
-from upstash_middleware.core.ratelimit.server_clock import ServerClock
+from upstash_middleware.core.ratelimit.dashboard import (
+    MOST_COUNTS,
+    MOST_MEMBERS,
+    SEND_EVERY,
+    DenyList,
+)
+from upstash_middleware.core.ratelimit.memory import ServerClock
 from upstash_middleware.drivers import run
 from upstash_middleware.errors import NotConnected
 from upstash_middleware.events import Event, SettingDoubted, UpstashFailed
-from upstash_middleware.gateway import Gateway, Halves
 from upstash_middleware.messages import Headers
+from upstash_middleware.runtime import Features, Runtime
 
 if TYPE_CHECKING:
     from upstash_middleware.core.ratelimit import Limit
@@ -91,11 +94,11 @@ def test_the_memory_of_counts_is_bounded(limiter_of: Make, store: ValkeyStore) -
         analytics=SDK,
     )
     store.fails_with = NotConnected("no")
-    for number in range(MOST + 50):
+    for number in range(MOST_COUNTS + 50):
         begin(limiter, store, get("/a", query=str(number + 1)))
     store.fails_with = None
     run(limiter.flush(), store)
-    assert len(counts(store)) == MOST
+    assert len(counts(store)) == MOST_COUNTS
 
 
 def test_who_is_on_the_deny_list_gets_403_and_is_remembered(
@@ -165,10 +168,10 @@ def test_the_deny_list_is_asked_about_the_peer_where_no_proxy_is_trusted(
 def test_the_memory_of_the_denied_is_bounded(clock: FakeClock) -> None:
     """The longest known are forgotten first."""
     listed = DenyList(SDK, ServerClock(clock), client_ip())
-    for number in range(LISTED + 50):
+    for number in range(MOST_MEMBERS + 50):
         assert listed.learn([str(number)], [1])
-    known = [listed.known([str(number)]) for number in range(LISTED + 50)]
-    assert known == [False] * 50 + [True] * LISTED
+    known = [listed.known([str(number)]) for number in range(MOST_MEMBERS + 50)]
+    assert known == [False] * 50 + [True] * MOST_MEMBERS
 
 
 def test_a_deny_list_that_cannot_be_read_stops_nobody(
@@ -215,17 +218,17 @@ def test_a_gateway_sends_what_is_left_when_it_is_closed(upstash: LocalUpstash) -
         "analytics": "shop",
         "deny_list": "shop",
     }
-    gateway = Gateway.of(settings, Halves.RATE_LIMIT, {})
+    runtime = Runtime.of(settings, Features.RATE_LIMIT, {})
     with Redis(upstash.url, upstash.token) as redis:
         redis.sadd("shop:denyList:all", "203.0.113.8")
         for peer, passes in (("203.0.113.7", True), ("203.0.113.8", False)):
-            assert (gateway.begin(get("/a", peer=peer)).response is None) == passes
+            assert (runtime.begin(get("/a", peer=peer)).response is None) == passes
         assert redis.keys("shop:events:*") == []
-        gateway.close()
+        runtime.close()
         (key,) = redis.keys("shop:events:*")
         assert redis.zcard(key) == 2
-        gateway.begin(get("/a"))
-        anyio.run(gateway.aclose)
+        runtime.begin(get("/a"))
+        anyio.run(runtime.aclose)
         assert redis.zscore(key, '{"identifier":"203.0.113.7","success":true}') == 2
 
 

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from upstash_middleware.core.ratelimit.decision import PolicyState, decided
-from upstash_middleware.core.ratelimit.denial import denial as denial_of
-from upstash_middleware.messages import Headers, Request, Response
+from upstash_middleware.core.ratelimit.decision import denial as denial_of
+from upstash_middleware.messages import Headers, HTTPRequest, Response
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 
@@ -20,7 +20,7 @@ def denial(accept: str | None, name: str = "a", retry_after: float | None = 1.5)
         PolicyState("other", 9, 3600, 4, 90.0, allowed=True),
     )
     decision = decided("rule", "ip=1", policies)
-    return denial_of(Request("GET", "/", headers), decision, 10.0)
+    return denial_of(HTTPRequest("GET", "/", headers), decision, 10.0)
 
 
 @pytest.mark.parametrize(

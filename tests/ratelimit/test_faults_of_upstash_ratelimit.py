@@ -9,7 +9,7 @@ import pytest
 from tests.ratelimit.store import NOW
 from upstash_middleware.core.ratelimit import RateLimitRule, SlidingWindow
 from upstash_middleware.drivers import run
-from upstash_middleware.messages import Request
+from upstash_middleware.messages import HTTPRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.ratelimit.store import FakeClock, ValkeyStore
     from upstash_middleware.core.ratelimit import RateLimiter
 
-REQUEST = Request("GET", "/a", peer="203.0.113.7")
+REQUEST = HTTPRequest("GET", "/a", peer="203.0.113.7")
 WINDOW = 60
 
 

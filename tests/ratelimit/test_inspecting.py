@@ -34,7 +34,7 @@ def test_a_peek_says_what_taking_would_and_takes_nothing(
     for wait in waits:
         now += wait
         peeked = [
-            read_verdicts(store.reply(charge_command(charges, now, peek=True)), charges)[0]
+            read_verdicts(store.reply(charge_command(charges, now, peek=True)), len(charges))[0]
             for _ in range(2)
         ]
         taken = take_one(store, now, limit, cost)

@@ -22,24 +22,25 @@ from upstash_middleware.errors import ConfigurationError, ConnectionLost, NotCon
 from upstash_middleware.events import (
     Event,
     RateLimitDecided,
+    SettingDoubted,
     UpstashAnswered,
     UpstashFailed,
     UserCodeFailed,
 )
-from upstash_middleware.messages import Headers, Request, ResponseHead
+from upstash_middleware.messages import Headers, HTTPRequest, ResponseHead
 
 Make = Callable[..., RateLimiter]
 
 
-def get(path: str = "/", peer: str | None = "203.0.113.7", **settings: Any) -> Request:
-    return Request(**{"method": "GET", "path": path, "peer": peer, **settings})
+def get(path: str = "/", peer: str | None = "203.0.113.7", **settings: Any) -> HTTPRequest:
+    return HTTPRequest(**{"method": "GET", "path": path, "peer": peer, **settings})
 
 
-def begin(limiter: RateLimiter, store: ValkeyStore, request: Request) -> RateLimitExchange:
+def begin(limiter: RateLimiter, store: ValkeyStore, request: HTTPRequest) -> RateLimitExchange:
     return run(limiter.begin(request), store)
 
 
-def passed(limiter: RateLimiter, store: ValkeyStore, *requests: Request) -> list[bool]:
+def passed(limiter: RateLimiter, store: ValkeyStore, *requests: HTTPRequest) -> list[bool]:
     return [begin(limiter, store, request).response is None for request in requests]
 
 
@@ -115,11 +116,10 @@ def test_no_fields_on_what_a_shared_cache_may_store(limiter_of: Make, store: Val
 
 
 def test_fields_of_the_applications_own_are_left(limiter_of: Make, store: ValkeyStore) -> None:
-    """X-RateLimit-* are kept; the draft's are lists, so both stand in them (RFC 9110 §5.3)."""
+    """And none of ours is added: a client must not read figures of two limits as one."""
     exchange = begin(limiter_of(RateLimitRule("/a", "5/min", name="a")), store, get("/a"))
     found = fields(exchange, x_ratelimit_limit="7", ratelimit='"own";r=1')
-    assert found["x-ratelimit-limit"] == "7"
-    assert found["ratelimit"].startswith('"own";r=1, "a";r=4')
+    assert found == {"x-ratelimit-limit": "7", "ratelimit": '"own";r=1'}
 
 
 def test_windows_of_any_length_are_named(limiter_of: Make, store: ValkeyStore) -> None:
@@ -264,10 +264,9 @@ def test_clients_that_nothing_tells_apart_are_left_to_the_policy(
     limiter = limiter_of(RateLimitRule("/a", "1/min", on_error=policy))
     assert passed(limiter, store, *[get("/a", peer=None)] * 3) == [policy == "open"] * 3
     assert store.pipelines == []
-    failed = events[0]
-    assert isinstance(failed, UserCodeFailed)
-    assert failed.where == "rate_limits[0].by"
-    assert "client_ip(trusted_hops=1)" in str(failed.error)
+    (doubt,) = (event for event in events if isinstance(event, SettingDoubted))
+    assert doubt.where == "rate_limits[0]"
+    assert "client_ip(trusted_hops=1)" in doubt.advice
 
 
 def test_secrets_reach_neither_keys_nor_events_nor_decisions(
@@ -364,11 +363,11 @@ def test_a_wrong_value_at_the_key_is_settled_by_policy(
     assert "WRONGTYPE" in str(events[-2].error)
 
 
-def boom(request: Request) -> Any:
+def boom(request: HTTPRequest) -> Any:
     raise RuntimeError("mine")
 
 
-async def async_boom(request: Request) -> Any:
+async def async_boom(request: HTTPRequest) -> Any:
     raise RuntimeError("mine")
 
 
@@ -397,7 +396,7 @@ def test_a_predicate_or_cost_that_raises_is_settled_by_policy(
     assert events[0].where == f"rate_limits[0].{part}"
 
 
-@pytest.mark.parametrize("answer", [-1, 1.5, True, "1", None, 10**15])
+@pytest.mark.parametrize("answer", [-1, 1.5, True, "1", None])
 def test_a_cost_that_is_no_count_is_settled_by_policy(
     limiter_of: Make, store: ValkeyStore, events: list[Event], answer: Any
 ) -> None:
@@ -434,13 +433,13 @@ async def test_async_functions_of_the_application_run_on_its_loop(
         async def execute(self, pipeline: Any) -> Any:
             return store.execute(pipeline)
 
-    async def yes(request: Request) -> bool:
+    async def yes(request: HTTPRequest) -> bool:
         return True
 
-    async def who(request: Request) -> str:
+    async def who(request: HTTPRequest) -> str:
         return "alice"
 
-    async def two(request: Request) -> int:
+    async def two(request: HTTPRequest) -> int:
         return 2
 
     limiter = limiter_of(RateLimitRule("/a", "5/min", when=yes, by=who, cost=two))

@@ -18,8 +18,7 @@ from upstash_middleware.core.ratelimit import (
     SlidingWindow,
     TokenBucket,
 )
-from upstash_middleware.core.ratelimit.local import LocalCounters, share_of
-from upstash_middleware.core.ratelimit.script import Charge
+from upstash_middleware.core.ratelimit.script import Charge, LocalCounters
 from upstash_middleware.errors import NotConnected
 from upstash_middleware.events import Event, RateLimitDecided, UpstashFailed
 
@@ -82,7 +81,7 @@ def test_local_counts_on_while_upstash_is_away(
 )
 def test_a_process_counts_its_share(limit: Limit, share: float, part: Limit) -> None:
     """Four processes with a quarter each stay within the quota together."""
-    assert share_of(limit, share) == part
+    assert limit.share(share) == part
 
 
 def test_a_share_is_what_passes(limiter_of: Make, store: ValkeyStore) -> None:

@@ -21,7 +21,6 @@ from upstash_middleware.core.ratelimit import (
     SlidingWindow,
     TokenBucket,
 )
-from upstash_middleware.core.ratelimit.limits import quota
 from upstash_middleware.core.ratelimit.script import Settlement, settle_command
 from upstash_middleware.drivers import run
 from upstash_middleware.errors import CommandError, ConfigurationError, NotConnected
@@ -49,8 +48,10 @@ def settle(store: ValkeyStore, now: int, limit: Limit, units: int, where: int) -
 
 
 def finish(exchange: RateLimitExchange, store: ValkeyStore, status: int | None = 200) -> bool:
-    """End a request; answer whether that took a round trip."""
-    if status is not None:
+    """End a request; answer whether that took a round trip. Without a status, it has raised."""
+    if status is None:
+        exchange.failed()
+    else:
         exchange.head(ResponseHead(status, NO_HEADERS))
     before = len(store.pipelines)
     flow = exchange.finish(complete=status is not None)
@@ -93,12 +94,12 @@ def test_every_algorithm_settles_as_its_definition_says(
             units = max(wanted, -cost)
             settle(store, now, limit, units, found.where)
             model.add(now, units) if units > 0 else model.give(now, -units, taken_at)
-        assert model.left(now) <= quota(limit)
-        after = take_one(store, now, limit, quota(limit))
-        assert after.allowed == model.take(now, quota(limit))
+        assert model.left(now) <= limit.quota
+        after = take_one(store, now, limit, limit.quota)
+        assert after.allowed == model.take(now, limit.quota)
         assert after.remaining == model.remaining(now)
         if not after.allowed:
-            assert after.retry_ms == model.first_pass(now, quota(limit)) - now
+            assert after.retry_ms == model.first_pass(now, limit.quota) - now
 
 
 @pytest.mark.parametrize("limit", EVERY, ids=str)
@@ -294,6 +295,7 @@ def test_settling_costs_one_round_trip_and_three_commands(
     limiter = limiter_of(rule, deadline=10)
     for _ in range(2):
         exchange = begin(limiter, client, get("/a"))
+        exchange.head(ResponseHead(200, NO_HEADERS))
         upstash.reset_bill()
         flow = exchange.finish(complete=True)
         assert flow is not None

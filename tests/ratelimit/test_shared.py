@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from upstash_middleware.core.ratelimit.shared import may_be_shared
-from upstash_middleware.messages import NO_HEADERS, Headers, Request, ResponseHead
+from upstash_middleware.core.ratelimit.decision import may_be_shared
+from upstash_middleware.messages import NO_HEADERS, Headers, HTTPRequest, ResponseHead
 
 AUTHORIZED = Headers.of(authorization="Bearer x")
 
@@ -16,7 +16,7 @@ def shared(
     method: str = "GET", status: int = 200, request: Headers = NO_HEADERS, **fields: str
 ) -> bool:
     head = ResponseHead(status, Headers.of(**fields))
-    return may_be_shared(Request(method, "/", request), head)
+    return may_be_shared(HTTPRequest(method, "/", request), head)
 
 
 @pytest.mark.parametrize(

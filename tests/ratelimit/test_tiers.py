@@ -9,13 +9,13 @@ import upstash_ratelimit as sdk
 
 from tests.ratelimit.test_limiter import Make, begin, fields, get, passed
 from upstash_middleware.core.ratelimit import FixedWindow, RateLimitRule, SlidingWindow
-from upstash_middleware.core.ratelimit.asking import MOST_TIERS
+from upstash_middleware.core.ratelimit.charging import MOST_TIERS
 from upstash_middleware.errors import NotConnected
 from upstash_middleware.events import Event, RateLimitDecided, UpstashFailed, UserCodeFailed
 
 if TYPE_CHECKING:
     from tests.ratelimit.store import ValkeyStore
-    from upstash_middleware.messages import Request
+    from upstash_middleware.messages import HTTPRequest
 
 TIERS: dict[str, Any] = {
     "free": "1/h",
@@ -25,7 +25,7 @@ TIERS: dict[str, Any] = {
 }
 
 
-async def tier(request: Request) -> Any:
+async def tier(request: HTTPRequest) -> Any:
     return TIERS[request.query]
 
 
@@ -80,4 +80,4 @@ def test_a_function_that_answers_ever_new_limits_costs_no_memory(
     limiter = limiter_of(RateLimitRule("/a", lambda request: f"{request.query}/h"))
     for number in range(MOST_TIERS + 50):
         begin(limiter, store, get("/a", query=str(number + 1)))
-    assert len(limiter._asking.tiers) <= MOST_TIERS
+    assert len(limiter._charging.tiers) <= MOST_TIERS

@@ -1,5 +1,6 @@
 """``@cached`` and ``@never_cached`` in Starlette and FastAPI, told to the middleware outside."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -165,3 +166,21 @@ def test_without_a_cache_outside_it_is_said_once(
 def test_a_wrong_argument_is_an_error_where_it_is_written(arguments: Any, problem: str):
     with pytest.raises(ConfigurationError, match=problem):
         cached(**arguments)
+
+
+@pytest.mark.parametrize("framework", ["starlette", "fastapi"])
+def test_a_part_of_the_path_that_makes_too_long_a_tag_is_stored_nowhere(
+    client: Serve, framework: str
+):
+    """Which is known before the tag is expanded: each colon of it is an ancestor."""
+    if framework == "starlette":
+        app: Any = starlette(EVERYTHING, page=cached(60, tags=("product:{id}",))(plain))
+    else:
+        app = FastAPI()
+        app.add_middleware(UpstashMiddleware, cache=EVERYTHING, **PATIENT)
+        depends = Depends(fastapi.cached(60, tags=("product:{id}",)))
+        app.get("/page/{id}", dependencies=[depends])(lambda: "page")
+    served = client(app)
+    began = time.perf_counter()
+    assert "a tag of more than 1024 bytes" in second(served, "/page/" + ":" * 8000)
+    assert time.perf_counter() - began < 1

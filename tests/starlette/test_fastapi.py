@@ -4,13 +4,20 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, HTTPException
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from upstash_middleware import ConfigurationError, Decision
-from upstash_middleware.fastapi import RequestDenied, UpstashMiddleware, exempt, limit
+from upstash_middleware.fastapi import (
+    RequestDenied,
+    UpstashMiddleware,
+    cached,
+    exempt,
+    limit,
+    never_cached,
+)
 
 Serve = Callable[[Any], TestClient]
 
@@ -161,3 +168,104 @@ def test_an_exempt_route_is_free_of_its_routers_limit_and_of_the_middlewares(cli
     served = client(app)
     assert statuses(served, "/router/health", 12) == [200] * 12
     assert statuses(served, "/", 2) == [200, 429]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("name", [{}, {"name": "api"}], ids=["unnamed", "named"])
+def test_one_limit_of_application_routers_and_route_counts_a_request_once(
+    client: Serve, name: Any, use_cache: bool
+):
+    once = limit("9/hour", **name)
+    depends = [Depends(once, use_cache=use_cache)]
+    app = FastAPI(dependencies=depends)
+    parent, child = APIRouter(dependencies=depends), APIRouter(dependencies=depends)
+
+    @child.get("/", dependencies=depends)
+    def left(decision: Annotated[Decision, Depends(once, use_cache=use_cache)]) -> int | None:
+        return decision.remaining
+
+    parent.include_router(child)
+    app.include_router(parent)
+    served = client(app)
+    assert [served.get("/").json() for _ in range(2)] == [8, 7]
+
+
+@pytest.mark.parametrize("outside", [True, False], ids=["in a middleware", "alone"])
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "sync"])
+def test_a_background_task_charges_the_request_that_it_belongs_to(
+    client: Serve, outside: bool, is_async: bool
+):
+    app = FastAPI()
+
+    @app.get("/")
+    def chat(
+        decision: Annotated[Decision, Depends(limit("100/hour"))], tasks: BackgroundTasks
+    ) -> int | None:
+        async def count_tokens() -> None:
+            decision.charge(10)
+
+        if is_async:
+            tasks.add_task(count_tokens)
+        else:
+            tasks.add_task(decision.charge, 10)
+        return decision.remaining
+
+    if outside:
+        app.add_middleware(UpstashMiddleware, default_limit=None)
+    served = client(app)
+    assert [served.get("/").json() for _ in range(3)] == [99, 88, 77]
+
+
+def test_an_exempt_route_gets_a_decision_without_figures(client: Serve):
+    app = FastAPI(dependencies=[Depends(limit("1/hour"))])
+
+    @app.get("/")
+    @exempt
+    def free(decision: Annotated[Decision, Depends(limit("1/hour"))]) -> str:
+        decision.charge(5)
+        return f"{decision.allowed} {decision.remaining}"
+
+    served = client(app)
+    assert [served.get("/").json() for _ in range(2)] == ["True None"] * 2
+
+
+@pytest.mark.parametrize("outside", [True, False], ids=["in a middleware", "alone"])
+def test_a_limit_field_that_the_route_sets_is_sent_alone(client: Serve, outside: bool):
+    """Whether on the response that FastAPI merges, or on one of its own."""
+    app = FastAPI(dependencies=[Depends(limit("100/hour"))])
+
+    @app.get("/merged", dependencies=[Depends(limit("10/hour"))])
+    def merged(response: Response) -> str:
+        response.headers["X-RateLimit-Remaining"] = "777"
+        return "here"
+
+    @app.get("/own", dependencies=[Depends(limit("10/hour"))])
+    def own() -> JSONResponse:
+        return JSONResponse("here", headers={"X-RateLimit-Remaining": "777"})
+
+    if outside:
+        app.add_middleware(UpstashMiddleware, default_limit="1000/hour")
+    served = client(app)
+    for path in ("/merged", "/own"):
+        fields = served.get(path).headers
+        assert [(n, v) for n, v in fields.multi_items() if "ratelimit" in n] == [
+            ("x-ratelimit-remaining", "777")
+        ]
+
+
+DEPENDENCIES = {
+    "limit('5/minute')": limit("5/minute"),
+    "cached(60)": cached(60),
+    "never_cached": never_cached,
+}
+
+
+@pytest.mark.parametrize("name", DEPENDENCIES)
+def test_a_dependency_used_as_a_decorator_says_what_to_write(name: str):
+    async def page() -> str:
+        return "page"
+
+    decorate: Any = DEPENDENCIES[name]
+    with pytest.raises(TypeError) as raised:
+        decorate(page)
+    assert f"write dependencies=[Depends({name})]" in str(raised.value)

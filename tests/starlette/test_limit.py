@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from starlette.applications import Starlette
 from starlette.authentication import AuthCredentials, AuthenticationBackend, SimpleUser
+from starlette.background import BackgroundTask
 from starlette.endpoints import HTTPEndpoint
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -15,10 +16,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route
+from starlette.testclient import TestClient
 from upstash_redis import Redis
 
 from upstash_middleware import CacheRule, ConfigurationError
-from upstash_middleware.core.ratelimit.limits import Concurrency
+from upstash_middleware.core.ratelimit import Concurrency
 from upstash_middleware.starlette import (
     CacheMiddleware,
     RateLimitMiddleware,
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
     from starlette.responses import Response
-    from starlette.testclient import TestClient
 
     from upstash_middleware.local import LocalUpstash
 
@@ -218,13 +219,20 @@ class Visitors(AuthenticationBackend):
         return (AuthCredentials(), SimpleUser(name)) if name else None
 
 
-def test_a_limit_counts_by_the_user_whom_authentication_outside_has_found(client: Serve):
-    served = client(
-        Starlette(
-            routes=[Route("/", limit("1/hour", by=user)(tea_plain))],
-            middleware=[Middleware(AuthenticationMiddleware, backend=Visitors())],
-        )
-    )
+@pytest.mark.parametrize("by", [user, "user"])
+@pytest.mark.parametrize("where", ["decorator", "middleware"])
+def test_a_limit_counts_by_the_user_whom_authentication_outside_has_found(
+    client: Serve, by: Any, where: str
+):
+    """``"user"`` is how settings say it."""
+    endpoint: Any = tea_plain
+    middleware = [Middleware(AuthenticationMiddleware, backend=Visitors())]
+    if where == "decorator":
+        endpoint = limit("1/hour", by=by)(tea_plain)
+    else:
+        rules = [{"path": "/", "limits": "1/hour", "by": by}]
+        middleware += [Middleware(RateLimitMiddleware, rate_limits=rules, default_limit=None)]
+    served = client(Starlette(routes=[Route("/", endpoint)], middleware=middleware))
     assert statuses(served, "/", 2, headers={"x-name": "ada"}) == [200, 429]
     assert statuses(served, "/", 2, headers={"x-name": "bob"}) == [200, 429]
 
@@ -480,21 +488,21 @@ def test_where_the_middleware_is_switched_off_so_are_the_decorators(
     assert upstash.bill().requests == 0
 
 
-def test_switched_off_by_the_environment_handlers_still_read_that_there_is_no_decision(
+def test_switched_off_by_the_environment_handlers_still_read_a_decision(
     client: Serve, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("UPSTASH_MIDDLEWARE_ENABLED", "0")
     routes = [Route("/a", limit("1/hour")(reads_decision)), Route("/b", limit("1/hour")(reads))]
     served = client(Starlette(routes=routes))
-    assert served.get("/a").text == served.get("/b").text == "None"
+    assert served.get("/a").text == served.get("/b").text == "unchecked"
 
 
 def reads(request: Request) -> Response:
-    return PlainTextResponse(str(request.state.rate_limit))
+    return PlainTextResponse(request.state.rate_limit.settled_by)
 
 
 async def reads_decision(request: Request) -> Response:
-    return PlainTextResponse(str(request.state.rate_limit))
+    return PlainTextResponse(request.state.rate_limit.settled_by)
 
 
 def test_a_page_from_the_cache_carries_no_field_of_a_limit(client: Serve):
@@ -602,3 +610,112 @@ def test_a_cors_middleware_that_does_not_see_denials_is_told(
     middleware = [Middleware(cls, **arguments.get(cls, {})) for cls in outermost_first]
     Starlette(middleware=middleware).build_middleware_stack()
     assert len([line for line in caplog.messages if "CORSMiddleware" in line]) == told
+
+
+@pytest.mark.parametrize("name", [{}, {"name": "api"}], ids=["unnamed", "named"])
+def test_one_limit_before_several_parts_of_an_endpoint_counts_a_request_once(
+    client: Serve, name: Any
+):
+    once = limit("9/hour", **name)
+
+    async def inner(request: Request) -> Response:
+        return PlainTextResponse(f"{request.state.rate_limit.remaining} left")
+
+    guarded = once(once(inner))
+    served = client(Starlette(routes=[Mount("/api", routes=[Route("/", guarded)])]))
+    assert [served.get("/api/").text for _ in range(2)] == ["8 left", "7 left"]
+
+
+def test_an_endpoint_that_calls_another_of_one_named_limit_counts_once(client: Serve):
+    once = limit("9/hour", name="api")
+
+    @once
+    async def inner(request: Request) -> Response:
+        return PlainTextResponse(f"{request.state.rate_limit.remaining} left")
+
+    @once
+    async def outer(request: Request) -> Response:
+        response: Response = await inner(request)
+        return response
+
+    served = client(Starlette(routes=[Route("/", outer)]))
+    assert [served.get("/").text for _ in range(2)] == ["8 left", "7 left"]
+
+
+@pytest.mark.parametrize("outside", [True, False], ids=["in a middleware", "alone"])
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "sync"])
+def test_a_background_task_charges_the_request_that_it_belongs_to(
+    client: Serve, outside: bool, is_async: bool
+):
+    @limit("100/hour", name="chat")
+    async def chat(request: Request) -> Response:
+        decision = request.state.rate_limit
+
+        async def count_tokens() -> None:
+            decision.charge(10)
+
+        task = BackgroundTask(count_tokens) if is_async else BackgroundTask(decision.charge, 10)
+        return PlainTextResponse(str(decision.remaining), background=task)
+
+    middleware = [Middleware(UpstashMiddleware, default_limit=None)] if outside else []
+    served = client(Starlette(routes=[Route("/", chat)], middleware=middleware))
+    assert [served.get("/").text for _ in range(3)] == ["99", "88", "77"]
+
+
+def test_under_trio_a_late_charge_on_the_event_loop_is_refused(upstash: LocalUpstash):
+    """No task can be started there without a nursery; nothing is lost in silence."""
+    decisions: list[Any] = []
+
+    async def chat(request: Request) -> Response:
+        decisions.append(request.state.rate_limit)
+        return PlainTextResponse("here")
+
+    app = Starlette(routes=[Route("/", chat)])
+    app.add_middleware(RateLimitMiddleware, default_limit="100/hour", deadline=20.0)
+    with TestClient(app, backend="trio") as served:
+        served.get("/")
+
+        async def charge_late() -> None:
+            with pytest.raises(RuntimeError, match="under trio, charge before the last byte"):
+                decisions[0].charge(10)
+
+        assert served.portal is not None
+        served.portal.call(charge_late)
+        decisions[0].charge(10)  # from this thread
+        assert served.get("/").headers["x-ratelimit-remaining"] == "88"
+
+
+@pytest.mark.parametrize("where", ["middleware", "decorator"])
+def test_an_exempt_endpoint_reads_a_decision_without_figures(client: Serve, where: str):
+    @exempt
+    async def free(request: Request) -> Response:
+        decision = request.state.rate_limit
+        decision.charge(5)
+        return PlainTextResponse(f"{decision.allowed} {decision.remaining}")
+
+    middleware = [Middleware(RateLimitMiddleware, default_limit="1/hour")]
+    if where == "decorator":
+        served = client(Starlette(routes=[Route("/", limit("1/hour")(free))]))
+    else:
+        served = client(Starlette(routes=[Route("/", free)], middleware=middleware))
+    assert [served.get("/").text for _ in range(2)] == ["True None"] * 2
+
+
+@pytest.mark.parametrize("where", ["middleware", "decorator"])
+def test_an_exception_handlers_limit_fields_are_sent_alone(client: Serve, where: str):
+    def slow_down(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestDenied)
+        return PlainTextResponse("slow down", 429, {"X-RateLimit-Remaining": "777"})
+
+    outside = Middleware(RateLimitMiddleware, default_limit="1/hour")
+    app = Starlette(
+        routes=[Route("/", tea_plain if where == "middleware" else limit("1/hour")(tea_plain))],
+        middleware=[outside] if where == "middleware" else [],
+        exception_handlers={RequestDenied: slow_down},
+    )
+    served = client(app)
+    served.get("/")
+    fields = served.get("/").headers
+    assert [(n, v) for n, v in fields.items() if "ratelimit" in n] == [
+        ("x-ratelimit-remaining", "777")
+    ]

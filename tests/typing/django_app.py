@@ -28,7 +28,7 @@ from upstash_middleware.django.signals import rate_limited
 
 @limit("5/minute", by=user)
 def tea(request: RateLimitedRequest, size: int) -> HttpResponse:
-    assert_type(request.rate_limit, Decision | None)
+    assert_type(request.rate_limit, Decision)
     return HttpResponse(str(size))
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from typing import Annotated, assert_type
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI
 
 from upstash_middleware import Decision
 from upstash_middleware.fastapi import (
@@ -22,13 +23,14 @@ router = APIRouter(dependencies=[Depends(limit("5/minute")), Depends(never_cache
 
 
 @app.get("/tea", dependencies=[Depends(cached(ttl=60, tags=("tea",)))])
-async def tea(decision: Annotated[Decision | None, Depends(limit("5/minute"))]) -> int | None:
-    assert_type(decision, Decision | None)
-    return None if decision is None else decision.remaining
+async def tea(decision: Annotated[Decision, Depends(limit("5/minute"))]) -> int | None:
+    assert_type(decision, Decision)
+    return decision.remaining
 
 
-assert_type(limit("5/minute"), Callable[..., AsyncIterator[Decision | None]])
-assert_type(cached(60), Callable[[Request], Awaitable[None]])
+assert_type(limit("5/minute"), Callable[..., AsyncIterator[Decision]])
+assert_type(cached(60), Callable[..., Awaitable[None]])
 limit("5/minute", methods=["GET"])  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 document_limits(app)
-cached("60")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+cached("5 minutes", stale_if_error=timedelta(hours=1))
+cached([60])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

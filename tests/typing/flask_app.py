@@ -75,4 +75,5 @@ def note(sender: Flask, decision: Decision) -> None: ...
 
 
 assert_type(purge("/tea?size=2", tags=("tea",), everything=False, soft=True), None)
+purge(tags=["tea"])
 purge(tags=7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

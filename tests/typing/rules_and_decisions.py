@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import assert_type
 
 from upstash_middleware import (
     CacheRule,
     CommandError,
     Decision,
+    HTTPRequest,
     PolicyState,
     RateLimitRule,
     Refused,
-    Request,
     SlidingWindow,
     client_ip,
     header,
 )
-from upstash_middleware.refusals import Refusal
+from upstash_middleware.errors import Refusal
 
 
-async def tenant(request: Request) -> str | None:
+async def tenant(request: HTTPRequest) -> str | None:
     return request.headers.get("x-tenant")
 
 
-def cost(request: Request) -> int:
+def cost(request: HTTPRequest) -> int:
     return 2 if request.query else 1
 
 
@@ -34,7 +35,8 @@ RateLimitRule("/a", "1/min", on_error="opne")  # type: ignore[arg-type]  # pyrig
 RateLimitRule("/a", "1/min", cots=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 page = CacheRule("/p/{id}", ttl=60, tags=("product:{id}",), user=lambda request: request.peer)
-CacheRule("/p", ttl="60")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+in_text = CacheRule("/p", ttl="5 minutes", grace=timedelta(hours=1), tags=["p"], keep_query=["q"])
+CacheRule("/p", ttl=[60])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def read(decision: Decision) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import assert_type
 from wsgiref.types import StartResponse, WSGIEnvironment
 
-from upstash_middleware import CacheRule, Decision, RateLimitRule, Request
+from upstash_middleware import CacheRule, Decision, HTTPRequest, RateLimitRule
 from upstash_middleware.asgi import CacheMiddleware, RateLimitMiddleware, UpstashMiddleware
 from upstash_middleware.events import Event, Observer, RateLimitDecided
 from upstash_middleware.opentelemetry import OpenTelemetryObserver
@@ -17,10 +18,10 @@ from upstash_middleware.wsgi import UpstashMiddleware as WSGIUpstashMiddleware
 def note(event: Event) -> None:
     if isinstance(event, RateLimitDecided):
         assert_type(event.allowed, bool)
-        assert_type(event.request, Request | None)
+        assert_type(event.request, HTTPRequest | None)
 
 
-async def denied(request: Request, decision: Decision) -> tuple[int, dict[str, str], str]:
+async def denied(request: HTTPRequest, decision: Decision) -> tuple[int, dict[str, str], str]:
     return 429, {"Content-Type": "text/plain"}, f"{request.path}: {decision.rule}"
 
 
@@ -48,6 +49,7 @@ assert_type(UpstashMiddleware(asgi, **arguments), UpstashMiddleware)
 assert_type(RateLimitMiddleware(asgi, default_limit="1/min"), RateLimitMiddleware)
 assert_type(CacheMiddleware(asgi, cache=[CacheRule("/p", ttl=60)]), CacheMiddleware)
 assert_type(WSGIUpstashMiddleware(wsgi, **arguments), WSGIUpstashMiddleware)
-UpstashMiddleware(asgi, deadline="1 s")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+UpstashMiddleware(asgi, deadline="500ms", cache_grace=timedelta(hours=1), default_limit="1/min")
+UpstashMiddleware(asgi, deadline=[1])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 UpstashMiddleware(asgi, deadlien=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 WSGIUpstashMiddleware(wsgi, observers=note)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

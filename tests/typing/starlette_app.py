@@ -62,6 +62,8 @@ async def calls(page: Page, request: Request) -> None:
     handle: CacheHandle = request.state.cache
     assert_type(await handle.purge("/tea", tags=("a",), everything=False, soft=True), None)
     assert_type(handle.purge_sync(tags=("a",)), None)
+    await handle.purge(tags=["a"])
+    handle.purge_sync(tags=["a"])
     await handle.purge(7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 

@@ -169,6 +169,17 @@ async def not_http(connection: Connection) -> None:
     connection.close()
 
 
+def flood(piece: bytes) -> Behaviour:
+    """Send the same bytes over and over, as fast as they are taken."""
+
+    async def behaviour(connection: Connection) -> None:
+        await connection.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            await connection.write(piece)
+
+    return behaviour
+
+
 async def trickle(connection: Connection) -> None:
     """Send a byte now and then, so that every single read is quick and the whole never ends."""
     await connection.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")

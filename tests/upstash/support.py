@@ -6,15 +6,15 @@ import asyncio
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from upstash_middleware.core.effects import Command, Pipeline
+from upstash_middleware.core.flow import Command, Pipeline
 from upstash_middleware.upstash import AsyncClient, Client
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from upstash_middleware.core.effects import Argument, Reply
+    from upstash_middleware.core.flow import Argument, Reply
     from upstash_middleware.upstash import Credentials
-    from upstash_middleware.upstash.transport import Library
+    from upstash_middleware.upstash.client import Library
 
 
 def pipeline(

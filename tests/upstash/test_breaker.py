@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -26,48 +27,56 @@ from upstash_middleware.errors import (
     Refused,
     UnexpectedAnswer,
 )
+from upstash_middleware.events import CircuitClosed, CircuitOpened
 from upstash_middleware.upstash import (
-    Answer,
     AsyncClient,
     Breaker,
     Client,
-    Closed,
     Credentials,
     OnePerProcess,
-    Opened,
+    Response,
 )
-from upstash_middleware.upstash.breaker import FEWEST_CALLS, FIRST_PAUSE, REMEMBERED_CALLS
+from upstash_middleware.upstash.breaker import FIRST_PAUSE, MIN_BAD_CALLS, REMEMBERED_CALLS
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator
+
+    from upstash_middleware.upstash.breaker import Call
 
 GET = pipeline(("GET", "k"), reads_only=True)
 
 
-def end(passage: AbstractContextManager[None], error: BaseException | None) -> None:
-    """End a passage as a call that raised this ends it; the error is to pass on."""
-    assert not passage.__exit__(None if error is None else type(error), error, None)
+@contextmanager
+def passing(breaker: Breaker) -> Iterator[None]:
+    """Make a call in a ``with``."""
+    call, error = breaker.begin(), None
+    try:
+        yield
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        breaker.end(call, error)
 
 
 class Circuit:
-    """A breaker on a clock that a test moves, and what it has told."""
+    """A breaker on a clock that a test moves, and the events that it emitted."""
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.told: list[Any] = []
+        self.emitted: list[Any] = []
         self.breaker = Breaker(
-            slow=0.5, longest_pause=1.0, clock=lambda: self.now, tell=self.told.append
+            slow=0.5, longest_pause=1.0, clock=lambda: self.now, emit=self.emitted.append
         )
 
     def call(self, error: BaseException | None = None, took: float = 0.0) -> bool:
         """Make a call that ends like this; return whether it was let through."""
-        passage = self.breaker.passing()
         try:
-            passage.__enter__()
+            call = self.breaker.begin()
         except CircuitOpen:
             return False
         self.now += took
-        end(passage, error)
+        self.breaker.end(call, error)
         return True
 
     def fail(self, times: int = 1) -> None:
@@ -82,7 +91,7 @@ def circuit() -> Circuit:
 
 def opened_circuit() -> Circuit:
     circuit = Circuit()
-    circuit.fail(FEWEST_CALLS)
+    circuit.fail(MIN_BAD_CALLS)
     return circuit
 
 
@@ -97,20 +106,20 @@ BAD = [
 
 
 @pytest.mark.parametrize("error", BAD, ids=lambda error: f"{type(error).__name__}-{error}")
-def test_five_failures_in_a_row_open_it_and_it_is_told_once(circuit, error):
-    for _ in range(FEWEST_CALLS):
-        assert not circuit.told
+def test_five_failures_in_a_row_open_the_circuit(circuit, error):
+    for _ in range(MIN_BAD_CALLS):
+        assert not circuit.emitted
         assert circuit.call(error)
     assert not circuit.call()
     said = f"{type(error).__name__}: {error}"
-    assert circuit.told == [Opened(FEWEST_CALLS, FEWEST_CALLS, said)]
+    assert circuit.emitted == [CircuitOpened(MIN_BAD_CALLS, MIN_BAD_CALLS, said)]
 
 
 def test_slow_calls_open_it(circuit):
-    for _ in range(FEWEST_CALLS):
+    for _ in range(MIN_BAD_CALLS):
         assert circuit.call(took=0.6)
     assert not circuit.call()
-    assert circuit.told == [Opened(5, 5, "it took 0.6 s")]
+    assert circuit.emitted == [CircuitOpened(5, 5, "it took 0.6 s")]
 
 
 GOOD = [
@@ -125,7 +134,7 @@ GOOD = [
 @pytest.mark.parametrize("error", GOOD, ids=str)
 def test_what_concerns_one_command_does_not_open_it(circuit, error):
     assert all(circuit.call(error) for _ in range(100))
-    assert circuit.told == []
+    assert circuit.emitted == []
 
 
 def test_less_than_half_of_the_calls_failing_does_not_open_it(circuit):
@@ -133,33 +142,33 @@ def test_less_than_half_of_the_calls_failing_does_not_open_it(circuit):
         circuit.call()
         circuit.call()
         circuit.fail()
-    assert circuit.told == []
+    assert circuit.emitted == []
 
 
 def test_half_of_the_latest_calls_failing_opens_it(circuit):
     for _ in range(REMEMBERED_CALLS):
         circuit.call()
     circuit.fail(REMEMBERED_CALLS // 2 - 1)
-    assert circuit.told == []
+    assert circuit.emitted == []
     circuit.fail()
-    assert circuit.told[0].bad == REMEMBERED_CALLS // 2
+    assert circuit.emitted[0].bad == REMEMBERED_CALLS // 2
 
 
 def test_failures_of_long_ago_do_not_count(circuit):
-    circuit.fail(FEWEST_CALLS - 1)
+    circuit.fail(MIN_BAD_CALLS - 1)
     circuit.now += 31
-    circuit.fail(FEWEST_CALLS - 1)
-    assert circuit.told == []
+    circuit.fail(MIN_BAD_CALLS - 1)
+    assert circuit.emitted == []
 
 
 def test_after_a_pause_one_call_probes_and_closes_it():
     circuit = opened_circuit()
     circuit.now += FIRST_PAUSE
-    with circuit.breaker.passing():
+    with passing(circuit.breaker):
         with pytest.raises(CircuitOpen):
             circuit.breaker.check()
         assert not circuit.call()
-    assert circuit.told[1:] == [Closed(FIRST_PAUSE)]
+    assert circuit.emitted[1:] == [CircuitClosed(FIRST_PAUSE)]
     assert circuit.call()
 
 
@@ -172,7 +181,7 @@ def test_a_probe_that_fails_doubles_the_pause_up_to_the_longest():
             circuit.now += 0.125
         pauses.append(circuit.now - since)
     assert pauses == [0.25, 0.5, 1.0, 1.0, 1.0, 1.0]
-    assert len(circuit.told) == 1
+    assert len(circuit.emitted) == 1
 
 
 def test_a_slow_probe_does_not_close_it():
@@ -188,16 +197,16 @@ def test_a_probe_that_is_cut_off_leaves_the_probe_to_the_next(error):
     circuit.now += FIRST_PAUSE
     assert circuit.call(error)
     assert circuit.call()
-    assert circuit.told[1:] == [Closed(FIRST_PAUSE)]
+    assert circuit.emitted[1:] == [CircuitClosed(FIRST_PAUSE)]
 
 
 def test_calls_cut_off_count_only_when_they_were_slow(circuit):
     for _ in range(100):
         circuit.call(asyncio.CancelledError())
-    assert circuit.told == []
-    for _ in range(FEWEST_CALLS):
+    assert circuit.emitted == []
+    for _ in range(MIN_BAD_CALLS):
         circuit.call(asyncio.CancelledError(), took=0.6)
-    assert len(circuit.told) == 1
+    assert len(circuit.emitted) == 1
 
 
 def test_of_many_threads_one_probes():
@@ -208,7 +217,7 @@ def test_of_many_threads_one_probes():
     def probe() -> bool:
         together.wait()
         try:
-            with circuit.breaker.passing():
+            with passing(circuit.breaker):
                 return let_go.wait(20)
         except CircuitOpen:
             return False
@@ -240,21 +249,19 @@ class AnyCircuit(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.circuit = Circuit()
-        self.under_way: list[AbstractContextManager[None]] = []
+        self.under_way: list[Call] = []
 
     @rule()
     def begin(self) -> None:
-        passage = self.circuit.breaker.passing()
         try:
-            passage.__enter__()
+            self.under_way.append(self.circuit.breaker.begin())
         except CircuitOpen:
             return
-        self.under_way.append(passage)
 
     @precondition(lambda self: self.under_way)
     @rule(error=st.sampled_from([None, None, *BAD, *GOOD[1:], asyncio.CancelledError()]))
     def end(self, error: BaseException | None) -> None:
-        end(self.under_way.pop(0), error)
+        self.circuit.breaker.end(self.under_way.pop(0), error)
 
     @rule(seconds=st.sampled_from([0.01, 0.3, 1.0, 40.0]))
     def wait(self, seconds: float) -> None:
@@ -262,8 +269,10 @@ class AnyCircuit(RuleBasedStateMachine):
 
     @invariant()
     def openings_and_closings_alternate(self) -> None:
-        kinds = [type(change) for change in self.circuit.told]
-        assert kinds == [Opened, Closed] * (len(kinds) // 2) + [Opened] * (len(kinds) % 2)
+        kinds = [type(change) for change in self.circuit.emitted]
+        assert kinds == [CircuitOpened, CircuitClosed] * (len(kinds) // 2) + [CircuitOpened] * (
+            len(kinds) % 2
+        )
 
     @invariant()
     def little_is_remembered(self) -> None:
@@ -288,7 +297,7 @@ class Dead:
     def __init__(self, credentials: Credentials) -> None:
         self.calls = 0
 
-    def send(self, call: object, seconds: float) -> Answer:
+    def send(self, call: object, seconds: float) -> Response:
         self.calls += 1
         raise ConnectionLost("gone")
 
@@ -297,7 +306,7 @@ class Dead:
 
 
 class AsyncDead(Dead):
-    async def send(self, call: object, seconds: float) -> Answer:  # type: ignore[override]
+    async def send(self, call: object, seconds: float) -> Response:  # type: ignore[override]
         return super().send(call, seconds)
 
     async def aclose(self) -> None:
@@ -318,7 +327,7 @@ def test_threads_and_event_loops_share_one_circuit():
 
     client = Client(CREDENTIALS, transport=Dead, breaker=breaker)
     async_client = AsyncClient(CREDENTIALS, transport=transport, breaker=breaker)
-    for _ in range(FEWEST_CALLS):
+    for _ in range(MIN_BAD_CALLS):
         with pytest.raises(ConnectionLost):
             client.execute(GET)
 
@@ -346,7 +355,7 @@ def test_a_burst_that_fails_together_counts_once_for_each_http_call():
 
     results = asyncio.run(main())
     assert {type(result) for result in results} <= {ConnectionLost, CircuitOpen}
-    assert len(circuit.told) <= 1
+    assert len(circuit.emitted) <= 1
 
 
 def test_a_probe_that_is_cancelled_on_the_wire_is_no_probe_any_more():
@@ -365,15 +374,15 @@ def test_a_probe_that_is_cancelled_on_the_wire_is_no_probe_any_more():
             await client.aclose()
 
         asyncio.run(main())
-    assert [type(change) for change in circuit.told] == [Opened, Closed]
+    assert [type(change) for change in circuit.emitted] == [CircuitOpened, CircuitClosed]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_begins_with_a_closed_circuit_of_its_own():
     breaker = OnePerProcess(lambda: Circuit().breaker)
     mine = breaker.get()
-    for _ in range(FEWEST_CALLS):
-        with pytest.raises(ConnectionLost), mine.passing():
+    for _ in range(MIN_BAD_CALLS):
+        with pytest.raises(ConnectionLost), passing(mine):
             raise ConnectionLost("gone")
     with pytest.raises(CircuitOpen):
         breaker.get().check()

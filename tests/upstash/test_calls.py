@@ -1,18 +1,20 @@
-"""A pipeline's life as calls, without I/O: answers and failures are told by a script of the test.
+"""What a client sends, and sends again, for a pipeline; with both kinds of client.
 
-The clock is the test's; a step may say how many seconds it took.
+The clock and the transport are the test's; a step may say how many seconds it took.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.upstash.support import pipeline
-from upstash_middleware.core.effects import Command, Script
+from upstash_middleware.core.flow import Command, Script
 from upstash_middleware.errors import (
     CommandError,
     ConnectionLost,
@@ -20,10 +22,16 @@ from upstash_middleware.errors import (
     NotConnected,
     Refused,
     UnexpectedAnswer,
+    UpstashError,
 )
-from upstash_middleware.upstash import Answer, SyncToken
-from upstash_middleware.upstash.calls import Deadline, Session, calls_for
-from upstash_middleware.upstash.protocol import encode
+from upstash_middleware.upstash import (
+    AsyncClient,
+    Client,
+    Credentials,
+    Response,
+    SyncToken,
+    transport,
+)
 
 TEXT = "return 1"
 SCRIPT = Script(TEXT, hashlib.sha1(TEXT.encode()).hexdigest())
@@ -33,50 +41,80 @@ NOSCRIPT = b"-NOSCRIPT No matching script. Please use EVAL.\r\n"
 
 
 def resp(body, sync_token=None):
-    return Answer(200, "application/octet-stream", body, sync_token)
+    return Response(200, "application/octet-stream", body, sync_token)
 
 
 class Play:
-    """Drives the calls of some commands by a list of steps: an answer, an error, or a delay."""
+    """A transport that answers by a list of steps: a response, an error, or a delay before it."""
+
+    now = 100.0
 
     def __init__(self, *steps, sync_token=None):
         self.steps = list(steps)
         self.sent = []
         self.seconds = []
-        self.now = 100.0
         self.sync_token = sync_token or SyncToken()
 
     def run(self, *commands, deadline=1.0):
-        until = Deadline(deadline, self.now + deadline, lambda: self.now)
-        performed = pipeline(*commands)
-        calls = calls_for(
-            encode([command.args for command in performed.commands]),
-            performed.commands,
-            until,
-            Session(self.sync_token, "secret"),
-            repeat=performed.reads_only,
-        )
-        act: Any = calls.send
-        value: Any = None
-        try:
-            while True:
-                call, seconds = act(value)
-                self.sent.append(call)
-                self.seconds.append(seconds)
-                act, value = self.next_step(calls)
-        except StopIteration as end:
-            assert not self.steps
-            return end.value
+        """Perform commands with both kinds of client."""
+        steps = list(self.steps)
+        options: dict[str, Any] = {
+            "transport": lambda _: self,
+            "sync_token": self.sync_token,
+            "coalesce": False,
+        }
+        credentials = Credentials("https://db.example", "secret")
+        performed = pipeline(*commands, deadline=deadline)
+        results = []
+        async_client = AsyncClient(credentials, **options | {"transport": lambda _: Async(self)})
 
-    def next_step(self, calls):
+        async def executed(pipeline):
+            return await async_client.execute(pipeline)
+
+        for execute in (Client(credentials, **options).execute, _run(executed)):
+            self.steps, self.sent, self.seconds = list(steps), [], []
+            try:
+                results.append(execute(performed))
+            except UpstashError as error:
+                results.append(error)
+            assert not self.steps
+        assert [*map(repr, results[:1])] == [*map(repr, results[1:])]
+        if isinstance(results[0], UpstashError):
+            raise results[0]
+        return results[0]
+
+    def send(self, call, seconds):
+        self.sent.append(call)
+        self.seconds.append(seconds)
         step = self.steps.pop(0)
         if isinstance(step, float):
-            self.now += step
+            Play.now += step
             step = self.steps.pop(0)
-        return (calls.throw, step) if isinstance(step, Exception) else (calls.send, step)
+        if isinstance(step, Exception):
+            raise step
+        return step
 
     def commands_sent(self):
         return [json.loads(call.body) for call in self.sent]
+
+
+class Async:
+    """The same transport for event loops."""
+
+    def __init__(self, play):
+        self.play = play
+
+    async def send(self, call, seconds):
+        return self.play.send(call, seconds)
+
+
+def _run(function):
+    return lambda argument: asyncio.run(function(argument))
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch):
+    monkeypatch.setattr(transport, "time", SimpleNamespace(monotonic=lambda: Play.now))
 
 
 def test_one_call_whose_time_is_the_deadline():
@@ -184,7 +222,7 @@ def test_a_deadline_that_is_over_before_the_first_call_makes_none():
 def test_a_quota_that_is_used_up_refuses_the_whole():
     said = b'{"error":"ERR max requests limit exceeded. Limit: 500000, Usage: 500000."}'
     with pytest.raises(Refused, match="500000"):
-        Play(Answer(400, "application/json", said)).run(READ, READ)
+        Play(Response(400, "application/json", said)).run(READ, READ)
 
 
 def test_the_sync_token_of_an_answer_goes_with_the_next_call_of_any_client():

@@ -10,7 +10,7 @@ import hashlib
 import pytest
 
 from tests.upstash.support import executing, pipeline
-from upstash_middleware.core.effects import Command, Script
+from upstash_middleware.core.flow import Command, Script
 from upstash_middleware.errors import CommandError
 from upstash_middleware.upstash import Credentials
 

@@ -5,6 +5,7 @@ The server is the tests' own (raw_server.py), so that nothing rests on the local
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 
@@ -13,6 +14,7 @@ import pytest
 from tests.upstash.raw_server import (
     answer,
     drop,
+    flood,
     half_a_head,
     not_http,
     raw_server,
@@ -32,7 +34,7 @@ from upstash_middleware.errors import (
     UnexpectedAnswer,
     UpstashError,
 )
-from upstash_middleware.upstash import Credentials
+from upstash_middleware.upstash import AsyncClient, Credentials
 
 TOKEN = "a-token-that-nobody-may-see"
 GET = ("GET", "k")
@@ -128,6 +130,33 @@ def test_the_deadline_holds_for_the_whole_call_also_when_the_answer_trickles(tal
     assert type(error) is DeadlineExceeded
     assert 0.4 <= time.monotonic() - begun < 5
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("piece", [b"1\r\n \r\n" * 10_000, b"10000\r\n" + b" " * 0x10000 + b"\r\n"])
+def test_the_deadline_holds_while_bytes_come_without_a_pause(talk, piece):
+    begun = time.monotonic()
+    error, _ = failure(talk, flood(piece), deadline=0.4, reads_only=True)
+    assert type(error) in {DeadlineExceeded, UnexpectedAnswer}
+    assert time.monotonic() - begun < 5
+
+
+def test_other_tasks_go_on_while_an_answer_comes_without_a_pause(library):
+    """What a server sends without end takes a call's time, not the event loop's."""
+
+    async def turns_meanwhile(url):
+        client = AsyncClient(Credentials(url, TOKEN), transport=library)
+        call = asyncio.ensure_future(client.execute(pipeline(GET, deadline=0.5)))
+        turns = 0
+        while not call.done():
+            turns += 1
+            await asyncio.sleep(0)
+        with pytest.raises(UpstashError):
+            await call
+        await client.aclose()
+        return turns
+
+    with raw_server(flood(b"10000\r\n" + b" " * 0x10000 + b"\r\n")) as server:
+        assert asyncio.run(turns_meanwhile(server.url)) > 20
 
 
 def test_the_deadline_holds_when_a_connection_is_never_accepted(talk):

@@ -12,7 +12,7 @@ import json
 import pytest
 
 from tests.upstash.support import pipeline
-from upstash_middleware.core.effects import Command, Script
+from upstash_middleware.core.flow import Command, Script
 from upstash_middleware.errors import (
     CommandError,
     ConnectionLost,
@@ -22,10 +22,10 @@ from upstash_middleware.errors import (
     UnexpectedAnswer,
     UpstashError,
 )
-from upstash_middleware.upstash import Answer, AsyncClient, Credentials, batches
-from upstash_middleware.upstash.batches import (
-    ALONE_CHARACTERS,
-    MAX_CHARACTERS,
+from upstash_middleware.upstash import AsyncClient, Credentials, Response, batching
+from upstash_middleware.upstash.batching import (
+    ALONE_BYTES,
+    MAX_BYTES,
     MAX_COMMANDS,
     MAX_REPLY_BYTES,
 )
@@ -56,10 +56,10 @@ class Wire:
         return words if call.path == "/pipeline" else [words]
 
     def answer(self, index, *replies):
-        """Answer a call: with these RESP2 replies, or with the last word of each command."""
+        """Response a call: with these RESP2 replies, or with the last word of each command."""
         echoed = [f"+{words[-1]}\r\n".encode() for words in self.commands(index)]
         body = b"".join(replies or echoed)
-        self.ends[index].set_result(Answer(200, "application/octet-stream", body))
+        self.ends[index].set_result(Response(200, "application/octet-stream", body))
 
     def fail(self, index, error):
         self.ends[index].set_exception(error)
@@ -90,9 +90,9 @@ class World:
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch):
     """Have two calls under way at once, however slow the machine makes the way seem."""
-    monkeypatch.setattr(batches, "PATIENCE_SECONDS", 25.0)
-    monkeypatch.setattr(batches, "FEWEST_CALLS", 2)
-    monkeypatch.setattr(batches, "SECONDS_BETWEEN_CALLS", 1000.0)
+    monkeypatch.setattr(batching, "PATIENCE_SECONDS", 25.0)
+    monkeypatch.setattr(batching, "MIN_CALLS", 2)
+    monkeypatch.setattr(batching, "SECONDS_BETWEEN_CALLS", 1000.0)
 
 
 async def turn():
@@ -215,7 +215,7 @@ async def test_a_short_deadline_ends_its_own_pipeline_only(world):
 
 
 def test_what_waits_for_calls_that_do_not_end_goes_all_the_same(monkeypatch):
-    monkeypatch.setattr(batches, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(batching, "PATIENCE_SECONDS", 0.1)
 
     @playing
     async def play(world):
@@ -233,8 +233,8 @@ def test_what_waits_for_calls_that_do_not_end_goes_all_the_same(monkeypatch):
 
 
 def test_a_call_that_hangs_holds_up_once_and_then_nobody(monkeypatch):
-    monkeypatch.setattr(batches, "PATIENCE_SECONDS", 0.1)
-    monkeypatch.setattr(batches, "FEWEST_CALLS", 1)
+    monkeypatch.setattr(batching, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(batching, "MIN_CALLS", 1)
 
     @playing
     async def play(world):
@@ -245,7 +245,7 @@ def test_a_call_that_hangs_holds_up_once_and_then_nobody(monkeypatch):
         assert len(world.wire.calls) == 1
         await asyncio.sleep(0.5)
         assert len(world.wire.calls) == 2
-        monkeypatch.setattr(batches, "PATIENCE_SECONDS", 25.0)
+        monkeypatch.setattr(batching, "PATIENCE_SECONDS", 25.0)
         world.wire.answer(1)
         assert await waited == [b"waits"]
         at_once = world.begin(("ECHO", "goes"))
@@ -412,12 +412,12 @@ async def test_arguments_that_cannot_travel_fail_before_anything_is_shared(world
 @playing
 async def test_much_to_send_and_raw_bytes_go_at_once_and_by_themselves(world):
     tasks = await world.busy()
-    big = world.begin(("SET", "k", "x" * ALONE_CHARACTERS))
+    big = world.begin(("SET", "k", "x" * ALONE_BYTES))
     raw = world.begin(("SET", "k", b"\xff"))
     await turn()
     assert [call.path for call in world.wire.calls[2:]] == ["/", "/set/k"]
     world.wire.answer(2, b"+OK\r\n")
-    world.wire.ends[3].set_result(Answer(200, "application/octet-stream", b"+OK\r\n"))
+    world.wire.ends[3].set_result(Response(200, "application/octet-stream", b"+OK\r\n"))
     assert await big == await raw == [b"OK"]
     world.wire.answer(0)
     world.wire.answer(1)
@@ -426,7 +426,7 @@ async def test_much_to_send_and_raw_bytes_go_at_once_and_by_themselves(world):
 
 @pytest.mark.parametrize(
     ("command", "fit"),
-    [(("ECHO", "x"), MAX_COMMANDS), (("ECHO", "x" * 16_000), MAX_CHARACTERS // 16_011)],
+    [(("ECHO", "x"), MAX_COMMANDS), (("ECHO", "x" * 16_000), MAX_BYTES // 16_011)],
 )
 def test_a_shared_call_is_bounded_in_commands_and_in_size(command, fit):
     @playing
@@ -536,7 +536,7 @@ async def test_after_big_replies_fewer_pipelines_share_a_call(world):
 
 
 def test_the_longer_the_way_the_more_calls_go_side_by_side(monkeypatch):
-    monkeypatch.setattr(batches, "SECONDS_BETWEEN_CALLS", 0.0005)
+    monkeypatch.setattr(batching, "SECONDS_BETWEEN_CALLS", 0.0005)
 
     @playing
     async def play(world):

@@ -16,7 +16,7 @@ import pytest
 
 from tests.upstash.support import pipeline
 from upstash_middleware.errors import ConnectionLost, DeadlineExceeded, NotConnected, Refused
-from upstash_middleware.upstash import Answer, Client, Credentials, batches
+from upstash_middleware.upstash import Client, Credentials, Response, batching
 
 SECONDS = 30
 
@@ -50,10 +50,10 @@ class Wire:
         return words if self.calls[index].path == "/pipeline" else [words]
 
     def answer(self, index, *replies):
-        """Answer a call: with these RESP2 replies, or with the last word of each command."""
+        """Response a call: with these RESP2 replies, or with the last word of each command."""
         echoed = [f"+{words[-1]}\r\n".encode() for words in self.commands(index)]
         body = b"".join(replies or echoed)
-        self.ends[index].put(Answer(200, "application/octet-stream", body))
+        self.ends[index].put(Response(200, "application/octet-stream", body))
 
     def fail(self, index, error):
         self.ends[index].put(error)
@@ -70,7 +70,7 @@ class World:
 
     @property
     def waiting(self):
-        return len(self.client._gathering.get()._waiting)
+        return len(self.client._batcher.get()._waiting)
 
     def begin(self, *commands, **options):
         """Begin to execute commands in a thread, and wait until it waits for others' calls."""
@@ -93,8 +93,8 @@ def until(holds):
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch):
     """Let a slow machine not pass for calls that do not end, nor for a long way."""
-    monkeypatch.setattr(batches, "PATIENCE_SECONDS", 25.0)
-    monkeypatch.setattr(batches, "SECONDS_BETWEEN_CALLS", 1000.0)
+    monkeypatch.setattr(batching, "PATIENCE_SECONDS", 25.0)
+    monkeypatch.setattr(batching, "SECONDS_BETWEEN_CALLS", 1000.0)
 
 
 @pytest.fixture
@@ -179,10 +179,10 @@ def test_a_short_deadline_is_kept_by_the_first_of_a_shared_call_too(world):
 
 def test_a_call_that_hangs_holds_up_once_and_then_nobody(world, monkeypatch):
     hanging = world.begin(("ECHO", "hangs"))
-    monkeypatch.setattr(batches, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(batching, "PATIENCE_SECONDS", 0.1)
     waited = world.begin(("ECHO", "waits"))
     world.until_calls(2)
-    monkeypatch.setattr(batches, "PATIENCE_SECONDS", 25.0)
+    monkeypatch.setattr(batching, "PATIENCE_SECONDS", 25.0)
     world.wire.answer(1)
     assert waited.result(SECONDS) == [b"waits"]
     at_once = world.begin(("ECHO", "goes"))
@@ -239,7 +239,7 @@ def test_a_thread_that_is_interrupted_while_it_calls_for_others_leaves_nobody_wa
 
 def test_much_to_send_goes_by_itself(world):
     first = world.begin(("ECHO", "a"))
-    large = world.begin(("SET", "k", "v" * (batches.ALONE_CHARACTERS + 1)))
+    large = world.begin(("SET", "k", "v" * (batching.ALONE_BYTES + 1)))
     assert len(world.wire.calls) == 2
     world.wire.answer(1, b"+OK\r\n")
     assert large.result(SECONDS) == [b"OK"]
@@ -263,7 +263,7 @@ def test_it_can_be_switched_off():
 @pytest.mark.parametrize("patience", [25.0, 0.001, 0.0004])
 def test_many_threads_at_once_each_get_their_own_replies(monkeypatch, patience):
     """Without a hand on the wire: whatever meets whatever, also losing patience as it is woken."""
-    monkeypatch.setattr(batches, "PATIENCE_SECONDS", patience)
+    monkeypatch.setattr(batching, "PATIENCE_SECONDS", patience)
 
     class Echo:
         def __init__(self):
@@ -275,7 +275,7 @@ def test_many_threads_at_once_each_get_their_own_replies(monkeypatch, patience):
             words = json.loads(call.body)
             words = words if call.path == "/pipeline" else [words]
             body = b"".join(f"+{each[-1]}\r\n".encode() for each in words)
-            return Answer(200, "application/octet-stream", body)
+            return Response(200, "application/octet-stream", body)
 
         def close(self):
             pass

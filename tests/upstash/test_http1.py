@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+import tracemalloc
 from itertools import pairwise
 
 import pytest
@@ -11,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from upstash_middleware.errors import ConnectionLost, UnexpectedAnswer, UpstashError
-from upstash_middleware.upstash.http1 import HEAD_BYTES, AnswerReader, Requests
-from upstash_middleware.upstash.protocol import Answer, Call
+from upstash_middleware.upstash.http1 import MAX_HEAD_BYTES, Requests, ResponseReader
+from upstash_middleware.upstash.protocol import Call, Response
 
 RESP2 = b"Content-Type: application/octet-stream\r\n"
 KIND = "application/octet-stream"
-ONE = Answer(200, KIND, b":1\r\n")
+ONE = Response(200, KIND, b":1\r\n")
 
 
 def head(*fields: bytes, first: bytes = b"HTTP/1.1 200 OK") -> bytes:
@@ -32,9 +33,9 @@ def chunked(*chunks: bytes, fields: tuple[bytes, ...] = ()) -> bytes:
     return head(RESP2[:-2], b"Transfer-Encoding: chunked", *fields) + b"".join(chunks)
 
 
-def read(*pieces: bytes, ends: bool = False, orderly: bool = True) -> tuple[Answer | None, bool]:
+def read(*pieces: bytes, ends: bool = False, orderly: bool = True) -> tuple[Response | None, bool]:
     """Return the answer that the pieces make, and whether another may follow it."""
-    reader = AnswerReader()
+    reader = ResponseReader()
     answer = None
     for piece in pieces:
         assert answer is None, "it had ended before"
@@ -133,7 +134,7 @@ def test_a_field_that_would_be_more_than_one_line_is_refused(header):
 
 def test_an_answer_has_a_status_a_content_type_a_sync_token_and_a_body():
     answer, reusable = read(counted(b"Upstash-Sync-Token: abc="))
-    assert answer == Answer(200, KIND, b":1\r\n", "abc=")
+    assert answer == Response(200, KIND, b":1\r\n", "abc=")
     assert reusable
 
 
@@ -145,10 +146,9 @@ def test_an_answer_has_a_status_a_content_type_a_sync_token_and_a_body():
         (b"HTTP/1.1 500 ", 500),
         (b"HTTP/1.1 200", 200),
         (b"HTTP/1.1 299 d\xe9j\xe0", 299),
-        (b"HTTP/1.9 200 OK", 200),
     ],
 )
-def test_status_lines_with_any_reason_and_of_later_minor_versions_are_read(first, status):
+def test_status_lines_with_any_reason_are_read(first, status):
     """RFC 9112 §2.3, §4."""
     answer, reusable = read(counted(first=first))
     assert (answer and answer.status, reusable) == (status, True)
@@ -172,7 +172,6 @@ def test_status_lines_with_any_reason_and_of_later_minor_versions_are_read(first
         b" HTTP/1.1 200 OK",
         b"HTTP/1.1 200 O\rK",
         b"HTTP/1.1 200 O\nK",
-        b"HTTP/1.1 200 O\0K",
     ],
 )
 def test_another_first_line_is_not_http(first):
@@ -181,9 +180,7 @@ def test_another_first_line_is_not_http(first):
         read(counted(first=first))
 
 
-@pytest.mark.parametrize(
-    "beginning", [b"S", b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/2", b"<html>", b"\r\n"]
-)
+@pytest.mark.parametrize("beginning", [b"S", b"SSH-2.0-OpenSSH_9.6\r\n", b"<html>"])
 def test_what_cannot_become_http_is_not_waited_for(beginning):
     with pytest.raises(UnexpectedAnswer, match="not HTTP"):
         read(beginning)
@@ -205,7 +202,7 @@ def test_what_cannot_become_http_is_not_waited_for(beginning):
 )
 def test_a_line_that_is_no_field_makes_it_no_http(field):
     """RFC 9112 §2.2, §5.1."""
-    with pytest.raises(UnexpectedAnswer, match="no field"):
+    with pytest.raises(UnexpectedAnswer, match="not HTTP"):
         read(counted(field))
 
 
@@ -218,18 +215,14 @@ def test_names_have_any_case_and_values_any_whitespace_around(name, around):
 
 
 @pytest.mark.parametrize("fold", [b"\r\n ", b"\r\n\t", b" \r\n  \t"])
-def test_a_folded_line_is_read_as_one(fold):
-    """RFC 9112 §5.2: a user agent replaces each obs-fold with spaces."""
-    field = b"Content-Type:%btext/plain;%bq=1" % (fold, fold)
-    data = head(field, b"Content-Length:%b4" % fold) + b":1\r\n"
-    answer, reusable = read(data)
-    assert answer == Answer(200, "text/plain; q=1", b":1\r\n")
-    assert reusable
+def test_a_folded_line_is_rejected(fold):
+    """RFC 9112 §5.2: a server must not generate one."""
+    with pytest.raises(UnexpectedAnswer, match="not HTTP"):
+        read(head(b"Content-Type:%btext/plain" % fold, b"Content-Length: 4") + b":1\r\n")
 
 
-def test_a_field_within_another_fields_value_is_none():
-    folded = counted(b"X: y\r\n Content-Length: 2", b"Z: content-length: 3")
-    assert read(folded) == (ONE, True)
+def test_a_field_name_within_another_fields_value_has_no_meaning():
+    assert read(counted(b"Z: content-length: 3")) == (ONE, True)
 
 
 def test_bytes_beyond_ascii_in_a_value_are_some_text():
@@ -241,7 +234,7 @@ def test_bytes_beyond_ascii_in_a_value_are_some_text():
 @pytest.mark.parametrize("pieces", [1, 1000])
 def test_a_head_longer_than_64_kib_is_not_read_to_its_end(pieces):
     """RFC 9112 §2.3, §3 leave the limit to the recipient."""
-    endless = b"HTTP/1.1 200 OK\r\nX: " + b"y" * (HEAD_BYTES * 2)
+    endless = b"HTTP/1.1 200 OK\r\nX: " + b"y" * (MAX_HEAD_BYTES * 2)
     cut = len(endless) // pieces + 1
     with pytest.raises(UnexpectedAnswer, match="longer than"):
         read(*(endless[at : at + cut] for at in range(0, len(endless), cut)))
@@ -259,6 +252,11 @@ def test_interim_answers_are_passed_over(interim, times):
     before = head(b"Link: </x>", b"Content-Length: 5", first=interim) * times
     assert read(before + counted()) == (ONE, True)
     assert read(before, counted()) == (ONE, True)
+
+
+def test_interim_answers_without_end_are_unexpected():
+    with pytest.raises(UnexpectedAnswer, match="more than 20 interim responses"):
+        read(head(first=b"HTTP/1.1 100 Continue") * 21 + counted())
 
 
 def test_a_switch_to_another_protocol_that_nobody_asked_for_is_unexpected():
@@ -280,37 +278,23 @@ def test_a_length_of_nothing_is_a_whole_answer():
     assert (answer and answer.body, reusable) == (b"", True)
 
 
-@pytest.mark.parametrize("value", [b"4, 4", b"4,4", b"4\r\nContent-Length: 4"])
-def test_the_same_length_several_times_is_that_length(value):
-    """§6.3, rule 5."""
-    assert read(head(RESP2[:-2], b"Content-Length: " + value) + b":1\r\n") == (ONE, True)
-
-
 @pytest.mark.parametrize(
     "value",
     [
         b"", b"-4", b"+4", b"4.0", b"0x4", b"4 4", b"four", b"4, 5", b"4,", b"9" * 5000, b"4_0",
-        b"\xb2", b"4\r\nContent-Length: 5",
+        b"\xb2", b"4, 4", b"4\r\nContent-Length: 5", b"4\r\nContent-Length: 4",
     ],
 )  # fmt: skip
 def test_lengths_that_differ_or_are_none_are_unexpected(value):
     """§6.3, rule 5."""
-    with pytest.raises(UnexpectedAnswer, match="Content-Length"):
+    with pytest.raises(UnexpectedAnswer):
         read(head(b"Content-Length: " + value) + b":1\r\n")
 
 
-def test_without_a_length_the_body_ends_with_the_connection():
-    """§6.3, rule 8; the connection is not used again."""
-    data = head(RESP2[:-2]) + b":1\r\n"
-    assert read(data) == (None, False)
-    assert read(data, ends=True) == (ONE, False)
-    assert read(*octets(data), ends=True) == (ONE, False)
-
-
-def test_a_body_that_an_end_without_a_word_of_tls_ends_was_cut_short():
-    """§9.8."""
-    with pytest.raises(UnexpectedAnswer, match="cut short"):
-        read(head(RESP2[:-2]) + b":1\r\n", ends=True, orderly=False)
+def test_a_response_without_a_length_is_rejected():
+    """§8: whether it is complete when the connection ends is uncertain."""
+    with pytest.raises(UnexpectedAnswer, match="no length"):
+        read(head(RESP2[:-2]) + b":1\r\n")
 
 
 @pytest.mark.parametrize(
@@ -357,7 +341,6 @@ def test_bytes_after_the_end_belong_to_no_answer_and_the_connection_is_not_used_
         (b"1\r\n:\r\n", b"3\r\n1\r\n\r\n", b"0\r\n\r\n"),
         (b"0004\r\n:1\r\n\r\n", b"000\r\n\r\n"),
         (b"4;name=value;x\r\n:1\r\n\r\n", b'0;y="z"\r\n\r\n'),
-        (b"4 \t; x\r\n:1\r\n\r\n", b"0 \r\n\r\n"),
         (b"4\r\n:1\r\n\r\n", b"0\r\nUpstash-Sync-Token: late\r\nX: y\r\n\r\n"),
     ],
 )
@@ -380,8 +363,8 @@ def test_a_chunks_size_is_hexadecimal_in_any_case():
     [
         b"\r\n:1\r\n\r\n", b"x\r\n", b"-4\r\n:1\r\n\r\n", b"+4\r\n:1\r\n\r\n", b"0x4\r\n:1\r\n\r\n",
         b"4_4\r\n", b" 4\r\n:1\r\n\r\n", b"4 4\r\n:1\r\n\r\n", b"f" * 40 + b"\r\n",
-        b"3\r\n:1\r\n\r\n", b"4\r\n:1\r\nxx", b"y" * (HEAD_BYTES + 1),
-        b"4;" + b"y" * HEAD_BYTES * 2, b"0\r\n" + b"X: y\r\n" * HEAD_BYTES,
+        b"3\r\n:1\r\n\r\n", b"4\r\n:1\r\nxx", b"y" * (MAX_HEAD_BYTES + 1),
+        b"0\r\n" + b"X: y\r\n" * MAX_HEAD_BYTES,
     ],
 )  # fmt: skip
 def test_what_is_no_chunk_is_unexpected(chunk):
@@ -390,10 +373,10 @@ def test_what_is_no_chunk_is_unexpected(chunk):
         read(chunked(chunk))
 
 
-def test_chunks_outweigh_a_length_and_such_a_connection_is_not_used_again():
+def test_chunks_with_a_length_besides_are_rejected():
     """§6.1, §6.3, rule 3."""
-    data = chunked(b"4\r\n:1\r\n\r\n0\r\n\r\n", fields=(b"Content-Length: 2",))
-    assert read(data) == (ONE, False)
+    with pytest.raises(UnexpectedAnswer):
+        read(chunked(b"4\r\n:1\r\n\r\n0\r\n\r\n", fields=(b"Content-Length: 2",)))
 
 
 @pytest.mark.parametrize(
@@ -401,7 +384,7 @@ def test_chunks_outweigh_a_length_and_such_a_connection_is_not_used_again():
 )
 def test_another_transfer_coding_is_unexpected(coding):
     """§6.1: none was asked for with TE."""
-    with pytest.raises(UnexpectedAnswer, match="transfer coding"):
+    with pytest.raises(UnexpectedAnswer, match=r"transfer coding|Transfer-Encoding"):
         read(head(b"Transfer-Encoding: " + coding) + b"0\r\n\r\n")
 
 
@@ -435,41 +418,39 @@ def test_a_connection_of_http_1_0_is_not_used_again(fields):
 
 
 @st.composite
-def answers(draw: st.DrawFn) -> tuple[bytes, bytes, bool]:
-    """An answer's bytes, its body, and whether it ends with the connection."""
+def answers(draw: st.DrawFn) -> tuple[bytes, bytes]:
+    """A response's bytes and its body."""
     body = draw(st.binary(max_size=80))
     before = head(b"X: y", first=b"HTTP/1.1 103 Early Hints") * draw(st.integers(0, 2))
-    kind = draw(st.sampled_from(["counted", "chunked", "until close"]))
+    kind = draw(st.sampled_from(["counted", "chunked"]))
     if kind == "counted":
-        return before + counted(body=body), body, False
-    if kind == "until close":
-        return before + head(RESP2[:-2]) + body, body, True
+        return before + counted(body=body), body
     chunks, left = b"", body
     while left:
         size = draw(st.integers(1, len(left)))
-        extension = draw(st.sampled_from([b"", b";a", b"; a=b"]))
+        extension = draw(st.sampled_from([b"", b";a", b";a=b"]))
         chunks += b"%x%b\r\n%b\r\n" % (size, extension, left[:size])
         left = left[size:]
     trailers = b"T: u\r\n" * draw(st.integers(0, 2))
-    return before + chunked(chunks + b"0\r\n" + trailers + b"\r\n"), body, False
+    return before + chunked(chunks + b"0\r\n" + trailers + b"\r\n"), body
 
 
 @given(answers(), st.lists(st.integers(0, 500), max_size=8))
 def test_any_split_of_the_bytes_gives_the_same_answer(answer, cuts):
-    data, body, ends = answer
+    data, body = answer
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     pieces = [data[a:b] for a, b in pairwise(places)]
-    assert read(*pieces, ends=ends) == (Answer(200, KIND, body), not ends)
-    assert read(*octets(data), ends=ends) == (Answer(200, KIND, body), not ends)
+    assert read(*pieces) == (Response(200, KIND, body), True)
+    assert read(*octets(data)) == (Response(200, KIND, body), True)
 
 
 @given(answers(), st.integers(0, 500), st.binary(min_size=1, max_size=4), st.booleans())
 def test_damaged_bytes_are_an_answer_or_one_of_the_packages_errors(answer, at, damage, orderly):
-    data, _, _ = answer
+    data, _ = answer
     damaged = data[:at] + damage + data[at + len(damage) :]
-    results: list[Answer | type[UpstashError]] = []
+    results: list[Response | type[UpstashError]] = []
     for pieces in ([damaged], octets(damaged)):
-        reader = AnswerReader()
+        reader = ResponseReader()
         try:
             found = next(filter(None, map(reader.feed, pieces)), None)
             results.append(found or reader.end(orderly=orderly))
@@ -478,7 +459,7 @@ def test_damaged_bytes_are_an_answer_or_one_of_the_packages_errors(answer, at, d
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("kind", ["counted", "chunked", "small chunks", "until close"])
+@pytest.mark.parametrize("kind", ["counted", "chunked", "small chunks"])
 def test_ten_megabytes_in_small_pieces_take_time_in_proportion(kind):
     """Not in proportion to its square, which would take a minute."""
     body = b"x" * 10_000_000
@@ -488,12 +469,9 @@ def test_ten_megabytes_in_small_pieces_take_time_in_proportion(kind):
         "small chunks": chunked(
             (b"64\r\n" + b"x" * 100 + b"\r\n") * (len(body) // 100), b"0\r\n\r\n"
         ),
-        "until close": head(RESP2[:-2]) + body,
     }[kind]
     began = time.process_time()
-    answer, _ = read(
-        *(data[at : at + 1400] for at in range(0, len(data), 1400)), ends=kind == "until close"
-    )
+    answer, _ = read(*(data[at : at + 1400] for at in range(0, len(data), 1400)))
     assert answer is not None
     assert answer.body == body
     assert time.process_time() - began < 10
@@ -511,3 +489,18 @@ def test_errors_do_not_repeat_what_came():
         with pytest.raises(UnexpectedAnswer) as raised:
             read(data)
         assert not re.search("s3cret", f"{raised.value!r}")
+
+
+def test_a_body_in_chunks_of_one_byte_takes_memory_in_proportion():
+    """An object for each of them would take forty times as much."""
+    size = 200_000
+    data = chunked(b"1\r\nx\r\n" * size, b"0\r\n\r\n")
+    tracemalloc.start()
+    try:
+        answer, _ = read(*(data[at : at + 65_536] for at in range(0, len(data), 65_536)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert answer is not None
+    assert answer.body == b"x" * size
+    assert peak < 10 * size

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 _EACH_CALL_IN_A_THREAD_THAT_ENDS = """
 import os, threading
-from upstash_middleware.core.effects import Command, Pipeline
+from upstash_middleware.core.flow import Command, Pipeline
 from upstash_middleware.upstash import Client, Credentials
 
 client = Client(Credentials.find(url=None, token=None, redis=None, environ=os.environ), deadline=5)

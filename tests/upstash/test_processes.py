@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.metadata
 import logging
 import os
 import subprocess
 import sys
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import anyio
@@ -17,7 +19,8 @@ import pytest
 from tests.upstash.raw_server import answer, raw_server, silent
 from tests.upstash.support import pipeline
 from upstash_middleware.errors import DeadlineExceeded
-from upstash_middleware.upstash import Answer, AsyncClient, Client, Credentials, transport
+from upstash_middleware.upstash import AsyncClient, Client, Credentials, Response, transport
+from upstash_middleware.upstash.client import open_async_transport
 
 GET = ("GET", "k")
 ONE = answer(b":1\r\n")
@@ -96,6 +99,21 @@ def test_under_trio_calls_go_over_httpx(credentials):
     assert asyncio.run(main()) == [b"x"]
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_client_over_httpx_that_nobody_closes_ends_with_its_event_loop(credentials, backend):
+    """Else each of its sockets would be reported as unclosed."""
+    client = AsyncClient(credentials, deadline=20.0, transport="httpx")
+
+    async def main():
+        return await client.execute(pipeline(("ECHO", b"x")))
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert [anyio.run(main, backend=backend) for _ in range(2)] == [[b"x"]] * 2
+        gc.collect()
+    assert [str(each.message) for each in caught] == []
+
+
 def test_a_cancelled_call_ends_at_once_and_the_client_goes_on(library):
     with raw_server(silent, ONE) as server:
         client = AsyncClient(Credentials(server.url, "token"), transport=library)
@@ -144,7 +162,7 @@ def test_nothing_is_opened_before_the_first_call():
             opened.append(credentials.url)
 
         def send(self, call, seconds):
-            return Answer(200, "application/octet-stream", b":1\r\n")
+            return Response(200, "application/octet-stream", b":1\r\n")
 
         def close(self):
             opened.clear()
@@ -235,13 +253,13 @@ def test_the_version_that_calls_name_is_the_distributions():
     assert importlib.metadata.version("upstash-middleware") == transport.VERSION
 
 
-def test_a_token_that_goes_out_unencrypted_is_said_once(monkeypatch, caplog):
-    monkeypatch.setattr(transport, "_said", set())
+def test_a_token_that_goes_out_unencrypted_is_said_once(caplog):
+    transport.warn_once.cache_clear()
     with caplog.at_level(logging.WARNING, "upstash_middleware"):
         for url in ("https://db.example", "http://localhost:1", "http://db.example") * 2:
-            transport.standing_headers(Credentials(url, "t0ken"))
+            transport.common_headers(Credentials(url, "t0ken"))
     assert [record.message for record in caplog.records] == [
-        "the REST token goes to db.example unencrypted: its URL is http://"
+        "the REST token is sent to db.example unencrypted: its URL is http://"
     ]
 
 
@@ -302,7 +320,7 @@ def test_a_proxy_that_is_for_the_url_has_calls_go_over_httpx(monkeypatch, variab
     for name, text in variables.items():
         monkeypatch.setenv(name, text)
     credentials = Credentials("https://db.upstash.io", "token")
-    opened = transport.open_async_transport(credentials, None)
-    assert type(opened).__module__.rpartition("_")[2] == library
-    by_name = transport.open_async_transport(credentials, "sockets")
-    assert type(by_name).__module__.rpartition("_")[2] == "sockets"
+    opened = open_async_transport(credentials, None)
+    assert library in type(opened).__module__.rpartition(".")[2]
+    by_name = open_async_transport(credentials, "sockets")
+    assert type(by_name).__module__.endswith(".sockets")

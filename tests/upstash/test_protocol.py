@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from upstash_middleware.errors import CommandError, Refused, UnexpectedAnswer, UpstashError
-from upstash_middleware.upstash.protocol import Answer, decode, encode
-from upstash_middleware.upstash.resp2 import MAX_DEPTH, decode_replies
+from upstash_middleware.upstash.protocol import Response, decode, decode_replies, encode
 
 RESP2 = "application/octet-stream"
 JSON = "application/json; charset=utf-8"
@@ -53,6 +52,9 @@ ANY_JSON = st.recursive(
 )
 
 
+RESP2_REQUESTED = ("Upstash-Response-Format", "resp2")
+
+
 class TestCalls:
     """What is sent."""
 
@@ -60,7 +62,7 @@ class TestCalls:
         call = encode([("SET", "ключ", b"v\xc3\xa9", "EX", 60)])
         assert call.path == "/"
         assert json.loads(call.body) == ["SET", "ключ", "vé", "EX", "60"]
-        assert call.headers == (("Content-Type", "application/json"),)
+        assert call.headers == (("Content-Type", "application/json"), RESP2_REQUESTED)
 
     def test_several_are_an_array_of_arrays_posted_to_pipeline(self):
         call = encode([("GET", "a"), ("INCRBY", "b", -(2**63))])
@@ -82,7 +84,7 @@ class TestCalls:
     def test_bytes_that_are_no_text_are_the_body_and_the_rest_is_in_the_url(self, command, path):
         call = encode([command])
         assert (call.path, call.body) == (path, RAW)
-        assert call.headers == (("Content-Type", "application/octet-stream"),)
+        assert call.headers == (("Content-Type", "application/octet-stream"), RESP2_REQUESTED)
 
     @pytest.mark.parametrize(
         "commands",
@@ -121,7 +123,7 @@ class TestResp2:
 
     @given(st.lists(replies, min_size=2, max_size=5))
     def test_what_a_server_encodes_comes_back(self, expected):
-        answer = Answer(200, RESP2, b"".join(map(as_resp2, expected)))
+        answer = Response(200, RESP2, b"".join(map(as_resp2, expected)))
         assert comparable(decode(answer, len(expected), "")) == comparable(expected)
 
     @given(replies)
@@ -133,7 +135,7 @@ class TestResp2:
 
     @given(replies, st.binary(min_size=1))
     def test_what_is_left_over_is_refused(self, reply, rest):
-        answer = Answer(200, RESP2, as_resp2(reply) + rest)
+        answer = Response(200, RESP2, as_resp2(reply) + rest)
         with pytest.raises(UnexpectedAnswer):
             decode(answer, 1, "")
 
@@ -166,17 +168,23 @@ class TestResp2:
         with pytest.raises(ValueError, match=r"\w"):
             decode_replies(data)
 
-    def test_depth_is_bounded(self):
-        nested = b"*1\r\n" * MAX_DEPTH + b":1\r\n"
-        assert decode_replies(nested)
-        with pytest.raises(ValueError, match="deeper"):
-            decode_replies(b"*1\r\n" + nested)
+    def test_arrays_that_nest_without_end_are_refused(self):
+        assert decode_replies(b"*1\r\n" * 8 + b":1\r\n")
+        with pytest.raises(ValueError, match="nesting"):
+            decode_replies(b"*1\r\n" * 50_000 + b":1\r\n")
+
+    @pytest.mark.parametrize(
+        "data", [b"*2500000\r\n", b"*60000\r\n" + b":1\r\n" * 60_000 + b"*60000\r\n"]
+    )
+    def test_arrays_beyond_all_bounds_are_refused_before_they_are_read(self, data):
+        with pytest.raises(ValueError, match="more than 100000 members"):
+            decode_replies(data)
 
     def test_a_pipelines_replies_may_come_in_one_array(self):
-        assert decode(Answer(200, RESP2, b"*2\r\n:1\r\n$1\r\na\r\n"), 2, "") == [1, b"a"]
+        assert decode(Response(200, RESP2, b"*2\r\n:1\r\n$1\r\na\r\n"), 2, "") == [1, b"a"]
 
     def test_one_commands_array_stays_an_array(self):
-        assert decode(Answer(200, RESP2, b"*1\r\n:1\r\n"), 1, "") == [[1]]
+        assert decode(Response(200, RESP2, b"*1\r\n:1\r\n"), 1, "") == [[1]]
 
 
 class TestJson:
@@ -184,15 +192,15 @@ class TestJson:
 
     def test_one_result(self):
         body = '{"result":["é",1,null,["OK"]]}'.encode()
-        assert decode(Answer(200, JSON, body), 1, "") == [["é".encode(), 1, None, [b"OK"]]]
+        assert decode(Response(200, JSON, body), 1, "") == [["é".encode(), 1, None, [b"OK"]]]
 
     def test_a_pipelines_results_with_a_failed_member(self):
-        first, second = decode(Answer(200, JSON, b'[{"result":"OK"},{"error":"ERR x"}]'), 2, "")
+        first, second = decode(Response(200, JSON, b'[{"result":"OK"},{"error":"ERR x"}]'), 2, "")
         assert first == b"OK"
         assert isinstance(second, CommandError)
 
     def test_a_string_that_looks_like_base64_is_itself(self):
-        assert decode(Answer(200, JSON, b'{"result":"T0s="}'), 1, "") == [b"T0s="]
+        assert decode(Response(200, JSON, b'{"result":"T0s="}'), 1, "") == [b"T0s="]
 
     @pytest.mark.parametrize(
         "body",
@@ -216,7 +224,7 @@ class TestJson:
     )
     def test_other_json_is_an_unexpected_answer(self, body):
         with pytest.raises(UnexpectedAnswer):
-            decode(Answer(200, JSON, body), 1, "")
+            decode(Response(200, JSON, body), 1, "")
 
 
 class TestAnswersAsAWhole:
@@ -225,24 +233,24 @@ class TestAnswersAsAWhole:
     @pytest.mark.parametrize(("replies", "expected"), [(b":1\r\n", 2), (b":1\r\n:2\r\n", 1)])
     def test_another_number_of_replies_is_an_unexpected_answer(self, replies, expected):
         with pytest.raises(UnexpectedAnswer, match="replies to"):
-            decode(Answer(200, RESP2, replies), expected, "")
+            decode(Response(200, RESP2, replies), expected, "")
 
     @pytest.mark.parametrize("kind", ["text/html", "", "text/plain", "application/jsonp"])
     def test_another_content_type_is_an_unexpected_answer(self, kind):
         with pytest.raises(UnexpectedAnswer, match="content type"):
-            decode(Answer(200, kind, b":1\r\n"), 1, "")
+            decode(Response(200, kind, b":1\r\n"), 1, "")
 
     @pytest.mark.parametrize("status", [201, 302, 404, 405, 413, 429, 500, 502, 503])
     def test_another_status_is_an_unexpected_answer_that_names_it(self, status):
         with pytest.raises(UnexpectedAnswer, match=str(status)):
-            decode(Answer(status, JSON, b'{"result":1}'), 1, "")
+            decode(Response(status, JSON, b'{"result":1}'), 1, "")
 
     def test_one_error_for_a_pipeline_is_no_members_error(self):
         said = b'{"error":"ERR failed to parse pipeline request"}'
         with pytest.raises(UnexpectedAnswer, match="failed to parse"):
-            decode(Answer(400, JSON, said), 2, "")
+            decode(Response(400, JSON, said), 2, "")
         with pytest.raises(UnexpectedAnswer, match="failed to parse"):
-            decode(Answer(400, RESP2, b"-ERR failed to parse pipeline request\r\n"), 2, "")
+            decode(Response(400, RESP2, b"-ERR failed to parse pipeline request\r\n"), 2, "")
 
     @pytest.mark.parametrize(
         "text",
@@ -258,14 +266,14 @@ class TestAnswersAsAWhole:
     @pytest.mark.parametrize("expected", [1, 2])
     def test_token_and_plan_refuse_the_whole(self, text, expected):
         for answer in (
-            Answer(400, JSON, json.dumps({"error": text}).encode()),
-            Answer(400, RESP2, f"-{text}\r\n".encode()),
+            Response(400, JSON, json.dumps({"error": text}).encode()),
+            Response(400, RESP2, f"-{text}\r\n".encode()),
         ):
             with pytest.raises(Refused, match=text[:20]):
                 decode(answer, expected, "")
 
     def test_a_members_refusal_is_that_members_error(self):
-        first, second = decode(Answer(200, RESP2, b":1\r\n-NOPERM no\r\n"), 2, "")
+        first, second = decode(Response(200, RESP2, b":1\r\n-NOPERM no\r\n"), 2, "")
         assert first == 1
         assert isinstance(second, CommandError)
 
@@ -278,7 +286,7 @@ class TestAnswersAsAWhole:
     def test_any_answer_is_replies_or_an_error_of_ours(self, status, kind, body, expected):
         error = None
         try:
-            assert len(decode(Answer(status, kind, body), expected, "token")) == expected
+            assert len(decode(Response(status, kind, body), expected, "token")) == expected
         except UpstashError as raised:
             error = raised
         assert error is None or (len(str(error)) < 600 and "\n" not in str(error))
@@ -288,18 +296,20 @@ class TestAnswersAsAWhole:
         """Of any shape, and with strings that are base64 or are not."""
         for status in (200, 400):
             with suppress(UpstashError):
-                found = decode(Answer(status, JSON, json.dumps(value).encode()), expected, "token")
+                found = decode(
+                    Response(status, JSON, json.dumps(value).encode()), expected, "token"
+                )
                 assert len(found) == expected
 
     @given(st.integers(0, 400), st.sampled_from([200, 400, 401, 500]))
     def test_the_token_is_never_shown(self, before, status):
         body = b"x" * before + b"s3cret-token" * 200 + b"y" * 400
         with pytest.raises(UpstashError) as raised:
-            decode(Answer(status, "text/plain", body), 1, "s3cret-token")
+            decode(Response(status, "text/plain", body), 1, "s3cret-token")
         assert "s3cret" not in str(raised.value)
 
     @pytest.mark.parametrize("kind", [RESP2, JSON])
     def test_what_users_stored_is_not_shown_when_an_answer_is_cut_short(self, kind):
         with pytest.raises(UnexpectedAnswer, match="it has 27 bytes") as raised:
-            decode(Answer(200, kind, b"$400\r\nsomebody's private pa"), 1, "")
+            decode(Response(200, kind, b"$400\r\nsomebody's private pa"), 1, "")
         assert "private" not in str(raised.value)

@@ -33,20 +33,24 @@ from upstash_middleware.errors import (
     UnexpectedAnswer,
     UpstashError,
 )
-from upstash_middleware.upstash import Answer, Credentials, addresses, connections, over_sockets
-from upstash_middleware.upstash.addresses import Lookup, addresses_in, interleaved
-from upstash_middleware.upstash.over_sockets import AsyncSocketsTransport
-from upstash_middleware.upstash.over_sockets_threads import SocketsTransport
+from upstash_middleware.upstash import Credentials, Response, sockets
 from upstash_middleware.upstash.protocol import Call
+from upstash_middleware.upstash.sockets import (
+    AsyncSocketsTransport,
+    Lookup,
+    SocketsTransport,
+    addresses_in,
+    interleaved,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    Send = Callable[..., Answer]
+    Send = Callable[..., Response]
 
 CALL = Call("/", (), b'["GET","k"]')
 KIND = "application/octet-stream"
-ONE = Answer(200, KIND, b":1\r\n")
+ONE = Response(200, KIND, b":1\r\n")
 A_ONE = answer(b":1\r\n")
 
 
@@ -94,7 +98,7 @@ def test_calls_and_answers_of_any_size_arrive_whole(to, size):
     body = os.urandom(size)
     with listening(echo) as port, to(f"http://127.0.0.1:{port}") as send:
         for _ in range(2):
-            assert send(Call("/", (), body)) == Answer(200, KIND, body)
+            assert send(Call("/", (), body)) == Response(200, KIND, body)
 
 
 def test_an_answer_may_come_in_chunks_and_after_interim_ones(to):
@@ -108,16 +112,6 @@ def test_an_answer_may_come_in_chunks_and_after_interim_ones(to):
     with raw_server(behave) as server, to(server.url) as send:
         assert [send(), send()] == [ONE, ONE]
         assert server.connections == 1
-
-
-def test_an_answer_may_end_with_its_connection(to):
-    async def behave(connection: Connection) -> None:
-        await connection.write(b"HTTP/1.0 200 OK\r\nContent-Type: " + KIND.encode() + b"\r\n\r\n:1")
-        await connection.write(b"\r\n")
-        connection.close()
-
-    with raw_server(behave) as server, to(server.url) as send:
-        assert [send(), send()] == [ONE, ONE]
 
 
 def test_an_ipv6_address_is_one(to):
@@ -214,7 +208,7 @@ def test_a_connection_that_takes_nothing_any_more_was_not_connected(to, monkeypa
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
 
-    monkeypatch.setattr(connections.Connection, "is_usable", lambda self: self.wait(10))
+    monkeypatch.setattr(sockets.Connection, "is_usable", lambda self: self.wait(10))
     with listening(serve) as port, to(f"http://127.0.0.1:{port}") as send:
         assert send() == ONE
         with pytest.raises(NotConnected):
@@ -225,7 +219,7 @@ def test_a_connection_that_takes_nothing_any_more_was_not_connected(to, monkeypa
 def test_a_connection_that_has_idled_too_long_is_not_used_again(to, monkeypatch):
     slept = 0.0
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + slept)
-    monkeypatch.setattr(connections, "time", clock)
+    monkeypatch.setattr(sockets, "time", clock)
     with raw_server(A_ONE) as server, to(server.url) as send:
         for expected, sleep in ((1, 20.0), (1, 20.0), (1, 26.0), (2, 0.0)):
             assert send() == ONE
@@ -240,7 +234,7 @@ def at_once(transport: SocketsTransport, number: int) -> None:
 
 
 def together(number: int) -> Behaviour:
-    """Answer none before so many are there."""
+    """Response none before so many are there."""
     barrier = asyncio.Barrier(number)
 
     async def behave(connection: Connection) -> None:
@@ -260,7 +254,7 @@ def test_as_many_connections_are_opened_as_calls_are_made_at_once():
 
 
 def test_no_more_connections_idle_than_are_allowed(monkeypatch):
-    monkeypatch.setattr(connections, "IDLE_CONNECTIONS", 2)
+    monkeypatch.setattr(sockets, "IDLE_CONNECTIONS", 2)
     with raw_server(together(5)) as server:
         transport = SocketsTransport(credentials(server.url))
         at_once(transport, 5)
@@ -272,7 +266,7 @@ def test_no_more_connections_idle_than_are_allowed(monkeypatch):
 def test_those_that_have_idled_too_long_are_closed_by_whoever_returns_one(monkeypatch):
     slept = 0.0
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + slept)
-    monkeypatch.setattr(connections, "time", clock)
+    monkeypatch.setattr(sockets, "time", clock)
     with raw_server(*[together(3)] * 3, A_ONE) as server:
         transport = SocketsTransport(credentials(server.url))
         at_once(transport, 3)
@@ -280,7 +274,7 @@ def test_those_that_have_idled_too_long_are_closed_by_whoever_returns_one(monkey
         transport.send(CALL, 10.0)
         slept = 26.0
         transport.send(CALL, 10.0)
-        assert len(transport._idle._connections) == 1
+        assert len(transport._pool._idle) == 1
         assert server.connections == 3
         transport.close()
 
@@ -322,11 +316,11 @@ def test_a_transport_that_nobody_closes_leaves_no_socket_behind_and_nothing_is_s
     with raw_server(A_ONE) as server:
         transport: Any = SocketsTransport(credentials(server.url))
         assert transport.send(CALL, 10.0) == ONE
-        (connection,) = transport._idle._connections
+        (connection,) = transport._pool._idle
         number = connection.sock.fileno()
         if cycle:
             transport.itself = connection.sock
-            transport._idle.whole = transport
+            transport._pool.whole = transport
         del transport, connection
         gc.collect()
         with pytest.raises(OSError, match="Bad file descriptor"):
@@ -334,7 +328,7 @@ def test_a_transport_that_nobody_closes_leaves_no_socket_behind_and_nothing_is_s
 
 
 def test_of_a_socket_that_was_forgotten_in_use_it_is_said():
-    sock = connections.socket_for((socket.AF_INET, None))
+    sock = sockets.socket_for((socket.AF_INET, None))
     with pytest.warns(ResourceWarning, match="unclosed"):
         sock.__del__()
     assert sock.fileno() == -1
@@ -362,10 +356,80 @@ def test_where_there_is_no_poll_select_does_it(to, monkeypatch):
 def test_event_loops_in_turn_use_the_same_connection(run):
     with raw_server(A_ONE) as server:
         transport = AsyncSocketsTransport(credentials(server.url))
-        for _ in range(3):
+        for _ in range(100):
             assert run(transport.send(CALL, 10.0)) == ONE
         assert server.connections == 1
         run(transport.aclose())
+
+
+def test_an_event_loop_that_pauses_lends_its_connection(run):
+    """As with ``run_until_complete``, between two runs."""
+    with raw_server(A_ONE) as server:
+        transport = AsyncSocketsTransport(credentials(server.url))
+        paused = (asyncio if run is asyncio.run else uvloop).new_event_loop()
+        for _ in range(3):
+            assert paused.run_until_complete(transport.send(CALL, 10.0)) == ONE
+            assert run(transport.send(CALL, 10.0)) == ONE
+        assert server.connections == 1
+        paused.run_until_complete(transport.aclose())
+        paused.close()
+
+
+def test_a_connection_of_a_running_event_loop_is_not_taken_by_another(run):
+    with raw_server(A_ONE) as server:
+        transport = AsyncSocketsTransport(credentials(server.url))
+
+        async def main() -> None:
+            assert await transport.send(CALL, 10.0) == ONE
+            other = asyncio.to_thread(run, transport.send(CALL, 10.0))
+            assert await other == ONE
+            assert server.connections == 2
+            assert await transport.send(CALL, 10.0) == ONE
+            assert server.connections == 2
+            await transport.aclose()
+
+        run(main())
+
+
+def test_a_connection_that_ended_while_its_process_was_frozen_costs_no_call(run):
+    """Its end and the next call are noticed in the same turn of the event loop."""
+    closed = threading.Event()
+
+    async def answers_and_closes(connection: Connection) -> None:
+        await A_ONE(connection)
+        await asyncio.sleep(0.02)
+        connection.close()
+        closed.set()
+
+    async def main(url: str) -> None:
+        transport = AsyncSocketsTransport(credentials(url))
+        for _ in range(3):
+            assert await transport.send(CALL, 10.0) == ONE
+            closed.wait(10)  # blocks the event loop, as a freeze does
+            closed.clear()
+            time.sleep(0.05)  # noqa: ASYNC251
+        await transport.aclose()
+
+    with raw_server(answers_and_closes) as server:
+        run(main(server.url))
+        assert len(server.requests) == 3
+
+
+def test_a_transport_that_is_forgotten_on_a_running_event_loop_leaves_nothing_behind(run):
+    async def main(url: str) -> None:
+        for _ in range(20):
+            transport = AsyncSocketsTransport(credentials(url))
+            assert await transport.send(CALL, 10.0) == ONE
+            del transport
+            gc.collect()
+            # A socket with the number of the one before can be watched.
+            near, far = socket.socketpair()
+            with near, far:
+                asyncio.get_running_loop().add_reader(near, int)
+                asyncio.get_running_loop().remove_reader(near)
+
+    with raw_server(A_ONE) as server:
+        run(main(server.url))
 
 
 def test_event_loops_at_once_share_a_transport(run):
@@ -385,7 +449,7 @@ def test_event_loops_at_once_share_a_transport(run):
 
 
 def test_on_windows_a_connection_stays_with_its_event_loop(monkeypatch):
-    monkeypatch.setattr(over_sockets, "_PROACTOR", asyncio.SelectorEventLoop)
+    monkeypatch.setattr(sockets, "_PROACTOR", asyncio.SelectorEventLoop.__name__)
     with raw_server(A_ONE) as server:
         transport = AsyncSocketsTransport(credentials(server.url))
 
@@ -397,7 +461,6 @@ def test_on_windows_a_connection_stays_with_its_event_loop(monkeypatch):
             transport_of = asyncio.Runner(loop_factory=asyncio.SelectorEventLoop)
             with transport_of as runner:
                 runner.run(twice())
-                assert len(transport._of_loops) == 1
             gc.collect()
         assert server.connections >= 3
 
@@ -530,7 +593,7 @@ def test_calls_that_meet_during_a_lookup_share_it(hanging):
 
 
 def test_a_lookup_that_has_hung_for_a_while_is_not_waited_for_by_others(hanging, monkeypatch):
-    monkeypatch.setattr(addresses, "_SHARED_SECONDS", 0.05)
+    monkeypatch.setattr(sockets, "_SHARED_SECONDS", 0.05)
     transport = SocketsTransport(credentials("http://db.example"))
     for _ in range(2):
         with pytest.raises(DeadlineExceeded):
@@ -657,9 +720,41 @@ client.close()
 """
 
 
-def forking(url: str, **environment: str) -> None:
+FORKING_ON_A_LOOP = """
+import asyncio, os, sys
+from upstash_middleware.upstash import AsyncClient, Credentials
+from tests.upstash.support import pipeline
+
+client = AsyncClient(Credentials(sys.argv[1], "token"), deadline=20.0)
+
+async def call():
+    assert await client.execute(pipeline(("GET", "k"))) == [1]
+
+async def main():
+    await call()
+    child = os.fork()
+    if child == 0:
+        return child
+    await call()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    for _ in range(3):
+        await call()
+        await asyncio.sleep(0.01)
+    await client.aclose()
+    return child
+
+with asyncio.Runner() as runner:
+    child = runner.run(main())
+if child == 0:
+    asyncio.run(call())
+    asyncio.run(client.aclose())
+    sys.exit(7)
+"""
+
+
+def forking(url: str, program: str = FORKING, **environment: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", FORKING, url],
+        [sys.executable, "-W", "error", "-c", program, url],
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -675,6 +770,14 @@ def test_a_forked_child_has_a_connection_of_its_own_and_leaves_its_parents_open(
         forking(server.url)
         assert server.connections == 2
         assert len(server.requests) == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_forked_on_an_event_loop_leaves_its_parents_connection_alone():
+    with raw_server(A_ONE) as server:
+        forking(server.url, FORKING_ON_A_LOOP)
+        assert server.connections == 2
+        assert len(server.requests) == 6
 
 
 # Errors

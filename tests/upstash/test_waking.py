@@ -10,8 +10,8 @@ import pytest
 
 from tests.upstash.raw_server import Behaviour, Connection, answer, raw_server
 from tests.upstash.support import executing, pipeline
-from upstash_middleware.upstash import AsyncClient, Client, Credentials, waking
-from upstash_middleware.upstash.protocol import Answer
+from upstash_middleware.upstash import AsyncClient, Client, Credentials, process
+from upstash_middleware.upstash.protocol import Response
 
 ONE = answer(b":1\r\n")
 
@@ -32,7 +32,7 @@ class Clocks:
 @pytest.fixture
 def clocks(monkeypatch):
     clocks = Clocks()
-    monkeypatch.setattr(waking, "time", clocks)
+    monkeypatch.setattr(process, "time", clocks)
     return clocks
 
 
@@ -48,7 +48,7 @@ def talk(request, library):
 
 
 def once() -> Behaviour:
-    """Answer the first request of the server's life on this connection, and no other there."""
+    """Response the first request of the server's life on this connection, and no other there."""
     known: list[object] = []
 
     async def behave(connection: Connection) -> None:
@@ -82,10 +82,10 @@ def test_clocks_that_are_corrected_a_little_or_set_back_cost_no_connection(talk,
 
 
 def test_of_several_that_ask_one_is_told(clocks):
-    asked = waking.Waking()
-    assert not asked.has_slept()
+    asked = process.SuspendDetector()
+    assert not asked.was_suspended()
     clocks.slept += 60
-    assert [asked.has_slept() for _ in range(3)] == [True, False, False]
+    assert [asked.was_suspended() for _ in range(3)] == [True, False, False]
 
 
 def test_calls_in_flight_when_another_wakes_come_to_their_end(library, clocks):
@@ -122,7 +122,7 @@ def test_a_client_keeps_one_retired_transport_at_most_and_closes_all(clocks):
         )
 
     def waking_answer():
-        return Answer(200, "application/octet-stream", b":1\r\n")
+        return Response(200, "application/octet-stream", b":1\r\n")
 
     client = Client(Credentials("https://a.example", "t"), transport=transport)
     for _ in range(4):

@@ -1,4 +1,4 @@
-"""A gateway for threads over fake halves, and a server that calls an application as PEP 3333 says.
+"""A runtime for threads over fake halves, and a server that calls an application as PEP 3333 says.
 
 The engine is the real one; nothing here speaks to Upstash.
 """
@@ -12,49 +12,46 @@ from wsgiref.validate import validator
 
 from upstash_middleware.core.engine import Engine, Exchange
 from upstash_middleware.drivers import run
-from upstash_middleware.gateway import Gateway, Halves
-from upstash_middleware.wsgi.middleware import Middleware
+from upstash_middleware.runtime import Features, Runtime
+from upstash_middleware.wsgi import Middleware
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
     from tests.asgi.fakes import FakeHalf
-    from upstash_middleware.core.effects import Pipeline, Reply
-    from upstash_middleware.messages import Request
+    from upstash_middleware.core.flow import Flow, Pipeline, Reply
+    from upstash_middleware.messages import HTTPRequest
 
 Fields = list[tuple[str, str]]
 TEXT: Fields = [("Content-Type", "text/plain")]
 
 
-class FakeGateway:
-    """A gateway over one fake half."""
+class FakeRuntime:
+    """A runtime over one fake half."""
 
     finishes_first = False
 
     def __init__(
-        self, half: FakeHalf, *, enabled: bool = True, halves: Halves = Halves.BOTH
+        self, half: FakeHalf, *, enabled: bool = True, features: Features = Features.BOTH
     ) -> None:
         self.enabled = enabled
-        self.halves = halves
+        self.features = features
         self.engine = Engine([half], observe=_unexpected)
-        self.inners: list[FakeGateway | None] = []
+        self.inners: list[FakeRuntime | None] = []
         self.observed: list[object] = []
 
     def observe(self, event: object) -> None:
         self.observed.append(event)
 
-    def begin(self, request: Request, inner: FakeGateway | None = None) -> Exchange:
+    def begin(self, request: HTTPRequest, inner: FakeRuntime | None = None) -> Exchange:
         self.inners.append(inner)
         return run(self.engine.begin(request, inner.engine if inner else None), self)
 
     def finish(self, exchange: Exchange, *, complete: bool) -> None:
-        flow = exchange.finish(complete=complete)
-        if flow is not None:
-            run(flow, self)
+        self.perform(exchange.finish(complete=complete))
 
-    def renew(self, exchange: Exchange) -> None:
-        flow = exchange.renewal()
+    def perform(self, flow: Flow[None] | None) -> None:
         if flow is not None:
             run(flow, self)
 
@@ -63,10 +60,14 @@ class FakeGateway:
 
 
 def around(
-    app: WSGIApplication, half: FakeHalf, halves: Halves = Halves.BOTH, *, enabled: bool = True
+    app: WSGIApplication,
+    half: FakeHalf,
+    features: Features = Features.BOTH,
+    *,
+    enabled: bool = True,
 ) -> Middleware:
-    """Put the middleware around an application, with a fake gateway behind it."""
-    return Middleware(app, cast("Gateway", FakeGateway(half, enabled=enabled, halves=halves)))
+    """Put the middleware around an application, with a fake runtime behind it."""
+    return Middleware(app, cast("Runtime", FakeRuntime(half, enabled=enabled, features=features)))
 
 
 def checked(app: WSGIApplication, half: FakeHalf) -> WSGIApplication:

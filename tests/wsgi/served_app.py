@@ -64,12 +64,16 @@ _PAGES: dict[str, Callable[[], Iterable[bytes]]] = {
 def pages(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """Answer the page at the path."""
     start_response("200 OK", [("Content-Type", "text/plain")])
-    return _PAGES[environ["PATH_INFO"]]()
+    return _PAGES.get(environ["PATH_INFO"], lambda: [b"page\n"])()
 
 
 app = UpstashMiddleware(
     pages,
     rate_limits=[RateLimitRule("/limited", "10/hour")],
     default_limit=None,
-    cache=[CacheRule("/stream", ttl=60), CacheRule("/closing-late", ttl=60)],
+    cache=[
+        CacheRule("/stream", ttl=60),
+        CacheRule("/closing-late", ttl=60),
+        CacheRule("/products/{id}", ttl=60, tags=("product:{id}",)),
+    ],
 )

@@ -21,8 +21,8 @@ DEADLINE = 2.0
 
 WORKER = """
 import sys
-from upstash_middleware.upstash import transport
-transport._chosen = lambda *_: sys.argv[1]
+from upstash_middleware.upstash import client
+client._chosen = lambda *_: sys.argv[1]
 from wsgiref.util import setup_testing_defaults
 from upstash_middleware.wsgi import RateLimitMiddleware
 

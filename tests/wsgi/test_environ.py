@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.wsgi.fakes import environ_of
-from upstash_middleware.messages import Headers, Request
-from upstash_middleware.wsgi.environ import fields_of, forwarded, head_of, request_of, status_line
+from upstash_middleware.messages import HTTPRequest
+from upstash_middleware.wsgi import SwappedFields, fields_of, head_of, request_of, status_line
 
 
 def test_a_request_is_told_whole():
@@ -29,8 +29,22 @@ def test_a_method_in_lower_case_meets_the_same_rules():
     assert request_of(environ_of("post")).method == "POST"
 
 
-def test_mount_points_belong_to_the_path():
-    assert request_of(environ_of(path="/tea", SCRIPT_NAME="/shop")).path == "/shop/tea"
+def test_the_path_is_path_info_and_the_url_has_the_prefix_too():
+    """PEP 3333, URL Reconstruction."""
+    request = request_of(environ_of(path="/tea", SCRIPT_NAME="/shop"))
+    assert (request.path, request.root_path) == ("/tea", "/shop")
+    assert request.raw_path == "/shop/tea"
+
+
+@pytest.mark.parametrize("sent", ["/shop/a%2Fb", "/a%2Fb"])
+def test_the_prefix_is_in_the_url_whether_or_not_a_proxy_has_removed_it(sent: str):
+    request = request_of(environ_of(path="/a/b", SCRIPT_NAME="/shop", RAW_URI=sent))
+    assert (request.path, request.raw_path) == ("/a/b", "/shop/a%2Fb")
+
+
+@pytest.mark.parametrize("path", ["//tea", "///tea", "/tea"])
+def test_the_path_begins_with_one_slash_as_werkzeug_routes_on_it(path: str):
+    assert request_of(environ_of(path=path)).path == "/tea"
 
 
 def test_a_path_is_decoded_from_the_bytes_that_pep_3333_hides_in_latin_1():
@@ -46,19 +60,27 @@ def test_two_paths_that_are_not_utf_8_stay_two():
 
 
 @pytest.mark.parametrize("variable", ["RAW_URI", "REQUEST_URI"])
-@pytest.mark.parametrize(
-    "sent", ["/a%2Fb", "/a%2Fb?q=1", "http://shop.example/a%2Fb", "http://shop.example/a%2Fb?q=/x"]
-)
+@pytest.mark.parametrize("sent", ["/a%2Fb", "/a%2Fb?q=1"])
 def test_the_path_is_known_as_it_was_sent(variable: str, sent: str):
-    """RFC 9112 §3.2: origin-form and absolute-form; an encoded slash is not a slash."""
+    """RFC 9112 §3.2.1; an encoded slash is not a slash."""
     request = request_of(environ_of(path="/a/b", **{variable: sent}))
     assert request.path == "/a/b"
     assert request.raw_path == "/a%2Fb"
 
 
+@pytest.mark.parametrize("variable", ["RAW_URI", "REQUEST_URI"])
+@pytest.mark.parametrize("sent", ["http://evil.example/a", '/a#"><x', '/a?q#"><x'])
+def test_a_target_with_an_authority_or_a_fragment_is_a_url_of_its_own(variable: str, sent: str):
+    """An application that shows it would have others get it from the cache (RFC 9112 §3.2.2)."""
+    request = request_of(environ_of(path="/a", **{variable: sent}))
+    assert request.path == "/a"
+    assert request.raw_path not in {"/a", request_of(environ_of(path="/a")).raw_path}
+
+
 def test_a_path_that_begins_with_two_slashes_names_no_host():
     request = request_of(environ_of(path="//other.example/a", RAW_URI="//other.example/a"))
-    assert request.path == request.raw_path == "//other.example/a"
+    assert request.path == "/other.example/a"
+    assert request.raw_path == "//other.example/a"
 
 
 @pytest.mark.parametrize(
@@ -82,7 +104,7 @@ def test_a_path_has_one_spelling_whether_the_server_tells_it_or_not():
     path = "/a:b@c/d+e,f;g=h!$&'()*~"
     told = request_of(environ_of(path=path, RAW_URI=path))
     assert told.raw_path == request_of(environ_of(path=path)).raw_path == path
-    assert Request("GET", path).raw_path == path
+    assert HTTPRequest("GET", path).raw_path == path
 
 
 @pytest.mark.parametrize(
@@ -129,24 +151,24 @@ def test_only_the_fields_that_changed_are_translated_back():
     environ = environ_of(HTTP_COOKIE="a=1", HTTP_RANGE="bytes=0-1", HTTP_X_KEPT="é")
     was = request_of(environ).headers
     now = was.without("cookie", "range").setting("if-none-match", '"7"')
-    shown = forwarded(environ, was, now)
-    assert shown["HTTP_IF_NONE_MATCH"] == '"7"'
-    assert shown["HTTP_X_KEPT"] == "é"
-    assert "HTTP_COOKIE" not in shown
-    assert "HTTP_RANGE" not in shown
-    assert environ["HTTP_COOKIE"] == "a=1", "layers outside still see the client's request"
+    swapping = SwappedFields(environ, was, now)
+    client = dict(environ)
+    with swapping:
+        assert environ["HTTP_IF_NONE_MATCH"] == '"7"'
+        assert environ["HTTP_X_KEPT"] == "é"
+        assert not {"HTTP_COOKIE", "HTTP_RANGE"} & set(environ)
+        with swapping:
+            assert environ == client, "code outside, called from within"
+        assert environ["HTTP_IF_NONE_MATCH"] == '"7"'
+    assert environ == client, "code outside sees the client's request"
 
 
 def test_a_content_type_that_changed_goes_back_to_its_own_key():
     environ = environ_of(CONTENT_TYPE="text/plain")
     was = request_of(environ).headers
-    assert forwarded(environ, was, was.without("content-type")).get("CONTENT_TYPE") is None
-
-
-def test_an_environ_of_which_nothing_changed_is_the_same_object():
-    environ = environ_of(HTTP_X_A="1")
-    was = request_of(environ).headers
-    assert forwarded(environ, was, Headers(was.raw)) is environ
+    with SwappedFields(environ, was, was.without("content-type")):
+        assert "CONTENT_TYPE" not in environ
+    assert environ["CONTENT_TYPE"] == "text/plain"
 
 
 def test_a_head_keeps_order_repetition_and_spelling():

@@ -1,4 +1,4 @@
-"""Where the gateway finishes first, all is done before the client has the last byte."""
+"""Where the runtime finishes first, all is done before the client has the last byte."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from tests.asgi.fakes import FakeHalf, whole
-from tests.wsgi.fakes import TEXT, FakeGateway, Server, environ_of, replying
+from tests.wsgi.fakes import TEXT, FakeRuntime, Server, environ_of, replying
 from upstash_middleware.events import UserCodeFailed
-from upstash_middleware.wsgi.middleware import Middleware
+from upstash_middleware.wsgi import Middleware
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from upstash_middleware.gateway import Gateway
+    from upstash_middleware.runtime import Runtime
 
 
 class Closing:
@@ -33,10 +33,10 @@ class Closing:
         self.settled_before.append(self._half.settled)
 
 
-def around(app: WSGIApplication, half: FakeHalf) -> tuple[Middleware, FakeGateway]:
-    gateway = FakeGateway(half)
-    gateway.finishes_first = True
-    return Middleware(app, cast("Gateway", gateway)), gateway
+def around(app: WSGIApplication, half: FakeHalf) -> tuple[Middleware, FakeRuntime]:
+    runtime = FakeRuntime(half)
+    runtime.finishes_first = True
+    return Middleware(app, cast("Runtime", runtime)), runtime
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["with Content-Length", "without"])
@@ -50,7 +50,7 @@ def test_the_exchange_is_finished_before_the_end(told):
         return iterable
 
     server = Server()
-    server.call(around(app, half)[0])
+    server.call(around(app, half)[0], environ_of("POST"))
     assert server.take() == b"one "
     assert half.settled == 0
     assert server.take() == b"two"
@@ -124,12 +124,12 @@ def test_a_response_may_stand_in_for_one_that_was_not_begun(lazily):
         yield from raising(environ, start)
 
     half, server = FakeHalf(stands_in=whole(200, b"stale")), Server()
-    app, gateway = around(raising_lazily if lazily else raising, half)
+    app, runtime = around(raising_lazily if lazily else raising, half)
     server.call(app)
     assert server.take() == b"stale"
     server.close()
     assert (server.status, half.finished) == ("200 OK", [True])
-    (event,) = gateway.observed
+    (event,) = runtime.observed
     assert isinstance(event, UserCodeFailed)
     assert str(event.error) == "the database is away"
 
@@ -139,8 +139,8 @@ def test_without_a_stand_in_the_exception_passes():
         raise OSError("the database is away")
 
     half = FakeHalf()
-    app, gateway = around(raising, half)
+    app, runtime = around(raising, half)
     with pytest.raises(OSError, match="away"):
         Server().call(app)
     assert half.finished == [False]
-    assert not gateway.observed
+    assert not runtime.observed

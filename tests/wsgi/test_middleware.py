@@ -9,16 +9,16 @@ import pytest
 from tests.asgi.fakes import FakeHalf, whole
 from tests.wsgi.fakes import TEXT, around, environ_of, replying, served
 from upstash_middleware.errors import ConfigurationError
-from upstash_middleware.gateway import Halves
-from upstash_middleware.messages import Request
+from upstash_middleware.messages import HTTPRequest
+from upstash_middleware.runtime import Features
 from upstash_middleware.wsgi import CacheMiddleware, RateLimitMiddleware, UpstashMiddleware
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from tests.wsgi.fakes import FakeGateway
-    from upstash_middleware.wsgi.middleware import Middleware
+    from tests.wsgi.fakes import FakeRuntime
+    from upstash_middleware.wsgi import Middleware
 
 
 def looking(seen: dict[str, Any]) -> WSGIApplication:
@@ -48,28 +48,28 @@ def test_the_application_reads_the_decision_and_the_cache():
     middleware = around(looking(seen), FakeHalf(decision="decided"))
     served(middleware)
     assert seen["upstash_middleware.rate_limit"] == "decided"
-    assert seen["upstash_middleware.cache"] is middleware.gateway
+    assert seen["upstash_middleware.cache"] is middleware.runtime
 
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_the_application_finds_both_keys_where_nothing_was_decided(enabled: bool):
     seen: dict[str, Any] = {}
     served(around(looking(seen), FakeHalf(), enabled=enabled))
-    assert seen["upstash_middleware.rate_limit"] is None
+    assert seen["upstash_middleware.rate_limit"].settled_by == "unchecked"
     assert "upstash_middleware.cache" in seen
 
 
 def test_a_decision_made_outside_is_not_hidden_by_a_layer_that_decides_nothing():
     seen: dict[str, Any] = {}
-    inside = around(looking(seen), FakeHalf(), Halves.BOTH)
-    served(around(inside, FakeHalf(decision="decided"), Halves.RATE_LIMIT))
+    inside = around(looking(seen), FakeHalf(), Features.BOTH)
+    served(around(inside, FakeHalf(decision="decided"), Features.RATE_LIMIT))
     assert seen["upstash_middleware.rate_limit"] == "decided"
 
 
 def test_a_request_with_a_validator_is_shown_so_to_the_application_alone():
-    def forward(request: Request) -> Request:
+    def forward(request: HTTPRequest) -> HTTPRequest:
         headers = request.headers.setting("if-none-match", '"7"')
-        return Request(request.method, request.path, headers)
+        return HTTPRequest(request.method, request.path, headers)
 
     seen: dict[str, Any] = {}
     environ = environ_of(HTTP_COOKIE="a=1")
@@ -90,21 +90,21 @@ class Pair:
 
     def __init__(self, seen: dict[str, Any], **outer: Any) -> None:
         self.limit, self.cache = FakeHalf(**outer), FakeHalf()
-        self.inside = around(looking(seen), self.cache, Halves.CACHE)
+        self.inside = around(looking(seen), self.cache, Features.CACHE)
 
-    def outside(self, app: WSGIApplication, halves: Halves = Halves.RATE_LIMIT) -> Middleware:
+    def outside(self, app: WSGIApplication, halves: Features = Features.RATE_LIMIT) -> Middleware:
         return around(app, self.limit, halves)
 
     def joined(self, outside: Middleware) -> bool:
         """Whether a request is looked up in the outer one's round trip, and once only."""
         served(outside)
-        gateway, inner = cast("list[FakeGateway]", [outside.gateway, self.inside.gateway])
+        runtime, inner = cast("list[FakeRuntime]", [outside.runtime, self.inside.runtime])
         assert len(self.cache.requests) == 1
         assert self.limit.finished == self.cache.finished == [True]
-        if gateway.inners == [None]:
+        if runtime.inners == [None]:
             assert inner.inners == [None]
             return False
-        assert gateway.inners == [inner]
+        assert runtime.inners == [inner]
         assert inner.inners == [], "it has begun nothing of its own"
         return True
 
@@ -114,7 +114,7 @@ def test_a_limit_directly_outside_a_cache_takes_its_lookup_along():
     pair = Pair(seen, decision="decided")
     assert pair.joined(pair.outside(pair.inside))
     assert seen["upstash_middleware.rate_limit"] == "decided"
-    assert seen["upstash_middleware.cache"] is pair.inside.gateway
+    assert seen["upstash_middleware.cache"] is pair.inside.runtime
     assert "upstash_middleware.handed" not in seen
 
 
@@ -143,8 +143,8 @@ def test_with_a_layer_between_each_goes_by_itself():
     assert not pair.joined(pair.outside(between))
 
 
-@pytest.mark.parametrize("halves", [Halves.BOTH, Halves.CACHE])
-def test_a_cache_outside_a_cache_does_not_ask_on_its_behalf(halves: Halves):
+@pytest.mark.parametrize("halves", [Features.BOTH, Features.CACHE])
+def test_a_cache_outside_a_cache_does_not_ask_on_its_behalf(halves: Features):
     """Its hits answer without the inner one, whose locks would have been taken for nothing."""
     pair = Pair({})
     assert not pair.joined(pair.outside(pair.inside, halves))
@@ -188,17 +188,17 @@ def test_a_denial_finishes_what_it_had_looked_up_inside():
 @pytest.mark.parametrize(
     ("cls", "halves", "arguments"),
     [
-        (UpstashMiddleware, Halves.BOTH, {"default_limit": "5/minute"}),
-        (RateLimitMiddleware, Halves.RATE_LIMIT, {"default_limit": "5/minute"}),
-        (CacheMiddleware, Halves.CACHE, {"cache": [{"path": "/tea", "ttl": 60}]}),
+        (UpstashMiddleware, Features.BOTH, {"default_limit": "5/minute"}),
+        (RateLimitMiddleware, Features.RATE_LIMIT, {"default_limit": "5/minute"}),
+        (CacheMiddleware, Features.CACHE, {"cache": [{"path": "/tea", "ttl": 60}]}),
     ],
 )
 def test_each_class_switches_its_halves_on(
-    cls: Callable[..., Middleware], halves: Halves, arguments: dict[str, Any]
+    cls: Callable[..., Middleware], halves: Features, arguments: dict[str, Any]
 ):
     app = replying(b"x")
     middleware = cls(app, **arguments)
-    assert middleware.gateway.halves is halves
+    assert middleware.runtime.features is halves
     assert middleware.app is app
     with pytest.raises(ConfigurationError, match="dead_line"):
         cls(app, dead_line=1, **arguments)

@@ -321,28 +321,31 @@ def test_the_exchange_is_finished_after_the_application_has_closed():
         async def _settle(self) -> None:
             events.append("finished")
 
-    served(around(closing(Closing(events)), Half()))
+    served(around(closing(Closing(events)), Half()), environ_of("POST"))
     assert events == ["closed", "finished"]
 
 
-def test_nothing_is_finished_before_the_server_closes():
-    """A server sends the end of a chunked body first, so that no client waits for the store."""
-    half = FakeHalf()
-    server = Server()
-    server.call(around(three, half))
-    assert list(server.iterable) == [b"one ", b"two ", b"three"]
-    assert half.finished == []
+def test_a_safe_request_is_finished_first_and_closed_when_the_server_closes():
+    """It invalidates nothing, and what a ``close`` does may take long."""
+    events: list[str] = []
+    half, server = FakeHalf(), Server()
+    server.call(around(closing(Closing(events)), half))
+    assert list(server.iterable) == [b"x"]
+    assert (half.finished, events) == ([True], [])
     server.close()
     server.close()
-    assert half.finished == [True], "once, however often it is closed"
+    assert (half.finished, events) == ([True], ["closed"]), "once, however often it is closed"
 
 
-def test_a_close_that_raises_passes_its_exception_and_nothing_is_complete():
-    half = FakeHalf()
-    app = closing(Closing([], KeyError("its own")))
+@pytest.mark.parametrize(("method", "complete"), [("GET", True), ("POST", False)])
+def test_a_close_that_raises_passes_its_exception_to_the_server_s(method: str, complete: bool):
+    half, server = FakeHalf(), Server()
+    server.call(around(closing(Closing([], KeyError("its own"))), half), environ_of(method))
+    assert list(server.iterable) == [b"x"]
     with pytest.raises(KeyError):
-        served(around(app, half))
-    assert half.finished == [False]
+        server.close()
+    server.close()
+    assert half.finished == [complete]
 
 
 def test_a_server_that_stops_at_the_last_announced_byte_has_given_all():

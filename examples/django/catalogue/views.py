@@ -33,7 +33,8 @@ def index(_: HttpRequest) -> HttpResponse:
 @require_POST
 def generate(request: RateLimitedRequest) -> JsonResponse:
     """Pretend to be the expensive endpoint that the limit is there for."""
-    left = "an unknown number" if request.rate_limit is None else request.rate_limit.remaining
+    remaining = request.rate_limit.remaining
+    left = "an unknown number" if remaining is None else remaining
     return JsonResponse({"text": f"A haiku about tea. You may ask {left} more times for now."})
 
 

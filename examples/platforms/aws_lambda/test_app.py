@@ -114,7 +114,7 @@ def test_what_was_rendered_is_stored_before_the_handler_returns(
 ) -> None:
     first = asked(gateway, front("/page"))
     counted = upstash.bill().requests
-    assert "stored" in first["headers"]["cache-status"]
+    assert "fwd=uri-miss" in first["headers"]["cache-status"]
     assert upstash.bill().by_command["SET"] == 2, "the counter's and the page's"
     elsewhere = started()  # the first may stay frozen for ever
     second = asked(elsewhere, front("/page"))
@@ -131,7 +131,7 @@ def test_what_was_charged_is_settled_before_the_handler_returns(gateway: ModuleT
 
 def test_a_stale_page_is_refreshed_before_the_handler_returns(gateway: ModuleType) -> None:
     asked(gateway, events.http_api("/page"))
-    gateway.app.middleware_stack.app.gateway.purge("/page", soft=True)
+    gateway.app.middleware_stack.app.runtime.purge("/page", soft=True)
     stale = asked(gateway, events.http_api("/page"))
     fresh = asked(started(), events.http_api("/page"))
     assert stale["body"] == "render number 1", "nobody waits for the rendering"
@@ -154,13 +154,13 @@ def test_without_a_lifespan_one_connection_serves_all_events(gateway: ModuleType
     asked(gateway, events.http_api("/limited"))
     middleware = gateway.app.middleware_stack.app
     closed: list[object] = []
-    aclose = middleware.gateway.aclose
+    aclose = middleware.runtime.aclose
 
     async def counted() -> None:
         closed.append(object())
         await aclose()
 
-    middleware.gateway.aclose = counted
+    middleware.runtime.aclose = counted
     asked(gateway, events.http_api("/limited"))
     assert not closed
     with_a_lifespan = gateway.Mangum(gateway.app, lifespan="auto")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from wsgiref.types import WSGIApplication
 
-    from upstash_middleware.asgi.protocol import ASGIApp, Receive, Scope, Send
+    from upstash_middleware.asgi import ASGIApp, Receive, Scope, Send
 
 
 @contextmanager

@@ -1,125 +1,137 @@
-"""What a command is about: settings, and where there is an application, its routes.
+"""What a command works on: settings, and the routes of an application if there is one.
 
 They come from an application by its import path, from a mapping of settings, from a rule file,
-or from the environment alone.
+or from the environment.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec import structs
+
 from upstash_middleware import routes
-from upstash_middleware.cli.importing import imported, look_here
 from upstash_middleware.errors import ConfigurationError
-from upstash_middleware.gateway import Gateway, Halves
+from upstash_middleware.runtime import Features, Runtime
 from upstash_middleware.settings import settings_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from upstash_middleware.events import Event, Observer
+    from upstash_middleware.events import Event
     from upstash_middleware.routes import Route
 
-_FOR_PEOPLE = 10.0
-"""Seconds for a call: who waits at a terminal may be far away from the database."""
+_DEADLINE = 10.0
+"""Seconds for a call: somebody at a terminal may be far away from the database."""
 _DJANGO_SETTINGS = "DJANGO_SETTINGS_MODULE"
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """What was found."""
-
-    name: str
-    """How it is called in answers."""
-    gateways: tuple[Gateway, ...]
-    """One for each middleware, the outermost first; never used for requests."""
-    routes: tuple[Route, ...] | None = None
-    """None where no application tells them."""
-    is_django: bool = False
-    events: list[Event] = field(default_factory=list)
-    """What the gateways tell while they are asked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Where the command line says to look."""
+class Target:
+    """What the command line selects."""
 
     app: str | None = None
     config: str | None = None
     prefix: str | None = None
     application: object = None
-    """What ``flask`` or ``manage.py`` stand for."""
+    """The application of ``flask`` or ``manage.py``."""
 
 
-def find(asked: Asked) -> Subject:
-    """Find it. Raises ConfigurationError."""
-    if asked.app and asked.config:
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The settings and routes that were found."""
+
+    name: str
+    runtimes: tuple[Runtime, ...]
+    """One for each middleware, the outermost first; not used for requests."""
+    routes: tuple[Route, ...] | None = None
+    """None without an application."""
+    is_django: bool = False
+    events: list[Event] = field(default_factory=list)
+    """What the runtimes have emitted."""
+
+
+def find(target: Target) -> Subject:
+    """Find the settings and routes.  Raises ConfigurationError."""
+    if target.app and target.config:
         raise ConfigurationError("give --app or --config, not both: each brings its own settings")
-    subject = _found(asked)
-    gateways = tuple(
-        _for_people(gateway, asked.prefix, subject.events.append) for gateway in subject.gateways
+    if target.config:
+        runtime = Runtime.of({"config": target.config}, Features.BOTH)
+        subject = Subject(target.config, (runtime,))
+    elif target.app:
+        subject = _inspect(_import(target.app), target.app)
+    elif target.application is not None:
+        subject = _inspect(target.application, "the application")
+    elif os.environ.get(_DJANGO_SETTINGS):
+        subject = _find_django()
+    else:
+        runtime = Runtime(settings_from({}, os.environ), Features(0))
+        subject = Subject("the environment", (runtime,))
+    return replace(
+        subject,
+        runtimes=tuple(_adapt(each, target.prefix, subject.events) for each in subject.runtimes),
     )
-    return replace(subject, gateways=gateways)
 
 
-def _found(asked: Asked) -> Subject:
-    if asked.config:
-        return Subject(asked.config, (Gateway.of({"config": asked.config}, Halves.BOTH),))
-    if asked.app:
-        return _recognised(imported(asked.app), asked.app)
-    if asked.application is not None:
-        return _recognised(asked.application, "the application")
-    if os.environ.get(_DJANGO_SETTINGS):
-        return _of_django()
-    return Subject("the environment", (Gateway(settings_from({}, os.environ), Halves(0)),))
-
-
-def _for_people(gateway: Gateway, prefix: str | None, observe: Observer) -> Gateway:
-    settings = replace(
-        gateway.settings,
+def _adapt(runtime: Runtime, prefix: str | None, events: list[Event]) -> Runtime:
+    """The runtime with the command line's deadline, prefix and observer."""
+    settings = structs.replace(
+        runtime.settings,
         enabled=True,
-        deadline=_FOR_PEOPLE,
-        cache_deadline=_FOR_PEOPLE,
+        deadline=_DEADLINE,
+        cache_deadline=_DEADLINE,
         breaker=False,
-        observers=(observe,),
-        prefix=prefix or gateway.settings.prefix,
+        observers=(events.append,),
+        prefix=prefix or runtime.settings.prefix,
     )
-    # Whether stale use refreshes is the adapter's to say, and all of them can.
-    return Gateway(settings, gateway.halves, refreshes=True)
+    # All adapters can refresh stale responses in the background.
+    return Runtime(settings, runtime.features, refreshes=True, selects=runtime.selects)
 
 
-def _of_mapping(mapping: Mapping[str, Any], source: str) -> Subject:
-    return Subject(source, (Gateway.of(mapping, Halves.BOTH, source=source),))
+# The settings and routes of an application.
 
 
-def _recognised(app: object, name: str) -> Subject:
+def _inspect(app: object, name: str) -> Subject:
     if isinstance(app, Mapping):
-        return _of_mapping(app, name)
-    if _is_of(app, "django"):
-        return _of_django()
+        return Subject(name, (Runtime.of(app, Features.BOTH, source=name),))
+    if _is_a(app, "django"):
+        return _find_django()
     layers = list(_layers(app))
-    gateways = [
-        gateway
+    runtimes = [
+        runtime
         for layer in layers
-        if isinstance(gateway := getattr(layer, "gateway", None), Gateway)
+        if isinstance(runtime := getattr(layer, "runtime", None), Runtime)
     ]
     known: tuple[Route, ...] | None = None
-    for layer in layers:
-        if _is_of(layer, "flask", "Flask"):
-            known = routes.of_flask(layer)
-        elif _is_of(layer, "starlette", "Starlette"):
-            gateways += _of_user_middleware(layer)
+    mounted: list[Route] = []
+    for place, layer in enumerate(layers):
+        if _is_a(layer, "flask", "Flask"):
+            known = (*routes.of_flask(layer), *mounted)
+        elif _is_a(layer, "werkzeug", "DispatcherMiddleware"):
+            if any(hasattr(outside, "runtime") for outside in layers[:place]):
+                mounted += _mounted_routes(layer)
+                known = (*(known or ()), *mounted)
+        elif _is_a(layer, "starlette", "Starlette"):
+            app_: Any = layer
+            runtimes += [
+                entry.cls(app_, *entry.args, **entry.kwargs).runtime
+                for entry in app_.user_middleware
+                if hasattr(entry.cls, "features")
+            ]
             known = routes.of_starlette(layer)
-    if not gateways:
+    if not runtimes:
         raise ConfigurationError(
-            f"{name}: no middleware of this package stands on {type(app).__name__} {app!r}; add "
+            f"{name}: {type(app).__name__} {app!r} has no middleware of this package; add "
             "UpstashMiddleware to it, or give a mapping of settings or --config FILE.toml"
         )
-    return Subject(name, tuple(gateways), known)
+    return Subject(name, tuple(runtimes), known)
 
 
 def _layers(app: object) -> Iterator[object]:
@@ -129,54 +141,130 @@ def _layers(app: object) -> Iterator[object]:
     while layer is not None and id(layer) not in seen:
         seen.add(id(layer))
         yield layer
-        layer = next(
-            (
-                inside
-                for name in ("wsgi_app", "app", "__wrapped__", "__self__")
-                if (inside := getattr(layer, name, None)) is not None
-            ),
-            None,
+        inside = (
+            getattr(layer, name, None) for name in ("wsgi_app", "app", "__wrapped__", "__self__")
         )
+        layer = next((each for each in inside if each is not None), None)
 
 
-def _of_user_middleware(app: Any) -> Iterator[Gateway]:
-    for entry in app.user_middleware:
-        if hasattr(entry.cls, "halves"):
-            yield entry.cls(app, *entry.args, **entry.kwargs).gateway
+def _mounted_routes(dispatcher: Any) -> Iterator[Route]:
+    """Yield the routes of Werkzeug's mounts, with the paths that a middleware outside sees."""
+    for prefix, app in dispatcher.mounts.items():
+        inner = next((each for each in _layers(app) if _is_a(each, "flask", "Flask")), None)
+        if inner is not None:
+            yield from routes.of_flask(inner, prefix)
+        else:
+            yield routes.Route(f"{prefix}/<path:path>")
 
 
-def _is_of(value: object, package: str, name: str = "") -> bool:
-    """Whether a value's class, or a base of it, is of a package; which need not be installed."""
+def _is_a(value: object, package: str, name: str = "") -> bool:
+    """Whether a value's class, or a base of it, is of a package, which need not be installed."""
     return any(
         base.__module__.partition(".")[0] == package and (not name or base.__name__ == name)
         for base in type(value).__mro__
     )
 
 
-def _of_django() -> Subject:
-    import django  # noqa: PLC0415 - only where it is there
+def _find_django() -> Subject:
+    import django  # noqa: PLC0415 - may not be installed
     from django.core.exceptions import ImproperlyConfigured  # noqa: PLC0415
     from django.utils.module_loading import import_string  # noqa: PLC0415
 
     try:
         from django.conf import settings  # noqa: PLC0415
 
-        look_here()
+        _add_working_directory()
         django.setup()
-        from upstash_middleware.django.configuration import SETTING, mapping_set  # noqa: PLC0415
+        from upstash_middleware.django.conf import SETTING, mapping_set  # noqa: PLC0415
+        from upstash_middleware.django.localization import localized  # noqa: PLC0415
         from upstash_middleware.django.middleware import Middleware  # noqa: PLC0415
 
-        halves = Halves(0)
+        features = Features(0)
         for path in settings.MIDDLEWARE:
             with suppress(ImportError):
                 middleware = import_string(path)
                 if isinstance(middleware, type) and issubclass(middleware, Middleware):
-                    halves |= middleware.halves
-        gateway = Gateway.of(mapping_set(), halves, source=SETTING)
+                    features |= middleware.features
+        runtime = Runtime.of(mapping_set(), features, source=SETTING, selects=localized)
         name = os.environ.get(_DJANGO_SETTINGS, "the Django project")
-        return Subject(name, (gateway,), routes.of_django(), is_django=True)
+        return Subject(name, (runtime,), routes.of_django(), is_django=True)
     except (ImproperlyConfigured, ImportError) as error:
         raise ConfigurationError(
             f"{_DJANGO_SETTINGS}={os.environ.get(_DJANGO_SETTINGS, '')}: the project's settings "
             f"cannot be used: {error}"
         ) from error
+
+
+# An import path.
+
+
+def _import(path: str) -> Any:
+    """Return the object at ``MODULE:ATTRIBUTE``, and for ``MODULE`` its ``app``.
+
+    ``shop:create_app()`` is called.  Raises ConfigurationError.
+    """
+    name, _, attribute = path.partition(":")
+    if not name or name.endswith(".py") or "/" in name:
+        raise ConfigurationError(
+            f"--app {path!r}: give a module and what it calls the application, such as "
+            "'shop.main:app'"
+        )
+    found: Any = _import_module(path, name)
+    likely = _likely_name(found)
+    if not attribute:
+        attribute = next((each for each in ("app", "application") if hasattr(found, each)), "")
+        if not attribute:
+            raise ConfigurationError(
+                f"--app {path!r}: {name} has neither 'app' nor 'application'; name what it has, "
+                f"as in '{name}:{likely}'"
+            )
+    for part in attribute.removesuffix("()").split("."):
+        if not hasattr(found, part):
+            raise ConfigurationError(
+                f"--app {path!r}: {name} has no {attribute.removesuffix('()')!r}; did you mean "
+                f"'{name}:{likely}'?"
+            )
+        found = getattr(found, part)
+    if not attribute.endswith("()"):
+        return found
+    try:
+        return found()
+    except Exception as error:
+        raise ConfigurationError(
+            f"--app {path!r}: the factory raised {type(error).__name__}: {error}"
+        ) from error
+
+
+def _import_module(path: str, name: str) -> Any:
+    _add_working_directory()
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if name == missing or name.startswith(f"{missing}."):
+            raise ConfigurationError(
+                f"--app {path!r}: there is no module {missing!r} in {Path.cwd()} or on the "
+                "Python path; run this where you start the server, or set PYTHONPATH"
+            ) from None
+        raise ConfigurationError(
+            f"--app {path!r}: importing {name} failed: it needs {missing!r}, which is not "
+            "installed here"
+        ) from error
+    except Exception as error:
+        raise ConfigurationError(
+            f"--app {path!r}: importing {name} raised {type(error).__name__}: {error}"
+        ) from error
+
+
+def _add_working_directory() -> None:
+    """Find modules in the working directory, as servers do."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+
+
+def _likely_name(module: Any) -> str:
+    """The name in a module that looks like an application's."""
+    public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    likely = (name for name, value in public.items() if callable(value) and "app" in name.lower())
+    return next(likely, "app")

@@ -1,58 +1,112 @@
-"""``cache explain|purge|list|stats``: what is stored, why a page missed, and away with it."""
+"""``cache explain|purge|list|stats``: what is stored, why a request missed, and purging.
+
+`list` and `stats` use SCAN, which goes through the whole database whatever the pattern, and is
+billed by the call, as is each key that is read.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import re
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec import structs
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from upstash_middleware.cli.exits import Exit, UsageError
-from upstash_middleware.cli.limits import request_for
-from upstash_middleware.cli.scanning import scan
-from upstash_middleware.cli.session import Session, command
-from upstash_middleware.cli.showing import Answer, duration, pairs, rows, size, text
+from upstash_middleware.cli.limits import RootPath, make_request
+from upstash_middleware.cli.output import (
+    Answer,
+    Exit,
+    UsageError,
+    duration,
+    make_console,
+    pairs,
+    rows,
+    size,
+    text,
+)
+from upstash_middleware.cli.session import Session, command, run_commands
+from upstash_middleware.core.cache.keys import Names
+from upstash_middleware.core.flow import Command
+from upstash_middleware.errors import CommandError, UnexpectedAnswer, refusal_in
 
 if TYPE_CHECKING:
-    from upstash_middleware.cli.scanning import Kept
-    from upstash_middleware.core.cache.explaining import CacheExplanation
+    from collections.abc import Iterator, Sequence
+
+    from upstash_middleware.core.cache.cache import CacheExplanation
+    from upstash_middleware.core.flow import Reply
+    from upstash_middleware.runtime import Runtime
 
 group: typer.Typer = typer.Typer(
-    help="What is stored, why a page missed, and how to be rid of it.", no_args_is_help=True
+    help="What is stored, why a request missed, and purging.", no_args_is_help=True
 )
 
 _LARGEST = 5
-_SOON = ((60, "a minute"), (3600, "an hour"), (86400, "a day"))
+_SPANS = ((60, "a minute"), (3600, "an hour"), (86400, "a day"))
+_SCAN_COUNT = 500
+_VARIANT = re.compile(r"#[0-9a-f]{32}$")
+_ROOT_PATH = re.compile(r"^((?:[^/]+:)?)\[[/#][^\]]*\]")
+"""The application's prefix in a key, in brackets before the origin."""
+_SPECIAL = re.compile(r"([\\*?\[\]])")
 
 
 @command(group, "explain")
 def explain(
     session: Session,
-    url: Annotated[str, typer.Argument(help="The whole URL, host included, or with -H 'Host: …'.")],
+    url: Annotated[str, typer.Argument(help="The whole URL, or a path with -H 'Host: …'.")],
     *,
     method: Annotated[str, typer.Option("--method", "-X", help="GET or HEAD.")] = "GET",
     header: Annotated[
         list[str] | None,
         typer.Option("--header", "-H", help="A header field of the request, 'Name: value'."),
     ] = None,
+    root_path: RootPath = "",
 ) -> Answer:
-    """Tell what is stored for a URL, how fresh it is, and why it missed; exit code 1 if it does."""
-    request = request_for(url, method, header or (), "127.0.0.1")
+    """Show what is stored for a URL, how fresh it is, and why it missed; exit code 1 if it does."""
+    request = make_request(url, method, header or (), "127.0.0.1", root_path)
     if not request.host:
         raise UsageError(
-            f"{url!r} names no host, and each host's pages are stored by themselves: give the "
-            "whole URL as clients ask for it, or add -H 'Host: shop.example'"
+            f"{url!r} names no host, and pages are stored per host: give the whole URL as "
+            "clients use it, or add -H 'Host: shop.example'"
         )
-    (gateway, *_) = session.caching()
-    if not gateway.settings.cache:
+    (runtime, *_) = session.caching()
+    if not runtime.settings.cache:
         raise UsageError(
             "no cache rules are known, which say how a URL is stored; name the application with "
             "--app MODULE:NAME or its rules with --config FILE"
         )
-    told = gateway.perform(gateway.cache.explain(request))
-    hit = told.outcome == "hit"
-    shown = [_headline(told, hit=hit), pairs(_shown(told))]
-    return Answer(asdict(told), shown, Exit.DONE if hit else Exit.NO)
+    explanation = runtime.perform(runtime.cache.explain(request))
+    if explanation.outcome == "hit":
+        headline, code = text(f"hit: {explanation.why}", "bold green"), Exit.DONE
+    else:
+        words = f"no hit ({explanation.outcome}): {explanation.why}"
+        headline, code = text(words, "bold yellow"), Exit.NO
+    return Answer(structs.asdict(explanation), [headline, pairs(_show(explanation))], code)
+
+
+def _show(explanation: CacheExplanation) -> dict[str, object]:
+    shown: dict[str, object] = {
+        "rule": explanation.rule,
+        "purged as": explanation.url,
+        "key": explanation.key,
+        "varies by": explanation.vary,
+        "variant": explanation.variant,
+        "tags": explanation.tags,
+    }
+    if explanation.age is None or explanation.lifetime is None:
+        return shown
+    left = explanation.lifetime - explanation.age
+    rest = f"{duration(left)} left" if left > 0 else f"expired {duration(-left)} ago"
+    while_revalidate, if_error = explanation.while_revalidate, explanation.if_error
+    return shown | {
+        "status": explanation.status,
+        "body": size(explanation.length or 0),
+        "age": duration(explanation.age),
+        "freshness": f"{duration(explanation.lifetime)}, {rest}",
+        "while revalidate": duration(while_revalidate) if while_revalidate else None,
+        "if error": duration(if_error) if if_error else None,
+    }
 
 
 @command(group, "purge")
@@ -65,25 +119,25 @@ def purge(
     *,
     tag: Annotated[
         list[str] | None,
-        typer.Option("--tag", "-t", help="A tag; 'product' takes 'product:7' along."),
+        typer.Option("--tag", "-t", help="A tag; 'product' includes 'product:7'."),
     ] = None,
     everything: Annotated[
         bool, typer.Option("--everything", help="All that is stored under the prefix.")
     ] = False,
     soft: Annotated[
-        bool, typer.Option("--soft", help="Leave it to be served stale where rules allow it.")
+        bool, typer.Option("--soft", help="Keep it to be served stale where rules allow it.")
     ] = False,
 ) -> Answer:
     """Make stored responses unusable, at once and for all processes."""
     if not (urls or tag or everything):
         raise UsageError("name what to purge: URLs, --tag TAG, or --everything")
-    gateways = session.caching()
-    prefixes = list(dict.fromkeys(gateway.settings.prefix for gateway in gateways))
+    runtimes = session.caching()
+    prefixes = list(dict.fromkeys(runtime.settings.prefix for runtime in runtimes))
     try:
-        for gateway in gateways:
-            gateway.purge(*urls or (), tags=tuple(tag or ()), everything=everything, soft=soft)
+        for runtime in runtimes:
+            runtime.purge(*urls or (), tags=tuple(tag or ()), everything=everything, soft=soft)
     except ValueError as error:
-        if type(error) is not ValueError:  # a ConfigurationError, which is told elsewhere
+        if type(error) is not ValueError:  # a ConfigurationError
             raise
         raise UsageError(str(error)) from error
     purged = {"urls": urls or [], "tags": tag or [], "everything": everything, "soft": soft}
@@ -101,99 +155,142 @@ def list_(
     limit: Annotated[int, typer.Option(help="How many to list at most.", min=1)] = 1000,
 ) -> Answer:
     """List what is stored: URL, bytes, and when it expires. Scans the whole database."""
-    (gateway, *_) = session.caching()
-    found = scan(gateway, containing)
-    kept = sorted(found.kept, key=lambda one: (one.url, one.key))
-    data = {
-        "prefix": gateway.settings.prefix,
-        "count": len(kept),
-        "entries": [asdict(one) for one in kept[:limit]],
-        "billed_commands": found.commands,
-    }
-    listed = rows(
+    (runtime, *_) = session.caching()
+    prefix = runtime.settings.prefix
+    found, commands = _scan(runtime, containing)
+    entries = sorted(found, key=lambda entry: (entry.url, entry.key))
+    table = rows(
         ("url", "variant", "size", "expires in"),
         [
             (
-                one.url,
-                one.key[-8:] if one.is_variant else None,
-                size(one.size),
-                "never" if one.expires_in is None else duration(one.expires_in),
+                entry.url,
+                entry.key[-8:] if entry.is_variant else None,
+                size(entry.size),
+                "never" if entry.expires_in is None else duration(entry.expires_in),
             )
-            for one in kept[:limit]
+            for entry in entries[:limit]
         ],
     )
-    count = {0: "nothing is", 1: "1 entry is"}.get(len(kept), f"{len(kept)} entries are")
-    left_out = f", the first {limit} listed" if len(kept) > limit else ""
-    summary = f"{count} stored under {gateway.settings.prefix}{left_out}; "
-    summary += f"{found.commands} commands were billed"
-    return Answer(data, [*[listed] * bool(kept), text(summary, "dim")])
+    count = {0: "nothing is", 1: "1 entry is"}.get(len(entries), f"{len(entries)} entries are")
+    cut = f", the first {limit} listed" if len(entries) > limit else ""
+    summary = f"{count} stored under {prefix}{cut}; {commands} commands were billed"
+    data = {
+        "prefix": prefix,
+        "count": len(entries),
+        "entries": [asdict(entry) for entry in entries[:limit]],
+        "billed_commands": commands,
+    }
+    return Answer(data, [*[table] * bool(entries), text(summary, "dim")])
 
 
 @command(group, "stats")
 def stats(session: Session) -> Answer:
     """Count what is stored, its bytes, and when it expires. Scans the whole database."""
-    (gateway, *_) = session.caching()
-    found = scan(gateway)
-    data = {"prefix": gateway.settings.prefix, **_counts(found.kept)}
-    data["billed_commands"] = found.commands
+    (runtime, *_) = session.caching()
+    entries, commands = _scan(runtime)
+    total = sum(entry.size for entry in entries)
+    lifetimes = [entry.expires_in for entry in entries if entry.expires_in is not None]
+    largest = sorted(entries, key=lambda entry: entry.size, reverse=True)[:_LARGEST]
+    data: dict[str, Any] = {
+        "prefix": runtime.settings.prefix,
+        "entries": len(entries),
+        "urls": len({entry.url for entry in entries}),
+        "variants": sum(entry.is_variant for entry in entries),
+        "bytes": total,
+        "mean_bytes": total // len(entries) if entries else 0,
+        "expiring": {
+            word: sum(lifetime <= seconds for lifetime in lifetimes) for seconds, word in _SPANS
+        },
+        "largest": [{"url": each.url, "key": each.key, "size": each.size} for each in largest],
+        "billed_commands": commands,
+    }
     shown = {
         "prefix": data["prefix"],
         "URLs": data["urls"],
         "entries": f"{data['entries']}, {data['variants']} of them variants",
-        "stored": f"{size(data['bytes'])}, {size(data['mean_bytes'])} on average",
-        **{f"gone within {word}": data["expiring"][word] for _, word in _SOON},
-        "billed": f"{found.commands} commands for this",
+        "stored": f"{size(total)}, {size(data['mean_bytes'])} on average",
+        **{f"expires within {word}": count for word, count in data["expiring"].items()},
+        "billed": f"{commands} commands for this",
     }
-    largest = rows(
-        ("largest", "size"), [(one["url"], size(one["size"])) for one in data["largest"]]
-    )
-    return Answer(data, [pairs(shown), *[largest] * bool(found.kept)])
+    table = rows(("largest", "size"), [(each.url, size(each.size)) for each in largest])
+    return Answer(data, [pairs(shown), *[table] * bool(entries)])
 
 
-def _counts(kept: tuple[Kept, ...]) -> dict[str, Any]:
-    total = sum(one.size for one in kept)
-    largest = sorted(kept, key=lambda one: one.size, reverse=True)[:_LARGEST]
-    return {
-        "entries": len(kept),
-        "urls": len({one.url for one in kept}),
-        "variants": sum(one.is_variant for one in kept),
-        "bytes": total,
-        "mean_bytes": total // len(kept) if kept else 0,
-        "expiring": {
-            word: sum(1 for one in kept if one.expires_in is not None and one.expires_in <= seconds)
-            for seconds, word in _SOON
-        },
-        "largest": [{"url": one.url, "key": one.key, "size": one.size} for one in largest],
-    }
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A key of the cache, as far as it is known without reading its value."""
+
+    key: str
+    url: str
+    """Origin, path and query."""
+    is_variant: bool
+    size: int
+    """Bytes, as stored."""
+    expires_in: float | None
+    """Seconds; None if never, which this package does not set."""
 
 
-def _headline(told: CacheExplanation, *, hit: bool) -> Any:
-    word = "hit" if hit else f"no hit ({told.outcome})"
-    return text(f"{word}: {told.why}", "bold green" if hit else "bold yellow")
+def _scan(runtime: Runtime, containing: str = "") -> tuple[list[_Entry], int]:
+    """The cache's entries whose URL contains a text, and how many commands were billed.
+
+    Raises UpstashError.
+    """
+    start = Names(runtime.settings.prefix).resource("", "")
+    pattern = _escape(start) + (f"*{_escape(containing)}*" if containing else "*")
+    (total,) = _read(runtime, Command(("DBSIZE",), reads_only=True))
+    found: dict[str, _Entry] = {}
+    commands = 1
+    columns = (TextColumn("scanning"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = make_console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        task = progress.add_task("", total=total if isinstance(total, int) else None)
+        for keys in _pages(runtime, pattern):
+            new = [key for key in keys if key not in found]  # SCAN may return a key twice
+            found |= {entry.key: entry for entry in _measure(runtime, new, start)}
+            commands += 1 + 2 * len(new)
+            progress.advance(task, _SCAN_COUNT)
+    return list(found.values()), commands
 
 
-def _shown(told: CacheExplanation) -> dict[str, object]:
-    shown: dict[str, object] = {
-        "rule": told.rule,
-        "purged as": told.url,
-        "key": told.key,
-        "varies by": told.vary,
-        "variant": told.variant,
-        "tags": told.tags,
-    }
-    if told.age is None or told.lifetime is None:
-        return shown
-    left = told.lifetime - told.age
-    return shown | {
-        "status": told.status,
-        "body": size(told.length or 0),
-        "age": duration(told.age),
-        "freshness": f"{duration(told.lifetime)}, of which "
-        + (f"{duration(left)} are left" if left > 0 else f"none is left since {duration(-left)}"),
-        "while revalidate": _seconds(told.while_revalidate),
-        "if error": _seconds(told.if_error),
-    }
+def _pages(runtime: Runtime, pattern: str) -> Iterator[list[str]]:
+    cursor = "0"
+    while True:
+        scan = ("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
+        match _read(runtime, Command(scan, reads_only=True)):
+            case [[bytes(following), list(keys)]]:
+                yield [key.decode("utf-8", "replace") for key in keys if isinstance(key, bytes)]
+                cursor = following.decode()
+            case _:
+                raise UnexpectedAnswer("SCAN did not return a cursor and keys")
+        if cursor == "0":
+            return
 
 
-def _seconds(seconds: float) -> str | None:
-    return duration(seconds) if seconds else None
+def _measure(runtime: Runtime, keys: Sequence[str], start: str) -> Iterator[_Entry]:
+    if not keys:
+        return
+    commands = [
+        Command((name, key), reads_only=True) for key in keys for name in ("STRLEN", "PTTL")
+    ]
+    replies = iter(_read(runtime, *commands))
+    for key, length, left in zip(keys, replies, replies, strict=False):
+        if isinstance(length, int) and isinstance(left, int) and left != -2:  # it has expired
+            url = _ROOT_PATH.sub(r"\1", _VARIANT.sub("", key.removeprefix(start)))
+            is_variant = _VARIANT.search(key) is not None
+            yield _Entry(key, url, is_variant, length, left / 1000 if left >= 0 else None)
+
+
+def _read(runtime: Runtime, *commands: Command) -> list[Reply]:
+    replies = run_commands(runtime, *commands)
+    for reply in replies:
+        # One of many keys may have another type: it is not an entry, and not a reason to stop.
+        if isinstance(reply, CommandError) and (len(replies) == 1 or refusal_in(str(reply))):
+            raise reply
+    return replies
+
+
+def _escape(text: str) -> str:
+    """Text as a pattern for SCAN that matches it alone."""
+    return _SPECIAL.sub(r"\\\1", text)

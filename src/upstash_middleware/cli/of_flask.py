@@ -1,6 +1,6 @@
-"""``flask upstash …``: the command ``upstash-middleware`` about the application that Flask found.
+"""``flask upstash …``: the command ``upstash-middleware`` for the application that Flask found.
 
-Flask loads this for each of its commands, so nothing but click and Flask is imported.
+Flask loads this for each of its commands, so it imports nothing but click and Flask.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from flask.cli import with_appcontext
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @with_appcontext
 def upstash(arguments: tuple[str, ...]) -> None:
-    """Hand the words over, and the application instead of ``--app``."""
+    """Run the command with the application in place of ``--app``."""
     from upstash_middleware.cli.entry import main  # noqa: PLC0415 - see the module's docstring
 
-    app = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001 - Flask's documented way to the object behind its proxy
+    app = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001 - documented by Flask
     sys.exit(main(arguments or ("--help",), program="flask upstash", application=app))

@@ -1,26 +1,35 @@
-"""``rules check``: what is wrong with the rules, and which routes none of them names."""
+"""``rules check``: reports mistakes in the rules, and routes that no rule names."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+import re
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from upstash_middleware.cli.exits import Exit, UsageError
-from upstash_middleware.cli.linting import Finding, coverage, findings
+from upstash_middleware.cli.output import Answer, Exit, UsageError, rows, text
 from upstash_middleware.cli.session import Session, command
-from upstash_middleware.cli.showing import Answer, rows, text
+from upstash_middleware.routes import django_resolves, never_served
+from upstash_middleware.runtime import Features
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from rich.console import RenderableType
 
     from upstash_middleware.cli.application import Subject
-    from upstash_middleware.cli.linting import Covered
+    from upstash_middleware.core.patterns import PathPattern
+    from upstash_middleware.core.ratelimit import RateLimitRule
+    from upstash_middleware.routes import Route
+    from upstash_middleware.settings import Settings
+
+    _Resolves = Callable[[str], bool]
 
 group: typer.Typer = typer.Typer(help="Whether the rules are right.", no_args_is_help=True)
 
 _STYLES = {"error": "bold red", "warning": "yellow"}
+_CACHED_METHODS = ("GET", "HEAD")
 
 
 @group.callback()
@@ -38,68 +47,248 @@ def check(
 ) -> Answer:
     """Check the settings, and list the application's routes that no rule names."""
     subject = session.subject
-    if not any(gateway.halves for gateway in subject.gateways):
+    if not any(runtime.features for runtime in subject.runtimes):
         raise UsageError(
             f"{subject.name} sets no rules; name the application with --app MODULE:NAME or its "
             "rules with --config FILE"
         )
-    found = [*findings(subject.gateways, subject.routes), *_of_django(subject)]
-    covered = coverage(subject.gateways, subject.routes or ())
-    unnamed = [one for one in covered if not one.named]
-    wrong = [one for one in found if strict or one.level == "error"]
-    code = Exit.NO if wrong or (strict and unnamed) else Exit.DONE
+    findings = list(_findings(subject))
+    limiting = [each.settings for each in subject.runtimes if Features.RATE_LIMIT in each.features]
+    caching = [each.settings for each in subject.runtimes if Features.CACHE in each.features]
+    covered = [_cover(route, limiting, caching) for route in subject.routes or ()]
+    unnamed = [each.route.path for each in covered if not each.named]
+    wrong = [each for each in findings if strict or each.level == "error"]
+    has_routes = subject.routes is not None
     data = {
         "subject": subject.name,
-        "findings": [asdict(one) for one in found],
-        "routes": None if subject.routes is None else [_data(one) for one in covered],
-        "unnamed": None if subject.routes is None else [one.route.path for one in unnamed],
+        "findings": [asdict(each) for each in findings],
+        "routes": [_data(each) for each in covered] if has_routes else None,
+        "unnamed": unnamed if has_routes else None,
     }
-    return Answer(data, _shown(subject, found, covered), code)
+    code = Exit.NO if wrong or (strict and unnamed) else Exit.DONE
+    return Answer(data, _show(subject, findings, covered), code)
 
 
-def _of_django(subject: Subject) -> list[Finding]:
-    """Return what this package's system checks say."""
-    if not subject.is_django:
-        return []
-    from django.core.checks import ERROR  # noqa: PLC0415 - only where it is there
-
-    from upstash_middleware.django.checks import check_middleware  # noqa: PLC0415 - likewise
-
-    return [
-        Finding(
-            "error" if message.level >= ERROR else "warning", message.id or "", str(message.msg)
-        )
-        for message in check_middleware()
-    ]
-
-
-def _data(one: Covered) -> dict[str, Any]:
+def _data(covered: _Covered) -> dict[str, Any]:
     return {
-        "path": one.route.path,
-        "methods": list(one.route.methods),
-        "limits": list(one.limits),
-        "handler_limits": list(one.route.limits),
-        "cache": one.caches[0] if one.caches else None,
-        "named": one.named,
+        "path": covered.route.path,
+        "methods": list(covered.route.methods),
+        "limits": list(covered.limits),
+        "handler_limits": list(covered.route.limits),
+        "cache": covered.cache,
+        "named": covered.named,
     }
 
 
-def _shown(subject: Subject, found: list[Finding], covered: list[Covered]) -> list[RenderableType]:
+def _show(
+    subject: Subject, findings: list[_Finding], covered: list[_Covered]
+) -> list[RenderableType]:
     shown: list[RenderableType] = [
-        text(f"{one.level}: {one.where}: {one.what}", _STYLES[one.level]) for one in found
+        text(f"{each.level}: {each.where}: {each.what}", _STYLES[each.level]) for each in findings
     ]
-    if not found:
+    if not findings:
         shown.append(text(f"{subject.name}: nothing wrong with its rules", "green"))
     if subject.routes is None:
         return [*shown, text("routes are listed for an application, by --app MODULE:NAME", "dim")]
     table = [
         (
-            " ".join(one.route.methods) or "any",
-            one.route.path,
-            " and ".join(filter(None, (" or ".join(one.limits), *one.route.limits))) or "none",
-            one.caches[0] if one.caches else None,
-            None if one.named else "no rule names it",
+            " ".join(each.route.methods) or "any",
+            each.route.path,
+            each.shown or "none",
+            each.cache,
+            None if each.named else "no rule names it",
         )
-        for one in covered
+        for each in covered
     ]
     return [*shown, text(""), rows(("methods", "route", "limit", "cache", ""), table)]
+
+
+# Which rules cover a route.
+
+
+@dataclass(frozen=True, slots=True)
+class _Covered:
+    """A route, and the rules that cover it."""
+
+    route: Route
+    limits: tuple[str, ...]
+    """Names of rules in order, the default last."""
+    shown: str
+    """The same as text, with the limits of its handler: which of them apply together."""
+    cache: str | None
+    named: bool
+    """Whether a rule names it; the default limit is for routes that none does."""
+
+
+def _cover(route: Route, limiting: list[Settings], caching: list[Settings]) -> _Covered:
+    found = [_limits_on(route, settings) for settings in limiting]
+    named = route.exempt or bool(route.limits) or any(names for names, _ in found)
+    cache = next(
+        (
+            f"cache[{index}]"
+            for settings in caching
+            for index, rule in enumerate(settings.cache)
+            if _shares_method(_CACHED_METHODS, route) and route.serves(rule.pattern)
+        ),
+        None,
+    )
+    named = named or cache is not None
+    if route.exempt:
+        return _Covered(route, ("exempt",), "exempt", cache, named)
+    words = [
+        " or ".join([f" {'and' if settings.match == 'all' else 'or'} ".join(names), *default])
+        if names
+        else "".join(default)
+        for settings, (names, default) in zip(limiting, found, strict=True)
+    ]
+    limits = tuple(name for names, default in found for name in (*names, *default))
+    return _Covered(
+        route, limits, " and ".join(filter(None, [*words, *route.limits])), cache, named
+    )
+
+
+def _limits_on(route: Route, settings: Settings) -> tuple[list[str], list[str]]:
+    """The names of the rules that may cover a route, and of the default limit likewise."""
+    names = []
+    default = [settings.default_limit.name] if settings.default_limit is not None else []
+    for rule in settings.rate_limits:
+        if not _shares_method(rule.methods, route):
+            continue
+        if rule.pattern is not None and not route.serves(rule.pattern):
+            continue
+        names.append(rule.name if rule.parsed is not None else f"{rule.name} (unlimited)")
+        if rule.when is None and _covers_methods(rule.methods, route.methods) and not rule.shadow:
+            default = []
+            if settings.match == "first":
+                break
+    return names, default
+
+
+def _shares_method(methods: object, route: Route) -> bool:
+    own = set(methods) if isinstance(methods, tuple | list) else set()
+    return not own or not route.methods or not own.isdisjoint(route.methods)
+
+
+def _covers_methods(methods: object, others: Sequence[str]) -> bool:
+    """Whether a rule's methods include all others; none means all."""
+    own = set(methods) if isinstance(methods, tuple | list) else set()
+    if "GET" in own:
+        own.add("HEAD")
+    return not own or (bool(others) and own.issuperset(others))
+
+
+# Mistakes in the rules.
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """A mistake or a doubt."""
+
+    level: Literal["error", "warning"]
+    where: str
+    what: str
+
+
+def _findings(subject: Subject) -> Iterator[_Finding]:
+    for feature, what in (
+        (Features.RATE_LIMIT, "count each request"),
+        (Features.CACHE, "store each page"),
+    ):
+        if sum(feature in runtime.features for runtime in subject.runtimes) > 1:
+            yield _Finding("error", "middleware", f"two middlewares {what}; keep one of them")
+    resolves = django_resolves if subject.is_django else None
+    for runtime in subject.runtimes:
+        if Features.RATE_LIMIT in runtime.features:
+            yield from _check_limits(runtime.settings, subject.routes, resolves)
+        if Features.CACHE in runtime.features:
+            yield from _check_caching(runtime.settings, subject.routes, resolves)
+    if subject.is_django:
+        from django.core.checks import ERROR  # noqa: PLC0415 - only where it is installed
+
+        from upstash_middleware.django.checks import check_middleware  # noqa: PLC0415 - likewise
+
+        for message in check_middleware():
+            level: Literal["error", "warning"] = "error" if message.level >= ERROR else "warning"
+            yield _Finding(level, message.id or "", str(message.msg))
+
+
+def _check_limits(
+    settings: Settings, routes: Sequence[Route] | None, resolves: _Resolves | None
+) -> Iterator[_Finding]:
+    rules = settings.rate_limits
+    for index, rule in enumerate(rules):
+        earlier = [
+            each for each in rules[:index] if settings.match == "first" and _hides(each, rule)
+        ]
+        what = None
+        if earlier:
+            what = f"never reached: {earlier[0].name!r} comes before it and covers all of it"
+        elif rule.pattern is not None:
+            what = _unserved(rule.pattern, rule.methods, "covers", routes, resolves)
+        if what:
+            yield _Finding("warning", f"rate_limits[{index}] {rule.name!r}", what)
+    if settings.default_limit is None:
+        unlimited = [
+            each.path
+            for each in routes or ()
+            if not (each.exempt or each.limits or any(_limits_on(each, settings)))
+        ]
+        names = f" ({', '.join(unlimited[:5])}{' …' * (len(unlimited) > 5)})" if unlimited else ""
+        yield _Finding(
+            "warning",
+            "default_limit",
+            f"None, so requests that no rule names pass unlimited{names}, including those that "
+            "end in 404",
+        )
+
+
+def _check_caching(
+    settings: Settings, routes: Sequence[Route] | None, resolves: _Resolves | None
+) -> Iterator[_Finding]:
+    for index, rule in enumerate(settings.cache):
+        earlier = [each for each in settings.cache[:index] if _is_wider(each.pattern, rule.pattern)]
+        if earlier:
+            what: str | None = (
+                f"never reached: {earlier[0].path!r} comes before it and covers all of it"
+            )
+        else:
+            what = _unserved(rule.pattern, _CACHED_METHODS, "stores", routes, resolves)
+        if what:
+            yield _Finding("warning", f"cache[{index}] {rule.path!r}", what)
+
+
+def _unserved(
+    pattern: PathPattern,
+    methods: object,
+    verb: str,
+    routes: Sequence[Route] | None,
+    resolves: _Resolves | None,
+) -> str | None:
+    """Why no route serves what a rule covers."""
+    if routes is None:
+        return None
+    if wrong := never_served(pattern, routes, resolves=resolves):
+        return wrong
+    serving = [route for route in routes if route.serves(pattern)]
+    if serving and not any(_shares_method(methods, route) for route in serving):
+        own = "+".join(methods) if isinstance(methods, tuple | list) else ""
+        return f"{verb} {own}, but the route has {'+'.join(serving[0].methods)} only"
+    return None
+
+
+def _hides(earlier: RateLimitRule, later: RateLimitRule) -> bool:
+    if earlier.when is not None or earlier.shadow:
+        return False
+    if not _covers_methods(earlier.methods, tuple(later.methods)):
+        return False
+    if earlier.pattern is None:
+        return True
+    return later.pattern is not None and _is_wider(earlier.pattern, later.pattern)
+
+
+def _is_wider(one: PathPattern, other: PathPattern) -> bool:
+    """Whether a pattern matches every path that another does."""
+    several = re.sub(r"\{\w+:path\}", "x/y/z", other.text)
+    return one.match(re.sub(r"\{\w+\}", "x", several)) is not None and (
+        ":path}" not in other.text or ":path}" in one.text
+    )

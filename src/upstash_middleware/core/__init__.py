@@ -1,5 +1,5 @@
-"""What decides: no I/O, no clock of its own, no environment, no framework.
+"""The decisions, without I/O: clocks and settings are passed in, and no framework is imported.
 
-Everything that must reach the world is awaited as an effect (``effects``) and performed by a
+Everything that needs I/O is awaited as an effect (``effects``) and performed by a
 driver; everything else is values and functions on values.
 """

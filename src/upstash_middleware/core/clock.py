@@ -1,17 +1,56 @@
-"""Time as the core sees it: passed in, so that tests can move it."""
+"""Durations in settings, and the interface of clocks, which are passed in for tests."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import re
+from datetime import timedelta
+from typing import Any, Protocol
+
+Duration = float | timedelta | str
+"""Seconds, a timedelta, or text such as ``"60s"``, ``"5 minutes"`` or ``"1.5h"``."""
+
+UNITS: dict[str, float] = {
+    "ms": 0.001, "millisecond": 0.001,
+    "s": 1, "sec": 1, "second": 1,
+    "m": 60, "min": 60, "minute": 60,
+    "h": 3600, "hr": 3600, "hour": 3600,
+    "d": 86_400, "day": 86_400,
+    "w": 604_800, "week": 604_800,
+    "month": 2_592_000,
+}  # fmt: skip
+"""Seconds by unit. A month is 30 days; windows are cut in UTC, not by any calendar."""
+_TEXT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([a-z]+)", re.IGNORECASE)
+
+
+def unit_seconds(unit: str) -> float | None:
+    """Return the seconds of a unit of time, ``min`` or ``minutes``; None if it is unknown."""
+    name = unit.lower()
+    return UNITS.get(name) or UNITS.get(name.removesuffix("s"))
+
+
+def seconds_in(value: Any) -> float | None:
+    """Return the seconds of a Duration; None for anything else."""
+    if isinstance(value, timedelta):
+        return _whole(value.total_seconds())
+    if isinstance(value, str):
+        found = _TEXT.fullmatch(value.strip())
+        unit = unit_seconds(found[2]) if found else None
+        return None if found is None or unit is None else _whole(float(found[1]) * unit)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _whole(seconds: float) -> float:
+    """Return a whole number of seconds as an int."""
+    return int(seconds) if seconds.is_integer() else seconds
 
 
 class Clock(Protocol):
-    """Tells the time; both in seconds."""
+    """Two clocks that count seconds."""
 
     def wall(self) -> float:
-        """Return the time of day as seconds since 1970 in UTC; it may jump."""
+        """Return the seconds since 1970 in UTC; it may jump."""
         ...
 
     def monotonic(self) -> float:
-        """Return seconds since some moment; it never goes back, but may stand in a freeze."""
+        """Return the seconds since some moment; it never goes back, but may stop in a suspend."""
         ...

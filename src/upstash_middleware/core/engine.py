@@ -1,14 +1,14 @@
-"""One request's way through the halves: rate limit outside, cache inside.
+"""Takes one request through its parts: the rate limit outside, the cache inside.
 
-The engine joins what the halves ask of Upstash into one pipeline, puts their answers in order,
-and keeps their faults away from the response. It knows no rule of either.
+The engine joins the commands of its parts into one pipeline, combines their responses in order,
+and keeps their failures away from the response.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from upstash_middleware.core.effects import together
+from upstash_middleware.core.flow import together
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.events import InternalError
 from upstash_middleware.messages import Response
@@ -16,97 +16,193 @@ from upstash_middleware.messages import Response
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from upstash_middleware.core import exchange
-    from upstash_middleware.core.effects import Flow
-    from upstash_middleware.core.ratelimit import Decision
+    from upstash_middleware.core.flow import Flow
+    from upstash_middleware.core.ratelimit.decision import Decision
     from upstash_middleware.events import Observer
-    from upstash_middleware.messages import Request, ResponseHead
+    from upstash_middleware.messages import HTTPRequest, ResponseHead
+
+
+class PartExchange:
+    """One request and its response in one part of the engine; a part overrides what it needs."""
+
+    __slots__ = ()
+
+    decision: Decision | None = None
+    """The decision about the request, of a part that decides."""
+    response: Response | None = None
+    """A response to send without calling the application; None to go on."""
+    refresh: Any = None
+    """A background revalidation, with its ``request`` and ``exchange``, if one is to follow."""
+    holds: bool = False
+    """Whether the request may hold something on Redis that expires unless it is renewed."""
+    watches: bool = False
+    """Whether ``chunk`` does anything."""
+
+    @property
+    def locks(self) -> bool:
+        """Whether there is a lock for which other processes wait."""
+        return False
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the rest of the body is used."""
+        return True
+
+    def request_to_forward(self, request: HTTPRequest) -> HTTPRequest:
+        """Return the request to call the application with, perhaps with a validator."""
+        return request
+
+    def head(self, head: ResponseHead) -> ResponseHead | Response:
+        """Take the response's head; return what to send.
+
+        A whole Response replaces the application's, whose body is then dropped: the stored
+        response that a 304 has validated. A head whose status has no body, in place of one that
+        has, is sent alone: the application's body is still passed to ``chunk``.
+        """
+        return head
+
+    def failed(self) -> Response | None:
+        """Return what to send where the application raised before its response, if anything."""
+        return None
+
+    def chunk(self, data: bytes) -> None:
+        """Take a piece of the application's body as it passes."""
+
+    def unseen(self, *, certainly: bool) -> None:
+        """Note that the server sends the body itself, so that no piece is seen, or may do so."""
+
+    def forbid(self, why: str, *, client_left: bool) -> None:
+        """Forbid storing the response, for a reason that only the adapter sees."""
+
+    def renewal(self) -> Flow[None] | None:
+        """Return the flow that renews what expires on Redis; None if that is not due."""
+        return None
+
+    def release(self) -> Flow[None] | None:
+        """Return the flow that releases the lock; None while other processes should wait."""
+        return None
+
+    def finish(self, *, complete: bool) -> Flow[None] | None:  # noqa: ARG002
+        """Return the flow to run after the last byte, or None.
+
+        Called once, however the request ends. ``complete`` is False where not every byte was
+        passed to ``chunk``: the application raised, the client left, the response was cut short,
+        or the server read a file itself. It decides whether to store, and never what to charge.
+        """
+        return None
+
+
+class Part(Protocol):
+    """The rate limit or the cache."""
+
+    def begin(self, request: HTTPRequest) -> Flow[PartExchange | None]:
+        """Return the flow that decides about a request; None if there is nothing to do.
+
+        It never raises an UpstashError.
+        """
+        ...
 
 
 class Begins(Protocol):
-    """What an engine can begin together with its own halves: another engine."""
+    """What an engine can begin together with its own parts: another engine."""
 
-    def begin(self, request: Request) -> Flow[Exchange]:
+    def begin(self, request: HTTPRequest) -> Flow[Exchange]:
         """Return the flow that decides about the request."""
         ...
 
 
 class Engine:
-    """Decides about requests with the halves it was given, outermost first."""
+    """Decides about requests with the parts it was given, outermost first."""
 
-    def __init__(self, halves: Sequence[exchange.Half], *, observe: Observer) -> None:
-        self._halves = tuple(halves)
-        self._observe = observe
+    def __init__(self, parts: Sequence[Part], *, observe: Observer) -> None:
+        self._parts = tuple(parts)
+        self.observe: Observer = observe
 
-    def begin(self, request: Request, inner: Begins | None = None) -> Flow[Exchange]:
-        """Decide about a request, in one pipeline with ``inner``, which is to see it next.
+    async def begin(self, request: HTTPRequest, inner: Begins | None = None) -> Exchange:
+        """Decide about a request, in one pipeline with ``inner``, which sees it next.
 
         A flow. Raises ConfigurationError where credentials are missing, and nothing else.
-        Interrupted, it ends what it has begun: nobody will have an exchange to finish.
+        If interrupted, it finishes the exchanges that it has begun, since it returns none.
         """
-        if inner is None and len(self._halves) == 1:  # nothing to join
-            return self._begin_alone(self._halves[0], request)
-        return self._begin_joined(request, inner)
-
-    async def _begin_alone(self, half: exchange.Half, request: Request) -> Exchange:
-        part = await self._begin_half(half, request, [])
-        return Exchange(self, request, [] if part is None else [part], None, self._observe)
-
-    async def _begin_joined(self, request: Request, inner: Begins | None) -> Exchange:
-        ready: list[exchange.Exchange | Exchange] = []
-        flows: list[Flow[object]] = [
-            self._begin_half(half, request, ready) for half in self._halves
-        ]
+        begun: list[PartExchange | Exchange] = []
+        if inner is None and len(self._parts) == 1:  # nothing to join
+            await self._begin_part(self._parts[0], request, begun)
+            return Exchange(self, request, cast("list[PartExchange]", begun))
+        flows: list[Flow[object]] = [self._begin_part(part, request, begun) for part in self._parts]
         if inner is not None:
-            flows.append(_begin_inner(inner, request, ready))
+            flows.append(_begin_inner(inner, request, begun))
         try:
-            begun = await together(*flows, enough=_answers)
-        except (Exception, GeneratorExit):  # an error begins nothing; else nobody drives this
+            results = await together(*flows, enough=_has_response)
+        except (Exception, GeneratorExit):  # no part has begun, or the flow was closed
             raise
         except BaseException:
-            await self._abandon(ready)
+            await self._abandon(begun)
             raise
-        handed: Exchange | None = begun.pop() if inner is not None else None
-        parts: list[exchange.Exchange] = [part for part in begun if part is not None]
-        return Exchange(self, request, parts, handed, self._observe)
+        handed: Exchange | None = results.pop() if inner is not None else None
+        return Exchange(self, request, [part for part in results if part is not None], handed)
 
-    async def _abandon(self, ready: list[exchange.Exchange | Exchange]) -> None:
-        for one in ready:
+    async def begin_in_turn(self, request: HTTPRequest) -> Exchange:
+        """Decide about a request with each part once those further out let it pass. A flow."""
+        begun: list[PartExchange | Exchange] = []
+        try:
+            for part in self._parts:
+                if _has_response(await self._begin_part(part, request, begun)):
+                    break
+        except (Exception, GeneratorExit):
+            raise
+        except BaseException:
+            await self._abandon(begun)
+            raise
+        return Exchange(self, request, cast("list[PartExchange]", begun))
+
+    async def _begin_part(
+        self,
+        part: Part,
+        request: HTTPRequest,
+        begun: list[PartExchange | Exchange],
+    ) -> PartExchange | None:
+        try:
+            result = await part.begin(request)
+        except ConfigurationError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a bug here must not break the response
+            self.observe(InternalError("begin", error))
+            return None
+        if result is not None:
+            begun.append(result)
+        return result
+
+    async def _abandon(self, begun: list[PartExchange | Exchange]) -> None:
+        for one in begun:
             try:
                 if (flow := one.finish(complete=False)) is not None:
                     await flow
-            except Exception as error:  # noqa: BLE001 - what interrupted us is what passes on
-                self._observe(InternalError("begin", error))
+            except Exception as error:  # noqa: BLE001 - the interruption passes on
+                self.observe(InternalError("begin", error))
 
-    async def _begin_half(
-        self,
-        half: exchange.Half,
-        request: Request,
-        ready: list[exchange.Exchange | Exchange],
-    ) -> exchange.Exchange | None:
-        try:
-            begun = await half.begin(request)
-        except ConfigurationError:
-            raise
-        except Exception as error:  # noqa: BLE001 - no fault of ours may cost a response
-            self._observe(InternalError("begin", error))
-            return None
-        if begun is not None:
-            ready.append(begun)
-        return begun
+
+async def _begin_inner(
+    inner: Begins, request: HTTPRequest, begun: list[PartExchange | Exchange]
+) -> Exchange:
+    result = await inner.begin(request)
+    begun.append(result)
+    return result
+
+
+def _has_response(begun: object) -> bool:
+    return getattr(begun, "response", None) is not None
 
 
 class Exchange:
-    """One request and its response on their way through an engine.
+    """One request and its response in an engine.
 
-    An adapter gives ``response`` at once if there is one. Else it calls the application with
-    ``request``, sends what ``head`` answers, shows each piece of the body to ``chunk``, and on
-    every way out finishes the exchange, once. Between two pieces it drives ``renewal`` where
-    somebody is ``holding``. A half that fails is left out from there on.
+    An adapter sends ``response`` at once if there is one. Else it calls the application with
+    ``request``, sends what ``head`` returns, passes each piece of the body to ``chunk``, and
+    always finishes the exchange, once. Between two pieces it drives ``renewal`` if any part
+    is ``holding``. A part that fails is left out from there on.
     """
 
     __slots__ = (
-        "_observe",
         "_parts",
         "_refresh",
         "_unreached",
@@ -114,6 +210,7 @@ class Exchange:
         "engine",
         "holding",
         "inner",
+        "locking",
         "request",
         "response",
         "watching",
@@ -122,183 +219,202 @@ class Exchange:
     def __init__(
         self,
         engine: Engine,
-        request: Request,
-        parts: list[exchange.Exchange],
-        inner: Exchange | None,
-        observe: Observer,
+        request: HTTPRequest,
+        parts: list[PartExchange],
+        inner: Exchange | None = None,
     ) -> None:
         self.engine: Engine = engine
         self.inner = inner
-        """What the engine directly inside has already found out, to be handed to it."""
+        """What the engine directly inside has begun, to be handed to it."""
         self._parts = parts
-        self.holding: Sequence[exchange.Holding] = ()
-        """Who holds something on Redis that has to be renewed; for most requests nobody."""
-        self.watching: Sequence[exchange.Exchange] = ()
-        """Who sees the body."""
-        self._unreached: Sequence[exchange.Exchange] = ()
-        self._observe = observe
+        self._unreached: Sequence[PartExchange] = ()
         self._refresh: Exchange | None = None
+        self.holding: Sequence[PartExchange] = ()
+        """The parts that hold something on Redis that has to be renewed; for most requests none."""
+        self.watching: Sequence[PartExchange] = ()
+        """The parts that see the body."""
+        self.locking: PartExchange | None = None
+        """The part that has a lock for which other processes wait."""
         self.decision: Decision | None = None
-        """What the rate limit has decided, for the application's handler to read."""
+        """The rate limit's decision, for the application's handler to read."""
         self.response: Response | None = None
-        """The response to give at once, or None: call the application."""
-        self.request: Request = request
-        """The request as the application shall see it."""
+        """The response to send at once, or None: call the application."""
+        self.request: HTTPRequest = request
+        """The request to call the application with."""
         for index, part in enumerate(parts):
             self.decision = self.decision or part.decision
             if part.holds:
-                self.holding = (*self.holding, part)  # type: ignore[assignment,arg-type] # it is one
+                self.holding = (*self.holding, part)
             if part.watches:
                 self.watching = (*self.watching, part)
+                if part.locks:
+                    self.locking = part
             if part.response is not None:
                 self._parts, self._unreached = parts[: index + 1], parts[index + 1 :]
-                self.response = self._ready_response(index, part, part.response)
+                if (refresh := part.refresh) is not None:
+                    self._refresh = Exchange(engine, refresh.request, [refresh.exchange])
+                self.response = self._outward_from(index, part.response)
                 return
         for part in parts:
             try:
                 self.request = part.request_to_forward(self.request)
-            except Exception as error:  # noqa: BLE001 - the request goes on without this half
+            except Exception as error:  # noqa: BLE001 - the request goes on without this part
                 self._leave_out(part, "request", error)
 
     def head(self, head: ResponseHead) -> ResponseHead | Response:
-        """See the application's response head; return what to send in its place.
+        """Take the application's response head; return what to send in its place.
 
-        After a whole Response the application's body is not sent, nor shown to ``chunk``.
+        After a whole Response the application's body is neither sent nor passed to ``chunk``.
+        After a head without a body in place of one with a body, it is passed and not sent.
         """
-        answer: ResponseHead | Response = head
+        outgoing: ResponseHead | Response = head
         for part in reversed(self._parts):
             try:
-                answer = _outward(part, answer)
-            except Exception as error:  # noqa: BLE001 - the response goes on without this half
+                outgoing = _outward(part, outgoing)
+            except Exception as error:  # noqa: BLE001 - the response goes on without this part
                 self._leave_out(part, "head", error)
-        return answer
+        return outgoing
 
     def failed(self) -> Response | None:
         """Return what to send where the application raised before its response began, if anything.
 
-        A stored response that may stand in for an error (RFC 5861 §4).
+        A stored response that may be used if there is an error (RFC 5861 §4).
         """
         for index, part in reversed(list(enumerate(self._parts))):
             try:
-                answer = part.failed() if hasattr(part, "failed") else None
+                response = part.failed()
             except Exception as error:  # noqa: BLE001 - the application's exception passes on
                 self._leave_out(part, "failed", error)
             else:
-                if answer is not None:
-                    return self._outward_from(index, answer)
+                if response is not None:
+                    return self._outward_from(index, response)
         return None
 
     def chunk(self, data: bytes) -> None:
-        """See a piece of the application's body as it passes, where somebody is ``watching``."""
+        """Take a piece of the application's body as it passes, if any part is ``watching``."""
         for part in self.watching:
             try:
                 part.chunk(data)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - the response goes on without this part
                 self._leave_out(part, "chunk", error)
 
     def renewal(self) -> Flow[None] | None:
-        """Return what renews what the request holds on Redis, or None if nothing is due.
+        """Return the flow that renews the request's slots and locks, or None if none is due.
 
-        For an adapter to ask between two pieces of the body, where somebody is ``holding``; not
-        before the first, which shall not wait for it.
+        For an adapter to call between two pieces of the body, if any part is ``holding``; not
+        before the first, which should not wait for it.
         """
-        flows = [self._renewal_of(part) for part in self.holding]
-        due = [self._guarded("renewal", flow) for flow in flows if flow is not None]
+        due: list[Flow[None]] = []
+        for part in self.holding:
+            try:
+                flow = part.renewal()
+            except Exception as error:  # noqa: BLE001 - the response goes on without it
+                self.engine.observe(InternalError("renewal", error))
+            else:
+                if flow is not None:
+                    due.append(self._guarded("renewal", flow))
         return _all(due) if due else None
 
-    def finish(self, *, complete: bool) -> Flow[None] | None:
-        """Return what is left to do after the last byte, or None.
+    def unseen(self, *, certainly: bool = True) -> None:
+        """Note that the server sends the body itself, so that no piece is seen, or may do so.
 
-        ``complete`` is False where not every byte was shown to ``chunk``: the application raised,
+        To be called before ``head`` where it is known by then.
+        """
+        for part in self.watching:
+            part.unseen(certainly=certainly)
+
+    def forbid(self, why: str, *, client_left: bool = False) -> None:
+        """Forbid storing the response, for a reason that only the adapter sees.
+
+        To be called before ``head`` where it is known by then.
+        """
+        for part in self.watching:
+            part.forbid(why, client_left=client_left)
+
+    @property
+    def kept(self) -> bool:
+        """Whether any part uses the rest of the body."""
+        return any(part.keeps for part in self.watching)
+
+    def release(self) -> Flow[None] | None:
+        """Return the flow that releases the lock, or None if there is nothing to release.
+
+        For an adapter to call if a part is ``locking``, once the head is known and after the first
+        piece, and before it is sent: the client may read slowly.
+        """
+        flow = None if self.locking is None else self.locking.release()
+        if flow is None:
+            return None
+        self.locking = None
+        return self._guarded("release", flow)
+
+    def finish(self, *, complete: bool) -> Flow[None] | None:
+        """Return the flow to run after the last byte, or None.
+
+        ``complete`` is False where not every byte was passed to ``chunk``: the application raised,
         the client left, the response was cut short, or the server read a file itself.
         """
         pending: list[Flow[None]] = []
         for part in self._parts:
-            self._end(part, complete, pending)
+            self._finish(part, complete, pending)
         for part in self._unreached:
-            self._end(part, False, pending)
-        for one in (self.inner, self._refresh):  # what nobody took over has come to nothing
+            self._finish(part, False, pending)
+        for one in (self.inner, self._refresh):  # nothing has taken them
             if one is not None:
-                self._end(one, False, pending)
+                self._finish(one, False, pending)
         return _all(pending) if pending else None
 
     def take_inner(self) -> Exchange | None:
-        """Hand over what the inner engine has found out; whoever takes it finishes it."""
+        """Hand over the inner engine's exchange; the caller finishes it."""
         inner, self.inner = self.inner, None
         return inner
 
     def take_refresh(self) -> Exchange | None:
-        """Hand over the fetching anew of what was used stale (RFC 5861 §3), if there is such.
+        """Hand over the background revalidation of a stale response (RFC 5861 §3), if any.
 
-        Whoever takes it calls the application with its ``request`` once the response has gone
-        out, and finishes it, as any other; nobody is sent what comes.
+        The caller calls the application with its ``request`` once the response has been sent, and
+        finishes it like any other; its response is sent to no client.
         """
         refresh, self._refresh = self._refresh, None
         return refresh
 
-    def _ready_response(self, index: int, part: exchange.Exchange, answer: Response) -> Response:
-        """Return a part's response as it comes from inside; take over its refresh, if any."""
-        if (refresh := getattr(part, "refresh", None)) is not None:
-            parts = [refresh.exchange]
-            self._refresh = Exchange(self.engine, refresh.request, parts, None, self._observe)
-        return self._outward_from(index, answer)
-
-    def _outward_from(self, index: int, answer: Response) -> Response:
-        """Show a part's whole response to the parts outside of it."""
+    def _outward_from(self, index: int, response: Response) -> Response:
+        """Pass a part's whole response through the parts outside of it."""
         for outer in reversed(self._parts[:index]):
-            answer = cast("Response", _outward(outer, answer))
-        return answer
+            response = cast("Response", _outward(outer, response))
+        return response
 
-    def _end(
-        self, one: Exchange | exchange.Exchange, fully: bool, pending: list[Flow[None]]
+    def _finish(
+        self, one: Exchange | PartExchange, complete: bool, pending: list[Flow[None]]
     ) -> None:
         try:
-            flow = one.finish(complete=fully)
-        except Exception as error:  # noqa: BLE001 - the response has long gone out
-            self._observe(InternalError("finish", error))
+            flow = one.finish(complete=complete)
+        except Exception as error:  # noqa: BLE001 - the response was sent long ago
+            self.engine.observe(InternalError("finish", error))
             return
         if flow is not None:
             pending.append(self._guarded("finish", flow))
 
-    def _renewal_of(self, part: exchange.Holding) -> Flow[None] | None:
-        try:
-            return part.renewal()
-        except Exception as error:  # noqa: BLE001 - the response goes on without it
-            self._observe(InternalError("renewal", error))
-            return None
-
     async def _guarded(self, where: str, flow: Flow[None]) -> None:
         try:
             await flow
-        except Exception as error:  # noqa: BLE001 - the response has gone out, or is on its way
-            self._observe(InternalError(where, error))
+        except Exception as error:  # noqa: BLE001 - the response was sent, or is being sent
+            self.engine.observe(InternalError(where, error))
 
-    def _leave_out(self, part: exchange.Exchange, where: str, error: Exception) -> None:
+    def _leave_out(self, part: PartExchange, where: str, error: Exception) -> None:
         self._parts = [other for other in self._parts if other is not part]
         self.watching = [other for other in self.watching if other is not part]
+        self.locking = None if self.locking is part else self.locking
         self._unreached = (*self._unreached, part)
-        self._observe(InternalError(where, error))
+        self.engine.observe(InternalError(where, error))
 
 
-async def _begin_inner(
-    inner: Begins, request: Request, ready: list[exchange.Exchange | Exchange]
-) -> Exchange:
-    begun = await inner.begin(request)
-    ready.append(begun)
-    return begun
-
-
-def _answers(begun: object) -> bool:
-    """Whether a half has a response already, so that what is inside of it need not be asked."""
-    return getattr(begun, "response", None) is not None
-
-
-def _outward(part: exchange.Exchange, answer: ResponseHead | Response) -> ResponseHead | Response:
-    """Show a half what comes from inside of it; a whole Response keeps its body."""
-    if not isinstance(answer, Response):
-        return part.head(answer)
-    seen = part.head(answer.head)
-    return seen if isinstance(seen, Response) else Response(seen, answer.body)
+def _outward(part: PartExchange, outgoing: ResponseHead | Response) -> ResponseHead | Response:
+    """Pass what comes from inside through a part; a whole Response keeps its body."""
+    if not isinstance(outgoing, Response):
+        return part.head(outgoing)
+    head = part.head(outgoing.head)
+    return head if isinstance(head, Response) else Response(head, outgoing.body)
 
 
 async def _all(flows: list[Flow[None]]) -> None:

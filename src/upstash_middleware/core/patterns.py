@@ -1,24 +1,45 @@
-"""Path patterns of rules: which paths they match, and what the named parts held.
+"""Path patterns of rules: which paths they match, and the values of their placeholders.
 
-``/products/{id}`` matches one segment, ``/files/{rest:path}`` everything that follows. A
-trailing slash more or less in the request does not matter, since frameworks differ there and a
-limit must not be lost over it. Each pattern becomes one regular expression without nested or
-neighbouring repetitions, so that no path can make it backtrack.
+``/products/{id}`` matches one segment, ``/files/{rest:path}`` everything that follows. A pattern
+matches with or without a trailing slash, because frameworks differ there and a limit must apply to
+both. Each pattern becomes one regular expression without nested or adjacent repetitions, so that no
+path can make it backtrack.
 """
 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from upstash_middleware.errors import ConfigurationError
-from upstash_middleware.values import dataclass
+from upstash_middleware.events import SettingDoubted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from upstash_middleware.events import Observer
+
+MANY_REQUESTS = 10_000
+"""Requests of a process after which a rule that none of them has matched is reported."""
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(:path)?\}")
+_SLASHES = re.compile("/{2,}")
+
+_SYNTAXES = (
+    (re.compile(r"<(?:\w+(?:\([^)]*\))?:)?\w*>"), "<name> is the syntax of Flask and Django"),
+    (re.compile(r"(?<=/):\w+[?*+]?(?=/|$)"), ":name is the syntax of Express and Rails"),
+    (re.compile(r"(?<=/)\[[^/]*\](?=/|$)"), "[name] is the syntax of Next.js"),
+    (re.compile(r"\{\w+:(?!path\})\w*\}"), "placeholders have no converters but :path"),
+    (re.compile(r"\*+"), "an asterisk is not a wildcard"),
+)
+"""Placeholders of other syntaxes, which would match nothing as plain text."""
+_NAME_WITHIN = re.compile(r"<(?:[^<>]*:)?([A-Za-z_]\w*)>|[:{\[](?:\.\.\.)?([A-Za-z_]\w*)")
 
 
-@dataclass(frozen=True, slots=True)
-class PathPattern:
-    """A parsed pattern; ``match`` answers the named parts or None."""
+class PathPattern(Struct, frozen=True):
+    """A parsed pattern."""
 
     text: str
     _regex: re.Pattern[str]
@@ -27,7 +48,7 @@ class PathPattern:
     def parse(cls, text: str) -> PathPattern:
         """Parse a pattern.
 
-        Raises ConfigurationError for one that no path could ever match.
+        Raises ConfigurationError for one that no path could match.
         """
         _check(text)
         parts = [_segment(segment, text) for segment in text.rstrip("/").split("/")]
@@ -42,25 +63,105 @@ class PathPattern:
         return tuple(self._regex.groupindex)
 
     def match(self, path: str) -> dict[str, str] | None:
-        """Return what the placeholders stand for in ``path``, or None if it does not match."""
+        """Return the values of the placeholders in ``path``, or None if it does not match."""
         found = self._regex.fullmatch(path)
         return found.groupdict() if found else None
+
+    def matches_end(self, path: str) -> bool:
+        """Whether the pattern matches ``path``, or what follows some prefix of its segments."""
+        return re.fullmatch(f"(?:/.*)?{self._regex.pattern}", path, re.DOTALL) is not None
+
+
+class Unmatched:
+    """Reports the rules that none of many requests in this process has matched.
+
+    Used by threads concurrently; a lost count is harmless.
+    """
+
+    __slots__ = ("_observe", "left", "waiting")
+
+    def __init__(self, paths: Mapping[str, str], observe: Observer) -> None:
+        self._observe = observe
+        self.waiting: dict[str, str] = dict(paths)
+        """The paths of the rules not yet matched, by their settings."""
+        self.left: int = MANY_REQUESTS + 1 if paths else 0
+        """Requests until the report; 0 once there is nothing left to count."""
+
+    def count(self) -> None:
+        """Count a request; called while any are ``left``."""
+        self.left = self.left - 1 if self.waiting else 0
+        if self.left == 0:
+            waiting, self.waiting = self.waiting, {}
+            for setting, path in waiting.items():
+                self._observe(SettingDoubted(f"{setting}.path", _never_matched(path)))
+
+
+def _never_matched(path: str) -> str:
+    return (
+        f"none of the first {MANY_REQUESTS} requests of this process matched the rule for "
+        f"{path!r}; if that is not expected, compare it with the application's routes, for "
+        "instance with `upstash-middleware rules check`: a rule's path is written like a route, "
+        "without the prefix in root_path or SCRIPT_NAME"
+    )
+
+
+def other_readings(path: str) -> tuple[str, ...]:
+    """Return other paths that a part of the application may read this one as; usually none.
+
+    Werkzeug's DispatcherMiddleware and its routing merge or drop repeated slashes, so that
+    ``/shop//login`` is routed like ``/shop/login``. Starlette's routes end in ``$``, which matches
+    before a final line feed, so that ``/login%0A`` is routed to ``/login``. A path has to begin
+    with a slash (RFC 9112 §3.2.1), but waitress accepts others: Werkzeug reads ``x/login`` as
+    ``/x/login``, and its DispatcherMiddleware as ``/login``.
+    """
+    if path[:1] == "/":
+        if "//" not in path and path[-1] != "\n":
+            return ()
+        merged = [_SLASHES.sub("/", path)]
+    elif path:
+        merged = [_SLASHES.sub("/", f"/{each}") for each in (path, path.partition("/")[2])]
+    else:
+        return ()
+    readings = {*merged, *(each.removesuffix("\n") for each in merged)}
+    return tuple(sorted(readings - {path}))
 
 
 def _check(text: str) -> None:
     problem = None
-    if not text.startswith("/"):
-        problem = "a path begins with a slash"
-    elif "//" in text:
-        problem = "it has an empty segment; no placeholder matches one"
-    elif "?" in text or "#" in text:
-        problem = "a path holds no query or fragment; match on those with a predicate"
-    elif "%" in text:
-        problem = "paths are matched decoded; write the character itself"
-    elif "*" in text:
-        problem = "an asterisk is no wildcard here; write {name} or, at the end, {rest:path}"
+    for placeholder, reason in _SYNTAXES:
+        if placeholder.search(text):
+            problem = f"{reason}; write {_in_our_syntax(text)!r}"
+            break
+    else:
+        if not text.startswith("/"):
+            problem = f"a path begins with a slash; write {'/' + text!r}"
+        elif "//" in text:
+            problem = "it has an empty segment, which no placeholder matches; write one slash"
+        elif "?" in text or "#" in text:
+            problem = (
+                "a path has no query or fragment; leave them out, and write a function of the "
+                "request to look at the query"
+            )
+        elif "%" in text:
+            problem = "paths are matched decoded; write the character itself"
+        elif "\\" in text:
+            problem = "it is not a regular expression; write {name} for one segment"
     if problem:
         raise ConfigurationError(f"path pattern {text!r} can never match: {problem}")
+
+
+def _in_our_syntax(text: str) -> str:
+    """Return a pattern of another syntax in ours, as far as possible."""
+    segments = text.strip("/").split("/")
+    for index, segment in enumerate(segments):
+        if not any(placeholder.search(f"/{segment}") for placeholder, _ in _SYNTAXES):
+            continue
+        is_last = index == len(segments) - 1
+        takes_all = is_last and ("<path:" in segment or "..." in segment or "*" in segment)
+        found = _NAME_WITHIN.search(segment)
+        name = (found[1] or found[2]) if found else "rest" if takes_all else f"name{index}"
+        segments[index] = f"{{{name}:path}}" if takes_all else f"{{{name}}}"
+    return "/" + "/".join(segments)
 
 
 def _segment(segment: str, text: str) -> str:
@@ -74,7 +175,7 @@ def _segment(segment: str, text: str) -> str:
         )
     name, rest = placeholder.groups()
     if not rest:
-        return f"(?P<{name}>[^/]+)"
+        return f"(?P<{name}>[^/]++)"
     if not text.rstrip("/").endswith(segment):
         raise ConfigurationError(
             f"path pattern {text!r}: {segment!r} matches all that follows, so it must come last"

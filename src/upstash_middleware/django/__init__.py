@@ -1,24 +1,23 @@
 """Rate limiting and response caching for Django: the names that a project uses.
 
-In ``MIDDLEWARE`` stands ``upstash_middleware.django.UpstashMiddleware``, or one of its halves,
-``RateLimitMiddleware`` and ``CacheMiddleware``; what they do stands in the setting
-``UPSTASH_MIDDLEWARE``, whose keys are those of ``upstash_middleware.settings.Arguments``.
-``purge`` and ``apurge`` make stored responses unusable; ``limit`` and ``exempt`` decorate views.
-With ``upstash_middleware.django`` in ``INSTALLED_APPS`` the system checks look at all of that.
-Nothing but names may live here: importing this needs no configured settings.
+``MIDDLEWARE`` contains ``upstash_middleware.django.UpstashMiddleware``, or one of its halves,
+``RateLimitMiddleware`` and ``CacheMiddleware``; the setting ``UPSTASH_MIDDLEWARE`` configures them,
+with the keys of ``upstash_middleware.settings.Arguments``. ``purge`` and ``apurge`` invalidate
+stored responses; ``limit``, ``cached`` and ``exempt`` decorate views. With
+``upstash_middleware.django`` in ``INSTALLED_APPS``, system checks look at all of that. Importing
+this needs no configured settings.
 """
 
-from upstash_middleware.django.caching import cached, never_cached
-from upstash_middleware.django.configuration import apurge, purge
-from upstash_middleware.django.identify import user
-from upstash_middleware.django.limiting import limit
+from upstash_middleware.decorators import exempt
+from upstash_middleware.django.conf import apurge, aredis, purge, redis
+from upstash_middleware.django.decorators import cached, limit, never_cached
 from upstash_middleware.django.middleware import (
     CacheMiddleware,
     RateLimitedRequest,
     RateLimitMiddleware,
     UpstashMiddleware,
 )
-from upstash_middleware.handlers import exempt
+from upstash_middleware.django.requests import user
 
 __all__ = [
     "CacheMiddleware",
@@ -26,10 +25,12 @@ __all__ = [
     "RateLimitedRequest",
     "UpstashMiddleware",
     "apurge",
+    "aredis",
     "cached",
     "exempt",
     "limit",
     "never_cached",
     "purge",
+    "redis",
     "user",
 ]

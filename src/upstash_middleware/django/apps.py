@@ -9,6 +9,7 @@ from upstash_middleware.django.checks import (
     check_credentials,
     check_denied_view,
     check_middleware,
+    check_paths,
     check_settings,
 )
 
@@ -23,8 +24,9 @@ class UpstashMiddlewareConfig(AppConfig):
     verbose_name: str = "Upstash middleware"
 
     def ready(self) -> None:
-        """Register the system checks under a tag of their own."""
+        """Register the system checks under their own tag."""
         checks.register(check_settings, TAG)
         checks.register(check_middleware, TAG)
+        checks.register(check_paths, TAG)
         checks.register(check_denied_view, TAG)
         checks.register(check_credentials, TAG, deploy=True)

@@ -1,7 +1,7 @@
-"""System checks: what is wrong with the setting, and with the places in ``MIDDLEWARE``.
+"""System checks of the setting, and of the order of ``MIDDLEWARE``.
 
-A check answers messages and raises nothing. Middleware of others is known by its dotted name, a
-subclass by its bases', so that nothing is imported which the project has not named itself.
+A check returns messages and raises nothing. Middleware of others is recognised by its dotted name,
+a subclass by its bases', so that nothing is imported which the project has not named itself.
 """
 
 from __future__ import annotations
@@ -10,68 +10,94 @@ import inspect
 import os
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from django.conf import settings
 from django.core import checks
+from django.http.response import HttpResponseBase
 from django.utils.module_loading import import_string
 
-from upstash_middleware.django.configuration import SETTING, mapping_set
-from upstash_middleware.django.denying import DENIED_VIEW
-from upstash_middleware.django.identify import user
+from upstash_middleware.core.identify import framework_user
+from upstash_middleware.django.conf import DENIED_VIEW, SETTING, mapping_set
+from upstash_middleware.django.localization import chooses_language_itself
 from upstash_middleware.django.middleware import Middleware
+from upstash_middleware.django.requests import user
 from upstash_middleware.errors import ConfigurationError, MissingCredentials
-from upstash_middleware.gateway import Gateway, Halves
-from upstash_middleware.settings import settings_from
-from upstash_middleware.values import dataclass
+from upstash_middleware.routes import django_resolves, never_served, of_django
+from upstash_middleware.runtime import Features, Runtime
+from upstash_middleware.settings import Settings, settings_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_PERSONAL = (
+_PERSONAL = {
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.middleware.locale.LocaleMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
-)
-_GZIP = "django.middleware.gzip.GZipMiddleware"
-_DJANGOS_CACHE = (
+}
+_GZIP = {"django.middleware.gzip.GZipMiddleware"}
+_DJANGOS_CACHE = {
     "django.middleware.cache.UpdateCacheMiddleware",
     "django.middleware.cache.FetchFromCacheMiddleware",
-)
-_AUTHENTICATION = (
+}
+_AUTHENTICATION = {
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.auth.middleware.RemoteUserMiddleware",
-)
-_CORS = ("corsheaders.middleware.CorsMiddleware",)
-_HALF_NAMES = {Halves.RATE_LIMIT: "count each request", Halves.CACHE: "store each page"}
+}
+_CORS = {"corsheaders.middleware.CorsMiddleware"}
 
 
-@dataclass(frozen=True, slots=True)
-class _Layer:
+class _Layer(msgspec.Struct, frozen=True):
     """One entry of ``MIDDLEWARE``."""
 
     path: str
     lineage: frozenset[str]
     """The dotted names of the class and its bases."""
-    halves: Halves
-    """What it switches on, if it is one of ours."""
+    features: Features
+    """What it enables, if it is this package's middleware."""
+    chooses_language: bool
+    """Whether it is a LocaleMiddleware that chooses the language with its own code."""
 
     @property
     def name(self) -> str:
         return self.path.rpartition(".")[2]
 
-    def is_one_of(self, names: tuple[str, ...]) -> bool:
+    def is_any_of(self, names: set[str]) -> bool:
         return not self.lineage.isdisjoint(names)
+
+
+def _layers() -> list[_Layer]:
+    layers = []
+    for path in settings.MIDDLEWARE:
+        try:
+            middleware = import_string(path)
+        except Exception:  # noqa: BLE001 - another's module; Django reports it when it loads them
+            middleware = None
+        bases = inspect.getmro(middleware) if inspect.isclass(middleware) else ()
+        names = {f"{base.__module__}.{base.__qualname__}" for base in bases}
+        features = middleware.features if Middleware in bases else Features(0)
+        chooses_language = settings.USE_I18N and chooses_language_itself(middleware)
+        layers.append(_Layer(path, frozenset({path, *names}), features, chooses_language))
+    return layers
+
+
+def _settings() -> Settings | None:
+    """Return the project's settings, None if they are wrong, which E001 reports."""
+    try:
+        return settings_from(mapping_set(), os.environ, source=SETTING)
+    except ConfigurationError:
+        return None
 
 
 def check_settings(**_: Any) -> list[checks.CheckMessage]:
     """Report the setting's first mistake, as E001; and as W001 that nothing reads it."""
-    ours = [layer for layer in _layers() if layer.halves]
+    ours = [layer for layer in _layers() if layer.features]
     try:
         mapping = mapping_set()
         settings_from(mapping, os.environ, source=SETTING)
         for layer in ours:
-            Gateway.of(mapping, layer.halves, source=SETTING)
+            Runtime.of(mapping, layer.features, source=SETTING)
     except ConfigurationError as error:
         hint = f"Correct {SETTING} in the project's settings; without that no request is served."
         return [checks.Error(str(error), hint=hint, id="upstash_middleware.E001")]
@@ -79,7 +105,7 @@ def check_settings(**_: Any) -> list[checks.CheckMessage]:
         return []
     return [
         checks.Warning(
-            f"{SETTING} is set, but none of its middleware stands in MIDDLEWARE: no limit holds "
+            f"{SETTING} is set, but MIDDLEWARE contains none of its middleware: nothing is limited "
             "and nothing is cached.",
             hint="Add 'upstash_middleware.django.UpstashMiddleware' to MIDDLEWARE, at its top.",
             id="upstash_middleware.W001",
@@ -88,144 +114,175 @@ def check_settings(**_: Any) -> list[checks.CheckMessage]:
 
 
 def check_middleware(**_: Any) -> list[checks.CheckMessage]:
-    """Report places in ``MIDDLEWARE`` that would leak pages, count twice or work in vain."""
-    layers = list(_layers())
-    found = [*_doubled(layers)]
+    """Report an order of ``MIDDLEWARE`` that would leak pages, count twice or have no effect."""
+    layers = _layers()
+    known = _settings()
+    found: list[checks.CheckMessage] = []
+    for feature, what in (
+        (Features.RATE_LIMIT, "count each request"),
+        (Features.CACHE, "store each page"),
+    ):
+        names = [layer.name for layer in layers if feature in layer.features]
+        if len(names) > 1:
+            found.append(
+                checks.Error(
+                    f"{' and '.join(names)} are both in MIDDLEWARE and {what} twice.",
+                    hint="Keep UpstashMiddleware alone, or RateLimitMiddleware and "
+                    "CacheMiddleware.",
+                    id="upstash_middleware.E003",
+                )
+            )
     for place, layer in enumerate(layers):
-        if Halves.CACHE in layer.halves and _has_cache_rules():
-            found += _above_the_cache(layer, layers[:place])
-            found += _beside_the_cache(layer, layers)
-        if Halves.RATE_LIMIT in layer.halves:
-            found += _below_the_limit(layer, layers[place + 1 :])
+        above, below = layers[:place], layers[place + 1 :]
+        if Features.CACHE in layer.features and known is not None and known.cache:
+            found += _around_cache(layer, above, below)
+        if Features.RATE_LIMIT in layer.features:
+            found += _below_limit(layer, below, known)
     return found
 
 
-def check_denied_view(**_: Any) -> list[checks.CheckMessage]:
-    """Report a view for denials that cannot be found, as E006."""
-    named = getattr(settings, DENIED_VIEW, None)
-    try:
-        view = import_string(named) if isinstance(named, str) else named
-    except Exception as error:  # noqa: BLE001 - whatever the project's module raises
-        return [_no_view(named, str(error))]
-    return [] if view is None or callable(view) else [_no_view(named, "it is no view")]
-
-
-def check_credentials(**_: Any) -> list[checks.CheckMessage]:
-    """Report missing credentials, as E004; only where a deployment is checked."""
-    try:
-        if any(layer.halves for layer in _layers()):
-            gateway = Gateway.of(mapping_set(), Halves.BOTH, source=SETTING)
-            if gateway.enabled:
-                gateway.check_credentials()
-    except MissingCredentials as error:
-        hint = "Set them where the servers run; every request asks for them."
-        return [checks.Error(str(error), hint=hint, id="upstash_middleware.E004")]
-    except ConfigurationError:
-        pass  # E001 says it
-    return []
-
-
-def _layers() -> Iterator[_Layer]:
-    for path in settings.MIDDLEWARE:
-        try:
-            middleware = import_string(path)
-        except Exception:  # noqa: BLE001 - another's module; Django says it when it loads them
-            middleware = None
-        bases = inspect.getmro(middleware) if inspect.isclass(middleware) else ()
-        names = {f"{base.__module__}.{base.__qualname__}" for base in bases}
-        halves = middleware.halves if Middleware in bases else Halves(0)
-        yield _Layer(path, frozenset({path, *names}), halves)
-
-
-def _has_cache_rules() -> bool:
-    try:
-        return bool(settings_from(mapping_set(), os.environ, source=SETTING).cache)
-    except ConfigurationError:  # E001 says it
-        return False
-
-
-def _doubled(layers: list[_Layer]) -> Iterator[checks.CheckMessage]:
-    for half, what in _HALF_NAMES.items():
-        names = [layer.name for layer in layers if half in layer.halves]
-        if len(names) > 1:
-            yield checks.Error(
-                f"{' and '.join(names)} stand in MIDDLEWARE together and {what} twice.",
-                hint="Keep UpstashMiddleware alone, or RateLimitMiddleware and CacheMiddleware.",
-                id="upstash_middleware.E003",
-            )
-
-
-def _above_the_cache(cache: _Layer, above: list[_Layer]) -> Iterator[checks.CheckMessage]:
-    personal = [layer for layer in above if layer.is_one_of(_PERSONAL)]
+def _around_cache(
+    cache: _Layer, above: list[_Layer], below: list[_Layer]
+) -> Iterator[checks.CheckMessage]:
+    # The cache has to know the language that a middleware has chosen by its own code.
+    personal = [one for one in above if one.is_any_of(_PERSONAL) and not one.chooses_language]
     if personal:
         names = ", ".join(layer.name for layer in personal)
         yield checks.Error(
-            f"{cache.name} stands below {names} in MIDDLEWARE: it would store one visitor's pages "
-            "and show them to others, for it cannot see the Vary and Set-Cookie added above it.",
+            f"{cache.name} is below {names} in MIDDLEWARE: it would store one visitor's pages "
+            "and show them to others, since it cannot see the Vary and Set-Cookie added above it.",
             hint=f"Move {cache.path!r} above {personal[0].path!r}. A limit that needs to know the "
             "user goes below, as RateLimitMiddleware, with CacheMiddleware above.",
             id="upstash_middleware.E002",
         )
     for layer in above:
-        if layer.is_one_of((_GZIP,)):
+        if layer.is_any_of(_GZIP):
             yield checks.Warning(
-                f"{cache.name} stands below {layer.name} in MIDDLEWARE: a stored page is "
-                "compressed anew for each visitor.",
+                f"{cache.name} is below {layer.name} in MIDDLEWARE: a stored page is compressed "
+                "again for each visitor.",
                 hint=f"Move {cache.path!r} above {layer.path!r}; pages are then stored compressed, "
-                "one for each Accept-Encoding that Vary tells apart.",
+                "once for all visitors that accept the coding.",
                 id="upstash_middleware.W003",
+            )
+    if djangos := [layer.name for layer in (*above, *below) if layer.is_any_of(_DJANGOS_CACHE)]:
+        yield checks.Warning(
+            f"MIDDLEWARE contains both {cache.name} and Django's own {' and '.join(djangos)}: "
+            "pages are stored twice, and a purge reaches only one of the two.",
+            hint="Remove Django's from MIDDLEWARE.",
+            id="upstash_middleware.W002",
+        )
+    for layer in below:
+        if layer.chooses_language:
+            yield checks.Warning(
+                f"{cache.name} is above {layer.name} in MIDDLEWARE, which chooses the language "
+                "with its own code: the cache cannot know a page's language, and stores nothing.",
+                hint=f"Move {layer.path!r} above {cache.path!r}.",
+                id="upstash_middleware.W006",
             )
 
 
-def _below_the_limit(limit: _Layer, below: list[_Layer]) -> Iterator[checks.CheckMessage]:
-    authentication = [layer for layer in below if layer.is_one_of(_AUTHENTICATION)]
-    if authentication and _limits_by_user():
+def _below_limit(
+    limit: _Layer, below: list[_Layer], known: Settings | None
+) -> Iterator[checks.CheckMessage]:
+    rules = () if known is None else (*known.rate_limits, known.default_limit)
+    by_user = any(rule is not None and _identifies_user(rule.by) for rule in rules)
+    authentication = [layer for layer in below if layer.is_any_of(_AUTHENTICATION)]
+    if authentication and by_user:
         yield checks.Error(
-            f"{limit.name} stands above {authentication[0].name} in MIDDLEWARE, and a limit counts "
+            f"{limit.name} is above {authentication[0].name} in MIDDLEWARE, and a limit counts "
             "by user, who is not known there: it counts by address.",
-            hint=f"Move {limit.path!r} below {authentication[0].path!r}; beside a cache, as "
+            hint=f"Move {limit.path!r} below {authentication[0].path!r}; with a cache, as "
             "RateLimitMiddleware, with CacheMiddleware above both. Or decorate the views.",
             id="upstash_middleware.E005",
         )
     for layer in below:
-        if layer.is_one_of(_CORS):
+        if layer.is_any_of(_CORS):
             yield checks.Warning(
-                f"{limit.name} stands above {layer.name} in MIDDLEWARE: a browser does not show "
+                f"{limit.name} is above {layer.name} in MIDDLEWARE: a browser does not show "
                 "scripts of other origins the response to a denied request.",
                 hint=f"Move {layer.path!r} above {limit.path!r}.",
                 id="upstash_middleware.W004",
             )
 
 
-def _limits_by_user() -> bool:
-    try:
-        found = settings_from(mapping_set(), os.environ, source=SETTING)
-    except ConfigurationError:  # E001 says it
-        return False
-    rules = (*found.rate_limits, found.default_limit)
-    return any(rule is not None and _asks_for_the_user(rule.by) for rule in rules)
-
-
-def _asks_for_the_user(extractor: object) -> bool:
+def _identifies_user(extractor: object) -> bool:
     inside = getattr(extractor, "extractors", ())
-    return extractor is user or any(_asks_for_the_user(each) for each in inside)
+    return extractor in {user, framework_user} or any(map(_identifies_user, inside))
 
 
-def _no_view(named: object, why: str) -> checks.CheckMessage:
-    return checks.Error(
-        f"{DENIED_VIEW} = {named!r}: {why}.",
-        hint="Name a view by its dotted path: 'shop.views.slow_down'; it is called with the "
-        "request and the decision.",
-        id="upstash_middleware.E006",
-    )
-
-
-def _beside_the_cache(cache: _Layer, layers: list[_Layer]) -> Iterator[checks.CheckMessage]:
-    names = [layer.name for layer in layers if layer.is_one_of(_DJANGOS_CACHE)]
-    if names:
-        yield checks.Warning(
-            f"{cache.name} and Django's own {' and '.join(names)} stand in MIDDLEWARE together: "
-            "pages are stored twice, and a purge reaches only one of the two.",
-            hint="Take Django's out of MIDDLEWARE.",
-            id="upstash_middleware.W002",
+def check_paths(**_: Any) -> list[checks.CheckMessage]:
+    """Report rules whose path no URL pattern serves, as W005."""
+    features = Features(0)
+    for layer in _layers():
+        features |= layer.features
+    try:
+        served = of_django()
+    except Exception:  # noqa: BLE001 - Django's own checks of URLs report it
+        return []
+    if (known := _settings()) is None:
+        return []
+    limits = known.rate_limits if Features.RATE_LIMIT in features else ()
+    caches = known.cache if Features.CACHE in features else ()
+    rules = [
+        *((f"rate_limits'][{index}]", rule.pattern) for index, rule in enumerate(limits)),
+        *((f"cache'][{index}]", rule.pattern) for index, rule in enumerate(caches)),
+    ]
+    return [
+        checks.Warning(
+            f"{SETTING}['{place}: the path is {pattern.text!r}, but {what}.",
+            hint="Write the path as in the URL configuration, with {name} for a part that varies. "
+            "If middleware serves it and no view does, silence this check.",
+            id="upstash_middleware.W005",
         )
+        for place, pattern in rules
+        if pattern is not None
+        and (what := never_served(pattern, served, resolves=django_resolves)) is not None
+    ]
+
+
+def check_denied_view(**_: Any) -> list[checks.CheckMessage]:
+    """Report a view for denials that cannot be found or called as one, as E006."""
+    named = getattr(settings, DENIED_VIEW, None)
+    why = ""
+    try:
+        view = import_string(named) if isinstance(named, str) else named
+    except Exception as error:  # noqa: BLE001 - whatever the project's module raises
+        view, why = None, str(error)
+    if view is None:
+        pass
+    elif not callable(view):
+        why = "it is no view"
+    elif inspect.isclass(view) and not issubclass(view, HttpResponseBase):
+        why = "it is a class; name its as_view(), or an object of it"
+    else:
+        try:
+            inspect.signature(view).bind("request", "decision")
+        except TypeError as error:
+            why = f"it cannot be called with the request and the decision: {error}"
+        except ValueError:  # written in C, without a signature
+            pass
+    if not why:
+        return []
+    return [
+        checks.Error(
+            f"{DENIED_VIEW} = {named!r}: {why}.",
+            hint="Name a view by its dotted path: 'shop.views.slow_down'; it is called with the "
+            "request and the decision.",
+            id="upstash_middleware.E006",
+        )
+    ]
+
+
+def check_credentials(**_: Any) -> list[checks.CheckMessage]:
+    """Report missing credentials, as E004; only where a deployment is checked."""
+    try:
+        if any(layer.features for layer in _layers()):
+            runtime = Runtime.of(mapping_set(), Features.BOTH, source=SETTING)
+            if runtime.enabled:
+                runtime.check_credentials()
+    except MissingCredentials as error:
+        hint = "Set them where the servers run; every request needs them."
+        return [checks.Error(str(error), hint=hint, id="upstash_middleware.E004")]
+    except ConfigurationError:
+        pass  # E001 reports it
+    return []

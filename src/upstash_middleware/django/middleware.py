@@ -1,169 +1,673 @@
-"""The middleware classes: translate in, ask the gateway, translate out; sync and async.
-
-``finish`` runs when the request is closed. A handler closes it with whichever response it has
-sent in the end, after the last byte, and also where a middleware further out has put another
-response in place of ours, as ConditionalGetMiddleware does with its 304. Under ASGI Django
-closes in a thread, so ``finish`` is the gateway's for threads there too.
-"""
+"""The middleware classes for ``MIDDLEWARE``, sync and async, and what denied requests get."""
 
 from __future__ import annotations
 
+import inspect
+import weakref
+from asyncio import CancelledError
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import Context
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from io import SEEK_END, BytesIO
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from asgiref.sync import (
+    SyncToAsync,
+    async_to_sync,
+    iscoroutinefunction,
+    markcoroutinefunction,
+    sync_to_async,
+)
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+from django.core.handlers.asgi import ASGIRequest
+from django.core.handlers.wsgi import WSGIRequest
+from django.core.signals import request_finished, request_started
 from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+from django.urls import get_script_prefix, set_script_prefix
+from django.utils.module_loading import import_string
+from msgspec import Struct
 
-from upstash_middleware.django.configuration import Configured, limit_through, purge_through
-from upstash_middleware.django.denying import is_for_the_project
-from upstash_middleware.django.passage import Passage, handed_over
-from upstash_middleware.django.refreshing import is_outermost, refresh
-from upstash_middleware.django.translation import request_from
+from upstash_middleware.asgi import refresh_scope
+from upstash_middleware.core.ratelimit.decision import UNCHECKED, completing
+from upstash_middleware.decorators import PendingExchange
+from upstash_middleware.django import localization
+from upstash_middleware.django.conf import DENIED_VIEW, Configured, share
+from upstash_middleware.django.requests import (
+    change_head,
+    check_route,
+    forwarding,
+    head_from,
+    replacement,
+    request_from,
+    response_from,
+)
+from upstash_middleware.django.signals import rate_limited
 from upstash_middleware.errors import ConfigurationError
-from upstash_middleware.gateway import Halves
+from upstash_middleware.events import UserCodeFailed
+from upstash_middleware.messages import (
+    UNANNOUNCED_BODY,
+    WITHOUT_BODY,
+    Response,
+    ResponseHead,
+    announces_no_body,
+    content_length,
+)
+from upstash_middleware.runtime import Features, run_soon
+from upstash_middleware.wsgi import refresh_environ
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from threading import Event
 
-    from django.http.response import HttpResponseBase
+    from django.http import HttpResponse, StreamingHttpResponse
 
     from upstash_middleware.core.engine import Exchange
     from upstash_middleware.core.ratelimit import Decision
-    from upstash_middleware.gateway import Gateway
-    from upstash_middleware.messages import Request
+    from upstash_middleware.messages import HTTPRequest
+    from upstash_middleware.runtime import Runtime
+
+R = TypeVar("R", bound=HttpResponseBase)
+
+_INNER = "upstash_middleware.handed"
+"""In ``META``: where a rate limit leaves its exchange for the cache directly inside."""
 
 
 class RateLimitedRequest(HttpRequest):
     """A request as views get it below a rate limit; for their annotations."""
 
-    rate_limit: Decision | None
-    """What was decided; None where no limit applies, or all is switched off."""
+    rate_limit: Decision
+    """The decision; where no limit was checked, one that allows, without figures."""
 
 
 class Middleware:
-    """What the three classes share; they differ in the halves that they switch on."""
+    """The base of the three classes, which differ in their features."""
 
     sync_capable = True
     async_capable = True
-    halves: ClassVar[Halves]
+    features: ClassVar[Features]
 
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
-        """Take the next in line, as Django gives it.
-
-        Raises ImproperlyConfigured where the setting UPSTASH_MIDDLEWARE is wrong.
-        """
+        """Raises ImproperlyConfigured where the setting UPSTASH_MIDDLEWARE is wrong."""
         self._get_response = get_response
-        self._refreshes = is_outermost(type(self), RateLimitMiddleware)
-        self.configured: Configured = Configured(self.halves, refreshes=self._refreshes)
+        self._refreshes = self._is_outermost()
+        self.configured: Configured = Configured(self.features, refreshes=self._refreshes)
         try:
-            self.configured.gateway()
+            self.configured.runtime()
         except ConfigurationError as error:
             raise ImproperlyConfigured(str(error)) from error
-        if Halves.CACHE in self.halves:
-            purge_through(self.configured)
-        self._limits = Halves.RATE_LIMIT in self.halves
-        if self._limits:
-            limit_through(self.configured)
+        share(self.configured, self.features)
+        self._limits = Features.RATE_LIMIT in self.features
         self._is_async = iscoroutinefunction(get_response)
         if self._is_async:
             markcoroutinefunction(cast("Any", self))
 
+    def _is_outermost(self) -> bool:
+        """Whether nothing but our rate limit is above this middleware in ``MIDDLEWARE``.
+
+        Only then it revalidates in the background: views would miss what other middleware adds to
+        a request, and a page rendered without that would be stored for all users.
+        """
+        for path in settings.MIDDLEWARE:
+            entry = import_string(path)
+            if entry is type(self):
+                return True
+            if not (inspect.isclass(entry) and issubclass(entry, RateLimitMiddleware)):
+                return False
+        return False
+
     def __call__(self, request: HttpRequest) -> Any:
-        """Answer the request, or pass it on; on an event loop the result is to be awaited."""
+        """Respond to the request, or pass it on; on an event loop the result is awaitable."""
         if self._is_async:
             return self._acall(request)
-        if (gateway := self._switched_on(request)) is None:
+        if (runtime := self._enabled(request)) is None:
             return self._get_response(request)
-        asked, exchange = handed_over(request, gateway) or self._begun(request, gateway)
-        passage = self._passage(request, asked, gateway, exchange)
-        if (ready := passage.ready()) is not None:
+        if (begun := _handed_over(request, runtime)) is None:
+            parsed = request_from(request)
+            begun = parsed, runtime.begin(parsed, self._directly_inside())
+        parsed, exchange = begun
+        stream = self._stream(request, runtime, parsed, exchange)
+        if (ready := stream.ready()) is not None:
             return ready
         try:
-            with passage.forwarding():
+            with stream.forwarding():
                 response = self._get_response(request)
+            if self._limits:
+                check_route(request, runtime.observe)
         except BaseException:
-            gateway.finish(exchange, complete=False)
+            stream.finish()
             raise
-        answer = passage.answer(response)
-        if passage.ends_here:
-            passage.finish()
-        return answer
+        response = stream.answer(response)
+        if exchange.locking is not None:
+            runtime.perform(exchange.release())
+        if stream.ends_here:
+            stream.finish()
+        return response
 
     async def _acall(self, request: HttpRequest) -> HttpResponseBase:
-        if (gateway := self._switched_on(request)) is None:
+        if (runtime := self._enabled(request)) is None:
             return cast("HttpResponseBase", await self._get_response(request))
-        asked, exchange = handed_over(request, gateway) or await self._abegun(request, gateway)
-        passage = self._passage(request, asked, gateway, exchange)
-        if is_for_the_project(exchange):
-            return cast("HttpResponseBase", await sync_to_async(passage.ready)())
-        if (ready := passage.ready()) is not None:
+        if (begun := _handed_over(request, runtime)) is None:
+            parsed = request_from(request)
+            begun = parsed, await runtime.abegin(parsed, self._directly_inside())
+        parsed, exchange = begun
+        stream = self._stream(request, runtime, parsed, exchange)
+        if _has_denied(exchange) and (_denied_view() or rate_limited.has_listeners()):
+            # The project's code does not belong on the event loop.
+            return cast("HttpResponseBase", await sync_to_async(stream.ready)())
+        if (ready := stream.ready()) is not None:
             return ready
         try:
-            with passage.forwarding():
+            with stream.forwarding():
                 response = await self._get_response(request)
-        except BaseException:
-            await gateway.afinish(exchange, complete=False)
+            if self._limits:
+                check_route(request, runtime.observe)
+        except CancelledError:  # the exchange ends with the request: a thread may still serve it
             raise
-        answer = passage.answer(response)
-        if passage.ends_here:
-            await passage.afinish()
-        return answer
+        except BaseException:
+            await stream.afinish()
+            raise
+        response = stream.answer(response)
+        if exchange.locking is not None:
+            await runtime.aperform_to_end(exchange.release())
+        if stream.ends_here:
+            await stream.afinish()
+        return response
 
-    def _switched_on(self, request: HttpRequest) -> Gateway | None:
-        """Return the gateway, or None where it is off; handlers can read the decision anyway."""
+    def _enabled(self, request: HttpRequest) -> Runtime | None:
+        """Return the runtime, None if it is disabled; views can read the decision anyway."""
         if self._limits:
-            request.rate_limit = None  # type: ignore[attr-defined] # see RateLimitedRequest
-        gateway = self.configured.gateway()
-        return gateway if gateway.enabled else None
+            limited = cast("RateLimitedRequest", request)
+            limited.rate_limit = getattr(request, "rate_limit", UNCHECKED)
+        runtime = self.configured.runtime()
+        return runtime if runtime.enabled else None
 
-    def _begun(self, request: HttpRequest, gateway: Gateway) -> tuple[Request, Exchange]:
-        asked = request_from(request)
-        return asked, gateway.begin(asked, self._directly_inside())
+    def _stream(
+        self, request: HttpRequest, runtime: Runtime, parsed: HTTPRequest, exchange: Exchange
+    ) -> ResponseStream:
+        if exchange.decision is not None:
+            cast("RateLimitedRequest", request).rate_limit = exchange.decision
+        revalidate = partial(_revalidate, runtime, self._get_response) if self._refreshes else None
+        return ResponseStream(request, parsed, runtime, exchange, revalidate)
 
-    async def _abegun(self, request: HttpRequest, gateway: Gateway) -> tuple[Request, Exchange]:
-        asked = request_from(request)
-        return asked, await gateway.abegin(asked, self._directly_inside())
-
-    def _passage(
-        self, request: HttpRequest, asked: Request, gateway: Gateway, exchange: Exchange
-    ) -> Passage:
-        if self._limits:
-            request.rate_limit = exchange.decision  # type: ignore[attr-defined]
-        passage = Passage(request, asked, gateway, exchange)
-        if self._refreshes:
-            passage.refresh = partial(refresh, gateway, self._get_response)
-        return passage
-
-    def _directly_inside(self) -> Gateway | None:
+    def _directly_inside(self) -> Runtime | None:
         return None
 
 
 class UpstashMiddleware(Middleware):
-    """Rate limiting and response caching; the limit stands outside the cache.
+    """Rate limiting and response caching; the limit is outside the cache.
 
-    Where both are wanted but in different places, a limit by user inside authentication and the
-    cache outside it, take the two halves. The decision stands in ``request.rate_limit``.
+    If a limit by user should be inside authentication and the cache outside it, use the two
+    halves. The decision is ``request.rate_limit``.
     """
 
-    halves = Halves.BOTH
+    features = Features.BOTH
 
 
 class RateLimitMiddleware(Middleware):
     """Rate limiting alone; directly above CacheMiddleware the two share one round trip.
 
-    The decision stands in ``request.rate_limit``.
+    The decision is ``request.rate_limit``.
     """
 
-    halves = Halves.RATE_LIMIT
+    features = Features.RATE_LIMIT
 
-    def _directly_inside(self) -> Gateway | None:
-        # Django hands each middleware on wrapped, by convert_exception_to_response.
+    def _directly_inside(self) -> Runtime | None:
+        # Django wraps each middleware by convert_exception_to_response.
         inside = getattr(self._get_response, "__wrapped__", self._get_response)
-        return inside.configured.gateway() if isinstance(inside, CacheMiddleware) else None
+        return inside.configured.runtime() if isinstance(inside, CacheMiddleware) else None
 
 
 class CacheMiddleware(Middleware):
     """Response caching alone; its place is above what makes pages personal, as sessions do."""
 
-    halves = Halves.CACHE
+    features = Features.CACHE
+
+
+def _handed_over(request: HttpRequest, runtime: Runtime) -> tuple[HTTPRequest, Exchange] | None:
+    """Take the exchange that a rate limit directly outside has begun for this runtime, if any."""
+    parsed, outer = request.META.get(_INNER, (None, None))
+    if outer is None or outer.inner is None or outer.inner.engine is not runtime.engine:
+        return None
+    return parsed, outer.take_inner()
+
+
+# ------------------------------------------------------------------------------------------------
+# Denials
+
+
+def _has_denied(exchange: Exchange) -> bool:
+    return exchange.decision is not None and not exchange.decision.allowed
+
+
+def _denied_view() -> Any:
+    return getattr(settings, DENIED_VIEW, None)
+
+
+def ready_response(request: HttpRequest, exchange: Exchange, runtime: Runtime) -> HttpResponse:
+    """Return the response that an exchange has for a request.
+
+    For a denial, the signal ``rate_limited`` is sent, and the response is that of the view that
+    the project names, with its own status unless that is 200, and with the denial's fields where it
+    has none of those names. If the view raises or returns anything else, this package's own
+    response is sent, and observers get a UserCodeFailed.
+    """
+    ready = cast("Response", exchange.response)
+    own = response_from(ready, without_body=request.method == "HEAD")
+    if not _has_denied(exchange):
+        return own
+    rate_limited.send_robust(type(request), request=request, decision=exchange.decision)
+    if (named := _denied_view()) is None:
+        return own
+    try:
+        response = _call_denied_view(named, request, exchange.decision)
+    except Exception as error:  # noqa: BLE001 - whatever the project's view raises
+        runtime.observe(UserCodeFailed(DENIED_VIEW, error))
+        return own
+    if response.status_code == 200:  # as HttpResponse has where the view gives no status
+        response.status_code = own.status_code
+    for name, value in completing(ready.head.headers, {name.lower() for name in response.headers}):
+        response.headers[name.decode("latin-1")] = value.decode("latin-1")
+    return response
+
+
+def _call_denied_view(named: Any, request: HttpRequest, decision: Decision | None) -> HttpResponse:
+    view = import_string(named) if isinstance(named, str) else named
+    response: Any = view(request, decision)
+    if inspect.isawaitable(response):
+
+        async def awaited() -> Any:
+            return await response
+
+        response = async_to_sync(awaited)()
+    if not isinstance(response, HttpResponseBase):
+        raise TypeError(f"{DENIED_VIEW} returned {response!r}; it should return an HttpResponse")
+    if not getattr(response, "is_rendered", True):
+        response = cast("Any", response).render()
+    return cast("HttpResponse", response)
+
+
+# ------------------------------------------------------------------------------------------------
+# Responses
+
+
+class ResponseStream(Struct, eq=False):
+    """One request, its exchange, and its response on the way to the server.
+
+    The exchange is finished when the request is closed. A handler closes it with whichever response
+    it has sent in the end, after the last byte, and also where a middleware further out has
+    replaced our response, as ConditionalGetMiddleware does by its 304. Under ASGI Django closes in
+    a thread, so ``finish`` is used there too.
+    """
+
+    _request: HttpRequest
+    _parsed: HTTPRequest
+    _runtime: Runtime
+    _exchange: Exchange
+    _revalidate: Callable[[HttpRequest, Exchange], None] | None = None
+    _stale: Exchange | None = None  # what to revalidate once the request is closed
+    _complete: bool = False  # whether the response has passed whole
+    _announced: int | None = None
+    """Bytes still to come by Content-Length; None without one."""
+    _before: tuple[str, str] | None = None
+    """The language and time zone that were active when the request arrived."""
+    _pending: PendingExchange = None  # type: ignore[assignment]  # see __post_init__
+
+    def __post_init__(self) -> None:
+        self._pending = PendingExchange(self._runtime, self._exchange)
+        if self._runtime.caches:
+            self._before = localization.active()
+            if announces_no_body(self._parsed) and _has_body(self._request):
+                self._exchange.forbid(UNANNOUNCED_BODY)
+        at_end(self._request, self.finish, self._revalidate_stale)
+
+    def ready(self) -> HttpResponse | None:
+        """Return the response to send at once, or None: call the application."""
+        if self._exchange.response is None:
+            return None
+        self._complete = True
+        return guarded(self._request, ready_response(self._request, self._exchange, self._runtime))
+
+    def forwarding(self) -> AbstractContextManager[None]:
+        """Show the application its request, and the middleware directly inside its exchange."""
+        if self._exchange.inner is None and self._exchange.request is self._parsed:
+            return nullcontext()
+        return self._forwarding()
+
+    @contextmanager
+    def _forwarding(self) -> Iterator[None]:
+        meta = self._request.META
+        if self._exchange.inner is not None:
+            meta[_INNER] = self._parsed, self._exchange
+        try:
+            with forwarding(self._request, self._parsed.headers, self._exchange.request.headers):
+                yield
+        finally:
+            meta.pop(_INNER, None)
+
+    def answer(self, response: HttpResponseBase) -> HttpResponseBase:
+        """Return what to send for the application's response, whose body is seen as it passes."""
+        head = self._head_of(response)
+        # A server that reads a file itself, by ``wsgi.file_wrapper``, would lose ``sendfile`` if
+        # the file was read here, so it is not stored.
+        is_file = getattr(response, "file_to_stream", None) is not None
+        is_for_server = is_file and "wsgi.file_wrapper" in self._request.META
+        if is_for_server:
+            self._exchange.unseen()
+        if self._before and (why := localization.unexpected(self._request, self._before)):
+            self._exchange.forbid(why)
+        sent = self._exchange.head(head)
+        if response.streaming:
+            self._announced = content_length(head.headers)
+        if isinstance(sent, Response):
+            self._complete = True
+            return guarded(
+                self._request,
+                replacement(sent, response, without_body=self._parsed.method == "HEAD"),
+            )
+        change_head(response, head, sent)
+        is_bodiless = self._parsed.method == "HEAD" or head.status in WITHOUT_BODY
+        if not response.streaming:
+            if self._exchange.watching and (content := cast("HttpResponse", response).content):
+                self._exchange.chunk(content)
+            self._complete = True
+        elif self._runtime.finishes_first and (is_bodiless or self._announced == 0):
+            self._complete = True  # a client that has the head has everything
+        elif not is_for_server:
+            streaming = cast("StreamingHttpResponse", response)
+            watched: Any = self._awatched if streaming.is_async else self._watched
+            streaming.streaming_content = watched(streaming.streaming_content)
+        if sent.status in WITHOUT_BODY and head.status not in WITHOUT_BODY:
+            _drop_body(response)
+        return guarded(self._request, response)
+
+    @property
+    def ends_here(self) -> bool:
+        """Whether the exchange is to be finished before the response is sent."""
+        return self._complete and self._runtime.finishes_first
+
+    def finish(self) -> None:
+        """Finish the exchange, unless it is finished already."""
+        if self._revalidate is not None and not self._pending.finished:
+            self._stale = self._exchange.take_refresh()
+        self._pending.finish(complete=self._complete)
+
+    async def afinish(self) -> None:
+        """Do the same as ``finish`` on an event loop."""
+        await self._pending.afinish(complete=self._complete)
+
+    def _revalidate_stale(self) -> None:
+        stale, self._stale = self._stale, None
+        if stale is not None and self._revalidate is not None:
+            self._revalidate(self._request, stale)
+
+    def _head_of(self, response: HttpResponseBase) -> ResponseHead:
+        """Return the response's head, with the Content-Length of a whole body."""
+        head = head_from(self._request, response)
+        if response.streaming or not self._exchange.watching or self._parsed.method == "HEAD":
+            return head
+        if "content-length" in head.headers or head.status in WITHOUT_BODY:
+            return head
+        length = b"%d" % len(cast("HttpResponse", response).content)
+        return ResponseHead(head.status, head.headers.adding((b"Content-Length", length)))
+
+    def _watched(self, content: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in content:
+            self._exchange.chunk(piece)
+            if self._exchange.locking is not None:
+                self._runtime.perform(self._exchange.release())
+            if self._is_last(piece):
+                self._complete = True
+                self.finish()
+            yield piece
+            if self._exchange.holding and not self._pending.finished:
+                self._pending.renew()
+        self._complete = True
+        self.finish()
+
+    async def _awatched(self, content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        try:
+            async for piece in content:
+                self._exchange.chunk(piece)
+                if self._exchange.locking is not None:
+                    await self._runtime.aperform_to_end(self._exchange.release())
+                if self._is_last(piece):
+                    self._complete = True
+                    await self.afinish()
+                yield piece
+                if self._exchange.holding and not self._pending.finished:
+                    await self._pending.arenew()
+            self._complete = True
+        finally:  # Django closes the request as well, but not where ``send`` has raised
+            if self._runtime.finishes_first or not self._complete:
+                await self.afinish()
+
+    def _is_last(self, piece: bytes) -> bool:
+        """Whether the exchange is to be finished before this piece, the last by Content-Length."""
+        if self._announced is None or not self._runtime.finishes_first:
+            return False
+        self._announced -= len(piece)
+        return self._announced == 0 and bool(piece)
+
+
+def _has_body(request: HttpRequest) -> bool:
+    """Whether a view can read a body that no field announces: under WSGI, it cannot."""
+    if not isinstance(request, ASGIRequest):
+        return False
+    stream = request._stream  # noqa: SLF001 - reading it otherwise takes it from the view
+    if not stream.seekable():  # the test client's, which announces every body
+        return False
+    place = stream.tell()
+    length = stream.seek(0, SEEK_END)
+    stream.seek(place)
+    return bool(length)
+
+
+def _drop_body(response: Any) -> None:
+    """Send no body: a 304 replaces the response, whose body is still seen if it is streamed."""
+
+    def drop(content: Iterator[bytes]) -> Iterator[bytes]:
+        for _ in content:
+            pass
+        yield b""
+
+    async def adrop(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for _ in content:
+            pass
+        yield b""
+
+    if not response.streaming:
+        response.content = b""
+    elif getattr(response, "file_to_stream", None) is not None:
+        response.streaming_content = ()  # a server would send the file itself
+    elif response.is_async:
+        response.streaming_content = adrop(response.streaming_content)
+    else:
+        response.streaming_content = drop(response.streaming_content)
+
+
+# ------------------------------------------------------------------------------------------------
+# Background revalidation of a stale response (RFC 5861 §3), after its request has been closed
+
+
+def _revalidate(
+    runtime: Runtime, get_response: Callable[[HttpRequest], Any], stale: HttpRequest, new: Exchange
+) -> None:
+    """Send a request that contains nothing of the visitor's to the application, in this thread.
+
+    In a new context, since context variables may contain data of the visitor; URLs that
+    views reverse keep the prefix of the site.
+    """
+    prefix = get_script_prefix()
+
+    def send() -> None:
+        set_script_prefix(prefix)
+        request = _request_without_visitor(stale, new.request)
+        stream = ResponseStream(request, new.request, runtime, new)
+        try:
+            if isinstance(request, ASGIRequest):
+                async_to_sync(aconsume)(request, stream)
+            else:
+                response = stream.answer(get_response(request))
+                for _piece in cast("Any", response) if response.streaming else ():
+                    if not new.kept:
+                        break  # a response that is not stored may never end
+        except Exception as error:  # noqa: BLE001 - the client has its response
+            runtime.observe(UserCodeFailed("background refresh", error))
+        finally:
+            request.close()
+            stream.finish()
+
+    async def aconsume(request: HttpRequest, stream: ResponseStream) -> None:
+        response = stream.answer(await get_response(request))
+        if response.streaming:
+            async for _piece in cast("StreamingHttpResponse", response):
+                if not new.kept:
+                    break
+
+    Context().run(send)
+
+
+def _request_without_visitor(stale: HttpRequest, request: HTTPRequest) -> HttpRequest:
+    if isinstance(stale, ASGIRequest):
+        scope = cast("dict[str, Any]", stale.scope)
+        new: HttpRequest = ASGIRequest(dict(refresh_scope(scope, request, {})), BytesIO())
+        new.META.setdefault("REMOTE_ADDR", "")  # as over a Unix socket
+    else:
+        new = WSGIRequest(refresh_environ(stale.META, request))
+    if hasattr(stale, "rate_limit"):  # a limit outside counts no revalidation
+        new.rate_limit = UNCHECKED  # type: ignore[attr-defined]
+    if selected := localization.expected(stale):
+        localization.with_language(new, selected)
+    return new
+
+
+# ------------------------------------------------------------------------------------------------
+# The end of a request
+
+_KEY = "_upstash_middleware"
+"""The attribute that refers to the _Ends of a request: of the request, response and context."""
+_LONGEST_WAIT = 5.0  # seconds; the calls that are waited for have their own deadline
+
+
+class _Ends(Struct, eq=False):
+    """What to finish when a request ends, outermost first."""
+
+    begun: list[tuple[Callable[[], None], Callable[[], None] | None]] = []
+    elsewhere: Event | None = None
+    """Set once another thread has ended it."""
+
+    def end(self, close: Callable[[], None]) -> None:
+        """Finish all of it, innermost first; or wait until another thread has."""
+        if self.elsewhere is not None:
+            self.elsewhere.wait(_LONGEST_WAIT)
+        begun, self.begun = self.begun, []
+        after = []
+        try:
+            for finish, then in reversed(begun):
+                finish()
+                after.append(then)
+        finally:
+            close()
+        for then in filter(None, after):
+            then()
+
+
+def at_end(
+    request: HttpRequest, finish: Callable[[], None], then: Callable[[], None] | None = None
+) -> None:
+    """Call ``finish``, and then ``then``, once a request is over, whichever way Django ends it.
+
+    Django closes a request together with its response. Where the client leaves before there is a
+    response, an ASGI handler cancels the request and closes nothing, but sends
+    ``request_finished``. Its receivers run after a view that is still running in a thread.
+    """
+    ends: _Ends | None = vars(request).get(_KEY)
+    if ends is None:
+        ends = vars(request)[_KEY] = _Ends()
+        request.close = partial(_end, request, request.close)  # type: ignore[method-assign]  # Django has no other hook
+        if (context := _context()) is not None:
+            context.request = weakref.ref(request)
+    ends.begun.append((finish, then))
+
+
+def guarded(request: HttpRequest, response: R) -> R:
+    """Return the response, which ends the request even if it is never closed."""
+    ends: _Ends | None = vars(request).get(_KEY)
+    guard: _Guard | None = vars(response).get(_KEY)
+    # A view may return one response to all requests.
+    if ends is not None and (guard is None or guard.ends is not ends):
+        vars(response)[_KEY] = _Guard(ends)
+    return response
+
+
+class _Guard:
+    """Ends a request when the response that refers to this is deleted.
+
+    Bridges from ASGI to WSGI close no response, and Django's ASGI handler closes none where
+    ``send`` raises.
+    """
+
+    __slots__ = ("ends",)
+
+    def __init__(self, ends: _Ends) -> None:
+        self.ends = ends
+
+    def __del__(self) -> None:
+        if self.ends.begun:
+            others = _Ends()
+            others.begun, self.ends.begun = self.ends.begun, []
+            self.ends.elsewhere = run_soon(partial(others.end, _nothing))
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """Be None in a response that is pickled into a cache."""
+        return type(None), ()
+
+
+def _nothing() -> None:
+    pass
+
+
+def _end(request: HttpRequest, close: Callable[[], None]) -> None:
+    vars(request).pop("close", None)
+    ends: _Ends | None = vars(request).pop(_KEY, None)  # nothing keeps the body that was seen
+    if ends is None:
+        close()
+    else:
+        ends.end(close)
+
+
+class _Context(Struct, eq=False):
+    """The request of an ASGI handler's call, for which asgiref has a separate context."""
+
+    requests: int = 0
+    """How many have begun; of several that share a context it is not known which has ended."""
+    request: weakref.ref[HttpRequest] | None = None
+    """Weakly: what outlives the request, such as a connection that it opened, keeps this."""
+
+
+def _context() -> _Context | None:
+    """Return the context of the current request; None under WSGI."""
+    found: Any = SyncToAsync.thread_sensitive_context.get(None)
+    if found is None:
+        return None
+    return cast("_Context", vars(found).setdefault(_KEY, _Context()))
+
+
+def _count_request(**_: object) -> None:
+    if (context := _context()) is not None:
+        context.requests += 1
+
+
+def _end_abandoned(**_: object) -> None:
+    """End the request of this context if Django has not closed it."""
+    context = _context()
+    if context is not None and context.requests == 1 and context.request is not None:
+        request = context.request()
+        if request is not None:
+            _end(request, _nothing)
+
+
+request_started.connect(_count_request)
+request_finished.connect(_end_abandoned)

@@ -1,23 +1,22 @@
-"""Limits in Django REST framework's own manner: throttle classes, and denials as its exceptions.
+"""Django REST framework: throttle classes, and denials as its exceptions.
 
-Denials are raised, so that the project's exception handler and the negotiated renderer answer
-them. Only this module imports Django REST framework.
+Denials are raised, so that the project's exception handler and the negotiated renderer respond.
+Only this module imports Django REST framework.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rest_framework.exceptions import APIException, PermissionDenied, Throttled
 from rest_framework.throttling import BaseThrottle
-from rest_framework.views import APIView
 
-from upstash_middleware.core.ratelimit.denial import RETRY_UNAVAILABLE
-from upstash_middleware.django.configuration import gateway_for_handlers
-from upstash_middleware.django.limiting import finish_when_closed, is_free, shown
+from upstash_middleware.core.ratelimit.decision import RETRY_UNAVAILABLE
+from upstash_middleware.decorators import HandlerLimit
+from upstash_middleware.django.decorators import ViewCall
+from upstash_middleware.django.requests import response_from
 from upstash_middleware.django.signals import rate_limited
-from upstash_middleware.django.translation import request_from, response_from
-from upstash_middleware.handler_limits import HandlerLimit, Place
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -25,11 +24,10 @@ if TYPE_CHECKING:
     from django.http import HttpRequest
     from django.http.response import HttpResponseBase
     from rest_framework.request import Request
+    from rest_framework.views import APIView
 
-    from upstash_middleware.core.engine import Exchange
     from upstash_middleware.core.ratelimit import Decision
-    from upstash_middleware.gateway import Gateway
-    from upstash_middleware.handler_limits import LimitArguments
+    from upstash_middleware.decorators import LimitArguments, PendingExchange
 
 __all__ = ["NotCounted", "RateLimitExceeded", "Throttle", "Unidentified", "denied", "throttle"]
 
@@ -37,7 +35,7 @@ _OF_THE_BODY = frozenset({"content-type", "content-length"})
 
 
 class RateLimitExceeded(Throttled):
-    """A limit has stopped a request: 429. ``decision`` tells which, and for how long."""
+    """A limit has denied a request: 429. ``decision`` is the Decision."""
 
     def __init__(self, decision: Decision) -> None:
         super().__init__(decision.retry_after)
@@ -45,7 +43,7 @@ class RateLimitExceeded(Throttled):
 
 
 class NotCounted(APIException):
-    """A rule that lets nothing pass uncounted, while nothing can be counted: 503."""
+    """A rule with ``on_error="closed"`` could not count a request: 503."""
 
     status_code: int = 503
     default_detail: str = "Requests cannot be counted at the moment."
@@ -54,10 +52,10 @@ class NotCounted(APIException):
 
 
 class Unidentified(APIException):
-    """A rule demands an identity that the request does not have: 401 (RFC 9110 §15.5.2)."""
+    """A rule requires an identity that the request does not have: 401 (RFC 9110 §15.5.2)."""
 
     status_code: int = 401
-    default_detail: str = "Say who you are."
+    default_detail: str = "Authentication required."
     default_code: str = "not_authenticated"
 
     def __init__(self, challenge: str) -> None:
@@ -85,74 +83,87 @@ class Throttle(BaseThrottle):
     def allow_request(self, request: Request, view: APIView) -> bool:
         """Let a request pass, with the limit's fields on its response.
 
-        Where not, the signal ``rate_limited`` is sent. Raises RateLimitExceeded, NotCounted,
+        If it is denied, the signal ``rate_limited`` is sent. Raises RateLimitExceeded, NotCounted,
         Unidentified or PermissionDenied.
         """
-        asked: Any = request._request  # noqa: SLF001 - Django REST framework has no other name
-        gateway, place = gateway_for_handlers(), _place(view)
-        prior = asked.rate_limit = getattr(asked, "rate_limit", None)
-        if not gateway.enabled or is_free(place.handler, place, asked):
+        call = ViewCall(type(view), type(view), self.limit)
+        call.read((request,), {})
+        call.view_class = type(view)
+        if (action := getattr(view, "action", None)) is not None:
+            # Each action of a ViewSet has its own quota.
+            call.handler = call.wrapper = getattr(type(view), action)
+            call.owner = type(view)
+        pending = self.limit.begin(call)
+        if pending is None:
             return True
-        begun = self.limit.begin(gateway, place, request_from(asked), prior)
-        asked.rate_limit = begun.decision
-        exchange = begun.exchange
-        if exchange.response is not None and exchange.decision is not None:
-            own = response_from(exchange.response, without_body=True).headers.items()
+        if pending.denies:
+            decision = pending.exchange.decision
+            own = response_from(pending.denial, without_body=True).headers.items()
             view.headers.update({k: v for k, v in own if k.lower() not in _OF_THE_BODY})
-            rate_limited.send_robust(type(asked), request=asked, decision=exchange.decision)
-            raise _exception_for(exchange.decision)
-        finish_when_closed(asked, gateway, exchange)
-        _show_when_finalised(view, gateway, exchange)
+            rate_limited.send_robust(type(call.native), request=call.native, decision=decision)
+            raise _exception_for(decision)
+        call.enter(pending)
+        _attach_when_finalized(call, view, pending)
         return True
 
 
 def throttle(limits: Any, **arguments: Unpack[LimitArguments]) -> type[Throttle]:
     """Return a throttle class: ``throttle_classes = [throttle("5/minute", by=user)]``.
 
-    ``limits`` and the arguments are those of RateLimitRule. It stands behind authentication, so
-    ``by=user`` is whom that has found, and takes a round trip of its own. Each view, and each
-    action of a ViewSet, counts by itself; with a ``name`` all of them count together. The view
-    reads ``request.rate_limit``. Raises ConfigurationError.
+    It applies after authentication, so ``by=user`` is the user that this has found, and takes a
+    separate round trip. Each view, and each action of a ViewSet, has its own quota; with a
+    ``name`` they share one. The view reads ``request.rate_limit``.
+
+    Args:
+        limits: See RateLimitRule.
+        arguments: Other fields of RateLimitRule, without ``path`` and ``methods``.
+
+    Raises:
+        ConfigurationError: An argument is wrong.
     """
     return type("Throttle", (Throttle,), {"limit": HandlerLimit(limits, arguments)})
 
 
-def _place(view: APIView) -> Place:
-    """Return what counts by itself: an action of a ViewSet, else the view."""
-    action: str | None = getattr(view, "action", None)
-    if action is None:  # the class stands for the function that @api_view has made it of
-        return Place(type(view))
-    return Place(getattr(type(view), action), type(view))
+def _attach_when_finalized(call: ViewCall, view: Any, pending: PendingExchange) -> None:
+    """Attach a limit to the view's response, before those of earlier throttles."""
+    attached: list[PendingExchange] = vars(view).setdefault("_upstash_attached", [])
+    attached.append(pending)
+    if len(attached) > 1:  # a view object serves one request
+        return
+    finalize = view.finalize_response
+
+    def finalized(*args: Any, **kwargs: Any) -> HttpResponseBase:
+        response: HttpResponseBase = finalize(*args, **kwargs)
+        for each in reversed(attached):
+            response = call.attach(each, response)
+        return response
+
+    view.finalize_response = finalized
 
 
-def _show_when_finalised(view: Any, gateway: Gateway, exchange: Exchange) -> None:
-    """Show an exchange whatever the view's request is answered with; a view serves one."""
-    finalise = view.finalize_response
+@cache
+def _denied_view() -> Any:
+    # The module imports the throttles that the settings name, and those import this module.
+    from rest_framework.views import APIView  # noqa: PLC0415
 
-    def finalised(*args: Any, **kwargs: Any) -> HttpResponseBase:
-        return shown(gateway, exchange, finalise(*args, **kwargs))
+    class Denied(APIView):
+        authentication_classes = ()
+        permission_classes = ()
+        throttle_classes = ()
 
-    view.finalize_response = finalised
+        def perform_content_negotiation(self, request: Request, force: bool = True) -> Any:  # noqa: ARG002 - the base's
+            return super().perform_content_negotiation(request, force=True)
 
+        def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+            super().initial(request, *args, **kwargs)
+            raise _exception_for(kwargs["decision"])
 
-class _Denied(APIView):
-    """Answers a request that something further out has stopped."""
-
-    authentication_classes = ()
-    permission_classes = ()
-    throttle_classes = ()
-
-    def perform_content_negotiation(self, request: Request, force: bool = True) -> Any:  # noqa: ARG002 - the base's
-        return super().perform_content_negotiation(request, force=True)
-
-    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        super().initial(request, *args, **kwargs)
-        raise _exception_for(kwargs["decision"])
+    return Denied.as_view()
 
 
 def denied(request: HttpRequest, decision: Decision) -> HttpResponseBase:
-    """Answer a denial by the middleware as Django REST framework would.
+    """Respond to a denial by the middleware as Django REST framework would.
 
     ``UPSTASH_MIDDLEWARE_DENIED_VIEW = "upstash_middleware.django.rest_framework.denied"``
     """
-    return _Denied.as_view()(request, decision=decision)
+    return _denied_view()(request, decision=decision)  # type: ignore[no-any-return]

@@ -1,8 +1,95 @@
-"""``python -m upstash_middleware.local``; nothing else may live here."""
+"""``python -m upstash_middleware.local``: the local Upstash as a command."""
 
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
 import sys
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from upstash_middleware.local.command_line import main
+from upstash_middleware.local import Fault, LocalUpstash, LocalUpstashError
+from upstash_middleware.local.faults import CLEAR, parse_weather, plain_weather
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
+    """Serve until interrupted; returns the exit status (2 when the server cannot start).
+
+    `program` is the command's name in the help text.
+    """
+    parser = _parser(program or "python -m upstash_middleware.local")
+    options = vars(parser.parse_args(arguments))
+    with _stop_signal() as stop:
+        try:
+            weather = parse_weather({name: options.pop(name) for name in plain_weather(CLEAR)})
+            upstash = LocalUpstash(**options, weather=weather)
+            upstash.start()
+        except (LocalUpstashError, ValueError) as error:
+            sys.stderr.write(f"{error}\n")
+            return 2
+        try:
+            for name, value in upstash.env.items():
+                sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
+            sys.stdout.flush()
+            # A comment on standard error, because a shell evaluates standard output.
+            sys.stderr.write(f"# console: {upstash.console_url}\n")
+            sys.stderr.flush()
+            stop.wait()
+        finally:
+            upstash.stop()
+    return 0
+
+
+@contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, from before the server starts."""
+    stop = threading.Event()
+    before = {
+        number: signal.signal(number, lambda *_: stop.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program, description="Upstash Redis's HTTP interface on this machine."
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument(
+        "--port", type=int, default=8079, help="port, 0 for a free one (%(default)s)"
+    )
+    parser.add_argument("--token", help="the token to require; random if not given")
+    parser.add_argument("--read-only-token", help="a token that may only read")
+    parser.add_argument("--redis", metavar="URL", help="use the Redis server at redis://HOST:PORT")
+    parser.add_argument("--data", metavar="DIR", help="keep the data in this directory")
+    weather = parser.add_argument_group("weather", "can be changed while running, at /-/weather")
+    weather.add_argument("--latency-ms", type=float, default=0.0, help="latency of every answer")
+    weather.add_argument(
+        "--jitter-ms", type=float, default=0.0, help="and up to this much more, at random"
+    )
+    weather.add_argument(
+        "--fault", choices=[fault.value for fault in Fault], help="what happens to requests"
+    )
+    weather.add_argument(
+        "--probability",
+        type=float,
+        default=1.0,
+        help="the share of requests that the fault hits (%(default)s)",
+    )
+    weather.add_argument("--times", type=int, help="how many requests the fault hits at most")
+    weather.add_argument("--seconds", type=float, help="after how long the weather is clear again")
+    return parser
+
 
 if __name__ == "__main__":
     sys.exit(main())

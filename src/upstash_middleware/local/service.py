@@ -1,257 +1,410 @@
-"""What this server does with a request: who may ask, what is run, what is billed, what is said.
+"""Upstash's REST interface over one store, and this server's own addresses under ``/-/``.
 
-Everything that Upstash's REST interface promises is put together here; how bytes get in and out
-is the business of the transports, and of `store` on the other side.
+`Service` authorizes a request, runs its commands, bills them, and answers in Upstash's format.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, assert_never
+import json
+import re
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final, TypeAlias
 
-from upstash_middleware.local.bill import Meter
-from upstash_middleware.local.commands import (
-    CommandTable,
-    Prepared,
-    ScriptMemory,
-    no_permission,
-    prepare,
-    read_command_table,
-    was_unknown,
-)
-from upstash_middleware.local.control import PREFIX, answer_control
-from upstash_middleware.local.history import History
-from upstash_middleware.local.live import Live
-from upstash_middleware.local.messages import Answer, Request, Response, error_answer
-from upstash_middleware.local.reading import (
-    Encoding,
-    TooLarge,
-    Unreadable,
-    read_batch,
-    read_command,
-    read_encoding,
-    read_path,
-    read_token,
-)
-from upstash_middleware.local.resp import Failure, Reply
-from upstash_middleware.local.store import Store, StoreUnreachable
-from upstash_middleware.local.streams import open_stream
-from upstash_middleware.local.weather import (
-    INSTEAD,
-    MANNERS,
-    Fault,
-    Manner,
-    Weather,
-    WeatherStation,
-)
-from upstash_middleware.local.writing import answer_batch, answer_one, in_base_32
+from msgspec import Struct
+from msgspec.structs import replace
+
+from upstash_middleware.local import faults, rest
+from upstash_middleware.local.billing import Meter
+from upstash_middleware.local.commands import SHORTEN_LIFETIMES, is_unknown, prepare, reject
+from upstash_middleware.local.faults import CLEAR, Fault, FaultInjector
+from upstash_middleware.local.http1 import Answer, Delivery, Stream, error_answer, json_answer
+from upstash_middleware.local.resp import Failure, Status
+from upstash_middleware.local.scripts import original_monitor_line
+from upstash_middleware.local.store import StoreUnreachable, connect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-    from upstash_middleware.local.reading import Command
+    from upstash_middleware.local.commands import Command, CommandTable, Prepared
+    from upstash_middleware.local.faults import Weather
+    from upstash_middleware.local.http1 import Request, Response
+    from upstash_middleware.local.resp import Reply
+    from upstash_middleware.local.store import Address, Store
 
-METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT"})
-STREAMS: Final = frozenset({b"SUBSCRIBE", b"PSUBSCRIBE", b"MONITOR"})
-UNAUTHORIZED: Final = error_answer(
+MAX_PENDING_EVENTS: Final = 500
+"""Live events that wait for a watcher slower than the traffic; further ones are only counted."""
+
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT"})
+_STREAMS: Final = frozenset({b"SUBSCRIBE", b"PSUBSCRIBE", b"MONITOR"})
+_UNAUTHORIZED: Final = error_answer(
     401,
     "WRONGPASS invalid or missing auth token. "
     "See https://docs.upstash.com/redis/troubleshooting/http_unauthorized for details.",
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """The secrets that open the database, wholly or for reading."""
+class Tokens(Struct, frozen=True):
+    """The tokens for full and for read-only access."""
 
     full: str
     read_only: str
 
-
-async def open_service(store: Store, tokens: Tokens, weather: Weather) -> Service:
-    """The service over a store, after asking it what its commands do.
-
-    Raises StoreUnreachable.
-    """
-    table = read_command_table((await store.run([[b"COMMAND"]]))[0])
-    return Service(store, tokens, table, WeatherStation(weather))
+    def __repr__(self) -> str:
+        return "Tokens(…)"
 
 
 class Service:
-    """The REST interface over one store."""
+    """The REST interface over one store.
+
+    `on_weather_change` is called when the weather was changed over HTTP.
+    """
 
     def __init__(
-        self, store: Store, tokens: Tokens, table: CommandTable, weather: WeatherStation
+        self,
+        store: Store,
+        tokens: Tokens,
+        table: CommandTable,
+        weather: Weather,
+        on_weather_change: Callable[[], None],
     ) -> None:
-        self.meter: Meter = Meter()
-        self.history: History = History()
-        self.live: Live = Live()
-        self.weather = weather
-        self.weather_changed: Callable[[], None] = lambda: None
-        """Told of weather that was changed over HTTP."""
         self.store = store
         self.tokens = tokens
+        self.meter: Meter = Meter()
+        self.live: LiveFeed = LiveFeed()
+        self.faults: FaultInjector = FaultInjector(weather)
         self._table = table
-        self._scripts = ScriptMemory()
+        self._on_weather_change = on_weather_change
+        self._shas: dict[str, str] = {}
         self._writes = 0
+        self._advanced_ms = 0
 
-    async def answer(self, request: Request) -> tuple[Response, Manner]:
-        """The answer to a request and how to deliver it; never raises for what can be sent."""
-        if request.path.startswith(PREFIX):
-            return await answer_control(self, request), Manner.WHOLE
+    async def answer(self, request: Request) -> tuple[Response, Delivery]:
+        """The answer to a request and how to send it; no request makes this raise."""
+        if request.path.startswith(b"/-/"):
+            return await self._answer_own(request), Delivery.WHOLE
         self.meter.add_request()
-        late, fault = self.weather.next()
+        latency, fault = self.faults.next()
         if fault and self.live.watched:
-            self.live.tell_fault(fault)
-        if late:
-            await asyncio.sleep(late)
-        manner = MANNERS.get(fault, Manner.WHOLE) if fault else Manner.WHOLE
-        if fault in INSTEAD:
-            return INSTEAD[fault], manner
+            self.live.emit(FaultEvent(time.time(), fault))
+        if latency:
+            await asyncio.sleep(latency)
+        delivery = faults.DELIVERIES.get(fault, Delivery.WHOLE) if fault else Delivery.WHOLE
+        if fault in faults.INSTEAD:
+            return faults.INSTEAD[fault], delivery
         try:
             if fault is Fault.NOSCRIPT:
                 await self.store.run([[b"SCRIPT", b"FLUSH"]])
-            return await self._admit(request), manner
-        except (Unreadable, StoreUnreachable, RecursionError) as error:
-            return _explain(error), manner
+            return await self._authorize(request), delivery
+        except rest.InvalidRequest as error:
+            return error_answer(error.status, str(error)), delivery
+        except StoreUnreachable as error:
+            text = f"ERR the local server lost its database: {error}"
+            return error_answer(500, text), delivery
+        except RecursionError:
+            return error_answer(400, "ERR the reply is nested too deeply"), delivery
 
     def change_weather(self, weather: Weather) -> None:
-        """Change the weather, and tell who has to open or close the door for it."""
-        self.weather.change(weather)
-        self.weather_changed()
-
-    def reset_bill(self) -> None:
-        """Begin a new bill, and a new history of it."""
-        self.meter.reset()
-        self.history.clear()
+        """Change the weather for a request over HTTP."""
+        self.faults.change(weather)
+        self._on_weather_change()
 
     async def flush(self) -> None:
-        """Empty the database, and forget scripts and functions.  Raises StoreUnreachable."""
+        """Delete all keys, scripts and functions.  Raises StoreUnreachable."""
         emptied, *_ = await self.store.run(
             [[b"FLUSHDB"], [b"SCRIPT", b"FLUSH"], [b"FUNCTION", b"FLUSH"]]
         )
         if isinstance(emptied, Failure):
-            raise StoreUnreachable(emptied.text.decode("utf-8", "replace"))
+            raise StoreUnreachable.from_reply(emptied)
 
-    async def _admit(self, request: Request) -> Response:
-        if request.method not in METHODS:
+    async def advance(self, milliseconds: int) -> None:
+        """Move the server's time forward.  Raises StoreUnreachable."""
+        (reply,) = await self.store.run([[b"EVAL", SHORTEN_LIFETIMES, b"0", b"%d" % milliseconds]])
+        if isinstance(reply, Failure):
+            raise StoreUnreachable.from_reply(reply)
+        self._advanced_ms += milliseconds
+
+    def restore_time(self) -> None:
+        self._advanced_ms = 0
+
+    # Upstash's REST interface.
+
+    async def _authorize(self, request: Request) -> Response:
+        if request.method not in _METHODS:
             return error_answer(405, f"Method {request.method} is not allowed")
-        token = read_token(request)
-        if _equal(token, self.tokens.full):
-            return await self._database(request, reads_only=False)
-        if _equal(token, self.tokens.read_only):
-            return await self._database(request, reads_only=True)
-        return UNAUTHORIZED
+        token = rest.read_token(request)
+        if token is None:
+            return _UNAUTHORIZED
+        if hmac.compare_digest(token, self.tokens.full.encode()):
+            return await self._run_request(request, reads_only=False)
+        if hmac.compare_digest(token, self.tokens.read_only.encode()):
+            return await self._run_request(request, reads_only=True)
+        return _UNAUTHORIZED
 
-    async def _database(self, request: Request, *, reads_only: bool) -> Response:
-        match [segment.upper() for segment in read_path(request)[:1]]:
-            case [name] if name in STREAMS:
-                return await self._stream(request, reads_only=reads_only)
-            case [b"PIPELINE"]:
-                answer = await self._pipeline(request, reads_only=reads_only)
-            case [b"MULTI-EXEC"]:
-                answer = await self._transaction(request, reads_only=reads_only)
-            case _:
-                answer = await self._single(request, reads_only=reads_only)
-        token = (b"Upstash-Sync-Token", in_base_32(self._writes))
+    async def _run_request(self, request: Request, *, reads_only: bool) -> Response:
+        path = rest.read_path(request)
+        first = path[0].upper() if path else b""
+        if first in _STREAMS:
+            return await self._stream(request, path, reads_only=reads_only)
+        encoding = rest.read_encoding(request)
+        commands = (
+            rest.read_batch(request)
+            if first in {b"PIPELINE", b"MULTI-EXEC"}
+            else [rest.read_command(request)]
+        )
+        prepared = [self._prepare(command, reads_only=reads_only) for command in commands]
+        if first == b"PIPELINE":
+            answer = rest.answer_batch(await self._run(commands, prepared), encoding)
+        elif first == b"MULTI-EXEC":
+            # Upstash answers transactions in JSON, also if RESP2 was requested.
+            encoding = rest.Encoding.PLAIN if encoding is rest.Encoding.RESP2 else encoding
+            answer = await self._run_transaction(commands, prepared, encoding)
+        elif prepared[0].waiting is not None:
+            replies = await self.store.run_apart(prepared[0].waiting)
+            answer = rest.answer_one(self._finish(commands, prepared, replies)[0], encoding)
+        else:
+            answer = rest.answer_one((await self._run(commands, prepared))[0], encoding)
+        token = (b"Upstash-Sync-Token", rest.sync_token(self._writes))
         return replace(answer, headers=(*answer.headers, token))
 
-    async def _stream(self, request: Request, *, reads_only: bool) -> Response:
-        name, *channels = read_path(request)
+    async def _stream(self, request: Request, path: Command, *, reads_only: bool) -> Response:
+        name, *channels = path
         if reads_only and name.upper() == b"MONITOR":
-            return error_answer(400, no_permission("monitor"))
+            return error_answer(400, _no_permission("monitor"))
         if bool(channels) is (name.upper() == b"MONITOR"):
             text = f"ERR wrong number of arguments for '{name.decode().lower()}' command"
             return error_answer(400, text)
         if request.method == "HEAD":
             return Answer(200, b"", b"text/event-stream")
         self.meter.add_command(name.decode().upper())
-        return await open_stream(self.store.address, [name, *channels])
+        return await _open_stream(self.store.address, path)
 
-    async def _single(self, request: Request, *, reads_only: bool) -> Answer:
-        encoding = read_encoding(request)
-        command = read_command(request)
-        prepared = self._prepare(command, reads_only=reads_only)
-        if prepared.waiting is not None:
-            raw = await self.store.run_apart(prepared.waiting)
-            return answer_one(self._settle([command], [prepared], [raw])[0], encoding)
-        return answer_one((await self._run([command], [prepared]))[0], encoding)
-
-    async def _pipeline(self, request: Request, *, reads_only: bool) -> Answer:
-        encoding = read_encoding(request)
-        commands = read_batch(request)
-        members = [self._prepare(command, reads_only=reads_only) for command in commands]
-        return answer_batch(await self._run(commands, members), encoding)
-
-    async def _transaction(self, request: Request, *, reads_only: bool) -> Answer:
-        encoding = read_encoding(request)
-        if encoding is Encoding.RESP2:
-            encoding = Encoding.PLAIN  # transactions are answered in JSON whatever was asked for
-        commands = read_batch(request)
-        members = [self._prepare(command, reads_only=reads_only) for command in commands]
-        for prepared in members:
-            if prepared.ready is not None:
-                return answer_one(prepared.ready, encoding)
-        group = [[b"MULTI"], *(prepared.command for prepared in members), [b"EXEC"]]
-        _, *queued, executed = await self.store.run(group)
-        if not isinstance(executed, list):
-            return answer_one(_why_discarded(members, queued, executed), encoding)
-        return answer_batch(self._settle(commands, members, executed), encoding)
-
-    def _prepare(self, command: list[bytes], *, reads_only: bool) -> Prepared:
-        prepared = prepare(command, self._scripts)
-        if reads_only and not prepared.ready and not self._table.readers_may(prepared):
-            return Prepared.refused(no_permission(prepared.name.lower()))
+    def _prepare(self, command: Command, *, reads_only: bool) -> Prepared:
+        prepared = prepare(command, self._shas, self._advanced_ms)
+        if reads_only and not prepared.rejected and not self._table.is_read_only(prepared):
+            return reject(_no_permission(prepared.name.lower()))
         return prepared
 
-    async def _run(self, commands: Sequence[Command], members: Sequence[Prepared]) -> list[Reply]:
-        """Run what is to be run, as one group; the replies to all, in order."""
-        sent = [prepared.command for prepared in members if prepared.ready is None]
+    async def _run(self, commands: Sequence[Command], prepared: Sequence[Prepared]) -> list[Reply]:
+        """Run the commands that were not rejected, as one group; return all replies in order."""
+        sent = [each.command for each in prepared if each.rejected is None]
         raw = iter(await self.store.run(sent) if sent else [])
-        replies = [next(raw) if prepared.ready is None else prepared.ready for prepared in members]
-        return self._settle(commands, members, replies)
+        replies = [next(raw) if each.rejected is None else each.rejected for each in prepared]
+        return self._finish(commands, prepared, replies)
 
-    def _settle(
-        self, commands: Sequence[Command], members: Sequence[Prepared], replies: Sequence[Reply]
+    async def _run_transaction(
+        self, commands: Sequence[Command], prepared: Sequence[Prepared], encoding: rest.Encoding
+    ) -> Answer:
+        for each in prepared:
+            if each.rejected is not None:
+                return rest.answer_one(each.rejected, encoding)
+        group = [[b"MULTI"], *(each.command for each in prepared), [b"EXEC"]]
+        _, *queued, executed = await self.store.run(group)
+        if isinstance(executed, list):
+            return rest.answer_batch(self._finish(commands, prepared, executed), encoding)
+        # The error of the command that could not be queued is more precise than that of EXEC.
+        for each, reply in zip(prepared, queued, strict=True):
+            if isinstance(reply, Failure):
+                return rest.answer_one(each.finish(reply)[0], encoding)
+        return rest.answer_one(executed, encoding)
+
+    def _finish(
+        self, commands: Sequence[Command], prepared: Sequence[Prepared], replies: Sequence[Reply]
     ) -> list[Reply]:
-        """Bill what ran, and turn Valkey's replies into those of Upstash."""
-        settled: list[Reply] = []
-        for command, prepared, raw in zip(commands, members, replies, strict=True):
-            reply, calls = prepared.finish(raw)
-            if prepared.ready is None and not was_unknown(raw):
-                self._writes += self._table.may_write(prepared)
-                self.meter.add_command(prepared.name)
+        """Bill the commands that ran, and turn Valkey's replies into Upstash's."""
+        finished: list[Reply] = []
+        for command, each, raw in zip(commands, prepared, replies, strict=True):
+            reply, calls = each.finish(raw)
+            if each.rejected is None and not is_unknown(raw):
+                self._writes += self._table.may_write(each)
+                self.meter.add_command(each.name)
             for name, times in calls.items():
                 self.meter.add_command(name, times)
             if self.live.watched:
-                self.live.tell_command(command, calls, reply)
-            settled.append(reply)
-        return settled
+                self.live.emit(CommandEvent(time.time(), command, calls, reply))
+            finished.append(reply)
+        return finished
 
+    # The server's own addresses.  They need no token, because the server is for one machine; so
+    # that no web page in a browser can use them, requests with an Origin are rejected.
 
-def _explain(error: Unreadable | StoreUnreachable | RecursionError) -> Answer:
-    match error:
-        case TooLarge():
-            return error_answer(413, str(error))
-        case Unreadable():
+    async def _answer_own(self, request: Request) -> Answer:  # noqa: PLR0911 - a table of cases
+        if b"origin" in request.headers:
+            return error_answer(403, "the local server's own addresses are not for web pages")
+        match request.method, request.path:
+            case "GET", b"/-/bill":
+                return self._bill()
+            case "POST", b"/-/bill/reset":
+                self.meter.reset()
+                return self._bill()
+            case "GET", b"/-/weather":
+                return json_answer(200, faults.plain_weather(self.faults.weather))
+            case "PUT", b"/-/weather":
+                return self._put_weather(request)
+            case "DELETE", b"/-/weather":
+                self.change_weather(CLEAR)
+                return json_answer(200, faults.plain_weather(CLEAR))
+            case "POST", b"/-/flush":
+                await self.flush()
+                return json_answer(200, {"result": "OK"})
+            case _:
+                return error_answer(
+                    404,
+                    "the local server's own addresses are: GET /-/bill, POST /-/bill/reset, "
+                    "GET /-/weather, PUT /-/weather, DELETE /-/weather, POST /-/flush",
+                )
+
+    def _bill(self) -> Answer:
+        bill = self.meter.read()
+        price = round(bill.dollars_per_million_requests, 4)
+        return json_answer(200, {**asdict(bill), "dollars_per_million_requests": price})
+
+    def _put_weather(self, request: Request) -> Answer:
+        try:
+            weather = faults.parse_weather(json.loads(request.body))
+        except (ValueError, RecursionError) as error:
             return error_answer(400, str(error))
-        case StoreUnreachable():
-            return error_answer(500, f"ERR the local server lost its database: {error}")
-        case RecursionError():
-            return error_answer(400, "ERR the reply is nested too deeply")
-        case _:
-            assert_never(error)
+        if weather.fault is Fault.REFUSE and weather.seconds is None:
+            return error_answer(
+                400, "weather: refuse needs seconds, since this address is refused with the others"
+            )
+        self.change_weather(weather)
+        return json_answer(200, faults.plain_weather(self.faults.weather))
 
 
-def _why_discarded(members: Sequence[Prepared], queued: Sequence[Reply], executed: Reply) -> Reply:
-    """The error of the first member that could not be queued, which says more than EXEC's."""
-    for prepared, reply in zip(members, queued, strict=True):
+# Live events.
+
+
+class CommandEvent(Struct, frozen=True):
+    """A command as a client sent it, and its reply."""
+
+    at: float
+    """Seconds since 1970."""
+    words: Sequence[bytes]
+    calls: Mapping[str, int]
+    """The calls that a script made, by command."""
+    reply: Reply
+
+
+class FaultEvent(Struct, frozen=True):
+    """A request that a simulated fault has hit."""
+
+    at: float
+    fault: Fault
+
+
+class MissedEvents(Struct, frozen=True):
+    """How many events a slow watcher did not receive."""
+
+    count: int
+
+
+LiveEvent: TypeAlias = CommandEvent | FaultEvent | MissedEvents
+
+
+class Watcher:
+    """The events that one watcher has not received yet."""
+
+    __slots__ = ("_events", "_missed")
+
+    def __init__(self) -> None:
+        self._events: asyncio.Queue[LiveEvent] = asyncio.Queue(MAX_PENDING_EVENTS)
+        self._missed = 0
+
+    def put(self, event: LiveEvent) -> None:
+        try:
+            self._events.put_nowait(event)
+        except asyncio.QueueFull:
+            self._missed += 1
+
+    async def take(self) -> list[LiveEvent]:
+        """Wait for at least one event; return all."""
+        events = [await self._events.get()]
+        while not self._events.empty():
+            events.append(self._events.get_nowait())
+        if self._missed:
+            events.append(MissedEvents(self._missed))
+            self._missed = 0
+        return events
+
+
+class LiveFeed:
+    """Passes events to all watchers; check `watched` first, so that they cost nothing otherwise."""
+
+    __slots__ = ("_watchers",)
+
+    def __init__(self) -> None:
+        self._watchers: set[Watcher] = set()
+
+    @property
+    def watched(self) -> bool:
+        return bool(self._watchers)
+
+    def watch(self) -> Watcher:
+        """Add a watcher; `leave` removes it."""
+        watcher = Watcher()
+        self._watchers.add(watcher)
+        return watcher
+
+    def leave(self, watcher: Watcher) -> None:
+        self._watchers.discard(watcher)
+
+    def emit(self, event: LiveEvent) -> None:
+        for watcher in self._watchers:
+            watcher.put(event)
+
+
+# Subscriptions and MONITOR.
+
+_CLIENT: Final = re.compile(rb"^(\d+\.\d+) \[(\d+) (?!lua\])[^\]]*\]")
+_PRELUDE_CALL: Final = re.compile(rb'^\d+\.\d+ \[\d+ lua\] "COMMAND" "GETKEYS"')
+
+
+async def _open_stream(address: Address, command: Command) -> Stream:
+    """Send SUBSCRIBE, PSUBSCRIBE or MONITOR on a separate connection; stream what arrives.
+
+    Raises StoreUnreachable.
+    """
+    arrived: asyncio.Queue[list[Reply]] = asyncio.Queue()
+    connection = await connect(address, lambda reply: arrived.put_nowait([reply]))
+    connection.lost.add_done_callback(lambda _: arrived.put_nowait([]))
+    connection.send_and_forget(command)
+    monitor = command[0].upper() == b"MONITOR"
+    return Stream(_stream_events(arrived, monitor=monitor), connection.close)
+
+
+async def _stream_events(
+    arrived: asyncio.Queue[list[Reply]], *, monitor: bool
+) -> AsyncIterator[bytes]:
+    """``data: message,CHANNEL,PAYLOAD``, or a line of MONITOR without what only this server does.
+
+    A payload of several lines becomes several `data:`.
+    """
+    while replies := await arrived.get():
+        reply = replies[0]
         if isinstance(reply, Failure):
-            return prepared.finish(reply)[0]
-    return executed
+            raise StoreUnreachable.from_reply(reply)
+        data = b",".join(map(_text, reply if isinstance(reply, list) else [reply]))
+        if monitor and _PRELUDE_CALL.match(data):
+            continue
+        if monitor:
+            # At Upstash, the client's address is always 0.0.0.0:0.
+            line = _CLIENT.sub(rb"\1 [\2 0.0.0.0:0]", data)
+            data = b'"OK"' if data == b"OK" else original_monitor_line(line)
+        yield b"".join(b"data: " + line + b"\n" for line in data.split(b"\n")) + b"\n"
 
 
-def _equal(token: bytes | None, secret: str) -> bool:
-    return token is not None and hmac.compare_digest(token, secret.encode())
+def _no_permission(name: str) -> str:
+    return f"NOPERM this user has no permissions to run the '{name}' command or its subcommand"
+
+
+def _text(member: Reply) -> bytes:
+    match member:
+        case bytes():
+            return member
+        case Status():
+            return member.text
+        case _:
+            return str(member).encode()

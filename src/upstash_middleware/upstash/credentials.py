@@ -1,12 +1,14 @@
-"""Which database, and with which token: found, checked, never shown. No I/O."""
+"""The URL and token of a database: found, checked, and never shown. No I/O."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from msgspec import Struct
+from msgspec.structs import force_setattr
+
 from upstash_middleware.errors import ConfigurationError, MissingCredentials
-from upstash_middleware.values import dataclass, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,33 +17,35 @@ _VARIABLES: Final = (
     ("UPSTASH_REDIS_REST_URL", "UPSTASH_REDIS_REST_TOKEN"),
     ("KV_REST_API_URL", "KV_REST_API_TOKEN"),
 )
-"""Pairs of environment variables, the first complete one counts; the second is Vercel's."""
+"""Pairs of environment variables; the first complete pair counts, and the second is Vercel's."""
 
 _STRAY: Final = " \t\r\n\"'"
-"""What copying from a .env file or a console leaves around a value."""
+"""Characters that copying from a .env file or a console leaves around a value."""
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
+class Credentials(Struct, frozen=True):
     """A database's REST URL and token, as the Upstash console shows them.
 
-    Whitespace and quotes around both are taken off. Raises ConfigurationError for what cannot
-    be a REST URL or a token.
+    Whitespace and quotes around both are removed. Raises ConfigurationError for what cannot be a
+    REST URL or a token.
     """
 
     url: str
     """``https://NAME.upstash.io``, with no slash at the end."""
-    token: str = field(repr=False)
+    token: str
     telemetry: bool = True
     """Whether calls say which package and Python they come from, as Upstash's SDKs do."""
-    transport: Any = field(default=None, repr=False)
+    transport: Any = None
     """An httpx transport to a database that is reached without a socket: a local one, in tests."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "url", _checked_url(self.url.strip(_STRAY)))
-        object.__setattr__(self, "token", _checked_token(self.token.strip(_STRAY)))
+        force_setattr(self, "url", _checked_url(self.url.strip(_STRAY)))
+        force_setattr(self, "token", _checked_token(self.token.strip(_STRAY)))
+
+    def __repr__(self) -> str:
+        return f"Credentials(url={self.url!r}, telemetry={self.telemetry!r})"
 
     @classmethod
     def find(
@@ -52,7 +56,7 @@ class Credentials:
         redis: Any = None,
         environ: Mapping[str, str],
     ) -> Credentials:
-        """Return those given; else those of an application's own client; else the environment's.
+        """Return the given ones, or else those of an application's client, or the environment's.
 
         ``redis`` is an ``upstash_redis.Redis`` or ``upstash_redis.asyncio.Redis``, or a local
         Upstash. Raises MissingCredentials if nothing names both a URL and a token.
@@ -74,7 +78,7 @@ class Credentials:
     def of_redis(cls, redis: Any) -> Credentials:
         """Return the address, token and telemetry choice of an upstash-redis client.
 
-        A local Upstash, which has a transport of its own, is then reached without a socket.
+        A local Upstash, which has its own transport, is then reached without a socket.
         Raises ConfigurationError for anything else.
         """
         try:
@@ -102,7 +106,7 @@ class Credentials:
 
     @property
     def local(self) -> bool:
-        """Whether the URL is this machine's own, where no proxy is in between."""
+        """Whether the URL is this machine's, so that no proxy is used."""
         return self.host in _LOOPBACK
 
 

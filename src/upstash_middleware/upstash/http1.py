@@ -1,51 +1,44 @@
-"""HTTP/1.1 as a client speaks it (RFC 9112): calls to bytes, bytes to answers. No I/O.
+"""HTTP/1.1 as a client speaks it (RFC 9112): calls to bytes, bytes to responses. No I/O.
 
-Every request is a POST with a Content-Length, and one is under way on a connection at a time. Of
-an answer's head only what a call needs is kept.
+Every request is a POST with a Content-Length. One request is in flight on a connection at a time.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlsplit
 
+import httptools
+
 from upstash_middleware.errors import ConnectionLost, UnexpectedAnswer
-from upstash_middleware.upstash.protocol import Answer
+from upstash_middleware.upstash.protocol import Response
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Iterable
 
     from upstash_middleware.upstash.protocol import Call, Header
 
-HEAD_BYTES: Final = 65_536
-"""The longest head, chunk's line or trailer section that is read: far beyond any of Upstash's."""
+MAX_HEAD_BYTES: Final = 65_536
+"""The longest head that is read: far beyond any of Upstash's."""
 
+MAX_RESPONSE_BYTES: Final = 100_000_000
+"""The longest response that is read: ten times what Upstash accepts in one request."""
+
+_MAX_INTERIM: Final = 20
+"""The most interim (1xx) responses before a final one."""
+
+_PATH_CHARACTERS: Final = "/%:@!$&'()*+,;=~"
 _TARGET = re.compile(r"[!-~]+")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"[\t -~]*")
-_OF_A_PATH: Final = "/%:@!$&'()*+,;=~"
-
-_HEAD = re.compile(  # §4 and §5, without whitespace before a colon, or a stray CR, LF or NUL
-    rb"HTTP/1\.([0-9]) ([1-9][0-9][0-9])(?: [^\0\r\n]*+)?+"
-    rb"(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]++:[^\0\r\n]*+)*+"
-)
-_STATUS_LINE = re.compile(rb"HTTP/1\.[0-9] [1-9][0-9][0-9](?: .*)?")
-_OBS_FOLD = re.compile(rb"[ \t]*\r\n[ \t]+")
-_READ = re.compile(
-    rb"\r\n(connection|content-length|content-type|transfer-encoding|upstash-sync-token):"
-    rb"[ \t]*+([^\r\n]*+)",
-    re.IGNORECASE,
-)
-_LENGTH = re.compile(rb"[0-9]{1,15}")
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,12})[ \t]*(?:;.*)?", re.DOTALL)
-_WITHOUT_BODY: Final = frozenset({204, 304})
 
 
 class Requests:
-    """Makes the requests of one URL's calls; what all have in common is encoded once."""
+    """Encodes the requests to one URL; what all of them have in common is encoded once."""
 
-    __slots__ = ("_path", "_standing")
+    __slots__ = ("_common", "_path")
 
     def __init__(self, url: str, headers: Iterable[Header]) -> None:
         parts = urlsplit(url)
@@ -54,327 +47,180 @@ class Requests:
         name = f"[{name}]" if ":" in name else name
         default = 443 if parts.scheme == "https" else 80
         authority = name if parts.port in {None, default} else f"{name}:{parts.port}"
-        self._path = quote(parts.path, safe=_OF_A_PATH).encode()
-        self._standing = b" HTTP/1.1\r\n" + _lines([("Host", authority), *headers])
+        self._path = quote(parts.path, safe=_PATH_CHARACTERS).encode()
+        self._common = b" HTTP/1.1\r\n" + _lines((("Host", authority), *headers))
 
     def request(self, call: Call) -> bytes:
-        """Return the whole request; raises ValueError for what would be more than one line."""
+        """Return the whole request; raises ValueError for what would not fit on one line."""
         if _TARGET.fullmatch(call.path) is None:
             raise ValueError(
-                f"the path {call.path[:60]!r} has a character that no request line can carry"
+                f"the path {call.path[:60]!r} has a character that a request line cannot contain"
             )
-        return b"".join(
-            (
-                b"POST ",
-                self._path,
-                call.path.encode("ascii"),
-                self._standing,
-                _lines(call.headers),
-                b"Content-Length: %d\r\n\r\n" % len(call.body),
-                call.body,
-            )
+        return b"POST %b%b%b%bContent-Length: %d\r\n\r\n%b" % (
+            self._path,
+            call.path.encode("ascii"),
+            self._common,
+            _lines(call.headers),
+            len(call.body),
+            call.body,
         )
 
 
-def _lines(headers: Iterable[Header]) -> bytes:
+@lru_cache(32)  # calls have few different header fields
+def _lines(headers: tuple[Header, ...]) -> bytes:
     lines = []
     for name, value in headers:
         if _NAME.fullmatch(name) is None or _VALUE.fullmatch(value) is None:
-            raise ValueError(f"the header {name[:60]!r} has a character that no field can carry")
+            raise ValueError(f"the header {name[:60]!r} has a character that a field cannot have")
         lines.append(f"{name}: {value}\r\n")
     return "".join(lines).encode("ascii")
 
 
-class AnswerReader:
-    """Reads one answer from the pieces in which it comes.
+class ResponseReader:
+    """Reads one response from the pieces in which it arrives, with llhttp.
 
-    Raises UnexpectedAnswer for what is not HTTP, or is cut short, and ConnectionLost if the end
-    comes before a head.
+    Its own part is what llhttp does not do: interim responses are skipped, the size is bounded,
+    and whatever makes the end of a response uncertain is rejected or ends the connection.
     """
 
-    __slots__ = ("_body", "_head", "_held", "reusable")
+    __slots__ = (
+        "_body",
+        "_content_type",
+        "_framed",
+        "_head",
+        "_in_head",
+        "_interim",
+        "_parser",
+        "_received",
+        "_response",
+        "_sync_token",
+        "reusable",
+    )
 
     def __init__(self) -> None:
         self.reusable: bool = False
-        """Whether another call may follow on this connection, once the answer has been read."""
-        self._held = bytearray()
-        self._head: _Head | None = None
-        self._body: _Body | None = None
+        """Whether another request may follow on the connection, once the response is complete."""
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        """None once the response is complete, which breaks the reference cycle."""
+        self._response: Response | None = None
+        self._received = 0
+        self._interim = 0
+        self._body: bytes | bytearray = b""
+        self._in_head = True
+        self._head = 0
+        self._framed = False
+        self._content_type = b""
+        self._sync_token: bytes | None = None
 
-    def feed(self, data: bytes) -> Answer | None:
-        """Take the next bytes; return the answer if they end it."""
-        reading = self._body
-        if reading is None:
-            begun = self._past_heads(data)
-            if begun is None:
-                return None
-            reading, data = begun
-        body = reading.feed(data)
-        return None if body is None else self._answer(body)
+    def feed(self, data: bytes) -> Response | None:
+        """Take the next bytes; return the response if they complete it.
 
-    def end(self, *, orderly: bool = True) -> Answer:
-        """Return the answer that the end of the connection ends.
-
-        The end is not orderly if TLS has not announced it: somebody else may have made it.
+        Raises UnexpectedAnswer for what is not HTTP/1.x or exceeds a bound.
         """
-        if self._body is None:
-            when = "within the answer's head" if self._held else "before it answered"
-            raise ConnectionLost(f"the connection to Upstash was lost: it was closed {when}")
-        answer = self._answer(self._body.end(orderly=orderly))
-        self.reusable = False
-        return answer
-
-    def _past_heads(self, data: bytes) -> tuple[_Body, bytes] | None:
-        """Read the final head, past those of interim responses; return what follows it, and how."""
-        while True:
-            end, data = self._end_of_head(data)
-            if end < 0:
-                return None
-            head, data = _read(data[:end]), data[end + 4 :]
-            if head.status >= 200:
-                self._head, self._body = head, head.body
-                return head.body, data
-            if head.status == 101:  # RFC 9110 §15.2.2: only who asked for it can be answered so
-                raise UnexpectedAnswer("the answer is of another protocol: its status is 101")
-
-    def _end_of_head(self, data: bytes) -> tuple[int, bytes]:
-        """Return where the head ends in what is not yet read; -1 if more is to come."""
-        held = self._held
-        if held:
-            looked_at = max(len(held) - 3, 0)
-            held += data
-            end = held.find(b"\r\n\r\n", looked_at)
-            if end < 0:
-                _check_beginning(held)
-                return -1, b""
-            data = bytes(held)
-            held.clear()
-        else:
-            end = data.find(b"\r\n\r\n")
-        if end < 0:
-            held += data
-            _check_beginning(held)
-        elif end > HEAD_BYTES:
-            raise _too_long()
-        return end, data
-
-    def _answer(self, body: bytes) -> Answer:
-        head = self._head
-        assert head is not None  # noqa: S101 - there is a body only after a head
-        self.reusable = head.reusable and not head.body.excess
-        return Answer(head.status, head.content_type, body, head.sync_token)
-
-
-def _check_beginning(head: bytearray) -> None:
-    """Refuse what cannot become a head, without waiting for its end."""
-    if not head.startswith(b"HTTP/1."[: len(head)]):
-        raise _no_status_line()
-    if len(head) > HEAD_BYTES:
-        raise _too_long()
-
-
-class _Head(NamedTuple):
-    """What a call needs of an answer's head."""
-
-    status: int
-    content_type: str
-    sync_token: str | None
-    body: _Body
-    reusable: bool
-
-
-def _read(head: bytes) -> _Head:
-    matched = _HEAD.fullmatch(head)
-    if matched is None:
-        # §5.2: a user agent reads an obs-fold as a space.
-        head = _OBS_FOLD.sub(b" ", head)
-        matched = _HEAD.fullmatch(head)
-    if matched is None:
-        raise _malformed(head)
-    minor, status = int(matched[1]), int(matched[2])
-    fields = _fields(head)
-    body, certain = _framed(status, minor, fields)
-    token = fields.get(b"upstash-sync-token")
-    return _Head(
-        status,
-        fields.get(b"content-type", b"").decode("latin-1"),
-        None if token is None else token.decode("latin-1"),
-        body,
-        certain and minor > 0 and not _closes(fields.get(b"connection")),
-    )
-
-
-def _fields(head: bytes) -> dict[bytes, bytes]:
-    """Return those that are read; several of one name are one list (RFC 9110 §5.3)."""
-    fields: dict[bytes, bytes] = {}
-    for found, text in _READ.findall(head):
-        name, value = found.lower(), text.rstrip(b" \t")
-        fields[name] = b"%b, %b" % (fields[name], value) if name in fields else value
-    return fields
-
-
-def _closes(connection: bytes | None) -> bool:
-    if connection is None:
-        return False
-    return any(option.strip(b" \t") == b"close" for option in connection.lower().split(b","))
-
-
-def _framed(status: int, minor: int, fields: dict[bytes, bytes]) -> tuple[_Body, bool]:
-    """Return what reads the body, and whether its end is certain to be the answer's (§6.3)."""
-    coding, length = fields.get(b"transfer-encoding"), fields.get(b"content-length")
-    if status < 200 or status in _WITHOUT_BODY:
-        return _Counted(0), True
-    if coding is not None:
-        if coding.lower() != b"chunked":
-            raise UnexpectedAnswer("the answer has a transfer coding that nobody asked for")
-        # §6.1: with a length besides, or from HTTP/1.0, the framing is not to be relied on.
-        return _Chunked(), length is None and minor > 0
-    if length is None:
-        return _UntilClose(), False
-    return _Counted(_length(length)), True
-
-
-def _length(field: bytes) -> int:
-    """Return the Content-Length, which may be repeated, but not change."""
-    if b"," in field:
-        several = {each.strip(b" \t") for each in field.split(b",")}
-        field = several.pop() if len(several) == 1 else b""
-    if _LENGTH.fullmatch(field) is None:
-        raise UnexpectedAnswer("the answer has no valid Content-Length")
-    return int(field)
-
-
-class _Body(Protocol):
-    """Reads a body from the pieces in which it comes."""
-
-    excess: bool
-    """Whether bytes came after its end, which belong to no answer."""
-
-    def feed(self, data: bytes) -> bytes | None:
-        """Take the next bytes; return the whole body if they end it."""
-        ...
-
-    def end(self, *, orderly: bool) -> bytes:
-        """Return the body that the connection's end ends."""
-        ...
-
-
-class _Counted:
-    """Of a given length."""
-
-    __slots__ = ("_missing", "_pieces", "excess")
-
-    def __init__(self, length: int) -> None:
-        self.excess = False
-        self._missing = length
-        self._pieces: list[bytes] = []
-
-    def feed(self, data: bytes) -> bytes | None:
-        if len(data) == self._missing and not self._pieces:
-            return data
-        self._pieces.append(data)
-        self._missing -= len(data)
-        if self._missing > 0:
-            return None
-        body = b"".join(self._pieces)
-        if self._missing < 0:
-            self.excess = True
-            body = body[: self._missing]
-        return body
-
-    def end(self, *, orderly: bool) -> bytes:  # noqa: ARG002 - it is too early either way
-        raise UnexpectedAnswer(f"the answer was cut short: {self._missing} bytes are missing")
-
-
-class _UntilClose:
-    """Of all that comes until the connection is closed."""
-
-    __slots__ = ("_pieces", "excess")
-
-    def __init__(self) -> None:
-        self.excess = False
-        self._pieces: list[bytes] = []
-
-    def feed(self, data: bytes) -> None:
-        self._pieces.append(data)
-
-    def end(self, *, orderly: bool) -> bytes:
-        if not orderly:  # §9.8
-            raise UnexpectedAnswer("the answer was cut short: TLS has not announced its end")
-        return b"".join(self._pieces)
-
-
-class _Chunked:
-    """In chunks, whose extensions mean nothing here, nor does the trailer section (§7.1)."""
-
-    __slots__ = ("_body", "_held", "_reading", "excess")
-
-    def __init__(self) -> None:
-        self.excess = False
-        self._held = bytearray()
-        self._body = bytearray()
-        self._reading = self._read()
-        next(self._reading)
-
-    def feed(self, data: bytes) -> bytes | None:
-        self._held += data
+        assert self._parser is not None, "the response is complete"  # noqa: S101
+        self._received += len(data)
         try:
-            next(self._reading)
-        except StopIteration:
-            self.excess = bool(self._held)
-            return bytes(self._body)
-        return None
+            if self._received > MAX_RESPONSE_BYTES:
+                raise _too_long(MAX_RESPONSE_BYTES)
+            self._parser.feed_data(data)
+            if self._response is None:
+                if self._in_head and self._received > MAX_HEAD_BYTES:
+                    raise _too_long(MAX_HEAD_BYTES)
+                return None
+        except UnexpectedAnswer:
+            self._parser = None
+            raise
+        except httptools.HttpParserError as error:
+            if self._response is None:
+                self._parser = None
+                cause = error.__context__
+                raise (
+                    cause
+                    if isinstance(cause, UnexpectedAnswer)
+                    else UnexpectedAnswer(f"the response is not HTTP/1.1: {error}")
+                ) from None
+            self.reusable = False  # bytes after its end belong to no response
+        self._parser = None
+        return self._response
 
-    def end(self, *, orderly: bool) -> bytes:  # noqa: ARG002 - it is too early either way
-        raise UnexpectedAnswer("the answer was cut short: its last chunk is missing")
+    def end(self, *, orderly: bool = True) -> Response:
+        """Raise for a connection that ended before the response did.
 
-    def _read(self) -> Generator[None]:
-        """Yield wherever more bytes are needed."""
-        held = self._held
-        yield
-        while size := _size(bytes((yield from self._line()))):
-            while len(held) < size + 2:
-                yield
-            if held[size : size + 2] != b"\r\n":
-                raise UnexpectedAnswer("the answer is not HTTP: a chunk is longer than it says")
-            self._body += held[:size]
-            del held[: size + 2]
-        left = HEAD_BYTES
-        while line := (yield from self._line()):
-            left -= len(line)
-            if left < 0:
-                raise _too_long()
+        ``orderly`` is False if TLS did not announce the end: someone else may have caused it.
+        """
+        self._parser = None
+        if self._in_head:
+            part = "within the head" if self._received else "before the head"
+            raise ConnectionLost(f"the connection to Upstash was closed {part} of its response")
+        close_notify = "" if orderly else ", without close_notify"
+        raise UnexpectedAnswer(f"the response was cut short{close_notify}")
 
-    def _line(self) -> Generator[None, None, bytearray]:
-        held, looked_at = self._held, 0
-        while (end := held.find(b"\r\n", looked_at)) < 0:
-            if len(held) > HEAD_BYTES:
-                raise _too_long()
-            looked_at = max(len(held) - 1, 0)
-            yield
-        line = held[:end]
-        del held[: end + 2]
-        return line
+    # Called by the parser.
+
+    def on_message_begin(self) -> None:
+        if self._response is not None:  # bytes after its end belong to no response
+            self.reusable = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head += len(name) + len(value)
+        if self._head > MAX_HEAD_BYTES:
+            raise _too_long(MAX_HEAD_BYTES)
+        if not self._in_head:
+            return  # a trailer (RFC 9112 §7.1.2)
+        name = name.lower()
+        if name == b"content-type":
+            self._content_type = value
+        elif name == b"upstash-sync-token":
+            self._sync_token = value
+        elif name == b"content-length":
+            self._framed = True
+        elif name == b"transfer-encoding":
+            if value.strip(b" \t").lower() != b"chunked":
+                raise UnexpectedAnswer("the response has a transfer coding that was not requested")
+            self._framed = True
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None  # noqa: S101
+        self._in_head = False
+        status = self._parser.get_status_code()
+        if status < 100 or not self._parser.get_http_version().startswith("1."):
+            raise UnexpectedAnswer("the response is not HTTP/1.1: it has an unexpected status line")
+        if status == 101:  # RFC 9110 §15.2.2: the request did not ask for it
+            raise UnexpectedAnswer("the response switches to another protocol")
+        if not self._framed and status >= 200 and status not in {204, 304}:
+            # RFC 9112 §8: whether such a response is complete is uncertain.
+            raise UnexpectedAnswer("the response has no length")
+
+    def on_body(self, piece: bytes) -> None:
+        if not self._body:
+            self._body = piece
+            return
+        if isinstance(self._body, bytes):  # not a list: an object for each small chunk is large
+            self._body = bytearray(self._body)
+        self._body += piece
+
+    def on_message_complete(self) -> None:
+        parser = self._parser
+        if parser is None or self._response is not None:
+            return
+        status = parser.get_status_code()
+        if status < 200:
+            self._interim += 1
+            if self._interim > _MAX_INTERIM:
+                raise UnexpectedAnswer(f"more than {_MAX_INTERIM} interim responses arrived")
+            self._in_head, self._head, self._framed = True, 0, False
+            self._content_type, self._sync_token = b"", None
+            return
+        token = self._sync_token
+        # RFC 9112 §9.3: persistence in HTTP/1.0 is not reliable.
+        self.reusable = parser.should_keep_alive() and parser.get_http_version() == "1.1"
+        self._response = Response(
+            status,
+            self._content_type.decode("latin-1"),
+            bytes(self._body),
+            None if token is None else token.decode("latin-1"),
+        )
 
 
-def _size(line: bytes) -> int:
-    matched = _CHUNK.fullmatch(line)
-    if matched is None:
-        raise UnexpectedAnswer("the answer is not HTTP: a chunk begins with no size")
-    return int(matched[1], 16)
-
-
-def _malformed(head: bytes) -> UnexpectedAnswer:
-    if _STATUS_LINE.fullmatch(head.partition(b"\r\n")[0]) is None:
-        return _no_status_line()
-    return UnexpectedAnswer("the answer is not HTTP: a line of its head is no field")
-
-
-def _no_status_line() -> UnexpectedAnswer:
-    return UnexpectedAnswer("the answer is not HTTP: its first line is no status line of HTTP/1.1")
-
-
-def _too_long() -> UnexpectedAnswer:
-    return UnexpectedAnswer(
-        f"the answer's head, or a line in it, is longer than {HEAD_BYTES} bytes"
-    )
+def _too_long(limit: int) -> UnexpectedAnswer:
+    return UnexpectedAnswer(f"the response is longer than {limit} bytes")

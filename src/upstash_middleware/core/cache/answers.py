@@ -1,116 +1,153 @@
-"""Responses made from stored ones (RFC 9111 §4): whole, a part, for HEAD, a 304; values only."""
+"""Using stored responses: whether one may be used (RFC 9111 §4.2), and the response made from it.
+
+Validation (RFC 9111 §4.3), range requests (RFC 9110 §14), combined parts (RFC 9111 §3.4) and
+Cache-Status (RFC 9211). Pure functions of messages.
+"""
 
 from __future__ import annotations
 
+import re
+from enum import Enum, auto
+from math import floor
 from typing import TYPE_CHECKING
 
-from upstash_middleware.core.cache.dates import format_date
-from upstash_middleware.core.cache.entries import Damaged, body_of
-from upstash_middleware.core.cache.freshness import date_of
-from upstash_middleware.core.cache.ranges import (
-    UNSATISFIABLE,
-    part_held,
-    wanted_of_part,
-    wanted_range,
+from msgspec import Struct
+from msgspec.structs import replace
+
+from upstash_middleware.core.cache.directives import (
+    NO_DIRECTIVES,
+    date_of,
+    entity_tags,
+    format_date,
+    is_strong,
+    opaque_tag,
+    parse_date,
 )
-from upstash_middleware.core.cache.validation import headers_of_304, not_modified
+from upstash_middleware.core.cache.entries import Damaged, body_of
 from upstash_middleware.messages import WITHOUT_BODY, Headers, Response, ResponseHead
 
 if TYPE_CHECKING:
+    from upstash_middleware.core.cache.directives import Directives
     from upstash_middleware.core.cache.entries import StoredResponse
     from upstash_middleware.core.cache.profiles import Profile
-    from upstash_middleware.core.cache.status import CacheStatus
-    from upstash_middleware.messages import Request
+    from upstash_middleware.messages import HTTPRequest
 
-FOR_LESS = frozenset({"if-modified-since", "if-none-match", "if-range", "range"})
-"""Fields with which a request may be answered by less than what is stored."""
+CONDITIONS = ("if-modified-since", "if-none-match")
+"""The conditions that a cache evaluates itself (§4.3.2)."""
+FOR_A_PART = frozenset({"if-range", "range"})
+"""Fields with which a request may be answered by a part of the stored response."""
+FOR_LESS = FOR_A_PART.union(CONDITIONS)
+"""Fields with which a request may be answered by less than the stored response."""
+
+_FOR_THE_ORIGIN = frozenset({"if-match", "if-unmodified-since"})
+_OF_THE_STORED_BYTES = ("content-encoding", "content-length", "content-range")
+# RFC 9110 §15.4.5: a 304 does not describe a body, because it has none.
+_OF_THE_BODY = (*_OF_THE_STORED_BYTES, "content-language", "content-type")
+
+
+# --- Whether a stored response may be used (RFC 9111 §4.2) --------------------------------------
+
+
+class Use(Enum):
+    """What happens to a request that selects a stored response."""
+
+    FRESH = auto()
+    STALE = auto()
+    """The client accepts it stale."""
+    STALE_WHILE_REVALIDATE = auto()
+    FORWARD_STALE = auto()
+    """It has to be validated or replaced first."""
+    FORWARD_REQUESTED = auto()
+    """It is fresh, but the client requests a fresher one."""
 
 
 def current_age(stored: StoredResponse, now: float) -> float:
-    """Return its current age in seconds (§4.2.3); clocks that disagree make nothing younger."""
-    resident = now - stored.stored_at
-    return stored.initial_age + resident if resident > 0 else stored.initial_age
+    """Return a response's current age in seconds (§4.2.3), never less than its initial age."""
+    return stored.initial_age + max(0.0, now - stored.stored_at)
+
+
+def use(  # noqa: PLR0913 - all that it depends on
+    stored: StoredResponse,
+    age: float,
+    wants: Directives = NO_DIRECTIVES,
+    *,
+    purged_softly: bool = False,
+    outdated: bool = False,
+    can_refresh: bool = False,
+) -> Use:
+    """Return what happens to a request that selects this stored response, at its current age.
+
+    Args:
+        stored: the stored response.
+        age: its current age in seconds.
+        wants: the request's directives, if they are obeyed.
+        purged_softly: whether it counts as stale.
+        outdated: whether the application's previous version made it.
+        can_refresh: whether a stale response can be revalidated in the background.
+    """
+    left = stored.lifetime - age
+    if purged_softly:
+        left = min(left, 0.0)
+    unwanted = wants is not NO_DIRECTIVES and _unwanted(wants, age, left)
+    if left > 0 and not outdated:
+        return Use.FORWARD_REQUESTED if unwanted else Use.FRESH
+    if left <= 0:
+        if stored.stale.forbidden or "no-cache" in wants:
+            return Use.FORWARD_STALE
+        if "max-stale" in wants:  # §5.2.1.2
+            limit = wants.arguments["max-stale"]
+            if limit is None or -left <= (wants.seconds("max-stale") or 0):
+                return Use.STALE
+    refreshed = can_refresh and not unwanted
+    if refreshed and (left > 0 or -left < stored.stale.while_revalidate):
+        return Use.STALE_WHILE_REVALIDATE
+    return Use.FORWARD_STALE
+
+
+def usable_for_error(stored: StoredResponse, now: float, wants: Directives = NO_DIRECTIVES) -> bool:
+    """Whether a stale response may be used in place of an error (RFC 5861 §4).
+
+    ``wants`` are the request's directives if they are obeyed and the error was seen before it.
+    """
+    age = current_age(stored, now)
+    left = stored.lifetime - age
+    if stored.stale.forbidden or _unwanted(wants, age, left):
+        return False
+    return -left < stored.stale.if_error
+
+
+def usable_unverified(
+    stored: StoredResponse, now: float, unverified_for: float, wants: Directives
+) -> bool:
+    """Whether a response in this process's memory may be used while Upstash is unreachable.
+
+    For ``unverified_for`` seconds it has not been known whether it was purged or replaced. They
+    count as staleness, however fresh it is, and stale-if-error (RFC 5861 §4) bounds them.
+    """
+    age = current_age(stored, now)
+    left = min(stored.lifetime - age, -unverified_for)
+    if _unwanted(wants, age, left):
+        return False
+    return left > 0 or (not stored.stale.forbidden and -left < stored.stale.if_error)
+
+
+def _unwanted(wants: Directives, age: float, left: float) -> bool:
+    """Whether the client requests a fresher response (§5.2.1.1, §5.2.1.3, §5.2.1.4)."""
+    max_age, min_fresh = wants.seconds("max-age"), wants.seconds("min-fresh")
+    return (
+        "no-cache" in wants
+        or (max_age is not None and age > max_age)
+        or (min_fresh is not None and left < min_fresh)
+    )
+
+
+# --- Responses made from a stored one -----------------------------------------------------------
 
 
 def head_of(
     stored: StoredResponse, age: float, profile: Profile, status: CacheStatus
 ) -> ResponseHead:
-    """Return the head of a stored response as it is told at this current age, in seconds."""
-    fields = _fields(stored, profile)
-    return ResponseHead(stored.status, fields.adding((b"age", b"%d" % age), status.field()))
-
-
-def answer(request: Request, stored: StoredResponse, head: ResponseHead) -> Response:
-    """Return what a stored response, whose head is to be told as this one, answers to a request.
-
-    Raises Damaged if that takes its body, and its body does not open or is a part that does not
-    hold what is asked for.
-    """
-    asks_for_less = not request.headers.names().isdisjoint(FOR_LESS)
-    if asks_for_less and not_modified(request.headers, stored):
-        return Response(ResponseHead(304, headers_of_304(head.headers)))
-    if request.method == "HEAD":
-        return Response(head)
-    body = body_of(stored)
-    if stored.status == 206:
-        return _part_of_part(request, stored, head.headers, body)
-    if asks_for_less and stored.status == 200:
-        part = wanted_range(request.headers, stored)
-        if part is not None:
-            return _part_of_whole(head.headers, body, part)
-    return Response(head, body)
-
-
-def answers(request: Request, stored: StoredResponse) -> bool:
-    """Whether a stored response holds what a request asks for: a part may not (§3.3)."""
-    if stored.status != 206:
-        return True
-    return request.method == "GET" and wanted_of_part(request.headers, stored) is not None
-
-
-def _part_of_whole(headers: Headers, body: bytes, part: range) -> Response:
-    """Return a part of a body (RFC 9110 §15.3.7), or that there is no such part (§15.5.17)."""
-    if part == UNSATISFIABLE:
-        headers = headers_of_304(headers).setting("content-range", f"bytes */{len(body)}")
-        return Response(ResponseHead(416, headers.setting("content-length", "0")))
-    return _part(headers, body[part.start : part.stop], part.start, str(len(body)))
-
-
-def _part_of_part(
-    request: Request, stored: StoredResponse, headers: Headers, body: bytes
-) -> Response:
-    held, wanted = part_held(stored.headers), wanted_of_part(request.headers, stored)
-    if held is None or wanted is None:
-        raise Damaged
-    content = body[wanted.start : wanted.stop]
-    total = "*" if held.total is None else str(held.total)
-    return _part(headers, content, held.first + wanted.start, total)
-
-
-def _part(headers: Headers, content: bytes, start: int, total: str) -> Response:
-    span = f"bytes {start}-{start + len(content) - 1}/{total}"
-    headers = headers.setting("content-range", span).setting("content-length", str(len(content)))
-    return Response(ResponseHead(206, headers), content)
-
-
-def only_if_cached() -> Response:
-    """Return what a client gets that wants a stored response and nothing else (§5.2.1.7).
-
-    Without Cache-Status: it is based upon no stored response (RFC 9211 §2).
-    """
-    return Response(ResponseHead(504, Headers([(b"content-length", b"0")])))
-
-
-def _fields(stored: StoredResponse, profile: Profile) -> Headers:
-    """Return the fields that each response made from a stored one has; worked out once."""
-    fields = stored.fields
-    if fields is None:
-        fields = _own_fields(stored, profile)
-        object.__setattr__(stored, "fields", fields)
-    return fields
-
-
-def _own_fields(stored: StoredResponse, profile: Profile) -> Headers:
+    """Return the head of a stored response as it is sent at this current age, in seconds."""
     headers = stored.headers
     if not profile.replays_date:
         headers = headers.without("date")
@@ -120,4 +157,336 @@ def _own_fields(stored: StoredResponse, profile: Profile) -> Headers:
         headers = headers.adding((b"date", date))
     if "content-length" not in headers and stored.status not in WITHOUT_BODY:
         headers = headers.adding((b"content-length", b"%d" % stored.length))
-    return headers
+    return ResponseHead(stored.status, headers.adding((b"age", b"%d" % age), status.field()))
+
+
+def satisfies(request: HTTPRequest, stored: StoredResponse) -> bool:
+    """Whether a stored response contains what a request asks for: a part may not (§3.3)."""
+    if stored.status != 206:
+        return True
+    return request.method == "GET" and wanted_range(request.headers, stored) is not None
+
+
+def answer(request: HTTPRequest, stored: StoredResponse, head: ResponseHead) -> Response:
+    """Return the response to a request from a stored one that is sent with this head.
+
+    Raises Damaged if the body is needed and does not open, or is a part without what is wanted.
+    """
+    for_less = not request.headers.names().isdisjoint(FOR_LESS)
+    if for_less and not_modified(request.headers, stored):
+        return Response(ResponseHead(304, headers_of_304(head.headers)))
+    if request.method == "HEAD":
+        return Response(head)
+    body = body_of(stored)
+    if not for_less and stored.status != 206:
+        return Response(head, body)
+    part, wanted = _part_of(stored), wanted_range(request.headers, stored)
+    if part is None or wanted is None:
+        if stored.status == 206:
+            raise Damaged
+        return Response(head, body)
+    if wanted == UNSATISFIABLE:  # RFC 9110 §15.5.17
+        headers = headers_of_304(head.headers).setting("content-range", f"bytes */{len(body)}")
+        return Response(ResponseHead(416, headers.setting("content-length", "0")))
+    content = body[wanted.start : wanted.stop]
+    first = part.first + wanted.start
+    content_range = Part(first, first + len(content) - 1, part.total)
+    headers = head.headers.setting("content-range", str(content_range))
+    headers = headers.setting("content-length", str(len(content)))
+    return Response(ResponseHead(206, headers), content)  # RFC 9110 §15.3.7
+
+
+def only_if_cached() -> Response:
+    """Return the response to ``only-if-cached`` if nothing is stored (§5.2.1.7).
+
+    Without Cache-Status, because it is not based on a stored response (RFC 9211 §2).
+    """
+    return Response(ResponseHead(504, Headers([(b"content-length", b"0")])))
+
+
+# --- Validation (RFC 9111 §4.3) -----------------------------------------------------------------
+
+
+def is_for_the_origin(headers: Headers) -> bool:
+    """Whether a request has conditions that a cache must not evaluate (§4.3.2)."""
+    return not headers.names().isdisjoint(_FOR_THE_ORIGIN)
+
+
+def has_validator(headers: Headers) -> bool:
+    """Whether a response can be validated."""
+    return "etag" in headers or "last-modified" in headers
+
+
+def not_modified(request: Headers, stored: StoredResponse) -> bool:
+    """Whether a request's conditions make a 304 of a stored response (§4.3.2).
+
+    If-None-Match takes precedence over If-Modified-Since; if it is invalid, nothing matches.
+    Conditions count only for a successful response (RFC 9110 §13.2.1).
+    """
+    if not 200 <= stored.status < 300 or stored.status == 206:
+        return False
+    condition = request.combined("if-none-match")
+    if condition is not None:
+        return _matches(condition, stored.headers.get("etag"))
+    if (date := request.get("if-modified-since")) is None:
+        return False
+    since = parse_date(date, stored.stored_at)
+    # Last-Modified, else Date, else when it was received.
+    modified = parse_date(stored.headers.get("last-modified") or "", stored.stored_at)
+    if modified is None:
+        modified = date_of(stored.headers, stored.stored_at)
+    return since is not None and modified <= since
+
+
+def makes_304(request: Headers, response: Headers, received_at: float) -> bool:
+    """Whether a request's conditions make a 304 of a new 200 with these fields.
+
+    The application has not seen the conditions, so only its own validators count (RFC 9110
+    §13.1.2, §13.1.3).
+    """
+    condition = request.combined("if-none-match")
+    if condition is not None:
+        return _matches(condition, response.get("etag"))
+    since = parse_date(request.get("if-modified-since") or "", received_at)
+    modified = parse_date(response.get("last-modified") or "", received_at)
+    return since is not None and modified is not None and modified <= since
+
+
+def _matches(condition: str, etag: str | None) -> bool:
+    if condition.strip() == "*":
+        return True
+    tags = entity_tags(condition)
+    if etag is None or tags is None:
+        return False
+    return opaque_tag(etag.strip()) in map(opaque_tag, tags)
+
+
+def conditional(request: Headers, stored: Headers) -> Headers:
+    """Return a request's header fields with the validators of a stored response (§4.3.1).
+
+    The client's own If-None-Match is kept beside ours: the ETag of a 304 tells which one matched.
+    Its If-Modified-Since is replaced, because there can be only one.
+    """
+    etag, modified = stored.get("etag"), stored.get("last-modified")
+    if etag is not None:
+        own = request.combined("if-none-match")
+        tags = etag if own is None else own if own.strip() == "*" else f"{own}, {etag}"
+        request = request.setting("if-none-match", tags)
+    if modified is not None:
+        request = request.setting("if-modified-since", modified)
+    return request
+
+
+def confirms(stored: Headers, head_of_304: Headers) -> bool:
+    """Whether a 304 selects this stored response by its validators (§4.3.4).
+
+    One without validators answers the only condition that was sent.
+    """
+    etag, own = head_of_304.get("etag"), stored.get("etag")
+    if etag is not None and own is not None:
+        return etag == own if is_strong(etag) else opaque_tag(etag) == opaque_tag(own)
+    modified = head_of_304.get("last-modified")
+    return etag is None and modified in {None, stored.get("last-modified")}
+
+
+def confirms_head(stored: StoredResponse, head: Headers) -> bool:
+    """Whether the 200 to a HEAD request describes this stored response to GET (§4.3.5)."""
+    length = head.get("content-length")
+    return (length is None or length == str(stored.length)) and all(
+        head.get(name) in {None, stored.headers.get(name)} for name in ("etag", "last-modified")
+    )
+
+
+def updated(stored: Headers, received: Headers, now: float, profile: Profile) -> Headers:
+    """Return stored header fields updated by those of a newer response (§3.2).
+
+    Fields about how to read the stored bytes are kept. In profile ``safe`` Content-Type is one:
+    an application that puts its default on a 304 has not changed the bytes. A response without
+    Date gets the time when it was received, ``now`` (RFC 9110 §6.6.1).
+    """
+    if "date" not in received:
+        received = received.setting("date", format_date(now))
+    received = received.without(*_OF_THE_STORED_BYTES)
+    if not profile.updates_content_type:
+        received = received.without("content-type")
+    return stored.without(*received.names()).adding(*received.raw)
+
+
+def headers_of_304(headers: Headers) -> Headers:
+    """Return the header fields of a 304 for a response with these (RFC 9110 §15.4.5)."""
+    return headers.without(*_OF_THE_BODY)
+
+
+# --- Range requests (RFC 9110 §14), one range at a time -----------------------------------------
+
+UNSATISFIABLE = range(0)
+"""A range of which the representation has no byte."""
+
+_ONE_RANGE = re.compile(
+    r"bytes=[ \t]*(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))[ \t]*", re.IGNORECASE
+)
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
+
+
+class Part(Struct, frozen=True):
+    """The part of a representation that a Content-Range describes (§14.4)."""
+
+    first: int
+    last: int
+    total: int | None
+    """The length of the whole, None if it was not known."""
+
+    def __str__(self) -> str:
+        return f"bytes {self.first}-{self.last}/{'*' if self.total is None else self.total}"
+
+    @property
+    def reaches_the_end(self) -> bool:
+        """Whether its last byte is the last of the whole."""
+        return self.total == self.last + 1
+
+
+def parse_part(headers: Headers) -> Part | None:
+    """Return the part that a 206 contains; None unless it is one valid range."""
+    found = _CONTENT_RANGE.fullmatch(headers.get("content-range") or "")
+    if found is None:
+        return None
+    first, last = int(found[1]), int(found[2])
+    total = None if found[3] == "*" else int(found[3])
+    if last < first or (total is not None and total <= last):
+        return None
+    return Part(first, last, total)
+
+
+def _part_of(stored: StoredResponse) -> Part | None:
+    if stored.status == 200:
+        return Part(0, stored.length - 1, stored.length)
+    return parse_part(stored.headers) if stored.status == 206 else None
+
+
+def wanted_range(request: Headers, stored: StoredResponse) -> range | None:
+    """Return the positions in a stored body that a request asks for.
+
+    None without Range, with an invalid one or several ranges, which a server may ignore (§14.2),
+    if If-Range does not match, and if a stored part does not contain the range (RFC 9111 §3.3).
+    """
+    part, value = _part_of(stored), request.combined("range")
+    found = _ONE_RANGE.fullmatch(value) if value is not None else None
+    if part is None or found is None or not _if_range_matches(request, stored):
+        return None
+    first, last, suffix = found.groups()
+    length = stored.length
+    if not last and not part.reaches_the_end:
+        return None
+    if suffix is not None:
+        start, stop = length - int(suffix), length
+    else:
+        start, stop = int(first) - part.first, int(last) + 1 - part.first if last else length
+    if stored.status == 206:
+        return range(start, stop) if 0 <= start < stop <= length else None
+    if last and int(last) < int(first):
+        return None
+    start, stop = max(0, start), min(stop, length)
+    return range(start, stop) if start < stop else UNSATISFIABLE
+
+
+def _if_range_matches(request: Headers, stored: StoredResponse) -> bool:
+    """Whether If-Range is absent or matches the stored strong validator (§13.1.5)."""
+    condition = request.get("if-range")
+    if condition is None:
+        return True
+    if condition.startswith('"'):
+        return is_strong(condition) and condition == stored.headers.get("etag")
+    if condition != stored.headers.get("last-modified"):
+        return False
+    # RFC 9110 §8.8.2.2: a date is strong if it is more than a second older than Date.
+    modified = parse_date(condition, stored.stored_at)
+    return modified is not None and date_of(stored.headers, stored.stored_at) - modified >= 1
+
+
+def combined(
+    stored: StoredResponse, received: StoredResponse, largest: int
+) -> StoredResponse | None:
+    """Return a stored part and a part received later as one response (RFC 9111 §3.4).
+
+    None if they do not share a strong ETag, leave a gap, or would have more than ``largest``
+    bytes. The result is a 200 if it has all bytes, otherwise a larger part.
+    """
+    older, newer = parse_part(stored.headers), parse_part(received.headers)
+    etag = received.headers.get("etag")
+    if older is None or newer is None:
+        return None
+    if etag is None or not is_strong(etag) or stored.headers.get("etag") != etag:
+        return None
+    total = newer.total if newer.total is not None else older.total
+    span = Part(min(older.first, newer.first), max(older.last, newer.last), total)
+    gap = max(older.first, newer.first) > min(older.last, newer.last) + 1
+    if older.total not in {None, total} or gap or span.last - span.first >= largest:
+        return None
+    try:
+        old, new = body_of(stored), body_of(received)
+    except Damaged:
+        return None
+    before = old[: max(0, newer.first - older.first)]
+    body = before + new + old[max(0, newer.last + 1 - older.first) :]
+    if len(body) != span.last - span.first + 1:
+        return None
+    headers = stored.headers.without(*received.headers.names()).adding(*received.headers.raw)
+    if span.first == 0 and span.reaches_the_end:
+        status, headers = 200, headers.without("content-range")
+    else:
+        status, headers = 206, headers.setting("content-range", str(span))
+    headers = headers.setting("content-length", str(len(body)))
+    return replace(received, status=status, headers=headers, packed=body, length=len(body))
+
+
+# --- Cache-Status (RFC 9211) --------------------------------------------------------------------
+
+CACHE_NAME = "upstash-middleware"
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
+
+
+class CacheStatus(Struct, frozen=True):
+    """The parameters of this cache's member, in the order of RFC 9211 §2."""
+
+    hit: bool = False
+    fwd: str | None = None
+    """Why the request was forwarded: uri-miss, vary-miss, stale, method, bypass …"""
+    fwd_status: int | None = None
+    """The application's status, if another one is sent."""
+    ttl: float | None = None
+    """Seconds of freshness left; below 0 for a stale response."""
+    stored: bool = False
+    collapsed: bool = False
+    """Whether the request waited for another one instead of being forwarded itself."""
+    key: str = ""
+    """The key on Redis, for debugging."""
+    detail: str = ""
+    """What the other parameters cannot say: why something was not stored."""
+
+    def __str__(self) -> str:
+        text = f"{CACHE_NAME}; hit" if self.hit else CACHE_NAME
+        if self.fwd:
+            text += f"; fwd={self.fwd}"
+        if self.fwd_status is not None:
+            text += f"; fwd-status={self.fwd_status}"
+        if self.ttl is not None:
+            text += f"; ttl={floor(self.ttl)}"  # rounded down, as Age is
+        if self.stored:
+            text += "; stored"
+        if self.collapsed:
+            text += "; collapsed"
+        if self.key:
+            text += f"; key={_string(self.key)}"
+        if self.detail:
+            text += f"; detail={_string(self.detail)}"
+        return text
+
+    def field(self) -> tuple[bytes, bytes]:
+        """Return the field line, to be added after those of caches nearer the origin."""
+        return b"cache-status", str(self).encode("ascii")
+
+
+def _string(text: str) -> str:
+    """Return text as a String of a structured field (RFC 8941 §3.3.3)."""
+    escaped = _UNPRINTABLE.sub("?", text).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -1,123 +1,263 @@
-"""Entries: stored responses and stubs as bytes on Redis, and back; the format and nothing else.
+"""Entries on Redis: stored responses and variant indexes as bytes, and the epochs they record.
 
-An entry is ``MARK EPOCHS LF PAYLOAD``. The payload is a checksum over the key and all that
-follows, the length of a head in JSON, the head, and the body. The mark says whether the payload
-stands as it is or in base64, in which an entry travels inside a pipeline or a script. The epochs
-are outside of the checksum because a script on the server may have to add some of them; which
-tags they belong to, and so how many there must be, the head says. Where the application has set
-keys, a seal stands in the checksum's place (``sealing``).
+An entry is ``MARK EPOCHS LF PAYLOAD``. The payload is a checksum over the key and everything after
+it, the length of a head in JSON, the head, and the body. The mark says whether the payload is raw
+or in base64, the form in which an entry is sent inside a pipeline or a script. The epochs are
+outside the checksum because a script on the server may have to add some; the tags in the head say
+how many there must be. If the application has set keys, a seal replaces the checksum.
 
-Whatever does not parse is no entry.
+Anything that does not parse is no entry.
 """
 
 from __future__ import annotations
 
-import binascii
-import json
+import hmac
 import zlib
 from base64 import b64decode, b64encode
+from enum import Enum, auto
+from functools import lru_cache
 from hashlib import blake2b
-from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
-from upstash_middleware.core.cache.epochs import Epoch, Epochs
-from upstash_middleware.core.cache.freshness import Staleness
+from msgspec import Meta, Struct, field, json
+from msgspec.structs import replace
+
+from upstash_middleware.core.cache.directives import Staleness
+from upstash_middleware.core.lru import LRU
 from upstash_middleware.messages import Headers
-from upstash_middleware.values import field, replace, value
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from upstash_middleware.core.cache.sealing import Sealing
     from upstash_middleware.messages import ResponseHead
 
-_RAW = b"\x01"
-_TEXT = b"1"
-_CHECKSUM = 16
-_WORTH_COMPRESSING = 512
-_PAYS = 0.9
+
+# --- Epochs -------------------------------------------------------------------------------------
+#
+# Every stored response records the epochs that were read before the application was called; a
+# purge replaces one of them by a value that was never there before. There is one of everything
+# (``A``), one of each URL (``U``), one that changes with every purge of any tag (``G``), and one
+# of each tag (``T``).
+
+
+class Epoch(NamedTuple):
+    """An epoch's two parts, both empty if the key is absent.
+
+    An absent epoch equals only an absent one. Its expiry is safe because no entry lives until an
+    epoch expires that was set after the entry's epochs were read.
+    """
+
+    hard: str = ""
+    soft: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Epoch:
+        """Read an epoch from its text."""
+        hard, _, soft = text.partition(":")
+        return cls(hard, soft)
+
+    def __str__(self) -> str:
+        return f"{self.hard}:{self.soft}"
+
+
+_ABSENT = Epoch()
+_LONGEST_REMEMBERED = 4096
+"""Bytes of epochs read together up to which they are remembered; far more than is written."""
+
+
+class Epochs(Struct, frozen=True):
+    """The epochs that apply to one URL, as read at some moment."""
+
+    everything: Epoch = _ABSENT
+    url: Epoch = _ABSENT
+    any_tag: str = ""
+    """``G`` has no parts: it only says whether tags have to be compared."""
+    tags: Mapping[str, Epoch] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, values: tuple[bytes | None, ...], tags: tuple[str, ...]) -> Epochs:
+        """Read the epochs of everything, a URL, any tag, and each of ``tags``, as on Redis.
+
+        They are nearly always the same as those read last.
+        """
+        if any(values) and sum(map(len, filter(None, values))) > _LONGEST_REMEMBERED:
+            return _parsed.__wrapped__(values, tags)
+        return _parsed(values, tags)
+
+
+@lru_cache(maxsize=128)
+def _parsed(values: tuple[bytes | None, ...], tags: tuple[str, ...]) -> Epochs:
+    everything, url, any_tag, *of_tags = [(value or b"").decode("latin-1") for value in values]
+    epochs = dict(zip(tags, map(Epoch.parse, of_tags), strict=True))
+    return Epochs(Epoch.parse(everything), Epoch.parse(url), any_tag, epochs)
+
+
+class Validity(Enum):
+    """What the epochs say about a stored response."""
+
+    VALID = auto()
+    STALE = auto()
+    """Purged softly: it may be used where a stale response may."""
+    INVALID = auto()
+    UNKNOWN = auto()
+    """Some tag was purged, and not all epochs of its tags have been read."""
+
+
+def validity(recorded: Epochs, current: Epochs) -> Validity:
+    """Compare the epochs that a stored response recorded with the current ones."""
+    same_tags = recorded.any_tag == current.any_tag
+    if same_tags and recorded.everything == current.everything and recorded.url == current.url:
+        return Validity.VALID  # nothing was purged: nearly always
+    pairs = [(recorded.everything, current.everything), (recorded.url, current.url)]
+    unread = not same_tags and not recorded.tags.keys() <= current.tags.keys()
+    if not same_tags and not unread:
+        pairs += [(epoch, current.tags[tag]) for tag, epoch in recorded.tags.items()]
+    if any(was.hard != now.hard for was, now in pairs):
+        return Validity.INVALID
+    if unread:
+        return Validity.UNKNOWN
+    return Validity.STALE if any(was != now for was, now in pairs) else Validity.VALID
+
+
+# --- Tags ---------------------------------------------------------------------------------------
+
+MAX_TAGS = 128
+"""Of one response, ancestors included: each costs the read of its epoch with every lookup."""
+MAX_TAG_PARTS = 16
+MAX_TAG_BYTES = 1024
+
+
+def with_ancestors(tags: Collection[str]) -> tuple[str, ...] | str:
+    """Return tags with their colon-ancestors: ``product:7`` counts as ``product`` too.
+
+    Return the reason instead if a tag is invalid or a response may not have so many. A tag can
+    contain what a client has sent, so it is checked before it is expanded.
+    """
+    if len(tags) > MAX_TAGS:
+        return f"more than {MAX_TAGS} tags"
+    expanded: dict[str, None] = {}
+    for tag in tags:
+        if (reason := tag_refused(tag)) is not None:
+            return reason
+        expanded[tag] = None
+        colon = tag.find(":", 1)
+        while colon > 0:
+            expanded[tag[:colon]] = None
+            colon = tag.find(":", colon + 1)
+    return tuple(expanded) if len(expanded) <= MAX_TAGS else f"more than {MAX_TAGS} tags"
+
+
+def tag_refused(tag: str) -> str | None:
+    """Return why no response can have this tag, None if one can."""
+    try:
+        size = len(tag) if len(tag) > MAX_TAG_BYTES else len(tag.encode())
+    except UnicodeEncodeError:
+        return "a tag that is not valid Unicode"
+    if size > MAX_TAG_BYTES:
+        return f"a tag of more than {MAX_TAG_BYTES} bytes"
+    if tag.count(":") >= MAX_TAG_PARTS:
+        return f"a tag of more than {MAX_TAG_PARTS} parts"
+    return None
+
+
+# --- What is stored -----------------------------------------------------------------------------
+
 _LARGEST = 16 * 1024 * 1024
-"""Bytes of a body; settings allow less, and no more is inflated whatever an entry says."""
-# Types whose bodies are compressed already: packing them again costs time and gains nothing.
-_PACKED_TYPES = ("image/", "audio/", "video/", "font/woff", "application/zip", "application/gzip")
+"""Bytes of the largest body. Settings can only lower it, and decompression stops there."""
+_WORTH_COMPRESSING = 512
+_WORTHWHILE_RATIO = 0.9
+# Types whose bodies are compressed already.
+_COMPRESSED_TYPES = (
+    "image/",
+    "audio/",
+    "video/",
+    "font/woff",
+    "application/zip",
+    "application/gzip",
+)
 
 
 class Damaged(ValueError):
-    """A stored body does not open; to be taken as if nothing had been stored."""
+    """An entry or its body is damaged; it counts as if nothing was stored."""
 
 
-@value(frozen=True, slots=True)
-class StoredResponse:
-    """A stored response, and what of its way in is needed to use it."""
+class StoredResponse(Struct, frozen=True, dict=True):
+    """A stored response, with the data needed to use it."""
 
     status: int
     headers: Headers
     stored_at: float
-    """When its head was received, seconds since 1970."""
+    """When its head was received, in seconds since 1970."""
     initial_age: float
     """Its corrected initial age at that time, in seconds (RFC 9111 §4.2.3)."""
     lifetime: float
     """Its freshness lifetime in seconds."""
     stale: Staleness
-    """How it may be used after that."""
     packed: bytes
-    """The body, perhaps compressed; ``body_of`` opens it."""
+    """The body, compressed if ``compressed`` says so; ``body_of`` returns it as it is sent."""
     length: int
-    """The body's length in bytes when opened."""
+    """Bytes of the body as it is sent."""
     tags: tuple[str, ...]
     """Its tags with all their ancestors."""
     epochs: Epochs
-    """As read before the application was called, those of tags in the order of ``tags``."""
+    """As read before the application was called; those of tags in the order of ``tags``."""
     compressed: bool = False
     token: str = ""
     """Of the lock under which it was rendered."""
-    fields: Headers | None = field(default=None, init=False, repr=False, compare=False)
-    """What ``answers`` has worked out of its header fields; of this process, never stored."""
-    told: tuple[Any, ResponseHead] | None = field(
-        default=None, init=False, repr=False, compare=False
-    )
-    """The head that ``passage`` has told last, after all that makes it what it is; likewise."""
+
+    @property
+    def last_head(self) -> tuple[Any, ResponseHead] | None:
+        """The head last made from it, after what that depends on; of this process, not stored."""
+        return self.__dict__.get("last_head")
+
+    def remember_head(self, made_of: Any, head: ResponseHead) -> None:
+        """Set ``last_head``."""
+        self.__dict__["last_head"] = made_of, head
 
 
-@value(frozen=True, slots=True)
-class Stub:
-    """What stands in a resource's place when it has variants: how they are selected."""
+class VariantIndex(Struct, frozen=True):
+    """How the variants of a resource are selected; stored at the resource's key."""
 
     vary: tuple[str, ...]
-    """The union of the fields that its responses' Vary have named, in lower case."""
+    """The union of the fields named by the Vary of its responses, in lower case; Accept-Encoding
+    perhaps with the codings of its responses, ``accept-encoding=br,gzip``."""
     tags: tuple[str, ...]
     variants: Mapping[str, int]
-    """The variants stored, by the ends of their keys, and when each is gone, in seconds since
-    1970. Where several are stored at once, some may be missing."""
+    """The ends of the stored variants' keys, and when each expires, in seconds since 1970. If
+    several are stored at once, some may be missing."""
     epochs: Epochs
     token: str = ""
 
 
+Entry = StoredResponse | VariantIndex
+
+
 def pack(stored: StoredResponse) -> StoredResponse:
-    """Return a stored response with its body as it is to be kept: compressed if that pays."""
+    """Return a stored response with its body compressed, if that is worthwhile."""
     kind = (stored.headers.get("content-type") or "").lower()
-    encoded = "content-encoding" in stored.headers or kind.startswith(_PACKED_TYPES)
+    encoded = "content-encoding" in stored.headers or kind.startswith(_COMPRESSED_TYPES)
     if encoded or stored.compressed or stored.length < _WORTH_COMPRESSING:
         return stored
     packed = zlib.compress(stored.packed, 1)
-    pays = len(packed) < stored.length * _PAYS
-    return replace(stored, packed=packed, compressed=True) if pays else stored
+    if len(packed) >= stored.length * _WORTHWHILE_RATIO:
+        return stored
+    return replace(stored, packed=packed, compressed=True)
 
 
 def opened(stored: StoredResponse) -> StoredResponse:
-    """Return a stored response with its body as it is to be sent. Raises Damaged."""
+    """Return a stored response with its body as it is sent. Raises Damaged."""
     return replace(stored, packed=body_of(stored), compressed=False)
 
 
 def body_of(stored: StoredResponse) -> bytes:
-    """Return the body.
+    """Return the body as it is sent.
 
-    Raises Damaged if it does not open to the length that was stored.
+    Raises Damaged if it does not decompress to the length that was stored.
     """
     if not stored.compressed:
         return stored.packed
     try:
-        # One byte more than there should be shows a body that is too long; no more is inflated.
+        # One byte more than expected shows a body that is too long; no more is inflated.
         body = zlib.decompressobj().decompress(stored.packed, stored.length + 1)
     except zlib.error:
         raise Damaged from None
@@ -126,46 +266,120 @@ def body_of(stored: StoredResponse) -> bytes:
     return body
 
 
-def encode(
-    key: str, value: StoredResponse | Stub, *, raw: bool, sealing: Sealing | None = None
-) -> bytes:
+# --- The frame ----------------------------------------------------------------------------------
+
+_RAW = b"\x01"
+_TEXT = b"1"
+_CHECKSUM = 16
+
+
+class _ResponseFrame(Struct, array_like=True, tag="response", forbid_unknown_fields=True):
+    status: Annotated[int, Meta(ge=100, le=999)]
+    fields: list[tuple[str, str]]
+    stored_at: float
+    initial_age: float
+    lifetime: float
+    stale: Staleness
+    compressed: bool
+    length: Annotated[int, Meta(ge=0, le=_LARGEST)]
+    tags: tuple[str, ...]
+    token: str
+
+
+class _IndexFrame(Struct, array_like=True, tag="stub", forbid_unknown_fields=True):
+    vary: tuple[str, ...]
+    tags: tuple[str, ...]
+    variants: dict[str, int]
+    token: str
+
+
+_NOT_STALE = Staleness()
+"""One object for the many entries that may not be used stale."""
+_encode_head = json.Encoder().encode
+_decode_head = json.Decoder(_ResponseFrame | _IndexFrame).decode
+
+
+def encode(key: str, entry: Entry, *, raw: bool, sealing: Sealing | None = None) -> bytes:
     """Return an entry as bytes for this key: ``raw``, or as text for a pipeline or a script."""
     if raw:
-        return _RAW + _epochs_text(value.epochs) + b"\n" + _payload(key, value, sealing)
-    return b"".join(encode_for_script(key, value, sealing))
+        return _RAW + _epochs_text(entry.epochs) + b"\n" + _payload(key, entry, sealing)
+    return b"".join(encode_for_script(key, entry, sealing))
 
 
 def encode_for_script(
-    key: str, value: StoredResponse | Stub, sealing: Sealing | None = None
+    key: str, entry: Entry, sealing: Sealing | None = None
 ) -> tuple[bytes, bytes]:
-    """Return an entry's text in two parts, between which epochs of its last tags are missing.
+    """Return an entry's text in two parts, between which a script inserts more epochs.
 
-    What goes there is ``|`` and the epoch, for each.
+    Each is inserted as ``|`` and the epoch, in the order of the last tags.
     """
-    return _TEXT + _epochs_text(value.epochs), b"\n" + b64encode(_payload(key, value, sealing))
+    return _TEXT + _epochs_text(entry.epochs), b"\n" + b64encode(_payload(key, entry, sealing))
 
 
-def decode(
-    key: str, data: bytes | None, sealing: Sealing | None = None
-) -> StoredResponse | Stub | None:
-    """Read an entry that stood at this key; None for whatever is none."""
+def decode(key: str, data: bytes | None, sealing: Sealing | None = None) -> Entry | None:
+    """Read the entry at a key; None if the bytes are no entry."""
     if not data or (end := data.find(b"\n")) < 0:
         return None
-    payload = memoryview(data)[end + 1 :]  # of a large body there shall be no copies
+    payload = memoryview(data)[end + 1 :]  # so that a large body is not copied
     try:
         if data[:1] == _TEXT:
             payload = memoryview(b64decode(payload, validate=True))
         elif data[:1] != _RAW:
             return None
-        content = _checked(key, payload) if sealing is None else sealing.open(key, payload)
-        return _parse(data[1:end].decode("latin-1"), content)
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, binascii.Error):
+        if sealing is not None:
+            content = sealing.open(key, payload)
+        else:
+            content = payload[_CHECKSUM:]
+            if payload[:_CHECKSUM] != _checksum(key, content):
+                return None
+        body_at = 4 + int.from_bytes(content[:4], "big")
+        head = _decode_head(content[4:body_at])
+        epochs = data[1:end].decode("latin-1").split("|")
+        if isinstance(head, _IndexFrame):
+            read = _read_epochs(epochs, ())
+            return VariantIndex(head.vary, head.tags, head.variants, read, head.token)
+        return StoredResponse(
+            head.status,
+            Headers([(_field_name(name), text.encode("latin-1")) for name, text in head.fields]),
+            head.stored_at,
+            head.initial_age,
+            head.lifetime,
+            _NOT_STALE if head.stale == _NOT_STALE else head.stale,
+            bytes(content[body_at:]),
+            head.length,
+            head.tags,
+            _read_epochs(epochs, head.tags),
+            head.compressed,
+            head.token,
+        )
+    except (ValueError, RecursionError):
         return None
 
 
-def _payload(key: str, value: StoredResponse | Stub, sealing: Sealing | None) -> bytes:
-    body = value.packed if isinstance(value, StoredResponse) else b""
-    head = json.dumps(_head(value), separators=(",", ":")).encode()
+@lru_cache(maxsize=512)
+def _field_name(text: str) -> bytes:
+    return text.encode("latin-1")  # one object for all entries
+
+
+def _payload(key: str, entry: Entry, sealing: Sealing | None) -> bytes:
+    frame: _ResponseFrame | _IndexFrame
+    if isinstance(entry, VariantIndex):
+        frame, body = _IndexFrame(entry.vary, entry.tags, {**entry.variants}, entry.token), b""
+    else:
+        body = entry.packed
+        frame = _ResponseFrame(
+            entry.status,
+            [(name.decode("latin-1"), text.decode("latin-1")) for name, text in entry.headers.raw],
+            entry.stored_at,
+            entry.initial_age,
+            entry.lifetime,
+            entry.stale,
+            entry.compressed,
+            entry.length,
+            entry.tags,
+            entry.token,
+        )
+    head = _encode_head(frame)
     content = len(head).to_bytes(4, "big") + head + body
     return _checksum(key, content) + content if sealing is None else sealing.seal(key, content)
 
@@ -175,82 +389,117 @@ def _checksum(key: str, content: bytes | memoryview) -> bytes:
     return blake2b(content, digest_size=_CHECKSUM, key=name).digest()
 
 
-def _head(value: StoredResponse | Stub) -> list[Any]:
-    if isinstance(value, Stub):
-        return ["stub", value.vary, value.tags, dict(value.variants), value.token]
-    fields = [[name.decode("latin-1"), text.decode("latin-1")] for name, text in value.headers.raw]
-    return [
-        "response",
-        value.status,
-        fields,
-        value.stored_at,
-        value.initial_age,
-        value.lifetime,
-        [value.stale.while_revalidate, value.stale.if_error, value.stale.forbidden],
-        value.compressed,
-        value.length,
-        value.tags,
-        value.token,
-    ]
-
-
-def _checked(key: str, payload: memoryview) -> memoryview:
-    """Return what follows the checksum; raises Damaged where that is another's."""
-    content = payload[_CHECKSUM:]
-    if payload[:_CHECKSUM] != _checksum(key, content):
-        raise Damaged
-    return content
-
-
-def _parse(epochs: str, content: memoryview) -> StoredResponse | Stub:
-    end = 4 + int.from_bytes(content[:4], "big")
-    head = json.loads(str(content[4:end], "utf-8"))
-    if head[0] == "stub":
-        _, vary, tags, variants, token = head
-        _check_texts(*vary, *tags, *variants, token)
-        _check_numbers(200, 0, *variants.values())
-        return Stub(tuple(vary), tuple(tags), variants, _parse_epochs(epochs, ()), token)
-    _, status, fields, stored_at, initial_age, lifetime, stale, compressed, length, tags, token = (
-        head
-    )
-    _check_texts(*tags, token)
-    _check_numbers(status, length, stored_at, initial_age, lifetime, *stale)
-    return StoredResponse(
-        status,
-        Headers([(name.encode("latin-1"), text.encode("latin-1")) for name, text in fields]),
-        stored_at,
-        initial_age,
-        lifetime,
-        Staleness(*stale),
-        bytes(content[end:]),
-        length,
-        tuple(tags),
-        _parse_epochs(epochs, tags),
-        compressed,
-        token,
-    )
-
-
-def _check_texts(*values: Any) -> None:
-    """Raise TypeError for what the checksum lets pass and this package never wrote."""
-    if not all(isinstance(value, str) for value in values):
-        raise TypeError("not text")
-
-
-def _check_numbers(status: Any, length: Any, *numbers: Any) -> None:
-    """Raise TypeError likewise; ValueError for what a number cannot be here."""
-    if type(status) is not int or type(length) is not int:
-        raise TypeError("not whole")
-    if not 100 <= status <= 999 or not 0 <= length <= _LARGEST or not all(map(isfinite, numbers)):
-        raise ValueError("out of bounds")
-
-
 def _epochs_text(epochs: Epochs) -> bytes:
     known = [str(epochs.everything), str(epochs.url), epochs.any_tag]
-    return "|".join(known + [str(epoch) for epoch in epochs.tags.values()]).encode("latin-1")
+    return "|".join([*known, *map(str, epochs.tags.values())]).encode("latin-1")
 
 
-def _parse_epochs(text: str, tags: tuple[str, ...]) -> Epochs:
-    everything, url, any_tag, *values = text.split("|")
-    of_tags = {tag: Epoch.of(value) for tag, value in zip(tags, values, strict=True)}
-    return Epochs(Epoch.of(everything), Epoch.of(url), any_tag, of_tags)
+def _read_epochs(texts: Sequence[str], tags: tuple[str, ...]) -> Epochs:
+    everything, url, any_tag, *of_tags = texts
+    epochs = dict(zip(tags, map(Epoch.parse, of_tags), strict=True))
+    return Epochs(Epoch.parse(everything), Epoch.parse(url), any_tag, epochs)
+
+
+# --- Sealing ------------------------------------------------------------------------------------
+#
+# A sealed payload is ``ID TAG PAYLOAD`` if it is signed, ``ID NONCE CIPHERTEXT`` if it is
+# encrypted. The first key seals, and each opens: a key is rotated by putting a new one first, and
+# removing the old one when everything it sealed has expired. The key of an entry is HMAC(key,
+# Redis key), so an entry cannot be moved to another place, and random nonces would have to
+# collide within one entry.
+
+_ID = 8
+_TAG = 32
+_NONCE = 12
+
+
+class Unsealed(ValueError):
+    """An entry was sealed under none of the keys, or was changed since."""
+
+
+class Sealing:
+    """Signs payloads with HMAC-SHA256, or encrypts them with AES-256-GCM, and opens them."""
+
+    __slots__ = ("_aes_gcm", "_invalid", "_randomness", "keys")
+
+    def __init__(
+        self, keys: Sequence[str], *, encrypt: bool, randomness: Callable[[int], bytes]
+    ) -> None:
+        """Derive an id and a secret from each key; encryption needs the package cryptography."""
+        self._randomness = randomness
+        self._aes_gcm: Any = None
+        self._invalid: type[Exception] = Unsealed
+        if encrypt:
+            from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - an extra
+            from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
+
+            self._aes_gcm, self._invalid = AESGCM, InvalidTag
+        # One key never serves both uses, and neither part reveals the other or the key.
+        use = b"entries, hidden" if encrypt else b"entries, signed"
+        derived = [blake2b(key.encode(), digest_size=_ID + 32, person=use).digest() for key in keys]
+        self.keys: Mapping[bytes, bytes] = {each[:_ID]: each[_ID:] for each in derived}
+        """Secrets by id; the first seals."""
+
+    def seal(self, name: str, payload: bytes) -> bytes:
+        """Return a payload as it is stored at this Redis key."""
+        id_, secret = next(iter(self.keys.items()))
+        own = hmac.digest(secret, name.encode(), "sha256")
+        if self._aes_gcm is None:
+            return id_ + hmac.digest(own, payload, "sha256") + payload
+        nonce = self._randomness(_NONCE)
+        sealed: bytes = self._aes_gcm(own).encrypt(nonce, payload, None)
+        return id_ + nonce + sealed
+
+    def open(self, name: str, sealed: memoryview) -> memoryview:
+        """Return the payload that was sealed for this Redis key. Raises Unsealed."""
+        secret = self.keys.get(bytes(sealed[:_ID]))
+        if secret is None:
+            raise Unsealed
+        own, sealed = hmac.digest(secret, name.encode(), "sha256"), sealed[_ID:]
+        if self._aes_gcm is None:
+            payload = sealed[_TAG:]
+            if not hmac.compare_digest(sealed[:_TAG], hmac.digest(own, payload, "sha256")):
+                raise Unsealed
+            return payload
+        try:
+            opened = self._aes_gcm(own).decrypt(sealed[:_NONCE], sealed[_NONCE:], None)
+        except (self._invalid, ValueError):  # the latter for a truncated nonce
+            raise Unsealed from None
+        return memoryview(opened)
+
+
+# --- Entries as last decoded --------------------------------------------------------------------
+
+ROOM: Final = 1024 * 1024
+LARGEST: Final = 64 * 1024
+"""Bytes of remembered entries, as read and with their bodies opened: in total, and of one."""
+
+
+class Decoded:
+    """The entries decoded last, so that the same bytes are not checked and parsed twice.
+
+    An entry is taken from here only if the bytes just read equal those it was decoded from.
+    """
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: LRU[str, tuple[bytes, Entry]] = LRU(ROOM)
+
+    def read(self, key: str, data: bytes | None, sealing: Sealing | None = None) -> Entry | None:
+        """Return the entry that these bytes are at this key; None if they are none."""
+        known = self._known.peek(key)
+        if known is not None and known[0] == data:
+            return known[1]
+        entry = decode(key, data, sealing)
+        if entry is None or data is None:
+            return None
+        length = entry.length if isinstance(entry, StoredResponse) else 0
+        if max(len(data), length) > LARGEST:
+            return entry
+        try:
+            ready = opened(entry) if isinstance(entry, StoredResponse) else entry
+        except Damaged:
+            return entry  # the error is raised where its body is used
+        self._known.put(key, (data, ready), len(key) + len(data) + length)
+        return ready

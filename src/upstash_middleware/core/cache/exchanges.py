@@ -1,43 +1,81 @@
-"""One request's passage through the cache, one class for each way that stores nothing.
+"""One request and its response in the cache.
 
-They implement ``core.exchange.Exchange``. Rules of HTTP stand in their own modules, the protocol
-with Redis in ``store``, storing in ``recording``.
+A lookup leads to one of these exchanges, each a ``PartExchange``:
+
+- ``Answered``: a stored response answers the request, and may be revalidated in the background.
+- ``Miss``: the request is forwarded, and its response is recorded and stored.
+- ``Revalidation``: the same with a stored response that may not be used as it is.
+- ``Invalidation``: an unsafe request, which makes stored responses invalid. ``PostInvalidation``
+  may store its own response in their place.
+- ``Bypassed``: the request is forwarded, and the cache only says why.
+
+``choose`` decides which. ``share_render`` has only one of concurrent requests for the same response
+forwarded: within this process by ``SingleFlight``, between processes by a lock on Redis.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
-from urllib.parse import unquote
+from math import floor
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urljoin, urlsplit
 
-from upstash_middleware.core.cache.directives import FROM_HANDLERS
-from upstash_middleware.core.cache.invalidation import invalidated_urls
-from upstash_middleware.core.cache.keys import urls_to_purge
-from upstash_middleware.core.cache.purging import Purge, purge
-from upstash_middleware.core.cache.status import CacheStatus
+from msgspec import Struct
+from msgspec.structs import replace
+
+from upstash_middleware.core.cache import answers, directives, keys, storing
+from upstash_middleware.core.cache.answers import CONDITIONS, CacheStatus, Use, current_age, head_of
+from upstash_middleware.core.cache.directives import NO_DIRECTIVES
+from upstash_middleware.core.cache.entries import Damaged, Epoch, Validity, opened, validity
+from upstash_middleware.core.cache.in_flight import BACK_OFF, NotShared
+from upstash_middleware.core.cache.reflection import forwarded_of_url
+from upstash_middleware.core.cache.store import FAILED, UNSHARED, UNSHARED_SECONDS, Purge
+from upstash_middleware.core.cache.storing import Candidate, Plan, vary_fields
+from upstash_middleware.core.engine import PartExchange
+from upstash_middleware.core.flow import Sleep, Wait
 from upstash_middleware.errors import UpstashError
-from upstash_middleware.events import UpstashAnswered, UpstashFailed
-from upstash_middleware.messages import ResponseHead
-from upstash_middleware.values import dataclass
+from upstash_middleware.events import CacheEntryRefused, CacheStored, UpstashAnswered, UpstashFailed
+from upstash_middleware.messages import (
+    LONGEST_VALUE,
+    WITHOUT_BODY,
+    Headers,
+    ResponseHead,
+    content_length,
+)
 
 if TYPE_CHECKING:
-    from upstash_middleware.core.cache.changing import Changing
-    from upstash_middleware.core.cache.collapsing import Flights
-    from upstash_middleware.core.cache.lookup import Lookup
-    from upstash_middleware.core.cache.recording import Recording
+    from upstash_middleware.core.cache.directives import Directives
+    from upstash_middleware.core.cache.entries import StoredResponse
+    from upstash_middleware.core.cache.in_flight import (
+        Flight,
+        PendingInvalidations,
+        Revalidations,
+        SingleFlight,
+    )
+    from upstash_middleware.core.cache.known_fields import KnownFields
     from upstash_middleware.core.cache.rules import CacheRule
-    from upstash_middleware.core.cache.store import Store
-    from upstash_middleware.core.effects import Flow
+    from upstash_middleware.core.cache.store import Lookup, Store, Target
+    from upstash_middleware.core.flow import Flow
     from upstash_middleware.events import Observer
-    from upstash_middleware.messages import Request, Response
+    from upstash_middleware.messages import HTTPRequest, Response
+
+SAFE_METHODS = frozenset(
+    {"GET", "HEAD", "OPTIONS", "PRI", "PROPFIND", "QUERY", "REPORT", "SEARCH", "TRACE"}
+)
+"""The methods registered as safe; all others may change what is stored (RFC 9111 §4.4)."""
+# RFC 5861 §4: the statuses that stale-if-error is about.
+_ERRORS = frozenset({500, 502, 503, 504})
+_SURE_TO_FIT = 7_000_000
+"""Bytes of a body that fits in one call of 10 MB, even in base64."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
+_UNSEEN = "the server sends the file itself"
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What every passage through one cache shares."""
+class Context(Struct, frozen=True):
+    """What all exchanges under one rule share."""
 
     rules: tuple[CacheRule, ...]
     store: Store
-    observe: Observer
+    emit: Observer
     max_body: int
     """Bytes of the largest body that is stored."""
     grace: float
@@ -45,143 +83,974 @@ class Context:
     targets: tuple[str, ...]
     """The targeted fields that are meant for this cache, the most specific first."""
     can_refresh: bool
-    """Whether what is used stale is refreshed in the background."""
-    flights: Flights
-    changing: Changing
+    """Whether stale responses can be revalidated in the background."""
+    flights: SingleFlight
+    revalidations: Revalidations
+    pending: PendingInvalidations
     collapse: float
     """Seconds for which a request waits for another one like it; 0 for not at all."""
-    tells_keys: bool
-    """Whether Cache-Status says where a response stands."""
-
-    def told_key(self, lookup: Lookup) -> str:
-        """Return what Cache-Status says of where the response to a request stands."""
-        return lookup.key if self.tells_keys else ""
+    shows_keys: bool
+    """Whether Cache-Status contains the keys of responses."""
+    fields: KnownFields
 
 
-@dataclass(frozen=True, slots=True)
-class Refresh:
-    """A request to be made in the background, for a stored response that was used stale."""
+class Found(Struct, frozen=True):
+    """A request with the result of its lookup."""
 
-    request: Request
-    """As the application shall see it: nobody's in particular, with the stored validators."""
-    exchange: Recording
-    """To be shown the response, and to be finished, as any other."""
+    context: Context
+    rule: CacheRule
+    request: HTTPRequest
+    target: Target
+    lookup: Lookup
+    fwd: str
+    """Why it is forwarded, if it is: an RFC 9211 ``fwd`` reason."""
+    part: StoredResponse | None = None
+    """A stored part that lacks the requested range, to be combined with the response."""
+
+    @property
+    def shown_key(self) -> str:
+        """The key that Cache-Status contains."""
+        return self.lookup.key if self.context.shows_keys else ""
+
+    @property
+    def now(self) -> float:
+        """Seconds since 1970."""
+        return self.context.store.clock.wall()
+
+    @property
+    def wants(self) -> Directives:
+        """The request's directives, if they are obeyed."""
+        obeyed = self.context.store.profile.obeys_clients
+        return directives.client_control(self.request.headers) if obeyed else NO_DIRECTIVES
+
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """The fields named by the Vary of the resource's stored responses."""
+        return self.lookup.index.vary if self.lookup.index is not None else ()
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether a response that may be stored is expected, as far as is known."""
+        expected = self.rule.ttl is not None or self.lookup.known
+        return self.context.flights.expects(self.lookup.key, default=expected)
+
+    def may_be_stored(self) -> bool:
+        """Whether the response could be stored, as far as the request decides."""
+        headers, rule, profile = self.request.headers, self.rule, self.context.store.profile
+        if self.request.method != "GET" or "no-store" in directives.cache_control(headers):
+            return False
+        if self.target.private:
+            return True
+        barring = {"authorization"} - {*self.varying}
+        if rule.vary_cookies is None and not profile.stores_for_cookies:
+            barring |= {"cookie"} - {*self.varying}
+        if not barring.isdisjoint(headers.names()):
+            return False
+        selecting = (*self.varying, *rule.vary_headers)
+        known = self.context.fields
+        return profile.stores_for_credentials or known.credential_of(headers, selecting) is None
+
+    def selecting_fields(self, stored: StoredResponse) -> set[str]:
+        """Return the request fields that select a stored response."""
+        # The selector of Accept-Encoding may list codings.
+        vary = {*vary_fields(stored.headers), *(name.partition("=")[0] for name in self.varying)}
+        if self.rule.narrow_vary_cookie:
+            vary.discard("cookie")  # it means the cookies that the rule names
+        return vary | {*self.rule.vary_headers}
 
 
-class Passing:
-    """A request that the cache has nothing to do with, and base of those that it has."""
+class Refresh(Struct, frozen=True):
+    """A background revalidation of a stored response that was used stale (RFC 5861 §3)."""
 
-    __slots__ = ()
-    decision: ClassVar[None] = None
-    holds: ClassVar[bool] = False
-    watches: ClassVar[bool] = False
+    request: HTTPRequest
+    """It contains what selects the stored response, and nothing else of the client's request."""
+    exchange: Revalidation
+    """It sees the response and is finished like any other exchange."""
+
+
+class CacheExchange(PartExchange, Struct, eq=False):
+    """A request that the cache ignores, and the base of all others."""
+
     response: Response | None = None
-    """The response to give at once."""
+    """The response to send at once."""
     refresh: Refresh | None = None
-    """What is to be fetched anew once this request has its response."""
+    """The background revalidation to carry out once this request has its response."""
+    outcome: str = "bypass"
+    """``hit``, or why the request is forwarded: an RFC 9211 ``fwd`` reason."""
 
-    def request_to_forward(self, request: Request) -> Request:
-        """Return the request as the application shall see it."""
-        return request
+
+class Bypassed(CacheExchange, kw_only=True, eq=False):
+    """A request under a cache rule that is forwarded without a lookup."""
+
+    detail: str
 
     def head(self, head: ResponseHead) -> ResponseHead | Response:
-        """See the response's head; return it as it shall be sent."""
-        return head
+        return _with_status(head, CacheStatus(fwd="bypass", detail=self.detail))
 
-    def failed(self) -> Response | None:
-        """Return what stands in for a response where the application gave none, if anything."""
+
+class Answered(CacheExchange, kw_only=True, eq=False):
+    """A request that the cache answers itself."""
+
+    response: Response
+    outcome: str = "hit"
+
+
+# --- Constructing responses from caches (RFC 9111 §4) -------------------------------------------
+
+
+def choose(found: Found) -> CacheExchange:
+    """Return the exchange of a request after its lookup."""
+    context, lookup, wants = found.context, found.lookup, found.wants
+    stored = lookup.entry
+    if stored is not None and not answers.satisfies(found.request, stored):
+        part = None if lookup.outdated else stored
+        lookup = replace(lookup, entry=None)
+        found, stored = replace(found, lookup=lookup, fwd="partial", part=part), None
+    if stored is None:
+        return _forward(found, wants)
+    now = found.now
+    age = current_age(stored, now)
+    softly, outdated = lookup.purged_softly, lookup.outdated
+    chosen = answers.use(stored, age, wants, purged_softly=softly, outdated=outdated)
+    detail = "of the previous version" if outdated else ""
+    if chosen is not Use.FRESH:
+        if _refreshable(found, stored):
+            chosen = answers.use(
+                stored, age, wants, purged_softly=softly, outdated=outdated, can_refresh=True
+            )
+        if chosen is Use.FORWARD_STALE and answers.usable_for_error(stored, now, wants):
+            failed = lookup.lock is not None and lookup.lock.failed
+            if failed or context.revalidations.failing(lookup.key):
+                chosen, detail = Use.STALE, "stale-if-error"
+        if chosen is Use.FORWARD_STALE:
+            return _forward(replace(found, fwd="stale"), wants)
+        if chosen is Use.FORWARD_REQUESTED:
+            return _forward(replace(found, fwd="request"), wants)
+    response = _from_stored(found, stored, age, detail)
+    if response is None:
+        return _forward(replace(found, lookup=replace(lookup, entry=None)), wants)
+    refresh = _refresh(found, stored) if chosen is Use.STALE_WHILE_REVALIDATE else None
+    return Answered(response=response, refresh=refresh)
+
+
+def from_memory(found: Found, *, unreachable: bool) -> Answered | None:
+    """Return an answer from L1 without a lookup, if it is fresh.
+
+    If Upstash is ``unreachable``, what is there may also be used for longer. None for what has to
+    be validated, refreshed or forwarded, which takes the current epochs.
+    """
+    stored, l1 = found.lookup.entry, found.context.store.l1
+    if stored is None or not answers.satisfies(found.request, stored):
+        return None
+    now, unverified_for = found.now, l1.unverified_for(found.lookup)
+    age = current_age(stored, now)
+    if unreachable:
+        usable = answers.usable_unverified(stored, now, unverified_for, found.wants)
+    else:
+        usable = unverified_for < 0 and answers.use(stored, age, found.wants) is Use.FRESH
+    detail = "the store did not answer" if unreachable else ""
+    response = _from_stored(found, stored, age, detail) if usable else None
+    return None if response is None else Answered(response=response)
+
+
+def _from_stored(found: Found, stored: StoredResponse, age: float, detail: str) -> Response | None:
+    """Return the response from a stored one, None if that is damaged."""
+    left, key = stored.lifetime - age, found.shown_key
+    # Age and Cache-Status have whole seconds, so a popular response has the same head many times.
+    made_of = floor(age), floor(left), key, detail, found.rule.downstream
+    last = stored.last_head
+    if last is not None and last[0] == made_of:
+        head = last[1]
+    else:
+        status = CacheStatus(hit=True, ttl=left, key=key, detail=detail)
+        head = head_of(stored, age, found.context.store.profile, status)
+        head = _for_downstream(head, found.rule)
+        stored.remember_head(made_of, head)
+    try:
+        return answers.answer(found.request, stored, head)
+    except Damaged:
+        _emit_damaged(found)
         return None
 
-    def chunk(self, data: bytes) -> None:
-        """See a piece of the body."""
 
-    def finish(self, *, complete: bool) -> Flow[None] | None:
-        """Return what is left to do, or None."""
-        del complete
+def _emit_damaged(found: Found) -> None:
+    found.context.emit(CacheEntryRefused(found.lookup.key, "its body does not open"))
+
+
+def _forward(found: Found, wants: Directives) -> CacheExchange:
+    if "only-if-cached" in wants:
+        return Answered(response=answers.only_if_cached(), outcome=found.fwd)
+    try:
+        if (entry := found.lookup.entry) is not None:
+            return Revalidation(found=found, stored=opened(entry), outcome=found.fwd)
+    except Damaged:
+        _emit_damaged(found)
+    return Miss(found=found, outcome=found.fwd)
+
+
+def _refreshable(found: Found, stored: StoredResponse) -> bool:
+    """Whether a request without a user would get the same response (RFC 5861 §3).
+
+    If credentials or the whole Cookie field select it, only their user can fetch it.
+    """
+    if not found.context.can_refresh or found.target.private:
+        return False
+    personal = {"authorization", "cookie", *found.context.fields.credentials}
+    return found.selecting_fields(stored).isdisjoint(personal)
+
+
+def _refresh(found: Found, stored: StoredResponse) -> Refresh | None:
+    """Return the background revalidation of a stored response, None if there is to be none now."""
+    context, key = found.context, found.lookup.key
+    if not context.revalidations.begin(key):
         return None
+    request = _request_of_no_user(found, stored)
+    target = replace(found.target, headers=request.headers)
+    found = replace(found, request=request, target=target, fwd="stale")
+    try:
+        exchange = Revalidation(found=found, stored=opened(stored), in_background=True)
+    except Damaged:
+        context.revalidations.end(key, failed=True)
+        return None
+    flight, leads = context.flights.join(key)
+    if leads:
+        exchange.flight = flight
+    elif flight is not None:
+        context.revalidations.end(key, failed=False)
+        return None  # the response to a request that was forwarded will replace it
+    return Refresh(request, exchange)
 
 
-class Bypassing(Passing):
-    """A request under a cache rule that is forwarded without being looked up."""
-
-    __slots__ = ("_status",)
-
-    def __init__(self, status: CacheStatus) -> None:
-        self._status = status
-
-    def head(self, head: ResponseHead) -> ResponseHead | Response:
-        """Say in Cache-Status why."""
-        return told(head, self._status)
-
-
-class Answering(Passing):
-    """A request that a stored response answers."""
-
-    __slots__ = ("refresh", "response")
-
-    def __init__(self, response: Response, refresh: Refresh | None = None) -> None:
-        self.response: Response = response
-        self.refresh: Refresh | None = refresh
-
-
-class Invalidating(Passing):
-    """A request that may have changed what is stored (RFC 9111 §4.4)."""
-
-    __slots__ = ("_changing", "_context", "_request", "_urls")
-
-    def __init__(self, context: Context, request: Request) -> None:
-        self._changing: list[str] = []
-        self._context = context
-        self._request = request
-        self._urls: tuple[str, ...] = ()
-
-    def head(self, head: ResponseHead) -> ResponseHead | Response:
-        """See whether the request was successful."""
-        urls = dict.fromkeys(invalidated_urls(self._request, head))
-        self._urls = tuple(url for url in urls if self._covered(unquote(url.partition("?")[0])))
-        rules = self._context.rules
-        self._changing = [name for url in self._urls for name in urls_to_purge(url, rules)]
-        self._context.changing.begin(self._changing)
-        covered = self._covered(self._request.path)
-        return told(head, CacheStatus(fwd="method")) if covered else head
-
-    def _covered(self, path: str) -> bool:
-        return any(rule.covers(path) for rule in self._context.rules)
-
-    def finish(self, *, complete: bool) -> Flow[None] | None:
-        """Invalidate; what the application did is done, even where the client did not wait."""
-        del complete
-        return self.changed(self.invalidate()) if self._urls else None
-
-    async def changed(self, flow: Flow[None]) -> None:
-        """Carry out what tells of the change; until then nothing stored is used here."""
-        try:
-            await flow
-        finally:
-            self._context.changing.end(self._changing)
-
-    async def invalidate(self) -> None:
-        """Make unusable what the request has changed."""
-        observe, context = self._context.observe, self._context
-        try:
-            await purge(context.store, Purge(self._urls), context.rules)
-        except UpstashError as error:
-            observe(UpstashFailed("invalidation", error))
-        else:
-            observe(UpstashAnswered("invalidation"))
+def _request_of_no_user(found: Found, stored: StoredResponse) -> HTTPRequest:
+    """Return a request with what selects a stored response and nothing else of the client's."""
+    headers, rule = found.request.headers, found.rule
+    carried, reflected = found.selecting_fields(stored), found.context.fields.reflected
+    pairs = [
+        (name, value)
+        for name, value in headers.raw
+        if (lower := name.decode("latin-1").lower()) in carried
+        or (lower != "forwarded" and lower.replace("_", "-") in reflected)
+    ]
+    if rule.vary_cookies and (cookies := keys.chosen_cookies(rule.vary_cookies, headers)):
+        pairs.append((b"cookie", cookies.encode("latin-1")))
+    if "forwarded" not in carried and (text := headers.combined("forwarded")):
+        of_url = forwarded_of_url(text)
+        pairs += [(b"forwarded", of_url.encode("latin-1"))] if of_url else []
+    return replace(
+        found.request,
+        method="GET",
+        headers=Headers(pairs),
+        query=keys.normal_query(found.request.query, rule),
+        peer=None,
+        native=None,
+    )
 
 
-def for_downstream(head: ResponseHead, rule: CacheRule) -> ResponseHead:
-    """Return the head of what is stored here as its rule wants others to see it."""
+def _with_status(head: ResponseHead, status: CacheStatus) -> ResponseHead:
+    """Return a response head with Cache-Status."""
+    headers = head.headers
+    if directives.FROM_HANDLERS in headers:
+        headers = headers.without(directives.FROM_HANDLERS)
+    return ResponseHead(head.status, headers.adding(status.field()))
+
+
+def _for_downstream(head: ResponseHead, rule: CacheRule) -> ResponseHead:
+    """Return the head of a response that is stored here with the rule's own Cache-Control.
+
+    Its Vary names what the rule selects by, which other caches cannot know otherwise.
+    """
     if rule.downstream is None:
         return head
     headers = head.headers.without("expires").setting("cache-control", rule.downstream)
+    selecting = [*rule.vary_headers, *(["Cookie"] if rule.vary_cookies else [])]
+    named = vary_fields(headers)
+    if added := [name for name in selecting if name.lower() not in named and "*" not in named]:
+        before = headers.combined("vary")
+        headers = headers.setting("vary", ", ".join([before, *added] if before else added))
     return ResponseHead(head.status, headers)
 
 
-def told(head: ResponseHead, status: CacheStatus) -> ResponseHead:
-    """Return a response's head with what the cache did with it."""
-    headers = head.headers
-    if FROM_HANDLERS in headers:
-        headers = headers.without(FROM_HANDLERS)
-    return ResponseHead(head.status, headers.adding(status.field()))
+# --- Forwarding and storing ---------------------------------------------------------------------
+
+
+class Miss(CacheExchange, kw_only=True, eq=False):
+    """A request that is forwarded, and whose response is stored if it may be."""
+
+    watches = True
+    found: Found
+    flight: Flight | None = None
+    """What other requests of this process wait for."""
+    lock: tuple[str, str] | None = None
+    """Key and token of the lock for which other processes wait."""
+    candidate: Candidate | None = None
+    planned: Plan | None = None
+    """What is to be stored; None before the head, and if nothing is."""
+    body: list[bytes] = []
+    length: int = 0
+    announced: int | None = None
+    """Content-Length, None if there is none."""
+    in_one_piece: bool = False
+    passes: bool | None = True
+    """Whether ``chunk`` will see the body; None if that is not known."""
+    evaluates: bool = False
+    """Whether the client's conditions are evaluated here instead of by the application."""
+    forbidden: str = ""
+    """Why the adapter forbids storing the response."""
+    unshared: NotShared | None = None
+    """Why the response is not shared with those who wait."""
+
+    @property
+    def locks(self) -> bool:
+        """Whether other processes wait for the response."""
+        return self.lock is not None
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the body may still be stored."""
+        return self.planned is not None or self.unshared is None
+
+    @property
+    def fills(self) -> bool:
+        """Whether the client's conditions are withheld from the application.
+
+        Its 304 could not be stored, so if a response that may be stored is expected, the whole
+        response is requested.
+        """
+        found = self.found
+        return (
+            not found.request.headers.names().isdisjoint(CONDITIONS)
+            and found.context.store.profile.fills_despite_conditions
+            and found.is_expected
+            and found.may_be_stored()
+        )
+
+    def request_to_forward(self, request: HTTPRequest) -> HTTPRequest:
+        if not self.fills:
+            return request
+        self.evaluates = True
+        return replace(request, headers=request.headers.without(*CONDITIONS))
+
+    def unseen(self, *, certainly: bool) -> None:
+        """Note that ``chunk`` will not see the body, or may not see it."""
+        self.passes = False if certainly else None
+        if certainly and self.planned is not None:
+            self._drop(_UNSEEN)
+
+    def forbid(self, why: str, *, client_left: bool) -> None:
+        """Forbid storing the response; if the client left, another request is to be forwarded."""
+        self.forbidden = why
+        if client_left:
+            self.resolve(NotShared.INTERRUPTED)
+        if self.planned is not None:
+            self._drop(why)
+
+    def head(self, head: ResponseHead) -> ResponseHead | Response:
+        """Decide whether the response is to be stored; say so in Cache-Status if it is certain."""
+        found, length = self.found, content_length(head.headers)
+        planned = self.plan(found.request, head)
+        if isinstance(planned, Plan) and self.passes is False:
+            planned = _UNSEEN
+        if isinstance(planned, Plan) and (length or 0) > found.context.max_body:
+            planned = self._too_large
+        if isinstance(planned, str):
+            self.resolve(NotShared.UNSHAREABLE)
+            candidate = self.candidate
+            if head.status == 304 and candidate and storing.states_freshness(candidate):
+                found.context.flights.expect(found.lookup.key)  # next time, request the whole
+            return self._sent(head, head, self._status(detail=planned))
+        self.planned, self.announced = planned, length
+        if length == 0:
+            self._finish_body()
+        elif length is None and head.status not in WITHOUT_BODY:  # it streams, perhaps for ever
+            self.resolve(NotShared.UNSHAREABLE)
+        status = self._status(stored=self._is_certain(planned))
+        return self._sent(head, _for_downstream(head, found.rule), status)
+
+    def chunk(self, data: bytes) -> None:
+        if self.planned is None or not data:
+            return
+        self.length += len(data)
+        if self.length > self.found.context.max_body:
+            self._drop(self._too_large)
+            return
+        self.body.append(data)
+        if len(self.body) > 1:
+            return
+        # No request waits while this client reads: it may read slowly.
+        if self.length == self.announced:
+            self._finish_body()
+        else:
+            self.resolve(NotShared.UNSHAREABLE)
+
+    def failed(self) -> Response | None:
+        """Return a response to send if the application raised before its own."""
+        self.resolve(NotShared.UNSHAREABLE)
+        return None
+
+    def finish(self, *, complete: bool) -> Flow[None] | None:
+        """Store the response, or release the lock if there is none to store."""
+        if (whole := self.whole(complete=complete)) is not None:
+            return self._store(whole)
+        self.resolve(NotShared.INTERRUPTED)
+        self._ended(stored=False)
+        return self._unlock() if self.lock is not None else None
+
+    def release(self) -> Flow[None] | None:
+        """Return the flow that releases the lock; None while other processes may wait for it."""
+        return None if self.lock is None or self.unshared is None else self._unlock()
+
+    def resolve(self, result: Shared | NotShared) -> None:
+        """Wake the requests that wait for this one; only the first call counts."""
+        if self.unshared is None and isinstance(result, NotShared):
+            self.unshared = result
+        if self.flight is not None:
+            self.found.context.flights.resolve(self.flight, result, in_time=self._in_time())
+
+    def plan(self, request: HTTPRequest, head: ResponseHead) -> Plan | str:
+        """Return what to store of a response with this head, or the reason why nothing is."""
+        if self.forbidden:
+            return self.forbidden
+        found, context = self.found, self.found.context
+        self.candidate = Candidate(
+            request,
+            found.rule,
+            context.store.profile,
+            head,
+            directives.control_of(head.headers, context.targets),
+            vary_fields(head.headers),
+            found.now,
+            context.fields,
+            found.target.private,
+        )
+        return storing.plan(self.candidate, found.lookup.wall, context.grace, found.target.tags)
+
+    def whole(self, *, complete: bool) -> Plan | None:
+        """Return the plan of what to store, if the response is complete (RFC 9111 §3.3)."""
+        if self.planned is None:
+            return None
+        if not complete or self.announced not in {None, self.length}:
+            self.resolve(NotShared.INTERRUPTED)
+            self._drop("the response was cut short")
+            return None
+        return self._with_body(self.planned)
+
+    def _status(self, *, stored: bool = False, detail: str = "") -> CacheStatus:
+        found = self.found
+        return CacheStatus(fwd=found.fwd, stored=stored, key=found.shown_key, detail=detail)
+
+    def _sent(self, head: ResponseHead, sent: ResponseHead, status: CacheStatus) -> ResponseHead:
+        """Return the head to send, which is a 304's if the client has the response (§4.3.2)."""
+        if (
+            self.evaluates
+            and head.status == 200
+            # One of unknown length may stream for ever, and the client would not see the 304.
+            and content_length(head.headers) is not None
+            and answers.makes_304(self.found.request.headers, head.headers, self.found.now)
+        ):
+            sent = ResponseHead(304, answers.headers_of_304(sent.headers))
+            status = replace(status, fwd_status=head.status)
+        return _with_status(sent, status)
+
+    def _is_certain(self, planned: Plan) -> bool:
+        """Whether only a failure can still prevent storing the response (RFC 9211 §2.5)."""
+        if self.announced is None or self.announced > _SURE_TO_FIT or not self.passes:
+            return False
+        if not self.found.lookup.epochs.tags.keys() >= {*planned.stored.tags}:
+            return False  # one of its tags may be purged meanwhile
+        return self.candidate is None or not storing.may_reflect(self.candidate)
+
+    def _finish_body(self) -> None:
+        self.in_one_piece = True
+        if self.flight is not None and self.planned is not None:
+            self._with_body(self.planned)
+
+    def _with_body(self, planned: Plan) -> Plan | None:
+        """Share and return the response with its body, None if it may not be stored after all."""
+        found, body = self.found, b"".join(self.body)
+        reason = storing.reflection(self.candidate, body) if self.candidate is not None else None
+        if reason is not None:
+            self._drop(reason)
+            return None
+        whole = planned.with_body(body)
+        if found.part is not None and whole.stored.status == 206:
+            both = answers.combined(found.part, whole.stored, found.context.max_body)
+            whole = replace(whole, stored=both or whole.stored)
+        if found.rule.etag:
+            whole = whole.with_etag()
+        self.resolve(Shared(whole, found))
+        return whole
+
+    @property
+    def _too_large(self) -> str:
+        return f"body above {self.found.context.max_body} bytes"
+
+    def _drop(self, detail: str) -> None:
+        self.planned, self.body = None, []
+        self.resolve(NotShared.UNSHAREABLE)
+        self._forget_flight()
+        self.found.context.emit(CacheStored(self.found.target.url, stored=False, detail=detail))
+
+    def _forget_flight(self) -> None:
+        if self.flight is not None:
+            self.found.context.flights.forget(self.flight)
+
+    def _in_time(self) -> bool:
+        """Whether requests that came at the same time as this one are still waiting."""
+        context = self.found.context
+        return context.store.clock.monotonic() - self.found.lookup.monotonic < context.collapse
+
+    def _ended(self, *, stored: bool) -> None:
+        """Remember for the next request how this one ended."""
+        if stored and self.in_one_piece and self._in_time():
+            self.found.context.flights.expect(self.found.lookup.key)
+
+    async def _store(self, planned: Plan) -> None:
+        found = self.found
+        if self.lock is not None:
+            stored = replace(planned.stored, token=self.lock[1])
+            planned = replace(planned, stored=stored)
+        try:
+            flow = found.context.store.put(found.target, found.lookup, planned)
+            stores = await _store(found, "cache store", flow)
+        finally:
+            self._forget_flight()
+        self._ended(stored=stores)
+        # The entry shows that the lock is done with, as long as there is an entry.
+        if not stores or planned.keep < found.context.collapse / 2:
+            await self._unlock()
+
+    async def _unlock(self) -> None:
+        if self.lock is None:
+            return
+        (key, token), self.lock = self.lock, None
+        mark, seconds = "", 0.0
+        if self._has_failed():  # no process is to forward the same request again at once
+            mark, seconds = FAILED, BACK_OFF
+        elif self.unshared is NotShared.UNSHAREABLE:
+            mark, seconds = UNSHARED, UNSHARED_SECONDS
+        try:
+            await self.found.context.store.release(key, token, mark, seconds)
+        except UpstashError as error:  # then it expires
+            self.found.context.emit(UpstashFailed("cache store", error))
+
+    def _has_failed(self) -> bool:
+        return self.unshared is NotShared.FAILED
+
+
+async def _store(found: Found, during: str, flow: Flow[str | None]) -> bool:
+    """Store a response and emit how that ended; return whether it is stored."""
+    emit = found.context.emit
+    try:
+        detail = await flow
+    except UpstashError as error:
+        emit(UpstashFailed(during, error))
+        detail = "the store failed"
+    else:
+        emit(UpstashAnswered(during))
+    emit(CacheStored(found.target.url, stored=detail is None, detail=detail or ""))
+    return detail is None
+
+
+class Revalidation(Miss, kw_only=True, eq=False):
+    """A forwarded request with a stored response that may not be used as it is.
+
+    The application gets the stored validators. Its response confirms the stored response, replaces
+    it, or is an error in place of which the stored response may be used.
+    """
+
+    stored: StoredResponse
+    """With its body opened, since it is sent if it is confirmed."""
+    in_background: bool = False
+    confirmed: Plan | None = None
+    contradicted: bool = False
+
+    @property
+    def fills(self) -> bool:
+        """Whether the client's conditions are withheld; otherwise ours are sent beside them."""
+        return self.found.lookup.outdated and super().fills
+
+    def request_to_forward(self, request: HTTPRequest) -> HTTPRequest:
+        """Add the stored validators (§4.3.1), unless another version made the response."""
+        if self.found.lookup.outdated:
+            return super().request_to_forward(request)
+        headers = answers.conditional(request.headers, self.stored.headers)
+        return replace(request, headers=headers)
+
+    def head(self, head: ResponseHead) -> ResponseHead | Response:
+        """Decide what happens to the stored response (§4.3.3)."""
+        found, stored = self.found, self.stored
+        if head.status in _ERRORS:
+            return self._instead_of_error(head.status) or super().head(head)
+        if not self.in_background:
+            found.context.revalidations.end(found.lookup.key, failed=False)
+        if head.status == 206 and stored.status != 206:  # the stored whole is kept
+            self.resolve(NotShared.UNSHAREABLE)
+            return _with_status(head, self._status(detail="partial content"))
+        if found.lookup.outdated:
+            return super().head(head)
+        if head.status == 304:
+            return self._not_modified(head)
+        if found.request.method == "HEAD":  # §4.3.5
+            if head.status == 200 and answers.confirms_head(stored, head.headers):
+                self._freshen(head.headers)
+            elif head.status in {200, 404, 410}:
+                self.contradicted = found.fwd == "request"  # otherwise it is stale already
+        return super().head(head)
+
+    def failed(self) -> Response | None:
+        return self._instead_of_error(None) or super().failed()
+
+    def whole(self, *, complete: bool) -> Plan | None:
+        """Return the confirmed response, or the one recorded in its place."""
+        return self.confirmed or super().whole(complete=complete)
+
+    def finish(self, *, complete: bool) -> Flow[None] | None:
+        """Store the response; a stored one that a HEAD contradicts becomes stale (§4.3.5)."""
+        flow = super().finish(complete=complete)
+        return self._store_then_mark_stale(flow) if self.contradicted else flow
+
+    async def _store_then_mark_stale(self, flow: Flow[None] | None) -> None:
+        if flow is not None:
+            await flow
+        await _purge(self.found.context, Purge((self.found.target.url,), soft=True))
+
+    def _ended(self, *, stored: bool) -> None:
+        super()._ended(stored=stored)
+        if self.in_background:
+            self.found.context.revalidations.end(self.found.lookup.key, failed=not stored)
+
+    def _has_failed(self) -> bool:
+        return self.in_background or super()._has_failed()
+
+    def _not_modified(self, head: ResponseHead) -> ResponseHead | Response:
+        own = any(name in self.found.request.headers for name in CONDITIONS)
+        # One without validators does not say whose condition matched, if there were two.
+        if answers.confirms(self.stored.headers, head.headers) and (
+            not own or answers.has_validator(head.headers)
+        ):
+            return self._answer(self._freshen(head.headers), head.status)
+        return super().head(head) if own else self._answer(self.stored, head.status)
+
+    def _freshen(self, received: Headers) -> StoredResponse:
+        """Return the stored response updated by newer header fields, to be stored (§4.3.4)."""
+        found, stored = self.found, self.stored
+        now = found.now
+        headers = answers.updated(stored.headers, received, now, found.context.store.profile)
+        merged = ResponseHead(stored.status, headers)
+        planned = self.plan(replace(found.request, method="GET"), merged)
+        if not isinstance(planned, Plan):
+            age = directives.initial_age(headers, found.lookup.wall, now)
+            return replace(stored, headers=headers, stored_at=now, initial_age=age)
+        self.confirmed = planned.with_body(stored.packed)
+        self.announced: int | None = stored.length
+        self.in_one_piece = True
+        self.resolve(Shared(self.confirmed, found))
+        return self.confirmed.stored
+
+    def _instead_of_error(self, status: int | None) -> Response | None:
+        """Return the stored response if it may be used in place of an error (RFC 5861 §4)."""
+        if not answers.usable_for_error(self.stored, self.found.now):
+            return None
+        if not self.in_background:
+            self.found.context.revalidations.end(self.found.lookup.key, failed=True)
+        self.resolve(NotShared.FAILED)
+        return self._answer(self.stored, status, "stale-if-error")
+
+    def _answer(self, stored: StoredResponse, fwd_status: int | None, detail: str = "") -> Response:
+        if self.confirmed is None:
+            self.resolve(NotShared.UNSHAREABLE)
+        found = self.found
+        age = current_age(stored, found.now)
+        status = CacheStatus(
+            fwd=found.fwd,
+            fwd_status=fwd_status,
+            ttl=stored.lifetime - age,
+            stored=self.confirmed is not None and self._is_certain(self.confirmed),
+            key=found.shown_key,
+            detail=detail,
+        )
+        head = head_of(stored, age, found.context.store.profile, status)
+        return answers.answer(found.request, stored, _for_downstream(head, found.rule))
+
+
+# --- Invalidation (RFC 9111 §4.4) ---------------------------------------------------------------
+
+
+class Invalidation(CacheExchange, kw_only=True, eq=False):
+    """An unsafe request, which may have changed what is stored."""
+
+    context: Context
+    request: HTTPRequest
+    urls: tuple[str, ...] = ()
+    pending: list[str] = []
+
+    def head(self, head: ResponseHead) -> ResponseHead | Response:
+        """Determine which URLs the request has changed: none if the response is an error."""
+        own, rules = _url_of_target(self.request), self.context.rules
+        covered = self._covers(self.request.path)
+        if 200 <= head.status < 400:
+            # The target's, and those of the same origin in Location and Content-Location.
+            named = (head.headers.get(name) for name in ("location", "content-location"))
+            urls = dict.fromkeys([own, *filter(None, map(self._resolved, named))])
+            self.urls = tuple(
+                url for url in urls if (covered if url == own else self._is_covered(url))
+            )
+        self.pending = [name for url in self.urls for name in keys.urls_to_purge(url, rules)]
+        self.context.pending.begin(self.pending)
+        return _with_status(head, CacheStatus(fwd="method")) if covered else head
+
+    def finish(self, *, complete: bool) -> Flow[None] | None:
+        """Invalidate, even if the client did not wait for the response."""
+        del complete
+        return self._carry_out(self._invalidate(self.urls)) if self.urls else None
+
+    async def _carry_out(self, flow: Flow[None]) -> None:
+        try:
+            await flow
+        finally:
+            self.context.pending.end(self.pending)
+
+    async def _invalidate(self, urls: tuple[str, ...]) -> None:
+        await _purge(self.context, Purge(urls))
+
+    def _is_covered(self, url: str) -> bool:
+        """Whether a URL named by the response is one of the application's, and under a rule."""
+        path, root_path = unquote(url.partition("?")[0]), self.request.root_path
+        if root_path and not path.startswith(f"{root_path}/"):
+            return False
+        return self._covers(path.removeprefix(root_path))
+
+    def _covers(self, path: str) -> bool:
+        return any(rule.covers(path) for rule in self.context.rules)
+
+    def _resolved(self, reference: str | None) -> str | None:
+        """Return a URI reference's path and query; None if invalid or of another origin."""
+        if reference is None or len(reference) > LONGEST_VALUE:
+            return None
+        request = self.request
+        origin = keys.origin_of(request.scheme, request.host)
+        try:
+            parts = urlsplit(urljoin(f"{origin}{_url_of_target(request)}", reference.strip()))
+        except ValueError:
+            return None
+        if keys.origin_of(parts.scheme, parts.netloc.lower()) != origin:
+            return None
+        return f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+
+
+class PostInvalidation(Invalidation, kw_only=True, eq=False):
+    """A POST whose response may become its target's stored state (RFC 9110 §9.3.3).
+
+    With explicit freshness, and its target's URL in Content-Location, it answers later requests.
+    """
+
+    watches = True
+    found: Found
+    miss: Miss | None = None
+
+    def head(self, head: ResponseHead) -> ResponseHead | Response:
+        """Decide what the request has changed, and whether its response is the new state."""
+        sent, request = super().head(head), self.request
+        location = self._resolved(head.headers.get("content-location"))
+        if not self.urls or location != _url_of_target(request):
+            return sent
+        miss = Miss(found=replace(self.found, request=replace(request, method="GET")))
+        miss.head(head)
+        if miss.planned and miss.candidate and storing.states_freshness(miss.candidate):
+            self.miss = miss
+        return sent
+
+    def chunk(self, data: bytes) -> None:
+        if self.miss is not None:
+            self.miss.chunk(data)
+
+    def finish(self, *, complete: bool) -> Flow[None] | None:
+        """Invalidate, and store the response as the new state."""
+        whole = self.miss.whole(complete=complete) if self.miss is not None else None
+        if whole is None:
+            return super().finish(complete=complete)
+        return self._carry_out(self._supersede(whole))
+
+    async def _supersede(self, whole: Plan) -> None:
+        found = self.found
+        flow = found.context.store.supersede(found.target, found.lookup, whole)
+        await _store(found, "invalidation", flow)
+        if self.urls[1:]:  # others in Location
+            await self._invalidate(self.urls[1:])
+
+
+async def _purge(context: Context, what: Purge) -> None:
+    try:
+        await context.store.purge(what, context.rules)
+    except UpstashError as error:
+        context.emit(UpstashFailed("invalidation", error))
+    else:
+        context.emit(UpstashAnswered("invalidation"))
+
+
+def _url_of_target(request: HTTPRequest) -> str:
+    return f"{request.raw_path}?{request.query}" if request.query else request.raw_path
+
+
+# --- One render for concurrent requests (RFC 9111 §4) -------------------------------------------
+#
+# The first request leads and is forwarded. The others follow: they wait, and are answered by the
+# response that the leader stores. A follower has looked up before, so it knows every purge that
+# was complete by then: a response to a request forwarded before such a purge is not used.
+#
+# Followers wait only if a response is expected that can answer them, and stop as soon as it is
+# known that none will: it may not be stored, or it streams, so that the leader's client decides
+# how long it takes.
+
+
+class Shared(Struct, frozen=True):
+    """A response for those who wait, and the request that it answers."""
+
+    plan: Plan
+    found: Found
+
+
+async def share_render(found: Found, exchange: CacheExchange) -> CacheExchange:
+    """Have only one of concurrent requests for the same response forwarded."""
+    if isinstance(exchange, Answered):
+        return await _lock_refresh(found, exchange)
+    if not isinstance(exchange, Miss):
+        return exchange
+    if found.context.collapse <= 0 or not found.may_be_stored():
+        return exchange
+    try:
+        chosen = await _join_or_wait(found, exchange)
+        if chosen is exchange and exchange.flight is not None:
+            return await _acquire_lock_or_wait(found, exchange)
+    except BaseException:  # it will not be finished, so no request may wait for it
+        exchange.resolve(NotShared.INTERRUPTED)
+        raise
+    return chosen
+
+
+async def _join_or_wait(found: Found, exchange: Miss) -> CacheExchange:
+    """Have a request lead those that follow, or be answered by the response to a leader.
+
+    It waits for at most ``collapse`` seconds, and is then forwarded by itself.
+    """
+    context, clock = found.context, found.context.store.clock
+    until = clock.monotonic() + context.collapse
+    key, expected = found.lookup.key, found.is_expected
+    # With these fields the response may lack parts that the others request.
+    for_less = answers.FOR_A_PART if exchange.fills else answers.FOR_LESS
+    may_lead = found.request.headers.names().isdisjoint(for_less)
+    while (left := until - clock.monotonic()) > 0:
+        flight, leads = context.flights.join(key, expected=expected, may_lead=may_lead)
+        if flight is None:
+            break
+        if leads:
+            exchange.flight = flight
+            break
+        if not await Wait(flight.latch, left):
+            context.flights.forget(flight)
+            break
+        if flight.result is NotShared.FAILED:
+            return choose(found)  # a stale response may now be used here too
+        if not isinstance(flight.result, Shared):
+            if flight.result is NotShared.INTERRUPTED:
+                continue
+            break
+        if (answered := _from_shared(found, flight.result)) is not None:
+            return answered
+        # Now that Vary is known, the requests for each variant have their own leader.
+        expected, key = True, context.store.variant(found.target, flight.result.plan.vary)
+        if key == flight.key:
+            context.flights.forget(flight)
+    return exchange
+
+
+def _from_shared(found: Found, shared: Shared) -> Answered | None:
+    """Return the answer for a follower, None if the response is not for it."""
+    stored, fields, profile = shared.plan.stored, shared.plan.vary, found.context.store.profile
+    age = current_age(stored, found.now)
+    left = stored.lifetime - age
+    theirs = keys.selected_values(fields, shared.found.request.headers, profile)
+    if left <= 0 or theirs != keys.selected_values(fields, found.request.headers, profile):
+        return None
+    # A tag whose epoch was not read counts as purged if any tag was.
+    before, tags = shared.found.lookup.epochs, (*found.target.tags, *stored.tags)
+    recorded = {tag: before.tags.get(tag, _NOT_READ) for tag in tags}
+    current = found.lookup.epochs
+    if validity(replace(before, tags=recorded), current) is not Validity.VALID:
+        return None
+    status = CacheStatus(fwd=found.fwd, ttl=left, collapsed=True, key=found.shown_key)
+    head = _for_downstream(head_of(stored, age, profile, status), found.rule)
+    return Answered(response=answers.answer(found.request, stored, head))
+
+
+# No epoch has this value.
+_NOT_READ = Epoch("not read", "")
+
+
+async def _acquire_lock_or_wait(found: Found, exchange: Miss) -> CacheExchange:
+    """Acquire the lock to be forwarded, or wait for what another process renders under it.
+
+    Each read of the lock is a billed command; the pauses between reads grow. After ``collapse``
+    seconds, or if nothing can be shared, the request is forwarded without the lock. A lock expires
+    after half of that time, so that a crashed holder is replaced while others still wait.
+    """
+    context, clock, pause = found.context, found.context.store.clock, _FIRST_PAUSE
+    until = clock.monotonic() + context.collapse
+    try:
+        while (lock := found.lookup.lock) is not None and not lock.unshared:
+            if not lock.held:
+                token = await context.store.acquire(lock, context.collapse / 2)
+                if token is not None:
+                    exchange.lock = lock.key, token
+                    break
+            if (left := until - clock.monotonic()) <= 0:
+                break
+            await Sleep(min(pause, left))
+            pause = min(pause * 1.5, _LONGEST_PAUSE)
+            found = replace(found, lookup=await context.store.look_up(found.target))
+            chosen = choose(found)
+            if not isinstance(chosen, Miss):
+                _share_lookup(found, exchange)
+                return chosen
+            chosen.flight = exchange.flight
+            exchange = chosen
+        if lock is not None and lock.unshared:
+            exchange.resolve(NotShared.UNSHAREABLE)
+    except UpstashError as error:
+        context.emit(UpstashFailed("cache lookup", error))
+    except BaseException:  # the exchange will not be finished; the lock expires
+        exchange.resolve(NotShared.INTERRUPTED)
+        raise
+    return exchange
+
+
+def _share_lookup(found: Found, exchange: Miss) -> None:
+    """Answer the followers in this process with the response that another process stored."""
+    stored, index = found.lookup.entry, found.lookup.index
+    if stored is None:
+        return
+    if current_age(stored, found.now) < stored.lifetime:
+        vary = index.vary if index is not None else ()
+        exchange.resolve(Shared(Plan(opened(stored), vary, 0.0), found))
+    else:
+        exchange.resolve(NotShared.FAILED)
+
+
+async def _lock_refresh(found: Found, answered: Answered) -> Answered:
+    """Acquire the lock for a background revalidation, or leave it to the process that has it."""
+    context, refresh, lock = found.context, answered.refresh, found.lookup.lock
+    if refresh is None or lock is None or lock.unshared:
+        return answered
+    token = None
+    if not (lock.held or lock.failed):
+        try:
+            token = await context.store.acquire(lock, context.collapse / 2 or _LONGEST_PAUSE)
+        except UpstashError as error:
+            context.emit(UpstashFailed("cache lookup", error))
+            return answered
+    if token is not None:
+        refresh.exchange.lock = lock.key, token
+        return answered
+    refresh.exchange.resolve(NotShared.INTERRUPTED)
+    context.revalidations.end(found.lookup.key, failed=lock.failed)
+    return Answered(response=answered.response)

@@ -1,121 +1,131 @@
-"""Cache rules: which requests the cache answers, and what holds for their responses.
-
-Values that users write by hand, or that come from plain mappings; they are checked when they
-are made and need neither credentials nor I/O.
-"""
+"""Cache rules: which requests the cache answers, and how their responses are stored."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from math import inf
 from string import Formatter
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
+from msgspec import Struct
+from msgspec.structs import force_setattr
+
+from upstash_middleware.core.clock import Duration, seconds_in
 from upstash_middleware.core.patterns import PathPattern
-from upstash_middleware.errors import ConfigurationError
-from upstash_middleware.values import dataclass, field, fields
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from upstash_middleware.messages import Request
+from upstash_middleware.errors import ConfigurationError, named_part, unknown_name
+from upstash_middleware.messages import HTTPRequest  # noqa: TC001 - for signatures
 
 SUCCESSFUL = frozenset({200, 203, 204, 300, 301, 308})
-"""The statuses that a rule's own TTL is for: an error is not to stay because a page may."""
+"""The statuses to which a rule's ``ttl`` applies; not errors."""
 NEGATIVE = frozenset({404, 405, 410, 414, 501})
-"""The errors that a rule's negative TTL is for."""
+"""The errors to which a rule's ``negative_ttl`` applies."""
 LONGEST_DEADLINE = 60.0
-CACHEABLE_METHODS = ("GET", "HEAD")
 
 
-@dataclass(frozen=True, slots=True)
-class CacheRule:
-    """What the cache may do with the requests that it matches; the first rule that does counts.
+class CacheRule(Struct, frozen=True, dict=True):
+    """What the cache may do with the requests that it matches; the first matching rule counts.
 
-    What a response says of its own freshness (``s-maxage``, ``max-age``, ``Expires``) outweighs
-    ``ttl``: the code that made the response knows more about it than a pattern of paths. So a
-    rule can cover many pages, and one of them can still ask for less, or for none.
+    A response's own freshness (``s-maxage``, ``max-age``, ``Expires``) takes precedence over
+    ``ttl``: the code that made it knows more than a pattern of paths. So a rule can cover many
+    pages, and one of them can still ask for less, or for none.
 
-    Raises ConfigurationError, naming the field, for values that mean nothing.
+    Raises ConfigurationError, naming the field, for invalid values.
     """
 
     path: str
-    """``/products/{id}``: a named segment; ``/files/{rest:path}``: everything that follows."""
-    ttl: float | None = None
-    """Seconds of freshness for a successful response that states none itself; None to store
-    only what states its own."""
-    negative_ttl: float | Mapping[int, float] | None = field(default=None, hash=False)
-    """The same for 404, 405, 410, 414 and 501, or for the statuses of a mapping,
-    ``{404: 60, 503: 5}``; None to store only those that state it."""
-    grace: float | None = None
+    """A pattern of the paths that the application routes on, without the prefix under which it is
+    mounted: in ``/products/{id}``, one segment; in ``/files/{rest:path}``, everything after it."""
+    ttl: Duration | None = None
+    """Seconds of freshness of a successful response that does not state its own; None to store
+    only responses that do."""
+    negative_ttl: Duration | Mapping[int, Duration] | None = None
+    """The same for 404, 405, 410, 414 and 501, or by status: ``{404: 60, 503: 5}``; None to store
+    only those that state their own."""
+    grace: Duration | None = None
     """Seconds for which a response is kept after it has become stale, to be validated; None for
-    those of the setting ``cache_grace``."""
-    stale_while_revalidate: float = 0.0
-    """Seconds for which a stale response may be used while a fresh one is fetched, where the
-    response does not say."""
-    stale_if_error: float = 0.0
-    """Seconds for which a stale response may stand in for an error, where it does not say."""
-    tags: tuple[str, ...] = ()
+    the setting ``cache_grace``."""
+    stale_while_revalidate: Duration = 0.0
+    """Seconds for which a stale response may be used while it is revalidated in the background,
+    if the response does not state its own."""
+    stale_if_error: Duration = 0.0
+    """Seconds for which a stale response may be used in place of an error, if the response does
+    not state its own."""
+    tags: Sequence[str] = ()
     """What its responses are purged by, ``product:{id}`` with the path's named parts."""
-    methods: tuple[str, ...] = CACHEABLE_METHODS
-    """Those that are answered from the cache: GET, HEAD, or both."""
-    vary_cookies: tuple[str, ...] | None = None
-    """The cookies that select the response, in place of all that ``Vary: Cookie`` means; other
-    cookies change nothing. None to take requests with cookies as their responses' Vary says."""
-    vary_headers: tuple[str, ...] = ()
+    vary_cookies: Sequence[str] | None = None
+    """Cookies that always select the response, whatever its Vary says. Responses to requests with
+    other cookies are stored too, under the whole Cookie field if they have ``Vary: Cookie``.
+    With None they are stored only if they have ``Vary: Cookie``."""
+    narrow_vary_cookie: bool = False
+    """Whether ``Vary: Cookie`` of these paths' responses means only the cookies of
+    ``vary_cookies``. Anything else that such a page shows, such as a session, is then shown to
+    others."""
+    vary_headers: Sequence[str] = ()
     """Request header fields that always select the response, whatever its Vary says."""
-    ignore_query: tuple[str, ...] = ()
+    ignore_query: Sequence[str] = ()
     """Query parameters that select nothing: names, or patterns such as ``utm_*``."""
-    keep_query: tuple[str, ...] | None = None
+    keep_query: Sequence[str] | None = None
     """The only query parameters that select something; None for all."""
     sort_query: bool = False
-    """Whether the order of differently named query parameters means nothing."""
-    user: Callable[[Request], Any] | None = None
-    """Who asks, as text, from a function of the request, sync or async. What it answers selects
-    the response as in a private cache: ``private`` is no hindrance to storing it, nor are
-    cookies or credentials. None from it means that nobody in particular asks."""
-    bypass: Callable[[Request], Any] | None = None
-    """Whether a request is not for the cache, from a function of it, sync or async."""
+    """Whether the order of query parameters with different names makes no difference."""
+    user: Callable[[HTTPRequest], Any] | None = None
+    """The user's id, from a function of the request, sync or async. It selects the response as
+    in a private cache: ``private`` does not prevent storing it, nor do cookies or credentials.
+    Text, an integer, a UUID, or a user of Django or Flask-Login. None, False, an empty text, or an
+    object whose ``is_authenticated`` is False mean no user. With anything else the request
+    bypasses the cache, and the error is logged."""
+    bypass: Callable[[HTTPRequest], Any] | None = None
+    """Whether a request bypasses the cache, from a function of it, sync or async."""
     etag: bool = False
     """Whether a stored body without an ETag gets one, made from its bytes."""
     downstream: str | None = None
-    """The Cache-Control that clients and caches on the way get for what is stored here, in
-    place of the response's own."""
-    deadline: float | None = None
-    """Seconds that a call for these requests and the cache alone may take in all; None for what
-    the setting ``cache_deadline`` says."""
-    pattern: PathPattern = field(init=False, repr=False, compare=False)
+    """The Cache-Control that clients and other caches get for what is stored here, in place of the
+    response's own; under a rule with ``user`` it says ``private``. Fields and cookies that the
+    rule selects by are added to Vary."""
+    deadline: Duration | None = None
+    """Seconds that a call for these requests and the cache alone may take; None for the setting
+    ``cache_deadline``."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "pattern", _pattern(self.path))
-        for name in ("tags", "methods", "ignore_query"):
-            object.__setattr__(self, name, _texts(name, getattr(self, name)))
+        set_field = force_setattr  # the rule is frozen
+        _ = self.pattern  # raises for a wrong path
+        for name in ("tags", "ignore_query"):
+            set_field(self, name, _texts(name, getattr(self, name)))
         for name in ("vary_cookies", "keep_query"):
             if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, tuple(sorted(set(_texts(name, value)))))
-        fields = {name.lower() for name in _texts("vary_headers", self.vary_headers)}
-        object.__setattr__(self, "vary_headers", tuple(sorted(fields)))
-        _check_kinds(self)
-        _check_seconds("ttl", self.ttl)
-        object.__setattr__(self, "negative_ttl", _negative_ttl(self.negative_ttl))
-        _check_seconds("grace", self.grace or None)
-        for name in ("stale_while_revalidate", "stale_if_error"):
-            _check_seconds(name, getattr(self, name) or None)
-        _check_deadline(self.deadline)
-        _check_methods(self.methods)
-        _check_tags(self.tags, self.pattern)
+                set_field(self, name, tuple(sorted(set(_texts(name, value)))))
+        names = {name.lower() for name in _texts("vary_headers", self.vary_headers)}
+        set_field(self, "vary_headers", tuple(sorted(names)))
+        set_field(self, "negative_ttl", _negative_ttl(self.negative_ttl))
+        set_field(self, "ttl", _seconds("ttl", self.ttl))
+        set_field(self, "deadline", _seconds("deadline", self.deadline, most=LONGEST_DEADLINE))
+        for name in ("grace", "stale_while_revalidate", "stale_if_error"):
+            set_field(self, name, _seconds(name, getattr(self, name), or_zero=True))
+        _check(self)
+
+    @cached_property
+    def pattern(self) -> PathPattern:
+        """The parsed path."""
+        return _pattern(self.path)
+
+    def __hash__(self) -> int:
+        # Without negative_ttl, which may be a mapping.
+        return hash(tuple(getattr(self, name) for name in FIELDS if name != "negative_ttl"))
 
     def covers(self, path: str) -> bool:
-        """Whether the rule is about this path, whatever the method."""
+        """Whether the rule is for this path, whatever the method."""
         return self.pattern.match(path) is not None
 
     def ttl_for(self, status: int) -> float | None:
-        """Return the seconds of freshness for a response that states none, None for none."""
+        """Return the seconds of freshness of a response that states none, None if it has none."""
+        own = self.ttl if status in SUCCESSFUL else None
         if isinstance(self.negative_ttl, Mapping):
-            return self.negative_ttl.get(status, self.ttl if status in SUCCESSFUL else None)
-        if status in SUCCESSFUL:
-            return self.ttl
-        return self.negative_ttl if status in NEGATIVE else None
+            own = self.negative_ttl.get(status, own)
+        elif status in NEGATIVE:
+            own = self.negative_ttl
+        return cast("float | None", own)
 
     def tags_for(self, path: str) -> tuple[str, ...]:
         """Return its tags with the path's named parts filled in."""
@@ -123,33 +133,43 @@ class CacheRule:
         return tuple(tag.format_map(parts) for tag in self.tags)
 
 
-_SETTINGS = tuple(spec.name for spec in fields(CacheRule) if spec.init)
+FIELDS = CacheRule.__struct_fields__
+"""What users set of a rule."""
 
 
 def rule_from_mapping(mapping: Mapping[str, Any], setting: str = "cache[0]") -> CacheRule:
-    """Make a rule from plain data, as Django's settings and TOML hold it.
+    """Make a rule from plain data, such as Django's settings or TOML.
 
     Raises ConfigurationError naming the setting, its value, and what would be right.
     """
-    if unknown := sorted(set(mapping) - set(_SETTINGS)):
+    if not isinstance(mapping, Mapping):
         raise ConfigurationError(
-            f"{setting}.{unknown[0]}: there is no such setting; there are {', '.join(_SETTINGS)}"
+            f"{setting} = {mapping!r}: a rule is a mapping such as "
+            "{'path': '/products/{id}', 'ttl': 60}, or a CacheRule"
         )
+    for name in mapping:
+        if name not in FIELDS:
+            raise unknown_name(setting, name, FIELDS)
     if "path" not in mapping:
         raise ConfigurationError(
-            f"{setting}.path is missing: give a path such as '/products/{{id}}'"
+            f"{named_part(setting, 'path')} is missing: give a path such as '/products/{{id}}'"
         )
     try:
         return CacheRule(**mapping)
     except ConfigurationError as error:
-        raise ConfigurationError(str(error).replace("CacheRule", setting, 1)) from None
+        text = re.sub(
+            r"^CacheRule\.(\w+)", lambda found: named_part(setting, found[1]), str(error), count=1
+        )
+        raise ConfigurationError(text) from None
+
+
+def _invalid(name: str, value: Any, expected: str) -> ConfigurationError:
+    return ConfigurationError(f"CacheRule.{name} = {value!r} should be {expected}")
 
 
 def _pattern(path: Any) -> PathPattern:
     if not isinstance(path, str):
-        raise ConfigurationError(
-            f"CacheRule.path = {path!r} should be text such as '/products/{{id}}'"
-        )
+        raise _invalid("path", path, "text such as '/products/{id}'")
     try:
         return PathPattern.parse(path)
     except ConfigurationError as error:
@@ -157,9 +177,9 @@ def _pattern(path: Any) -> PathPattern:
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
-    """Return a sequence of texts; one text alone is a likely slip, so it is refused."""
-    if isinstance(value, str | bytes) or not _iterable(value):
-        raise ConfigurationError(f"CacheRule.{name} = {value!r} should be a sequence of texts")
+    # One text alone is a likely mistake.
+    if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
+        raise _invalid(name, value, "a sequence of texts")
     texts = tuple(value)
     for text in texts:
         if not isinstance(text, str) or not text:
@@ -167,81 +187,87 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
     return texts
 
 
-def _check_kinds(rule: CacheRule) -> None:
-    for name in ("sort_query", "etag"):
-        if not isinstance(getattr(rule, name), bool):
-            raise ConfigurationError(
-                f"CacheRule.{name} = {getattr(rule, name)!r} should be True or False"
-            )
-    for name in ("user", "bypass"):
-        if (value := getattr(rule, name)) is not None and not callable(value):
-            raise ConfigurationError(
-                f"CacheRule.{name} = {value!r} should be a function of the request, or None"
-            )
-    if rule.downstream is not None and not isinstance(rule.downstream, str):
-        raise ConfigurationError(
-            f"CacheRule.downstream = {rule.downstream!r} should be text such as 'max-age=5'"
-        )
+def _seconds(name: str, value: Any, *, or_zero: bool = False, most: float = inf) -> float | None:
+    if value is None:
+        return None
+    seconds = seconds_in(value)
+    if seconds is None or not (seconds >= 0 if or_zero else seconds > 0) or seconds == inf:
+        least = "from 0" if or_zero else "above 0"
+        text = "a timedelta, or text such as '60s' or '5 minutes'"
+        raise _invalid(name, value, f"seconds {least}, {text}")
+    if seconds > most:
+        raise _invalid(name, value, f"{most:g} seconds at most")
+    return seconds
 
 
 def _negative_ttl(given: Any) -> Any:
-    """Return seconds, or seconds by status; in TOML the keys of a table are text."""
     if not isinstance(given, Mapping):
-        _check_seconds("negative_ttl", given)
-        return given
+        return _seconds("negative_ttl", given)
     by_status = {}
     for status, seconds in given.items():
-        if not re.fullmatch("[345][0-9][0-9]", str(status)):
+        if not re.fullmatch("[345][0-9][0-9]", str(status)):  # in TOML the keys are text
             raise ConfigurationError(
                 f"CacheRule.negative_ttl: {status!r} should be a status from 300 to 599"
             )
-        _check_seconds(f"negative_ttl[{status}]", seconds or 0)
-        by_status[int(status)] = seconds
+        by_status[int(status)] = _seconds(f"negative_ttl[{status}]", seconds or 0)
     return by_status
 
 
-def _iterable(value: Any) -> bool:
-    return hasattr(value, "__iter__")
-
-
-def _check_seconds(name: str, value: Any) -> None:
-    if value is None:
-        return
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < float("inf"):
-        raise ConfigurationError(f"CacheRule.{name} = {value!r} should be seconds above 0, or None")
-
-
-def _check_deadline(value: Any) -> None:
-    _check_seconds("deadline", value)
-    if value is not None and value > LONGEST_DEADLINE:
+def _check(rule: CacheRule) -> None:
+    for name in ("narrow_vary_cookie", "sort_query", "etag"):
+        if not isinstance(value := getattr(rule, name), bool):
+            raise _invalid(name, value, "True or False")
+    for name in ("user", "bypass"):
+        if (value := getattr(rule, name)) is not None and not callable(value):
+            raise _invalid(name, value, "a function of the request, or None")
+    for name in rule.vary_cookies or ():
+        if not re.fullmatch(r"[!-~]+", name) or not {*name}.isdisjoint('"=;,'):
+            raise ConfigurationError(
+                f"CacheRule.vary_cookies: {name!r} should be the name of a cookie, in ASCII and "
+                "without spaces, quotes, '=', ';' or ','"
+            )
+    if rule.narrow_vary_cookie and not rule.vary_cookies:
         raise ConfigurationError(
-            f"CacheRule.deadline = {value!r} should be {LONGEST_DEADLINE:g} seconds at most"
+            "CacheRule.narrow_vary_cookie = True needs vary_cookies=('theme',): the cookies that "
+            "Vary: Cookie means"
+        )
+    if rule.narrow_vary_cookie and rule.covers("/a") and rule.covers("/a/a"):
+        raise ConfigurationError(
+            f"CacheRule.narrow_vary_cookie = True: the path {rule.path!r} is that of the whole "
+            "site, pages with sessions included; give it to a rule for the pages that it is about"
+        )
+    _check_downstream(rule)
+    for tag in rule.tags:
+        _check_tag(tag, rule.pattern)
+
+
+def _check_downstream(rule: CacheRule) -> None:
+    downstream = rule.downstream
+    if downstream is None:
+        return
+    if not isinstance(downstream, str):
+        raise _invalid("downstream", downstream, "text such as 'max-age=5'")
+    words = {word.strip().lower() for word in downstream.split(",")}
+    if rule.user is not None and ('"' in downstream or words.isdisjoint({"private", "no-store"})):
+        raise ConfigurationError(
+            f"CacheRule.downstream = {downstream!r}: with user=, other caches would give one "
+            f"user's page to the next; write {f'private, {downstream}'!r}"
         )
 
 
-def _check_methods(methods: Iterable[str]) -> None:
-    for method in methods:
-        if method not in CACHEABLE_METHODS:
-            raise ConfigurationError(
-                f"CacheRule.methods: {method!r} should be one of {', '.join(CACHEABLE_METHODS)}"
-            )
-
-
-def _check_tags(tags: Iterable[str], pattern: PathPattern) -> None:
-    for tag in tags:
-        try:
-            wanted = {name for _, name, _, _ in Formatter().parse(tag) if name is not None}
-        except ValueError as error:
-            raise ConfigurationError(f"CacheRule.tags: {tag!r}: {error}") from None
-        if missing := sorted(wanted - set(pattern.names)):
-            raise ConfigurationError(
-                f"CacheRule.tags: {tag!r} names {{{missing[0]}}}, which the path "
-                f"{pattern.text!r} does not have"
-            )
-        try:
-            tag.format_map(dict.fromkeys(pattern.names, "7"))
-        except (ValueError, LookupError) as error:
-            raise ConfigurationError(
-                f"CacheRule.tags: {tag!r} cannot be filled in with text: {error}"
-            ) from None
+def _check_tag(tag: str, pattern: PathPattern) -> None:
+    try:
+        wanted = {name for _, name, _, _ in Formatter().parse(tag) if name is not None}
+    except ValueError as error:
+        raise ConfigurationError(f"CacheRule.tags: {tag!r}: {error}") from None
+    if missing := sorted(wanted - set(pattern.names)):
+        raise ConfigurationError(
+            f"CacheRule.tags: {tag!r} names {{{missing[0]}}}, which the path "
+            f"{pattern.text!r} does not have"
+        )
+    try:
+        tag.format_map(dict.fromkeys(pattern.names, "7"))
+    except (ValueError, LookupError) as error:
+        raise ConfigurationError(
+            f"CacheRule.tags: {tag!r} cannot be filled in with text: {error}"
+        ) from None

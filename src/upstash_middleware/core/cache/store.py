@@ -1,126 +1,689 @@
-"""What the cache's flows share when they speak to Redis: names, clocks, one way to call.
+"""Stored responses on Redis: looking up, storing, purging and locking.
 
-The protocol is in three modules: ``lookup``, ``keeping`` and ``purging``. The order of their reads
-and writes is what makes a purge safe:
+The order of reads and writes makes purges safe:
 
-- A lookup reads the entry and its epochs in one command. An entry is dead or stale when the
-  epochs that it recorded are not those of now (``epochs``).
-- An entry records the epochs read **before** the application was called. So a response made
-  from data older than a purge is dead on arrival, however late it is stored.
-- A purge of a tag first moves ``G`` and then the tag's own epoch. An entry whose tags became
-  known only with its response is stored by a script that reads their epochs and writes only if
-  ``G`` has not moved since before the application was called. Were the tag's epoch moved first,
-  the script could take the new one for the old.
-- An entry expires before the epochs do that could have been set since its own were read, so
-  that it cannot come back to life when those expire.
+- A lookup reads the entry and its epochs in one command. An entry is invalid or stale if the epochs
+  it recorded differ from the current ones.
+- An entry records the epochs read **before** the application was called. So a response made from
+  data older than a purge is invalid from the start, however late it is stored.
+- A purge of a tag first replaces ``G`` and then the tag's own epoch. An entry with tags that became
+  known only with its response is stored by a script, which reads their epochs and writes only if
+  ``G`` has not changed since before the application was called. In the other order, the script
+  could read the new epoch of the tag.
+- An entry expires before the epochs that could have been set since its own were read, so it cannot
+  become valid again when those expire.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import itertools
+import threading
+from base64 import urlsafe_b64encode
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
 
-from upstash_middleware.core.cache.keys import keyed, selected_values
-from upstash_middleware.core.effects import Command, Pipeline
-from upstash_middleware.errors import CommandError, UnexpectedAnswer
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from upstash_middleware.core.cache.entries import (
+    MAX_TAGS,
+    Decoded,
+    Epoch,
+    Epochs,
+    StoredResponse,
+    Validity,
+    VariantIndex,
+    encode,
+    encode_for_script,
+    pack,
+    tag_refused,
+    validity,
+)
+from upstash_middleware.core.cache.keys import (
+    keyed,
+    merged_selectors,
+    selected_values,
+    urls_to_purge,
+)
+from upstash_middleware.core.cache.storing import MAX_VARY_FIELDS
+from upstash_middleware.core.flow import Command, Pipeline, Script, script
+from upstash_middleware.core.lru import LRU
+from upstash_middleware.errors import CommandError, UnexpectedAnswer, UpstashError
 from upstash_middleware.events import CacheEntryRefused
-from upstash_middleware.values import dataclass, value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-    from upstash_middleware.core.cache.decoded import Decoded
-    from upstash_middleware.core.cache.entries import StoredResponse, Stub
+    from upstash_middleware.core.cache.entries import Entry, Sealing
     from upstash_middleware.core.cache.keys import Names
-    from upstash_middleware.core.cache.l1 import L1
-    from upstash_middleware.core.cache.memory import Memory
     from upstash_middleware.core.cache.profiles import Profile
-    from upstash_middleware.core.cache.sealing import Sealing
+    from upstash_middleware.core.cache.rules import CacheRule
+    from upstash_middleware.core.cache.storing import Plan
     from upstash_middleware.core.clock import Clock
-    from upstash_middleware.core.effects import Reply
+    from upstash_middleware.core.flow import Argument, Reply
     from upstash_middleware.events import Observer
     from upstash_middleware.messages import Headers
 
-_STRING_OR_NONE = frozenset({bytes, type(None)})
-MAX_TAGS = 128
-"""Of one response, ancestors included: each costs a read of its epoch with every lookup."""
+FAILED: Final = "!"
+"""A lock's value after a revalidation that failed: another one would fail too."""
+UNSHARED: Final = "-"
+"""A lock's value after a response that may not be stored, or streams: others need not wait."""
+UNSHARED_SECONDS: Final = 60.0
+
+_BYTES_OR_NONE = frozenset({bytes, type(None)})
+_LONGEST_TAGS = 4096
+"""Characters of a resource's tags up to which they are remembered: clients may have sent them."""
+_NAME = 32
+"""Of a variant's key, how many characters at its end name it in the index: its digest."""
+_MOST_UNLISTED = 10
+"""Variants of a resource that may be missing in its index."""
+_LARGEST_CALL = 9_900_000
+"""Upstash refuses requests of more than 10 MB, the text around the entry included."""
+_SLACK = 3600.0
+"""Seconds by which epochs outlive the entries that they invalidate, for a store that arrives late
+and clocks that run at different speeds."""
 
 
-@value(frozen=True, slots=True)
-class Target:
-    """What a request is about, as the cache sees it."""
+class Target(Struct, frozen=True):
+    """The resource that a request is for, as it is known before anything is read."""
 
     key: str
     """``B``: the key of the resource, narrowed by what its rule selects by."""
     url: str
-    """Path and query, as its epoch is named by."""
+    """Path and query, as in the name of its epoch."""
     headers: Headers
-    """The request's, from which variants are selected."""
+    """The request's, which select a variant."""
     tags: tuple[str, ...]
-    """What its rule says, with ancestors."""
+    """Those of its rule, with ancestors."""
     epochs: tuple[str, ...]
-    """The keys of the epochs that bear on it: of everything, its URL, tags at all, each tag."""
+    """The keys of its epochs: of everything, its URL, any tag, and each of its tags."""
     previous: str = ""
-    """The same key of the application's previous version, if its responses are to be used."""
+    """Its key in the application's previous version, if those responses may be used."""
     private: bool = False
-    """Whether the key is narrowed to one user, so that nobody else gets what is stored."""
+    """Whether its key contains a user, so that only this user gets what is stored."""
 
 
-@dataclass(frozen=True, slots=True)
-class Store:
-    """Stored responses under one prefix."""
+class Lookup(Struct, frozen=True):
+    """The result of a lookup."""
+
+    entry: StoredResponse | None
+    """The valid stored response that the request selects."""
+    key: str
+    """The key of that, or where one would be stored as far as is known."""
+    purged_softly: bool
+    """Whether it counts as stale, however fresh it is."""
+    index: VariantIndex | None
+    """The resource's valid variant index."""
+    lock: Lock | None
+    """The lock of the response, if processes use locks."""
+    epochs: Epochs
+    """As read before the application is called; what is stored next records these."""
+    wall: float
+    monotonic: float
+    outdated: bool = False
+    """Whether the entry was made by the application's previous version."""
+    known: bool = False
+    """Whether anything is stored, even if it was purged: so a response could be stored before."""
+
+
+class Lock(Struct, frozen=True):
+    """A lock as a lookup has read it.
+
+    It is a token that expires, so a holder that crashed delays others only until then. The entry
+    stored under it contains the token: reading both shows that the lock is no longer needed, so
+    no command is spent on releasing it.
+    """
+
+    key: str
+    value: str = ""
+    """The token of its holder, ``UNSHARED``, ``FAILED``, or nothing."""
+    done: bool = False
+    """Whether the response rendered under it has been stored."""
+
+    @property
+    def held(self) -> bool:
+        """Whether another process is rendering."""
+        return bool(self.value) and not (self.done or self.unshared or self.failed)
+
+    @property
+    def unshared(self) -> bool:
+        """Whether the response cannot be shared, so that others need not wait."""
+        return self.value == UNSHARED
+
+    @property
+    def failed(self) -> bool:
+        """Whether a revalidation has just failed."""
+        return self.value == FAILED
+
+
+class Purge(Struct, frozen=True):
+    """What to purge; ``soft`` leaves responses to be served stale where that is allowed.
+
+    ``urls`` are paths with query or whole URLs; ``tags`` include their colon-descendants.
+    """
+
+    urls: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    everything: bool = False
+    soft: bool = False
+
+
+class Guess(Struct, frozen=True):
+    """What the next lookup of a resource reads besides its key. A wrong guess costs one read."""
+
+    vary: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+
+class Unlisted(Struct, frozen=True):
+    """How the variants of a resource differ from its index on Redis, by their names there."""
+
+    added: Mapping[str, int] = field(default_factory=dict)
+    """Stored, and not in the index."""
+    deleted: frozenset[str] = frozenset()
+    """In the index, and deleted."""
+    evicted: tuple[str, ...] = ()
+    """Removed from the index, and still to be deleted."""
+
+
+_NO_GUESS = Guess()
+_ALL_LISTED = Unlisted()
+
+
+class Store(Struct, frozen=True):
+    """The stored responses under one prefix. Methods that call Upstash raise UpstashError."""
 
     names: Names
     secret: Callable[[], bytes]
     clock: Clock
     randomness: Callable[[int], bytes]
-    observe: Observer
+    emit: Observer
     sealing: Sealing | None
-    """How entries are signed or encrypted, if they are."""
+    """Signs or encrypts entries, if set."""
     deadline: float
-    """Seconds for one call for the cache alone."""
+    """Seconds for one call that is for the cache alone."""
     max_keep: float
-    """Seconds that an entry lives at most, counted from when its epochs were read."""
+    """The longest lifetime of an entry in seconds, from when its epochs were read."""
     profile: Profile
-    memory: Memory
-    decoded: Decoded
-    l1: L1
     max_variants: int
     """Of one resource, at a time."""
     locks: bool
-    """Whether lookups read the lock as well, by which processes agree on who renders."""
+    """Whether processes use locks."""
+    decoded: Decoded
+    l1: L1
+    guesses: LRU[str, Guess]
+    used: LRU[str, int]
+    """When each variant was last used, as a number that grows with each use; by its key."""
+    unlisted: LRU[str, Unlisted]
+    """By the keys of resources."""
+    uses: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
-    async def call(self, *commands: Command) -> list[Reply]:
-        """Perform commands in one pipeline.
+    # --- Lookup ---------------------------------------------------------------------------------
 
-        Raises UpstashError, also for a single command that failed.
+    async def look_up(self, target: Target) -> Lookup:
+        """Find the stored response that a request selects: one command if the guess is right."""
+        wall, monotonic = self.clock.wall(), self.clock.monotonic()
+        guess = self.guesses.get(target.key) or _NO_GUESS
+        keys = [target.key, self.variant(target, guess.vary)] if guess.vary else [target.key]
+        reading = _Reading(self, target)
+        epochs = await reading.read(keys, guess.tags)
+        index = reading.entry(target.key)
+        if not (
+            isinstance(index, VariantIndex)
+            and validity(index.epochs, epochs) is not Validity.INVALID
+        ):
+            index = None
+        if index is not None and index.vary != guess.vary:
+            keys = [target.key, self.variant(target, index.vary)]
+            if keys[1] not in reading.values:
+                epochs = await reading.read(keys, index.tags)
+        key, entry, state = keys[-1], None, Validity.INVALID
+        for each in keys:
+            found = reading.entry(each)
+            if isinstance(found, StoredResponse) and (
+                (valid := validity(found.epochs, epochs)) is not Validity.INVALID
+                and (entry is None or _preference(found) > _preference(entry))
+            ):
+                key, entry, state = each, found, valid
+        if entry is not None and state is Validity.UNKNOWN:
+            epochs = await reading.read(keys, entry.tags)
+            state = validity(entry.epochs, epochs)
+        if index is not None and entry is not None:
+            self.used.put(key, next(self.uses))
+        if (of := entry or index) is not None:
+            vary = index.vary if index is not None else ()
+            unread = tuple([tag for tag in of.tags if tag not in target.tags])
+            if vary != guess.vary or unread != guess.tags:
+                self._learn(target.key, Guess(vary, unread))
+        return Lookup(
+            entry if state is Validity.VALID or state is Validity.STALE else None,
+            key,
+            state is Validity.STALE,
+            index,
+            reading.lock(keys[-1]) if self.locks else None,
+            epochs,
+            wall,
+            monotonic,
+            known=of is not None or any(reading.entry(each) is not None for each in keys),
+        )
+
+    async def look_up_previous(self, target: Target, lookup: Lookup) -> Lookup:
+        """Complete a lookup that found nothing with the previous version's stored response.
+
+        What is stored next records the epochs that were read first.
         """
-        replies = await Pipeline(commands, deadline=self.deadline, yields=True)
-        for reply in replies:
-            if isinstance(reply, CommandError):
-                raise reply
-        return replies
+        if lookup.entry is not None or not target.previous:
+            return lookup
+        before = await self.look_up(replace(target, key=target.previous))
+        if before.entry is None:
+            return lookup
+        softly = before.purged_softly
+        return replace(lookup, entry=before.entry, purged_softly=softly, outdated=True)
+
+    def from_memory(self, target: Target) -> Lookup | None:
+        """Return an earlier lookup of this process for a request, if L1 still has it.
+
+        A wrong guess finds nothing, since a variant's key contains the fields that select it.
+        """
+        if not self.l1.holds:
+            return None
+        guess = self.guesses.get(target.key)
+        vary = guess.vary if guess is not None else ()
+        return self.l1.find(self.variant(target, vary) if vary else target.key)
+
+    def variant(self, target: Target, fields: Iterable[str]) -> str:
+        """Return ``V``: the key of the variant that a request selects by these fields."""
+        values = selected_values(fields, target.headers, self.profile)
+        return keyed(target.key, values, self.secret())
+
+    def entry(self, key: str, data: bytes | None) -> Entry | None:
+        """Return the entry read from a key, None if there is none; a damaged one is reported."""
+        entry = self.decoded.read(key, data, self.sealing)
+        if entry is None and data is not None:
+            sealed = "" if self.sealing is None else ", or sealed under none of cache_keys"
+            self.emit(CacheEntryRefused(key, f"no entry of this version, or damaged{sealed}"))
+        return entry
 
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
-        """Return what is at these keys, in one command. Raises UpstashError."""
+        """Return the values of keys, in one command."""
         command = Command(("MGET", *keys), reads_only=True)
         (values,) = await Pipeline((command,), deadline=self.deadline, yields=True)
         if isinstance(values, CommandError):
             raise values
         if not isinstance(values, list) or len(values) != len(keys):
             raise UnexpectedAnswer(f"MGET of {len(keys)} keys did not answer as many values")
-        if _STRING_OR_NONE.issuperset(map(type, values)):
-            return values  # type: ignore[return-value] # as has just been seen
+        if _BYTES_OR_NONE.issuperset(map(type, values)):
+            return values  # type: ignore[return-value] # as was just checked
         return [value if isinstance(value, bytes) else None for value in values]
 
-    def entry(self, key: str, data: bytes | None) -> StoredResponse | Stub | None:
-        """Return the entry that was read from a key; what is none is told of."""
-        entry = self.decoded.read(key, data, self.sealing)
-        if entry is None and data is not None:
-            sealed = "" if self.sealing is None else ", or sealed under none of cache_keys"
-            self.observe(CacheEntryRefused(key, f"no entry of this version, or damaged{sealed}"))
-        return entry
+    async def call(self, *commands: Command) -> list[Reply]:
+        """Send commands in one pipeline; raise the error of any that failed."""
+        replies = await Pipeline(commands, deadline=self.deadline, yields=True)
+        for reply in replies:
+            if isinstance(reply, CommandError):
+                raise reply
+        return replies
 
-    def variant(self, target: Target, fields: Iterable[str]) -> str:
-        """Return ``V``: the key of the variant that a request selects by these fields."""
-        values = selected_values(fields, target.headers, self.profile)
-        return keyed(target.key, values, self.secret())
+    def _learn(self, key: str, guess: Guess) -> None:
+        if sum(map(len, guess.tags)) > _LONGEST_TAGS:
+            guess = Guess(guess.vary)
+        if guess == _NO_GUESS:
+            self.guesses.remove(key)
+        else:
+            self.guesses.put(key, guess)
+
+    # --- Storing: one command, or two if the resource has variants ------------------------------
+
+    async def put(self, target: Target, lookup: Lookup, plan: Plan) -> str | None:
+        """Store a response; return why it was not stored, None if it was."""
+        milliseconds = self._time_to_live(lookup, plan.keep)
+        if milliseconds <= 0:
+            return "kept too long before it was stored"
+        index = lookup.index
+        # All fields that the resource's responses have named. A response without Vary beside others
+        # with it is stored for the values that its request had.
+        fields = merged_selectors(plan.vary, index.vary if index is not None else ())
+        if len(fields) > MAX_VARY_FIELDS:
+            fields = tuple(sorted(plan.vary))
+        tags = plan.stored.tags
+        self._learn(target.key, Guess(fields, tuple(tag for tag in tags if tag not in target.tags)))
+        response, unread = _recording(plan.stored, lookup.epochs)
+        key = self.variant(target, fields) if fields else target.key
+        listing, unlisted = None, _ALL_LISTED
+        if fields:
+            all_tags = (*(index.tags if index is not None else ()), *tags)
+            merged = VariantIndex(
+                fields,
+                tuple(dict.fromkeys(all_tags))[:MAX_TAGS],
+                {},
+                replace(lookup.epochs, tags={}),
+                response.token,
+            )
+            listing, unlisted = self._listing(target, lookup, merged, key, milliseconds)
+        if unread:
+            start, end = encode_for_script(key, response, self.sealing)
+            keys = [self.names.any_tag, key, *map(self.names.tag, unread)]
+            command = _script_call("store", keys, response.epochs.any_tag, start, end, milliseconds)
+        else:
+            entry = encode(key, response, raw=listing is None, sealing=self.sealing)
+            command = Command(("SET", key, entry, "PX", milliseconds))
+        if sum(len(word) for word in command.args if not isinstance(word, int)) > _LARGEST_CALL:
+            return "too large for one call"
+        try:
+            replies = await self.call(command, *([listing] if listing is not None else []))
+        finally:
+            self.l1.replaced(target.key, key)
+        if listing is not None:
+            self.used.put(key, next(self.uses))
+            self._leave(target.key, unlisted)
+        return "a tag was purged meanwhile" if unread and replies[0] == 0 else None
+
+    async def supersede(self, target: Target, lookup: Lookup, plan: Plan) -> str | None:
+        """Invalidate a URL and store a response as its new state, at once; returns as ``put``."""
+        milliseconds = self._time_to_live(lookup, plan.keep)
+        epoch = Epoch(self._fresh_part())
+        response, unread = _recording(plan.stored, replace(lookup.epochs, url=epoch))
+        entry = encode(target.key, response, raw=False, sealing=self.sealing)
+        keys = [self.names.url(target.url), target.key]
+        try:
+            if unread or plan.vary or milliseconds <= 0 or len(entry) > _LARGEST_CALL:
+                await self.call(self._set_epoch(keys[0], str(epoch)))
+                return "only the invalidation was possible"
+            old, lifetime = str(lookup.epochs.url), self._epoch_lifetime()
+            (done,) = await self.call(
+                _script_call("supersede", keys, old, str(epoch), lifetime, entry, milliseconds)
+            )
+        finally:
+            self.l1.purged(Purge(), [target.url])
+        return None if done else "the URL was purged meanwhile"
+
+    def _time_to_live(self, lookup: Lookup, seconds: float) -> int:
+        """Return milliseconds that end before any epoch that was set since the lookup."""
+        # While a process is frozen, one of its clocks may stop.
+        wall, monotonic = self.clock.wall(), self.clock.monotonic()
+        elapsed = max(wall - lookup.wall, monotonic - lookup.monotonic, 0.0)
+        return int(min(seconds, self.max_keep - elapsed) * 1000)
+
+    def _listing(
+        self, target: Target, lookup: Lookup, index: VariantIndex, key: str, milliseconds: int
+    ) -> tuple[Command, Unlisted]:
+        """Return the command that accounts for one more variant, and what it leaves for later.
+
+        It writes the index, or, if there are too many variants, deletes those that were used least
+        recently by this process: a miss must not cost more than two commands to store. What the
+        index lacks then is remembered, and written by a later store.
+        """
+        now, before = self.clock.wall(), lookup.index
+        left = self.unlisted.peek(target.key) or _ALL_LISTED
+        if before is None:  # what was stored before has expired or was purged
+            left = Unlisted(evicted=left.evicted)
+        known = {**before.variants, **left.added} if before is not None else {}
+        variants = {
+            name: until for name, until in known.items() if until > now and name not in left.deleted
+        }
+        name = key[-_NAME:]
+        variants[name] = int(now + milliseconds / 1000) + 1
+        # Of those that this process has not used, the first to expire.
+        others = [other for other in variants if other != name]
+        others.sort(
+            key=lambda other: (self.used.peek(f"{target.key}#{other}") or 0, variants[other])
+        )
+        evicted = others[: max(0, len(variants) - self.max_variants)]
+        for other in evicted:
+            del variants[other]
+        to_delete = tuple(
+            each for each in (*left.evicted, *evicted) if each != name and len(each) == _NAME
+        )
+        writes = before is None or before.vary != index.vary or len(left.added) >= _MOST_UNLISTED
+        if to_delete and not writes:
+            keys = [f"{target.key}#{each}" for each in to_delete]
+            self.l1.replaced(*keys)
+            added = {each: until for each, until in left.added.items() if each in variants}
+            added[name] = variants[name]
+            return Command(("DEL", *keys)), Unlisted(added, left.deleted.union(evicted) - {name})
+        data = encode(
+            target.key, replace(index, variants=variants), raw=False, sealing=self.sealing
+        )
+        lasting = (max(variants.values()) - int(now)) * 1000
+        return Command(("SET", target.key, data, "PX", lasting)), Unlisted(evicted=to_delete)
+
+    def _leave(self, key: str, unlisted: Unlisted) -> None:
+        if unlisted == _ALL_LISTED:
+            self.unlisted.remove(key)
+        else:
+            self.unlisted.put(key, unlisted)
+
+    # --- Purging: new epochs in place of the old, in one call -----------------------------------
+
+    async def purge(self, what: Purge, rules: Sequence[CacheRule]) -> None:
+        """Carry out a purge; on an error it is not certain that all of it was done.
+
+        The rules say which parts of a query name a resource. Raises ValueError for an invalid URL.
+        """
+        urls = [url for text in what.urls for url in urls_to_purge(text, rules)]
+        epochs = [self.names.everything] if what.everything else []
+        epochs += [self.names.url(url) for url in dict.fromkeys(urls)]
+        # A tag that no response can have needs no epoch.
+        tags = [self.names.tag(tag) for tag in dict.fromkeys(what.tags) if tag_refused(tag) is None]
+        commands = [self._set_epoch(self.names.any_tag, self._fresh_part())] if tags else []
+        epochs += tags
+        if what.soft and epochs:
+            lifetime = self._epoch_lifetime()
+            commands.append(_script_call("soften", epochs, self._fresh_part(), lifetime))
+        elif epochs:
+            commands += [self._set_epoch(epoch, f"{self._fresh_part()}:") for epoch in epochs]
+        try:
+            if commands:
+                replies = await self.call(*commands)
+                for command, reply in zip(commands, replies, strict=True):
+                    if command.args[0] == "SET" and reply not in (b"OK", "OK"):
+                        raise UnexpectedAnswer(f"a purge was answered by {reply!r:.40}, not by OK")
+        finally:  # also if it is not certain that it was carried out
+            self.l1.purged(what, urls)
+
+    def _set_epoch(self, epoch: str, value: str) -> Command:
+        # Not safe to retry: a repeated SET could restore an epoch that a later purge has replaced,
+        # and with it the entries that recorded it.
+        return Command(("SET", epoch, value, "PX", self._epoch_lifetime()))
+
+    def _epoch_lifetime(self) -> int:
+        return int((self.max_keep + _SLACK) * 1000)
+
+    def _fresh_part(self) -> str:
+        return urlsafe_b64encode(self.randomness(12)).decode()
+
+    # --- Locks, by which processes agree on which one renders a response ------------------------
+
+    async def acquire(self, lock: Lock, seconds: float) -> str | None:
+        """Acquire a lock that is not held; return its token, None if another process was first."""
+        token, milliseconds = self._fresh_part(), int(seconds * 1000)
+        if lock.value:
+            command = _script_call("lock", [lock.key], lock.value, token, milliseconds)
+        else:
+            command = Command(("SET", lock.key, token, "NX", "PX", milliseconds))
+        try:
+            (taken,) = await self.call(command)
+        except (Exception, GeneratorExit):
+            raise
+        except BaseException:  # interrupted: it may have been acquired nevertheless
+            with suppress(UpstashError):  # then it expires
+                await self.release(lock.key, token)
+            raise
+        return token if taken else None
+
+    async def release(self, key: str, token: str, mark: str = "", seconds: float = 0.0) -> None:
+        """Release a lock under which nothing was stored; leave a mark for so many seconds."""
+        await self.call(_script_call("lock", [key], token, mark, int(seconds * 1000)))
+
+    def forget(self) -> None:
+        """Clear what this process remembers; what is on Redis stays."""
+        for table in (self.l1, self.guesses, self.used, self.unlisted):
+            table.clear()
+
+
+class _Reading:
+    """The values that one lookup has read so far, each once, and decoded once."""
+
+    __slots__ = ("_entries", "_epoch_keys", "_store", "_tags", "_target", "values")
+
+    def __init__(self, store: Store, target: Target) -> None:
+        self._store = store
+        self._target = target
+        self._tags = target.tags
+        self._epoch_keys = target.epochs
+        self.values: dict[str, bytes | None] = {}
+        self._entries: dict[str, Entry | None] = {}
+
+    async def read(self, keys: Sequence[str], tags: Sequence[str]) -> Epochs:
+        """Read keys, the lock of the last of them, and all epochs; return the epochs.
+
+        What was read first is kept: an older epoch can only invalidate an entry too early.
+        """
+        store, values = self._store, self.values
+        for tag in tags:
+            if tag not in self._tags:
+                self._tags += (tag,)
+                self._epoch_keys += (store.names.tag(tag),)
+        locks = (_lock_key(keys[-1]),) if store.locks else ()
+        unread = [*keys, *locks, *self._epoch_keys]
+        if values:
+            unread = [key for key in unread if key not in values]
+        if unread:
+            values.update(zip(unread, await store.read(unread), strict=True))
+        return Epochs.parse(tuple(map(values.__getitem__, self._epoch_keys)), self._tags)
+
+    def entry(self, key: str) -> Entry | None:
+        """Return the entry at a key that was read."""
+        if key not in self._entries:
+            self._entries[key] = self._store.entry(key, self.values[key])
+        return self._entries[key]
+
+    def lock(self, key: str) -> Lock:
+        """Return the lock of an entry at a key that was read last."""
+        value = (self.values[_lock_key(key)] or b"").decode("latin-1")
+        entries = [self.entry(each) for each in {key, self._target.key}]
+        done = any(entry is not None and entry.token == value for entry in entries)
+        return Lock(_lock_key(key), value, done)
+
+
+def _preference(entry: StoredResponse) -> tuple[bool, float]:
+    """Rank stored responses: first those with Vary, then the most recent (RFC 9111 §4.1).
+
+    One without Vary may be a default response that omitted it.
+    """
+    return "vary" in entry.headers, entry.stored_at
+
+
+def _lock_key(key: str) -> str:
+    return f"{key}#lock"
+
+
+def _recording(stored: StoredResponse, epochs: Epochs) -> tuple[StoredResponse, tuple[str, ...]]:
+    """Return a response with the epochs that it records, and its tags whose epochs were not read.
+
+    The latter are its last tags, where the script adds their epochs.
+    """
+    known = {tag: epochs.tags[tag] for tag in stored.tags if tag in epochs.tags}
+    unread = tuple(tag for tag in stored.tags if tag not in epochs.tags)
+    recorded = replace(epochs, tags=known)
+    return replace(pack(stored), tags=(*known, *unread), epochs=recorded), unread
+
+
+def cache_script(name: str) -> Script:
+    """Return one of the cache's scripts, which are in ``lua/`` beside this file."""
+    return script(__package__, name)
+
+
+def read_scripts() -> None:
+    """Read the scripts' files, so that no request has to, perhaps on an event loop."""
+    for name in ("lock", "soften", "store", "supersede"):
+        cache_script(name)
+
+
+def _script_call(name: str, keys: Sequence[str], *arguments: Argument) -> Command:
+    chosen = cache_script(name)
+    return Command(("EVALSHA", chosen.sha, len(keys), *keys, *arguments), script=chosen)
+
+
+# --- L1: lookups in the memory of this process --------------------------------------------------
+
+_OBJECTS = 4096
+"""What a stored response takes beside its bytes: about 3 kB were measured, and fields add to it."""
+
+
+class L1:
+    """Lookups by the keys of what they found, in ``room`` bytes. Safe under threads.
+
+    For ``seconds`` a lookup counts as what Redis would answer; it is kept longer for when Upstash
+    is unreachable. Only lookups fill it, so everything in it was valid on Redis. A key contains all
+    that its response is selected by.
+    """
+
+    __slots__ = ("_clock", "_lock", "_lookups", "_seconds", "changes")
+
+    def __init__(self, room: int, seconds: float, clock: Clock) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._lookups: LRU[str, tuple[Lookup, str]] = LRU(room)
+        """Lookups, and the URLs that they are about."""
+        self.changes: int = 0
+        """How often this process has changed what is on Redis; to be read before a lookup."""
+        self._lock = threading.Lock()
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is anything to find."""
+        return bool(len(self._lookups))
+
+    def find(self, key: str) -> Lookup | None:
+        """Return the last lookup of a key, whatever its age."""
+        found = self._lookups.get(key)
+        return None if found is None else found[0]
+
+    def unverified_for(self, lookup: Lookup) -> float:
+        """Return for how many seconds a purge would have gone unnoticed; below 0 if not yet.
+
+        While a process is frozen, one of its clocks may stop.
+        """
+        wall, monotonic = self._clock.wall(), self._clock.monotonic()
+        return max(wall - lookup.wall, monotonic - lookup.monotonic) - self._seconds
+
+    def put(self, target: Target, lookup: Lookup, changes: int) -> None:
+        """Keep a lookup, in place of the previous one for the same response.
+
+        ``changes`` as read before it: what it read may be older than a change made since.
+        """
+        if not self._lookups.room:
+            return
+        with self._lock:
+            self._lookups.remove(target.key, lookup.key)
+            if lookup.entry is None or lookup.purged_softly or changes != self.changes:
+                return
+            fields = sum(len(name) + len(text) for name, text in lookup.entry.headers.raw)
+            names = len(lookup.key) + sum(map(len, lookup.entry.tags))
+            variants = 100 * len(lookup.index.variants) if lookup.index is not None else 0
+            size = _OBJECTS + names + fields + variants + len(lookup.entry.packed)
+            self._lookups.put(lookup.key, (lookup, target.url), size)
+
+    def replaced(self, *keys: str) -> None:
+        """Drop the lookups of these keys, where this process has stored a response."""
+        with self._lock:
+            self.changes += 1
+            self._lookups.remove(*keys)
+
+    def purged(self, what: Purge, urls: Collection[str]) -> None:
+        """Drop the lookups that this process has purged; ``urls`` as in the names of epochs."""
+        tags = set(what.tags)
+
+        def concerns(found: tuple[Lookup, str]) -> bool:
+            lookup, url = found
+            of = lookup.entry.tags if lookup.entry is not None else ()
+            return what.everything or url in urls or not tags.isdisjoint(of)
+
+        with self._lock:
+            self.changes += 1
+            self._lookups.remove_if(concerns)
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self.purged(Purge(everything=True), ())

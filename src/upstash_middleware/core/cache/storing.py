@@ -1,28 +1,43 @@
-"""Storing responses (RFC 9111 §3): whether one may be stored, and what of it; rules only."""
+"""Storing responses (RFC 9111 §3): whether a response may be stored, and which fields of it.
+
+Pure functions of a request, its response, a rule and a profile.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from hashlib import blake2b
+from typing import TYPE_CHECKING, cast
 
-from upstash_middleware.core.cache.directives import FROM_HANDLERS
-from upstash_middleware.core.cache.fields import cache_control, field_names, members
-from upstash_middleware.core.cache.freshness import (
-    Lifetime,
+from msgspec import Struct
+from msgspec.structs import replace
+
+from upstash_middleware.core.cache.answers import has_validator, parse_part
+from upstash_middleware.core.cache.directives import (
+    FROM_HANDLERS,
+    cache_control,
     explicit_lifetime,
+    field_names,
     heuristic_lifetime,
+    initial_age,
+    is_token,
+    members,
+    staleness,
 )
-from upstash_middleware.core.cache.ranges import part_held
-from upstash_middleware.core.cache.reflection import reflected
-from upstash_middleware.values import dataclass
+from upstash_middleware.core.cache.entries import MAX_TAGS, Epochs, StoredResponse, with_ancestors
+from upstash_middleware.core.cache.keys import drops_parameters, selector_of_codings
+from upstash_middleware.core.cache.reflection import client_addresses, shows_any
+from upstash_middleware.messages import LONGEST_VALUE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from upstash_middleware.core.cache.directives import Control
-    from upstash_middleware.core.cache.fields import Directives
+    from upstash_middleware.core.cache.directives import Directives
+    from upstash_middleware.core.cache.known_fields import KnownFields
     from upstash_middleware.core.cache.profiles import Profile
     from upstash_middleware.core.cache.rules import CacheRule
-    from upstash_middleware.messages import Headers, Request, ResponseHead
+    from upstash_middleware.messages import Headers, HTTPRequest, ResponseHead
+
+MAX_VARY_FIELDS = 8
+_MOST_SEPARATORS = 64 * MAX_TAGS
+"""A list of tags with more separators is not split: it has too many, or they are empty."""
 
 # RFC 9110 §7.6.1 and RFC 9111 §3.1: fields about one connection, and those of proxies.
 _HOP_BY_HOP = (
@@ -36,7 +51,7 @@ _HOP_BY_HOP = (
     "transfer-encoding",
     "upgrade",
 )
-# How the limits of the client stand whose request was rendered; a limit inside has said it.
+# Fields of a rate limit inside the cache, about the client whose request was rendered.
 _OF_ONE_CLIENT = (
     "ratelimit",
     "ratelimit-policy",
@@ -44,177 +59,238 @@ _OF_ONE_CLIENT = (
     "x-ratelimit-remaining",
     "x-ratelimit-reset",
 )
-# The statuses that RFC 9110 §15 defines, and so those whose caching is understood.
-UNDERSTOOD = frozenset(
+# The statuses defined by RFC 9110 §15, and so those whose caching is understood.
+_UNDERSTOOD = frozenset(
     {*range(200, 207), *range(300, 306), 307, 308, *range(400, 418), 421, 422, 426}
     | {*range(500, 506)}
 )
-# Answers to conditions and ranges, which select no stored response (RFC 9110 §15.4.5, §15.5.13,
-# §15.5.17), and those that RFC 6585 keeps out of every cache.
+# Responses to conditions and ranges, which select no stored response (RFC 9110 §15.4.5, §15.5.13,
+# §15.5.17), and those that RFC 6585 forbids to store.
 _NEVER_STORED = frozenset({304, 412, 416, 428, 429, 431, 511})
-MAX_VARY_FIELDS = 8
-# RFC 9111 §3.5: what lets a shared cache keep the response to a request with Authorization.
+# RFC 9111 §3.5: what lets a shared cache store the response to a request with Authorization.
 _SHARED_DESPITE_AUTHORIZATION = ("public", "s-maxage", "must-revalidate")
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A response that may be stored or not, with all that decides about it."""
+class Candidate(Struct, frozen=True):
+    """A response that may be stored, with everything that decides whether it is."""
 
-    request: Request
+    request: HTTPRequest
     rule: CacheRule
     profile: Profile
     head: ResponseHead
-    control: Control
+    control: Directives
     vary: tuple[str, ...]
-    """The fields that its Vary names, in lower case."""
+    """The fields named by its Vary, in lower case."""
     received_at: float
     """Seconds since 1970."""
+    fields: KnownFields
     private: bool = False
-    """Whether only the user who asks will ever get it."""
-
-    @property
-    def headers(self) -> Headers:
-        """The response's header fields."""
-        return self.head.headers
+    """Whether only the requesting user can ever get it."""
 
     @property
     def selecting(self) -> tuple[str, ...]:
-        """The request's fields that select the response."""
+        """The request fields that select the response."""
         return (*self.vary, *self.rule.vary_headers)
 
 
-def vary_fields(headers: Headers) -> tuple[str, ...]:
-    """Return the fields that a response's Vary names, in lower case, each once."""
-    return tuple(dict.fromkeys(member.lower() for member in members(headers.lines("vary"))))
+class Plan(Struct, frozen=True):
+    """A response to be stored, as far as it is known from its head."""
+
+    stored: StoredResponse
+    """Without its body; with the tags of its rule and its own, and their ancestors."""
+    vary: tuple[str, ...]
+    """The fields that select it."""
+    keep: float
+    """Seconds for which it is of use."""
+
+    def with_body(self, body: bytes) -> Plan:
+        """Return the plan with the whole body."""
+        return replace(self, stored=replace(self.stored, packed=body, length=len(body)))
+
+    def with_etag(self) -> Plan:
+        """Return the plan with a strong ETag made from its body, if it has none."""
+        stored = self.stored
+        if stored.status != 200 or "etag" in stored.headers:
+            return self
+        etag = f'"{blake2b(stored.packed, digest_size=12).hexdigest()}"'
+        return replace(self, stored=replace(stored, headers=stored.headers.setting("etag", etag)))
 
 
-def refusal(candidate: Candidate) -> str | None:
-    """Return in words why a response must not or shall not be stored; None if it may be."""
-    for check in _CHECKS:
-        if (reason := check(candidate)) is not None:
-            return reason
-    return None
+def plan(
+    candidate: Candidate, requested_at: float, grace: float, tags: tuple[str, ...] = ()
+) -> Plan | str:
+    """Return what to store of a response, or the reason why nothing is stored.
 
-
-def lifetime(candidate: Candidate) -> Lifetime | None:
-    """Return its freshness lifetime: its own, else the rule's, else a heuristic; None for none."""
-    stated = explicit_lifetime(candidate.head, candidate.control, candidate.received_at)
-    if stated is not None:
-        return stated
-    if (ttl := candidate.rule.ttl_for(candidate.head.status)) is not None:
-        return Lifetime(ttl, explicit=False)
-    if candidate.profile.uses_heuristics:
-        return heuristic_lifetime(candidate.head, candidate.control, candidate.received_at)
-    return None
-
-
-def _method(candidate: Candidate) -> str | None:
-    return None if candidate.request.method == "GET" else "only responses to GET are stored"
-
-
-def _status(candidate: Candidate) -> str | None:
-    status = candidate.head.status
-    if status == 206 and not (candidate.profile.stores_parts and part_held(candidate.headers)):
-        return "partial content"
-    return f"status {status}" if status < 200 or status in _NEVER_STORED else None
-
-
-def _no_store(candidate: Candidate) -> str | None:
-    directives = candidate.control.directives
-    if "must-understand" in directives:  # §5.2.2.3: then no-store is for others
-        understood = candidate.head.status in UNDERSTOOD
-        return None if understood else f"status {candidate.head.status} is not understood"
-    return "no-store" if "no-store" in directives else None
-
-
-def _no_store_asked(candidate: Candidate) -> str | None:
-    # §5.2.1.5: not to keep its response is a client's right under either profile.
-    asked = "no-store" in cache_control(candidate.request.headers)
-    return "no-store in the request" if asked else None
-
-
-def _private(candidate: Candidate) -> str | None:
-    private = candidate.control.directives.unqualified("private")
-    return "private" if private and not candidate.private else None
-
-
-def _authorization(candidate: Candidate) -> str | None:
-    if candidate.private or "authorization" not in candidate.request.headers:
-        return None
-    if any(name in candidate.control.directives for name in _SHARED_DESPITE_AUTHORIZATION):
-        return None
-    return "request with Authorization"
-
-
-def _vary_star(candidate: Candidate) -> str | None:
-    return "Vary: *" if "*" in candidate.vary else None
-
-
-def _vary_many(candidate: Candidate) -> str | None:
-    return "Vary names too many fields" if len(candidate.vary) > MAX_VARY_FIELDS else None
-
-
-def _set_cookie(candidate: Candidate) -> str | None:
-    if candidate.profile.stores_set_cookie or "set-cookie" not in candidate.headers:
-        return None
-    return "Set-Cookie"
-
-
-def _cookies(candidate: Candidate) -> str | None:
-    accounted_for = (
-        candidate.private
-        or candidate.profile.stores_for_cookies
-        or candidate.rule.vary_cookies is not None
-        or "cookie" in candidate.vary
+    Args:
+        candidate: the response.
+        requested_at: when the application was called, in seconds since 1970.
+        grace: seconds for which a response that can be validated is kept beyond all other use.
+        tags: those that the rule gives it, ancestors included.
+    """
+    if (reason := refusal(candidate)) is not None:
+        return reason
+    head, control, rule = candidate.head, candidate.control, candidate.rule
+    lifetime = explicit_lifetime(head, control, candidate.received_at)
+    if lifetime is None:
+        lifetime = rule.ttl_for(head.status)
+    if lifetime is None and candidate.profile.uses_heuristics:
+        lifetime = heuristic_lifetime(head, control, candidate.received_at)
+    if lifetime is None:
+        return "no freshness lifetime"
+    stale = staleness(control, rule, candidate.profile)
+    age = initial_age(head.headers, requested_at, candidate.received_at)
+    if not (has_validator(head.headers) or candidate.profile.obeys_clients):
+        grace = 0.0
+    elif rule.grace is not None:
+        grace = cast("float", rule.grace)
+    keep = lifetime + max(stale.while_revalidate, stale.if_error, grace) - age
+    useful_stale = (
+        stale.while_revalidate
+        or stale.if_error
+        or (candidate.profile.stores_to_validate and has_validator(head.headers))
     )
-    if accounted_for or "cookie" not in candidate.request.headers:
-        return None
-    return "request with cookies, and no Vary: Cookie"
+    if keep <= 0 or (lifetime <= age and not useful_stale):
+        return "stale already"
+    all_tags = _tags(head.headers, tags)
+    if isinstance(all_tags, str):
+        return all_tags
+    stored = StoredResponse(
+        status=head.status,
+        headers=storable_headers(head.headers, control),
+        stored_at=candidate.received_at,
+        initial_age=age,
+        lifetime=lifetime,
+        stale=stale,
+        packed=b"",
+        length=0,
+        tags=all_tags,
+        epochs=Epochs(),
+    )
+    return Plan(stored, _selectors(candidate), keep)
 
 
-def _reflection(candidate: Candidate) -> str | None:
-    if candidate.profile.stores_reflections:
-        return None
-    return reflection(candidate, b"")
-
-
-def reflection(candidate: Candidate, body: bytes) -> str | None:
-    """Return in words what a response reflects that does not select it, None if nothing."""
-    name = reflected(candidate.request, candidate.selecting, candidate.headers, body)
-    return f"reflects {name}" if name else None
-
-
-def _event_stream(candidate: Candidate) -> str | None:
-    kind = (candidate.headers.get("content-type") or "").partition(";")[0].strip().lower()
+def refusal(candidate: Candidate) -> str | None:  # noqa: C901, PLR0911, PLR0912 - one rule each
+    """Return why a response must not be stored, None if it may be."""
+    request, head, control = candidate.request, candidate.head, candidate.control
+    headers, profile, private = head.headers, candidate.profile, candidate.private
+    if request.method != "GET":
+        return "only responses to GET are stored"
+    if head.status == 206 and not (profile.stores_parts and parse_part(headers)):
+        return "partial content"
+    if head.status < 200 or head.status in _NEVER_STORED:
+        return f"status {head.status}"
+    # Frameworks redirect with the query as it was sent, for instance to add a slash to the path.
+    is_redirect = 300 <= head.status < 400 and "location" in headers
+    if is_redirect and drops_parameters(request.query, candidate.rule):
+        return "a redirect, and the request has parameters that do not select the response"
+    if "must-understand" in control:  # §5.2.2.3: then no-store is for other caches
+        if head.status not in _UNDERSTOOD:
+            return f"status {head.status} is not understood"
+    elif "no-store" in control:  # §5.2.2.5
+        return "no-store"
+    if "no-store" in cache_control(request.headers):  # §5.2.1.5
+        return "no-store in the request"
+    if control.unqualified("private") and not private:  # §5.2.2.7
+        return "private"
+    shared = any(name in control for name in _SHARED_DESPITE_AUTHORIZATION)
+    if not private and not shared:  # §3.5
+        if "authorization" in request.headers:
+            return "request with Authorization"
+        if not profile.stores_for_credentials and (
+            name := candidate.fields.credential_of(request.headers, candidate.selecting)
+        ):
+            return f"request with {name}"
+    if sum(map(len, headers.lines("connection"))) > LONGEST_VALUE:
+        return "Connection is too long"  # so it is unknown which fields may be stored (§3.1)
+    if "*" in candidate.vary:  # §4.1
+        return "Vary: *"
+    if len(candidate.vary) > MAX_VARY_FIELDS:
+        return "Vary names too many fields"
+    if "set-cookie" in headers and not profile.stores_set_cookie:
+        return "Set-Cookie"
+    accounted_for = candidate.rule.vary_cookies is not None or "cookie" in candidate.vary
+    if not (private or profile.stores_for_cookies or accounted_for) and "cookie" in request.headers:
+        return "request with cookies, and no Vary: Cookie"
+    if (shown := reflection(candidate, b"")) is not None:
+        return shown
+    kind = (headers.get("content-type") or "").partition(";")[0].strip().lower()
     return "event stream" if kind == "text/event-stream" else None
 
 
-_CHECKS: tuple[Callable[[Candidate], str | None], ...] = (
-    _method,
-    _status,
-    _no_store,
-    _no_store_asked,
-    _private,
-    _authorization,
-    _vary_star,
-    _vary_many,
-    _set_cookie,
-    _cookies,
-    _reflection,
-    _event_stream,
-)
+def reflection(candidate: Candidate, body: bytes) -> str | None:
+    """Return why a response with this body could show one client's address, else None."""
+    if candidate.profile.stores_reflections:
+        return None
+    found = client_addresses(
+        candidate.request.headers, candidate.selecting, candidate.fields.clients
+    )
+    return found if isinstance(found, str) else shows_any(found, candidate.head.headers, body)
+
+
+def may_reflect(candidate: Candidate) -> bool:
+    """Whether the body has to be searched for the address of a client."""
+    return not candidate.profile.stores_reflections and bool(
+        client_addresses(candidate.request.headers, candidate.selecting, candidate.fields.clients)
+    )
+
+
+def states_freshness(candidate: Candidate) -> bool:
+    """Whether a response has explicit freshness (§4.2.1)."""
+    control, received_at = candidate.control, candidate.received_at
+    return explicit_lifetime(candidate.head, control, received_at) is not None
+
+
+def vary_fields(headers: Headers) -> tuple[str, ...]:
+    """Return the fields that a response's Vary names, in lower case, each once.
+
+    Only the asterisk if any of them is not the name of a field.
+    """
+    lines = headers.lines("vary")
+    if sum(map(len, lines)) > LONGEST_VALUE:
+        return ("*",)
+    names = tuple(dict.fromkeys(member.lower() for member in members(lines)))
+    return names if all(map(is_token, names)) else ("*",)
 
 
 def storable_headers(headers: Headers, control: Directives) -> Headers:
-    """Return the header fields to store, whole and in order (§3.1).
+    """Return the header fields to store, in order (§3.1).
 
-    Without those of the connection, those that ``no-cache`` or ``private`` name (§5.2.2.4,
-    §5.2.2.7), those of one client's limits, and Age, which is told anew with every use.
+    Without those of the connection, those named by ``no-cache`` or ``private`` (§5.2.2.4,
+    §5.2.2.7), those of one client's limits, and Age, which each use adds.
     """
-    gone = {*_HOP_BY_HOP, *_OF_ONE_CLIENT, FROM_HANDLERS, "age"}
+    excluded = {*_HOP_BY_HOP, *_OF_ONE_CLIENT, FROM_HANDLERS, "age"}
     for line in headers.lines("connection"):
-        gone.update(field_names(line))
+        excluded.update(field_names(line))
     for directive in ("no-cache", "private"):
-        gone.update(control.named_fields(directive) or ())
-    return headers.without(*gone)
+        excluded.update(control.named_fields(directive) or ())
+    return headers.without(*excluded)
+
+
+def _selectors(candidate: Candidate) -> tuple[str, ...]:
+    selectors = list(candidate.vary)
+    if candidate.rule.narrow_vary_cookie and "cookie" in selectors:
+        selectors.remove("cookie")  # the cookies that it means are part of the resource's key
+    if "accept-encoding" in selectors and not candidate.profile.normalises:
+        selectors.remove("accept-encoding")
+        coding = candidate.head.headers.combined("content-encoding") or ""
+        selectors.append(selector_of_codings(candidate.request.headers, coding))
+    return tuple(selectors)
+
+
+def _tags(headers: Headers, of_rule: tuple[str, ...]) -> tuple[str, ...] | str:
+    """Return a response's tags with their ancestors, or the reason if it has too many.
+
+    Its own are in Cache-Tag, separated by commas, and in Surrogate-Key, separated by spaces.
+    """
+    by_commas, by_spaces = headers.lines("cache-tag"), headers.lines("surrogate-key")
+    keys = [key for line in by_spaces for key in line.split(None, _MOST_SEPARATORS)]
+    if sum(line.count(",") for line in by_commas) + len(keys) > _MOST_SEPARATORS:
+        return f"more than {MAX_TAGS} tags"
+    named = members(by_commas) + keys
+    if not named:
+        return of_rule
+    own = with_ancestors(tuple(dict.fromkeys(named)))
+    if isinstance(own, str):
+        return own
+    tags = tuple(dict.fromkeys((*of_rule, *own)))
+    return tags if len(tags) <= MAX_TAGS else f"more than {MAX_TAGS} tags"

@@ -1,17 +1,10 @@
-"""Rate limiting: rules, limits, and the flow that decides about one request.
-
-The public names of this half; what they are made of is in the modules beside this one.
-"""
+"""Rate limiting. The names that other parts of the package use."""
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from upstash_middleware.core.ratelimit.decision import Decision, PolicyState
-from upstash_middleware.core.ratelimit.exchange import RateLimitExchange
-from upstash_middleware.core.ratelimit.limiter import RateLimiter
-from upstash_middleware.core.ratelimit.limits import (
+from upstash_middleware.core.ratelimit.algorithms import (
     GCRA,
     Concurrency,
     FixedWindow,
@@ -19,20 +12,15 @@ from upstash_middleware.core.ratelimit.limits import (
     SlidingLog,
     SlidingWindow,
     TokenBucket,
+    parse_limits,
 )
-from upstash_middleware.core.ratelimit.mapping import rule_from_mapping
-from upstash_middleware.core.ratelimit.rules import UNLIMITED, RateLimitRule
-from upstash_middleware.core.ratelimit.text import parse_limits
+from upstash_middleware.core.ratelimit.decision import Decision, PolicyState
+from upstash_middleware.core.ratelimit.exchange import RateLimitExchange
+from upstash_middleware.core.ratelimit.limiter import Explanation, RateLimiter
+from upstash_middleware.core.ratelimit.rules import UNLIMITED, RateLimitRule, rule_from_mapping
 
 if TYPE_CHECKING:
-    from upstash_middleware.core.ratelimit.as_sdk import as_upstash_limiter
-    from upstash_middleware.core.ratelimit.inspecting import Explanation
-
-# What few applications use, and where it is: imported when it is asked for.
-_ELSEWHERE = {
-    "Explanation": "inspecting",
-    "as_upstash_limiter": "as_sdk",
-}
+    from upstash_middleware.core.ratelimit.sdk import as_upstash_limiter
 
 __all__ = [
     "GCRA",
@@ -56,7 +44,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what a public name stands for."""
-    if name not in _ELSEWHERE:
+    if name != "as_upstash_limiter":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_ELSEWHERE[name]}"), name)
+    from upstash_middleware.core.ratelimit.sdk import as_upstash_limiter  # noqa: PLC0415
+
+    return as_upstash_limiter

@@ -1,127 +1,173 @@
-"""What was decided about one request, as the application reads it; not how it was decided."""
+"""Decisions about requests, and what responses say of them: header fields and denials."""
 
 from __future__ import annotations
 
+import json
+import math
+import re
+import threading
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from upstash_middleware.core.ratelimit.limits import MAX_QUOTA
-from upstash_middleware.values import dataclass, field, replace
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from upstash_middleware.core.ratelimit.algorithms.limit import MAX_QUOTA
+from upstash_middleware.messages import (
+    LONGEST_VALUE,
+    Headers,
+    Response,
+    ResponseHead,
+    split_list,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Collection, Sequence
+
+    from upstash_middleware.messages import HTTPRequest
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyState:
-    """How one limit of a rule stands after the decision."""
+class PolicyState(Struct, frozen=True):
+    """The state of one limit of a rule after the decision."""
 
     name: str
     """The rule's name; with the window's length where the rule has several limits."""
     limit: int
+    """The quota."""
     window: int | None
     """Seconds within which the quota is given; None if it is not a whole number of them."""
     remaining: int
+    """Units that are left."""
     reset: float
-    """When the whole quota is there again if nobody asks: seconds since 1970, UTC."""
+    """When the whole quota is available again without further requests: seconds since 1970, UTC."""
     allowed: bool
+    """Whether this limit lets the request pass."""
     retry_after: float | None = None
     """Seconds, to the millisecond, until this limit would let the same request pass.
 
-    None where it allows, where it never will, and where nobody knows: for a slot to be free.
+    None where it allows, where it never will, and where it is not known: for a slot to be free.
     """
     never: bool = False
-    """Whether the cost is above the limit, so that no wait would help."""
+    """Whether the cost is above the limit, so that waiting does not help."""
 
 
-class Ledger(list[int]):
-    """What the application has charged on top while it handled a request; safe under threads.
+class Ledger(Struct, eq=False):
+    """What the application charges for a request beyond its cost; safe under threads."""
 
-    Units, one charge after another; below 0 they are given back.
-    """
+    units: list[int] = []
+    late: tuple[Callable[[int], None], ...] = ()
+    """Each settles a charge that comes after the limit has settled the request."""
 
-    __slots__ = ()
+    def add(self, units: int) -> None:
+        """Charge units, or refund them below 0."""
+        with _ledgers:
+            self.units.append(units)
+            late = self.late
+        for settle in late:
+            settle(units)
 
-    def total(self) -> int:
-        """Return the sum of all."""
-        return sum(self)
+    def close(self, settle: Callable[[int], None]) -> int:
+        """Return the total for a limit that now settles it; ``settle`` gets later charges."""
+        with _ledgers:
+            self.late = (*self.late, settle)
+            return sum(self.units)
+
+    # It is not part of a decision's value.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ledger)
+
+    def __hash__(self) -> int:
+        return 0
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """Whether a request may pass, and how its limits stand; read as ``request.state.rate_limit``.
+_ledgers = threading.Lock()
 
-    ``limit``, ``remaining`` and ``reset`` are the tightest limit's, and None where Upstash could
-    not be asked and the rule's policy decided instead.
+
+class _NoLedger(Ledger):
+    """For requests that no limit was checked for: it drops charges."""
+
+    def add(self, units: int) -> None:
+        """Drop a charge."""
+
+
+class Decision(Struct, frozen=True):
+    """Whether a request may pass, and the state of its limits: ``request.state.rate_limit``.
+
+    ``limit``, ``remaining`` and ``reset`` are the tightest limit's. They are None where the rule's
+    policy decided because Upstash was unreachable, and where no limit was checked.
     """
 
     allowed: bool
+    """Whether the rule lets the request pass."""
     rule: str
+    """The name of the rule that decided; empty where no limit was checked."""
     identifier: str
-    """As it stands in keys: secrets are hashed."""
+    """As it is written in keys: secrets are hashed."""
     limit: int | None = None
+    """The quota."""
     remaining: int | None = None
+    """Units that are left."""
     reset: float | None = None
-    """Seconds since 1970, UTC."""
+    """When the whole quota is available again: seconds since 1970, UTC."""
     retry_after: float | None = None
-    """Seconds until the same request would pass if nobody else asked.
+    """Seconds until the same request would pass without further requests.
 
     None if it passed, and if it never will.
     """
     policies: tuple[PolicyState, ...] = ()
+    """All limits of the rules that decided."""
     shadow: bool = False
     """Whether the rule only reports, so that a denial stopped nothing."""
     settled_by: str = "upstash"
-    """What the decision rests on.
+    """What the decision is based on.
 
     ``upstash``; ``memory``, where this process remembers a denial; ``deny list``;
-    ``challenge``, where nobody was identified; or, where Upstash could not be asked, the rule's
-    policy: ``open``, ``closed`` or ``local``.
+    ``challenge``, where no identifier was found; or, where Upstash was unreachable, the rule's
+    policy: ``open``, ``closed`` or ``local``. ``unchecked`` where no limit was checked: everything
+    is switched off, the route is exempt, or no rule covers the request.
     """
-    challenge: str | None = field(default=None, repr=False)
-    """What a request without an identity is asked for."""
-    ledger: Ledger = field(default_factory=Ledger, repr=False, compare=False)
+    challenge: str | None = None
+    ledger: Ledger = field(default_factory=Ledger)
 
     @property
     def stops(self) -> bool:
-        """Whether the request goes no further."""
+        """Whether the request is denied: a shadow rule only reports."""
         return not (self.allowed or self.shadow)
 
     def charge(self, units: int) -> None:
-        """Take this many units more, or give some back, when the response has been sent.
+        """Take this many units more, or refund some below 0, when the response has been sent.
 
-        They are taken from every limit that the request was counted under.
-        For costs that show only while a request is handled, such as a language model's tokens.
-        Whatever is left, it is taken: what is above the limit is paid off by waiting. May be
-        called any number of times, also while streaming, until the last byte is sent. Without
-        effect where Upstash did not decide. Raises ValueError for what is no whole number.
+        They are taken from every limit that the request was counted under, for costs that are
+        known only while a request is handled, such as a language model's tokens. They are taken
+        whatever is left; what is above the limit is paid off by waiting. May be called any number
+        of times. Charges that are made before the last byte is sent are settled together; a later
+        one, as in a background task, is settled at once, in a separate round trip. Without
+        effect where Upstash did not decide, and where no limit was checked.
+
+        Raises:
+            ValueError: `units` is not a whole number.
+            RuntimeError: The response has been sent, and the call is made on an event loop of trio.
         """
         given: object = units
         if isinstance(given, bool) or not isinstance(given, int) or abs(given) > MAX_QUOTA:
             raise ValueError(f"charge({units!r}): units should be a whole number up to {MAX_QUOTA}")
-        self.ledger.append(units)
+        self.ledger.add(units)
+
+    def __repr__(self) -> str:
+        names = [name for name in self.__struct_fields__ if name not in {"challenge", "ledger"}]
+        return f"Decision({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
 
-def tightest(policies: tuple[PolicyState, ...]) -> PolicyState:
-    """Return the limit that decides: of those that deny the last to pass, else the fullest."""
-    return max(policies, key=_tightness)
-
-
-def _tightness(policy: PolicyState) -> tuple[bool, float, int, float]:
-    wait = policy.retry_after
-    never = not policy.allowed and wait is None
-    return (
-        not policy.allowed,
-        float("inf") if never else wait or 0.0,
-        -policy.remaining,
-        policy.reset,
-    )
+UNCHECKED = Decision(True, "", "", settled_by="unchecked", ledger=_NoLedger())
+"""The decision that handlers read where no limit was checked; the same for all requests."""
 
 
 def decided(
     rule: str, identifier: str, policies: tuple[PolicyState, ...], *, shadow: bool = False
 ) -> Decision:
-    """Return the decision that these limits together make."""
-    leading = policies[0] if len(policies) == 1 else tightest(policies)
+    """Return the combined decision of these limits."""
+    # Of the limits that deny, the last one to pass; if none denies, the fullest.
+    leading = policies[0] if len(policies) == 1 else max(policies, key=_tightness)
     return Decision(
         leading.allowed,
         rule,
@@ -135,6 +181,13 @@ def decided(
     )
 
 
+def _tightness(policy: PolicyState) -> tuple[bool, float, int, float]:
+    if policy.allowed:
+        return (False, 0.0, -policy.remaining, policy.reset)
+    wait = math.inf if policy.retry_after is None else policy.retry_after
+    return (True, wait, -policy.remaining, policy.reset)
+
+
 def combined(decisions: Sequence[Decision]) -> Decision:
     """Return what several rules together decide: the strictest one's, with all their limits."""
     if len(decisions) == 1:
@@ -144,25 +197,308 @@ def combined(decisions: Sequence[Decision]) -> Decision:
     return replace(leading, policies=policies)
 
 
-def later(decision: Decision, milliseconds: int) -> Decision:
-    """Return a denial whose waits are so much longer."""
+def _strictness(decision: Decision) -> tuple[bool, bool, float, int]:
+    remaining = decision.remaining
+    if decision.allowed:
+        return (False, remaining is not None, 0.0, -(remaining or 0))
+    # A denial that no wait ends comes first, then the longest wait, then the least left.
+    wait = math.inf if decision.retry_after is None else decision.retry_after
+    return (True, True, wait, -(remaining or 0))
 
-    def put_off(wait: float | None) -> float | None:
-        return None if wait is None else (round(wait * 1000) + milliseconds) / 1000
 
+def remembered(decision: Decision, milliseconds: int) -> Decision:
+    """Return a denial made this long ago, with its remaining waits."""
+
+    def rest(seconds: float | None) -> float | None:
+        return None if seconds is None else max(0, round(seconds * 1000) - milliseconds) / 1000
+
+    policies = tuple(
+        replace(policy, retry_after=rest(policy.retry_after)) for policy in decision.policies
+    )
     return replace(
         decision,
-        retry_after=put_off(decision.retry_after),
-        reset=None if decision.reset is None else decision.reset + milliseconds / 1000,
-        policies=tuple(
-            replace(policy, retry_after=put_off(policy.retry_after)) for policy in decision.policies
-        ),
+        retry_after=rest(decision.retry_after),
+        policies=policies,
+        settled_by="memory",
+        ledger=Ledger(),
     )
 
 
-def _strictness(decision: Decision) -> tuple[bool, bool, float, int]:
-    known = decision.remaining is not None
-    # A denial that no wait ends comes first, then the longest wait, then the least left.
-    wait = float("inf") if decision.retry_after is None else decision.retry_after
-    denied = not decision.allowed
-    return (denied, known or denied, wait if denied else 0.0, -(decision.remaining or 0))
+# ------------------------------------------------------------------------------------------------
+# Header fields. ``RateLimit`` and ``RateLimit-Policy`` follow
+# draft-ietf-httpapi-ratelimit-headers-10, a list of strings with parameters each (RFC 9651);
+# ``X-RateLimit-*`` are those of most APIs, for the tightest limit.
+
+Fields = tuple[tuple[bytes, bytes], ...]
+"""Field lines as they are sent."""
+
+LIMIT_FIELDS = frozenset(
+    {
+        "ratelimit",
+        "ratelimit-policy",
+        "x-ratelimit-limit",
+        "x-ratelimit-remaining",
+        "x-ratelimit-reset",
+        # Those of earlier revisions of the draft.
+        "ratelimit-limit",
+        "ratelimit-remaining",
+        "ratelimit-reset",
+    }
+)
+"""They are one set: a response that has one of them already gets none of ours."""
+
+
+def limit_fields(decision: Decision, now: float) -> Fields:
+    """Return the fields for a decision, none where Upstash was unreachable.
+
+    ``now`` is the time in seconds since 1970 by the clock that the decision was made with.
+    """
+    if decision.limit is None or decision.remaining is None or decision.reset is None:
+        return ()
+    policies = [_policy(each.name, each.limit, each.window) for each in decision.policies]
+    states = [_state(each, decision, now) for each in decision.policies]
+    return (
+        (b"X-RateLimit-Limit", b"%d" % decision.limit),
+        (b"X-RateLimit-Remaining", b"%d" % decision.remaining),
+        (b"X-RateLimit-Reset", b"%d" % math.ceil(decision.reset)),
+        (b"RateLimit-Policy", b", ".join(policies)),
+        (b"RateLimit", b", ".join(states)),
+    )
+
+
+@lru_cache(maxsize=256)
+def _policy(name: str, limit: int, window: int | None) -> bytes:
+    return b"%b;q=%d" % (_string(name), limit) + (b"" if window is None else b";w=%d" % window)
+
+
+def _state(policy: PolicyState, decision: Decision, now: float) -> bytes:
+    wait = policy.retry_after
+    never = not policy.allowed and wait is None
+    seconds = max(0, _whole_seconds(policy.reset - now if wait is None else wait))
+    # The draft, §5: Retry-After should not be earlier than a `t` beside it; it may be left out.
+    denied_until = None if decision.allowed else decision.retry_after
+    too_late = denied_until is not None and seconds > _whole_seconds(denied_until)
+    until = b"" if too_late or never or not seconds else b";t=%d" % seconds
+    return b"%b;r=%d%b" % (_string(policy.name), policy.remaining, until)
+
+
+def _whole_seconds(seconds: float) -> int:
+    # Times are whole milliseconds; without rounding to them, 3.0000000001 would become 4.
+    return -(-round(seconds * 1000) // 1000)
+
+
+@lru_cache(maxsize=256)
+def _string(text: str) -> bytes:
+    """Write a String of RFC 9651 §3.3.3; names are printable ASCII by construction."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'.encode("ascii")
+
+
+_EXPLICIT = frozenset({"public", "max-age", "s-maxage"})
+# RFC 9111 §3.5: what lets a shared cache store the response to an authorized request.
+_DESPITE_AUTHORIZATION = frozenset({"public", "s-maxage", "must-revalidate"})
+# RFC 9110 §15.1, and 304, which refreshes a stored response.
+_HEURISTIC = frozenset({200, 203, 204, 206, 300, 301, 304, 308, 404, 405, 410, 414, 501})
+
+
+def may_be_shared(request: HTTPRequest, head: ResponseHead) -> bool:
+    """Whether a shared cache downstream might store this response, or has stored it already.
+
+    Such a response must not contain the state of one client's limits. This is a cautious reading
+    of RFC 9111 §3: where a cache could find any reason to store, it is assumed to.
+    """
+    headers = head.headers
+    names = headers.names()
+    # Most responses of an API have no field that concerns a cache.
+    if not any(map(_concerns_caches, names)):
+        return False
+    targeted = [_directives(headers.combined(name)) for name in names if _is_targeted(name)]
+    # RFC 9111 §5.1: with Age it comes from a cache, ours or one behind us. RFC 9213.
+    if "age" in headers or any(not each & {"no-store", "private"} for each in targeted):
+        return True
+    directives = _directives(headers.combined("cache-control"))
+    if "no-store" in directives or "private" in directives:
+        return False
+    if "authorization" in request.headers and not directives & _DESPITE_AUTHORIZATION:
+        return False
+    if directives & _EXPLICIT or "expires" in headers:
+        return True
+    validated = "etag" in headers or "last-modified" in headers
+    return request.method in {"GET", "HEAD"} and validated and head.status in _HEURISTIC
+
+
+@lru_cache(maxsize=512)
+def _concerns_caches(name: str) -> bool:
+    known = {"age", "cache-control", "etag", "expires", "last-modified"}
+    return name in known or _is_targeted(name)
+
+
+def _is_targeted(name: str) -> bool:
+    return name.endswith("cdn-cache-control") or name == "surrogate-control"
+
+
+def _directives(value: str | None) -> frozenset[str]:
+    if value is None:
+        return frozenset()
+    if len(value) > LONGEST_VALUE:  # as if it allowed storing: the cautious reading
+        return _EXPLICIT
+    # `private="field"` restricts one field only, so it does not keep the response from a cache.
+    members = (member.lower().partition("=") for member in split_list(value))
+    return frozenset(
+        name.strip(" \t")
+        for name, equals, _ in members
+        if not (equals and name.strip() == "private")
+    )
+
+
+# ------------------------------------------------------------------------------------------------
+# Denials: 429 when a quota is used up, 503, 403, 401. Problem types are those of
+# draft-ietf-httpapi-ratelimit-headers-10 §6, in RFC 9457's format; plain text or HTML where the
+# client prefers it.
+
+_PROBLEMS = "https://iana.org/assignments/http-problem-types#"
+RETRY_UNAVAILABLE = 5
+"""Seconds after which a client that got a 503 may try again: there is no better estimate."""
+
+
+class _Problem(Struct, frozen=True):
+    status: int
+    type: str
+    title: str
+    detail: str
+    violated: tuple[str, ...] | None = None
+    """The policies that were violated, as an extension member of the draft's."""
+
+
+def denial(request: HTTPRequest, decision: Decision, now: float) -> Response:
+    """Return the response for a request that a decision stops; ``now`` in seconds since 1970."""
+    fields: Fields = ()
+    match decision.settled_by:
+        case "closed":
+            problem = _Problem(
+                503,
+                _PROBLEMS + "temporary-reduced-capacity",
+                "Service unavailable",
+                "Requests cannot be counted at the moment.",
+                (decision.rule,),
+            )
+            fields = ((b"Retry-After", b"%d" % RETRY_UNAVAILABLE),)
+        case "deny list":
+            problem = _Problem(403, "about:blank", "Forbidden", "Access is denied.")
+        case "challenge":  # RFC 9110 §15.5.2
+            problem = _Problem(401, "about:blank", "Unauthorized", "Authentication required.")
+            fields = ((b"WWW-Authenticate", (decision.challenge or "").encode("ascii")),)
+        case _:  # RFC 6585 §4
+            seconds = seconds_to_wait(decision)
+            if seconds is not None:
+                detail = f"Try again in {seconds} {'second' if seconds == 1 else 'seconds'}."
+                fields = ((b"Retry-After", b"%d" % seconds),)
+            elif any(policy.never for policy in decision.policies):
+                detail = "This request costs more than its quota; waiting does not help."
+            else:
+                detail = "Too many requests at once. Try again when others have ended."
+            violated = tuple([policy.name for policy in decision.policies if not policy.allowed])
+            kind = _PROBLEMS + "quota-exceeded"
+            problem = _Problem(429, kind, "Too many requests", detail, violated)
+            fields += limit_fields(decision, now)
+    described, body = _represented(_media_type(request), problem)
+    head = ResponseHead(problem.status, Headers(described + fields))
+    # RFC 9110 §9.3.2: the fields are those of the GET, the body is left out.
+    return Response(head, b"" if request.method == "HEAD" else body)
+
+
+def seconds_to_wait(decision: Decision) -> int | None:
+    """Return the Retry-After, in seconds rounded up; None where waiting does not help."""
+    return None if decision.retry_after is None else _whole_seconds(decision.retry_after)
+
+
+def completing(denial: Headers, names: Collection[str]) -> Fields:
+    """Return the fields of a denial to be added to the application's own response to it.
+
+    ``names`` are that response's fields, in lower case. Those that it has are left as they are; if
+    it has one of the limits' fields, none of ours is added.
+    """
+    present = {"content-type", "content-length", *names}
+    if not LIMIT_FIELDS.isdisjoint(names):
+        present |= LIMIT_FIELDS
+    return denial.without(*present).raw
+
+
+@lru_cache(maxsize=256)
+def _represented(media_type: str, problem: _Problem) -> tuple[Fields, bytes]:
+    """Return the fields that describe a representation of a problem, and its body."""
+    body = _WRITERS[media_type](problem).encode()
+    kind = f"{media_type}; charset=utf-8" if media_type.startswith("text/") else media_type
+    fields = (
+        (b"Content-Type", kind.encode("ascii")),
+        (b"Content-Length", b"%d" % len(body)),
+        (b"Cache-Control", b"no-store"),
+    )
+    return fields, body
+
+
+def _as_problem(problem: _Problem) -> str:
+    members: dict[str, object] = {
+        "type": problem.type,
+        "title": problem.title,
+        "status": problem.status,
+        "detail": problem.detail,
+    }
+    if problem.violated is not None:
+        members["violated-policies"] = problem.violated
+    return json.dumps(members)
+
+
+def _as_html(problem: _Problem) -> str:
+    from html import escape  # noqa: PLC0415 - not needed for a cold start
+
+    title, detail = escape(problem.title), escape(problem.detail)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        f"<h1>{title}</h1>\n<p>{detail}</p>\n</html>\n"
+    )
+
+
+def _as_text(problem: _Problem) -> str:
+    return f"{problem.title}. {problem.detail}\n"
+
+
+_WRITERS: dict[str, Callable[[_Problem], str]] = {
+    "application/problem+json": _as_problem,
+    "text/html": _as_html,
+    "text/plain": _as_text,
+}
+_WEIGHT = re.compile(r"[01](?:\.[0-9]{0,3})?")
+_LONGEST_REMEMBERED = 256
+"""Characters of an Accept field whose meaning is remembered: browsers' have some 130."""
+
+
+def _media_type(request: HTTPRequest) -> str:
+    accept = request.headers.combined("accept") or "*/*"
+    if len(accept) <= _LONGEST_REMEMBERED:
+        return _preferred(accept)
+    return _preferred.__wrapped__(accept if len(accept) <= LONGEST_VALUE else "*/*")
+
+
+@lru_cache(maxsize=64)
+def _preferred(accept: str) -> str:
+    """Return the representation that the client prefers (RFC 9110 §12.5.1)."""
+    weights: dict[str, float] = {}
+    for member in accept.lower().split(","):
+        media_range, *parameters = member.split(";")
+        weight = 1.0
+        for parameter in parameters:
+            name, _, value = parameter.partition("=")
+            if name.strip() == "q" and _WEIGHT.fullmatch(value.strip()):
+                weight = float(value)
+        weights[media_range.strip()] = weight
+
+    def weight_of(media_type: str) -> float:
+        names = (media_type, "application/json") if media_type.endswith("json") else (media_type,)
+        named = [weights[name] for name in names if name in weights]
+        if named:
+            return max(named)
+        return weights.get(media_type.partition("/")[0] + "/*", weights.get("*/*", 0.0))
+
+    best = max(_WRITERS, key=weight_of)
+    return best if weight_of(best) > 0 else "application/problem+json"

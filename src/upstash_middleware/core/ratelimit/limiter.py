@@ -1,214 +1,347 @@
-"""The rate limit's half of the engine: what Upstash says to what a request asks.
-
-Everything is one flow with one pipeline. What algorithms, keys, fields and bodies are is
-elsewhere; here is what happens in which order, and when any of it fails.
-"""
+"""The rate limit: prepares a script call for a request, and turns its reply into a decision."""
 
 from __future__ import annotations
 
 from os import urandom
 from typing import TYPE_CHECKING, cast
 
-from upstash_middleware.core.effects import Pipeline, together
-from upstash_middleware.core.ratelimit.advising import Advising
-from upstash_middleware.core.ratelimit.asking import Ask, Asking, Match, Settled, longest_deadline
-from upstash_middleware.core.ratelimit.compiled import compile_rules
-from upstash_middleware.core.ratelimit.decision import combined, decided, later
-from upstash_middleware.core.ratelimit.denial import denial
-from upstash_middleware.core.ratelimit.exchange import RateLimitExchange
-from upstash_middleware.core.ratelimit.limits import MAX_QUOTA
-from upstash_middleware.core.ratelimit.local import LocalCounters
-from upstash_middleware.core.ratelimit.memory import Denials
-from upstash_middleware.core.ratelimit.outcomes import (
-    Outcome,
-    charges_for,
-    outcomes_of,
-    settled_outcome,
+from msgspec import Struct
+from msgspec.structs import replace
+
+from upstash_middleware.core.flow import Command, Pipeline, together
+from upstash_middleware.core.identify import Identifier, client_ip, key_text, peer_address
+from upstash_middleware.core.patterns import Unmatched, other_readings
+from upstash_middleware.core.ratelimit.algorithms.limit import MAX_QUOTA
+from upstash_middleware.core.ratelimit.charging import (
+    Charging,
+    Match,
+    RuleCharge,
+    decide,
+    limit_charges,
+    longest_deadline,
 )
-from upstash_middleware.core.ratelimit.script import charge_command, read_verdicts
-from upstash_middleware.core.ratelimit.server_clock import TIME, ServerClock
-from upstash_middleware.core.ratelimit.settling import Settling
+from upstash_middleware.core.ratelimit.compiled import compile_rules, uncertain_bases
+from upstash_middleware.core.ratelimit.decision import (
+    Decision,
+    combined,
+    decided,
+    denial,
+)
+from upstash_middleware.core.ratelimit.exchange import RateLimitExchange, Settler
+from upstash_middleware.core.ratelimit.memory import TIME, Denials, ServerClock
+from upstash_middleware.core.ratelimit.script import (
+    LocalCounters,
+    charge_command,
+    limit_script,
+    read_scripts,
+    read_verdicts,
+    script_command,
+)
 from upstash_middleware.errors import CommandError, UpstashError
 from upstash_middleware.events import (
     RateLimitDecided,
     SettingDoubted,
     UpstashAnswered,
     UpstashFailed,
+    UserCodeFailed,
     hears,
 )
-from upstash_middleware.values import dataclass, field, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from upstash_middleware.core.clock import Clock
-    from upstash_middleware.core.effects import Flow
-    from upstash_middleware.core.identify import Identifier
-    from upstash_middleware.core.ratelimit.analytics import Analytics, Counts
+    from upstash_middleware.core.flow import Argument, Flow, Reply
+    from upstash_middleware.core.identify import AnyExtractor
     from upstash_middleware.core.ratelimit.compiled import CompiledRule
-    from upstash_middleware.core.ratelimit.decision import Decision
-    from upstash_middleware.core.ratelimit.deny_list import DenyList
-    from upstash_middleware.core.ratelimit.inspecting import Explanation, Inspecting
+    from upstash_middleware.core.ratelimit.dashboard import Analytics, Counts, DenyList
     from upstash_middleware.core.ratelimit.rules import RateLimitRule, SdkLimiter
-    from upstash_middleware.core.ratelimit.settling import Taken
     from upstash_middleware.events import Observer
-    from upstash_middleware.messages import Request
+    from upstash_middleware.messages import HTTPRequest
 
 _DURING = "rate limit"
 _ANSWERED = UpstashAnswered(_DURING)
+
+
+class Explanation(Struct, frozen=True):
+    """What one rule would decide about a request."""
+
+    rule: str
+    setting: str
+    """Where the rule was set: ``rate_limits[0]``."""
+    identifier: str
+    cost: int
+    keys: tuple[str, ...]
+    """The keys of its counters on Redis at this time."""
+    shadow: bool
+    decision: Decision
+
+
+class _Call(Struct):
+    """A script call to be sent, and the charges that it takes."""
+
+    charges: list[RuleCharge]
+    now_ms: int
+    pipeline: Pipeline
+    time_sent: float | None
+    """When the TIME in the same pipeline was sent; None without one."""
+    forgotten: int
+    """How many denials had been forgotten: a refund since then makes a denial uncertain."""
 
 
 def _token() -> int:
     return int.from_bytes(urandom(8), "big") % MAX_QUOTA + 1
 
 
-@dataclass(frozen=True)
-class RateLimiter:
-    """Decides about requests by rules; implements ``core.exchange.Half``.
+def _refuse(flow: Flow[None]) -> None:
+    flow.close()
+    raise RuntimeError("charge: the response has been sent and its cost is settled; charge before")
 
-    ``rules`` match in order; the first one that covers a request decides, or, with ``match`` set
-    to ``"all"``, all that cover it, and then all or none is taken. ``default`` is for every
-    request that no rule covers; None leaves those unlimited. ``secret`` answers the key under
-    which credentials are hashed; it is asked when the first is. ``deadline`` is in seconds, for
-    the whole call; so is ``remember_denials``, for how long a denial is remembered at most.
-    ``deny_list`` and ``analytics`` are prefixes of the JavaScript SDK, ``"@upstash/ratelimit"``
-    by its default: its deny list is obeyed, the dashboard of Upstash's console shows this traffic.
-    ``random`` answers whole numbers from 1 that are unlike each other.
-    Making one needs neither credentials nor network. Raises ConfigurationError.
+
+class RateLimiter:
+    """Decides about requests by rules; implements ``core.engine.Part``.
+
+    Creating one needs neither credentials nor network.
+
+    Args:
+        rules: Match in order; the first one that covers a request decides.
+        default: For every request that no rule covers; None leaves those unlimited.
+        prefix: What keys begin with.
+        secret: Returns the key under which credentials are hashed; called when first needed.
+        clock: This machine's clock.
+        observe: Gets events.
+        deadline: Seconds for the whole call to Upstash.
+        match: With ``"all"``, all rules that cover a request decide, and all or none is taken.
+        remember_denials: Seconds for which a denial is remembered at most.
+        denials: Remembers them where several limiters may count in the same keys.
+        deny_list: A prefix of the JavaScript SDK, ``"@upstash/ratelimit"`` by its default, whose
+            deny list is obeyed.
+        analytics: Such a prefix for the analytics of the dashboard in Upstash's console.
+        at_handler: Whether the rules are in front of a handler, where preflights count as well.
+        random: Returns a random whole number from 1, which identifies a slot.
+        also: Extractors of other rules of the application, which may configure its proxies.
+        perform: Drives a flow that nothing waits for: a charge after the request is settled.
+
+    Raises:
+        ConfigurationError: Two rules have one name, or the default does not cover all requests.
     """
 
-    rules: tuple[RateLimitRule, ...]
-    default: RateLimitRule | None
-    prefix: str = field(kw_only=True)
-    secret: Callable[[], bytes] = field(kw_only=True, repr=False)
-    clock: Clock = field(kw_only=True, repr=False)
-    observe: Observer = field(kw_only=True, repr=False)
-    deadline: float = field(default=1.0, kw_only=True)
-    match: Match = field(default="first", kw_only=True)
-    remember_denials: float = field(default=60.0, kw_only=True)
-    deny_list: str | None = field(default=None, kw_only=True)
-    analytics: str | None = field(default=None, kw_only=True)
-    random: Callable[[], int] = field(default=_token, kw_only=True, repr=False)
-    _asking: Asking = field(init=False, repr=False)
-    _time: ServerClock = field(init=False, repr=False)
-    _denials: Denials = field(init=False, repr=False)
-    _local: LocalCounters = field(init=False, repr=False)
-    _settling: Settling = field(init=False, repr=False)
-    _listed: DenyList | None = field(init=False, repr=False)
-    _analytics: Analytics | None = field(init=False, repr=False)
-    _asks_alone: bool = field(init=False, repr=False)
-    """Whether a question about one rule is all that a request sends."""
-    _tells: bool = field(init=False, repr=False)
-    """Whether anybody wants to know of every decision."""
+    def __init__(  # noqa: PLR0913
+        self,
+        rules: Sequence[RateLimitRule],
+        default: RateLimitRule | None,
+        *,
+        prefix: str,
+        secret: Callable[[], bytes],
+        clock: Clock,
+        observe: Observer,
+        deadline: float = 1.0,
+        match: Match = "first",
+        remember_denials: float = 60.0,
+        denials: Denials | None = None,
+        deny_list: str | None = None,
+        analytics: str | None = None,
+        at_handler: bool = False,
+        random: Callable[[], int] = _token,
+        also: Sequence[AnyExtractor] = (),
+        perform: Callable[[Flow[None]], object] = _refuse,
+    ) -> None:
+        read_scripts()
+        self._rules = compile_rules(tuple(rules), default, prefix, also, at_handler=at_handler)
+        self._by_name = {rule.rule.name: rule for rule in self._rules if rule.policies}
+        self._clock = clock
+        self._secret = secret
+        self._observe = observe
+        self._deadline = deadline
+        self._match: Match = match
+        self._random = random
+        self._perform = perform
+        self._denials = denials or Denials(remember_denials)
+        self._deny_list_prefix = deny_list
+        self._analytics_prefix = analytics
+        self._needs_more = bool(deny_list or analytics)
+        """Whether requests need more than a script call."""
+        self._emits = bool(analytics) or hears(observe, RateLimitDecided)
+        self._start()
 
-    def __post_init__(self) -> None:
-        rules = compile_rules(tuple(self.rules), self.default, self.prefix)
-        time, advising = ServerClock(self.clock), Advising(self.observe)
-        asking = Asking(rules, self.match, self.secret, self.observe, advising, self.random)
-        for name, value in (
-            ("_asking", asking),
-            ("_time", time),
-            ("_denials", Denials(time, self.remember_denials)),
-            ("_local", LocalCounters()),
-            ("_settling", Settling(time, self.observe, self.deadline)),
-            ("_listed", _deny_list(self.deny_list, time, rules) if self.deny_list else None),
-            ("_analytics", _analytics(self.analytics, time) if self.analytics else None),
-            ("_asks_alone", not (self.deny_list or self.analytics)),
-            ("_tells", bool(self.analytics) or hears(self.observe, RateLimitDecided)),
-        ):
-            object.__setattr__(self, name, value)
+    def forget(self) -> None:
+        """Start again, with no remembered denials, local counts, server time or analytics."""
+        self._denials.clear()
+        self._start()
 
-    async def begin(self, request: Request) -> RateLimitExchange:
+    def _start(self) -> None:
+        self._time = ServerClock(self._clock)
+        self._local = LocalCounters()
+        self._settler = Settler(
+            self._time, self._observe, self._deadline, self._denials, self._perform
+        )
+        paths = {rule.setting: rule.rule.path for rule in self._rules if rule.rule.path is not None}
+        self._unmatched = Unmatched(paths, self._observe)
+        self._charging = Charging(
+            self._rules, self._match, self._secret, self._observe, self._random, self._unmatched
+        )
+        self._deny_list: DenyList | None = None
+        self._analytics: Analytics | None = None
+        if self._needs_more:
+            self._use_dashboard()
+        for base in uncertain_bases(self._rules):
+            self._denials.mark_uncertain(base)
+
+    def _use_dashboard(self) -> None:
+        from upstash_middleware.core.ratelimit.dashboard import Analytics, DenyList  # noqa: PLC0415
+
+        if self._deny_list_prefix:
+            known = (rule.address for rule in self._rules if rule.address is not None)
+            address = next(known, client_ip())
+            self._deny_list = DenyList(self._deny_list_prefix, self._time, address)
+        if self._analytics_prefix:
+            self._analytics = Analytics(self._analytics_prefix, self._time)
+
+    async def begin(self, request: HTTPRequest) -> RateLimitExchange:
         """Decide about a request. A flow; it never raises an UpstashError."""
-        asks = await self._asking.asks(request)
-        known = self._known(asks, request)
-        if known and any(one.decision.stops for one in known.values()):
-            outcomes = list(known.values())
+        if self._unmatched.left:
+            self._unmatched.count()
+        try:
+            call = None if self._needs_more else self._prepare(request)
+        except Exception:  # noqa: BLE001 - the flow for unusual requests reports it
+            call = None
+        if call is None:
+            return await self._begin_unusual(request)
+        if isinstance(call, RateLimitExchange):
+            return call
+        try:
+            replies = await call.pipeline
+        except UpstashError as error:
+            self._fail(call, error)
         else:
-            outcomes = await self._outcomes(asks, known, request)
+            self._receive(call, replies)
+        return self._exchange(request, call.charges)
+
+    def _prepare(self, request: HTTPRequest) -> _Call | RateLimitExchange | None:
+        """Prepare the script call for a request of the usual kind; None for one that needs more."""
+        charges = self._simple_charges(request)
+        if charges is None:
+            return None
+        if not charges:
+            return RateLimitExchange(request, self._settler)
+        bases = self._denials.bases
+        if known := [each for each in charges if each.base in bases and self._recall(each)]:
+            return self._exchange(request, known)
+        now_ms, deadline = self._time.now_ms(), 0.0
+        keys: list[Argument] = []
+        arguments: list[Argument] = [str(now_ms), "take"]
+        for charge in charges:
+            rule = charge.rule
+            deadline = max(deadline, cast("float", rule.rule.deadline or self._deadline))
+            for policy in rule.policies:
+                keys += policy.limit.keys(charge.base, now_ms)
+                arguments += policy.words
+            if rule.changed_at is not None:
+                keys.append(rule.changed_at)
+        command = script_command(limit_script(), keys, arguments)
+        return self._call(charges, command, now_ms, deadline)
+
+    def _simple_charges(self, request: HTTPRequest) -> list[RuleCharge] | None:
+        """Return the charges of a request if all rules that cover it are simple, else None."""
+        if other_readings(request.path):
+            return None
+        charges: list[RuleCharge] = []
+        for rule in self._rules:
+            if not rule.covers(request) or (rule.is_default and charges):
+                continue
+            self._unmatched.waiting.pop(rule.setting, None)
+            if rule.is_exempt:
+                return []
+            if rule.simple_by is None:
+                return None
+            found = rule.simple_by(request)
+            if found is not None:
+                self._charging.advisor.look(rule, found, request)
+            elif (found := rule.client_address(request) or peer_address(request)) is None:
+                return None
+            text = key_text(found, self._secret)
+            charges.append(RuleCharge(rule, text, rule.key_base(text), rule.cost))
+            if self._match == "first":
+                break
+        return charges
+
+    def _recall(self, charge: RuleCharge) -> bool:
+        """Decide by a remembered denial, if there is one."""
+        charge.decision = self._denials.recall(charge.denial_key, self._time)
+        return charge.decision is not None
+
+    def _call(
+        self, charges: list[RuleCharge], command: Command, now_ms: int, deadline: float
+    ) -> _Call:
+        """Return a script call, with a TIME in its pipeline if one is due."""
+        forgotten = self._denials.forgotten
+        if not self._time.needs_time():
+            return _Call(charges, now_ms, Pipeline((command,), deadline), None, forgotten)
+        pipeline = Pipeline((command, TIME), deadline)
+        return _Call(charges, now_ms, pipeline, self._time.sent(), forgotten)
+
+    def _receive(self, call: _Call, replies: list[Reply]) -> None:
+        """Decide by the script's verdicts, and remember denials."""
+        charges, denials, now_ms = call.charges, self._denials, call.now_ms
+        if call.time_sent is not None:
+            self._time.learn(replies[1], call.time_sent)
+        try:
+            verdicts = read_verdicts(replies[0], sum([len(each.rule.policies) for each in charges]))
+        except UpstashError as error:
+            self._fail(call, error)
+            return
+        self._observe(_ANSWERED)
+        decide(charges, verdicts, now_ms)
+        for charge in charges:
+            # It may have been of another cost, tier, or rule of the bucket.
+            if charge.where is not None and charge.base in denials.bases:
+                denials.forget(charge.base)
+        for charge in charges:
+            decision = cast("Decision", charge.decision)
+            if decision.allowed or charge.rule.has_slots:
+                continue
+            if call.forgotten == denials.forgotten:
+                denials.remember(charge.denial_key, decision, now_ms, self._time, charge.rule.base)
+
+    def _fail(self, call: _Call, error: UpstashError) -> None:
+        """Decide by each rule's policy; rules that count locally do so all or none."""
+        self._observe(UpstashFailed(_DURING, error))
+        local = [each for each in call.charges if each.rule.rule.on_error == "local"]
+        self._count_locally(local, call.now_ms)
+        for charge in call.charges:
+            if charge.decision is None:
+                charge.decide_by(charge.rule.rule.on_error)
+
+    def _count_locally(self, charges: list[RuleCharge], now_ms: int) -> None:
+        decide(charges, self._local.decide(limit_charges(charges, local=True), now_ms), now_ms)
+        for charge in charges:
+            charge.decision = replace(cast("Decision", charge.decision), settled_by="local")
+            charge.where = None
+
+    def _exchange(self, request: HTTPRequest, charges: Sequence[RuleCharge]) -> RateLimitExchange:
+        """Combine the decisions of all rules, and emit each."""
         enforced: list[Decision] = []
-        taken: list[Taken] = []
-        for outcome in outcomes:
-            if self._tells:
-                self._tell(outcome.decision, request)
-            if not outcome.decision.shadow:
-                enforced.append(outcome.decision)
-            if outcome.taken is not None:
-                taken.append(outcome.taken)
+        taken: list[RuleCharge] = []
+        for charge in charges:
+            decision = cast("Decision", charge.decision)
+            if self._emits:
+                self._emit(decision, request)
+            if not decision.shadow:
+                enforced.append(decision)
+            if charge.where is not None:
+                taken.append(charge)
         if not enforced:
-            return RateLimitExchange(request, self._settling, taken=taken)
+            return RateLimitExchange(request, self._settler, taken=taken)
         decision = enforced[0] if len(enforced) == 1 else combined(enforced)
         if decision.allowed:
-            return RateLimitExchange(request, self._settling, decision, taken)
-        decision = self._spread(decision, asks)
-        # A shadow goes on counting what another rule denied; slots it holds for nobody.
-        taken = [one for one in taken if one.ask.rule.has_slots or not one.ask.rule.rule.shadow]
+            return RateLimitExchange(request, self._settler, decision, taken)
+        # A shadow rule counts requests that another rule denied too, but needs no slot for them.
+        taken = [one for one in taken if one.rule.has_slots or not one.rule.rule.shadow]
         response = denial(request, decision, self._time.now())
-        return RateLimitExchange(request, self._settling, decision, taken, response)
+        return RateLimitExchange(request, self._settler, decision, taken, response)
 
-    async def explain(self, request: Request) -> tuple[Explanation, ...]:
-        """Tell what would be decided about a request, by which rules and keys; take nothing.
-
-        A flow. What this process remembers is left aside, and so is whom lists let through or
-        turn away without asking. Raises UpstashError.
-        """
-        asks = [ask for ask in await self._asking.asks(request) if isinstance(ask, Ask)]
-        return await self._inspecting().explain(asks)
-
-    async def peek(self, request: Request) -> Decision | None:
-        """Tell what ``begin`` would decide; take nothing. A flow. Raises UpstashError.
-
-        None where no rule that limits with this package's own limits covers the request.
-        """
-        decisions = [one.decision for one in await self.explain(request) if not one.shadow]
-        return combined(decisions) if decisions else None
-
-    async def look(self, rule: str, identifier: str | Identifier, cost: int = 1) -> Explanation:
-        """Tell what a rule, named as in decisions, would say to an identifier; take nothing.
-
-        A flow. Raises UpstashError, and ValueError for a rule that there is not.
-        """
-        return await self._inspecting().look(rule, identifier, cost, self.random())
-
-    async def reset(self, rule: str, identifier: str | Identifier) -> None:
-        """Give an identifier its whole quota of a rule, named as in decisions and events.
-
-        A flow. Other processes that remember a denial notice within ``remember_denials``.
-        Raises UpstashError, and ValueError for a rule that there is not.
-        """
-        base = await self._inspecting().reset(rule, identifier)
-        self._denials.forget(base)
-
-    async def set_limit(self, rule: str, limit: int | None) -> None:
-        """Set what a dynamic rule allows, in all processes; None gives it back its own limit.
-
-        A flow. Counters stay, and remembered denials hold on for ``remember_denials`` at most.
-        Raises UpstashError, and ValueError for a rule that is not dynamic.
-        """
-        await self._inspecting().set_limit(rule, limit)
-
-    async def flush(self) -> None:
-        """Send what analytics have been collected, as at shutdown. A flow."""
-        if self._analytics is not None:
-            due = self._analytics.take_due(at_once=True)
-            if due:
-                await self._send_analytics(self._analytics, due, self.deadline)
-
-    def _inspecting(self) -> Inspecting:
-        from upstash_middleware.core.ratelimit.inspecting import Inspecting  # noqa: PLC0415
-
-        return Inspecting(self._asking.rules, self._time, self.secret, self.deadline)
-
-    def _spread(self, decision: Decision, asks: Sequence[Ask | Settled]) -> Decision:
-        """Put off a denied client by a part of the rule's jitter, so that not all come at once."""
-        jitter = 0.0
-        for ask in asks:
-            if ask.rule.rule.name == decision.rule:
-                jitter = max(jitter, ask.rule.rule.jitter)
-        return later(decision, self.random() % round(jitter * 1000 + 1)) if jitter else decision
-
-    def _tell(self, decision: Decision, request: Request) -> None:
-        self.observe(
+    def _emit(self, decision: Decision, request: HTTPRequest) -> None:
+        self._observe(
             RateLimitDecided(
                 decision.rule,
                 decision.identifier,
@@ -224,149 +357,209 @@ class RateLimiter:
         if counted and self._analytics is not None:
             self._analytics.count(decision)
 
-    def _outcomes(
-        self, asks: Sequence[Ask | Settled], known: dict[str, Outcome], request: Request
-    ) -> Flow[list[Outcome]]:
-        """Return a flow for what came of each rule, in order."""
-        if self._asks_alone and not known and len(asks) == 1 and asks[0].rule.policies:
-            own: Sequence[Ask] = asks  # type: ignore[assignment] # what is settled is known
-            return self._ask_own(own, longest_deadline(own, self.deadline))
-        return self._joined_outcomes(asks, known, request)
+    # --------------------------------------------------------------------------------------------
+    # Requests that need more: code of the application, slots, lists, analytics, SDK limiters.
 
-    async def _joined_outcomes(
-        self, asks: Sequence[Ask | Settled], known: dict[str, Outcome], request: Request
-    ) -> list[Outcome]:
-        open_asks: Sequence[Ask] = asks  # type: ignore[assignment]
-        if known:  # as it is of what is settled
-            open_asks = [ask for ask in open_asks if ask.rule.rule.name not in known]
-        deadline = longest_deadline(open_asks, self.deadline)
-        flows = [self._ask_sdk(ask, deadline) for ask in open_asks if not ask.rule.policies]
-        if own := [ask for ask in open_asks if ask.rule.policies]:
-            flows.append(self._ask_own(own, deadline))
-        if flows and self._listed is not None:
-            flows.append(self._ask_deny_list(self._listed, open_asks, request, deadline))
-        if flows and self._analytics is not None and (due := self._analytics.take_due()):
+    async def _begin_unusual(self, request: HTTPRequest) -> RateLimitExchange:
+        charges = await self._charging.charges_for(request)
+        for charge in charges:
+            if self._is_listed(charge, request):
+                charge.decide_by("deny list")
+            elif charge.decision is None and charge.local:
+                self._count_locally([charge], self._time.now_ms())
+            elif charge.decision is None:
+                self._recall(charge)
+        known = [charge for charge in charges if charge.decision is not None]
+        if any(cast("Decision", charge.decision).stops for charge in known):
+            return self._exchange(request, known)
+        if pending := [charge for charge in charges if charge.decision is None]:
+            await self._decide_pending(pending, request)
+        return self._exchange(request, charges)
+
+    def _is_listed(self, charge: RuleCharge, request: HTTPRequest) -> bool:
+        listed = self._deny_list
+        return listed is not None and listed.known(listed.members([charge.identifier], request))
+
+    async def _decide_pending(self, charges: list[RuleCharge], request: HTTPRequest) -> None:
+        deadline = longest_deadline(charges, self._deadline)
+        flows: list[Flow[object]] = [
+            self._call_sdk_limiter(charge, deadline)
+            for charge in charges
+            if not charge.rule.policies
+        ]
+        if own := [charge for charge in charges if charge.rule.policies]:
+            flows.append(self._take(own, deadline))
+        if self._deny_list is not None:
+            flows.append(self._look_up(self._deny_list, charges, request, deadline))
+        if self._analytics is not None and (due := self._analytics.take_due()):
             flows.append(self._send_analytics(self._analytics, due, deadline))
-        if len(flows) == 1 and not known:
-            return await flows[0]
-        answers = await together(*flows)
-        found = known
-        for one in (one for answer in answers for one in answer):
-            before = found.get(one.decision.rule)
-            # What a deny list overrules was taken all the same.
-            found[one.decision.rule] = one if before is None else replace(one, taken=before.taken)
-        return [found[ask.rule.rule.name] for ask in asks]
+        if True in await together(
+            *flows
+        ):  # the deny list overrules the limits; the units were taken
+            for charge in charges:
+                charge.decide_by("deny list")
 
-    def _known(self, asks: Sequence[Ask | Settled], request: Request) -> dict[str, Outcome]:
-        """Return what is known of rules, by their names, without asking Upstash."""
-        known: dict[str, Outcome] = {}
-        listed = self._listed
-        for ask in asks:
-            if listed is not None and listed.known(listed.members([ask], request)):
-                known[ask.rule.rule.name] = _listed(ask)
-            elif isinstance(ask, Settled):
-                known[ask.rule.rule.name] = settled_outcome(ask)
-            elif remembered := self._denials.recall(ask.asked):
-                known[ask.rule.rule.name] = Outcome(remembered)
-        return known
-
-    async def _ask_own(self, asks: Sequence[Ask], deadline: float) -> list[Outcome]:
-        """Ask about the limits of this package, all in one call of the script."""
+    async def _take(self, charges: list[RuleCharge], deadline: float) -> None:
+        """Take the charges of this package's limits, all in one call of the script."""
         now_ms = self._time.now_ms()
-        charges = charges_for(asks)
-        command = charge_command(charges, now_ms)
-        sent = self._time.sent() if self._time.asks() else None
-        commands = (command,) if sent is None else (command, TIME)
+        command = charge_command(limit_charges(charges), now_ms)
+        call = self._call(charges, command, now_ms, deadline)
         try:
-            replies = await Pipeline(commands, deadline)
-            if sent is not None:
-                self._time.learn(replies[1], sent)
-            verdicts = read_verdicts(replies[0], charges)
+            replies = await call.pipeline
         except UpstashError as error:
-            self.observe(UpstashFailed(_DURING, error))
-            return self._decide_without(asks, now_ms)
-        except GeneratorExit:  # nobody drives this any more
+            self._fail(call, error)
+        except GeneratorExit:  # nothing drives this any more
             raise
-        except BaseException:  # interrupted: it may have been carried out all the same
-            await self._settling.give_back_slots(asks)
+        except BaseException:  # interrupted: it may have been carried out nevertheless
+            await self._settler.release_slots(charges)
             raise
-        self.observe(_ANSWERED)
-        outcomes = outcomes_of(asks, verdicts, now_ms)
-        for ask, outcome in zip(asks, outcomes, strict=True):
-            if not outcome.decision.allowed and not ask.rule.has_slots:
-                self._denials.remember(ask.asked, outcome.decision, now_ms)
-        return outcomes
+        else:
+            self._receive(call, replies)
 
-    async def _ask_deny_list(
-        self, listed: DenyList, asks: Sequence[Ask], request: Request, deadline: float
-    ) -> list[Outcome]:
-        """Ask the deny list on Redis; if it names the request, that overrules all rules."""
-        members = listed.members(asks, request)
+    async def _call_sdk_limiter(self, charge: RuleCharge, deadline: float) -> None:
+        from upstash_middleware.core.ratelimit.sdk import sdk_policy  # noqa: PLC0415
+
+        rule = charge.rule.rule
+        limiter = cast("SdkLimiter", rule.parsed)  # as a rule without policies has one
+        now = self._time.now()
         try:
-            (reply,) = await Pipeline((listed.command(members),), deadline)
-        except UpstashError:
-            return []  # the limits travelled along, and tell of it
-        if isinstance(reply, CommandError):
-            if listed.is_first_failure():
-                self.observe(SettingDoubted("deny_list", f"it stops nobody: {reply}"))
-            return []
-        return [_listed(ask) for ask in asks] if listed.learn(members, reply) else []
+            policy = await sdk_policy(limiter, rule.name, charge.base, charge.cost, now, deadline)
+        except UpstashError as error:
+            self._observe(UpstashFailed(_DURING, error))
+        except Exception as error:  # noqa: BLE001 - the limiter may be the application's own
+            self._observe(UserCodeFailed(charge.rule.named("limits"), error))
+        else:
+            self._observe(_ANSWERED)
+            charge.decision = decided(rule.name, charge.identifier, (policy,), shadow=rule.shadow)
+            return
+        charge.decide_by(rule.on_error)
 
-    async def _send_analytics(
-        self, analytics: Analytics, counts: Counts, deadline: float
-    ) -> list[Outcome]:
-        """Send counts; those of a call that failed are sent with a later one."""
+    async def _look_up(
+        self,
+        deny_list: DenyList,
+        charges: Sequence[RuleCharge],
+        request: HTTPRequest,
+        deadline: float,
+    ) -> bool:
+        """Return whether the deny list on Redis names the request."""
+        members = deny_list.members([charge.identifier for charge in charges], request)
+        try:
+            (reply,) = await Pipeline((deny_list.command(members),), deadline)
+        except UpstashError:
+            return False  # the limits were in the same call, and emit it
+        if isinstance(reply, CommandError):
+            if deny_list.is_first_failure():
+                self._observe(
+                    SettingDoubted(
+                        "deny_list", f"it could not be read, so it denies no request: {reply}"
+                    )
+                )
+            return False
+        return deny_list.learn(members, reply)
+
+    async def _send_analytics(self, analytics: Analytics, counts: Counts, deadline: float) -> None:
         try:
             await Pipeline(analytics.commands(counts), deadline)
         except UpstashError:
-            analytics.give_back(counts)
-        return []
+            analytics.add(counts)  # to be sent with a later call
 
-    async def _ask_sdk(self, ask: Ask, deadline: float) -> list[Outcome]:
-        """Ask a limiter of upstash_ratelimit."""
-        from upstash_middleware.core.ratelimit.sdk import sdk_policy  # noqa: PLC0415
+    async def flush(self) -> None:
+        """Send the analytics that have been collected, as at shutdown. A flow."""
+        if self._analytics is not None and (due := self._analytics.take_due(at_once=True)):
+            await self._send_analytics(self._analytics, due, self._deadline)
 
-        limiter = cast("SdkLimiter", ask.rule.rule.parsed)  # as a rule without policies has one
-        name, now = ask.rule.rule.name, self._time.now()
-        try:
-            policy = await sdk_policy(limiter, name, (ask.base, ask.cost), now, deadline)
-        except UpstashError as error:
-            self.observe(UpstashFailed(_DURING, error))
-        except Exception as error:  # noqa: BLE001 - the limiter may be the application's own
-            self._asking.broken(ask.rule, "limits", error)
-        else:
-            self.observe(_ANSWERED)
-            shadow = ask.rule.rule.shadow
-            return [Outcome(decided(name, ask.identifier, (policy,), shadow=shadow))]
-        return [settled_outcome(Settled(ask.rule, ask.identifier, ask.rule.rule.on_error))]
+    # --------------------------------------------------------------------------------------------
+    # Peeking, resetting, changing limits. All of these are flows that raise
+    # UpstashError, and ValueError for an unknown rule.
 
-    def _decide_without(self, asks: Sequence[Ask], now_ms: int) -> list[Outcome]:
-        """Settle each rule by its policy; those that count locally do so all or none."""
-        local = [ask for ask in asks if ask.rule.rule.on_error == "local"]
-        verdicts = self._local.decide(charges_for(local, local=True), now_ms)
-        counted = {
-            outcome.decision.rule: Outcome(replace(outcome.decision, settled_by="local"))
-            for outcome in outcomes_of(local, verdicts, now_ms)
-        }
-        return [
-            counted.get(ask.rule.rule.name)
-            or settled_outcome(Settled(ask.rule, ask.identifier, ask.rule.rule.on_error))
-            for ask in asks
-        ]
+    async def explain(self, request: HTTPRequest) -> tuple[Explanation, ...]:
+        """Return what would be decided about a request, by which rules and keys; take nothing.
+
+        Only rules with limits of this package that no list or policy decides; remembered denials
+        are ignored.
+        """
+        charges = await self._charging.charges_for(request)
+        return await self._explain([each for each in charges if each.decision is None])
+
+    async def peek(self, request: HTTPRequest) -> Decision | None:
+        """Return what ``begin`` would decide; take nothing.
+
+        None where no rule with limits of this package covers the request.
+        """
+        decisions = [one.decision for one in await self.explain(request) if not one.shadow]
+        return combined(decisions) if decisions else None
+
+    async def look(self, rule: str, identifier: str | Identifier, cost: int = 1) -> Explanation:
+        """Return what a rule, named as in decisions, would decide; take nothing."""
+        compiled, text = self._rule(rule), self._text(identifier)
+        charge = RuleCharge(compiled, text, compiled.key_base(text), cost, self._random())
+        (explanation,) = await self._explain([charge])
+        return explanation
+
+    async def reset(self, rule: str, identifier: str | Identifier) -> None:
+        """Give an identifier the whole quota of a rule, both named as in decisions and events.
+
+        Other processes that remember a denial notice within ``remember_denials``.
+        """
+        compiled = self._rule(rule)
+        base = compiled.key_base(self._text(identifier))
+        await self._send(Command(("DEL", *_keys(compiled, base, self._time.now_ms()))))
+        self._denials.forget(base)
+
+    async def set_limit(self, rule: str, limit: int | None) -> None:
+        """Set what a dynamic rule allows, in all processes; None returns to its own limit.
+
+        Counters remain, and denials are remembered for ``remember_denials`` at most. Raises
+        ValueError for a rule that is not dynamic.
+        """
+        key = self._rule(rule).changed_at
+        if key is None:
+            raise ValueError(f"rule {rule!r} is not dynamic; set dynamic=True where it is made")
+        given: object = limit
+        if given is None:
+            await self._send(Command(("DEL", key)))
+            return
+        if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given <= MAX_QUOTA:
+            raise ValueError(f"limit={limit!r} should be a whole number from 0, or None")
+        await self._send(Command(("SET", key, given)))
+
+    async def _explain(self, charges: Sequence[RuleCharge]) -> tuple[Explanation, ...]:
+        own = [charge for charge in charges if charge.rule.policies]
+        if not own:
+            return ()
+        now_ms, limits = self._time.now_ms(), limit_charges(own)
+        reply = await self._send(charge_command(limits, now_ms, peek=True))
+        decide(own, read_verdicts(reply, len(limits)), now_ms)
+        return tuple(
+            Explanation(
+                rule=charge.rule.rule.name,
+                setting=charge.rule.setting,
+                identifier=charge.identifier,
+                cost=charge.cost,
+                keys=_keys(charge.rule, charge.base, now_ms),
+                shadow=charge.rule.rule.shadow,
+                decision=cast("Decision", charge.decision),
+            )
+            for charge in own
+        )
+
+    async def _send(self, command: Command) -> Reply:
+        (reply,) = await Pipeline((command,), self._deadline)
+        if isinstance(reply, CommandError):
+            raise reply
+        return reply
+
+    def _rule(self, name: str) -> CompiledRule:
+        if name not in self._by_name:
+            raise ValueError(
+                f"no rule with limits of this package is called {name!r}; there are: "
+                + (", ".join(map(repr, self._by_name)) or "none")
+            )
+        return self._by_name[name]
+
+    def _text(self, identifier: str | Identifier) -> str:
+        return identifier if isinstance(identifier, str) else key_text(identifier, self._secret)
 
 
-# What follows is loaded where it is used: most applications want neither.
-def _deny_list(prefix: str, time: ServerClock, rules: Sequence[CompiledRule]) -> DenyList:
-    from upstash_middleware.core.ratelimit.deny_list import DenyList, address_for  # noqa: PLC0415
-
-    return DenyList(prefix, time, address_for(rule.rule.by for rule in rules))
-
-
-def _analytics(prefix: str, time: ServerClock) -> Analytics:
-    from upstash_middleware.core.ratelimit.analytics import Analytics  # noqa: PLC0415
-
-    return Analytics(prefix, time)
-
-
-def _listed(ask: Ask | Settled) -> Outcome:
-    return settled_outcome(Settled(ask.rule, ask.identifier, "deny list"))
+def _keys(rule: CompiledRule, base: str, now_ms: int) -> tuple[str, ...]:
+    return tuple(key for policy in rule.policies for key in policy.limit.keys(base, now_ms))

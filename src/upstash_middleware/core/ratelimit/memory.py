@@ -1,8 +1,4 @@
-"""Denials that this process remembers, so that asking again costs nothing.
-
-A denial is forgotten when the same request would pass, and after a minute at the latest, so that
-a quota raised or reset elsewhere is noticed.
-"""
+"""What a process remembers between requests: denials, and the offset of the server's clock."""
 
 from __future__ import annotations
 
@@ -10,100 +6,171 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from upstash_middleware.core.ratelimit.decision import Decision, PolicyState
-from upstash_middleware.values import dataclass
+from msgspec import Struct
+
+from upstash_middleware.core.flow import Command
+from upstash_middleware.core.ratelimit.decision import Decision, remembered
 
 if TYPE_CHECKING:
-    from upstash_middleware.core.ratelimit.server_clock import ServerClock
+    from upstash_middleware.core.clock import Clock
+    from upstash_middleware.core.flow import Reply
 
-MOST_DENIALS = 10_000
-Asked = tuple[str, int, Any]
-"""What the keys begin with, the cost, and the tier: another quota is another question."""
+_MOST_DENIALS = 10_000
+
+DenialKey = tuple[str, int, str, Any]
+"""The base of the keys on Redis, the cost, the rule, and the tier."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Denial:
+class _Denial(Struct, frozen=True):
     decision: Decision
     at_ms: int
     until_ms: int
     until_monotonic: float
-    """By the other clock: one that is set back must not deny for longer."""
+    """By the other clock: a wall clock that is set back must not deny for longer."""
 
 
 class Denials:
-    """Remembers who was denied what; safe under threads. ``longest`` is in seconds, 0 for never."""
+    """Remembers denials, so that the same request costs no round trip; safe under threads.
 
-    def __init__(self, time: ServerClock, longest: float, most: int = MOST_DENIALS) -> None:
-        self._time = time
+    A denial is remembered until the same request would pass, and for ``longest`` seconds at most,
+    so that a quota that was raised or reset elsewhere is noticed; 0 is never. Where a request in
+    flight may refund its units, no denial is certain, unless the cost is above the limit.
+    """
+
+    def __init__(self, longest: float, most: int = _MOST_DENIALS) -> None:
         self._longest_ms = int(longest * 1000)
         self._most = most
-        self._denials: OrderedDict[Asked, _Denial] = OrderedDict()
+        self._denials: OrderedDict[DenialKey, _Denial] = OrderedDict()
+        self.bases: dict[str, set[DenialKey]] = {}
+        """The remembered denials, by the beginning of their keys on Redis."""
+        self._uncertain: set[str] = set()
         self._lock = threading.Lock()
+        self.forgotten: int = 0
+        """How many times something was forgotten: a denial from before that is not certain."""
 
-    def remember(self, asked: Asked, decision: Decision, at_ms: int) -> None:
-        """Remember that such a request was denied by a call at ``at_ms``."""
+    def mark_uncertain(self, base: str) -> None:
+        """Note that the denials of a rule, given by what its keys begin with, may end early."""
+        self._uncertain.add(base)
+
+    def remember(
+        self, key: DenialKey, decision: Decision, at_ms: int, time: ServerClock, base: str
+    ) -> None:
+        """Remember that such a request was denied by a call at ``at_ms``.
+
+        ``base`` is what the keys of the rule begin with.
+        """
         wait = self._longest_ms
         if decision.retry_after is not None:
+            if base in self._uncertain:
+                return
             wait = min(wait, round(decision.retry_after * 1000))
         if wait <= 0:
             return
-        until_monotonic = self._time.monotonic() + wait / 1000
-        denial = _Denial(decision, at_ms, at_ms + wait, until_monotonic)
+        denial = _Denial(decision, at_ms, at_ms + wait, time.monotonic() + wait / 1000)
         with self._lock:
-            self._denials[asked] = denial
-            self._denials.move_to_end(asked)
+            self._denials[key] = denial
+            self._denials.move_to_end(key)
+            self.bases.setdefault(key[0], set()).add(key)
             if len(self._denials) > self._most:
-                self._denials.popitem(last=False)
+                self._remove(next(iter(self._denials)))
 
-    def forget(self, base: str) -> None:
-        """Forget what was denied to whoever's keys begin with this."""
-        with self._lock:
-            for key in [key for key in self._denials if key[0] == base]:
-                del self._denials[key]
-
-    def recall(self, asked: Asked) -> Decision | None:
-        """Return the denial of such a request, with what is left of its wait, or None."""
-        denial = self._denials.get(asked)
+    def recall(self, key: DenialKey, time: ServerClock) -> Decision | None:
+        """Return the denial of such a request, with its remaining wait, or None."""
+        denial = self._denials.get(key)
         if denial is None:
             return None
-        now_ms = self._time.now_ms()
-        holds = denial.at_ms <= now_ms < denial.until_ms
-        if holds and self._time.monotonic() < denial.until_monotonic:
-            return _later(denial.decision, now_ms - denial.at_ms)
+        now_ms = time.now_ms()
+        if denial.at_ms <= now_ms < denial.until_ms and time.monotonic() < denial.until_monotonic:
+            return remembered(denial.decision, now_ms - denial.at_ms)
         with self._lock:
-            self._denials.pop(asked, None)
+            self._remove(key)
         return None
 
+    def forget(self, base: str) -> None:
+        """Forget denials under keys that begin with this."""
+        with self._lock:
+            self.forgotten += 1
+            for key in tuple(self.bases.get(base, ())):
+                self._remove(key)
 
-def _later(was: Decision, passed_ms: int) -> Decision:
-    """Return a denial with what is left of its waits."""
-    policies = [
-        PolicyState(
-            policy.name,
-            policy.limit,
-            policy.window,
-            policy.remaining,
-            policy.reset,
-            policy.allowed,
-            _rest(policy.retry_after, passed_ms),
-            policy.never,
-        )
-        for policy in was.policies
-    ]
-    return Decision(
-        was.allowed,
-        was.rule,
-        was.identifier,
-        was.limit,
-        was.remaining,
-        was.reset,
-        _rest(was.retry_after, passed_ms),
-        tuple(policies),
-        was.shadow,
-        "memory",
-        was.challenge,
-    )
+    def clear(self) -> None:
+        """Forget all denials."""
+        with self._lock:
+            self.forgotten += 1
+            self._denials.clear()
+            self.bases.clear()
+
+    def _remove(self, key: DenialKey) -> None:
+        if self._denials.pop(key, None) is not None:
+            of_base = self.bases[key[0]]
+            of_base.discard(key)
+            if not of_base:
+                del self.bases[key[0]]
 
 
-def _rest(wait: float | None, passed_ms: int) -> float | None:
-    return None if wait is None else max(0, round(wait * 1000) - passed_ms) / 1000
+TIME = Command(("TIME",), reads_only=True)
+_LEARN_EVERY = 3600.0
+"""Seconds between two TIME commands."""
+_RETRY_AFTER = 10.0
+"""Seconds after which a TIME command without a reply is sent again."""
+_DISAGREEMENT = 0.25
+"""Seconds by which wall and monotonic clock may drift apart before the offset is measured again."""
+
+
+class ServerClock:
+    """The database's time of day: this machine's, plus an offset learned from TIME commands.
+
+    They are sent along with a limit's script call. Used by threads at once: each step is one
+    assignment.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._offset = 0.0
+        self._learn_at = float("-inf")
+        self._apart: float | None = None
+
+    def now(self) -> float:
+        """Return the time of day in seconds since 1970."""
+        return self._clock.wall() + self._offset
+
+    def now_ms(self) -> int:
+        """Return the time of day in whole milliseconds since 1970."""
+        return round((self._clock.wall() + self._offset) * 1000)
+
+    def monotonic(self) -> float:
+        """Return seconds since some moment, by a clock that is never set."""
+        return self._clock.monotonic()
+
+    def needs_time(self) -> bool:
+        """Whether to send TIME with the next pipeline; if so, no other does for some seconds.
+
+        True at first, every hour, and when the wall clock was set or the process was frozen.
+        """
+        monotonic = self._clock.monotonic()
+        apart = self._clock.wall() - monotonic
+        if self._apart is not None and abs(apart - self._apart) > _DISAGREEMENT:
+            self._learn_at = float("-inf")
+            self._apart = apart
+        if monotonic < self._learn_at:
+            return False
+        self._learn_at = monotonic + _RETRY_AFTER
+        return True
+
+    def sent(self) -> float:
+        """Return the wall-clock time at which TIME is sent, for ``learn``."""
+        return self._clock.wall()
+
+    def learn(self, reply: Reply, sent: float) -> None:
+        """Learn the offset from the reply to TIME; anything else than a time is ignored."""
+        match reply:
+            case [bytes(seconds), bytes(micros)] if seconds.isdigit() and micros.isdigit():
+                server = int(seconds) + int(micros) / 1_000_000
+            case _:
+                return
+        received = self._clock.wall()
+        # All of this is possible without any difference of the clocks: then there is none.
+        agrees = sent <= server <= received
+        self._offset = 0.0 if agrees else server - (sent + received) / 2
+        monotonic = self._clock.monotonic()
+        self._learn_at, self._apart = monotonic + _LEARN_EVERY, received - monotonic

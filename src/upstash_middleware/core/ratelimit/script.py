@@ -1,54 +1,34 @@
-"""The script calls that decide and settle: their text, their commands, their answers.
-
-What the algorithms do is in the ``.lua`` files beside this; nothing here decides anything.
-"""
+"""The Lua scripts that charge requests and settle charges: their text, commands and replies."""
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any, assert_never
+import threading
+from collections import OrderedDict
+from functools import cache
+from hashlib import sha1
+from os.path import dirname, join
+from typing import TYPE_CHECKING, Any
 
-from upstash_middleware.core.effects import Command, Script
-from upstash_middleware.core.lua import script
-from upstash_middleware.core.ratelimit.keys import limit_keys
-from upstash_middleware.core.ratelimit.limits import (
-    GCRA,
-    MAX_QUOTA,
-    Concurrency,
-    FixedWindow,
-    Limit,
-    SlidingLog,
-    SlidingWindow,
-    TokenBucket,
-    quota,
-    window_ms,
-)
+from msgspec import Struct
+
+from upstash_middleware.core.flow import Command, Script
+from upstash_middleware.core.ratelimit.algorithms import ALGORITHMS, Concurrency, Limit
 from upstash_middleware.errors import CommandError, UnexpectedAnswer
-from upstash_middleware.values import dataclass, value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from upstash_middleware.core.effects import Argument, Reply
+    from upstash_middleware.core.flow import Argument, Reply
+    from upstash_middleware.core.ratelimit.algorithms.limit import Check
 
-_FLAGS = "#!lua flags=allow-key-locking\n"
-_ALGORITHMS = (
-    "numbers",
-    "fixed_window",
-    "sliding_window",
-    "token_bucket",
-    "gcra",
-    "sliding_log",
-    "concurrency",
-)
-_FIGURES_PER_LIMIT = 6
-_NUMBERS = frozenset({int})
-_C = 5
-"""Where the third of a limit's numbers stands in what the script is told of a charge."""
+_NUMBERS_PER_LIMIT = 6
+_INT = frozenset({int})
+FOLLOWS = -1
+"""The group of a shadow rule's charges in a bucket that an enforced rule of the request counts in:
+they are taken when group 0 is, and their own verdict has no effect."""
 
 
-@value(frozen=True, slots=True)
-class Charge:
+class Charge(Struct, frozen=True):
     """A cost to take from one limit of one identifier."""
 
     base: str
@@ -56,49 +36,41 @@ class Charge:
     limit: Limit
     cost: int
     group: int = 0
-    """Charges of one group are taken all or none."""
+    """Charges of one group are taken all or none; see ``FOLLOWS``."""
     token: int = 0
-    """What a slot is taken under, unlike that of any other request in flight."""
-
+    """Identifies the slot of this request, where the limit is a Concurrency."""
     changed_at: str | None = None
-    """The key of a quota that overrules the limit's, if there is one."""
-
-    @property
-    def fits(self) -> bool:
-        """Whether the cost can ever pass; a request takes one slot whatever it costs."""
-        return self.cost <= _figures(self.limit)[-1]
+    """The key of a quota that overrides the limit's, if there is one."""
 
 
-@value(frozen=True, slots=True)
-class Verdict:
-    """How one limit stands after the call; times are milliseconds from the call's own time."""
+class Verdict(Struct, frozen=True):
+    """The state of one limit after the call; times are milliseconds from the call's own time."""
 
     allowed: bool
     remaining: int
     reset_ms: int
     retry_ms: int | None
     """0 where it allows; None where it never will, because the cost is above the limit."""
-    where: int = 0
-    """Which part of the state it was taken from, for giving back: a window, an entry's time."""
-    quota: int | None = None
-    """What was there to take, where a key overrules the limit."""
+    where: int
+    """Which part of the state it was taken from, for refunds: a window, an entry's time."""
+    quota: int
+    """The script's number a, or what a key overrides it with."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
-    """Units to charge to one limit after the response, whatever is left; below 0 to give back."""
+class Settlement(Struct, frozen=True):
+    """Units to charge to one limit after the response, whatever is left; below 0 to refund."""
 
     base: str
     limit: Limit
     units: int
     where: int
-    """Where the units were taken, as the verdict said."""
+    """Where the units were taken, according to the verdict."""
 
 
 @cache
 def limit_script() -> Script:
-    """Return the script that decides, with the line that lets Upstash lock its keys only."""
-    return _script("main")
+    """Return the script that checks and takes."""
+    return _script("charge")
 
 
 @cache
@@ -107,95 +79,148 @@ def settle_script() -> Script:
     return _script("settle")
 
 
+def read_scripts() -> None:
+    """Read the scripts' files now, so that no request reads them on an event loop."""
+    limit_script()
+    settle_script()
+
+
 def _script(main: str) -> Script:
-    return script(__package__, *_ALGORITHMS, main, first_line=_FLAGS)
+    names = [f"algorithms/{name}" for name in ("common", *ALGORITHMS)]
+    folder, loader = dirname(__file__), __spec__.loader  # noqa: PTH120 - it may be in an archive
+    files = [loader.get_data(join(folder, f"{name}.lua")) for name in (*names, main)]  # type: ignore[union-attr]  # noqa: PTH118
+    # The flag lets Upstash lock only the script's own keys.
+    text = b"#!lua flags=allow-key-locking\n" + b"\n".join(files)
+    return Script(text.decode(), sha1(text, usedforsecurity=False).hexdigest())
 
 
 def charge_command(charges: Sequence[Charge], now_ms: int, *, peek: bool = False) -> Command:
     """Return the command that checks all charges and takes those of a group all or none.
 
-    ``peek`` has it take nothing.
+    With ``peek`` it takes nothing.
     """
     keys: list[Argument] = []
     arguments: list[Argument] = [str(now_ms), "peek" if peek else "take"]
     for charge in charges:
-        keys.extend(limit_keys(charge.base, charge.limit, now_ms))
+        keys += charge.limit.keys(charge.base, now_ms)
         if charge.changed_at is not None:
             keys.append(charge.changed_at)
-        words = _words(charge.limit, charge.cost, charge.group, charge.changed_at is not None)
-        if isinstance(charge.limit, Concurrency):
-            words = (*words[:_C], str(charge.token), *words[_C + 1 :])
-        arguments.extend(words)
-    return _call(limit_script(), keys, arguments)
+        changes = charge.changed_at is not None
+        arguments += charge_words(charge.limit, charge.cost, charge.group, charge.token, changes)
+    return script_command(limit_script(), keys, arguments)
 
 
-@lru_cache(maxsize=256)
-def _words(limit: Limit, cost: int, group: int, changes: bool) -> tuple[str, ...]:
-    """Return what the script is told of a charge; ``changes``: a key may overrule the limit."""
-    name, a, b, c, most = _figures(limit)
-    fits = "1" if cost <= most else "0"
-    return (str(group), name, str(cost), a, b, c, fits, "1" if changes else "0")
+def charge_words(
+    limit: Limit, cost: int, group: int = 0, token: int = 0, changes: bool = False
+) -> tuple[str, ...]:
+    """Return the arguments for one charge; ``changes`` says that a key may override the quota."""
+    a, b, c = limit.numbers
+    if token and isinstance(limit, Concurrency):
+        c = str(token)
+    fits = "1" if cost <= limit.highest_cost else "0"
+    return (str(group), limit.name, str(cost), a, b, c, fits, "1" if changes else "0")
 
 
 def settle_command(settlements: Sequence[Settlement], now_ms: int) -> Command:
-    """Return the command that charges, or gives back, after the response."""
+    """Return the command that charges, or refunds, after the response."""
     keys: list[Argument] = []
     arguments: list[Argument] = [now_ms]
     for settlement in settlements:
-        own = limit_keys(settlement.base, settlement.limit, now_ms)
-        if settlement.units < 0 and isinstance(settlement.limit, FixedWindow | SlidingWindow):
-            own = (f"{settlement.base}:{settlement.where}",)
-        keys.extend(own)
-        name, a, b, c, _ = _figures(settlement.limit)
-        c = str(settlement.where) if name == "slots" else c
-        arguments.extend((name, settlement.units, a, b, c, settlement.where, len(own)))
-    return _call(settle_script(), keys, arguments)
+        base, limit, where = settlement.base, settlement.limit, settlement.where
+        if settlement.units < 0:
+            own = limit.refund_keys(base, where, now_ms)
+        else:
+            own = limit.keys(base, now_ms)
+        keys += own
+        a, b, c = limit.numbers
+        if isinstance(limit, Concurrency):
+            c = str(where)
+        arguments += (limit.name, settlement.units, a, b, c, where, len(own))
+    return script_command(settle_script(), keys, arguments)
 
 
-def read_verdicts(reply: Reply, charges: Sequence[Charge]) -> tuple[Verdict, ...]:
-    """Return what the script answered for each charge.
-
-    Raises the reply if it is an error, and UnexpectedAnswer if it is not such an answer.
-    """
-    if isinstance(reply, CommandError):
-        raise reply
-    figures: list[Any] = reply if isinstance(reply, list) else []
-    if len(figures) != _FIGURES_PER_LIMIT * len(charges):
-        raise UnexpectedAnswer(f"the rate limits' script answered {type(reply).__name__}")
-    if not _NUMBERS.issuperset(map(type, figures)):
-        raise UnexpectedAnswer("the rate limits' script answered something else than numbers")
-    verdicts, end = [], 0
-    for charge in charges:
-        begin, end = end, end + _FIGURES_PER_LIMIT
-        allowed, remaining, reset, retry, where, found = figures[begin:end]
-        wait = None if retry < 0 else retry
-        changed = None if charge.changed_at is None else found
-        verdicts.append(Verdict(allowed == 1, remaining, reset, wait, where, changed))
-    return tuple(verdicts)
-
-
-def _call(script: Script, keys: list[Argument], arguments: list[Argument]) -> Command:
+def script_command(script: Script, keys: list[Argument], arguments: list[Argument]) -> Command:
+    """Return the command that calls a script."""
     return Command(("EVALSHA", script.sha, str(len(keys)), *keys, *arguments), False, script)
 
 
-@lru_cache(maxsize=256)
-def _figures(limit: Limit) -> tuple[str, str, str, str, int]:
-    """Return an algorithm's name, its three numbers a, b, c, and the highest cost that can pass.
+def read_verdicts(reply: Reply, count: int) -> tuple[Verdict, ...]:
+    """Return the script's verdicts on so many charges.
 
-    A slot's ``c`` is what it is taken under; a request takes one whatever it costs.
+    Raises the reply if it is an error, and UnexpectedAnswer if it is not such a reply.
     """
-    most, window = quota(limit), str(window_ms(limit))
-    match limit:
-        case FixedWindow():
-            return ("fixed", str(limit.limit), window, "0", most)
-        case SlidingWindow():
-            return ("sliding", str(limit.limit), window, "0", most)
-        case TokenBucket():
-            return ("bucket", str(limit.capacity), str(limit.refill), window, most)
-        case GCRA():
-            return ("gcra", str(limit.limit), window, str(most), most)
-        case SlidingLog():
-            return ("log", str(limit.limit), window, "0", most)
-        case Concurrency():
-            return ("slots", str(limit.limit), window, "", MAX_QUOTA)
-    assert_never(limit)
+    if isinstance(reply, CommandError):
+        raise reply
+    numbers: list[Any] = reply if isinstance(reply, list) else []
+    if len(numbers) != _NUMBERS_PER_LIMIT * count:
+        raise UnexpectedAnswer(f"the rate limits' script answered {type(reply).__name__}")
+    if not _INT.issuperset(map(type, numbers)):
+        raise UnexpectedAnswer("the rate limits' script answered something else than numbers")
+    verdicts = []
+    for begin in range(0, len(numbers), _NUMBERS_PER_LIMIT):
+        allowed, remaining, reset, retry, where, quota = numbers[begin : begin + _NUMBERS_PER_LIMIT]
+        if allowed not in {0, 1}:
+            raise UnexpectedAnswer(f"the rate limits' script answered {allowed}, not 0 or 1")
+        wait = None if retry < 0 else retry
+        verdicts.append(Verdict(allowed == 1, remaining, reset, wait, where, quota))
+    return tuple(verdicts)
+
+
+class LocalCounters:
+    """Does what the script does, for this process alone; safe under threads.
+
+    For rules with ``on_error="local"``, while Upstash is unreachable: the same algorithms on the
+    same keys, in a bounded table. Nothing of it is ever sent to Upstash.
+    """
+
+    def __init__(self, most_keys: int = 10_000) -> None:
+        self._most_keys = most_keys
+        self._values: OrderedDict[str, tuple[int, Any]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def decide(self, charges: Sequence[Charge], now: int) -> tuple[Verdict, ...]:
+        """Check all charges and take those of a group all or none; ``now`` in ms since 1970."""
+        with self._lock:
+            checks, denied = [], set[int]()
+            for charge in charges:
+                keys = charge.limit.keys(charge.base, now)
+                values = [self._value(key, now) for key in keys]
+                check = charge.limit.check(values, now, charge.cost)
+                allowed = check.passes <= now and charge.cost <= charge.limit.highest_cost
+                checks.append((charge, check, keys[check.key], allowed))
+                if not allowed and charge.group != FOLLOWS:
+                    denied.add(charge.group)
+            if 0 in denied:
+                denied.add(FOLLOWS)
+            # Of two limits with one key, the one that is enforced writes it.
+            written: set[str] = set()
+            for charge, check, key, _ in sorted(checks, key=lambda each: each[0].group == FOLLOWS):
+                if charge.group not in denied and key not in written:
+                    written.add(key)
+                    self._put(key, check)
+        return tuple(
+            _verdict(charge, check, now, allowed=allowed, taken=charge.group not in denied)
+            for charge, check, _, allowed in checks
+        )
+
+    def _value(self, key: str, now: int) -> Any:
+        expires, value = self._values.get(key, (0, None))
+        return value if expires > now else None
+
+    def _put(self, key: str, check: Check) -> None:
+        self._values[key] = (check.counts_until, check.value)
+        self._values.move_to_end(key)
+        if len(self._values) > self._most_keys:
+            self._values.popitem(last=False)
+
+
+def _verdict(charge: Charge, check: Check, now: int, *, allowed: bool, taken: bool) -> Verdict:
+    fits = charge.cost <= charge.limit.highest_cost
+    return Verdict(
+        allowed,
+        max(0, check.remaining_after if taken else check.remaining),
+        max(0, (check.reset_after if taken else check.reset) - now),
+        max(0, check.passes - now) if fits else None,
+        check.where,
+        int(charge.limit.numbers[0]),
+    )

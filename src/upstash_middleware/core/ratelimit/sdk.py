@@ -1,37 +1,49 @@
-"""Limiters of ``upstash_ratelimit``, a user's own among them, driven inside a flow.
+"""Limiters of ``upstash_ratelimit`` as rules' limits, and this package's limits as such limiters.
 
-Their public ``limit_async(redis, identifier, rate)`` is given a recorder in the client's place,
-so that its commands join this package's pipeline. Neither SDK is imported before one is used.
+Their public ``limit_async(redis, identifier, rate)`` gets a recorder in the client's place, so
+that its commands join this package's pipeline. Neither SDK is imported before one is used.
 """
 
 from __future__ import annotations
 
+import time
 from functools import cache, lru_cache
 from hashlib import sha1
 from typing import TYPE_CHECKING, Any
 
-from upstash_middleware.core.effects import Command, Pipeline, Script
+from upstash_middleware.core.flow import Command, Pipeline, Script
+from upstash_middleware.core.ratelimit.algorithms import Concurrency, Limit
 from upstash_middleware.core.ratelimit.decision import PolicyState
-from upstash_middleware.errors import CommandError
+from upstash_middleware.core.ratelimit.script import (
+    Charge,
+    Verdict,
+    charge_command,
+    limit_script,
+    read_verdicts,
+)
+from upstash_middleware.errors import CommandError, ConfigurationError
 
 if TYPE_CHECKING:
-    from upstash_middleware.core.effects import Argument, Reply
+    from collections.abc import Callable
+
+    from upstash_ratelimit.limiter import Limiter, Response
+
+    from upstash_middleware.core.flow import Argument, Reply
     from upstash_middleware.core.ratelimit.rules import SdkLimiter
 
 
-async def sdk_policy(
-    limiter: SdkLimiter, name: str, charged: tuple[str, int], now: float, deadline: float
+async def sdk_policy(  # noqa: PLR0913, PLR0917
+    limiter: SdkLimiter, name: str, key: str, cost: int, now: float, deadline: float
 ) -> PolicyState:
-    """Ask such a limiter about a key and a cost. A flow.
+    """Return what such a limiter decides about a key and a cost. A flow.
 
-    What it says of reset is taken at its word, and so is the wait that follows from it. ``now``
-    is in seconds since 1970, ``deadline`` in seconds. Raises UpstashError, and whatever the
-    limiter raises.
+    Retry-after follows from the limiter's reset. ``now`` is in seconds since 1970, ``deadline``
+    in seconds. Raises UpstashError, and whatever the limiter raises.
     """
     from upstash_redis.errors import UpstashError as SdkError  # noqa: PLC0415 - slow to import
 
     try:
-        answer = await limiter.limit_async(_recorder(deadline), *charged)
+        answer = await limiter.limit_async(_recorder_class()(deadline), key, cost)
     except SdkError as error:
         raise error.__cause__ or CommandError(str(error)) from error
     allowed = bool(answer.allowed)
@@ -44,10 +56,6 @@ async def sdk_policy(
         allowed=allowed,
         retry_after=None if allowed else max(0.001, float(answer.reset) - now),
     )
-
-
-def _recorder(deadline: float) -> Any:
-    return _recorder_class()(deadline)
 
 
 @cache
@@ -98,3 +106,74 @@ def _as_sdk_gives(reply: Reply) -> Any:
             return [_as_sdk_gives(part) for part in reply]
         case _:
             return reply
+
+
+def as_upstash_limiter(limit: Limit, *, wall: Callable[[], float] = time.time) -> Limiter:
+    """Return a limit as a limiter of ``upstash_ratelimit``.
+
+    ``Ratelimit(redis=Redis.from_env(), limiter=as_upstash_limiter(SlidingWindow(10, per=10)))``
+    then decides by it. Its ``reset`` is, for a denial, when the same request would pass. ``wall``
+    returns the time in seconds since 1970. Raises ConfigurationError.
+    """
+    from upstash_ratelimit.limiter import Limiter, Response  # noqa: PLC0415 - slow to import
+
+    if isinstance(limit, Concurrency):
+        raise ConfigurationError(f"{limit}: upstash_ratelimit has no way to give a slot back")
+
+    class OwnLimiter(Limiter):
+        def limit(self, redis: Any, identifier: str, rate: int = 1) -> Response:
+            call = _Call(limit, identifier, rate, wall)
+            return response(call, redis.execute(call.command()))
+
+        async def limit_async(self, redis: Any, identifier: str, rate: int = 1) -> Response:
+            call = _Call(limit, identifier, rate, wall)
+            return response(call, await redis.execute(call.command()))
+
+        def get_remaining(self, redis: Any, identifier: str) -> int:
+            call = _Call(limit, identifier, 1, wall)
+            return call.verdict(redis.execute(call.command(peek=True))).remaining
+
+        async def get_remaining_async(self, redis: Any, identifier: str) -> int:
+            call = _Call(limit, identifier, 1, wall)
+            return call.verdict(await redis.execute(call.command(peek=True))).remaining
+
+        def get_reset(self, redis: Any, identifier: str) -> float:
+            call = _Call(limit, identifier, 1, wall)
+            return call.reset(call.verdict(redis.execute(call.command(peek=True))))
+
+        async def get_reset_async(self, redis: Any, identifier: str) -> float:
+            call = _Call(limit, identifier, 1, wall)
+            return call.reset(call.verdict(await redis.execute(call.command(peek=True))))
+
+    def response(call: _Call, reply: Any) -> Response:
+        verdict = call.verdict(reply)
+        return Response(
+            allowed=verdict.allowed,
+            limit=limit.quota,
+            remaining=verdict.remaining,
+            reset=call.reset(verdict),
+        )
+
+    return OwnLimiter()
+
+
+class _Call:
+    """One request of one identifier as a command for the SDK's client."""
+
+    def __init__(self, limit: Limit, identifier: str, rate: int, wall: Callable[[], float]) -> None:
+        self._charge = Charge(identifier, limit, rate)
+        self._now_ms = round(wall() * 1000)
+
+    def command(self, *, peek: bool = False) -> list[Any]:
+        """Return the command, with the script's text in the place of its digest."""
+        command = charge_command([self._charge], self._now_ms, peek=peek)
+        return ["EVAL", limit_script().text, *command.args[2:]]
+
+    def verdict(self, reply: Any) -> Verdict:
+        """Read the reply. Raises UnexpectedAnswer."""
+        (verdict,) = read_verdicts(reply, 1)
+        return verdict
+
+    def reset(self, verdict: Verdict) -> float:
+        """Return when the same request would pass, or else when the quota is whole, in seconds."""
+        return (self._now_ms + (verdict.retry_ms or verdict.reset_ms)) / 1000

@@ -1,7 +1,5 @@
 """The local Upstash's console in the browser, at ``/-/console``.
 
-Pages are made on the server; the script only brings what is live.  `routes` is the way in, `door`
-says who may come; `keys` reads the database; `limits` and `entries` know what this project's
-middleware keeps there, by its documented format and without a line of its code; the ``*_page``
-modules make markup of values, and nothing else does.
+`handlers` answers requests with pages, which are templates; `auth` decides who may use it; `keys`
+reads the database and decodes what the middleware stores there, by its documented formats.
 """

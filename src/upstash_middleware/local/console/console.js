@@ -1,30 +1,30 @@
-// What is live in the console: parts of a page that are brought anew, and commands as they come.
-// All markup comes from the server; everything else works without this.
+// The live parts of the console: elements that are refreshed, and commands as they arrive.
+// All markup comes from the server; everything else works without this script.
 
 "use strict";
 
-const BETWEEN = 2000;
-const MOST_LINES = 300;
+const INTERVAL = 2000;
+const MAX_LINES = 300;
 
-// Elements with data-live are taken from the same page again, while it is seen and nobody is
-// in the middle of them with keyboard or pointer.
+// Elements with data-live are fetched again from the same page, while it is visible and they have
+// neither the focus nor the pointer.
 async function refresh() {
   if (document.hidden) return;
-  let fresh;
+  let page;
   try {
-    const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
-    if (!answer.ok) return;
-    fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const response = await fetch(location.href, { headers: { Accept: "text/html" } });
+    if (!response.ok) return;
+    page = new DOMParser().parseFromString(await response.text(), "text/html");
   } catch {
-    return; // the weather, perhaps: the next time is soon
+    return; // perhaps a simulated fault; the next refresh follows soon
   }
   for (const part of document.querySelectorAll("[data-live]")) {
-    const next = fresh.getElementById(part.id);
+    const next = page.getElementById(part.id);
     if (next && !part.matches(":focus-within, :hover")) part.replaceWith(next);
   }
 }
 
-if (document.querySelector("[data-live]")) setInterval(refresh, BETWEEN);
+if (document.querySelector("[data-live]")) setInterval(refresh, INTERVAL);
 
 function watch(lines) {
   const controls = document.getElementById("controls");
@@ -33,7 +33,7 @@ function watch(lines) {
   let source = null;
   let paused = false;
 
-  function say(words, on) {
+  function setState(words, on) {
     state.textContent = words;
     state.classList.toggle("on", on);
   }
@@ -41,37 +41,37 @@ function watch(lines) {
   function show(event) {
     const part = new DOMParser().parseFromString(event.data, "text/html");
     for (const line of part.querySelectorAll("li")) lines.prepend(line);
-    while (lines.childElementCount > MOST_LINES) lines.lastElementChild.remove();
+    while (lines.childElementCount > MAX_LINES) lines.lastElementChild.remove();
   }
 
   function open() {
     if (source || paused || document.hidden) return;
-    say("Connecting…", false);
+    setState("Connecting…", false);
     source = new EventSource(lines.dataset.events);
-    source.onopen = () => say("Watching", true);
+    source.onopen = () => setState("Watching", true);
     source.onmessage = show;
     source.onerror = () => {
-      say("The connection is lost; trying again", false);
+      setState("The connection is lost; trying again", false);
       if (source.readyState !== EventSource.CLOSED) return;
       source = null;
-      setTimeout(open, BETWEEN);
+      setTimeout(open, INTERVAL);
     };
   }
 
   function close(words) {
     if (source) source.close();
     source = null;
-    say(words, false);
+    setState(words, false);
   }
 
   pause.onclick = () => {
     paused = !paused;
-    pause.textContent = paused ? "Go on" : "Pause";
+    pause.textContent = paused ? "Resume" : "Pause";
     if (paused) close("Paused");
     else open();
   };
   document.getElementById("clear").onclick = () => lines.replaceChildren();
-  // A page that nobody sees does not watch, so that the server has nothing to tell.
+  // A hidden page does not watch, so that the server sends nothing.
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) close(paused ? "Paused" : "Not watching");
     else open();

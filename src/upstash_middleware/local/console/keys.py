@@ -1,17 +1,29 @@
-"""Reading the database for the console: which keys there are, and what stands at one.
+"""Reads keys for the console, and decodes what the middleware stores at them.
 
-Only questions to the store may live here, and what they answer as values.  They go past the
-meter, so looking costs nothing on the bill; and each is bounded, since everybody's commands wait
-while one of them runs.
+Reading is not billed.  Every command is bounded, because all other commands wait while it runs.
+The formats are decoded as documented, without the middleware's code:
+
+- A limit's key is ``PREFIX:RULE:IDENTIFIER:STATE``, where only the prefix contains colons.  STATE
+  is a window's number, or ``bucket.MS``, ``gcra.MS``, ``log.MS`` or ``slots``; the value is text.
+  It does not contain the quota, which is in the application's rules.
+- A stored response or an index of variants is ``MARK EPOCHS LF PAYLOAD``.  The mark says whether
+  the payload is plain (byte 1) or in base64 (``1``).  The payload is a checksum of 16 bytes over
+  key and content, the length of a head in JSON (4 bytes), the head, and the body.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+import zlib
+from base64 import b64decode
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Final, TypeAlias
+from urllib.parse import unquote
 
-from upstash_middleware.local.resp import Failure, Reply, Status
+import msgspec
+from msgspec import Struct
+
+from upstash_middleware.local.resp import Reply, Status
 from upstash_middleware.local.store import StoreUnreachable
 
 if TYPE_CHECKING:
@@ -19,22 +31,21 @@ if TYPE_CHECKING:
 
     from upstash_middleware.local.store import Store
 
-PAGE: Final = 50
-MOST_MEMBERS: Final = 100
-LARGEST_VALUE: Final = 24 * 1024 * 1024
-"""Bytes of a string that are read in one go: more than an entry of the cache can have."""
-BEGINNING: Final = 1024
-_ROUNDS: Final = 60
-_AT_ONCE: Final = (50, 400)
-_SPECIAL: Final = re.compile(rb"([\\*?\[\]])")
+_PAGE: Final = 50
+_MAX_MEMBERS: Final = 100
+_LARGEST_VALUE: Final = 24 * 1024 * 1024
+"""The largest string that is read completely; stored responses are smaller."""
+_BEGINNING: Final = 1024
+_MAX_SCANS: Final = 60
+_SCAN_COUNTS: Final = (50, 400)
 _PATTERN: Final = re.compile(rb"[*?\[]")
+_SPECIAL: Final = re.compile(rb"([\\*?\[\]])")
 
 
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """A key, as a list shows it."""
+class Key(Struct, frozen=True):
+    """A key as a list shows it."""
 
-    key: bytes
+    name: bytes
     type: str
     ttl_ms: int | None
     """None for a key that never expires."""
@@ -44,135 +55,114 @@ class Fact:
     """Of a string's value."""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Page(Struct, frozen=True):
     """One page of a search."""
 
-    facts: Sequence[Fact]
+    keys: Sequence[Key]
     start: int
-    """Where it began, in SCAN's own counting; 0 at the beginning."""
+    """SCAN's cursor at the beginning of the page; 0 for the first."""
     cursor: int
-    """Where the next page begins; 0 at the end."""
+    """SCAN's cursor of the next page; 0 at the end."""
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
-    """What stands at a key; of a collection or a huge string, perhaps the first part only."""
+class Value(Struct, frozen=True):
+    """The value at a key; of a collection or a huge string, perhaps only the beginning."""
 
-    fact: Fact
+    key: Key
     length: int
     """Bytes of a string, members of a collection."""
     data: bytes = b""
     rows: Sequence[Sequence[bytes]] = ()
 
 
-def pattern_of(search: bytes) -> bytes:
-    """The pattern for SCAN: what holds ``*``, ``?`` or ``[`` is one, else it is a beginning."""
-    return search if _PATTERN.search(search) else _SPECIAL.sub(rb"\\\1", search) + b"*"
-
-
 async def count_keys(store: Store) -> int:
-    """How many keys there are.  Raises StoreUnreachable."""
+    """The number of keys.  Raises StoreUnreachable."""
     (size,) = await store.run([[b"DBSIZE"]])
     return size if isinstance(size, int) else 0
 
 
-async def find_keys(store: Store, search: bytes, cursor: int) -> Found:
-    """The next keys, about PAGE of them; fewer when many others had to be passed over.
+async def find_keys(store: Store, search: bytes, cursor: int) -> Page:
+    """The next keys, about 50; fewer if many others do not match.  Raises StoreUnreachable.
 
-    Raises StoreUnreachable.
+    A search with ``*``, ``?`` or ``[`` is a pattern; any other is the beginning of a key.
     """
+    pattern = search if _PATTERN.search(search) else _SPECIAL.sub(rb"\\\1", search) + b"*"
     start = cursor
-    keys: dict[bytes, None] = {}  # SCAN may answer a key twice
-    count, most = _AT_ONCE
-    for _ in range(_ROUNDS):
-        scan = [b"SCAN", b"%d" % cursor, b"MATCH", pattern_of(search), b"COUNT", b"%d" % count]
+    names: dict[bytes, None] = {}  # SCAN may return a key twice
+    count, most = _SCAN_COUNTS
+    for _ in range(_MAX_SCANS):
+        scan = [b"SCAN", b"%d" % cursor, b"MATCH", pattern, b"COUNT", b"%d" % count]
         match (await store.run([scan]))[0]:
             case [bytes() as following, list() as found]:
-                keys.update((key, None) for key in found if isinstance(key, bytes))
+                names.update((name, None) for name in found if isinstance(name, bytes))
                 cursor = int(following)
             case other:
-                raise _refused(other)
-        if not cursor or len(keys) >= PAGE:
+                raise StoreUnreachable.from_reply(other)
+        if not cursor or len(names) >= _PAGE:
             break
         count = min(count * 2, most)
-    return Found(await _facts(store, sorted(keys)), start, cursor)
+    return Page(await _read_keys(store, sorted(names)), start, cursor)
 
 
-async def _facts(store: Store, keys: Sequence[bytes]) -> list[Fact]:
-    if not keys:
+async def _read_keys(store: Store, names: Sequence[bytes]) -> list[Key]:
+    if not names:
         return []
-    replies = iter(await store.run([command for key in keys for command in _about(key)]))
+    last = b"%d" % (_BEGINNING - 1)
+    commands = [
+        command
+        for name in names
+        for command in (
+            [b"TYPE", name],
+            [b"PTTL", name],
+            [b"MEMORY", b"USAGE", name],
+            [b"GETRANGE", name, b"0", last],
+        )
+    ]
+    replies = iter(await store.run(commands))
     return [
-        fact
-        for key, *about in zip(keys, replies, replies, replies, replies, strict=True)
-        if (fact := _fact(key, about)) is not None
+        Key(
+            name,
+            kind.text.decode("latin-1"),
+            ttl if isinstance(ttl, int) and ttl >= 0 else None,
+            memory if isinstance(memory, int) else 0,
+            beginning if isinstance(beginning, bytes) else b"",
+        )
+        for name, kind, ttl, memory, beginning in zip(
+            names, replies, replies, replies, replies, strict=True
+        )
+        if isinstance(kind, Status) and kind.text != b"none"  # it may have expired meanwhile
     ]
 
 
-def _about(key: bytes) -> list[list[bytes]]:
-    return [
-        [b"TYPE", key],
-        [b"PTTL", key],
-        [b"MEMORY", b"USAGE", key],
-        [b"GETRANGE", key, b"0", b"%d" % (BEGINNING - 1)],
-    ]
-
-
-def _fact(key: bytes, about: Sequence[Reply]) -> Fact | None:
-    kind, ttl, memory, beginning = about
-    if not isinstance(kind, Status) or kind.text == b"none":  # gone meanwhile
+async def read_value(store: Store, name: bytes) -> Value | None:
+    """The value at a key; None if there is none.  Raises StoreUnreachable."""
+    keys = await _read_keys(store, [name])
+    if not keys:
         return None
-    return Fact(
-        key,
-        kind.text.decode("latin-1"),
-        ttl if isinstance(ttl, int) and ttl >= 0 else None,
-        memory if isinstance(memory, int) else 0,
-        beginning if isinstance(beginning, bytes) else b"",
-    )
-
-
-async def read_value(store: Store, key: bytes) -> Value | None:
-    """What stands at a key; None when nothing does.  Raises StoreUnreachable."""
-    facts = await _facts(store, [key])
-    if not facts:
-        return None
-    fact = facts[0]
-    measure, read = _READING.get(fact.type, (None, None))
-    if measure is None or read is None:
-        return Value(fact, 0)
-    (length,) = await store.run([[measure, key]])
+    key = keys[0]
+    if key.type not in _READING:
+        return Value(key, 0)
+    measure, read = _READING[key.type]
+    (length,) = await store.run([[measure, name]])
     length = length if isinstance(length, int) else 0
-    if fact.type == "string":
-        return Value(fact, length, data=await _string(store, fact, length))
-    (reply,) = await store.run([[part if part != b"KEY" else key for part in read]])
-    return Value(fact, length, rows=_rows(fact.type, reply))
+    if key.type != "string":
+        (reply,) = await store.run([[part if part != b"KEY" else name for part in read]])
+        return Value(key, length, rows=_rows(key.type, reply))
+    if length <= len(key.beginning):
+        return Value(key, length, key.beginning)
+    last = b"-1" if length <= _LARGEST_VALUE else b"65535"
+    (data,) = await store.run([[b"GETRANGE", name, b"0", last]])
+    return Value(key, length, data if isinstance(data, bytes) else b"")
 
 
-async def _string(store: Store, fact: Fact, length: int) -> bytes:
-    if length <= len(fact.beginning):
-        return fact.beginning
-    last = b"-1" if length <= LARGEST_VALUE else b"65535"
-    (data,) = await store.run([[b"GETRANGE", fact.key, b"0", last]])
-    return data if isinstance(data, bytes) else b""
-
-
-async def delete_key(store: Store, key: bytes) -> bool:
-    """Delete a key; whether it was there.  Raises StoreUnreachable."""
-    (deleted,) = await store.run([[b"DEL", key]])
+async def delete_key(store: Store, name: bytes) -> bool:
+    """Delete a key; whether it existed.  Raises StoreUnreachable."""
+    (deleted,) = await store.run([[b"DEL", name]])
     return deleted == 1
 
 
-async def read_texts(store: Store, keys: Sequence[str]) -> list[bytes | None]:
-    """The strings at some keys.  Raises StoreUnreachable."""
-    (values,) = await store.run([[b"MGET", *(key.encode() for key in keys)]])
-    if not isinstance(values, list):
-        raise _refused(values)
-    return [value if isinstance(value, bytes) else None for value in values]
-
-
-_MOST: Final = b"%d" % MOST_MEMBERS
-_LAST: Final = b"%d" % (MOST_MEMBERS - 1)
+_MOST: Final = b"%d" % _MAX_MEMBERS
+_LAST: Final = b"%d" % (_MAX_MEMBERS - 1)
 _READING: Final[dict[str, tuple[bytes, list[bytes]]]] = {
     "string": (b"STRLEN", []),
     "list": (b"LLEN", [b"LRANGE", b"KEY", b"0", _LAST]),
@@ -181,7 +171,7 @@ _READING: Final[dict[str, tuple[bytes, list[bytes]]]] = {
     "zset": (b"ZCARD", [b"ZRANGE", b"KEY", b"0", _LAST, b"WITHSCORES"]),
     "stream": (b"XLEN", [b"XREVRANGE", b"KEY", b"+", b"-", b"COUNT", _MOST]),
 }
-"""By type: what measures it, and what reads its first members."""
+"""By type, the command for the length, and the one that reads the first members."""
 
 
 def _rows(kind: str, reply: Reply) -> list[list[bytes]]:
@@ -189,20 +179,15 @@ def _rows(kind: str, reply: Reply) -> list[list[bytes]]:
         case ("list", list() as members):
             return [[b"%d" % place, *_texts([member])] for place, member in enumerate(members)]
         case ("set", [_, list() as members]):
-            return [[member] for member in _texts(members)][:MOST_MEMBERS]
+            return [[member] for member in _texts(members)][:_MAX_MEMBERS]
         case ("hash", [_, list() as members]):
-            return _pairs(members)[:MOST_MEMBERS]
+            return _pairs(members)[:_MAX_MEMBERS]
         case ("zset", list() as members):
             return [[score, member] for member, score in _pairs(members)]
         case ("stream", list() as entries):
             return [_stream_row(entry) for entry in entries]
         case _:
             return []
-
-
-def _pairs(members: list[Reply]) -> list[list[bytes]]:
-    texts = _texts(members)
-    return [list(pair) for pair in zip(texts[::2], texts[1::2], strict=False)]
 
 
 def _stream_row(entry: Reply) -> list[bytes]:
@@ -213,10 +198,422 @@ def _stream_row(entry: Reply) -> list[bytes]:
             return []
 
 
+def _pairs(members: list[Reply]) -> list[list[bytes]]:
+    texts = _texts(members)
+    return [list(pair) for pair in zip(texts[::2], texts[1::2], strict=False)]
+
+
 def _texts(members: list[Reply]) -> list[bytes]:
     return [member if isinstance(member, bytes) else str(member).encode() for member in members]
 
 
-def _refused(reply: Reply) -> StoreUnreachable:
-    text = reply.text.decode("utf-8", "replace") if isinstance(reply, Failure) else repr(reply)
-    return StoreUnreachable(f"the Redis server refused to tell: {text}")
+# The kinds of keys.
+
+_KIND_BY_NAME: Final = (
+    (re.compile(r":bucket\.\d+$"), "token bucket"),
+    (re.compile(r":gcra\.\d+$"), "GCRA"),
+    (re.compile(r":log\.\d+$"), "sliding log"),
+    (re.compile(r":slots$"), "concurrency"),
+    (re.compile(r":cache:entry:.*#lock$", re.DOTALL), "cache lock"),
+    (re.compile(r":cache:epoch:"), "cache epoch"),
+)
+
+
+def kind_of(key: Key, now_ms: int) -> str:
+    """What a key is: a state of a limit, something of the cache, or a Redis type."""
+    if key.type != "string":
+        return key.type
+    name = key.name.decode("utf-8", "replace")
+    for pattern, kind in _KIND_BY_NAME:
+        if pattern.search(name):
+            return kind
+    if _ENTRY in name:
+        return frame_kind(key.beginning) or key.type
+    limit = read_limit(name, key.beginning, now_ms, -1 if key.ttl_ms is None else key.ttl_ms)
+    return limit.algorithm if isinstance(limit, WindowCounter) else key.type
+
+
+# Rate limits.
+
+_DAY: Final = 86_400_000
+_ROUND_LENGTHS: Final = (_DAY, 3_600_000, 60_000, 1000, 1)
+_LONGEST_WINDOW: Final = 400 * _DAY
+_STATE: Final = re.compile(r"(?:(bucket|gcra|log)\.)?([0-9]{1,15})|(slots)")
+_NUMBER: Final = re.compile(rb"-?\d{1,15}")
+_PAIR: Final = re.compile(rb"(\d{1,15}):(-?\d{1,16})")
+_TRIPLE: Final = re.compile(rb"(\d{1,15}):(\d{1,16}):([1-9]\d{0,14})")
+_SDK: Final = "@upstash/ratelimit"
+
+
+class Subject(Struct, frozen=True):
+    """Whose quota is used, and by which rule."""
+
+    prefix: str
+    rule: str
+    kind: str
+    """The kind of identifier: ``ip``, ``user``; empty for the SDKs' limits."""
+    identifier: str
+    """Unescaped; ``#…`` is a hash."""
+
+
+class WindowCounter(Struct, frozen=True):
+    """The units used in one window of a fixed or sliding window limit."""
+
+    subject: Subject
+    used: int
+    starts_ms: int
+    """When the window begins, ms since 1970."""
+    window_ms: int
+    """Inferred: the only round length for which the window's number is about now."""
+    algorithm: str
+    """``fixed window`` or ``sliding window``, inferred from the TTL; else ``window``."""
+
+
+class TokenBucket(Struct, frozen=True):
+    """Of the tokens `used`, `refill` come back each `interval_ms`."""
+
+    subject: Subject
+    interval_ms: int
+    refilled_ms: int
+    used: int
+    refill: int
+    algorithm: str = "token bucket"
+
+
+class Gcra(Struct, frozen=True):
+    """GCRA as a leaky bucket: `level` is in units of `window_ms`, and drains by `limit` each ms."""
+
+    subject: Subject
+    limit: int
+    window_ms: int
+    at_ms: int
+    level: int
+    algorithm: str = "GCRA"
+
+    def units_at(self, now_ms: int) -> float:
+        """How many units are in the bucket."""
+        passed = max(0, now_ms - self.at_ms)
+        return max(0, self.level - passed * self.limit) / self.window_ms
+
+    @property
+    def empty_ms(self) -> int:
+        """When the bucket is empty, ms since 1970."""
+        return self.at_ms + -(-self.level // self.limit)
+
+
+class SlidingLog(Struct, frozen=True):
+    """The time (ms since 1970) and the cost of each request, oldest first."""
+
+    subject: Subject
+    window_ms: int
+    entries: Sequence[tuple[int, int]]
+    algorithm: str = "sliding log"
+
+    def used_at(self, now_ms: int) -> int:
+        """The units that count."""
+        return sum(cost for time, cost in self.entries if time > now_ms - self.window_ms)
+
+
+class Slots(Struct, frozen=True):
+    """The expiry (ms since 1970) and the holder's token of each concurrent request."""
+
+    subject: Subject
+    entries: Sequence[tuple[int, int]]
+    algorithm: str = "concurrency"
+
+    def held_at(self, now_ms: int) -> int:
+        """How many are held."""
+        return sum(expiry > now_ms for expiry, _ in self.entries)
+
+
+Limit: TypeAlias = WindowCounter | TokenBucket | Gcra | SlidingLog | Slots
+
+
+def read_limit(  # noqa: PLR0911 - a table of cases
+    key: str, value: bytes, now_ms: int, ttl_ms: int
+) -> Limit | None:
+    """The state of a limit at a key with this TTL, or None if it is not one."""
+    base, _, state = key.rpartition(":")
+    found = _STATE.fullmatch(state)
+    if not base or found is None:
+        return None
+    subject, number = _subject(base), int(found[2] or 0)
+    triple = _TRIPLE.fullmatch(value)
+    match found[1] or found[3]:
+        case "bucket" if triple and number:
+            refilled, used, refill = map(int, triple.groups())
+            return TokenBucket(subject, number, refilled, used, refill)
+        case "gcra" if triple and number:
+            at, level, limit = map(int, triple.groups())
+            return Gcra(subject, limit, number, at, level)
+        case "log" | "slots" as name:
+            pairs = [_PAIR.fullmatch(entry) for entry in value.split(b",")] if value else []
+            entries = [(int(pair[1]), int(pair[2])) for pair in pairs if pair]
+            if len(entries) == len(pairs):
+                if name == "log":
+                    return SlidingLog(subject, number, entries)
+                return Slots(subject, entries)
+        case None:
+            return _read_counter(subject, number, value, now_ms, ttl_ms)
+    return None
+
+
+def _subject(base: str) -> Subject:
+    if base.startswith(f"{_SDK}:"):
+        return Subject(_SDK, "", "", base.removeprefix(f"{_SDK}:"))
+    prefix, rule, identifier = ["", "", *base.rsplit(":", 2)][-3:]
+    kind, equals, value = identifier.partition("=")
+    if not equals:
+        kind, value = "", identifier
+    return Subject(prefix, unquote(rule), unquote(kind), unquote(value))
+
+
+def _read_counter(
+    subject: Subject, number: int, value: bytes, now_ms: int, ttl_ms: int
+) -> WindowCounter | None:
+    if not _NUMBER.fullmatch(value) or number < 2 or ttl_ms < 0:
+        return None
+    # The window is the current, the previous or the next one.  So its number determines its length
+    # to one part in that number, and people choose round lengths.
+    least, most = now_ms / (number + 3), now_ms / (number - 1)
+    for unit in _ROUND_LENGTHS:
+        window = int(most // unit) * unit
+        if least < window <= _LONGEST_WINDOW:
+            algorithm = _counter_algorithm(number, window, now_ms + ttl_ms)
+            if algorithm is None and subject.prefix == _SDK:
+                algorithm = "window"
+            if algorithm is not None:
+                used = max(0, int(value))
+                return WindowCounter(subject, used, number * window, window, algorithm)
+    return None
+
+
+def _counter_algorithm(number: int, window: int, expires_ms: int) -> str | None:
+    """A counter is kept until it no longer counts, an eighth of the window longer, and 1 s."""
+    for name, counts_until in (("fixed window", number + 1), ("sliding window", number + 2)):
+        expected = counts_until * window + window // 8 + 1000
+        if abs(expires_ms - expected) <= min(window / 4, 5000):
+            return name
+    return None
+
+
+# The cache.
+
+_CHECKSUM: Final = 16
+_ENTRY: Final = ":cache:entry:"
+_EPOCH: Final = ":cache:epoch:"
+_LOCK: Final = "#lock"
+_GZIP_CODINGS: Final = frozenset({"gzip", "x-gzip", "deflate"})
+_GZIP_OR_ZLIB: Final = 47
+"""zlib's window bits for either format."""
+_VARIANT: Final = re.compile(r"(?:#[0-9a-f]{32})+$")
+_RESOURCE: Final = re.compile(
+    r"(?:([^/]+):)?(?:\[[/#][^\]]*\])?(https?://[^/#]+)(/.*|#[0-9a-f]{64})", re.DOTALL
+)
+"""Version, the application's prefix in brackets, origin, URL."""
+
+
+class Resource(Struct, frozen=True):
+    """What a key of the cache names."""
+
+    prefix: str
+    version: str
+    origin: str
+    url: str
+    """Path and query; ``#…`` is the digest of a long one; without origin, the end of the key."""
+    is_variant: bool
+
+
+class _Head(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A head is a JSON array of its kind and the fields of the subclass, in their order."""
+
+
+class ResponseHead(_Head, frozen=True, tag="response"):
+    """The head of a stored response."""
+
+    status: int
+    fields: list[tuple[str, str]]
+    stored_at: float
+    initial_age: float
+    lifetime: float
+    stale: tuple[float, float, bool]
+    """Seconds of stale-while-revalidate and of stale-if-error, and whether stale is forbidden."""
+    compressed: bool
+    length: int
+    tags: list[str]
+    token: str
+
+
+class StoredResponse(Struct, frozen=True):
+    """A stored response."""
+
+    resource: Resource
+    head: ResponseHead
+    packed: bytes
+    epochs: Sequence[str]
+    """Of everything, of the URL, of any tag, and of each tag, when it was rendered."""
+    kind: str = "response"
+
+    def age_at(self, now: float) -> float:
+        """The current age in seconds."""
+        return max(0.0, self.head.initial_age + now - self.head.stored_at)
+
+    def body(self, most: int) -> tuple[bytes | None, str]:
+        """The first bytes of the body, and the content coding that was decoded.
+
+        None if the body cannot be decompressed.
+        """
+        body = self.packed[:most]
+        try:
+            if self.head.compressed:
+                body = zlib.decompressobj().decompress(self.packed, most)
+        except zlib.error:
+            return None, ""
+        for name, coding in self.head.fields:
+            if name.lower() == "content-encoding" and coding.lower() in _GZIP_CODINGS:
+                try:
+                    return zlib.decompressobj(_GZIP_OR_ZLIB).decompress(body, most), coding.lower()
+                except zlib.error:
+                    return body, ""
+        return body, ""
+
+    def epoch_keys(self) -> list[str]:
+        """The keys of the epochs that it has recorded, in the order of `epochs`."""
+        start = self.resource.prefix + _EPOCH
+        return [
+            start + "all",
+            f"{start}url:{self.resource.url}",
+            start + "tags",
+            *(f"{start}tag:{tag}" for tag in self.head.tags),
+        ]
+
+
+class VariantsHead(_Head, frozen=True, tag="stub"):
+    """The head of an index of variants."""
+
+    vary: list[str]
+    tags: list[str]
+    variants: dict[str, float]
+    """The ends of the variants' keys, and when each expires, seconds since 1970."""
+    token: str
+
+
+class VariantIndex(Struct, frozen=True):
+    """The variants of a resource, stored in the place of its response."""
+
+    resource: Resource
+    head: VariantsHead
+    kind: str = "variants"
+
+
+class Epoch(Struct, frozen=True):
+    """A value that a purge replaces."""
+
+    scope: str
+    hard: str
+    soft: str
+    kind: str = "epoch"
+
+
+class Lock(Struct, frozen=True):
+    """Which process renders a resource, or that its response may not be stored."""
+
+    resource: Resource
+    token: str
+    kind: str = "lock"
+
+    @property
+    def is_not_storable(self) -> bool:
+        """Whether it says that no process needs to wait."""
+        return self.token == "-"  # noqa: S105 - a mark
+
+
+Cached: TypeAlias = StoredResponse | VariantIndex | Epoch | Lock
+
+
+def read_cached(key: str, value: bytes) -> Cached | None:
+    """What the cache stores at a key, or None if it is not the cache's."""
+    prefix, found, rest = key.partition(_ENTRY)
+    if found and rest.endswith(_LOCK):
+        if len(value) > 64:
+            return None
+        return Lock(read_resource(prefix, rest.removesuffix(_LOCK)), value.decode("latin-1"))
+    if found:
+        return _read_frame(key, read_resource(prefix, rest), value)
+    prefix, found, scope = key.partition(_EPOCH)
+    if found and len(value) <= 256:
+        return Epoch(scope, *_split_epoch(value.decode("latin-1")))
+    return None
+
+
+def read_resource(prefix: str, rest: str) -> Resource:
+    """The resource that the end of a key names."""
+    bare = _VARIANT.sub("", rest)
+    found = _RESOURCE.fullmatch(bare)
+    if found is None:
+        return Resource(prefix, "", "", bare, bare != rest)
+    return Resource(prefix, found[1] or "", found[2], found[3], bare != rest)
+
+
+async def read_purges(store: Store, stored: StoredResponse) -> str:
+    """What purges have done to a response: ``alive``, ``stale`` (softly purged) or ``purged``.
+
+    Raises StoreUnreachable.
+    """
+    (values,) = await store.run([[b"MGET", *(key.encode() for key in stored.epoch_keys())]])
+    if not isinstance(values, list):
+        raise StoreUnreachable.from_reply(values)
+    everything, url, any_tag, *tags = [
+        (
+            _split_epoch(recorded),
+            _split_epoch(current.decode("latin-1") if isinstance(current, bytes) else ""),
+        )
+        for recorded, current in zip(stored.epochs, values, strict=False)
+    ]
+    pairs = [everything, url, *(tags if any_tag[0] != any_tag[1] else [])]
+    if any(recorded[0] != current[0] for recorded, current in pairs):
+        return "purged"
+    return "stale" if any(recorded[1] != current[1] for recorded, current in pairs) else "alive"
+
+
+def _split_epoch(epoch: str) -> tuple[str, str]:
+    hard, _, soft = epoch.partition(":")
+    return hard, soft
+
+
+def frame_kind(beginning: bytes) -> str:
+    """What a frame contains, by its beginning; empty if it is not a frame."""
+    mark, (_, _, payload) = beginning[:1], beginning.partition(b"\n")
+    try:
+        if mark == b"1":
+            payload = b64decode(payload[: len(payload) // 4 * 4])
+    except ValueError:
+        return ""
+    head = payload[_CHECKSUM + 4 : _CHECKSUM + 16]
+    if head.startswith(b'["response"'):
+        return "cached response"
+    return "cache variants" if head.startswith(b'["stub"') else ""
+
+
+def _read_frame(key: str, resource: Resource, data: bytes) -> StoredResponse | VariantIndex | None:
+    epochs, newline, payload = data[1:].partition(b"\n")
+    if not newline or data[:1] not in (b"\x01", b"1"):
+        return None
+    try:
+        if data[:1] == b"1":
+            payload = b64decode(payload, validate=True)
+        name = blake2b(key.encode(), digest_size=32).digest()
+        content = payload[_CHECKSUM:]
+        if payload[:_CHECKSUM] != blake2b(content, digest_size=_CHECKSUM, key=name).digest():
+            return None
+        end = 4 + int.from_bytes(content[:4], "big")
+        head = _HEAD_DECODER.decode(content[4:end])
+        if isinstance(head, VariantsHead):
+            return VariantIndex(resource, head)
+        recorded = epochs.decode("latin-1").split("|")
+        return StoredResponse(resource, head, content[end:], recorded)
+    except ValueError:
+        return None
+
+
+_HEAD_DECODER: Final = msgspec.json.Decoder(ResponseHead | VariantsHead)

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 class Command(BaseCommand):
-    """Hands its words over; its exit codes are those of ``upstash-middleware``."""
+    """Passes its arguments on; its exit codes are those of ``upstash-middleware``."""
 
     help = "Look at rate limits and stored responses, purge and reset them, check rules."
     requires_system_checks: tuple[()] = ()  # `rules check` is for settings that are wrong
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Take every word."""
+        """Accept any arguments."""
         parser.add_argument("arguments", nargs=argparse.REMAINDER)
 
     def run_from_argv(self, argv: list[str]) -> None:
-        """Run as a process of its own: the exit code is the answer."""
+        """Run from the command line, and exit with the command's code."""
         program = f"{Path(argv[0]).name} upstash"
         sys.exit(main(argv[2:] or ["--help"], program=program, application=settings))
 

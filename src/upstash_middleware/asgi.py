@@ -1,0 +1,799 @@
+"""The three middleware classes for any ASGI 3 application; nothing else is public here."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from contextvars import Context
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
+from urllib.parse import quote, unquote
+
+from msgspec import Struct
+
+from upstash_middleware.core.ratelimit.decision import UNCHECKED
+from upstash_middleware.decorators import REFRESH, any_exempt
+from upstash_middleware.errors import ConfigurationError
+from upstash_middleware.events import UserCodeFailed
+from upstash_middleware.messages import (
+    NO_HEADERS,
+    PATH_SAFE,
+    UNANNOUNCED_BODY,
+    WITHOUT_BODY,
+    Headers,
+    HTTPRequest,
+    Response,
+    ResponseHead,
+    announces_no_body,
+    content_length,
+)
+from upstash_middleware.runtime import Features, RedisProxy, Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Unpack
+
+    import anyio
+
+    from upstash_middleware.core.engine import Exchange
+    from upstash_middleware.core.ratelimit import Decision
+    from upstash_middleware.decorators import Attached
+    from upstash_middleware.settings import Arguments
+
+__all__ = ["CacheHandle", "CacheMiddleware", "RateLimitMiddleware", "UpstashMiddleware"]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+RUNTIME = "upstash_middleware.runtime"
+"""Where in a scope limits in front of handlers find the runtime that they share: that of the
+innermost middleware with its own limits, otherwise that of the outermost."""
+STREAM = "upstash_middleware.stream"
+"""Where in a scope they find the ResponseStream."""
+_INNER = "upstash_middleware.handed"
+"""Where in a scope a rate limit leaves the exchange of the cache directly inside."""
+
+DENIAL_EXTENSION = "websocket.http.response"
+TRY_AGAIN_LATER = 1013
+_FILES = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
+"""The messages that make a server send a file itself; its extensions have the same names."""
+_SENDING_SECONDS: Final = 1.0
+"""After so long in one ``send``, it is checked whether the client is still connected."""
+
+
+class CacheHandle:
+    """The cache for the application's handlers: ``request.state.cache``."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+
+    async def purge(
+        self, *urls: str, tags: Sequence[str] = (), everything: bool = False, soft: bool = False
+    ) -> None:
+        """Invalidate stored responses: ``await request.state.cache.purge("/tea?size=2")``.
+
+        ``urls`` are paths with their query, or whole URLs; each is purged with all its variants. A
+        tag includes its colon-descendants: ``product`` purges ``product:7``. ``soft`` lets them
+        still be served stale where their rule allows it. Does nothing where the middleware is
+        disabled. Raises UpstashError if Upstash cannot be reached.
+        """
+        await self.runtime.apurge(*urls, tags=tags, everything=everything, soft=soft)
+
+    def purge_sync(
+        self, *urls: str, tags: Sequence[str] = (), everything: bool = False, soft: bool = False
+    ) -> None:
+        """Do the same as ``purge`` in a handler that runs in a thread (a plain ``def``)."""
+        self.runtime.purge(*urls, tags=tags, everything=everything, soft=soft)
+
+
+class _Middleware:
+    features: ClassVar[Features]
+
+    def __init__(self, app: ASGIApp, **arguments: Unpack[Arguments]) -> None:
+        self.app = app
+        self.runtime: Runtime = Runtime.of(
+            arguments, self.features, exempts=self.exempting(), refreshes=True
+        )
+        self._limits = Features.RATE_LIMIT in self.features
+        self._leads = self._limits and self.runtime.has_limits
+        self._caches = Features.CACHE in self.features
+        # No other pair is joined: behind a denial or a hit, nothing further in may be charged.
+        joins = self.features is Features.RATE_LIMIT and isinstance(app, CacheMiddleware)
+        self._inner: Runtime | None = cast("CacheMiddleware", app).runtime if joins else None
+        self._root_path = _root_path_of(app)
+        self._cache_handle = CacheHandle(self.runtime)
+        self._redis = RedisProxy(lambda: self.runtime.async_redis())  # noqa: PLW0108
+        self._serving: Mapping[str, ASGIApp] = {
+            "http": self._http,
+            "websocket": self._websocket,
+            "lifespan": self._lifespan,
+        }
+        self._lifespan_state: Mapping[str, Any] = {}
+
+    def exempting(self) -> Callable[[HTTPRequest], bool] | None:
+        """Return a predicate that selects exempt requests; a framework's class overrides it."""
+        return None
+
+    def check_route(self, scope: Scope, looked_up: tuple[Any, Any]) -> None:
+        """Compare where a request was routed to where it was looked up; for a framework's class."""
+
+    async def answer(
+        self,
+        _scope: Scope,
+        _receive: Receive,
+        response: Response,
+        _decision: Decision | None,
+        /,
+    ) -> Response:
+        """Return what to send for a response of this package; for a framework's class."""
+        return response
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one scope; see the ASGI specification, version 3."""
+        if scope["type"] in {"http", "websocket"}:
+            self._add_to_state(scope)
+        looked_up = scope.get("path"), scope.get("method")
+        serve = self._serving.get(scope["type"]) if self.runtime.enabled else None
+        await (serve or self.app)(scope, receive, send)
+        if self._limits and any_exempt():
+            self.check_route(scope, looked_up)
+        if self.runtime.late:  # charges of a background task, which the next request has to see
+            await self.runtime.late_settled()
+
+    def _add_to_state(self, scope: Scope) -> None:
+        """Add the decision and the cache for handlers, even if nothing is limited or stored."""
+        state = scope.setdefault("state", {})
+        state["upstash"] = self._redis
+        if self._leads or RUNTIME not in scope:
+            scope[RUNTIME] = self.runtime
+        if self._limits:
+            state.setdefault("rate_limit", UNCHECKED)
+        if self._caches:
+            state["cache"] = self._cache_handle
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun: tuple[HTTPRequest, Exchange] | None = scope.get(_INNER)
+        if begun is not None and begun[1].engine is self.runtime.engine:
+            request, exchange = begun
+            del scope[_INNER]
+        else:
+            request = request_of(scope, self._root_path)
+            exchange = await self.runtime.abegin(request, self._inner)
+        if exchange.decision is not None:
+            scope["state"]["rate_limit"] = exchange.decision
+        scope[STREAM] = stream = stream_of(scope, self.runtime, exchange, receive, send)
+        try:
+            if exchange.response is not None:
+                answer = await self.answer(scope, receive, exchange.response, exchange.decision)
+                await self._respond(scope, answer, exchange.take_refresh(), stream)
+                return
+            if exchange.watching and not _FILES.isdisjoint(scope.get("extensions") or ()):
+                exchange.unseen(certainly=False)
+            if exchange.inner is not None:
+                scope[_INNER] = (request, exchange.take_inner())
+            if exchange.request.headers is request.headers:
+                await self.app(scope, stream.receive, stream.send)
+            else:
+                await self._forward(scope, exchange.request, stream)
+        except Exception as error:
+            if not await stream.send_fallback(error):
+                raise
+        finally:
+            # It refers to the scope: a cycle would outlive the request.
+            scope.pop(STREAM, None)
+            if not stream.finished:
+                await stream.finish(complete=False)
+
+    async def _forward(self, scope: Scope, request: HTTPRequest, stream: ResponseStream) -> None:
+        """Call the application with other header fields, in the same scope.
+
+        Code outside finds there what the application adds, and the client's fields.
+        """
+        clients = scope.get("headers", [])
+        shown = list(request.headers.raw)
+
+        async def send(message: Message) -> None:
+            scope["headers"] = clients
+            try:
+                await stream.send(message)
+            finally:
+                scope["headers"] = shown
+
+        scope["headers"] = shown
+        try:
+            await self.app(scope, stream.receive, send)
+        finally:
+            scope["headers"] = shown = clients
+
+    async def _respond(
+        self, scope: Scope, answer: Response, refresh: Exchange | None, stream: ResponseStream
+    ) -> None:
+        """Send a response of ours, and revalidate it in the background if it was stale.
+
+        Both at the same time: a client may take its response slowly, or never.
+        """
+        if refresh is None:
+            await stream.send_whole(answer, scope["method"])
+            return
+        import anyio  # noqa: PLC0415 - only needed on an event loop
+
+        begun, error = False, None
+
+        async def revalidate() -> None:
+            nonlocal begun
+            begun = True
+            await self._revalidate(scope, refresh)
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                # In a new context: context variables may contain data of the visitor.
+                Context().run(tasks.start_soon, revalidate)
+                try:
+                    await stream.send_whole(answer, scope["method"])
+                except Exception as raised:  # noqa: BLE001 - raised below, and not in a group
+                    error = raised
+        finally:
+            if not begun:
+                await self.runtime.afinish(refresh, complete=False)
+        if error is not None:
+            raise error
+
+    async def _revalidate(self, visitors: Scope, refresh: Exchange) -> None:
+        """Revalidate a stored response by a request that contains nothing of the visitor's."""
+        client = _RevalidationClient(visitors, lambda: refresh.kept)
+        stream = ResponseStream(self.runtime, refresh, client.receive, client.send)
+        scope = refresh_scope(visitors, refresh.request, self._lifespan_state)
+        if "rate_limit" in visitors["state"]:
+            scope["state"]["rate_limit"] = UNCHECKED  # a limit outside counts no revalidation
+        self._add_to_state(scope)
+        try:
+            await self.app(scope, stream.receive, stream.send)
+        except Exception as error:  # noqa: BLE001 - the client has its response
+            if not client.gave_up:
+                self.runtime.observe(UserCodeFailed("background refresh", error))
+        finally:
+            await stream.finish(complete=False)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Count a handshake as a request; messages of an open connection are free."""
+        request = request_of(scope, self._root_path)
+        exchange = await self.runtime.abegin(request, engine=self.runtime.limits)
+        if exchange.decision is not None:
+            scope["state"]["rate_limit"] = exchange.decision
+        try:
+            if exchange.response is not None:
+                await _deny_handshake(scope, receive, send, exchange.response)
+                return
+            handshake = Handshake(self.runtime, exchange, receive, send)
+            try:
+                await self.app(scope, handshake.receive, handshake.send)
+            except Exception:
+                handshake.failed()
+                raise
+        finally:
+            await self.runtime.afinish(exchange, complete=True)
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self.runtime.check_credentials()
+        except ConfigurationError as error:
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            raise
+        self._lifespan_state = scope.get("state", {})
+
+        async def send_after_closing(message: Message) -> None:
+            # A server may end its event loop as soon as it gets the message.
+            if message["type"].startswith("lifespan.shutdown."):
+                await self.runtime.aclose()
+            await send(message)
+
+        await self.app(scope, receive, send_after_closing)
+
+
+class UpstashMiddleware(_Middleware):
+    """Rate limit and response cache in one; a hit is charged to the limit."""
+
+    features = Features.BOTH
+
+
+class RateLimitMiddleware(_Middleware):
+    """The rate limit alone; directly outside a CacheMiddleware both take one round trip."""
+
+    features = Features.RATE_LIMIT
+
+
+class CacheMiddleware(_Middleware):
+    """The response cache alone; outside a RateLimitMiddleware its hits are not charged."""
+
+    features = Features.CACHE
+
+
+def _root_path_of(app: Any) -> str:
+    """Return the ``root_path`` that a FastAPI application inside adds to each scope itself."""
+    while app is not None:
+        if any(base.__module__ == "fastapi.applications" for base in type(app).__mro__):
+            return str(app.root_path)
+        app = getattr(app, "app", None)
+    return ""
+
+
+# ------------------------------------------------------------------------------------------------
+# Responses
+
+
+class ResponseStream(Struct, eq=False):
+    """One response from the application to the server, and the end of its exchange."""
+
+    _runtime: Runtime
+    _exchange: Exchange
+    _receive: Receive
+    _send: Send
+    _sends_may_hang: bool = False
+    """Hypercorn's ``send`` may never return for a stream of HTTP/2 whose client has left."""
+    finished: bool = False
+    """Whether the exchange has been finished."""
+    _attached: list[Attached] = []
+    _started: bool = False
+    _announced: int | None = None
+    """Bytes still to come by Content-Length; None without one."""
+    _trailers: bool = False  # whether trailers follow the body
+    _head_of_304: Message | None = None
+    """The head of a 304 that replaces a response whose body is still to be seen."""
+    _replaced: bool = False
+    """Whether a whole Response has been sent in place of the application's."""
+    _seen_whole: bool = True
+    """Whether every byte of the body has passed here, so that it can be stored."""
+    _client_left: bool = False
+    _sending: bool = False
+    _receiving: bool = False  # whether the application waits for a message
+    _watching: anyio.Event | None = None
+    """Set once nothing else receives messages while one is being sent."""
+    _handed_over: bool = False  # whether the server has been given the last piece
+    _received_ahead: list[Message] = []
+    """Messages that were received meanwhile, for the application."""
+
+    @property
+    def path(self) -> str:
+        """The path that the middleware's rules have been matched with."""
+        return self._exchange.request.path
+
+    def attach(self, attached: Attached) -> None:
+        """Pass the response's head and end to a limit or cache in front of a handler."""
+        self._attached.append(attached)
+
+    async def receive(self) -> Message:
+        """Pass on the server's message, and note that the client has left.
+
+        An application that gets this message may cut its response short and still end it
+        properly, so a response that ends after it is not stored.
+        """
+        if self._watching is not None and not self._received_ahead:
+            await self._watching.wait()
+        if self._received_ahead:
+            is_end = self._received_ahead[0]["type"] == "http.disconnect"
+            return self._received_ahead[0] if is_end else self._received_ahead.pop(0)
+        self._receiving = True
+        try:
+            message = self._noted(await self._receive())
+        finally:
+            self._receiving = False
+        if self._client_left and self._sending:
+            await self.finish(complete=False)
+        return message
+
+    def _noted(self, message: Message) -> Message:
+        if message["type"] == "http.disconnect":
+            self._client_left = True
+            if not (self.finished or self._handed_over):
+                self._exchange.forbid("the client left before the response", client_left=True)
+        elif message.get("body") and announces_no_body(self._exchange.request):
+            self._exchange.forbid(UNANNOUNCED_BODY)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass on the application's message, and finish right after the last byte."""
+        if self._replaced:
+            return
+        if message["type"] == "http.response.start":
+            await self._send_head(message)
+            return
+        is_file = message["type"] in _FILES
+        if is_file:
+            self._seen_whole = False
+            self._exchange.unseen()
+        # Everything is read before the message is sent: middleware outside may write into it, the
+        # application may fill its buffer again, and after the last byte every client leaves.
+        piece = bytes(message.get("body", b""))
+        if self._announced is not None:
+            self._announced -= len(piece)
+        is_last = _ends(message, self._trailers) or (self._announced == 0 and bool(piece))
+        complete = self._seen_whole and not self._client_left
+        if piece and self._exchange.watching and not self.finished:
+            self._exchange.chunk(piece)
+        if self._head_of_304 is not None:
+            if is_last:
+                await self._send_304(self._head_of_304, complete=complete)
+        elif is_last and self._runtime.finishes_first:
+            await self.finish(complete=complete)
+            await self._send(message)
+        else:
+            if self._exchange.locking is not None:
+                await self._release()
+            await self._send_on(message, is_last=is_last, complete=complete)
+            if is_last:
+                await self.finish(complete=complete)
+            elif piece or is_file:
+                await self._renew()
+
+    async def _send_head(self, message: Message) -> None:
+        if self._started:  # the application has ignored that the server refuses another head
+            self._exchange.forbid("the response was begun twice")
+        self._started = True
+        head = sent = ResponseHead(message["status"], headers_of(message.get("headers", ())))
+        for attached in reversed(self._attached):
+            head = attached.head(head)
+        answer = self._exchange.head(head)
+        if isinstance(answer, Response):
+            await self.send_whole(answer, self._exchange.request.method)
+            return
+        message = _with_headers(message, answer.headers, sent.headers)
+        if answer.status != sent.status:
+            message = {**message, "status": answer.status}
+        self._trailers = message.get("trailers", False)
+        is_head = self._exchange.request.method == "HEAD"
+        if not (self._trailers or is_head):
+            self._announced = content_length(head.headers)
+        if answer.status in WITHOUT_BODY and head.status not in WITHOUT_BODY:
+            self._head_of_304 = {**message, "trailers": False}
+            return
+        # Whether a client that has the head has everything, whatever the application sends.
+        is_all = is_head or answer.status in WITHOUT_BODY or self._announced == 0
+        if self._runtime.finishes_first and is_all and not self._trailers:
+            await self.finish(complete=not self._client_left)
+        if self._exchange.locking is not None:
+            await self._release()
+        await self._send_on(message)
+
+    async def _send_304(self, start: Message, *, complete: bool) -> None:
+        """Send the head of a 304 in place of a response that has been seen whole."""
+        self._replaced = True
+        if self._runtime.finishes_first:
+            await self.finish(complete=complete)
+        await self._send(start)
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self.finish(complete=complete)
+
+    async def send_whole(self, response: Response, method: str) -> None:
+        """Send a response of ours in place of the application's, without its body for HEAD."""
+        self._started = self._replaced = True
+        body = b"" if method == "HEAD" else response.body
+        if self._runtime.finishes_first and not body:
+            await self.finish(complete=True)
+        await self._send(_start_message(response.head))
+        if self._runtime.finishes_first:
+            await self.finish(complete=True)
+        end = {"type": "http.response.body", "body": body, "more_body": False}
+        await self._send_on(end, is_last=True, complete=True)
+        await self.finish(complete=True)
+
+    async def send_fallback(self, error: Exception) -> bool:
+        """Send a stored response in place of the application's exception; return whether it did."""
+        if self._started or self._client_left:
+            return False
+        for attached in self._attached:
+            attached.failed()
+        response = self._exchange.failed()
+        if response is None:
+            return False
+        self._runtime.observe(UserCodeFailed("the application", error))
+        await self.send_whole(response, self._exchange.request.method)
+        return True
+
+    async def finish(self, *, complete: bool) -> None:
+        """Finish the exchange, unless it is finished already."""
+        if not self.finished:
+            self.finished = True
+            for attached in self._attached:
+                await attached.afinish(complete=complete)
+            await self._runtime.afinish(self._exchange, complete=complete)
+
+    async def _renew(self) -> None:
+        """Renew the slots and locks on Redis while the response is sent, if that is due."""
+        if self._exchange.holding:
+            await self._runtime.aperform_to_end(self._exchange.renewal())
+        for attached in self._attached:
+            if attached.holding:
+                await attached.arenew()
+
+    async def _release(self) -> None:
+        """Release the lock that other processes wait for, before this client can delay it."""
+        if not self.finished:
+            await self._runtime.aperform_to_end(self._exchange.release())
+
+    async def _send_on(
+        self, message: Message, *, is_last: bool = False, complete: bool = False
+    ) -> None:
+        """Send a message, and finish the exchange even if that never returns."""
+        self._handed_over = is_last
+        try:
+            if self._sends_may_hang and not self.finished:
+                await self._send_watched(message, is_last=is_last, complete=complete)
+            else:
+                await self._send(message)
+        except BaseException:
+            self._seen_whole = False  # although the application may go on
+            raise
+
+    async def _send_watched(self, message: Message, *, is_last: bool, complete: bool) -> None:
+        import anyio  # noqa: PLC0415 - only needed on an event loop
+
+        self._sending, error = True, None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(self._watch, is_last=is_last, complete=complete))
+            try:
+                await self._send(message)
+            except Exception as raised:  # noqa: BLE001 - raised below, and not in a group
+                error = raised
+            tasks.cancel_scope.cancel()
+        self._sending = False
+        if error is not None:
+            raise error
+
+    async def _watch(self, *, is_last: bool, complete: bool) -> None:
+        """Finish the exchange if the client leaves while a message is being sent."""
+        import anyio  # noqa: PLC0415
+
+        await anyio.sleep(_SENDING_SECONDS)
+        if is_last:
+            await self.finish(complete=complete)
+            return
+        if self._receiving:  # the application will get the message
+            return
+        self._watching = anyio.Event()
+        try:
+            while not self._client_left:
+                message = self._noted(await self._receive())
+                self._received_ahead.append(message)
+                self._watching.set()  # the application may wait for it
+                self._watching = anyio.Event()
+                if message.get("more_body"):  # an upload, which is read at the application's pace
+                    return
+        finally:
+            self._watching.set()
+            self._watching = None
+        await self.finish(complete=False)
+
+
+def stream_of(
+    scope: Scope, runtime: Runtime, exchange: Exchange, receive: Receive, send: Send
+) -> ResponseStream:
+    """Return the stream of the response to a request."""
+    is_http1 = scope.get("http_version", "1.1") in {"1.0", "1.1"}
+    return ResponseStream(runtime, exchange, receive, send, not is_http1)
+
+
+def _ends(message: Message, trailers: bool) -> bool:
+    """Whether a message is the last one of a response."""
+    match message["type"]:
+        case "http.response.body" | "http.response.zerocopysend":
+            return not (message.get("more_body", False) or trailers)
+        case "http.response.pathsend":
+            return not trailers
+        case "http.response.trailers":
+            return not message.get("more_trailers", False)
+        case _:
+            return False
+
+
+class Handshake(Struct, eq=False):
+    """One WebSocket handshake and its connection, for which a limit may hold a slot."""
+
+    _runtime: Runtime
+    _exchange: Exchange
+    _receive: Receive
+    _send: Send
+    _answered: bool = False
+    _client_left: bool = False
+
+    async def send(self, message: Message) -> None:
+        """Pass on the application's message; the first one gets the limit's fields."""
+        if not self._answered:
+            self._answered = True
+            message = self._answer(message)
+        await self._send(message)
+        await self._renew()
+
+    async def receive(self) -> Message:
+        """Pass on the server's message."""
+        message = await self._receive()
+        if message["type"] == "websocket.disconnect":
+            self._client_left = True
+        await self._renew()
+        return message
+
+    def failed(self) -> None:
+        """Note that the application has raised: a server answers an open handshake with a 500."""
+        if not (self._answered or self._client_left):
+            self._exchange.failed()
+
+    async def _renew(self) -> None:
+        if self._exchange.holding:
+            await self._runtime.aperform_to_end(self._exchange.renewal())
+
+    def _answer(self, message: Message) -> Message:
+        match message["type"]:
+            case "websocket.accept":
+                status = 101
+            case "websocket.http.response.start":
+                status = message["status"]
+            case _:  # closed before it was accepted: the server answers 403 (ASGI, WebSocket)
+                self._exchange.head(ResponseHead(403, NO_HEADERS))
+                return message
+        head = ResponseHead(status, headers_of(message.get("headers", ())))
+        sent = cast(
+            "ResponseHead", self._exchange.head(head)
+        )  # a limit never replaces the response
+        return _with_headers(message, sent.headers, head.headers)
+
+
+async def _deny_handshake(scope: Scope, receive: Receive, send: Send, denial: Response) -> None:
+    """Refuse a handshake: with the response where the server can send one, else by closing."""
+    await receive()  # websocket.connect
+    if DENIAL_EXTENSION not in (scope.get("extensions") or {}):
+        await send({"type": "websocket.close", "code": TRY_AGAIN_LATER})
+        return
+    await send({**_start_message(denial.head), "type": "websocket.http.response.start"})
+    await send({"type": "websocket.http.response.body", "body": denial.body, "more_body": False})
+
+
+def headers_of(pairs: Iterable[Iterable[bytes]]) -> Headers:
+    """Return header fields; a server's pairs may be lists."""
+    return Headers(map(tuple, pairs))  # type: ignore[arg-type] # each is of two
+
+
+def _with_headers(message: Message, headers: Headers, read: Headers) -> Message:
+    """Return a message with header fields that replace those that were ``read`` from it.
+
+    Where nothing has changed it is the message itself, unless its fields can be read only once.
+    """
+    if headers is read and isinstance(message.get("headers", ()), list | tuple):
+        return message
+    return {**message, "headers": headers.lowered()}
+
+
+def _start_message(head: ResponseHead) -> Message:
+    """Return the message that starts a response."""
+    return {
+        "type": "http.response.start",
+        "status": head.status,
+        "headers": head.headers.lowered(),  # lower case by the specification
+    }
+
+
+# ------------------------------------------------------------------------------------------------
+# Requests
+
+
+def request_of(scope: Scope, root_path: str = "") -> HTTPRequest:
+    """Return the request of an HTTP scope, or of a WebSocket scope, whose handshake is one.
+
+    A non-empty ``root_path`` replaces the scope's.
+    """
+    headers = Headers(map(tuple, scope.get("headers", ())))
+    path: str = scope["path"]
+    root_path = root_path or scope.get("root_path") or ""
+    sent = (scope.get("raw_path") or b"").decode("latin-1")
+    if root_path:
+        path, sent = _below(root_path, path, sent)
+    elif sent != path and unquote(sent) != path:
+        # Middleware outside may have rewritten the path alone. The raw path then belongs to
+        # another resource, and two resources must never share a stored response.
+        sent = ""
+    host = next((value for name, value in headers.raw if name == b"host"), None)
+    client = scope.get("client")
+    return HTTPRequest(
+        scope.get("method", "GET"),  # of a handshake: RFC 6455 §4.1
+        path,
+        headers,
+        scope.get("query_string", b"").decode("latin-1"),
+        scope.get("scheme", "http"),
+        (headers.get("host") or "" if host is None else host.decode("latin-1")).lower(),
+        (client[0] or None) if client else None,
+        sent,
+        root_path.rstrip("/"),
+        scope,
+    )
+
+
+def _below(root_path: str, path: str, sent: str) -> tuple[str, str]:
+    """Return the path below ``root_path``, as Starlette routes on it, and the URL's as sent.
+
+    By the ASGI specification ``path`` begins with ``root_path``, as with uvicorn and Starlette's
+    mounts. Hypercorn, granian and gunicorn leave ``path`` as the proxy sent it, which may have
+    removed the prefix.
+    """
+    whole, below = root_path.rstrip("/") + path, path
+    if path.startswith(root_path) and path[len(root_path) :][:1] in {"", "/"}:
+        whole, below = path, path[len(root_path) :]
+    for url in (sent, quote(root_path.rstrip("/"), safe=PATH_SAFE) + sent):
+        if unquote(url) == whole:
+            return below, url
+    return below, quote(whole, safe=PATH_SAFE)  # rewritten outside: see request_of
+
+
+_TO_ROUTE = (
+    "type",
+    "asgi",
+    "http_version",
+    "scheme",
+    "path",
+    "raw_path",
+    "root_path",
+    "server",
+    # Keys of Starlette: the application, and those that a mount outside of the middleware adds.
+    "app",
+    "app_root_path",
+    "path_params",
+    "router",
+)
+
+
+def refresh_scope(scope: Scope, request: HTTPRequest, lifespan_state: Mapping[str, Any]) -> Scope:
+    """Return the scope of a background revalidation, made from that of the visitor's request.
+
+    It has what applications need to route it, and nothing of the visitor: no address, no state,
+    no extensions, and nothing that middleware outside has added.
+    """
+    kept = {name: scope[name] for name in _TO_ROUTE if name in scope}
+    return {
+        **kept,
+        "method": request.method,
+        "query_string": request.query.encode("latin-1"),
+        "headers": list(request.headers.raw),
+        "client": None,
+        "state": {**lifespan_state},
+        REFRESH: True,
+    }
+
+
+class _RevalidationClient:
+    """The client of a background revalidation.
+
+    It sends a request without a body, and stays connected until it has the whole response, or all
+    of it that is ``wanted``: a response that is not stored may never end.
+    """
+
+    __slots__ = ("_left", "_raises", "_requested", "_wanted", "gave_up")
+
+    def __init__(self, scope: Scope, wanted: Callable[[], bool]) -> None:
+        import anyio  # noqa: PLC0415 - only needed on an event loop
+
+        self._requested = False
+        self._left = anyio.Event()
+        self._raises = scope.get("asgi", {}).get("spec_version", "2.0") >= "2.4"
+        self._wanted = wanted
+        self.gave_up: bool = False
+        """Whether it has left before the response was complete."""
+
+    async def receive(self) -> Message:
+        """Return the request, and then nothing until this client leaves."""
+        if not self._requested:
+            self._requested = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Receive a message of the response."""
+        import anyio.lowlevel  # noqa: PLC0415
+
+        await anyio.lowlevel.checkpoint()  # other tasks would never run otherwise
+        more = message.get("more_body", False)
+        self.gave_up = self.gave_up or (more and not self._wanted())
+        if self.gave_up or (message["type"] == "http.response.body" and not more):
+            self._left.set()
+        if self.gave_up and self._raises:
+            raise OSError("the rest of this response is not needed")

@@ -1,0 +1,643 @@
+"""Identifiers: whose quota a request uses."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+from urllib.parse import quote, unquote_plus
+
+from msgspec import Struct
+
+from upstash_middleware.core.flow import Resolve, call
+from upstash_middleware.errors import ConfigurationError
+from upstash_middleware.messages import HTTPRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LONGEST_PLAIN = 128
+"""Characters, escaped; a longer value is hashed, so that no key grows with what a client sent."""
+_LONGEST_KIND = 64
+
+
+class Identifier(Struct, frozen=True):
+    """Whose quota it is: a value and its kind, so that values of different kinds never collide."""
+
+    kind: str
+    """For instance ``ip``, ``user``, ``header.x-api-key``."""
+    value: str
+    """The address, the user's id, the key."""
+    secret: bool = False
+    """Whether the value gives access to something: it is then hashed wherever it is written."""
+
+
+class Finder(Struct, frozen=True):
+    """An extractor that calls others: its ``find`` is a flow."""
+
+    async def find(self, request: HTTPRequest) -> Identifier | None:
+        """Return what it finds."""
+        raise NotImplementedError
+
+
+Found = Identifier | str | int | None
+"""What an extractor returns. Text or a number of the application's own is written as it is."""
+Extractor = Callable[[HTTPRequest], Found | Awaitable[Found]]
+AnyExtractor = Extractor | Finder
+
+
+def is_extractor(value: object) -> TypeGuard[AnyExtractor]:
+    """Whether a value can be a rule's ``by``."""
+    return callable(value) or isinstance(value, Finder)
+
+
+async def extract(extractor: AnyExtractor, request: HTTPRequest) -> Identifier | None:
+    """Return what an extractor, sync or async, finds; its own text or number is kind ``id``.
+
+    A flow. Raises TypeError for anything else, and whatever the extractor raises.
+    """
+    if isinstance(extractor, Finder):
+        return await extractor.find(request)
+    found: Any = extractor(request)
+    if found is None or type(found) is Identifier:  # nearly always, and cheap to check
+        return found
+    if isinstance(found, Awaitable):
+        found = await Resolve(found)
+        if found is None or isinstance(found, Identifier):
+            return found
+    if isinstance(found, bool) or not isinstance(found, (str, int)):
+        raise TypeError(
+            f"an extractor should return text, a whole number, an Identifier or None, "
+            f"not {type(found).__name__}"
+        )
+    return Identifier("id", str(found)) if found != "" else None
+
+
+# ------------------------------------------------------------------------------------------------
+# How identifiers are written into keys.
+
+
+_UNESCAPED = re.compile(r"[A-Za-z0-9/\-._~!$&'()*+,;=@]*")
+
+
+def escape(part: str) -> str:
+    """Return one part of a key with whatever could end it, or look like another, escaped.
+
+    The colon separates a key's parts, the percent sign escapes, the number sign marks a hash;
+    braces would be a cluster's hash tags.
+    """
+    if _UNESCAPED.fullmatch(part):  # nearly all, and quicker than quote
+        return part
+    return quote(part, safe="/-._~!$&'()*+,;=@", errors="surrogatepass")
+
+
+def key_text(identifier: Identifier, secret: Callable[[], bytes]) -> str:
+    """Return the identifier as it is written in keys, events and decisions: ``KIND=VALUE``.
+
+    A secret value, or a long one, becomes ``KIND=#HASH`` with 128 bits of HMAC-SHA256 under
+    ``secret()``. Other kinds and values give other texts.
+    """
+    if not identifier.secret:
+        plain = _plain_text(identifier.kind, identifier.value)
+        if plain is not None:
+            return plain
+    kind = _escaped_kind(identifier.kind)
+    message = f"{kind}={identifier.value}".encode("utf-8", "surrogatepass")
+    return f"{kind[:_LONGEST_KIND]}=#{hmac.digest(secret(), message, 'sha256')[:16].hex()}"
+
+
+@lru_cache(maxsize=1024)
+def _plain_text(kind: str, value: str) -> str | None:
+    """Return ``KIND=VALUE``, or None where that would be too long."""
+    if len(value) > _LONGEST_PLAIN:
+        return None
+    kind, value = _escaped_kind(kind), escape(value)
+    short = len(kind) <= _LONGEST_KIND and len(value) <= _LONGEST_PLAIN
+    return f"{kind}={value}" if short else None
+
+
+def _escaped_kind(kind: str) -> str:
+    return escape(kind).replace("=", "%3D")
+
+
+# ------------------------------------------------------------------------------------------------
+# Values that come with a request. They may be credentials, so they are always secret. A client can
+# invent them: where that matters, check the credential before the limit, or limit by address too.
+
+_SEVERAL = "(several values)"
+
+
+class SentValue(Struct, frozen=True):
+    """The extractor that ``header``, ``cookie`` and ``query`` return."""
+
+    kind: str
+    name: str
+    read: Callable[[HTTPRequest, str], list[str]]
+
+    def __call__(self, request: HTTPRequest) -> Identifier | None:
+        """Return the value as a secret identifier; None if it is absent or empty.
+
+        Frameworks differ in which of several values they read, so a request with several
+        different ones shares one quota with all others like it.
+        """
+        values = {value for value in self.read(request, self.name) if value}
+        if len(values) > 1:
+            return Identifier(f"{self.kind}.{self.name}", _SEVERAL)
+        return Identifier(f"{self.kind}.{self.name}", values.pop(), secret=True) if values else None
+
+
+def header(name: str) -> SentValue:
+    """Identify by a request header field, for instance ``X-API-Key``."""
+    return SentValue("header", _checked_name("header", name).lower(), _header)
+
+
+def cookie(name: str) -> SentValue:
+    """Identify by a cookie."""
+    return SentValue("cookie", _checked_name("cookie", name), _cookie)
+
+
+def query(name: str) -> SentValue:
+    """Identify by a parameter of the URL's query."""
+    return SentValue("query", _checked_name("query", name), _query)
+
+
+def _checked_name(function: str, name: str) -> str:
+    if not name.isascii() or not 0 < len(name) <= 64 or " " in name:
+        raise ConfigurationError(
+            f"{function}({name!r}): a name should be 1 to 64 ASCII characters without spaces"
+        )
+    return name
+
+
+def _header(request: HTTPRequest, name: str) -> list[str]:
+    values = [value.strip() for value in request.headers.lines(name)]
+    if name in {"authorization", "proxy-authorization"}:
+        # RFC 9110 §11.1: schemes compare without case. Applications divide at blanks.
+        parts = [value.split()[:2] for value in values]
+        values = [" ".join([*map(str.lower, each[:1]), *each[1:]]) for each in parts]
+    return values
+
+
+def _cookie(request: HTTPRequest, name: str) -> list[str]:
+    values = []
+    for line in request.headers.lines("cookie"):
+        for pair in line.split(";"):
+            key, equals, value = pair.partition("=")
+            if equals and key.strip() == name:
+                values.append(value.strip().strip('"'))
+                if "\\" in value:  # some frameworks undo escapes in quoted values, others do not
+                    values.append(_SEVERAL)
+    return values
+
+
+def _query(request: HTTPRequest, name: str) -> list[str]:
+    if name not in request.query and "%" not in request.query and "+" not in request.query:
+        return []
+    return [
+        unquote_plus(value)
+        for key, _, value in (part.partition("=") for part in request.query.split("&"))
+        # An escape has three characters, so a longer key is another name.
+        if key == name or (len(key) <= 3 * len(name) and unquote_plus(key) == name)
+    ]
+
+
+USERS: list[tuple[Callable[[Any], bool], Callable[[HTTPRequest], Any]]] = []
+"""For each framework, whether a request is its own, and its extractor ``user``."""
+
+
+def framework_user(request: HTTPRequest) -> Any:
+    """Identify by the user of the framework: what ``by="user"`` means.
+
+    Raises LookupError where the framework has no users.
+    """
+    for is_its_request, user in USERS:
+        if is_its_request(request.native):
+            return user(request)
+    raise LookupError(
+        "by='user': this framework knows no users; give a function of the request instead"
+    )
+
+
+# ------------------------------------------------------------------------------------------------
+# The client's address: from the connection, or from a header that a trusted proxy has written.
+#
+# A forwarded header is read only as far as it is trusted, and always from its right end, where the
+# nearest proxy has written; anything further left may be the client's own (RFC 7239 §8.1).
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_LONGEST_CHAIN = 4096
+"""Characters of a forwarded header that are read, from its right end."""
+
+
+class Platform(NamedTuple):
+    """The header field in which a platform's proxy writes the client's address."""
+
+    header: str
+    hops: int
+    """Which entry counts, from the right; 1 is the last."""
+
+
+PLATFORMS = {
+    # Each replaces what the client sent in that header.
+    "vercel": Platform("x-real-ip", 1),
+    "cloudflare": Platform("cf-connecting-ip", 1),
+    "fly": Platform("fly-client-ip", 1),
+    "render": Platform("cf-connecting-ip", 1),  # its proxy is Cloudflare's
+    # Each appends the address that it saw, so only the last entry is its own.
+    # Not so behind an edge-optimised REST API, which appends CloudFront's address too, nor behind
+    # a function URL, which may hand on the client's own entry: there the event has the source.
+    "aws": Platform("x-forwarded-for", 1),  # load balancers, HTTP APIs, regional REST APIs
+    "heroku": Platform("x-forwarded-for", 1),
+    "google-cloud-run": Platform("x-forwarded-for", 1),
+    # Behind its external load balancer, which appends the client's address and its own.
+    "google-cloud-load-balancer": Platform("x-forwarded-for", 2),
+}
+"""Presets of ``client_ip(platform=…)``, valid where no request can bypass the platform's proxy."""
+
+
+class ClientAddress(Struct, frozen=True):
+    """The extractor that ``client_ip`` returns."""
+
+    header: str | None
+    hops: int
+    networks: tuple[Network, ...]
+    ipv6_prefix: int
+
+    def __call__(self, request: HTTPRequest) -> Identifier | None:
+        """Return the client's address as an identifier, the peer's where no proxy is trusted."""
+        if self.header is None:
+            return _identifier_of(request.peer or "", self.ipv6_prefix)
+        address = self.address(request)
+        return None if address is None else of_address(address, self.ipv6_prefix)
+
+    def address(self, request: HTTPRequest) -> Address | None:
+        """Return the client's address, or None if not even the peer has one."""
+        peer = parse_address(request.peer or "")
+        if self.header is None:
+            return peer
+        chain = _chain(self.header, request)
+        if self.networks:
+            return _first_untrusted(chain, peer, self.networks)
+        for entry in chain[-self.hops :] if len(chain) >= self.hops else ():
+            if address := parse_address(entry):
+                return address
+        return peer
+
+
+def client_ip(
+    *,
+    trusted_hops: int = 0,
+    trusted: Iterable[str] = (),
+    platform: str | None = None,
+    header: str | None = None,
+    ipv6_prefix: int = 64,
+) -> ClientAddress:
+    """Identify by the client's address; without arguments, the address of the connection.
+
+    Behind proxies give one of the first three.
+
+    Args:
+        trusted_hops: How many proxies are in front of the application.
+        trusted: Their networks, such as ``"10.0.0.0/8"``.
+        platform: A name of ``PLATFORMS``.
+        header: Where they write: ``x-forwarded-for`` unless it is ``forwarded`` (RFC 7239) or
+            another; a list is read from its right end.
+        ipv6_prefix: An IPv6 client counts by this many bits, since it can choose the others.
+
+    Raises:
+        ConfigurationError: A value is wrong, or several are given.
+    """
+    networks = tuple(map(_network, trusted))
+    if sum((bool(trusted_hops), bool(networks), platform is not None)) > 1:
+        raise ConfigurationError(
+            "client_ip: give one of trusted_hops, trusted and platform, not several"
+        )
+    if not 0 <= trusted_hops <= 32 or not 16 <= ipv6_prefix <= 128:
+        raise ConfigurationError(
+            f"client_ip: trusted_hops={trusted_hops!r} should be from 0 to 32, "
+            f"ipv6_prefix={ipv6_prefix!r} from 16 to 128"
+        )
+    if platform is not None:
+        if platform not in PLATFORMS:
+            known = ", ".join(PLATFORMS)
+            raise ConfigurationError(
+                f"client_ip: no platform is called {platform!r}; known: {known}"
+            )
+        return ClientAddress(*PLATFORMS[platform], (), ipv6_prefix)
+    if trusted_hops or networks:
+        name = (header or "x-forwarded-for").lower()
+        return ClientAddress(name, trusted_hops, networks, ipv6_prefix)
+    if header is not None:
+        raise ConfigurationError(
+            f"client_ip: header={header!r} needs a trusted proxy that writes it; set "
+            "trusted_hops=1 or trusted=('10.0.0.0/8',)"
+        )
+    return ClientAddress(None, 0, (), ipv6_prefix)
+
+
+def _network(text: str) -> Network:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"client_ip: trusted network {text!r}: {error}; write for instance '10.0.0.0/8'"
+        ) from None
+
+
+def peer_address(request: HTTPRequest, ipv6_prefix: int = 64) -> Identifier | None:
+    """Return the other end of the connection as an identifier; None where it is not known."""
+    if not request.peer:
+        return None
+    return _identifier_of(request.peer, ipv6_prefix) or Identifier("peer", request.peer)
+
+
+@lru_cache(maxsize=4096)
+def _identifier_of(text: str, ipv6_prefix: int) -> Identifier | None:
+    address = parse_address(text)
+    return None if address is None else of_address(address, ipv6_prefix)
+
+
+def of_address(address: Address, ipv6_prefix: int) -> Identifier:
+    """Return an address as an identifier; an IPv6 address becomes its network."""
+    if address.version == 4 or ipv6_prefix == 128:
+        return Identifier("ip", str(address))
+    return Identifier("ip", str(ipaddress.ip_network((address, ipv6_prefix), strict=False)))
+
+
+_WITH_PORT = re.compile(r"([0-9.]+):[0-9]{1,5}|\[([^\]]*)\](?::[0-9]{1,5})?")
+
+
+@lru_cache(maxsize=4096)
+def parse_address(text: str) -> Address | None:
+    """Parse an address as proxies write it: with a port, in brackets or quotes, mapped, zoned.
+
+    Returns None for anything else: ``unknown``, an obfuscated name.
+    """
+    text = text.strip().strip('"')
+    if len(text) > 64:
+        return None
+    if found := _WITH_PORT.fullmatch(text):
+        text = found[1] or found[2] or ""
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _chain(header: str, request: HTTPRequest) -> list[str]:
+    """Return the addresses of a forwarded header, the nearest proxy's entry last."""
+    value = request.headers.combined(header)
+    if value is None:
+        return []
+    if len(value) > _LONGEST_CHAIN:  # the client's own invention, except for the right end
+        value = value[-_LONGEST_CHAIN:].partition(",")[2]
+    if header != "forwarded":
+        return value.split(",")
+    return [_forwarded_for(element) for element in _split_from_right(value, ",")]
+
+
+def _forwarded_for(element: str) -> str:
+    """Return the ``for`` of an element of Forwarded; without one, it keeps its place."""
+    for pair in _split_from_right(element, ";"):
+        name, _, value = pair.partition("=")
+        if name.strip().lower() == "for":
+            return value
+    return "unknown"
+
+
+def _split_from_right(text: str, separator: str) -> list[str]:
+    """Split outside of quoted strings (RFC 9110 §5.6.4), reading them from the right.
+
+    A string that a client has left open on the left then contains nothing that a proxy appended.
+    """
+    parts, end, quoted = [], len(text), False
+    for index in range(len(text) - 1, -1, -1):
+        if text[index] == '"' and not _is_escaped(text, index):
+            quoted = not quoted
+        elif text[index] == separator and not quoted:
+            parts.append(text[index + 1 : end])
+            end = index
+    return [*parts, text[:end]][::-1]
+
+
+def _is_escaped(text: str, index: int) -> bool:
+    start = index
+    while start and text[start - 1] == "\\":
+        start -= 1
+    return (index - start) % 2 == 1
+
+
+def _first_untrusted(
+    chain: list[str], peer: Address | None, networks: tuple[Network, ...]
+) -> Address | None:
+    """Walk from the peer to the left as long as each address is a trusted proxy's."""
+    found = peer
+    for entry in reversed(chain):
+        # A peer without an address is a Unix socket: only a proxy of this machine is behind it.
+        if found is not None and not any(found in network for network in networks):
+            break
+        address = parse_address(entry)
+        if address is None:
+            break
+        found = address
+    return found
+
+
+def address_behind_proxies(extractors: Iterable[AnyExtractor]) -> ClientAddress | None:
+    """Return the first ``client_ip`` among extractors and their parts that configures proxies.
+
+    They are in front of the whole application, so it finds the client's address for every rule.
+    """
+    for part in (part for extractor in extractors for part in _parts_of(extractor)):
+        if isinstance(part, ClientAddress) and part.header is not None:
+            return part
+    return None
+
+
+# ------------------------------------------------------------------------------------------------
+# Extractors that need a flow: JSON Web Tokens, and extractors made of others.
+
+Verify = Callable[[str], Mapping[str, Any] | Awaitable[Mapping[str, Any]]]
+
+
+class JwtClaim(Finder, frozen=True):
+    """A claim of a verified token."""
+
+    claim: str
+    verify: Verify
+    header: str
+
+    async def find(self, request: HTTPRequest) -> Identifier | None:
+        """Return the claim as a secret identifier; None without a token that verifies."""
+        kind = f"jwt.{self.claim}"
+        if len(set(request.headers.lines(self.header))) > 1:
+            return Identifier(kind, _SEVERAL)
+        # RFC 6750 §2.1, or a field that contains only the token
+        scheme, _, token = (request.headers.get(self.header) or "").strip().rpartition(" ")
+        if not token or scheme.strip().lower() not in {"", "bearer"}:
+            return None
+        try:
+            claims = await call(self.verify, token)
+        except Exception:  # noqa: BLE001 - every library raises its own for an invalid token
+            return None
+        value = claims.get(self.claim)
+        return None if value in {None, ""} else Identifier(kind, str(value), secret=True)
+
+
+def jwt_claim(claim: str, verify: Verify, *, header: str = "Authorization") -> JwtClaim:
+    """Identify by a claim, ``"sub"`` for instance, of the bearer token in a header field.
+
+    ``verify`` takes the token, verifies it, and returns its claims or raises; sync or async:
+    ``lambda token: jwt.decode(token, key, algorithms=["RS256"])`` with PyJWT. A request whose
+    token does not verify has no such identifier. Raises ConfigurationError.
+    """
+    given: object = verify
+    if not callable(given) or not claim:
+        raise ConfigurationError(
+            f"jwt_claim({claim!r}, {verify!r}): give the name of a claim, and a function that "
+            "verifies a token and returns its claims"
+        )
+    return JwtClaim(claim, verify, header.lower())
+
+
+class Combined(Finder, frozen=True):
+    """All of several extractors."""
+
+    extractors: tuple[AnyExtractor, ...]
+
+    async def find(self, request: HTTPRequest) -> Identifier | None:
+        """Return the identifiers combined into one; None if any is missing."""
+        parts = [await extract(extractor, request) for extractor in self.extractors]
+        found = [part for part in parts if part is not None]
+        if len(found) < len(parts):
+            return None
+        # Lengths come first, so that no two lists of values read the same.
+        value = "&".join(f"{len(part.value)}.{part.value}" for part in found)
+        kind = "+".join(part.kind for part in found)
+        return Identifier(kind, value, secret=any(part.secret for part in found))
+
+
+class FirstOf(Finder, frozen=True):
+    """The first of several extractors that finds anything."""
+
+    extractors: tuple[AnyExtractor, ...]
+
+    async def find(self, request: HTTPRequest) -> Identifier | None:
+        """Return what that extractor finds."""
+        for extractor in self.extractors:
+            if found := await extract(extractor, request):
+                return found
+        return None
+
+
+class Hashed(Finder, frozen=True):
+    """An extractor whose values are hashed."""
+
+    extractor: AnyExtractor
+
+    async def find(self, request: HTTPRequest) -> Identifier | None:
+        """Return what the extractor finds, to be hashed wherever it is written."""
+        found = await extract(self.extractor, request)
+        return Identifier(found.kind, found.value, secret=True) if found else None
+
+
+def combine(*extractors: AnyExtractor) -> Combined:
+    """Identify by several things at once: one quota for each pair of address and account."""
+    return Combined(_checked("combine", extractors))
+
+
+def first_of(*extractors: AnyExtractor) -> FirstOf:
+    """Identify by the first of several things that a request has."""
+    return FirstOf(_checked("first_of", extractors))
+
+
+def hashed(extractor: AnyExtractor) -> Hashed:
+    """Hash the values of a custom extractor: for credentials and personal data."""
+    return Hashed(*_checked("hashed", (extractor,)))
+
+
+def _checked(function: str, extractors: tuple[AnyExtractor, ...]) -> tuple[AnyExtractor, ...]:
+    for extractor in extractors:
+        if not is_extractor(extractor):
+            raise ConfigurationError(
+                f"{function}: {extractor!r} should be an extractor such as header('X-API-Key')"
+            )
+    if not extractors:
+        raise ConfigurationError(f"{function}: give at least one extractor")
+    return extractors
+
+
+def _parts_of(extractor: AnyExtractor) -> Iterator[AnyExtractor]:
+    """Yield the extractors that one is made of, at any depth; itself if it is made of none."""
+    match extractor:
+        case Combined(parts) | FirstOf(parts):
+            for part in parts:
+                yield from _parts_of(part)
+        case Hashed(part):
+            yield from _parts_of(part)
+        case _:
+            yield extractor
+
+
+# ------------------------------------------------------------------------------------------------
+# Lists of identifiers and networks that a rule allows or denies.
+
+
+class IdentityList(Struct, frozen=True):
+    """Networks and identifiers."""
+
+    networks: tuple[Network, ...] = ()
+    identities: frozenset[tuple[str, str]] = frozenset()
+    """Kind and value."""
+
+    def __bool__(self) -> bool:
+        return bool(self.networks or self.identities)
+
+    def __contains__(self, identifier: Identifier) -> bool:
+        if self.identities and (identifier.kind, identifier.value) in self.identities:
+            return True
+        if identifier.kind != "ip" or not self.networks:
+            return False
+        # An IPv6 client is a network, which must lie in the listed one as a whole.
+        client: Any = ipaddress.ip_network(identifier.value)
+        return any(
+            client.version == network.version and client.subnet_of(network)
+            for network in self.networks
+        )
+
+
+_MISTYPED = re.compile(r"[0-9]+(\.[0-9]+)+")
+
+
+def identity_list(entries: Iterable[str]) -> IdentityList:
+    """Parse a list.
+
+    An entry is an address or network (``203.0.113.0/24``), an identifier as ``KIND=VALUE``
+    (``header.x-api-key=abc``), or what an extractor of your own returns (``alice``).
+    Raises ConfigurationError.
+    """
+    given: object = entries
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ConfigurationError(f"{entries!r} should be a sequence such as ('203.0.113.0/24',)")
+    networks, identities = [], set()
+    for entry in given:
+        if not isinstance(entry, str) or not entry:
+            raise ConfigurationError(f"{entry!r} should be a network or an identifier, as text")
+        try:
+            networks.append(ipaddress.ip_network(entry))
+            continue
+        except ValueError:
+            kind, equals, value = entry.partition("=")
+        if equals:
+            identities.add((kind, value))
+        elif "/" in entry or _MISTYPED.fullmatch(entry):
+            raise ConfigurationError(f"{entry!r} is no network; write for instance '10.0.0.0/8'")
+        else:
+            identities.add(("id", entry))
+    return IdentityList(tuple(networks), frozenset(identities))

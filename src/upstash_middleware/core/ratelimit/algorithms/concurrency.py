@@ -1,0 +1,41 @@
+"""How many requests may be in flight at once."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from upstash_middleware.core.clock import Duration  # noqa: TC001 - for signatures
+from upstash_middleware.core.ratelimit.algorithms.limit import MAX_QUOTA, Limit
+from upstash_middleware.errors import ConfigurationError
+
+_MAX_LIMIT = 1000
+
+
+class Concurrency(Limit, frozen=True):
+    """At most ``limit`` requests at once.
+
+    A slot is released when its request ends, however it ends; if the process crashes first, after
+    ``longest`` seconds. While a response streams, its slot is renewed once half of that time has
+    passed. So ``longest`` should be longer than a response takes to begin, and twice as long as
+    the pause between two of its pieces: one that is silent for longer loses its slot.
+    When a slot will be free is not known, so no Retry-After is given.
+    Raises ConfigurationError.
+    """
+
+    limit: int
+    longest: Duration = 60.0
+
+    name: ClassVar[str] = "slots"
+    window: ClassVar[str] = "longest"
+
+    # A request takes one slot, whatever it costs.
+    @property
+    def highest_cost(self) -> int:
+        return MAX_QUOTA
+
+    def check_numbers(self) -> None:
+        if self.limit > _MAX_LIMIT:
+            raise ConfigurationError(f"{self}: limit should be at most {_MAX_LIMIT}")
+
+    def keys(self, base: str, now_ms: int) -> tuple[str, ...]:  # noqa: ARG002
+        return (f"{base}:slots",)

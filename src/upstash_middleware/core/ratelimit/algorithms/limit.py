@@ -1,0 +1,134 @@
+"""What all limits have in common, whichever algorithm counts them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from upstash_middleware.core.clock import seconds_in
+from upstash_middleware.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# With these bounds the script only computes with whole numbers that a double represents exactly.
+MAX_QUOTA = 10**15 - 1
+"""Also the largest integer of a structured field (RFC 9651 §3.3.1)."""
+MAX_WINDOW_MS = 400 * 24 * 60 * 60 * 1000
+
+
+class Check(Struct, frozen=True):
+    """A limit at a time, and what it becomes if a cost is taken; times are ms since 1970."""
+
+    passes: int
+    """When a request of this cost would pass; not after now if it does at once."""
+    remaining: int
+    reset: int
+    key: int
+    """Which of the limit's keys is written when the cost is taken."""
+    value: Any
+    counts_until: int
+    remaining_after: int
+    reset_after: int
+    where: int = 0
+    """Which part of the state is written: a window's number, an entry's time."""
+
+
+class Limit(Struct, frozen=True, dict=True):
+    """Base of the limits that a rule can set.
+
+    The algorithm's ``.lua`` file defines what a limit does; ``check`` is the same in Python, for
+    counting in this process.
+    """
+
+    name: ClassVar[str]
+    """What the script calls the algorithm."""
+    word: ClassVar[str | None] = None
+    """What the algorithm is called in text such as ``"fixed 10/s"``; None without a notation."""
+    refills: ClassVar[bool] = False
+    """Whether used units come back at the limit's own rate, as in a bucket."""
+    quotas: ClassVar[tuple[str, ...]] = ("limit",)
+    """The fields that are numbers of units."""
+    window: ClassVar[str] = "per"
+    """The field that is a duration."""
+
+    # The window, a bucket's interval, a slot's lifetime.
+    @cached_property
+    def milliseconds(self) -> int:
+        value: object = getattr(self, self.window)
+        seconds = seconds_in(value)
+        if seconds is not None and seconds > 0:
+            milliseconds = seconds * 1000
+            whole = round(milliseconds) if milliseconds <= MAX_WINDOW_MS else 0
+            if whole >= 1 and abs(milliseconds - whole) < 1e-6 * whole:
+                return whole
+        raise ConfigurationError(
+            f"{self}: {self.window} should be seconds, a timedelta or text such as '60s', in whole "
+            f"milliseconds and from 0.001 s to 400 days, not {value!r}"
+        )
+
+    # The script's arguments a, b and c.
+    @cached_property
+    def numbers(self) -> tuple[str, ...]:
+        return tuple(map(str, self.script_numbers()))
+
+    # The draft's q: the most units that can pass at once.
+    @property
+    def quota(self) -> int:
+        return self.limit  # type: ignore[attr-defined, no-any-return]
+
+    # The draft's w: within how many milliseconds a quota used up is whole again.
+    @property
+    def span_ms(self) -> int:
+        return self.milliseconds
+
+    # A higher cost is always denied.
+    @property
+    def highest_cost(self) -> int:
+        return self.quota
+
+    # The keys of the limit's state, in the script's order; `base` is PREFIX:RULE:IDENTIFIER. For
+    # windows the next one's key is among them, which a process whose clock leads may have begun.
+    # No key contains a quota, so that used units are found again when the quota changes.
+    def keys(self, base: str, now_ms: int) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    # The keys that units are refunded to; `where` is where they were taken.
+    def refund_keys(self, base: str, where: int, now_ms: int) -> tuple[str, ...]:  # noqa: ARG002
+        return self.keys(base, now_ms)
+
+    # Equal for two limits if they count in the same keys.
+    def state(self, base: str) -> tuple[str, int]:
+        return self.keys(base, 0)[-1], self.milliseconds
+
+    # The limit with a share of its quota, 1 unit at least.
+    def share(self, share: float) -> Self:
+        parts = {name: max(1, int(getattr(self, name) * share)) for name in self.quotas}
+        return replace(self, **parts)
+
+    # `values` are those of `keys`, None where there is none.
+    def check(self, values: Sequence[Any], now: int, cost: int) -> Check:
+        raise NotImplementedError
+
+    def script_numbers(self) -> tuple[int, int, int]:
+        return (self.quota, self.milliseconds, 0)
+
+    def __post_init__(self) -> None:
+        for name in self.quotas:
+            self.check_units(name)
+        _ = self.milliseconds  # raises for a wrong one
+        self.check_numbers()
+
+    # Raises ConfigurationError for numbers that the algorithm cannot count with.
+    def check_numbers(self) -> None:
+        pass
+
+    def check_units(self, name: str) -> None:
+        value: object = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_QUOTA:
+            raise ConfigurationError(
+                f"{self}: {name} should be a whole number from 1 to {MAX_QUOTA}, not {value!r}"
+            )

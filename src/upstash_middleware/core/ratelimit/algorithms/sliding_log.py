@@ -1,0 +1,59 @@
+"""The sliding log, which remembers each request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from upstash_middleware.core.clock import Duration  # noqa: TC001 - for signatures
+from upstash_middleware.core.ratelimit.algorithms.limit import Check, Limit
+from upstash_middleware.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_MAX_LIMIT = 1000
+
+
+class SlidingLog(Limit, frozen=True):
+    """At most ``limit`` units in any ``per`` seconds, exactly, each request being remembered.
+
+    What is stored grows with the limit, so that is at most 1000. Raises ConfigurationError.
+    """
+
+    limit: int
+    per: Duration
+
+    name: ClassVar[str] = "log"
+    word: ClassVar[str | None] = "log"
+
+    def check_numbers(self) -> None:
+        if self.limit > _MAX_LIMIT:
+            raise ConfigurationError(
+                f"{self}: a log's limit should be at most {_MAX_LIMIT}; a SlidingWindow counts more"
+            )
+
+    def keys(self, base: str, now_ms: int) -> tuple[str, ...]:  # noqa: ARG002
+        return (f"{base}:log.{self.milliseconds}",)
+
+    def check(self, values: Sequence[Any], now: int, cost: int) -> Check:
+        window, entries = self.milliseconds, values[0] or ()
+        at = max(now, entries[-1][0]) if entries else now
+        counting = tuple((time, units) for time, units in entries if time > at - window)
+        left = self.limit - sum(units for _, units in counting)
+        passes, excess = now, cost - left
+        if excess > 0:
+            for time, units in counting:
+                passes, excess = time + window, excess - units
+                if excess <= 0:
+                    break
+        return Check(
+            passes=passes,
+            remaining=max(0, left),
+            reset=counting[-1][0] + window if counting else now,
+            key=0,
+            value=(*counting, (at, cost)),
+            counts_until=at + window,
+            remaining_after=left - cost,
+            reset_after=at + window,
+            where=at,
+        )

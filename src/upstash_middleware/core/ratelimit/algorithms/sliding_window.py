@@ -1,0 +1,69 @@
+"""The sliding window, estimated from two fixed ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from upstash_middleware.core.clock import Duration  # noqa: TC001 - for signatures
+from upstash_middleware.core.ratelimit.algorithms.limit import Check, Limit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class SlidingWindow(Limit, frozen=True):
+    """About ``limit`` units in any ``per`` seconds, estimated from two fixed windows.
+
+    The previous window counts with the share of it that a window ending now still covers,
+    rounded down. Raises ConfigurationError.
+    """
+
+    limit: int
+    per: Duration
+
+    name: ClassVar[str] = "sliding"
+    word: ClassVar[str | None] = "sliding"
+
+    def keys(self, base: str, now_ms: int) -> tuple[str, ...]:
+        number = now_ms // self.milliseconds
+        return (f"{base}:{number - 1}", f"{base}:{number}", f"{base}:{number + 1}")
+
+    def refund_keys(self, base: str, where: int, now_ms: int) -> tuple[str, ...]:  # noqa: ARG002
+        return (f"{base}:{where}",)
+
+    def check(self, values: Sequence[Any], now: int, cost: int) -> Check:
+        window, key = self.milliseconds, 1 if values[2] is None else 2
+        start = (now // window - 1 + key) * window
+        previous, used = values[key - 1] or 0, values[key] or 0
+        left = self.limit - used - previous * (start + window - max(now, start)) // window
+
+        def reset(used: int) -> int:
+            if used:
+                return start + 2 * window - _longest_rest(used, 0, window)
+            if previous:
+                return max(now, start + window - _longest_rest(previous, 0, window))
+            return now
+
+        passes = now
+        if cost > left:
+            room = self.limit - used - cost
+            if room >= 0:
+                passes = start + window - _longest_rest(previous, room, window)
+            else:
+                passes = start + 2 * window - _longest_rest(used, self.limit - cost, window)
+        return Check(
+            passes=passes,
+            remaining=max(0, left),
+            reset=reset(used),
+            key=key,
+            value=used + cost,
+            counts_until=start + 2 * window,
+            remaining_after=left - cost,
+            reset_after=reset(used + cost),
+            where=start // window,
+        )
+
+
+def _longest_rest(count: int, room: int, window: int) -> int:
+    """Return the largest r with ``count * r // window <= room``, for count > room."""
+    return ((room + 1) * window - 1) // count if count else 0

@@ -1,0 +1,455 @@
+"""What a request is charged: the rules that cover it, whose quota they use, and how much of it.
+
+The application's own functions are called only here. When one raises, an event reports it and the
+rule's policy decides. Nothing here waits for Upstash.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from upstash_middleware.core.flow import call
+from upstash_middleware.core.identify import (
+    Identifier,
+    extract,
+    identity_list,
+    key_text,
+    peer_address,
+)
+from upstash_middleware.core.patterns import other_readings
+from upstash_middleware.core.ratelimit.algorithms import Concurrency
+from upstash_middleware.core.ratelimit.algorithms.limit import MAX_QUOTA
+from upstash_middleware.core.ratelimit.compiled import CompiledRule, tier_of
+from upstash_middleware.core.ratelimit.decision import Decision, PolicyState, decided
+from upstash_middleware.core.ratelimit.rules import Tiers
+from upstash_middleware.core.ratelimit.script import FOLLOWS, Charge, Verdict
+from upstash_middleware.events import SettingDoubted, UserCodeFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from upstash_middleware.core.patterns import Unmatched
+    from upstash_middleware.core.ratelimit.memory import DenialKey
+    from upstash_middleware.events import Observer
+    from upstash_middleware.messages import HTTPRequest
+
+
+Match = Literal["first", "all"]
+MOST_TIERS = 256
+
+
+class RuleCharge(Struct):
+    """What a request is charged under one rule, and then the rule's decision."""
+
+    rule: CompiledRule
+    identifier: str
+    base: str = ""
+    """What the keys begin with: ``PREFIX:RULE:IDENTIFIER``."""
+    cost: int = 0
+    token: int = 0
+    """Identifies the request's slot, where the rule limits how many are in flight."""
+    local: bool = False
+    """Whether it is counted in this process, as part of it could not be determined."""
+    group: int = 0
+    """The group of its limits' charges: 0, ``FOLLOWS``, or one for a shadow rule by itself."""
+    decision: Decision | None = None
+    where: tuple[int, ...] | None = None
+    """Where units were taken, limit by limit; None if nothing was taken."""
+
+    @property
+    def denial_key(self) -> DenialKey:
+        """What a denial is remembered by: the same request would be denied, too."""
+        return (self.base, self.cost, self.rule.rule.name, self.rule.tier)
+
+    def decide_by(self, settled_by: str) -> None:
+        """Decide without a quota: by the rule's policy, a deny list, or the rule's challenge."""
+        rule = self.rule.rule
+        # Where not even the limits are known, there is nothing to count locally: it passes.
+        by = "open" if settled_by == "local" else settled_by
+        self.decision = Decision(
+            allowed=by == "open",
+            rule=rule.name,
+            identifier=self.identifier,
+            settled_by=by,
+            shadow=rule.shadow,
+            challenge=rule.challenge,
+        )
+
+
+def longest_deadline(charges: Sequence[RuleCharge], default: float) -> float:
+    """Return the seconds that one call about all of these may take."""
+    deadlines = [cast("float", charge.rule.rule.deadline or default) for charge in charges]
+    return max(deadlines, default=default)
+
+
+def limit_charges(charges: Sequence[RuleCharge], *, local: bool = False) -> list[Charge]:
+    """Return the cost to take from each limit; ``local``, from this process' share of it.
+
+    The enforced rules are one group. Each shadow rule is a separate group, except in a bucket
+    that an enforced rule counts in, which must not count what that rule denies.
+    """
+    if any(charge.rule.rule.shadow for charge in charges):
+        enforced = {charge.base for charge in charges if not charge.rule.rule.shadow}
+        for index, charge in enumerate(charges):
+            if charge.rule.rule.shadow:
+                charge.group = FOLLOWS if charge.base in enforced else index + 1
+    return [
+        Charge(
+            charge.base,
+            policy.limit.share(charge.rule.rule.local_share) if local else policy.limit,
+            charge.cost,
+            charge.group,
+            charge.token,
+            None if local else charge.rule.changed_at,
+        )
+        for charge in charges
+        for policy in charge.rule.policies
+    ]
+
+
+def decide(charges: Sequence[RuleCharge], verdicts: Sequence[Verdict], now_ms: int) -> None:
+    """Set each charge's decision by the verdicts on its limits, of a call at ``now_ms``."""
+    end, denied = 0, False
+    for charge in charges:
+        rule, states, where = charge.rule, [], []
+        begin, end = end, end + len(rule.policies)
+        for policy, verdict in zip(rule.policies, verdicts[begin:end], strict=True):
+            wait = verdict.retry_ms
+            known = not (verdict.allowed or wait is None or isinstance(policy.limit, Concurrency))
+            states.append(
+                PolicyState(
+                    policy.name,
+                    policy.quota if rule.changed_at is None else verdict.quota,
+                    policy.window,
+                    verdict.remaining,
+                    (now_ms + verdict.reset_ms) / 1000,
+                    verdict.allowed,
+                    (wait or 0) / 1000 if known else None,
+                    wait is None,
+                )
+            )
+            where.append(verdict.where)
+        name, shadow = rule.rule.name, rule.rule.shadow
+        decision = decided(name, charge.identifier, tuple(states), shadow=shadow)
+        charge.decision = decision
+        denied = denied or not (decision.allowed or charge.group)
+        if decision.allowed or charge.group <= 0:
+            charge.where = tuple(where)
+    if denied:  # the other limits of the group have taken nothing either
+        for charge in charges:
+            if charge.group <= 0:
+                charge.where = None
+
+
+def share_buckets(charges: Sequence[RuleCharge]) -> None:
+    """Charge rules of one bucket the same cost, the highest, and one slot: it is one request."""
+    buckets: dict[str, list[RuleCharge]] = {}
+    for charge in charges:
+        if charge.decision is None:
+            buckets.setdefault(charge.base, []).append(charge)
+    for sharing in buckets.values():
+        cost = max(charge.cost for charge in sharing)
+        token = max(charge.token for charge in sharing)
+        for charge in sharing:
+            charge.cost, charge.token = cost, token
+
+
+def checked_cost(cost: object) -> int:
+    """Return a cost that a function of the application returned; raises ValueError.
+
+    The function may have read it from the request: a number above every limit is denied, too.
+    """
+    if isinstance(cost, bool) or not isinstance(cost, int) or cost < 0:
+        raise ValueError(f"a cost should be a whole number from 0, not {cost!r}")
+    return min(cost, MAX_QUOTA)
+
+
+class _BrokenError(Exception):
+    """Code of the application has raised, and an event reports it."""
+
+
+class Charging:
+    """Determines what requests are charged, by rules in their order."""
+
+    def __init__(  # noqa: PLR0913, PLR0917
+        self,
+        rules: tuple[CompiledRule, ...],
+        match: Match,
+        secret: Callable[[], bytes],
+        observe: Observer,
+        random: Callable[[], int],
+        unmatched: Unmatched,
+    ) -> None:
+        self.rules = rules
+        self.advisor: Advisor = Advisor(observe)
+        self.tiers: dict[tuple[str, Any], CompiledRule] = {}
+        """Rules with limits that functions have returned, by where they were set and the limits."""
+        self._match = match
+        self._secret = secret
+        self._observe = observe
+        self._random = random
+        self._unmatched = unmatched
+
+    async def charges_for(self, request: HTTPRequest) -> list[RuleCharge]:
+        """Return the charges of any request, none if it is exempt. A flow.
+
+        A charge has a decision already if no quota is involved. If the path can be read in several
+        ways, the request counts under the rules of each: which of them the application routes on
+        is not known here. After a final line feed, Starlette's mounts route by the whole path
+        again, so that any rule may apply.
+        """
+        charges = await self._charges(request)
+        for path in other_readings(request.path):
+            names = [charge.rule.rule.name for charge in charges]
+            other = replace(request, path=path)
+            for charge in await self._charges(other, any_path=request.path[-1] == "\n"):
+                if charge.rule.rule.name not in names:
+                    charges.append(charge)
+        if len(charges) > 1:
+            share_buckets(charges)
+        return charges
+
+    async def _charges(self, request: HTTPRequest, *, any_path: bool = False) -> list[RuleCharge]:
+        charges: list[RuleCharge] = []
+        covered = False
+        for rule in self.rules:
+            if not rule.covers(request, any_path=any_path) or (rule.is_default and covered):
+                continue
+            self._unmatched.waiting.pop(rule.setting, None)
+            broken = False
+            if (when := rule.rule.when) is not None:
+                try:
+                    with self._reporting(rule, "when"):
+                        if not await call(when, request):
+                            continue
+                except _BrokenError:
+                    broken = True
+            charge: RuleCharge | None = None
+            if not broken or rule.rule.on_error == "local":
+                try:
+                    limited = await self._tier(rule, request)
+                    if limited.rule.parsed is None:
+                        if any_path:
+                            continue
+                        return []
+                    charge = await self._charge(limited, request, broken=broken)
+                    broken = False
+                except _BrokenError:
+                    broken = True
+            if broken:
+                charge = RuleCharge(rule, "")
+                charge.decide_by(rule.rule.on_error)
+            if charge is not None:
+                charges.append(charge)
+            covered = covered or not rule.rule.shadow
+            if covered and self._match == "first" and not any_path:
+                break
+        return charges
+
+    async def _tier(self, rule: CompiledRule, request: HTTPRequest) -> CompiledRule:
+        """Return the rule with the limits that its function returns, if it has one."""
+        tiers = rule.rule.parsed
+        if not isinstance(tiers, Tiers):
+            return rule
+        with self._reporting(rule, "limits"):
+            returned = await call(tiers.of, request)
+            limits = tuple(returned) if isinstance(returned, list) else returned
+            known = self.tiers.get((rule.setting, limits))
+            if known is not None:
+                return known
+            tier = tier_of(rule, limits)
+        if len(self.tiers) >= MOST_TIERS:
+            self.tiers.clear()
+        self.tiers[rule.setting, limits] = tier
+        return tier
+
+    async def _charge(
+        self, rule: CompiledRule, request: HTTPRequest, *, broken: bool
+    ) -> RuleCharge | None:
+        """Return the charge under a rule, None if the request is free.
+
+        Where a part is broken, the rule's policy decides; ``local`` counts what is known.
+        """
+        charge = RuleCharge(rule, "")
+        try:
+            identifier = await self._identifier(rule, request)
+        except _BrokenError:
+            broken = True
+        else:
+            if identifier is None:
+                charge.decide_by("challenge")
+                return charge
+            charge.identifier = key_text(identifier, self._secret)
+            if rule.rule.denied or rule.rule.allowed:
+                names = _listed_as(rule, identifier, request)
+                if any(name in rule.rule.denied for name in names):
+                    charge.decide_by("deny list")
+                    return charge
+                if any(name in rule.rule.allowed for name in names):
+                    return None
+        cost: Any = rule.rule.cost
+        if not isinstance(cost, int):
+            try:
+                with self._reporting(rule, "cost"):
+                    cost = checked_cost(await call(cost, request))
+            except _BrokenError:
+                cost, broken = 1, True
+            if cost == 0 and rule.rule.settle is not None:
+                cost = 1  # until the final cost is known
+        if broken and not (rule.rule.on_error == "local" and rule.policies):
+            charge.decide_by(rule.rule.on_error)
+            return charge
+        charge.cost, charge.local = cost, broken
+        charge.base = rule.key_base(charge.identifier)
+        charge.token = self._random() if rule.has_slots else 0
+        return charge if cost else None
+
+    async def _identifier(self, rule: CompiledRule, request: HTTPRequest) -> Identifier | None:
+        """Return whose quota it is: what ``by`` finds, otherwise the client's address.
+
+        None where the rule has a challenge for requests without an identifier. Raises _BrokenError
+        where clients cannot be distinguished, so that unrelated clients never share a quota.
+        """
+        found: Identifier | None = None
+        try:
+            found = await extract(rule.rule.by, request)
+        except Exception as error:  # noqa: BLE001 - whatever the application's function raises
+            self._observe(UserCodeFailed(rule.named("by"), error))
+        if found is not None:
+            self.advisor.look(rule, found, request)
+            return found
+        if rule.rule.challenge is not None:
+            return None
+        found = rule.client_address(request) or peer_address(request)
+        if found is None:
+            self.advisor.no_address(rule)
+            raise _BrokenError
+        return found
+
+    @contextmanager
+    def _reporting(self, rule: CompiledRule, part: str) -> Iterator[None]:
+        """Emit whatever the application's code raises, and raise _BrokenError in its place."""
+        try:
+            yield
+        except Exception as error:
+            self._observe(UserCodeFailed(rule.named(part), error))
+            raise _BrokenError from error
+
+
+def _listed_as(
+    rule: CompiledRule, identifier: Identifier, request: HTTPRequest
+) -> list[Identifier]:
+    """Return the identifiers of a client that the rule's lists may name.
+
+    Networks are about addresses, whatever else a rule identifies clients by.
+    """
+    names = [identifier]
+    if identifier.kind != "ip" and (rule.rule.denied.networks or rule.rule.allowed.networks):
+        address = rule.client_address(request) or peer_address(request)
+        names += [address] if address else []
+    return names
+
+
+# ------------------------------------------------------------------------------------------------
+# Settings that are probably wrong: reported once, with a remedy.
+
+SAMPLE = 1000
+"""Requests that are looked at together."""
+_LOOKED_INTO = 50
+"""The first so many of them show whether a proxy is in front."""
+_DOMINATING = 0.9
+
+_PRIVATE = identity_list(
+    (
+        *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"),
+        *("127.0.0.0/8", "169.254.0.0/16", "fc00::/7", "fe80::/10", "::/64"),
+    )
+)
+_REMEDY = (
+    "; if that is a proxy, set one of client_ip(trusted_hops=1), the number of proxies in front, "
+    "client_ip(trusted=('10.0.0.0/8',)), their networks, and client_ip(platform=...), the platform"
+)
+
+
+class Advisor:
+    """Emits SettingDoubted; used by threads concurrently; a lost count is harmless.
+
+    Two things are doubtful: a forwarded address although no proxy is trusted, and one identifier
+    that nearly all requests have. Behind a proxy that is not trusted, all clients share its
+    address, and a header field that a gateway sets may be the same for all. The values of the
+    application's own function are not doubted: one quota for all clients may be intended.
+    """
+
+    __slots__ = ("_candidate", "_count", "_emitted", "_observe", "_seen", "_unknown")
+
+    def __init__(self, observe: Observer) -> None:
+        self._observe = observe
+        self._emitted: set[str] = set()
+        self._unknown: set[str] = set()
+        self._candidate: Identifier | None = None
+        self._count = self._seen = 0
+
+    def look(self, rule: CompiledRule, found: Identifier, request: HTTPRequest) -> None:
+        """Look at one request whose client was found by one of this package's extractors."""
+        if found.kind == "id" or len(self._emitted) == 2:
+            return
+        if self._seen < _LOOKED_INTO:
+            by_peer = found.kind == "ip" and found.value == request.peer
+            if by_peer and _is_private(found.value) and _is_forwarded(request):
+                self._emit(
+                    rule,
+                    "proxy",
+                    f"requests come from the private address {found.value} and carry a forwarded "
+                    f"address, but no proxy is trusted{_REMEDY}",
+                )
+        candidate = self._candidate = self._candidate or found
+        self._seen += 1
+        self._count += found is candidate or found == candidate
+        if self._seen >= SAMPLE:
+            if self._count >= SAMPLE * _DOMINATING:
+                self._emit(rule, "dominating", _dominating(candidate))
+            self._candidate = None
+            self._seen = self._count = 0
+
+    def no_address(self, rule: CompiledRule) -> None:
+        """Emit, once for each rule, that clients cannot be distinguished."""
+        if rule.setting not in self._unknown:
+            self._unknown.add(rule.setting)
+            self._observe(
+                SettingDoubted(
+                    rule.setting,
+                    "requests without a known client: the server gives no address, as behind a "
+                    f"Unix socket, so on_error={rule.rule.on_error!r} applies to them; set where "
+                    "a proxy writes the client's address, for instance client_ip(trusted_hops=1)",
+                )
+            )
+
+    def _emit(self, rule: CompiledRule, what: str, advice: str) -> None:
+        if what not in self._emitted:
+            self._emitted.add(what)
+            self._observe(SettingDoubted(rule.named("by"), advice))
+
+
+def _is_forwarded(request: HTTPRequest) -> bool:
+    return "x-forwarded-for" in request.headers or "forwarded" in request.headers
+
+
+def _dominating(found: Identifier) -> str:
+    most = f"nearly all of {SAMPLE} requests"
+    if found.kind == "ip":
+        return f"{most} came from {found.value} and share one quota{_REMEDY}"
+    return (
+        f"{most} have the same {found.kind} and share one quota; if they are not one client's, "
+        "identify by something that tells clients apart, or by several things: "
+        "combine(..., client_ip())"
+    )
+
+
+@lru_cache(maxsize=4096)
+def _is_private(address: str) -> bool:
+    return Identifier("ip", address) in _PRIVATE

@@ -1,0 +1,150 @@
+"""The parts of the Upstash console's Rate Limit dashboard: its deny list, and its analytics.
+
+Keys and members are those of the JavaScript SDK. A limiter loads this module only if it uses one.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Literal
+
+from upstash_middleware.core.flow import Command
+from upstash_middleware.core.ratelimit.compiled import bare_value
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from upstash_middleware.core.flow import Reply
+    from upstash_middleware.core.identify import ClientAddress
+    from upstash_middleware.core.ratelimit.decision import Decision
+    from upstash_middleware.core.ratelimit.memory import ServerClock
+    from upstash_middleware.messages import HTTPRequest
+
+_REMEMBERED_FOR = 60.0
+"""Seconds for which this process remembers listed members."""
+MOST_MEMBERS = 1000
+_LONGEST_MEMBER = 512
+"""Characters; longer ones are not looked up."""
+
+
+class DenyList:
+    """The set ``PREFIX:denyList:all``; safe under threads.
+
+    Its members are identifiers, addresses and user agents. ``address`` finds a client's address,
+    where it is not the identifier.
+    """
+
+    def __init__(self, prefix: str, time: ServerClock, address: ClientAddress) -> None:
+        self._key = f"{prefix}:denyList:all"
+        self._time = time
+        self._address = address
+        self._denied: OrderedDict[str, float] = OrderedDict()
+        self._failed = False
+        self._lock = threading.Lock()
+
+    def is_first_failure(self) -> bool:
+        """Whether the list could be read until now; True once."""
+        first, self._failed = not self._failed, True
+        return first
+
+    def members(self, identifiers: Sequence[str], request: HTTPRequest) -> list[str]:
+        """Return the values of a request that may be listed: identifiers, address, user agent."""
+        members = [bare_value(identifier) for identifier in identifiers]
+        if (address := self._address.address(request)) is not None:
+            members.append(str(address))
+        if agent := request.headers.get("user-agent"):
+            members.append(agent)
+        return [member for member in dict.fromkeys(members) if 0 < len(member) <= _LONGEST_MEMBER]
+
+    def known(self, members: Sequence[str]) -> bool:
+        """Whether one of these is known to be on the list."""
+        now = self._time.monotonic()
+        return any(self._denied.get(member, 0.0) > now for member in members)
+
+    def command(self, members: Sequence[str]) -> Command:
+        """Return the command that looks these up."""
+        return Command(("SMISMEMBER", self._key, *members), reads_only=True)
+
+    def learn(self, members: Sequence[str], reply: Reply) -> bool:
+        """Remember the members on the list; return whether there are any."""
+        flags = reply if isinstance(reply, list) else []
+        listed = [member for member, flag in zip(members, flags, strict=False) if flag == 1]
+        until = self._time.monotonic() + _REMEMBERED_FOR
+        with self._lock:
+            for member in listed:
+                self._denied[member] = until
+                self._denied.move_to_end(member)
+            while len(self._denied) > MOST_MEMBERS:
+                self._denied.popitem(last=False)
+        return bool(listed)
+
+
+SEND_EVERY = 10.0
+"""Seconds for which counts are collected."""
+MOST_COUNTS = 1000
+"""Different counts that are collected; when there are more, further ones are dropped."""
+_KEPT_FOR = 30 * 86_400
+"""Seconds; the dashboard shows a week."""
+_HOUR_MS = 3_600_000
+
+Counts = dict[tuple[int, str], int]
+"""By hour (ms since 1970) and member."""
+
+
+class Analytics:
+    """Counts of allowed and denied requests; safe under threads.
+
+    Collected here and sent with a later pipeline to ``PREFIX:events:HOUR``, sorted sets of
+    compact JSON.
+    """
+
+    def __init__(self, prefix: str, time: ServerClock) -> None:
+        self._prefix = prefix
+        self._time = time
+        self._counts: Counts = {}
+        self._send_at = time.monotonic() + SEND_EVERY
+        self._lock = threading.Lock()
+
+    def count(self, decision: Decision) -> None:
+        """Count a decision."""
+        success: bool | Literal["denied"] = decision.allowed
+        if decision.settled_by == "deny list":
+            success = "denied"
+        member = json.dumps(
+            {"identifier": bare_value(decision.identifier), "success": success},
+            separators=(",", ":"),
+            ensure_ascii=False,
+        )
+        now_ms = self._time.now_ms()
+        self.add({(now_ms - now_ms % _HOUR_MS, member): 1})
+
+    def add(self, counts: Counts) -> None:
+        """Add counts, for instance those that could not be sent."""
+        with self._lock:
+            for key, count in counts.items():
+                if key in self._counts or len(self._counts) < MOST_COUNTS:
+                    self._counts[key] = self._counts.get(key, 0) + count
+
+    def take_due(self, *, at_once: bool = False) -> Counts:
+        """Return the counts to send now; with ``at_once`` all, whatever the time."""
+        now = self._time.monotonic()
+        with self._lock:
+            if not self._counts or (now < self._send_at and not at_once):
+                return {}
+            counts, self._counts = self._counts, {}
+            self._send_at = now + SEND_EVERY
+            return counts
+
+    def commands(self, counts: Counts) -> tuple[Command, ...]:
+        """Return the commands that send counts: one for each, and one for each hour's TTL."""
+        counting = [
+            Command(("ZINCRBY", self._key(hour), count, member))
+            for (hour, member), count in counts.items()
+        ]
+        hours = sorted({hour for hour, _ in counts})
+        return (*counting, *(Command(("EXPIRE", self._key(hour), _KEPT_FOR)) for hour in hours))
+
+    def _key(self, hour: int) -> str:
+        return f"{self._prefix}:events:{hour}"

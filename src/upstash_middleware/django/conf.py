@@ -1,0 +1,137 @@
+"""The setting ``UPSTASH_MIDDLEWARE``, the runtimes made from it, and purging through them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+
+from upstash_middleware.django.localization import localized
+from upstash_middleware.django.requests import is_exempt_request
+from upstash_middleware.errors import ConfigurationError
+from upstash_middleware.runtime import Features, RedisProxy, Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SETTING = "UPSTASH_MIDDLEWARE"
+DENIED_VIEW = "UPSTASH_MIDDLEWARE_DENIED_VIEW"
+"""The setting that names a view ``(request, decision) -> HttpResponse``, sync or async."""
+_UNSET: Mapping[str, Any] = {}
+
+
+def mapping_set() -> Mapping[str, Any]:
+    """Return the project's mapping, an empty one if it has none.
+
+    Raises ConfigurationError for a value that is no mapping.
+    """
+    value = getattr(settings, SETTING, _UNSET)
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(
+            f"{SETTING}: {value!r} should be a mapping such as {{'default_limit': '100/minute'}}"
+        )
+    return value
+
+
+class Configured:
+    """The runtime that the setting describes now, for the features of one middleware.
+
+    It is created again when another mapping has been set, so that a handler that was built before
+    follows ``override_settings``. Each handler has its own, so that no denials and no stored
+    responses are carried from one test's Client to the next.
+    """
+
+    def __init__(self, features: Features, *, refreshes: bool = False) -> None:
+        self._features = features
+        self._refreshes = refreshes
+        self._lock = threading.Lock()
+        self._made: tuple[Mapping[str, Any], Runtime] | None = None
+
+    def runtime(self) -> Runtime:
+        """Return the runtime. Raises ConfigurationError where the setting is wrong."""
+        mapping, made = mapping_set(), self._made
+        if made is not None and made[0] is mapping:
+            return made[1]
+        with self._lock:
+            before = self._made
+            if before is not None and before[0] is mapping:
+                return before[1]
+            runtime = Runtime.of(
+                mapping,
+                self._features,
+                source=SETTING,
+                exempts=is_exempt_request,
+                refreshes=self._refreshes,
+                selects=localized,
+            )
+            self._made = mapping, runtime
+            if before is not None:
+                before[1].close()
+            return runtime
+
+    def is_current(self) -> bool:
+        """Whether the runtime has been made from the current setting."""
+        return self._made is not None and self._made[0] is mapping_set()
+
+
+_alone = Configured(Features(0))
+"""For processes without middleware, such as task workers and management commands."""
+_for_handlers = _for_purging = _alone
+
+
+def share(configured: Configured, features: Features) -> None:
+    """Let limits in front of views, and ``purge``, use a middleware's runtime."""
+    global _for_handlers, _for_purging  # noqa: PLW0603 - one for the process, as the setting is
+    if Features.RATE_LIMIT in features:
+        _for_handlers = configured
+    if Features.CACHE in features:
+        _for_purging = configured
+
+
+def runtime_for_handlers() -> Runtime:
+    """Return the runtime for limits in front of views: that of the middleware, if there is one.
+
+    Raises ConfigurationError where the setting is wrong.
+    """
+    return (_for_handlers if _for_handlers.is_current() else _alone).runtime()
+
+
+def runtime_for_purging() -> Runtime:
+    """Return the runtime of the middleware that caches, if there is one.
+
+    Raises ConfigurationError where the setting is wrong.
+    """
+    return (_for_purging if _for_purging.is_current() else _alone).runtime()
+
+
+def purge(
+    *urls: str, tags: Sequence[str] = (), everything: bool = False, soft: bool = False
+) -> None:
+    """Invalidate stored responses: of URLs with all variants, of tags, or everything.
+
+    For a signal receiver, a view, a task or a management command; inside a transaction, purge
+    after the commit::
+
+        transaction.on_commit(partial(purge, tags=[f"product:{product.pk}"]), robust=True)
+
+    ``urls`` are paths with their query, or whole URLs; a tag includes its colon-descendants;
+    ``soft`` lets them still be served stale where their rule allows it. Does nothing with
+    ``enabled: False``. Raises UpstashError if Upstash cannot be reached, and ConfigurationError
+    where the setting is wrong or credentials are missing.
+    """
+    _for_purging.runtime().purge(*urls, tags=tags, everything=everything, soft=soft)
+
+
+async def apurge(
+    *urls: str, tags: Sequence[str] = (), everything: bool = False, soft: bool = False
+) -> None:
+    """Do the same as ``purge`` on an event loop."""
+    await _for_purging.runtime().apurge(*urls, tags=tags, everything=everything, soft=soft)
+
+
+redis: Any = RedisProxy(lambda: runtime_for_handlers().redis())
+"""Redis commands for the application's own data, over the middleware's connections."""
+aredis: Any = RedisProxy(lambda: runtime_for_handlers().async_redis())
+"""The same on an event loop."""

@@ -1,0 +1,306 @@
+"""Django's requests and responses as this package's values, and back.
+
+Django's own reading of a request is used: ``META`` (where Django has joined repeated fields by
+commas), ``path_info`` (by which it finds views), the scheme by ``SECURE_PROXY_SSL_HEADER``, the
+host by ``USE_X_FORWARDED_HOST``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager, suppress
+from http.cookies import CookieError, Morsel
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import quote, unquote
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
+from django.urls import Resolver404, get_resolver
+from django.utils import translation
+
+from upstash_middleware.core.identify import USERS, Identifier
+from upstash_middleware.decorators import REROUTED, any_exempt, is_exempt, is_exempt_class
+from upstash_middleware.django.localization import language_of
+from upstash_middleware.events import SettingDoubted
+from upstash_middleware.messages import PATH_SAFE, Headers, HTTPRequest, ResponseHead
+from upstash_middleware.wsgi import changed_names, field_name, variable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Container, Iterable, Iterator, Mapping
+
+    from django.http.response import HttpResponseBase
+
+    from upstash_middleware.events import Observer
+    from upstash_middleware.messages import Response
+
+_ANSWERED_BY = "_upstash_middleware_answered_by"
+"""On a request: the id of the response whose head was read last."""
+_CHANGED = "_upstash_middleware_changed"
+"""On a response: the fields that were changed, each with its value before and ours."""
+# Empty where there is none: in WSGI servers, and for cookies in Django's test client.
+_EMPTY_IF_ABSENT = {"CONTENT_TYPE", "CONTENT_LENGTH", "HTTP_COOKIE"}
+
+
+def request_from(request: HttpRequest) -> HTTPRequest:
+    """Return the request's head as a value."""
+    meta = request.META
+    root_path = meta.get("SCRIPT_NAME", "").rstrip("/")
+    # Not get_host, whose check would respond with 400 here and not where the project has it.
+    raw_host: str = cast("Any", request)._get_raw_host()  # noqa: SLF001
+    return HTTPRequest(
+        request.method or "GET",
+        request.path_info,
+        Headers(
+            (name, str(value).encode("latin-1", "backslashreplace"))
+            for key, value in meta.items()
+            if (name := field_name(key)) and (value or key not in _EMPTY_IF_ABSENT)
+        ),
+        meta.get("QUERY_STRING", ""),
+        request.scheme or "http",
+        raw_host.lower(),
+        meta.get("REMOTE_ADDR") or None,
+        _sent_path(request, root_path),
+        root_path,
+        request,
+    )
+
+
+def _sent_path(request: HttpRequest, root_path: str) -> str:
+    """Return the path of the client's URL as it was sent, if an ASGI server provides it.
+
+    If middleware outside has rewritten the path, what was sent belongs to another resource, and
+    two resources must never share a stored response.
+    """
+    scope: Mapping[str, Any] = getattr(request, "scope", {})
+    sent = (scope.get("raw_path") or b"").decode("latin-1")
+    if not sent:
+        return ""
+    for url in dict.fromkeys((sent, quote(root_path, safe=PATH_SAFE) + sent)):
+        if unquote(url) == root_path + request.path_info:
+            return url
+    return ""
+
+
+def user(request: HTTPRequest) -> Identifier | Awaitable[Identifier | None] | None:
+    """Identify by the user of ``django.contrib.auth``: ``by=user``.
+
+    By primary key; None for visitors who are not authenticated, so that the address is used.
+
+    Raises:
+        LookupError: AuthenticationMiddleware is not above the limit.
+    """
+    native = request.native
+    if not hasattr(native, "user"):
+        raise LookupError("by=user: AuthenticationMiddleware should be above the limit")
+
+    def identified(user: Any) -> Identifier | None:
+        return Identifier("user", str(user.pk)) if user.is_authenticated else None
+
+    async def auser() -> Identifier | None:
+        return identified(await native.auser())
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return identified(native.user)
+    return auser()
+
+
+USERS.append((lambda native: isinstance(native, HttpRequest), user))
+
+
+@contextmanager
+def forwarding(request: HttpRequest, came: Headers, wanted: Headers) -> Iterator[None]:
+    """Show the application other header fields for as long as it runs.
+
+    Middleware further out reads ``META`` after that, too, and must find what the client sent:
+    ConditionalGetMiddleware would otherwise answer our validator with a 304.
+    """
+    before: dict[str, Any] = {}
+    for name in changed_names(came, wanted):
+        before[variable(name)] = request.META.get(variable(name))
+        _set_variable(request, variable(name), wanted.combined(name))
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            _set_variable(request, key, value)
+
+
+def _set_variable(request: HttpRequest, key: str, value: str | None) -> None:
+    if value is None:
+        request.META.pop(key, None)
+    else:
+        request.META[key] = value
+    vars(request).pop("headers", None)  # a cached property over META
+
+
+def head_from(request: HttpRequest, response: HttpResponseBase) -> ResponseHead:
+    """Return the response's head; its cookies are Set-Cookie lines at the end, as Django sends.
+
+    If a view returns one object again and again, what was changed for an earlier request is undone
+    first.
+    """
+    if vars(request).get(_ANSWERED_BY) != id(response):
+        vars(request)[_ANSWERED_BY] = id(response)
+        for name, (before, ours) in vars(response).pop(_CHANGED, {}).items():
+            if response.headers.get(name) == ours:
+                _set_field(response, name, before)
+    fields = [
+        (name.encode("latin-1"), value.encode("latin-1"))
+        for name, value in response.headers.items()
+    ]
+    fields += [
+        (b"Set-Cookie", cookie.output(header="").strip().encode("latin-1", "backslashreplace"))
+        for cookie in response.cookies.values()
+    ]
+    return ResponseHead(response.status_code, Headers(fields))
+
+
+def change_head(response: HttpResponseBase, was: ResponseHead, now: ResponseHead) -> None:
+    """Apply the differences between two heads to the response; its cookies stay."""
+    if now is was:
+        return
+    response.status_code = now.status
+    changes: dict[str, str | None] | None = _added(was.headers, now.headers)
+    if changes is None:
+        removed = (name for name in was.headers.names() if name not in now.headers)
+        changes = {name: None for name in removed if name != "set-cookie"}
+        for name, joined in _joined(now.headers):
+            if was.headers.combined(name.lower()) != joined:
+                changes[name] = joined
+    changed = vars(response).setdefault(_CHANGED, {})
+    for name, value in changes.items():
+        before, _ = changed.get(name, (response.headers.get(name), None))
+        _set_field(response, name, value)
+        changed[name] = before, value
+
+
+def _added(was: Headers, now: Headers) -> dict[str, str | None] | None:
+    """Return the new fields at the end, None where those are not the whole difference."""
+    count = len(was.raw)
+    if now.raw[:count] != was.raw:
+        return None
+    lines = now.raw[count:]
+    added: dict[str, str | None] = {
+        name.decode("latin-1"): value.decode("latin-1") for name, value in lines
+    }
+    names = {name.lower() for name in added}
+    alone = len(names) == len(lines) and names.isdisjoint(was.names())
+    return added if alone and "set-cookie" not in names else None
+
+
+def _joined(headers: Headers) -> Iterable[tuple[str, str]]:
+    """Yield each field once, in its spelling, as Django can hold it (RFC 9110 §5.2)."""
+    spelling = {name.lower(): name for name, _ in reversed(headers.raw)}
+    for name in headers.names():
+        if name != "set-cookie":
+            yield spelling[name.encode("latin-1")].decode("latin-1"), headers.combined(name) or ""
+
+
+def _set_field(response: HttpResponseBase, name: str, value: str | None) -> None:
+    if value is None:
+        del response.headers[name]
+    else:
+        response.headers[name] = value
+
+
+def response_from(answer: Response, *, without_body: bool) -> HttpResponse:
+    """Return this package's response as Django's; without the body if the request was a HEAD."""
+    response = HttpResponse(b"" if without_body else answer.body)
+    response.status_code = answer.head.status
+    del response.headers["Content-Type"]  # Django's default
+    for name, value in _joined(answer.head.headers):
+        response.headers[name] = value
+    if 300 <= response.status_code < 400 and "Location" in response.headers:
+        response.url = response.headers["Location"]  # type: ignore[attr-defined]  # as redirects have
+    for line in answer.head.headers.lines("set-cookie"):
+        cookie = _StoredCookie(line)
+        # One name may be on several lines, each with its own path or domain.
+        key = line if cookie.key in response.cookies else cookie.key
+        dict.__setitem__(response.cookies, key, cookie)
+    return response
+
+
+class _StoredCookie(Morsel[str]):
+    """A Set-Cookie line that is sent as it was stored; parsed, it would be written differently."""
+
+    def __init__(self, line: str) -> None:
+        super().__init__()
+        self._line = line
+        name, _, value = line.partition(";")[0].partition("=")
+        with suppress(CookieError):
+            self.set(name.strip(), value.strip(), value.strip())
+
+    def output(self, attrs: Container[str] | None = None, header: str = "Set-Cookie:") -> str:
+        """Return the line, as Django's handlers call it."""
+        del attrs
+        return f"{header} {self._line}"
+
+
+def replacement(
+    answer: Response, replaced: HttpResponseBase, *, without_body: bool
+) -> HttpResponse:
+    """Return our response to send in place of the application's; closing it closes both."""
+    response: Any = response_from(answer, without_body=without_body)
+    response._resource_closers.extend(cast("Any", replaced)._resource_closers)  # noqa: SLF001 - Django has no other name
+    return cast("HttpResponse", response)
+
+
+# ------------------------------------------------------------------------------------------------
+# Exempt views
+
+_FREED = "_upstash_middleware_freed"
+"""On a Django request: no limit of the middleware has counted it."""
+_rerouting: set[tuple[str, ...]] = set()
+"""The values of MIDDLEWARE with which a request was routed elsewhere than it was looked up."""
+
+
+def is_exempt_view(view: Any, method: str) -> bool:
+    """Whether a view is exempt, the class that it was made of, or the method of that."""
+    if is_exempt(view):
+        return True
+    if getattr(view, "__module__", "") == "ninja.operation":  # of a path, for its operations
+        cells = [cell.cell_contents for cell in view.__closure__ or ()]
+        operations = [each for cell in cells for each in getattr(cell, "operations", ())]
+        return any(is_exempt(each.view_func) for each in operations if method in each.methods)
+    owner = getattr(view, "view_class", None) or getattr(view, "cls", None)
+    actions = getattr(view, "actions", None) or {}  # of a ViewSet
+    return is_exempt_class(owner, actions.get(method.lower(), method))
+
+
+def is_exempt_request(request: HTTPRequest) -> bool:
+    """Whether the view of a request is exempt, by the URL configuration that is known so far.
+
+    If middleware further in was seen to choose another view than that, no request is.
+    """
+    native = request.native
+    resolver = get_resolver(getattr(native, "urlconf", None))
+    _ = resolver.url_patterns  # imports the views, which marks them
+    if not any_exempt():
+        return False
+    # Translated paths, and those in i18n_patterns, are routed in the language of the request.
+    language = language_of(native)
+    languages = [language] if language else [code for code, _ in settings.LANGUAGES]
+    for each in languages:
+        try:
+            with translation.override(each):
+                found = resolver.resolve(native.path_info)
+        except Resolver404:
+            return False
+        if not is_exempt_view(found.func, request.method):
+            return False
+    if not languages or tuple(settings.MIDDLEWARE) in _rerouting:
+        return False
+    vars(native)[_FREED] = True
+    return True
+
+
+def check_route(request: HttpRequest, observe: Observer) -> None:
+    """Check that a request that was not counted has been routed to an exempt view."""
+    match = request.resolver_match
+    if _FREED not in vars(request) or match is None:
+        return
+    if not is_exempt_view(match.func, request.method or ""):
+        _rerouting.add(tuple(settings.MIDDLEWARE))
+        observe(SettingDoubted("exempt", REROUTED.format(f"view {match.view_name or match.func}")))

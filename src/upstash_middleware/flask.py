@@ -1,0 +1,619 @@
+"""Flask: the middleware classes as extensions, ``purge``, ``@limit`` and ``@cached``."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from types import MethodType
+from typing import TYPE_CHECKING, Any, ClassVar, cast, overload
+from weakref import ref
+
+from blinker import NamedSignal, Namespace
+from flask import (
+    Flask,
+    after_this_request,
+    current_app,
+    g,
+    request,
+    request_started,
+    request_tearing_down,
+)
+from werkzeug.exceptions import Forbidden, HTTPException, ServiceUnavailable, TooManyRequests
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from upstash_middleware.core.ratelimit.compiled import is_preflight
+from upstash_middleware.core.ratelimit.decision import UNCHECKED, completing
+from upstash_middleware.decorators import (
+    REFRESH,
+    Decorators,
+    HandlerCall,
+    HandlerLimit,
+    PendingExchange,
+    any_exempt,
+    exempt,
+    is_exempt,
+    is_exempt_class,
+    owner_of,
+)
+from upstash_middleware.errors import ConfigurationError
+from upstash_middleware.events import UserCodeFailed
+from upstash_middleware.messages import Headers, Response
+from upstash_middleware.runtime import Features, RedisProxy, Runtime
+from upstash_middleware.wsgi import RATE_LIMIT_KEY, Middleware, fields_of, head_of, request_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import Unpack
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from flask.wrappers import Response as FlaskResponse
+
+    from upstash_middleware.core.ratelimit import Decision
+    from upstash_middleware.decorators import (
+        Attached,
+        CachedDecorator,
+        F,
+        LimitArguments,
+        NeverCachedDecorator,
+    )
+    from upstash_middleware.messages import HTTPRequest
+    from upstash_middleware.settings import Arguments
+
+__all__ = [
+    "CONFIG",
+    "EXTENSION",
+    "CacheMiddleware",
+    "RateLimitExceeded",
+    "RateLimitMiddleware",
+    "UpstashMiddleware",
+    "cached",
+    "exempt",
+    "limit",
+    "never_cached",
+    "purge",
+    "rate_limited",
+    "redis",
+]
+
+CONFIG = "UPSTASH_MIDDLEWARE"
+EXTENSION = "upstash_middleware"
+_OWN_RUNTIME = "upstash_middleware.limits"
+_ATTACHED = "upstash_middleware.attached"
+"""In an environ: the functions that change the response, outermost first."""
+_ADDED = "_upstash_middleware_added"
+"""On a response: the names of the fields that limits have added."""
+
+rate_limited: NamedSignal = Namespace().signal(
+    "rate-limited",
+    """A limit has denied a request, in front of the application or of a view.
+
+    Sent by the application with ``decision``, the Decision; ``flask.request`` is the request. An
+    exception of a receiver goes to the observers.
+    """,
+)
+
+
+# ------------------------------------------------------------------------------------------------
+# Extensions
+
+
+class _FlaskMiddleware(Middleware):
+    """The WSGI middleware of a Flask application, whose error handlers answer denials."""
+
+    def __init__(self, wsgi_app: WSGIApplication, runtime: Runtime, flask_app: Flask) -> None:
+        super().__init__(wsgi_app, runtime)
+        self._flask_app = flask_app
+
+    def answer(
+        self, environ: WSGIEnvironment, response: Response, decision: Decision | None, /
+    ) -> Response:
+        """Return the response of the application's error handlers to a denial.
+
+        Its ``after_request`` functions see it, such as those that add the fields of CORS;
+        ``before_request`` functions are not called.
+        """
+        if decision is None or decision.allowed:
+            return response
+        app = self._flask_app
+        try:
+            with app.request_context(environ):
+                g.rate_limit = decision
+                _send_rate_limited(app, self.runtime, decision)
+                handled = app.handle_http_exception(_exception_for(response, decision))
+                answer = app.finalize_request(handled, from_error_handler=True)
+                _complete(answer, response)
+                with answer:
+                    head = head_of(answer.status, answer.headers.to_wsgi_list())
+                    return Response(head, answer.get_data())
+        except Exception as error:  # noqa: BLE001 - whatever the application's functions raise
+            self.runtime.observe(UserCodeFailed("the error handler for a denial", error))
+            return response
+
+
+class _Extension:
+    """A middleware's arguments, and the WSGI middlewares that are made from them.
+
+    Settings are keyword arguments or entries of ``app.config["UPSTASH_MIDDLEWARE"]``, which is read
+    when the extension is added to the application. A setting in both is an error.
+    ``app.extensions["upstash_middleware"]`` maps the extensions of an application to their
+    middlewares.
+    """
+
+    features: ClassVar[Features]
+
+    def __init__(
+        self, app: Flask | WSGIApplication | None = None, **arguments: Unpack[Arguments]
+    ) -> None:
+        """Wrap ``app``, a Flask application or its ``wsgi_app``; without one, call ``init_app``.
+
+        Raises ConfigurationError, which names the setting that is wrong.
+        """
+        self._arguments = arguments
+        self.wsgi_app: WSGIApplication = self._without_app  # the name that Flask uses
+        if isinstance(app, Flask):
+            self.wsgi_app = self._add_to(app)
+        elif app is not None:
+            self.wsgi_app = self._middleware(_flask_within(app), app)
+
+    def init_app(self, app: Flask) -> None:
+        """Wrap an application; several applications may use one extension.
+
+        Raises ConfigurationError, which names the setting that is wrong.
+        """
+        self._add_to(app)
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve a request, as the value of Flask's ``wsgi_app``."""
+        return self.wsgi_app(environ, start_response)
+
+    def _add_to(self, app: Flask) -> Middleware:
+        middleware = self._middleware(app, app.wsgi_app)
+        app.wsgi_app = middleware  # type: ignore[method-assign]  # Flask's own way to do this
+        return middleware
+
+    def _middleware(self, app: Flask, wsgi_app: WSGIApplication) -> Middleware:
+        present = app.extensions.setdefault(EXTENSION, {})
+        if self in present:
+            raise ConfigurationError(
+                f"this {type(self).__name__} is in front of {app.name!r} already, and every "
+                "request would count twice; give it the application or call init_app, not both"
+            )
+        config = app.config.get(CONFIG, {})
+        if not isinstance(config, Mapping):
+            raise ConfigurationError(f"{CONFIG}: {config!r} should be a dict of settings")
+        for name in config:
+            if name in self._arguments:
+                raise ConfigurationError(
+                    f"{name}: given to {type(self).__name__} and in app.config[{CONFIG!r}] too; "
+                    "leave out one of them"
+                )
+        runtime = Runtime.of(
+            {**config, **self._arguments},
+            self.features,
+            source="" if self._arguments else CONFIG,
+            exempts=partial(_is_exempt_request, app) if _routes(app, wsgi_app) else None,
+            refreshes=True,
+            has_users=False,
+        )
+        present[self] = middleware = _FlaskMiddleware(wsgi_app, runtime, app)
+        request_started.connect(_show_decision, app)
+        return middleware
+
+    def _without_app(
+        self, _environ: WSGIEnvironment, _start_response: StartResponse
+    ) -> Iterable[bytes]:
+        raise RuntimeError(
+            f"this {type(self).__name__} has no application to call; serve the Flask "
+            "application that was given to init_app"
+        )
+
+
+class UpstashMiddleware(_Extension):
+    """Rate limit and response cache in one; a hit is charged to the limit."""
+
+    features = Features.BOTH
+
+
+class RateLimitMiddleware(_Extension):
+    """The rate limit alone; directly outside a CacheMiddleware both take one round trip."""
+
+    features = Features.RATE_LIMIT
+
+
+class CacheMiddleware(_Extension):
+    """The response cache alone; outside a RateLimitMiddleware its hits are not charged."""
+
+    features = Features.CACHE
+
+
+def purge(
+    *urls: str, tags: Sequence[str] = (), everything: bool = False, soft: bool = False
+) -> None:
+    """Invalidate stored responses of the current application, in views, commands and tasks.
+
+    ``urls`` are paths with their query, or whole URLs; each is purged with all its variants. A tag
+    includes its colon-descendants: ``product`` purges ``product:7``. ``soft`` lets them still be
+    served stale where their rule allows it. Raises UpstashError if Upstash cannot be reached,
+    RuntimeError outside an application context or where the application has no cache.
+    """
+    caches = [each for each in _runtimes(current_app) if Features.CACHE in each.features]
+    if not caches:
+        raise RuntimeError(
+            f"{current_app.name!r} has no cache to purge: add UpstashMiddleware or CacheMiddleware"
+        )
+    for cache in caches:
+        cache.purge(*urls, tags=tags, everything=everything, soft=soft)
+
+
+def _runtimes(app: Flask) -> list[Runtime]:
+    return [middleware.runtime for middleware in app.extensions.get(EXTENSION, {}).values()]
+
+
+def _runtime_for_handlers(app: Flask) -> Runtime:
+    if present := _runtimes(app):  # one with its own limits first
+        return max(present, key=lambda runtime: Features.RATE_LIMIT in runtime.features)
+    # Without a middleware, one that is made from the config and the environment.
+    if _OWN_RUNTIME not in app.extensions:
+        config = app.config.get(CONFIG, {})
+        made = Runtime.of(config, Features(0), os.environ, source=CONFIG)
+        app.extensions.setdefault(_OWN_RUNTIME, made)
+    return cast("Runtime", app.extensions[_OWN_RUNTIME])
+
+
+redis: Any = RedisProxy(lambda: _runtime_for_handlers(current_app).redis())
+"""Redis commands for the application's own data, over the middleware's connections."""
+
+
+def _show_decision(_app: Flask, **_: object) -> None:
+    """Set ``g.rate_limit`` before any function of the application is called."""
+    g.rate_limit = request.environ.get(RATE_LIMIT_KEY, UNCHECKED)
+
+
+def _flask_within(wsgi_app: WSGIApplication) -> Flask:
+    """Return the Flask application whose ``wsgi_app`` this is, through wrappers of Werkzeug's."""
+    inside: object = wsgi_app
+    while inside is not None:
+        if isinstance(inside, Flask):
+            return inside
+        names = ("__self__", "wsgi_app", "app")
+        inside = next((found for name in names if (found := getattr(inside, name, None))), None)
+    raise ConfigurationError(
+        f"{wsgi_app!r} is neither a Flask application nor the wsgi_app of one; for other WSGI "
+        "applications there is upstash_middleware.wsgi"
+    )
+
+
+# ------------------------------------------------------------------------------------------------
+# Exempt views
+
+
+def _routes(app: Flask, wsgi_app: object) -> bool:
+    """Whether Flask routes a request by what arrives here, so that its view can be looked up.
+
+    A wrapper in between may call another application, or change the path or the method, and so
+    may a subclass of Flask.
+    """
+    by_host = app.url_map.host_matching or app.subdomain_matching
+    while isinstance(wsgi_app, Middleware) or (type(wsgi_app) is ProxyFix and not by_host):
+        wsgi_app = wsgi_app.app
+    kind = type(app)
+    own = kind.wsgi_app, kind.request_context, kind.__call__
+    if own != (Flask.wsgi_app, Flask.request_context, Flask.__call__):
+        return False
+    return wsgi_app is app or wsgi_app == MethodType(Flask.wsgi_app, app)
+
+
+def _is_exempt_request(app: Flask, request: HTTPRequest) -> bool:
+    if not any_exempt():
+        return False
+    try:
+        adapter = app.create_url_adapter(app.request_class(request.native))
+        if adapter is None:
+            return False
+        endpoint, _ = adapter.match()
+    except (HTTPException, UnicodeError):  # no route, another method, a redirect, or no host
+        return False
+    return _is_exempt_view(app, endpoint, app.view_functions.get(endpoint), request.method)
+
+
+def _is_exempt_view(app: Flask, endpoint: str | None, view: object, method: str) -> bool:
+    """Whether a view is exempt, its class or the method of that, or a blueprint of it."""
+    if not any_exempt():
+        return False
+    if is_exempt(view) or is_exempt_class(getattr(view, "view_class", None), method):
+        return True
+    name = endpoint or ""
+    while name := name.rpartition(".")[0]:  # nested blueprints: "outer.inner.view"
+        if is_exempt(app.blueprints.get(name)):
+            return True
+    return False
+
+
+# ------------------------------------------------------------------------------------------------
+# Denials
+
+
+class RateLimitExceeded(TooManyRequests):
+    """A limit has denied a request; for ``errorhandler(429)`` or one for this class.
+
+    ``decision`` is the Decision. Where the application has no handler, the ``response`` of this
+    package is sent.
+    """
+
+    def __init__(self, response: FlaskResponse, decision: Decision) -> None:
+        wait = None if decision.retry_after is None else math.ceil(decision.retry_after)
+        super().__init__(response=response, retry_after=wait)
+        self.decision = decision
+
+
+def _exception_for(denial: Response, decision: Decision) -> HTTPException:
+    """Return the exception for a denial: 429, 403 by a deny list, 503 if nothing can be counted."""
+    status = denial.head.status
+    response = current_app.response_class(denial.body, status, fields_of(denial.head.headers))
+    if status == 403:
+        return Forbidden(response=response)
+    if status == 503:
+        return ServiceUnavailable(response=response)
+    return RateLimitExceeded(response, decision)
+
+
+def _complete(response: FlaskResponse, denial: Response) -> None:
+    """Add a denial's fields to an error handler's response that does not have them."""
+    present = {name.lower() for name in response.headers.keys()}  # noqa: SIM118 - pairs otherwise
+    for name, value in fields_of(Headers(completing(denial.head.headers, present))):
+        response.headers.add(name, value)
+
+
+def _send_rate_limited(app: Flask, runtime: Runtime, decision: Decision) -> None:
+    if not rate_limited.receivers:
+        return
+    for receiver in rate_limited.receivers_for(app):
+        try:
+            app.ensure_sync(receiver)(app, decision=decision)
+        except Exception as error:  # noqa: BLE001 - the other receivers are still called
+            runtime.observe(UserCodeFailed("a receiver of rate_limited", error))
+
+
+# ------------------------------------------------------------------------------------------------
+# Decorators
+
+
+class _ViewCall(HandlerCall):
+    """One call of a Flask view, with the request of the current context."""
+
+    __slots__ = ("_app",)
+
+    expected = (
+        "a view function; of a class, put the decorator into its `decorators`, of a blueprint, a "
+        "limit into its `before_request`"
+    )
+
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002 - a hook
+        self.owner = owner_of(self.handler, args)
+        self.method = request.method
+        self.path = request.path
+        self.path_params = request.view_args or {}
+        self._app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001 - Flask's documented way to the object behind its proxy
+
+    @staticmethod
+    def is_async(handler: Any) -> bool:  # noqa: ARG004 - a hook
+        return False  # Flask calls async views in a thread
+
+    def sync(self, handler: Any) -> Any:
+        return self._app.ensure_sync(handler)
+
+    def runtime(self) -> Runtime:
+        return _runtime_for_handlers(self._app)
+
+    def cache_runtime(self) -> Runtime | None:
+        present = _runtimes(self._app)
+        return max(present, key=lambda runtime: Features.CACHE in runtime.features, default=None)
+
+    def request(self) -> HTTPRequest:
+        return request_of(request.environ)
+
+    def decision(self) -> Decision:
+        found: Decision = request.environ.get(RATE_LIMIT_KEY, UNCHECKED)
+        return found
+
+    def show(self, decision: Decision) -> None:
+        g.rate_limit = request.environ[RATE_LIMIT_KEY] = decision
+
+    def is_free(self) -> bool:
+        if REFRESH in request.environ:
+            return True
+        if _is_exempt_view(self._app, request.endpoint, self.wrapper, self.method):
+            return True
+        return is_exempt_class(self.owner, self.method)
+
+    def deny(self, pending: PendingExchange) -> Any:
+        denial, decision = pending.denial, pending.exchange.decision
+        _send_rate_limited(self._app, pending.runtime, decision)
+        self._when_answered(partial(_complete, denial=denial))
+        raise _exception_for(denial, decision)
+
+    def enter(self, attached: Attached) -> None:
+        if isinstance(attached, PendingExchange):
+            attached.handed_over = True
+            self._when_answered(_Attachment(attached))
+        else:
+            self._when_answered(partial(_change_fields, attached=attached))
+
+    def _when_answered(self, step: Callable[[FlaskResponse], None]) -> None:
+        """Call a function with the response, before those of decorators further out."""
+        steps = request.environ.get(_ATTACHED)
+        if steps is None:
+            steps = request.environ[_ATTACHED] = []
+            after_this_request(_answer)
+            request_tearing_down.connect(_give_up, self._app)
+        steps.append(step)
+
+
+class Limit(HandlerLimit):
+    """A limit that decorates views, and is a ``before_request`` function; made by ``limit``."""
+
+    @overload
+    def __call__(self, /) -> None: ...
+    @overload
+    def __call__(self, view: F, /) -> F: ...
+    def __call__(self, view: Any = None, /) -> Any:
+        """Put the limit in front of a view; without one, check the current request."""
+        if view is not None:
+            return super().__call__(view)
+        # Requests that no route matches count together.
+        view = current_app.view_functions.get(request.endpoint or "", unrouted)
+        automatic = getattr(request.url_rule, "provide_automatic_options", False)
+        call = _ViewCall(view, view, self)
+        call.read((), {})
+        if automatic and is_preflight(call.request()):  # Flask answers it without the view
+            call.show(call.decision())
+        elif (pending := self.begin(call)) is not None:
+            if pending.denies:
+                call.deny(pending)
+            call.enter(pending)
+        return None
+
+
+def unrouted() -> None:
+    """Placeholder view for requests that no route matches."""
+
+
+def limit(limits: Any, **arguments: Unpack[LimitArguments]) -> Limit:
+    """Limit the requests for a view: ``@limit("5/minute")``, below ``@app.route``.
+
+    For the views of a blueprint, or for all: ``blueprint.before_request(limit("100/minute"))``;
+    for those of a class: ``decorators = [limit("5/minute")]``. The limit applies after routing
+    and takes a separate round trip. Each view has its own quota, under its qualified name;
+    views that are decorated with one limit object that has a ``name`` share a quota. A denial
+    raises RateLimitExceeded; the view reads ``g.rate_limit``.
+
+    Args:
+        limits: See RateLimitRule.
+        arguments: Other fields of RateLimitRule, without ``path`` and ``methods``.
+
+    Raises:
+        ConfigurationError: An argument is wrong.
+    """
+    if arguments.get("by") == "user":
+        raise ConfigurationError(
+            f"limit({limits!r}, by='user'): Flask has no user that this package knows; give a "
+            "function of the request, such as lambda _: flask_login.current_user.get_id()"
+        )
+    return Limit(limits, arguments, _ViewCall)
+
+
+_decorators = Decorators(_ViewCall)
+cached: CachedDecorator = _decorators.cached
+never_cached: NeverCachedDecorator = _decorators.never_cached
+
+
+class _Attachment:
+    """A limit's exchange, finished when the body of the view's response has been sent."""
+
+    __slots__ = ("_answered", "_pending")
+
+    def __init__(self, pending: PendingExchange) -> None:
+        self._pending = pending
+        self._answered = False
+
+    def __call__(self, response: FlaskResponse) -> None:
+        """Add the limit's fields to the response that Flask has, of a view or an error handler."""
+        self._answered = True
+        _change_fields(response, self._pending)
+
+    def finish(self) -> None:
+        """End after the last byte."""
+        self._pending.finish()
+
+    def give_up(self) -> None:
+        """End without a response: the exception propagates to the server."""
+        if not self._answered:
+            self._pending.failed()
+            self._pending.finish(complete=False)
+
+
+def _change_fields(response: FlaskResponse, attached: Attached) -> None:
+    head = head_of(response.status, response.headers.to_wsgi_list())
+    sent = attached.head(head)
+    if sent is head:
+        return
+    count = len(head.headers.raw)
+    added = fields_of(sent.headers)[count:]
+    if sent.headers.raw[:count] != head.headers.raw:
+        response.headers.clear()
+        response.headers.extend(fields_of(sent.headers))
+        return
+    for name, value in added:
+        response.headers.add(name, value)
+    if isinstance(attached, PendingExchange):
+        vars(response).setdefault(_ADDED, []).extend(name for name, _ in added)
+
+
+def _answer(response: FlaskResponse) -> FlaskResponse:
+    steps = request.environ[_ATTACHED]
+    for added in vars(response).pop(_ADDED, ()):  # a view may return one object every time
+        response.headers.remove(added)
+    for step in reversed(steps):
+        step(response)
+    attachments = [step for step in steps if isinstance(step, _Attachment)]
+    if not attachments:
+        return response
+    # The exchanges end when the body is exhausted or closed, whichever comes first: test clients
+    # need not close a response, bridges to ASGI never do, and Werkzeug calls nothing of the
+    # response's own where a server closes a file.
+    this = ref(response)  # the response keeps the function
+
+    def get_app_iter(environ: WSGIEnvironment) -> Iterable[bytes]:
+        answered = cast("FlaskResponse", this())
+        iterable = type(answered).get_app_iter(answered, environ)
+        body = _Body(iterable, attachments)
+        if iterable is answered.response and "wsgi.file_wrapper" in environ:
+            with suppress(AttributeError):  # a server's own file wrapper, which it must recognise
+                iterable.close = body.close  # type: ignore[attr-defined]
+                return iterable
+        return body
+
+    response.get_app_iter = get_app_iter  # type: ignore[method-assign]  # Werkzeug has no other hook
+    return response
+
+
+def _give_up(_app: Flask, **_: object) -> None:
+    for step in request.environ.pop(_ATTACHED, ()):
+        if isinstance(step, _Attachment):
+            step.give_up()
+
+
+class _Body:
+    """A response's body, with which exchanges end."""
+
+    __slots__ = ("_attachments", "_close", "_pieces")
+
+    def __init__(self, iterable: Iterable[bytes], attachments: list[_Attachment]) -> None:
+        self._pieces = iter(iterable)
+        self._close: Callable[[], object] | None = getattr(iterable, "close", None)
+        self._attachments = attachments
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._pieces)
+        except BaseException:
+            self._finish()
+            raise
+
+    def close(self) -> None:
+        close, self._close = self._close, None
+        try:
+            if close is not None:
+                close()
+        finally:
+            self._finish()
+
+    def _finish(self) -> None:
+        for each in self._attachments:
+            each.finish()

@@ -1,0 +1,425 @@
+"""The console's pages: which request is answered with which page.
+
+A request that changes something is a POST from one of the console's own forms; its answer
+redirects to a page.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import time
+from collections import Counter
+from pkgutil import get_data
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote, urlencode
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from msgspec.structs import replace
+
+from upstash_middleware.local import faults
+from upstash_middleware.local.billing import DOLLARS_PER_COMMAND
+from upstash_middleware.local.console import auth, charts, formats, keys
+from upstash_middleware.local.console.auth import CONSOLE, ConsoleAuth
+from upstash_middleware.local.faults import CLEAR, Fault
+from upstash_middleware.local.http1 import Answer, Stream
+from upstash_middleware.local.resp import Failure
+from upstash_middleware.local.rest import read_parameters
+from upstash_middleware.local.service import CommandEvent, MissedEvents
+from upstash_middleware.local.store import StoreUnreachable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
+    from upstash_middleware.local.faults import Weather
+    from upstash_middleware.local.http1 import Request, Response
+    from upstash_middleware.local.service import LiveEvent, Service, Watcher
+
+    Fields = Mapping[bytes, bytes]
+
+KEYS: Final = CONSOLE
+KEY: Final = f"{CONSOLE}/key"
+DELETE: Final = f"{CONSOLE}/key/delete"
+FLUSH: Final = f"{CONSOLE}/flush"
+BILL: Final = f"{CONSOLE}/bill"
+RESET_BILL: Final = f"{CONSOLE}/bill/reset"
+LIVE: Final = f"{CONSOLE}/live"
+EVENTS: Final = f"{CONSOLE}/live/events"
+WEATHER: Final = f"{CONSOLE}/weather"
+LOGIN: Final = f"{CONSOLE}/enter"
+SCRIPT: Final = f"{CONSOLE}/console.js"
+_STATIC: Final = {
+    f"{CONSOLE}/console.css": b"text/css; charset=utf-8",
+    SCRIPT: b"text/javascript; charset=utf-8",
+}
+_CONTENT_SECURITY_POLICY: Final = (
+    b"default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    b"img-src data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+_SECURITY_HEADERS: Final = (
+    (b"Content-Security-Policy", _CONTENT_SECURITY_POLICY),
+    (b"Cross-Origin-Opener-Policy", b"same-origin"),
+    (b"Cross-Origin-Resource-Policy", b"same-origin"),
+    (b"Referrer-Policy", b"same-origin"),
+    (b"X-Content-Type-Options", b"nosniff"),
+    (b"X-Frame-Options", b"DENY"),
+    (b"Cache-Control", b"no-store"),
+)
+_MESSAGES: Final = {
+    b"deleted": "The key is deleted.",
+    b"gone": "The key was gone already.",
+    b"emptied": "The database is empty.",
+    b"bill": "A new bill has begun.",
+    b"weather": "The weather has changed.",
+}
+"""By the parameter ``notice`` of a redirect."""
+_SPANS: Final = {"2 min": 120, "15 min": 900, "1 h": 3600, "6 h": 21_600}
+"""The lengths of the bill's chart in seconds, of which the first is the default."""
+_MAX_GROUPS: Final = 12
+_REFUSE_SECONDS: Final = 5.0
+"""How long connections are refused by default: the console is refused as well."""
+
+
+async def answer_console(service: Service, request: Request) -> Response:
+    """The answer to a request for the console."""
+    if not auth.addresses_this_machine(request):
+        return _notice(
+            "The console is not at this name",
+            "It is for this machine only: open it by an IP address or as localhost.",
+            status=403,
+        )
+    path = request.path.decode("latin-1")
+    if path in _STATIC:
+        body = get_data(__package__, path.rpartition("/")[2]) or b""
+        headers = ((b"Cache-Control", b"max-age=60"), (b"X-Content-Type-Options", b"nosniff"))
+        return Answer(200, body, _STATIC[path], headers)
+    if auth.sent_by_another_page(request):
+        return _notice("Not for other pages", "Another web page has sent this request.", status=403)
+    try:
+        return await _answer_own_page(service, request, path)
+    except StoreUnreachable as error:
+        return _notice("The database cannot be reached", str(error), status=500)
+
+
+async def _answer_own_page(service: Service, request: Request, path: str) -> Response:
+    """Log in by the printed key or the token; answer requests that are logged in."""
+    secrets = ConsoleAuth.for_token(service.tokens.full)
+    query = dict(read_parameters(request.query))
+    form = dict(read_parameters(request.body)) if request.method == "POST" else {}
+    secret = query.get(b"key") if path == KEYS else form.get(b"token")
+    if secret and path in (KEYS, LOGIN):
+        if secrets.accepts_login(secret):
+            return _redirect(KEYS, (b"Set-Cookie", secrets.set_cookie(request)))
+        return _login("That is not this server's token.")
+    if not secrets.accepts_cookie(request):
+        return _login()
+    is_head = request.method == "HEAD" and path != EVENTS  # a stream does not end
+    handler = _ROUTES.get(("GET" if is_head else request.method, path))
+    if handler is None:
+        return _notice("There is no such page", link=True, status=404)
+    if request.method == "POST" and not secrets.accepts_form(form.get(b"form", b"")):
+        return _notice(
+            "Not one of the console's forms", "Reload the page, and try again.", status=403
+        )
+    return await handler(service, query | form)
+
+
+# Pages, in the order of the navigation.
+
+
+async def _keys(service: Service, fields: Fields) -> Answer:
+    cursor = fields.get(b"cursor", b"")
+    start = int(cursor) if cursor.isdigit() and len(cursor) < 20 else 0
+    search = fields.get(b"q", b"")
+    page = await keys.find_keys(service.store, search, start)
+    return await _page(
+        service,
+        "keys.html",
+        message=_message(fields),
+        search=search,
+        page=page,
+        groups=_groups(search, page),
+        now_ms=_now_ms(),
+    )
+
+
+def _groups(search: bytes, page: keys.Page) -> Sequence[tuple[bytes, int]]:
+    """How the keys found continue after the beginning that was searched for, up to a colon."""
+    if any(special in search for special in b"*?["):
+        return ()
+    counts: Counter[bytes] = Counter()
+    for key in page.keys:
+        part, colon, _ = key.name.removeprefix(search).partition(b":")
+        if colon:
+            counts[search + part + colon] += 1
+    groups = [(group, count) for group, count in counts.most_common(_MAX_GROUPS) if count > 1]
+    if len(groups) == 1 and groups[0][1] == len(page.keys) and not page.cursor:
+        groups = [pair for pair in groups if pair[0] != search]
+    return sorted(groups)
+
+
+async def _key(service: Service, fields: Fields) -> Answer:
+    name = fields.get(b"key", b"")
+    value = await keys.read_value(service.store, name)
+    if value is None:
+        return _notice("This key is gone", code=formats.text(name), link=True, status=404)
+    now_ms, ttl_ms = _now_ms(), value.key.ttl_ms
+    cached, limit, purges = None, None, ""
+    if value.key.type == "string" and len(value.data) == value.length:
+        text = name.decode("utf-8", "replace")
+        cached = keys.read_cached(text, value.data)
+        if cached is None:
+            limit = keys.read_limit(text, value.data, now_ms, -1 if ttl_ms is None else ttl_ms)
+        elif isinstance(cached, keys.StoredResponse):
+            purges = await keys.read_purges(service.store, cached)
+    parts = name.split(b":")[:4]
+    return await _page(
+        service,
+        "key.html",
+        key=value.key,
+        value=value,
+        beginnings=[
+            (parts[place - 1], b":".join(parts[:place]) + b":") for place in range(1, len(parts))
+        ],
+        cached=cached,
+        limit=limit,
+        purges=purges,
+        now_ms=now_ms,
+        now=now_ms / 1000,
+        ttl=(ttl_ms or 0) / 1000,
+    )
+
+
+async def _delete(service: Service, fields: Fields) -> Answer:
+    deleted = await keys.delete_key(service.store, fields.get(b"key", b""))
+    return _redirect(f"{KEYS}?notice={'deleted' if deleted else 'gone'}")
+
+
+async def _flush(service: Service, _: Fields) -> Answer:
+    await service.flush()
+    return _redirect(f"{KEYS}?notice=emptied")
+
+
+async def _bill(service: Service, fields: Fields) -> Answer:
+    service.meter.sample()
+    spans = {b"%d" % span: span for span in _SPANS.values()}
+    span = spans.get(fields.get(b"span", b""), next(iter(_SPANS.values())))
+    now = time.time()
+    return await _page(
+        service,
+        "bill.html",
+        message=_message(fields),
+        spans=_SPANS,
+        span=span,
+        seconds=now - service.meter.started_at,
+        chart=charts.bill_chart(service.meter.samples, now, span),
+    )
+
+
+async def _reset_bill(service: Service, _: Fields) -> Answer:
+    service.meter.reset()
+    return _redirect(f"{BILL}?notice=bill")
+
+
+async def _live(service: Service, _: Fields) -> Answer:
+    return await _page(service, "live.html")
+
+
+async def _events(service: Service, _: Fields) -> Stream:
+    watcher = service.live.watch()
+    return Stream(_stream_events(watcher), lambda: service.live.leave(watcher))
+
+
+async def _stream_events(watcher: Watcher) -> AsyncIterator[bytes]:
+    """Server-sent events of markup, one list item for each live event."""
+    yield b": watching\n\n"
+    while True:
+        items = "".join(map(render_event, await watcher.take()))
+        yield f"data: {items}\n\n".encode("utf-8", "replace")
+
+
+def render_event(event: LiveEvent) -> str:
+    """A live event as a list item, on one line."""
+    time = None if isinstance(event, MissedEvents) else dt.datetime.fromtimestamp(event.at, dt.UTC)
+    failed = isinstance(event, CommandEvent) and isinstance(event.reply, Failure)
+    return render("event.html", event=event, time=time, failed=failed).replace("\n", "")
+
+
+async def _weather(service: Service, fields: Fields) -> Answer:
+    return await _weather_page(service, _message(fields))
+
+
+async def _change_weather(service: Service, fields: Fields) -> Answer:
+    try:
+        weather = _read_weather_form(
+            {
+                name.decode("latin-1"): text.decode("utf-8", "replace")
+                for name, text in fields.items()
+            }
+        )
+    except ValueError as error:
+        return await _weather_page(service, str(error), status=400)
+    service.change_weather(weather)
+    if weather.fault is not Fault.REFUSE or weather.seconds is None:
+        return _redirect(f"{WEATHER}?notice=weather")
+    # The page after a redirect would be refused too: this one is the answer, and reloads itself.
+    answer = await _weather_page(
+        service,
+        f"Connections are refused for {weather.seconds:g} s. This page reloads itself.",
+    )
+    refresh = f"{weather.seconds + 1:g}; url={WEATHER}".encode()
+    return replace(answer, headers=(*answer.headers, (b"Refresh", refresh)))
+
+
+async def _weather_page(service: Service, message: str, status: int = 200) -> Answer:
+    return await _page(
+        service,
+        "weather.html",
+        status=status,
+        message=message,
+        runs={fault: fault not in faults.INSTEAD for fault in Fault},
+        refuse_seconds=_REFUSE_SECONDS,
+    )
+
+
+def _read_weather_form(fields: Mapping[str, str]) -> Weather:
+    """The weather that a form sets.  Raises ValueError, naming the setting."""
+    settings: dict[str, object] = {"fault": fields.get("fault") or None}
+    for name in faults.plain_weather(CLEAR):
+        if name != "fault" and (text := fields.get(name, "").strip()):
+            try:
+                number = float(text)
+            except ValueError:
+                number = math.nan
+            if not math.isfinite(number):
+                raise ValueError(f"weather: {name} should be a number, not {text!r}")
+            settings[name] = int(number) if number.is_integer() else number
+    if settings["fault"] == Fault.REFUSE.value:
+        settings.pop("times", None)
+        settings.pop("probability", None)
+        settings.setdefault("seconds", _REFUSE_SECONDS)
+    return faults.parse_weather(settings)
+
+
+_ROUTES: Final[dict[tuple[str, str], Callable[[Service, Fields], Awaitable[Response]]]] = {
+    ("GET", KEYS): _keys,
+    ("GET", KEY): _key,
+    ("POST", DELETE): _delete,
+    ("POST", FLUSH): _flush,
+    ("GET", BILL): _bill,
+    ("POST", RESET_BILL): _reset_bill,
+    ("GET", LIVE): _live,
+    ("GET", EVENTS): _events,
+    ("GET", WEATHER): _weather,
+    ("POST", WEATHER): _change_weather,
+}
+
+
+# How pages are made.
+
+
+async def _page(
+    service: Service, template: str, *, status: int = 200, message: str = "", **values: Any
+) -> Answer:
+    """A page with the navigation and the current figures."""
+    html = render(
+        template,
+        keys=await keys.count_keys(service.store),
+        bill=service.meter.read(),
+        current=service.faults.weather,
+        form_secret=ConsoleAuth.for_token(service.tokens.full).form,
+        message=message,
+        **values,
+    )
+    return _html(html, status)
+
+
+def _notice(
+    title: str, text: str = "", *, code: str = "", link: bool = False, status: int
+) -> Answer:
+    """A page without navigation, perhaps with a link to the keys."""
+    return _html(render("notice.html", title=title, text=text, code=code, link=link), status)
+
+
+def _login(problem: str = "") -> Answer:
+    return _html(render("login.html", title="Open the console", problem=problem), 401)
+
+
+def _html(html: str, status: int) -> Answer:
+    body = html.encode("utf-8", "replace")
+    return Answer(status, body, b"text/html; charset=utf-8", _SECURITY_HEADERS)
+
+
+def _redirect(address: str, *headers: tuple[bytes, bytes]) -> Answer:
+    location = (b"Location", address.encode())
+    return Answer(303, b"", b"text/plain", (*_SECURITY_HEADERS, *headers, location))
+
+
+def _message(fields: Fields) -> str:
+    return _MESSAGES.get(fields.get(b"notice", b""), "")
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def render(template: str, **values: Any) -> str:
+    """Render a template; every value is escaped."""
+    return _ENVIRONMENT.get_template(template).render(values)
+
+
+def _key_url(name: bytes, address: str = KEY) -> str:
+    return f"{address}?key={quote(name, safe='')}"
+
+
+def _search_url(search: str | bytes, cursor: int = 0) -> str:
+    given = {name: value for name, value in (("q", search), ("cursor", cursor)) if value}
+    return f"{KEYS}?{urlencode(given)}" if given else KEYS
+
+
+def _variant_url(name: bytes, end: str) -> str:
+    """A search for a variant, of whose key the index contains the beginning and the end."""
+    key = name.decode("utf-8", "replace")
+    escaped = "".join(f"\\{each}" if each in "\\*?[]" else each for each in key)
+    return _search_url(f"{escaped}#*{end}")
+
+
+def _badge(key: keys.Key, now_ms: int) -> tuple[str, str]:
+    """A key's kind, and the class of its colour."""
+    kind = keys.kind_of(key, now_ms)
+    if kind.startswith("cache"):
+        return kind, "cache"
+    limits = {"token bucket", "GCRA", "sliding log", "concurrency"}
+    return kind, "limit" if kind in limits or kind.endswith("window") else "other"
+
+
+_ENVIRONMENT: Final = Environment(
+    loader=PackageLoader("upstash_middleware.local.console"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.filters.update(
+    amount=formats.amount,
+    dollars=formats.dollars,
+    duration=formats.duration,
+    moment=formats.moment,
+    reply=formats.summarize_reply,
+    shorten=formats.shorten,
+    size=formats.size,
+    text=formats.text,
+    weather=formats.summarize_weather,
+    word=formats.word,
+)
+_ENVIRONMENT.globals.update(
+    DOLLARS_PER_COMMAND=DOLLARS_PER_COMMAND,
+    ago=formats.ago,
+    badge=_badge,
+    charts=charts,
+    clear=CLEAR,
+    key_url=_key_url,
+    search_url=_search_url,
+    variant_url=_variant_url,
+    view_bytes=formats.view_bytes,
+)

@@ -1,0 +1,325 @@
+"""``Redis`` and ``AsyncRedis``: the commands of upstash-redis over this package's client.
+
+They are subclasses of ``upstash_redis.Redis`` and ``upstash_redis.asyncio.Redis`` with the same
+commands and result types, for an application's own data. This package's client adds a deadline, a
+circuit breaker, kept-alive connections that work across event loops and forks, and batching:
+concurrent commands share a request, but never with those of the middleware. A command that may
+have run is not sent again.
+
+Every error is both one of this package's and ``upstash_redis.errors.UpstashError``.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from json import dumps
+from typing import TYPE_CHECKING, Any, Self
+
+import upstash_redis
+import upstash_redis.asyncio
+from upstash_redis.asyncio.client import AsyncPipeline
+from upstash_redis.client import Pipeline as SyncPipeline
+from upstash_redis.commands import (
+    AsyncJsonCommands,
+    AsyncSearchCommands,
+    JsonCommands,
+    PipelineJsonCommands,
+    SearchCommands,
+)
+from upstash_redis.errors import UpstashError as SdkError
+from upstash_redis.format import FORMATTERS, cast_response, format_set, ok_to_bool
+
+from upstash_middleware import errors
+from upstash_middleware.core.flow import Command, Pipeline
+from upstash_middleware.logs import LogObserver
+from upstash_middleware.upstash import AsyncClient, Breaker, Client, Credentials, OnePerProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from upstash_middleware.core.flow import Argument, Reply
+
+__all__ = ["AsyncRedis", "Redis"]
+
+
+class Redis(upstash_redis.Redis):
+    """A drop-in replacement for ``upstash_redis.Redis``; one may be used by all threads.
+
+    Args:
+        url: The REST URL; default UPSTASH_REDIS_REST_URL.
+        token: The REST token; default UPSTASH_REDIS_REST_TOKEN.
+        deadline: Seconds that a command, pipeline or transaction may take in all; default 1.
+        decode: Whether strings are returned as ``str``; False returns ``bytes``.
+
+    Raises:
+        ConfigurationError: For a URL or token that cannot be one, or that is missing.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        deadline: float = 1.0,
+        decode: bool = True,
+    ) -> None:
+        credentials = Credentials.find(url=url, token=token, environ=os.environ)
+        breaker = OnePerProcess(lambda: _breaker(deadline))
+        self._set_up(Client(credentials, deadline=deadline, breaker=breaker), decode=decode)
+
+    @classmethod
+    def over(cls, client: Client) -> Self:
+        """Return one over a client of this package."""
+        self = cls.__new__(cls)
+        self._set_up(client, decode=True)
+        return self
+
+    def _set_up(self, client: Client, *, decode: bool) -> None:
+        self._client = client
+        self._decode = decode
+        self._json = JsonCommands(self)
+        self._search = SearchCommands(self)
+        # upstash-ratelimit reads these.
+        self._allow_telemetry, self._headers = False, {}
+
+    @classmethod
+    def from_env(cls, **options: Any) -> Self:  # type: ignore[override]
+        """Return one with the URL and token of the environment; the options are the class's."""
+        return cls(**options)
+
+    def execute(self, command: list[Any]) -> Any:
+        """Perform a command and return its result; raises UpstashError."""
+        try:
+            (reply,) = self._client.execute(_pipeline([command]))
+        except errors.UpstashError as error:
+            raise _as_sdk_error(error) from error
+        return _result(command, reply, self, decode=self._decode)
+
+    def pipeline(self) -> RedisPipeline:
+        """Return a pipeline: its commands are sent in one request, not atomically."""
+        return RedisPipeline(self, transaction=False)
+
+    def multi(self) -> RedisPipeline:
+        """Return a transaction: its commands are sent in one request, atomically."""
+        return RedisPipeline(self, transaction=True)
+
+    def close(self) -> None:
+        """Close the connections; a later command opens them again."""
+        self._client.close()
+
+
+class RedisPipeline(SyncPipeline):
+    """Commands that ``exec()`` sends in one request."""
+
+    def __init__(self, redis: Redis, *, transaction: bool) -> None:
+        self._redis = redis
+        self._transaction = transaction
+        self._json = PipelineJsonCommands(self)
+        self._command_stack: list[list[Any]] = []
+
+    def exec(self, *, return_exceptions: bool = False) -> list[Any]:
+        """Send the commands and return their results in order.
+
+        Args:
+            return_exceptions: Whether the error of a failed command is returned in its place.
+                Otherwise the first one is raised, with all results in its attribute ``results``.
+
+        Raises:
+            UpstashError: For a command that failed, or the request as a whole.
+        """
+        commands, self._command_stack = self._command_stack, []
+        client = self._redis._client  # noqa: SLF001
+        execute = client.execute_transaction if self._transaction else client.execute
+        try:
+            replies = execute(_pipeline(commands))
+        except errors.UpstashError as error:
+            raise _as_sdk_error(error) from error
+        return _results(commands, replies, self._redis, return_exceptions=return_exceptions)
+
+
+class AsyncRedis(upstash_redis.asyncio.Redis):
+    """A drop-in replacement for ``upstash_redis.asyncio.Redis``, for asyncio and trio.
+
+    Several event loops may use one, also concurrently. The arguments are those of
+    ``Redis``.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        deadline: float = 1.0,
+        decode: bool = True,
+    ) -> None:
+        credentials = Credentials.find(url=url, token=token, environ=os.environ)
+        breaker = OnePerProcess(lambda: _breaker(deadline))
+        self._set_up(AsyncClient(credentials, deadline=deadline, breaker=breaker), decode=decode)
+
+    @classmethod
+    def over(cls, client: AsyncClient) -> Self:
+        """Return one over a client of this package."""
+        self = cls.__new__(cls)
+        self._set_up(client, decode=True)
+        return self
+
+    def _set_up(self, client: AsyncClient, *, decode: bool) -> None:
+        self._client = client
+        self._decode = decode
+        self._json = AsyncJsonCommands(self)
+        self._search = AsyncSearchCommands(self)
+        # upstash-ratelimit reads these.
+        self._allow_telemetry, self._headers = False, {}
+
+    @classmethod
+    def from_env(cls, **options: Any) -> Self:  # type: ignore[override]
+        """Return one with the URL and token of the environment; the options are the class's."""
+        return cls(**options)
+
+    async def execute(self, command: list[Any]) -> Any:
+        """Perform a command and return its result; raises UpstashError."""
+        try:
+            (reply,) = await self._client.execute(_pipeline([command]))
+        except errors.UpstashError as error:
+            raise _as_sdk_error(error) from error
+        return _result(command, reply, self, decode=self._decode)
+
+    def pipeline(self) -> AsyncRedisPipeline:
+        """Return a pipeline: its commands are sent in one request, not atomically."""
+        return AsyncRedisPipeline(self, transaction=False)
+
+    def multi(self) -> AsyncRedisPipeline:
+        """Return a transaction: its commands are sent in one request, atomically."""
+        return AsyncRedisPipeline(self, transaction=True)
+
+    async def close(self) -> None:
+        """Close the connections; a later command opens them again."""
+        await self._client.aclose()
+
+
+class AsyncRedisPipeline(AsyncPipeline):
+    """Commands that ``exec()`` sends in one request."""
+
+    def __init__(self, redis: AsyncRedis, *, transaction: bool) -> None:
+        self._redis = redis
+        self._transaction = transaction
+        self._json = PipelineJsonCommands(self)
+        self._command_stack: list[list[Any]] = []
+
+    async def exec(self, *, return_exceptions: bool = False) -> list[Any]:
+        """Send the commands and return their results in order; see ``RedisPipeline.exec``."""
+        commands, self._command_stack = self._command_stack, []
+        client = self._redis._client  # noqa: SLF001
+        execute = client.execute_transaction if self._transaction else client.execute
+        try:
+            replies = await execute(_pipeline(commands))
+        except errors.UpstashError as error:
+            raise _as_sdk_error(error) from error
+        return _results(commands, replies, self._redis, return_exceptions=return_exceptions)
+
+
+# Shared by both ----------------------------------------------------------------------------------
+
+_READ_ONLY = frozenset(
+    "BITCOUNT BITPOS DBSIZE ECHO EVALSHA_RO EVAL_RO EXISTS EXPIRETIME GEODIST GEOHASH GEOPOS "  # noqa: SIM905
+    "GEOSEARCH GET GETBIT GETRANGE HEXISTS HGET HGETALL HKEYS HLEN HMGET HRANDFIELD HSCAN HSTRLEN "
+    "HVALS JSON.GET JSON.MGET JSON.TYPE KEYS LINDEX LLEN LPOS LRANGE MGET PEXPIRETIME PFCOUNT PING "
+    "PTTL RANDOMKEY SCAN SCARD SDIFF SINTER SISMEMBER SMEMBERS SMISMEMBER SRANDMEMBER SSCAN STRLEN "
+    "SUBSTR SUNION TIME TTL TYPE XINFO XLEN XRANGE XREVRANGE ZCARD ZCOUNT ZLEXCOUNT ZMSCORE "
+    "ZRANDMEMBER ZRANGE ZRANGEBYLEX ZRANGEBYSCORE ZRANK ZREVRANGE ZREVRANK ZSCAN ZSCORE".split()
+)
+"""Commands that only read, which are sent once more if they were lost on the way."""
+
+
+_log = LogObserver()
+
+
+def _breaker(deadline: float) -> Breaker:
+    return Breaker(slow=deadline / 2, clock=time.monotonic, emit=_log)
+
+
+def _pipeline(commands: Sequence[list[Any]]) -> Pipeline:
+    return Pipeline(
+        tuple(
+            Command(tuple(map(_argument, command)), str(command[0]).upper() in _READ_ONLY)
+            for command in commands
+        )
+    )
+
+
+def _argument(value: Any) -> Argument:
+    """Return an argument as text or bytes; as the SDK does it, and bytes as they are."""
+    if isinstance(value, str | bytes):
+        return value
+    return dumps(value)
+
+
+def _result(command: list[Any], reply: Reply, redis: Any, *, decode: bool) -> Any:
+    if isinstance(reply, errors.CommandError):
+        raise _as_sdk_error(reply)
+    value: Any = reply
+    if decode or (reply == b"OK" and _returns_status(command)):
+        value = _decoded(reply)
+    return cast_response(command, value, redis)
+
+
+def _returns_status(command: list[Any]) -> bool:
+    """Whether the SDK compares the reply with ``OK``, so that it has to be text."""
+    formatter = FORMATTERS.get(command[0]) or FORMATTERS.get(" ".join(map(str, command[:2])))
+    return formatter is ok_to_bool or (formatter is format_set and "GET" not in command[3:])
+
+
+def _results(
+    commands: list[list[Any]], replies: list[Reply], redis: Any, *, return_exceptions: bool
+) -> list[Any]:
+    results: list[Any] = []
+    failed: Any = None
+    for command, reply in zip(commands, replies, strict=True):
+        try:
+            results.append(_result(command, reply, redis, decode=redis._decode))  # noqa: SLF001
+        except SdkError as error:
+            failed = failed or error
+            results.append(error)
+    if failed is not None and not return_exceptions:
+        failed.results = results
+        raise failed
+    return results
+
+
+def _decoded(reply: Any) -> Any:
+    if isinstance(reply, bytes):
+        try:
+            return reply.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"the value of {len(reply)} bytes is not UTF-8; use decode=False to read bytes"
+            ) from error
+    if isinstance(reply, list):
+        return [_decoded(member) for member in reply]
+    return reply
+
+
+class RedisError(errors.UpstashError, SdkError):
+    """Base of the errors that commands raise: this package's and the SDK's."""
+
+    results: list[Any]
+    """In a pipeline, the results of all its commands, with errors in place of some."""
+
+
+_SDK_ERRORS: dict[type[errors.UpstashError], Callable[..., RedisError]] = {
+    error: type(error.__name__, (error, RedisError), {"__doc__": error.__doc__})
+    for error in (
+        errors.CircuitOpen,
+        errors.CommandError,
+        errors.ConnectionLost,
+        errors.DeadlineExceeded,
+        errors.NotConnected,
+        errors.Refused,
+        errors.UnexpectedAnswer,
+    )
+}
+
+
+def _as_sdk_error(error: errors.UpstashError) -> RedisError:
+    return _SDK_ERRORS.get(type(error), RedisError)(*error.args)

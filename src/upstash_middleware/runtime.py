@@ -1,0 +1,594 @@
+"""Settings made into one engine and its clients: everything that an adapter calls.
+
+A Runtime begins and finishes exchanges, for threads (``begin``, ``finish``, ``perform``, ``purge``,
+``close``) and for event loops (the same names with an ``a`` in front). The first call that needs
+the clients creates them; credentials are looked up no earlier.
+"""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import hashlib
+import os
+import sys
+import threading
+import time
+import weakref
+from contextlib import suppress
+from enum import Flag, auto
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from upstash_middleware.clock import SystemClock, remembering
+from upstash_middleware.core.engine import Engine, Exchange, Part
+from upstash_middleware.core.flow import together
+from upstash_middleware.core.identify import framework_user
+from upstash_middleware.core.ratelimit.hooks import Exemptions
+from upstash_middleware.core.ratelimit.memory import Denials
+from upstash_middleware.drivers import arun, run
+from upstash_middleware.errors import ConfigurationError, named_part
+from upstash_middleware.events import UpstashCalled
+from upstash_middleware.logs import LogObserver, logger
+from upstash_middleware.settings import Settings, settings_from
+from upstash_middleware.upstash import (
+    AsyncClient,
+    Breaker,
+    Client,
+    Credentials,
+    OnePerProcess,
+    SyncToken,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+
+    from upstash_middleware.core.cache import Cache
+    from upstash_middleware.core.cache.cache import PurgeEndpoint
+    from upstash_middleware.core.flow import Flow
+    from upstash_middleware.core.identify import AnyExtractor
+    from upstash_middleware.core.ratelimit import RateLimiter, RateLimitRule
+    from upstash_middleware.core.ratelimit.hooks import CustomDenials
+    from upstash_middleware.events import Event, Observer
+    from upstash_middleware.messages import HTTPRequest
+    from upstash_middleware.redis import AsyncRedis, Redis
+    from upstash_middleware.upstash import Called
+
+T = TypeVar("T")
+
+
+class Features(Flag):
+    """Which parts of the engine a middleware class enables."""
+
+    RATE_LIMIT = auto()
+    CACHE = auto()
+    BOTH = RATE_LIMIT | CACHE
+
+
+class Runtime:
+    """One engine and its clients, created from settings."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        features: Features = Features.BOTH,
+        *,
+        exempts: Callable[[HTTPRequest], bool] | None = None,
+        refreshes: bool = False,
+        selects: Callable[[HTTPRequest], str | None] | None = None,
+    ) -> None:
+        """Create the engine; no connection is opened.
+
+        ``exempts`` tells which requests no limit counts, ``selects`` which stored response the
+        framework selects (a part of the cache key); ``refreshes`` says that the adapter performs
+        background revalidations.
+        """
+        self.settings = settings
+        self.features = features
+        self.enabled: bool = settings.enabled
+        self.selects = selects
+        self.observe: Observer = _Observers((LogObserver(), *settings.observers))
+        self.late: set[Any] = set()
+        """Tasks of event loops that settle charges made after their exchange was finished."""
+        self.handler_limiters: dict[tuple[object, object], tuple[str, RateLimiter]] = {}
+        """The limiters in front of handlers, with their names, by limit and handler."""
+        self._refreshes = refreshes
+        self._lock = threading.Lock()
+        self._credentials: Credentials | None = None
+        self._clients: tuple[Client, AsyncClient] | None = None
+        self._breakers = OnePerProcess(self._breaker), OnePerProcess(self._breaker)
+        self._redis: tuple[tuple[Client, AsyncClient], tuple[Redis, AsyncRedis]] | None = None
+        self._redis_breaker = OnePerProcess(self._breaker)
+        self._denials = Denials(settings.remember_denials)
+        self._limiters: list[weakref.ref[RateLimiter]] = []
+        self._cache: Cache | None = None
+        limits: list[Part] = []
+        if Features.RATE_LIMIT in features and self.has_limits:
+            limits = [self.answering(self.limiter(settings.rate_limits, settings.default_limit))]
+        counting = limits  # exempt requests included
+        if exempts is not None:
+            limits = [Exemptions(limit, exempts, self.observe) for limit in limits]
+        self.caches: bool = Features.CACHE in features and bool(settings.cache)
+        """Whether it may store responses."""
+        cache: list[Part] = [self.cache] if self.caches else []
+        self.engine: Engine = Engine([*limits, *cache], observe=self.observe)
+        self.limits: Engine = Engine(limits, observe=self.observe)
+        """The limits alone, for requests that no cache answers."""
+        self.purge_endpoint: PurgeEndpoint | None = self._create_purge_endpoint()
+        endpoint = [] if self.purge_endpoint is None else [self.purge_endpoint]
+        self._purge_engine: Engine = Engine([*counting, *endpoint], observe=self.observe)
+        self.finishes_first: bool = _stores_first(settings)
+        """Whether an exchange is finished just before the last byte of its response is sent."""
+        if self.enabled:
+            remembering.add(self)
+
+    @classmethod
+    def of(  # noqa: PLR0913
+        cls,
+        arguments: Mapping[str, Any],
+        features: Features,
+        environ: Mapping[str, str] = os.environ,
+        *,
+        source: str = "",
+        exempts: Callable[[HTTPRequest], bool] | None = None,
+        refreshes: bool = False,
+        selects: Callable[[HTTPRequest], str | None] | None = None,
+        has_users: bool = True,
+    ) -> Runtime:
+        """Create a runtime from a middleware's arguments, or from a framework's settings.
+
+        ``source`` is the name of the mapping in error messages; ``has_users`` says whether
+        ``by="user"`` has a meaning in the framework. Raises ConfigurationError for a wrong
+        argument, and for a middleware that would do nothing.
+        """
+        settings = settings_from(arguments, environ, source=source)
+        if not has_users:
+            for rule in (*settings.rate_limits, settings.default_limit):
+                if rule is not None and rule.by is framework_user:
+                    raise ConfigurationError(
+                        f"{named_part(rule.setting, 'by')} = 'user': Flask and other WSGI "
+                        "applications have no user that this package knows; give a function of "
+                        "the request"
+                    )
+        # enabled=False needs no rules, as in tests. An explicit default_limit=None is deliberate,
+        # for instance because only decorators limit.
+        is_deliberate = features is not Features.CACHE and "default_limit" in arguments
+        if settings.enabled and not is_deliberate:
+            _check_not_idle(settings, features, source)
+        return cls(settings, features, exempts=exempts, refreshes=refreshes, selects=selects)
+
+    def begin(
+        self, request: HTTPRequest, inner: Runtime | None = None, *, engine: Engine | None = None
+    ) -> Exchange:
+        """Decide about a request, in one round trip with the runtime directly inside, if any.
+
+        By another engine than the runtime's own, if one is given. Raises MissingCredentials, and
+        nothing that Upstash or the network can cause.
+        """
+        client = self._client()
+        return run(self._begin(request, inner, engine), client)
+
+    def abegin(
+        self, request: HTTPRequest, inner: Runtime | None = None, *, engine: Engine | None = None
+    ) -> Coroutine[Any, Any, Exchange]:
+        """Do the same as ``begin`` on an event loop."""
+        client = self._async_client()
+        return arun(self._begin(request, inner, engine), client)
+
+    def finish(self, exchange: Exchange, *, complete: bool) -> None:
+        """Settle and store after the last byte; see Exchange.finish."""
+        self.perform(exchange.finish(complete=complete))
+
+    async def afinish(self, exchange: Exchange, *, complete: bool) -> None:
+        """Do the same as ``finish`` on an event loop, to the end even if the task is cancelled."""
+        if (flow := exchange.finish(complete=complete)) is not None:
+            await _run_to_end(arun(flow, self._async_client()))
+
+    @overload
+    def perform(self, flow: Flow[T]) -> T: ...
+    @overload
+    def perform(self, flow: Flow[T] | None) -> T | None: ...
+    def perform(self, flow: Flow[T] | None) -> T | None:
+        """Run a flow of the core in this thread, if there is one, and return its result."""
+        return None if flow is None else run(flow, self._client())
+
+    async def aperform_to_end(self, flow: Flow[None] | None) -> None:
+        """Run a flow on the event loop, to the end even if the task is cancelled."""
+        if flow is not None:
+            await _run_to_end(arun(flow, self._async_client()))
+
+    def _begin(
+        self, request: HTTPRequest, inner: Runtime | None, engine: Engine | None
+    ) -> Flow[Exchange]:
+        if engine is not None:
+            return engine.begin(request)
+        if self.purge_endpoint is not None and self.purge_endpoint.covers(request):
+            return self._purge_engine.begin_in_turn(request)
+        if inner is None or not inner.enabled or not self.settings.same_database(inner.settings):
+            return self.engine.begin(request)
+        if inner.purge_endpoint is not None and inner.purge_endpoint.covers(request):
+            return self.engine.begin(request)
+        return self.engine.begin(request, inner.engine)
+
+    def _settle_late(self, flow: Flow[None]) -> None:
+        """Run a flow that nobody waits for: in a task of the event loop, or in this thread.
+
+        Raises RuntimeError under trio, where no task can be started from here.
+        """
+        if (trio := sys.modules.get("trio")) is not None and trio.lowlevel.in_trio_run():
+            flow.close()
+            raise RuntimeError(
+                "charge: the response has been sent and its cost is settled; under trio, charge "
+                "before the last byte is sent, or from a thread"
+            )
+        asyncio: Any = sys.modules.get("asyncio")
+        loop = None if asyncio is None else asyncio._get_running_loop()  # noqa: SLF001 - documented for frameworks
+        if loop is None:
+            self.perform(flow)
+            return
+        task = loop.create_task(arun(flow, self._async_client()))
+        self.late.add(task)
+        task.add_done_callback(self.late.discard)
+
+    async def late_settled(self) -> None:
+        """Wait for the tasks of this event loop that settle late charges."""
+        import asyncio  # noqa: PLC0415 - only needed on an event loop
+
+        loop = asyncio._get_running_loop()  # noqa: SLF001 - None under trio
+        if waiting := [task for task in self.late if task.get_loop() is loop]:
+            await asyncio.wait(waiting)
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether the settings limit any request."""
+        return bool(self.settings.rate_limits or self.settings.default_limit)
+
+    def limiter(
+        self,
+        rules: tuple[RateLimitRule, ...],
+        default: RateLimitRule | None = None,
+        *,
+        also: Iterable[AnyExtractor] = (),
+        at_handler: bool = False,
+    ) -> RateLimiter:
+        """Return a rate limiter over this runtime's client.
+
+        Where a rule's extractor finds no identifier, the client's address is found as by the rules
+        of the settings, or else by ``also``, if those know the proxies. ``at_handler`` says that
+        the rules are in front of a handler and not of the application. Raises ConfigurationError
+        for two rules of one name.
+        """
+        from upstash_middleware.core.ratelimit import RateLimiter  # noqa: PLC0415
+
+        settings = self.settings
+        given = [*settings.rate_limits, settings.default_limit]
+        limiter = RateLimiter(
+            rules,
+            default,
+            prefix=settings.prefix,
+            secret=self._secret,
+            clock=SystemClock,
+            observe=self.observe,
+            deadline=settings.deadline,
+            match=settings.match,
+            denials=self._denials,
+            also=(*(rule.by for rule in given if rule is not None), *also),
+            perform=self._settle_late,
+            deny_list=settings.deny_list,
+            analytics=settings.analytics,
+            at_handler=at_handler,
+        )
+        self._limiters.append(weakref.ref(limiter))
+        if settings.analytics is not None:
+            _sending_at_exit.add(self)
+        return limiter
+
+    def answering(self, limiter: RateLimiter) -> RateLimiter | CustomDenials:
+        """Return a rate limiter whose denials are written by the setting ``on_denied``, if any."""
+        if (on_denied := self.settings.on_denied) is None:
+            return limiter
+        from upstash_middleware.core.ratelimit.hooks import CustomDenials  # noqa: PLC0415
+
+        return CustomDenials(limiter, on_denied, self.observe)
+
+    @property
+    def cache(self) -> Cache:
+        """The cache, for inspecting and purging; requests go through the engine."""
+        if self._cache is None:
+            from upstash_middleware.core.cache import Cache  # noqa: PLC0415 - if anything is cached
+            from upstash_middleware.core.cache.directives import FROM_HANDLERS  # noqa: PLC0415
+
+            settings = self.settings
+            self._cache = Cache(
+                settings.cache,
+                prefix=settings.prefix,
+                secret=self._secret,
+                clock=SystemClock,
+                observe=self.observe,
+                deadline=settings.cache_deadline,
+                profile=settings.cache_profile,
+                max_body=settings.cache_max_body,
+                grace=settings.cache_grace,
+                max_keep=settings.cache_max_keep,
+                targets=(FROM_HANDLERS, *settings.cache_targets),
+                selects=self.selects,
+                background_refresh=self._refreshes and settings.cache_refresh,
+                collapse=settings.cache_collapse,
+                lock=settings.cache_lock,
+                max_variants=settings.cache_max_variants,
+                l1_bytes=settings.cache_l1_bytes,
+                l1_seconds=settings.cache_l1_seconds,
+                version=settings.cache_version or "",
+                previous_version=settings.cache_previous_version or "",
+                shows_keys=settings.cache_status_key,
+                keys=settings.cache_keys,
+                encrypt=settings.cache_encrypt,
+                credential_fields=settings.credential_fields,
+                reflected_fields=settings.reflected_fields,
+            )
+        return self._cache
+
+    def _create_purge_endpoint(self) -> PurgeEndpoint | None:
+        path, token = self.settings.purge_path, self.settings.purge_token
+        if Features.CACHE not in self.features or path is None or token is None:
+            return None
+        from upstash_middleware.core.cache.cache import PurgeEndpoint  # noqa: PLC0415
+
+        return PurgeEndpoint(path, token, self.cache.purge, self.observe)
+
+    def purge(
+        self, *urls: str, tags: Sequence[str] = (), everything: bool = False, soft: bool = False
+    ) -> None:
+        """Invalidate stored responses: of URLs with all variants, of tags, or everything.
+
+        ``urls`` are paths with their query (``/products/7``), under whatever host name they were
+        stored, or whole URLs. A tag includes its colon-descendants: ``product`` purges
+        ``product:7``. ``soft`` lets them still be served stale where their rule allows it. Does
+        nothing where the middleware is disabled, so that handlers which purge need no credentials
+        then. Raises UpstashError if Upstash cannot be reached.
+        """
+        if self.enabled:
+            client = self._client()
+            run(self._purge(urls, tags, everything=everything, soft=soft), client)
+
+    async def apurge(
+        self, *urls: str, tags: Sequence[str] = (), everything: bool = False, soft: bool = False
+    ) -> None:
+        """Do the same as ``purge`` on an event loop."""
+        if self.enabled:
+            client = self._async_client()
+            await arun(self._purge(urls, tags, everything=everything, soft=soft), client)
+
+    def _purge(
+        self, urls: tuple[str, ...], tags: Sequence[str], *, everything: bool, soft: bool
+    ) -> Flow[None]:
+        from upstash_middleware.core.cache import Purge  # noqa: PLC0415 - if anything is cached
+
+        if isinstance(tags, str):
+            raise TypeError(f"purge: tags={tags!r} should be a sequence such as [{tags!r}]")
+        return self.cache.purge(Purge(urls, tuple(tags), everything, soft))
+
+    @property
+    def server_url(self) -> str | None:
+        """The URL of the database; None until the clients have been created."""
+        clients = self._clients
+        return None if clients is None or self._credentials is None else self._credentials.url
+
+    def check_credentials(self) -> None:
+        """Raise MissingCredentials if there are none, for servers that can refuse to start."""
+        self._known_credentials()
+
+    def close(self) -> None:
+        """Send pending counts and close all connections; a later call opens new ones."""
+        if (clients := self._forget_clients()) is not None:
+            run(self._flush(), clients[0])
+            clients[0].close()
+
+    async def aclose(self) -> None:
+        """Do the same as ``close`` on an event loop, for the connections of threads as well."""
+        if self.late:
+            await self.late_settled()
+        if (clients := self._forget_clients()) is not None:
+            await arun(self._flush(), clients[1])
+            clients[0].close()
+            await clients[1].aclose()
+
+    def send_counts(self) -> None:
+        """Send the collected analytics within the deadline, if there is a client."""
+        if (clients := self._clients) is not None:
+            run(self._flush(), clients[0])
+
+    def forget(self) -> None:
+        """Forget denials, local counts, stored responses and failures, as after a restart."""
+        for limiter in self._live_limiters():
+            limiter.forget()
+        self._denials.clear()
+        if self._cache is not None:
+            self._cache.forget()
+        for breaker in self._breakers:
+            breaker.forget()
+
+    async def _flush(self) -> None:
+        await together(*(limiter.flush() for limiter in self._live_limiters()))
+
+    def _live_limiters(self) -> list[RateLimiter]:
+        return [limiter for ref in self._limiters if (limiter := ref()) is not None]
+
+    def _secret(self) -> bytes:
+        material = self.settings.secret or self._known_credentials().token
+        return hashlib.sha256(b"upstash-middleware identifiers\n" + material.encode()).digest()
+
+    def _known_credentials(self) -> Credentials:
+        if self._credentials is None:
+            settings = self.settings
+            self._credentials = Credentials.find(
+                url=settings.url, token=settings.token, redis=settings.redis, environ=os.environ
+            )
+        return self._credentials
+
+    def _client(self) -> Client:
+        return (self._clients or self._create_clients())[0]
+
+    def _async_client(self) -> AsyncClient:
+        return (self._clients or self._create_clients())[1]
+
+    def _create_clients(self) -> tuple[Client, AsyncClient]:
+        with self._lock:
+            if self._clients is None:
+                credentials = self._known_credentials()
+                shared: dict[str, Any] = {
+                    "deadline": self.settings.deadline,
+                    "sync_token": SyncToken(),
+                }
+                if self.settings.breaker:
+                    shared["breaker"], shared["quick_breaker"] = self._breakers
+                if self.settings.observers:  # the log has no line for successful calls
+
+                    def watch(called: Called) -> None:
+                        names = tuple(str(command.args[0]) for command in called.commands)
+                        server = credentials.host, credentials.port
+                        self.observe(UpstashCalled(*server, names, called.seconds, called.error))
+
+                    shared["watch"] = watch
+                self._clients = Client(credentials, **shared), AsyncClient(credentials, **shared)
+            return self._clients
+
+    def redis(self) -> Redis:
+        """Return the application's own client for threads, over the middleware's connections."""
+        return self._redis_clients()[0]
+
+    def async_redis(self) -> AsyncRedis:
+        """Return the application's own client for event loops, likewise."""
+        return self._redis_clients()[1]
+
+    def _redis_clients(self) -> tuple[Redis, AsyncRedis]:
+        clients = self._clients or self._create_clients()
+        if self._redis is None or self._redis[0] is not clients:
+            from upstash_middleware.redis import AsyncRedis, Redis  # noqa: PLC0415 - loads the SDK
+
+            breaker = self._redis_breaker if self.settings.breaker else None
+            own = Redis.over(clients[0].separate(breaker))
+            self._redis = clients, (own, AsyncRedis.over(clients[1].separate(breaker)))
+        return self._redis[1]
+
+    def _forget_clients(self) -> tuple[Client, AsyncClient] | None:
+        with self._lock:
+            clients, self._clients = self._clients, None
+            return clients
+
+    def _breaker(self) -> Breaker:
+        slow = self.settings.breaker_slow or self.settings.deadline / 2
+        return Breaker(slow=slow, clock=time.monotonic, emit=self.observe)
+
+
+class RedisProxy:
+    """The commands of a client that is looked up, and loaded, when one is used."""
+
+    __slots__ = ("_find",)
+
+    def __init__(self, find: Callable[[], Redis | AsyncRedis]) -> None:
+        self._find = find
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._find(), name)
+
+
+class _Observers:
+    """Passes each event to several observers; an observer that raises affects nothing else."""
+
+    __slots__ = ("_observers", "ignores")
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = tuple(observers)
+        ignored = [frozenset(getattr(observer, "ignores", ())) for observer in observers]
+        self.ignores: frozenset[type[Event]] = frozenset.intersection(*ignored)
+        """The events that all of them ignore; see ``events.hears``."""
+
+    def __call__(self, event: Event) -> None:
+        for observer in self._observers:
+            try:
+                observer(event)
+            except Exception:  # noqa: BLE001 - a failing metric must not cost a response
+                logger.exception("an observer raised on %s", type(event).__name__)
+
+
+def run_soon(*work: Callable[[], object]) -> threading.Event:
+    """Do work in a thread of its own, for ``__del__``; the event is set when it is done.
+
+    An object may be deleted at any moment: while its thread runs an event loop, or holds a lock
+    that is needed here. A ``threading.Thread`` would need one to start.
+    """
+    done = threading.Event()
+
+    def run_all() -> None:
+        try:
+            for each in work:
+                each()
+        finally:
+            done.set()
+
+    try:
+        _thread.start_new_thread(run_all, ())
+    except RuntimeError:  # the interpreter is shutting down
+        done.set()
+    return done
+
+
+# ASGI servers announce their shutdown; WSGI and Django do not. Nothing is closed at exit, since
+# the process ends.
+_sending_at_exit: weakref.WeakSet[Runtime] = weakref.WeakSet()
+
+
+@atexit.register
+def _send_counts_at_exit() -> None:
+    for runtime in list(_sending_at_exit):
+        with suppress(Exception):  # counts are not worth a traceback at exit
+            runtime.send_counts()
+
+
+async def _run_to_end(work: Coroutine[Any, Any, None]) -> None:
+    """Complete work even if the task is cancelled, by anyio or by asyncio."""
+    import asyncio  # noqa: PLC0415 - only needed on an event loop
+
+    import anyio  # noqa: PLC0415
+
+    with anyio.CancelScope(shield=True):
+        try:
+            task = asyncio.get_running_loop().create_task(work)
+        except RuntimeError:  # trio, which has cancel scopes only
+            await work
+            return
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            raise
+
+
+def _stores_first(settings: Settings) -> bool:
+    if settings.cache_store_first is not None or not settings.cache:
+        return bool(settings.cache_store_first)
+    from upstash_middleware.core.cache.profiles import profile_named  # noqa: PLC0415
+
+    return profile_named(settings.cache_profile).stores_first
+
+
+def _check_not_idle(settings: Settings, features: Features, source: str) -> None:
+    """Raise ConfigurationError for a middleware that would do nothing."""
+    limits = bool(settings.rate_limits or settings.default_limit)
+    if source:  # a mapping: Django's setting, Flask's config
+        limit, cache = "'default_limit': '100/minute'", "'cache': [{'path': '/p/{id}', 'ttl': 60}]"
+        missing, where = "'rate_limits' and 'default_limit' are missing", f" in {source}"
+    else:
+        limit, cache = "default_limit='100/minute'", "cache=[CacheRule('/p/{id}', ttl=60)]"
+        missing, where = "rate_limits and default_limit are missing", ""
+    if features is Features.RATE_LIMIT and not limits:
+        raise ConfigurationError(
+            f"RateLimitMiddleware has no limit{where}: {missing}; give for instance {limit}"
+        )
+    if features is Features.CACHE and not settings.cache:
+        raise ConfigurationError(f"CacheMiddleware has no rule{where}: give for instance {cache}")
+    if features is Features.BOTH and not (limits or settings.cache):
+        raise ConfigurationError(
+            f"UpstashMiddleware has neither a limit nor a cache rule{where}: give for instance "
+            f"{limit} or {cache}"
+        )

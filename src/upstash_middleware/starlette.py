@@ -1,0 +1,423 @@
+"""Starlette: ``app.add_middleware(UpstashMiddleware, …)``, ``@limit`` and ``@cached``.
+
+The middleware classes are those of ``upstash_middleware.asgi``, which here know the application:
+its exception handlers answer denials, and its endpoints can be exempt. For FastAPI there is
+``upstash_middleware.fastapi``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+from weakref import WeakKeyDictionary
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException, WebSocketException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.responses import Response as StarletteResponse
+from starlette.routing import Match
+
+from upstash_middleware import asgi
+from upstash_middleware.asgi import (
+    DENIAL_EXTENSION,
+    RUNTIME,
+    STREAM,
+    TRY_AGAIN_LATER,
+    CacheHandle,
+    CacheMiddleware,
+    ResponseStream,
+    headers_of,
+    request_of,
+    stream_of,
+)
+from upstash_middleware.core.identify import USERS, Identifier
+from upstash_middleware.core.ratelimit.decision import UNCHECKED, completing
+from upstash_middleware.decorators import (
+    REFRESH,
+    REROUTED,
+    Decorators,
+    HandlerCall,
+    HandlerLimit,
+    Marking,
+    PendingExchange,
+    any_exempt,
+    exempt,
+    is_exempt,
+    is_exempt_class,
+    is_in_exempt_group,
+    owner_of,
+)
+from upstash_middleware.errors import ConfigurationError
+from upstash_middleware.events import SettingDoubted, UserCodeFailed
+from upstash_middleware.messages import Headers, Response, ResponseHead
+from upstash_middleware.runtime import Features, Runtime
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from upstash_middleware.core.ratelimit import Decision
+    from upstash_middleware.decorators import (
+        Attached,
+        CachedDecorator,
+        LimitDecorator,
+        NeverCachedDecorator,
+    )
+    from upstash_middleware.messages import HTTPRequest
+    from upstash_middleware.settings import Arguments
+
+__all__ = [
+    "CacheHandle",
+    "CacheMiddleware",
+    "RateLimitMiddleware",
+    "RequestDenied",
+    "UpstashMiddleware",
+    "cached",
+    "exempt",
+    "limit",
+    "never_cached",
+    "user",
+]
+
+
+def user(request: HTTPRequest) -> Identifier | None:
+    """Identify by the user of Starlette's AuthenticationMiddleware: ``by=user``.
+
+    The user's ``identity``, or its ``display_name`` where the class has none. None for visitors
+    who are not authenticated, so that the address is used.
+
+    Raises:
+        LookupError: There is no AuthenticationMiddleware outside the limit.
+    """
+    if "user" not in request.native:
+        raise LookupError("by=user: put Starlette's AuthenticationMiddleware outside of the limit")
+    known = request.native["user"]
+    if not known.is_authenticated:
+        return None
+    try:
+        name = known.identity
+    except NotImplementedError:  # as in starlette.authentication.SimpleUser
+        name = known.display_name
+    return Identifier("user", str(name))
+
+
+USERS.append((lambda native: isinstance(native, Mapping) and "type" in native, user))
+
+
+# ------------------------------------------------------------------------------------------------
+# Denials
+
+_Handler = Callable[[Request, Any], Any]
+
+_OF_THE_BODY = frozenset({"content-type", "content-length"})
+_FRAMEWORKS_OWN = frozenset({"starlette.middleware.exceptions", "fastapi.exception_handlers"})
+
+
+class RequestDenied(HTTPException):
+    """A limit has denied a request: 429, 403 by a deny list, or 503 where nothing can be counted.
+
+    Raised in front of a handler, so that the application's exception handlers for this class, for
+    its status or for HTTPException respond. Where there are none, ``denial`` is the response.
+    """
+
+    def __init__(self, denial: Response, decision: Decision) -> None:
+        head = denial.head
+        fields = head.headers.without(*_OF_THE_BODY).raw
+        text = {name.decode("latin-1"): value.decode("latin-1") for name, value in fields}
+        super().__init__(head.status, headers=text)
+        self.denial = denial
+        self.decision = decision
+
+
+async def _respond_with_denial(_request: Request, error: RequestDenied) -> StarletteResponse:
+    response = StarletteResponse(error.denial.body, error.denial.head.status)
+    response.raw_headers = error.denial.head.headers.lowered()
+    return response
+
+
+def own_handler(handlers: Mapping[Any, _Handler], status: int) -> _Handler | None:
+    """Return the application's own handler for RequestDenied, by status or class."""
+    for key in (status, RequestDenied, HTTPException):
+        if (handler := handlers.get(key)) is not None:
+            return None if getattr(handler, "__module__", "") in _FRAMEWORKS_OWN else handler
+    return None
+
+
+async def _handled(
+    handler: _Handler, scope: Scope, receive: Receive, error: RequestDenied
+) -> Response:
+    """Return the response of an exception handler, completed by the denial's missing fields."""
+    request = Request(scope, receive)
+    if inspect.iscoroutinefunction(handler):
+        response = await handler(request, error)
+    else:
+        response = await run_in_threadpool(handler, request, error)
+        if inspect.isawaitable(response):  # of an object whose __call__ is async
+            response = await response
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await response(scope, receive, send)
+    headers = Headers(sent[0]["headers"])
+    missing = completing(error.denial.head.headers, headers.names())
+    headers = headers.adding(*((name.lower(), value) for name, value in missing))
+    body = b"".join(message.get("body", b"") for message in sent[1:])
+    return Response(ResponseHead(sent[0]["status"], headers), body)
+
+
+# ------------------------------------------------------------------------------------------------
+# Decorators
+
+_by_environment: WeakKeyDictionary[Any, Runtime] = WeakKeyDictionary()
+
+
+class EndpointCall(HandlerCall):
+    """One call of a Starlette endpoint: a function, or a method of a class."""
+
+    __slots__ = ("scope", "stream")
+
+    expected = "an endpoint's function or method; of a class, decorate the methods"
+
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002 - a hook
+        wanted = HTTPConnection if isinstance(self.decorator, HandlerLimit) else Request
+        if not args or not isinstance(args[-1], wanted):
+            raise ConfigurationError(
+                f"{self.decorator.name}: {self.handler!r} was not called with a request, as "
+                f"Starlette calls an endpoint; in FastAPI, write Depends({self.decorator.name}) "
+                "with the dependency of that name in upstash_middleware.fastapi"
+            )
+        self.owner: type | None = owner_of(self.handler, args) if len(args) > 1 else None
+        self.scope: Scope = args[-1].scope
+        scope = self.scope
+        self.stream: ResponseStream | None = scope.get(STREAM)
+        self.method: str = scope.get("method", "GET")
+        self.path: str = scope["path"] if self.stream is None else self.stream.path
+        self.path_params: Mapping[str, Any] = scope.get("path_params", {})
+
+    def runtime(self) -> Runtime:
+        found: Runtime | None = self.scope.get(RUNTIME)
+        if found is not None:
+            return found
+        # Without a middleware, one that is made from the environment for the application.
+        app = self.scope.get("app", EndpointCall)
+        if app not in _by_environment:
+            made = Runtime.of({}, Features(0), os.environ)
+            _by_environment.setdefault(app, made)
+        return _by_environment[app]
+
+    def cache_runtime(self) -> Runtime | None:
+        handle: CacheHandle | None = self.scope.get("state", {}).get("cache")
+        return self.scope.get(RUNTIME) if handle is None else handle.runtime
+
+    def request(self) -> HTTPRequest:
+        return request_of(self.scope)
+
+    def decision(self) -> Decision:
+        found: Decision = self.scope.setdefault("state", {}).setdefault("rate_limit", UNCHECKED)
+        return found
+
+    def show(self, decision: Decision) -> None:
+        self.scope["state"]["rate_limit"] = decision
+
+    def is_free(self) -> bool:
+        if REFRESH in self.scope:
+            return True
+        if not any_exempt():
+            return False
+        marked = (self.wrapper, self.owner, self.scope.get("app"))
+        return any(map(is_exempt, marked)) or is_in_exempt_group(self.scope.get("endpoint"))
+
+    def deny(self, pending: PendingExchange) -> Any:
+        scope = self.scope
+        if scope["type"] == "websocket" and DENIAL_EXTENSION not in (scope.get("extensions") or {}):
+            raise WebSocketException(TRY_AGAIN_LATER)
+        # Starlette and FastAPI have a handler for every HTTPException, whose response would lose
+        # the denial's body.
+        by_class, by_status = scope.get("starlette.exception_handlers", ({}, {}))
+        if own_handler({**by_class, **by_status}, 429) is None:
+            by_class[RequestDenied] = _respond_with_denial
+        raise RequestDenied(pending.denial, pending.exchange.decision)
+
+    def enter(self, attached: Attached) -> None:
+        if self.stream is not None:
+            self.stream.attach(attached)
+            attached.handed_over = True
+
+    def attach(self, attached: Attached, response: Any) -> Any:
+        if isinstance(attached, Marking):
+            if self.stream is None and isinstance(response, StarletteResponse):
+                before = headers_of(response.raw_headers)
+                marked = attached.head(ResponseHead(response.status_code, before))
+                response.raw_headers = marked.headers.lowered()
+            return response
+        if attached.handed_over or self.scope["type"] == "websocket":
+            return response
+        attached.handed_over = True
+        return _LimitedResponse(response, cast("PendingExchange", attached))
+
+    def failed(self, attached: Attached, error: BaseException) -> None:
+        """Show it the head of the response that the exception becomes."""
+        if attached.handed_over or self.scope["type"] == "websocket":
+            return
+        if isinstance(error, HTTPException):
+            fields = (error.headers or {}).items()
+            lines = ((n.encode("latin-1"), v.encode("latin-1")) for n, v in fields)
+            attached.head(ResponseHead(error.status_code, headers_of(lines)))
+        elif isinstance(error, Exception) and not isinstance(error, ClientDisconnect):
+            attached.failed()
+
+
+class _LimitedResponse(StarletteResponse):
+    """An endpoint's response, with which the exchange of a limit ends; otherwise the same.
+
+    For applications without this package's middleware, which sees the response itself.
+    """
+
+    __slots__ = ("_pending", "_response")
+
+    def __init__(self, response: StarletteResponse, pending: PendingExchange) -> None:
+        self.__dict__ = response.__dict__  # attributes set on this are set on the response
+        self._response = response
+        self._pending = pending
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = self._pending.take()
+        if exchange is None:
+            await self._response(scope, receive, send)
+            return
+        runtime = self._pending.runtime
+        stream = stream_of(scope, runtime, exchange, receive, send)
+        try:
+            await self._response(scope, stream.receive, stream.send)
+        finally:
+            await stream.finish(complete=False)
+        if runtime.late:  # by a background task of the response
+            await runtime.late_settled()
+
+
+_decorators = Decorators(EndpointCall)
+limit: LimitDecorator = _decorators.limit
+cached: CachedDecorator = _decorators.cached
+never_cached: NeverCachedDecorator = _decorators.never_cached
+
+
+# ------------------------------------------------------------------------------------------------
+# Middleware
+
+_CORS_INSIDE = (
+    "CORSMiddleware is inside the rate limit, so that browsers show a script of another origin no "
+    "denial; add it after this one: what is added last is outermost"
+)
+
+
+class _ApplicationAware:
+    """Passes denials to the application's exception handlers; limits no exempt endpoint."""
+
+    app: ASGIApp
+    runtime: Runtime
+    features: ClassVar[Features]
+
+    def __init__(self, app: ASGIApp, **arguments: Unpack[Arguments]) -> None:
+        self._reroutes = False
+        """Whether middleware further in has been seen to change a request's path or method."""
+        super().__init__(app, **arguments)  # type: ignore[call-arg, misc]
+        inside: object = app
+        while inside is not None and Features.RATE_LIMIT in self.features:
+            if isinstance(inside, CORSMiddleware):
+                self.runtime.observe(SettingDoubted("the order of middleware", _CORS_INSIDE))
+                break
+            inside = getattr(inside, "app", None)
+
+    def exempting(self) -> Callable[[HTTPRequest], bool]:
+        def exempts(request: HTTPRequest) -> bool:
+            if not any_exempt() or self._reroutes:
+                return False
+            return _is_exempt_request(request, self._application(request.native))
+
+        return exempts
+
+    def check_route(self, scope: Scope, looked_up: tuple[Any, Any]) -> None:
+        routed = scope.get("path"), scope.get("method")
+        if routed != looked_up and not self._reroutes:
+            self._reroutes = True
+            what = REROUTED.format(" ".join(map(str, reversed(routed))))
+            self.runtime.observe(SettingDoubted("exempt", what))
+
+    async def answer(
+        self, scope: Scope, receive: Receive, response: Response, decision: Decision | None, /
+    ) -> Response:
+        """Return the response of the application's exception handler to a denial, if it has one.
+
+        Starlette's and FastAPI's own handlers are not used: their response would lose the body.
+        """
+        if decision is None or decision.allowed:
+            return response
+        handlers = getattr(self._application(scope), "exception_handlers", {})
+        handler = own_handler(handlers, response.head.status)
+        if handler is None:
+            return response
+        try:
+            return await _handled(handler, scope, receive, RequestDenied(response, decision))
+        except Exception as error:  # noqa: BLE001 - whatever the application's handler raises
+            self.runtime.observe(UserCodeFailed("the exception handler for a denial", error))
+            return response
+
+    def _application(self, scope: Scope) -> object:
+        """Return the application that this middleware belongs to or wraps."""
+        app: object = scope.get("app", self.app)
+        while isinstance(app, asgi.RateLimitMiddleware | asgi.CacheMiddleware):
+            app = app.app
+        return app
+
+
+class UpstashMiddleware(_ApplicationAware, asgi.UpstashMiddleware):
+    """Rate limit and response cache in one; a hit is charged to the limit."""
+
+
+class RateLimitMiddleware(_ApplicationAware, asgi.RateLimitMiddleware):
+    """The rate limit alone; directly outside a CacheMiddleware both take one round trip."""
+
+
+def _is_exempt_request(request: HTTPRequest, app: object) -> bool:
+    """Whether the endpoint of a request is exempt, or a router or application around it."""
+    if is_exempt(app):
+        return True
+    scope = request.native
+    routes: Any = getattr(app, "routes", None)
+    if root_path := getattr(app, "root_path", ""):  # FastAPI's, which it adds to each scope
+        scope = {**scope, "root_path": root_path}
+    while routes:
+        route, scope = _matched(routes, scope)
+        if route is None:
+            return False
+        endpoint = scope.get("endpoint")
+        if is_exempt(getattr(route, "original_router", None)) or is_exempt(endpoint):
+            return True
+        if (included := getattr(route, "effective_candidates", None)) is not None:
+            routes = included()  # a router that FastAPI has included
+        else:
+            routes = getattr(route, "routes", None)
+        mounted = getattr(route, "app", None) if routes is not None else None
+        while mounted is not None:  # through the middleware of a mount
+            if is_exempt(mounted):
+                return True
+            mounted = getattr(mounted, "app", None)
+        if routes is None:
+            of_class = inspect.isclass(endpoint) and is_exempt_class(endpoint, request.method)
+            return of_class or is_in_exempt_group(endpoint)
+    return False
+
+
+def _matched(routes: Any, scope: Scope) -> tuple[Any, Scope]:
+    for candidate in routes:
+        route = getattr(candidate, "starlette_route", None) or candidate
+        match, child = route.matches(scope)
+        if match is Match.FULL:
+            return route, {**scope, **child}
+    return None, scope

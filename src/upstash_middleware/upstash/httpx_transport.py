@@ -1,0 +1,235 @@
+"""Calls over httpx: under trio, behind a proxy, and over a transport of httpx.
+
+Importing it imports httpx, so only ``transport`` does.
+
+httpx's pool searches every connection for every waiter, so more than 16 make it slower. Its
+connections belong to the event loop that opened them, so each loop has its own client. Its
+timeouts are for single reads, so the deadline is anyio's, and threads use an event loop too, which
+runs in a separate thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from weakref import WeakKeyDictionary
+
+import anyio
+import anyio.lowlevel
+import httpx
+
+from upstash_middleware.errors import (
+    ConnectionLost,
+    NotConnected,
+    UnexpectedAnswer,
+)
+from upstash_middleware.upstash.http1 import MAX_RESPONSE_BYTES
+from upstash_middleware.upstash.protocol import Response
+from upstash_middleware.upstash.transport import IDLE_SECONDS, common_headers, exceeded
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncGenerator, Coroutine
+
+    from upstash_middleware.upstash.credentials import Credentials
+    from upstash_middleware.upstash.protocol import Call
+
+T = TypeVar("T")
+
+_LIMITS: Final = httpx.Limits(
+    max_connections=16, max_keepalive_connections=16, keepalive_expiry=IDLE_SECONDS
+)
+
+
+class AsyncHttpxTransport:
+    """An AsyncTransport over httpx, with one client for each event loop."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self._headers = common_headers(credentials)
+        self._tls: ssl.SSLContext | bool = (
+            httpx.create_ssl_context() if credentials.url.startswith("https:") else False
+        )
+        self._clients: WeakKeyDictionary[Any, _Opened] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    async def send(self, call: Call, seconds: float) -> Response:
+        """See AsyncTransport."""
+        client = await self._client()
+        try:
+            with anyio.fail_after(seconds):
+                return await _sent(client, self._credentials.url + call.path, call)
+        except TimeoutError:
+            raise exceeded(seconds) from None
+
+    async def aclose(self) -> None:
+        """See AsyncTransport; other event loops that still run close what they opened."""
+        here = _event_loop()
+        with self._lock:
+            clients = dict(self._clients)
+            self._clients.clear()
+        for loop, opened in clients.items():
+            if loop is here:
+                await opened.aclose()
+            elif isinstance(loop, asyncio.AbstractEventLoop) and loop.is_running():
+                asyncio.run_coroutine_threadsafe(opened.aclose(), loop)
+
+    async def _client(self) -> httpx.AsyncClient:
+        loop = _event_loop()
+        with self._lock:
+            opened = self._clients.get(loop)
+            if opened is None:
+                opened = self._clients[loop] = _Opened(self._new_client())
+        if not opened.closes_with_its_loop:
+            opened.closes_with_its_loop = True
+            await anext(opened.closing)
+        return opened.client
+
+    def _new_client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            headers=self._headers,
+            timeout=None,  # noqa: S113 - the deadline is around the whole call
+            limits=_LIMITS,
+            verify=self._tls,
+            trust_env=not self._credentials.local,
+            transport=self._credentials.transport,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+        )
+
+
+class _Opened:
+    """An event loop's client, which is closed when the loop ends, if not before.
+
+    asyncio and trio then close all asynchronous generators that were started on the loop.
+    """
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self.client: httpx.AsyncClient = client
+        self.closing: AsyncGenerator[None, None] = _closing(client)
+        self.closes_with_its_loop: bool = False
+
+    async def aclose(self) -> None:
+        """Close the client, on its loop."""
+        await self.client.aclose()
+        await self.closing.aclose()
+
+
+async def _closing(client: httpx.AsyncClient) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        with anyio.CancelScope(shield=True):  # at this point trio cancels everything
+            await client.aclose()
+
+
+class HttpxTransport:
+    """A Transport over httpx, on an event loop in a separate thread.
+
+    The thread is a daemon, so that a process that never closes its client can end.
+    """
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._over = AsyncHttpxTransport(credentials)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="upstash-middleware-httpx", daemon=True
+        )
+        self._thread.start()
+
+    def send(self, call: Call, seconds: float) -> Response:
+        """See Transport."""
+        return self._run(self._over.send(call, seconds))
+
+    def close(self) -> None:
+        """See Transport."""
+        self._run(self._over.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # this thread may have been interrupted
+
+
+def _event_loop() -> object:
+    """Return an object that identifies this event loop, asyncio's or trio's."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return anyio.lowlevel.current_token().native_token
+
+
+class _Handshake:
+    """The TLS handshake of a call, if there is one: httpcore does not close a cancelled one."""
+
+    def __init__(self) -> None:
+        self._stream: Any = None
+
+    async def trace(self, event: str, info: dict[str, Any]) -> None:
+        """Called by httpcore."""
+        if event == "connection.connect_tcp.complete":
+            self._stream = info["return_value"]
+        elif event == "connection.start_tls.complete":
+            self._stream = None
+
+    async def abandon(self) -> None:
+        """Close its connection, if it has not ended."""
+        if self._stream is not None:
+            with anyio.CancelScope(shield=True):
+                await self._stream.aclose()
+
+
+async def _sent(client: httpx.AsyncClient, url: str, call: Call) -> Response:
+    request = client.build_request("POST", url, headers=call.headers, content=call.body)
+    if not url.startswith("https:"):
+        return await _send_request(client, request)
+    handshake = _Handshake()
+    request.extensions["trace"] = handshake.trace
+    try:
+        return await _send_request(client, request)
+    except BaseException:
+        await handshake.abandon()
+        raise
+
+
+async def _send_request(client: httpx.AsyncClient, request: httpx.Request) -> Response:
+    try:
+        response = await client.send(request, stream=True)
+    except (httpx.ConnectError, httpx.ProxyError) as error:
+        raise NotConnected(f"no connection to Upstash: {error}") from error
+    except httpx.TransportError as error:
+        raise _while_sending(error) from error
+    try:
+        body = await _body(response)
+    except httpx.RemoteProtocolError as error:
+        raise UnexpectedAnswer(f"the response was cut short: {error}") from error
+    except httpx.TransportError as error:
+        raise ConnectionLost(f"the connection to Upstash was lost: {error!r}") from error
+    finally:
+        await response.aclose()
+    head = response.headers
+    token = head.get("upstash-sync-token")
+    return Response(response.status_code, head.get("content-type", ""), body, token)
+
+
+async def _body(response: httpx.Response) -> bytes:
+    pieces, left = [], MAX_RESPONSE_BYTES
+    async for piece in response.aiter_raw():
+        pieces.append(piece)
+        left -= len(piece)
+        if left < 0:
+            raise UnexpectedAnswer(f"the response is longer than {MAX_RESPONSE_BYTES} bytes")
+    return b"".join(pieces)
+
+
+def _while_sending(error: httpx.TransportError) -> ConnectionLost | UnexpectedAnswer:
+    """Distinguish a connection that was closed from a response that is not HTTP."""
+    if isinstance(error, httpx.RemoteProtocolError) and "disconnected" not in str(error):
+        return UnexpectedAnswer(f"the response is not HTTP: {error}")
+    return ConnectionLost(f"the connection to Upstash was lost: {error!r}")

@@ -1,0 +1,695 @@
+"""Calls over sockets: connections that belong to the process, used by threads and event loops.
+
+A connection is a socket that never blocks, TLS over it if the URL says so, and the response that
+is being read. Threads wait for a socket with poll. On an event loop, the loop calls the connection
+when there is something to read; it stays registered between calls, and any loop may take over a
+connection whose own loop is closed or not running.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import select
+import socket
+import sys
+import threading
+import time
+import warnings
+from collections import deque
+from contextlib import suppress
+from itertools import chain, zip_longest
+from typing import TYPE_CHECKING, Any, Final
+from weakref import ref
+
+from upstash_middleware.errors import ConnectionLost, NotConnected
+from upstash_middleware.upstash.http1 import Requests, ResponseReader
+from upstash_middleware.upstash.process import fork_number, running_loop
+from upstash_middleware.upstash.transport import IDLE_SECONDS, common_headers, exceeded
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterator
+
+    from upstash_middleware.upstash.credentials import Credentials
+    from upstash_middleware.upstash.protocol import Call, Response
+    from upstash_middleware.upstash.tls import Resumption, Tls
+
+PIECE_BYTES: Final = 65_536
+"""How much is received at once."""
+
+IDLE_CONNECTIONS: Final = 64
+"""How many idle connections are kept at most; more may be in use."""
+
+_MAX_WAIT: Final = 86_400.0
+_PROACTOR: Final = "ProactorEventLoop"
+
+
+class SocketsTransport:
+    """A Transport over sockets."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._origin = _Origin(credentials)
+        self._pool = Pool()
+
+    def send(self, call: Call, seconds: float) -> Response:
+        """See Transport."""
+        until = time.monotonic() + seconds
+        request = self._origin.requests.request(call)
+        try:
+            connection = self._pool.take() or self._connect(until)
+            try:
+                response = _exchange(connection, request, until)
+            except BaseException:
+                connection.close()
+                raise
+        except TimeoutError:
+            raise exceeded(seconds) from None
+        self._pool.keep(connection)
+        return response
+
+    def close(self) -> None:
+        """See Transport."""
+        self._pool.close()
+
+    def _connect(self, until: float) -> Connection:
+        lookup, failure = self._origin.lookup, None
+        for address, share in attempts(lookup.numeric() or self._look_up(until)):
+            sock = socket_for(address)
+            try:
+                sock.settimeout(_left(until) * share)
+                sock.connect(address[1])
+                sock.setblocking(False)
+            except OSError as error:
+                sock.close()
+                failure = error
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                lookup.prefer(address)
+                return self._origin.connection(sock)
+        _left(until)
+        raise _not_connected(failure) from failure
+
+    def _look_up(self, until: float) -> list[Address]:
+        found: queue.SimpleQueue[Found] = queue.SimpleQueue()
+        self._origin.lookup.begin(found.put)
+        try:
+            return addresses_in(found.get(timeout=_left(until)))
+        except queue.Empty:
+            raise TimeoutError from None
+
+
+def _exchange(connection: Connection, request: bytes, until: float) -> Response:
+    """Send a request and return its response, in a thread."""
+    connection.begin(request)
+    while connection.wait(_left(until)):
+        if connection.unsent:
+            connection.flush()
+        response = connection.read()
+        if response is not None:
+            return response
+    raise TimeoutError
+
+
+def _left(until: float) -> float:
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+class AsyncSocketsTransport:
+    """An AsyncTransport over sockets for asyncio; several event loops may share it."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._origin = _Origin(credentials)
+        self._pool = Pool()
+
+    async def send(self, call: Call, seconds: float) -> Response:
+        """See AsyncTransport."""
+        loop = running_loop()
+        until = loop.time() + seconds
+        request = self._origin.requests.request(call)
+        connection = self._pool.take(loop)
+        try:
+            if connection is None:
+                connection = await self._connect(loop, until)
+            try:
+                if connection.loop is not loop:
+                    connection.attach(loop)
+                exchange = _exchange_on_proactor if connection.on_proactor else _exchange_on_loop
+                response = await exchange(connection, request, loop, until)
+            except BaseException:
+                connection.close()
+                raise
+        except TimeoutError:
+            raise exceeded(seconds) from None
+        self._pool.keep(connection)
+        return response
+
+    async def aclose(self) -> None:
+        """See AsyncTransport."""
+        self._pool.close()
+
+    async def _connect(self, loop: asyncio.AbstractEventLoop, until: float) -> Connection:
+        import asyncio  # noqa: PLC0415 - it is loaded where an event loop runs
+
+        lookup, failure = self._origin.lookup, None
+        async with asyncio.timeout_at(until):
+            addresses = lookup.numeric()
+            if addresses is None:
+                found: asyncio.Future[Found] = loop.create_future()
+                lookup.begin(_resolver(found))
+                addresses = addresses_in(await found)
+            for address, share in attempts(addresses):
+                sock = socket_for(address)
+                try:
+                    seconds = None if share == 1 else (until - loop.time()) * share
+                    async with asyncio.timeout(seconds):
+                        await loop.sock_connect(sock, address[1])
+                except OSError as error:
+                    sock.close()
+                    failure = error
+                except BaseException:
+                    sock.close()
+                    raise
+                else:
+                    lookup.prefer(address)
+                    return self._origin.connection(sock)
+        raise _not_connected(failure) from failure
+
+
+async def _exchange_on_loop(
+    connection: Connection, request: bytes, loop: asyncio.AbstractEventLoop, until: float
+) -> Response:
+    """Send a request and return its response, which the loop has the connection read."""
+    waiter: asyncio.Future[Response] = loop.create_future()
+    connection.waiter = waiter
+    timer = loop.call_at(until, _time_out, waiter)
+    try:
+        connection.begin(request)
+        return await waiter
+    finally:
+        connection.waiter = None
+        timer.cancel()
+
+
+async def _exchange_on_proactor(
+    connection: Connection, request: bytes, loop: asyncio.AbstractEventLoop, until: float
+) -> Response:
+    """Do the same on an event loop that cannot report when a socket is readable."""
+    import asyncio  # noqa: PLC0415
+
+    async with asyncio.timeout_at(until):
+        connection.begin(request)
+        while True:
+            if connection.unsent:
+                data, connection.unsent = connection.unsent, b""
+                with suppress(OSError):  # what arrived instead can be received
+                    await loop.sock_sendall(connection.sock, data)
+            try:
+                data = await loop.sock_recv(connection.sock, PIECE_BYTES)
+            except OSError as error:
+                raise connection.lost(error) from error
+            response = connection.receive(data)
+            if response is not None:
+                return response
+
+
+def _time_out(waiter: asyncio.Future[Response]) -> None:
+    if not waiter.done():
+        waiter.set_exception(TimeoutError())
+
+
+def _resolver(future: asyncio.Future[Found]) -> Callable[[Found], None]:
+    """Return what resolves a future from another thread."""
+    loop = future.get_loop()
+
+    def resolve(found: Found) -> None:
+        if not future.done():
+            future.set_result(found)
+
+    def from_thread(found: Found) -> None:
+        with suppress(RuntimeError):  # the event loop has been closed meanwhile
+            loop.call_soon_threadsafe(resolve, found)
+
+    return from_thread
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that runs in this thread."""
+    asyncio = sys.modules.get("asyncio")
+    return None if asyncio is None else asyncio._get_running_loop()  # noqa: SLF001
+
+
+def _is_proactor(loop: object) -> bool:
+    """Whether this is Windows' event loop, which a socket cannot leave once it was used there."""
+    return type(loop).__name__ == _PROACTOR
+
+
+class _Origin:
+    """The server of a URL: its requests, its addresses, and the TLS of its connections."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self.requests: Requests = Requests(credentials.url, common_headers(credentials))
+        self.lookup: Lookup = Lookup(credentials.host, credentials.port)
+        self._host = credentials.host
+        self._resumption: Resumption | None = None
+        if credentials.url.startswith("https:"):
+            from upstash_middleware.upstash import tls  # noqa: PLC0415 - loads ssl
+
+            tls.context()  # reading the authorities takes long, which is no call's fault
+            self._resumption = tls.Resumption()
+
+    def connection(self, sock: Socket) -> Connection:
+        """Return the connection over a socket that has just been connected."""
+        if self._resumption is None:
+            return Connection(sock, None)
+        from upstash_middleware.upstash.tls import Tls  # noqa: PLC0415
+
+        return Connection(sock, Tls(self._host, self._resumption))
+
+
+# Connections -------------------------------------------------------------------------------------
+
+
+class Socket(socket.socket):
+    """A socket that may be collected unclosed while it is idle.
+
+    It closes itself, for the parts of a cycle are finalized in any order.
+    """
+
+    __slots__ = ("idle",)
+
+    idle: bool
+
+    def __del__(self) -> None:
+        if self.fileno() >= 0:
+            if not self.idle:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+
+def socket_for(address: Address) -> Socket:
+    """Return a socket that does not block and is not connected yet."""
+    sock = Socket(address[0], socket.SOCK_STREAM)
+    sock.idle = False
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class Connection:
+    """A connected socket, TLS over it if any, and the request that is in flight."""
+
+    __slots__ = (
+        "__weakref__",
+        "_forks",
+        "_number",
+        "_poll",
+        "_reader",
+        "idle_since",
+        "loop",
+        "on_proactor",
+        "reusable",
+        "sock",
+        "tls",
+        "unsent",
+        "waiter",
+        "writing",
+    )
+
+    def __init__(self, sock: Socket, tls: Tls | None) -> None:
+        self.sock: Socket = sock
+        self.tls: Tls | None = tls
+        self.unsent: bytes | memoryview = b""
+        """What the socket has not taken yet."""
+        self.reusable: bool = True
+        """Whether another request may follow."""
+        self.idle_since: float = 0.0
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The event loop that reads from it."""
+        self.on_proactor: bool = False
+        self.waiter: asyncio.Future[Response] | None = None
+        """Where that loop puts the response."""
+        self.writing: bool = False
+        """Whether that loop waits until the socket takes more."""
+        self._number = sock.fileno()
+        self._forks = fork_number()
+        self._reader: ResponseReader | None = None
+        self._poll: select.poll | None = None
+
+    def begin(self, request: bytes) -> None:
+        """Send as much of a request as fits into the socket's buffer.
+
+        Raises NotConnected if the connection was closed before: the server has received nothing.
+        """
+        self._reader = ResponseReader()
+        self.unsent = request if self.tls is None else self.tls.begin(request)
+        try:
+            self._send()
+        except OSError as error:
+            raise NotConnected(f"the connection to Upstash was closed before: {error}") from error
+
+    def flush(self) -> None:
+        """Send more of the unsent bytes."""
+        try:
+            self._send()
+        except OSError:
+            self.unsent = b""  # what arrived instead can be received
+
+    def _send(self) -> None:
+        with suppress(BlockingIOError):
+            sent = self.sock.send(self.unsent)
+            self.unsent = b"" if sent == len(self.unsent) else memoryview(self.unsent)[sent:]
+        if self.unsent and self.loop is not None and not self.writing:
+            self.loop.add_writer(self._number, _on_writable, ref(self))
+            self.writing = True
+
+    def read(self) -> Response | None:
+        """Receive bytes, at most PIECE_BYTES; return the response if it is complete."""
+        try:
+            data = self.sock.recv(PIECE_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise self.lost(error) from error
+        return self.receive(data)
+
+    def receive(self, data: bytes) -> Response | None:
+        """Parse received bytes, none at the end; return the response if it is complete.
+
+        Raises NotConnected, ConnectionLost and UnexpectedAnswer.
+        """
+        reader, ended = self._reader, not data
+        assert reader is not None  # noqa: S101
+        if self.tls is not None:
+            try:
+                to_send, data, ended = self.tls.receive(data)
+            except EOFError:
+                return reader.end(orderly=False)
+            except OSError as error:
+                raise self.lost(error) from error
+            if to_send:
+                self.unsent = bytes(self.unsent) + to_send
+                self.flush()
+        response = reader.feed(data) if data else None
+        if response is None:
+            return reader.end() if ended else None
+        self._reader = None
+        self.reusable = reader.reusable and not ended and not self.unsent
+        return response
+
+    def lost(self, error: OSError) -> NotConnected | ConnectionLost:
+        """Return what an error of the socket means for the request in flight."""
+        if self.tls is not None and not self.tls.ready:
+            from upstash_middleware.upstash.tls import handshake_failed  # noqa: PLC0415
+
+            return handshake_failed(error)
+        return ConnectionLost(f"the connection to Upstash was lost: {error}")
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have this event loop read from it, if the loop can do that."""
+        before, self.loop = self.loop, loop
+        if before is not None and not before.is_closed():
+            _stop(before, self._number)
+        self.writing = False
+        self.on_proactor = _is_proactor(loop)
+        if not self.on_proactor:
+            loop.add_reader(self._number, _on_readable, ref(self))
+
+    def on_readable(self) -> None:
+        """Read the available bytes, and pass the response to the task that waits for it."""
+        waiter = self.waiter
+        if waiter is None or waiter.done():
+            if not self.is_usable():
+                self.close()
+            return
+        try:
+            response = self.read()
+        except Exception as error:  # noqa: BLE001 - it belongs to the task that waits
+            self._stop_reading()
+            waiter.set_exception(error)
+        else:
+            if response is not None:
+                waiter.set_result(response)
+
+    def on_writable(self) -> None:
+        """Send more, until all is sent."""
+        self.flush()
+        if not self.unsent and self.loop is not None:
+            self.writing = False
+            self.loop.remove_writer(self._number)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until the socket is readable, or writable if there are unsent bytes."""
+        seconds = min(max(seconds, 0.0), _MAX_WAIT)
+        if not hasattr(select, "poll"):  # Windows, where select accepts any socket number
+            readers, writers = [self.sock], [self.sock] if self.unsent else []
+            return any(select.select(readers, writers, [], seconds))
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self.sock, select.POLLIN)
+        if not self.unsent:
+            return bool(self._poll.poll(math.ceil(seconds * 1000)))
+        self._poll.modify(self.sock, select.POLLIN | select.POLLOUT)
+        try:
+            return bool(self._poll.poll(math.ceil(seconds * 1000)))
+        finally:
+            self._poll.modify(self.sock, select.POLLIN)
+
+    def is_usable(self) -> bool:
+        """Whether the server, as far as is known here, has neither closed it nor sent anything."""
+        if not self.reusable or self.sock.fileno() < 0:
+            return False
+        if not self.wait(0):
+            return True
+        self.reusable = False
+        if self.tls is None:
+            return False
+        try:
+            while True:  # session tickets, which TLS 1.3 may send at any time
+                _, data, ended = self.tls.receive(self.sock.recv(PIECE_BYTES))
+                if data or ended:
+                    return False
+        except BlockingIOError:
+            self.reusable = True
+            return True
+        except (OSError, EOFError):
+            return False
+
+    def close(self) -> None:
+        """Close it, without close_notify: the process that it was inherited from may use it."""
+        self.reusable = False
+        loop = self.loop
+        if loop is not None and not loop.is_closed() and self._forks == fork_number():
+            self.loop = None
+            if loop.is_running() and loop is not _running_loop():  # only its own thread may
+                sock, number = self.sock, self._number
+                sock.idle = True
+
+                def close() -> None:
+                    _stop(loop, number)
+                    sock.close()
+
+                with suppress(RuntimeError):  # it has been closed meanwhile
+                    loop.call_soon_threadsafe(close)
+                    return
+            _stop(loop, self._number)
+        self.sock.close()
+
+    def _stop_reading(self) -> None:
+        """Remove the reader from the loop, since a closed connection stays readable."""
+        if self.loop is not None:
+            self.loop.remove_reader(self._number)
+
+    def __del__(self) -> None:
+        # An unclosed socket in use gets Python's own ResourceWarning.
+        if self.loop is not None and self.sock.idle:
+            self.close()
+
+
+def _stop(loop: asyncio.AbstractEventLoop, number: int) -> None:
+    if not _is_proactor(loop):
+        loop.remove_reader(number)
+        loop.remove_writer(number)
+
+
+def _on_readable(connection: ref[Connection]) -> None:
+    if (found := connection()) is not None:
+        found.on_readable()
+
+
+def _on_writable(connection: ref[Connection]) -> None:
+    if (found := connection()) is not None:
+        found.on_writable()
+
+
+class Pool:
+    """The connections that are idle, the latest last; for all threads and event loops."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: deque[Connection] = deque()
+        self._closed = False
+
+    def take(self, loop: asyncio.AbstractEventLoop | None = None) -> Connection | None:
+        """Return one that can be used here, if there is one."""
+        while True:
+            with self._lock:
+                idle = self._idle
+                if not idle:
+                    return None
+                connection = idle.pop() if idle[-1].loop is loop else self._find(loop)
+                if connection is None:
+                    return None
+                connection.sock.idle = False
+            if time.monotonic() - connection.idle_since < IDLE_SECONDS and connection.is_usable():
+                return connection
+            connection.close()
+
+    def _find(self, loop: asyncio.AbstractEventLoop | None) -> Connection | None:
+        """Remove and return one of this loop, or else one that no running loop reads from."""
+        idle = self._idle
+        found = next((each for each in reversed(idle) if each.loop is loop), None)
+        if found is None:
+            found = next((each for each in reversed(idle) if _is_free(each.loop)), None)
+        if found is not None:
+            idle.remove(found)
+        return found
+
+    def keep(self, connection: Connection) -> None:
+        """Take one whose call is over, and close those that have been idle for too long."""
+        if not connection.reusable:
+            connection.close()
+            return
+        now = connection.idle_since = time.monotonic()
+        with self._lock:
+            if self._closed or len(self._idle) >= IDLE_CONNECTIONS:
+                expired = [connection]
+            else:
+                self._idle.append(connection)
+                connection.sock.idle = True
+                expired = []
+                while now - self._idle[0].idle_since >= IDLE_SECONDS:
+                    expired.append(self._idle.popleft())
+        for each in expired:
+            each.close()
+
+    def close(self) -> None:
+        """Close all, and later those that are in use."""
+        with self._lock:
+            self._closed = True
+            idle = list(self._idle)
+            self._idle.clear()
+        for connection in idle:
+            connection.close()
+
+
+def _is_free(loop: asyncio.AbstractEventLoop | None) -> bool:
+    return loop is None or (not _is_proactor(loop) and (loop.is_closed() or not loop.is_running()))
+
+
+# Addresses ---------------------------------------------------------------------------------------
+
+Address = tuple[int, Any]
+"""A socket's family and the address that it connects to."""
+
+Found = list[Address] | OSError | UnicodeError
+
+_SHARED_SECONDS: Final = 1.0
+"""Seconds for which later calls join a lookup that is in progress."""
+
+
+class Lookup:
+    """Finds the addresses of one host and port.
+
+    A lookup that hangs cannot be cancelled, so it runs in a separate thread: neither a call whose
+    deadline has passed nor a process that exits has to wait for it.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        self._lock = threading.Lock()
+        self._callbacks: list[Callable[[Found], object]] = []
+        self._begun = 0.0
+        self._preferred: Address | None = None
+
+    def numeric(self) -> list[Address] | None:
+        """Return the address that the host's name itself is, if it is one."""
+        try:
+            return self._find(socket.AI_NUMERICHOST)
+        except (OSError, UnicodeError):
+            return None
+
+    def begin(self, callback: Callable[[Found], object]) -> None:
+        """Look them up in a thread, which calls ``callback`` with them, or with the error."""
+        with self._lock:
+            now = time.monotonic()
+            if self._callbacks and now - self._begun < _SHARED_SECONDS:
+                self._callbacks.append(callback)
+                return
+            self._begun, self._callbacks = now, [callback]
+            callbacks = self._callbacks
+        try:
+            threading.Thread(
+                target=self._run, args=(callbacks,), name="upstash-middleware-dns", daemon=True
+            ).start()
+        except RuntimeError:  # no thread can be started any more, as the process ends
+            self._run(callbacks)
+
+    def prefer(self, address: Address) -> None:
+        """Try this address, which has worked, first from now on."""
+        self._preferred = address
+
+    def _run(self, callbacks: list[Callable[[Found], object]]) -> None:
+        found: Found
+        try:
+            found = self._find()
+        except (OSError, UnicodeError) as error:
+            found = error  # a UnicodeError is for a text that cannot be a host's name
+        with self._lock:
+            waiting = list(callbacks)
+            callbacks.clear()
+        for callback in waiting:
+            callback(found)
+
+    def _find(self, flags: int = 0) -> list[Address]:
+        found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=flags)
+        addresses = interleaved([(family, address) for family, _, _, _, address in found])
+        return sorted(addresses, key=lambda address: address != self._preferred)
+
+
+def addresses_in(found: Found) -> list[Address]:
+    """Return what a lookup has found; raises NotConnected for its error."""
+    if isinstance(found, list):
+        return found
+    raise NotConnected(f"no connection to Upstash: its address was not found: {found}") from found
+
+
+def interleaved(addresses: list[Address]) -> list[Address]:
+    """Return the families in turn, so that an unreachable one costs one attempt (RFC 8305 §4)."""
+    families: dict[int, list[Address]] = {}
+    for address in addresses:
+        families.setdefault(address[0], []).append(address)
+    return [each for each in chain(*zip_longest(*families.values())) if each is not None]
+
+
+def attempts(addresses: list[Address]) -> Iterator[tuple[Address, float]]:
+    """Yield each with its share of the time that is then left: half of it, and the last all."""
+    *others, last = addresses
+    yield from ((each, 0.5) for each in others)
+    yield last, 1.0
+
+
+def _not_connected(error: OSError | None) -> NotConnected:
+    """Return the error where no address accepted a connection."""
+    return NotConnected(f"no connection to Upstash: {error or 'no address was found'}")

@@ -1,0 +1,710 @@
+"""The three middleware classes for any WSGI application (PEP 3333); nothing else is public here."""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import Context
+from functools import lru_cache, partial
+from http import HTTPStatus
+from io import BytesIO
+from itertools import chain, compress, repeat
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import quote, unquote_to_bytes
+
+from msgspec import Struct
+
+from upstash_middleware.core.ratelimit.decision import UNCHECKED
+from upstash_middleware.decorators import REFRESH
+from upstash_middleware.events import UserCodeFailed
+from upstash_middleware.messages import (
+    PATH_SAFE,
+    UNANNOUNCED_BODY,
+    WITHOUT_BODY,
+    Headers,
+    HTTPRequest,
+    Response,
+    ResponseHead,
+    announces_no_body,
+    content_length,
+)
+from upstash_middleware.runtime import Features, Runtime, run_soon
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Unpack
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from upstash_middleware.core.engine import Exchange
+    from upstash_middleware.core.ratelimit import Decision
+    from upstash_middleware.settings import Arguments
+
+__all__ = ["CacheMiddleware", "RateLimitMiddleware", "UpstashMiddleware"]
+
+RATE_LIMIT_KEY = "upstash_middleware.rate_limit"
+CACHE_KEY = "upstash_middleware.cache"
+_INNER = "upstash_middleware.handed"
+"""Where in an environ a rate limit leaves the exchange of the cache directly inside."""
+_Fields = list[tuple[str, str]]
+
+
+class Middleware:
+    """A runtime around a WSGI application; the public classes differ in their runtime only.
+
+    The application finds the rate limit's decision at
+    ``environ["upstash_middleware.rate_limit"]``, and purges stored responses by
+    ``environ["upstash_middleware.cache"].purge("/products/7", tags=("product",))``.
+    """
+
+    def __init__(self, app: WSGIApplication, runtime: Runtime) -> None:
+        self.app = app
+        self.runtime = runtime
+        self._limits = Features.RATE_LIMIT in runtime.features
+        self._caches = Features.CACHE in runtime.features
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve a request.
+
+        Raises MissingCredentials, and what the application raises.
+        """
+        if self._limits:
+            environ.setdefault(RATE_LIMIT_KEY, UNCHECKED)
+        if self._caches:
+            environ[CACHE_KEY] = self.runtime
+        if not self.runtime.enabled:
+            return self.app(environ, start_response)
+        request, exchange = self._begin(environ)
+        stream = ResponseStream(self.runtime, exchange, request.method, start_response)
+        try:
+            if exchange.response is not None:
+                if (refresh := exchange.take_refresh()) is not None:
+                    # In a new context: context variables may contain data of the visitor.
+                    stream.then = partial(Context().run, self._revalidate, environ, refresh)
+                stream.send_whole(self.answer(environ, exchange.response, exchange.decision))
+                return stream
+            if exchange.decision is not None:
+                environ[RATE_LIMIT_KEY] = exchange.decision
+            if exchange.inner is not None:
+                environ[_INNER] = request, exchange
+            is_http1 = environ.get("SERVER_PROTOCOL", "HTTP/1").startswith("HTTP/1")
+            if self._caches and not is_http1 and announces_no_body(request):
+                forbid = partial(exchange.forbid, UNANNOUNCED_BODY)
+                environ["wsgi.input"] = _WatchedInput(environ["wsgi.input"], forbid)
+            stream.call(self.app, environ, request.headers, exchange.request.headers)
+        except Exception as error:
+            if not stream.send_fallback(error):
+                stream.close()
+                raise
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def answer(
+        self, _environ: WSGIEnvironment, response: Response, _decision: Decision | None, /
+    ) -> Response:
+        """Return what to send for a response of this package; for a framework's class."""
+        return response
+
+    def _begin(self, environ: WSGIEnvironment) -> tuple[HTTPRequest, Exchange]:
+        """Begin an exchange, or take the one that a limit directly outside has begun."""
+        begun: tuple[HTTPRequest, Exchange] | None = environ.pop(_INNER, None)
+        if begun is not None:
+            request, outer = begun
+            inner: Exchange | None = outer.inner
+            if inner is not None and inner.engine is self.runtime.engine:
+                outer.take_inner()
+                return request, inner
+        request = request_of(environ)
+        return request, self.runtime.begin(request, self._directly_inside())
+
+    def _directly_inside(self) -> Runtime | None:
+        # No other pair is joined: behind a denial or a hit, nothing further in may be charged.
+        if self.runtime.features is not Features.RATE_LIMIT:
+            return None
+        inside: object = self.app
+        # A Flask object, and our extension for it, call the current value of this attribute.
+        while (called := getattr(inside, "wsgi_app", None)) is not None:
+            inside = called
+        if isinstance(inside, Middleware) and inside.runtime.features is Features.CACHE:
+            return inside.runtime
+        return None
+
+    def _revalidate(self, visitors: WSGIEnvironment, refresh: Exchange) -> None:
+        """Revalidate a stored response by a request that contains nothing of the visitor's."""
+        stream = ResponseStream(self.runtime, refresh, refresh.request.method, _ignore_head)
+        environ = refresh_environ(visitors, refresh.request)
+        environ |= {RATE_LIMIT_KEY: UNCHECKED, CACHE_KEY: self.runtime}
+        try:
+            stream.call(self.app, environ)
+            for _piece in stream:
+                if not refresh.kept:
+                    break  # a response that is not stored may never end
+        except Exception as error:  # noqa: BLE001 - the client has its response
+            self.runtime.observe(UserCodeFailed("background refresh", error))
+        finally:
+            stream.close()
+
+
+class _Configured(Middleware):
+    features: ClassVar[Features]
+
+    def __init__(self, app: WSGIApplication, **arguments: Unpack[Arguments]) -> None:
+        """Wrap ``app``. Raises ConfigurationError, which names the setting that is wrong."""
+        has_users = self.features is Features.CACHE  # which has no rules that identify
+        runtime = Runtime.of(arguments, self.features, refreshes=True, has_users=has_users)
+        super().__init__(app, runtime)
+
+
+class UpstashMiddleware(_Configured):
+    """Rate limit and response cache in one; a hit is charged to the limit."""
+
+    features = Features.BOTH
+
+
+class RateLimitMiddleware(_Configured):
+    """The rate limit alone; directly outside a CacheMiddleware both take one round trip."""
+
+    features = Features.RATE_LIMIT
+
+
+class CacheMiddleware(_Configured):
+    """The response cache alone; outside a RateLimitMiddleware its hits are not charged."""
+
+    features = Features.CACHE
+
+
+def _ignore_head(_status: str, _headers: _Fields, _exc_info: Any = None, /) -> Any:
+    """Accept the head of a response that is discarded, as ``start_response``."""
+    return len
+
+
+class _WatchedInput:
+    """``wsgi.input`` that calls ``found`` when the application reads something from it."""
+
+    def __init__(self, stream: Any, found: Callable[[], None]) -> None:
+        self._stream = stream
+        self._found = found
+
+    def read(self, *size: int) -> Any:
+        return self._seen(self._stream.read(*size))
+
+    def readline(self, *size: int) -> Any:
+        return self._seen(self._stream.readline(*size))
+
+    def readlines(self, *hint: int) -> Any:
+        return self._seen(self._stream.readlines(*hint))
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self._seen, self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _seen(self, data: Any) -> Any:
+        if data:
+            self._found()
+        return data
+
+
+# ------------------------------------------------------------------------------------------------
+# Responses
+
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+"""RFC 9110 §9.2.1: the methods that invalidate nothing."""
+
+
+class ResponseStream(Struct, eq=False, weakref=True):
+    """One response from the application to the server, and the end of its exchange.
+
+    It is the iterable that the server gets. The head is passed on when the application has
+    returned, or has given its first piece; until then the application may replace it by
+    ``start_response(…, exc_info)``. Each piece is passed on as it arrives.
+
+    The exchange ends once: when the body is exhausted or raises, when the server calls ``close``,
+    or, with servers that do neither, when this object is deleted. With ``finishes_first`` it ends
+    before the last piece is passed on.
+    """
+
+    _runtime: Runtime
+    _exchange: Exchange
+    _method: str
+    _start: StartResponse
+    then: Callable[[], None] | None = None
+    """What to do once the exchange has ended."""
+    _ended: bool = False
+    _head: tuple[str, _Fields] | None = None  # the application's, until it is passed on
+    _head_sent: bool = False  # whether the server's ``start_response`` has been called
+    _body_begun: bool = False
+    """Whether the server has been given a piece that is not empty, and so has sent the head."""
+    _write: Callable[[bytes], object] | None = None
+    """The server's; None where it has none, against PEP 3333."""
+    _unsent: list[bytes] = []
+    """What the application has written where the server has no ``write``."""
+    _app_iterable: Iterable[bytes] = ()
+    _close_app: Callable[[], object] | None = None
+    """The ``close`` of the application's iterable, until it is called."""
+    _close_error: Exception | None = None  # what it raised before the server called ours
+    _swapping: AbstractContextManager[object] = nullcontext()
+    """Swaps the header fields in the environ, on the way into the application and out."""
+    _pieces: Iterator[bytes] = iter(())
+    _is_bodiless: bool = False  # whether no piece is passed on, whatever the application gives
+    _drops: bool = False
+    """Whether the body is shown to the exchange and not passed on: a 304 replaces it."""
+    _ours: bool = False  # whether the body is our own, and the application's is dropped
+    _announced: int | None = None
+    """Bytes still to come by Content-Length; None without one."""
+    _exhausted: bool = False
+    _broken: bool = False
+
+    def __post_init__(self) -> None:
+        self._is_bodiless = self._method == "HEAD"
+
+    def call(
+        self,
+        app: WSGIApplication,
+        environ: WSGIEnvironment,
+        clients: Headers | None = None,
+        shown: Headers | None = None,
+    ) -> None:
+        """Call the application and pass on what it returns.
+
+        With ``shown``, it sees other header fields than the client's, in the same environ.
+        """
+        if clients is not None and shown is not None and shown is not clients:
+            self._swapping = SwappedFields(environ, clients, shown)
+        # A generator's frame keeps its arguments, and this object keeps the generator: without a
+        # weak reference only the garbage collector would find both.
+        this = weakref.ref(self)
+
+        def start_response(status: str, headers: Any, exc_info: Any = None, /) -> Any:
+            stream = this()
+            if stream is None:
+                raise RuntimeError("start_response was called after the response was dropped")
+            return stream.start_response(status, headers, exc_info)
+
+        with self._swapping:
+            iterable = app(environ, start_response)
+            self._app_iterable = iterable
+            self._close_app = getattr(iterable, "close", None)
+            if not self._ours:
+                self._pieces = iter(iterable)
+        # Servers compute Content-Length from a list, which they do not see here: of one piece, and
+        # Granian of any length.
+        if isinstance(iterable, list | tuple) and (
+            len(iterable) <= 1 or environ.get("SERVER_SOFTWARE") == "Granian"
+        ):
+            self._add_length(sum(map(len, iterable)))
+        self._send_head()
+
+    def _add_length(self, length: int) -> None:
+        if self._head is None or self._method == "HEAD":
+            return
+        status, fields = self._head
+        has_length = "content-length" in [name.lower() for name, _ in fields]
+        if not has_length and int(status[:3]) not in WITHOUT_BODY:
+            self._head = status, [*fields, ("Content-Length", str(length))]
+
+    def send_whole(self, response: Response) -> None:
+        """Send a whole response of our own, without its body for HEAD."""
+        body = b"" if self._method == "HEAD" else response.body
+        self._ours, self._announced, self._pieces = True, len(body), iter((body,))
+        self._exhausted = self._broken = False
+        head = response.head
+        self._start_server(status_line(head.status), fields_of(head.headers))
+
+    def start_response(
+        self, status: str, headers: _Fields, exc_info: Any = None, /
+    ) -> Callable[[bytes], object]:
+        """Take the application's head, or another one in its place (PEP 3333)."""
+        if self._ours:
+            return self._write_piece
+        if exc_info is None and (self._head_sent or self._head is not None):
+            raise AssertionError("start_response was called again without exc_info (PEP 3333)")
+        if not self._head_sent:
+            self._head = status, headers
+            return self._write_piece
+        self._broken, self._announced = True, None
+        if self._body_begun:  # the head is on the wire; a server would raise this as well
+            raise exc_info[1].with_traceback(exc_info[2])
+        with self._swapping:
+            self._start(status, headers, exc_info)
+        return self._write_piece
+
+    def send_fallback(self, error: Exception) -> bool:
+        """Send a stored response in place of the application's exception; return whether it did."""
+        response = None if self._head_sent else self._exchange.failed()
+        if response is None:
+            return False
+        self._runtime.observe(UserCodeFailed("the application", error))
+        self._head = None
+        self.send_whole(response)
+        return True
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        """Return the next piece, as soon as the application has one."""
+        if self._body_begun and self._exchange.holding:
+            self._renew()
+        if self._unsent:
+            sent = self._unsent.pop(0)
+        else:
+            piece = self._next_piece()
+            if self._send_head() and self._ours:
+                piece = self._next_piece()
+            while self._drops and piece is not None:
+                self._pass(piece)
+                piece = self._next_piece()
+            if self._runtime.finishes_first and self._is_bodiless and not self._ended:
+                # A server sends the head with the first piece, which completes such a response.
+                while (
+                    piece is not None and self._method not in _SAFE
+                ):  # what it commits comes first
+                    self._pass(piece)
+                    piece = self._next_piece()
+                self._end(complete=not self._broken)
+            if piece is None:
+                self._end()
+                raise StopIteration
+            sent = self._pass(piece)
+        if self._runtime.finishes_first and self._announced == 0 and not self._unsent:
+            self._finish_before_last()
+        return sent
+
+    def close(self) -> None:
+        """Close the application's iterable and end the exchange, unless that has been done."""
+        close, self._close_app = self._close_app, None
+        try:
+            if close is not None:
+                with self._swapping:
+                    close()
+        except BaseException:
+            self._broken = True
+            raise
+        finally:
+            self._end()
+        error, self._close_error = self._close_error, None
+        if error is not None:
+            raise error
+
+    def __del__(self) -> None:
+        """End the exchange of a response that the server has dropped without closing it."""
+        if not self._ended:
+            self._ended = True
+            finish = partial(self._runtime.finish, self._exchange, complete=self._is_complete())
+            run_soon(finish, *([] if self.then is None else [self.then]))
+
+    def _end(self, *, complete: bool = False) -> None:
+        """End the exchange, once; ``complete`` if the server was given everything before."""
+        if self._ended:
+            return
+        self._ended = True
+        try:
+            # What an application commits in ``close`` must precede the invalidation of what is
+            # stored.
+            close = None if self._method in _SAFE else self._close_app
+            if close is not None:
+                self._close_app = None
+                with self._swapping:
+                    close()
+        except Exception as error:  # noqa: BLE001 - the server gets it when it calls ours
+            self._close_error, self._broken = error, True
+        finally:
+            self._runtime.finish(self._exchange, complete=complete or self._is_complete())
+        then, self.then = self.then, None
+        if then is not None:
+            then()
+
+    def _next_piece(self) -> bytes | None:
+        """Return the application's next piece, or None; or ours where the application fails."""
+        if self._exhausted:
+            return None
+        try:
+            with self._swapping:
+                piece = next(self._pieces, None)
+        except BaseException as error:
+            self._exhausted = self._broken = True
+            if isinstance(error, Exception) and self.send_fallback(error):
+                return self._next_piece()
+            self._end()
+            raise
+        self._exhausted = piece is None
+        return piece
+
+    def _finish_before_last(self) -> None:
+        """End while the last piece is held back, unless the application has another one."""
+        try:
+            with self._swapping:
+                more = next(self._pieces, None)
+        except Exception as error:  # noqa: BLE001 - raised once the piece is out
+            self._pieces = _raising(error)
+        else:
+            if more is None:
+                self._exhausted = True
+                self._end()
+            else:
+                self._pieces = chain((more,), self._pieces)
+
+    def _send_head(self) -> bool:
+        """Pass on the head that the application has given; return whether one was waiting."""
+        if self._head is None:
+            return False
+        (status, fields), self._head = self._head, None
+        head = head_of(status, fields)
+        answer = self._exchange.head(head)
+        self._release()
+        if isinstance(answer, Response):
+            self.send_whole(answer)
+            return True
+        if answer is not head:
+            status = status if answer.status == head.status else status_line(answer.status)
+            fields = fields_of(answer.headers)
+        self._is_bodiless = self._method == "HEAD" or head.status in WITHOUT_BODY
+        self._drops = not self._is_bodiless and answer.status in WITHOUT_BODY
+        if not self._is_bodiless:
+            self._announced = content_length(head.headers)
+        self._start_server(status, fields)
+        return True
+
+    def _start_server(self, status: str, fields: _Fields) -> None:
+        self._write = self._start(status, fields)
+        self._head_sent = True
+
+    def _write_piece(self, data: bytes) -> None:
+        """Send a piece at once: the ``write`` that PEP 3333 keeps for older applications."""
+        with self._swapping:
+            self._send_head()
+            if self._ours:
+                return
+            piece = self._pass(data)
+            if self._write is None:
+                self._unsent.append(piece)
+                return
+            self._write(piece)
+            if self._exchange.holding:
+                self._renew()
+
+    def _pass(self, piece: bytes) -> bytes:
+        """Show a piece to the exchange and return what is passed on for it."""
+        if not self._ours:
+            if self._method == "HEAD":
+                return b""
+            if self._exchange.watching and not self._broken:
+                self._exchange.chunk(piece)
+                self._release()
+        if self._announced is not None:
+            self._announced -= len(piece)
+        if self._drops:
+            return b""
+        if piece:
+            self._body_begun = True
+        return piece
+
+    def _release(self) -> None:
+        """Release the lock that other processes wait for, before this client can delay it."""
+        if self._exchange.locking is not None:
+            self._runtime.perform(self._exchange.release())
+
+    def _renew(self) -> None:
+        """Renew slots and locks between two pieces, unless the body is complete."""
+        if self._announced != 0:
+            self._runtime.perform(self._exchange.renewal())
+
+    def _is_complete(self) -> bool:
+        """Whether the server was given everything; it may stop at Content-Length's last byte."""
+        if self._broken or self._unsent:
+            return False
+        return self._exhausted if self._announced is None else self._announced == 0
+
+
+def _raising(error: Exception) -> Iterator[bytes]:
+    yield from ()
+    raise error
+
+
+class SwappedFields:
+    """Swaps header fields in an environ each time that it is entered, and each time it is left.
+
+    The application sees other fields than the code outside, which gets its own back whenever the
+    application calls it.
+    """
+
+    __slots__ = ("_environ", "_others")
+
+    def __init__(self, environ: WSGIEnvironment, was: Headers, now: Headers) -> None:
+        names = changed_names(was, now)
+        self._environ = environ
+        self._others = {variable(name): now.combined(name) for name in names}
+
+    def __enter__(self) -> None:
+        for key, value in self._others.items():
+            self._others[key] = self._environ.pop(key, None)
+            if value is not None:
+                self._environ[key] = value
+
+    def __exit__(self, *_: object) -> None:
+        self.__enter__()
+
+
+# ------------------------------------------------------------------------------------------------
+# Environs, status lines and fields
+
+_FIRST, _SECOND = itemgetter(0), itemgetter(1)
+_WITHOUT_PREFIX = ("CONTENT_TYPE", "CONTENT_LENGTH")
+_EMPTY_IF_ABSENT = (b"content-type", b"content-length")
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+
+
+def request_of(environ: WSGIEnvironment) -> HTTPRequest:
+    """Return the request of an environ.
+
+    The method is in upper case, as Werkzeug and Django route on it: a rule for ``POST`` covers
+    ``post`` too. Several slashes at the beginning of the path become one, as in Werkzeug and
+    Bottle: ``//login`` is routed to the same view as ``/login``.
+    """
+    script_name = _bytes(environ.get("SCRIPT_NAME", "")).rstrip(b"/")
+    path_info = _bytes(environ.get("PATH_INFO", ""))
+    path = path_info.decode("utf-8", "replace")
+    if path[:2] == "//" or not path:
+        path = "/" + path.lstrip("/")
+    names: list[Any] = [*map(field_name, environ)]  # None for most keys
+    headers = Headers(
+        (name, value.encode("latin-1", "backslashreplace"))  # as _bytes, without a call for each
+        for name, value in compress(zip(names, environ.values(), strict=True), names)
+        if value or name not in _EMPTY_IF_ABSENT
+    )
+    host: str = environ.get("HTTP_HOST", "")
+    if not host:  # PEP 3333, "URL Reconstruction"
+        host, port = environ["SERVER_NAME"], environ["SERVER_PORT"]
+        if port != _DEFAULT_PORTS.get(environ["wsgi.url_scheme"]):
+            host = f"{host}:{port}"
+    return HTTPRequest(
+        environ["REQUEST_METHOD"].upper(),
+        path,
+        headers,
+        environ.get("QUERY_STRING", ""),
+        environ["wsgi.url_scheme"],
+        host.lower(),
+        environ.get("REMOTE_ADDR") or None,
+        _sent_path(environ, script_name, path_info),
+        script_name.decode("utf-8", "replace"),
+        environ,
+    )
+
+
+def _sent_path(environ: WSGIEnvironment, script_name: bytes, path_info: bytes) -> str:
+    """Return the path of the client's URL as it was sent, if the server provides it.
+
+    A proxy may have removed the prefix before the server saw it. If a middleware outside has
+    rewritten PATH_INFO, the server's value belongs to another resource, and two resources must
+    never share a stored response.
+    """
+    target: str = environ.get("RAW_URI") or environ.get("REQUEST_URI") or ""
+    if "#" in target or (not target.startswith("/") and "://" in target):
+        # An absolute-form (RFC 9112 §3.2.2) or a fragment: applications that read the target see
+        # an authority or a text that nothing else of the request has, so it is a separate URL.
+        return "/" + quote(target, safe="")
+    sent = target.partition("?")[0]
+    is_plain = sent.isascii() and "%" not in sent
+    decoded = sent.encode() if is_plain else unquote_to_bytes(sent)
+    if decoded == script_name + path_info:
+        return sent
+    if decoded == path_info:
+        return quote(script_name, safe=PATH_SAFE) + sent
+    return quote(script_name + path_info, safe=PATH_SAFE)
+
+
+def _bytes(text: str) -> bytes:
+    """Return a native string's bytes: Latin-1 by PEP 3333, escaped where a layer broke that."""
+    return text.encode("latin-1", "backslashreplace")
+
+
+@lru_cache(maxsize=512)
+def field_name(key: str) -> bytes | None:
+    """Return the name of the header field that a key contains; None if it contains none."""
+    if key == "REMOTE_USER":  # the user that the server has authenticated (RFC 3875 §4.1.11)
+        return b"remote-user"
+    if key not in _WITHOUT_PREFIX:
+        if not key.startswith("HTTP_") or key[5:] in _WITHOUT_PREFIX:
+            return None
+        key = key[5:]
+    return key.replace("_", "-").lower().encode("latin-1", "backslashreplace")
+
+
+def variable(name: str) -> str:
+    """Return the key of an environ that contains a header field."""
+    key = name.replace("-", "_").upper()
+    return key if key in _WITHOUT_PREFIX else f"HTTP_{key}"
+
+
+def changed_names(was: Headers, now: Headers) -> list[str]:
+    """Return the names of the fields in which two sets of header fields differ."""
+    names = dict.fromkeys((*was.names(), *now.names()))
+    return [name for name in names if was.lines(name) != now.lines(name)]
+
+
+def head_of(status: str, fields: Sequence[tuple[str, str]]) -> ResponseHead:
+    """Return what an application gave to ``start_response`` as a value."""
+    latin = repeat("latin-1")
+    names, values = map(_FIRST, fields), map(_SECOND, fields)
+    raw = zip(map(str.encode, names, latin), map(str.encode, values, latin), strict=True)
+    return ResponseHead(int(status[:3]), Headers(raw))
+
+
+def fields_of(headers: Headers) -> _Fields:
+    """Return header fields as ``start_response`` takes them."""
+    latin = repeat("latin-1")
+    names, values = map(_FIRST, headers.raw), map(_SECOND, headers.raw)
+    return [*zip(map(bytes.decode, names, latin), map(bytes.decode, values, latin), strict=True)]
+
+
+def status_line(status: int) -> str:
+    """Return the status with its reason phrase; PEP 3333 requires one, whatever the status."""
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return f"{status} Unknown"
+
+
+_TO_ROUTE = (
+    "SCRIPT_NAME",
+    "PATH_INFO",
+    "SERVER_NAME",
+    "SERVER_PORT",
+    "SERVER_PROTOCOL",
+    "SERVER_SOFTWARE",
+    "wsgi.errors",
+    "wsgi.file_wrapper",
+    "wsgi.multiprocess",
+    "wsgi.multithread",
+    "wsgi.run_once",
+    "wsgi.url_scheme",
+    "wsgi.version",
+)
+
+
+def refresh_environ(environ: WSGIEnvironment, request: HTTPRequest) -> WSGIEnvironment:
+    """Return the environ of a background revalidation, made from that of the visitor's request.
+
+    It has what applications need to route it, and nothing of the visitor: no address (as over a
+    Unix socket), no body, and nothing that the server or middleware outside has added.
+    """
+    kept = {name: environ[name] for name in _TO_ROUTE if name in environ}
+    query = f"?{request.query}" if request.query else ""
+    for name in ("RAW_URI", "REQUEST_URI"):
+        if (path := environ.get(name, "").partition("?")[0]).startswith("/"):
+            kept[name] = path + query
+    names = request.headers.names()
+    fields = {variable(name): ",".join(request.headers.lines(name)) for name in names}
+    return {
+        **kept,
+        **fields,
+        "QUERY_STRING": request.query,
+        "REMOTE_ADDR": "",
+        "REQUEST_METHOD": request.method,
+        "wsgi.input": BytesIO(),
+        REFRESH: True,
+    }

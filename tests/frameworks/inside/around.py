@@ -1,0 +1,216 @@
+"""Puts the middleware around every application of a framework's test suite.
+
+This runs in the framework's environment. The variable FRAMEWORKS_RUN names a JSON file, written
+by the parent process, with the mode, the database's URL and token, and where the results go. Each
+application has a key prefix of its own in each test, so that none finds what another has stored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from upstash_middleware import events
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from upstash_middleware import HTTPRequest
+
+_RUN: dict[str, Any] = json.loads(Path(os.environ["FRAMEWORKS_RUN"]).read_text())
+
+_CACHED: dict[str, Any] = {"cache": [{"path": "/{rest:path}", "ttl": 60}], "cache_collapse": 0.05}
+"""A request waits a moment only for another one: some tests hold one until the next arrives."""
+
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "limits": {},
+    "cache": _CACHED,
+    "conforming": {**_CACHED, "cache_profile": "conforming"},
+    "dead": _CACHED,
+}
+_PATIENT = {"deadline": 30.0, "cache_deadline": 30.0}
+"""A busy machine is no failure of Upstash."""
+
+
+class Run:
+    """What happened in one run of a suite."""
+
+    def __init__(self) -> None:
+        self.mode: str = _RUN["mode"]
+        self.outcomes: dict[str, str] = {}
+        """By test: passed, failed, skipped, xfailed or error."""
+        self.texts: dict[str, str] = {}
+        """By test that failed: the end of its traceback."""
+        self.requests: Counter[str] = Counter()
+        """By test: the requests that the middleware decided about."""
+        self.events: Counter[str] = Counter()
+        self.reports: dict[str, str] = {}
+        """By test: what the middleware reported and should not have."""
+        self.test = ""
+        """The test that is running."""
+
+    def begin(self, test: str) -> None:
+        """Name the test that starts."""
+        self.test = test
+
+    def record(self, test: str, outcome: str, text: str = "") -> None:
+        """Note a test's outcome; of several the worst counts."""
+        order = ("passed", "skipped", "xfailed", "xpassed", "failed", "error")
+        before = self.outcomes.get(test, "passed")
+        self.outcomes[test] = max(before, outcome, key=order.index)
+        if text:
+            self.texts[test] = (self.texts.get(test, "") + text)[-4000:]
+
+    def observe(self, event: events.Event) -> None:
+        """Count what the middleware reports."""
+        self.events[type(event).__name__] += 1
+        dead = self.mode == "dead"
+        if isinstance(event, events.RateLimitDecided):
+            if event.settled_by == ("open" if dead else "upstash"):
+                self.requests[self.test] += 1
+            else:
+                self.reports[self.test] = f"decided by {event.settled_by!r}"
+        elif isinstance(event, events.CacheLookedUp):
+            self.events[f"lookup: {event.outcome}"] += 1
+        elif isinstance(event, events.CacheStored):
+            self.events[f"stored: {event.stored}"] += 1
+        elif isinstance(event, events.InternalError) or (
+            isinstance(event, events.UpstashFailed) and not dead
+        ):
+            self.reports[self.test] = repr(event)
+
+    def save(self) -> None:
+        """Write the results where the parent process reads them."""
+        names = ("outcomes", "texts", "requests", "events", "reports")
+        Path(_RUN["results"]).write_text(json.dumps({name: getattr(self, name) for name in names}))
+
+
+run = Run()
+
+
+def sender(request: HTTPRequest) -> str:
+    """Return whose quota a request uses: not every test client says where it sends from."""
+    return request.peer or "nobody"
+
+
+_numbers = count()
+
+
+def arguments() -> dict[str, Any]:
+    """Return the middleware's settings for one application."""
+    return {
+        "url": _RUN["url"],
+        "token": _RUN["token"],
+        "prefix": f"{_RUN['prefix']}:{next(_numbers)}",
+        "default_limit": {"limits": "1000000/minute", "by": sender},
+        "observers": [run.observe],
+        **({} if run.mode == "dead" else _PATIENT),
+        **_SETTINGS[run.mode],
+    }
+
+
+class Around:
+    """An application in the middleware, which is made once for each test."""
+
+    def __init__(self, app: Any, make: Callable[..., Any]) -> None:
+        self.app = app
+        self._make = make
+        self._test = ""
+        self._middleware: Any = None
+
+    def __call__(self, *call: Any) -> Any:
+        """Call the middleware as the application is called."""
+        if self._middleware is None or self._test != run.test:
+            self._test = run.test
+            self._middleware = self._make(self.app, **arguments())
+        return self._middleware(*call)
+
+
+def around_starlette() -> None:
+    """Wrap what Starlette.build_middleware_stack returns, and FastAPI's."""
+    from starlette.applications import Starlette
+
+    from upstash_middleware.starlette import UpstashMiddleware
+
+    classes: list[Any] = [Starlette]
+    try:
+        from fastapi import FastAPI
+    except ImportError:
+        pass
+    else:
+        classes.append(FastAPI)
+    for cls in classes:
+        build = cls.__dict__["build_middleware_stack"]
+
+        def built(app: Any, build: Any = build) -> Around:
+            return Around(build(app), UpstashMiddleware)
+
+        cls.build_middleware_stack = built
+
+
+def around_flask() -> None:
+    """Wrap Flask.wsgi_app."""
+    from weakref import WeakKeyDictionary
+
+    from flask import Flask
+
+    from upstash_middleware.flask import UpstashMiddleware
+
+    inside = Flask.wsgi_app
+    wrapped: WeakKeyDictionary[Flask, Around] = WeakKeyDictionary()
+
+    def wsgi_app(app: Flask, environ: Any, start_response: Any) -> Any:
+        if app not in wrapped:
+            wrapped[app] = Around(inside.__get__(app), UpstashMiddleware)
+        return wrapped[app](environ, start_response)
+
+    Flask.wsgi_app = wsgi_app  # type: ignore[method-assign, assignment]
+
+
+def around_werkzeug() -> None:
+    """Wrap the application that werkzeug.test.Client is given."""
+    from werkzeug.test import Client
+
+    from upstash_middleware.wsgi import UpstashMiddleware
+
+    init: Any = Client.__init__
+
+    def __init__(client: Any, application: Any, *more: Any, **named: Any) -> None:  # noqa: N807
+        init(client, Around(application, UpstashMiddleware), *more, **named)
+
+    Client.__init__ = __init__  # type: ignore[method-assign, assignment]
+
+
+def around_django() -> None:
+    """Put the middleware in front of MIDDLEWARE whenever BaseHandler.load_middleware reads it."""
+    from django.conf import settings
+    from django.core.handlers.base import BaseHandler
+
+    load = BaseHandler.load_middleware
+
+    def load_middleware(handler: BaseHandler, is_async: bool = False) -> None:
+        settings.UPSTASH_MIDDLEWARE = arguments()
+        chosen = settings.MIDDLEWARE
+        settings.MIDDLEWARE = ["upstash_middleware.django.UpstashMiddleware", *chosen]
+        try:
+            load(handler, is_async)
+        finally:
+            settings.MIDDLEWARE = chosen
+
+    BaseHandler.load_middleware = load_middleware  # type: ignore[method-assign, assignment]
+
+
+def wrap(framework: str) -> None:
+    """Put the middleware around a framework's applications, unless this is the baseline."""
+    if run.mode != "none":
+        {
+            "starlette": around_starlette,
+            "fastapi": around_starlette,
+            "flask": around_flask,
+            "werkzeug": around_werkzeug,
+            "django": around_django,
+        }[framework]()
