@@ -1,4 +1,4 @@
-"""Mixed load over four gunicorn workers while the weather changes and workers are killed.
+"""Mixed load over four gunicorn workers while simulated faults change and workers are killed.
 
     python -m benchmarks.soak --seconds 1800 --write
 
@@ -46,7 +46,7 @@ ASKING: Final = 6
 """Threads that ask: with them, the workers and the server, two cores are busy and not drowned."""
 PAUSE: Final = 0.01
 """Seconds between two requests of one thread."""
-WEATHERS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
+PHASES: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     ("fine", {}),
     ("slow", {"latency_ms": 20, "jitter_ms": 30}),
     ("reset after", {"fault": "drop-after", "probability": 0.2}),
@@ -127,15 +127,15 @@ def sample(process: int, at: float) -> list[Sample]:
 def trouble(
     upstash: LocalUpstash, process: int, began: float, until: float, every: float
 ) -> tuple[list[Sample], list[tuple[float, str]], list[Killed]]:
-    """Change the weather, kill a worker now and then, and look at the others meanwhile.
+    """Change the simulated faults, kill a worker now and then, and look at the others meanwhile.
 
     The first worker lives to the end, so that it shows what time does to one.
     """
-    samples, weathers, killed, number = [], [], [], 0
+    samples, phases, killed, number = [], [], [], 0
     while (now := time.monotonic()) < until:
-        name, weather = WEATHERS[number % len(WEATHERS)]
-        upstash.set_weather(**weather)
-        weathers.append((now - began, name))
+        name, faults = PHASES[number % len(PHASES)]
+        upstash.set_faults(**faults)
+        phases.append((now - began, name))
         samples += sample(process, now - began)
         workers = sorted(children_of(process))
         if number % 5 == 4 and len(workers) == WORKERS:
@@ -144,12 +144,12 @@ def trouble(
             killed.append(Killed(now - began, victim))
         number += 1
         time.sleep(max(0.0, min(every, until - time.monotonic())))
-    upstash.set_weather()
-    return samples, weathers, killed
+    upstash.set_faults()
+    return samples, phases, killed
 
 
 def soak(seconds: float, every: float = 3.0) -> Soaked:
-    """Run it all for so many seconds, with other weather ``every`` so many."""
+    """Run it all for so many seconds, with other faults ``every`` so many."""
     each = [Seen() for _ in range(ASKING)]
     with LocalUpstash() as upstash, served(upstash) as (url, process):
         with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
@@ -162,10 +162,10 @@ def soak(seconds: float, every: float = 3.0) -> Soaked:
         ]
         for thread in threads:
             thread.start()
-        samples, weathers, killed = trouble(upstash, process.pid, began, until, every)
+        samples, phases, killed = trouble(upstash, process.pid, began, until, every)
         for thread in threads:
             thread.join()
-    return Soaked(seconds, Seen.of_all(each), samples, weathers, killed)
+    return Soaked(seconds, Seen.of_all(each), samples, phases, killed)
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ WORKERS = 4
 WINDOW = 10.0
 """Seconds."""
 CLOSED_QUOTA = 100
-"""Requests that `/closed` lets through in any such stretch of time, whatever the weather."""
+"""Requests that `/closed` lets through in any such stretch of time, whatever the faults."""
 LOCAL_QUOTA = 200
 """The same for `/local`, and again as much in a bad one, of which each worker counts its share."""
 

@@ -96,7 +96,7 @@ class Soaked:
     seconds: float
     seen: Seen
     samples: list[Sample]
-    weathers: list[tuple[float, str]]
+    phases: list[tuple[float, str]]
     """When each began."""
     killed: list[Killed]
 
@@ -148,7 +148,7 @@ def _bounds(soaked: Soaked) -> dict[str, int]:
 def lives(soaked: Soaked) -> dict[int, tuple[Sample, Sample]]:
     """Return each worker's first settled and last sample.
 
-    It is settled when it has met each kind of request and of weather, once or in good part.
+    It is settled when it has met each kind of request and of fault, once or in good part.
     """
     settled = min(90.0, soaked.seconds / 4)
     born: dict[int, float] = {}
@@ -167,7 +167,7 @@ def quantile(durations: Sequence[float], share: float) -> float:
 _HEADING = """# A soak
 
 `python -m benchmarks.soak --seconds 1800 --write` makes this page: mixed requests of six clients to
-four gunicorn workers of four threads each. The weather of the local Upstash beside them changes
+four gunicorn workers of four threads each. The local Upstash beside them simulates other faults
 every few seconds, through a dozen kinds of those in [the fault matrix](fault-matrix.md); at every
 fifth change a worker is killed with SIGKILL, but for the first one. `/closed` has a limit of
 {closed} in any {window:g} seconds with `on_error="closed"`, `/local` one of {local} with
@@ -189,7 +189,7 @@ def report(soaked: Soaked) -> str:
         ("seconds", f"{soaked.seconds:g}"),
         ("requests", f"{len(durations)}, of which {seen.hits} from the cache"),
         ("statuses", ", ".join(f"{code}: {n}" for code, n in sorted(seen.statuses.items()))),
-        ("changes of weather", str(len(soaked.weathers))),
+        ("changes of the simulated faults", str(len(soaked.phases))),
         ("workers killed", f"{len(soaked.killed)}, and with them {seen.cut} connections"),
         *(
             (f"most past `{path}` within {WINDOW:g} s", f"{passed} of {bound}")
@@ -237,7 +237,7 @@ path { fill: none; stroke-width: 1.2 } .axis { stroke: #8c959f; stroke-width: 1 
 }
 </style>"""
 
-_LEGEND = "minutes; grey: other than fine weather; dotted: a worker is killed"
+_LEGEND = "minutes; grey: simulated faults; dotted: a worker is killed"
 
 Line = tuple[str, list[tuple[float, float]]]
 
@@ -305,11 +305,11 @@ def _panel(
     def at(x: float, y: float) -> str:
         return f"{_LEFT + x * across:.1f},{base - y / highest * _HEIGHT:.1f}"
 
-    ends = [start for start, _ in soaked.weathers[1:]] + [soaked.seconds]
+    ends = [start for start, _ in soaked.phases[1:]] + [soaked.seconds]
     parts = [
         f'<rect class="foul" x="{_LEFT + start * across:.1f}" y="{top}" height="{_HEIGHT}" '
         f'width="{(end - start) * across:.1f}"/>'
-        for (start, name), end in zip(soaked.weathers, ends, strict=True)
+        for (start, name), end in zip(soaked.phases, ends, strict=True)
         if name != "fine"
     ]
     parts += [

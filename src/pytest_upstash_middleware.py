@@ -1,4 +1,4 @@
-"""The pytest plugin of upstash-middleware: a local Upstash for each test, and its weather.
+"""The pytest plugin of upstash-middleware: a local Upstash for each test, and its faults.
 
 pytest imports this module before coverage starts to measure, whether or not a test uses it.  So it
 contains only fixtures, which import what they need when they are used, and it is not part of the
@@ -36,7 +36,7 @@ def upstash(
     """
     from upstash_middleware import clock  # noqa: PLC0415 - see above
 
-    upstash_server.set_weather()
+    upstash_server.set_faults()
     upstash_server.flush()
     upstash_server.reset_bill()
     clock.forget()
@@ -47,7 +47,7 @@ def upstash(
 
 
 @pytest.fixture
-def upstash_weather(upstash: LocalUpstash) -> Iterator[Callable[..., None]]:
-    """Changes the weather of `upstash` until the test ends: ``upstash_weather(latency_ms=50)``."""
-    yield upstash.set_weather
-    upstash.set_weather()
+def upstash_faults(upstash: LocalUpstash) -> Iterator[Callable[..., None]]:
+    """Changes the faults of `upstash` until the test ends: ``upstash_faults(latency_ms=50)``."""
+    yield upstash.set_faults
+    upstash.set_faults()

@@ -72,7 +72,7 @@ def test_slow_calls_of_the_cache_do_not_switch_limits_off(serve: Serve, upstash:
     }
     served = serve(plain, ("UpstashMiddleware", settings))
     assert [served.request("GET", "/ask").status for _ in range(4)] == [200] * 3 + [429]
-    with upstash.weather(latency_ms=60):
+    with upstash.faults(latency_ms=60):
         for number in range(20):
             assert served.request("GET", f"/pages/{number}").status == 200
         assert served.request("GET", "/ask", peer="198.51.100.9").header("x-ratelimit-remaining")

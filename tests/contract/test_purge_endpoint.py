@@ -110,9 +110,9 @@ def test_it_is_off_by_default(serve: Serve):
     assert purge(served, "everything=1").body == b"the application's"
 
 
-def test_when_upstash_cannot_be_told_that_is_said(serve: Serve, upstash_weather: Any):
+def test_when_upstash_cannot_be_told_that_is_said(serve: Serve, upstash_faults: Any):
     served = served_pages(serve, cache_deadline=0.3)
-    upstash_weather(fault="bad-gateway")
+    upstash_faults(fault="bad-gateway")
     assert purge(served, "everything=1").status == 503
 
 

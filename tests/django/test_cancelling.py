@@ -81,9 +81,9 @@ def test_clients_that_leave_at_any_moment_give_their_slots_back(
 async def _clients_that_leave(upstash: LocalUpstash) -> None:
     handler = ASGIHandler()
     await _visit(handler, 10.0)
-    upstash.set_weather(latency_ms=4)
+    upstash.set_faults(latency_ms=4)
     await asyncio.gather(*(_visit(handler, number / 1000) for number in range(30)))
-    upstash.set_weather()
+    upstash.set_faults()
 
 
 async def _visit(handler: ASGIHandler, leaves_after: float) -> None:

@@ -19,7 +19,7 @@ QUOTA: Final = 9
 
 
 class Operation(Enum):
-    """What is under way when the weather changes."""
+    """What is under way when the fault begins."""
 
     LIMIT = "limit"
     LOOKUP = "limit and lookup together"
@@ -29,7 +29,7 @@ class Operation(Enum):
 
 
 class Change(Enum):
-    """What happens that is not weather."""
+    """What happens besides the simulated faults."""
 
     FLUSH = "the database is emptied, scripts and all"
     WRONG_TYPE = "all keys hold hashes"
@@ -42,9 +42,9 @@ class Fault:
     """A row: what happens, whether commands are run, and how the calls then end."""
 
     said: str
-    weather: dict[str, Any] = field(default_factory=dict)
+    simulated: dict[str, Any] = field(default_factory=dict)
     instead: Answer | None = None
-    """What is answered in place of the weather's 502."""
+    """What is answered in place of the simulated 502."""
     change: Change | None = None
     errors: tuple[str, ...] = ()
     """The exceptions that it may show as; none where calls succeed."""

@@ -298,9 +298,9 @@ def test_a_finish_whose_task_is_cancelled_is_done_to_its_end(
         exchange.head(HEAD)
         exchange.chunk(b"page")
         assert slots_held(client) != []
-        upstash.set_weather(latency_ms=100)
+        upstash.set_faults(latency_ms=100)
         await cancelled(runtime.afinish(exchange, complete=True), after=0.02, native=native)
-        upstash.set_weather()
+        upstash.set_faults()
         assert slots_held(client) == []
         assert (await runtime.abegin(PAGE)).response is not None
         await runtime.aclose()
@@ -333,13 +333,13 @@ def test_calls_cancelled_on_the_wire_leave_no_connection_behind(upstash: LocalUp
 
     async def cancel_many() -> None:
         runtime = Runtime.of({"default_limit": "1000000/day", "deadline": PATIENCE}, Features.BOTH)
-        upstash.set_weather(latency_ms=10)
+        upstash.set_faults(latency_ms=10)
         for number in range(10):
             with anyio.move_on_after(number / 500):
                 async with anyio.create_task_group() as group:
                     for _ in range(10):
                         group.start_soon(runtime.abegin, PAGE)
-        upstash.set_weather()
+        upstash.set_faults()
         decision = (await runtime.abegin(PAGE)).decision
         assert decision is not None
         assert decision.settled_by == "upstash"
@@ -371,7 +371,7 @@ def test_closing_with_calls_in_flight_lets_each_come_to_an_end(
     upstash: LocalUpstash, kind: str
 ) -> None:
     """Each gets its answer or its policy, and none waits for ever."""
-    upstash.set_weather(latency_ms=200)
+    upstash.set_faults(latency_ms=200)
     runtime = Runtime.of({"default_limit": "100/day", "deadline": PATIENCE}, Features.BOTH)
 
     async def main() -> list[Exchange]:
@@ -388,7 +388,7 @@ def test_closing_with_calls_in_flight_lets_each_come_to_an_end(
             time.sleep(0.05)
             runtime.close()
             exchanges = [call.result(PATIENCE * 2) for call in calls]
-    upstash.set_weather()
+    upstash.set_faults()
     assert all(exchange.decision is not None for exchange in exchanges)
     assert all(exchange.response is None for exchange in exchanges)
 
@@ -429,11 +429,11 @@ def test_requests_cancelled_at_any_moment_over_asgi_give_their_slots_back(
 
     async def main() -> None:
         await request(999)
-        upstash.set_weather(latency_ms=5)
+        upstash.set_faults(latency_ms=5)
         async with anyio.create_task_group() as group:
             for number in range(40):
                 group.start_soon(_cancelled_after, request, number, native)
-        upstash.set_weather()
+        upstash.set_faults()
         await middleware.runtime.aclose()
 
     asyncio.run(main())

@@ -221,11 +221,11 @@ def test_no_secret_of_a_client_or_of_ours_is_left_anywhere(
     secrets = [SECRET, upstash.token.encode()]
     with caplog.at_level(logging.DEBUG):
         for fault in (None, "unauthorized", "bad-gateway", "quota", "drop-after", None):
-            upstash.set_weather(fault=fault)
+            upstash.set_faults(fault=fault)
             for fields in (TOKEN_FIELDS, TOKEN_FIELDS[1:], TOKEN_FIELDS[:1], TOKEN_FIELDS[2:]):
                 for path in (b"/page/x", b"/other"):
                     edge.app.send(Hostile("GET", path, b"q=1", fields, "203.0.113.9"))
-    upstash.set_weather()
+    upstash.set_faults()
     runtime = Runtime.of(arguments_with_secrets(upstash), Features.BOTH)
     runtime.begin(HTTPRequest("GET", "/", Headers(TOKEN_FIELDS), peer="203.0.113.9"))
     native = {"headers": TOKEN_FIELDS}

@@ -89,7 +89,7 @@ class World:
             self._patch.setitem(faults.INSTEAD, faults.Fault.BAD_GATEWAY, fault.instead)
         match fault.change:
             case None:
-                self.upstash.set_weather(**fault.weather)
+                self.upstash.set_faults(**fault.simulated)
             case Change.FLUSH:
                 self.upstash.flush()
             case Change.WRONG_TYPE:
@@ -101,7 +101,7 @@ class World:
 
     def clears(self, fault: Fault) -> None:
         """Let the sun shine, once what comes late has come."""
-        self.upstash.set_weather()
+        self.upstash.set_faults()
         if fault.late:
             time.sleep(fault.late + 0.3)
 
@@ -133,7 +133,7 @@ def world(upstash: LocalUpstash, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wo
     world = World(upstash, clock, monkeypatch)
     monkeypatch.setattr(runtime, "LogObserver", lambda: LogObserver(lambda: world.log_time))
     yield world
-    upstash.set_weather()
+    upstash.set_faults()
     world.close()
 
 

@@ -76,10 +76,10 @@ def test_an_outage_opens_the_circuit_and_its_end_closes_it_each_said_once(
 ) -> None:
     with caplog.at_level(logging.WARNING, "upstash_middleware"):
         outage.until("upstash")
-        upstash.set_weather(fault="bad-gateway")
+        upstash.set_faults(fault="bad-gateway")
         for _ in range(30):
             assert outage.decide().settled_by == "open"
-        upstash.set_weather()
+        upstash.set_faults()
         outage.until("upstash")
     assert len(outage.told(CircuitOpened)) == 1
     assert len(outage.told(CircuitClosed)) == 1
@@ -94,10 +94,10 @@ def test_while_the_circuit_is_open_a_request_costs_no_time_and_no_call(
     outage: Outage, upstash: LocalUpstash
 ) -> None:
     """A silent Upstash costs the first requests their deadline, and the others nothing."""
-    upstash.set_weather(fault="bad-gateway")
+    upstash.set_faults(fault="bad-gateway")
     while not outage.told(CircuitOpened):
         outage.decide()
-    upstash.set_weather(latency_ms=500)
+    upstash.set_faults(latency_ms=500)
     began = time.monotonic()
     for _ in range(20):
         outage.decide()
@@ -110,10 +110,10 @@ def test_while_the_circuit_is_open_a_request_costs_no_time_and_no_call(
 
 def test_without_the_breaker_every_request_asks(upstash: LocalUpstash) -> None:
     outage = Outage("threads", breaker=False)
-    upstash.set_weather(fault="server-error")
+    upstash.set_faults(fault="server-error")
     for _ in range(30):
         outage.decide()
-    upstash.set_weather()
+    upstash.set_faults()
     assert outage.decide().settled_by == "upstash"
     assert outage.told(CircuitOpened) == []
     outage.close()
@@ -122,7 +122,7 @@ def test_without_the_breaker_every_request_asks(upstash: LocalUpstash) -> None:
 def test_a_used_up_quota_opens_the_circuit_and_the_remedy_is_said(
     outage: Outage, upstash: LocalUpstash, caplog: pytest.LogCaptureFixture
 ) -> None:
-    upstash.set_weather(fault="quota")
+    upstash.set_faults(fault="quota")
     for _ in range(20):
         outage.decide()
     assert len(outage.told(CircuitOpened)) == 1
@@ -132,7 +132,7 @@ def test_a_used_up_quota_opens_the_circuit_and_the_remedy_is_said(
 def test_a_purge_while_the_circuit_is_open_raises_at_once(upstash: LocalUpstash) -> None:
     """A handler must know that nothing was purged."""
     outage = Outage("threads")
-    upstash.set_weather(fault="bad-gateway")
+    upstash.set_faults(fault="bad-gateway")
     while not outage.told(CircuitOpened):
         outage.decide()
     with pytest.raises(CircuitOpen):

@@ -43,10 +43,10 @@ def app(
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_other_tasks_run_while_upstash_is_slow(
-    upstash: LocalUpstash, upstash_weather: Callable[..., None]
+    upstash: LocalUpstash, upstash_faults: Callable[..., None]
 ):
     """Both halves ask, and the loop goes on."""
-    upstash_weather(latency_ms=SLOW * 1000)
+    upstash_faults(latency_ms=SLOW * 1000)
     served = app([], default_limit="100/minute", cache=[CacheRule("/page", ttl=60)])
     ticks = 0
 

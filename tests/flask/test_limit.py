@@ -367,10 +367,10 @@ def test_what_the_cache_fetches_in_the_background_is_charged_to_no_limit(app: Fl
 )
 @pytest.mark.parametrize("handled", [True, False])
 def test_a_deny_list_and_a_closed_rule_have_their_own_status_and_error_handler(
-    app: Flask, arguments: Any, status: int, handled: bool, upstash_weather: Any
+    app: Flask, arguments: Any, status: int, handled: bool, upstash_faults: Any
 ):
     if status == 503:
-        upstash_weather(fault="bad-gateway")
+        upstash_faults(fault="bad-gateway")
     app.add_url_rule("/", view_func=limit("1/hour", **arguments)(plain))
     if handled:
         app.register_error_handler(status, lambda error: (f"own {error.code}", error.code))

@@ -32,7 +32,7 @@ SHOTS = (
     ("console-light", handlers.BILL, "light", WIDE),
     ("console-dark", handlers.BILL, "dark", WIDE),
     ("console-keys", handlers.KEYS, "light", WIDE),
-    ("console-narrow", handlers.WEATHER, "light", NARROW),
+    ("console-narrow", handlers.FAULTS, "light", NARROW),
 )
 
 
@@ -60,7 +60,7 @@ def play(upstash: LocalUpstash) -> None:
 def photograph(browser: Browser, upstash: LocalUpstash) -> None:
     """Take every picture."""
     for name, address, scheme, size in SHOTS:
-        upstash.set_weather(**({"fault": "quota", "probability": 0.1} if size is NARROW else {}))
+        upstash.set_faults(**({"fault": "quota", "probability": 0.1} if size is NARROW else {}))
         context = browser.new_context(
             base_url=upstash.url,
             color_scheme=scheme,  # type: ignore[arg-type]

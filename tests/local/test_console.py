@@ -28,9 +28,9 @@ PAGES = [
     f"{handlers.KEY}?key=k",
     handlers.BILL,
     handlers.LIVE,
-    handlers.WEATHER,
+    handlers.FAULTS,
 ]
-ACTIONS = [handlers.DELETE, handlers.FLUSH, handlers.RESET_BILL, handlers.WEATHER]
+ACTIONS = [handlers.DELETE, handlers.FLUSH, handlers.RESET_BILL, handlers.FAULTS]
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror=alert(2)>'&lt;"
 
 
@@ -65,7 +65,7 @@ def text_of(answer: httpx.Response) -> str:
 
 def submit(browser: httpx.Client, address: str, **fields: str) -> httpx.Response:
     """Send a form as the console's own pages do."""
-    page = browser.get(handlers.WEATHER).text
+    page = browser.get(handlers.FAULTS).text
     found = re.search(r'name="form" value="([0-9a-f]{32})"', page)
     assert found
     origin = {"Origin": str(browser.base_url).rstrip("/")}
@@ -502,7 +502,7 @@ def test_whatever_a_key_or_value_holds_is_text(
     pages = [browser.get(handlers.KEYS, params={"q": q}) for q in ("", HOSTILE, HOSTILE[:5])]
     pages += [browser.get(of_key(key)) for key in keys]
     pages.append(browser.get(of_key(HOSTILE + "no such key")))
-    pages.append(submit(browser, handlers.WEATHER, latency_ms=HOSTILE))
+    pages.append(submit(browser, handlers.FAULTS, latency_ms=HOSTILE))
     for page in pages:
         assert page.status_code in {200, 400, 404}
         for tag, given in Elements(page.text).found:
@@ -545,19 +545,19 @@ def test_a_new_bill_begins_a_new_chart(upstash: LocalUpstash, redis: Redis, brow
     assert upstash.bill().requests == 0
 
 
-# The weather.
+# Faults.
 
 
-def test_a_switch_changes_the_weather_and_changes_it_back(
+def test_a_switch_turns_a_fault_on_and_off_again(
     upstash: LocalUpstash, http: httpx.Client, browser: httpx.Client
 ):
-    answer = submit(browser, handlers.WEATHER, fault="quota", latency_ms="5", probability="")
+    answer = submit(browser, handlers.FAULTS, fault="quota", latency_ms="5", probability="")
     assert "Now: quota, 5 ms late" in text_of(answer)
     assert answer.text.count('aria-checked="true"') == 1
     assert http.post("/", json=["PING"]).status_code == 400
-    answer = submit(browser, handlers.WEATHER, fault="", latency_ms="5")
+    answer = submit(browser, handlers.FAULTS, fault="", latency_ms="5")
     assert "Now: 5 ms late" in text_of(answer)
-    assert "Now: clear" in text_of(submit(browser, handlers.WEATHER))
+    assert "Now: none" in text_of(submit(browser, handlers.FAULTS))
     assert http.post("/", json=["PING"]).status_code == 200
 
 
@@ -571,33 +571,33 @@ def test_a_switch_changes_the_weather_and_changes_it_back(
         ({"fault": "rain"}, "no fault 'rain'"),
     ],
 )
-def test_weather_that_cannot_be_is_refused_by_name_in_the_console(
+def test_faults_that_cannot_be_are_refused_by_name_in_the_console(
     browser: httpx.Client, fields: dict[str, str], named: str
 ):
-    answer = submit(browser, handlers.WEATHER, **fields)
+    answer = submit(browser, handlers.FAULTS, **fields)
     assert answer.status_code == 400
     assert named in text_of(answer)
-    assert "Now: clear" in text_of(answer)
+    assert "Now: none" in text_of(answer)
 
 
 def test_refused_connections_come_back_and_so_does_the_page(
     upstash: LocalUpstash, browser: httpx.Client
 ):
-    answer = submit(browser, handlers.WEATHER, fault="refuse", probability="0.5", times="3")
+    answer = submit(browser, handlers.FAULTS, fault="refuse", probability="0.5", times="3")
     assert "Connections are refused for 5 s." in text_of(answer)
-    assert answer.headers["refresh"] == f"6; url={handlers.WEATHER}"
-    upstash.set_weather()
+    assert answer.headers["refresh"] == f"6; url={handlers.FAULTS}"
+    upstash.set_faults()
 
 
-def test_weather_that_is_over_is_shown_as_over(upstash: LocalUpstash, browser: httpx.Client):
-    upstash.set_weather(fault="quota", seconds=0)
-    assert "Now: clear" in text_of(browser.get(handlers.WEATHER))
+def test_faults_that_are_over_are_shown_as_over(upstash: LocalUpstash, browser: httpx.Client):
+    upstash.set_faults(fault="quota", seconds=0)
+    assert "Now: none" in text_of(browser.get(handlers.FAULTS))
 
 
-def test_the_console_stands_in_any_weather(upstash: LocalUpstash, browser: httpx.Client):
-    with upstash.weather(fault="drop-before", latency_ms=60_000):
+def test_the_console_works_under_any_fault(upstash: LocalUpstash, browser: httpx.Client):
+    with upstash.faults(fault="drop-before", latency_ms=60_000):
         answer = browser.get(handlers.KEYS, timeout=5)
-        assert "Weather drop-before, 60000 ms late" in text_of(answer)
+        assert "Faults drop-before, 60000 ms late" in text_of(answer)
 
 
 # Live.
@@ -619,7 +619,7 @@ def test_commands_are_seen_as_they_come_and_who_has_left_is_told_no_more(
         with pytest.raises(Exception, match="integer"):
             redis.incr("<k>")
         assert 'class="failed"' in next(lines)
-        with upstash.weather(fault="drop-before", times=1), pytest.raises(httpx.HTTPError):
+        with upstash.faults(fault="drop-before", times=1), pytest.raises(httpx.HTTPError):
             redis.get("<k>")
         assert "drop-before" in next(lines)
     until(lambda: not live.watched)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.browser
 
-PAGES = [handlers.KEYS, handlers.BILL, handlers.LIVE, handlers.WEATHER]
+PAGES = [handlers.KEYS, handlers.BILL, handlers.LIVE, handlers.FAULTS]
 ENTRY = "shop:cache:entry:http://shop.example/products/tea"
 HOSTILE = "\"><script>window.hit = 1</script><img src=x onerror='window.hit = 1'>"
 
@@ -142,18 +142,18 @@ def test_everything_is_done_by_keyboard_alone(
     reach("a-key")
     page.keyboard.press("Enter")
     expect(page.get_by_role("region", name="Value")).to_have_text("its value")
-    reach("Weather")
+    reach("Faults")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", name="Weather")).to_be_visible()
+    expect(page.get_by_role("heading", name="Faults")).to_be_visible()
     reach("quota")
     page.keyboard.press("Space")
     expect(page.get_by_role("switch", name="quota")).to_be_checked()
-    assert upstash._alive.service.faults.weather.fault is not None
+    assert upstash._alive.service.faults.current.fault is not None
 
 
 def test_switches_turn_faults_on_and_off(upstash: LocalUpstash, opened: Callable[..., Page]):
     page = opened()
-    page.get_by_role("link", name="Weather", exact=True).click()
+    page.get_by_role("link", name="Faults", exact=True).click()
     page.get_by_label("Latency").fill("20")
     page.get_by_role("switch", name="bad-gateway").click()
     switch = page.get_by_role("switch", name="bad-gateway")
@@ -164,8 +164,8 @@ def test_switches_turn_faults_on_and_off(upstash: LocalUpstash, opened: Callable
     switch.click()
     expect(switch).not_to_be_checked()
     expect(page.get_by_text("Now: 20 ms late")).to_be_visible()
-    page.get_by_role("button", name="Clear the weather").click()
-    expect(page.get_by_text("Now: clear")).to_be_visible()
+    page.get_by_role("button", name="Remove all faults").click()
+    expect(page.get_by_text("Now: none")).to_be_visible()
 
 
 def test_commands_appear_while_somebody_watches(
@@ -230,7 +230,7 @@ def test_a_page_elsewhere_can_neither_read_nor_flip_anything(
               for (const [path, options] of [
                 ["", {}],
                 ["/live/events", {}],
-                ["/weather", {method: "POST", body: new URLSearchParams({fault: "quota"})}],
+                ["/faults", {method: "POST", body: new URLSearchParams({fault: "quota"})}],
                 ["/flush", {method: "POST", mode: "no-cors"}],
               ]) {
                 try {
@@ -244,7 +244,7 @@ def test_a_page_elsewhere_can_neither_read_nor_flip_anything(
         )
         assert tried == ["refused"] * 4
         assert redis.get("k") == "v"
-        assert upstash._alive.service.faults.weather.fault is None
+        assert upstash._alive.service.faults.current.fault is None
         page.evaluate(
             """(address) => {
               const form = document.createElement("form");
@@ -264,7 +264,7 @@ def test_without_script_all_but_live_works(redis: Redis, opened: Callable[..., P
     page.get_by_role("link", name="k", exact=True).click()
     page.get_by_role("button", name="Delete this key").click()
     expect(page.get_by_role("status")).to_have_text("The key is deleted.")
-    page.get_by_role("link", name="Weather", exact=True).click()
+    page.get_by_role("link", name="Faults", exact=True).click()
     page.get_by_role("switch", name="quota").click()
     expect(page.get_by_role("switch", name="quota")).to_be_checked()
     page.get_by_role("link", name="Bill", exact=True).click()
@@ -282,7 +282,7 @@ def test_pages_fit_and_can_be_read(
     for _ in visits(upstash):
         pass
     redis.set("a:very:long:key:" + "x" * 300, "y" * 3000)
-    upstash.set_weather(fault="quota", latency_ms=20)
+    upstash.set_faults(fault="quota", latency_ms=20)
     page = opened(color_scheme=scheme, viewport={"width": width, "height": 800})
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(14, 21, 18)"
     assert dark is (scheme == "dark")

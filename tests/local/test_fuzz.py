@@ -48,7 +48,7 @@ BODIES = st.one_of(
 )
 PATHS = st.sampled_from(
     ["/", "/pipeline", "/multi-exec", "/get/k", "/set/k?EX=%zz", "//", "/%", "/eval?a=&=b&&", "*",
-     "/-/bill", "/-/", "/-/weather", "http://x/", "/subscribe", "/PIPELINE/x"]
+     "/-/bill", "/-/", "/-/faults", "http://x/", "/subscribe", "/PIPELINE/x"]
 )  # fmt: skip
 
 

@@ -117,11 +117,11 @@ def test_a_wsgi_application_under_test_needs_no_socket(unheard: LocalUpstash):
         ("trickle", httpx.ReadTimeout),
     ],
 )
-def test_weather_shows_as_httpx_exceptions(
+def test_faults_show_as_httpx_exceptions(
     unheard: LocalUpstash, fault: str, exception: type[httpx.HTTPError]
 ):
     with httpx.Client(transport=unheard.transport, headers=headers(unheard)) as client:
-        with unheard.weather(fault=fault), pytest.raises(exception):
+        with unheard.faults(fault=fault), pytest.raises(exception):
             client.post(unheard.url, **PING)
         assert client.post(unheard.url, **PING).is_success
 

@@ -24,8 +24,8 @@ def test_two(upstash):
     assert upstash.bill().requests == 0
     assert run(upstash, "INCR", "n").json() == {"result": 1}
 
-def test_weather(upstash, upstash_weather):
-    upstash_weather(fault="quota")
+def test_faults(upstash, upstash_faults):
+    upstash_faults(fault="quota")
     assert run(upstash, "PING").status_code == 400
 
 def test_after(upstash):
@@ -63,5 +63,5 @@ def test_loading_it_imports_nothing_of_the_package():
 
 def test_it_is_found_by_pytest_once_installed(tmp_path: Path):
     done = pytest_in(tmp_path, "--fixtures")
-    for name in ("upstash_server [session scope]", "upstash --", "upstash_weather --"):
+    for name in ("upstash_server [session scope]", "upstash --", "upstash_faults --"):
         assert name in done.stdout

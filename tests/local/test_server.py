@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from upstash_middleware.local import Fault, LocalUpstash, LocalUpstashError, Weather
+from upstash_middleware.local import Fault, Faults, LocalUpstash, LocalUpstashError
 from upstash_middleware.local.__main__ import main
 from upstash_middleware.local.store import parse_address
 
@@ -125,8 +125,8 @@ def test_the_command_says_what_hinders_it_and_nothing_else(
     assert "latency_ms" in capsys.readouterr().err
 
 
-def test_weather_can_be_given_at_the_start():
-    with LocalUpstash(weather=Weather(fault=Fault.QUOTA)) as upstash:
+def test_faults_can_be_given_at_the_start():
+    with LocalUpstash(faults=Faults(fault=Fault.QUOTA)) as upstash:
         assert httpx.post(upstash.url, json=["PING"]).status_code == 400
     with command_line("--port", "0", "--fault", "bad-gateway") as (_, env):
         assert httpx.get(env["UPSTASH_REDIS_REST_URL"]).status_code == 502
@@ -134,8 +134,8 @@ def test_weather_can_be_given_at_the_start():
     with command_line(*passing) as (_, env):
         answers = [httpx.get(env["UPSTASH_REDIS_REST_URL"]).status_code for _ in range(2)]
         assert answers == [502, 401]
-        weather = httpx.get(f"{env['UPSTASH_REDIS_REST_URL']}/-/weather").json()
-        assert (weather["times"], weather["seconds"]) == (1, 60)
+        faults = httpx.get(f"{env['UPSTASH_REDIS_REST_URL']}/-/faults").json()
+        assert (faults["times"], faults["seconds"]) == (1, 60)
 
 
 def test_data_is_kept_in_the_directory_that_is_given(tmp_path: Path):

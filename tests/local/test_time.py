@@ -128,7 +128,7 @@ def test_reset_closes_the_circuit_breaker_and_clears_faults(upstash: LocalUpstas
     with TestClient(
         application(default_limit={"limits": "2/hour", "on_error": "closed"})
     ) as client:
-        upstash.set_weather(fault="server-error")
+        upstash.set_faults(fault="server-error")
         assert set(statuses(client, 20)) == {503}
         upstash.reset()
         assert statuses(client, 2) == [200, 200]

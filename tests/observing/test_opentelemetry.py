@@ -104,11 +104,11 @@ def test_a_call_is_a_client_span_under_the_servers_in_a_thread(
 
 
 def test_a_span_lasts_as_long_as_the_call(
-    opened: Opened, telemetry: Telemetry, upstash_weather: Callable[..., None]
+    opened: Opened, telemetry: Telemetry, upstash_faults: Callable[..., None]
 ):
     with opened(telemetry.observer) as runtime:
         runtime.begin(request_by(0))
-        upstash_weather(latency_ms=80)
+        upstash_faults(latency_ms=80)
         with telemetry.tracer.start_as_current_span("server", kind=SpanKind.SERVER):
             runtime.begin(request_by(1))
     span, (server,) = telemetry.spans()[-1], telemetry.spans(SpanKind.SERVER)
@@ -124,7 +124,7 @@ async def test_tasks_whose_calls_travel_together_each_have_a_span_under_their_ow
     opened: Opened,
     telemetry: Telemetry,
     upstash: LocalUpstash,
-    upstash_weather: Callable[..., None],
+    upstash_faults: Callable[..., None],
 ):
     async def serve(number: int) -> int:
         with telemetry.tracer.start_as_current_span("server", kind=SpanKind.SERVER) as server:
@@ -134,7 +134,7 @@ async def test_tasks_whose_calls_travel_together_each_have_a_span_under_their_ow
     with opened(telemetry.observer) as runtime:
         await runtime.abegin(request_by(0))
         upstash.reset_bill()
-        upstash_weather(latency_ms=20)  # calls that come meanwhile are joined
+        upstash_faults(latency_ms=20)  # calls that come meanwhile are joined
         servers = await asyncio.gather(*map(serve, range(1, 201)))
         posts = upstash.bill().requests
         await runtime.aclose()
@@ -160,11 +160,11 @@ def test_the_servers_span_is_told_of_a_denial_and_of_the_cache(
 
 
 def test_a_call_that_fails_says_how(
-    opened: Opened, telemetry: Telemetry, upstash_weather: Callable[..., None]
+    opened: Opened, telemetry: Telemetry, upstash_faults: Callable[..., None]
 ):
     with opened(telemetry.observer, breaker=False) as runtime:
         runtime.begin(request_by(0))
-        upstash_weather(fault=Fault.DROP_BEFORE)
+        upstash_faults(fault=Fault.DROP_BEFORE)
         runtime.begin(request_by(1))
     span = telemetry.spans()[-1]
     assert span.status.status_code is StatusCode.ERROR
@@ -184,9 +184,9 @@ def test_a_command_that_fails_says_its_code(telemetry: Telemetry):
 
 
 def test_what_the_open_circuit_holds_back_is_no_call(
-    opened: Opened, telemetry: Telemetry, upstash_weather: Callable[..., None]
+    opened: Opened, telemetry: Telemetry, upstash_faults: Callable[..., None]
 ):
-    upstash_weather(fault=Fault.DROP_BEFORE)
+    upstash_faults(fault=Fault.DROP_BEFORE)
     with opened(telemetry.observer) as runtime:
         for number in range(8):
             runtime.begin(request_by(number))
@@ -237,11 +237,11 @@ def test_an_open_circuit_is_there_to_be_seen_before_it_opens_and_goes_down_again
 
 @pytest.mark.anyio
 async def test_a_call_that_is_cancelled_is_a_span_too(
-    opened: Opened, telemetry: Telemetry, upstash_weather: Callable[..., None]
+    opened: Opened, telemetry: Telemetry, upstash_faults: Callable[..., None]
 ):
     with opened(telemetry.observer) as runtime:
         await runtime.abegin(request_by(0))
-        upstash_weather(latency_ms=2000)
+        upstash_faults(latency_ms=2000)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(runtime.abegin(request_by(1)), 0.1)
         await runtime.aclose()

@@ -65,9 +65,9 @@ def test_decisions_lookups_and_calls_are_scraped(opened: Opened, registry: Colle
 
 
 def test_failures_and_the_circuit_are_scraped(
-    opened: Opened, registry: CollectorRegistry, upstash_weather: Callable[..., None]
+    opened: Opened, registry: CollectorRegistry, upstash_faults: Callable[..., None]
 ):
-    upstash_weather(fault=Fault.DROP_BEFORE)
+    upstash_faults(fault=Fault.DROP_BEFORE)
     with opened(PrometheusObserver(registry)) as runtime:
         for number in range(8):
             runtime.begin(request_by(number))

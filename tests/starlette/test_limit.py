@@ -579,10 +579,10 @@ def test_a_sync_endpoint_that_fails_settles_and_gives_its_slot_back(client: Serv
     ("arguments", "status"), [({"deny": ["203.0.113.0/24"]}, 403), ({"on_error": "closed"}, 503)]
 )
 def test_a_deny_list_and_a_closed_rule_have_their_own_status(
-    client: Serve, arguments: Any, status: int, upstash_weather: Any
+    client: Serve, arguments: Any, status: int, upstash_faults: Any
 ):
     if status == 503:
-        upstash_weather(fault="bad-gateway")
+        upstash_faults(fault="bad-gateway")
     served = client(Starlette(routes=[Route("/", limit("1/hour", **arguments)(tea_plain))]))
     denied = served.get("/")
     assert (denied.status_code, denied.json()["status"]) == (status, status)

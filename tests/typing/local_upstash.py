@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import assert_type
 
-from upstash_middleware.local import Bill, Fault, LocalUpstash, Weather
+from upstash_middleware.local import Bill, Fault, Faults, LocalUpstash
 
 
 def started() -> None:
@@ -16,8 +16,8 @@ def started() -> None:
         assert_type(server.bill(), Bill)
         assert_type(server.bill().commands, int)
         assert_type(server.flush(), None)
-        with server.weather(latency_ms=50, fault=Fault.QUOTA):
-            server.set_weather(Weather(latency_ms=5))
+        with server.faults(latency_ms=50, fault=Fault.QUOTA):
+            server.set_faults(Faults(latency_ms=5))
 
 
 async def started_on_a_loop() -> None:
@@ -25,6 +25,6 @@ async def started_on_a_loop() -> None:
         assert_type(server, LocalUpstash)
 
 
-def test_with_fixtures(upstash: LocalUpstash, upstash_weather: Callable[..., None]) -> None:
+def test_with_fixtures(upstash: LocalUpstash, upstash_faults: Callable[..., None]) -> None:
     assert_type(upstash.bill().requests, int)
-    assert_type(upstash_weather(latency_ms=50), None)
+    assert_type(upstash_faults(latency_ms=50), None)

@@ -76,11 +76,11 @@ def test_an_upstash_that_does_not_answer_holds_up_the_exit_for_the_deadline_only
 ):
     """And nothing is said of it: what is lost are counts."""
     with worker(library, DEADLINE) as process:
-        upstash.set_weather(latency_ms=60_000)
+        upstash.set_faults(latency_ms=60_000)
         began = time.monotonic()
         _, said = process.communicate("end\n", PATIENCE)
         took = time.monotonic() - began
-    upstash.set_weather()
+    upstash.set_faults()
     assert process.returncode == 0
     assert "Traceback" not in said
     assert DEADLINE * 0.9 < took < DEADLINE * 5

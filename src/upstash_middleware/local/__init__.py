@@ -2,7 +2,7 @@
 
 from upstash_middleware.local.billing import Bill
 from upstash_middleware.local.embedded import LocalUpstashError
-from upstash_middleware.local.faults import Fault, Weather
+from upstash_middleware.local.faults import Fault, Faults
 from upstash_middleware.local.server import LocalUpstash
 
-__all__ = ["Bill", "Fault", "LocalUpstash", "LocalUpstashError", "Weather"]
+__all__ = ["Bill", "Fault", "Faults", "LocalUpstash", "LocalUpstashError"]

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from upstash_middleware.local import Fault, LocalUpstash, LocalUpstashError
-from upstash_middleware.local.faults import CLEAR, parse_weather, plain_weather
+from upstash_middleware.local.faults import NO_FAULTS, parse_faults, plain_faults
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,8 +26,8 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
     options = vars(parser.parse_args(arguments))
     with _stop_signal() as stop:
         try:
-            weather = parse_weather({name: options.pop(name) for name in plain_weather(CLEAR)})
-            upstash = LocalUpstash(**options, weather=weather)
+            faults = parse_faults({name: options.pop(name) for name in plain_faults(NO_FAULTS)})
+            upstash = LocalUpstash(**options, faults=faults)
             upstash.start()
         except (LocalUpstashError, ValueError) as error:
             sys.stderr.write(f"{error}\n")
@@ -72,22 +72,22 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--read-only-token", help="a token that may only read")
     parser.add_argument("--redis", metavar="URL", help="use the Redis server at redis://HOST:PORT")
     parser.add_argument("--data", metavar="DIR", help="keep the data in this directory")
-    weather = parser.add_argument_group("weather", "can be changed while running, at /-/weather")
-    weather.add_argument("--latency-ms", type=float, default=0.0, help="latency of every answer")
-    weather.add_argument(
+    faults = parser.add_argument_group("faults", "can be changed while running, at /-/faults")
+    faults.add_argument("--latency-ms", type=float, default=0.0, help="latency of every answer")
+    faults.add_argument(
         "--jitter-ms", type=float, default=0.0, help="and up to this much more, at random"
     )
-    weather.add_argument(
+    faults.add_argument(
         "--fault", choices=[fault.value for fault in Fault], help="what happens to requests"
     )
-    weather.add_argument(
+    faults.add_argument(
         "--probability",
         type=float,
         default=1.0,
         help="the share of requests that the fault hits (%(default)s)",
     )
-    weather.add_argument("--times", type=int, help="how many requests the fault hits at most")
-    weather.add_argument("--seconds", type=float, help="after how long the weather is clear again")
+    faults.add_argument("--times", type=int, help="how many requests the fault hits at most")
+    faults.add_argument("--seconds", type=float, help="after how long all of this is over")
     return parser
 
 

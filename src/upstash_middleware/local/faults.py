@@ -78,12 +78,12 @@ def _is_number(value: object) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Weather:
+class Faults:
     """Which faults are simulated: `latency_ms` for every request, and `fault` for some.
 
     `jitter_ms` adds a random part between 0 and itself.  `probability` (0 to 1) is the share of
     requests that the fault hits; `times` is how many it hits before it is over; after `seconds`
-    the whole weather is over.  Raises ValueError, naming the setting.
+    all of it is over.  Raises ValueError, naming the setting.
     """
 
     latency_ms: float = 0.0
@@ -97,79 +97,79 @@ class Weather:
         for name in ("latency_ms", "jitter_ms", "times", "seconds"):
             value = getattr(self, name)
             if value is not None and (not _is_number(value) or value < 0):
-                raise ValueError(f"weather: {name} should be a number of at least 0, not {value!r}")
+                raise ValueError(f"faults: {name} should be a number of at least 0, not {value!r}")
         if self.fault is Fault.REFUSE and (self.times is not None or self.probability != 1):
             raise ValueError(
-                "weather: refuse affects all requests, so it takes no times or probability"
+                "faults: refuse affects all requests, so it takes no times or probability"
             )
         if not _is_number(self.probability) or not 0 <= self.probability <= 1:
             raise ValueError(
-                f"weather: probability should be between 0 and 1, not {self.probability!r}"
+                f"faults: probability should be between 0 and 1, not {self.probability!r}"
             )
 
 
-CLEAR: Final = Weather()
+NO_FAULTS: Final = Faults()
 
 
-def parse_weather(settings: object) -> Weather:
-    """Weather from plain values, as in JSON and keyword arguments.
+def parse_faults(settings: object) -> Faults:
+    """Faults from plain values, as in JSON and keyword arguments.
 
     Raises ValueError, naming the setting.
     """
     if not isinstance(settings, dict):
-        raise ValueError('weather: give an object such as {"latency_ms": 50}')  # noqa: TRY004 - JSON
-    known = asdict(CLEAR)
+        raise ValueError('faults: give an object such as {"latency_ms": 50}')  # noqa: TRY004 - JSON
+    known = asdict(NO_FAULTS)
     for name in settings:
         if name not in known:
-            raise ValueError(f"weather: there is no {name!r}, only {', '.join(known)}")
+            raise ValueError(f"faults: there is no {name!r}, only {', '.join(known)}")
     fault = settings.get("fault")
     if fault is not None:
         try:
             fault = Fault(fault)
         except ValueError:
             names = ", ".join(each.value for each in Fault)
-            raise ValueError(f"weather: there is no fault {fault!r}, only {names}") from None
-    return Weather(**{**settings, "fault": fault})
+            raise ValueError(f"faults: there is no fault {fault!r}, only {names}") from None
+    return Faults(**{**settings, "fault": fault})
 
 
-def plain_weather(weather: Weather) -> dict[str, object]:
-    """The weather as plain values; `parse_weather` reads them."""
-    return {**asdict(weather), "fault": weather.fault.value if weather.fault else None}
+def plain_faults(faults: Faults) -> dict[str, object]:
+    """The faults as plain values; `parse_faults` reads them."""
+    return {**asdict(faults), "fault": faults.fault.value if faults.fault else None}
 
 
 class FaultInjector:
     """Decides which faults apply to the next request."""
 
-    __slots__ = ("_clock", "_ends_at", "_hits_left", "_random", "_weather")
+    __slots__ = ("_clock", "_ends_at", "_faults", "_hits_left", "_random")
 
     def __init__(
-        self, weather: Weather = CLEAR, clock: Callable[[], float] = time.monotonic
+        self, faults: Faults = NO_FAULTS, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._clock = clock
         self._random = random.Random()  # noqa: S311 - needs no secrecy
-        self.change(weather)
+        self.change(faults)
 
-    def change(self, weather: Weather) -> None:
-        """Change the weather; `times` and `seconds` count from now."""
-        self._weather = weather
-        self._hits_left = weather.times
-        self._ends_at = None if weather.seconds is None else self._clock() + weather.seconds
+    def change(self, faults: Faults) -> None:
+        """Change the simulated faults; `times` and `seconds` count from now."""
+        self._faults = faults
+        self._hits_left = faults.times
+        self._ends_at = None if faults.seconds is None else self._clock() + faults.seconds
 
     @property
-    def weather(self) -> Weather:
-        """The current weather: clear again when its `seconds` are over."""
+    def current(self) -> Faults:
+        """The current faults: none when their `seconds` are over."""
         if self._ends_at is not None and self._clock() >= self._ends_at:
-            self.change(CLEAR)
-        return self._weather
+            self.change(NO_FAULTS)
+        return self._faults
 
     def next(self) -> tuple[float, Fault | None]:
         """For the next request: seconds of latency, and the fault that hits it."""
-        weather = self.weather
-        if weather is CLEAR:
+        faults = self.current
+        if faults is NO_FAULTS:
             return 0.0, None
-        latency_ms = weather.latency_ms + self._random.random() * weather.jitter_ms
-        fault = weather.fault
-        if fault is not None and self._random.random() >= weather.probability:
+        latency_ms = faults.latency_ms + self._random.random() * faults.jitter_ms
+        fault = faults.fault
+        if fault is not None and self._random.random() >= faults.probability:
             fault = None
         if fault is not None and self._hits_left is not None:
             if self._hits_left == 0:

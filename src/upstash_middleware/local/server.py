@@ -16,7 +16,7 @@ from upstash_middleware import clock
 from upstash_middleware.local.commands import CommandTable
 from upstash_middleware.local.console.auth import CONSOLE, ConsoleAuth
 from upstash_middleware.local.embedded import EmbeddedValkey, LocalUpstashError
-from upstash_middleware.local.faults import CLEAR, Fault, Weather, parse_weather
+from upstash_middleware.local.faults import NO_FAULTS, Fault, Faults, parse_faults
 from upstash_middleware.local.http1 import CHUNK_BYTES, Delivery, HttpConnection, error_answer
 from upstash_middleware.local.service import Service, Tokens
 from upstash_middleware.local.store import Store, StoreUnreachable, parse_address
@@ -37,7 +37,7 @@ _CONSOLE_PATH: Final = CONSOLE.encode()
 _BACKLOG: Final = 1024
 _SECONDS_BETWEEN_SAMPLES: Final = 1.0
 _SECONDS_TO_ANSWER: Final = 0.01
-"""How long the answer to a change of the weather may take before connections are refused."""
+"""How long the answer to a change of the faults may take before connections are refused."""
 
 
 class LocalUpstash:
@@ -66,7 +66,7 @@ class LocalUpstash:
         read_only_token: str | None = None,
         redis: str | None = None,
         data: str | Path | None = None,
-        weather: Weather = CLEAR,
+        faults: Faults = NO_FAULTS,
         listen: bool = True,
     ) -> None:
         if redis is not None and data is not None:
@@ -86,7 +86,7 @@ class LocalUpstash:
         """The address of the Redis server behind, for any Redis client."""
         self._given_redis = redis
         self._data = None if data is None else Path(data)
-        self._first_weather = weather
+        self._first_faults = faults
         self._listen = listen
         self._valkey: EmbeddedValkey | None = None
         self._running: _RunningServer | None = None
@@ -132,7 +132,7 @@ class LocalUpstash:
             self._running = _RunningServer(
                 store_url,
                 Tokens(self.token, self.read_only_token),
-                self._first_weather,
+                self._first_faults,
                 (self.host, self.port) if self._listen else None,
             )
             if self._valkey is not None:
@@ -216,27 +216,27 @@ class LocalUpstash:
                     f"process uses {url}: give it this server's url and token"
                 )
         self.restore_time()
-        self.set_weather()
+        self.set_faults()
         self.flush()
         self.reset_bill()
         clock.forget()
 
-    def set_weather(self, weather: Weather | None = None, /, **settings: Any) -> None:
-        """Change the weather: to `weather`, or by the settings of `Weather`; clear without any.
+    def set_faults(self, faults: Faults | None = None, /, **settings: Any) -> None:
+        """Simulate these faults, given as a `Faults` or by its settings; none without any.
 
-        ``set_weather(fault="drop-after", times=1)``.  Raises ValueError, naming the setting.
+        ``set_faults(fault="drop-after", times=1)``.  Raises ValueError, naming the setting.
         """
-        self._alive.change_weather(parse_weather(settings) if weather is None else weather)
+        self._alive.change_faults(parse_faults(settings) if faults is None else faults)
 
     @contextmanager
-    def weather(self, weather: Weather | None = None, /, **settings: Any) -> Iterator[None]:
-        """The same for the length of a ``with`` block; then the weather is as it was before."""
-        before = self._alive.service.faults.weather
-        self.set_weather(weather, **settings)
+    def faults(self, faults: Faults | None = None, /, **settings: Any) -> Iterator[None]:
+        """The same for the length of a ``with`` block; then the faults are as they were before."""
+        before = self._alive.service.faults.current
+        self.set_faults(faults, **settings)
         try:
             yield
         finally:
-            self.set_weather(before)
+            self.set_faults(before)
 
     @property
     def _alive(self) -> _RunningServer:
@@ -266,7 +266,7 @@ class _RunningServer:
     """
 
     def __init__(
-        self, store_url: str, tokens: Tokens, weather: Weather, listen: tuple[str, int] | None
+        self, store_url: str, tokens: Tokens, faults: Faults, listen: tuple[str, int] | None
     ) -> None:
         self.address: tuple[str, int] = listen or ("", 0)
         """Host and port; the port that the system assigned."""
@@ -282,10 +282,10 @@ class _RunningServer:
         )
         self._thread.start()
         try:
-            self.call(self._open(store_url, tokens, weather))
+            self.call(self._open(store_url, tokens, faults))
             if listen:
                 self.call(self._listen())
-            self.change_weather(weather)
+            self.change_faults(faults)
         except BaseException:
             self.stop()
             raise
@@ -298,9 +298,9 @@ class _RunningServer:
         """Answer a request that did not come over the socket."""
         return asyncio.run_coroutine_threadsafe(self._answer(request), self._loop)
 
-    def change_weather(self, weather: Weather) -> None:
-        """Change the weather; it is in effect when this returns."""
-        self.call(self._change_weather(weather))
+    def change_faults(self, faults: Faults) -> None:
+        """Change the simulated faults; they are in effect when this returns."""
+        self.call(self._change_faults(faults))
 
     async def flush(self) -> None:
         """Empty the database, and cancel the commands of clients that have left."""
@@ -321,14 +321,14 @@ class _RunningServer:
         self._thread.join()
         self._loop.close()
 
-    async def _open(self, store_url: str, tokens: Tokens, weather: Weather) -> None:
+    async def _open(self, store_url: str, tokens: Tokens, faults: Faults) -> None:
         try:
             store = self._store = Store(parse_address(store_url))
             (reply,) = await store.run([[b"COMMAND"]])
         except (ValueError, StoreUnreachable) as error:
             raise LocalUpstashError(str(error)) from error
         table = CommandTable.from_reply(reply)
-        self.service: Service = Service(store, tokens, table, weather, self._weather_changed)
+        self.service: Service = Service(store, tokens, table, faults, self._faults_changed)
         self._sampling = self._loop.create_task(self._sample())
 
     async def _sample(self) -> None:
@@ -352,7 +352,7 @@ class _RunningServer:
             return error_answer(501, text), Delivery.WHOLE
         return await answer_console(self.service, request), Delivery.WHOLE
 
-    # The weather `refuse` closes the listener and all connections.
+    # The fault `refuse` closes the listener and all connections.
 
     async def _listen(self) -> None:
         host, port = self.address
@@ -367,14 +367,14 @@ class _RunningServer:
             ) from error
         self.address = (host, self._listener.sockets[0].getsockname()[1])
 
-    def _weather_changed(self) -> None:
-        """Listen or refuse connections, after the request that changed the weather is answered."""
+    def _faults_changed(self) -> None:
+        """Listen or refuse connections, after the request that changed the faults is answered."""
         self._loop.call_later(
             _SECONDS_TO_ANSWER, lambda: self._loop.create_task(self._listen_or_refuse())
         )
 
-    async def _change_weather(self, weather: Weather) -> None:
-        self.service.faults.change(weather)
+    async def _change_faults(self, faults: Faults) -> None:
+        self.service.faults.change(faults)
         await self._listen_or_refuse()
 
     async def _listen_or_refuse(self) -> None:
@@ -382,8 +382,8 @@ class _RunningServer:
             if self._end_of_refusal is not None:
                 self._end_of_refusal.cancel()
                 self._end_of_refusal = None
-            weather = self.service.faults.weather
-            if weather.fault is not Fault.REFUSE:
+            faults = self.service.faults.current
+            if faults.fault is not Fault.REFUSE:
                 if self._listener is None and self.address[1]:
                     await self._listen()
                 return
@@ -392,10 +392,10 @@ class _RunningServer:
                 self._listener = None
             for connection in list(self._connections):
                 connection.abort()
-            if weather.seconds is not None:
+            if faults.seconds is not None:
                 self._end_of_refusal = self._loop.call_later(
-                    weather.seconds,
-                    lambda: self._loop.create_task(self._change_weather(CLEAR)),
+                    faults.seconds,
+                    lambda: self._loop.create_task(self._change_faults(NO_FAULTS)),
                 )
 
     async def _close(self) -> None:

@@ -16,10 +16,18 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
-from upstash_middleware.local import faults, rest
+from upstash_middleware.local import rest
 from upstash_middleware.local.billing import Meter
 from upstash_middleware.local.commands import SHORTEN_LIFETIMES, is_unknown, prepare, reject
-from upstash_middleware.local.faults import CLEAR, Fault, FaultInjector
+from upstash_middleware.local.faults import (
+    DELIVERIES,
+    INSTEAD,
+    NO_FAULTS,
+    Fault,
+    FaultInjector,
+    parse_faults,
+    plain_faults,
+)
 from upstash_middleware.local.http1 import Answer, Delivery, Stream, error_answer, json_answer
 from upstash_middleware.local.resp import Failure, Status
 from upstash_middleware.local.scripts import original_monitor_line
@@ -29,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from upstash_middleware.local.commands import Command, CommandTable, Prepared
-    from upstash_middleware.local.faults import Weather
+    from upstash_middleware.local.faults import Faults
     from upstash_middleware.local.http1 import Request, Response
     from upstash_middleware.local.resp import Reply
     from upstash_middleware.local.store import Address, Store
@@ -59,7 +67,7 @@ class Tokens(Struct, frozen=True):
 class Service:
     """The REST interface over one store.
 
-    `on_weather_change` is called when the weather was changed over HTTP.
+    `on_faults_change` is called when the faults were changed over HTTP.
     """
 
     def __init__(
@@ -67,16 +75,16 @@ class Service:
         store: Store,
         tokens: Tokens,
         table: CommandTable,
-        weather: Weather,
-        on_weather_change: Callable[[], None],
+        faults: Faults,
+        on_faults_change: Callable[[], None],
     ) -> None:
         self.store = store
         self.tokens = tokens
         self.meter: Meter = Meter()
         self.live: LiveFeed = LiveFeed()
-        self.faults: FaultInjector = FaultInjector(weather)
+        self.faults: FaultInjector = FaultInjector(faults)
         self._table = table
-        self._on_weather_change = on_weather_change
+        self._on_faults_change = on_faults_change
         self._shas: dict[str, str] = {}
         self._writes = 0
         self._advanced_ms = 0
@@ -91,9 +99,9 @@ class Service:
             self.live.emit(FaultEvent(time.time(), fault))
         if latency:
             await asyncio.sleep(latency)
-        delivery = faults.DELIVERIES.get(fault, Delivery.WHOLE) if fault else Delivery.WHOLE
-        if fault in faults.INSTEAD:
-            return faults.INSTEAD[fault], delivery
+        delivery = DELIVERIES.get(fault, Delivery.WHOLE) if fault else Delivery.WHOLE
+        if fault in INSTEAD:
+            return INSTEAD[fault], delivery
         try:
             if fault is Fault.NOSCRIPT:
                 await self.store.run([[b"SCRIPT", b"FLUSH"]])
@@ -106,10 +114,10 @@ class Service:
         except RecursionError:
             return error_answer(400, "ERR the reply is nested too deeply"), delivery
 
-    def change_weather(self, weather: Weather) -> None:
-        """Change the weather for a request over HTTP."""
-        self.faults.change(weather)
-        self._on_weather_change()
+    def change_faults(self, faults: Faults) -> None:
+        """Change the simulated faults for a request over HTTP."""
+        self.faults.change(faults)
+        self._on_faults_change()
 
     async def flush(self) -> None:
         """Delete all keys, scripts and functions.  Raises StoreUnreachable."""
@@ -239,13 +247,13 @@ class Service:
             case "POST", b"/-/bill/reset":
                 self.meter.reset()
                 return self._bill()
-            case "GET", b"/-/weather":
-                return json_answer(200, faults.plain_weather(self.faults.weather))
-            case "PUT", b"/-/weather":
-                return self._put_weather(request)
-            case "DELETE", b"/-/weather":
-                self.change_weather(CLEAR)
-                return json_answer(200, faults.plain_weather(CLEAR))
+            case "GET", b"/-/faults":
+                return json_answer(200, plain_faults(self.faults.current))
+            case "PUT", b"/-/faults":
+                return self._put_faults(request)
+            case "DELETE", b"/-/faults":
+                self.change_faults(NO_FAULTS)
+                return json_answer(200, plain_faults(NO_FAULTS))
             case "POST", b"/-/flush":
                 await self.flush()
                 return json_answer(200, {"result": "OK"})
@@ -253,7 +261,7 @@ class Service:
                 return error_answer(
                     404,
                     "the local server's own addresses are: GET /-/bill, POST /-/bill/reset, "
-                    "GET /-/weather, PUT /-/weather, DELETE /-/weather, POST /-/flush",
+                    "GET /-/faults, PUT /-/faults, DELETE /-/faults, POST /-/flush",
                 )
 
     def _bill(self) -> Answer:
@@ -261,17 +269,17 @@ class Service:
         price = round(bill.dollars_per_million_requests, 4)
         return json_answer(200, {**asdict(bill), "dollars_per_million_requests": price})
 
-    def _put_weather(self, request: Request) -> Answer:
+    def _put_faults(self, request: Request) -> Answer:
         try:
-            weather = faults.parse_weather(json.loads(request.body))
+            faults = parse_faults(json.loads(request.body))
         except (ValueError, RecursionError) as error:
             return error_answer(400, str(error))
-        if weather.fault is Fault.REFUSE and weather.seconds is None:
+        if faults.fault is Fault.REFUSE and faults.seconds is None:
             return error_answer(
-                400, "weather: refuse needs seconds, since this address is refused with the others"
+                400, "faults: refuse needs seconds, since this address is refused with the others"
             )
-        self.change_weather(weather)
-        return json_answer(200, faults.plain_weather(self.faults.weather))
+        self.change_faults(faults)
+        return json_answer(200, plain_faults(self.faults.current))
 
 
 # Live events.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from upstash_middleware.local.resp import Failure, NullArray, Status
 
 if TYPE_CHECKING:
-    from upstash_middleware.local.faults import Weather
+    from upstash_middleware.local.faults import Faults
     from upstash_middleware.local.resp import Reply
 
 MAX_SHOWN: Final = 16 * 1024
@@ -99,16 +99,16 @@ def summarize_reply(reply: Reply) -> str:
             return str(reply)
 
 
-def summarize_weather(weather: Weather) -> str:
-    """The weather in a few words."""
+def summarize_faults(faults: Faults) -> str:
+    """The simulated faults in a few words."""
     parts = []
-    if weather.fault:
-        share = f" {weather.probability * 100:g} %" if weather.probability < 1 else ""
-        parts.append(weather.fault.value + share)
-    if weather.latency_ms or weather.jitter_ms:
-        jitter = f"+{weather.jitter_ms:g}" if weather.jitter_ms else ""
-        parts.append(f"{weather.latency_ms:g}{jitter} ms late")
-    return ", ".join(parts) or "clear"
+    if faults.fault:
+        share = f" {faults.probability * 100:g} %" if faults.probability < 1 else ""
+        parts.append(faults.fault.value + share)
+    if faults.latency_ms or faults.jitter_ms:
+        jitter = f"+{faults.jitter_ms:g}" if faults.jitter_ms else ""
+        parts.append(f"{faults.latency_ms:g}{jitter} ms late")
+    return ", ".join(parts) or "none"
 
 
 def view_bytes(data: bytes, length: int) -> tuple[str, str]:

@@ -17,11 +17,10 @@ from urllib.parse import quote, urlencode
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from msgspec.structs import replace
 
-from upstash_middleware.local import faults
 from upstash_middleware.local.billing import DOLLARS_PER_COMMAND
 from upstash_middleware.local.console import auth, charts, formats, keys
 from upstash_middleware.local.console.auth import CONSOLE, ConsoleAuth
-from upstash_middleware.local.faults import CLEAR, Fault
+from upstash_middleware.local.faults import INSTEAD, NO_FAULTS, Fault, parse_faults, plain_faults
 from upstash_middleware.local.http1 import Answer, Stream
 from upstash_middleware.local.resp import Failure
 from upstash_middleware.local.rest import read_parameters
@@ -31,7 +30,7 @@ from upstash_middleware.local.store import StoreUnreachable
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
-    from upstash_middleware.local.faults import Weather
+    from upstash_middleware.local.faults import Faults
     from upstash_middleware.local.http1 import Request, Response
     from upstash_middleware.local.service import LiveEvent, Service, Watcher
 
@@ -45,7 +44,7 @@ BILL: Final = f"{CONSOLE}/bill"
 RESET_BILL: Final = f"{CONSOLE}/bill/reset"
 LIVE: Final = f"{CONSOLE}/live"
 EVENTS: Final = f"{CONSOLE}/live/events"
-WEATHER: Final = f"{CONSOLE}/weather"
+FAULTS: Final = f"{CONSOLE}/faults"
 LOGIN: Final = f"{CONSOLE}/enter"
 SCRIPT: Final = f"{CONSOLE}/console.js"
 _STATIC: Final = {
@@ -70,7 +69,7 @@ _MESSAGES: Final = {
     b"gone": "The key was gone already.",
     b"emptied": "The database is empty.",
     b"bill": "A new bill has begun.",
-    b"weather": "The weather has changed.",
+    b"faults": "The faults have changed.",
 }
 """By the parameter ``notice`` of a redirect."""
 _SPANS: Final = {"2 min": 120, "15 min": 900, "1 h": 3600, "6 h": 21_600}
@@ -245,60 +244,60 @@ def render_event(event: LiveEvent) -> str:
     return render("event.html", event=event, time=time, failed=failed).replace("\n", "")
 
 
-async def _weather(service: Service, fields: Fields) -> Answer:
-    return await _weather_page(service, _message(fields))
+async def _faults(service: Service, fields: Fields) -> Answer:
+    return await _faults_page(service, _message(fields))
 
 
-async def _change_weather(service: Service, fields: Fields) -> Answer:
+async def _change_faults(service: Service, fields: Fields) -> Answer:
     try:
-        weather = _read_weather_form(
+        faults = _read_faults_form(
             {
                 name.decode("latin-1"): text.decode("utf-8", "replace")
                 for name, text in fields.items()
             }
         )
     except ValueError as error:
-        return await _weather_page(service, str(error), status=400)
-    service.change_weather(weather)
-    if weather.fault is not Fault.REFUSE or weather.seconds is None:
-        return _redirect(f"{WEATHER}?notice=weather")
+        return await _faults_page(service, str(error), status=400)
+    service.change_faults(faults)
+    if faults.fault is not Fault.REFUSE or faults.seconds is None:
+        return _redirect(f"{FAULTS}?notice=faults")
     # The page after a redirect would be refused too: this one is the answer, and reloads itself.
-    answer = await _weather_page(
+    answer = await _faults_page(
         service,
-        f"Connections are refused for {weather.seconds:g} s. This page reloads itself.",
+        f"Connections are refused for {faults.seconds:g} s. This page reloads itself.",
     )
-    refresh = f"{weather.seconds + 1:g}; url={WEATHER}".encode()
+    refresh = f"{faults.seconds + 1:g}; url={FAULTS}".encode()
     return replace(answer, headers=(*answer.headers, (b"Refresh", refresh)))
 
 
-async def _weather_page(service: Service, message: str, status: int = 200) -> Answer:
+async def _faults_page(service: Service, message: str, status: int = 200) -> Answer:
     return await _page(
         service,
-        "weather.html",
+        "faults.html",
         status=status,
         message=message,
-        runs={fault: fault not in faults.INSTEAD for fault in Fault},
+        runs={fault: fault not in INSTEAD for fault in Fault},
         refuse_seconds=_REFUSE_SECONDS,
     )
 
 
-def _read_weather_form(fields: Mapping[str, str]) -> Weather:
-    """The weather that a form sets.  Raises ValueError, naming the setting."""
+def _read_faults_form(fields: Mapping[str, str]) -> Faults:
+    """The faults that a form sets.  Raises ValueError, naming the setting."""
     settings: dict[str, object] = {"fault": fields.get("fault") or None}
-    for name in faults.plain_weather(CLEAR):
+    for name in plain_faults(NO_FAULTS):
         if name != "fault" and (text := fields.get(name, "").strip()):
             try:
                 number = float(text)
             except ValueError:
                 number = math.nan
             if not math.isfinite(number):
-                raise ValueError(f"weather: {name} should be a number, not {text!r}")
+                raise ValueError(f"faults: {name} should be a number, not {text!r}")
             settings[name] = int(number) if number.is_integer() else number
     if settings["fault"] == Fault.REFUSE.value:
         settings.pop("times", None)
         settings.pop("probability", None)
         settings.setdefault("seconds", _REFUSE_SECONDS)
-    return faults.parse_weather(settings)
+    return parse_faults(settings)
 
 
 _ROUTES: Final[dict[tuple[str, str], Callable[[Service, Fields], Awaitable[Response]]]] = {
@@ -310,8 +309,8 @@ _ROUTES: Final[dict[tuple[str, str], Callable[[Service, Fields], Awaitable[Respo
     ("POST", RESET_BILL): _reset_bill,
     ("GET", LIVE): _live,
     ("GET", EVENTS): _events,
-    ("GET", WEATHER): _weather,
-    ("POST", WEATHER): _change_weather,
+    ("GET", FAULTS): _faults,
+    ("POST", FAULTS): _change_faults,
 }
 
 
@@ -326,7 +325,7 @@ async def _page(
         template,
         keys=await keys.count_keys(service.store),
         bill=service.meter.read(),
-        current=service.faults.weather,
+        current=service.faults.current,
         form_secret=ConsoleAuth.for_token(service.tokens.full).form,
         message=message,
         **values,
@@ -409,7 +408,7 @@ _ENVIRONMENT.filters.update(
     shorten=formats.shorten,
     size=formats.size,
     text=formats.text,
-    weather=formats.summarize_weather,
+    faults=formats.summarize_faults,
     word=formats.word,
 )
 _ENVIRONMENT.globals.update(
@@ -417,7 +416,7 @@ _ENVIRONMENT.globals.update(
     ago=formats.ago,
     badge=_badge,
     charts=charts,
-    clear=CLEAR,
+    no_faults=NO_FAULTS,
     key_url=_key_url,
     search_url=_search_url,
     variant_url=_variant_url,

@@ -1,4 +1,4 @@
-"""Weather: each fault does what its name says, to whom it should, for as long as it should."""
+"""Faults: each fault does what its name says, to whom it should, for as long as it should."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from upstash_middleware.local import Fault, LocalUpstash, Weather
-from upstash_middleware.local.faults import FaultInjector, parse_weather, plain_weather
+from upstash_middleware.local import Fault, Faults, LocalUpstash
+from upstash_middleware.local.faults import FaultInjector, parse_faults, plain_faults
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ def count(http: httpx.Client) -> object:
 def test_an_error_is_answered_in_place_of_running_the_command(
     upstash: LocalUpstash, http: httpx.Client, fault: str, status: int, beginning: str
 ):
-    with upstash.weather(fault=fault):
+    with upstash.faults(fault=fault):
         answer = increment(http)
         assert answer.status_code == status
         assert answer.text.startswith(beginning)
@@ -49,25 +49,25 @@ def test_an_error_is_answered_in_place_of_running_the_command(
 
 
 def test_dropped_before_the_command_did_not_run(upstash: LocalUpstash, http: httpx.Client):
-    with upstash.weather(fault="drop-before"), pytest.raises(httpx.TransportError):
+    with upstash.faults(fault="drop-before"), pytest.raises(httpx.TransportError):
         increment(http)
     assert count(http) is None
 
 
 def test_dropped_after_the_command_did_run(upstash: LocalUpstash, http: httpx.Client):
-    with upstash.weather(fault="drop-after"), pytest.raises(httpx.TransportError):
+    with upstash.faults(fault="drop-after"), pytest.raises(httpx.TransportError):
         increment(http)
     assert count(http) == "1"
 
 
 def test_a_truncated_answer_is_half_there(upstash: LocalUpstash, http: httpx.Client):
-    with upstash.weather(fault="truncate"), pytest.raises(httpx.RemoteProtocolError):
+    with upstash.faults(fault="truncate"), pytest.raises(httpx.RemoteProtocolError):
         increment(http)
     assert count(http) == "1"
 
 
 def test_a_stalled_answer_never_ends(upstash: LocalUpstash, http: httpx.Client):
-    with upstash.weather(fault="stall"), pytest.raises(httpx.ReadTimeout):
+    with upstash.faults(fault="stall"), pytest.raises(httpx.ReadTimeout):
         increment(http)
     assert count(http) == "1"
 
@@ -76,14 +76,14 @@ def test_a_trickling_answer_outlives_any_timeout_of_single_reads(
     upstash: LocalUpstash, http: httpx.Client
 ):
     begun = time.monotonic()
-    with upstash.weather(fault="trickle"):
+    with upstash.faults(fault="trickle"):
         assert ping(http).json() == {"result": "PONG"}
     assert time.monotonic() - begun > 2 * PATIENCE
 
 
-def test_refused_is_refused_until_the_weather_changes(upstash: LocalUpstash, http: httpx.Client):
+def test_refused_is_refused_until_the_fault_is_removed(upstash: LocalUpstash, http: httpx.Client):
     ping(http)
-    with upstash.weather(fault="refuse"):
+    with upstash.faults(fault="refuse"):
         for _ in range(2):
             with pytest.raises(httpx.ConnectError, match="refused"):
                 ping(http)
@@ -92,15 +92,15 @@ def test_refused_is_refused_until_the_weather_changes(upstash: LocalUpstash, htt
 
 def test_forgotten_scripts_are_not_there(upstash: LocalUpstash, http: httpx.Client):
     sha = http.post("/", json=["SCRIPT", "LOAD", "return 7"]).json()["result"]
-    with upstash.weather(fault="noscript", times=1):
+    with upstash.faults(fault="noscript", times=1):
         answer = http.post("/", json=["EVALSHA", sha, 0])
         assert answer.json() == {"error": "NOSCRIPT No matching script. Please use EVAL."}
         http.post("/", json=["SCRIPT", "LOAD", "return 7"])
         assert http.post("/", json=["EVALSHA", sha, 0]).json() == {"result": 7}
 
 
-def test_latency_holds_back_every_answer(upstash_weather: Callable[..., None], http: httpx.Client):
-    upstash_weather(latency_ms=120)
+def test_latency_holds_back_every_answer(upstash_faults: Callable[..., None], http: httpx.Client):
+    upstash_faults(latency_ms=120)
     begun = time.monotonic()
     ping(http)
     assert time.monotonic() - begun >= 0.12
@@ -111,48 +111,48 @@ def test_the_fixture_is_over_with_its_test(upstash: LocalUpstash, http: httpx.Cl
 
 
 def test_a_fault_hits_as_often_as_it_should(upstash: LocalUpstash, http: httpx.Client):
-    with upstash.weather(fault="server-error", times=2):
+    with upstash.faults(fault="server-error", times=2):
         assert [ping(http).status_code for _ in range(4)] == [500, 500, 200, 200]
 
 
-def test_weather_inside_weather_ends_with_its_own_block(upstash: LocalUpstash, http: httpx.Client):
-    with upstash.weather(fault="unauthorized"):
-        with upstash.weather(fault="quota"):
+def test_faults_inside_faults_end_with_their_own_block(upstash: LocalUpstash, http: httpx.Client):
+    with upstash.faults(fault="unauthorized"):
+        with upstash.faults(fault="quota"):
             assert ping(http).status_code == 400
         assert ping(http).status_code == 401
     assert ping(http).status_code == 200
 
 
 def test_probability_is_the_share_that_is_hit():
-    injector = FaultInjector(Weather(fault=Fault.QUOTA, probability=0.25))
+    injector = FaultInjector(Faults(fault=Fault.QUOTA, probability=0.25))
     hits = sum(injector.next()[1] is Fault.QUOTA for _ in range(4000))
     assert 800 < hits < 1200
-    injector.change(Weather(fault=Fault.QUOTA, probability=0))
+    injector.change(Faults(fault=Fault.QUOTA, probability=0))
     assert injector.next() == (0.0, None)
 
 
 def test_jitter_adds_up_to_its_size():
-    injector = FaultInjector(Weather(latency_ms=100, jitter_ms=50))
+    injector = FaultInjector(Faults(latency_ms=100, jitter_ms=50))
     late = [injector.next()[0] for _ in range(1000)]
     assert min(late) >= 0.1
     assert 0.14 < max(late) <= 0.15
 
 
-def test_weather_with_seconds_is_over_after_them():
+def test_faults_with_seconds_are_over_after_them():
     now = [0.0]
-    injector = FaultInjector(Weather(latency_ms=1, seconds=10), clock=lambda: now[0])
+    injector = FaultInjector(Faults(latency_ms=1, seconds=10), clock=lambda: now[0])
     now[0] = 9.9
     assert injector.next()[0] == 0.001
     now[0] = 10.0
     assert injector.next() == (0.0, None)
-    assert injector.weather == Weather()
+    assert injector.current == Faults()
 
 
-def test_the_weather_is_changed_over_its_own_address(upstash: LocalUpstash, http: httpx.Client):
-    address = f"{upstash.url}/-/weather"
-    assert httpx.get(address).json() == plain_weather(Weather())
+def test_the_faults_are_changed_over_their_own_address(upstash: LocalUpstash, http: httpx.Client):
+    address = f"{upstash.url}/-/faults"
+    assert httpx.get(address).json() == plain_faults(Faults())
     set_to = {"fault": "quota", "times": 1}
-    assert httpx.put(address, json=set_to).json() == plain_weather(Weather()) | set_to
+    assert httpx.put(address, json=set_to).json() == plain_faults(Faults()) | set_to
     assert [ping(http).status_code for _ in range(2)] == [400, 200]
     httpx.put(address, json={"fault": "quota"})
     assert httpx.delete(address).json()["fault"] is None
@@ -160,7 +160,7 @@ def test_the_weather_is_changed_over_its_own_address(upstash: LocalUpstash, http
 
 
 def test_refusing_over_http_ends_by_itself(upstash: LocalUpstash, http: httpx.Client):
-    address = f"{upstash.url}/-/weather"
+    address = f"{upstash.url}/-/faults"
     refusal = httpx.put(address, json={"fault": "refuse"})
     assert refusal.status_code == 400
     assert "seconds" in refusal.json()["error"]
@@ -193,18 +193,18 @@ def test_refusing_over_http_ends_by_itself(upstash: LocalUpstash, http: httpx.Cl
         ([], "object"),
     ],
 )
-def test_weather_that_cannot_be_is_refused_by_name(
+def test_faults_that_cannot_be_are_refused_by_name(
     upstash: LocalUpstash, settings: object, named: str
 ):
     with pytest.raises(ValueError, match=named):
-        parse_weather(settings)
-    answer = httpx.put(f"{upstash.url}/-/weather", json=settings)
+        parse_faults(settings)
+    answer = httpx.put(f"{upstash.url}/-/faults", json=settings)
     assert answer.status_code == 400
     assert named in answer.json()["error"]
 
 
-def test_the_bill_and_other_own_addresses_work_in_any_weather(upstash: LocalUpstash):
-    with upstash.weather(fault="server-error"):
+def test_the_bill_and_other_own_addresses_work_under_any_fault(upstash: LocalUpstash):
+    with upstash.faults(fault="server-error"):
         assert httpx.get(f"{upstash.url}/-/bill").json()["requests"] == 0
         assert httpx.post(f"{upstash.url}/-/flush").json() == {"result": "OK"}
         lost = httpx.get(f"{upstash.url}/-/nowhere")
@@ -223,7 +223,7 @@ def test_no_web_page_can_use_the_own_addresses(upstash: LocalUpstash, http: http
 def test_a_late_command_is_run_though_its_client_has_given_up(
     upstash: LocalUpstash, http: httpx.Client
 ):
-    with upstash.weather(latency_ms=300):
+    with upstash.faults(latency_ms=300):
         with pytest.raises(httpx.ReadTimeout):
             http.post("/", json=["INCR", "n"], timeout=0.1)
         time.sleep(0.6)
@@ -234,15 +234,15 @@ def test_a_late_command_is_run_though_its_client_has_given_up(
 def test_a_late_command_is_not_run_after_the_database_was_emptied(
     upstash: LocalUpstash, http: httpx.Client
 ):
-    with upstash.weather(latency_ms=300), pytest.raises(httpx.ReadTimeout):
+    with upstash.faults(latency_ms=300), pytest.raises(httpx.ReadTimeout):
         http.post("/", json=["INCR", "n"], timeout=0.1)
     upstash.flush()
     time.sleep(0.4)
     assert count(http) is None
 
 
-def test_requests_are_counted_in_any_weather(upstash: LocalUpstash, http: httpx.Client):
-    with upstash.weather(fault="server-error"):
+def test_requests_are_counted_under_any_fault(upstash: LocalUpstash, http: httpx.Client):
+    with upstash.faults(fault="server-error"):
         ping(http)
         increment(http)
     assert (upstash.bill().requests, upstash.bill().commands) == (2, 0)
