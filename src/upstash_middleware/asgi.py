@@ -10,8 +10,8 @@ from urllib.parse import quote, unquote
 
 from msgspec import Struct
 
-from upstash_middleware.core.ratelimit.decision import UNCHECKED
-from upstash_middleware.decorators import REFRESH, any_exempt
+from upstash_middleware.core.ratelimit.decision import UNCHECKED, completing
+from upstash_middleware.decorators import REFRESH, Attached, HandlerCall, any_exempt
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.events import UserCodeFailed
 from upstash_middleware.messages import (
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from upstash_middleware.core.engine import Exchange
     from upstash_middleware.core.ratelimit import Decision
-    from upstash_middleware.decorators import Attached
     from upstash_middleware.settings import Arguments
 
 __all__ = ["CacheHandle", "CacheMiddleware", "RateLimitMiddleware", "UpstashMiddleware"]
@@ -59,6 +58,7 @@ DENIAL_EXTENSION = "websocket.http.response"
 TRY_AGAIN_LATER = 1013
 _FILES = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
 """The messages that make a server send a file itself; its extensions have the same names."""
+HTTP_1 = frozenset({"1.0", "1.1"})
 _SENDING_SECONDS: Final = 1.0
 """After so long in one ``send``, it is checked whether the client is still connected."""
 
@@ -88,33 +88,28 @@ class CacheHandle:
         self.runtime.purge(*urls, tags=tags, everything=everything, soft=soft)
 
 
-class _Middleware:
-    features: ClassVar[Features]
+class Middleware:
+    """A runtime around an ASGI application; the public classes differ in their runtime only."""
 
-    def __init__(self, app: ASGIApp, **arguments: Unpack[Arguments]) -> None:
+    def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
         self.app = app
-        self.runtime: Runtime = Runtime.of(
-            arguments, self.features, exempts=self.exempting(), refreshes=True
-        )
-        self._limits = Features.RATE_LIMIT in self.features
-        self._leads = self._limits and self.runtime.has_limits
-        self._caches = Features.CACHE in self.features
+        self.runtime: Runtime = runtime
+        self._limits = Features.RATE_LIMIT in runtime.features
+        self._leads = self._limits and runtime.has_limits
+        self._caches = Features.CACHE in runtime.features
         # No other pair is joined: behind a denial or a hit, nothing further in may be charged.
-        joins = self.features is Features.RATE_LIMIT and isinstance(app, CacheMiddleware)
-        self._inner: Runtime | None = cast("CacheMiddleware", app).runtime if joins else None
+        joins = runtime.features is Features.RATE_LIMIT and isinstance(app, Middleware)
+        inner = cast("Middleware", app).runtime if joins else None
+        self._inner = inner if inner is not None and inner.features is Features.CACHE else None
         self._root_path = _root_path_of(app)
-        self._cache_handle = CacheHandle(self.runtime)
-        self._redis = RedisProxy(lambda: self.runtime.async_redis())  # noqa: PLW0108
+        self._cache_handle = CacheHandle(runtime)
+        self._redis = RedisProxy(runtime.async_redis)
         self._serving: Mapping[str, ASGIApp] = {
             "http": self._http,
             "websocket": self._websocket,
             "lifespan": self._lifespan,
         }
         self._lifespan_state: Mapping[str, Any] = {}
-
-    def exempting(self) -> Callable[[HTTPRequest], bool] | None:
-        """Return a predicate that selects exempt requests; a framework's class overrides it."""
-        return None
 
     def check_route(self, scope: Scope, looked_up: tuple[Any, Any]) -> None:
         """Compare where a request was routed to where it was looked up; for a framework's class."""
@@ -163,7 +158,9 @@ class _Middleware:
             exchange = await self.runtime.abegin(request, self._inner)
         if exchange.decision is not None:
             scope["state"]["rate_limit"] = exchange.decision
-        scope[STREAM] = stream = stream_of(scope, self.runtime, exchange, receive, send)
+        scope[STREAM] = stream = ResponseStream(
+            self.runtime, exchange, receive, send, scope.get("http_version", "1.1") not in HTTP_1
+        )
         try:
             if exchange.response is not None:
                 answer = await self.answer(scope, receive, exchange.response, exchange.decision)
@@ -293,19 +290,26 @@ class _Middleware:
         await self.app(scope, receive, send_after_closing)
 
 
-class UpstashMiddleware(_Middleware):
+class _Configured(Middleware):
+    features: ClassVar[Features]
+
+    def __init__(self, app: ASGIApp, **arguments: Unpack[Arguments]) -> None:
+        super().__init__(app, Runtime.of(arguments, self.features, refreshes=True))
+
+
+class UpstashMiddleware(_Configured):
     """Rate limit and response cache in one; a hit is charged to the limit."""
 
     features = Features.BOTH
 
 
-class RateLimitMiddleware(_Middleware):
+class RateLimitMiddleware(_Configured):
     """The rate limit alone; directly outside a CacheMiddleware both take one round trip."""
 
     features = Features.RATE_LIMIT
 
 
-class CacheMiddleware(_Middleware):
+class CacheMiddleware(_Configured):
     """The response cache alone; outside a RateLimitMiddleware its hits are not charged."""
 
     features = Features.CACHE
@@ -397,10 +401,11 @@ class ResponseStream(Struct, eq=False):
         """Pass on the application's message, and finish right after the last byte."""
         if self._replaced:
             return
-        if message["type"] == "http.response.start":
+        kind = message["type"]
+        if kind == "http.response.start":
             await self._send_head(message)
             return
-        is_file = message["type"] in _FILES
+        is_file = kind in _FILES
         if is_file:
             self._seen_whole = False
             self._exchange.unseen()
@@ -432,16 +437,17 @@ class ResponseStream(Struct, eq=False):
         if self._started:  # the application has ignored that the server refuses another head
             self._exchange.forbid("the response was begun twice")
         self._started = True
-        head = sent = ResponseHead(message["status"], headers_of(message.get("headers", ())))
+        fields = message.get("headers", ())
+        head = own = ResponseHead(message["status"], Headers(map(tuple, fields)))
         for attached in reversed(self._attached):
             head = attached.head(head)
         answer = self._exchange.head(head)
         if isinstance(answer, Response):
             await self.send_whole(answer, self._exchange.request.method)
             return
-        message = _with_headers(message, answer.headers, sent.headers)
-        if answer.status != sent.status:
-            message = {**message, "status": answer.status}
+        if answer is not own or not isinstance(fields, list | tuple):  # then read only once
+            lines = answer.headers.lowered()
+            message = {**message, "status": answer.status, "headers": lines}
         self._trailers = message.get("trailers", False)
         is_head = self._exchange.request.method == "HEAD"
         if not (self._trailers or is_head):
@@ -567,14 +573,6 @@ class ResponseStream(Struct, eq=False):
         await self.finish(complete=False)
 
 
-def stream_of(
-    scope: Scope, runtime: Runtime, exchange: Exchange, receive: Receive, send: Send
-) -> ResponseStream:
-    """Return the stream of the response to a request."""
-    is_http1 = scope.get("http_version", "1.1") in {"1.0", "1.1"}
-    return ResponseStream(runtime, exchange, receive, send, not is_http1)
-
-
 def _ends(message: Message, trailers: bool) -> bool:
     """Whether a message is the last one of a response."""
     match message["type"]:
@@ -633,10 +631,8 @@ class Handshake(Struct, eq=False):
                 self._exchange.head(ResponseHead(403, NO_HEADERS))
                 return message
         head = ResponseHead(status, headers_of(message.get("headers", ())))
-        sent = cast(
-            "ResponseHead", self._exchange.head(head)
-        )  # a limit never replaces the response
-        return _with_headers(message, sent.headers, head.headers)
+        sent = cast("ResponseHead", self._exchange.head(head))  # a limit replaces no response
+        return {**message, "headers": sent.headers.lowered()}
 
 
 async def _deny_handshake(scope: Scope, receive: Receive, send: Send, denial: Response) -> None:
@@ -654,16 +650,6 @@ def headers_of(pairs: Iterable[Iterable[bytes]]) -> Headers:
     return Headers(map(tuple, pairs))  # type: ignore[arg-type] # each is of two
 
 
-def _with_headers(message: Message, headers: Headers, read: Headers) -> Message:
-    """Return a message with header fields that replace those that were ``read`` from it.
-
-    Where nothing has changed it is the message itself, unless its fields can be read only once.
-    """
-    if headers is read and isinstance(message.get("headers", ()), list | tuple):
-        return message
-    return {**message, "headers": headers.lowered()}
-
-
 def _start_message(head: ResponseHead) -> Message:
     """Return the message that starts a response."""
     return {
@@ -671,6 +657,70 @@ def _start_message(head: ResponseHead) -> Message:
         "status": head.status,
         "headers": head.headers.lowered(),  # lower case by the specification
     }
+
+
+def completed(answer: Response, denial: Response) -> Response:
+    """Return an application's response to a denial, with the denial's fields that it lacks."""
+    missing = completing(denial.head.headers, answer.head.headers.names())
+    lines = ((name.lower(), value) for name, value in missing)
+    return Response(
+        ResponseHead(answer.head.status, answer.head.headers.adding(*lines)), answer.body
+    )
+
+
+# ------------------------------------------------------------------------------------------------
+# Calls of handlers
+
+
+class ScopeCall(HandlerCall):
+    """One call of a handler, with the scope of its request."""
+
+    __slots__ = ("scope", "stream")
+
+    scope: Scope
+    stream: ResponseStream | None
+    """What the middleware outside sends the response through; None without one."""
+
+    def read_scope(self, scope: Scope) -> None:
+        """Read the request of the call."""
+        self.scope = scope
+        self.stream = scope.get(STREAM)
+        self.method: str = scope.get("method", "GET")
+        self.path: str = scope["path"] if self.stream is None else self.stream.path
+        self.path_params: Mapping[str, Any] = scope.get("path_params", {})
+
+    def own_runtime(self) -> Runtime:
+        """Return the runtime of an application without this package's middleware."""
+        raise NotImplementedError
+
+    def runtime(self) -> Runtime:
+        return self.scope.get(RUNTIME) or self.own_runtime()
+
+    def cache_runtime(self) -> Runtime | None:
+        handle: CacheHandle | None = self.scope.get("state", {}).get("cache")
+        return self.scope.get(RUNTIME) if handle is None else handle.runtime
+
+    def request(self) -> HTTPRequest:
+        return request_of(self.scope)
+
+    def decision(self) -> Decision:
+        found: Decision = self.scope.setdefault("state", {}).setdefault("rate_limit", UNCHECKED)
+        return found
+
+    def show(self, decision: Decision) -> None:
+        self.scope["state"]["rate_limit"] = decision
+
+    def is_free(self) -> bool:
+        return REFRESH in self.scope or (any_exempt() and self.is_exempt())
+
+    def is_exempt(self) -> bool:
+        """Whether the handler is exempt."""
+        raise NotImplementedError
+
+    def enter(self, attached: Attached) -> None:
+        if self.stream is not None:
+            self.stream.attach(attached)
+            attached.handed_over = True
 
 
 # ------------------------------------------------------------------------------------------------
@@ -692,7 +742,12 @@ def request_of(scope: Scope, root_path: str = "") -> HTTPRequest:
         # Middleware outside may have rewritten the path alone. The raw path then belongs to
         # another resource, and two resources must never share a stored response.
         sent = ""
-    host = next((value for name, value in headers.raw if name == b"host"), None)
+    for name, value in headers.raw:
+        if name == b"host":
+            host = value.decode("latin-1")
+            break
+    else:  # a test client that does not write names in lower case
+        host = headers.get("host", "")
     client = scope.get("client")
     return HTTPRequest(
         scope.get("method", "GET"),  # of a handshake: RFC 6455 §4.1
@@ -700,7 +755,7 @@ def request_of(scope: Scope, root_path: str = "") -> HTTPRequest:
         headers,
         scope.get("query_string", b"").decode("latin-1"),
         scope.get("scheme", "http"),
-        (headers.get("host") or "" if host is None else host.decode("latin-1")).lower(),
+        host.lower(),
         (client[0] or None) if client else None,
         sent,
         root_path.rstrip("/"),

@@ -23,23 +23,19 @@ from starlette.routing import Match
 from upstash_middleware import asgi
 from upstash_middleware.asgi import (
     DENIAL_EXTENSION,
-    RUNTIME,
-    STREAM,
+    HTTP_1,
     TRY_AGAIN_LATER,
     CacheHandle,
     CacheMiddleware,
     ResponseStream,
+    ScopeCall,
+    completed,
     headers_of,
-    request_of,
-    stream_of,
 )
 from upstash_middleware.core.identify import USERS, Identifier
-from upstash_middleware.core.ratelimit.decision import UNCHECKED, completing
 from upstash_middleware.decorators import (
-    REFRESH,
     REROUTED,
     Decorators,
-    HandlerCall,
     HandlerLimit,
     Marking,
     PendingExchange,
@@ -164,11 +160,9 @@ async def _handled(
         sent.append(message)
 
     await response(scope, receive, send)
-    headers = Headers(sent[0]["headers"])
-    missing = completing(error.denial.head.headers, headers.names())
-    headers = headers.adding(*((name.lower(), value) for name, value in missing))
+    head = ResponseHead(sent[0]["status"], Headers(sent[0]["headers"]))
     body = b"".join(message.get("body", b"") for message in sent[1:])
-    return Response(ResponseHead(sent[0]["status"], headers), body)
+    return completed(Response(head, body), error.denial)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -177,10 +171,10 @@ async def _handled(
 _by_environment: WeakKeyDictionary[Any, Runtime] = WeakKeyDictionary()
 
 
-class EndpointCall(HandlerCall):
+class EndpointCall(ScopeCall):
     """One call of a Starlette endpoint: a function, or a method of a class."""
 
-    __slots__ = ("scope", "stream")
+    __slots__ = ()
 
     expected = "an endpoint's function or method; of a class, decorate the methods"
 
@@ -193,43 +187,17 @@ class EndpointCall(HandlerCall):
                 "with the dependency of that name in upstash_middleware.fastapi"
             )
         self.owner: type | None = owner_of(self.handler, args) if len(args) > 1 else None
-        self.scope: Scope = args[-1].scope
-        scope = self.scope
-        self.stream: ResponseStream | None = scope.get(STREAM)
-        self.method: str = scope.get("method", "GET")
-        self.path: str = scope["path"] if self.stream is None else self.stream.path
-        self.path_params: Mapping[str, Any] = scope.get("path_params", {})
+        self.read_scope(args[-1].scope)
 
-    def runtime(self) -> Runtime:
-        found: Runtime | None = self.scope.get(RUNTIME)
-        if found is not None:
-            return found
-        # Without a middleware, one that is made from the environment for the application.
+    def own_runtime(self) -> Runtime:
+        """Return one that is made from the environment for the application."""
         app = self.scope.get("app", EndpointCall)
         if app not in _by_environment:
             made = Runtime.of({}, Features(0), os.environ)
             _by_environment.setdefault(app, made)
         return _by_environment[app]
 
-    def cache_runtime(self) -> Runtime | None:
-        handle: CacheHandle | None = self.scope.get("state", {}).get("cache")
-        return self.scope.get(RUNTIME) if handle is None else handle.runtime
-
-    def request(self) -> HTTPRequest:
-        return request_of(self.scope)
-
-    def decision(self) -> Decision:
-        found: Decision = self.scope.setdefault("state", {}).setdefault("rate_limit", UNCHECKED)
-        return found
-
-    def show(self, decision: Decision) -> None:
-        self.scope["state"]["rate_limit"] = decision
-
-    def is_free(self) -> bool:
-        if REFRESH in self.scope:
-            return True
-        if not any_exempt():
-            return False
+    def is_exempt(self) -> bool:
         marked = (self.wrapper, self.owner, self.scope.get("app"))
         return any(map(is_exempt, marked)) or is_in_exempt_group(self.scope.get("endpoint"))
 
@@ -243,11 +211,6 @@ class EndpointCall(HandlerCall):
         if own_handler({**by_class, **by_status}, 429) is None:
             by_class[RequestDenied] = _respond_with_denial
         raise RequestDenied(pending.denial, pending.exchange.decision)
-
-    def enter(self, attached: Attached) -> None:
-        if self.stream is not None:
-            self.stream.attach(attached)
-            attached.handed_over = True
 
     def attach(self, attached: Attached, response: Any) -> Any:
         if isinstance(attached, Marking):
@@ -292,7 +255,8 @@ class _LimitedResponse(StarletteResponse):
             await self._response(scope, receive, send)
             return
         runtime = self._pending.runtime
-        stream = stream_of(scope, runtime, exchange, receive, send)
+        may_hang = scope.get("http_version", "1.1") not in HTTP_1
+        stream = ResponseStream(runtime, exchange, receive, send, may_hang)
         try:
             await self._response(scope, stream.receive, stream.send)
         finally:
@@ -316,31 +280,27 @@ _CORS_INSIDE = (
 )
 
 
-class _ApplicationAware:
+class _StarletteMiddleware(asgi.Middleware):
     """Passes denials to the application's exception handlers; limits no exempt endpoint."""
 
-    app: ASGIApp
-    runtime: Runtime
     features: ClassVar[Features]
 
     def __init__(self, app: ASGIApp, **arguments: Unpack[Arguments]) -> None:
         self._reroutes = False
         """Whether middleware further in has been seen to change a request's path or method."""
-        super().__init__(app, **arguments)  # type: ignore[call-arg, misc]
+        runtime = Runtime.of(arguments, self.features, exempts=self._exempts, refreshes=True)
+        super().__init__(app, runtime)
         inside: object = app
         while inside is not None and Features.RATE_LIMIT in self.features:
             if isinstance(inside, CORSMiddleware):
-                self.runtime.observe(SettingDoubted("the order of middleware", _CORS_INSIDE))
+                runtime.observe(SettingDoubted("the order of middleware", _CORS_INSIDE))
                 break
             inside = getattr(inside, "app", None)
 
-    def exempting(self) -> Callable[[HTTPRequest], bool]:
-        def exempts(request: HTTPRequest) -> bool:
-            if not any_exempt() or self._reroutes:
-                return False
-            return _is_exempt_request(request, self._application(request.native))
-
-        return exempts
+    def _exempts(self, request: HTTPRequest) -> bool:
+        if not any_exempt() or self._reroutes:
+            return False
+        return _is_exempt_request(request, self._application(request.native))
 
     def check_route(self, scope: Scope, looked_up: tuple[Any, Any]) -> None:
         routed = scope.get("path"), scope.get("method")
@@ -371,17 +331,21 @@ class _ApplicationAware:
     def _application(self, scope: Scope) -> object:
         """Return the application that this middleware belongs to or wraps."""
         app: object = scope.get("app", self.app)
-        while isinstance(app, asgi.RateLimitMiddleware | asgi.CacheMiddleware):
+        while isinstance(app, asgi.Middleware):
             app = app.app
         return app
 
 
-class UpstashMiddleware(_ApplicationAware, asgi.UpstashMiddleware):
+class UpstashMiddleware(_StarletteMiddleware):
     """Rate limit and response cache in one; a hit is charged to the limit."""
 
+    features = Features.BOTH
 
-class RateLimitMiddleware(_ApplicationAware, asgi.RateLimitMiddleware):
+
+class RateLimitMiddleware(_StarletteMiddleware):
     """The rate limit alone; directly outside a CacheMiddleware both take one round trip."""
+
+    features = Features.RATE_LIMIT
 
 
 def _is_exempt_request(request: HTTPRequest, app: object) -> bool:

@@ -6,22 +6,22 @@ The engine between them is the real one; nothing here speaks to Upstash.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
-from unittest.mock import patch
 
 import anyio
 
-from upstash_middleware.asgi import UpstashMiddleware
+from upstash_middleware.asgi import Middleware
 from upstash_middleware.core.engine import Engine, Exchange, PartExchange
 from upstash_middleware.core.flow import Command, Pipeline
 from upstash_middleware.drivers import arun
 from upstash_middleware.messages import Headers, HTTPRequest, Response, ResponseHead
-from upstash_middleware.runtime import Runtime
+from upstash_middleware.runtime import Features
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from upstash_middleware.asgi import ASGIApp, Message, Scope
     from upstash_middleware.core.flow import Flow, Reply
+    from upstash_middleware.runtime import Runtime
 
 
 class FakeHalf(PartExchange):
@@ -86,6 +86,7 @@ class FakeHalf(PartExchange):
 class FakeRuntime:
     """A runtime over one fake half; ``waits`` is awaited where what is left would be done."""
 
+    features = Features.BOTH
     finishes_first = False
     has_limits = True
     late: tuple[()] = ()
@@ -141,17 +142,18 @@ class FakeRuntime:
     async def aclose(self) -> None:
         self.closed += 1
 
+    def async_redis(self) -> Any:
+        raise AssertionError("no test uses it")
+
 
 def _unexpected(event: object) -> None:
     raise AssertionError(event)
 
 
-def around(
-    app: ASGIApp, runtime: FakeRuntime, cls: Callable[..., ASGIApp] = UpstashMiddleware
-) -> ASGIApp:
+def around(app: ASGIApp, runtime: FakeRuntime, features: Features = Features.BOTH) -> ASGIApp:
     """Put the middleware around an application, with a fake runtime behind it."""
-    with patch.object(Runtime, "of", lambda *_, **__: runtime):
-        return cls(app)
+    runtime.features = features
+    return Middleware(app, cast("Runtime", runtime))
 
 
 def http_scope(**changes: Any) -> dict[str, Any]:

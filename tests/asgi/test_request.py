@@ -21,7 +21,7 @@ from tests.asgi.fakes import (
     start,
     whole,
 )
-from upstash_middleware.asgi import CacheMiddleware, RateLimitMiddleware, UpstashMiddleware
+from upstash_middleware.runtime import Features
 
 if TYPE_CHECKING:
     from upstash_middleware.asgi import Message, Receive, Scope, Send
@@ -142,14 +142,14 @@ async def test_header_pairs_may_be_lists():
     assert request.headers.raw == ((b"host", b"shop.example"),)
 
 
-async def scope_seen(half: FakeHalf, scope: Scope, cls: type = UpstashMiddleware) -> Scope:
+async def scope_seen(half: FakeHalf, scope: Scope, features: Features = Features.BOTH) -> Scope:
     seen: list[Scope] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         seen.append(scope)
         await APP(scope, receive, send)
 
-    await call(around(app, FakeRuntime(half), cls), scope)
+    await call(around(app, FakeRuntime(half), features), scope)
     return seen[0]
 
 
@@ -204,8 +204,8 @@ async def test_a_server_that_keeps_no_state_gets_one():
 
 
 async def test_each_class_shows_the_handles_of_its_halves():
-    limit = await scope_seen(FakeHalf(), http_scope(), RateLimitMiddleware)
-    cache = await scope_seen(FakeHalf(), http_scope(), CacheMiddleware)
+    limit = await scope_seen(FakeHalf(), http_scope(), Features.RATE_LIMIT)
+    cache = await scope_seen(FakeHalf(), http_scope(), Features.CACHE)
     assert set(limit["state"]) == {"rate_limit", "upstash"}
     assert set(cache["state"]) == {"cache", "upstash"}
 
@@ -231,7 +231,7 @@ async def test_a_limit_directly_outside_a_cache_begins_both_and_hands_the_cache_
     limit, cache = FakeHalf(decision="allowed"), FakeHalf()
     outer, inner = FakeRuntime(limit), FakeRuntime(cache)
     scope = http_scope()
-    app = around(around(APP, inner, CacheMiddleware), outer, RateLimitMiddleware)
+    app = around(around(APP, inner, Features.CACHE), outer, Features.RATE_LIMIT)
     await call(app, scope)
     assert outer.inners == [inner]
     assert inner.inners == []
@@ -250,15 +250,15 @@ async def test_what_was_handed_over_and_what_it_forwards_reach_the_application()
         seen.extend(scope["headers"])
         await APP(scope, receive, send)
 
-    inner = around(app, FakeRuntime(FakeHalf(forward=with_validator)), CacheMiddleware)
-    await call(around(inner, FakeRuntime(FakeHalf()), RateLimitMiddleware))
+    inner = around(app, FakeRuntime(FakeHalf(forward=with_validator)), Features.CACHE)
+    await call(around(inner, FakeRuntime(FakeHalf()), Features.RATE_LIMIT))
     assert (b"if-none-match", b'"1"') in seen
 
 
 async def test_a_denial_finishes_what_the_cache_inside_had_begun():
     limit, cache = FakeHalf(response=whole(429, b"later")), FakeHalf()
-    inner = around(APP, FakeRuntime(cache), CacheMiddleware)
-    await call(around(inner, FakeRuntime(limit), RateLimitMiddleware))
+    inner = around(APP, FakeRuntime(cache), Features.CACHE)
+    await call(around(inner, FakeRuntime(limit), Features.RATE_LIMIT))
     assert limit.finished == [True]
     assert cache.finished == [False]
 
@@ -266,10 +266,10 @@ async def test_a_denial_finishes_what_the_cache_inside_had_begun():
 @pytest.mark.parametrize(
     ("outside", "inside"),
     [
-        (CacheMiddleware, RateLimitMiddleware),
-        (RateLimitMiddleware, RateLimitMiddleware),
-        (RateLimitMiddleware, UpstashMiddleware),
-        (UpstashMiddleware, CacheMiddleware),
+        (Features.CACHE, Features.RATE_LIMIT),
+        (Features.RATE_LIMIT, Features.RATE_LIMIT),
+        (Features.RATE_LIMIT, Features.BOTH),
+        (Features.BOTH, Features.CACHE),
     ],
 )
 async def test_no_other_pair_is_joined(outside, inside):
@@ -282,10 +282,10 @@ async def test_no_other_pair_is_joined(outside, inside):
 
 async def test_something_between_the_two_keeps_them_apart():
     outer, inner = FakeRuntime(FakeHalf()), FakeRuntime(FakeHalf())
-    cache = around(APP, inner, CacheMiddleware)
+    cache = around(APP, inner, Features.CACHE)
 
     async def between(scope: Scope, receive: Receive, send: Send) -> None:
         await cache(scope, receive, send)
 
-    await call(around(between, outer, RateLimitMiddleware))
+    await call(around(between, outer, Features.RATE_LIMIT))
     assert outer.inners == inner.inners == [None]
