@@ -10,7 +10,6 @@ import pytest
 from tests.cache.interleaving import PAGE, Actor, Edit, Passing, Post, Stale, Visit, search
 from tests.cache.world import FakeRedis, Site, request
 from upstash_middleware.core.cache import Purge
-from upstash_middleware.core.cache.store import Store
 from upstash_middleware.core.flow import Flow, Pipeline
 
 PLAIN = Visit(PAGE)
@@ -148,11 +147,3 @@ def test_the_search_finds_a_purge_in_the_other_order():
     backwards = BackwardsEdit(Purge(tags=("late",)))
     with pytest.raises(Stale):
         search([TAGGED, backwards], TAGGED)
-
-
-def test_the_search_finds_an_entry_that_outlives_the_epochs(monkeypatch):
-    """Its time to live is counted from when its epochs were read."""
-    monkeypatch.setattr(Store, "_time_to_live", lambda _store, _lookup, seconds: int(seconds))
-    actors: list[Actor] = [PLAIN, edit("url", soft=False), Passing((60.0, 3650.0))]
-    with pytest.raises(Stale):
-        search(actors, last=PLAIN)

@@ -163,13 +163,9 @@ def test_who_is_interrupted_while_waiting_for_another_process_leaves_nobody_wait
     Process.at(site)
     waiting = Process.at(site)
     assert waiting.sleeps
-    assert waiting.site.cache._context.flights.join(waiting_key(waiting.site))[1] is False
     waiting.flow.close()
-    assert waiting.site.cache._context.flights.join(waiting_key(waiting.site))[1] is True
-
-
-def waiting_key(site: Site) -> str:
-    return site.cache._store.names.resource("http://shop.test", "/page")
+    next_one = Process(waiting.site, waiting.site.cache.begin(request())).go_on()
+    assert next_one.sleeps, "it waits for the other process, not for the one that is gone"
 
 
 def test_waiting_is_bounded_and_so_are_its_commands(site):

@@ -10,8 +10,8 @@ import valkey
 
 from tests.cache.world import App, FakeClock, counting_bytes, reply, request
 from upstash_middleware.core.cache import Cache, CacheRule, Purge
-from upstash_middleware.core.cache.store import UNSHARED, UNSHARED_SECONDS, Lock, cache_script
-from upstash_middleware.core.flow import Command, Reply, together
+from upstash_middleware.core.cache.store import cache_script
+from upstash_middleware.core.flow import Command, together
 from upstash_middleware.drivers import arun, run
 from upstash_middleware.messages import HTTPRequest, Response, ResponseHead
 from upstash_middleware.upstash import AsyncClient, Client, Credentials
@@ -184,29 +184,6 @@ def test_ten_thousand_entries_under_one_tag_are_purged_by_two_commands(served):
     assert served.purge(Purge(tags=("all",))) == (1, 2)
     found = [served.visit(request(f"/{number}"))[0] for number in range(0, 10_000, 500)]
     assert not any(found)
-
-
-def test_the_lock_script_compares_before_it_sets(served):
-    """Takes what is free or as it was seen, and gives back what is its own."""
-    run(warm("lock"), served.client)
-    store = served.cache._store
-    free = Lock("test:cache:lock")
-    token = run(store.acquire(free, 10), served.client)
-    assert token is not None
-    assert run(store.acquire(free, 10), served.client) is None
-    assert run(store.acquire(Lock(free.key, "another"), 10), served.client) is None
-    taken = run(store.acquire(Lock(free.key, token, done=True), 10), served.client)
-    assert taken is not None
-    run(store.release(free.key, token), served.client)
-    assert run(read(free.key), served.client) == taken.encode()
-    run(store.release(free.key, taken, UNSHARED, UNSHARED_SECONDS), served.client)
-    assert run(read(free.key), served.client) == b"-"
-    run(store.release(free.key, "-"), served.client)
-    assert run(read(free.key), served.client) is None
-
-
-async def read(key: str) -> Reply:
-    return await Command(("GET", key))
 
 
 def test_the_superseding_script_stores_only_what_no_purge_has_outdated(served):

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.http import HttpResponse
-from django.test import AsyncClient, Client, RequestFactory
+from django.test import AsyncClient, Client
 
 from tests.django.fakes import CONDITIONAL_GET, OURS, FakeHalf, FakeRuntime, project, whole
-from upstash_middleware.django import CacheMiddleware, RateLimitMiddleware
 from upstash_middleware.runtime import Features
 
 if TYPE_CHECKING:
@@ -86,17 +85,3 @@ def test_others_ask_for_themselves(get: Any, middleware: tuple[str, ...]) -> Non
         assert get().content == b"page"
     assert str(pair) == "limit 1, cache 1"
     assert pair.limit.finished == pair.cache.finished == [True]
-
-
-def test_a_cache_that_is_handed_what_was_asked_for_another_asks_itself() -> None:
-    pair, request, left = Pair(), RequestFactory().get("/page"), FakeHalf()
-    with project(runtimes=pair.runtimes):
-        limit = RateLimitMiddleware(CacheMiddleware(page))
-        # As if another setting had come between the outer one's question and the inner one's.
-        limit._directly_inside = lambda: FakeRuntime(left)  # type: ignore[method-assign, assignment, return-value]
-        assert limit(request).content == b"page"
-    request.close()
-    assert str(pair) == "limit 1, cache 1"
-    assert pair.cache.finished == [True]
-    assert left.finished == [False]
-    assert not [key for key in request.META if key.startswith("upstash")]

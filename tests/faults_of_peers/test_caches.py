@@ -184,15 +184,6 @@ def test_tags_leave_no_index_behind():
     assert all(until <= site.clock.now for _, until in site.store.values.values())
 
 
-def test_what_a_process_learns_of_urls_is_bounded():
-    """Whoever asks for ever new URLs fills no memory."""
-    site = Site(options={"remember": 10})
-    site.app = lambda _: world_reply(cache_control="max-age=60", vary="Foo", cache_tag="a")
-    for number in range(100):
-        site.visit(request(f"/p/{number}"))
-    assert len(site.cache._store.guesses) <= 10
-
-
 def test_a_page_that_a_forged_host_got_into_is_given_to_nobody(serve: Serve):
     """Poisoning by X-Forwarded-Host, which selects nothing and is reflected."""
 

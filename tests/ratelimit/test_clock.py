@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.ratelimit.store import NOW, FakeClock, ValkeyStore
 from upstash_middleware.core.ratelimit import FixedWindow, RateLimiter, RateLimitRule
-from upstash_middleware.core.ratelimit.memory import ServerClock
 from upstash_middleware.drivers import run
 from upstash_middleware.errors import CommandError
 from upstash_middleware.messages import HTTPRequest
@@ -16,7 +16,7 @@ from upstash_middleware.messages import HTTPRequest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from upstash_middleware.core.flow import Reply
+    from upstash_middleware.core.flow import Command, Reply
 
 REQUEST = HTTPRequest("GET", "/a", peer="203.0.113.7")
 
@@ -64,40 +64,64 @@ def test_decisions_follow_the_servers_clock_once_it_is_known(
     assert second.reset == NOW + 10
 
 
+@dataclass
+class TellsTime(ValkeyStore):
+    """A store whose TIME takes a while by the caller's clock, and has this reply."""
+
+    told: Reply = None
+    takes: float = 0.0
+
+    def reply(self, command: Command) -> Reply:
+        if command.args != ("TIME",):
+            return super().reply(command)
+        self.clock.move(self.takes)
+        return self.told
+
+
+def seconds_to_the_next_window(limiter: RateLimiter, store: TellsTime) -> float | None:
+    """Learn the time; then send until one is denied, and return its exact Retry-After."""
+    run(limiter.begin(HTTPRequest("GET", "/a", peer="203.0.113.8")), store)
+    for _ in range(3):
+        decision = run(limiter.begin(REQUEST), store).decision
+        assert decision is not None
+        if not decision.allowed:
+            return decision.retry_after
+    raise AssertionError("none was denied")
+
+
 @pytest.mark.parametrize("difference", [-7.5, 3.25, 40_000.0])
-def test_the_offset_is_the_middle_of_what_is_possible(difference: float) -> None:
+def test_the_offset_is_the_middle_of_what_is_possible(
+    limiter_of: Callable[..., RateLimiter], store: ValkeyStore, clock: FakeClock, difference: float
+) -> None:
     """Between sending and receiving the server read its clock; nobody knows when."""
-    own = FakeClock()
-    server = ServerClock(own)
-    sent = server.sent()
-    own.move(0.2)
-    server.learn(time_reply(NOW + 0.1 + difference), sent)
-    assert server.now() == pytest.approx(NOW + 0.2 + difference, abs=1e-5)
+    limiter = limiter_of(RateLimitRule("/a", FixedWindow(1, 10)))
+    told = TellsTime(store.client, clock, told=time_reply(NOW + 0.1 + difference), takes=0.2)
+    expected = 10 - (NOW + 0.2 + difference) % 10
+    assert seconds_to_the_next_window(limiter, told) == pytest.approx(expected, abs=0.002)
 
 
-def test_a_difference_within_the_round_trip_is_none() -> None:
+def test_a_difference_within_the_round_trip_is_none(
+    limiter_of: Callable[..., RateLimiter], store: ValkeyStore, clock: FakeClock
+) -> None:
     """A slow first connection must not put off a clock that is right."""
-    own = FakeClock()
-    server = ServerClock(own)
-    sent = server.sent()
-    own.move(0.4)
-    server.learn(time_reply(NOW + 0.39), sent)
-    assert server.now() == own.wall()
+    limiter = limiter_of(RateLimitRule("/a", FixedWindow(1, 10)))
+    told = TellsTime(store.client, clock, told=time_reply(NOW + 0.39), takes=0.4)
+    assert seconds_to_the_next_window(limiter, told) == 9.6
 
 
 @pytest.mark.parametrize(
     "reply", [None, 5, b"x", [], [b"1"], [b"x", b"1"], [b"1", None], CommandError("ERR no TIME")]
 )
-def test_an_answer_that_is_no_time_teaches_nothing(reply: Reply) -> None:
+def test_an_answer_that_is_no_time_teaches_nothing(
+    limiter_of: Callable[..., RateLimiter], store: ValkeyStore, clock: FakeClock, reply: Reply
+) -> None:
     """And is not asked for again at once."""
-    own = FakeClock()
-    server = ServerClock(own)
-    assert server.needs_time()
-    server.learn(reply, server.sent())
-    assert server.now() == own.wall()
-    assert not server.needs_time()
-    own.move(10)
-    assert server.needs_time()
+    limiter = limiter_of(RateLimitRule("/a", FixedWindow(1, 10)), remember_denials=0)
+    told = TellsTime(store.client, clock, told=reply)
+    assert seconds_to_the_next_window(limiter, told) == 10
+    clock.move(10)
+    run(limiter.begin(REQUEST), told)
+    assert asked_times(told) == [True, False, False, True]
 
 
 def time_reply(seconds: float) -> Reply:

@@ -1,4 +1,4 @@
-"""Denials that a process remembers: no round trip, no second too long, no memory without end."""
+"""Denials that a process remembers: no round trip, no second too long."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 from tests.ratelimit.test_limiter import Make, begin, get, passed
 from upstash_middleware.core.ratelimit import FixedWindow, RateLimitRule, SlidingWindow
-from upstash_middleware.core.ratelimit.decision import Decision
-from upstash_middleware.core.ratelimit.memory import Denials, ServerClock
 from upstash_middleware.events import Event, RateLimitDecided
 
 if TYPE_CHECKING:
@@ -98,14 +96,3 @@ def test_a_clock_set_back_denies_for_no_longer(
     clock.since_boot += 3600
     passed(limiter, store, get("/a"))
     assert len(store.pipelines) == asked + 2
-
-
-def test_memory_is_bounded_under_a_million_identities(clock: FakeClock) -> None:
-    """The oldest denials are forgotten first."""
-    denials, time = Denials(60, most=100), ServerClock(clock)
-    decision = Decision(allowed=False, rule="a", identifier="x", retry_after=30.0)
-    for number in range(1000):
-        asked = (str(number), 1, "a", None)
-        denials.remember(asked, decision, int(clock.time * 1000), time, "a")
-    known = [n for n in range(1000) if denials.recall((str(n), 1, "a", None), time)]
-    assert known == list(range(900, 1000))

@@ -9,7 +9,6 @@ import upstash_ratelimit as sdk
 
 from tests.ratelimit.test_limiter import Make, begin, fields, get, passed
 from upstash_middleware.core.ratelimit import FixedWindow, RateLimitRule, SlidingWindow
-from upstash_middleware.core.ratelimit.charging import MOST_TIERS
 from upstash_middleware.errors import NotConnected
 from upstash_middleware.events import Event, RateLimitDecided, UpstashFailed, UserCodeFailed
 
@@ -71,13 +70,3 @@ def test_tiers_can_be_settled_and_counted_locally(
     assert passed(limiter, store, *[get("/a", query="free")] * 2) == [True, False]
     assert passed(limiter, store, *[get("/a", query="staff")] * 2) == [True, True]
     assert all(isinstance(event, UpstashFailed | RateLimitDecided) for event in events)
-
-
-def test_a_function_that_answers_ever_new_limits_costs_no_memory(
-    limiter_of: Make, store: ValkeyStore
-) -> None:
-    """The table of tiers is bounded."""
-    limiter = limiter_of(RateLimitRule("/a", lambda request: f"{request.query}/h"))
-    for number in range(MOST_TIERS + 50):
-        begin(limiter, store, get("/a", query=str(number + 1)))
-    assert len(limiter._charging.tiers) <= MOST_TIERS

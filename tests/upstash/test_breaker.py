@@ -274,10 +274,6 @@ class AnyCircuit(RuleBasedStateMachine):
             len(kinds) % 2
         )
 
-    @invariant()
-    def little_is_remembered(self) -> None:
-        assert len(self.circuit.breaker._calls) <= REMEMBERED_CALLS
-
     def teardown(self) -> None:
         """Once nothing is under way, a call passes within the longest pause."""
         while self.under_way:
