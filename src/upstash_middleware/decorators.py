@@ -23,7 +23,7 @@ from msgspec import structs
 from upstash_middleware.core.cache.directives import FROM_HANDLERS
 from upstash_middleware.core.cache.rules import SUCCESSFUL
 from upstash_middleware.core.clock import seconds_in
-from upstash_middleware.core.engine import Engine
+from upstash_middleware.core.engine import Engine, Part
 from upstash_middleware.core.ratelimit import rule_from_mapping
 from upstash_middleware.core.ratelimit.decision import UNCHECKED, combined
 from upstash_middleware.core.ratelimit.script import read_scripts
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
         RateLimitExchange,
         RateLimitRule,
     )
-    from upstash_middleware.core.ratelimit.hooks import CustomDenials
     from upstash_middleware.core.ratelimit.rules import Cost, OnError, Predicate, Settle
     from upstash_middleware.messages import HTTPRequest, Response
 
@@ -417,8 +416,7 @@ class HandlerLimit(Decorator):
             limiter = self._limiter(runtime, call, counted)
             if id(limiter) not in counted:  # one may be in front of the application and of a view
                 counted.add(id(limiter))
-                part = runtime.answering(limiter)
-                parts = [part if prior is UNCHECKED else _Behind(part, prior)]
+                parts = [limiter if prior is UNCHECKED else _Behind(limiter, prior)]
                 return Engine(parts, observe=runtime.observe), request
         call.show(prior)
         return None
@@ -546,8 +544,8 @@ class PendingExchange(Attached):
             run_soon(partial(self.runtime.finish, exchange, complete=False))
 
 
-class _Behind:
-    """A rate limiter behind others, as a part of an engine.
+class _Behind(Part):
+    """A rate limiter behind others.
 
     What the handler charges counts in all of them. The fields are those of all limits that the
     request has passed, so those further out add none.
@@ -555,11 +553,11 @@ class _Behind:
 
     __slots__ = ("_limiter", "_prior")
 
-    def __init__(self, limiter: RateLimiter | CustomDenials, prior: Decision) -> None:
+    def __init__(self, limiter: RateLimiter, prior: Decision) -> None:
         self._limiter = limiter
         self._prior = prior
 
-    async def begin(self, request: HTTPRequest) -> RateLimitExchange:
+    async def prepare(self, request: HTTPRequest) -> RateLimitExchange:
         exchange = await self._limiter.begin(request)
         if exchange.decision is not None:
             both = combined([self._prior, exchange.decision])

@@ -20,10 +20,9 @@ from enum import Flag, auto
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from upstash_middleware.clock import SystemClock, remembering
-from upstash_middleware.core.engine import Engine, Exchange, Part
+from upstash_middleware.core.engine import Begun, Engine, Exchange, Part
 from upstash_middleware.core.flow import together
 from upstash_middleware.core.identify import framework_user
-from upstash_middleware.core.ratelimit.hooks import Exemptions
 from upstash_middleware.core.ratelimit.memory import Denials
 from upstash_middleware.drivers import arun, run
 from upstash_middleware.errors import ConfigurationError, named_part
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from upstash_middleware.core.flow import Flow
     from upstash_middleware.core.identify import AnyExtractor
     from upstash_middleware.core.ratelimit import RateLimiter, RateLimitRule
-    from upstash_middleware.core.ratelimit.hooks import CustomDenials
     from upstash_middleware.events import Event, Observer
     from upstash_middleware.messages import HTTPRequest
     from upstash_middleware.redis import AsyncRedis, Redis
@@ -101,21 +99,21 @@ class Runtime:
         self._denials = Denials(settings.remember_denials)
         self._limiters: list[weakref.ref[RateLimiter]] = []
         self._cache: Cache | None = None
+        self.purge_endpoint: PurgeEndpoint | None = self._create_purge_endpoint()
+        if exempts is not None and self.purge_endpoint is not None:
+            exempts = _all_but(self.purge_endpoint, exempts)
         limits: list[Part] = []
         if Features.RATE_LIMIT in features and self.has_limits:
-            limits = [self.answering(self.limiter(settings.rate_limits, settings.default_limit))]
-        counting = limits  # exempt requests included
-        if exempts is not None:
-            limits = [Exemptions(limit, exempts, self.observe) for limit in limits]
+            rules, default = settings.rate_limits, settings.default_limit
+            limits = [self.limiter(rules, default, exempts=exempts)]
         self.caches: bool = Features.CACHE in features and bool(settings.cache)
         """Whether it may store responses."""
         cache: list[Part] = [self.cache] if self.caches else []
         self.engine: Engine = Engine([*limits, *cache], observe=self.observe)
         self.limits: Engine = Engine(limits, observe=self.observe)
         """The limits alone, for requests that no cache answers."""
-        self.purge_endpoint: PurgeEndpoint | None = self._create_purge_endpoint()
         endpoint = [] if self.purge_endpoint is None else [self.purge_endpoint]
-        self._purge_engine: Engine = Engine([*counting, *endpoint], observe=self.observe)
+        self._purge_engine: Engine = Engine([*limits, *endpoint], observe=self.observe)
         self.finishes_first: bool = _stores_first(settings)
         """Whether an exchange is finished just before the last byte of its response is sent."""
         if self.enabled:
@@ -164,15 +162,46 @@ class Runtime:
         By another engine than the runtime's own, if one is given. Raises MissingCredentials, and
         nothing that Upstash or the network can cause.
         """
-        client = self._client()
-        return run(self._begin(request, inner, engine), client)
+        client = (self._clients or self._create_clients())[0]
+        begun = self._prepare(request, inner, engine)
+        if isinstance(begun, Begun):
+            try:
+                replies = client.execute(begun.pipeline)
+            except Exception as error:  # noqa: BLE001 - each part handles it
+                begun = begun.receive(error)
+            else:
+                begun = begun.receive(replies)
+        return begun if isinstance(begun, Exchange) else run(begun, client)
 
-    def abegin(
+    async def abegin(
         self, request: HTTPRequest, inner: Runtime | None = None, *, engine: Engine | None = None
-    ) -> Coroutine[Any, Any, Exchange]:
+    ) -> Exchange:
         """Do the same as ``begin`` on an event loop."""
-        client = self._async_client()
-        return arun(self._begin(request, inner, engine), client)
+        client = (self._clients or self._create_clients())[1]
+        begun = self._prepare(request, inner, engine)
+        if isinstance(begun, Begun):
+            try:
+                replies = await client.execute(begun.pipeline)
+            except Exception as error:  # noqa: BLE001 - each part handles it
+                begun = begun.receive(error)
+            else:
+                begun = begun.receive(replies)
+        return begun if isinstance(begun, Exchange) else await arun(begun, client)
+
+    def _prepare(
+        self, request: HTTPRequest, inner: Runtime | None, engine: Engine | None
+    ) -> Begun | Exchange | Flow[Exchange]:
+        if engine is not None:
+            return engine.prepare(request)
+        endpoint = self.purge_endpoint
+        if endpoint is not None and endpoint.covers(request):
+            return self._purge_engine.begin_in_turn(request)
+        if inner is None or not inner.enabled or not self.settings.same_database(inner.settings):
+            return self.engine.prepare(request)
+        endpoint = inner.purge_endpoint
+        if endpoint is not None and endpoint.covers(request):
+            return self.engine.prepare(request)
+        return self.engine.prepare(request, inner.engine)
 
     def finish(self, exchange: Exchange, *, complete: bool) -> None:
         """Settle and store after the last byte; see Exchange.finish."""
@@ -195,19 +224,6 @@ class Runtime:
         """Run a flow on the event loop, to the end even if the task is cancelled."""
         if flow is not None:
             await _run_to_end(arun(flow, self._async_client()))
-
-    def _begin(
-        self, request: HTTPRequest, inner: Runtime | None, engine: Engine | None
-    ) -> Flow[Exchange]:
-        if engine is not None:
-            return engine.begin(request)
-        if self.purge_endpoint is not None and self.purge_endpoint.covers(request):
-            return self._purge_engine.begin_in_turn(request)
-        if inner is None or not inner.enabled or not self.settings.same_database(inner.settings):
-            return self.engine.begin(request)
-        if inner.purge_endpoint is not None and inner.purge_endpoint.covers(request):
-            return self.engine.begin(request)
-        return self.engine.begin(request, inner.engine)
 
     def _settle_late(self, flow: Flow[None]) -> None:
         """Run a flow that nobody waits for: in a task of the event loop, or in this thread.
@@ -249,13 +265,14 @@ class Runtime:
         *,
         also: Iterable[AnyExtractor] = (),
         at_handler: bool = False,
+        exempts: Callable[[HTTPRequest], bool] | None = None,
     ) -> RateLimiter:
         """Return a rate limiter over this runtime's client.
 
         Where a rule's extractor finds no identifier, the client's address is found as by the rules
         of the settings, or else by ``also``, if those know the proxies. ``at_handler`` says that
-        the rules are in front of a handler and not of the application. Raises ConfigurationError
-        for two rules of one name.
+        the rules are in front of a handler and not of the application; ``exempts`` selects
+        requests that are not counted. Raises ConfigurationError for two rules of one name.
         """
         from upstash_middleware.core.ratelimit import RateLimiter  # noqa: PLC0415
 
@@ -276,19 +293,13 @@ class Runtime:
             deny_list=settings.deny_list,
             analytics=settings.analytics,
             at_handler=at_handler,
+            on_denied=settings.on_denied,
+            exempts=exempts,
         )
         self._limiters.append(weakref.ref(limiter))
         if settings.analytics is not None:
             _sending_at_exit.add(self)
         return limiter
-
-    def answering(self, limiter: RateLimiter) -> RateLimiter | CustomDenials:
-        """Return a rate limiter whose denials are written by the setting ``on_denied``, if any."""
-        if (on_denied := self.settings.on_denied) is None:
-            return limiter
-        from upstash_middleware.core.ratelimit.hooks import CustomDenials  # noqa: PLC0415
-
-        return CustomDenials(limiter, on_denied, self.observe)
 
     @property
     def cache(self) -> Cache:
@@ -478,6 +489,13 @@ class Runtime:
     def _breaker(self) -> Breaker:
         slow = self.settings.breaker_slow or self.settings.deadline / 2
         return Breaker(slow=slow, clock=time.monotonic, emit=self.observe)
+
+
+def _all_but(
+    endpoint: PurgeEndpoint, exempts: Callable[[HTTPRequest], bool]
+) -> Callable[[HTTPRequest], bool]:
+    """Return ``exempts`` for all requests but those to the purge endpoint."""
+    return lambda request: not endpoint.covers(request) and exempts(request)
 
 
 class RedisProxy:

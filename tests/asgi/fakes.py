@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 
 from upstash_middleware.asgi import Middleware
-from upstash_middleware.core.engine import Engine, Exchange, PartExchange
+from upstash_middleware.core.engine import Engine, Exchange, Part, PartExchange
 from upstash_middleware.core.flow import Command, Pipeline
 from upstash_middleware.drivers import arun
 from upstash_middleware.messages import Headers, HTTPRequest, Response, ResponseHead
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from upstash_middleware.runtime import Runtime
 
 
-class FakeHalf(PartExchange):
+class FakeHalf(PartExchange, Part):
     """A half of the engine, and its own exchange: it serves one request."""
 
     def __init__(
@@ -52,7 +52,7 @@ class FakeHalf(PartExchange):
         self.settled = 0
         """How many times what is left after the last byte has been done."""
 
-    async def begin(self, request: HTTPRequest) -> FakeHalf:
+    async def prepare(self, request: HTTPRequest) -> FakeHalf:
         self.requests.append(request)
         await Command(("ASK",))
         return self

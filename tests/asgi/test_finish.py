@@ -324,7 +324,7 @@ class KeptScope(dict[str, Any]):
 class Forgetful(FakeHalf):
     """A half that keeps no request."""
 
-    async def begin(self, request: HTTPRequest) -> FakeHalf:
+    async def prepare(self, request: HTTPRequest) -> FakeHalf:
         del request
         return self
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from upstash_middleware.core.engine import Engine, PartExchange
+from upstash_middleware.core.engine import Part as EnginePart
 from upstash_middleware.core.flow import Command, Pipeline
 from upstash_middleware.drivers import run
 from upstash_middleware.errors import MissingCredentials
@@ -79,11 +80,11 @@ class Holder(Part):
         self._perhaps_fail("renewal later")
 
 
-class Half:
+class Half(EnginePart):
     def __init__(self, part: Part | Exception) -> None:
         self.part = part
 
-    async def begin(self, request: HTTPRequest):
+    async def prepare(self, request: HTTPRequest):
         if isinstance(self.part, Exception):
             raise self.part
         await Command((f"ASK-{self.part.name}",))
@@ -150,7 +151,7 @@ def test_a_denial_leaves_what_is_inside_unreached(begin):
 
 def test_what_a_half_answers_without_asking_anybody_costs_nothing_inside_of_it(events):
     class Remembered(Half):
-        async def begin(self, request: HTTPRequest):
+        async def prepare(self, request: HTTPRequest):
             return self.part
 
     client = Client()

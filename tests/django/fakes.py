@@ -13,7 +13,7 @@ from unittest.mock import patch
 from django.test import override_settings
 
 from tests.django.project import Urls
-from upstash_middleware.core.engine import Engine, Exchange, PartExchange
+from upstash_middleware.core.engine import Engine, Exchange, Part, PartExchange
 from upstash_middleware.core.flow import Pipeline
 from upstash_middleware.drivers import arun, run
 from upstash_middleware.messages import Headers, HTTPRequest, Response, ResponseHead
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from upstash_middleware.core.flow import Flow
 
 
-class FakeHalf(PartExchange):
+class FakeHalf(PartExchange, Part):
     """A half of the engine, and its own exchange: it serves one request at a time."""
 
     def __init__(
@@ -47,7 +47,7 @@ class FakeHalf(PartExchange):
         self.chunks: list[bytes] = []
         self.finished: list[bool] = []
 
-    async def begin(self, request: HTTPRequest) -> FakeHalf:
+    async def prepare(self, request: HTTPRequest) -> FakeHalf:
         await Pipeline(())
         self.requests.append(request)
         return self

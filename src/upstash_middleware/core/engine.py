@@ -6,20 +6,23 @@ and keeps their failures away from the response.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
 
-from upstash_middleware.core.flow import together
-from upstash_middleware.errors import ConfigurationError
+from msgspec import Struct
+
+from upstash_middleware.core.flow import Flow, Pipeline, joined, together
+from upstash_middleware.errors import ConfigurationError, UpstashError
 from upstash_middleware.events import InternalError
-from upstash_middleware.messages import Response
+from upstash_middleware.messages import HTTPRequest, Response
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from upstash_middleware.core.flow import Flow
+    from upstash_middleware.core.flow import Reply
     from upstash_middleware.core.ratelimit.decision import Decision
     from upstash_middleware.events import Observer
-    from upstash_middleware.messages import HTTPRequest, ResponseHead
+    from upstash_middleware.messages import ResponseHead
 
 
 class PartExchange:
@@ -36,7 +39,7 @@ class PartExchange:
     holds: bool = False
     """Whether the request may hold something on Redis that expires unless it is renewed."""
     watches: bool = False
-    """Whether ``chunk`` does anything."""
+    """Whether ``request_to_forward`` or ``chunk`` does anything."""
 
     @property
     def locks(self) -> bool:
@@ -92,77 +95,147 @@ class PartExchange:
         return None
 
 
-class Part(Protocol):
-    """The rate limit or the cache."""
+class Prepared(Struct, eq=False):
+    """A request that a part cannot decide about without the replies to some commands."""
 
-    def begin(self, request: HTTPRequest) -> Flow[PartExchange | None]:
-        """Return the flow that decides about a request; None if there is nothing to do.
+    pipeline: Pipeline
 
-        It never raises an UpstashError.
+
+Received = PartExchange | Flow[PartExchange | None] | None
+Step = PartExchange | Prepared | Flow[PartExchange | None] | None
+
+
+class Part:
+    """The rate limit or the cache. It raises no UpstashError."""
+
+    def prepare(self, request: HTTPRequest) -> Step:
+        """Begin a request: with its exchange, with commands, or with a flow if it needs more.
+
+        None if there is nothing to do.
         """
-        ...
+        raise NotImplementedError
 
+    def receive(self, prepared: Any, replies: list[Reply] | UpstashError) -> Received:
+        """Go on with the replies to the commands of ``prepare``, or with the error of the call."""
+        raise NotImplementedError
 
-class Begins(Protocol):
-    """What an engine can begin together with its own parts: another engine."""
+    async def begin(self, request: HTTPRequest) -> PartExchange | None:
+        """Decide about a request by this part alone. A flow."""
+        return await self.go_on(self.prepare(request))
 
-    def begin(self, request: HTTPRequest) -> Flow[Exchange]:
-        """Return the flow that decides about the request."""
-        ...
+    async def go_on(self, step: Step) -> PartExchange | None:
+        """Return what becomes of a step. A flow."""
+        if isinstance(step, Prepared):
+            try:
+                replies = await step.pipeline
+            except UpstashError as error:
+                step = self.receive(step, error)
+            else:
+                step = self.receive(step, replies)
+        return step if step is None or isinstance(step, PartExchange) else await step
 
 
 class Engine:
     """Decides about requests with the parts it was given, outermost first."""
 
     def __init__(self, parts: Sequence[Part], *, observe: Observer) -> None:
-        self._parts = tuple(parts)
+        self.parts: tuple[Part, ...] = tuple(parts)
         self.observe: Observer = observe
 
-    async def begin(self, request: HTTPRequest, inner: Begins | None = None) -> Exchange:
-        """Decide about a request, in one pipeline with ``inner``, which sees it next.
+    def prepare(
+        self, request: HTTPRequest, inner: Engine | None = None
+    ) -> Begun | Exchange | Flow[Exchange]:
+        """Begin a request, in one pipeline with ``inner``, which sees it next.
 
-        A flow. Raises ConfigurationError where credentials are missing, and nothing else.
+        Returns what to send to Upstash, an exchange where nothing is to be sent, or a flow where a
+        part needs more than one pipeline. Raises ConfigurationError where credentials are missing,
+        and nothing else.
+        """
+        parts = self.parts if inner is None else self.parts + inner.parts
+        steps: list[Any] = []
+        pipelines: list[Pipeline] = []
+        for part in parts:
+            try:
+                step = part.prepare(request)
+            except ConfigurationError:
+                raise
+            except Exception as error:  # noqa: BLE001 - a bug here must not break the response
+                self.observe(InternalError("begin", error))
+                step = None
+            steps.append(step)
+            if isinstance(step, Prepared):
+                pipelines.append(step.pipeline)
+            elif isinstance(step, PartExchange):
+                if step.refresh is not None and pipelines:  # an interruption would have to undo it
+                    return self._begin_together(request, inner, parts, steps)
+                if step.response is not None:
+                    break
+            elif step is not None:
+                return self._begin_together(request, inner, parts, steps)
+        if not pipelines:
+            return self.exchange(request, inner, steps)
+        pipeline = pipelines[0] if len(pipelines) == 1 else joined(pipelines)
+        return Begun(pipeline, self, request, inner, parts, steps)
+
+    async def begin(self, request: HTTPRequest, inner: Engine | None = None) -> Exchange:
+        """Decide about a request, as the caller of ``prepare`` does without a flow.
+
         If interrupted, it finishes the exchanges that it has begun, since it returns none.
         """
-        begun: list[PartExchange | Exchange] = []
-        if inner is None and len(self._parts) == 1:  # nothing to join
-            await self._begin_part(self._parts[0], request, begun)
-            return Exchange(self, request, cast("list[PartExchange]", begun))
-        flows: list[Flow[object]] = [self._begin_part(part, request, begun) for part in self._parts]
-        if inner is not None:
-            flows.append(_begin_inner(inner, request, begun))
+        begun = self.prepare(request, inner)
+        if isinstance(begun, Begun):
+            try:
+                replies = await begun.pipeline
+            except Exception as error:  # noqa: BLE001 - each part handles it
+                begun = begun.receive(error)
+            else:
+                begun = begun.receive(replies)
+        return begun if isinstance(begun, Exchange) else await begun
+
+    async def begin_in_turn(self, request: HTTPRequest) -> Exchange:
+        """Decide about a request with each part once those further out let it pass. A flow."""
+        begun: list[PartExchange] = []
+        try:
+            for part in self.parts:
+                if _has_response(await self._guarded(part.begin, request, begun)):
+                    break
+        except (Exception, GeneratorExit):
+            raise
+        except BaseException:
+            await self.abandon(begun)
+            raise
+        return Exchange(self, request, begun)
+
+    async def _begin_together(
+        self,
+        request: HTTPRequest,
+        inner: Engine | None,
+        parts: tuple[Part, ...],
+        steps: list[Any],
+    ) -> Exchange:
+        """Join the pipelines of parts of which some need more than one; ``steps`` are the first."""
+        begun: list[PartExchange] = []
+        flows = [
+            *(self._guarded(part.go_on, step, begun) for part, step in zip(parts, steps)),  # noqa: B905
+            *(self._guarded(part.begin, request, begun) for part in parts[len(steps) :]),
+        ]
         try:
             results = await together(*flows, enough=_has_response)
         except (Exception, GeneratorExit):  # no part has begun, or the flow was closed
             raise
         except BaseException:
-            await self._abandon(begun)
+            await self.abandon(begun)
             raise
-        handed: Exchange | None = results.pop() if inner is not None else None
-        return Exchange(self, request, [part for part in results if part is not None], handed)
+        return self.exchange(request, inner, results)
 
-    async def begin_in_turn(self, request: HTTPRequest) -> Exchange:
-        """Decide about a request with each part once those further out let it pass. A flow."""
-        begun: list[PartExchange | Exchange] = []
-        try:
-            for part in self._parts:
-                if _has_response(await self._begin_part(part, request, begun)):
-                    break
-        except (Exception, GeneratorExit):
-            raise
-        except BaseException:
-            await self._abandon(begun)
-            raise
-        return Exchange(self, request, cast("list[PartExchange]", begun))
-
-    async def _begin_part(
+    async def _guarded(
         self,
-        part: Part,
-        request: HTTPRequest,
-        begun: list[PartExchange | Exchange],
+        function: Callable[[Any], Flow[PartExchange | None]],
+        given: Any,
+        begun: list[PartExchange],
     ) -> PartExchange | None:
         try:
-            result = await part.begin(request)
+            result = await function(given)
         except ConfigurationError:
             raise
         except Exception as error:  # noqa: BLE001 - a bug here must not break the response
@@ -172,7 +245,8 @@ class Engine:
             begun.append(result)
         return result
 
-    async def _abandon(self, begun: list[PartExchange | Exchange]) -> None:
+    async def abandon(self, begun: Sequence[PartExchange]) -> None:
+        """Finish what nothing will go on with. A flow."""
         for one in begun:
             try:
                 if (flow := one.finish(complete=False)) is not None:
@@ -180,17 +254,83 @@ class Engine:
             except Exception as error:  # noqa: BLE001 - the interruption passes on
                 self.observe(InternalError("begin", error))
 
+    def exchange(
+        self, request: HTTPRequest, inner: Engine | None, results: list[PartExchange | None]
+    ) -> Exchange:
+        """Return the exchange of all parts, with that of ``inner`` if it has been begun."""
+        if inner is None:
+            return Exchange(self, request, [one for one in results if one is not None])
+        count = len(self.parts)
+        own = [one for one in results[:count] if one is not None]
+        further = [one for one in results[count:] if one is not None]
+        handed = None
+        if further or not any(map(_has_response, own)):
+            handed = Exchange(inner, request, further)
+        return Exchange(self, request, own, handed)
 
-async def _begin_inner(
-    inner: Begins, request: HTTPRequest, begun: list[PartExchange | Exchange]
-) -> Exchange:
-    result = await inner.begin(request)
-    begun.append(result)
-    return result
+
+class Begun(Prepared, eq=False):
+    """A request whose parts wait for the replies to one pipeline."""
+
+    _engine: Engine
+    _request: HTTPRequest
+    _inner: Engine | None
+    _parts: tuple[Part, ...]
+    _steps: list[Any]
+
+    def receive(self, replies: list[Reply] | Exception) -> Exchange | Flow[Exchange]:
+        """Have each part go on with its replies, or with the error of the call.
+
+        Returns a flow where a part needs more than one pipeline.
+        """
+        steps, end, more = self._steps, 0, False
+        for index, step in enumerate(steps):
+            if not isinstance(step, Prepared):
+                continue
+            begin, end = end, end + len(step.pipeline.commands)
+            result: Received = None
+            try:
+                if isinstance(replies, list):
+                    result = self._parts[index].receive(step, replies[begin:end])
+                elif isinstance(replies, UpstashError):
+                    result = self._parts[index].receive(step, replies)
+                else:
+                    self._engine.observe(InternalError("begin", replies))
+            except Exception as error:  # noqa: BLE001 - a bug here must not break the response
+                self._engine.observe(InternalError("begin", error))
+            steps[index] = result
+            more = more or not (result is None or isinstance(result, PartExchange))
+        return self._go_on() if more else self._engine.exchange(self._request, self._inner, steps)
+
+    async def _go_on(self) -> Exchange:
+        """Run the flows of parts that need more, outermost first, until one has a response."""
+        steps, stopped = self._steps, False
+        try:
+            for index, step in enumerate(steps):
+                if isinstance(step, Coroutine):
+                    steps[index] = None
+                    if stopped:
+                        step.close()
+                        continue
+                    try:
+                        steps[index] = await step
+                    except Exception as error:  # noqa: BLE001 - as in prepare
+                        self._engine.observe(InternalError("begin", error))
+                stopped = stopped or _has_response(steps[index])
+        except GeneratorExit:
+            raise
+        except BaseException:
+            await self._engine.abandon([one for one in steps if isinstance(one, PartExchange)])
+            raise
+        finally:
+            for step in steps:
+                if isinstance(step, Coroutine):
+                    step.close()
+        return self._engine.exchange(self._request, self._inner, steps)
 
 
-def _has_response(begun: object) -> bool:
-    return getattr(begun, "response", None) is not None
+def _has_response(begun: PartExchange | None) -> bool:
+    return begun is not None and begun.response is not None
 
 
 class Exchange:
@@ -255,7 +395,7 @@ class Exchange:
                     self._refresh = Exchange(engine, refresh.request, [refresh.exchange])
                 self.response = self._outward_from(index, part.response)
                 return
-        for part in parts:
+        for part in self.watching:
             try:
                 self.request = part.request_to_forward(self.request)
             except Exception as error:  # noqa: BLE001 - the request goes on without this part
@@ -270,7 +410,10 @@ class Exchange:
         outgoing: ResponseHead | Response = head
         for part in reversed(self._parts):
             try:
-                outgoing = _outward(part, outgoing)
+                if isinstance(outgoing, Response):
+                    outgoing = _outward(part, outgoing)
+                else:
+                    outgoing = part.head(outgoing)
             except Exception as error:  # noqa: BLE001 - the response goes on without this part
                 self._leave_out(part, "head", error)
         return outgoing
@@ -355,13 +498,17 @@ class Exchange:
         the client left, the response was cut short, or the server read a file itself.
         """
         pending: list[Flow[None]] = []
-        for part in self._parts:
-            self._finish(part, complete, pending)
-        for part in self._unreached:
-            self._finish(part, False, pending)
-        for one in (self.inner, self._refresh):  # nothing has taken them
-            if one is not None:
-                self._finish(one, False, pending)
+        # Nothing has taken the last two.
+        for one in (*self._parts, *self._unreached, self.inner, self._refresh):
+            if one is None:
+                continue
+            try:
+                flow = one.finish(complete=complete and one in self._parts)
+            except Exception as error:  # noqa: BLE001 - the response was sent long ago
+                self.engine.observe(InternalError("finish", error))
+            else:
+                if flow is not None:
+                    pending.append(self._guarded("finish", flow))
         return _all(pending) if pending else None
 
     def take_inner(self) -> Exchange | None:
@@ -381,19 +528,8 @@ class Exchange:
     def _outward_from(self, index: int, response: Response) -> Response:
         """Pass a part's whole response through the parts outside of it."""
         for outer in reversed(self._parts[:index]):
-            response = cast("Response", _outward(outer, response))
+            response = _outward(outer, response)
         return response
-
-    def _finish(
-        self, one: Exchange | PartExchange, complete: bool, pending: list[Flow[None]]
-    ) -> None:
-        try:
-            flow = one.finish(complete=complete)
-        except Exception as error:  # noqa: BLE001 - the response was sent long ago
-            self.engine.observe(InternalError("finish", error))
-            return
-        if flow is not None:
-            pending.append(self._guarded("finish", flow))
 
     async def _guarded(self, where: str, flow: Flow[None]) -> None:
         try:
@@ -409,12 +545,10 @@ class Exchange:
         self.engine.observe(InternalError(where, error))
 
 
-def _outward(part: PartExchange, outgoing: ResponseHead | Response) -> ResponseHead | Response:
-    """Pass what comes from inside through a part; a whole Response keeps its body."""
-    if not isinstance(outgoing, Response):
-        return part.head(outgoing)
-    head = part.head(outgoing.head)
-    return head if isinstance(head, Response) else Response(head, outgoing.body)
+def _outward(part: PartExchange, response: Response) -> Response:
+    """Pass a whole response from inside through a part; it keeps its body."""
+    head = part.head(response.head)
+    return head if isinstance(head, Response) else Response(head, response.body)
 
 
 async def _all(flows: list[Flow[None]]) -> None:

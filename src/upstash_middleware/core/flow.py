@@ -216,9 +216,9 @@ class _Lane:
 async def _send_joined(lanes: list[_Lane]) -> None:
     """Send the pipelines of flows in one call, and resume each with its replies."""
     alone = [lane for lane in lanes if not _is_joinable(lane.pipeline)] if len(lanes) > 1 else []
-    joined = [lane for lane in lanes if lane not in alone]
+    shared = [lane for lane in lanes if lane not in alone]
     try:
-        for group in filter(None, [joined, *([lane] for lane in alone)]):
+        for group in filter(None, [shared, *([lane] for lane in alone)]):
             await _send(group)
     except (Exception, GeneratorExit):  # nothing drives this flow after a close
         raise
@@ -236,7 +236,7 @@ async def _send_joined(lanes: list[_Lane]) -> None:
 async def _send(lanes: list[_Lane]) -> None:
     pipelines = [cast("Pipeline", lane.pipeline) for lane in lanes]
     try:
-        replies = await (pipelines[0] if len(pipelines) == 1 else _joined(pipelines))
+        replies = await (pipelines[0] if len(pipelines) == 1 else joined(pipelines))
     except Exception as error:  # noqa: BLE001 - each flow handles the failure of its commands
         for lane in lanes:
             await lane.perform(lane.step(lane.flow.throw, error))
@@ -267,7 +267,8 @@ def _is_text(word: bytes) -> bool:
     return True
 
 
-def _joined(pipelines: list[Pipeline]) -> Pipeline:
+def joined(pipelines: list[Pipeline]) -> Pipeline:
+    """Return one pipeline for several, with the longest deadline of those that do not yield."""
     leading = [pipeline for pipeline in pipelines if not pipeline.yields]
     deadlines = [pipeline.deadline for pipeline in leading or pipelines]
     return Pipeline(

@@ -59,6 +59,7 @@ from upstash_middleware.core.cache.profiles import profile_named
 from upstash_middleware.core.cache.reflection import reflected_fields as url_fields
 from upstash_middleware.core.cache.reflection import reflected_key
 from upstash_middleware.core.cache.store import L1, Purge, Store, Target, read_scripts
+from upstash_middleware.core.engine import Part
 from upstash_middleware.core.flow import call
 from upstash_middleware.core.lru import LRU
 from upstash_middleware.core.patterns import Unmatched, other_readings
@@ -118,7 +119,7 @@ class _Resource(Struct, frozen=True):
     """Why requests for it bypass the cache, if they do."""
 
 
-class Cache:
+class Cache(Part):
     """A shared cache (RFC 9111) over stored responses on Redis."""
 
     def __init__(  # noqa: PLR0913 - keyword arguments, each a setting
@@ -204,6 +205,10 @@ class Cache:
         self._unmatched = Unmatched(paths, observe)
         self._covering = [(rule, self._context_of(rule)) for rule in self._rules]
         self._resources: dict[tuple[str, ...], _Resource] = {}
+
+    def prepare(self, request: HTTPRequest) -> Flow[CacheExchange]:
+        """Return the flow of ``begin``."""
+        return self.begin(request)
 
     async def begin(self, request: HTTPRequest) -> CacheExchange:
         """Look a request up, if a rule covers it. Never raises an UpstashError."""
@@ -615,7 +620,7 @@ _PARAMETERS = ("url", "tag", "everything", "soft")
 _YES = frozenset({"1", "true", "yes", "on"})
 
 
-class PurgeEndpoint:
+class PurgeEndpoint(Part):
     """Answers the requests for one path; implements ``core.engine.Part``."""
 
     __slots__ = ("_emit", "_purge", "_token", "path")
@@ -632,7 +637,7 @@ class PurgeEndpoint:
         """Whether a request is for the endpoint."""
         return request.path == self.path
 
-    async def begin(self, request: HTTPRequest) -> Answered:
+    async def prepare(self, request: HTTPRequest) -> Answered:
         """Answer a request: 200, or why nothing was purged."""
         return Answered(response=await self._answer(request))
 

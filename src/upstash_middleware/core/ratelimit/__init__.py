@@ -15,8 +15,7 @@ from upstash_middleware.core.ratelimit.algorithms import (
     parse_limits,
 )
 from upstash_middleware.core.ratelimit.decision import Decision, PolicyState
-from upstash_middleware.core.ratelimit.exchange import RateLimitExchange
-from upstash_middleware.core.ratelimit.limiter import Explanation, RateLimiter
+from upstash_middleware.core.ratelimit.limiter import Explanation, RateLimiter, RateLimitExchange
 from upstash_middleware.core.ratelimit.rules import UNLIMITED, RateLimitRule, rule_from_mapping
 
 if TYPE_CHECKING:

@@ -62,6 +62,8 @@ class CompiledRule(Struct, frozen=True, kw_only=True):
     policies: tuple[Policy, ...]
     """Empty for an exempting rule, one with tiers, one with a limiter of ``upstash_ratelimit``."""
     methods: frozenset[str]
+    selects: bool
+    """Whether it covers only some methods, hosts or paths."""
     is_default: bool = False
     at_handler: bool = False
     """Whether it is in front of a handler, where each request costs the handler's work."""
@@ -234,6 +236,7 @@ def _compiled(rule: RateLimitRule, setting: str, prefix: str) -> CompiledRule:
         policies=tuple(_policy(rule, limit, several=len(limits) > 1) for limit in limits),
         # Frameworks answer HEAD with the handler of GET.
         methods=methods | {"HEAD"} if "GET" in methods else methods,
+        selects=bool(methods or rule.hosts or rule.path),
         has_slots=has_slots,
         settles=rule.settle is not None or has_slots,
         is_exempt=rule.parsed is None and rule.when is None,

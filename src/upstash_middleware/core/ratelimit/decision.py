@@ -6,8 +6,9 @@ import json
 import math
 import re
 import threading
+from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -15,16 +16,16 @@ from msgspec.structs import replace
 from upstash_middleware.core.ratelimit.algorithms.limit import MAX_QUOTA
 from upstash_middleware.messages import (
     LONGEST_VALUE,
+    WITHOUT_BODY,
     Headers,
+    HTTPRequest,
     Response,
     ResponseHead,
     split_list,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
-
-    from upstash_middleware.messages import HTTPRequest
+    from collections.abc import Collection, Sequence
 
 
 class PolicyState(Struct, frozen=True):
@@ -422,6 +423,41 @@ def completing(denial: Headers, names: Collection[str]) -> Fields:
     if not LIMIT_FIELDS.isdisjoint(names):
         present |= LIMIT_FIELDS
     return denial.without(*present).raw
+
+
+DeniedResponse = tuple[int, Mapping[str, str], str | bytes] | None
+"""A status, header fields and a body, text in UTF-8; None for this package's own response."""
+OnDenied = Callable[[HTTPRequest, Decision], DeniedResponse | Awaitable[DeniedResponse]]
+_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_ENDS_LINES = re.compile(r"[\r\n\x00]")
+_FRAMING = frozenset({"content-length", "transfer-encoding"})
+"""Fields that follow from the body."""
+
+
+def custom_denial(returned: Any, own: Response, request: HTTPRequest) -> Response:
+    """Return the response that an ``on_denied`` has returned, with the fields that it lacks.
+
+    Raises an exception if it is not one.
+    """
+    if not isinstance(returned, tuple | list) or len(returned) != 3:
+        raise TypeError(f"on_denied returned {returned!r}; it should return (status, fields, body)")
+    status, fields, body = returned
+    if type(status) is not int or not 200 <= status <= 599:
+        raise ValueError(f"on_denied returned the status {status!r}; it should be 200 to 599")
+    if not isinstance(body, str | bytes):
+        raise TypeError(f"on_denied returned the body {body!r}; it should be text or bytes")
+    body = body.encode() if isinstance(body, str) else body
+    lines = [(name, text) for name, text in dict(fields).items() if name.lower() not in _FRAMING]
+    for name, text in lines:
+        # What breaks a line would end the connection, or forge a field (RFC 9110 §5.1, §5.5).
+        if not _FIELD_NAME.fullmatch(name) or _ENDS_LINES.search(text):
+            raise ValueError(f"on_denied returned the field {name!r}: {text!r}, which is not one")
+    given = Headers((name.encode("latin-1"), text.encode("latin-1")) for name, text in lines)
+    missing = completing(own.head.headers, given.names())
+    if status in WITHOUT_BODY:
+        return Response(ResponseHead(status, given.adding(*missing)))
+    headers = given.setting("content-length", str(len(body))).adding(*missing)
+    return Response(ResponseHead(status, headers), b"" if request.method == "HEAD" else body)
 
 
 @lru_cache(maxsize=256)

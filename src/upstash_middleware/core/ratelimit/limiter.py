@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
+from functools import partial
 from os import urandom
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from upstash_middleware.core.flow import Command, Pipeline, together
+from upstash_middleware.core.engine import Part, PartExchange, Prepared
+from upstash_middleware.core.flow import Command, Flow, Pipeline, call, together
 from upstash_middleware.core.identify import Identifier, client_ip, key_text, peer_address
 from upstash_middleware.core.patterns import Unmatched, other_readings
+from upstash_middleware.core.ratelimit.algorithms import Concurrency
 from upstash_middleware.core.ratelimit.algorithms.limit import MAX_QUOTA
 from upstash_middleware.core.ratelimit.charging import (
     Charging,
     Match,
     RuleCharge,
+    checked_cost,
     decide,
     limit_charges,
     longest_deadline,
 )
 from upstash_middleware.core.ratelimit.compiled import compile_rules, uncertain_bases
 from upstash_middleware.core.ratelimit.decision import (
+    LIMIT_FIELDS,
     Decision,
     combined,
+    custom_denial,
     decided,
     denial,
+    limit_fields,
+    may_be_shared,
 )
-from upstash_middleware.core.ratelimit.exchange import RateLimitExchange, Settler
 from upstash_middleware.core.ratelimit.memory import TIME, Denials, ServerClock
 from upstash_middleware.core.ratelimit.script import (
     LocalCounters,
+    Settlement,
     charge_command,
     limit_script,
     read_scripts,
     read_verdicts,
-    script_command,
+    settle_command,
 )
 from upstash_middleware.errors import CommandError, UpstashError
 from upstash_middleware.events import (
@@ -46,20 +54,24 @@ from upstash_middleware.events import (
     UserCodeFailed,
     hears,
 )
+from upstash_middleware.messages import NO_HEADERS, HTTPRequest, ResponseHead
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from upstash_middleware.core.clock import Clock
-    from upstash_middleware.core.flow import Argument, Flow, Reply
+    from upstash_middleware.core.engine import Step
+    from upstash_middleware.core.flow import Argument, Reply
     from upstash_middleware.core.identify import AnyExtractor
     from upstash_middleware.core.ratelimit.compiled import CompiledRule
     from upstash_middleware.core.ratelimit.dashboard import Analytics, Counts, DenyList
+    from upstash_middleware.core.ratelimit.decision import OnDenied
     from upstash_middleware.core.ratelimit.rules import RateLimitRule, SdkLimiter
     from upstash_middleware.events import Observer
-    from upstash_middleware.messages import HTTPRequest
+    from upstash_middleware.messages import Response
 
 _DURING = "rate limit"
+_SETTLING = "rate limit settling"
 _ANSWERED = UpstashAnswered(_DURING)
 
 
@@ -77,12 +89,12 @@ class Explanation(Struct, frozen=True):
     decision: Decision
 
 
-class _Call(Struct):
+class _Call(Prepared, eq=False):
     """A script call to be sent, and the charges that it takes."""
 
+    request: HTTPRequest
     charges: list[RuleCharge]
     now_ms: int
-    pipeline: Pipeline
     time_sent: float | None
     """When the TIME in the same pipeline was sent; None without one."""
     forgotten: int
@@ -98,8 +110,8 @@ def _refuse(flow: Flow[None]) -> None:
     raise RuntimeError("charge: the response has been sent and its cost is settled; charge before")
 
 
-class RateLimiter:
-    """Decides about requests by rules; implements ``core.engine.Part``.
+class RateLimiter(Part):
+    """Decides about requests by rules.
 
     Creating one needs neither credentials nor network.
 
@@ -121,6 +133,9 @@ class RateLimiter:
         random: Returns a random whole number from 1, which identifies a slot.
         also: Extractors of other rules of the application, which may configure its proxies.
         perform: Drives a flow that nothing waits for: a charge after the request is settled.
+        on_denied: Returns the application's own response to a denial, or None for this package's.
+        exempts: Selects the requests that are not counted. If it raises, as in a framework that
+            cannot look up its routes, a request is counted.
 
     Raises:
         ConfigurationError: Two rules have one name, or the default does not cover all requests.
@@ -145,6 +160,8 @@ class RateLimiter:
         random: Callable[[], int] = _token,
         also: Sequence[AnyExtractor] = (),
         perform: Callable[[Flow[None]], object] = _refuse,
+        on_denied: OnDenied | None = None,
+        exempts: Callable[[HTTPRequest], bool] | None = None,
     ) -> None:
         read_scripts()
         self._rules = compile_rules(tuple(rules), default, prefix, also, at_handler=at_handler)
@@ -156,11 +173,14 @@ class RateLimiter:
         self._match: Match = match
         self._random = random
         self._perform = perform
+        self._on_denied = on_denied
+        self._exempts = exempts
         self._denials = denials or Denials(remember_denials)
         self._deny_list_prefix = deny_list
         self._analytics_prefix = analytics
         self._needs_more = bool(deny_list or analytics)
         """Whether requests need more than a script call."""
+        self._reads_paths = any(rule.rule.path or rule.rule.when for rule in self._rules)
         self._emits = bool(analytics) or hears(observe, RateLimitDecided)
         self._start()
 
@@ -197,36 +217,69 @@ class RateLimiter:
         if self._analytics_prefix:
             self._analytics = Analytics(self._analytics_prefix, self._time)
 
-    async def begin(self, request: HTTPRequest) -> RateLimitExchange:
-        """Decide about a request. A flow; it never raises an UpstashError."""
+    def prepare(self, request: HTTPRequest) -> Step:
+        """Begin a request: with a script call if it is of the usual kind, or else with a flow."""
+        if self._exempts is not None:
+            try:
+                if self._exempts(request):
+                    return None
+            except Exception as error:  # noqa: BLE001 - a fault in routing must lift no limit
+                self._observe(UserCodeFailed("looking for an exempt handler", error))
         if self._unmatched.left:
             self._unmatched.count()
-        try:
-            call = None if self._needs_more else self._prepare(request)
-        except Exception:  # noqa: BLE001 - the flow for unusual requests reports it
-            call = None
-        if call is None:
-            return await self._begin_unusual(request)
-        if isinstance(call, RateLimitExchange):
-            return call
-        try:
-            replies = await call.pipeline
-        except UpstashError as error:
-            self._fail(call, error)
-        else:
-            self._receive(call, replies)
-        return self._exchange(request, call.charges)
+        if not self._needs_more:
+            try:
+                charges = self._simple_charges(request)
+            except Exception:  # noqa: BLE001 - the flow for unusual requests reports it
+                charges = None
+            if charges is not None:
+                return self._call(request, charges) if charges else None
+        return self._begin_unusual(request)
 
-    def _prepare(self, request: HTTPRequest) -> _Call | RateLimitExchange | None:
-        """Prepare the script call for a request of the usual kind; None for one that needs more."""
-        charges = self._simple_charges(request)
-        if charges is None:
+    async def begin(self, request: HTTPRequest) -> RateLimitExchange:
+        """Decide about a request by this limiter alone, also if no rule covers it. A flow."""
+        begun = await super().begin(request)
+        if isinstance(begun, RateLimitExchange):
+            return begun
+        return RateLimitExchange(request, self._settler)
+
+    def _simple_charges(self, request: HTTPRequest) -> list[RuleCharge] | None:
+        """Return the charges of a request if all rules that cover it are simple, else None."""
+        if self._reads_paths and other_readings(request.path):
             return None
-        if not charges:
-            return RateLimitExchange(request, self._settler)
+        charges: list[RuleCharge] = []
+        for rule in self._rules:
+            if rule.is_default and charges:
+                continue
+            if (rule.selects or request.method == "OPTIONS") and not rule.covers(request):
+                continue
+            if self._unmatched.left:
+                self._unmatched.waiting.pop(rule.setting, None)
+            if rule.is_exempt:
+                return []
+            if rule.simple_by is None:
+                return None
+            found = rule.simple_by(request)
+            if found is not None:
+                self._charging.advisor.look(rule, found, request)
+            elif (found := rule.client_address(request) or peer_address(request)) is None:
+                return None
+            text = key_text(found, self._secret)
+            base = rule.base + text if rule.rule.shared_prefix is None else rule.key_base(text)
+            charges.append(RuleCharge(rule, text, base, rule.cost))
+            if self._match == "first":
+                break
+        return charges
+
+    def _call(
+        self, request: HTTPRequest, charges: list[RuleCharge]
+    ) -> _Call | RateLimitExchange | Flow[RateLimitExchange]:
+        """Return the script call that takes simple charges, unless a denial is remembered."""
         bases = self._denials.bases
-        if known := [each for each in charges if each.base in bases and self._recall(each)]:
-            return self._exchange(request, known)
+        if bases and (
+            known := [each for each in charges if each.base in bases and self._recall(each)]
+        ):
+            return self._answered(request, known)
         now_ms, deadline = self._time.now_ms(), 0.0
         keys: list[Argument] = []
         arguments: list[Argument] = [str(now_ms), "take"]
@@ -238,55 +291,49 @@ class RateLimiter:
                 arguments += policy.words
             if rule.changed_at is not None:
                 keys.append(rule.changed_at)
-        command = script_command(limit_script(), keys, arguments)
-        return self._call(charges, command, now_ms, deadline)
-
-    def _simple_charges(self, request: HTTPRequest) -> list[RuleCharge] | None:
-        """Return the charges of a request if all rules that cover it are simple, else None."""
-        if other_readings(request.path):
-            return None
-        charges: list[RuleCharge] = []
-        for rule in self._rules:
-            if not rule.covers(request) or (rule.is_default and charges):
-                continue
-            self._unmatched.waiting.pop(rule.setting, None)
-            if rule.is_exempt:
-                return []
-            if rule.simple_by is None:
-                return None
-            found = rule.simple_by(request)
-            if found is not None:
-                self._charging.advisor.look(rule, found, request)
-            elif (found := rule.client_address(request) or peer_address(request)) is None:
-                return None
-            text = key_text(found, self._secret)
-            charges.append(RuleCharge(rule, text, rule.key_base(text), rule.cost))
-            if self._match == "first":
-                break
-        return charges
+        script = limit_script()
+        words = ("EVALSHA", script.sha, str(len(keys)), *keys, *arguments)
+        return self._with_time(request, charges, Command(words, False, script), now_ms, deadline)
 
     def _recall(self, charge: RuleCharge) -> bool:
         """Decide by a remembered denial, if there is one."""
         charge.decision = self._denials.recall(charge.denial_key, self._time)
         return charge.decision is not None
 
-    def _call(
-        self, charges: list[RuleCharge], command: Command, now_ms: int, deadline: float
+    def _with_time(
+        self,
+        request: HTTPRequest,
+        charges: list[RuleCharge],
+        command: Command,
+        now_ms: int,
+        deadline: float,
     ) -> _Call:
         """Return a script call, with a TIME in its pipeline if one is due."""
         forgotten = self._denials.forgotten
         if not self._time.needs_time():
-            return _Call(charges, now_ms, Pipeline((command,), deadline), None, forgotten)
+            pipeline = Pipeline((command,), deadline)
+            return _Call(pipeline, request, charges, now_ms, None, forgotten)
         pipeline = Pipeline((command, TIME), deadline)
-        return _Call(charges, now_ms, pipeline, self._time.sent(), forgotten)
+        return _Call(pipeline, request, charges, now_ms, self._time.sent(), forgotten)
 
-    def _receive(self, call: _Call, replies: list[Reply]) -> None:
+    def receive(
+        self, prepared: _Call, replies: list[Reply] | UpstashError
+    ) -> RateLimitExchange | Flow[RateLimitExchange]:
+        """Decide by the replies to a script call, or by each rule's policy if it failed."""
+        if isinstance(replies, UpstashError):
+            self._fail(prepared, replies)
+        else:
+            self._decide(prepared, replies)
+        return self._answered(prepared.request, prepared.charges)
+
+    def _decide(self, call: _Call, replies: list[Reply]) -> None:
         """Decide by the script's verdicts, and remember denials."""
         charges, denials, now_ms = call.charges, self._denials, call.now_ms
-        if call.time_sent is not None:
-            self._time.learn(replies[1], call.time_sent)
         try:
-            verdicts = read_verdicts(replies[0], sum([len(each.rule.policies) for each in charges]))
+            if call.time_sent is not None:
+                self._time.learn(replies[1], call.time_sent)
+            count = sum([len(each.rule.policies) for each in charges])
+            verdicts = read_verdicts(replies[0], count)
         except UpstashError as error:
             self._fail(call, error)
             return
@@ -317,6 +364,31 @@ class RateLimiter:
         for charge in charges:
             charge.decision = replace(cast("Decision", charge.decision), settled_by="local")
             charge.where = None
+
+    def _answered(
+        self, request: HTTPRequest, charges: Sequence[RuleCharge]
+    ) -> RateLimitExchange | Flow[RateLimitExchange]:
+        """Return the exchange, or the flow that has the application write its denial."""
+        exchange = self._exchange(request, charges)
+        if exchange.response is None or self._on_denied is None:
+            return exchange
+        return self._deny(request, exchange, exchange.response, self._on_denied)
+
+    async def _deny(
+        self,
+        request: HTTPRequest,
+        exchange: RateLimitExchange,
+        own: Response,
+        on_denied: OnDenied,
+    ) -> RateLimitExchange:
+        """Replace a denial by the application's response to it, if that is a valid one."""
+        try:
+            returned: Any = await call(on_denied, request, exchange.decision)
+            if returned is not None:
+                exchange.response = custom_denial(returned, own, request)
+        except Exception as error:  # noqa: BLE001 - whatever the application's function raises
+            self._observe(UserCodeFailed("on_denied", error))
+        return exchange
 
     def _exchange(self, request: HTTPRequest, charges: Sequence[RuleCharge]) -> RateLimitExchange:
         """Combine the decisions of all rules, and emit each."""
@@ -371,10 +443,11 @@ class RateLimiter:
                 self._recall(charge)
         known = [charge for charge in charges if charge.decision is not None]
         if any(cast("Decision", charge.decision).stops for charge in known):
-            return self._exchange(request, known)
-        if pending := [charge for charge in charges if charge.decision is None]:
+            charges = known
+        elif pending := [charge for charge in charges if charge.decision is None]:
             await self._decide_pending(pending, request)
-        return self._exchange(request, charges)
+        answered = self._answered(request, charges)
+        return answered if isinstance(answered, RateLimitExchange) else await answered
 
     def _is_listed(self, charge: RuleCharge, request: HTTPRequest) -> bool:
         listed = self._deny_list
@@ -388,7 +461,7 @@ class RateLimiter:
             if not charge.rule.policies
         ]
         if own := [charge for charge in charges if charge.rule.policies]:
-            flows.append(self._take(own, deadline))
+            flows.append(self._take(own, request, deadline))
         if self._deny_list is not None:
             flows.append(self._look_up(self._deny_list, charges, request, deadline))
         if self._analytics is not None and (due := self._analytics.take_due()):
@@ -399,11 +472,11 @@ class RateLimiter:
             for charge in charges:
                 charge.decide_by("deny list")
 
-    async def _take(self, charges: list[RuleCharge], deadline: float) -> None:
+    async def _take(self, charges: list[RuleCharge], request: HTTPRequest, deadline: float) -> None:
         """Take the charges of this package's limits, all in one call of the script."""
         now_ms = self._time.now_ms()
         command = charge_command(limit_charges(charges), now_ms)
-        call = self._call(charges, command, now_ms, deadline)
+        call = self._with_time(request, charges, command, now_ms, deadline)
         try:
             replies = await call.pipeline
         except UpstashError as error:
@@ -414,7 +487,7 @@ class RateLimiter:
             await self._settler.release_slots(charges)
             raise
         else:
-            self._receive(call, replies)
+            self._decide(call, replies)
 
     async def _call_sdk_limiter(self, charge: RuleCharge, deadline: float) -> None:
         from upstash_middleware.core.ratelimit.sdk import sdk_policy  # noqa: PLC0415
@@ -563,3 +636,210 @@ class RateLimiter:
 
 def _keys(rule: CompiledRule, base: str, now_ms: int) -> tuple[str, ...]:
     return tuple(key for policy in rule.policies for key in policy.limit.keys(base, now_ms))
+
+
+# ------------------------------------------------------------------------------------------------
+# What happens to a request after its limits have let it pass: header fields, slots, settling.
+
+
+class RateLimitExchange(PartExchange):
+    """One request and its response."""
+
+    __slots__ = (
+        "_head",
+        "_renew_at",
+        "_request",
+        "_settler",
+        "_settles",
+        "_slot_life",
+        "decision",
+        "holds",
+        "response",
+        "taken",
+    )
+
+    def __init__(
+        self,
+        request: HTTPRequest,
+        settler: Settler,
+        decision: Decision | None = None,
+        taken: Sequence[RuleCharge] = (),
+        response: Response | None = None,
+    ) -> None:
+        self.decision: Decision | None = decision
+        """None for a request that is exempt or that no rule covers."""
+        self.response: Response | None = response
+        self.taken: Sequence[RuleCharge] = taken
+        """The charges that were taken.
+
+        For a denial there are none, unless something else overruled these rules: then they are
+        refunded.
+        """
+        self._request = request
+        self._settler = settler
+        self._head: ResponseHead | None = None
+        self._settles = False
+        """Whether there may be something to settle if the application charges nothing."""
+        self.holds: bool = False
+        """Whether the request has slots, which expire unless they are renewed."""
+        for charge in taken:
+            if charge.rule.settles:
+                self._settles = True
+                self.holds = self.holds or charge.rule.has_slots
+        if self.holds:
+            slots = _slots(taken, 1)
+            self._slot_life = min([slot.limit.milliseconds for slot in slots]) / 1000
+            self._renew_at = settler.time.monotonic() + self._slot_life / 2
+
+    def head(self, head: ResponseHead) -> ResponseHead:
+        """Return the head with the limits' fields.
+
+        Without them if it has such fields already, or a shared cache might store them.
+        """
+        self._head = head
+        if self.decision is None or not LIMIT_FIELDS.isdisjoint(head.headers.names()):
+            return head
+        if may_be_shared(self._request, head):
+            return head
+        fields = limit_fields(self.decision, self._settler.time.now())
+        return ResponseHead(head.status, head.headers.adding(*fields)) if fields else head
+
+    def failed(self) -> None:
+        """Note that the application raised before it had a response: it is settled as a 500."""
+        self._head = self._head or ResponseHead(500, NO_HEADERS)
+
+    def renewal(self) -> Flow[None] | None:
+        """Return what renews the request's slots, None before half of their lifetime has passed."""
+        if not self.holds or (now := self._settler.time.monotonic()) < self._renew_at:
+            return None
+        self._renew_at = now + self._slot_life / 8  # if it fails, there are some tries left
+        return self._renew(now + self._slot_life / 2)
+
+    async def _renew(self, renew_at: float) -> None:
+        # A slot that has expired is taken again, whatever is in flight by now: so is this request.
+        if await self._settler.carry_out(_slots(self.taken, 1), self.taken):
+            self._renew_at = renew_at
+
+    def finish(self, *, complete: bool) -> Flow[None] | None:  # noqa: ARG002 - the protocol's name
+        """Return the flow that settles the final cost, None if that cost was already taken."""
+        taken, settler = self.taken, self._settler
+        if not taken:
+            return None
+        if self.response is not None:
+            due = _settlements((charge, -charge.cost) for charge in taken)
+            return settler.settle(due, taken)
+        charged = 0
+        if self.decision is not None:
+            charged = self.decision.ledger.close(partial(settler.charge_late, taken))
+        if not (self._settles or charged):
+            return None
+        return settler.settle_request(self._request, self._head, taken, charged)
+
+
+class Settler:
+    """Settles the final costs of requests, in separate calls; ``deadline`` is in seconds."""
+
+    def __init__(
+        self,
+        time: ServerClock,
+        observe: Observer,
+        deadline: float,
+        denials: Denials,
+        perform: Callable[[Flow[None]], object],
+    ) -> None:
+        self.time = time
+        self._observe = observe
+        self._deadline = deadline
+        self._denials = denials
+        self._perform = perform
+
+    async def settle_request(
+        self,
+        request: HTTPRequest,
+        head: ResponseHead | None,
+        taken: Sequence[RuleCharge],
+        charged: int,
+    ) -> None:
+        """Charge or refund the difference to the final cost. A flow; never raises UpstashError.
+
+        ``charged`` is what the application charges in addition. ``head`` is None where the client
+        left before there was a response: the cost remains, else leaving early would cost nothing.
+        """
+        due = []
+        for charge in taken:
+            cost, settle = charge.cost, charge.rule.rule.settle
+            if settle is not None and head is not None:
+                try:
+                    cost = checked_cost(await call(settle, request, head))
+                except Exception as error:  # noqa: BLE001 - whatever the application's function raises
+                    self._observe(UserCodeFailed(charge.rule.named("settle"), error))
+            due.append((charge, cost + charged - charge.cost))
+        self._mark_uncertain(due)
+        await self.carry_out(_settlements(due), taken)
+
+    def charge_late(self, taken: Sequence[RuleCharge], units: int) -> None:
+        """Charge for a request that is settled already, in a separate call."""
+        if units:
+            due = [(charge, units) for charge in taken]
+            self._mark_uncertain(due)
+            late = [each for each in _settlements(due) if not isinstance(each.limit, Concurrency)]
+            self._perform(self.settle(late, taken))
+
+    def release_slots(self, charges: Sequence[RuleCharge]) -> Flow[None]:
+        """Return what releases the slots of a request that ends before its verdict is known."""
+        return self.settle(_slots(charges, -1), charges)
+
+    async def settle(
+        self, settlements: Sequence[Settlement], charges: Sequence[RuleCharge]
+    ) -> None:
+        """Settle. A flow; never raises UpstashError."""
+        await self.carry_out(settlements, charges)
+
+    async def carry_out(
+        self, settlements: Sequence[Settlement], charges: Sequence[RuleCharge]
+    ) -> bool:
+        """Return whether the settlements were carried out. A flow; never raises UpstashError."""
+        if not settlements:
+            return True
+        command = settle_command(settlements, self.time.now_ms())
+        try:
+            (reply,) = await Pipeline((command,), longest_deadline(charges, self._deadline))
+            if isinstance(reply, CommandError):
+                raise reply
+        except UpstashError as error:
+            self._observe(UpstashFailed(_SETTLING, error))
+            return False
+        self._observe(UpstashAnswered(_SETTLING))
+        for settlement in settlements:
+            if settlement.units < 0:
+                self._denials.forget(settlement.base)
+        return True
+
+    def _mark_uncertain(self, due: Iterable[tuple[RuleCharge, int]]) -> None:
+        for charge, units in due:
+            if units < 0:
+                self._denials.mark_uncertain(charge.rule.base)
+
+
+def _slots(charges: Sequence[RuleCharge], units: int) -> list[Settlement]:
+    return [
+        Settlement(charge.base, policy.limit, units, charge.token)
+        for charge in charges
+        for policy in charge.rule.policies
+        if isinstance(policy.limit, Concurrency)
+    ]
+
+
+def _settlements(due: Iterable[tuple[RuleCharge, int]]) -> list[Settlement]:
+    """Return the charges and refunds that remain, and the slots to release.
+
+    What rules of one bucket took together is settled once, by the highest of their units.
+    """
+    settlements: dict[tuple[str, int], Settlement] = {}
+    for charge, units in due:
+        for policy, where in zip(charge.rule.policies, charge.where or (), strict=True):
+            own = -1 if isinstance(policy.limit, Concurrency) else units
+            state = policy.limit.state(charge.base)
+            if state not in settlements or own > settlements[state].units:
+                settlements[state] = Settlement(charge.base, policy.limit, own, where)
+    return [settlement for settlement in settlements.values() if settlement.units]

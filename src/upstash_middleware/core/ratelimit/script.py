@@ -107,7 +107,7 @@ def charge_command(charges: Sequence[Charge], now_ms: int, *, peek: bool = False
             keys.append(charge.changed_at)
         changes = charge.changed_at is not None
         arguments += charge_words(charge.limit, charge.cost, charge.group, charge.token, changes)
-    return script_command(limit_script(), keys, arguments)
+    return _command(limit_script(), keys, arguments)
 
 
 def charge_words(
@@ -136,10 +136,10 @@ def settle_command(settlements: Sequence[Settlement], now_ms: int) -> Command:
         if isinstance(limit, Concurrency):
             c = str(where)
         arguments += (limit.name, settlement.units, a, b, c, where, len(own))
-    return script_command(settle_script(), keys, arguments)
+    return _command(settle_script(), keys, arguments)
 
 
-def script_command(script: Script, keys: list[Argument], arguments: list[Argument]) -> Command:
+def _command(script: Script, keys: list[Argument], arguments: list[Argument]) -> Command:
     """Return the command that calls a script."""
     return Command(("EVALSHA", script.sha, str(len(keys)), *keys, *arguments), False, script)
 
