@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import partial, wraps
 from string import Formatter
 from types import MethodType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, TypeVar, cast
 
 from msgspec import structs
 
@@ -116,8 +116,8 @@ class HandlerCall:
     def decorated(wrapper: Any, decorator: Decorator) -> None:
         """Change a wrapper that has been made."""
 
-    def sync(self, handler: Any) -> Any:
-        """Return what to call in place of a handler that is not async."""
+    def to_call(self, handler: Any) -> Any:
+        """Return what to call in place of a handler."""
         return handler
 
     def runtime(self) -> Runtime:
@@ -162,17 +162,21 @@ class HandlerCall:
 
 
 class Attached:
-    """What a decorator attaches to the response of one call of a handler."""
+    """What a decorator adds to the response of one call of a handler: fields, by ``mark``."""
 
-    __slots__ = ("handed_over",)
+    __slots__ = ("_mark", "handed_over")
 
     handed_over: bool  # whether something other than the decorator finishes it
     denies: bool = False  # whether the handler is not to be called
     holding: Sequence[object] = ()  # what is held on Redis and has to be renewed
 
+    def __init__(self, mark: Callable[[ResponseHead], ResponseHead]) -> None:
+        self._mark = mark
+        self.handed_over = True
+
     def head(self, head: ResponseHead) -> ResponseHead:
         """Return the response's head with its fields."""
-        return head
+        return self._mark(head)
 
     def failed(self) -> object:
         """Note that the application raised before its response began."""
@@ -191,9 +195,23 @@ class Attached:
 
 
 class Decorator:
-    """What is put in front of a handler: a limit, or how its responses are stored."""
+    """What is put in front of handlers: a limit, or how their responses are stored."""
 
     name: str
+
+    def __init__(self, hooks: type[HandlerCall] = HandlerCall) -> None:
+        self._hooks = hooks
+
+    def __call__(self, handler: F, /) -> F:
+        """Put it in front of a handler."""
+        hooks = self._hooks
+        if inspect.isclass(handler) or not callable(handler):
+            raise ConfigurationError(f"{self.name}: {handler!r} should be {hooks.expected}")
+        wrapper = (_async_wrapper if hooks.is_async(handler) else _wrapper)(handler, self, hooks)
+        if isinstance(self, HandlerLimit):
+            mark_limits(wrapper, self, *_limits_on(handler))
+        hooks.decorated(wrapper, self)
+        return cast("F", wrapper)
 
     def begin(self, call: HandlerCall) -> Attached | None:
         """Return what to attach to the response of a call, None for nothing."""
@@ -203,16 +221,54 @@ class Decorator:
         return self.begin(call)
 
 
-class LimitDecorator(Protocol):
-    """The type of ``limit``."""
+class LimitDecorator:
+    """Limit the requests for a handler: ``@limit("5/minute")``.
+
+    The limit applies after routing and authentication, and takes a round trip of its own.
+    Each handler has a quota of its own, under its qualified name; handlers that are decorated
+    with one limit object that has a ``name`` share a quota. A Starlette endpoint reads
+    ``request.state.rate_limit``, and a denial raises RequestDenied. A Django view reads
+    ``request.rate_limit``, and a denial gets a 429, or the response of the view that
+    UPSTASH_MIDDLEWARE_DENIED_VIEW names; a class is decorated by
+    ``@method_decorator(limit("5/minute"), name="dispatch")``.
+
+    Args:
+        limits: See RateLimitRule.
+        arguments: Other fields of RateLimitRule, without ``path`` and ``methods``.
+
+    Raises:
+        ConfigurationError: An argument is wrong.
+    """
+
+    def __init__(self, hooks: type[HandlerCall]) -> None:
+        self._hooks = hooks
 
     def __call__(self, limits: Any, **arguments: Unpack[LimitArguments]) -> HandlerLimit:
-        """See ``Decorators.limit``."""
-        ...
+        """See the class."""
+        return HandlerLimit(limits, arguments, self._hooks)
 
 
-class CachedDecorator(Protocol):
-    """The type of ``cached``."""
+class CachedDecorator:
+    """Store a handler's successful responses in the cache of the middleware outside.
+
+    The rules of the middleware decide which requests are looked up:
+    ``cache=[CacheRule("/{rest:path}")]`` looks up all of them, and stores the responses of
+    decorated handlers. A response with a freshness of its own keeps that.
+
+    Args:
+        ttl: Seconds for which a response is fresh.
+        tags: Tags to purge by, which may contain parts of the route's path:
+            ``product:{id}``.
+        stale_while_revalidate: Seconds for which a stale response is used while it is
+            revalidated in the background.
+        stale_if_error: Seconds for which a stale response is used in place of an error.
+
+    Raises:
+        ConfigurationError: An argument is wrong.
+    """
+
+    def __init__(self, hooks: type[HandlerCall]) -> None:
+        self._hooks = hooks
 
     def __call__(
         self,
@@ -222,86 +278,8 @@ class CachedDecorator(Protocol):
         stale_while_revalidate: Duration = 0,
         stale_if_error: Duration = 0,
     ) -> Callable[[F], F]:
-        """See ``Decorators.cached``."""
-        ...
-
-
-class NeverCachedDecorator(Protocol):
-    """The type of ``never_cached``."""
-
-    def __call__(self, handler: F) -> F:
-        """See ``Decorators.never_cached``."""
-        ...
-
-
-class Decorators:
-    """The decorators of one framework."""
-
-    def __init__(self, call: type[HandlerCall]) -> None:
-        self._call = call
-
-    def limit(self, limits: Any, **arguments: Unpack[LimitArguments]) -> HandlerLimit:
-        """Limit the requests for a handler: ``@limit("5/minute")``.
-
-        The limit applies after routing and authentication, and takes a round trip of its own.
-        Each handler has a quota of its own, under its qualified name; handlers that are decorated
-        with one limit object that has a ``name`` share a quota. A Starlette endpoint reads
-        ``request.state.rate_limit``, and a denial raises RequestDenied. A Django view reads
-        ``request.rate_limit``, and a denial gets a 429, or the response of the view that
-        UPSTASH_MIDDLEWARE_DENIED_VIEW names; a class is decorated by
-        ``@method_decorator(limit("5/minute"), name="dispatch")``.
-
-        Args:
-            limits: See RateLimitRule.
-            arguments: Other fields of RateLimitRule, without ``path`` and ``methods``.
-
-        Raises:
-            ConfigurationError: An argument is wrong.
-        """
-        return HandlerLimit(limits, arguments, self._call)
-
-    def cached(
-        self,
-        ttl: Duration,
-        *,
-        tags: Iterable[str] = (),
-        stale_while_revalidate: Duration = 0,
-        stale_if_error: Duration = 0,
-    ) -> Callable[[F], F]:
-        """Store a handler's successful responses in the cache of the middleware outside.
-
-        The rules of the middleware decide which requests are looked up:
-        ``cache=[CacheRule("/{rest:path}")]`` looks up all of them, and stores the responses of
-        decorated handlers. A response with a freshness of its own keeps that.
-
-        Args:
-            ttl: Seconds for which a response is fresh.
-            tags: Tags to purge by, which may contain parts of the route's path:
-                ``product:{id}``.
-            stale_while_revalidate: Seconds for which a stale response is used while it is
-                revalidated in the background.
-            stale_if_error: Seconds for which a stale response is used in place of an error.
-
-        Raises:
-            ConfigurationError: An argument is wrong.
-        """
-        stored = CachedAs(ttl, tags, stale_while_revalidate, stale_if_error)
-        return partial(decorate, decorator=stored, hooks=self._call)
-
-    def never_cached(self, handler: F) -> F:
-        """Keep a handler's responses out of every cache: ``Cache-Control: no-store``."""
-        return decorate(handler, NEVER_CACHED, self._call)
-
-
-def decorate(handler: F, decorator: Decorator, hooks: type[HandlerCall]) -> F:
-    """Put a decorator in front of a handler."""
-    if inspect.isclass(handler) or not callable(handler):
-        raise ConfigurationError(f"{decorator.name}: {handler!r} should be {hooks.expected}")
-    wrapper = (_async_wrapper if hooks.is_async(handler) else _wrapper)(handler, decorator, hooks)
-    if isinstance(decorator, HandlerLimit):
-        mark_limits(wrapper, decorator, *_limits_on(handler))
-    hooks.decorated(wrapper, decorator)
-    return cast("F", wrapper)
+        """See the class."""
+        return CachedAs(ttl, tags, stale_while_revalidate, stale_if_error, self._hooks)
 
 
 def _wrapper(handler: Any, decorator: Decorator, hooks: type[HandlerCall]) -> Any:
@@ -311,12 +289,12 @@ def _wrapper(handler: Any, decorator: Decorator, hooks: type[HandlerCall]) -> An
         call.read(args, kwargs)
         attached = decorator.begin(call)
         if attached is None:
-            return call.sync(handler)(*args, **kwargs)
+            return call.to_call(handler)(*args, **kwargs)
         if attached.denies:
             return call.deny(cast("PendingExchange", attached))
         call.enter(attached)
         try:
-            return call.attach(attached, call.sync(handler)(*args, **kwargs))
+            return call.attach(attached, call.to_call(handler)(*args, **kwargs))
         except BaseException as error:
             call.failed(attached, error)
             raise
@@ -334,12 +312,12 @@ def _async_wrapper(handler: Any, decorator: Decorator, hooks: type[HandlerCall])
         call.read(args, kwargs)
         attached = await decorator.abegin(call)
         if attached is None:
-            return await handler(*args, **kwargs)
+            return await call.to_call(handler)(*args, **kwargs)
         if attached.denies:
             return await call.adeny(cast("PendingExchange", attached))
         call.enter(attached)
         try:
-            return call.attach(attached, await handler(*args, **kwargs))
+            return call.attach(attached, await call.to_call(handler)(*args, **kwargs))
         except BaseException as error:
             call.failed(attached, error)
             raise
@@ -361,6 +339,7 @@ class HandlerLimit(Decorator):
         self, limits: Any, arguments: LimitArguments, hooks: type[HandlerCall] = HandlerCall
     ) -> None:
         """Raises ConfigurationError, as RateLimitRule does."""
+        super().__init__(hooks)
         self.name: str = f"limit({limits!r})"
         for name in ("path", "methods"):
             if name in arguments:
@@ -374,12 +353,7 @@ class HandlerLimit(Decorator):
         self.rule: RateLimitRule = rule_from_mapping({"limits": limits, **arguments}, self.name)
         if self.rule.parsed is None:
             raise ConfigurationError(f"{self.name}: to exempt a handler, mark it with @exempt")
-        self._hooks = hooks
         _handler_limits.append(weakref.ref(self, _handler_limits.remove))
-
-    def __call__(self, handler: F, /) -> F:
-        """Put the limit in front of a handler."""
-        return decorate(handler, self, self._hooks)
 
     def begin(self, call: HandlerCall) -> PendingExchange | None:
         """Decide about a request in one round trip; None if no limit applies.
@@ -629,8 +603,10 @@ class CachedAs(Decorator):
         tags: Iterable[str] = (),
         stale_while_revalidate: Duration = 0,
         stale_if_error: Duration = 0,
+        hooks: type[HandlerCall] = HandlerCall,
     ) -> None:
         """Raises ConfigurationError, naming the argument."""
+        super().__init__(hooks)
         self.name: str = f"cached({ttl!r})"
         self._directives = f"max-age={_seconds('ttl', ttl, at_least=1)}"
         if stale := _seconds("stale_while_revalidate", stale_while_revalidate):
@@ -644,10 +620,10 @@ class CachedAs(Decorator):
             if not _is_tag(tag):
                 raise ConfigurationError(f"cached: the tag {tag!r} should be text without commas")
 
-    def begin(self, call: HandlerCall) -> Marking:
+    def begin(self, call: HandlerCall) -> Attached:
         if call.method in {"GET", "HEAD"}:
             _warn_if_not_looked_up(call.cache_runtime(), call.path, call.handler)
-        return Marking(partial(self._mark, call.path_params))
+        return Attached(partial(self._mark, call.path_params))
 
     def _mark(self, path_params: Mapping[str, Any], head: ResponseHead) -> ResponseHead:
         """Return a response's head with the fields that have it stored.
@@ -666,11 +642,13 @@ class CachedAs(Decorator):
         return _with_fields(head, fields)
 
 
-class _NeverCached(Decorator):
+class NeverCached(Decorator):
+    """Keep a handler's responses out of every cache: ``Cache-Control: no-store``."""
+
     name = "never_cached"
 
-    def begin(self, _call: HandlerCall) -> Marking:
-        return Marking(self._mark)
+    def begin(self, _call: HandlerCall) -> Attached:
+        return Attached(self._mark)
 
     def _mark(self, head: ResponseHead) -> ResponseHead:
         rest = ResponseHead(head.status, head.headers.without("cache-control", "expires"))
@@ -679,22 +657,6 @@ class _NeverCached(Decorator):
             # A targeted field (RFC 9213), which would take precedence in the cache.
             fields = (*fields, (FROM_HANDLERS, "no-store"))
         return _with_fields(rest, fields)
-
-
-NEVER_CACHED = _NeverCached()
-
-
-class Marking(Attached):
-    """Adds the fields of ``cached`` or ``never_cached`` to the response of one call."""
-
-    __slots__ = ("_mark",)
-
-    def __init__(self, mark: Callable[[ResponseHead], ResponseHead]) -> None:
-        self.handed_over = True
-        self._mark = mark
-
-    def head(self, head: ResponseHead) -> ResponseHead:
-        return self._mark(head)
 
 
 def _with_fields(head: ResponseHead, fields: _Fields) -> ResponseHead:

@@ -10,12 +10,12 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
+from upstash_middleware import starlette
 from upstash_middleware.asgi import CacheHandle, CacheMiddleware, headers_of
 from upstash_middleware.core.clock import Duration
 from upstash_middleware.core.ratelimit import Decision
 from upstash_middleware.core.ratelimit.decision import LIMIT_FIELDS
 from upstash_middleware.decorators import (
-    NEVER_CACHED,
     CachedAs,
     Decorator,
     HandlerLimit,
@@ -133,7 +133,7 @@ def cached(
 
 async def never_cached(request: Request, response: Response) -> None:
     """Keep a route's responses out of every cache: ``dependencies=[Depends(never_cached)]``."""
-    if _mark(request, NEVER_CACHED).stream is None:  # no middleware sees the response
+    if _mark(request, starlette.never_cached).stream is None:  # no middleware sees the response
         response.headers["cache-control"] = "no-store"
 
 

@@ -28,9 +28,10 @@ from upstash_middleware.core.ratelimit.compiled import is_preflight
 from upstash_middleware.core.ratelimit.decision import UNCHECKED, completing
 from upstash_middleware.decorators import (
     REFRESH,
-    Decorators,
+    CachedDecorator,
     HandlerCall,
     HandlerLimit,
+    NeverCached,
     PendingExchange,
     any_exempt,
     exempt,
@@ -54,10 +55,8 @@ if TYPE_CHECKING:
     from upstash_middleware.core.ratelimit import Decision
     from upstash_middleware.decorators import (
         Attached,
-        CachedDecorator,
         F,
         LimitArguments,
-        NeverCachedDecorator,
     )
     from upstash_middleware.messages import HTTPRequest
     from upstash_middleware.settings import Arguments
@@ -122,9 +121,9 @@ class _FlaskMiddleware(Middleware):
             with app.request_context(environ):
                 g.rate_limit = decision
                 _send_rate_limited(app, self.runtime, decision)
-                handled = app.handle_http_exception(_exception_for(response, decision))
+                handled = app.handle_http_exception(exception_for(app, response, decision))
                 answer = app.finalize_request(handled, from_error_handler=True)
-                _complete(answer, response)
+                complete(answer, response)
                 with answer:
                     head = head_of(answer.status, answer.headers.to_wsgi_list())
                     return Response(head, answer.get_data())
@@ -133,8 +132,8 @@ class _FlaskMiddleware(Middleware):
             return response
 
 
-class _Extension:
-    """A middleware's arguments, and the WSGI middlewares that are made from them.
+class Extension:
+    """A middleware's arguments, for the applications that have it as an extension.
 
     Settings are keyword arguments or entries of ``app.config["UPSTASH_MIDDLEWARE"]``, which is read
     when the extension is added to the application. A setting in both is an error.
@@ -144,39 +143,12 @@ class _Extension:
 
     features: ClassVar[Features]
 
-    def __init__(
-        self, app: Flask | WSGIApplication | None = None, **arguments: Unpack[Arguments]
-    ) -> None:
-        """Wrap ``app``, a Flask application or its ``wsgi_app``; without one, call ``init_app``.
-
-        Raises ConfigurationError, which names the setting that is wrong.
-        """
+    def __init__(self, arguments: Arguments) -> None:
         self._arguments = arguments
-        self.wsgi_app: WSGIApplication = self._without_app  # the name that Flask uses
-        if isinstance(app, Flask):
-            self.wsgi_app = self._add_to(app)
-        elif app is not None:
-            self.wsgi_app = self._middleware(_flask_within(app), app)
 
-    def init_app(self, app: Flask) -> None:
-        """Wrap an application; several applications may use one extension.
-
-        Raises ConfigurationError, which names the setting that is wrong.
-        """
-        self._add_to(app)
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Serve a request, as the value of Flask's ``wsgi_app``."""
-        return self.wsgi_app(environ, start_response)
-
-    def _add_to(self, app: Flask) -> Middleware:
-        middleware = self._middleware(app, app.wsgi_app)
-        app.wsgi_app = middleware  # type: ignore[method-assign]  # Flask's own way to do this
-        return middleware
-
-    def _middleware(self, app: Flask, wsgi_app: WSGIApplication) -> Middleware:
-        present = app.extensions.setdefault(EXTENSION, {})
-        if self in present:
+    def runtime_for(self, app: Any, exempts: Callable[[HTTPRequest], bool] | None) -> Runtime:
+        """Return a runtime for an application. Raises ConfigurationError."""
+        if self in app.extensions.setdefault(EXTENSION, {}):
             raise ConfigurationError(
                 f"this {type(self).__name__} is in front of {app.name!r} already, and every "
                 "request would count twice; give it the application or call init_app, not both"
@@ -190,15 +162,52 @@ class _Extension:
                     f"{name}: given to {type(self).__name__} and in app.config[{CONFIG!r}] too; "
                     "leave out one of them"
                 )
-        runtime = Runtime.of(
+        return Runtime.of(
             {**config, **self._arguments},
             self.features,
             source="" if self._arguments else CONFIG,
-            exempts=partial(_is_exempt_request, app) if _routes(app, wsgi_app) else None,
+            exempts=exempts,
             refreshes=True,
             has_users=False,
         )
-        present[self] = middleware = _FlaskMiddleware(wsgi_app, runtime, app)
+
+
+class _FlaskExtension(Extension):
+    def __init__(
+        self, app: Flask | WSGIApplication | None = None, **arguments: Unpack[Arguments]
+    ) -> None:
+        """Wrap ``app``, a Flask application or its ``wsgi_app``; without one, call ``init_app``.
+
+        Raises ConfigurationError, which names the setting that is wrong.
+        """
+        super().__init__(arguments)
+        self.wsgi_app: WSGIApplication = self._without_app  # the name that Flask uses
+        if isinstance(app, Flask):
+            self.init_app(app)
+            self.wsgi_app = app.wsgi_app
+        elif app is not None:
+            self.wsgi_app = self._middleware(_flask_within(app), app)
+
+    def init_app(self, app: Flask) -> None:
+        """Wrap an application; several applications may use one extension.
+
+        Raises ConfigurationError, which names the setting that is wrong.
+        """
+        app.wsgi_app = self._middleware(app, app.wsgi_app)  # type: ignore[method-assign]  # Flask's own way to do this
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve a request, as the value of Flask's ``wsgi_app``."""
+        return self.wsgi_app(environ, start_response)
+
+    def _middleware(self, app: Flask, wsgi_app: WSGIApplication) -> Middleware:
+        def exempts(request: HTTPRequest) -> bool:
+            return any_exempt() and is_exempt_request(
+                app, app.request_class(request.native), request.method
+            )
+
+        runtime = self.runtime_for(app, exempts if _routes(app, wsgi_app) else None)
+        middleware = _FlaskMiddleware(wsgi_app, runtime, app)
+        app.extensions[EXTENSION][self] = middleware
         request_started.connect(_show_decision, app)
         return middleware
 
@@ -211,19 +220,19 @@ class _Extension:
         )
 
 
-class UpstashMiddleware(_Extension):
+class UpstashMiddleware(_FlaskExtension):
     """Rate limit and response cache in one; a hit is charged to the limit."""
 
     features = Features.BOTH
 
 
-class RateLimitMiddleware(_Extension):
+class RateLimitMiddleware(_FlaskExtension):
     """The rate limit alone; directly outside a CacheMiddleware both take one round trip."""
 
     features = Features.RATE_LIMIT
 
 
-class CacheMiddleware(_Extension):
+class CacheMiddleware(_FlaskExtension):
     """The response cache alone; outside a RateLimitMiddleware its hits are not charged."""
 
     features = Features.CACHE
@@ -239,21 +248,28 @@ def purge(
     served stale where their rule allows it. Raises UpstashError if Upstash cannot be reached,
     RuntimeError outside an application context or where the application has no cache.
     """
-    caches = [each for each in _runtimes(current_app) if Features.CACHE in each.features]
+    for runtime in caches_of(current_app):
+        runtime.purge(*urls, tags=tags, everything=everything, soft=soft)
+
+
+def caches_of(app: Any) -> list[Runtime]:
+    """Return the runtimes of an application that cache. Raises RuntimeError if none does."""
+    caches = [each for each in runtimes_of(app) if Features.CACHE in each.features]
     if not caches:
         raise RuntimeError(
-            f"{current_app.name!r} has no cache to purge: add UpstashMiddleware or CacheMiddleware"
+            f"{app.name!r} has no cache to purge: add UpstashMiddleware or CacheMiddleware"
         )
-    for cache in caches:
-        cache.purge(*urls, tags=tags, everything=everything, soft=soft)
+    return caches
 
 
-def _runtimes(app: Flask) -> list[Runtime]:
+def runtimes_of(app: Any) -> list[Runtime]:
+    """Return the runtimes of an application's extensions."""
     return [middleware.runtime for middleware in app.extensions.get(EXTENSION, {}).values()]
 
 
-def _runtime_for_handlers(app: Flask) -> Runtime:
-    if present := _runtimes(app):  # one with its own limits first
+def runtime_for_handlers(app: Any) -> Runtime:
+    """Return the runtime for limits in front of an application's views."""
+    if present := runtimes_of(app):  # one with its own limits first
         return max(present, key=lambda runtime: Features.RATE_LIMIT in runtime.features)
     # Without a middleware, one that is made from the config and the environment.
     if _OWN_RUNTIME not in app.extensions:
@@ -263,7 +279,7 @@ def _runtime_for_handlers(app: Flask) -> Runtime:
     return cast("Runtime", app.extensions[_OWN_RUNTIME])
 
 
-redis: Any = RedisProxy(lambda: _runtime_for_handlers(current_app).redis())
+redis: Any = RedisProxy(lambda: runtime_for_handlers(current_app).redis())
 """Redis commands for the application's own data, over the middleware's connections."""
 
 
@@ -306,20 +322,19 @@ def _routes(app: Flask, wsgi_app: object) -> bool:
     return wsgi_app is app or wsgi_app == MethodType(Flask.wsgi_app, app)
 
 
-def _is_exempt_request(app: Flask, request: HTTPRequest) -> bool:
-    if not any_exempt():
-        return False
+def is_exempt_request(app: Any, request: Any, method: str) -> bool:
+    """Whether the view of a request is exempt; ``request`` is the framework's object."""
     try:
-        adapter = app.create_url_adapter(app.request_class(request.native))
+        adapter = app.create_url_adapter(request)
         if adapter is None:
             return False
         endpoint, _ = adapter.match()
     except (HTTPException, UnicodeError):  # no route, another method, a redirect, or no host
         return False
-    return _is_exempt_view(app, endpoint, app.view_functions.get(endpoint), request.method)
+    return is_exempt_view(app, endpoint, app.view_functions.get(endpoint), method)
 
 
-def _is_exempt_view(app: Flask, endpoint: str | None, view: object, method: str) -> bool:
+def is_exempt_view(app: Any, endpoint: str | None, view: object, method: str) -> bool:
     """Whether a view is exempt, its class or the method of that, or a blueprint of it."""
     if not any_exempt():
         return False
@@ -349,10 +364,10 @@ class RateLimitExceeded(TooManyRequests):
         self.decision = decision
 
 
-def _exception_for(denial: Response, decision: Decision) -> HTTPException:
+def exception_for(app: Any, denial: Response, decision: Decision) -> HTTPException:
     """Return the exception for a denial: 429, 403 by a deny list, 503 if nothing can be counted."""
     status = denial.head.status
-    response = current_app.response_class(denial.body, status, fields_of(denial.head.headers))
+    response = app.response_class(denial.body, status, fields_of(denial.head.headers))
     if status == 403:
         return Forbidden(response=response)
     if status == 503:
@@ -360,7 +375,7 @@ def _exception_for(denial: Response, decision: Decision) -> HTTPException:
     return RateLimitExceeded(response, decision)
 
 
-def _complete(response: FlaskResponse, denial: Response) -> None:
+def complete(response: Any, denial: Response) -> None:
     """Add a denial's fields to an error handler's response that does not have them."""
     present = {name.lower() for name in response.headers.keys()}  # noqa: SIM118 - pairs otherwise
     for name, value in fields_of(Headers(completing(denial.head.headers, present))):
@@ -402,14 +417,14 @@ class _ViewCall(HandlerCall):
     def is_async(handler: Any) -> bool:  # noqa: ARG004 - a hook
         return False  # Flask calls async views in a thread
 
-    def sync(self, handler: Any) -> Any:
+    def to_call(self, handler: Any) -> Any:
         return self._app.ensure_sync(handler)
 
     def runtime(self) -> Runtime:
-        return _runtime_for_handlers(self._app)
+        return runtime_for_handlers(self._app)
 
     def cache_runtime(self) -> Runtime | None:
-        present = _runtimes(self._app)
+        present = runtimes_of(self._app)
         return max(present, key=lambda runtime: Features.CACHE in runtime.features, default=None)
 
     def request(self) -> HTTPRequest:
@@ -425,22 +440,22 @@ class _ViewCall(HandlerCall):
     def is_free(self) -> bool:
         if REFRESH in request.environ:
             return True
-        if _is_exempt_view(self._app, request.endpoint, self.wrapper, self.method):
+        if is_exempt_view(self._app, request.endpoint, self.wrapper, self.method):
             return True
         return is_exempt_class(self.owner, self.method)
 
     def deny(self, pending: PendingExchange) -> Any:
         denial, decision = pending.denial, pending.exchange.decision
         _send_rate_limited(self._app, pending.runtime, decision)
-        self._when_answered(partial(_complete, denial=denial))
-        raise _exception_for(denial, decision)
+        self._when_answered(partial(complete, denial=denial))
+        raise exception_for(self._app, denial, decision)
 
     def enter(self, attached: Attached) -> None:
         if isinstance(attached, PendingExchange):
             attached.handed_over = True
             self._when_answered(_Attachment(attached))
         else:
-            self._when_answered(partial(_change_fields, attached=attached))
+            self._when_answered(partial(change_fields, attached=attached))
 
     def _when_answered(self, step: Callable[[FlaskResponse], None]) -> None:
         """Call a function with the response, before those of decorators further out."""
@@ -505,9 +520,8 @@ def limit(limits: Any, **arguments: Unpack[LimitArguments]) -> Limit:
     return Limit(limits, arguments, _ViewCall)
 
 
-_decorators = Decorators(_ViewCall)
-cached: CachedDecorator = _decorators.cached
-never_cached: NeverCachedDecorator = _decorators.never_cached
+cached: CachedDecorator = CachedDecorator(_ViewCall)
+never_cached: NeverCached = NeverCached(_ViewCall)
 
 
 class _Attachment:
@@ -522,7 +536,7 @@ class _Attachment:
     def __call__(self, response: FlaskResponse) -> None:
         """Add the limit's fields to the response that Flask has, of a view or an error handler."""
         self._answered = True
-        _change_fields(response, self._pending)
+        change_fields(response, self._pending)
 
     def finish(self) -> None:
         """End after the last byte."""
@@ -535,7 +549,8 @@ class _Attachment:
             self._pending.finish(complete=False)
 
 
-def _change_fields(response: FlaskResponse, attached: Attached) -> None:
+def change_fields(response: Any, attached: Attached) -> None:
+    """Add what a decorator adds to the head of a response."""
     head = head_of(response.status, response.headers.to_wsgi_list())
     sent = attached.head(head)
     if sent is head:

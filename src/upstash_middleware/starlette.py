@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 from starlette.concurrency import run_in_threadpool
@@ -35,9 +35,10 @@ from upstash_middleware.asgi import (
 from upstash_middleware.core.identify import USERS, Identifier
 from upstash_middleware.decorators import (
     REROUTED,
-    Decorators,
+    CachedDecorator,
     HandlerLimit,
-    Marking,
+    LimitDecorator,
+    NeverCached,
     PendingExchange,
     any_exempt,
     exempt,
@@ -59,9 +60,6 @@ if TYPE_CHECKING:
     from upstash_middleware.core.ratelimit import Decision
     from upstash_middleware.decorators import (
         Attached,
-        CachedDecorator,
-        LimitDecorator,
-        NeverCachedDecorator,
     )
     from upstash_middleware.messages import HTTPRequest
     from upstash_middleware.settings import Arguments
@@ -213,7 +211,7 @@ class EndpointCall(ScopeCall):
         raise RequestDenied(pending.denial, pending.exchange.decision)
 
     def attach(self, attached: Attached, response: Any) -> Any:
-        if isinstance(attached, Marking):
+        if not isinstance(attached, PendingExchange):
             if self.stream is None and isinstance(response, StarletteResponse):
                 before = headers_of(response.raw_headers)
                 marked = attached.head(ResponseHead(response.status_code, before))
@@ -222,7 +220,7 @@ class EndpointCall(ScopeCall):
         if attached.handed_over or self.scope["type"] == "websocket":
             return response
         attached.handed_over = True
-        return _LimitedResponse(response, cast("PendingExchange", attached))
+        return _LimitedResponse(response, attached)
 
     def failed(self, attached: Attached, error: BaseException) -> None:
         """Show it the head of the response that the exception becomes."""
@@ -265,10 +263,9 @@ class _LimitedResponse(StarletteResponse):
             await runtime.late_settled()
 
 
-_decorators = Decorators(EndpointCall)
-limit: LimitDecorator = _decorators.limit
-cached: CachedDecorator = _decorators.cached
-never_cached: NeverCachedDecorator = _decorators.never_cached
+limit: LimitDecorator = LimitDecorator(EndpointCall)
+cached: CachedDecorator = CachedDecorator(EndpointCall)
+never_cached: NeverCached = NeverCached(EndpointCall)
 
 
 # ------------------------------------------------------------------------------------------------

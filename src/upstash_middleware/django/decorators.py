@@ -18,8 +18,10 @@ from django.http import Http404, HttpRequest, StreamingHttpResponse
 from upstash_middleware.core.ratelimit.decision import UNCHECKED
 from upstash_middleware.decorators import (
     REFRESH,
-    Decorators,
+    CachedDecorator,
     HandlerCall,
+    LimitDecorator,
+    NeverCached,
     PendingExchange,
     any_exempt,
     is_exempt_class,
@@ -39,10 +41,7 @@ if TYPE_CHECKING:
     from upstash_middleware.core.ratelimit import Decision
     from upstash_middleware.decorators import (
         Attached,
-        CachedDecorator,
         Decorator,
-        LimitDecorator,
-        NeverCachedDecorator,
     )
     from upstash_middleware.django.middleware import RateLimitedRequest
     from upstash_middleware.messages import HTTPRequest
@@ -180,7 +179,6 @@ async def _arenewing(attached: Attached, content: AsyncIterator[bytes]) -> Async
         await attached.arenew()
 
 
-_decorators = Decorators(ViewCall)
-limit: LimitDecorator = _decorators.limit
-cached: CachedDecorator = _decorators.cached
-never_cached: NeverCachedDecorator = _decorators.never_cached
+limit: LimitDecorator = LimitDecorator(ViewCall)
+cached: CachedDecorator = CachedDecorator(ViewCall)
+never_cached: NeverCached = NeverCached(ViewCall)
