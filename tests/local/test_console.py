@@ -246,7 +246,7 @@ def test_head_has_the_head_of_a_page_and_opens_no_stream(
     assert (answer.status_code, answer.content) == (200, b"")
     assert int(answer.headers["content-length"]) > 1000
     assert browser.head(handlers.EVENTS).status_code == 404
-    assert not upstash._alive.service.live.watched
+    assert not upstash._alive.service.watchers
 
 
 @pytest.mark.parametrize("name", ["console.css", "console.js"])
@@ -606,11 +606,11 @@ def test_the_console_works_under_any_fault(upstash: LocalUpstash, browser: httpx
 def test_commands_are_seen_as_they_come_and_who_has_left_is_told_no_more(
     upstash: LocalUpstash, redis: Redis, browser: httpx.Client
 ):
-    live = upstash._alive.service.live
+    watchers = upstash._alive.service.watchers
     with browser.stream("GET", handlers.EVENTS, timeout=10) as answer:
         assert answer.headers["content-type"] == "text/event-stream"
         lines = (line for line in answer.iter_lines() if line.startswith("data: "))
-        until(lambda: live.watched)
+        until(lambda: bool(watchers))
         redis.set("<k>", HOSTILE)
         assert '<b>SET</b><code class="words">&lt;k&gt; ' in (line := next(lines))
         assert "<script" not in line
@@ -622,7 +622,7 @@ def test_commands_are_seen_as_they_come_and_who_has_left_is_told_no_more(
         with upstash.faults(fault="drop-before", times=1), pytest.raises(httpx.HTTPError):
             redis.get("<k>")
         assert "drop-before" in next(lines)
-    until(lambda: not live.watched)
+    until(lambda: not watchers)
 
 
 def test_a_refused_command_is_seen_too(
@@ -630,7 +630,7 @@ def test_a_refused_command_is_seen_too(
 ):
     with browser.stream("GET", handlers.EVENTS, timeout=10) as answer:
         lines = (line for line in answer.iter_lines() if line.startswith("data: "))
-        until(lambda: upstash._alive.service.live.watched)
+        until(lambda: bool(upstash._alive.service.watchers))
         http.post("/pipeline", json=[["BLPOP", "k", 0], ["GET", "k"]])
         seen = next(lines)
         assert "BLPOP" in seen

@@ -171,7 +171,7 @@ def test_switches_turn_faults_on_and_off(upstash: LocalUpstash, opened: Callable
 def test_commands_appear_while_somebody_watches(
     upstash: LocalUpstash, redis: Redis, opened: Callable[..., Page]
 ):
-    live = upstash._alive.service.live
+    watchers = upstash._alive.service.watchers
     page = opened()
     page.get_by_role("link", name="Live", exact=True).click()
     expect(page.get_by_text("Watching", exact=True)).to_be_visible()
@@ -180,7 +180,7 @@ def test_commands_appear_while_somebody_watches(
     expect(line).to_contain_text(HOSTILE)
     page.get_by_role("button", name="Pause").click()
     page.wait_for_function("document.getElementById('state').textContent === 'Paused'")
-    while live.watched:
+    while watchers:
         page.wait_for_timeout(20)
     redis.set("unseen", "v")
     page.get_by_role("button", name="Resume").click()

@@ -49,14 +49,12 @@ from upstash_middleware.local.console.keys import StoredResponse as Stored
 from upstash_middleware.local.console.keys import TokenBucket as Bucket
 from upstash_middleware.local.console.keys import VariantIndex as Index
 from upstash_middleware.local.faults import Fault
-from upstash_middleware.local.resp import Failure, Reply, Status
 from upstash_middleware.local.service import (
     MAX_PENDING_EVENTS,
-    CommandEvent,
-    FaultEvent,
-    LiveFeed,
-    MissedEvents,
+    LiveEvent,
+    Watcher,
 )
+from upstash_middleware.local.valkey import Failure, Reply, Status
 from upstash_middleware.messages import Headers
 
 NOW = 1_795_646_797_795
@@ -327,25 +325,21 @@ def test_the_chart_puts_samples_in_their_place_and_the_smallest_commands_togethe
     ],
 )
 def test_a_line_of_the_live_page_is_short(words: list[bytes], reply: Reply, shown: tuple[str, str]):
-    line = render_event(CommandEvent(0.0, words, {}, reply))
+    line = render_event(LiveEvent(0.0, words, {}, reply))
     for part in ("00:00:00.000", *shown):
         assert part in line
-    assert "\n" not in render_event(CommandEvent(0.0, [b"GET", b"a\nb"], {"GET": 2}, b"a\nb"))
-    assert "12 more" in render_event(MissedEvents(12))
+    assert "\n" not in render_event(LiveEvent(0.0, [b"GET", b"a\nb"], {"GET": 2}, b"a\nb"))
+    assert "12 more" in render_event(LiveEvent(0.0, missed=12))
 
 
 def test_a_slow_watcher_is_told_how_much_it_missed():
     async def scenario() -> None:
-        live = LiveFeed()
-        watcher = live.watch()
-        assert live.watched
+        watcher = Watcher()
         for _ in range(MAX_PENDING_EVENTS + 7):
-            live.emit(FaultEvent(0.0, Fault.QUOTA))
+            watcher.put(LiveEvent(0.0, fault=Fault.QUOTA))
         events = await watcher.take()
         assert len(events) == MAX_PENDING_EVENTS + 1
-        assert events[-1] == MissedEvents(7)
-        live.leave(watcher)
-        assert not live.watched
+        assert events[-1].missed == 7
 
     asyncio.run(scenario())
 

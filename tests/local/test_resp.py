@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upstash_middleware.local.resp import (
+from upstash_middleware.local.valkey import (
     Failure,
-    MalformedReply,
     NullArray,
-    ReplyReader,
     Status,
-    encode_commands,
     encode_reply,
+    read_reply,
 )
+
+if TYPE_CHECKING:
+    from upstash_middleware.local.valkey import Reply
 
 LINE = st.binary(max_size=20).filter(lambda line: b"\r" not in line and b"\n" not in line)
 REPLIES = st.recursive(
@@ -31,24 +35,38 @@ REPLIES = st.recursive(
 )
 
 
+async def read_all(parts: list[bytes]) -> list[Reply]:
+    """The replies in these parts, which arrive one after another."""
+    reader = asyncio.StreamReader()
+
+    async def arrive() -> None:
+        for part in parts:
+            reader.feed_data(part)
+            await asyncio.sleep(0)
+        reader.feed_eof()
+
+    arriving = asyncio.create_task(arrive())
+    replies = []
+    try:
+        while True:
+            replies.append(await read_reply(reader))
+    except EOFError:
+        await arriving
+        return replies
+
+
 @given(st.lists(REPLIES, max_size=5), st.lists(st.integers(1, 9), min_size=1, max_size=50))
 def test_replies_are_read_as_they_were_written_wherever_the_bytes_are_cut(replies, cuts):
     data = b"".join(map(encode_reply, replies))
-    reader, read = ReplyReader(), []
-    position = index = 0
+    parts: list[bytes] = []
+    position = 0
     while position < len(data):
-        end = position + cuts[index % len(cuts)]
-        read += reader.feed(data[position:end])
-        position, index = end, index + 1
-    assert read == replies
+        size = cuts[len(parts) % len(cuts)]
+        parts.append(data[position : position + size])
+        position += size
+    assert asyncio.run(read_all(parts)) == replies
 
 
 def test_a_reply_that_is_not_resp2_is_said_to_be_so():
-    with pytest.raises(MalformedReply, match="cannot begin with '%'"):
-        ReplyReader().feed(b"%1\r\n")
-
-
-def test_commands_are_arrays_of_strings_whatever_bytes_they_hold():
-    assert encode_commands([[b"GET", b"\r\n"], [b"PING"]]) == (
-        b"*2\r\n$3\r\nGET\r\n$2\r\n\r\n\r\n*1\r\n$4\r\nPING\r\n"
-    )
+    with pytest.raises(ValueError, match="cannot begin with b'%'"):
+        asyncio.run(read_all([b"%1\r\n"]))

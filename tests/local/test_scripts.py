@@ -10,15 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from upstash_middleware.local.commands import prepare
-from upstash_middleware.local.resp import Failure
 from upstash_middleware.local.scripts import wrap, wrap_library
-from upstash_middleware.local.store import Store, parse_address
+from upstash_middleware.local.valkey import Failure, Store, parse_address
 
 if TYPE_CHECKING:
     import httpx
 
     from upstash_middleware.local import LocalUpstash
-    from upstash_middleware.local.resp import Reply
+    from upstash_middleware.local.valkey import Reply
 
 LOCKING = "#!lua flags=allow-key-locking\n"
 BODIES = [
@@ -277,7 +276,7 @@ def test_a_reply_without_a_bottom_is_an_error(http: httpx.Client):
 
 
 def test_a_script_that_never_ends_is_stopped(http: httpx.Client, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("upstash_middleware.local.store.STUCK_SECONDS", 0.5)
+    monkeypatch.setattr("upstash_middleware.local.valkey.STUCK_SECONDS", 0.5)
     answer = http.post("/", json=["EVAL", "while true do end", 0], timeout=20)
     assert answer.status_code == 400
     assert "killed" in answer.json()["error"]

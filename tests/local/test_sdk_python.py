@@ -12,7 +12,7 @@ import upstash_redis.commands
 from upstash_redis.asyncio import Redis as AsyncRedis
 from upstash_redis.errors import UpstashError
 
-from tests.local.command_options import OPTIONS, Arguments, Step
+from tests.local.command_options import OPTIONS, Arguments, Step, left
 
 if TYPE_CHECKING:
     from upstash_redis import Redis
@@ -66,7 +66,7 @@ KEYS: list[Step] = [
     ("type", ["c"], "none"),
     ("expire", ["a", 100], True),
     ("expire", {"key": "a", "seconds": 50, "gt": True}, False),
-    ("ttl", ["a"], 100),
+    ("ttl", ["a"], left(100)),
     ("pexpire", ["a", 50_000], True),
     ("persist", ["a"], True),
     ("expireat", ["a", 4_000_000_000], True),
@@ -117,7 +117,7 @@ HASHES: list[Step] = [
     ("hrandfield", {"key": "h", "count": 1, "withvalues": True}, {"a": "5.5"}),
     ("hexpire", ["h", "a", 100], [1]),
     ("hexpire", ["h", ["a", "z"], 100], [1, -2]),
-    ("httl", ["h", "a"], [100]),
+    ("httl", ["h", "a"], [left(100)]),
     ("hpexpire", ["h", "a", 50_000], [1]),
     ("hexpireat", ["h", "a", 4_000_000_000], [1]),
     ("hexpiretime", ["h", "a"], [4_000_000_000]),

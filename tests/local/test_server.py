@@ -18,7 +18,7 @@ import pytest
 
 from upstash_middleware.local import Fault, Faults, LocalUpstash, LocalUpstashError
 from upstash_middleware.local.__main__ import main
-from upstash_middleware.local.store import parse_address
+from upstash_middleware.local.valkey import parse_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
-from upstash_middleware.local.resp import Failure, Reply, failure
 from upstash_middleware.local.scripts import (
     READ_ONLY_ARGUMENT,
     unwrap,
@@ -21,6 +20,7 @@ from upstash_middleware.local.scripts import (
     wrap,
     wrap_library,
 )
+from upstash_middleware.local.valkey import Failure, Reply, failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -109,9 +109,7 @@ class HttpConnection:
         self._requests: deque[tuple[Request, bool]] = deque()
         """Requests that were read, and whether to keep the connection after them."""
         self._last: Answer | None = None
-        """The answer to a malformed request."""
-        self._is_last = False
-        """Whether nothing more is read."""
+        """The answer to a malformed request, after which nothing more is read."""
         self._deadline: float | None = None
         """When an incomplete request must be complete."""
         self._parser = httptools.HttpRequestParser(self)
@@ -130,30 +128,27 @@ class HttpConnection:
 
     async def _serve(self) -> None:
         try:
-            while True:
+            more = True
+            while more:
+                more = await self._read()
                 while self._requests:
                     if not await self._answer(*self._requests.popleft()):
                         return
-                if self._is_last:
-                    if self._last:
-                        self._writer.write(_head(self._last, keep_alive=False) + self._last.body)
-                    return
-                if not await self._read():
-                    return
+                if self._last:
+                    self._writer.write(_head(self._last, keep_alive=False) + self._last.body)
         except OSError:
             pass  # the client has left
         finally:
             self._writer.close()
 
     async def _read(self) -> bool:
-        """Read the available bytes; False at the end of the client's input."""
+        """Read the available bytes; whether there can be more."""
         try:
             async with asyncio.timeout_at(self._deadline):
                 data = await self._reader.read(CHUNK_BYTES)
         except TimeoutError:
-            self._is_last = True
             self._last = error_answer(408, "ERR the rest of the request did not come")
-            return True
+            return False
         if not data:
             return False
         if self._deadline is None:
@@ -161,13 +156,13 @@ class HttpConnection:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:  # the request is answered without an upgrade
-            self._is_last = True
+            return False
         except httptools.HttpParserError as error:
-            self._is_last = True
             if isinstance(error.__context__, _TooLarge):
-                self._last = error.__context__.answer
+                self._last = error_answer(*error.__context__.args)
             else:
                 self._last = error_answer(400, f"ERR the request is not HTTP/1.1: {error}")
+            return False
         return True
 
     # Called by the parser.
@@ -236,17 +231,16 @@ class HttpConnection:
         data = _head(answer, keep_alive=True) + answer.body
         if delivery in (Delivery.DROP, Delivery.REFUSE):
             self.abort()
-            return False
-        if delivery is Delivery.TRICKLE:
+        elif delivery is Delivery.TRICKLE:
             for index in range(len(data)):
                 self._writer.write(data[index : index + 1])
                 await asyncio.sleep(_TRICKLE_SECONDS)
                 await self._writer.drain()
-            return True
-        self._writer.write(data[: len(data) - len(answer.body) // 2 - 1])
-        if delivery is Delivery.STALL:
-            await self._until_client_leaves()
-        return False
+        else:
+            self._writer.write(data[: len(data) - len(answer.body) // 2 - 1])
+            if delivery is Delivery.STALL:
+                await self._until_client_leaves()
+        return delivery is Delivery.TRICKLE
 
     async def _send_stream(self, stream: Stream) -> None:
         leaving = asyncio.create_task(self._until_client_leaves())
@@ -267,11 +261,7 @@ class HttpConnection:
 
 
 class _TooLarge(Exception):
-    """The request is larger than this server accepts; carries the answer."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.answer = error_answer(status, text)
+    """The request is larger than this server accepts; the arguments are status and error."""
 
 
 def _head(answer: Answer, *, keep_alive: bool) -> bytes:

@@ -15,7 +15,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from upstash_middleware.local.resp import Reply, failure
+from upstash_middleware.local.valkey import Reply, failure
 
 READ_ONLY_ARGUMENT: Final = b"upstash-local: read-only"
 """The last argument of a function that is called by FCALL_RO; the prelude removes it."""

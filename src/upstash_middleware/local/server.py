@@ -15,11 +15,16 @@ import anyio.to_thread
 from upstash_middleware import clock
 from upstash_middleware.local.commands import CommandTable
 from upstash_middleware.local.console.auth import CONSOLE, ConsoleAuth
-from upstash_middleware.local.embedded import EmbeddedValkey, LocalUpstashError
 from upstash_middleware.local.faults import NO_FAULTS, Fault, Faults, parse_faults
 from upstash_middleware.local.http1 import CHUNK_BYTES, Delivery, HttpConnection, error_answer
 from upstash_middleware.local.service import Service, Tokens
-from upstash_middleware.local.store import Store, StoreUnreachable, parse_address
+from upstash_middleware.local.valkey import (
+    EmbeddedValkey,
+    LocalUpstashError,
+    Store,
+    StoreUnreachable,
+    parse_address,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -135,8 +140,6 @@ class LocalUpstash:
                 self._first_faults,
                 (self.host, self.port) if self._listen else None,
             )
-            if self._valkey is not None:
-                self._valkey.watch(self._running.valkey_process_id())
             self.port = self._running.address[1]
         except BaseException:
             self.stop()
@@ -273,7 +276,6 @@ class _RunningServer:
         self._connections: set[HttpConnection] = set()
         self._listener: asyncio.Server | None = None
         self._end_of_refusal: asyncio.TimerHandle | None = None
-        self._sampling: asyncio.Task[None] | None = None
         self._listening = asyncio.Lock()
         self._store: Store | None = None
         self._loop = asyncio.new_event_loop()
@@ -308,12 +310,6 @@ class _RunningServer:
             connection.cancel_if_left()
         await self.service.flush()
 
-    def valkey_process_id(self) -> str:
-        """The process id of the Redis server behind this one."""
-        (info,) = self.call(self.service.store.run([[b"INFO", b"server"]]))
-        lines = info.decode().splitlines() if isinstance(info, bytes) else []
-        return next(line[11:] for line in lines if line.startswith("process_id:"))
-
     def stop(self) -> None:
         """Stop, and close all connections."""
         self.call(self._close())
@@ -328,7 +324,7 @@ class _RunningServer:
         except (ValueError, StoreUnreachable) as error:
             raise LocalUpstashError(str(error)) from error
         table = CommandTable.from_reply(reply)
-        self.service: Service = Service(store, tokens, table, faults, self._faults_changed)
+        self.service: Service = Service(store, tokens, table, faults)
         self._sampling = self._loop.create_task(self._sample())
 
     async def _sample(self) -> None:
@@ -342,17 +338,25 @@ class _RunningServer:
         connection.task.add_done_callback(lambda _: self._connections.discard(connection))
 
     async def _answer(self, request: Request) -> tuple[Response, Delivery]:
-        path = request.path
-        if path != _CONSOLE_PATH and not path.startswith(_CONSOLE_PATH + b"/"):
+        if not request.path.startswith(b"/-/"):
             return await self.service.answer(request)
+        before = self.service.faults.current
+        response = await self._answer_own(request)
+        if self.service.faults.current != before:  # listen or refuse, once this answer is sent
+            self._loop.call_later(
+                _SECONDS_TO_ANSWER, lambda: self._loop.create_task(self._listen_or_refuse())
+            )
+        return response, Delivery.WHOLE
+
+    async def _answer_own(self, request: Request) -> Response:
+        if request.path != _CONSOLE_PATH and not request.path.startswith(_CONSOLE_PATH + b"/"):
+            return await self.service.answer_own(request)
         try:
             from upstash_middleware.local.console.handlers import answer_console  # noqa: PLC0415
         except ModuleNotFoundError as error:  # jinja2, which only the console needs
             text = f'the console needs {error.name}: pip install "upstash-middleware[local]"'
-            return error_answer(501, text), Delivery.WHOLE
-        return await answer_console(self.service, request), Delivery.WHOLE
-
-    # The fault `refuse` closes the listener and all connections.
+            return error_answer(501, text)
+        return await answer_console(self.service, request)
 
     async def _listen(self) -> None:
         host, port = self.address
@@ -367,11 +371,7 @@ class _RunningServer:
             ) from error
         self.address = (host, self._listener.sockets[0].getsockname()[1])
 
-    def _faults_changed(self) -> None:
-        """Listen or refuse connections, after the request that changed the faults is answered."""
-        self._loop.call_later(
-            _SECONDS_TO_ANSWER, lambda: self._loop.create_task(self._listen_or_refuse())
-        )
+    # The fault `refuse` closes the listener and all connections.
 
     async def _change_faults(self, faults: Faults) -> None:
         self.service.faults.change(faults)
@@ -387,25 +387,23 @@ class _RunningServer:
                 if self._listener is None and self.address[1]:
                     await self._listen()
                 return
-            if self._listener is not None:
-                self._listener.close()
-                self._listener = None
-            for connection in list(self._connections):
-                connection.abort()
+            self._disconnect()
             if faults.seconds is not None:
                 self._end_of_refusal = self._loop.call_later(
                     faults.seconds,
                     lambda: self._loop.create_task(self._change_faults(NO_FAULTS)),
                 )
 
-    async def _close(self) -> None:
-        if self._end_of_refusal is not None:
-            self._end_of_refusal.cancel()
+    def _disconnect(self) -> None:
         if self._listener is not None:
             self._listener.close()
+            self._listener = None
+        for connection in list(self._connections):
+            connection.abort()
+
+    async def _close(self) -> None:
         for _ in range(3):  # a connection that was just accepted appears a little later
-            for connection in list(self._connections):
-                connection.abort()
+            self._disconnect()
             await asyncio.sleep(0)
         if self._store is not None:
             self._store.close()

@@ -1,6 +1,7 @@
-"""Upstash's REST interface over one store, and this server's own addresses under ``/-/``.
+"""What a request is answered: Upstash's REST interface, and this server's addresses under ``/-/``.
 
-`Service` authorizes a request, runs its commands, bills them, and answers in Upstash's format.
+`Service` authorizes a request, runs its commands, bills them, and answers in Upstash's format.  The
+error messages are those that Upstash is known to send.
 """
 
 from __future__ import annotations
@@ -10,28 +11,29 @@ import hmac
 import json
 import re
 import time
+from base64 import b64encode
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Final, TypeAlias
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote_to_bytes
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from upstash_middleware.local import rest
+from upstash_middleware.local import faults as simulated
 from upstash_middleware.local.billing import Meter
 from upstash_middleware.local.commands import SHORTEN_LIFETIMES, is_unknown, prepare, reject
-from upstash_middleware.local.faults import (
-    DELIVERIES,
-    INSTEAD,
-    NO_FAULTS,
-    Fault,
-    FaultInjector,
-    parse_faults,
-    plain_faults,
-)
+from upstash_middleware.local.faults import NO_FAULTS, Fault, FaultInjector
 from upstash_middleware.local.http1 import Answer, Delivery, Stream, error_answer, json_answer
-from upstash_middleware.local.resp import Failure, Status
 from upstash_middleware.local.scripts import original_monitor_line
-from upstash_middleware.local.store import StoreUnreachable, connect
+from upstash_middleware.local.valkey import (
+    Failure,
+    NullArray,
+    Status,
+    StoreUnreachable,
+    connect,
+    encode_reply,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -39,14 +41,15 @@ if TYPE_CHECKING:
     from upstash_middleware.local.commands import Command, CommandTable, Prepared
     from upstash_middleware.local.faults import Faults
     from upstash_middleware.local.http1 import Request, Response
-    from upstash_middleware.local.resp import Reply
-    from upstash_middleware.local.store import Address, Store
+    from upstash_middleware.local.valkey import Address, Reply, Store
 
 MAX_PENDING_EVENTS: Final = 500
 """Live events that wait for a watcher slower than the traffic; further ones are only counted."""
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT"})
 _STREAMS: Final = frozenset({b"SUBSCRIBE", b"PSUBSCRIBE", b"MONITOR"})
+_MAX_COMMAND_BYTES: Final = 10 * 1024 * 1024
+_BASE_32: Final = b"0123456789abcdefghijklmnopqrstuv"
 _UNAUTHORIZED: Final = error_answer(
     401,
     "WRONGPASS invalid or missing auth token. "
@@ -64,60 +67,82 @@ class Tokens(Struct, frozen=True):
         return "Tokens(…)"
 
 
+class LiveEvent(Struct, frozen=True):
+    """A command and its reply, a request that a simulated fault has hit, or a number of missed."""
+
+    at: float
+    """Seconds since 1970."""
+    command: Sequence[bytes] = ()
+    """As the client sent it."""
+    calls: Mapping[str, int] = {}
+    """The calls that a script made, by command."""
+    reply: Reply = None
+    fault: Fault | None = None
+    missed: int = 0
+    """How many events the watcher was too slow to receive."""
+
+
+class Watcher:
+    """The live events that one watcher has not received yet."""
+
+    def __init__(self) -> None:
+        self._events: asyncio.Queue[LiveEvent] = asyncio.Queue(MAX_PENDING_EVENTS)
+        self._missed = 0
+
+    def put(self, event: LiveEvent) -> None:
+        try:
+            self._events.put_nowait(event)
+        except asyncio.QueueFull:
+            self._missed += 1
+
+    async def take(self) -> list[LiveEvent]:
+        """Wait for at least one event; return all."""
+        events = [await self._events.get()]
+        while not self._events.empty():
+            events.append(self._events.get_nowait())
+        if self._missed:
+            events.append(LiveEvent(time.time(), missed=self._missed))
+            self._missed = 0
+        return events
+
+
 class Service:
-    """The REST interface over one store.
+    """Answers requests over one store."""
 
-    `on_faults_change` is called when the faults were changed over HTTP.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        tokens: Tokens,
-        table: CommandTable,
-        faults: Faults,
-        on_faults_change: Callable[[], None],
-    ) -> None:
+    def __init__(self, store: Store, tokens: Tokens, table: CommandTable, faults: Faults) -> None:
         self.store = store
         self.tokens = tokens
         self.meter: Meter = Meter()
-        self.live: LiveFeed = LiveFeed()
+        self.watchers: set[Watcher] = set()
         self.faults: FaultInjector = FaultInjector(faults)
         self._table = table
-        self._on_faults_change = on_faults_change
         self._shas: dict[str, str] = {}
         self._writes = 0
         self._advanced_ms = 0
 
     async def answer(self, request: Request) -> tuple[Response, Delivery]:
-        """The answer to a request and how to send it; no request makes this raise."""
-        if request.path.startswith(b"/-/"):
-            return await self._answer_own(request), Delivery.WHOLE
+        """Upstash's answer to a request and how to send it; no request makes this raise."""
         self.meter.add_request()
         latency, fault = self.faults.next()
-        if fault and self.live.watched:
-            self.live.emit(FaultEvent(time.time(), fault))
+        delivery = Delivery.WHOLE
+        if fault:
+            self._emit(LiveEvent(time.time(), fault=fault))
+            delivery = simulated.DELIVERIES.get(fault, delivery)
         if latency:
             await asyncio.sleep(latency)
-        delivery = DELIVERIES.get(fault, Delivery.WHOLE) if fault else Delivery.WHOLE
-        if fault in INSTEAD:
-            return INSTEAD[fault], delivery
+        if fault in simulated.INSTEAD:
+            return simulated.INSTEAD[fault], delivery
         try:
             if fault is Fault.NOSCRIPT:
                 await self.store.run([[b"SCRIPT", b"FLUSH"]])
             return await self._authorize(request), delivery
-        except rest.InvalidRequest as error:
+        except InvalidRequest as error:
             return error_answer(error.status, str(error)), delivery
         except StoreUnreachable as error:
             text = f"ERR the local server lost its database: {error}"
             return error_answer(500, text), delivery
         except RecursionError:
             return error_answer(400, "ERR the reply is nested too deeply"), delivery
-
-    def change_faults(self, faults: Faults) -> None:
-        """Change the simulated faults for a request over HTTP."""
-        self.faults.change(faults)
-        self._on_faults_change()
 
     async def flush(self) -> None:
         """Delete all keys, scripts and functions.  Raises StoreUnreachable."""
@@ -137,51 +162,49 @@ class Service:
     def restore_time(self) -> None:
         self._advanced_ms = 0
 
+    def _emit(self, event: LiveEvent) -> None:
+        for watcher in self.watchers:
+            watcher.put(event)
+
     # Upstash's REST interface.
 
     async def _authorize(self, request: Request) -> Response:
         if request.method not in _METHODS:
             return error_answer(405, f"Method {request.method} is not allowed")
-        token = rest.read_token(request)
-        if token is None:
-            return _UNAUTHORIZED
-        if hmac.compare_digest(token, self.tokens.full.encode()):
-            return await self._run_request(request, reads_only=False)
-        if hmac.compare_digest(token, self.tokens.read_only.encode()):
-            return await self._run_request(request, reads_only=True)
+        token = _token(request)
+        for known, reads_only in ((self.tokens.full, False), (self.tokens.read_only, True)):
+            if token and hmac.compare_digest(token, known.encode()):
+                return await self._run_request(request, reads_only=reads_only)
         return _UNAUTHORIZED
 
     async def _run_request(self, request: Request, *, reads_only: bool) -> Response:
-        path = rest.read_path(request)
+        path = _read_path(request)
         first = path[0].upper() if path else b""
         if first in _STREAMS:
             return await self._stream(request, path, reads_only=reads_only)
-        encoding = rest.read_encoding(request)
-        commands = (
-            rest.read_batch(request)
-            if first in {b"PIPELINE", b"MULTI-EXEC"}
-            else [rest.read_command(request)]
-        )
+        encoding = _read_encoding(request)
+        is_batch = first in (b"PIPELINE", b"MULTI-EXEC")
+        commands = _read_batch(request) if is_batch else [_read_command(request, path)]
         prepared = [self._prepare(command, reads_only=reads_only) for command in commands]
-        if first == b"PIPELINE":
-            answer = rest.answer_batch(await self._run(commands, prepared), encoding)
-        elif first == b"MULTI-EXEC":
+        if first == b"MULTI-EXEC":
             # Upstash answers transactions in JSON, also if RESP2 was requested.
-            encoding = rest.Encoding.PLAIN if encoding is rest.Encoding.RESP2 else encoding
+            encoding = Encoding.PLAIN if encoding is Encoding.RESP2 else encoding
             answer = await self._run_transaction(commands, prepared, encoding)
-        elif prepared[0].waiting is not None:
+        elif not is_batch and prepared[0].waiting is not None:
             replies = await self.store.run_apart(prepared[0].waiting)
-            answer = rest.answer_one(self._finish(commands, prepared, replies)[0], encoding)
+            answer = _answer_one(self._finish(commands, prepared, replies)[0], encoding)
         else:
-            answer = rest.answer_one((await self._run(commands, prepared))[0], encoding)
-        token = (b"Upstash-Sync-Token", rest.sync_token(self._writes))
+            replies = await self._run(commands, prepared)
+            answer = _answer(replies, encoding) if is_batch else _answer_one(replies[0], encoding)
+        token = (b"Upstash-Sync-Token", _sync_token(self._writes))
         return replace(answer, headers=(*answer.headers, token))
 
     async def _stream(self, request: Request, path: Command, *, reads_only: bool) -> Response:
         name, *channels = path
-        if reads_only and name.upper() == b"MONITOR":
+        is_monitor = name.upper() == b"MONITOR"
+        if reads_only and is_monitor:
             return error_answer(400, _no_permission("monitor"))
-        if bool(channels) is (name.upper() == b"MONITOR"):
+        if bool(channels) is is_monitor:
             text = f"ERR wrong number of arguments for '{name.decode().lower()}' command"
             return error_answer(400, text)
         if request.method == "HEAD":
@@ -203,20 +226,20 @@ class Service:
         return self._finish(commands, prepared, replies)
 
     async def _run_transaction(
-        self, commands: Sequence[Command], prepared: Sequence[Prepared], encoding: rest.Encoding
+        self, commands: Sequence[Command], prepared: Sequence[Prepared], encoding: Encoding
     ) -> Answer:
         for each in prepared:
             if each.rejected is not None:
-                return rest.answer_one(each.rejected, encoding)
+                return _answer_one(each.rejected, encoding)
         group = [[b"MULTI"], *(each.command for each in prepared), [b"EXEC"]]
         _, *queued, executed = await self.store.run(group)
         if isinstance(executed, list):
-            return rest.answer_batch(self._finish(commands, prepared, executed), encoding)
+            return _answer(self._finish(commands, prepared, executed), encoding)
         # The error of the command that could not be queued is more precise than that of EXEC.
         for each, reply in zip(prepared, queued, strict=True):
             if isinstance(reply, Failure):
-                return rest.answer_one(each.finish(reply)[0], encoding)
-        return rest.answer_one(executed, encoding)
+                return _answer_one(each.finish(reply)[0], encoding)
+        return _answer_one(executed, encoding)
 
     def _finish(
         self, commands: Sequence[Command], prepared: Sequence[Prepared], replies: Sequence[Reply]
@@ -230,15 +253,16 @@ class Service:
                 self.meter.add_command(each.name)
             for name, times in calls.items():
                 self.meter.add_command(name, times)
-            if self.live.watched:
-                self.live.emit(CommandEvent(time.time(), command, calls, reply))
+            if self.watchers:
+                self._emit(LiveEvent(time.time(), command, calls, reply))
             finished.append(reply)
         return finished
 
     # The server's own addresses.  They need no token, because the server is for one machine; so
     # that no web page in a browser can use them, requests with an Origin are rejected.
 
-    async def _answer_own(self, request: Request) -> Answer:  # noqa: PLR0911 - a table of cases
+    async def answer_own(self, request: Request) -> Answer:  # noqa: PLR0911 - a table of cases
+        """The answer to a request for an address of the server's own."""
         if b"origin" in request.headers:
             return error_answer(403, "the local server's own addresses are not for web pages")
         match request.method, request.path:
@@ -248,12 +272,12 @@ class Service:
                 self.meter.reset()
                 return self._bill()
             case "GET", b"/-/faults":
-                return json_answer(200, plain_faults(self.faults.current))
+                return json_answer(200, simulated.plain_faults(self.faults.current))
             case "PUT", b"/-/faults":
                 return self._put_faults(request)
             case "DELETE", b"/-/faults":
-                self.change_faults(NO_FAULTS)
-                return json_answer(200, plain_faults(NO_FAULTS))
+                self.faults.change(NO_FAULTS)
+                return json_answer(200, simulated.plain_faults(NO_FAULTS))
             case "POST", b"/-/flush":
                 await self.flush()
                 return json_answer(200, {"result": "OK"})
@@ -271,97 +295,236 @@ class Service:
 
     def _put_faults(self, request: Request) -> Answer:
         try:
-            faults = parse_faults(json.loads(request.body))
+            faults = simulated.parse_faults(json.loads(request.body))
         except (ValueError, RecursionError) as error:
             return error_answer(400, str(error))
         if faults.fault is Fault.REFUSE and faults.seconds is None:
             return error_answer(
                 400, "faults: refuse needs seconds, since this address is refused with the others"
             )
-        self.change_faults(faults)
-        return json_answer(200, plain_faults(self.faults.current))
+        self.faults.change(faults)
+        return json_answer(200, simulated.plain_faults(self.faults.current))
 
 
-# Live events.
+# Upstash's format: from requests to commands.
 
 
-class CommandEvent(Struct, frozen=True):
-    """A command as a client sent it, and its reply."""
+class InvalidRequest(Exception):
+    """The request contains no command; the message is Upstash's error for the client."""
 
-    at: float
-    """Seconds since 1970."""
-    words: Sequence[bytes]
-    calls: Mapping[str, int]
-    """The calls that a script made, by command."""
-    reply: Reply
+    status = 400
 
 
-class FaultEvent(Struct, frozen=True):
-    """A request that a simulated fault has hit."""
+class _TooLarge(InvalidRequest):
+    """A command is larger than Upstash accepts."""
 
-    at: float
-    fault: Fault
-
-
-class MissedEvents(Struct, frozen=True):
-    """How many events a slow watcher did not receive."""
-
-    count: int
+    status = 413
 
 
-LiveEvent: TypeAlias = CommandEvent | FaultEvent | MissedEvents
+class Encoding(Enum):
+    """How strings are encoded in the answer."""
+
+    PLAIN = "plain"
+    BASE64 = "base64"
+    RESP2 = "resp2"
 
 
-class Watcher:
-    """The events that one watcher has not received yet."""
-
-    __slots__ = ("_events", "_missed")
-
-    def __init__(self) -> None:
-        self._events: asyncio.Queue[LiveEvent] = asyncio.Queue(MAX_PENDING_EVENTS)
-        self._missed = 0
-
-    def put(self, event: LiveEvent) -> None:
-        try:
-            self._events.put_nowait(event)
-        except asyncio.QueueFull:
-            self._missed += 1
-
-    async def take(self) -> list[LiveEvent]:
-        """Wait for at least one event; return all."""
-        events = [await self._events.get()]
-        while not self._events.empty():
-            events.append(self._events.get_nowait())
-        if self._missed:
-            events.append(MissedEvents(self._missed))
-            self._missed = 0
-        return events
+def _token(request: Request) -> bytes:
+    """The client's token: the parameter ``_token``, else Authorization, with or without Bearer."""
+    for name, value in read_parameters(request.query):
+        if name == b"_token":
+            return value
+    token = request.headers.get(b"authorization", b"").strip()
+    return token[7:].strip() if token[:7].lower() == b"bearer " else token
 
 
-class LiveFeed:
-    """Passes events to all watchers; check `watched` first, so that they cost nothing otherwise."""
+def _read_encoding(request: Request) -> Encoding:
+    encoding = request.headers.get(b"upstash-encoding", b"").strip().lower()
+    form = request.headers.get(b"upstash-response-format", b"").strip().lower()
+    for name, value, known in (
+        ("Encoding", encoding, ("base64",)),
+        ("Response-Format", form, ("json", "resp2")),
+    ):
+        if value and _plain(value) not in known:
+            raise InvalidRequest(
+                f"ERR invalid Upstash-{name} {_plain(value)!r}, there is {' and '.join(known)}"
+            )
+    if form == b"resp2":
+        if encoding:
+            raise InvalidRequest(
+                "ERR Upstash-Encoding base64 is not permitted with Upstash-Response-Format resp2"
+            )
+        return Encoding.RESP2
+    return Encoding.BASE64 if encoding else Encoding.PLAIN
 
-    __slots__ = ("_watchers",)
 
-    def __init__(self) -> None:
-        self._watchers: set[Watcher] = set()
+def _read_path(request: Request) -> Command:
+    """The decoded segments of the path; none for ``/``."""
+    path = request.path.strip(b"/")
+    return [unquote_to_bytes(segment) for segment in path.split(b"/")] if path else []
 
-    @property
-    def watched(self) -> bool:
-        return bool(self._watchers)
 
-    def watch(self) -> Watcher:
-        """Add a watcher; `leave` removes it."""
-        watcher = Watcher()
-        self._watchers.add(watcher)
-        return watcher
+def _read_command(request: Request, path: Command) -> Command:
+    """The command of a request to ``/`` (a JSON array) or in the path form.
 
-    def leave(self, watcher: Watcher) -> None:
-        self._watchers.discard(watcher)
+    The path form, ``/set/key?EX=60`` with a body, is: the path, then the body, then the query.
+    """
+    if not path:
+        return _command(_parse_json(request.body))
+    command = [*path, request.body] if request.body else path
+    for name, value in read_parameters(request.query):
+        if name != b"_token":
+            command += [name, value] if value else [name]
+    return _checked(command)
 
-    def emit(self, event: LiveEvent) -> None:
-        for watcher in self._watchers:
-            watcher.put(event)
+
+def _read_batch(request: Request) -> list[Command]:
+    """The commands of ``/pipeline`` and ``/multi-exec``; if one is invalid, none is run."""
+    value = _parse_json(request.body)
+    if not isinstance(value, list):
+        raise InvalidRequest("expected JSON array")
+    if not value:
+        raise InvalidRequest("ERR empty pipeline request")
+    return [_command(member) for member in value]
+
+
+def read_parameters(query: bytes) -> list[tuple[bytes, bytes]]:
+    """The names and values of a query or a form, in order, as bytes."""
+    pairs = (part.replace(b"+", b" ").partition(b"=") for part in query.split(b"&") if part)
+    return [(unquote_to_bytes(name), unquote_to_bytes(value)) for name, _, value in pairs]
+
+
+def _command(value: Any) -> Command:
+    if not isinstance(value, list):
+        raise InvalidRequest("expected JSON array")
+    if not value:
+        raise InvalidRequest("ERR empty command")
+    return _checked([_argument(member) for member in value])
+
+
+def _checked(command: Command) -> Command:
+    size = sum(map(len, command))
+    if size > _MAX_COMMAND_BYTES:
+        raise _TooLarge(_size_error(size))
+    return command
+
+
+def _size_error(size: int) -> str:
+    return (
+        f"ERR max request size exceeded. Limit: {_MAX_COMMAND_BYTES} bytes, Actual: {size} bytes. "
+        "See https://upstash.com/docs/redis/troubleshooting/max_request_size_exceeded for details"
+    )
+
+
+def _argument(value: Any) -> bytes:
+    match value:
+        case str():
+            try:
+                return value.encode()
+            except UnicodeEncodeError:  # half of a surrogate pair: valid in JSON, not in UTF-8
+                return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+        case bool():
+            return b"true" if value else b"false"
+        case None:
+            raise InvalidRequest("ERR null args are not supported")
+        case _:
+            opening = "[" if isinstance(value, list) else "{"
+            raise InvalidRequest(f'ERR unsupported arg type: "{opening}": json.Delim')
+
+
+def _reject_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER: Final = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_reject_constant)
+
+
+def _parse_json(body: bytes) -> Any:
+    """The value of a body; a number is the text in which it was written."""
+    if not body.strip():
+        raise InvalidRequest("EOF")
+    try:
+        return _DECODER.decode(body.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"ERR invalid JSON: {error}") from error
+
+
+# Upstash's format: from replies to answers.
+
+
+def _answer_one(reply: Reply, encoding: Encoding) -> Answer:
+    """The answer to one command: 200 with its result, or 400 with its error."""
+    status = 400 if isinstance(reply, Failure) else 200
+    return _answer([reply], encoding, status, one=True)
+
+
+def _answer(
+    replies: Sequence[Reply], encoding: Encoding, status: int = 200, *, one: bool = False
+) -> Answer:
+    """The answer to a pipeline or a transaction: 200, with the result or error of each command.
+
+    In RESP2 the replies follow one another, as in a pipeline over TCP.
+    """
+    if encoding is Encoding.RESP2:
+        body = b"".join(map(encode_reply, replies))
+        answer = Answer(status, body, b"application/octet-stream")
+    else:
+        text = _base64 if encoding is Encoding.BASE64 else _plain
+        results = [
+            {"error": _plain(reply.text)}
+            if isinstance(reply, Failure)
+            else {"result": _to_json(reply, text)}
+            for reply in replies
+        ]
+        answer = json_answer(status, results[0] if one else results)
+    if len(answer.body) > _MAX_COMMAND_BYTES:
+        bounded = [_bounded(reply) for reply in replies]
+        if bounded != replies:
+            return _answer(bounded, encoding, status, one=one)
+    return answer
+
+
+def _bounded(reply: Reply) -> Reply:
+    """The reply, or if it is too large, the error that Upstash sends in its place."""
+    size = len(encode_reply(reply))
+    return Failure(_size_error(size).encode()) if size > _MAX_COMMAND_BYTES else reply
+
+
+def _to_json(reply: Reply, text: Callable[[bytes], str]) -> Any:
+    match reply:
+        case bytes():
+            return text(reply)
+        case list():
+            return [_to_json(member, text) for member in reply]
+        case Status(b"OK"):
+            return "OK"
+        case Status() | Failure():
+            return text(reply.text)
+        case NullArray():
+            return None
+        case _:
+            return reply
+
+
+def _plain(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def _base64(data: bytes) -> str:
+    return b64encode(data).decode("ascii")
+
+
+def _sync_token(writes: int) -> bytes:
+    """A number in base 32, in the digits 0 to 9 and a to v."""
+    digits = b""
+    while writes or not digits:
+        writes, digit = divmod(writes, 32)
+        digits = _BASE_32[digit : digit + 1] + digits
+    return digits
+
+
+def _no_permission(name: str) -> str:
+    return f"NOPERM this user has no permissions to run the '{name}' command or its subcommand"
 
 
 # Subscriptions and MONITOR.
@@ -371,41 +534,32 @@ _PRELUDE_CALL: Final = re.compile(rb'^\d+\.\d+ \[\d+ lua\] "COMMAND" "GETKEYS"')
 
 
 async def _open_stream(address: Address, command: Command) -> Stream:
-    """Send SUBSCRIBE, PSUBSCRIBE or MONITOR on a separate connection; stream what arrives.
-
-    Raises StoreUnreachable.
-    """
-    arrived: asyncio.Queue[list[Reply]] = asyncio.Queue()
-    connection = await connect(address, lambda reply: arrived.put_nowait([reply]))
-    connection.lost.add_done_callback(lambda _: arrived.put_nowait([]))
-    connection.send_and_forget(command)
-    monitor = command[0].upper() == b"MONITOR"
-    return Stream(_stream_events(arrived, monitor=monitor), connection.close)
+    """Send SUBSCRIBE, PSUBSCRIBE or MONITOR on a separate connection; stream what arrives."""
+    arrived: asyncio.Queue[Reply | None] = asyncio.Queue()
+    connection = await connect(address, arrived.put_nowait)
+    connection.send_and_forget([command])
+    is_monitor = command[0].upper() == b"MONITOR"
+    return Stream(_stream_events(arrived, is_monitor=is_monitor), connection.close)
 
 
 async def _stream_events(
-    arrived: asyncio.Queue[list[Reply]], *, monitor: bool
+    arrived: asyncio.Queue[Reply | None], *, is_monitor: bool
 ) -> AsyncIterator[bytes]:
     """``data: message,CHANNEL,PAYLOAD``, or a line of MONITOR without what only this server does.
 
     A payload of several lines becomes several `data:`.
     """
-    while replies := await arrived.get():
-        reply = replies[0]
+    while (reply := await arrived.get()) is not None:
         if isinstance(reply, Failure):
             raise StoreUnreachable.from_reply(reply)
         data = b",".join(map(_text, reply if isinstance(reply, list) else [reply]))
-        if monitor and _PRELUDE_CALL.match(data):
+        if is_monitor and _PRELUDE_CALL.match(data):
             continue
-        if monitor:
+        if is_monitor:
             # At Upstash, the client's address is always 0.0.0.0:0.
             line = _CLIENT.sub(rb"\1 [\2 0.0.0.0:0]", data)
             data = b'"OK"' if data == b"OK" else original_monitor_line(line)
         yield b"".join(b"data: " + line + b"\n" for line in data.split(b"\n")) + b"\n"
-
-
-def _no_permission(name: str) -> str:
-    return f"NOPERM this user has no permissions to run the '{name}' command or its subcommand"
 
 
 def _text(member: Reply) -> bytes:

@@ -7,11 +7,11 @@ import json
 import re
 from typing import TYPE_CHECKING, Final
 
-from upstash_middleware.local.resp import Failure, NullArray, Status
+from upstash_middleware.local.valkey import Failure, NullArray, Status
 
 if TYPE_CHECKING:
     from upstash_middleware.local.faults import Faults
-    from upstash_middleware.local.resp import Reply
+    from upstash_middleware.local.valkey import Reply
 
 MAX_SHOWN: Final = 16 * 1024
 """Characters of a value that a page shows."""

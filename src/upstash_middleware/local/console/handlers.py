@@ -22,17 +22,15 @@ from upstash_middleware.local.console import auth, charts, formats, keys
 from upstash_middleware.local.console.auth import CONSOLE, ConsoleAuth
 from upstash_middleware.local.faults import INSTEAD, NO_FAULTS, Fault, parse_faults, plain_faults
 from upstash_middleware.local.http1 import Answer, Stream
-from upstash_middleware.local.resp import Failure
-from upstash_middleware.local.rest import read_parameters
-from upstash_middleware.local.service import CommandEvent, MissedEvents
-from upstash_middleware.local.store import StoreUnreachable
+from upstash_middleware.local.service import Watcher, read_parameters
+from upstash_middleware.local.valkey import Failure, StoreUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from upstash_middleware.local.faults import Faults
     from upstash_middleware.local.http1 import Request, Response
-    from upstash_middleware.local.service import LiveEvent, Service, Watcher
+    from upstash_middleware.local.service import LiveEvent, Service
 
     Fields = Mapping[bytes, bytes]
 
@@ -225,8 +223,9 @@ async def _live(service: Service, _: Fields) -> Answer:
 
 
 async def _events(service: Service, _: Fields) -> Stream:
-    watcher = service.live.watch()
-    return Stream(_stream_events(watcher), lambda: service.live.leave(watcher))
+    watcher = Watcher()
+    service.watchers.add(watcher)
+    return Stream(_stream_events(watcher), lambda: service.watchers.discard(watcher))
 
 
 async def _stream_events(watcher: Watcher) -> AsyncIterator[bytes]:
@@ -239,8 +238,8 @@ async def _stream_events(watcher: Watcher) -> AsyncIterator[bytes]:
 
 def render_event(event: LiveEvent) -> str:
     """A live event as a list item, on one line."""
-    time = None if isinstance(event, MissedEvents) else dt.datetime.fromtimestamp(event.at, dt.UTC)
-    failed = isinstance(event, CommandEvent) and isinstance(event.reply, Failure)
+    time = dt.datetime.fromtimestamp(event.at, dt.UTC)
+    failed = isinstance(event.reply, Failure)
     return render("event.html", event=event, time=time, failed=failed).replace("\n", "")
 
 
@@ -258,7 +257,7 @@ async def _change_faults(service: Service, fields: Fields) -> Answer:
         )
     except ValueError as error:
         return await _faults_page(service, str(error), status=400)
-    service.change_faults(faults)
+    service.faults.change(faults)
     if faults.fault is not Fault.REFUSE or faults.seconds is None:
         return _redirect(f"{FAULTS}?notice=faults")
     # The page after a redirect would be refused too: this one is the answer, and reloads itself.

