@@ -98,14 +98,15 @@ def test_while_the_circuit_is_open_a_request_costs_no_time_and_no_call(
     while not outage.told(CircuitOpened):
         outage.decide()
     upstash.set_faults(latency_ms=500)
-    began = time.monotonic()
+    shortest = 20.0
     for _ in range(20):
+        began = time.monotonic()
         outage.decide()
-        if time.monotonic() - began > 0.2:  # a probe is due now, and is to take its time
+        shortest = min(shortest, time.monotonic() - began)
+        if shortest < 0.5:  # the others may be probes, which take their time
             break
-    opened = [event for event in outage.told(UpstashFailed) if isinstance(event.error, CircuitOpen)]
-    assert opened
-    assert time.monotonic() - began < 3
+    assert shortest < 0.5
+    assert [event for event in outage.told(UpstashFailed) if isinstance(event.error, CircuitOpen)]
 
 
 def test_without_the_breaker_every_request_asks(upstash: LocalUpstash) -> None:

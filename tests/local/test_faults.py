@@ -14,15 +14,23 @@ from upstash_middleware.local.faults import FaultInjector, parse_faults, plain_f
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PATIENCE = 0.5
+PATIENCE = 20.0
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what the server does, at most PATIENCE seconds."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def ping(http: httpx.Client) -> httpx.Response:
     return http.post("/", json=["PING"], timeout=PATIENCE)
 
 
-def increment(http: httpx.Client) -> httpx.Response:
-    return http.post("/", json=["INCR", "n"], timeout=PATIENCE)
+def increment(http: httpx.Client, timeout: float = PATIENCE) -> httpx.Response:
+    return http.post("/", json=["INCR", "n"], timeout=timeout)
 
 
 def count(http: httpx.Client) -> object:
@@ -68,7 +76,7 @@ def test_a_truncated_answer_is_half_there(upstash: LocalUpstash, http: httpx.Cli
 
 def test_a_stalled_answer_never_ends(upstash: LocalUpstash, http: httpx.Client):
     with upstash.faults(fault="stall"), pytest.raises(httpx.ReadTimeout):
-        increment(http)
+        increment(http, timeout=0.5)
     assert count(http) == "1"
 
 
@@ -77,8 +85,8 @@ def test_a_trickling_answer_outlives_any_timeout_of_single_reads(
 ):
     begun = time.monotonic()
     with upstash.faults(fault="trickle"):
-        assert ping(http).json() == {"result": "PONG"}
-    assert time.monotonic() - begun > 2 * PATIENCE
+        assert http.post("/", json=["PING"], timeout=1).json() == {"result": "PONG"}
+    assert time.monotonic() - begun > 1
 
 
 def test_refused_is_refused_until_the_fault_is_removed(upstash: LocalUpstash, http: httpx.Client):
@@ -164,19 +172,16 @@ def test_refusing_over_http_ends_by_itself(upstash: LocalUpstash, http: httpx.Cl
     refusal = httpx.put(address, json={"fault": "refuse"})
     assert refusal.status_code == 400
     assert "seconds" in refusal.json()["error"]
-    assert httpx.put(address, json={"fault": "refuse", "seconds": 0.3}).is_success
-    time.sleep(0.1)
-    with pytest.raises(httpx.TransportError):
-        ping(http)
-    end = time.monotonic() + 5
-    while time.monotonic() < end:
+    assert httpx.put(address, json={"fault": "refuse", "seconds": 2}).is_success
+
+    def refused() -> bool:
         try:
-            assert ping(http).is_success
+            return not ping(http).is_success
         except httpx.TransportError:
-            time.sleep(0.05)
-        else:
-            return
-    pytest.fail("connections are refused for longer than was asked")
+            return True
+
+    until(refused)
+    until(lambda: not refused())
 
 
 @pytest.mark.parametrize(
@@ -223,21 +228,19 @@ def test_no_web_page_can_use_the_own_addresses(upstash: LocalUpstash, http: http
 def test_a_late_command_is_run_though_its_client_has_given_up(
     upstash: LocalUpstash, http: httpx.Client
 ):
-    with upstash.faults(latency_ms=300):
-        with pytest.raises(httpx.ReadTimeout):
-            http.post("/", json=["INCR", "n"], timeout=0.1)
-        time.sleep(0.6)
-    assert count(http) == "1"
+    with upstash.faults(latency_ms=1000), pytest.raises(httpx.ReadTimeout):
+        http.post("/", json=["INCR", "n"], timeout=0.1)
+    until(lambda: count(http) == "1")
     assert upstash.bill().by_command["INCR"] == 1
 
 
 def test_a_late_command_is_not_run_after_the_database_was_emptied(
     upstash: LocalUpstash, http: httpx.Client
 ):
-    with upstash.faults(latency_ms=300), pytest.raises(httpx.ReadTimeout):
+    with upstash.faults(latency_ms=1000), pytest.raises(httpx.ReadTimeout):
         http.post("/", json=["INCR", "n"], timeout=0.1)
     upstash.flush()
-    time.sleep(0.4)
+    time.sleep(1.1)
     assert count(http) is None
 
 

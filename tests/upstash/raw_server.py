@@ -43,6 +43,11 @@ class Connection:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
+    async def ended(self) -> None:
+        """Wait until the connection that was closed or reset has ended."""
+        with suppress(ConnectionError):
+            await self.writer.wait_closed()
+
 
 class RawServer:
     """Answers each request with the next behaviour; the last one stays."""

@@ -187,15 +187,21 @@ def test_a_connection_over_which_something_came_unasked_is_not_used_again(to):
 
 
 def test_a_connection_that_was_reset_while_it_idled_costs_no_call(to):
+    was_reset = threading.Event()
+
     async def resets(connection: Connection) -> None:
         await A_ONE(connection)
         await asyncio.sleep(0.02)
         connection.reset()
+        await connection.ended()
+        was_reset.set()
 
     with raw_server(resets) as server, to(server.url) as send:
         for _ in range(3):
             assert send() == ONE
-            time.sleep(0.2)
+            assert was_reset.wait(10)
+            was_reset.clear()
+            time.sleep(0.05)
         assert len(server.requests) == 3
 
 
@@ -338,15 +344,21 @@ def test_where_there_is_no_poll_select_does_it(to, monkeypatch):
     """As on Windows."""
     monkeypatch.delattr(select, "poll")
 
+    closed = threading.Event()
+
     async def answers_late_and_closes(connection: Connection) -> None:
         await asyncio.sleep(0.05)
         await A_ONE(connection)
         connection.close()
+        await connection.ended()
+        closed.set()
 
     with raw_server(A_ONE, answers_late_and_closes, A_ONE) as server, to(server.url) as send:
-        for _ in range(4):
+        for number in range(4):
             assert send() == ONE
-            time.sleep(0.25)
+            if number == 1:
+                assert closed.wait(10)
+                time.sleep(0.05)
         assert server.connections == 2
 
 
@@ -399,6 +411,7 @@ def test_a_connection_that_ended_while_its_process_was_frozen_costs_no_call(run)
         await A_ONE(connection)
         await asyncio.sleep(0.02)
         connection.close()
+        await connection.ended()
         closed.set()
 
     async def main(url: str) -> None:

@@ -113,7 +113,7 @@ def test_a_request_that_would_make_thousands_of_tags_delays_no_other(server: htt
                 waits.append(time.monotonic() - began)
             longest.append(max(waits))
             assert "fwd=bypass" in hostile.result().headers["cache-status"]
-    assert min(longest) < 0.2
+    assert min(longest) < 1
 
 
 def test_threads_that_ask_at_once_share_one_quota(server: httpx.Client):
