@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from starlette.testclient import TestClient
 
-from upstash_middleware import settings
+from tests.patience import patient_calls  # noqa: F401 - a fixture of every test here
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,15 +18,8 @@ PEER = ("203.0.113.9", 50000)
 
 
 @pytest.fixture
-def client(
-    upstash: LocalUpstash, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[Any], TestClient]]:
-    """Serve applications in one event loop each, from startup to shutdown.
-
-    Calls have long deadlines by default: a machine under load is no outage.
-    """
-    read, _ = settings._SETTINGS["deadline"]
-    monkeypatch.setitem(settings._SETTINGS, "deadline", (read, 20.0))
+def client(upstash: LocalUpstash) -> Iterator[Callable[[Any], TestClient]]:
+    """Serve applications in one event loop each, from startup to shutdown."""
     opened: list[TestClient] = []
 
     def serve(app: Any) -> TestClient:
