@@ -8,6 +8,7 @@ as in keys, so those made from tokens are hashed, and the request is left out.
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from msgspec import Struct
@@ -176,9 +177,15 @@ Event = (
 Observer = Callable[[Event], None]
 
 
-def hears(observer: Observer, kind: type[Event]) -> bool:
-    """Whether an observer uses events of a kind.
+def ignored_by(observer: Observer) -> AbstractSet[type[Event]]:
+    """Return the kinds of events that need not be created for an observer; this may change.
 
     An observer may have a set of kinds as its ``ignores``; events that all ignore are not created.
     """
-    return kind not in getattr(observer, "ignores", ())
+    ignored: AbstractSet[type[Event]] = getattr(observer, "ignores", frozenset())
+    return ignored
+
+
+def hears(observer: Observer, kind: type[Event]) -> bool:
+    """Whether an observer uses events of a kind."""
+    return kind not in ignored_by(observer)

@@ -17,7 +17,7 @@ import math
 import re
 import threading
 import time
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Final
 
 from upstash_middleware.errors import CircuitOpen, CommandError, Refusal, Refused, refusal_in
 from upstash_middleware.events import (
@@ -72,28 +72,29 @@ class LogObserver:
     ``clock`` counts seconds: what recurs is logged once a minute.
     """
 
-    ignores: ClassVar[frozenset[type[Event]]] = frozenset(
-        {CacheLookedUp, CacheStored, RateLimitDecided}
-    )
-
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._logged_at: dict[tuple[str, str], float] = {}
         self._outage: set[str] = set()
+        self.ignores: set[type[Event]] = {
+            CacheLookedUp,
+            CacheStored,
+            RateLimitDecided,
+            UpstashAnswered,
+        }
+        """What need not be emitted: successful calls are news only during an outage."""
         self._open = False
 
     def __call__(self, event: Event) -> None:
         """Log the event if it changes the known state."""
-        if not self._outage and type(event) is UpstashAnswered:  # nearly all
-            return
         match event:
             case UpstashFailed(_, CircuitOpen()):
                 pass  # logged when it opened
             case UpstashFailed(during, error):
                 self._failed(during, error)
             case UpstashAnswered() if self._outage and not self._open:
-                self._outage = set()
+                self._end_outage()
                 logger.warning("Upstash is reachable again", extra=_fields("UpstashAnswered"))
             case CircuitOpened(bad, of, last):
                 self._opened(bad, of, last)
@@ -156,7 +157,7 @@ class LogObserver:
                     extra=extra,
                 )
         elif kind not in self._outage and self._is_news("upstash", kind, again_after=_MINUTE):
-            self._outage |= {kind}
+            self._begin_outage(kind)
             logger.warning(
                 "Upstash failed during a %s; applying the on_error policy until it is reachable: "
                 "%s: %s%s",
@@ -182,7 +183,7 @@ class LogObserver:
     def _opened(self, bad: int, of: int, last: str) -> None:
         self._open = True
         if self._is_news("upstash", "circuit", again_after=_MINUTE):
-            self._outage |= {"circuit"}
+            self._begin_outage("circuit")
             logger.warning(
                 "Circuit breaker opened (%d of %d calls to Upstash failed or were slow, the last "
                 "with %s); applying each rule's on_error policy",
@@ -193,7 +194,8 @@ class LogObserver:
             )
 
     def _closed(self, after: float) -> None:
-        logged, self._outage, self._open = bool(self._outage), set(), False
+        logged, self._open = bool(self._outage), False
+        self._end_outage()
         if logged:
             extra = _fields("CircuitClosed", seconds=after)
             logger.warning(
@@ -201,6 +203,14 @@ class LogObserver:
                 after,
                 extra=extra,
             )
+
+    def _begin_outage(self, kind: str) -> None:
+        self._outage |= {kind}
+        self.ignores.discard(UpstashAnswered)
+
+    def _end_outage(self) -> None:
+        self._outage = set()
+        self.ignores.add(UpstashAnswered)
 
     def _is_news(self, place: str, kind: str, again_after: float = math.inf) -> bool:
         with self._lock:

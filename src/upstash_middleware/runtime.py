@@ -26,7 +26,7 @@ from upstash_middleware.core.identify import framework_user
 from upstash_middleware.core.ratelimit.memory import Denials
 from upstash_middleware.drivers import arun, run
 from upstash_middleware.errors import ConfigurationError, named_part
-from upstash_middleware.events import UpstashCalled
+from upstash_middleware.events import UpstashAnswered, UpstashCalled
 from upstash_middleware.logs import LogObserver, logger
 from upstash_middleware.settings import Settings, settings_from
 from upstash_middleware.upstash import (
@@ -40,6 +40,7 @@ from upstash_middleware.upstash import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from upstash_middleware.core.cache import Cache
     from upstash_middleware.core.cache.cache import PurgeEndpoint
@@ -84,7 +85,7 @@ class Runtime:
         self.features = features
         self.enabled: bool = settings.enabled
         self.selects = selects
-        self.observe: Observer = _Observers((LogObserver(), *settings.observers))
+        self.observe: Observer = _Observers(LogObserver(), settings.observers)
         self.late: set[Any] = set()
         """Tasks of event loops that settle charges made after their exchange was finished."""
         self.handler_limiters: dict[tuple[object, object], tuple[str, RateLimiter]] = {}
@@ -515,11 +516,13 @@ class _Observers:
 
     __slots__ = ("_observers", "ignores")
 
-    def __init__(self, observers: Sequence[Observer]) -> None:
-        self._observers = tuple(observers)
-        ignored = [frozenset(getattr(observer, "ignores", ())) for observer in observers]
-        self.ignores: frozenset[type[Event]] = frozenset.intersection(*ignored)
-        """The events that all of them ignore; see ``events.hears``."""
+    def __init__(self, log: LogObserver, others: Sequence[Observer]) -> None:
+        self._observers: tuple[Observer, ...] = (log, *others)
+        self.ignores: AbstractSet[type[Event]] = log.ignores
+        """The events that all of them ignore; see ``events.ignored_by``."""
+        if others:  # what the log ignores changes, so the others get that in any case
+            ignored = [frozenset(getattr(observer, "ignores", ())) for observer in others]
+            self.ignores = (log.ignores - {UpstashAnswered}).intersection(*ignored)
 
     def __call__(self, event: Event) -> None:
         for observer in self._observers:

@@ -256,8 +256,20 @@ def limit_fields(decision: Decision, now: float) -> Fields:
     """
     if decision.limit is None or decision.remaining is None or decision.reset is None:
         return ()
-    policies = [_policy(each.name, each.limit, each.window) for each in decision.policies]
-    states = [_state(each, decision, now) for each in decision.policies]
+    policies, states = [], []
+    # The draft, §5: Retry-After should not be earlier than a `t` beside it; it may be left out.
+    latest = math.inf
+    if not decision.allowed and decision.retry_after is not None:
+        latest = _whole_seconds(decision.retry_after)
+    for each in decision.policies:
+        name, policy = _policy(each.name, each.limit, each.window)
+        policies.append(policy)
+        wait, until = each.retry_after, b""
+        if each.allowed or wait is not None:
+            seconds = _whole_seconds(each.reset - now if wait is None else wait)
+            if 0 < seconds <= latest:
+                until = b";t=%d" % seconds
+        states.append(b"%b;r=%d%b" % (name, each.remaining, until))
     return (
         (b"X-RateLimit-Limit", b"%d" % decision.limit),
         (b"X-RateLimit-Remaining", b"%d" % decision.remaining),
@@ -268,31 +280,19 @@ def limit_fields(decision: Decision, now: float) -> Fields:
 
 
 @lru_cache(maxsize=256)
-def _policy(name: str, limit: int, window: int | None) -> bytes:
-    return b"%b;q=%d" % (_string(name), limit) + (b"" if window is None else b";w=%d" % window)
+def _policy(name: str, limit: int, window: int | None) -> tuple[bytes, bytes]:
+    """Return a policy's name as a String of RFC 9651 §3.3.3, and with it its quota and window.
 
-
-def _state(policy: PolicyState, decision: Decision, now: float) -> bytes:
-    wait = policy.retry_after
-    never = not policy.allowed and wait is None
-    seconds = max(0, _whole_seconds(policy.reset - now if wait is None else wait))
-    # The draft, §5: Retry-After should not be earlier than a `t` beside it; it may be left out.
-    denied_until = None if decision.allowed else decision.retry_after
-    too_late = denied_until is not None and seconds > _whole_seconds(denied_until)
-    until = b"" if too_late or never or not seconds else b";t=%d" % seconds
-    return b"%b;r=%d%b" % (_string(policy.name), policy.remaining, until)
+    Names are printable ASCII by construction.
+    """
+    escaped = name.replace("\\", "\\\\").replace('"', '\\"')
+    text = f'"{escaped}"'.encode("ascii")
+    return text, b"%b;q=%d" % (text, limit) + (b"" if window is None else b";w=%d" % window)
 
 
 def _whole_seconds(seconds: float) -> int:
     # Times are whole milliseconds; without rounding to them, 3.0000000001 would become 4.
     return -(-round(seconds * 1000) // 1000)
-
-
-@lru_cache(maxsize=256)
-def _string(text: str) -> bytes:
-    """Write a String of RFC 9651 §3.3.3; names are printable ASCII by construction."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'.encode("ascii")
 
 
 _EXPLICIT = frozenset({"public", "max-age", "s-maxage"})

@@ -53,6 +53,7 @@ from upstash_middleware.events import (
     UpstashFailed,
     UserCodeFailed,
     hears,
+    ignored_by,
 )
 from upstash_middleware.messages import NO_HEADERS, HTTPRequest, ResponseHead
 
@@ -169,6 +170,7 @@ class RateLimiter(Part):
         self._clock = clock
         self._secret = secret
         self._observe = observe
+        self._ignored = ignored_by(observe)
         self._deadline = deadline
         self._match: Match = match
         self._random = random
@@ -337,7 +339,8 @@ class RateLimiter(Part):
         except UpstashError as error:
             self._fail(call, error)
             return
-        self._observe(_ANSWERED)
+        if UpstashAnswered not in self._ignored:
+            self._observe(_ANSWERED)
         decide(charges, verdicts, now_ms)
         for charge in charges:
             # It may have been of another cost, tier, or rule of the bucket.
@@ -749,6 +752,7 @@ class Settler:
     ) -> None:
         self.time = time
         self._observe = observe
+        self._ignored = ignored_by(observe)
         self._deadline = deadline
         self._denials = denials
         self._perform = perform
