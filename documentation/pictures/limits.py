@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Final
 from documentation.pictures.svg import arrow, cross, dot, line, path, picture, text
 from documentation.regions import table
 from upstash_middleware import GCRA, FixedWindow, SlidingLog, SlidingWindow, TokenBucket
-from upstash_middleware.core.ratelimit.script import Charge, LocalCounters
+from upstash_middleware.core.ratelimit.charges import Charge
+from upstash_middleware.core.ratelimit.memory import LocalCounters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from upstash_middleware.core.ratelimit import Limit
-    from upstash_middleware.core.ratelimit.script import Verdict
+    from upstash_middleware.core.ratelimit.charges import Verdict
 
 LIMITS: Final[dict[str, Limit]] = {
     "fixed-window": FixedWindow(5, per=10),

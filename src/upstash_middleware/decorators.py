@@ -25,8 +25,8 @@ from upstash_middleware.core.cache.rules import SUCCESSFUL
 from upstash_middleware.core.clock import seconds_in
 from upstash_middleware.core.engine import Engine, Part
 from upstash_middleware.core.ratelimit import rule_from_mapping
+from upstash_middleware.core.ratelimit.charges import read_scripts
 from upstash_middleware.core.ratelimit.decision import UNCHECKED, combined
-from upstash_middleware.core.ratelimit.script import read_scripts
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.logs import logger
 from upstash_middleware.messages import ResponseHead

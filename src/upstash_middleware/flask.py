@@ -24,8 +24,8 @@ from flask import (
 from werkzeug.exceptions import Forbidden, HTTPException, ServiceUnavailable, TooManyRequests
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from upstash_middleware.core.ratelimit.compiled import is_preflight
 from upstash_middleware.core.ratelimit.decision import UNCHECKED, completing
+from upstash_middleware.core.ratelimit.rules import is_preflight
 from upstash_middleware.decorators import (
     REFRESH,
     CachedDecorator,

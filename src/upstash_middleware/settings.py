@@ -25,7 +25,7 @@ from upstash_middleware.errors import ConfigurationError
 if TYPE_CHECKING:
     from upstash_middleware.core.cache import CacheRule
     from upstash_middleware.core.clock import Duration
-    from upstash_middleware.core.ratelimit.charging import Match
+    from upstash_middleware.core.ratelimit.charges import Match
     from upstash_middleware.core.ratelimit.decision import OnDenied
     from upstash_middleware.events import Observer
 

@@ -9,7 +9,7 @@ import pytest
 from tests.ratelimit.test_limiter import Make, begin, get
 from upstash_middleware.core.identify import client_ip, header, jwt_claim
 from upstash_middleware.core.ratelimit import RateLimitRule
-from upstash_middleware.core.ratelimit.charging import SAMPLE
+from upstash_middleware.core.ratelimit.charges import SAMPLE
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.events import Event, SettingDoubted
 from upstash_middleware.logs import LogObserver

@@ -22,7 +22,7 @@ from upstash_middleware.core.ratelimit import (
     TokenBucket,
 )
 from upstash_middleware.core.ratelimit.algorithms import ALGORITHMS
-from upstash_middleware.core.ratelimit.script import (
+from upstash_middleware.core.ratelimit.charges import (
     Charge,
     Verdict,
     charge_command,

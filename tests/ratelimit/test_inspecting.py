@@ -12,7 +12,7 @@ from tests.ratelimit.test_algorithms import MODEL, START, limits, take_one
 from tests.ratelimit.test_limiter import Make, begin, get, passed
 from upstash_middleware.core.identify import Identifier, header
 from upstash_middleware.core.ratelimit import FixedWindow, Limit, RateLimitRule
-from upstash_middleware.core.ratelimit.script import Charge, charge_command, read_verdicts
+from upstash_middleware.core.ratelimit.charges import Charge, charge_command, read_verdicts
 from upstash_middleware.drivers import run
 from upstash_middleware.errors import NotConnected
 from upstash_middleware.messages import Headers

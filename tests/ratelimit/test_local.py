@@ -18,7 +18,8 @@ from upstash_middleware.core.ratelimit import (
     SlidingWindow,
     TokenBucket,
 )
-from upstash_middleware.core.ratelimit.script import Charge, LocalCounters
+from upstash_middleware.core.ratelimit.charges import Charge
+from upstash_middleware.core.ratelimit.memory import LocalCounters
 from upstash_middleware.errors import NotConnected
 from upstash_middleware.events import Event, RateLimitDecided, UpstashFailed
 

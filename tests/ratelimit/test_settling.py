@@ -21,7 +21,7 @@ from upstash_middleware.core.ratelimit import (
     SlidingWindow,
     TokenBucket,
 )
-from upstash_middleware.core.ratelimit.script import Settlement, settle_command
+from upstash_middleware.core.ratelimit.charges import Settlement, settle_command
 from upstash_middleware.drivers import run
 from upstash_middleware.errors import CommandError, ConfigurationError, NotConnected
 from upstash_middleware.events import Event, UpstashFailed, UserCodeFailed

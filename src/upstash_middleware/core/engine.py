@@ -259,14 +259,11 @@ class Engine:
     ) -> Exchange:
         """Return the exchange of all parts, with that of ``inner`` if it has been begun."""
         if inner is None:
-            return Exchange(self, request, [one for one in results if one is not None])
-        count = len(self.parts)
-        own = [one for one in results[:count] if one is not None]
-        further = [one for one in results[count:] if one is not None]
-        handed = None
-        if further or not any(map(_has_response, own)):
-            handed = Exchange(inner, request, further)
-        return Exchange(self, request, own, handed)
+            return Exchange(self, request, results)
+        own, further = results[: len(self.parts)], results[len(self.parts) :]
+        if any(map(_has_response, own)) and not any(further):  # nothing inside has begun
+            return Exchange(self, request, own)
+        return Exchange(self, request, own, Exchange(inner, request, further))
 
 
 class Begun(Prepared, eq=False):
@@ -360,13 +357,13 @@ class Exchange:
         self,
         engine: Engine,
         request: HTTPRequest,
-        parts: list[PartExchange],
+        parts: Sequence[PartExchange | None],
         inner: Exchange | None = None,
     ) -> None:
         self.engine: Engine = engine
         self.inner = inner
         """What the engine directly inside has begun, to be handed to it."""
-        self._parts = parts
+        self._parts: list[PartExchange] = []
         self._unreached: Sequence[PartExchange] = ()
         self._refresh: Exchange | None = None
         self.holding: Sequence[PartExchange] = ()
@@ -381,7 +378,13 @@ class Exchange:
         """The response to send at once, or None: call the application."""
         self.request: HTTPRequest = request
         """The request to call the application with."""
-        for index, part in enumerate(parts):
+        for part in parts:
+            if part is None:
+                continue
+            if self.response is not None:
+                self._unreached = (*self._unreached, part)
+                continue
+            self._parts.append(part)
             self.decision = self.decision or part.decision
             if part.holds:
                 self.holding = (*self.holding, part)
@@ -390,11 +393,11 @@ class Exchange:
                 if part.locks:
                     self.locking = part
             if part.response is not None:
-                self._parts, self._unreached = parts[: index + 1], parts[index + 1 :]
                 if (refresh := part.refresh) is not None:
                     self._refresh = Exchange(engine, refresh.request, [refresh.exchange])
-                self.response = self._outward_from(index, part.response)
-                return
+                self.response = self._outward_from(len(self._parts) - 1, part.response)
+        if self.response is not None:
+            return
         for part in self.watching:
             try:
                 self.request = part.request_to_forward(self.request)

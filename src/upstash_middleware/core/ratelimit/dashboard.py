@@ -11,7 +11,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Literal
 
 from upstash_middleware.core.flow import Command
-from upstash_middleware.core.ratelimit.compiled import bare_value
+from upstash_middleware.core.ratelimit.rules import bare_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

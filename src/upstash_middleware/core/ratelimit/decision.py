@@ -266,7 +266,8 @@ def limit_fields(decision: Decision, now: float) -> Fields:
         policies.append(policy)
         wait, until = each.retry_after, b""
         if each.allowed or wait is not None:
-            seconds = _whole_seconds(each.reset - now if wait is None else wait)
+            # As in _whole_seconds.
+            seconds = -(-round((each.reset - now if wait is None else wait) * 1000) // 1000)
             if 0 < seconds <= latest:
                 until = b";t=%d" % seconds
         states.append(b"%b;r=%d%b" % (name, each.remaining, until))

@@ -13,18 +13,22 @@ from upstash_middleware.core.engine import Part, PartExchange, Prepared
 from upstash_middleware.core.flow import Command, Flow, Pipeline, call, together
 from upstash_middleware.core.identify import Identifier, client_ip, key_text, peer_address
 from upstash_middleware.core.patterns import Unmatched, other_readings
-from upstash_middleware.core.ratelimit.algorithms import Concurrency
 from upstash_middleware.core.ratelimit.algorithms.limit import MAX_QUOTA
-from upstash_middleware.core.ratelimit.charging import (
+from upstash_middleware.core.ratelimit.charges import (
     Charging,
     Match,
     RuleCharge,
+    Settlement,
+    charge_command,
     checked_cost,
     decide,
     limit_charges,
+    limit_script,
     longest_deadline,
+    read_scripts,
+    read_verdicts,
+    settle_command,
 )
-from upstash_middleware.core.ratelimit.compiled import compile_rules, uncertain_bases
 from upstash_middleware.core.ratelimit.decision import (
     LIMIT_FIELDS,
     Decision,
@@ -35,16 +39,8 @@ from upstash_middleware.core.ratelimit.decision import (
     limit_fields,
     may_be_shared,
 )
-from upstash_middleware.core.ratelimit.memory import TIME, Denials, ServerClock
-from upstash_middleware.core.ratelimit.script import (
-    LocalCounters,
-    Settlement,
-    charge_command,
-    limit_script,
-    read_scripts,
-    read_verdicts,
-    settle_command,
-)
+from upstash_middleware.core.ratelimit.memory import TIME, Denials, LocalCounters, ServerClock
+from upstash_middleware.core.ratelimit.rules import compile_rules, uncertain_bases
 from upstash_middleware.errors import CommandError, UpstashError
 from upstash_middleware.events import (
     RateLimitDecided,
@@ -64,10 +60,9 @@ if TYPE_CHECKING:
     from upstash_middleware.core.engine import Step
     from upstash_middleware.core.flow import Argument, Reply
     from upstash_middleware.core.identify import AnyExtractor
-    from upstash_middleware.core.ratelimit.compiled import CompiledRule
     from upstash_middleware.core.ratelimit.dashboard import Analytics, Counts, DenyList
     from upstash_middleware.core.ratelimit.decision import OnDenied
-    from upstash_middleware.core.ratelimit.rules import RateLimitRule, SdkLimiter
+    from upstash_middleware.core.ratelimit.rules import CompiledRule, RateLimitRule, SdkLimiter
     from upstash_middleware.events import Observer
     from upstash_middleware.messages import Response
 
@@ -229,14 +224,37 @@ class RateLimiter(Part):
                 self._observe(UserCodeFailed("looking for an exempt handler", error))
         if self._unmatched.left:
             self._unmatched.count()
-        if not self._needs_more:
-            try:
-                charges = self._simple_charges(request)
-            except Exception:  # noqa: BLE001 - the flow for unusual requests reports it
-                charges = None
-            if charges is not None:
-                return self._call(request, charges) if charges else None
-        return self._begin_unusual(request)
+        try:
+            charges = None if self._needs_more else self._simple_charges(request)
+        except Exception:  # noqa: BLE001 - the flow for unusual requests reports it
+            charges = None
+        if charges is None:
+            return self._begin_unusual(request)
+        if not charges:
+            return None
+        bases = self._denials.bases
+        if bases and (
+            known := [each for each in charges if each.base in bases and self._recall(each)]
+        ):
+            return self._exchange(request, known)
+        forgotten = self._denials.forgotten
+        now_ms, time_sent = self._time.begin_call()
+        keys: list[Argument] = []
+        arguments: list[Argument] = [str(now_ms), "take"]
+        deadline = 0.0
+        for charge in charges:
+            rule = charge.rule
+            deadline = max(deadline, cast("float", rule.rule.deadline or self._deadline))
+            for policy in rule.policies:
+                keys += policy.limit.keys(charge.base, now_ms)
+                arguments += policy.words
+            if rule.changed_at is not None:
+                keys.append(rule.changed_at)
+        script = limit_script()
+        words = ("EVALSHA", script.sha, str(len(keys)), *keys, *arguments)
+        command = Command(words, False, script)
+        pipeline = Pipeline((command,) if time_sent is None else (command, TIME), deadline)
+        return _Call(pipeline, request, charges, now_ms, time_sent, forgotten)
 
     async def begin(self, request: HTTPRequest) -> RateLimitExchange:
         """Decide about a request by this limiter alone, also if no rule covers it. A flow."""
@@ -273,50 +291,10 @@ class RateLimiter(Part):
                 break
         return charges
 
-    def _call(
-        self, request: HTTPRequest, charges: list[RuleCharge]
-    ) -> _Call | RateLimitExchange | Flow[RateLimitExchange]:
-        """Return the script call that takes simple charges, unless a denial is remembered."""
-        bases = self._denials.bases
-        if bases and (
-            known := [each for each in charges if each.base in bases and self._recall(each)]
-        ):
-            return self._answered(request, known)
-        now_ms, deadline = self._time.now_ms(), 0.0
-        keys: list[Argument] = []
-        arguments: list[Argument] = [str(now_ms), "take"]
-        for charge in charges:
-            rule = charge.rule
-            deadline = max(deadline, cast("float", rule.rule.deadline or self._deadline))
-            for policy in rule.policies:
-                keys += policy.limit.keys(charge.base, now_ms)
-                arguments += policy.words
-            if rule.changed_at is not None:
-                keys.append(rule.changed_at)
-        script = limit_script()
-        words = ("EVALSHA", script.sha, str(len(keys)), *keys, *arguments)
-        return self._with_time(request, charges, Command(words, False, script), now_ms, deadline)
-
     def _recall(self, charge: RuleCharge) -> bool:
         """Decide by a remembered denial, if there is one."""
         charge.decision = self._denials.recall(charge.denial_key, self._time)
         return charge.decision is not None
-
-    def _with_time(
-        self,
-        request: HTTPRequest,
-        charges: list[RuleCharge],
-        command: Command,
-        now_ms: int,
-        deadline: float,
-    ) -> _Call:
-        """Return a script call, with a TIME in its pipeline if one is due."""
-        forgotten = self._denials.forgotten
-        if not self._time.needs_time():
-            pipeline = Pipeline((command,), deadline)
-            return _Call(pipeline, request, charges, now_ms, None, forgotten)
-        pipeline = Pipeline((command, TIME), deadline)
-        return _Call(pipeline, request, charges, now_ms, self._time.sent(), forgotten)
 
     def receive(
         self, prepared: _Call, replies: list[Reply] | UpstashError
@@ -326,7 +304,7 @@ class RateLimiter(Part):
             self._fail(prepared, replies)
         else:
             self._decide(prepared, replies)
-        return self._answered(prepared.request, prepared.charges)
+        return self._exchange(prepared.request, prepared.charges)
 
     def _decide(self, call: _Call, replies: list[Reply]) -> None:
         """Decide by the script's verdicts, and remember denials."""
@@ -334,7 +312,9 @@ class RateLimiter(Part):
         try:
             if call.time_sent is not None:
                 self._time.learn(replies[1], call.time_sent)
-            count = sum([len(each.rule.policies) for each in charges])
+            count = 0
+            for charge in charges:
+                count += len(charge.rule.policies)
             verdicts = read_verdicts(replies[0], count)
         except UpstashError as error:
             self._fail(call, error)
@@ -368,33 +348,13 @@ class RateLimiter(Part):
             charge.decision = replace(cast("Decision", charge.decision), settled_by="local")
             charge.where = None
 
-    def _answered(
+    def _exchange(
         self, request: HTTPRequest, charges: Sequence[RuleCharge]
     ) -> RateLimitExchange | Flow[RateLimitExchange]:
-        """Return the exchange, or the flow that has the application write its denial."""
-        exchange = self._exchange(request, charges)
-        if exchange.response is None or self._on_denied is None:
-            return exchange
-        return self._deny(request, exchange, exchange.response, self._on_denied)
+        """Combine the decisions of all rules, and emit each.
 
-    async def _deny(
-        self,
-        request: HTTPRequest,
-        exchange: RateLimitExchange,
-        own: Response,
-        on_denied: OnDenied,
-    ) -> RateLimitExchange:
-        """Replace a denial by the application's response to it, if that is a valid one."""
-        try:
-            returned: Any = await call(on_denied, request, exchange.decision)
-            if returned is not None:
-                exchange.response = custom_denial(returned, own, request)
-        except Exception as error:  # noqa: BLE001 - whatever the application's function raises
-            self._observe(UserCodeFailed("on_denied", error))
-        return exchange
-
-    def _exchange(self, request: HTTPRequest, charges: Sequence[RuleCharge]) -> RateLimitExchange:
-        """Combine the decisions of all rules, and emit each."""
+        Returns a flow if the application writes its denials itself.
+        """
         enforced: list[Decision] = []
         taken: list[RuleCharge] = []
         for charge in charges:
@@ -413,7 +373,26 @@ class RateLimiter(Part):
         # A shadow rule counts requests that another rule denied too, but needs no slot for them.
         taken = [one for one in taken if one.rule.has_slots or not one.rule.rule.shadow]
         response = denial(request, decision, self._time.now())
-        return RateLimitExchange(request, self._settler, decision, taken, response)
+        exchange = RateLimitExchange(request, self._settler, decision, taken, response)
+        if self._on_denied is None:
+            return exchange
+        return self._deny(request, exchange, response, self._on_denied)
+
+    async def _deny(
+        self,
+        request: HTTPRequest,
+        exchange: RateLimitExchange,
+        own: Response,
+        on_denied: OnDenied,
+    ) -> RateLimitExchange:
+        """Replace a denial by the application's response to it, if that is a valid one."""
+        try:
+            returned: Any = await call(on_denied, request, exchange.decision)
+            if returned is not None:
+                exchange.response = custom_denial(returned, own, request)
+        except Exception as error:  # noqa: BLE001 - whatever the application's function raises
+            self._observe(UserCodeFailed("on_denied", error))
+        return exchange
 
     def _emit(self, decision: Decision, request: HTTPRequest) -> None:
         self._observe(
@@ -449,7 +428,7 @@ class RateLimiter(Part):
             charges = known
         elif pending := [charge for charge in charges if charge.decision is None]:
             await self._decide_pending(pending, request)
-        answered = self._answered(request, charges)
+        answered = self._exchange(request, charges)
         return answered if isinstance(answered, RateLimitExchange) else await answered
 
     def _is_listed(self, charge: RuleCharge, request: HTTPRequest) -> bool:
@@ -477,9 +456,11 @@ class RateLimiter(Part):
 
     async def _take(self, charges: list[RuleCharge], request: HTTPRequest, deadline: float) -> None:
         """Take the charges of this package's limits, all in one call of the script."""
-        now_ms = self._time.now_ms()
+        forgotten = self._denials.forgotten
+        now_ms, time_sent = self._time.begin_call()
         command = charge_command(limit_charges(charges), now_ms)
-        call = self._with_time(request, charges, command, now_ms, deadline)
+        pipeline = Pipeline((command,) if time_sent is None else (command, TIME), deadline)
+        call = _Call(pipeline, request, charges, now_ms, time_sent, forgotten)
         try:
             replies = await call.pipeline
         except UpstashError as error:
@@ -786,7 +767,7 @@ class Settler:
         if units:
             due = [(charge, units) for charge in taken]
             self._mark_uncertain(due)
-            late = [each for each in _settlements(due) if not isinstance(each.limit, Concurrency)]
+            late = [each for each in _settlements(due) if not each.limit.has_slots]
             self._perform(self.settle(late, taken))
 
     def release_slots(self, charges: Sequence[RuleCharge]) -> Flow[None]:
@@ -830,7 +811,7 @@ def _slots(charges: Sequence[RuleCharge], units: int) -> list[Settlement]:
         Settlement(charge.base, policy.limit, units, charge.token)
         for charge in charges
         for policy in charge.rule.policies
-        if isinstance(policy.limit, Concurrency)
+        if policy.limit.has_slots
     ]
 
 
@@ -842,7 +823,7 @@ def _settlements(due: Iterable[tuple[RuleCharge, int]]) -> list[Settlement]:
     settlements: dict[tuple[str, int], Settlement] = {}
     for charge, units in due:
         for policy, where in zip(charge.rule.policies, charge.where or (), strict=True):
-            own = -1 if isinstance(policy.limit, Concurrency) else units
+            own = -1 if policy.limit.has_slots else units
             state = policy.limit.state(charge.base)
             if state not in settlements or own > settlements[state].units:
                 settlements[state] = Settlement(charge.base, policy.limit, own, where)

@@ -1,4 +1,4 @@
-"""What a process remembers between requests: denials, and the offset of the server's clock."""
+"""What a process remembers between requests: denials, the server's clock, local counts."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from upstash_middleware.core.flow import Command
+from upstash_middleware.core.ratelimit.charges import FOLLOWS, Charge, DenialKey, Verdict
 from upstash_middleware.core.ratelimit.decision import Decision, remembered
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from upstash_middleware.core.clock import Clock
     from upstash_middleware.core.flow import Reply
+    from upstash_middleware.core.ratelimit.algorithms.limit import Check
 
 _MOST_DENIALS = 10_000
-
-DenialKey = tuple[str, int, str, Any]
-"""The base of the keys on Redis, the cost, the rule, and the tier."""
 
 
 class _Denial(Struct, frozen=True):
@@ -142,24 +143,21 @@ class ServerClock:
         """Return seconds since some moment, by a clock that is never set."""
         return self._clock.monotonic()
 
-    def needs_time(self) -> bool:
-        """Whether to send TIME with the next pipeline; if so, no other does for some seconds.
+    def begin_call(self) -> tuple[int, float | None]:
+        """Return the time of day in ms since 1970, and for ``learn`` when TIME is sent, if it is.
 
-        True at first, every hour, and when the wall clock was set or the process was frozen.
+        TIME is due at first, every hour, and when the wall clock was set or the process was frozen.
+        If it is, no other call sends it for some seconds.
         """
-        monotonic = self._clock.monotonic()
-        apart = self._clock.wall() - monotonic
+        monotonic, wall = self._clock.monotonic(), self._clock.wall()
+        now_ms, apart = round((wall + self._offset) * 1000), wall - monotonic
         if self._apart is not None and abs(apart - self._apart) > _DISAGREEMENT:
             self._learn_at = float("-inf")
             self._apart = apart
         if monotonic < self._learn_at:
-            return False
+            return now_ms, None
         self._learn_at = monotonic + _RETRY_AFTER
-        return True
-
-    def sent(self) -> float:
-        """Return the wall-clock time at which TIME is sent, for ``learn``."""
-        return self._clock.wall()
+        return now_ms, wall
 
     def learn(self, reply: Reply, sent: float) -> None:
         """Learn the offset from the reply to TIME; anything else than a time is ignored."""
@@ -174,3 +172,63 @@ class ServerClock:
         self._offset = 0.0 if agrees else server - (sent + received) / 2
         monotonic = self._clock.monotonic()
         self._learn_at, self._apart = monotonic + _LEARN_EVERY, received - monotonic
+
+
+class LocalCounters:
+    """Does what the script does, for this process alone; safe under threads.
+
+    For rules with ``on_error="local"``, while Upstash is unreachable: the same algorithms on the
+    same keys, in a bounded table. Nothing of it is ever sent to Upstash.
+    """
+
+    def __init__(self, most_keys: int = 10_000) -> None:
+        self._most_keys = most_keys
+        self._values: OrderedDict[str, tuple[int, Any]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def decide(self, charges: Sequence[Charge], now: int) -> tuple[Verdict, ...]:
+        """Check all charges and take those of a group all or none; ``now`` in ms since 1970."""
+        with self._lock:
+            checks, denied = [], set[int]()
+            for charge in charges:
+                keys = charge.limit.keys(charge.base, now)
+                values = [self._value(key, now) for key in keys]
+                check = charge.limit.check(values, now, charge.cost)
+                allowed = check.passes <= now and charge.cost <= charge.limit.highest_cost
+                checks.append((charge, check, keys[check.key], allowed))
+                if not allowed and charge.group != FOLLOWS:
+                    denied.add(charge.group)
+            if 0 in denied:
+                denied.add(FOLLOWS)
+            # Of two limits with one key, the one that is enforced writes it.
+            written: set[str] = set()
+            for charge, check, key, _ in sorted(checks, key=lambda each: each[0].group == FOLLOWS):
+                if charge.group not in denied and key not in written:
+                    written.add(key)
+                    self._put(key, check)
+        return tuple(
+            _verdict(charge, check, now, allowed=allowed, taken=charge.group not in denied)
+            for charge, check, _, allowed in checks
+        )
+
+    def _value(self, key: str, now: int) -> Any:
+        expires, value = self._values.get(key, (0, None))
+        return value if expires > now else None
+
+    def _put(self, key: str, check: Check) -> None:
+        self._values[key] = (check.counts_until, check.value)
+        self._values.move_to_end(key)
+        if len(self._values) > self._most_keys:
+            self._values.popitem(last=False)
+
+
+def _verdict(charge: Charge, check: Check, now: int, *, allowed: bool, taken: bool) -> Verdict:
+    fits = charge.cost <= charge.limit.highest_cost
+    return Verdict(
+        allowed,
+        max(0, check.remaining_after if taken else check.remaining),
+        max(0, (check.reset_after if taken else check.reset) - now),
+        max(0, check.passes - now) if fits else None,
+        check.where,
+        int(charge.limit.numbers[0]),
+    )

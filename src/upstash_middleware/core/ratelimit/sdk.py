@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from upstash_middleware.core.flow import Command, Pipeline, Script
 from upstash_middleware.core.ratelimit.algorithms import Concurrency, Limit
-from upstash_middleware.core.ratelimit.decision import PolicyState
-from upstash_middleware.core.ratelimit.script import (
+from upstash_middleware.core.ratelimit.charges import (
     Charge,
     Verdict,
     charge_command,
     limit_script,
     read_verdicts,
 )
+from upstash_middleware.core.ratelimit.decision import PolicyState
 from upstash_middleware.errors import CommandError, ConfigurationError
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ class Concurrency(Limit, frozen=True):
     longest: Duration = 60.0
 
     name: ClassVar[str] = "slots"
+    has_slots: ClassVar[bool] = True
     window: ClassVar[str] = "longest"
 
     # A request takes one slot, whatever it costs.

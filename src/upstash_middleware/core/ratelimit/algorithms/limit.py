@@ -50,6 +50,8 @@ class Limit(Struct, frozen=True, dict=True):
     """What the algorithm is called in text such as ``"fixed 10/s"``; None without a notation."""
     refills: ClassVar[bool] = False
     """Whether used units come back at the limit's own rate, as in a bucket."""
+    has_slots: ClassVar[bool] = False
+    """Whether a request takes a slot, which is released when it ends."""
     quotas: ClassVar[tuple[str, ...]] = ("limit",)
     """The fields that are numbers of units."""
     window: ClassVar[str] = "per"
@@ -74,6 +76,17 @@ class Limit(Struct, frozen=True, dict=True):
     @cached_property
     def numbers(self) -> tuple[str, ...]:
         return tuple(map(str, self.script_numbers()))
+
+    # The script's arguments for one charge; `changes` says that a key may override the quota, and
+    # `slot` identifies the request's slot where the limit has some.
+    def words(
+        self, cost: int, group: int = 0, slot: int = 0, *, changes: bool = False
+    ) -> tuple[str, ...]:
+        a, b, c = self.numbers
+        if slot and self.has_slots:
+            c = str(slot)
+        fits = "1" if cost <= self.highest_cost else "0"
+        return (str(group), self.name, str(cost), a, b, c, fits, "1" if changes else "0")
 
     # The draft's q: the most units that can pass at once.
     @property

@@ -1,19 +1,22 @@
 """What a request is charged: the rules that cover it, whose quota they use, and how much of it.
 
-The application's own functions are called only here. When one raises, an event reports it and the
+Also the Lua scripts that take and settle charges: their text, commands and replies. The
+application's own functions are called only here. When one raises, an event reports it and the
 rule's policy decides. Nothing here waits for Upstash.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
+from hashlib import sha1
+from os.path import dirname, join
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from upstash_middleware.core.flow import call
+from upstash_middleware.core.flow import Command, Script, call
 from upstash_middleware.core.identify import (
     Identifier,
     extract,
@@ -22,25 +25,27 @@ from upstash_middleware.core.identify import (
     peer_address,
 )
 from upstash_middleware.core.patterns import other_readings
-from upstash_middleware.core.ratelimit.algorithms import Concurrency
+from upstash_middleware.core.ratelimit.algorithms import ALGORITHMS, Limit
 from upstash_middleware.core.ratelimit.algorithms.limit import MAX_QUOTA
-from upstash_middleware.core.ratelimit.compiled import CompiledRule, tier_of
 from upstash_middleware.core.ratelimit.decision import Decision, PolicyState, decided
-from upstash_middleware.core.ratelimit.rules import Tiers
-from upstash_middleware.core.ratelimit.script import FOLLOWS, Charge, Verdict
+from upstash_middleware.core.ratelimit.rules import CompiledRule, Tiers, tier_of
+from upstash_middleware.errors import CommandError, UnexpectedAnswer
 from upstash_middleware.events import SettingDoubted, UserCodeFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from upstash_middleware.core.flow import Argument, Reply
     from upstash_middleware.core.patterns import Unmatched
-    from upstash_middleware.core.ratelimit.memory import DenialKey
     from upstash_middleware.events import Observer
     from upstash_middleware.messages import HTTPRequest
 
-
 Match = Literal["first", "all"]
 MOST_TIERS = 256
+
+
+DenialKey = tuple[str, int, str, Any]
+"""The base of the keys on Redis, the cost, the rule, and the tier."""
 
 
 class RuleCharge(Struct):
@@ -120,7 +125,7 @@ def decide(charges: Sequence[RuleCharge], verdicts: Sequence[Verdict], now_ms: i
         begin, end = end, end + len(rule.policies)
         for policy, verdict in zip(rule.policies, verdicts[begin:end], strict=True):
             wait = verdict.retry_ms
-            known = not (verdict.allowed or wait is None or isinstance(policy.limit, Concurrency))
+            known = not (verdict.allowed or wait is None or policy.limit.has_slots)
             states.append(
                 PolicyState(
                     policy.name,
@@ -453,3 +458,140 @@ def _dominating(found: Identifier) -> str:
 @lru_cache(maxsize=4096)
 def _is_private(address: str) -> bool:
     return Identifier("ip", address) in _PRIVATE
+
+
+# ------------------------------------------------------------------------------------------------
+# The Lua scripts that take charges and settle them.
+
+_NUMBERS_PER_LIMIT = 6
+_INT = frozenset({int})
+FOLLOWS = -1
+"""The group of a shadow rule's charges in a bucket that an enforced rule of the request counts in:
+they are taken when group 0 is, and their own verdict has no effect."""
+
+
+class Charge(Struct, frozen=True):
+    """A cost to take from one limit of one identifier."""
+
+    base: str
+    """``PREFIX:RULE:IDENTIFIER``, escaped."""
+    limit: Limit
+    cost: int
+    group: int = 0
+    """Charges of one group are taken all or none; see ``FOLLOWS``."""
+    token: int = 0
+    """Identifies the slot of this request, where the limit is a Concurrency."""
+    changed_at: str | None = None
+    """The key of a quota that overrides the limit's, if there is one."""
+
+
+class Verdict(Struct, frozen=True):
+    """The state of one limit after the call; times are milliseconds from the call's own time."""
+
+    allowed: bool
+    remaining: int
+    reset_ms: int
+    retry_ms: int | None
+    """0 where it allows; None where it never will, because the cost is above the limit."""
+    where: int
+    """Which part of the state it was taken from, for refunds: a window, an entry's time."""
+    quota: int
+    """The script's number a, or what a key overrides it with."""
+
+
+class Settlement(Struct, frozen=True):
+    """Units to charge to one limit after the response, whatever is left; below 0 to refund."""
+
+    base: str
+    limit: Limit
+    units: int
+    where: int
+    """Where the units were taken, according to the verdict."""
+
+
+@cache
+def limit_script() -> Script:
+    """Return the script that checks and takes."""
+    return _script("charge")
+
+
+@cache
+def settle_script() -> Script:
+    """Return the script that settles after the response."""
+    return _script("settle")
+
+
+def read_scripts() -> None:
+    """Read the scripts' files now, so that no request reads them on an event loop."""
+    limit_script()
+    settle_script()
+
+
+def _script(main: str) -> Script:
+    names = [f"algorithms/{name}" for name in ("common", *ALGORITHMS)]
+    folder, loader = dirname(__file__), __spec__.loader  # noqa: PTH120 - it may be in an archive
+    files = [loader.get_data(join(folder, f"{name}.lua")) for name in (*names, main)]  # type: ignore[union-attr]  # noqa: PTH118
+    # The flag lets Upstash lock only the script's own keys.
+    text = b"#!lua flags=allow-key-locking\n" + b"\n".join(files)
+    return Script(text.decode(), sha1(text, usedforsecurity=False).hexdigest())
+
+
+def charge_command(charges: Sequence[Charge], now_ms: int, *, peek: bool = False) -> Command:
+    """Return the command that checks all charges and takes those of a group all or none.
+
+    With ``peek`` it takes nothing.
+    """
+    keys: list[Argument] = []
+    arguments: list[Argument] = [str(now_ms), "peek" if peek else "take"]
+    for charge in charges:
+        keys += charge.limit.keys(charge.base, now_ms)
+        if charge.changed_at is not None:
+            keys.append(charge.changed_at)
+        changes = charge.changed_at is not None
+        arguments += charge.limit.words(charge.cost, charge.group, charge.token, changes=changes)
+    return _command(limit_script(), keys, arguments)
+
+
+def settle_command(settlements: Sequence[Settlement], now_ms: int) -> Command:
+    """Return the command that charges, or refunds, after the response."""
+    keys: list[Argument] = []
+    arguments: list[Argument] = [now_ms]
+    for settlement in settlements:
+        base, limit, where = settlement.base, settlement.limit, settlement.where
+        if settlement.units < 0:
+            own = limit.refund_keys(base, where, now_ms)
+        else:
+            own = limit.keys(base, now_ms)
+        keys += own
+        a, b, c = limit.numbers
+        if limit.has_slots:
+            c = str(where)
+        arguments += (limit.name, settlement.units, a, b, c, where, len(own))
+    return _command(settle_script(), keys, arguments)
+
+
+def _command(script: Script, keys: list[Argument], arguments: list[Argument]) -> Command:
+    """Return the command that calls a script."""
+    return Command(("EVALSHA", script.sha, str(len(keys)), *keys, *arguments), False, script)
+
+
+def read_verdicts(reply: Reply, count: int) -> tuple[Verdict, ...]:
+    """Return the script's verdicts on so many charges.
+
+    Raises the reply if it is an error, and UnexpectedAnswer if it is not such a reply.
+    """
+    if isinstance(reply, CommandError):
+        raise reply
+    numbers: list[Any] = reply if isinstance(reply, list) else []
+    if len(numbers) != _NUMBERS_PER_LIMIT * count:
+        raise UnexpectedAnswer(f"the rate limits' script answered {type(reply).__name__}")
+    if not _INT.issuperset(map(type, numbers)):
+        raise UnexpectedAnswer("the rate limits' script answered something else than numbers")
+    verdicts = []
+    for begin in range(0, len(numbers), _NUMBERS_PER_LIMIT):
+        allowed, remaining, reset, retry, where, quota = numbers[begin : begin + _NUMBERS_PER_LIMIT]
+        if allowed not in {0, 1}:
+            raise UnexpectedAnswer(f"the rate limits' script answered {allowed}, not 0 or 1")
+        wait = None if retry < 0 else retry
+        verdicts.append(Verdict(allowed == 1, remaining, reset, wait, where, quota))
+    return tuple(verdicts)
