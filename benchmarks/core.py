@@ -13,6 +13,7 @@ from upstash_middleware import CacheRule, Headers, HTTPRequest, RateLimitRule
 from upstash_middleware.core.cache import Cache
 from upstash_middleware.core.cache.entries import decode
 from upstash_middleware.core.engine import Engine
+from upstash_middleware.core.flow import Command
 from upstash_middleware.core.ratelimit import RateLimiter
 from upstash_middleware.drivers import run
 from upstash_middleware.logs import LogObserver
@@ -143,7 +144,8 @@ def _call() -> Callable[[], object]:
     words = ("EVALSHA", "0" * 40, 2, "upstash-middleware:default:203.0.113.7:1795412",
              "upstash-middleware:default:203.0.113.7:1795411", 1_795_412_000_000, "take", 0,
              "sliding", 1, 100, 60_000, 0, 1)  # fmt: skip
-    return lambda: protocol.encode([words])
+    command = Command(words)
+    return lambda: protocol.encode([command])
 
 
 def _answer() -> Callable[[], object]:

@@ -20,8 +20,7 @@ from upstash_middleware.core.cache.entries import (
 )
 from upstash_middleware.errors import CommandError, UpstashError
 from upstash_middleware.logs import one_line
-from upstash_middleware.upstash.http1 import ResponseReader
-from upstash_middleware.upstash.protocol import Response
+from upstash_middleware.upstash.protocol import Response, ResponseReader
 from upstash_middleware.upstash.protocol import decode as decode_answer
 
 if TYPE_CHECKING:

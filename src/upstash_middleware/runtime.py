@@ -417,7 +417,7 @@ class Runtime:
         if self._cache is not None:
             self._cache.forget()
         for breaker in self._breakers:
-            breaker.forget()
+            breaker.get().reset()
 
     async def _flush(self) -> None:
         await together(*(limiter.flush() for limiter in self._live_limiters()))

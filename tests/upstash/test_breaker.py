@@ -36,12 +36,12 @@ from upstash_middleware.upstash import (
     OnePerProcess,
     Response,
 )
-from upstash_middleware.upstash.breaker import FIRST_PAUSE, MIN_BAD_CALLS, REMEMBERED_CALLS
+from upstash_middleware.upstash.client import FIRST_PAUSE, MIN_BAD_CALLS, REMEMBERED_CALLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from upstash_middleware.upstash.breaker import Call
+    from upstash_middleware.upstash.client import Attempt
 
 GET = pipeline(("GET", "k"), reads_only=True)
 
@@ -249,7 +249,7 @@ class AnyCircuit(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.circuit = Circuit()
-        self.under_way: list[Call] = []
+        self.under_way: list[Attempt] = []
 
     @rule()
     def begin(self) -> None:

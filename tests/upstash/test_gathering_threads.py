@@ -70,7 +70,8 @@ class World:
 
     @property
     def waiting(self):
-        return len(self.client._batcher.get()._waiting)
+        here = self.client._process
+        return len(here.batcher._waiting) if here is not None and here.batcher else 0
 
     def begin(self, *commands, **options):
         """Begin to execute commands in a thread, and wait until it waits for others' calls."""

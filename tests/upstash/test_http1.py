@@ -12,8 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from upstash_middleware.errors import ConnectionLost, UnexpectedAnswer, UpstashError
-from upstash_middleware.upstash.http1 import MAX_HEAD_BYTES, Requests, ResponseReader
-from upstash_middleware.upstash.protocol import Call, Response
+from upstash_middleware.upstash.protocol import (
+    MAX_HEAD_BYTES,
+    Call,
+    Requests,
+    Response,
+    ResponseReader,
+)
 
 RESP2 = b"Content-Type: application/octet-stream\r\n"
 KIND = "application/octet-stream"

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from upstash_middleware.core.flow import Command
 from upstash_middleware.errors import CommandError, Refused, UnexpectedAnswer, UpstashError
-from upstash_middleware.upstash.protocol import Response, decode, decode_replies, encode
+from upstash_middleware.upstash import protocol
+from upstash_middleware.upstash.protocol import Response, decode, decode_replies
 
 RESP2 = "application/octet-stream"
 JSON = "application/json; charset=utf-8"
@@ -53,6 +55,10 @@ ANY_JSON = st.recursive(
 
 
 RESP2_REQUESTED = ("Upstash-Response-Format", "resp2")
+
+
+def encode(commands):
+    return protocol.encode([Command(tuple(words)) for words in commands])
 
 
 class TestCalls:

@@ -3,8 +3,14 @@
 Importing this opens nothing and loads no HTTP library; the first call does.
 """
 
-from upstash_middleware.upstash.breaker import Breaker
-from upstash_middleware.upstash.client import AsyncClient, Called, Client, SyncToken, Watch
+from upstash_middleware.upstash.client import (
+    AsyncClient,
+    Breaker,
+    Called,
+    Client,
+    SyncToken,
+    Watch,
+)
 from upstash_middleware.upstash.credentials import Credentials
 from upstash_middleware.upstash.process import OnePerProcess
 from upstash_middleware.upstash.protocol import Call, Response

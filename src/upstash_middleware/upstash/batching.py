@@ -1,8 +1,8 @@
 """Batching: pipelines that arrive while calls are in flight are sent together in the next call.
 
-As many calls may be in flight as finish within half a millisecond of each other, given the
-fastest recent call, but at least two on an event loop and one among threads. Further pipelines
-wait for one of them to finish, not for a timer.
+As many calls may be in flight as would finish every half millisecond, given the fastest recent
+call, but at least two on an event loop and one among threads. Further pipelines wait until one of
+them finishes, and are then sent together.
 
 The commands are billed as without it, and each pipeline keeps its own deadline, cancellation and
 error, and is retried only if it may be. A large pipeline is sent by itself.
@@ -10,27 +10,27 @@ error, and is retried only if it may be. A large pipeline is sent by itself.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from itertools import chain, count
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
-from weakref import WeakKeyDictionary, ref
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+from weakref import ref
 
 from upstash_middleware.errors import CommandError, ConnectionLost, Refused, UpstashError
-from upstash_middleware.upstash.process import running_loop
 from upstash_middleware.upstash.protocol import join, refuse
+from upstash_middleware.upstash.transport import exceeded
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Coroutine, Sequence
     from typing import Any
 
-    from upstash_middleware.core.flow import Command, Pipeline, Reply
+    from upstash_middleware.core.flow import Command, Reply
     from upstash_middleware.upstash.protocol import Call
-    from upstash_middleware.upstash.transport import Deadline
 
 MIN_CALLS: Final = 2
 """Calls that an event loop may always have in flight; those that hang do not count."""
@@ -65,20 +65,20 @@ ALONE_BYTES: Final = 16 * 1024
 """A pipeline with more than this to send joins no batch."""
 
 
-# Which pipelines share the next call, and which replies each gets ---------------------------------
-
-
 class Pending(ABC):
     """A pipeline that waits to be sent in a batch and for its replies."""
 
-    __slots__ = ("deadline", "members", "pipeline", "size")
+    __slots__ = ("commands", "members", "seconds", "size", "until")
 
-    def __init__(self, pipeline: Pipeline, members: list[bytes], deadline: Deadline) -> None:
-        self.pipeline: Pipeline = pipeline
+    def __init__(
+        self, commands: Sequence[Command], members: list[bytes], seconds: float, until: float
+    ) -> None:
+        self.commands: Sequence[Command] = commands
         self.members: list[bytes] = members
-        """Its commands, encoded."""
+        """The commands, encoded."""
         self.size: int = sum(map(len, members))
-        self.deadline: Deadline = deadline
+        self.seconds: float = seconds
+        self.until: float = until
 
     @abstractmethod
     def done(self) -> bool:
@@ -93,45 +93,34 @@ class Pending(ABC):
         """Raise an error in the caller."""
 
 
-_ends_at: Final = attrgetter("deadline.at")
-_members: Final = attrgetter("members")
-_commands: Final = attrgetter("pipeline.commands")
-
 P = TypeVar("P", bound=Pending)
+_until: Final = attrgetter("until")
 
 
-class InFlight:
-    """The calls in flight, and the limits estimated from earlier ones."""
+class _Batcher(Generic[P]):
+    """The pipelines that wait, the calls in flight, and the limits estimated from earlier ones."""
 
-    __slots__ = (
-        "_max_calls",
-        "_min_calls",
-        "_min_seconds",
-        "_numbers",
-        "_reply_bytes",
-        "_sent_at",
-        "has_room",
-    )
-
-    def __init__(self, min_calls: int) -> None:
-        self._min_calls = min_calls
+    def __init__(self, min_calls: int, secret: str) -> None:
+        self._secret = secret
+        self._waiting: deque[P] = deque()
         self._numbers = count()
         self._sent_at: dict[int, float] = {}
         """By the number of a call, when it was sent; without those that hang."""
+        self._min_calls = min_calls
         self._max_calls = min_calls
         self._min_seconds = 0.0
         self._reply_bytes = 0.0
-        self.has_room: bool = True
+        self._has_room = True
         """Whether one more call may be sent."""
 
-    def begin(self) -> int:
-        """Count a call, and return its number."""
+    def _count(self) -> int:
+        """Count a call that is sent now, and return its number."""
         number = next(self._numbers)
         self._sent_at[number] = time.monotonic()
-        self.has_room = len(self._sent_at) < self._max_calls
+        self._has_room = len(self._sent_at) < self._max_calls
         return number
 
-    def end(self, number: int) -> None:
+    def _discount(self, number: int) -> None:
         """Stop counting a call, and record its round-trip time; nothing the second time."""
         sent_at = self._sent_at.pop(number, None)
         if sent_at is None:
@@ -139,17 +128,18 @@ class InFlight:
         took = time.monotonic() - sent_at
         self._min_seconds = min(took, self._min_seconds * MINIMUM_DECAY or took)
         self._max_calls = max(self._min_calls, int(self._min_seconds / SECONDS_BETWEEN_CALLS))
-        self.has_room = len(self._sent_at) < self._max_calls
+        self._has_room = len(self._sent_at) < self._max_calls
 
-    def ignore_hanging(self) -> None:
+    def _ignore_hanging(self) -> None:
         """Stop counting the calls that hang."""
         late = time.monotonic() - PATIENCE_SECONDS
         self._sent_at = {number: at for number, at in self._sent_at.items() if at > late}
-        self.has_room = len(self._sent_at) < self._max_calls
+        self._has_room = len(self._sent_at) < self._max_calls
 
-    def next_batch(self, waiting: deque[P]) -> list[P]:
+    def _next_batch(self) -> list[P]:
         """Take from the waiting pipelines those that the next call carries."""
         batch: list[P] = []
+        waiting = self._waiting
         commands = size = 0
         # With no call in flight one half is sent, so that the other half is sent while the first
         # uses its replies; otherwise all would always wait at the same time.
@@ -170,7 +160,23 @@ class InFlight:
             batch.append(pending)
         return batch
 
-    def learn_size(self, replies: Sequence[Reply], pipelines: int) -> None:
+    def _deliver(self, batch: Sequence[P], replies: list[Reply]) -> None:
+        """Give each pipeline its own replies."""
+        end = 0
+        for pending in batch:
+            begin, end = end, end + len(pending.members)
+            if pending.done():
+                continue
+            own = replies[begin:end]
+            if len(own) == 1 and isinstance(own[0], CommandError):
+                try:
+                    refuse(own[0], self._secret)
+                except Refused as error:
+                    pending.fail(error)
+                    continue
+            pending.resolve(own)
+
+    def _learn_size(self, replies: Sequence[Reply], pipelines: int) -> None:
         """Update the estimated size of replies, from those with stored values: others are small."""
         size = 0
         for reply in replies:
@@ -182,37 +188,28 @@ class InFlight:
         self._reply_bytes = (self._reply_bytes + size / pipelines) / 2
 
 
-def _merged(batch: Sequence[Pending]) -> tuple[Call, list[Command], Deadline]:
+def _merged(batch: Sequence[Pending]) -> tuple[Call, list[Command], float, float]:
     """Return the call for a batch, its commands, and the latest deadline."""
-    return (
-        join([*chain.from_iterable(map(_members, batch))]),
-        [*chain.from_iterable(map(_commands, batch))],
-        max(batch, key=_ends_at).deadline,
-    )
-
-
-def _deliver(batch: Sequence[Pending], replies: list[Reply], secret: str) -> None:
-    """Give each pipeline its own replies."""
-    end = 0
-    for pending in batch:
-        begin, end = end, end + len(pending.members)
-        own = replies[begin:end]
-        if pending.done():
-            continue
-        if len(own) == 1 and isinstance(own[0], CommandError):
-            try:
-                refuse(own[0], secret)
-            except Refused as error:
-                pending.fail(error)
-                continue
-        pending.resolve(own)
+    last = max(batch, key=_until)
+    members = [*chain.from_iterable([each.members for each in batch])]
+    commands = [*chain.from_iterable([each.commands for each in batch])]
+    return join(members), commands, last.seconds, last.until
 
 
 def _after_loss(batch: Sequence[P], error: ConnectionLost, *, repeated: bool) -> list[P]:
-    """Return the pipelines that only read, to be sent once more, and raise the error in others."""
-    readers = [] if repeated else [each for each in batch if each.pipeline.reads_only]
+    """Return the pipelines that only read, to be sent once more, and raise the error in others.
+
+    A batch of them alone has been sent twice already.
+    """
+    readers = [each for each in batch if _only_reads(each)]
+    if repeated or len(readers) == len(batch):
+        readers = []
     _fail([each for each in batch if each not in readers], error)
     return readers
+
+
+def _only_reads(pending: Pending) -> bool:
+    return all(command.reads_only for command in pending.commands)
 
 
 def _fail(batch: Sequence[Pending], error: Exception) -> None:
@@ -227,10 +224,6 @@ def _fail(batch: Sequence[Pending], error: Exception) -> None:
         pending.fail(own)
 
 
-def _only_reads(batch: Sequence[Pending]) -> bool:
-    return all(each.pipeline.reads_only for each in batch)
-
-
 # Event loops -------------------------------------------------------------------------------------
 
 
@@ -238,7 +231,13 @@ class _AsyncPerform(Protocol):
     """Sends a call and returns the replies, within the deadline."""
 
     def __call__(
-        self, call: Call, commands: Sequence[Command], deadline: Deadline, *, repeat: bool
+        self,
+        call: Call,
+        commands: Sequence[Command],
+        seconds: float,
+        until: float,
+        *,
+        may_repeat: bool = True,
     ) -> Coroutine[Any, Any, list[Reply]]: ...
 
 
@@ -249,12 +248,13 @@ class _PendingTask(Pending):
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        commands: Sequence[Command],
         members: list[bytes],
-        deadline: Deadline,
+        seconds: float,
+        until: float,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        super().__init__(pipeline, members, deadline)
+        super().__init__(commands, members, seconds, until)
         self.future: asyncio.Future[list[Reply]] = loop.create_future()
         self.since: float = loop.time()
         self.timer: asyncio.TimerHandle | None = None
@@ -275,17 +275,18 @@ class _PendingTask(Pending):
 
     def _expire(self) -> None:
         if not self.done():
-            self.fail(self.deadline.exceeded())
+            self.fail(exceeded(self.seconds))
 
 
-class AsyncBatcher:
+class AsyncBatcher(_Batcher[_PendingTask]):
     """Sends the pipelines of one event loop."""
 
-    def __init__(self, perform: _AsyncPerform, secret: str) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, perform: _AsyncPerform, secret: str
+    ) -> None:
+        super().__init__(MIN_CALLS, secret)
+        self.loop: ref[asyncio.AbstractEventLoop] = ref(loop)
         self._perform = perform
-        self._secret = secret
-        self._in_flight = InFlight(MIN_CALLS)
-        self._waiting: deque[_PendingTask] = deque()
         self._fallback: asyncio.TimerHandle | None = None
         """The timer that sends overdue pipelines if no call finishes."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -294,37 +295,29 @@ class AsyncBatcher:
         self._next_turn: asyncio.Handle | None = None
         """Sends those that wait for nothing but the end of this turn."""
 
-    def execute(
-        self, pipeline: Pipeline, members: list[bytes], deadline: Deadline
-    ) -> Coroutine[Any, Any, list[Reply]]:
-        """Perform a pipeline, whose encoded commands are ``members``, by itself or in a batch."""
-        if self._in_flight.has_room and not (self._crowded or self._waiting):
-            return self._send_alone(pipeline, members, deadline)
-        if sum(map(len, members)) > ALONE_BYTES:
-            repeat = pipeline.reads_only
-            return self._perform(join(members), pipeline.commands, deadline, repeat=repeat)
-        loop = running_loop()
-        return self._wait(_PendingTask(pipeline, members, deadline, loop), loop)
-
-    async def _send_alone(
-        self, pipeline: Pipeline, members: list[bytes], deadline: Deadline
+    async def execute(
+        self, commands: Sequence[Command], members: list[bytes], seconds: float, until: float
     ) -> list[Reply]:
-        flight = self._in_flight.begin()
-        try:
-            return await self._perform(
-                join(members), pipeline.commands, deadline, repeat=pipeline.reads_only
-            )
-        finally:
-            self._end(flight)
-
-    async def _wait(self, pending: _PendingTask, loop: asyncio.AbstractEventLoop) -> list[Reply]:
+        """Perform a pipeline, whose encoded commands are ``members``, by itself or in a batch."""
+        if self._has_room and not self._crowded and not self._waiting:
+            number = self._count()
+            try:
+                return await self._perform(join(members), commands, seconds, until)
+            finally:
+                self._discount(number)
+                if self._waiting:
+                    self._send_waiting()
+        if sum(map(len, members)) > ALONE_BYTES:
+            return await self._perform(join(members), commands, seconds, until)
+        loop = sys.modules["asyncio"].get_running_loop()
+        pending = _PendingTask(commands, members, seconds, until, loop)
         self._waiting.append(pending)
-        if self._next_turn is None and self._in_flight.has_room:
+        if self._next_turn is None and self._has_room:
             self._next_turn = loop.call_soon(self._send_waiting)
         if self._fallback is None:
-            self._fallback = loop.call_later(PATIENCE_SECONDS, self._send_overdue, loop)
-        if pending.deadline.seconds <= PATIENCE_SECONDS:
-            pending.expire_in(pending.deadline.seconds)
+            self._fallback = loop.call_later(PATIENCE_SECONDS, self._send_overdue)
+        if seconds <= PATIENCE_SECONDS:
+            pending.expire_in(seconds)
         try:
             return await pending.future
         except BaseException:
@@ -335,92 +328,69 @@ class AsyncBatcher:
             if pending.timer is not None:
                 pending.timer.cancel()
 
-    def _send_overdue(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _send_overdue(self) -> None:
         """Send the pipelines that have waited too long."""
+        loop = sys.modules["asyncio"].get_running_loop()
         self._fallback = None
-        self._in_flight.ignore_hanging()
+        self._ignore_hanging()
         waited_since = loop.time() - PATIENCE_SECONDS
         while self._waiting and self._waiting[0].since <= waited_since:
-            self._send_next(loop)
+            self._send_next()
         if self._waiting:
             wait = self._waiting[0].since - waited_since
-            self._fallback = loop.call_later(wait, self._send_overdue, loop)
-
-    def _end(self, flight: int) -> None:
-        self._in_flight.end(flight)
-        if self._waiting:
-            self._send_waiting()
+            self._fallback = loop.call_later(wait, self._send_overdue)
 
     def _send_waiting(self) -> None:
         if self._next_turn is not None:
             self._next_turn.cancel()
             self._next_turn = None
-        loop = running_loop()
-        while self._waiting and self._in_flight.has_room:
-            self._send_next(loop)
+        while self._waiting and self._has_room:
+            self._send_next()
 
-    def _send_next(self, loop: asyncio.AbstractEventLoop) -> None:
-        batch = self._in_flight.next_batch(self._waiting)
+    def _send_next(self) -> None:
+        batch = self._next_batch()
         self._crowded = len(batch) > 1 or bool(self._waiting)
         if batch:
-            task = loop.create_task(self._send(batch, self._in_flight.begin()))
+            loop = sys.modules["asyncio"].get_running_loop()
+            task = loop.create_task(self._send(batch, self._count()))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _send(self, batch: list[_PendingTask], flight: int) -> None:
-        well_before = max(map(_ends_at, batch)) - PATIENCE_SECONDS
-        if min(map(_ends_at, batch)) < well_before:
-            for pending in batch:
-                if pending.timer is None and pending.deadline.at < well_before:
-                    pending.expire_in(pending.deadline.at - time.monotonic())
-        everyone, repeated = batch, False
+    async def _send(self, batch: list[_PendingTask], number: int) -> None:
+        well_before = max(map(_until, batch)) - PATIENCE_SECONDS
+        for pending in batch:
+            if pending.until < well_before and pending.timer is None:
+                pending.expire_in(pending.until - time.monotonic())
+        remaining, repeated = batch, False
         try:
-            while batch:
-                repeat = not repeated and _only_reads(batch)
-                call, commands, deadline = _merged(batch)
+            while remaining:
+                call, commands, seconds, until = _merged(remaining)
                 try:
-                    replies = await self._perform(call, commands, deadline, repeat=repeat)
+                    replies = await self._perform(
+                        call, commands, seconds, until, may_repeat=not repeated
+                    )
                 except ConnectionLost as error:
-                    batch = _after_loss(batch, error, repeated=repeated or repeat)
+                    remaining = _after_loss(remaining, error, repeated=repeated)
                     repeated = True
                     continue
-                self._in_flight.learn_size(replies, len(batch))
+                self._learn_size(replies, len(remaining))
                 # The next call is sent before these replies are used, which takes long.
-                self._end(flight)
-                _deliver(batch, replies, self._secret)
+                self._end(number)
+                self._deliver(remaining, replies)
                 return
         except Exception as error:  # noqa: BLE001 - it belongs to those that wait
-            _fail(everyone, error)
+            _fail(batch, error)
         except BaseException:
-            for pending in everyone:
+            for pending in batch:
                 pending.future.cancel()
             raise
         finally:
-            self._end(flight)
+            self._end(number)
 
-
-class AsyncBatchers:
-    """The batchers of a client: one for each event loop that uses it."""
-
-    def __init__(self, perform: _AsyncPerform, secret: str) -> None:
-        self._perform = perform
-        self._secret = secret
-        self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncBatcher] = (
-            WeakKeyDictionary()
-        )
-        self._latest: tuple[ref[asyncio.AbstractEventLoop], AsyncBatcher] | None = None
-
-    def here(self) -> AsyncBatcher:
-        """Return this event loop's."""
-        loop = running_loop()
-        latest = self._latest
-        if latest is not None and latest[0]() is loop:  # most processes have one
-            return latest[1]
-        batcher = self._by_loop.get(loop)
-        if batcher is None:
-            batcher = self._by_loop[loop] = AsyncBatcher(self._perform, self._secret)
-        self._latest = (ref(loop), batcher)
-        return batcher
+    def _end(self, number: int) -> None:
+        self._discount(number)
+        if self._waiting:
+            self._send_waiting()
 
 
 # Threads -----------------------------------------------------------------------------------------
@@ -430,17 +400,25 @@ class _Perform(Protocol):
     """Sends a call and returns the replies, within the deadline."""
 
     def __call__(
-        self, call: Call, commands: Sequence[Command], deadline: Deadline, *, repeat: bool
+        self,
+        call: Call,
+        commands: Sequence[Command],
+        seconds: float,
+        until: float,
+        *,
+        may_repeat: bool = True,
     ) -> list[Reply]: ...
 
 
 class _PendingThread(Pending):
     """A thread that waits for its replies, or until it has to send the next batch."""
 
-    __slots__ = ("_done", "_error", "_replies", "_wakeup", "batch", "flight", "taken")
+    __slots__ = ("_done", "_error", "_replies", "_wakeup", "batch", "number", "taken")
 
-    def __init__(self, pipeline: Pipeline, members: list[bytes], deadline: Deadline) -> None:
-        super().__init__(pipeline, members, deadline)
+    def __init__(
+        self, commands: Sequence[Command], members: list[bytes], seconds: float, until: float
+    ) -> None:
+        super().__init__(commands, members, seconds, until)
         self._wakeup = threading.Lock()
         self._wakeup.acquire()
         self._done = False
@@ -450,7 +428,7 @@ class _PendingThread(Pending):
         """Whether it is part of a batch."""
         self.batch: list[_PendingThread] | None = None
         """The batch that this thread has to send."""
-        self.flight: int = 0
+        self.number: int = 0
 
     def done(self) -> bool:
         return self._done
@@ -463,9 +441,9 @@ class _PendingThread(Pending):
         self._error, self._done = error, True
         self._wakeup.release()
 
-    def lead(self, batch: list[_PendingThread], flight: int) -> None:
+    def lead(self, batch: list[_PendingThread], number: int) -> None:
         """Wake this thread to send a batch."""
-        self.batch, self.flight = batch, flight
+        self.batch, self.number = batch, number
         self._wakeup.release()
 
     def wait(self, seconds: float) -> bool:
@@ -483,7 +461,7 @@ class _PendingThread(Pending):
         return self._replies
 
 
-class ThreadBatcher:
+class ThreadBatcher(_Batcher[_PendingThread]):
     """Sends the pipelines of all threads of a process.
 
     It starts no thread: when a call has finished, the waiting thread with the latest deadline is
@@ -491,52 +469,46 @@ class ThreadBatcher:
     """
 
     def __init__(self, perform: _Perform, secret: str) -> None:
+        super().__init__(MIN_CALLS_OF_THREADS, secret)
         self._perform = perform
-        self._secret = secret
-        self._in_flight = InFlight(MIN_CALLS_OF_THREADS)
-        self._waiting: deque[_PendingThread] = deque()
         self._lock = threading.Lock()
 
-    def execute(self, pipeline: Pipeline, members: list[bytes], deadline: Deadline) -> list[Reply]:
+    def execute(
+        self, commands: Sequence[Command], members: list[bytes], seconds: float, until: float
+    ) -> list[Reply]:
         """Perform a pipeline, whose encoded commands are ``members``, by itself or in a batch."""
-        pending = _PendingThread(pipeline, members, deadline)
-        if pending.size > ALONE_BYTES:
-            return self._send_alone(pending)
+        if sum(map(len, members)) > ALONE_BYTES:
+            return self._perform(join(members), commands, seconds, until)
+        pending: _PendingThread | None = None
+        number = 0
         with self._lock:
-            flight = self._in_flight.begin() if self._in_flight.has_room else None
-            if flight is None:
+            if self._has_room:
+                number = self._count()
+            else:
+                pending = _PendingThread(commands, members, seconds, until)
                 self._waiting.append(pending)
-        if flight is None:
+        if pending is not None:
             return self._wait(pending)
         try:
-            return self._send_alone(pending)
+            return self._perform(join(members), commands, seconds, until)
         finally:
-            self._end(flight)
-
-    def _send_alone(self, pending: _PendingThread) -> list[Reply]:
-        pipeline = pending.pipeline
-        return self._perform(
-            join(pending.members),
-            pipeline.commands,
-            pending.deadline,
-            repeat=pipeline.reads_only,
-        )
+            self._end(number)
 
     def _wait(self, pending: _PendingThread) -> list[Reply]:
         while not pending.done():
-            left = pending.deadline.at - time.monotonic()
+            left = pending.until - time.monotonic()
             if not pending.wait(left if pending.taken else min(left, PATIENCE_SECONDS)):
                 self._send_overdue(pending)
             elif pending.batch is not None:
-                batch, flight = pending.batch, pending.flight
+                batch, number = pending.batch, pending.number
                 pending.batch = None
                 try:
-                    self._send(batch, flight)
+                    self._send(batch, number)
                 finally:
                     # Others still wait only if this thread was interrupted.
                     interrupted = "the thread that sent the call for others was interrupted"
                     _fail(batch, ConnectionLost(interrupted))
-                    self._end(flight)
+                    self._end(number)
         return pending.result()
 
     def _send_overdue(self, pending: _PendingThread) -> None:
@@ -544,43 +516,42 @@ class ThreadBatcher:
         with self._lock:
             if pending.done() or pending.batch is not None:
                 return
-            if pending.deadline.at <= time.monotonic():
+            if pending.until <= time.monotonic():
                 pending.give_up()
-                raise pending.deadline.exceeded()
+                raise exceeded(pending.seconds)
             if not pending.taken:
-                self._in_flight.ignore_hanging()
+                self._ignore_hanging()
                 self._choose_sender()
 
-    def _end(self, flight: int) -> None:
+    def _end(self, number: int) -> None:
         with self._lock:
-            self._in_flight.end(flight)
-            while self._waiting and self._in_flight.has_room:
+            self._discount(number)
+            while self._waiting and self._has_room:
                 self._choose_sender()
 
     def _choose_sender(self) -> None:
         """Choose the waiting thread that sends the next batch; the caller has the lock."""
-        batch = self._in_flight.next_batch(self._waiting)
+        batch = self._next_batch()
         for pending in batch:
             pending.taken = True
         if batch:
             # The call may last until the latest deadline, so that thread has to send it.
-            max(batch, key=_ends_at).lead(batch, self._in_flight.begin())
+            max(batch, key=_until).lead(batch, self._count())
 
-    def _send(self, batch: list[_PendingThread], flight: int) -> None:
-        everyone, repeated = batch, False
+    def _send(self, batch: list[_PendingThread], number: int) -> None:
+        remaining, repeated = batch, False
         try:
-            while batch:
-                repeat = not repeated and _only_reads(batch)
-                call, commands, deadline = _merged(batch)
+            while remaining:
+                call, commands, seconds, until = _merged(remaining)
                 try:
-                    replies = self._perform(call, commands, deadline, repeat=repeat)
+                    replies = self._perform(call, commands, seconds, until, may_repeat=not repeated)
                 except ConnectionLost as error:
-                    batch = _after_loss(batch, error, repeated=repeated or repeat)
+                    remaining = _after_loss(remaining, error, repeated=repeated)
                     repeated = True
                     continue
-                self._in_flight.learn_size(replies, len(batch))
-                self._end(flight)  # so that the next is sent while these replies are used
-                _deliver(batch, replies, self._secret)
+                self._learn_size(replies, len(remaining))
+                self._end(number)  # so that the next is sent while these replies are used
+                self._deliver(remaining, replies)
                 return
         except Exception as error:  # noqa: BLE001 - it belongs to those that wait
-            _fail(everyone, error)
+            _fail(batch, error)

@@ -14,15 +14,29 @@ import itertools
 import os
 import re
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from copy import copy
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar
 
 from msgspec import Struct
 
-from upstash_middleware.errors import CircuitOpen, CommandError, ConnectionLost, NotConnected
-from upstash_middleware.upstash.process import ForkSafeLock, OnePerProcess, SuspendDetector
+from upstash_middleware.core.flow import Command
+from upstash_middleware.errors import (
+    CircuitOpen,
+    CommandError,
+    ConfigurationError,
+    ConnectionLost,
+    NotConnected,
+    Refusal,
+    Refused,
+    UpstashError,
+)
+from upstash_middleware.events import CircuitClosed, CircuitOpened
+from upstash_middleware.upstash import process
+from upstash_middleware.upstash.process import ForkSafeLock, OnePerProcess
 from upstash_middleware.upstash.protocol import (
     TRANSACTION_PATH,
     Call,
@@ -31,16 +45,17 @@ from upstash_middleware.upstash.protocol import (
     encode,
     encode_transaction,
 )
-from upstash_middleware.upstash.transport import Deadline, warn_once
+from upstash_middleware.upstash.transport import exceeded, warn_once
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
-    from upstash_middleware.core.flow import Argument, Command, Pipeline, Reply
-    from upstash_middleware.upstash.batching import AsyncBatchers, ThreadBatcher
-    from upstash_middleware.upstash.breaker import Breaker
+    from upstash_middleware.core.flow import Pipeline, Reply
+    from upstash_middleware.upstash.batching import AsyncBatcher, ThreadBatcher
     from upstash_middleware.upstash.credentials import Credentials
     from upstash_middleware.upstash.transport import AsyncTransport, Transport
+
+T = TypeVar("T")
 
 
 class Called(Struct, frozen=True):
@@ -58,14 +73,15 @@ Library = Literal["sockets", "httpx"]
 """``sockets`` is faster, ``httpx`` supports proxies."""
 
 
-class Client:
-    """Performs pipelines for threads; one client may be used by all of them.
+class _Client(Generic[T]):
+    """What Client and AsyncClient share; T is their kind of transport.
 
     Args:
         credentials: The database.
         deadline: Seconds for every pipeline that sets none.
-        transport: The name of an HTTP library, by default chosen by the URL; or a function that
-            creates a custom Transport, called in each process that needs one.
+        transport: The name of an HTTP library, by default chosen by the URL; an httpx client of the
+            application's, which is not closed here; or a function that creates a custom transport,
+            called in each process that needs one.
         sync_token: Shared by the clients of one database.
         coalesce: Whether concurrent pipelines share calls (``batching``).
         breaker: Shared by the clients of one database; without one, every call is made.
@@ -79,29 +95,131 @@ class Client:
         credentials: Credentials,
         *,
         deadline: float = 1.0,
-        transport: Library | Callable[[Credentials], Transport] | None = None,
+        transport: Any = None,
         sync_token: SyncToken | None = None,
         coalesce: bool = True,
         breaker: OnePerProcess[Breaker] | None = None,
         quick_breaker: OnePerProcess[Breaker] | None = None,
         watch: Watch | None = None,
     ) -> None:
-        def opened() -> Transport:
-            if transport is None or isinstance(transport, str):
-                return open_transport(credentials, transport)
-            return transport(credentials)
-
-        self._deadline = deadline
+        self._credentials = credentials
         self._secret = credentials.token
+        self._deadline = deadline
+        self._transport = transport
         self._sync_token = sync_token or SyncToken()
+        self._coalesce = coalesce
         self._breaker = breaker
         self._quick_breaker = quick_breaker or breaker
         self._watch = watch
-        self._transport = OnePerProcess(opened)
-        self._retired: OnePerProcess[list[Transport]] = OnePerProcess(list)
-        self._suspension = OnePerProcess(SuspendDetector)
-        self._coalesce = coalesce
-        self._batcher = OnePerProcess(self._make_batcher)
+        self._opened: OnePerProcess[_Opened[T]] = OnePerProcess(lambda: _Opened(self._open))
+        self._process: _InProcess[T] | None = None
+
+    def _open(self) -> T:
+        raise NotImplementedError
+
+    def separate(self, breaker: OnePerProcess[Breaker] | None) -> Self:
+        """Return a client over the same connections that shares no call and no circuit with this.
+
+        A slow command there delays no call here, and does not open the circuit here.
+        """
+        other = copy(self)
+        other._breaker = other._quick_breaker = breaker  # noqa: SLF001
+        other._process = None  # noqa: SLF001
+        return other
+
+    def _begin(self, pipeline: Pipeline) -> tuple[_InProcess[T], float]:
+        """Return what this client has in this process, and the seconds for the pipeline.
+
+        Raises CircuitOpen.
+        """
+        here = self._process
+        if here is None or here.forks != process.forks:
+            here = _InProcess(self._opened, self._breaker, self._quick_breaker, here)
+            self._process = here
+        if here.breaker is not None and here.breaker.is_open:
+            here.breaker.check()
+        seconds = self._deadline if pipeline.deadline is None else pipeline.deadline
+        quick = here.quick_breaker if seconds < self._deadline else None
+        if quick is not None and quick.is_open:
+            quick.check()
+        return here, seconds
+
+
+class _InProcess(Generic[T]):
+    """What a client has in one process: its circuits, its batches, and what it has opened."""
+
+    __slots__ = (
+        "_inherited",
+        "batcher",
+        "batchers",
+        "breaker",
+        "forks",
+        "opened",
+        "quick_breaker",
+    )
+
+    def __init__(
+        self,
+        opened: OnePerProcess[_Opened[T]],
+        breaker: OnePerProcess[Breaker] | None,
+        quick_breaker: OnePerProcess[Breaker] | None,
+        inherited: _InProcess[T] | None,
+    ) -> None:
+        self._inherited = inherited
+        """What a forked process neither uses nor drops: its tasks and threads are the parent's."""
+        self.forks: int = process.forks
+        self.opened: _Opened[T] = opened.get()
+        self.breaker: Breaker | None = None if breaker is None else breaker.get()
+        self.quick_breaker: Breaker | None = None if quick_breaker is None else quick_breaker.get()
+        self.batcher: ThreadBatcher | None = None
+        self.batchers: dict[int, AsyncBatcher] = {}
+        """By the identity of their event loops."""
+
+
+GAP_SECONDS: Final = 5.0
+"""By how much the wall clock must have advanced beyond the monotonic clock since the last call for
+the machine to have been suspended: more than clocks are corrected by, less than any router keeps a
+silent connection. A wall clock that was set forward counts too, which costs one connection."""
+
+
+class _Opened(Generic[T]):
+    """The transport of one process, and the one before."""
+
+    __slots__ = ("_lock", "_open", "_retired", "ahead", "current")
+
+    def __init__(self, open_: Callable[[], T]) -> None:
+        self._open = open_
+        self._lock = threading.Lock()
+        self._retired: T | None = None
+        self.current: T | None = None
+        self.ahead: float = time.time() - time.monotonic()
+        """How far the wall clock was ahead at the last call."""
+
+    def transport(self) -> T:
+        """Return the transport, which is opened on first use."""
+        with self._lock:
+            if self.current is None:
+                self.current = self._open()
+            return self.current
+
+    def retire_if_suspended(self, ahead: float) -> T | None:
+        """Do the same as ``retire`` if the wall clock has gained GAP_SECONDS, once."""
+        with self._lock:
+            suspended, self.ahead = ahead - self.ahead > GAP_SECONDS, ahead
+        return self.retire() if suspended else None
+
+    def retire(self) -> T | None:
+        """Leave the transport to the calls in flight; return the one before, to be closed."""
+        with self._lock:
+            before, self._retired, self.current = self._retired, self.current, None
+            return before
+
+
+class Client(_Client["Transport"]):
+    """Performs pipelines for threads; one client may be used by all of them."""
+
+    def _open(self) -> Transport:
+        return open_transport(self._credentials, self._transport)
 
     def execute(self, pipeline: Pipeline) -> list[Reply]:
         """Perform the pipeline and return its replies in order, each failed one as its error.
@@ -109,97 +227,90 @@ class Client:
         Raises UpstashError for the call as a whole, within the pipeline's deadline; ValueError
         for arguments that cannot be sent.
         """
-        if not pipeline.commands:
-            return []
-        watch = self._watch
-        if watch is None:
+        if self._watch is None:
             return self._execute(pipeline)
         began = time.perf_counter()
-        replies: list[Reply] = []
-        error: BaseException | None = None
         try:
             replies = self._execute(pipeline)
-        except BaseException as raised:
-            error = raised
+        except BaseException as error:
+            _report(self._watch, pipeline, began, (), error)
             raise
-        else:
-            return replies
-        finally:
-            _watch(watch, pipeline.commands, began, replies, error)
+        _report(self._watch, pipeline, began, replies, None)
+        return replies
 
     def _execute(self, pipeline: Pipeline) -> list[Reply]:
-        if self._breaker is not None:
-            self._breaker.get().check()
-        if pipeline.deadline is None:
-            seconds = self._deadline
-        else:
-            seconds = pipeline.deadline
-            if seconds < self._deadline and self._quick_breaker is not None:
-                self._quick_breaker.get().check()
-        self._transport.get()  # loading it once in a process does not count
-        deadline = Deadline(seconds)
-        if self._coalesce and (members := as_members(pipeline.commands)) is not None:
-            return self._batcher.get().execute(pipeline, members, deadline)
-        call = encode([command.args for command in pipeline.commands])
-        return self._perform(call, pipeline.commands, deadline, repeat=pipeline.reads_only)
+        commands = pipeline.commands
+        if not commands:
+            return []
+        here, seconds = self._begin(pipeline)
+        if here.opened.current is None:
+            here.opened.transport()  # loading it once in a process does not count
+        until = time.monotonic() + seconds
+        if not self._coalesce or (members := as_members(commands)) is None:
+            return self._perform(encode(commands), commands, seconds, until)
+        if here.batcher is None:
+            from upstash_middleware.upstash.batching import ThreadBatcher  # noqa: PLC0415 - when used
 
-    def _make_batcher(self) -> ThreadBatcher:
-        from upstash_middleware.upstash.batching import ThreadBatcher  # noqa: PLC0415 - when used
-
-        return ThreadBatcher(self._perform, self._secret)
+            here.batcher = ThreadBatcher(self._perform, self._secret)
+        return here.batcher.execute(commands, members, seconds, until)
 
     def _perform(
-        self, call: Call, commands: Sequence[Command], deadline: Deadline, *, repeat: bool
+        self,
+        call: Call,
+        commands: Sequence[Command],
+        seconds: float,
+        until: float,
+        *,
+        may_repeat: bool = True,
     ) -> list[Reply]:
         """Send the call, with retries if needed, and return the replies to the commands."""
-        if self._suspension.get().was_suspended():
-            self._retire()
-        transport = self._transport.get()
-        chosen = self._quick_breaker if deadline.seconds < self._deadline else self._breaker
-        breaker = None if chosen is None else chosen.get()
-        began = None if breaker is None else breaker.begin()
-        error: BaseException | None = None
+        here, token = self._process, self._sync_token
+        assert here is not None  # noqa: S101
+        opened = here.opened
+        ahead = time.time() - time.monotonic()
+        retired = opened.retire_if_suspended(ahead) if ahead - opened.ahead > GAP_SECONDS else None
+        if retired is not None:
+            retired.close()
+        opened.ahead = ahead
+        transport = opened.current or opened.transport()
+        breaker = here.quick_breaker if seconds < self._deadline else here.breaker
+        attempt = None if breaker is None else breaker.begin()
+        replies: list[Reply] = []
+        unknown: list[int] = []
+        sent, may_resend, error = commands, True, None
         try:
-            replies = self._send(transport, call, len(commands), deadline, repeat=repeat)
-            if unknown := _unknown_scripts(replies, commands):
-                full = encode([_with_script(commands[index]) for index in unknown])
-                again = self._send(transport, full, len(unknown), deadline, repeat=repeat)
-                for index, reply in zip(unknown, again, strict=True):
-                    replies[index] = reply
+            while True:
+                number = next(token.numbers)
+                if (left := until - time.monotonic()) <= 0:
+                    raise exceeded(seconds)  # noqa: TRY301
+                to_send = Call(call.path, call.headers, call.body, token.latest)
+                try:
+                    response = transport.send(to_send, left)
+                except (NotConnected, ConnectionLost) as failed:
+                    if not (may_resend and _is_repeatable(failed, sent, may_repeat)):
+                        raise
+                    may_resend = False
+                    continue
+                if response.sync_token is not None:
+                    token.keep(number, response.sync_token)
+                is_transaction = call.path == TRANSACTION_PATH
+                received = decode(response, len(sent), self._secret, transaction=is_transaction)
+                if unknown:
+                    for index, reply in zip(unknown, received, strict=True):
+                        replies[index] = reply
+                    return replies
+                replies = received
+                unknown = _unknown(replies, commands) if CommandError in map(type, replies) else []
+                if not unknown:
+                    return replies
+                sent, may_resend = [_with_text(commands[index]) for index in unknown], True
+                call = encode(sent)
         except BaseException as raised:
             error = raised
             raise
-        else:
-            return replies
         finally:
-            if breaker is not None and began is not None:
-                breaker.end(began, error)
-
-    def _send(
-        self, transport: Transport, call: Call, expected: int, deadline: Deadline, *, repeat: bool
-    ) -> list[Reply]:
-        token, once_more = self._sync_token, True
-        while True:
-            number = token.number_call()
-            to_send = Call(call.path, call.headers + token.headers, call.body)
-            try:
-                response = transport.send(to_send, deadline.left())
-            except (NotConnected, ConnectionLost) as error:
-                if not (once_more and (repeat or isinstance(error, NotConnected))):
-                    raise
-                once_more = False
-            else:
-                token.keep(number, response.sync_token)
-                transaction = call.path == TRANSACTION_PATH
-                return decode(response, expected, self._secret, transaction=transaction)
-
-    def _retire(self) -> None:
-        """Leave the transport to the calls that it has in flight, and close the one before."""
-        before, opened = self._retired.forget(), self._transport.forget()
-        if opened is not None:
-            self._retired.get().append(opened)
-        for transport in before or ():
-            transport.close()
+            if breaker is not None and attempt is not None:
+                breaker.end(attempt, error)
 
     def execute_transaction(self, pipeline: Pipeline) -> list[Reply]:
         """Perform the pipeline as a transaction, in a separate call; see ``execute``.
@@ -208,233 +319,220 @@ class Client:
         """
         if not pipeline.commands:
             return []
-        if self._breaker is not None:
-            self._breaker.get().check()
-        self._transport.get()
-        call = encode_transaction([command.args for command in pipeline.commands])
-        deadline = Deadline(self._deadline if pipeline.deadline is None else pipeline.deadline)
-        return self._perform(call, pipeline.commands, deadline, repeat=False)
-
-    def separate(self, breaker: OnePerProcess[Breaker] | None) -> Client:
-        """Return a client over the same connections that shares no call and no circuit with this.
-
-        A slow command there delays no call here, and does not open the circuit here.
-        """
-        other = copy(self)
-        other._breaker = other._quick_breaker = breaker  # noqa: SLF001
-        other._batcher = OnePerProcess(other._make_batcher)  # noqa: SLF001
-        return other
+        here, seconds = self._begin(pipeline)
+        here.opened.transport()
+        call = encode_transaction(pipeline.commands)
+        until = time.monotonic() + seconds
+        return self._perform(call, pipeline.commands, seconds, until, may_repeat=False)
 
     def close(self) -> None:
         """Close the connections; a later call opens them again."""
-        self._retire()
-        self._retire()
+        opened = self._opened.get()
+        for transport in (opened.retire(), opened.retire()):
+            if transport is not None:
+                transport.close()
 
 
-class AsyncClient:
-    """Performs pipelines for event loops; several may use one client, also concurrently.
+class AsyncClient(_Client["AsyncTransport"]):
+    """Performs pipelines for event loops; several may use one client, also concurrently."""
 
-    The parameters are Client's; ``transport`` makes an AsyncTransport.
-    """
-
-    def __init__(  # noqa: PLR0913 - keyword arguments, each a separate setting
-        self,
-        credentials: Credentials,
-        *,
-        deadline: float = 1.0,
-        transport: Library | Callable[[Credentials], AsyncTransport] | None = None,
-        sync_token: SyncToken | None = None,
-        coalesce: bool = True,
-        breaker: OnePerProcess[Breaker] | None = None,
-        quick_breaker: OnePerProcess[Breaker] | None = None,
-        watch: Watch | None = None,
+    def __init__(
+        self, credentials: Credentials, *, is_under_trio: bool = False, **options: Any
     ) -> None:
-        def opened(choice: Library | Callable[[Credentials], AsyncTransport] | None) -> Any:
-            if choice is None or isinstance(choice, str):
-                return open_async_transport(credentials, choice)
-            return choice(credentials)
+        super().__init__(credentials, **options)
+        self._under_trio: AsyncClient | None = None
+        if not is_under_trio:  # whose calls need a transport of their own
+            options |= {"transport": self._transport or "httpx", "coalesce": False}
+            options["sync_token"] = self._sync_token
+            self._under_trio = AsyncClient(credentials, is_under_trio=True, **options)
 
-        self._deadline = deadline
-        self._secret = credentials.token
-        self._sync_token = sync_token or SyncToken()
-        self._breaker = breaker
-        self._quick_breaker = quick_breaker or breaker
-        self._watch = watch
-        self._transport: OnePerProcess[AsyncTransport] = OnePerProcess(lambda: opened(transport))
-        self._under_trio: OnePerProcess[AsyncTransport] = OnePerProcess(
-            lambda: opened(transport or "httpx")
-        )
-        self._retired: OnePerProcess[list[AsyncTransport]] = OnePerProcess(list)
-        self._suspension = OnePerProcess(SuspendDetector)
-        self._coalesce = coalesce
-        self._batchers = OnePerProcess(self._make_batchers)
+    def _open(self) -> AsyncTransport:
+        return open_async_transport(self._credentials, self._transport)
 
     def execute(self, pipeline: Pipeline) -> Coroutine[Any, Any, list[Reply]]:
         """Return a coroutine that does the same as ``Client.execute`` on an event loop.
 
         What is known without waiting is raised at once: CircuitOpen, and the ValueError.
         """
-        if not pipeline.commands:
-            return _nothing()
         if self._watch is None:
             return self._execute(pipeline)
         return self._watched(self._watch, pipeline)
 
     async def _watched(self, watch: Watch, pipeline: Pipeline) -> list[Reply]:
         began = time.perf_counter()
-        replies: list[Reply] = []
-        error: BaseException | None = None
         try:
             replies = await self._execute(pipeline)
-        except BaseException as raised:
-            error = raised
+        except BaseException as error:
+            _report(watch, pipeline, began, (), error)
             raise
-        else:
-            return replies
-        finally:
-            _watch(watch, pipeline.commands, began, replies, error)
+        _report(watch, pipeline, began, replies, None)
+        return replies
 
     def _execute(self, pipeline: Pipeline) -> Coroutine[Any, Any, list[Reply]]:
-        if self._breaker is not None:
-            self._breaker.get().check()
-        if pipeline.deadline is None:
-            seconds = self._deadline
-        else:
-            seconds = pipeline.deadline
-            if seconds < self._deadline and self._quick_breaker is not None:
-                self._quick_breaker.get().check()
-        transport = self._here()
-        transport.get()  # loading it once in a process does not count
-        deadline = Deadline(seconds)
-        if (
-            self._coalesce
-            and transport is self._transport
-            and (members := as_members(pipeline.commands)) is not None
-        ):
-            return self._batchers.get().here().execute(pipeline, members, deadline)
-        call = encode([command.args for command in pipeline.commands])
-        return self._perform(call, pipeline.commands, deadline, repeat=pipeline.reads_only)
+        commands = pipeline.commands
+        if not commands:
+            return _nothing()
+        trio = sys.modules.get("trio")
+        if trio is not None and self._under_trio is not None and trio.lowlevel.in_trio_run():
+            return self._under_trio._execute(pipeline)  # noqa: SLF001
+        here, seconds = self._begin(pipeline)
+        if here.opened.current is None:
+            here.opened.transport()  # loading it once in a process does not count
+        until = time.monotonic() + seconds
+        if not self._coalesce or (members := as_members(commands)) is None:
+            return self._perform(encode(commands), commands, seconds, until)
+        loop = sys.modules["asyncio"].get_running_loop()
+        batcher = here.batchers.get(id(loop))
+        if batcher is None or batcher.loop() is not loop:
+            from upstash_middleware.upstash.batching import AsyncBatcher  # noqa: PLC0415 - when used
 
-    def _make_batchers(self) -> AsyncBatchers:
-        from upstash_middleware.upstash.batching import AsyncBatchers  # noqa: PLC0415 - when used
-
-        return AsyncBatchers(self._perform, self._secret)
+            known = here.batchers.items()
+            here.batchers = {key: each for key, each in known if each.loop() is not None}
+            batcher = here.batchers[id(loop)] = AsyncBatcher(loop, self._perform, self._secret)
+        return batcher.execute(commands, members, seconds, until)
 
     async def _perform(
-        self, call: Call, commands: Sequence[Command], deadline: Deadline, *, repeat: bool
+        self,
+        call: Call,
+        commands: Sequence[Command],
+        seconds: float,
+        until: float,
+        *,
+        may_repeat: bool = True,
     ) -> list[Reply]:
         """Send the call, with retries if needed, and return the replies to the commands."""
-        if self._suspension.get().was_suspended():
-            await self._retire()
-        transport = self._here().get()
-        chosen = self._quick_breaker if deadline.seconds < self._deadline else self._breaker
-        breaker = None if chosen is None else chosen.get()
-        began = None if breaker is None else breaker.begin()
-        error: BaseException | None = None
+        here, token = self._process, self._sync_token
+        assert here is not None  # noqa: S101
+        opened = here.opened
+        ahead = time.time() - time.monotonic()
+        retired = opened.retire_if_suspended(ahead) if ahead - opened.ahead > GAP_SECONDS else None
+        if retired is not None:
+            await retired.aclose()
+        opened.ahead = ahead
+        transport = opened.current or opened.transport()
+        breaker = here.quick_breaker if seconds < self._deadline else here.breaker
+        attempt = None if breaker is None else breaker.begin()
+        replies: list[Reply] = []
+        unknown: list[int] = []
+        sent, may_resend, error = commands, True, None
         try:
-            replies = await self._send(transport, call, len(commands), deadline, repeat=repeat)
-            if unknown := _unknown_scripts(replies, commands):
-                full = encode([_with_script(commands[index]) for index in unknown])
-                again = await self._send(transport, full, len(unknown), deadline, repeat=repeat)
-                for index, reply in zip(unknown, again, strict=True):
-                    replies[index] = reply
+            while True:
+                number = next(token.numbers)
+                if (left := until - time.monotonic()) <= 0:
+                    raise exceeded(seconds)  # noqa: TRY301
+                to_send = Call(call.path, call.headers, call.body, token.latest)
+                try:
+                    response = await transport.send(to_send, left)
+                except (NotConnected, ConnectionLost) as failed:
+                    if not (may_resend and _is_repeatable(failed, sent, may_repeat)):
+                        raise
+                    may_resend = False
+                    continue
+                if response.sync_token is not None:
+                    token.keep(number, response.sync_token)
+                is_transaction = call.path == TRANSACTION_PATH
+                received = decode(response, len(sent), self._secret, transaction=is_transaction)
+                if unknown:
+                    for index, reply in zip(unknown, received, strict=True):
+                        replies[index] = reply
+                    return replies
+                replies = received
+                unknown = _unknown(replies, commands) if CommandError in map(type, replies) else []
+                if not unknown:
+                    return replies
+                sent, may_resend = [_with_text(commands[index]) for index in unknown], True
+                call = encode(sent)
         except BaseException as raised:
             error = raised
             raise
-        else:
-            return replies
         finally:
-            if breaker is not None and began is not None:
-                breaker.end(began, error)
-
-    async def _send(
-        self,
-        transport: AsyncTransport,
-        call: Call,
-        expected: int,
-        deadline: Deadline,
-        *,
-        repeat: bool,
-    ) -> list[Reply]:
-        token, once_more = self._sync_token, True
-        while True:
-            number = token.number_call()
-            to_send = Call(call.path, call.headers + token.headers, call.body)
-            try:
-                response = await transport.send(to_send, deadline.left())
-            except (NotConnected, ConnectionLost) as error:
-                if not (once_more and (repeat or isinstance(error, NotConnected))):
-                    raise
-                once_more = False
-            else:
-                token.keep(number, response.sync_token)
-                transaction = call.path == TRANSACTION_PATH
-                return decode(response, expected, self._secret, transaction=transaction)
-
-    async def _retire(self) -> None:
-        """Do the same as ``Client._retire`` with this event loop's transport."""
-        before, opened = self._retired.forget(), self._here().forget()
-        if opened is not None:
-            self._retired.get().append(opened)
-        for transport in before or ():
-            await transport.aclose()
+            if breaker is not None and attempt is not None:
+                breaker.end(attempt, error)
 
     async def execute_transaction(self, pipeline: Pipeline) -> list[Reply]:
         """Do the same as ``Client.execute_transaction`` on an event loop."""
         if not pipeline.commands:
             return []
-        if self._breaker is not None:
-            self._breaker.get().check()
-        self._here().get()
-        call = encode_transaction([command.args for command in pipeline.commands])
-        deadline = Deadline(self._deadline if pipeline.deadline is None else pipeline.deadline)
-        return await self._perform(call, pipeline.commands, deadline, repeat=False)
+        trio = sys.modules.get("trio")
+        if trio is not None and self._under_trio is not None and trio.lowlevel.in_trio_run():
+            return await self._under_trio.execute_transaction(pipeline)
+        here, seconds = self._begin(pipeline)
+        here.opened.transport()
+        call = encode_transaction(pipeline.commands)
+        until = time.monotonic() + seconds
+        return await self._perform(call, pipeline.commands, seconds, until, may_repeat=False)
 
-    def separate(self, breaker: OnePerProcess[Breaker] | None) -> AsyncClient:
+    def separate(self, breaker: OnePerProcess[Breaker] | None) -> Self:
         """Do the same as ``Client.separate``."""
-        other = copy(self)
-        other._breaker = other._quick_breaker = breaker  # noqa: SLF001
-        other._batchers = OnePerProcess(other._make_batchers)  # noqa: SLF001
+        other = super().separate(breaker)
+        if self._under_trio is not None:
+            other._under_trio = self._under_trio.separate(breaker)  # noqa: SLF001
         return other
 
     async def aclose(self) -> None:
         """Close the connections; a later call opens them again."""
-        await self._retire()
-        await self._retire()
-
-    def _here(self) -> OnePerProcess[AsyncTransport]:
-        """Return this event loop's transport; trio needs a separate one."""
         trio = sys.modules.get("trio")
-        under_trio = trio is not None and trio.lowlevel.in_trio_run()
-        return self._under_trio if under_trio else self._transport
+        if trio is not None and self._under_trio is not None and trio.lowlevel.in_trio_run():
+            return await self._under_trio.aclose()
+        opened = self._opened.get()
+        for transport in (opened.retire(), opened.retire()):
+            if transport is not None:
+                await transport.aclose()
+        return None
 
 
 # Transports --------------------------------------------------------------------------------------
 
 
-def open_transport(credentials: Credentials, library: Library | None) -> Transport:
-    """Return a transport for threads over ``library``, or else over the one for the URL."""
-    if _chosen(library, credentials) == "httpx":
-        from upstash_middleware.upstash.httpx_transport import HttpxTransport  # noqa: PLC0415 - loads httpx
+def open_transport(credentials: Credentials, choice: Any) -> Transport:
+    """Return a transport for threads; the choice is Client's ``transport``."""
+    if callable(choice):
+        return choice(credentials)  # type: ignore[no-any-return]
+    own = own_client(choice, "Client")
+    if own is not None or _library(choice, credentials) == "httpx":
+        from upstash_middleware.upstash import httpx_transport  # noqa: PLC0415 - loads httpx
 
-        return HttpxTransport(credentials)
+        if own is not None:
+            return httpx_transport.OwnClientTransport(credentials, own)
+        return httpx_transport.HttpxTransport(credentials)
     from upstash_middleware.upstash.sockets import SocketsTransport  # noqa: PLC0415 - loads socket
 
     return SocketsTransport(credentials)
 
 
-def open_async_transport(credentials: Credentials, library: Library | None) -> AsyncTransport:
+def open_async_transport(credentials: Credentials, choice: Any) -> AsyncTransport:
     """Return a transport for event loops, like ``open_transport``."""
-    if _chosen(library, credentials) == "httpx":
-        from upstash_middleware.upstash.httpx_transport import AsyncHttpxTransport  # noqa: PLC0415 - loads httpx
+    if callable(choice):
+        return choice(credentials)  # type: ignore[no-any-return]
+    own = own_client(choice, "AsyncClient")
+    if own is not None or _library(choice, credentials) == "httpx":
+        from upstash_middleware.upstash import httpx_transport  # noqa: PLC0415 - loads httpx
 
-        return AsyncHttpxTransport(credentials)
+        return httpx_transport.AsyncHttpxTransport(credentials, own)
     from upstash_middleware.upstash.sockets import AsyncSocketsTransport  # noqa: PLC0415 - loads socket
 
     return AsyncSocketsTransport(credentials)
 
 
-def _chosen(library: Library | None, credentials: Credentials) -> Library:
+def own_client(choice: Any, kind: Literal["Client", "AsyncClient"]) -> Any:
+    """Return the application's own client of this kind; None if it chose a library or nothing.
+
+    Raises ConfigurationError if there is only one of the other kind.
+    """
+    if choice is None or isinstance(choice, str):
+        return None
+    httpx = sys.modules["httpx"]
+    for each in choice if isinstance(choice, tuple | list) else [choice]:
+        if isinstance(each, getattr(httpx, kind)):
+            return each
+    where = "a thread" if kind == "Client" else "an event loop"
+    raise ConfigurationError(
+        f"transport has no httpx.{kind}, which a call in {where} needs; give both as a tuple: "
+        "transport=(httpx.Client(…), httpx.AsyncClient(…))"
+    )
+
+
+def _library(library: Library | None, credentials: Credentials) -> Library:
     if credentials.transport is not None:
         return "httpx"
     if library is not None:
@@ -471,29 +569,25 @@ class SyncToken:
     that was sent last counts.
     """
 
-    __slots__ = ("_latest", "_numbers", "headers")
+    __slots__ = ("_number", "latest", "numbers")
 
     def __init__(self) -> None:
-        self._numbers = itertools.count(1)
-        self._latest = 0
-        self.headers: tuple[tuple[str, str], ...] = ()
-        """What the next call sends: nothing before a token has arrived."""
+        self.numbers: itertools.count[int] = itertools.count(1)
+        """Each call takes one when it is sent."""
+        self.latest: str | None = None
+        """What the next call sends."""
+        self._number = 0
 
-    def number_call(self) -> int:
-        """Return this call's place in the order of sending."""
-        return next(self._numbers)
-
-    def keep(self, number: int, token: str | None) -> None:
+    def keep(self, number: int, token: str) -> None:
         """Keep the token from the response to call ``number``, unless a later call has one.
 
         A token that could not be a header field's value is ignored.
         """
-        if token is None or not _TOKEN.fullmatch(token):
+        if token != self.latest and not _TOKEN.fullmatch(token):
             return
-        with _keeping:
-            if number > self._latest:
-                self._latest = number
-                self.headers = (("Upstash-Sync-Token", token),)
+        with _keeping.lock:
+            if number > self._number:
+                self._number, self.latest = number, token
 
 
 _TOKEN: Final = re.compile(r"[!-~]{1,1024}")
@@ -504,25 +598,32 @@ async def _nothing() -> list[Reply]:
     return []
 
 
-def _watch(
+def _report(
     watch: Watch,
-    commands: Sequence[Command],
+    pipeline: Pipeline,
     began: float,
     replies: Sequence[Reply],
     error: BaseException | None,
 ) -> None:
-    """Report how a pipeline ended, unless the circuit was open."""
+    """Report how a pipeline ended, unless it is empty or the circuit was open."""
     seconds = time.perf_counter() - began
     if error is None:
         error = next((reply for reply in replies if isinstance(reply, CommandError)), None)
-    if not isinstance(error, CircuitOpen):
-        watch(Called(commands, seconds, error))
+    if pipeline.commands and not isinstance(error, CircuitOpen):
+        watch(Called(pipeline.commands, seconds, error))
 
 
-def _unknown_scripts(replies: list[Reply], commands: Sequence[Command]) -> list[int]:
+def _is_repeatable(
+    error: NotConnected | ConnectionLost, commands: Sequence[Command], may_repeat: bool
+) -> bool:
+    """Whether a call that ended with this error may be sent again."""
+    if isinstance(error, NotConnected):
+        return True
+    return may_repeat and all(command.reads_only for command in commands)
+
+
+def _unknown(replies: list[Reply], commands: Sequence[Command]) -> list[int]:
     """Return the positions of the scripts that the server did not know."""
-    if CommandError not in map(type, replies):
-        return []
     return [
         index
         for index, reply in enumerate(replies)
@@ -530,8 +631,131 @@ def _unknown_scripts(replies: list[Reply], commands: Sequence[Command]) -> list[
     ]
 
 
-def _with_script(command: Command) -> tuple[Argument, ...]:
+def _with_text(command: Command) -> Command:
     """Return the command with its script's text in place of the SHA."""
     assert command.script is not None  # noqa: S101
     name = str(command.args[0]).upper().replace("EVALSHA", "EVAL")
-    return (name, command.script.text, *command.args[2:])
+    return Command((name, command.script.text, *command.args[2:]), command.reads_only)
+
+
+# The circuit breaker -----------------------------------------------------------------------------
+
+REMEMBERED_CALLS: Final = 20
+REMEMBERED_SECONDS: Final = 30.0
+MIN_BAD_CALLS: Final = 5
+"""The circuit opens when half of the remembered calls, and at least this many, are bad."""
+
+FIRST_PAUSE: Final = 0.25
+"""Seconds until the first probe; each failed probe doubles the pause."""
+
+_CUT_OFF: Final = ""
+"""The outcome of a call that was cancelled, or ended by an error that is not Upstash's."""
+
+
+Attempt = tuple[float, bool]
+"""When a call began, and whether it is a probe."""
+
+
+class Breaker:
+    """One database's circuit in one process; safe under threads and event loops.
+
+    *Closed*, every call is made and its outcome is remembered. *Open*, none is. *Half-open*, after
+    a pause, one call is made as a probe; it closes the circuit, or opens it for twice as long.
+
+    A call counts as bad if there was no response or a wrong one, if the token was rejected or the
+    quota is used up (then every call would fail), or if it was slow. A command that failed does not
+    count: Upstash has responded.
+
+    Args:
+        slow: Seconds that a call may take before it counts as bad.
+        clock: Counts seconds.
+        emit: Called when the circuit opens and when it closes, outside of every lock.
+        longest_pause: Seconds between two probes at most.
+    """
+
+    def __init__(
+        self,
+        *,
+        slow: float,
+        clock: Callable[[], float],
+        emit: Callable[[CircuitOpened | CircuitClosed], object],
+        longest_pause: float = 10.0,
+    ) -> None:
+        self._slow = slow
+        self._longest_pause = longest_pause
+        self._clock = clock
+        self._emit = emit
+        self._lock = threading.Lock()
+        self._calls: deque[tuple[float, bool]] = deque(maxlen=REMEMBERED_CALLS)
+        self.is_open: bool = False
+        self._opened_at = 0.0
+        self._pause = FIRST_PAUSE
+        self._probe_at = 0.0
+        self._probing = False
+
+    def check(self) -> None:
+        """Raise CircuitOpen if no call may be made now; takes no lock."""
+        if self.is_open and (self._probing or self._clock() < self._probe_at):
+            raise CircuitOpen("no call was made: too many recent calls failed or were slow")
+
+    def reset(self) -> None:
+        """Close the circuit and forget the calls."""
+        with self._lock:
+            self.is_open = self._probing = False
+            self._calls.clear()
+
+    def begin(self) -> Attempt:
+        """Begin a call, which ``end`` has to end; raises CircuitOpen if none may be made."""
+        is_probe = False
+        if self.is_open:
+            with self._lock:
+                self.check()
+                is_probe = self._probing = self.is_open
+        return self._clock(), is_probe
+
+    def end(self, call: Attempt, error: BaseException | None) -> None:
+        """End a call, with the error that it ended with, which may be a cancellation."""
+        began, is_probe = call
+        now = self._clock()
+        outcome = None if error is None else _outcome(error)
+        if now - began > self._slow and outcome in {None, _CUT_OFF}:
+            outcome = f"it took {now - began:.2g} s"
+        event: CircuitOpened | CircuitClosed | None = None
+        with self._lock:
+            if is_probe:
+                self._probing = False
+                if outcome is None:
+                    self.is_open = False
+                    self._calls.clear()
+                    event = CircuitClosed(now - self._opened_at)
+                elif outcome != _CUT_OFF:  # after one that was cut off, the next call is the probe
+                    self._pause = min(self._pause * 2, self._longest_pause)
+                    self._probe_at = now + self._pause
+            elif (
+                not self.is_open and outcome != _CUT_OFF
+            ):  # else it began before the circuit opened
+                self._calls.append((now, outcome is not None))
+                if outcome is not None:
+                    event = self._open_if_many_are_bad(now, outcome)
+        if event is not None:
+            self._emit(event)
+
+    def _open_if_many_are_bad(self, now: float, outcome: str) -> CircuitOpened | None:
+        recent = [bad for at, bad in self._calls if now - at < REMEMBERED_SECONDS]
+        bad = sum(recent)
+        if bad < MIN_BAD_CALLS or bad * 2 < len(recent):
+            return None
+        self.is_open, self._opened_at, self._pause = True, now, FIRST_PAUSE
+        self._probe_at = now + self._pause
+        return CircuitOpened(bad, len(recent), outcome)
+
+
+def _outcome(error: BaseException) -> str | None:
+    """Return the outcome of a call that raised this error; None if the call counts as good."""
+    if not isinstance(error, UpstashError):
+        return _CUT_OFF
+    if isinstance(error, CommandError):
+        return None
+    if isinstance(error, Refused) and error.kind not in {Refusal.TOKEN, Refusal.QUOTA}:
+        return None
+    return f"{type(error).__name__}: {error}"

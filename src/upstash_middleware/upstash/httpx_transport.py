@@ -1,4 +1,4 @@
-"""Calls over httpx: under trio, behind a proxy, and over a transport of httpx.
+"""Calls over httpx: under trio, behind a proxy, and over the application's own httpx client.
 
 Importing it imports httpx, so only ``transport`` does.
 
@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakKeyDictionary
@@ -25,16 +27,15 @@ from upstash_middleware.errors import (
     NotConnected,
     UnexpectedAnswer,
 )
-from upstash_middleware.upstash.http1 import MAX_RESPONSE_BYTES
-from upstash_middleware.upstash.protocol import Response
+from upstash_middleware.upstash.protocol import MAX_RESPONSE_BYTES, Response
 from upstash_middleware.upstash.transport import IDLE_SECONDS, common_headers, exceeded
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, Coroutine
+    from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
 
     from upstash_middleware.upstash.credentials import Credentials
-    from upstash_middleware.upstash.protocol import Call
+    from upstash_middleware.upstash.protocol import Call, Header
 
 T = TypeVar("T")
 
@@ -44,10 +45,14 @@ _LIMITS: Final = httpx.Limits(
 
 
 class AsyncHttpxTransport:
-    """An AsyncTransport over httpx, with one client for each event loop."""
+    """An AsyncTransport over httpx, with one client for each event loop, or the application's own.
 
-    def __init__(self, credentials: Credentials) -> None:
+    The application's client is used on whichever event loop a call is made, and not closed.
+    """
+
+    def __init__(self, credentials: Credentials, own: httpx.AsyncClient | None = None) -> None:
         self._credentials = credentials
+        self._own = own
         self._headers = common_headers(credentials)
         self._tls: ssl.SSLContext | bool = (
             httpx.create_ssl_context() if credentials.url.startswith("https:") else False
@@ -57,10 +62,11 @@ class AsyncHttpxTransport:
 
     async def send(self, call: Call, seconds: float) -> Response:
         """See AsyncTransport."""
-        client = await self._client()
+        client = self._own or await self._client()
+        request = _request(client, self._credentials, call, self._headers)
         try:
             with anyio.fail_after(seconds):
-                return await _sent(client, self._credentials.url + call.path, call)
+                return await _sent(client, request)
         except TimeoutError:
             raise exceeded(seconds) from None
 
@@ -89,7 +95,6 @@ class AsyncHttpxTransport:
 
     def _new_client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
-            headers=self._headers,
             timeout=None,  # noqa: S113 - the deadline is around the whole call
             limits=_LIMITS,
             verify=self._tls,
@@ -157,6 +162,46 @@ class HttpxTransport:
             future.cancel()  # this thread may have been interrupted
 
 
+class OwnClientTransport:
+    """A Transport over the application's own httpx.Client, which is not closed.
+
+    httpx cannot bound a whole call, so it is made in a separate thread, and left there when its
+    time is up.
+    """
+
+    def __init__(self, credentials: Credentials, own: httpx.Client) -> None:
+        self._credentials = credentials
+        self._own = own
+        self._headers = common_headers(credentials)
+        self._threads = ThreadPoolExecutor(_LIMITS.max_connections, "upstash-middleware-httpx")
+
+    def send(self, call: Call, seconds: float) -> Response:
+        """See Transport."""
+        request = _request(self._own, self._credentials, call, self._headers)
+        request.extensions["timeout"] = httpx.Timeout(seconds).as_dict()
+        sending = self._threads.submit(self._send, request)
+        try:
+            return sending.result(seconds)
+        except TimeoutError:
+            raise exceeded(seconds) from None
+        finally:
+            sending.cancel()
+
+    def close(self) -> None:
+        """See Transport."""
+        self._threads.shutdown(wait=False)
+
+    def _send(self, request: httpx.Request) -> Response:
+        with _translated_errors():
+            response = self._own.send(request, stream=True)
+        with _translated_errors(begun=True):
+            try:
+                body = _joined(response.iter_raw())
+            finally:
+                response.close()
+        return _response(response, body)
+
+
 def _event_loop() -> object:
     """Return an object that identifies this event loop, asyncio's or trio's."""
     try:
@@ -185,9 +230,21 @@ class _Handshake:
                 await self._stream.aclose()
 
 
-async def _sent(client: httpx.AsyncClient, url: str, call: Call) -> Response:
-    request = client.build_request("POST", url, headers=call.headers, content=call.body)
-    if not url.startswith("https:"):
+def _request(
+    client: httpx.Client | httpx.AsyncClient,
+    credentials: Credentials,
+    call: Call,
+    headers: list[Header],
+) -> httpx.Request:
+    own = list(call.headers)
+    if call.sync_token is not None:
+        own.append(("Upstash-Sync-Token", call.sync_token))
+    url = credentials.url + call.path
+    return client.build_request("POST", url, headers=[*headers, *own], content=call.body)
+
+
+async def _sent(client: httpx.AsyncClient, request: httpx.Request) -> Response:
+    if request.url.scheme != "https":
         return await _send_request(client, request)
     handshake = _Handshake()
     request.extensions["trace"] = handshake.trace
@@ -199,37 +256,53 @@ async def _sent(client: httpx.AsyncClient, url: str, call: Call) -> Response:
 
 
 async def _send_request(client: httpx.AsyncClient, request: httpx.Request) -> Response:
-    try:
+    with _translated_errors():
         response = await client.send(request, stream=True)
-    except (httpx.ConnectError, httpx.ProxyError) as error:
-        raise NotConnected(f"no connection to Upstash: {error}") from error
-    except httpx.TransportError as error:
-        raise _while_sending(error) from error
-    try:
-        body = await _body(response)
-    except httpx.RemoteProtocolError as error:
-        raise UnexpectedAnswer(f"the response was cut short: {error}") from error
-    except httpx.TransportError as error:
-        raise ConnectionLost(f"the connection to Upstash was lost: {error!r}") from error
-    finally:
-        await response.aclose()
+    with _translated_errors(begun=True):
+        try:
+            pieces, size = [], 0
+            async for piece in response.aiter_raw():
+                size += len(piece)
+                _check_size(size)
+                pieces.append(piece)
+        finally:
+            await response.aclose()
+    return _response(response, b"".join(pieces))
+
+
+def _joined(pieces: Iterable[bytes]) -> bytes:
+    joined, size = [], 0
+    for piece in pieces:
+        size += len(piece)
+        _check_size(size)
+        joined.append(piece)
+    return b"".join(joined)
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_RESPONSE_BYTES:
+        raise UnexpectedAnswer(f"the response is longer than {MAX_RESPONSE_BYTES} bytes")
+
+
+def _response(response: httpx.Response, body: bytes) -> Response:
     head = response.headers
     token = head.get("upstash-sync-token")
     return Response(response.status_code, head.get("content-type", ""), body, token)
 
 
-async def _body(response: httpx.Response) -> bytes:
-    pieces, left = [], MAX_RESPONSE_BYTES
-    async for piece in response.aiter_raw():
-        pieces.append(piece)
-        left -= len(piece)
-        if left < 0:
-            raise UnexpectedAnswer(f"the response is longer than {MAX_RESPONSE_BYTES} bytes")
-    return b"".join(pieces)
-
-
-def _while_sending(error: httpx.TransportError) -> ConnectionLost | UnexpectedAnswer:
-    """Distinguish a connection that was closed from a response that is not HTTP."""
-    if isinstance(error, httpx.RemoteProtocolError) and "disconnected" not in str(error):
-        return UnexpectedAnswer(f"the response is not HTTP: {error}")
-    return ConnectionLost(f"the connection to Upstash was lost: {error!r}")
+@contextmanager
+def _translated_errors(*, begun: bool = False) -> Iterator[None]:
+    """Raise what httpx's errors mean for a call, whose response may have begun."""
+    try:
+        yield
+    except httpx.TimeoutException as error:
+        raise TimeoutError from error
+    except httpx.TransportError as error:
+        if isinstance(error, httpx.ConnectError | httpx.ProxyError):
+            raise NotConnected(f"no connection to Upstash: {error}") from error
+        if isinstance(error, httpx.RemoteProtocolError):
+            if begun:
+                raise UnexpectedAnswer(f"the response was cut short: {error}") from error
+            if "disconnected" not in str(error):
+                raise UnexpectedAnswer(f"the response is not HTTP: {error}") from error
+        raise ConnectionLost(f"the connection to Upstash was lost: {error!r}") from error

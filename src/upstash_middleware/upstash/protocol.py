@@ -1,4 +1,4 @@
-"""Upstash's REST interface: commands to the body of an HTTP request, a response to replies.
+"""Upstash's REST interface: commands to HTTP/1.1 requests, responses to replies. No I/O.
 
 A request asks for RESP2, which carries any bytes. A response is read by its own content type:
 
@@ -16,15 +16,22 @@ from __future__ import annotations
 import re
 from base64 import b64decode
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import hiredis
+import httptools
 import msgspec
 
-from upstash_middleware.errors import CommandError, Refused, UnexpectedAnswer, refusal_in
+from upstash_middleware.errors import (
+    CommandError,
+    ConnectionLost,
+    Refused,
+    UnexpectedAnswer,
+    refusal_in,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from upstash_middleware.core.flow import Argument, Command, Reply
 
@@ -48,6 +55,7 @@ class Call(msgspec.Struct, frozen=True):
     headers: tuple[Header, ...]
     """The header fields of this call, in addition to those of every call."""
     body: bytes
+    sync_token: str | None = None
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -66,26 +74,27 @@ _TEXT_ALONE: Final = frozenset({str})
 _encode_json = msgspec.json.Encoder().encode
 
 
-def encode(commands: Sequence[tuple[Argument, ...]]) -> Call:
+def encode(commands: Sequence[Command]) -> Call:
     """Return the call that performs the commands, at least one, in order.
 
     One command may hold bytes that are not UTF-8 as its last argument, or as the value of a SET:
     they are then the request's body. Raises ValueError, naming the command, for other such bytes
     and for text that has no UTF-8 (a lone surrogate).
     """
-    if len(commands) == 1 and (raw_at := _raw_position(commands[0])) >= 0:
-        value = commands[0][raw_at]
+    words = commands[0].args
+    if len(commands) == 1 and (raw_at := _raw_position(words)) >= 0:
+        value = words[raw_at]
         assert isinstance(value, bytes)  # noqa: S101
-        return Call(_raw_path(commands[0], raw_at), _RAW, value)
-    return join([_member(command) for command in commands])
+        return Call(_raw_path(words, raw_at), _RAW, value)
+    return join([_member(command.args) for command in commands])
 
 
-def encode_transaction(commands: Sequence[tuple[Argument, ...]]) -> Call:
+def encode_transaction(commands: Sequence[Command]) -> Call:
     """Return the call that performs the commands, at least one, in order and as one.
 
     Raises ValueError for arguments that are neither text nor UTF-8.
     """
-    body = b",".join([_member(command) for command in commands])
+    body = b",".join([_member(command.args) for command in commands])
     return Call(TRANSACTION_PATH, _BASE64, b"[%b]" % body)
 
 
@@ -94,12 +103,17 @@ def as_members(commands: Sequence[Command]) -> list[bytes] | None:
 
     None for a single command whose value is the request's body. Raises ValueError like ``encode``.
     """
-    try:
-        return [_member(command.args) for command in commands]
-    except ValueError:
-        if len(commands) == 1 and _raw_position(commands[0].args) >= 0:
-            return None
-        raise
+    members = []
+    for command in commands:
+        words = command.args
+        try:
+            is_text = _TEXT_ALONE.issuperset(map(type, words))
+            members.append(_encode_json(words if is_text else _text(words)))
+        except ValueError:
+            if len(commands) == 1 and _raw_position(words) >= 0:
+                return None
+            _member(command.args)  # raises the error that names the command
+    return members
 
 
 def join(members: Sequence[bytes]) -> Call:
@@ -111,8 +125,6 @@ def join(members: Sequence[bytes]) -> Call:
 
 def _member(command: tuple[Argument, ...]) -> bytes:
     try:
-        if _TEXT_ALONE.issuperset(map(type, command)):
-            return _encode_json(command)
         return _encode_json(_text(command))
     except UnicodeDecodeError as error:
         raise ValueError(
@@ -188,6 +200,9 @@ MAX_MEMBERS: Final = 100_000
 _RESP2_FORMAT: Final = "application/octet-stream"
 _JSON_FORMAT: Final = "application/json"
 _ARRAY: Final = re.compile(rb"\*([0-9]{1,12})\r\n")
+_LONG_ARRAY: Final = re.compile(rb"\*[0-9]{3}")
+_PLAIN: Final = frozenset({bytes, int, type(None), CommandError})
+"""The types of replies that are no arrays."""
 _INCOMPLETE: Final = object()
 _decode_json = msgspec.json.Decoder().decode
 
@@ -208,8 +223,15 @@ def decode(
                 f"{_excerpt(response.body.decode('utf-8', 'replace'), secret)}"
             )
         raise _unexpected(response, secret, "the status is neither 200 nor 400")
+    replies: list[Reply] | CommandError
     try:
-        replies = _replies(response, expected, transaction=transaction)
+        if response.content_type == _RESP2_FORMAT or _content_type(response) == _RESP2_FORMAT:
+            replies = decode_replies(response.body)
+            # A pipeline's replies come one after the other, or as one array.
+            if expected > 1 and len(replies) == 1 and isinstance(replies[0], list | CommandError):
+                replies = replies[0]
+        else:
+            replies = _from_json(response, expected, transaction=transaction)
     except (ValueError, RecursionError) as error:
         raise _unexpected(response, secret, str(error)) from None
     if isinstance(replies, CommandError):  # about the whole call, so it is no member's error
@@ -220,38 +242,15 @@ def decode(
         raise _unexpected(response, secret, f"one error for {expected} commands")
     if len(replies) != expected:
         raise _unexpected(response, secret, f"{len(replies)} replies to {expected} commands")
-    if expected == 1:
+    if expected == 1 and type(replies[0]) is CommandError:
         refuse(replies[0], secret)
     return replies
 
 
-def refuse(reply: Reply, secret: str) -> None:
+def refuse(reply: CommandError, secret: str) -> None:
     """Raise Refused if this reply to a pipeline's only command is about the token or the plan."""
-    if isinstance(reply, CommandError) and refusal_in(str(reply)):
+    if refusal_in(str(reply)):
         raise Refused(_excerpt(str(reply), secret))
-
-
-def _replies(response: Response, expected: int, *, transaction: bool) -> list[Reply] | CommandError:
-    """Return the replies, or the one error that was returned for a whole pipeline."""
-    content_type = response.content_type
-    if content_type != _RESP2_FORMAT:  # which nearly all have exactly
-        content_type = _content_type(response)
-    if content_type == _RESP2_FORMAT:
-        replies = decode_replies(response.body)
-        # A pipeline's replies come one after the other, or as one array.
-        if expected > 1 and len(replies) == 1 and isinstance(replies[0], list | CommandError):
-            return replies[0]
-        return replies
-    if content_type == _JSON_FORMAT:
-        value = _decode_json(response.body)
-        if isinstance(value, dict):
-            reply = _json_reply(value, base64=transaction)
-            is_list = expected > 1 or transaction
-            return reply if is_list and isinstance(reply, CommandError) else [reply]
-        if isinstance(value, list) and (expected > 1 or transaction):
-            return [_json_reply(member, base64=transaction) for member in value]
-        raise ValueError("it is JSON of an unexpected shape")
-    raise ValueError(f"its content type is {content_type[:60] or 'missing'!r}")
 
 
 def decode_replies(data: bytes) -> list[Reply]:
@@ -262,7 +261,7 @@ def decode_replies(data: bytes) -> list[Reply]:
     """
     if data[:1] not in b"+-:$*":
         raise ValueError("its first reply has no RESP2 type")
-    if b"*" in data:
+    if _LONG_ARRAY.search(data) or data.count(b"*") * 99 > MAX_MEMBERS:
         _check_arrays(data)
     reader = hiredis.Reader(
         protocolError=ValueError, replyError=CommandError, notEnoughData=_INCOMPLETE
@@ -273,13 +272,12 @@ def decode_replies(data: bytes) -> list[Reply]:
         reply = reader.gets()
         if reply is _INCOMPLETE:
             raise ValueError("it is truncated")
-        if type(reply) is list:
-            for member in reply:
-                if type(member) is not bytes and type(member) is not int:
-                    _check_type(member)
-        elif type(reply) is not bytes and type(reply) is not int:
-            _check_type(reply)
         replies.append(reply)
+        if type(reply) is list:
+            if not _PLAIN.issuperset(map(type, reply)):
+                _check_type(reply)
+        elif type(reply) not in _PLAIN:
+            _check_type(reply)
     return replies
 
 
@@ -287,9 +285,8 @@ def _check_type(reply: Any) -> None:
     """Reject what only RESP3 has: booleans, floating-point numbers, maps."""
     if type(reply) is list:
         for member in reply:
-            if type(member) is not bytes and type(member) is not int:
-                _check_type(member)
-    elif reply is not None and type(reply) is not CommandError:
+            _check_type(member)
+    elif type(reply) not in _PLAIN:
         raise ValueError(f"a reply is a {type(reply).__name__}, which RESP2 does not have")
 
 
@@ -299,12 +296,7 @@ def _check_arrays(data: bytes) -> None:
     A value may contain what looks like an array, so where these are too large in sum, the strings
     are skipped by their lengths and only the arrays themselves are counted.
     """
-    members = 0
-    for array in _ARRAY.finditer(data):
-        members += int(array[1])
-        if members > MAX_MEMBERS:
-            break
-    else:
+    if sum([int(found) for found in _ARRAY.findall(data)]) <= MAX_MEMBERS:
         return
     members = position = 0
     while (end := data.find(b"\r\n", position)) >= 0:
@@ -318,6 +310,23 @@ def _check_arrays(data: bytes) -> None:
             members += int(length)
             if members > MAX_MEMBERS:
                 raise ValueError(f"arrays of more than {MAX_MEMBERS} members")
+
+
+def _from_json(
+    response: Response, expected: int, *, transaction: bool
+) -> list[Reply] | CommandError:
+    """Return the replies, or the one error that was returned for a whole pipeline."""
+    content_type = _content_type(response)
+    if content_type != _JSON_FORMAT:
+        raise ValueError(f"its content type is {content_type[:60] or 'missing'!r}")
+    value = _decode_json(response.body)
+    is_list = expected > 1 or transaction
+    if isinstance(value, dict):
+        reply = _json_reply(value, base64=transaction)
+        return reply if is_list and isinstance(reply, CommandError) else [reply]
+    if isinstance(value, list) and is_list:
+        return [_json_reply(member, base64=transaction) for member in value]
+    raise ValueError("it is JSON of an unexpected shape")
 
 
 def _json_reply(value: Any, *, base64: bool) -> Reply:
@@ -360,3 +369,218 @@ def _excerpt(text: str, secret: str) -> str:
     """Return the beginning of a text from outside, on one line, without the secret."""
     shown = text.replace(secret, "[token]") if secret else text
     return re.sub(r"[^\x20-\x7e]+", " ", shown)[:160]
+
+
+# HTTP/1.1 (RFC 9112) ------------------------------------------------------------------------------
+# Every request is a POST with a Content-Length. One request is in flight on a connection at a time.
+
+MAX_HEAD_BYTES: Final = 65_536
+"""The longest head that is read: far beyond any of Upstash's."""
+
+MAX_RESPONSE_BYTES: Final = 100_000_000
+"""The longest response that is read: ten times what Upstash accepts in one request."""
+
+_MAX_INTERIM: Final = 20
+"""The most interim (1xx) responses before a final one."""
+
+_PATH_CHARACTERS: Final = "/%:@!$&'()*+,;=~"
+_TARGET = re.compile(r"[!-~]+")
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE = re.compile(r"[\t -~]*")
+
+
+class Requests:
+    """Encodes the requests to one URL; what most of them have in common is encoded once."""
+
+    __slots__ = ("_common", "_path", "_usual")
+
+    def __init__(self, url: str, headers: Iterable[Header]) -> None:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        name = host if host.isascii() else host.encode("idna").decode()
+        name = f"[{name}]" if ":" in name else name
+        default = 443 if parts.scheme == "https" else 80
+        authority = name if parts.port in {None, default} else f"{name}:{parts.port}"
+        self._path = quote(parts.path, safe=_PATH_CHARACTERS).encode()
+        self._common = b" HTTP/1.1\r\n" + _lines((("Host", authority), *headers))
+        self._usual = {path: self._head(path, _JSON) for path in ("/", "/pipeline")}
+
+    def request(self, call: Call) -> bytes:
+        """Return the whole request; raises ValueError for what would not fit on one line."""
+        head = self._usual.get(call.path) if call.headers is _JSON else None
+        if head is None:
+            head = self._head(call.path, call.headers)
+        if call.sync_token is not None:  # apart from the others, since it changes with each call
+            head += b"Upstash-Sync-Token: %b\r\n" % call.sync_token.encode("ascii")
+        return b"%bContent-Length: %d\r\n\r\n%b" % (head, len(call.body), call.body)
+
+    def _head(self, path: str, headers: tuple[Header, ...]) -> bytes:
+        if _TARGET.fullmatch(path) is None:
+            raise ValueError(
+                f"the path {path[:60]!r} has a character that a request line cannot contain"
+            )
+        return b"POST %b%b%b%b" % (
+            self._path,
+            path.encode("ascii"),
+            self._common,
+            _lines(headers),
+        )
+
+
+def _lines(headers: Iterable[Header]) -> bytes:
+    lines = []
+    for name, value in headers:
+        if _NAME.fullmatch(name) is None or _VALUE.fullmatch(value) is None:
+            raise ValueError(f"the header {name[:60]!r} has a character that a field cannot have")
+        lines.append(f"{name}: {value}\r\n")
+    return "".join(lines).encode("ascii")
+
+
+class ResponseReader:
+    """Reads one response from the pieces in which it arrives, with llhttp.
+
+    Its own part is what llhttp does not do: interim responses are skipped, the size is bounded,
+    and whatever makes the end of a response uncertain is rejected or ends the connection.
+    """
+
+    __slots__ = (
+        "_body",
+        "_content_type",
+        "_framed",
+        "_head",
+        "_in_head",
+        "_interim",
+        "_parser",
+        "_received",
+        "_response",
+        "_sync_token",
+        "reusable",
+    )
+
+    def __init__(self) -> None:
+        self.reusable: bool = False
+        """Whether another request may follow on the connection, once the response is complete."""
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        """None once the response is complete, which breaks the reference cycle."""
+        self._response: Response | None = None
+        self._received = 0
+        self._interim = 0
+        self._body: bytes | bytearray = b""
+        self._in_head = True
+        self._head = 0
+        self._framed = False
+        self._content_type = b""
+        self._sync_token: bytes | None = None
+
+    def feed(self, data: bytes) -> Response | None:
+        """Take the next bytes; return the response if they complete it.
+
+        Raises UnexpectedAnswer for what is not HTTP/1.x or exceeds a bound.
+        """
+        assert self._parser is not None, "the response is complete"  # noqa: S101
+        self._received += len(data)
+        try:
+            if self._received > MAX_RESPONSE_BYTES:
+                raise _too_long(MAX_RESPONSE_BYTES)
+            self._parser.feed_data(data)
+            if self._response is None:
+                if self._in_head and self._received > MAX_HEAD_BYTES:
+                    raise _too_long(MAX_HEAD_BYTES)
+                return None
+        except UnexpectedAnswer:
+            self._parser = None
+            raise
+        except httptools.HttpParserError as error:
+            if self._response is None:
+                self._parser = None
+                cause = error.__context__
+                raise (
+                    cause
+                    if isinstance(cause, UnexpectedAnswer)
+                    else UnexpectedAnswer(f"the response is not HTTP/1.1: {error}")
+                ) from None
+            self.reusable = False  # bytes after its end belong to no response
+        self._parser = None
+        return self._response
+
+    def end(self, *, orderly: bool = True) -> Response:
+        """Raise for a connection that ended before the response did.
+
+        ``orderly`` is False if TLS did not announce the end: someone else may have caused it.
+        """
+        self._parser = None
+        if self._in_head:
+            part = "within the head" if self._received else "before the head"
+            raise ConnectionLost(f"the connection to Upstash was closed {part} of its response")
+        close_notify = "" if orderly else ", without close_notify"
+        raise UnexpectedAnswer(f"the response was cut short{close_notify}")
+
+    # Called by the parser.
+
+    def on_message_begin(self) -> None:
+        if self._response is not None:  # bytes after its end belong to no response
+            self.reusable = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head += len(name) + len(value)
+        if self._head > MAX_HEAD_BYTES:
+            raise _too_long(MAX_HEAD_BYTES)
+        if not self._in_head:
+            return  # a trailer (RFC 9112 §7.1.2)
+        name = name.lower()
+        if name == b"content-type":
+            self._content_type = value
+        elif name == b"upstash-sync-token":
+            self._sync_token = value
+        elif name == b"content-length":
+            self._framed = True
+        elif name == b"transfer-encoding":
+            if value.strip(b" \t").lower() != b"chunked":
+                raise UnexpectedAnswer("the response has a transfer coding that was not requested")
+            self._framed = True
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None  # noqa: S101
+        self._in_head = False
+        status = self._parser.get_status_code()
+        if status < 100 or not self._parser.get_http_version().startswith("1."):
+            raise UnexpectedAnswer("the response is not HTTP/1.1: it has an unexpected status line")
+        if status == 101:  # RFC 9110 §15.2.2: the request did not ask for it
+            raise UnexpectedAnswer("the response switches to another protocol")
+        if not self._framed and status >= 200 and status not in {204, 304}:
+            # RFC 9112 §8: whether such a response is complete is uncertain.
+            raise UnexpectedAnswer("the response has no length")
+
+    def on_body(self, piece: bytes) -> None:
+        if not self._body:
+            self._body = piece
+            return
+        if isinstance(self._body, bytes):  # not a list: an object for each small chunk is large
+            self._body = bytearray(self._body)
+        self._body += piece
+
+    def on_message_complete(self) -> None:
+        parser = self._parser
+        if parser is None or self._response is not None:
+            return
+        status = parser.get_status_code()
+        if status < 200:
+            self._interim += 1
+            if self._interim > _MAX_INTERIM:
+                raise UnexpectedAnswer(f"more than {_MAX_INTERIM} interim responses arrived")
+            self._in_head, self._head, self._framed = True, 0, False
+            self._content_type, self._sync_token = b"", None
+            return
+        token = self._sync_token
+        # RFC 9112 §9.3: persistence in HTTP/1.0 is not reliable.
+        self.reusable = parser.should_keep_alive() and parser.get_http_version() == "1.1"
+        self._response = Response(
+            status,
+            self._content_type.decode("latin-1"),
+            bytes(self._body),
+            None if token is None else token.decode("latin-1"),
+        )
+
+
+def _too_long(limit: int) -> UnexpectedAnswer:
+    return UnexpectedAnswer(f"the response is longer than {limit} bytes")

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
 from upstash_middleware.errors import ConnectionLost, NotConnected
-from upstash_middleware.upstash.http1 import Requests, ResponseReader
-from upstash_middleware.upstash.process import fork_number, running_loop
+from upstash_middleware.upstash import process
+from upstash_middleware.upstash.protocol import Requests, ResponseReader
 from upstash_middleware.upstash.transport import IDLE_SECONDS, common_headers, exceeded
 
 if TYPE_CHECKING:
@@ -58,8 +58,15 @@ class SocketsTransport:
         request = self._origin.requests.request(call)
         try:
             connection = self._pool.take() or self._connect(until)
+            response = None
             try:
-                response = _exchange(connection, request, until)
+                connection.begin(request)
+                while response is None:
+                    if not connection.wait(_left(until)):
+                        raise TimeoutError  # noqa: TRY301
+                    if connection.unsent:
+                        connection.flush()
+                    response = connection.read()
             except BaseException:
                 connection.close()
                 raise
@@ -101,18 +108,6 @@ class SocketsTransport:
             raise TimeoutError from None
 
 
-def _exchange(connection: Connection, request: bytes, until: float) -> Response:
-    """Send a request and return its response, in a thread."""
-    connection.begin(request)
-    while connection.wait(_left(until)):
-        if connection.unsent:
-            connection.flush()
-        response = connection.read()
-        if response is not None:
-            return response
-    raise TimeoutError
-
-
 def _left(until: float) -> float:
     left = until - time.monotonic()
     if left <= 0:
@@ -129,7 +124,7 @@ class AsyncSocketsTransport:
 
     async def send(self, call: Call, seconds: float) -> Response:
         """See AsyncTransport."""
-        loop = running_loop()
+        loop = sys.modules["asyncio"].get_running_loop()
         until = loop.time() + seconds
         request = self._origin.requests.request(call)
         connection = self._pool.take(loop)
@@ -139,8 +134,17 @@ class AsyncSocketsTransport:
             try:
                 if connection.loop is not loop:
                     connection.attach(loop)
-                exchange = _exchange_on_proactor if connection.on_proactor else _exchange_on_loop
-                response = await exchange(connection, request, loop, until)
+                if connection.on_proactor:
+                    response = await _exchange_on_proactor(connection, request, loop, until)
+                else:
+                    waiter = connection.waiter = loop.create_future()
+                    timer = loop.call_at(until, _time_out, waiter)
+                    try:
+                        connection.begin(request)
+                        response = await waiter  # set when the loop has the connection read
+                    finally:
+                        connection.waiter = None
+                        timer.cancel()
             except BaseException:
                 connection.close()
                 raise
@@ -181,25 +185,10 @@ class AsyncSocketsTransport:
         raise _not_connected(failure) from failure
 
 
-async def _exchange_on_loop(
-    connection: Connection, request: bytes, loop: asyncio.AbstractEventLoop, until: float
-) -> Response:
-    """Send a request and return its response, which the loop has the connection read."""
-    waiter: asyncio.Future[Response] = loop.create_future()
-    connection.waiter = waiter
-    timer = loop.call_at(until, _time_out, waiter)
-    try:
-        connection.begin(request)
-        return await waiter
-    finally:
-        connection.waiter = None
-        timer.cancel()
-
-
 async def _exchange_on_proactor(
     connection: Connection, request: bytes, loop: asyncio.AbstractEventLoop, until: float
 ) -> Response:
-    """Do the same on an event loop that cannot report when a socket is readable."""
+    """Send a request and return its response, on a loop that cannot report readable sockets."""
     import asyncio  # noqa: PLC0415
 
     async with asyncio.timeout_at(until):
@@ -342,9 +331,12 @@ class Connection:
         self.writing: bool = False
         """Whether that loop waits until the socket takes more."""
         self._number = sock.fileno()
-        self._forks = fork_number()
+        self._forks = process.forks
         self._reader: ResponseReader | None = None
         self._poll: select.poll | None = None
+        if hasattr(select, "poll"):
+            self._poll = select.poll()
+            self._poll.register(sock, select.POLLIN)
 
     def begin(self, request: bytes) -> None:
         """Send as much of a request as fits into the socket's buffer.
@@ -352,24 +344,29 @@ class Connection:
         Raises NotConnected if the connection was closed before: the server has received nothing.
         """
         self._reader = ResponseReader()
-        self.unsent = request if self.tls is None else self.tls.begin(request)
+        data = request if self.tls is None else self.tls.begin(request)
         try:
-            self._send()
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            sent = 0
         except OSError as error:
             raise NotConnected(f"the connection to Upstash was closed before: {error}") from error
+        if sent != len(data):
+            self._keep_unsent(memoryview(data)[sent:])
 
     def flush(self) -> None:
         """Send more of the unsent bytes."""
         try:
-            self._send()
-        except OSError:
-            self.unsent = b""  # what arrived instead can be received
-
-    def _send(self) -> None:
-        with suppress(BlockingIOError):
             sent = self.sock.send(self.unsent)
-            self.unsent = b"" if sent == len(self.unsent) else memoryview(self.unsent)[sent:]
-        if self.unsent and self.loop is not None and not self.writing:
+        except BlockingIOError:
+            sent = 0
+        except OSError:  # what arrived instead can be received
+            sent = len(self.unsent)
+        self._keep_unsent(memoryview(self.unsent)[sent:])
+
+    def _keep_unsent(self, data: memoryview) -> None:
+        self.unsent = data
+        if data and self.loop is not None and not self.on_proactor and not self.writing:
             self.loop.add_writer(self._number, _on_writable, ref(self))
             self.writing = True
 
@@ -425,51 +422,26 @@ class Connection:
         if not self.on_proactor:
             loop.add_reader(self._number, _on_readable, ref(self))
 
-    def on_readable(self) -> None:
-        """Read the available bytes, and pass the response to the task that waits for it."""
-        waiter = self.waiter
-        if waiter is None or waiter.done():
-            if not self.is_usable():
-                self.close()
-            return
-        try:
-            response = self.read()
-        except Exception as error:  # noqa: BLE001 - it belongs to the task that waits
-            self._stop_reading()
-            waiter.set_exception(error)
-        else:
-            if response is not None:
-                waiter.set_result(response)
-
-    def on_writable(self) -> None:
-        """Send more, until all is sent."""
-        self.flush()
-        if not self.unsent and self.loop is not None:
-            self.writing = False
-            self.loop.remove_writer(self._number)
-
     def wait(self, seconds: float) -> bool:
         """Wait until the socket is readable, or writable if there are unsent bytes."""
         seconds = min(max(seconds, 0.0), _MAX_WAIT)
-        if not hasattr(select, "poll"):  # Windows, where select accepts any socket number
+        poll = self._poll
+        if poll is None:  # Windows, where select accepts any socket number
             readers, writers = [self.sock], [self.sock] if self.unsent else []
             return any(select.select(readers, writers, [], seconds))
-        if self._poll is None:
-            self._poll = select.poll()
-            self._poll.register(self.sock, select.POLLIN)
         if not self.unsent:
-            return bool(self._poll.poll(math.ceil(seconds * 1000)))
-        self._poll.modify(self.sock, select.POLLIN | select.POLLOUT)
+            return bool(poll.poll(math.ceil(seconds * 1000)))
+        poll.modify(self.sock, select.POLLIN | select.POLLOUT)
         try:
-            return bool(self._poll.poll(math.ceil(seconds * 1000)))
+            return bool(poll.poll(math.ceil(seconds * 1000)))
         finally:
-            self._poll.modify(self.sock, select.POLLIN)
+            poll.modify(self.sock, select.POLLIN)
 
     def is_usable(self) -> bool:
         """Whether the server, as far as is known here, has neither closed it nor sent anything."""
         if not self.reusable or self.sock.fileno() < 0:
             return False
-        if not self.wait(0):
+        if not (self.wait(0) if self._poll is None else self._poll.poll(0)):
             return True
         self.reusable = False
         if self.tls is None:
@@ -489,7 +461,7 @@ class Connection:
         """Close it, without close_notify: the process that it was inherited from may use it."""
         self.reusable = False
         loop = self.loop
-        if loop is not None and not loop.is_closed() and self._forks == fork_number():
+        if loop is not None and not loop.is_closed() and self._forks == process.forks:
             self.loop = None
             if loop.is_running() and loop is not _running_loop():  # only its own thread may
                 sock, number = self.sock, self._number
@@ -505,10 +477,16 @@ class Connection:
             _stop(loop, self._number)
         self.sock.close()
 
-    def _stop_reading(self) -> None:
+    def stop_reading(self) -> None:
         """Remove the reader from the loop, since a closed connection stays readable."""
         if self.loop is not None:
             self.loop.remove_reader(self._number)
+
+    def stop_writing(self) -> None:
+        """Remove the writer from the loop."""
+        self.writing = False
+        if self.loop is not None:
+            self.loop.remove_writer(self._number)
 
     def __del__(self) -> None:
         # An unclosed socket in use gets Python's own ResourceWarning.
@@ -522,14 +500,33 @@ def _stop(loop: asyncio.AbstractEventLoop, number: int) -> None:
         loop.remove_writer(number)
 
 
-def _on_readable(connection: ref[Connection]) -> None:
-    if (found := connection()) is not None:
-        found.on_readable()
+def _on_readable(reference: ref[Connection]) -> None:
+    """Read the available bytes, and pass the response to the task that waits for it."""
+    connection = reference()
+    if connection is None:
+        return
+    waiter = connection.waiter
+    if waiter is None or waiter.done():
+        if not connection.is_usable():
+            connection.close()
+        return
+    try:
+        response = connection.read()
+    except Exception as error:  # noqa: BLE001 - it belongs to the task that waits
+        connection.stop_reading()
+        waiter.set_exception(error)
+    else:
+        if response is not None:
+            waiter.set_result(response)
 
 
-def _on_writable(connection: ref[Connection]) -> None:
-    if (found := connection()) is not None:
-        found.on_writable()
+def _on_writable(reference: ref[Connection]) -> None:
+    """Send more, until all is sent."""
+    connection = reference()
+    if connection is not None:
+        connection.flush()
+        if not connection.unsent:
+            connection.stop_writing()
 
 
 class Pool:

@@ -10,7 +10,6 @@ import functools
 import logging
 import os
 import sys
-import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from upstash_middleware.errors import DeadlineExceeded
@@ -55,27 +54,6 @@ class AsyncTransport(Protocol):
     async def aclose(self) -> None:
         """Close the connections that this event loop can close."""
         ...
-
-
-class Deadline:
-    """When a pipeline's time is up, by the monotonic clock."""
-
-    __slots__ = ("at", "seconds")
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds: float = seconds
-        self.at: float = time.monotonic() + seconds
-
-    def left(self) -> float:
-        """Return the seconds that are left; raises DeadlineExceeded if none are."""
-        left = self.at - time.monotonic()
-        if left <= 0:
-            raise self.exceeded()
-        return left
-
-    def exceeded(self) -> DeadlineExceeded:
-        """Return the error for this deadline."""
-        return exceeded(self.seconds)
 
 
 def exceeded(seconds: float) -> DeadlineExceeded:
