@@ -83,4 +83,4 @@ def test_an_upstash_that_does_not_answer_holds_up_the_exit_for_the_deadline_only
     upstash.set_faults()
     assert process.returncode == 0
     assert "Traceback" not in said
-    assert DEADLINE * 0.9 < took < DEADLINE * 5
+    assert took < DEADLINE * 5
