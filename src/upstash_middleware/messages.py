@@ -86,7 +86,9 @@ class Headers:
         line = (self._index or self._by_name()).get(name)
         if line is None:
             return []
-        return [each.decode("latin-1") for each in self._repeated.get(name, (line,))]
+        if name not in self._repeated:
+            return [line.decode("latin-1")]
+        return [each.decode("latin-1") for each in self._repeated[name]]
 
     def combined(self, name: str) -> str | None:
         """Return all lines as one value joined by commas (RFC 9110 §5.2), None if absent."""
@@ -209,8 +211,11 @@ def content_length(headers: Headers) -> int | None:
 
 def has_body(headers: Headers) -> bool:
     """Whether a request with these fields has a body, or may have (RFC 9112 §6.3)."""
-    if "transfer-encoding" in headers:
+    names = headers.names()
+    if "transfer-encoding" in names:
         return True
+    if "content-length" not in names:
+        return False
     return any(length.strip("0 ") for length in headers.lines("content-length"))
 
 

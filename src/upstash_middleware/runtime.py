@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from upstash_middleware.core.cache import Cache
-    from upstash_middleware.core.cache.cache import PurgeEndpoint
+    from upstash_middleware.core.cache.purge_endpoint import PurgeEndpoint
     from upstash_middleware.core.flow import Flow
     from upstash_middleware.core.identify import AnyExtractor
     from upstash_middleware.core.ratelimit import RateLimiter, RateLimitRule
@@ -343,7 +343,7 @@ class Runtime:
         path, token = self.settings.purge_path, self.settings.purge_token
         if Features.CACHE not in self.features or path is None or token is None:
             return None
-        from upstash_middleware.core.cache.cache import PurgeEndpoint  # noqa: PLC0415
+        from upstash_middleware.core.cache.purge_endpoint import PurgeEndpoint  # noqa: PLC0415
 
         return PurgeEndpoint(path, token, self.cache.purge, self.observe)
 

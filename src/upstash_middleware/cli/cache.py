@@ -34,7 +34,7 @@ from upstash_middleware.errors import CommandError, UnexpectedAnswer, refusal_in
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from upstash_middleware.core.cache.cache import CacheExplanation
+    from upstash_middleware.core.cache.explanation import CacheExplanation
     from upstash_middleware.core.flow import Reply
     from upstash_middleware.runtime import Runtime
 

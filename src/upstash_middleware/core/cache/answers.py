@@ -177,7 +177,7 @@ def answer(request: HTTPRequest, stored: StoredResponse, head: ResponseHead) -> 
         return Response(ResponseHead(304, headers_of_304(head.headers)))
     if request.method == "HEAD":
         return Response(head)
-    body = body_of(stored)
+    body = body_of(stored) if stored.compressed else stored.packed
     if not for_less and stored.status != 206:
         return Response(head, body)
     part, wanted = _part_of(stored), wanted_range(request.headers, stored)

@@ -1,29 +1,36 @@
-"""The cache as a part of the engine: what a request is looked up by, purging, and explanations."""
+"""The cache as a part of the engine: from a request to a stored response, or to an exchange.
+
+``Cache.prepare`` says what to read for a request, ``Cache.receive`` what the replies mean, and
+``choose`` whether the stored response is used (RFC 9111 §4). Of concurrent requests for the same
+response only one is forwarded: within this process by ``SingleFlight``, between processes by a
+lock on Redis.
+"""
 
 from __future__ import annotations
 
-import hmac
-import json
 import re
-from hashlib import sha256
+from math import floor
 from os import urandom
-from typing import TYPE_CHECKING, cast
-from urllib.parse import parse_qsl, quote
+from typing import TYPE_CHECKING, TypeAlias, cast
+from urllib.parse import quote
 from uuid import UUID
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from upstash_middleware.core.cache.answers import Use, current_age, is_for_the_origin, use
-from upstash_middleware.core.cache.directives import CDN_CACHE_CONTROL
+from upstash_middleware.core.cache import answers, keys
+from upstash_middleware.core.cache.answers import CacheStatus, Use, current_age, head_of
+from upstash_middleware.core.cache.directives import (
+    CDN_CACHE_CONTROL,
+    NO_DIRECTIVES,
+    client_control,
+)
 from upstash_middleware.core.cache.entries import (
-    Decoded,
-    Epochs,
+    Damaged,
+    Epoch,
     Sealing,
-    StoredResponse,
     Validity,
-    VariantIndex,
-    decode,
+    opened,
     validity,
     with_ancestors,
 )
@@ -35,53 +42,55 @@ from upstash_middleware.core.cache.exchanges import (
     Context,
     Found,
     Invalidation,
-    PostInvalidation,
-    choose,
-    from_memory,
-    share_render,
-)
-from upstash_middleware.core.cache.in_flight import (
+    Miss,
+    NotShared,
     PendingInvalidations,
+    PostInvalidation,
+    Refresh,
+    Revalidation,
     Revalidations,
+    Shared,
     SingleFlight,
+    for_downstream,
 )
-from upstash_middleware.core.cache.keys import (
-    Names,
-    keyed,
-    origin_as_sent,
-    origin_of,
-    selected_cookies,
-    selected_values,
-    url_of,
-)
+from upstash_middleware.core.cache.explanation import CacheExplanation, explain
+from upstash_middleware.core.cache.keys import Names, keyed
 from upstash_middleware.core.cache.known_fields import known_fields
 from upstash_middleware.core.cache.profiles import profile_named
-from upstash_middleware.core.cache.reflection import reflected_fields as url_fields
-from upstash_middleware.core.cache.reflection import reflected_key
-from upstash_middleware.core.cache.store import L1, Purge, Store, Target, read_scripts
-from upstash_middleware.core.engine import Part
-from upstash_middleware.core.flow import call
+from upstash_middleware.core.cache.reflection import (
+    forwarded_of_url,
+    reflected_fields,
+    reflected_key,
+)
+from upstash_middleware.core.cache.store import KNOWN_BYTES, L1, Purge, Store, Target, read_scripts
+from upstash_middleware.core.cache.storing import Plan
+from upstash_middleware.core.engine import Part, Prepared
+from upstash_middleware.core.flow import Sleep, Wait, call
 from upstash_middleware.core.lru import LRU
 from upstash_middleware.core.patterns import Unmatched, other_readings
 from upstash_middleware.errors import ConfigurationError, UpstashError
 from upstash_middleware.events import (
+    CacheEntryRefused,
     CacheLookedUp,
     UpstashAnswered,
     UpstashFailed,
     UserCodeFailed,
     hears,
 )
-from upstash_middleware.messages import LONGEST_VALUE, Headers, Response, ResponseHead, has_body
+from upstash_middleware.messages import LONGEST_VALUE, Headers, has_body
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from upstash_middleware.core.cache.directives import Directives
+    from upstash_middleware.core.cache.entries import StoredResponse
     from upstash_middleware.core.cache.profiles import Profile
     from upstash_middleware.core.cache.rules import CacheRule
+    from upstash_middleware.core.cache.store import Lookup, Reading
     from upstash_middleware.core.clock import Clock
-    from upstash_middleware.core.flow import Flow
+    from upstash_middleware.core.flow import Flow, Reply
     from upstash_middleware.events import Observer
-    from upstash_middleware.messages import HTTPRequest
+    from upstash_middleware.messages import HTTPRequest, Response
 
 _DAY = 24 * 3600.0
 _RESOURCES = 512
@@ -94,6 +103,7 @@ _QUERY = re.compile(r'[!"$-~]*+')
 _INSPECTED = frozenset(
     {"content-length", "content-type", "if-match", "if-unmodified-since", "transfer-encoding"}
 )
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
 _IGNORED = CacheExchange()
 _ANSWERED = UpstashAnswered("cache lookup")
 
@@ -115,8 +125,24 @@ class _Resource(Struct, frozen=True):
     """The keys of its epochs."""
     narrows: bool
     """Whether cookies or fields named by its rule narrow its key."""
-    refused: str = ""
-    """Why requests for it bypass the cache, if they do."""
+    calls_user_code: bool
+    """Whether its rule has functions to call."""
+    refused: str
+    """Why requests for it bypass the cache; empty if they do not."""
+
+
+class PreparedLookup(Prepared, eq=False):
+    """A request and what to read for it."""
+
+    request: HTTPRequest
+    resource: _Resource
+    reading: Reading
+    changes: int
+    """Of L1, before it is read."""
+
+
+Step: TypeAlias = "CacheExchange | PreparedLookup | Flow[CacheExchange]"
+Received: TypeAlias = "CacheExchange | Flow[CacheExchange]"
 
 
 class Cache(Part):
@@ -180,7 +206,7 @@ class Cache(Part):
             profile_named(profile),
             max_variants,
             lock,
-            Decoded(),
+            LRU(KNOWN_BYTES),
             L1(l1_bytes, l1_seconds, clock),
             guesses=LRU(remember),
             used=LRU(remember),
@@ -205,103 +231,140 @@ class Cache(Part):
         self._unmatched = Unmatched(paths, observe)
         self._covering = [(rule, self._context_of(rule)) for rule in self._rules]
         self._resources: dict[tuple[str, ...], _Resource] = {}
-
-    def prepare(self, request: HTTPRequest) -> Flow[CacheExchange]:
-        """Return the flow of ``begin``."""
-        return self.begin(request)
+        self._reflected = frozenset(self._context.fields.reflected.keys() - {"host"})
 
     async def begin(self, request: HTTPRequest) -> CacheExchange:
-        """Look a request up, if a rule covers it. Never raises an UpstashError."""
+        """Look a request up by the cache alone. A flow."""
+        return cast("CacheExchange", await self.go_on(self.prepare(request)))
+
+    def prepare(self, request: HTTPRequest) -> Step:
+        """Return what to read for a request, its exchange if that is clear, or a flow to it."""
         if self._unmatched.left:
             self._unmatched.count()
         if request.method not in SAFE_METHODS:
-            return await self._begin_unsafe(request) if self._rules else _IGNORED
-        resource = self._resource_to_look_up(request)
-        if isinstance(resource, CacheExchange):
-            return resource
-        if resource.rule.bypass is None and resource.rule.user is None:
-            target = self._target(resource, request)
-        else:
-            target = await self._target_by_user_code(resource, request)
-        if isinstance(target, str):
-            return Bypassed(detail=target)
-        found = None
-        exchange = self._from_memory(resource, request, target) if self._has_l1 else None
-        if exchange is None:
-            found = await self._look_up(resource, request, target)
-            if found is not None:
-                exchange = choose(found)
-            else:
-                exchange = self._from_memory(resource, request, target, unreachable=True)
-                exchange = exchange or Bypassed(detail="the store did not answer")
-        if self._emits_lookups:
-            self._emit(CacheLookedUp(target.url, exchange.outcome, request))
-        if found is None or (exchange.response is not None and exchange.refresh is None):
-            return exchange
-        return await share_render(found, exchange)
-
-    def _resource_to_look_up(self, request: HTTPRequest) -> _Resource | CacheExchange:
+            return self._begin_unsafe(request) if self._rules else _IGNORED
         resource = self._resource(request, request.method)
         if resource is None:
             return _IGNORED
         if self._unmatched.left:
             self._unmatched.waiting.pop(self._setting(resource), None)
-        why = _bypass_reason(resource, request, self._store.profile)
-        return Bypassed(detail=why) if why else resource
+        if resource.refused or not _INSPECTED.isdisjoint(request.headers.names()):
+            why = resource.refused or _bypass_reason(request, self._store.profile)
+            if why:
+                return Bypassed(detail=why)
+        if resource.calls_user_code:
+            return self._prepare_by_user_code(resource, request)
+        return self._prepare(resource, request, self._target(resource, request))
+
+    def receive(self, prepared: PreparedLookup, replies: list[Reply] | UpstashError) -> Received:
+        """Return the exchange of a request, at once if its stored response is known and fresh."""
+        if isinstance(replies, UpstashError):
+            return self._failed(prepared, replies)
+        lookup = prepared.resource.context.store.receive(prepared.reading, replies)
+        if lookup is None:
+            return self._read_on(prepared, replies)
+        return self._choose(prepared, lookup)
+
+    async def _prepare_by_user_code(
+        self, resource: _Resource, request: HTTPRequest
+    ) -> CacheExchange:
+        target = await self._target_by_user_code(resource, request)
+        exchange = await self.go_on(self._prepare(resource, request, target))
+        return cast("CacheExchange", exchange)
+
+    def _prepare(
+        self, resource: _Resource, request: HTTPRequest, target: Target | str
+    ) -> CacheExchange | PreparedLookup:
+        if isinstance(target, str):
+            return Bypassed(detail=target)
+        store = resource.context.store
+        reading = store.prepare(target)
+        changes = store.l1.changes
+        prepared = PreparedLookup(reading.pipeline, request, resource, reading, changes)
+        if self._has_l1 and (exchange := self._from_memory(prepared)) is not None:
+            return self._emitted(prepared, exchange)
+        return prepared
+
+    async def _read_on(self, prepared: PreparedLookup, replies: list[Reply]) -> CacheExchange:
+        reading, store = prepared.reading, prepared.resource.context.store
+        try:
+            lookup = await store.read_on(reading, replies)
+            lookup = await store.look_up_previous(reading.target, lookup)
+        except UpstashError as error:
+            return self._failed(prepared, error)
+        chosen = self._choose(prepared, lookup)
+        return chosen if isinstance(chosen, CacheExchange) else await chosen
+
+    def _choose(self, prepared: PreparedLookup, lookup: Lookup) -> Received:
+        context, target = prepared.resource.context, prepared.reading.target
+        if self._has_l1:
+            context.store.l1.put(target, lookup, prepared.changes)
+        self._emit(_ANSWERED)
+        if context.pending.until and target.url in context.pending:
+            lookup = replace(lookup, entry=None)
+        found = self._found(prepared, lookup)
+        exchange = choose(found)
+        if self._emits_lookups:
+            self._emitted(prepared, exchange)
+        if exchange.response is not None and exchange.refresh is None:
+            return exchange
+        return share_render(found, exchange)
+
+    def _failed(self, prepared: PreparedLookup, error: UpstashError) -> CacheExchange:
+        self._emit(UpstashFailed("cache lookup", error))
+        exchange = self._from_memory(prepared, unreachable=True)
+        return self._emitted(prepared, exchange or Bypassed(detail="the store did not answer"))
+
+    def _found(self, prepared: PreparedLookup, lookup: Lookup) -> Found:
+        resource, request = prepared.resource, prepared.request
+        fwd = "uri-miss" if lookup.index is None else "vary-miss"
+        obeys = self._store.profile.obeys_clients
+        wants = client_control(request.headers) if obeys else NO_DIRECTIVES
+        target = prepared.reading.target
+        return Found(resource.context, resource.rule, request, target, lookup, fwd, wants)
+
+    def _emitted(self, prepared: PreparedLookup, exchange: CacheExchange) -> CacheExchange:
+        if self._emits_lookups:
+            url = prepared.reading.target.url
+            self._emit(CacheLookedUp(url, exchange.outcome, prepared.request))
+        return exchange
 
     async def _begin_unsafe(self, request: HTTPRequest) -> CacheExchange:
+        context = self._context
         stores = request.method == "POST" and self._store.profile.stores_posts
         resource = self._resource(request, "GET") if stores else None
         if resource is not None and not resource.refused:
             target = await self._target_by_user_code(resource, request)
             if not isinstance(target, str):
-                if (found := await self._look_up(resource, request, target)) is not None:
-                    return PostInvalidation(context=found.context, request=request, found=found)
-                if self._emits_lookups:
-                    self._emit(CacheLookedUp(target.url, "bypass", request))
+                context = resource.context
+                try:
+                    lookup = await context.store.look_up(target)
+                except UpstashError as error:
+                    self._emit(UpstashFailed("cache lookup", error))
+                    if self._emits_lookups:
+                        self._emit(CacheLookedUp(target.url, "bypass", request))
+                else:
+                    self._emit(_ANSWERED)
+                    found = Found(context, resource.rule, request, target, lookup, "method")
+                    return PostInvalidation(context=context, request=request, found=found)
         return Invalidation(context=self._context, request=request)
 
     def _from_memory(
-        self,
-        resource: _Resource,
-        request: HTTPRequest,
-        target: Target,
-        *,
-        unreachable: bool = False,
-    ) -> CacheExchange | None:
+        self, prepared: PreparedLookup, *, unreachable: bool = False
+    ) -> Answered | None:
+        target = prepared.reading.target
         lookup = self._store.from_memory(target)
         if lookup is None or target.url in self._context.pending:
             return None
-        found = Found(resource.context, resource.rule, request, target, lookup, "uri-miss")
-        return from_memory(found, unreachable=unreachable)
-
-    async def _look_up(
-        self, resource: _Resource, request: HTTPRequest, target: Target
-    ) -> Found | None:
-        """Return a request with the result of its lookup, None if Upstash is unreachable."""
-        context = resource.context
-        store, changes = context.store, context.store.l1.changes
-        try:
-            lookup = await store.look_up(target)
-            if self._has_l1:
-                store.l1.put(target, lookup, changes)
-            if target.previous:
-                lookup = await store.look_up_previous(target, lookup)
-        except UpstashError as error:
-            self._emit(UpstashFailed("cache lookup", error))
-            return None
-        self._emit(_ANSWERED)
-        if target.url in context.pending:
-            lookup = replace(lookup, entry=None)
-        fwd = "uri-miss" if lookup.index is None else "vary-miss"
-        return Found(context, resource.rule, request, target, lookup, fwd)
+        return from_memory(self._found(prepared, lookup), unreachable=unreachable)
 
     # --- What a request is looked up by ---------------------------------------------------------
 
     def _resource(self, request: HTTPRequest, method: str) -> _Resource | None:
         """Return the resource of a request, taken as one of this method; None without a rule."""
-        described = url_fields(request.headers, self._context.fields.reflected)
-        known_by = (
+        headers, reflected = request.headers, self._context.fields.reflected
+        names = headers.names()
+        known_by: tuple[str, ...] = (
             method,
             request.path,
             request.sent_path,
@@ -309,8 +372,11 @@ class Cache(Part):
             request.query,
             request.scheme,
             request.host,
-            *(text for name, _, value in described for text in (name, value)),
+            "\n".join(headers.lines("host")),
         )
+        if not self._reflected.isdisjoint(names) or "_" in "".join(names):
+            for name, _, value in reflected_fields(headers, reflected):
+                known_by += (name, value)
         resource = self._resources.get(known_by)
         if resource is not None:
             return resource
@@ -325,17 +391,23 @@ class Cache(Part):
         return None
 
     def _make_resource(self, rule: CacheRule, context: Context, request: HTTPRequest) -> _Resource:
-        names, url, (version, previous) = self._store.names, url_of(request, rule), self._versions
-        origin_by = origin_of if context.store.profile.normalises else origin_as_sent
+        names, url = self._store.names, keys.url_of(request, rule)
+        (version, previous), profile = self._versions, context.store.profile
+        origin_by = keys.origin_of if profile.normalises else keys.origin_as_sent
         origin = origin_by(request.scheme, request.host)
-        keys = [names.resource(origin, url, version, request.root_path)]
-        keys += [names.resource(origin, url, previous, request.root_path)] if previous else []
+        own = [names.resource(origin, url, version, request.root_path)]
+        own += [names.resource(origin, url, previous, request.root_path)] if previous else []
         differing, refused = reflected_key(request, rule, url, context.fields.reflected)
         if differing:  # hashed without the secret that the values of Vary are hashed with
-            keys = [keyed(key, differing, b"") for key in keys]
+            own = [keyed(key, differing, b"") for key in own]
         expanded = with_ancestors(rule.tags_for(request.path))
         tags = () if isinstance(expanded, str) else expanded
-        if refused:
+        hosts = request.headers.lines("host")
+        if len(hosts) > 1:
+            refused = "it has several Host fields"
+        elif not profile.normalises and any(host != host.lower() for host in hosts):
+            refused = "its Host has capital letters"
+        elif refused:
             pass
         elif other_readings(request.path):
             refused = "the path can be read in several ways"
@@ -347,11 +419,12 @@ class Cache(Part):
             rule,
             context,
             url,
-            keys[0],
-            keys[1] if previous else "",
+            own[0],
+            own[1] if previous else "",
             tags,
             names.epochs(url, tags),
             bool(rule.vary_cookies or rule.vary_headers),
+            rule.bypass is not None or rule.user is not None,
             refused,
         )
 
@@ -382,13 +455,13 @@ class Cache(Part):
         if besides or user is not None or resource.narrows:
             selecting = [] if user is None else [f"user={quote(user)}"]
             if rule.vary_cookies:
-                cookies = selected_cookies(rule.vary_cookies, request.headers)
+                cookies = keys.selected_cookies(rule.vary_cookies, request.headers)
                 if cookies is None:
                     return "its cookies can be read in two ways"
                 selecting.append(cookies)
             if rule.vary_headers:
                 profile = self._store.profile
-                selecting.append(selected_values(rule.vary_headers, request.headers, profile))
+                selecting.append(keys.selected_values(rule.vary_headers, request.headers, profile))
             selected = "\n\n".join(selecting)
             if besides:
                 selected = f"{besides}\n\n{selected}"
@@ -439,7 +512,7 @@ class Cache(Part):
         if resource is None:
             return CacheExplanation("bypass", "no rule of the cache covers it")
         setting = self._setting(resource)
-        if why := _bypass_reason(resource, request, self._store.profile):
+        if why := resource.refused or _bypass_reason(request, self._store.profile):
             return CacheExplanation("bypass", why, setting)
         try:
             target = await self._call_user_code(resource, request)
@@ -449,21 +522,14 @@ class Cache(Part):
             target = f"a function of the rule raised {type(error).__name__}: {error}"
         if isinstance(target, str):
             return CacheExplanation("bypass", target, setting)
-        explanation = await _explain(self._store, target, can_refresh=self._context.can_refresh)
+        explanation = await explain(self._store, target, can_refresh=self._context.can_refresh)
         return replace(explanation, rule=setting)
 
 
-def _bypass_reason(resource: _Resource, request: HTTPRequest, profile: Profile) -> str:
-    """Return why a request is neither answered from the cache nor stored; empty if it may be."""
+def _bypass_reason(request: HTTPRequest, profile: Profile) -> str:
+    """Return why the fields of a request make it bypass the cache; empty if they do not."""
     headers = request.headers
-    if headers.repeats("host"):
-        return "it has several Host fields"
-    host = headers.get("host") or ""
-    if not profile.normalises and host != host.lower():
-        return "its Host has capital letters"
-    if resource.refused or headers.names().isdisjoint(_INSPECTED):
-        return resource.refused
-    if is_for_the_origin(headers):
+    if answers.is_for_the_origin(headers):
         return "it carries a condition for the application"
     if not profile.ignores_bodies and has_body(headers):
         return "it has a body"
@@ -501,200 +567,307 @@ async def _user(rule: CacheRule, request: HTTPRequest) -> str | None:
     return f"{kind}{identifier}" if str(identifier) else None
 
 
-# --- Explanations -------------------------------------------------------------------------------
+# --- Constructing responses from caches (RFC 9111 §4) -------------------------------------------
 
 
-class CacheExplanation(Struct, frozen=True):
-    """What the cache would do with a request, and what is stored for it."""
-
-    outcome: str
-    """``hit``, or why the request would be forwarded: an RFC 9211 ``fwd`` reason."""
-    why: str
-    """The reason, as text for people."""
-    rule: str | None = None
-    """The rule that covers the request, ``cache[0]``."""
-    url: str = ""
-    """Path and query as a purge names them."""
-    key: str = ""
-    """The resource's key on Redis, of its stored response or the index of its variants."""
-    vary: tuple[str, ...] = ()
-    """The fields that select among its variants."""
-    variant: str | None = None
-    """The key of the variant that this request selects."""
-    tags: tuple[str, ...] = ()
-    """What it is purged by, with ancestors; those of its rule if nothing is stored."""
-    status: int | None = None
-    age: float | None = None
-    """Current age in seconds (RFC 9111 §4.2.3)."""
-    lifetime: float | None = None
-    """Freshness lifetime in seconds."""
-    while_revalidate: float = 0.0
-    """Seconds of staleness during which it may be used while it is revalidated."""
-    if_error: float = 0.0
-    """Seconds of staleness during which it may be used in place of an error."""
-    length: int | None = None
-    """Bytes of its body."""
-
-
-_USES = {
-    Use.FRESH: ("hit", "it is fresh"),
-    Use.STALE: ("hit", "it is stale, and the client accepts it"),
-    Use.STALE_WHILE_REVALIDATE: ("hit", "it is stale, and may be used while it is revalidated"),
-    Use.FORWARD_STALE: ("stale", "it is stale, and has to be validated first"),
-    Use.FORWARD_REQUESTED: ("request", "it is fresh, but the client asks for a fresher one"),
-}
-
-
-async def _explain(store: Store, target: Target, *, can_refresh: bool) -> CacheExplanation:
-    """Explain the stored response of a target. A flow of up to three reads."""
-    (data,) = await store.read([target.key])
-    entry = decode(target.key, data, store.sealing)
-    index = entry if isinstance(entry, VariantIndex) else None
-    variant = None
-    if index is not None:
-        variant = store.variant(target, index.vary)
-        (data,) = await store.read([variant])
-        entry = decode(variant, data, store.sealing)
-    stored = entry if isinstance(entry, StoredResponse) else None
-    tags = stored.tags if stored is not None else target.tags
-    all_tags = tuple(sorted({*tags, *(index.tags if index is not None else ())}))
-    values = await store.read(store.names.epochs(target.url, all_tags))
-    current = Epochs.parse(tuple(values), all_tags)
-    vary = index.vary if index is not None else ()
-    # After a purge of tags it is still known that there are variants.
-    outcome, why = "uri-miss", "nothing is stored for this URL"
-    if index is not None and validity(index.epochs, current) is not Validity.INVALID:
-        outcome = "vary-miss"
-        why = f"it is stored for other values of {', '.join(vary)} than this request's"
-    elif index is not None:
-        why = f"{_purged(index.epochs, current)} has been purged since"
+def choose(found: Found) -> CacheExchange:
+    """Return the exchange of a request after its lookup."""
+    context, lookup, wants = found.context, found.lookup, found.wants
+    stored = lookup.entry
+    if stored is not None and stored.status == 206 and not answers.satisfies(found.request, stored):
+        part = None if lookup.outdated else stored
+        lookup = replace(lookup, entry=None)
+        found, stored = replace(found, lookup=lookup, fwd="partial", part=part), None
     if stored is None:
-        if data is not None:
-            damage = "is no entry of this version, is damaged, or was sealed under other cache_keys"
-            why = f"what is at its key {damage}"
-        return CacheExplanation(
-            outcome, why, url=target.url, key=target.key, vary=vary, variant=variant, tags=tags
-        )
-    state, age = validity(stored.epochs, current), current_age(stored, store.clock.wall())
-    if state is Validity.INVALID:
-        why = f"{_purged(stored.epochs, current)} has been purged since it was stored"
+        return _forward(found, wants)
+    now = found.context.store.clock.wall()
+    age = current_age(stored, now)
+    softly, outdated = lookup.purged_softly, lookup.outdated
+    chosen = answers.use(stored, age, wants, purged_softly=softly, outdated=outdated)
+    detail = "of the previous version" if outdated else ""
+    if chosen is not Use.FRESH:
+        if _refreshable(found, stored):
+            chosen = answers.use(
+                stored, age, wants, purged_softly=softly, outdated=outdated, can_refresh=True
+            )
+        if chosen is Use.FORWARD_STALE and answers.usable_for_error(stored, now, wants):
+            failed = lookup.lock is not None and lookup.lock.failed
+            if failed or context.revalidations.failing(lookup.key):
+                chosen, detail = Use.STALE, "stale-if-error"
+        if chosen is Use.FORWARD_STALE:
+            return _forward(replace(found, fwd="stale"), wants)
+        if chosen is Use.FORWARD_REQUESTED:
+            return _forward(replace(found, fwd="request"), wants)
+    response = _from_stored(found, stored, age, detail)
+    if response is None:
+        return _forward(replace(found, lookup=replace(lookup, entry=None)), wants)
+    refresh = _refresh(found, stored) if chosen is Use.STALE_WHILE_REVALIDATE else None
+    return Answered(response=response, refresh=refresh)
+
+
+def from_memory(found: Found, *, unreachable: bool) -> Answered | None:
+    """Return an answer from L1 without a lookup, if it is fresh.
+
+    If Upstash is ``unreachable``, what is there may also be used for longer. None for what has to
+    be validated, refreshed or forwarded, which takes the current epochs.
+    """
+    stored, l1 = found.lookup.entry, found.context.store.l1
+    if stored is None or not answers.satisfies(found.request, stored):
+        return None
+    now, unverified_for = found.now, l1.unverified_for(found.lookup)
+    age = current_age(stored, now)
+    if unreachable:
+        usable = answers.usable_unverified(stored, now, unverified_for, found.wants)
     else:
-        softly = state is Validity.STALE
-        outcome, why = _USES[use(stored, age, purged_softly=softly, can_refresh=can_refresh)]
-        if softly:
-            why = f"{_purged(stored.epochs, current)} has been purged softly; {why}"
-    return CacheExplanation(
-        outcome,
-        why,
-        None,
-        target.url,
-        target.key,
-        vary,
-        variant,
-        tags,
-        stored.status,
-        age,
-        stored.lifetime,
-        stored.stale.while_revalidate,
-        stored.stale.if_error,
-        stored.length,
+        usable = unverified_for < 0 and answers.use(stored, age, found.wants) is Use.FRESH
+    detail = "the store did not answer" if unreachable else ""
+    response = _from_stored(found, stored, age, detail) if usable else None
+    return None if response is None else Answered(response=response)
+
+
+def _from_stored(found: Found, stored: StoredResponse, age: float, detail: str) -> Response | None:
+    """Return the response from a stored one, None if that is damaged."""
+    left = stored.lifetime - age
+    # Age and Cache-Status have whole seconds, so a popular response has the same head many times.
+    made_of = floor(age), floor(left), detail, found.rule.downstream
+    last_made_of, head = found.lookup.last_head
+    if last_made_of != made_of:
+        status = CacheStatus(hit=True, ttl=left, key=found.shown_key, detail=detail)
+        head = head_of(stored, age, found.context.store.profile, status)
+        head = for_downstream(head, found.rule)
+        found.lookup.last_head[:] = made_of, head
+    try:
+        return answers.answer(found.request, stored, head)
+    except Damaged:
+        _emit_damaged(found)
+        return None
+
+
+def _emit_damaged(found: Found) -> None:
+    found.context.emit(CacheEntryRefused(found.lookup.key, "its body does not open"))
+
+
+def _forward(found: Found, wants: Directives) -> CacheExchange:
+    if "only-if-cached" in wants:
+        return Answered(response=answers.only_if_cached(), outcome=found.fwd)
+    try:
+        if (entry := found.lookup.entry) is not None:
+            return Revalidation(found=found, stored=opened(entry), outcome=found.fwd)
+    except Damaged:
+        _emit_damaged(found)
+    return Miss(found=found, outcome=found.fwd)
+
+
+def _refreshable(found: Found, stored: StoredResponse) -> bool:
+    """Whether a request without a user would get the same response (RFC 5861 §3).
+
+    If credentials or the whole Cookie field select it, only their user can fetch it.
+    """
+    if not found.context.can_refresh or found.target.private:
+        return False
+    personal = {"authorization", "cookie", *found.context.fields.credentials}
+    return found.selecting_fields(stored).isdisjoint(personal)
+
+
+def _refresh(found: Found, stored: StoredResponse) -> Refresh | None:
+    """Return the background revalidation of a stored response, None if there is to be none now."""
+    context, key = found.context, found.lookup.key
+    if not context.revalidations.begin(key):
+        return None
+    request = _request_of_no_user(found, stored)
+    target = replace(found.target, headers=request.headers)
+    found = replace(found, request=request, target=target, fwd="stale")
+    try:
+        exchange = Revalidation(found=found, stored=opened(stored), in_background=True)
+    except Damaged:
+        context.revalidations.end(key, failed=True)
+        return None
+    flight, leads = context.flights.join(key)
+    if leads:
+        exchange.flight = flight
+    elif flight is not None:
+        context.revalidations.end(key, failed=False)
+        return None  # the response to a request that was forwarded will replace it
+    return Refresh(request, exchange)
+
+
+def _request_of_no_user(found: Found, stored: StoredResponse) -> HTTPRequest:
+    """Return a request with what selects a stored response and nothing else of the client's."""
+    headers, rule = found.request.headers, found.rule
+    carried, reflected = found.selecting_fields(stored), found.context.fields.reflected
+    pairs = [
+        (name, value)
+        for name, value in headers.raw
+        if (lower := name.decode("latin-1").lower()) in carried
+        or (lower != "forwarded" and lower.replace("_", "-") in reflected)
+    ]
+    if rule.vary_cookies and (cookies := keys.chosen_cookies(rule.vary_cookies, headers)):
+        pairs.append((b"cookie", cookies.encode("latin-1")))
+    if "forwarded" not in carried and (text := headers.combined("forwarded")):
+        of_url = forwarded_of_url(text)
+        pairs += [(b"forwarded", of_url.encode("latin-1"))] if of_url else []
+    return replace(
+        found.request,
+        method="GET",
+        headers=Headers(pairs),
+        query=keys.normal_query(found.request.query, rule),
+        peer=None,
+        native=None,
     )
 
 
-def _purged(recorded: Epochs, current: Epochs) -> str:
-    """Return, as text for people, which purge invalidated a stored response."""
-    if recorded.everything != current.everything:
-        return "everything"
-    if recorded.url != current.url:
-        return "this URL"
-    tags = [tag for tag, epoch in recorded.tags.items() if current.tags[tag] != epoch]
-    return "the tag " + ", ".join(map(repr, tags))
-
-
-# --- Purging over HTTP: the endpoint of the settings purge_path and purge_token -------------------
+# --- One render for concurrent requests (RFC 9111 §4) -------------------------------------------
 #
-# ``POST /PATH?url=/products/7&tag=product:7&soft=1`` with ``Authorization: Bearer TOKEN``; ``url``
-# and ``tag`` any number of times, or ``everything=1``.
+# The first request leads and is forwarded. The others follow: they wait, and are answered by the
+# response that the leader stores. A follower has looked up before, so it knows every purge that
+# was complete by then: a response to a request forwarded before such a purge is not used.
+#
+# Followers wait only if a response is expected that can answer them, and stop as soon as it is
+# known that none will: it may not be stored, or it streams, so that the leader's client decides
+# how long it takes.
 
-_PARAMETERS = ("url", "tag", "everything", "soft")
-_YES = frozenset({"1", "true", "yes", "on"})
+
+async def share_render(found: Found, exchange: CacheExchange) -> CacheExchange:
+    """Have only one of concurrent requests for the same response forwarded."""
+    if isinstance(exchange, Answered):
+        return await _lock_refresh(found, exchange)
+    if not isinstance(exchange, Miss):
+        return exchange
+    if found.context.collapse <= 0 or not found.may_be_stored():
+        return exchange
+    try:
+        chosen = await _join_or_wait(found, exchange)
+        if chosen is exchange and exchange.flight is not None:
+            return await _acquire_lock_or_wait(found, exchange)
+    except BaseException:  # it will not be finished, so no request may wait for it
+        exchange.resolve(NotShared.INTERRUPTED)
+        raise
+    return chosen
 
 
-class PurgeEndpoint(Part):
-    """Answers the requests for one path; implements ``core.engine.Part``."""
+async def _join_or_wait(found: Found, exchange: Miss) -> CacheExchange:
+    """Have a request lead those that follow, or be answered by the response to a leader.
 
-    __slots__ = ("_emit", "_purge", "_token", "path")
+    It waits for at most ``collapse`` seconds, and is then forwarded by itself.
+    """
+    context, clock = found.context, found.context.store.clock
+    until = clock.monotonic() + context.collapse
+    key, expected = found.lookup.key, found.is_expected
+    # With these fields the response may lack parts that the others request.
+    for_less = answers.FOR_A_PART if exchange.fills else answers.FOR_LESS
+    may_lead = found.request.headers.names().isdisjoint(for_less)
+    while (left := until - clock.monotonic()) > 0:
+        flight, leads = context.flights.join(key, expected=expected, may_lead=may_lead)
+        if flight is None:
+            break
+        if leads:
+            exchange.flight = flight
+            break
+        if not await Wait(flight.latch, left):
+            context.flights.forget(flight)
+            break
+        if flight.result is NotShared.FAILED:
+            return choose(found)  # a stale response may now be used here too
+        if not isinstance(flight.result, Shared):
+            if flight.result is NotShared.INTERRUPTED:
+                continue
+            break
+        if (answered := _from_shared(found, flight.result)) is not None:
+            return answered
+        # Now that Vary is known, the requests for each variant have their own leader.
+        expected, key = True, context.store.variant(found.target, flight.result.plan.vary)
+        if key == flight.key:
+            context.flights.forget(flight)
+    return exchange
 
-    def __init__(
-        self, path: str, token: str, purge: Callable[[Purge], Flow[None]], emit: Observer
-    ) -> None:
-        self.path: str = path
-        self._token = token
-        self._purge = purge
-        self._emit = emit
 
-    def covers(self, request: HTTPRequest) -> bool:
-        """Whether a request is for the endpoint."""
-        return request.path == self.path
+def _from_shared(found: Found, shared: Shared) -> Answered | None:
+    """Return the answer for a follower, None if the response is not for it."""
+    stored, fields, profile = shared.plan.stored, shared.plan.vary, found.context.store.profile
+    age = current_age(stored, found.now)
+    left = stored.lifetime - age
+    theirs = keys.selected_values(fields, shared.found.request.headers, profile)
+    if left <= 0 or theirs != keys.selected_values(fields, found.request.headers, profile):
+        return None
+    # A tag whose epoch was not read counts as purged if any tag was.
+    before, tags = shared.found.lookup.epochs, (*found.target.tags, *stored.tags)
+    recorded = {tag: before.tags.get(tag, _NOT_READ) for tag in tags}
+    current = found.lookup.epochs
+    if validity(replace(before, tags=recorded), current) is not Validity.VALID:
+        return None
+    status = CacheStatus(fwd=found.fwd, ttl=left, collapsed=True, key=found.shown_key)
+    head = for_downstream(head_of(stored, age, profile, status), found.rule)
+    return Answered(response=answers.answer(found.request, stored, head))
 
-    async def prepare(self, request: HTTPRequest) -> Answered:
-        """Answer a request: 200, or why nothing was purged."""
-        return Answered(response=await self._answer(request))
 
-    async def _answer(self, request: HTTPRequest) -> Response:
-        # First, because limits may not count such requests, and they must reveal no token.
-        if request.method != "POST":
-            return _response(405, "Purge with POST.", allow="POST")
-        if not self._is_authorized(request):
-            return _response(401, "A bearer token is missing or wrong.", www_authenticate="Bearer")
-        what = _parse_purge(request.query)
-        if isinstance(what, str):
-            return _response(400, what)
+# No epoch has this value.
+_NOT_READ = Epoch("not read", "")
+
+
+async def _acquire_lock_or_wait(found: Found, exchange: Miss) -> CacheExchange:
+    """Acquire the lock to be forwarded, or wait for what another process renders under it.
+
+    Each read of the lock is a billed command; the pauses between reads grow. After ``collapse``
+    seconds, or if nothing can be shared, the request is forwarded without the lock. A lock expires
+    after half of that time, so that a crashed holder is replaced while others still wait.
+    """
+    context, clock, pause = found.context, found.context.store.clock, _FIRST_PAUSE
+    until = clock.monotonic() + context.collapse
+    try:
+        while (lock := found.lookup.lock) is not None and not lock.unshared:
+            if not lock.held:
+                token = await context.store.acquire(lock, context.collapse / 2)
+                if token is not None:
+                    exchange.lock = lock.key, token
+                    break
+            if (left := until - clock.monotonic()) <= 0:
+                break
+            await Sleep(min(pause, left))
+            pause = min(pause * 1.5, _LONGEST_PAUSE)
+            found = replace(found, lookup=await context.store.look_up(found.target))
+            chosen = choose(found)
+            if not isinstance(chosen, Miss):
+                _share_lookup(found, exchange)
+                return chosen
+            chosen.flight = exchange.flight
+            exchange = chosen
+        if lock is not None and lock.unshared:
+            exchange.resolve(NotShared.UNSHAREABLE)
+    except UpstashError as error:
+        context.emit(UpstashFailed("cache lookup", error))
+    except BaseException:  # the exchange will not be finished; the lock expires
+        exchange.resolve(NotShared.INTERRUPTED)
+        raise
+    return exchange
+
+
+def _share_lookup(found: Found, exchange: Miss) -> None:
+    """Answer the followers in this process with the response that another process stored."""
+    stored, index = found.lookup.entry, found.lookup.index
+    if stored is None:
+        return
+    if current_age(stored, found.now) < stored.lifetime:
+        vary = index.vary if index is not None else ()
+        exchange.resolve(Shared(Plan(opened(stored), vary, 0.0), found))
+    else:
+        exchange.resolve(NotShared.FAILED)
+
+
+async def _lock_refresh(found: Found, answered: Answered) -> Answered:
+    """Acquire the lock for a background revalidation, or leave it to the process that has it."""
+    context, refresh, lock = found.context, answered.refresh, found.lookup.lock
+    if refresh is None or lock is None or lock.unshared:
+        return answered
+    token = None
+    if not (lock.held or lock.failed):
         try:
-            await self._purge(what)
-        except ValueError as error:
-            return _response(400, str(error))
+            token = await context.store.acquire(lock, context.collapse / 2 or _LONGEST_PAUSE)
         except UpstashError as error:
-            self._emit(UpstashFailed("purge", error))
-            return _response(503, "It is not certain that all was purged; try again.")
-        return _response(200, "Purged.")
-
-    def _is_authorized(self, request: HTTPRequest) -> bool:
-        """Compare tokens in a time that reveals nothing, not even their length."""
-        scheme, _, given = (request.headers.get("authorization") or "").partition(" ")
-        ours, theirs = (
-            sha256(text.encode("utf-8", "surrogateescape")).digest()
-            for text in (self._token, given.strip())
-        )
-        return hmac.compare_digest(ours, theirs) and scheme.lower() == "bearer"
-
-
-def _parse_purge(query: str) -> Purge | str:
-    """Return what a query asks to purge, or what is wrong with it."""
-    pairs = parse_qsl(query, keep_blank_values=True)
-    for name, text in pairs:
-        if name not in _PARAMETERS:
-            return f"There is no parameter {name!r}; there are {', '.join(_PARAMETERS)}."
-        if not text:
-            return f"The parameter {name!r} is empty."
-    flags = {name for name, text in pairs if text.lower() in _YES}
-    what = Purge(
-        urls=tuple(text for name, text in pairs if name == "url"),
-        tags=tuple(text for name, text in pairs if name == "tag"),
-        everything="everything" in flags,
-        soft="soft" in flags,
-    )
-    if not (what.urls or what.tags or what.everything):
-        return "Nothing to purge: give url=, tag= or everything=1."
-    return what
-
-
-def _response(status: int, detail: str, **fields: str) -> Response:
-    body = json.dumps({"status": status, "detail": detail}).encode()
-    headers = Headers.of(
-        content_type="application/json",
-        content_length=str(len(body)),
-        cache_control="no-store",
-        **fields,
-    )
-    return Response(ResponseHead(status, headers), body)
+            context.emit(UpstashFailed("cache lookup", error))
+            return answered
+    if token is not None:
+        refresh.exchange.lock = lock.key, token
+        return answered
+    refresh.exchange.resolve(NotShared.INTERRUPTED)
+    context.revalidations.end(found.lookup.key, failed=lock.failed)
+    return Answered(response=answered.response)

@@ -17,20 +17,16 @@ from base64 import b64decode, b64encode
 from enum import Enum, auto
 from functools import lru_cache
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from msgspec import Meta, Struct, field, json
 from msgspec.structs import replace
 
 from upstash_middleware.core.cache.directives import Staleness
-from upstash_middleware.core.lru import LRU
 from upstash_middleware.messages import Headers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
-
-    from upstash_middleware.messages import ResponseHead
-
 
 # --- Epochs -------------------------------------------------------------------------------------
 #
@@ -61,8 +57,6 @@ class Epoch(NamedTuple):
 
 
 _ABSENT = Epoch()
-_LONGEST_REMEMBERED = 4096
-"""Bytes of epochs read together up to which they are remembered; far more than is written."""
 
 
 class Epochs(Struct, frozen=True):
@@ -75,21 +69,11 @@ class Epochs(Struct, frozen=True):
     tags: Mapping[str, Epoch] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, values: tuple[bytes | None, ...], tags: tuple[str, ...]) -> Epochs:
-        """Read the epochs of everything, a URL, any tag, and each of ``tags``, as on Redis.
-
-        They are nearly always the same as those read last.
-        """
-        if any(values) and sum(map(len, filter(None, values))) > _LONGEST_REMEMBERED:
-            return _parsed.__wrapped__(values, tags)
-        return _parsed(values, tags)
-
-
-@lru_cache(maxsize=128)
-def _parsed(values: tuple[bytes | None, ...], tags: tuple[str, ...]) -> Epochs:
-    everything, url, any_tag, *of_tags = [(value or b"").decode("latin-1") for value in values]
-    epochs = dict(zip(tags, map(Epoch.parse, of_tags), strict=True))
-    return Epochs(Epoch.parse(everything), Epoch.parse(url), any_tag, epochs)
+    def parse(cls, texts: Sequence[str], tags: Sequence[str]) -> Epochs:
+        """Read the epochs of everything, a URL, any tag, and each of ``tags``."""
+        everything, url, any_tag, *of_tags = texts
+        epochs = dict(zip(tags, map(Epoch.parse, of_tags), strict=True))
+        return cls(Epoch.parse(everything), Epoch.parse(url), any_tag, epochs)
 
 
 class Validity(Enum):
@@ -181,7 +165,7 @@ class Damaged(ValueError):
     """An entry or its body is damaged; it counts as if nothing was stored."""
 
 
-class StoredResponse(Struct, frozen=True, dict=True):
+class StoredResponse(Struct, frozen=True):
     """A stored response, with the data needed to use it."""
 
     status: int
@@ -204,15 +188,6 @@ class StoredResponse(Struct, frozen=True, dict=True):
     compressed: bool = False
     token: str = ""
     """Of the lock under which it was rendered."""
-
-    @property
-    def last_head(self) -> tuple[Any, ResponseHead] | None:
-        """The head last made from it, after what that depends on; of this process, not stored."""
-        return self.__dict__.get("last_head")
-
-    def remember_head(self, made_of: Any, head: ResponseHead) -> None:
-        """Set ``last_head``."""
-        self.__dict__["last_head"] = made_of, head
 
 
 class VariantIndex(Struct, frozen=True):
@@ -336,7 +311,7 @@ def decode(key: str, data: bytes | None, sealing: Sealing | None = None) -> Entr
         head = _decode_head(content[4:body_at])
         epochs = data[1:end].decode("latin-1").split("|")
         if isinstance(head, _IndexFrame):
-            read = _read_epochs(epochs, ())
+            read = Epochs.parse(epochs, ())
             return VariantIndex(head.vary, head.tags, head.variants, read, head.token)
         return StoredResponse(
             head.status,
@@ -348,7 +323,7 @@ def decode(key: str, data: bytes | None, sealing: Sealing | None = None) -> Entr
             bytes(content[body_at:]),
             head.length,
             head.tags,
-            _read_epochs(epochs, head.tags),
+            Epochs.parse(epochs, head.tags),
             head.compressed,
             head.token,
         )
@@ -392,12 +367,6 @@ def _checksum(key: str, content: bytes | memoryview) -> bytes:
 def _epochs_text(epochs: Epochs) -> bytes:
     known = [str(epochs.everything), str(epochs.url), epochs.any_tag]
     return "|".join([*known, *map(str, epochs.tags.values())]).encode("latin-1")
-
-
-def _read_epochs(texts: Sequence[str], tags: tuple[str, ...]) -> Epochs:
-    everything, url, any_tag, *of_tags = texts
-    epochs = dict(zip(tags, map(Epoch.parse, of_tags), strict=True))
-    return Epochs(Epoch.parse(everything), Epoch.parse(url), any_tag, epochs)
 
 
 # --- Sealing ------------------------------------------------------------------------------------
@@ -466,40 +435,3 @@ class Sealing:
         except (self._invalid, ValueError):  # the latter for a truncated nonce
             raise Unsealed from None
         return memoryview(opened)
-
-
-# --- Entries as last decoded --------------------------------------------------------------------
-
-ROOM: Final = 1024 * 1024
-LARGEST: Final = 64 * 1024
-"""Bytes of remembered entries, as read and with their bodies opened: in total, and of one."""
-
-
-class Decoded:
-    """The entries decoded last, so that the same bytes are not checked and parsed twice.
-
-    An entry is taken from here only if the bytes just read equal those it was decoded from.
-    """
-
-    __slots__ = ("_known",)
-
-    def __init__(self) -> None:
-        self._known: LRU[str, tuple[bytes, Entry]] = LRU(ROOM)
-
-    def read(self, key: str, data: bytes | None, sealing: Sealing | None = None) -> Entry | None:
-        """Return the entry that these bytes are at this key; None if they are none."""
-        known = self._known.peek(key)
-        if known is not None and known[0] == data:
-            return known[1]
-        entry = decode(key, data, sealing)
-        if entry is None or data is None:
-            return None
-        length = entry.length if isinstance(entry, StoredResponse) else 0
-        if max(len(data), length) > LARGEST:
-            return entry
-        try:
-            ready = opened(entry) if isinstance(entry, StoredResponse) else entry
-        except Damaged:
-            return entry  # the error is raised where its body is used
-        self._known.put(key, (data, ready), len(key) + len(data) + length)
-        return ready

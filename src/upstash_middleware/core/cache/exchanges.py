@@ -1,62 +1,56 @@
-"""One request and its response in the cache.
+"""A forwarded request and its response in the cache, and what concurrent requests share.
 
-A lookup leads to one of these exchanges, each a ``PartExchange``:
+Each of these exchanges is a ``PartExchange``:
 
-- ``Answered``: a stored response answers the request, and may be revalidated in the background.
 - ``Miss``: the request is forwarded, and its response is recorded and stored.
 - ``Revalidation``: the same with a stored response that may not be used as it is.
 - ``Invalidation``: an unsafe request, which makes stored responses invalid. ``PostInvalidation``
   may store its own response in their place.
 - ``Bypassed``: the request is forwarded, and the cache only says why.
+- ``Answered``: the cache answers itself, and nothing is forwarded.
 
-``choose`` decides which. ``share_render`` has only one of concurrent requests for the same response
-forwarded: within this process by ``SingleFlight``, between processes by a lock on Redis.
+``cache.py`` decides which.
 """
 
 from __future__ import annotations
 
-from math import floor
+import threading
+from enum import Enum, auto
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from upstash_middleware.core.cache import answers, directives, keys, storing
-from upstash_middleware.core.cache.answers import CONDITIONS, CacheStatus, Use, current_age, head_of
+from upstash_middleware.core.cache.answers import CONDITIONS, CacheStatus, current_age, head_of
 from upstash_middleware.core.cache.directives import NO_DIRECTIVES
-from upstash_middleware.core.cache.entries import Damaged, Epoch, Validity, opened, validity
-from upstash_middleware.core.cache.in_flight import BACK_OFF, NotShared
-from upstash_middleware.core.cache.reflection import forwarded_of_url
 from upstash_middleware.core.cache.store import FAILED, UNSHARED, UNSHARED_SECONDS, Purge
 from upstash_middleware.core.cache.storing import Candidate, Plan, vary_fields
 from upstash_middleware.core.engine import PartExchange
-from upstash_middleware.core.flow import Sleep, Wait
+from upstash_middleware.core.flow import Latch
+from upstash_middleware.core.lru import LRU
 from upstash_middleware.errors import UpstashError
-from upstash_middleware.events import CacheEntryRefused, CacheStored, UpstashAnswered, UpstashFailed
+from upstash_middleware.events import CacheStored, UpstashAnswered, UpstashFailed
 from upstash_middleware.messages import (
     LONGEST_VALUE,
     WITHOUT_BODY,
-    Headers,
     ResponseHead,
     content_length,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from upstash_middleware.core.cache.directives import Directives
     from upstash_middleware.core.cache.entries import StoredResponse
-    from upstash_middleware.core.cache.in_flight import (
-        Flight,
-        PendingInvalidations,
-        Revalidations,
-        SingleFlight,
-    )
     from upstash_middleware.core.cache.known_fields import KnownFields
     from upstash_middleware.core.cache.rules import CacheRule
     from upstash_middleware.core.cache.store import Lookup, Store, Target
+    from upstash_middleware.core.clock import Clock
     from upstash_middleware.core.flow import Flow
     from upstash_middleware.events import Observer
-    from upstash_middleware.messages import HTTPRequest, Response
+    from upstash_middleware.messages import Headers, HTTPRequest, Response
 
 SAFE_METHODS = frozenset(
     {"GET", "HEAD", "OPTIONS", "PRI", "PROPFIND", "QUERY", "REPORT", "SEARCH", "TRACE"}
@@ -66,7 +60,11 @@ SAFE_METHODS = frozenset(
 _ERRORS = frozenset({500, 502, 503, 504})
 _SURE_TO_FIT = 7_000_000
 """Bytes of a body that fits in one call of 10 MB, even in base64."""
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
+BACK_OFF = 5.0
+"""Seconds for which a revalidation that has failed is not repeated."""
+_REMEMBERED = 10_000
+_LONGEST_WORK = 60.0
+"""Seconds after which a render, revalidation or invalidation counts as dropped by its owner."""
 _UNSEEN = "the server sends the file itself"
 
 
@@ -104,6 +102,8 @@ class Found(Struct, frozen=True):
     lookup: Lookup
     fwd: str
     """Why it is forwarded, if it is: an RFC 9211 ``fwd`` reason."""
+    wants: Directives = NO_DIRECTIVES
+    """The request's directives, if they are obeyed."""
     part: StoredResponse | None = None
     """A stored part that lacks the requested range, to be combined with the response."""
 
@@ -116,12 +116,6 @@ class Found(Struct, frozen=True):
     def now(self) -> float:
         """Seconds since 1970."""
         return self.context.store.clock.wall()
-
-    @property
-    def wants(self) -> Directives:
-        """The request's directives, if they are obeyed."""
-        obeyed = self.context.store.profile.obeys_clients
-        return directives.client_control(self.request.headers) if obeyed else NO_DIRECTIVES
 
     @property
     def varying(self) -> tuple[str, ...]:
@@ -195,157 +189,6 @@ class Answered(CacheExchange, kw_only=True, eq=False):
     outcome: str = "hit"
 
 
-# --- Constructing responses from caches (RFC 9111 §4) -------------------------------------------
-
-
-def choose(found: Found) -> CacheExchange:
-    """Return the exchange of a request after its lookup."""
-    context, lookup, wants = found.context, found.lookup, found.wants
-    stored = lookup.entry
-    if stored is not None and not answers.satisfies(found.request, stored):
-        part = None if lookup.outdated else stored
-        lookup = replace(lookup, entry=None)
-        found, stored = replace(found, lookup=lookup, fwd="partial", part=part), None
-    if stored is None:
-        return _forward(found, wants)
-    now = found.now
-    age = current_age(stored, now)
-    softly, outdated = lookup.purged_softly, lookup.outdated
-    chosen = answers.use(stored, age, wants, purged_softly=softly, outdated=outdated)
-    detail = "of the previous version" if outdated else ""
-    if chosen is not Use.FRESH:
-        if _refreshable(found, stored):
-            chosen = answers.use(
-                stored, age, wants, purged_softly=softly, outdated=outdated, can_refresh=True
-            )
-        if chosen is Use.FORWARD_STALE and answers.usable_for_error(stored, now, wants):
-            failed = lookup.lock is not None and lookup.lock.failed
-            if failed or context.revalidations.failing(lookup.key):
-                chosen, detail = Use.STALE, "stale-if-error"
-        if chosen is Use.FORWARD_STALE:
-            return _forward(replace(found, fwd="stale"), wants)
-        if chosen is Use.FORWARD_REQUESTED:
-            return _forward(replace(found, fwd="request"), wants)
-    response = _from_stored(found, stored, age, detail)
-    if response is None:
-        return _forward(replace(found, lookup=replace(lookup, entry=None)), wants)
-    refresh = _refresh(found, stored) if chosen is Use.STALE_WHILE_REVALIDATE else None
-    return Answered(response=response, refresh=refresh)
-
-
-def from_memory(found: Found, *, unreachable: bool) -> Answered | None:
-    """Return an answer from L1 without a lookup, if it is fresh.
-
-    If Upstash is ``unreachable``, what is there may also be used for longer. None for what has to
-    be validated, refreshed or forwarded, which takes the current epochs.
-    """
-    stored, l1 = found.lookup.entry, found.context.store.l1
-    if stored is None or not answers.satisfies(found.request, stored):
-        return None
-    now, unverified_for = found.now, l1.unverified_for(found.lookup)
-    age = current_age(stored, now)
-    if unreachable:
-        usable = answers.usable_unverified(stored, now, unverified_for, found.wants)
-    else:
-        usable = unverified_for < 0 and answers.use(stored, age, found.wants) is Use.FRESH
-    detail = "the store did not answer" if unreachable else ""
-    response = _from_stored(found, stored, age, detail) if usable else None
-    return None if response is None else Answered(response=response)
-
-
-def _from_stored(found: Found, stored: StoredResponse, age: float, detail: str) -> Response | None:
-    """Return the response from a stored one, None if that is damaged."""
-    left, key = stored.lifetime - age, found.shown_key
-    # Age and Cache-Status have whole seconds, so a popular response has the same head many times.
-    made_of = floor(age), floor(left), key, detail, found.rule.downstream
-    last = stored.last_head
-    if last is not None and last[0] == made_of:
-        head = last[1]
-    else:
-        status = CacheStatus(hit=True, ttl=left, key=key, detail=detail)
-        head = head_of(stored, age, found.context.store.profile, status)
-        head = _for_downstream(head, found.rule)
-        stored.remember_head(made_of, head)
-    try:
-        return answers.answer(found.request, stored, head)
-    except Damaged:
-        _emit_damaged(found)
-        return None
-
-
-def _emit_damaged(found: Found) -> None:
-    found.context.emit(CacheEntryRefused(found.lookup.key, "its body does not open"))
-
-
-def _forward(found: Found, wants: Directives) -> CacheExchange:
-    if "only-if-cached" in wants:
-        return Answered(response=answers.only_if_cached(), outcome=found.fwd)
-    try:
-        if (entry := found.lookup.entry) is not None:
-            return Revalidation(found=found, stored=opened(entry), outcome=found.fwd)
-    except Damaged:
-        _emit_damaged(found)
-    return Miss(found=found, outcome=found.fwd)
-
-
-def _refreshable(found: Found, stored: StoredResponse) -> bool:
-    """Whether a request without a user would get the same response (RFC 5861 §3).
-
-    If credentials or the whole Cookie field select it, only their user can fetch it.
-    """
-    if not found.context.can_refresh or found.target.private:
-        return False
-    personal = {"authorization", "cookie", *found.context.fields.credentials}
-    return found.selecting_fields(stored).isdisjoint(personal)
-
-
-def _refresh(found: Found, stored: StoredResponse) -> Refresh | None:
-    """Return the background revalidation of a stored response, None if there is to be none now."""
-    context, key = found.context, found.lookup.key
-    if not context.revalidations.begin(key):
-        return None
-    request = _request_of_no_user(found, stored)
-    target = replace(found.target, headers=request.headers)
-    found = replace(found, request=request, target=target, fwd="stale")
-    try:
-        exchange = Revalidation(found=found, stored=opened(stored), in_background=True)
-    except Damaged:
-        context.revalidations.end(key, failed=True)
-        return None
-    flight, leads = context.flights.join(key)
-    if leads:
-        exchange.flight = flight
-    elif flight is not None:
-        context.revalidations.end(key, failed=False)
-        return None  # the response to a request that was forwarded will replace it
-    return Refresh(request, exchange)
-
-
-def _request_of_no_user(found: Found, stored: StoredResponse) -> HTTPRequest:
-    """Return a request with what selects a stored response and nothing else of the client's."""
-    headers, rule = found.request.headers, found.rule
-    carried, reflected = found.selecting_fields(stored), found.context.fields.reflected
-    pairs = [
-        (name, value)
-        for name, value in headers.raw
-        if (lower := name.decode("latin-1").lower()) in carried
-        or (lower != "forwarded" and lower.replace("_", "-") in reflected)
-    ]
-    if rule.vary_cookies and (cookies := keys.chosen_cookies(rule.vary_cookies, headers)):
-        pairs.append((b"cookie", cookies.encode("latin-1")))
-    if "forwarded" not in carried and (text := headers.combined("forwarded")):
-        of_url = forwarded_of_url(text)
-        pairs += [(b"forwarded", of_url.encode("latin-1"))] if of_url else []
-    return replace(
-        found.request,
-        method="GET",
-        headers=Headers(pairs),
-        query=keys.normal_query(found.request.query, rule),
-        peer=None,
-        native=None,
-    )
-
-
 def _with_status(head: ResponseHead, status: CacheStatus) -> ResponseHead:
     """Return a response head with Cache-Status."""
     headers = head.headers
@@ -354,7 +197,7 @@ def _with_status(head: ResponseHead, status: CacheStatus) -> ResponseHead:
     return ResponseHead(head.status, headers.adding(status.field()))
 
 
-def _for_downstream(head: ResponseHead, rule: CacheRule) -> ResponseHead:
+def for_downstream(head: ResponseHead, rule: CacheRule) -> ResponseHead:
     """Return the head of a response that is stored here with the rule's own Cache-Control.
 
     Its Vary names what the rule selects by, which other caches cannot know otherwise.
@@ -464,7 +307,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         elif length is None and head.status not in WITHOUT_BODY:  # it streams, perhaps for ever
             self.resolve(NotShared.UNSHAREABLE)
         status = self._status(stored=self._is_certain(planned))
-        return self._sent(head, _for_downstream(head, found.rule), status)
+        return self._sent(head, for_downstream(head, found.rule), status)
 
     def chunk(self, data: bytes) -> None:
         if self.planned is None or not data:
@@ -770,7 +613,7 @@ class Revalidation(Miss, kw_only=True, eq=False):
             detail=detail,
         )
         head = head_of(stored, age, found.context.store.profile, status)
-        return answers.answer(found.request, stored, _for_downstream(head, found.rule))
+        return answers.answer(found.request, stored, for_downstream(head, found.rule))
 
 
 # --- Invalidation (RFC 9111 §4.4) ---------------------------------------------------------------
@@ -892,15 +735,7 @@ def _url_of_target(request: HTTPRequest) -> str:
     return f"{request.raw_path}?{request.query}" if request.query else request.raw_path
 
 
-# --- One render for concurrent requests (RFC 9111 §4) -------------------------------------------
-#
-# The first request leads and is forwarded. The others follow: they wait, and are answered by the
-# response that the leader stores. A follower has looked up before, so it knows every purge that
-# was complete by then: a response to a request forwarded before such a purge is not used.
-#
-# Followers wait only if a response is expected that can answer them, and stop as soon as it is
-# known that none will: it may not be stored, or it streams, so that the leader's client decides
-# how long it takes.
+# --- What concurrent requests of one process know of each other ---------------------------------
 
 
 class Shared(Struct, frozen=True):
@@ -910,147 +745,167 @@ class Shared(Struct, frozen=True):
     found: Found
 
 
-async def share_render(found: Found, exchange: CacheExchange) -> CacheExchange:
-    """Have only one of concurrent requests for the same response forwarded."""
-    if isinstance(exchange, Answered):
-        return await _lock_refresh(found, exchange)
-    if not isinstance(exchange, Miss):
-        return exchange
-    if found.context.collapse <= 0 or not found.may_be_stored():
-        return exchange
-    try:
-        chosen = await _join_or_wait(found, exchange)
-        if chosen is exchange and exchange.flight is not None:
-            return await _acquire_lock_or_wait(found, exchange)
-    except BaseException:  # it will not be finished, so no request may wait for it
-        exchange.resolve(NotShared.INTERRUPTED)
-        raise
-    return chosen
+class NotShared(Enum):
+    """Why a response does not answer those who wait for it."""
+
+    UNSHAREABLE = auto()
+    """It may not be stored, or it streams: so would the next one."""
+    FAILED = auto()
+    """It is an error, and a stale response is used in its place."""
+    INTERRUPTED = auto()
+    """Its client left: another request has to be forwarded."""
 
 
-async def _join_or_wait(found: Found, exchange: Miss) -> CacheExchange:
-    """Have a request lead those that follow, or be answered by the response to a leader.
+class Flight(Struct, eq=False):
+    """A forwarded request for which others may wait."""
 
-    It waits for at most ``collapse`` seconds, and is then forwarded by itself.
+    key: str
+    started_at: float
+    """By the monotonic clock."""
+    latch: Latch = field(default_factory=Latch)
+    result: object = None
+    """``NotShared``, or what its leader shares."""
+
+
+class SingleFlight:
+    """The requests of this process that are forwarded, and how earlier ones ended.
+
+    Safe under threads. What is remembered of how they ended is bounded, and only a guess.
     """
-    context, clock = found.context, found.context.store.clock
-    until = clock.monotonic() + context.collapse
-    key, expected = found.lookup.key, found.is_expected
-    # With these fields the response may lack parts that the others request.
-    for_less = answers.FOR_A_PART if exchange.fills else answers.FOR_LESS
-    may_lead = found.request.headers.names().isdisjoint(for_less)
-    while (left := until - clock.monotonic()) > 0:
-        flight, leads = context.flights.join(key, expected=expected, may_lead=may_lead)
-        if flight is None:
-            break
-        if leads:
-            exchange.flight = flight
-            break
-        if not await Wait(flight.latch, left):
-            context.flights.forget(flight)
-            break
-        if flight.result is NotShared.FAILED:
-            return choose(found)  # a stale response may now be used here too
-        if not isinstance(flight.result, Shared):
-            if flight.result is NotShared.INTERRUPTED:
-                continue
-            break
-        if (answered := _from_shared(found, flight.result)) is not None:
-            return answered
-        # Now that Vary is known, the requests for each variant have their own leader.
-        expected, key = True, context.store.variant(found.target, flight.result.plan.vary)
-        if key == flight.key:
-            context.flights.forget(flight)
-    return exchange
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._flights: dict[str, Flight] = {}
+        self._shareable: LRU[str, bool] = LRU(_REMEMBERED)
+        """Whether the last response under a key could be shared with those who waited."""
+        self._lock = threading.Lock()
+
+    def join(
+        self, key: str, *, expected: bool = True, may_lead: bool = True
+    ) -> tuple[Flight | None, bool]:
+        """Return the flight for a key, and whether the caller leads it.
+
+        None if there is none and the caller may not lead, and if no response is ``expected`` that
+        can be shared; how the last one ended takes precedence over that.
+        """
+        with self._lock:
+            if not self.expects(key, default=expected):
+                return None, False
+            flight, now = self._flights.get(key), self._clock.monotonic()
+            if flight is not None and now < flight.started_at + _LONGEST_WORK:
+                return flight, False
+            if not may_lead:
+                return None, False
+            self._flights[key] = flight = Flight(key, now)
+            if len(self._flights) > _REMEMBERED:
+                del self._flights[next(iter(self._flights))]
+            return flight, True
+
+    def resolve(self, flight: Flight, result: object, *, in_time: bool) -> None:
+        """Wake those who wait for a flight; only the first call counts.
+
+        A shared result also answers those who come until the flight is forgotten. ``in_time`` says
+        whether those who have waited from the beginning still do.
+        """
+        with self._lock:
+            if flight.result is not None:
+                return
+            flight.result = result
+            shared = not isinstance(result, NotShared)
+            if not shared and self._flights.get(flight.key) is flight:
+                del self._flights[flight.key]
+            if shared or result is NotShared.UNSHAREABLE:
+                self._shareable.put(flight.key, shared and in_time)
+        flight.latch.open()
+
+    def forget(self, flight: Flight) -> None:
+        """Remove a flight, so that no more requests join it: it is stored, or takes too long."""
+        with self._lock:
+            if self._flights.get(flight.key) is flight:
+                del self._flights[flight.key]
+
+    def expects(self, key: str, *, default: bool) -> bool:
+        """Whether a response under a key is expected that can be shared; a default if unknown."""
+        shareable = self._shareable.peek(key)
+        return default if shareable is None else shareable
+
+    def expect(self, key: str) -> None:
+        """Expect that the next response under a key can be shared, as this one could."""
+        self._shareable.put(key, True)
+
+    def clear(self) -> None:
+        """Forget how requests have ended."""
+        self._shareable.clear()
 
 
-def _from_shared(found: Found, shared: Shared) -> Answered | None:
-    """Return the answer for a follower, None if the response is not for it."""
-    stored, fields, profile = shared.plan.stored, shared.plan.vary, found.context.store.profile
-    age = current_age(stored, found.now)
-    left = stored.lifetime - age
-    theirs = keys.selected_values(fields, shared.found.request.headers, profile)
-    if left <= 0 or theirs != keys.selected_values(fields, found.request.headers, profile):
-        return None
-    # A tag whose epoch was not read counts as purged if any tag was.
-    before, tags = shared.found.lookup.epochs, (*found.target.tags, *stored.tags)
-    recorded = {tag: before.tags.get(tag, _NOT_READ) for tag in tags}
-    current = found.lookup.epochs
-    if validity(replace(before, tags=recorded), current) is not Validity.VALID:
-        return None
-    status = CacheStatus(fwd=found.fwd, ttl=left, collapsed=True, key=found.shown_key)
-    head = _for_downstream(head_of(stored, age, profile, status), found.rule)
-    return Answered(response=answers.answer(found.request, stored, head))
+class Revalidations:
+    """Which stored responses are being revalidated, and which revalidations have just failed."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._known: LRU[str, tuple[float, bool]] = LRU(_REMEMBERED)
+        """When the next one under a key may begin, and whether the last one failed."""
+        self._lock = threading.Lock()
+
+    def begin(self, key: str) -> bool:
+        """Return whether the caller is to revalidate a stored response, and then end it.
+
+        One at a time, and none for ``BACK_OFF`` seconds after one has failed.
+        """
+        with self._lock:
+            until, failed = self._known.peek(key) or (0.0, False)
+            now = self._clock.monotonic()
+            if now < until:
+                return False
+            self._known.put(key, (now + (BACK_OFF if failed else _LONGEST_WORK), failed))
+            return True
+
+    def end(self, key: str, *, failed: bool) -> None:
+        """Remember how a revalidation ended."""
+        with self._lock:
+            if failed:
+                self._known.put(key, (self._clock.monotonic() + BACK_OFF, True))
+            elif key in self._known:
+                self._known.remove(key)
+
+    def failing(self, key: str) -> bool:
+        """Whether the last revalidation has just failed; after a while one caller is to retry."""
+        known = self._known.peek(key)
+        return known is not None and known[1] and not self.begin(key)
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._known.clear()
 
 
-# No epoch has this value.
-_NOT_READ = Epoch("not read", "")
+class PendingInvalidations:
+    """The URLs that this process is about to invalidate; what is stored for them is not used.
 
-
-async def _acquire_lock_or_wait(found: Found, exchange: Miss) -> CacheExchange:
-    """Acquire the lock to be forwarded, or wait for what another process renders under it.
-
-    Each read of the lock is a billed command; the pauses between reads grow. After ``collapse``
-    seconds, or if nothing can be shared, the request is forwarded without the lock. A lock expires
-    after half of that time, so that a crashed holder is replaced while others still wait.
+    An invalidation reaches Redis after its response was sent, and the client's next request must
+    see its own change. Safe under threads.
     """
-    context, clock, pause = found.context, found.context.store.clock, _FIRST_PAUSE
-    until = clock.monotonic() + context.collapse
-    try:
-        while (lock := found.lookup.lock) is not None and not lock.unshared:
-            if not lock.held:
-                token = await context.store.acquire(lock, context.collapse / 2)
-                if token is not None:
-                    exchange.lock = lock.key, token
-                    break
-            if (left := until - clock.monotonic()) <= 0:
-                break
-            await Sleep(min(pause, left))
-            pause = min(pause * 1.5, _LONGEST_PAUSE)
-            found = replace(found, lookup=await context.store.look_up(found.target))
-            chosen = choose(found)
-            if not isinstance(chosen, Miss):
-                _share_lookup(found, exchange)
-                return chosen
-            chosen.flight = exchange.flight
-            exchange = chosen
-        if lock is not None and lock.unshared:
-            exchange.resolve(NotShared.UNSHAREABLE)
-    except UpstashError as error:
-        context.emit(UpstashFailed("cache lookup", error))
-    except BaseException:  # the exchange will not be finished; the lock expires
-        exchange.resolve(NotShared.INTERRUPTED)
-        raise
-    return exchange
 
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.until: dict[str, list[float]] = {}
+        """When each counts as dropped, by URL; nearly always empty."""
+        self._lock = threading.Lock()
 
-def _share_lookup(found: Found, exchange: Miss) -> None:
-    """Answer the followers in this process with the response that another process stored."""
-    stored, index = found.lookup.entry, found.lookup.index
-    if stored is None:
-        return
-    if current_age(stored, found.now) < stored.lifetime:
-        vary = index.vary if index is not None else ()
-        exchange.resolve(Shared(Plan(opened(stored), vary, 0.0), found))
-    else:
-        exchange.resolve(NotShared.FAILED)
+    def begin(self, urls: Iterable[str]) -> None:
+        """Add URLs, as in the names of epochs."""
+        until = self._clock.monotonic() + _LONGEST_WORK
+        with self._lock:
+            for url in urls:
+                self.until.setdefault(url, []).append(until)
 
+    def end(self, urls: Iterable[str]) -> None:
+        """Remove URLs, unless another request is invalidating them as well."""
+        with self._lock:
+            for url in urls:
+                if pending := self.until.pop(url, [])[1:]:
+                    self.until[url] = pending
 
-async def _lock_refresh(found: Found, answered: Answered) -> Answered:
-    """Acquire the lock for a background revalidation, or leave it to the process that has it."""
-    context, refresh, lock = found.context, answered.refresh, found.lookup.lock
-    if refresh is None or lock is None or lock.unshared:
-        return answered
-    token = None
-    if not (lock.held or lock.failed):
-        try:
-            token = await context.store.acquire(lock, context.collapse / 2 or _LONGEST_PAUSE)
-        except UpstashError as error:
-            context.emit(UpstashFailed("cache lookup", error))
-            return answered
-    if token is not None:
-        refresh.exchange.lock = lock.key, token
-        return answered
-    refresh.exchange.resolve(NotShared.INTERRUPTED)
-    context.revalidations.end(found.lookup.key, failed=lock.failed)
-    return Answered(response=answered.response)
+    def __contains__(self, url: str) -> bool:
+        with self._lock:
+            pending = self.until.get(url)
+        return pending is not None and pending[-1] > self._clock.monotonic()

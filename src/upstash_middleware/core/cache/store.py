@@ -20,21 +20,23 @@ import itertools
 import threading
 from base64 import urlsafe_b64encode
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
 from upstash_middleware.core.cache.entries import (
     MAX_TAGS,
-    Decoded,
+    Damaged,
     Epoch,
     Epochs,
     StoredResponse,
     Validity,
     VariantIndex,
+    decode,
     encode,
     encode_for_script,
+    opened,
     pack,
     tag_refused,
     validity,
@@ -70,7 +72,11 @@ UNSHARED: Final = "-"
 """A lock's value after a response that may not be stored, or streams: others need not wait."""
 UNSHARED_SECONDS: Final = 60.0
 
-_BYTES_OR_NONE = frozenset({bytes, type(None)})
+_OBJECTS = 4096
+"""What a lookup in memory takes beside its bytes: about 3 kB measured, and fields add to it."""
+KNOWN_BYTES: Final = 4 * 1024 * 1024
+LARGEST_KNOWN: Final = 128 * 1024
+"""Bytes of remembered lookups, as read and with their bodies opened: in total, and of one."""
 _LONGEST_TAGS = 4096
 """Characters of a resource's tags up to which they are remembered: clients may have sent them."""
 _NAME = 32
@@ -124,6 +130,8 @@ class Lookup(Struct, frozen=True):
     """Whether the entry was made by the application's previous version."""
     known: bool = False
     """Whether anything is stored, even if it was purged: so a response could be stored before."""
+    last_head: list[Any] = field(default_factory=lambda: [None, None])
+    """What the head last made from the entry depended on, and that head."""
 
 
 class Lock(Struct, frozen=True):
@@ -173,6 +181,30 @@ class Guess(Struct, frozen=True):
 
     vary: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    epochs: tuple[str, ...] = ()
+    """The keys of the epochs of these tags."""
+
+
+class Reading(Struct, frozen=True):
+    """What a lookup reads first, in one command."""
+
+    target: Target
+    guess: Guess
+    entries: tuple[str, ...]
+    """The keys of the resource and, if one is guessed, of the variant."""
+    keys: tuple[str, ...]
+    """All that is read: these, the lock of the last, and the epochs."""
+    pipeline: Pipeline
+    wall: float
+    monotonic: float
+
+
+class Known(Struct, frozen=True):
+    """A lookup that found an entry, and what was read: the same values mean the same lookup."""
+
+    keys: tuple[str, ...]
+    values: list[bytes | None]
+    lookup: Lookup
 
 
 class Unlisted(Struct, frozen=True):
@@ -209,7 +241,8 @@ class Store(Struct, frozen=True):
     """Of one resource, at a time."""
     locks: bool
     """Whether processes use locks."""
-    decoded: Decoded
+    known: LRU[str, Known]
+    """By the keys of entries, in bytes."""
     l1: L1
     guesses: LRU[str, Guess]
     used: LRU[str, int]
@@ -220,52 +253,96 @@ class Store(Struct, frozen=True):
 
     # --- Lookup ---------------------------------------------------------------------------------
 
-    async def look_up(self, target: Target) -> Lookup:
-        """Find the stored response that a request selects: one command if the guess is right."""
-        wall, monotonic = self.clock.wall(), self.clock.monotonic()
+    def prepare(self, target: Target) -> Reading:
+        """Return what to read first: the entry or index, the guessed variant, and all epochs."""
         guess = self.guesses.get(target.key) or _NO_GUESS
-        keys = [target.key, self.variant(target, guess.vary)] if guess.vary else [target.key]
-        reading = _Reading(self, target)
-        epochs = await reading.read(keys, guess.tags)
-        index = reading.entry(target.key)
+        entries = (target.key, self.variant(target, guess.vary)) if guess.vary else (target.key,)
+        locks = (_lock_key(entries[-1]),) if self.locks else ()
+        keys = entries + locks + target.epochs + guess.epochs
+        clock, pipeline = self.clock, self._pipeline(keys)
+        return Reading(target, guess, entries, keys, pipeline, clock.wall(), clock.monotonic())
+
+    def receive(self, reading: Reading, replies: Sequence[Reply]) -> Lookup | None:
+        """Return the lookup from these replies if they are the same as last time.
+
+        Nearly all hits: nothing is parsed, and no checksum is computed. Otherwise, ``read_on``.
+        """
+        known = self.known.peek(reading.entries[-1])
+        if known is None or known.values != replies[0] or known.keys != reading.keys:
+            return None
+        if known.lookup.index is not None:
+            self.used.put(reading.entries[-1], next(self.uses))
+        return replace(known.lookup, wall=reading.wall, monotonic=reading.monotonic)
+
+    async def read_on(self, reading: Reading, replies: Sequence[Reply]) -> Lookup:
+        """Return the lookup from these replies, and read more if the guess was wrong."""
+        target, guess, keys = reading.target, reading.guess, reading.entries
+        values = _values(replies, len(reading.keys))
+        read = _Values(self, target, dict(zip(reading.keys, values, strict=True)))
+        epochs = await read.epochs((), guess.tags)
+        index = read.entry(target.key)
         if not (
             isinstance(index, VariantIndex)
             and validity(index.epochs, epochs) is not Validity.INVALID
         ):
             index = None
         if index is not None and index.vary != guess.vary:
-            keys = [target.key, self.variant(target, index.vary)]
-            if keys[1] not in reading.values:
-                epochs = await reading.read(keys, index.tags)
+            keys = (target.key, self.variant(target, index.vary))
+            if keys[1] not in read.values:
+                epochs = await read.epochs(keys, index.tags)
         key, entry, state = keys[-1], None, Validity.INVALID
         for each in keys:
-            found = reading.entry(each)
+            found = read.entry(each)
             if isinstance(found, StoredResponse) and (
                 (valid := validity(found.epochs, epochs)) is not Validity.INVALID
                 and (entry is None or _preference(found) > _preference(entry))
             ):
                 key, entry, state = each, found, valid
         if entry is not None and state is Validity.UNKNOWN:
-            epochs = await reading.read(keys, entry.tags)
+            epochs = await read.epochs(keys, entry.tags)
             state = validity(entry.epochs, epochs)
         if index is not None and entry is not None:
             self.used.put(key, next(self.uses))
         if (of := entry or index) is not None:
-            vary = index.vary if index is not None else ()
-            unread = tuple([tag for tag in of.tags if tag not in target.tags])
-            if vary != guess.vary or unread != guess.tags:
-                self._learn(target.key, Guess(vary, unread))
-        return Lookup(
+            self._learn(target, index.vary if index is not None else (), of.tags)
+        lookup = Lookup(
             entry if state is Validity.VALID or state is Validity.STALE else None,
             key,
             state is Validity.STALE,
             index,
-            reading.lock(keys[-1]) if self.locks else None,
+            read.lock(keys[-1]) if self.locks else None,
             epochs,
-            wall,
-            monotonic,
-            known=of is not None or any(reading.entry(each) is not None for each in keys),
+            reading.wall,
+            reading.monotonic,
+            known=of is not None or any(read.entry(each) is not None for each in keys),
         )
+        if lookup.entry is None or len(read.values) > len(values):
+            return lookup
+        return self._remember(reading, values, lookup, lookup.entry)
+
+    def _remember(
+        self,
+        reading: Reading,
+        values: list[bytes | None],
+        lookup: Lookup,
+        entry: StoredResponse,
+    ) -> Lookup:
+        """Remember a lookup that found an entry, with its body opened, unless that is large."""
+        size = _OBJECTS + sum(map(len, filter(None, values))) + entry.length
+        if size > LARGEST_KNOWN:
+            return lookup
+        try:
+            lookup = replace(lookup, entry=opened(entry))
+        except Damaged:
+            return lookup  # the error is raised where its body is used
+        self.known.put(reading.entries[-1], Known(reading.keys, values, lookup), size)
+        return lookup
+
+    async def look_up(self, target: Target) -> Lookup:
+        """Find the stored response that a request selects: one command if the guess is right."""
+        reading = self.prepare(target)
+        replies = await reading.pipeline
+        return self.receive(reading, replies) or await self.read_on(reading, replies)
 
     async def look_up_previous(self, target: Target, lookup: Lookup) -> Lookup:
         """Complete a lookup that found nothing with the previous version's stored response.
@@ -298,7 +375,7 @@ class Store(Struct, frozen=True):
 
     def entry(self, key: str, data: bytes | None) -> Entry | None:
         """Return the entry read from a key, None if there is none; a damaged one is reported."""
-        entry = self.decoded.read(key, data, self.sealing)
+        entry = decode(key, data, self.sealing)
         if entry is None and data is not None:
             sealed = "" if self.sealing is None else ", or sealed under none of cache_keys"
             self.emit(CacheEntryRefused(key, f"no entry of this version, or damaged{sealed}"))
@@ -306,15 +383,11 @@ class Store(Struct, frozen=True):
 
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
         """Return the values of keys, in one command."""
+        return _values(await self._pipeline(keys), len(keys))
+
+    def _pipeline(self, keys: Iterable[str]) -> Pipeline:
         command = Command(("MGET", *keys), reads_only=True)
-        (values,) = await Pipeline((command,), deadline=self.deadline, yields=True)
-        if isinstance(values, CommandError):
-            raise values
-        if not isinstance(values, list) or len(values) != len(keys):
-            raise UnexpectedAnswer(f"MGET of {len(keys)} keys did not answer as many values")
-        if _BYTES_OR_NONE.issuperset(map(type, values)):
-            return values  # type: ignore[return-value] # as was just checked
-        return [value if isinstance(value, bytes) else None for value in values]
+        return Pipeline((command,), deadline=self.deadline, yields=True)
 
     async def call(self, *commands: Command) -> list[Reply]:
         """Send commands in one pipeline; raise the error of any that failed."""
@@ -324,13 +397,16 @@ class Store(Struct, frozen=True):
                 raise reply
         return replies
 
-    def _learn(self, key: str, guess: Guess) -> None:
-        if sum(map(len, guess.tags)) > _LONGEST_TAGS:
-            guess = Guess(guess.vary)
-        if guess == _NO_GUESS:
-            self.guesses.remove(key)
+    def _learn(self, target: Target, vary: tuple[str, ...], tags: Iterable[str]) -> None:
+        """Remember what the next lookup of a resource has to read."""
+        unread = tuple([tag for tag in tags if tag not in target.tags])
+        if sum(map(len, unread)) > _LONGEST_TAGS:
+            unread = ()
+        if vary or unread:
+            guess = Guess(vary, unread, tuple(map(self.names.tag, unread)))
+            self.guesses.put(target.key, guess)
         else:
-            self.guesses.put(key, guess)
+            self.guesses.remove(target.key)
 
     # --- Storing: one command, or two if the resource has variants ------------------------------
 
@@ -346,7 +422,7 @@ class Store(Struct, frozen=True):
         if len(fields) > MAX_VARY_FIELDS:
             fields = tuple(sorted(plan.vary))
         tags = plan.stored.tags
-        self._learn(target.key, Guess(fields, tuple(tag for tag in tags if tag not in target.tags)))
+        self._learn(target, fields, tags)
         response, unread = _recording(plan.stored, lookup.epochs)
         key = self.variant(target, fields) if fields else target.key
         listing, unlisted = None, _ALL_LISTED
@@ -517,40 +593,45 @@ class Store(Struct, frozen=True):
 
     def forget(self) -> None:
         """Clear what this process remembers; what is on Redis stays."""
-        for table in (self.l1, self.guesses, self.used, self.unlisted):
+        for table in (self.known, self.l1, self.guesses, self.used, self.unlisted):
             table.clear()
 
 
-class _Reading:
+def _values(replies: Sequence[Reply], count: int) -> list[bytes | None]:
+    """Return the values of so many keys, which one MGET was answered with."""
+    (values,) = replies
+    if isinstance(values, CommandError):
+        raise values
+    if not isinstance(values, list) or len(values) != count:
+        raise UnexpectedAnswer(f"MGET of {count} keys did not answer as many values")
+    return [value if isinstance(value, bytes) else None for value in values]
+
+
+class _Values:
     """The values that one lookup has read so far, each once, and decoded once."""
 
-    __slots__ = ("_entries", "_epoch_keys", "_store", "_tags", "_target", "values")
+    __slots__ = ("_entries", "_store", "_tags", "_target", "values")
 
-    def __init__(self, store: Store, target: Target) -> None:
+    def __init__(self, store: Store, target: Target, values: dict[str, bytes | None]) -> None:
         self._store = store
         self._target = target
         self._tags = target.tags
-        self._epoch_keys = target.epochs
-        self.values: dict[str, bytes | None] = {}
+        self.values = values
         self._entries: dict[str, Entry | None] = {}
 
-    async def read(self, keys: Sequence[str], tags: Sequence[str]) -> Epochs:
-        """Read keys, the lock of the last of them, and all epochs; return the epochs.
+    async def epochs(self, keys: Sequence[str], tags: Sequence[str]) -> Epochs:
+        """Return all epochs, with those of more tags; read what is missing, and these keys.
 
         What was read first is kept: an older epoch can only invalidate an entry too early.
         """
-        store, values = self._store, self.values
-        for tag in tags:
-            if tag not in self._tags:
-                self._tags += (tag,)
-                self._epoch_keys += (store.names.tag(tag),)
-        locks = (_lock_key(keys[-1]),) if store.locks else ()
-        unread = [*keys, *locks, *self._epoch_keys]
-        if values:
-            unread = [key for key in unread if key not in values]
-        if unread:
-            values.update(zip(unread, await store.read(unread), strict=True))
-        return Epochs.parse(tuple(map(values.__getitem__, self._epoch_keys)), self._tags)
+        store = self._store
+        self._tags = tuple(dict.fromkeys((*self._tags, *tags)))
+        epochs = store.names.epochs(self._target.url, self._tags)
+        locks = (_lock_key(keys[-1]),) if store.locks and keys else ()
+        if unread := [key for key in (*keys, *locks, *epochs) if key not in self.values]:
+            self.values.update(zip(unread, await store.read(unread), strict=True))
+        texts = [(self.values[key] or b"").decode("latin-1") for key in epochs]
+        return Epochs.parse(texts, self._tags)
 
     def entry(self, key: str) -> Entry | None:
         """Return the entry at a key that was read."""
@@ -607,9 +688,6 @@ def _script_call(name: str, keys: Sequence[str], *arguments: Argument) -> Comman
 
 # --- L1: lookups in the memory of this process --------------------------------------------------
 
-_OBJECTS = 4096
-"""What a stored response takes beside its bytes: about 3 kB were measured, and fields add to it."""
-
 
 class L1:
     """Lookups by the keys of what they found, in ``room`` bytes. Safe under threads.
@@ -657,7 +735,9 @@ class L1:
             return
         with self._lock:
             self._lookups.remove(target.key, lookup.key)
-            if lookup.entry is None or lookup.purged_softly or changes != self.changes:
+            if lookup.entry is None or lookup.purged_softly or lookup.outdated:
+                return
+            if changes != self.changes:
                 return
             fields = sum(len(name) + len(text) for name, text in lookup.entry.headers.raw)
             names = len(lookup.key) + sum(map(len, lookup.entry.tags))

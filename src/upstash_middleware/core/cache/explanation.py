@@ -1,0 +1,128 @@
+"""Explanations: what the cache would do with a request, and what is stored for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from upstash_middleware.core.cache.answers import Use, current_age, use
+from upstash_middleware.core.cache.entries import (
+    Epochs,
+    StoredResponse,
+    Validity,
+    VariantIndex,
+    decode,
+    validity,
+)
+
+if TYPE_CHECKING:
+    from upstash_middleware.core.cache.store import Store, Target
+
+
+class CacheExplanation(Struct, frozen=True):
+    """What the cache would do with a request, and what is stored for it."""
+
+    outcome: str
+    """``hit``, or why the request would be forwarded: an RFC 9211 ``fwd`` reason."""
+    why: str
+    """The reason, as text for people."""
+    rule: str | None = None
+    """The rule that covers the request, ``cache[0]``."""
+    url: str = ""
+    """Path and query as a purge names them."""
+    key: str = ""
+    """The resource's key on Redis, of its stored response or the index of its variants."""
+    vary: tuple[str, ...] = ()
+    """The fields that select among its variants."""
+    variant: str | None = None
+    """The key of the variant that this request selects."""
+    tags: tuple[str, ...] = ()
+    """What it is purged by, with ancestors; those of its rule if nothing is stored."""
+    status: int | None = None
+    age: float | None = None
+    """Current age in seconds (RFC 9111 §4.2.3)."""
+    lifetime: float | None = None
+    """Freshness lifetime in seconds."""
+    while_revalidate: float = 0.0
+    """Seconds of staleness during which it may be used while it is revalidated."""
+    if_error: float = 0.0
+    """Seconds of staleness during which it may be used in place of an error."""
+    length: int | None = None
+    """Bytes of its body."""
+
+
+_USES = {
+    Use.FRESH: ("hit", "it is fresh"),
+    Use.STALE: ("hit", "it is stale, and the client accepts it"),
+    Use.STALE_WHILE_REVALIDATE: ("hit", "it is stale, and may be used while it is revalidated"),
+    Use.FORWARD_STALE: ("stale", "it is stale, and has to be validated first"),
+    Use.FORWARD_REQUESTED: ("request", "it is fresh, but the client asks for a fresher one"),
+}
+
+
+async def explain(store: Store, target: Target, *, can_refresh: bool) -> CacheExplanation:
+    """Explain the stored response of a target. A flow of up to three reads."""
+    (data,) = await store.read([target.key])
+    entry = decode(target.key, data, store.sealing)
+    index = entry if isinstance(entry, VariantIndex) else None
+    variant = None
+    if index is not None:
+        variant = store.variant(target, index.vary)
+        (data,) = await store.read([variant])
+        entry = decode(variant, data, store.sealing)
+    stored = entry if isinstance(entry, StoredResponse) else None
+    tags = stored.tags if stored is not None else target.tags
+    all_tags = tuple(sorted({*tags, *(index.tags if index is not None else ())}))
+    values = await store.read(store.names.epochs(target.url, all_tags))
+    texts = [(value or b"").decode("latin-1") for value in values]
+    current = Epochs.parse(texts, all_tags)
+    vary = index.vary if index is not None else ()
+    # After a purge of tags it is still known that there are variants.
+    outcome, why = "uri-miss", "nothing is stored for this URL"
+    if index is not None and validity(index.epochs, current) is not Validity.INVALID:
+        outcome = "vary-miss"
+        why = f"it is stored for other values of {', '.join(vary)} than this request's"
+    elif index is not None:
+        why = f"{_purged(index.epochs, current)} has been purged since"
+    if stored is None:
+        if data is not None:
+            damage = "is no entry of this version, is damaged, or was sealed under other cache_keys"
+            why = f"what is at its key {damage}"
+        return CacheExplanation(
+            outcome, why, url=target.url, key=target.key, vary=vary, variant=variant, tags=tags
+        )
+    state, age = validity(stored.epochs, current), current_age(stored, store.clock.wall())
+    if state is Validity.INVALID:
+        why = f"{_purged(stored.epochs, current)} has been purged since it was stored"
+    else:
+        softly = state is Validity.STALE
+        outcome, why = _USES[use(stored, age, purged_softly=softly, can_refresh=can_refresh)]
+        if softly:
+            why = f"{_purged(stored.epochs, current)} has been purged softly; {why}"
+    return CacheExplanation(
+        outcome,
+        why,
+        None,
+        target.url,
+        target.key,
+        vary,
+        variant,
+        tags,
+        stored.status,
+        age,
+        stored.lifetime,
+        stored.stale.while_revalidate,
+        stored.stale.if_error,
+        stored.length,
+    )
+
+
+def _purged(recorded: Epochs, current: Epochs) -> str:
+    """Return, as text for people, which purge invalidated a stored response."""
+    if recorded.everything != current.everything:
+        return "everything"
+    if recorded.url != current.url:
+        return "this URL"
+    tags = [tag for tag, epoch in recorded.tags.items() if current.tags[tag] != epoch]
+    return "the tag " + ", ".join(map(repr, tags))
