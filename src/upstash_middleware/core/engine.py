@@ -341,13 +341,13 @@ class Exchange:
 
     __slots__ = (
         "_parts",
-        "_refresh",
         "_unreached",
         "decision",
         "engine",
         "holding",
         "inner",
         "locking",
+        "refresh",
         "request",
         "response",
         "watching",
@@ -365,7 +365,8 @@ class Exchange:
         """What the engine directly inside has begun, to be handed to it."""
         self._parts: list[PartExchange] = []
         self._unreached: Sequence[PartExchange] = ()
-        self._refresh: Exchange | None = None
+        self.refresh: Exchange | None = None
+        """The background revalidation of a stale response, until it is taken."""
         self.holding: Sequence[PartExchange] = ()
         """The parts that hold something on Redis that has to be renewed; for most requests none."""
         self.watching: Sequence[PartExchange] = ()
@@ -394,7 +395,7 @@ class Exchange:
                     self.locking = part
             if part.response is not None:
                 if (refresh := part.refresh) is not None:
-                    self._refresh = Exchange(engine, refresh.request, [refresh.exchange])
+                    self.refresh = Exchange(engine, refresh.request, [refresh.exchange])
                 self.response = self._outward_from(len(self._parts) - 1, part.response)
         if self.response is not None:
             return
@@ -502,7 +503,7 @@ class Exchange:
         """
         pending: list[Flow[None]] = []
         # Nothing has taken the last two.
-        for one in (*self._parts, *self._unreached, self.inner, self._refresh):
+        for one in (*self._parts, *self._unreached, self.inner, self.refresh):
             if one is None:
                 continue
             try:
@@ -525,7 +526,7 @@ class Exchange:
         The caller calls the application with its ``request`` once the response has been sent, and
         finishes it like any other; its response is sent to no client.
         """
-        refresh, self._refresh = self._refresh, None
+        refresh, self.refresh = self.refresh, None
         return refresh
 
     def _outward_from(self, index: int, response: Response) -> Response:

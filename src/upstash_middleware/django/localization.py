@@ -44,15 +44,17 @@ def localized(request: HTTPRequest) -> str | None:
     bypasses the cache.
     """
     native = request.native if isinstance(request.native, HttpRequest) else _django_request(request)
-    zone = _unless_left(_active_zone(), "zone", _default_zone())
-    language = language_of(native)
-    return None if language is None or zone is None else _expect(native, language, zone)
-
-
-def _expect(request: HttpRequest, language: str, zone: str) -> str:
-    vars(request)[_EXPECTED] = language, zone
-    of_settings = _normal(settings.LANGUAGE_CODE), _default_zone()
-    return "" if (language, zone) == of_settings else f"language={language};time zone={zone}"
+    zone = default_zone = ""
+    if settings.USE_TZ:
+        default_zone = timezone.get_default_timezone_name()
+        zone = timezone.get_current_timezone_name()
+    zone_may_be_left, language = _may_be_left("zone", zone, default_zone), language_of(native)
+    if language is None or zone_may_be_left:
+        return None
+    vars(native)[_EXPECTED] = language, zone
+    if zone == default_zone and language == _normal(settings.LANGUAGE_CODE):
+        return ""
+    return f"language={language};time zone={zone}"
 
 
 def expected(request: HttpRequest) -> tuple[str, str] | None:
@@ -62,7 +64,8 @@ def expected(request: HttpRequest) -> tuple[str, str] | None:
 
 def active() -> tuple[str, str]:
     """Return the active language and time zone."""
-    return _active_language(), _active_zone()
+    zone = timezone.get_current_timezone_name() if settings.USE_TZ else ""
+    return _normal(translation.get_language() or ""), zone
 
 
 def unexpected(request: HttpRequest, before: tuple[str, str]) -> str:
@@ -87,21 +90,23 @@ def unexpected(request: HttpRequest, before: tuple[str, str]) -> str:
 
 def with_language(request: HttpRequest, selected: tuple[str, str]) -> None:
     """Have LocaleMiddleware activate the language that another request has selected."""
-    language, zone = selected
+    language, _ = selected
     if settings.USE_I18N and language_of(request) != language:
         request.COOKIES = {**request.COOKIES, settings.LANGUAGE_COOKIE_NAME: language}
-    _expect(request, language, zone)
+    vars(request)[_EXPECTED] = selected
 
 
 def language_of(request: HttpRequest) -> str | None:
     """Return the language that a request's page will have, None where that cannot be known."""
+    default = _normal(settings.LANGUAGE_CODE)
     if not settings.USE_I18N:
-        return _normal(settings.LANGUAGE_CODE)
+        return default
     if chosen := getattr(request, "LANGUAGE_CODE", None):  # by a middleware outside of us
         return _normal(chosen)
     inside = _locale_middleware(tuple(settings.MIDDLEWARE))
     if not inside:
-        return _unless_left(_active_language(), "language", _normal(settings.LANGUAGE_CODE))
+        language = _normal(translation.get_language() or "")
+        return None if _may_be_left("language", language, default) else language
     if any(map(chooses_language_itself, inside)):
         return None
     # As LocaleMiddleware.process_request has it.
@@ -109,7 +114,7 @@ def language_of(request: HttpRequest) -> str | None:
     uses_prefixes, prefixes_default = is_language_prefix_patterns_used(urlconf)
     unprefixed = uses_prefixes and not prefixes_default
     if unprefixed and not translation.get_language_from_path(request.path_info):
-        return _normal(settings.LANGUAGE_CODE)
+        return default
     return _normal(translation.get_language_from_request(request, check_path=uses_prefixes))
 
 
@@ -120,23 +125,12 @@ def chooses_language_itself(middleware: object) -> bool:
     return middleware.process_request is not LocaleMiddleware.process_request
 
 
-def _unless_left(active: str, kind: str, default: str) -> str | None:
-    """Return the active value, None where an earlier request may have left it active."""
+def _may_be_left(kind: str, active: str, default: str) -> bool:
+    """Whether an earlier request may have left the active value active."""
     if active == default:
         setattr(_left_active, kind, None)
-    return None if active == getattr(_left_active, kind) else active
-
-
-def _active_language() -> str:
-    return _normal(translation.get_language() or "")
-
-
-def _active_zone() -> str:
-    return timezone.get_current_timezone_name() if settings.USE_TZ else ""
-
-
-def _default_zone() -> str:
-    return timezone.get_default_timezone_name() if settings.USE_TZ else ""
+        return False
+    return bool(active == getattr(_left_active, kind))
 
 
 def _normal(language: str) -> str:

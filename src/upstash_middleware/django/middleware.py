@@ -99,6 +99,12 @@ class Middleware:
             raise ImproperlyConfigured(str(error)) from error
         share(self.configured, self.features)
         self._limits = Features.RATE_LIMIT in self.features
+        # Django wraps each middleware by convert_exception_to_response. No other pair is joined:
+        # behind a denial or a hit, nothing further in may be charged.
+        inside = getattr(get_response, "__wrapped__", get_response)
+        self._inside: CacheMiddleware | None = None
+        if self.features is Features.RATE_LIMIT and isinstance(inside, CacheMiddleware):
+            self._inside = inside
         self._is_async = iscoroutinefunction(get_response)
         if self._is_async:
             markcoroutinefunction(cast("Any", self))
@@ -124,12 +130,16 @@ class Middleware:
         if (runtime := self._enabled(request)) is None:
             return self._get_response(request)
         if (begun := _handed_over(request, runtime)) is None:
+            inner = None if self._inside is None else self._inside.configured.runtime()
             parsed = request_from(request)
-            begun = parsed, runtime.begin(parsed, self._directly_inside())
+            begun = parsed, runtime.begin(parsed, inner)
         parsed, exchange = begun
+        if exchange.response and not (exchange.decision or exchange.refresh):
+            runtime.finish(exchange, complete=True)  # after a hit, nothing is left to do
+            return response_from(exchange.response, without_body=parsed.method == "HEAD")
         stream = self._stream(request, runtime, parsed, exchange)
-        if (ready := stream.ready()) is not None:
-            return ready
+        if exchange.response is not None:
+            return stream.ready()
         try:
             with stream.forwarding():
                 response = self._get_response(request)
@@ -149,15 +159,19 @@ class Middleware:
         if (runtime := self._enabled(request)) is None:
             return cast("HttpResponseBase", await self._get_response(request))
         if (begun := _handed_over(request, runtime)) is None:
+            inner = None if self._inside is None else self._inside.configured.runtime()
             parsed = request_from(request)
-            begun = parsed, await runtime.abegin(parsed, self._directly_inside())
+            begun = parsed, await runtime.abegin(parsed, inner)
         parsed, exchange = begun
+        if exchange.response and not (exchange.decision or exchange.refresh):
+            await runtime.afinish(exchange, complete=True)  # after a hit, nothing is left to do
+            return response_from(exchange.response, without_body=parsed.method == "HEAD")
         stream = self._stream(request, runtime, parsed, exchange)
-        if _has_denied(exchange) and (_denied_view() or rate_limited.has_listeners()):
-            # The project's code does not belong on the event loop.
-            return cast("HttpResponseBase", await sync_to_async(stream.ready)())
-        if (ready := stream.ready()) is not None:
-            return ready
+        if exchange.response is not None:
+            if _has_denied(exchange) and (_denied_view() or rate_limited.has_listeners()):
+                # The project's code does not belong on the event loop.
+                return await sync_to_async(stream.ready)()
+            return stream.ready()
         try:
             with stream.forwarding():
                 response = await self._get_response(request)
@@ -191,9 +205,6 @@ class Middleware:
         revalidate = partial(_revalidate, runtime, self._get_response) if self._refreshes else None
         return ResponseStream(request, parsed, runtime, exchange, revalidate)
 
-    def _directly_inside(self) -> Runtime | None:
-        return None
-
 
 class UpstashMiddleware(Middleware):
     """Rate limiting and response caching; the limit is outside the cache.
@@ -212,11 +223,6 @@ class RateLimitMiddleware(Middleware):
     """
 
     features = Features.RATE_LIMIT
-
-    def _directly_inside(self) -> Runtime | None:
-        # Django wraps each middleware by convert_exception_to_response.
-        inside = getattr(self._get_response, "__wrapped__", self._get_response)
-        return inside.configured.runtime() if isinstance(inside, CacheMiddleware) else None
 
 
 class CacheMiddleware(Middleware):
@@ -292,7 +298,7 @@ def _call_denied_view(named: Any, request: HttpRequest, decision: Decision | Non
 # Responses
 
 
-class ResponseStream(Struct, eq=False):
+class ResponseStream(PendingExchange):
     """One request, its exchange, and its response on the way to the server.
 
     The exchange is finished when the request is closed. A handler closes it with whichever response
@@ -301,47 +307,48 @@ class ResponseStream(Struct, eq=False):
     a thread, so ``finish`` is used there too.
     """
 
-    _request: HttpRequest
-    _parsed: HTTPRequest
-    _runtime: Runtime
-    _exchange: Exchange
-    _revalidate: Callable[[HttpRequest, Exchange], None] | None = None
-    _stale: Exchange | None = None  # what to revalidate once the request is closed
-    _complete: bool = False  # whether the response has passed whole
-    _announced: int | None = None
-    """Bytes still to come by Content-Length; None without one."""
-    _before: tuple[str, str] | None = None
-    """The language and time zone that were active when the request arrived."""
-    _pending: PendingExchange = None  # type: ignore[assignment]  # see __post_init__
-
-    def __post_init__(self) -> None:
-        self._pending = PendingExchange(self._runtime, self._exchange)
-        if self._runtime.caches:
+    def __init__(
+        self,
+        request: HttpRequest,
+        parsed: HTTPRequest,
+        runtime: Runtime,
+        exchange: Exchange,
+        revalidate: Callable[[HttpRequest, Exchange], None] | None = None,
+    ) -> None:
+        super().__init__(runtime, exchange)
+        self._request = request
+        self._parsed = parsed
+        self._revalidate = revalidate
+        self._stale: Exchange | None = None  # what to revalidate once the request is closed
+        self._complete = False  # whether the response has passed whole
+        self._announced: int | None = None
+        """Bytes still to come by Content-Length; None without one."""
+        self._before: tuple[str, str] | None = None
+        """The language and time zone that were active when the request arrived."""
+        if runtime.caches and exchange.response is None:
             self._before = localization.active()
-            if announces_no_body(self._parsed) and _has_body(self._request):
-                self._exchange.forbid(UNANNOUNCED_BODY)
-        at_end(self._request, self.finish, self._revalidate_stale)
+            if announces_no_body(parsed) and _has_body(request):
+                exchange.forbid(UNANNOUNCED_BODY)
+        at_end(request, self.finish, self._revalidate_stale)
 
-    def ready(self) -> HttpResponse | None:
-        """Return the response to send at once, or None: call the application."""
-        if self._exchange.response is None:
-            return None
+    def ready(self) -> HttpResponse:
+        """Return the response that the exchange has, and that the application is not called for."""
         self._complete = True
-        return guarded(self._request, ready_response(self._request, self._exchange, self._runtime))
+        return guarded(self._request, ready_response(self._request, self.exchange, self.runtime))
 
     def forwarding(self) -> AbstractContextManager[None]:
         """Show the application its request, and the middleware directly inside its exchange."""
-        if self._exchange.inner is None and self._exchange.request is self._parsed:
+        if self.exchange.inner is None and self.exchange.request is self._parsed:
             return nullcontext()
         return self._forwarding()
 
     @contextmanager
     def _forwarding(self) -> Iterator[None]:
         meta = self._request.META
-        if self._exchange.inner is not None:
-            meta[_INNER] = self._parsed, self._exchange
+        if self.exchange.inner is not None:
+            meta[_INNER] = self._parsed, self.exchange
         try:
-            with forwarding(self._request, self._parsed.headers, self._exchange.request.headers):
+            with forwarding(self._request, self._parsed.headers, self.exchange.request.headers):
                 yield
         finally:
             meta.pop(_INNER, None)
@@ -354,10 +361,10 @@ class ResponseStream(Struct, eq=False):
         is_file = getattr(response, "file_to_stream", None) is not None
         is_for_server = is_file and "wsgi.file_wrapper" in self._request.META
         if is_for_server:
-            self._exchange.unseen()
+            self.exchange.unseen()
         if self._before and (why := localization.unexpected(self._request, self._before)):
-            self._exchange.forbid(why)
-        sent = self._exchange.head(head)
+            self.exchange.forbid(why)
+        sent = self.exchange.head(head)
         if response.streaming:
             self._announced = content_length(head.headers)
         if isinstance(sent, Response):
@@ -369,10 +376,10 @@ class ResponseStream(Struct, eq=False):
         change_head(response, head, sent)
         is_bodiless = self._parsed.method == "HEAD" or head.status in WITHOUT_BODY
         if not response.streaming:
-            if self._exchange.watching and (content := cast("HttpResponse", response).content):
-                self._exchange.chunk(content)
+            if self.exchange.watching and (content := cast("HttpResponse", response).content):
+                self.exchange.chunk(content)
             self._complete = True
-        elif self._runtime.finishes_first and (is_bodiless or self._announced == 0):
+        elif self.runtime.finishes_first and (is_bodiless or self._announced == 0):
             self._complete = True  # a client that has the head has everything
         elif not is_for_server:
             streaming = cast("StreamingHttpResponse", response)
@@ -385,17 +392,17 @@ class ResponseStream(Struct, eq=False):
     @property
     def ends_here(self) -> bool:
         """Whether the exchange is to be finished before the response is sent."""
-        return self._complete and self._runtime.finishes_first
+        return self._complete and self.runtime.finishes_first
 
-    def finish(self) -> None:
+    def finish(self, *, complete: bool = True) -> None:
         """Finish the exchange, unless it is finished already."""
-        if self._revalidate is not None and not self._pending.finished:
-            self._stale = self._exchange.take_refresh()
-        self._pending.finish(complete=self._complete)
+        if self._revalidate is not None and not self.finished:
+            self._stale = self.exchange.take_refresh()
+        super().finish(complete=complete and self._complete)
 
-    async def afinish(self) -> None:
+    async def afinish(self, *, complete: bool = True) -> None:
         """Do the same as ``finish`` on an event loop."""
-        await self._pending.afinish(complete=self._complete)
+        await super().afinish(complete=complete and self._complete)
 
     def _revalidate_stale(self) -> None:
         stale, self._stale = self._stale, None
@@ -405,7 +412,7 @@ class ResponseStream(Struct, eq=False):
     def _head_of(self, response: HttpResponseBase) -> ResponseHead:
         """Return the response's head, with the Content-Length of a whole body."""
         head = head_from(self._request, response)
-        if response.streaming or not self._exchange.watching or self._parsed.method == "HEAD":
+        if response.streaming or not self.exchange.watching or self._parsed.method == "HEAD":
             return head
         if "content-length" in head.headers or head.status in WITHOUT_BODY:
             return head
@@ -414,38 +421,38 @@ class ResponseStream(Struct, eq=False):
 
     def _watched(self, content: Iterator[bytes]) -> Iterator[bytes]:
         for piece in content:
-            self._exchange.chunk(piece)
-            if self._exchange.locking is not None:
-                self._runtime.perform(self._exchange.release())
+            self.exchange.chunk(piece)
+            if self.exchange.locking is not None:
+                self.runtime.perform(self.exchange.release())
             if self._is_last(piece):
                 self._complete = True
                 self.finish()
             yield piece
-            if self._exchange.holding and not self._pending.finished:
-                self._pending.renew()
+            if self.exchange.holding and not self.finished:
+                self.renew()
         self._complete = True
         self.finish()
 
     async def _awatched(self, content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         try:
             async for piece in content:
-                self._exchange.chunk(piece)
-                if self._exchange.locking is not None:
-                    await self._runtime.aperform_to_end(self._exchange.release())
+                self.exchange.chunk(piece)
+                if self.exchange.locking is not None:
+                    await self.runtime.aperform_to_end(self.exchange.release())
                 if self._is_last(piece):
                     self._complete = True
                     await self.afinish()
                 yield piece
-                if self._exchange.holding and not self._pending.finished:
-                    await self._pending.arenew()
+                if self.exchange.holding and not self.finished:
+                    await self.arenew()
             self._complete = True
         finally:  # Django closes the request as well, but not where ``send`` has raised
-            if self._runtime.finishes_first or not self._complete:
+            if self.runtime.finishes_first or not self._complete:
                 await self.afinish()
 
     def _is_last(self, piece: bytes) -> bool:
         """Whether the exchange is to be finished before this piece, the last by Content-Length."""
-        if self._announced is None or not self._runtime.finishes_first:
+        if self._announced is None or not self.runtime.finishes_first:
             return False
         self._announced -= len(piece)
         return self._announced == 0 and bool(piece)

@@ -26,7 +26,7 @@ from upstash_middleware.messages import PATH_SAFE, Headers, HTTPRequest, Respons
 from upstash_middleware.wsgi import changed_names, field_name, variable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Container, Iterable, Iterator, Mapping
+    from collections.abc import Awaitable, Container, Iterable, Iterator
 
     from django.http.response import HttpResponseBase
 
@@ -45,36 +45,33 @@ def request_from(request: HttpRequest) -> HTTPRequest:
     """Return the request's head as a value."""
     meta = request.META
     root_path = meta.get("SCRIPT_NAME", "").rstrip("/")
+    lines = []
+    for key, value in meta.items():
+        if (name := field_name(key)) and (value or key not in _EMPTY_IF_ABSENT):
+            lines.append((name, str(value).encode("latin-1", "backslashreplace")))
     # Not get_host, whose check would respond with 400 here and not where the project has it.
     raw_host: str = cast("Any", request)._get_raw_host()  # noqa: SLF001
+    raw_path = getattr(request, "scope", {}).get("raw_path")  # of an ASGI server
     return HTTPRequest(
         request.method or "GET",
         request.path_info,
-        Headers(
-            (name, str(value).encode("latin-1", "backslashreplace"))
-            for key, value in meta.items()
-            if (name := field_name(key)) and (value or key not in _EMPTY_IF_ABSENT)
-        ),
+        Headers(lines),
         meta.get("QUERY_STRING", ""),
         request.scheme or "http",
         raw_host.lower(),
         meta.get("REMOTE_ADDR") or None,
-        _sent_path(request, root_path),
+        _sent_path(request, raw_path.decode("latin-1"), root_path) if raw_path else "",
         root_path,
         request,
     )
 
 
-def _sent_path(request: HttpRequest, root_path: str) -> str:
-    """Return the path of the client's URL as it was sent, if an ASGI server provides it.
+def _sent_path(request: HttpRequest, sent: str, root_path: str) -> str:
+    """Return the path of the client's URL as it was sent.
 
     If middleware outside has rewritten the path, what was sent belongs to another resource, and
     two resources must never share a stored response.
     """
-    scope: Mapping[str, Any] = getattr(request, "scope", {})
-    sent = (scope.get("raw_path") or b"").decode("latin-1")
-    if not sent:
-        return ""
     for url in dict.fromkeys((sent, quote(root_path, safe=PATH_SAFE) + sent)):
         if unquote(url) == root_path + request.path_info:
             return url
@@ -191,11 +188,16 @@ def _added(was: Headers, now: Headers) -> dict[str, str | None] | None:
 
 
 def _joined(headers: Headers) -> Iterable[tuple[str, str]]:
-    """Yield each field once, in its spelling, as Django can hold it (RFC 9110 §5.2)."""
-    spelling = {name.lower(): name for name, _ in reversed(headers.raw)}
-    for name in headers.names():
-        if name != "set-cookie":
-            yield spelling[name.encode("latin-1")].decode("latin-1"), headers.combined(name) or ""
+    """Return each field once, in its spelling, as Django can hold it (RFC 9110 §5.2)."""
+    fields: dict[bytes, tuple[str, str]] = {}
+    for line_name, line in headers.raw:
+        key, name, value = line_name.lower(), line_name.decode("latin-1"), line.decode("latin-1")
+        if key in fields:
+            name, before = fields[key]
+            value = f"{before}, {value}"
+        if key != b"set-cookie":
+            fields[key] = name, value
+    return fields.values()
 
 
 def _set_field(response: HttpResponseBase, name: str, value: str | None) -> None:
