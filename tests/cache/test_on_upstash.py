@@ -42,7 +42,7 @@ class Served:
             secret=lambda: b"secret",
             clock=self.clock,
             observe=self.events.append,
-            deadline=20.0,
+            deadline=60.0,
             randomness=counting_bytes(),
             **options,
         )

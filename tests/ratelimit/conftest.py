@@ -40,7 +40,7 @@ def store(valkey: Any, clock: FakeClock) -> ValkeyStore:
 @pytest.fixture
 def client(upstash: LocalUpstash) -> Iterator[Any]:
     """The real client over HTTP, to the local Upstash."""
-    client = Client(Credentials(upstash.url, upstash.token), deadline=10)
+    client = Client(Credentials(upstash.url, upstash.token), deadline=30)
     yield client
     client.close()
 

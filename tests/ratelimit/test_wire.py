@@ -33,7 +33,7 @@ def test_budgets_hold_on_the_wire(
     limiter_of: Make, upstash: LocalUpstash, client: Any, count: int
 ) -> None:
     """Allowed, N limits: one round trip and 2 + N commands; denied: one, and 2."""
-    limiter = limiter_of(*rules(count), clock=SystemClock, deadline=10)
+    limiter = limiter_of(*rules(count), clock=SystemClock, deadline=30)
     begin(limiter, client, get("/a"))  # teaches the server the script, and us its time
     for expected, allowed in ((2 + count, True), (2 + count, True), (2 + count, True), (2, False)):
         upstash.reset_bill()
@@ -46,7 +46,7 @@ def test_an_unknown_script_costs_one_more_round_trip_once(
     limiter_of: Make, upstash: LocalUpstash, client: Any, count: int
 ) -> None:
     """NOSCRIPT is answered by sending the text; time is asked along with the first."""
-    limiter = limiter_of(*rules(count), clock=SystemClock, deadline=10)
+    limiter = limiter_of(*rules(count), clock=SystemClock, deadline=30)
     client.execute(pipeline(("SCRIPT", "FLUSH")))
     bills = []
     for _ in range(3):
@@ -60,8 +60,8 @@ def test_an_unknown_script_costs_one_more_round_trip_once(
 @pytest.mark.anyio
 async def test_the_same_flow_runs_on_an_event_loop(limiter_of: Make, upstash: LocalUpstash) -> None:
     """Over the async client."""
-    limiter = limiter_of(RateLimitRule("/a", "2/h"), clock=SystemClock, deadline=10)
-    client = AsyncClient(Credentials(upstash.url, upstash.token), deadline=10)
+    limiter = limiter_of(RateLimitRule("/a", "2/h"), clock=SystemClock, deadline=30)
+    client = AsyncClient(Credentials(upstash.url, upstash.token), deadline=30)
 
     async def response() -> Any:
         exchange: RateLimitExchange = await arun(limiter.begin(get("/a")), client)
@@ -78,7 +78,7 @@ def test_threads_together_are_let_through_as_often_as_the_limit_says(
     limiter_of: Make, client: Any, kind: str
 ) -> None:
     """Not one more, not one less, whoever comes first."""
-    limiter = limiter_of(RateLimitRule("/a", f"{kind} 40/day"), clock=SystemClock, deadline=10)
+    limiter = limiter_of(RateLimitRule("/a", f"{kind} 40/day"), clock=SystemClock, deadline=30)
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda _: begin(limiter, client, get("/a")), range(120)))
     assert sum(answer.response is None for answer in answers) == 40
@@ -90,8 +90,8 @@ async def test_tasks_together_are_let_through_as_often_as_the_limit_says(
 ) -> None:
     """All-or-nothing holds among them too: the longer limit is charged for no denial."""
     rule = RateLimitRule("/a", "40/day; 1000/2d")
-    limiter = limiter_of(rule, clock=SystemClock, deadline=10, remember_denials=0)
-    client = AsyncClient(Credentials(upstash.url, upstash.token), deadline=10)
+    limiter = limiter_of(rule, clock=SystemClock, deadline=30, remember_denials=0)
+    client = AsyncClient(Credentials(upstash.url, upstash.token), deadline=30)
     passes = []
 
     async def ask() -> None:
@@ -115,7 +115,7 @@ def test_limiters_of_the_sdk_count_together_with_the_sdk(
 ) -> None:
     """The same limiter object, driven by us and by upstash_ratelimit itself, on one counter."""
     shared = sdk.FixedWindow(5, 1, "d")
-    limiter = limiter_of(RateLimitRule("/a", shared, name="a"), clock=SystemClock, deadline=10)
+    limiter = limiter_of(RateLimitRule("/a", shared, name="a"), clock=SystemClock, deadline=30)
     assert passed(limiter, client, *[get("/a")] * 3) == [True, True, True]
     with Redis(upstash.url, upstash.token) as redis:
         other = sdk.Ratelimit(redis, shared, prefix="t:a")

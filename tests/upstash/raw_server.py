@@ -55,14 +55,18 @@ class RawServer:
     def __init__(self, *behaviours: Behaviour) -> None:
         self._behaviours = list(behaviours)
         self.requests: list[tuple[bytes, bytes]] = []
-        self.connections = 0
+        self.connections = self.ended = 0
         self.url = ""
 
     def wait_for_requests(self, number: int) -> None:
         """Block until so many requests have come."""
-        until = time.monotonic() + 20
-        while len(self.requests) < number:
-            assert time.monotonic() < until, f"{len(self.requests)} requests, not {number}"
+        self.until(lambda: len(self.requests) >= number)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Block until something has happened here."""
+        end = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < end, f"{len(self.requests)} requests, {self.ended} ended"
             time.sleep(0.01)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -77,6 +81,7 @@ class RawServer:
                 if len(self._behaviours) > 1:
                     self._behaviours.pop(0)
                 await first(Connection(head, body, writer))
+        self.ended += 1
         writer.close()
 
 
