@@ -9,8 +9,8 @@ from documentation.pictures.svg import box, line, picture, text
 from upstash_middleware import CacheRule, Headers, HTTPRequest
 from upstash_middleware.core.cache.answers import Use, usable_for_error, use
 from upstash_middleware.core.cache.directives import control_of
-from upstash_middleware.core.cache.known_fields import known_fields
-from upstash_middleware.core.cache.profiles import SAFE
+from upstash_middleware.core.cache.fields import known_fields
+from upstash_middleware.core.cache.rules import SAFE
 from upstash_middleware.core.cache.storing import Candidate, Plan, plan
 from upstash_middleware.messages import ResponseHead
 

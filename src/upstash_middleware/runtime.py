@@ -588,7 +588,7 @@ async def _run_to_end(work: Coroutine[Any, Any, None]) -> None:
 def _stores_first(settings: Settings) -> bool:
     if settings.cache_store_first is not None or not settings.cache:
         return bool(settings.cache_store_first)
-    from upstash_middleware.core.cache.profiles import profile_named  # noqa: PLC0415
+    from upstash_middleware.core.cache.rules import profile_named  # noqa: PLC0415
 
     return profile_named(settings.cache_profile).stores_first
 

@@ -22,7 +22,7 @@ from upstash_middleware.core.cache.directives import (
     parse_date,
 )
 from upstash_middleware.core.cache.keys import selected_values
-from upstash_middleware.core.cache.profiles import profile_named
+from upstash_middleware.core.cache.rules import profile_named
 from upstash_middleware.core.cache.storing import vary_fields
 from upstash_middleware.messages import Headers
 

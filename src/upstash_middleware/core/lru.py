@@ -23,12 +23,6 @@ class LRU(Generic[K, V]):
         self._items: dict[K, tuple[V, int]] = {}
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __contains__(self, key: K) -> bool:
-        return key in self._items
-
     def get(self, key: K) -> V | None:
         """Return a value and mark it as used; None if there is none."""
         if key not in self._items:  # without the lock: nearly always, for most tables

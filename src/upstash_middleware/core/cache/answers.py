@@ -29,7 +29,7 @@ from upstash_middleware.messages import WITHOUT_BODY, Headers, Response, Respons
 if TYPE_CHECKING:
     from upstash_middleware.core.cache.directives import Directives
     from upstash_middleware.core.cache.entries import StoredResponse
-    from upstash_middleware.core.cache.profiles import Profile
+    from upstash_middleware.core.cache.rules import Profile
     from upstash_middleware.messages import HTTPRequest
 
 CONDITIONS = ("if-modified-since", "if-none-match")
@@ -145,7 +145,7 @@ def _unwanted(wants: Directives, age: float, left: float) -> bool:
 
 
 def head_of(
-    stored: StoredResponse, age: float, profile: Profile, status: CacheStatus
+    stored: StoredResponse, age: float, profile: Profile, status: tuple[bytes, bytes]
 ) -> ResponseHead:
     """Return the head of a stored response as it is sent at this current age, in seconds."""
     headers = stored.headers
@@ -157,7 +157,7 @@ def head_of(
         headers = headers.adding((b"date", date))
     if "content-length" not in headers and stored.status not in WITHOUT_BODY:
         headers = headers.adding((b"content-length", b"%d" % stored.length))
-    return ResponseHead(stored.status, headers.adding((b"age", b"%d" % age), status.field()))
+    return ResponseHead(stored.status, headers.adding((b"age", b"%d" % age), status))
 
 
 def satisfies(request: HTTPRequest, stored: StoredResponse) -> bool:
@@ -445,45 +445,45 @@ CACHE_NAME = "upstash-middleware"
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 
 
-class CacheStatus(Struct, frozen=True):
-    """The parameters of this cache's member, in the order of RFC 9211 §2."""
+def cache_status(  # noqa: PLR0913 - the parameters of RFC 9211 §2, in its order
+    *,
+    hit: bool = False,
+    fwd: str | None = None,
+    fwd_status: int | None = None,
+    ttl: float | None = None,
+    stored: bool = False,
+    collapsed: bool = False,
+    key: str = "",
+    detail: str = "",
+) -> tuple[bytes, bytes]:
+    """Return this cache's field line, to be added after those of caches nearer the origin.
 
-    hit: bool = False
-    fwd: str | None = None
-    """Why the request was forwarded: uri-miss, vary-miss, stale, method, bypass …"""
-    fwd_status: int | None = None
-    """The application's status, if another one is sent."""
-    ttl: float | None = None
-    """Seconds of freshness left; below 0 for a stale response."""
-    stored: bool = False
-    collapsed: bool = False
-    """Whether the request waited for another one instead of being forwarded itself."""
-    key: str = ""
-    """The key on Redis, for debugging."""
-    detail: str = ""
-    """What the other parameters cannot say: why something was not stored."""
-
-    def __str__(self) -> str:
-        text = f"{CACHE_NAME}; hit" if self.hit else CACHE_NAME
-        if self.fwd:
-            text += f"; fwd={self.fwd}"
-        if self.fwd_status is not None:
-            text += f"; fwd-status={self.fwd_status}"
-        if self.ttl is not None:
-            text += f"; ttl={floor(self.ttl)}"  # rounded down, as Age is
-        if self.stored:
-            text += "; stored"
-        if self.collapsed:
-            text += "; collapsed"
-        if self.key:
-            text += f"; key={_string(self.key)}"
-        if self.detail:
-            text += f"; detail={_string(self.detail)}"
-        return text
-
-    def field(self) -> tuple[bytes, bytes]:
-        """Return the field line, to be added after those of caches nearer the origin."""
-        return b"cache-status", str(self).encode("ascii")
+    Args:
+        hit: whether a stored response is sent.
+        fwd: why the request was forwarded: uri-miss, vary-miss, stale, method, bypass …
+        fwd_status: the application's status, if another one is sent.
+        ttl: seconds of freshness left; below 0 for a stale response.
+        stored: whether the response is stored.
+        collapsed: whether the request waited for another one instead of being forwarded itself.
+        key: the key on Redis, for debugging.
+        detail: what the others cannot say: why something was not stored.
+    """
+    text = f"{CACHE_NAME}; hit" if hit else CACHE_NAME
+    if fwd:
+        text += f"; fwd={fwd}"
+    if fwd_status is not None:
+        text += f"; fwd-status={fwd_status}"
+    if ttl is not None:
+        text += f"; ttl={floor(ttl)}"  # rounded down, as Age is
+    if stored:
+        text += "; stored"
+    if collapsed:
+        text += "; collapsed"
+    if key:
+        text += f"; key={_string(key)}"
+    if detail:
+        text += f"; detail={_string(detail)}"
+    return b"cache-status", text.encode("ascii")
 
 
 def _string(text: str) -> str:

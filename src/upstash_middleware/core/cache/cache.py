@@ -19,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from upstash_middleware.core.cache import answers, keys
-from upstash_middleware.core.cache.answers import CacheStatus, Use, current_age, head_of
+from upstash_middleware.core.cache.answers import Use, current_age
 from upstash_middleware.core.cache.directives import (
     CDN_CACHE_CONTROL,
     NO_DIRECTIVES,
@@ -51,17 +51,16 @@ from upstash_middleware.core.cache.exchanges import (
     Revalidations,
     Shared,
     SingleFlight,
-    for_downstream,
 )
 from upstash_middleware.core.cache.explanation import CacheExplanation, explain
-from upstash_middleware.core.cache.keys import Names, keyed
-from upstash_middleware.core.cache.known_fields import known_fields
-from upstash_middleware.core.cache.profiles import profile_named
-from upstash_middleware.core.cache.reflection import (
+from upstash_middleware.core.cache.fields import (
     forwarded_of_url,
+    known_fields,
     reflected_fields,
     reflected_key,
 )
+from upstash_middleware.core.cache.keys import Names, keyed
+from upstash_middleware.core.cache.rules import profile_named
 from upstash_middleware.core.cache.store import KNOWN_BYTES, L1, Purge, Store, Target, read_scripts
 from upstash_middleware.core.cache.storing import Plan
 from upstash_middleware.core.engine import Part, Prepared
@@ -84,8 +83,7 @@ if TYPE_CHECKING:
 
     from upstash_middleware.core.cache.directives import Directives
     from upstash_middleware.core.cache.entries import StoredResponse
-    from upstash_middleware.core.cache.profiles import Profile
-    from upstash_middleware.core.cache.rules import CacheRule
+    from upstash_middleware.core.cache.rules import CacheRule, Profile
     from upstash_middleware.core.cache.store import Lookup, Reading
     from upstash_middleware.core.clock import Clock
     from upstash_middleware.core.flow import Flow, Reply
@@ -352,11 +350,27 @@ class Cache(Part):
     def _from_memory(
         self, prepared: PreparedLookup, *, unreachable: bool = False
     ) -> Answered | None:
-        target = prepared.reading.target
-        lookup = self._store.from_memory(target)
-        if lookup is None or target.url in self._context.pending:
+        """Return an answer from L1 without a lookup, if it is fresh.
+
+        If Upstash is ``unreachable``, what is there may also be used for longer. None for what has
+        to be validated, refreshed or forwarded, which takes the current epochs.
+        """
+        reading, l1 = prepared.reading, self._store.l1
+        lookup = l1.find(reading.entries[-1])
+        if lookup is None or lookup.entry is None or reading.target.url in self._context.pending:
             return None
-        return from_memory(self._found(prepared, lookup), unreachable=unreachable)
+        found, stored = self._found(prepared, lookup), lookup.entry
+        if not answers.satisfies(found.request, stored):
+            return None
+        now, unverified_for = found.now, l1.unverified_for(lookup)
+        age = current_age(stored, now)
+        if unreachable:
+            usable = answers.usable_unverified(stored, now, unverified_for, found.wants)
+        else:
+            usable = unverified_for < 0 and answers.use(stored, age, found.wants) is Use.FRESH
+        detail = "the store did not answer" if unreachable else ""
+        response = _from_stored(found, stored, age, detail) if usable else None
+        return None if response is None else Answered(response=response)
 
     # --- What a request is looked up by ---------------------------------------------------------
 
@@ -605,36 +619,13 @@ def choose(found: Found) -> CacheExchange:
     return Answered(response=response, refresh=refresh)
 
 
-def from_memory(found: Found, *, unreachable: bool) -> Answered | None:
-    """Return an answer from L1 without a lookup, if it is fresh.
-
-    If Upstash is ``unreachable``, what is there may also be used for longer. None for what has to
-    be validated, refreshed or forwarded, which takes the current epochs.
-    """
-    stored, l1 = found.lookup.entry, found.context.store.l1
-    if stored is None or not answers.satisfies(found.request, stored):
-        return None
-    now, unverified_for = found.now, l1.unverified_for(found.lookup)
-    age = current_age(stored, now)
-    if unreachable:
-        usable = answers.usable_unverified(stored, now, unverified_for, found.wants)
-    else:
-        usable = unverified_for < 0 and answers.use(stored, age, found.wants) is Use.FRESH
-    detail = "the store did not answer" if unreachable else ""
-    response = _from_stored(found, stored, age, detail) if usable else None
-    return None if response is None else Answered(response=response)
-
-
 def _from_stored(found: Found, stored: StoredResponse, age: float, detail: str) -> Response | None:
     """Return the response from a stored one, None if that is damaged."""
-    left = stored.lifetime - age
     # Age and Cache-Status have whole seconds, so a popular response has the same head many times.
-    made_of = floor(age), floor(left), detail, found.rule.downstream
+    made_of = floor(age), floor(stored.lifetime - age), detail, found.rule.downstream
     last_made_of, head = found.lookup.last_head
     if last_made_of != made_of:
-        status = CacheStatus(hit=True, ttl=left, key=found.shown_key, detail=detail)
-        head = head_of(stored, age, found.context.store.profile, status)
-        head = for_downstream(head, found.rule)
+        head = found.head_of(stored, age, hit=True, detail=detail)
         found.lookup.last_head[:] = made_of, head
     try:
         return answers.answer(found.request, stored, head)
@@ -795,8 +786,7 @@ def _from_shared(found: Found, shared: Shared) -> Answered | None:
     current = found.lookup.epochs
     if validity(replace(before, tags=recorded), current) is not Validity.VALID:
         return None
-    status = CacheStatus(fwd=found.fwd, ttl=left, collapsed=True, key=found.shown_key)
-    head = for_downstream(head_of(stored, age, profile, status), found.rule)
+    head = found.head_of(stored, age, fwd=found.fwd, collapsed=True)
     return Answered(response=answers.answer(found.request, stored, head))
 
 

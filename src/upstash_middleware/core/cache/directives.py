@@ -18,8 +18,7 @@ from upstash_middleware.messages import LONGEST_VALUE, split_list
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from upstash_middleware.core.cache.profiles import Profile
-    from upstash_middleware.core.cache.rules import CacheRule
+    from upstash_middleware.core.cache.rules import CacheRule, Profile
     from upstash_middleware.messages import Headers, ResponseHead
 
 CDN_CACHE_CONTROL = "cdn-cache-control"

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import threading
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
 from upstash_middleware.core.cache import answers, directives, keys, storing
-from upstash_middleware.core.cache.answers import CONDITIONS, CacheStatus, current_age, head_of
+from upstash_middleware.core.cache.answers import CONDITIONS, cache_status, current_age
 from upstash_middleware.core.cache.directives import NO_DIRECTIVES
 from upstash_middleware.core.cache.store import FAILED, UNSHARED, UNSHARED_SECONDS, Purge
 from upstash_middleware.core.cache.storing import Candidate, Plan, vary_fields
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from upstash_middleware.core.cache.directives import Directives
     from upstash_middleware.core.cache.entries import StoredResponse
-    from upstash_middleware.core.cache.known_fields import KnownFields
+    from upstash_middleware.core.cache.fields import KnownFields
     from upstash_middleware.core.cache.rules import CacheRule
     from upstash_middleware.core.cache.store import Lookup, Store, Target
     from upstash_middleware.core.clock import Clock
@@ -128,6 +128,12 @@ class Found(Struct, frozen=True):
         expected = self.rule.ttl is not None or self.lookup.known
         return self.context.flights.expects(self.lookup.key, default=expected)
 
+    def head_of(self, stored: StoredResponse, age: float, /, **status: Any) -> ResponseHead:
+        """Return the head of a stored response as it is sent, with these parts of Cache-Status."""
+        field = cache_status(ttl=stored.lifetime - age, key=self.shown_key, **status)
+        head = answers.head_of(stored, age, self.context.store.profile, field)
+        return _for_downstream(head, self.rule)
+
     def may_be_stored(self) -> bool:
         """Whether the response could be stored, as far as the request decides."""
         headers, rule, profile = self.request.headers, self.rule, self.context.store.profile
@@ -179,7 +185,7 @@ class Bypassed(CacheExchange, kw_only=True, eq=False):
     detail: str
 
     def head(self, head: ResponseHead) -> ResponseHead | Response:
-        return _with_status(head, CacheStatus(fwd="bypass", detail=self.detail))
+        return _with_status(head, cache_status(fwd="bypass", detail=self.detail))
 
 
 class Answered(CacheExchange, kw_only=True, eq=False):
@@ -189,15 +195,15 @@ class Answered(CacheExchange, kw_only=True, eq=False):
     outcome: str = "hit"
 
 
-def _with_status(head: ResponseHead, status: CacheStatus) -> ResponseHead:
+def _with_status(head: ResponseHead, status: tuple[bytes, bytes]) -> ResponseHead:
     """Return a response head with Cache-Status."""
     headers = head.headers
     if directives.FROM_HANDLERS in headers:
         headers = headers.without(directives.FROM_HANDLERS)
-    return ResponseHead(head.status, headers.adding(status.field()))
+    return ResponseHead(head.status, headers.adding(status))
 
 
-def for_downstream(head: ResponseHead, rule: CacheRule) -> ResponseHead:
+def _for_downstream(head: ResponseHead, rule: CacheRule) -> ResponseHead:
     """Return the head of a response that is stored here with the rule's own Cache-Control.
 
     Its Vary names what the rule selects by, which other caches cannot know otherwise.
@@ -300,14 +306,14 @@ class Miss(CacheExchange, kw_only=True, eq=False):
             candidate = self.candidate
             if head.status == 304 and candidate and storing.states_freshness(candidate):
                 found.context.flights.expect(found.lookup.key)  # next time, request the whole
-            return self._sent(head, head, self._status(detail=planned))
+            return self._sent(head, head, detail=planned)
         self.planned, self.announced = planned, length
         if length == 0:
             self._finish_body()
         elif length is None and head.status not in WITHOUT_BODY:  # it streams, perhaps for ever
             self.resolve(NotShared.UNSHAREABLE)
-        status = self._status(stored=self._is_certain(planned))
-        return self._sent(head, for_downstream(head, found.rule), status)
+        sent = _for_downstream(head, found.rule)
+        return self._sent(head, sent, stored=self._is_certain(planned))
 
     def chunk(self, data: bytes) -> None:
         if self.planned is None or not data:
@@ -377,21 +383,24 @@ class Miss(CacheExchange, kw_only=True, eq=False):
             return None
         return self._with_body(self.planned)
 
-    def _status(self, *, stored: bool = False, detail: str = "") -> CacheStatus:
-        found = self.found
-        return CacheStatus(fwd=found.fwd, stored=stored, key=found.shown_key, detail=detail)
-
-    def _sent(self, head: ResponseHead, sent: ResponseHead, status: CacheStatus) -> ResponseHead:
+    def _sent(
+        self, head: ResponseHead, sent: ResponseHead, *, stored: bool = False, detail: str = ""
+    ) -> ResponseHead:
         """Return the head to send, which is a 304's if the client has the response (§4.3.2)."""
+        found, fwd_status = self.found, None
         if (
             self.evaluates
             and head.status == 200
             # One of unknown length may stream for ever, and the client would not see the 304.
             and content_length(head.headers) is not None
-            and answers.makes_304(self.found.request.headers, head.headers, self.found.now)
+            and answers.makes_304(found.request.headers, head.headers, found.now)
         ):
             sent = ResponseHead(304, answers.headers_of_304(sent.headers))
-            status = replace(status, fwd_status=head.status)
+            fwd_status = head.status
+        key = found.shown_key
+        status = cache_status(
+            fwd=found.fwd, fwd_status=fwd_status, stored=stored, key=key, detail=detail
+        )
         return _with_status(sent, status)
 
     def _is_certain(self, planned: Plan) -> bool:
@@ -528,7 +537,7 @@ class Revalidation(Miss, kw_only=True, eq=False):
             found.context.revalidations.end(found.lookup.key, failed=False)
         if head.status == 206 and stored.status != 206:  # the stored whole is kept
             self.resolve(NotShared.UNSHAREABLE)
-            return _with_status(head, self._status(detail="partial content"))
+            return self._sent(head, head, detail="partial content")
         if found.lookup.outdated:
             return super().head(head)
         if head.status == 304:
@@ -604,16 +613,11 @@ class Revalidation(Miss, kw_only=True, eq=False):
             self.resolve(NotShared.UNSHAREABLE)
         found = self.found
         age = current_age(stored, found.now)
-        status = CacheStatus(
-            fwd=found.fwd,
-            fwd_status=fwd_status,
-            ttl=stored.lifetime - age,
-            stored=self.confirmed is not None and self._is_certain(self.confirmed),
-            key=found.shown_key,
-            detail=detail,
+        certain = self.confirmed is not None and self._is_certain(self.confirmed)
+        head = found.head_of(
+            stored, age, fwd=found.fwd, fwd_status=fwd_status, stored=certain, detail=detail
         )
-        head = head_of(stored, age, found.context.store.profile, status)
-        return answers.answer(found.request, stored, for_downstream(head, found.rule))
+        return answers.answer(found.request, stored, head)
 
 
 # --- Invalidation (RFC 9111 §4.4) ---------------------------------------------------------------
@@ -640,7 +644,7 @@ class Invalidation(CacheExchange, kw_only=True, eq=False):
             )
         self.pending = [name for url in self.urls for name in keys.urls_to_purge(url, rules)]
         self.context.pending.begin(self.pending)
-        return _with_status(head, CacheStatus(fwd="method")) if covered else head
+        return _with_status(head, cache_status(fwd="method")) if covered else head
 
     def finish(self, *, complete: bool) -> Flow[None] | None:
         """Invalidate, even if the client did not wait for the response."""
@@ -865,7 +869,7 @@ class Revalidations:
         with self._lock:
             if failed:
                 self._known.put(key, (self._clock.monotonic() + BACK_OFF, True))
-            elif key in self._known:
+            else:
                 self._known.remove(key)
 
     def failing(self, key: str) -> bool:

@@ -6,20 +6,18 @@ import re
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from hashlib import blake2b, sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, unquote, unquote_plus, urlsplit
 
 from msgspec import Struct
 
 from upstash_middleware.core.cache.directives import members
-from upstash_middleware.core.cache.known_fields import CODINGS, LIST_FIELDS
 from upstash_middleware.messages import LONGEST_VALUE, PATH_SAFE, normal_path
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
-    from upstash_middleware.core.cache.profiles import Profile
-    from upstash_middleware.core.cache.rules import CacheRule
+    from upstash_middleware.core.cache.rules import CacheRule, Profile
     from upstash_middleware.messages import Headers, HTTPRequest
 
 _LONGEST = 1024
@@ -173,6 +171,43 @@ def origin_as_sent(scheme: str, host: str) -> str:
 
 
 # --- Selecting header fields (RFC 9111 §4.1) ----------------------------------------------------
+
+# RFC 9111 §4.1 lets values of a selecting field match as far as the field's definition says that
+# they mean the same: in a list, white space around commas and empty members (RFC 9110 §5.6.1). In
+# any other field a comma has no meaning: "https://a.example," is not "https://a.example".
+
+
+class ListField(NamedTuple):
+    """Whether case, and the order of its members, make no difference to a list-valued field."""
+
+    case: bool
+    order: bool
+
+
+LIST_FIELDS: Mapping[str, ListField] = {
+    # RFC 9110 §12.5.1; the value of a media type's parameter may depend on case.
+    "accept": ListField(case=False, order=True),
+    "accept-charset": ListField(case=True, order=True),  # RFC 9110 §12.5.2, §8.3.2
+    "accept-encoding": ListField(case=True, order=True),  # RFC 9110 §12.5.3, §8.4.1
+    "accept-language": ListField(case=True, order=True),  # RFC 9110 §12.5.4, RFC 4647 §2
+    "access-control-request-headers": ListField(case=True, order=True),  # names: Fetch §3.3.3
+    "cache-control": ListField(case=False, order=True),  # RFC 9111 §5.2
+    "prefer": ListField(case=False, order=False),  # RFC 7240 §2: of a repeated one the first counts
+    "te": ListField(case=True, order=True),  # RFC 9110 §10.1.4
+    "via": ListField(case=False, order=False),  # RFC 9110 §7.6.3: the way that a message took
+}
+
+# Clients spell Accept-Encoding in many ways, and a server has few codings: a response is stored for
+# all clients that accept its coding. RFC 9110 §8.4.1.
+
+CODINGS = frozenset(
+    {
+        "br",  # RFC 7932; servers compress text with it
+        "deflate",  # zlib; rarely used, but nearly every client names it
+        "gzip",  # what each compression middleware can do
+        "zstd",  # RFC 8878; newer servers
+    }
+)
 
 _BY_CODINGS = "accept-encoding="
 _WEIGHT = re.compile(r" ?q=(?:1(?:\.0{0,3})?|0\.(?!0{1,3}\Z)[0-9]{1,3})")

@@ -58,8 +58,7 @@ if TYPE_CHECKING:
 
     from upstash_middleware.core.cache.entries import Entry, Sealing
     from upstash_middleware.core.cache.keys import Names
-    from upstash_middleware.core.cache.profiles import Profile
-    from upstash_middleware.core.cache.rules import CacheRule
+    from upstash_middleware.core.cache.rules import CacheRule, Profile
     from upstash_middleware.core.cache.storing import Plan
     from upstash_middleware.core.clock import Clock
     from upstash_middleware.core.flow import Argument, Reply
@@ -357,29 +356,10 @@ class Store(Struct, frozen=True):
         softly = before.purged_softly
         return replace(lookup, entry=before.entry, purged_softly=softly, outdated=True)
 
-    def from_memory(self, target: Target) -> Lookup | None:
-        """Return an earlier lookup of this process for a request, if L1 still has it.
-
-        A wrong guess finds nothing, since a variant's key contains the fields that select it.
-        """
-        if not self.l1.holds:
-            return None
-        guess = self.guesses.get(target.key)
-        vary = guess.vary if guess is not None else ()
-        return self.l1.find(self.variant(target, vary) if vary else target.key)
-
     def variant(self, target: Target, fields: Iterable[str]) -> str:
         """Return ``V``: the key of the variant that a request selects by these fields."""
         values = selected_values(fields, target.headers, self.profile)
         return keyed(target.key, values, self.secret())
-
-    def entry(self, key: str, data: bytes | None) -> Entry | None:
-        """Return the entry read from a key, None if there is none; a damaged one is reported."""
-        entry = decode(key, data, self.sealing)
-        if entry is None and data is not None:
-            sealed = "" if self.sealing is None else ", or sealed under none of cache_keys"
-            self.emit(CacheEntryRefused(key, f"no entry of this version, or damaged{sealed}"))
-        return entry
 
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
         """Return the values of keys, in one command."""
@@ -634,9 +614,14 @@ class _Values:
         return Epochs.parse(texts, self._tags)
 
     def entry(self, key: str) -> Entry | None:
-        """Return the entry at a key that was read."""
+        """Return the entry at a key that was read, None if there is none; report a damaged one."""
         if key not in self._entries:
-            self._entries[key] = self._store.entry(key, self.values[key])
+            data, sealing = self.values[key], self._store.sealing
+            self._entries[key] = entry = decode(key, data, sealing)
+            if entry is None and data is not None:
+                sealed = "" if sealing is None else ", or sealed under none of cache_keys"
+                why = f"no entry of this version, or damaged{sealed}"
+                self._store.emit(CacheEntryRefused(key, why))
         return self._entries[key]
 
     def lock(self, key: str) -> Lock:
@@ -707,11 +692,6 @@ class L1:
         self.changes: int = 0
         """How often this process has changed what is on Redis; to be read before a lookup."""
         self._lock = threading.Lock()
-
-    @property
-    def holds(self) -> bool:
-        """Whether there is anything to find."""
-        return bool(len(self._lookups))
 
     def find(self, key: str) -> Lookup | None:
         """Return the last lookup of a key, whatever its age."""

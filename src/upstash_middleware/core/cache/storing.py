@@ -24,15 +24,14 @@ from upstash_middleware.core.cache.directives import (
     staleness,
 )
 from upstash_middleware.core.cache.entries import MAX_TAGS, Epochs, StoredResponse, with_ancestors
+from upstash_middleware.core.cache.fields import client_addresses, shows_any
 from upstash_middleware.core.cache.keys import drops_parameters, selector_of_codings
-from upstash_middleware.core.cache.reflection import client_addresses, shows_any
 from upstash_middleware.messages import LONGEST_VALUE
 
 if TYPE_CHECKING:
     from upstash_middleware.core.cache.directives import Directives
-    from upstash_middleware.core.cache.known_fields import KnownFields
-    from upstash_middleware.core.cache.profiles import Profile
-    from upstash_middleware.core.cache.rules import CacheRule
+    from upstash_middleware.core.cache.fields import KnownFields
+    from upstash_middleware.core.cache.rules import CacheRule, Profile
     from upstash_middleware.messages import Headers, HTTPRequest, ResponseHead
 
 MAX_VARY_FIELDS = 8
