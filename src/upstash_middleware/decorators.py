@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, TypeVar, cast
 
 from msgspec import structs
 
-from upstash_middleware.core.cache.directives import FROM_HANDLERS
-from upstash_middleware.core.cache.rules import SUCCESSFUL
 from upstash_middleware.core.clock import seconds_in
 from upstash_middleware.core.engine import Engine, Part
 from upstash_middleware.core.ratelimit import rule_from_mapping
@@ -630,6 +628,9 @@ class CachedAs(Decorator):
 
         Its own freshness takes precedence over ``ttl``, and errors are not stored.
         """
+        from upstash_middleware.core.cache.directives import FROM_HANDLERS  # noqa: PLC0415
+        from upstash_middleware.core.cache.rules import SUCCESSFUL  # noqa: PLC0415
+
         if head.status not in SUCCESSFUL:
             return head
         tags = [_filled(tag, path_params) for tag in self._tags]
@@ -655,6 +656,8 @@ class NeverCached(Decorator):
         fields: _Fields = (("cache-control", "no-store"),)
         if any(name.endswith("control") for name in rest.headers.names()):
             # A targeted field (RFC 9213), which would take precedence in the cache.
+            from upstash_middleware.core.cache.directives import FROM_HANDLERS  # noqa: PLC0415
+
             fields = (*fields, (FROM_HANDLERS, "no-store"))
         return _with_fields(rest, fields)
 

@@ -44,7 +44,7 @@ logger: logging.Logger = logging.getLogger("upstash_middleware")
 
 _MINUTE: Final = 60.0
 _LONGEST: Final = 400
-_UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_UNPRINTABLE: Final = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+"
 
 _OF_SOME_COMMANDS: Final = frozenset({Refusal.PERMISSION, Refusal.FULL, Refusal.SIZE})
 """Refusals of some commands, while others succeed."""
@@ -223,7 +223,7 @@ class LogObserver:
 
 def one_line(text: str) -> str:
     """Return a text from outside, shortened, and without characters that could forge a line."""
-    return _UNPRINTABLE.sub(" ", text)[:_LONGEST]
+    return re.sub(_UNPRINTABLE, " ", text)[:_LONGEST]
 
 
 def _fields(event: str, **values: object) -> dict[str, object]:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike, fspath
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from msgspec import Struct
@@ -342,6 +340,9 @@ def _check_encryption(settings: Settings, source: str) -> None:
 
 def read_rule_file(path: str | PathLike[str]) -> dict[str, Any]:
     """Return the settings in a rule file. Raises ConfigurationError if it cannot be read."""
+    import tomllib  # noqa: PLC0415 - slow to import, as pathlib
+    from pathlib import Path  # noqa: PLC0415
+
     try:
         with Path(path).open("rb") as file:
             return tomllib.load(file)
@@ -358,7 +359,7 @@ def read_rule_file(path: str | PathLike[str]) -> dict[str, Any]:
 _MAX_SECONDS = 400 * 24 * 3600.0
 _MAX_BODY = 9 * 1024 * 1024
 _MAX_VARIANTS = 1000
-_FIELD_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_FIELD_NAME = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
 
 _Reader = Callable[[str, Any], Any]
 
@@ -454,7 +455,7 @@ def _one_of(*choices: str) -> _Reader:
 def _field_names(example: str) -> _Reader:
     def read(name: str, value: Any) -> tuple[str, ...]:
         for field_name in _items(name, value, f"field names such as {example!r}"):
-            if not isinstance(field_name, str) or not _FIELD_NAME.fullmatch(field_name):
+            if not isinstance(field_name, str) or not re.fullmatch(_FIELD_NAME, field_name):
                 raise ConfigurationError(
                     f"{name}: {field_name!r} should be a field name such as {example!r}"
                 )

@@ -19,7 +19,7 @@ UNITS: dict[str, float] = {
     "month": 2_592_000,
 }  # fmt: skip
 """Seconds by unit. A month is 30 days; windows are cut in UTC, not by any calendar."""
-_TEXT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([a-z]+)", re.IGNORECASE)
+_TEXT = r"(?i)([0-9]+(?:\.[0-9]+)?) ?([a-z]+)"  # compiled when first used
 
 
 def unit_seconds(unit: str) -> float | None:
@@ -33,7 +33,7 @@ def seconds_in(value: Any) -> float | None:
     if isinstance(value, timedelta):
         return _whole(value.total_seconds())
     if isinstance(value, str):
-        found = _TEXT.fullmatch(value.strip())
+        found = re.fullmatch(_TEXT, value.strip())
         unit = unit_seconds(found[2]) if found else None
         return None if found is None or unit is None else _whole(float(found[1]) * unit)
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -80,7 +79,7 @@ async def extract(extractor: AnyExtractor, request: HTTPRequest) -> Identifier |
 # How identifiers are written into keys.
 
 
-_UNESCAPED = re.compile(r"[A-Za-z0-9/\-._~!$&'()*+,;=@]*")
+_UNESCAPED = r"[A-Za-z0-9/\-._~!$&'()*+,;=@]*"
 
 
 def escape(part: str) -> str:
@@ -89,7 +88,7 @@ def escape(part: str) -> str:
     The colon separates a key's parts, the percent sign escapes, the number sign marks a hash;
     braces would be a cluster's hash tags.
     """
-    if _UNESCAPED.fullmatch(part):  # nearly all, and quicker than quote
+    if re.fullmatch(_UNESCAPED, part):  # nearly all, and quicker than quote
         return part
     return quote(part, safe="/-._~!$&'()*+,;=@", errors="surrogatepass")
 
@@ -104,6 +103,8 @@ def key_text(identifier: Identifier, secret: Callable[[], bytes]) -> str:
         plain = _plain_text(identifier.kind, identifier.value)
         if plain is not None:
             return plain
+    import hmac  # noqa: PLC0415 - slow to import, and not needed for addresses
+
     kind = _escaped_kind(identifier.kind)
     message = f"{kind}={identifier.value}".encode("utf-8", "surrogatepass")
     return f"{kind[:_LONGEST_KIND]}=#{hmac.digest(secret(), message, 'sha256')[:16].hex()}"
@@ -369,7 +370,7 @@ def of_address(address: Address, ipv6_prefix: int) -> Identifier:
     return Identifier("ip", str(ipaddress.ip_network((address, ipv6_prefix), strict=False)))
 
 
-_WITH_PORT = re.compile(r"([0-9.]+):[0-9]{1,5}|\[([^\]]*)\](?::[0-9]{1,5})?")
+_WITH_PORT = r"([0-9.]+):[0-9]{1,5}|\[([^\]]*)\](?::[0-9]{1,5})?"
 
 
 @lru_cache(maxsize=4096)
@@ -381,7 +382,7 @@ def parse_address(text: str) -> Address | None:
     text = text.strip().strip('"')
     if len(text) > 64:
         return None
-    if found := _WITH_PORT.fullmatch(text):
+    if found := re.fullmatch(_WITH_PORT, text):
         text = found[1] or found[2] or ""
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
@@ -612,9 +613,6 @@ class IdentityList(Struct, frozen=True):
         )
 
 
-_MISTYPED = re.compile(r"[0-9]+(\.[0-9]+)+")
-
-
 def identity_list(entries: Iterable[str]) -> IdentityList:
     """Parse a list.
 
@@ -636,7 +634,7 @@ def identity_list(entries: Iterable[str]) -> IdentityList:
             kind, equals, value = entry.partition("=")
         if equals:
             identities.add((kind, value))
-        elif "/" in entry or _MISTYPED.fullmatch(entry):
+        elif "/" in entry or re.fullmatch(r"[0-9]+(\.[0-9]+)+", entry):
             raise ConfigurationError(f"{entry!r} is no network; write for instance '10.0.0.0/8'")
         else:
             identities.add(("id", entry))

@@ -24,18 +24,20 @@ if TYPE_CHECKING:
 MANY_REQUESTS = 10_000
 """Requests of a process after which a rule that none of them has matched is reported."""
 
-_PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(:path)?\}")
-_SLASHES = re.compile("/{2,}")
+# Regular expressions are texts here, and compiled when first used: imports should be quick.
+_PLACEHOLDER = r"\{([A-Za-z_][A-Za-z0-9_]*)(:path)?\}"
 
 _SYNTAXES = (
-    (re.compile(r"<(?:\w+(?:\([^)]*\))?:)?\w*>"), "<name> is the syntax of Flask and Django"),
-    (re.compile(r"(?<=/):\w+[?*+]?(?=/|$)"), ":name is the syntax of Express and Rails"),
-    (re.compile(r"(?<=/)\[[^/]*\](?=/|$)"), "[name] is the syntax of Next.js"),
-    (re.compile(r"\{\w+:(?!path\})\w*\}"), "placeholders have no converters but :path"),
-    (re.compile(r"\*+"), "an asterisk is not a wildcard"),
+    (r"<(?:\w+(?:\([^)]*\))?:)?\w*>", "<name> is the syntax of Flask and Django"),
+    (r"(?<=/):\w+[?*+]?(?=/|$)", ":name is the syntax of Express and Rails"),
+    (r"(?<=/)\[[^/]*\](?=/|$)", "[name] is the syntax of Next.js"),
+    (r"\{\w+:(?!path\})\w*\}", "placeholders have no converters but :path"),
+    (r"\*+", "an asterisk is not a wildcard"),
 )
 """Placeholders of other syntaxes, which would match nothing as plain text."""
-_NAME_WITHIN = re.compile(r"<(?:[^<>]*:)?([A-Za-z_]\w*)>|[:{\[](?:\.\.\.)?([A-Za-z_]\w*)")
+_SPECIAL = frozenset("<:[*")
+"""One of these is in each of them."""
+_NAME_WITHIN = r"<(?:[^<>]*:)?([A-Za-z_]\w*)>|[:{\[](?:\.\.\.)?([A-Za-z_]\w*)"
 
 
 class PathPattern(Struct, frozen=True):
@@ -117,9 +119,9 @@ def other_readings(path: str) -> tuple[str, ...]:
     if path[:1] == "/":
         if "//" not in path and path[-1] != "\n":
             return ()
-        merged = [_SLASHES.sub("/", path)]
+        merged = [re.sub("/{2,}", "/", path)]
     elif path:
-        merged = [_SLASHES.sub("/", f"/{each}") for each in (path, path.partition("/")[2])]
+        merged = [re.sub("/{2,}", "/", f"/{each}") for each in (path, path.partition("/")[2])]
     else:
         return ()
     readings = {*merged, *(each.removesuffix("\n") for each in merged)}
@@ -128,8 +130,8 @@ def other_readings(path: str) -> tuple[str, ...]:
 
 def _check(text: str) -> None:
     problem = None
-    for placeholder, reason in _SYNTAXES:
-        if placeholder.search(text):
+    for placeholder, reason in _SYNTAXES if _SPECIAL.intersection(text) else ():
+        if re.search(placeholder, text):
             problem = f"{reason}; write {_in_our_syntax(text)!r}"
             break
     else:
@@ -154,11 +156,11 @@ def _in_our_syntax(text: str) -> str:
     """Return a pattern of another syntax in ours, as far as possible."""
     segments = text.strip("/").split("/")
     for index, segment in enumerate(segments):
-        if not any(placeholder.search(f"/{segment}") for placeholder, _ in _SYNTAXES):
+        if not any(re.search(placeholder, f"/{segment}") for placeholder, _ in _SYNTAXES):
             continue
         is_last = index == len(segments) - 1
         takes_all = is_last and ("<path:" in segment or "..." in segment or "*" in segment)
-        found = _NAME_WITHIN.search(segment)
+        found = re.search(_NAME_WITHIN, segment)
         name = (found[1] or found[2]) if found else "rest" if takes_all else f"name{index}"
         segments[index] = f"{{{name}:path}}" if takes_all else f"{{{name}}}"
     return "/" + "/".join(segments)
@@ -167,7 +169,7 @@ def _in_our_syntax(text: str) -> str:
 def _segment(segment: str, text: str) -> str:
     if "{" not in segment and "}" not in segment:
         return re.escape(segment)
-    placeholder = _PLACEHOLDER.fullmatch(segment)
+    placeholder = re.fullmatch(_PLACEHOLDER, segment)
     if placeholder is None:
         raise ConfigurationError(
             f"path pattern {text!r}: {segment!r} should be a whole segment such as {{id}} "

@@ -369,11 +369,9 @@ _LOOKED_INTO = 50
 """The first so many of them show whether a proxy is in front."""
 _DOMINATING = 0.9
 
-_PRIVATE = identity_list(
-    (
-        *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"),
-        *("127.0.0.0/8", "169.254.0.0/16", "fc00::/7", "fe80::/10", "::/64"),
-    )
+_PRIVATE = (
+    *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"),
+    *("127.0.0.0/8", "169.254.0.0/16", "fc00::/7", "fe80::/10", "::/64"),
 )
 _REMEDY = (
     "; if that is a proxy, set one of client_ip(trusted_hops=1), the number of proxies in front, "
@@ -457,7 +455,7 @@ def _dominating(found: Identifier) -> str:
 
 @lru_cache(maxsize=4096)
 def _is_private(address: str) -> bool:
-    return Identifier("ip", address) in _PRIVATE
+    return Identifier("ip", address) in identity_list(_PRIVATE)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import threading
@@ -429,8 +428,8 @@ def completing(denial: Headers, names: Collection[str]) -> Fields:
 DeniedResponse = tuple[int, Mapping[str, str], str | bytes] | None
 """A status, header fields and a body, text in UTF-8; None for this package's own response."""
 OnDenied = Callable[[HTTPRequest, Decision], DeniedResponse | Awaitable[DeniedResponse]]
-_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_ENDS_LINES = re.compile(r"[\r\n\x00]")
+_FIELD_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # compiled when first used, as all of these
+_ENDS_LINES = r"[\r\n\x00]"
 _FRAMING = frozenset({"content-length", "transfer-encoding"})
 """Fields that follow from the body."""
 
@@ -451,7 +450,7 @@ def custom_denial(returned: Any, own: Response, request: HTTPRequest) -> Respons
     lines = [(name, text) for name, text in dict(fields).items() if name.lower() not in _FRAMING]
     for name, text in lines:
         # What breaks a line would end the connection, or forge a field (RFC 9110 §5.1, §5.5).
-        if not _FIELD_NAME.fullmatch(name) or _ENDS_LINES.search(text):
+        if not re.fullmatch(_FIELD_NAME, name) or re.search(_ENDS_LINES, text):
             raise ValueError(f"on_denied returned the field {name!r}: {text!r}, which is not one")
     given = Headers((name.encode("latin-1"), text.encode("latin-1")) for name, text in lines)
     missing = completing(own.head.headers, given.names())
@@ -475,6 +474,8 @@ def _represented(media_type: str, problem: _Problem) -> tuple[Fields, bytes]:
 
 
 def _as_problem(problem: _Problem) -> str:
+    import json  # noqa: PLC0415 - not needed for a cold start
+
     members: dict[str, object] = {
         "type": problem.type,
         "title": problem.title,
@@ -505,7 +506,7 @@ _WRITERS: dict[str, Callable[[_Problem], str]] = {
     "text/html": _as_html,
     "text/plain": _as_text,
 }
-_WEIGHT = re.compile(r"[01](?:\.[0-9]{0,3})?")
+_WEIGHT = r"[01](?:\.[0-9]{0,3})?"
 _LONGEST_REMEMBERED = 256
 """Characters of an Accept field whose meaning is remembered: browsers' have some 130."""
 
@@ -526,7 +527,7 @@ def _preferred(accept: str) -> str:
         weight = 1.0
         for parameter in parameters:
             name, _, value = parameter.partition("=")
-            if name.strip() == "q" and _WEIGHT.fullmatch(value.strip()):
+            if name.strip() == "q" and re.fullmatch(_WEIGHT, value.strip()):
                 weight = float(value)
         weights[media_range.strip()] = weight
 

@@ -45,11 +45,11 @@ _BY_WORD: dict[str, type[FixedWindow | SlidingWindow | GCRA | SlidingLog]] = {
     for limit in ALGORITHMS.values()
     if limit.word is not None
 }
-_AT_ONCE = re.compile(r"([0-9]+(?:_[0-9]+)*)\s+at\s+once", re.IGNORECASE)
-_LIMIT = re.compile(
-    r"(?:(?P<algorithm>[a-z]+)\s+)?(?P<limit>[0-9]+(?:_[0-9]+)*)\s*(?:/|\s+per\s|\s+in\s)\s*"
-    r"(?P<count>[0-9]+(?:\.[0-9]+)?)?\s*(?P<unit>[a-z]+)(?:\s+burst\s+(?P<burst>[0-9]+(?:_[0-9]+)*))?",
-    re.IGNORECASE,
+# Compiled when first used: imports should be quick.
+_AT_ONCE = r"(?i)([0-9]+(?:_[0-9]+)*)\s+at\s+once"
+_LIMIT = (
+    r"(?i)(?:(?P<algorithm>[a-z]+)\s+)?(?P<limit>[0-9]+(?:_[0-9]+)*)\s*(?:/|\s+per\s|\s+in\s)\s*"
+    r"(?P<count>[0-9]+(?:\.[0-9]+)?)?\s*(?P<unit>[a-z]+)(?:\s+burst\s+(?P<burst>[0-9]+(?:_[0-9]+)*))?"
 )
 
 
@@ -65,9 +65,9 @@ def parse_limits(text: str) -> tuple[Limit, ...]:
 
 
 def _parse_limit(part: str, text: str) -> Limit:
-    if slots := _AT_ONCE.fullmatch(part):
+    if slots := re.fullmatch(_AT_ONCE, part):
         return Concurrency(int(slots[1]))
-    found = _LIMIT.fullmatch(part)
+    found = re.fullmatch(_LIMIT, part)
     if found is None:
         shown = repr(part) if part == text else f"{part!r} in {text!r}"
         raise ConfigurationError(
