@@ -33,7 +33,14 @@ from upstash_redis.format import FORMATTERS, cast_response, format_set, ok_to_bo
 from upstash_middleware import errors
 from upstash_middleware.core.flow import Command, Pipeline
 from upstash_middleware.logs import LogObserver
-from upstash_middleware.upstash import AsyncClient, Breaker, Client, Credentials, OnePerProcess
+from upstash_middleware.upstash import (
+    AsyncClient,
+    Breaker,
+    Client,
+    Credentials,
+    OnePerProcess,
+    own_client,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,9 +58,12 @@ class Redis(upstash_redis.Redis):
         token: The REST token; default UPSTASH_REDIS_REST_TOKEN.
         deadline: Seconds that a command, pipeline or transaction may take in all; default 1.
         decode: Whether strings are returned as ``str``; False returns ``bytes``.
+        transport: How calls are made, as in the settings: ``"sockets"``, ``"httpx"``, or your own
+            ``httpx.Client`` (for ``AsyncRedis``, ``httpx.AsyncClient``), which is not closed.
 
     Raises:
-        ConfigurationError: For a URL or token that cannot be one, or that is missing.
+        ConfigurationError: For a URL, token or transport that cannot be one, and for a URL or token
+            that is missing.
     """
 
     def __init__(
@@ -63,10 +73,13 @@ class Redis(upstash_redis.Redis):
         *,
         deadline: float = 1.0,
         decode: bool = True,
+        transport: Any = None,
     ) -> None:
         credentials = Credentials.find(url=url, token=token, environ=os.environ)
+        own_client(transport, "Client")
+        options: dict[str, Any] = {"deadline": deadline, "transport": transport}
         breaker = OnePerProcess(lambda: _breaker(deadline))
-        self._set_up(Client(credentials, deadline=deadline, breaker=breaker), decode=decode)
+        self._set_up(Client(credentials, breaker=breaker, **options), decode=decode)
 
     @classmethod
     def over(cls, client: Client) -> Self:
@@ -152,10 +165,13 @@ class AsyncRedis(upstash_redis.asyncio.Redis):
         *,
         deadline: float = 1.0,
         decode: bool = True,
+        transport: Any = None,
     ) -> None:
         credentials = Credentials.find(url=url, token=token, environ=os.environ)
+        own_client(transport, "AsyncClient")
+        options: dict[str, Any] = {"deadline": deadline, "transport": transport}
         breaker = OnePerProcess(lambda: _breaker(deadline))
-        self._set_up(AsyncClient(credentials, deadline=deadline, breaker=breaker), decode=decode)
+        self._set_up(AsyncClient(credentials, breaker=breaker, **options), decode=decode)
 
     @classmethod
     def over(cls, client: AsyncClient) -> Self:

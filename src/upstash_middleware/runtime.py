@@ -449,6 +449,7 @@ class Runtime:
                 credentials = self._known_credentials()
                 shared: dict[str, Any] = {
                     "deadline": self.settings.deadline,
+                    "transport": self.settings.transport,
                     "sync_token": SyncToken(),
                 }
                 if self.settings.breaker:

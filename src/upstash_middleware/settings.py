@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -139,6 +140,10 @@ class Arguments(TypedDict, total=False):
     redis: Any
     """The application's own upstash_redis.Redis, sync or async, instead of URL and token; or a
     LocalUpstash, which is then reached without a socket."""
+    transport: Any
+    """How calls are made: ``"sockets"``, or ``"httpx"``, the default behind a proxy; or the
+    application's own httpx.Client (Flask, WSGI, Django) or httpx.AsyncClient (ASGI), or a tuple of
+    both, for instance for mutual TLS. It is not closed, and the deadlines apply to it too."""
     prefix: str
     """The beginning of every key; default ``upstash-middleware``."""
     secret: str
@@ -194,6 +199,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     url: str | None
     token: str | None
     redis: Any
+    transport: Any
     prefix: str
     secret: str | None
     deadline: float
@@ -208,8 +214,8 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     def same_database(self, other: Settings) -> bool:
         """Whether one HTTP call can serve both."""
-        mine = (self.url, self.token, self.redis)
-        return mine == (other.url, other.token, other.redis)
+        mine = (self.url, self.token, self.redis, self.transport)
+        return mine == (other.url, other.token, other.redis, other.transport)
 
 
 def settings_from(
@@ -477,6 +483,20 @@ def _observers(name: str, value: Any) -> tuple[Observer, ...]:
     return tuple(value)
 
 
+def _transport(name: str, value: Any) -> Any:
+    httpx = sys.modules.get("httpx")  # loaded by whoever has one of its clients
+    kinds = () if httpx is None else (httpx.Client, httpx.AsyncClient)
+    clients = value if isinstance(value, tuple | list) else [value]
+    if value is None or (isinstance(value, str) and value in {"sockets", "httpx"}):
+        return value
+    if clients and all(isinstance(client, kinds) for client in clients):
+        return value
+    raise ConfigurationError(
+        f"{name}: {value!r} should be 'httpx', 'sockets', an httpx.Client or httpx.AsyncClient, or "
+        "a tuple of both"
+    )
+
+
 def _anything(_name: str, value: Any) -> Any:
     return value
 
@@ -565,6 +585,7 @@ _SETTINGS: dict[str, tuple[_Reader, Any]] = {
     "url": (_text, None),
     "token": (_text, None),
     "redis": (_anything, None),
+    "transport": (_transport, None),
     "prefix": (_prefix, "upstash-middleware"),
     "secret": (_text, None),
     "deadline": (_duration(most=60, above=True), 1.0),

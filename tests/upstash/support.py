@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import httpx
 
 from upstash_middleware.core.flow import Command, Pipeline
 from upstash_middleware.upstash import AsyncClient, Client
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
 
     from upstash_middleware.core.flow import Argument, Reply
     from upstash_middleware.upstash import Credentials
-    from upstash_middleware.upstash.client import Library
 
 
 def pipeline(
@@ -32,15 +33,22 @@ def pipeline(
 
 @contextmanager
 def executing(
-    kind: str, credentials: Credentials, library: Library | None
+    kind: str, credentials: Credentials, library: str | None
 ) -> Iterator[Callable[[Pipeline], list[Reply]]]:
-    """Yield what performs pipelines: a Client, or an AsyncClient on an event loop."""
+    """Yield what performs pipelines: a Client, or an AsyncClient on an event loop.
+
+    The library ``own`` is an httpx client of the test's.
+    """
     if kind == "sync":
-        client = Client(credentials, transport=library)
+        transport: Any = httpx.Client(trust_env=False) if library == "own" else library
+        client = Client(credentials, transport=transport)
         yield client.execute
         client.close()
+        if library == "own":
+            transport.close()
         return
-    async_client = AsyncClient(credentials, transport=library)
+    transport = httpx.AsyncClient(trust_env=False) if library == "own" else library
+    async_client = AsyncClient(credentials, transport=transport)
 
     async def execute(pipeline: Pipeline) -> list[Reply]:
         return await async_client.execute(pipeline)
@@ -48,3 +56,5 @@ def executing(
     with asyncio.Runner() as runner:
         yield lambda pipeline: runner.run(execute(pipeline))
         runner.run(async_client.aclose())
+        if library == "own":
+            runner.run(transport.aclose())

@@ -19,7 +19,7 @@ TEXT = "return {KEYS[1], ARGV[1], 7, false}"
 SCRIPT = Script(TEXT, hashlib.sha1(TEXT.encode()).hexdigest())
 
 
-@pytest.fixture(params=["sockets", "httpx"])
+@pytest.fixture(params=["sockets", "httpx", "own"])
 def library(request):
     return request.param
 

@@ -46,10 +46,14 @@ def library(request):
     return request.param
 
 
-@pytest.fixture(params=["sync", "async"])
-def talk(request, library):
-    """Return what opens a client to a URL."""
-    return lambda url: executing(request.param, Credentials(url, TOKEN), library)
+@pytest.fixture(
+    params=[(kind, over) for over in ("sockets", "httpx", "own") for kind in ("sync", "async")],
+    ids="-".join,
+)
+def talk(request):
+    """Return what opens a client to a URL; ``own`` is the application's httpx client."""
+    kind, library = request.param
+    return lambda url: executing(kind, Credentials(url, TOKEN), library)
 
 
 @pytest.fixture
@@ -206,12 +210,21 @@ def test_a_command_that_failed_is_a_value_also_in_json_with_status_400(talk):
     assert isinstance(reply, CommandError)
 
 
-def test_one_connection_serves_many_calls_and_cookies_are_not_kept(talk):
-    with raw_server(answer(b":1\r\n", headers=b"Set-Cookie: a=b\r\n")) as server:
+def test_one_connection_serves_many_calls(talk):
+    with raw_server(answer(b":1\r\n")) as server:
         with talk(server.url) as execute:
             for _ in range(5):
                 assert execute(pipeline(GET)) == [1]
         assert server.connections == 1
+
+
+def test_cookies_are_not_kept(library):
+    """Nor by httpx, unless its client is the application's own."""
+    with raw_server(answer(b":1\r\n", headers=b"Set-Cookie: a=b\r\n")) as server:
+        for kind in ("sync", "async"):
+            with executing(kind, Credentials(server.url, TOKEN), library) as execute:
+                for _ in range(2):
+                    assert execute(pipeline(GET)) == [1]
         assert not any(b"cookie" in head.lower() for head, _ in server.requests)
 
 

@@ -10,6 +10,7 @@ from upstash_middleware.upstash.client import (
     Client,
     SyncToken,
     Watch,
+    own_client,
 )
 from upstash_middleware.upstash.credentials import Credentials
 from upstash_middleware.upstash.process import OnePerProcess
@@ -29,4 +30,5 @@ __all__ = [
     "SyncToken",
     "Transport",
     "Watch",
+    "own_client",
 ]

@@ -515,20 +515,19 @@ def open_async_transport(credentials: Credentials, choice: Any) -> AsyncTranspor
 
 
 def own_client(choice: Any, kind: Literal["Client", "AsyncClient"]) -> Any:
-    """Return the application's own client of this kind; None if it chose a library or nothing.
+    """Return the application's own httpx client of this kind; None if it chose none.
 
-    Raises ConfigurationError if there is only one of the other kind.
+    Raises ConfigurationError for what is no choice, and if there is only one of the other kind.
     """
-    if choice is None or isinstance(choice, str):
+    if choice is None or (isinstance(choice, str) and choice in {"sockets", "httpx"}):
         return None
-    httpx = sys.modules["httpx"]
+    own = getattr(sys.modules.get("httpx"), kind, ())
     for each in choice if isinstance(choice, tuple | list) else [choice]:
-        if isinstance(each, getattr(httpx, kind)):
+        if isinstance(each, own):
             return each
-    where = "a thread" if kind == "Client" else "an event loop"
     raise ConfigurationError(
-        f"transport has no httpx.{kind}, which a call in {where} needs; give both as a tuple: "
-        "transport=(httpx.Client(…), httpx.AsyncClient(…))"
+        f"transport is {choice!r}: should be 'httpx', 'sockets' or an httpx.{kind}; where both are "
+        "needed, as in Django with sync and async views, (httpx.Client(…), httpx.AsyncClient(…))"
     )
 
 

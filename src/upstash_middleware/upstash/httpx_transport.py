@@ -196,7 +196,8 @@ class OwnClientTransport:
             response = self._own.send(request, stream=True)
         with _translated_errors(begun=True):
             try:
-                body = _joined(response.iter_raw())
+                is_read = response.is_stream_consumed  # by a mock, or a hook of the client's
+                body = _joined([response.content] if is_read else response.iter_raw())
             finally:
                 response.close()
         return _response(response, body)
@@ -261,10 +262,13 @@ async def _send_request(client: httpx.AsyncClient, request: httpx.Request) -> Re
     with _translated_errors(begun=True):
         try:
             pieces, size = [], 0
-            async for piece in response.aiter_raw():
-                size += len(piece)
-                _check_size(size)
-                pieces.append(piece)
+            if response.is_stream_consumed:  # by a mock, or a hook of the client's
+                pieces.append(response.content)
+            else:
+                async for piece in response.aiter_raw():
+                    size += len(piece)
+                    _check_size(size)
+                    pieces.append(piece)
         finally:
             await response.aclose()
     return _response(response, b"".join(pieces))
