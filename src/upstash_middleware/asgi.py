@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote
 
 from msgspec import Struct
 
-from upstash_middleware.core.ratelimit.decision import UNCHECKED, completing
+from upstash_middleware.core.ratelimit.decision import UNCHECKED
 from upstash_middleware.decorators import REFRESH, Attached, HandlerCall, any_exempt
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.events import UserCodeFailed
@@ -657,15 +657,6 @@ def _start_message(head: ResponseHead) -> Message:
         "status": head.status,
         "headers": head.headers.lowered(),  # lower case by the specification
     }
-
-
-def completed(answer: Response, denial: Response) -> Response:
-    """Return an application's response to a denial, with the denial's fields that it lacks."""
-    missing = completing(denial.head.headers, answer.head.headers.names())
-    lines = ((name.lower(), value) for name, value in missing)
-    return Response(
-        ResponseHead(answer.head.status, answer.head.headers.adding(*lines)), answer.body
-    )
 
 
 # ------------------------------------------------------------------------------------------------

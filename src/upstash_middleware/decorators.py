@@ -24,7 +24,7 @@ from upstash_middleware.core.clock import seconds_in
 from upstash_middleware.core.engine import Engine, Part
 from upstash_middleware.core.ratelimit import rule_from_mapping
 from upstash_middleware.core.ratelimit.charges import read_scripts
-from upstash_middleware.core.ratelimit.decision import UNCHECKED, combined
+from upstash_middleware.core.ratelimit.decision import UNCHECKED, combined, completing
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.logs import logger
 from upstash_middleware.messages import ResponseHead
@@ -190,6 +190,12 @@ class Attached:
 
     async def afinish(self, *, complete: bool = True) -> None:
         pass
+
+
+def completed(head: ResponseHead, denial: Response) -> ResponseHead:
+    """Return the head of an application's response to a denial, with the fields that it lacks."""
+    missing = completing(denial.head.headers, head.headers.names())
+    return ResponseHead(head.status, head.headers.adding(*missing)) if missing else head
 
 
 class Decorator:

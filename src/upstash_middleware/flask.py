@@ -24,16 +24,18 @@ from flask import (
 from werkzeug.exceptions import Forbidden, HTTPException, ServiceUnavailable, TooManyRequests
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from upstash_middleware.core.ratelimit.decision import UNCHECKED, completing
+from upstash_middleware.core.ratelimit.decision import UNCHECKED
 from upstash_middleware.core.ratelimit.rules import is_preflight
 from upstash_middleware.decorators import (
     REFRESH,
+    Attached,
     CachedDecorator,
     HandlerCall,
     HandlerLimit,
     NeverCached,
     PendingExchange,
     any_exempt,
+    completed,
     exempt,
     is_exempt,
     is_exempt_class,
@@ -41,7 +43,7 @@ from upstash_middleware.decorators import (
 )
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.events import UserCodeFailed
-from upstash_middleware.messages import Headers, Response
+from upstash_middleware.messages import Response
 from upstash_middleware.runtime import Features, RedisProxy, Runtime
 from upstash_middleware.wsgi import RATE_LIMIT_KEY, Middleware, fields_of, head_of, request_of
 
@@ -54,7 +56,6 @@ if TYPE_CHECKING:
 
     from upstash_middleware.core.ratelimit import Decision
     from upstash_middleware.decorators import (
-        Attached,
         F,
         LimitArguments,
     )
@@ -81,7 +82,9 @@ CONFIG = "UPSTASH_MIDDLEWARE"
 EXTENSION = "upstash_middleware"
 _OWN_RUNTIME = "upstash_middleware.limits"
 _ATTACHED = "upstash_middleware.attached"
-"""In an environ: the functions that change the response, outermost first."""
+"""In an environ: what decorators have attached to the response, outermost first."""
+_UNANSWERED = "upstash_middleware.unanswered"
+"""In an environ: the same, until there is a response."""
 _ADDED = "_upstash_middleware_added"
 """On a response: the names of the fields that limits have added."""
 
@@ -123,10 +126,9 @@ class _FlaskMiddleware(Middleware):
                 _send_rate_limited(app, self.runtime, decision)
                 handled = app.handle_http_exception(exception_for(app, response, decision))
                 answer = app.finalize_request(handled, from_error_handler=True)
-                complete(answer, response)
                 with answer:
                     head = head_of(answer.status, answer.headers.to_wsgi_list())
-                    return Response(head, answer.get_data())
+                    return Response(completed(head, response), answer.get_data())
         except Exception as error:  # noqa: BLE001 - whatever the application's functions raise
             self.runtime.observe(UserCodeFailed("the error handler for a denial", error))
             return response
@@ -375,13 +377,6 @@ def exception_for(app: Any, denial: Response, decision: Decision) -> HTTPExcepti
     return RateLimitExceeded(response, decision)
 
 
-def complete(response: Any, denial: Response) -> None:
-    """Add a denial's fields to an error handler's response that does not have them."""
-    present = {name.lower() for name in response.headers.keys()}  # noqa: SIM118 - pairs otherwise
-    for name, value in fields_of(Headers(completing(denial.head.headers, present))):
-        response.headers.add(name, value)
-
-
 def _send_rate_limited(app: Flask, runtime: Runtime, decision: Decision) -> None:
     if not rate_limited.receivers:
         return
@@ -447,24 +442,18 @@ class _ViewCall(HandlerCall):
     def deny(self, pending: PendingExchange) -> Any:
         denial, decision = pending.denial, pending.exchange.decision
         _send_rate_limited(self._app, pending.runtime, decision)
-        self._when_answered(partial(complete, denial=denial))
+        self.enter(Attached(partial(completed, denial=denial)))
         raise exception_for(self._app, denial, decision)
 
     def enter(self, attached: Attached) -> None:
-        if isinstance(attached, PendingExchange):
-            attached.handed_over = True
-            self._when_answered(_Attachment(attached))
-        else:
-            self._when_answered(partial(change_fields, attached=attached))
-
-    def _when_answered(self, step: Callable[[FlaskResponse], None]) -> None:
-        """Call a function with the response, before those of decorators further out."""
-        steps = request.environ.get(_ATTACHED)
-        if steps is None:
-            steps = request.environ[_ATTACHED] = []
+        """Apply it to the response before those of decorators further out."""
+        attached.handed_over = True
+        environ = request.environ
+        if _ATTACHED not in environ:
+            environ[_ATTACHED] = environ[_UNANSWERED] = []
             after_this_request(_answer)
             request_tearing_down.connect(_give_up, self._app)
-        steps.append(step)
+        environ[_ATTACHED].append(attached)
 
 
 class Limit(HandlerLimit):
@@ -524,31 +513,6 @@ cached: CachedDecorator = CachedDecorator(_ViewCall)
 never_cached: NeverCached = NeverCached(_ViewCall)
 
 
-class _Attachment:
-    """A limit's exchange, finished when the body of the view's response has been sent."""
-
-    __slots__ = ("_answered", "_pending")
-
-    def __init__(self, pending: PendingExchange) -> None:
-        self._pending = pending
-        self._answered = False
-
-    def __call__(self, response: FlaskResponse) -> None:
-        """Add the limit's fields to the response that Flask has, of a view or an error handler."""
-        self._answered = True
-        change_fields(response, self._pending)
-
-    def finish(self) -> None:
-        """End after the last byte."""
-        self._pending.finish()
-
-    def give_up(self) -> None:
-        """End without a response: the exception propagates to the server."""
-        if not self._answered:
-            self._pending.failed()
-            self._pending.finish(complete=False)
-
-
 def change_fields(response: Any, attached: Attached) -> None:
     """Add what a decorator adds to the head of a response."""
     head = head_of(response.status, response.headers.to_wsgi_list())
@@ -568,13 +532,14 @@ def change_fields(response: Any, attached: Attached) -> None:
 
 
 def _answer(response: FlaskResponse) -> FlaskResponse:
-    steps = request.environ[_ATTACHED]
+    attached: list[Attached] = request.environ[_ATTACHED]
     for added in vars(response).pop(_ADDED, ()):  # a view may return one object every time
         response.headers.remove(added)
-    for step in reversed(steps):
-        step(response)
-    attachments = [step for step in steps if isinstance(step, _Attachment)]
-    if not attachments:
+    for each in reversed(attached):
+        change_fields(response, each)
+    request.environ.pop(_UNANSWERED, None)
+    pending = [each for each in attached if isinstance(each, PendingExchange)]
+    if not pending:
         return response
     # The exchanges end when the body is exhausted or closed, whichever comes first: test clients
     # need not close a response, bridges to ASGI never do, and Werkzeug calls nothing of the
@@ -584,7 +549,7 @@ def _answer(response: FlaskResponse) -> FlaskResponse:
     def get_app_iter(environ: WSGIEnvironment) -> Iterable[bytes]:
         answered = cast("FlaskResponse", this())
         iterable = type(answered).get_app_iter(answered, environ)
-        body = _Body(iterable, attachments)
+        body = _Body(iterable, pending)
         if iterable is answered.response and "wsgi.file_wrapper" in environ:
             with suppress(AttributeError):  # a server's own file wrapper, which it must recognise
                 iterable.close = body.close  # type: ignore[attr-defined]
@@ -596,20 +561,21 @@ def _answer(response: FlaskResponse) -> FlaskResponse:
 
 
 def _give_up(_app: Flask, **_: object) -> None:
-    for step in request.environ.pop(_ATTACHED, ()):
-        if isinstance(step, _Attachment):
-            step.give_up()
+    """End without a response: the exception propagates to the server."""
+    for each in request.environ.pop(_UNANSWERED, ()):
+        each.failed()
+        each.finish(complete=False)
 
 
 class _Body:
     """A response's body, with which exchanges end."""
 
-    __slots__ = ("_attachments", "_close", "_pieces")
+    __slots__ = ("_close", "_pending", "_pieces")
 
-    def __init__(self, iterable: Iterable[bytes], attachments: list[_Attachment]) -> None:
+    def __init__(self, iterable: Iterable[bytes], pending: list[PendingExchange]) -> None:
         self._pieces = iter(iterable)
         self._close: Callable[[], object] | None = getattr(iterable, "close", None)
-        self._attachments = attachments
+        self._pending = pending
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -630,5 +596,5 @@ class _Body:
             self._finish()
 
     def _finish(self) -> None:
-        for each in self._attachments:
+        for each in self._pending:
             each.finish()

@@ -29,7 +29,6 @@ from upstash_middleware.asgi import (
     CacheMiddleware,
     ResponseStream,
     ScopeCall,
-    completed,
     headers_of,
 )
 from upstash_middleware.core.identify import USERS, Identifier
@@ -41,6 +40,7 @@ from upstash_middleware.decorators import (
     NeverCached,
     PendingExchange,
     any_exempt,
+    completed,
     exempt,
     is_exempt,
     is_exempt_class,
@@ -160,7 +160,7 @@ async def _handled(
     await response(scope, receive, send)
     head = ResponseHead(sent[0]["status"], Headers(sent[0]["headers"]))
     body = b"".join(message.get("body", b"") for message in sent[1:])
-    return completed(Response(head, body), error.denial)
+    return Response(completed(head, error.denial), body)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -535,9 +535,10 @@ class SwappedFields:
     __slots__ = ("_environ", "_others")
 
     def __init__(self, environ: WSGIEnvironment, was: Headers, now: Headers) -> None:
-        names = changed_names(was, now)
+        names = dict.fromkeys((*was.names(), *now.names()))
+        changed = (name for name in names if was.lines(name) != now.lines(name))
         self._environ = environ
-        self._others = {variable(name): now.combined(name) for name in names}
+        self._others = {variable(name): now.combined(name) for name in changed}
 
     def __enter__(self) -> None:
         for key, value in self._others.items():
@@ -638,12 +639,6 @@ def variable(name: str) -> str:
     """Return the key of an environ that contains a header field."""
     key = name.replace("-", "_").upper()
     return key if key in _WITHOUT_PREFIX else f"HTTP_{key}"
-
-
-def changed_names(was: Headers, now: Headers) -> list[str]:
-    """Return the names of the fields in which two sets of header fields differ."""
-    names = dict.fromkeys((*was.names(), *now.names()))
-    return [name for name in names if was.lines(name) != now.lines(name)]
 
 
 def head_of(status: str, fields: Sequence[tuple[str, str]]) -> ResponseHead:

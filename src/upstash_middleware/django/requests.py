@@ -23,7 +23,7 @@ from upstash_middleware.decorators import REROUTED, any_exempt, is_exempt, is_ex
 from upstash_middleware.django.localization import language_of
 from upstash_middleware.events import SettingDoubted
 from upstash_middleware.messages import PATH_SAFE, Headers, HTTPRequest, ResponseHead
-from upstash_middleware.wsgi import changed_names, field_name, variable
+from upstash_middleware.wsgi import SwappedFields, field_name
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Container, Iterable, Iterator
@@ -113,23 +113,12 @@ def forwarding(request: HttpRequest, came: Headers, wanted: Headers) -> Iterator
     Middleware further out reads ``META`` after that, too, and must find what the client sent:
     ConditionalGetMiddleware would otherwise answer our validator with a 304.
     """
-    before: dict[str, Any] = {}
-    for name in changed_names(came, wanted):
-        before[variable(name)] = request.META.get(variable(name))
-        _set_variable(request, variable(name), wanted.combined(name))
     try:
-        yield
+        with SwappedFields(request.META, came, wanted):
+            vars(request).pop("headers", None)  # a cached property over META
+            yield
     finally:
-        for key, value in before.items():
-            _set_variable(request, key, value)
-
-
-def _set_variable(request: HttpRequest, key: str, value: str | None) -> None:
-    if value is None:
-        request.META.pop(key, None)
-    else:
-        request.META[key] = value
-    vars(request).pop("headers", None)  # a cached property over META
+        vars(request).pop("headers", None)
 
 
 def head_from(request: HttpRequest, response: HttpResponseBase) -> ResponseHead:
