@@ -8,18 +8,22 @@ import sys
 import time
 from html import unescape
 from html.parser import HTMLParser
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
 import httpx
 import pytest
 
 from tests.local.scene import visits
+from upstash_middleware import RateLimitRule
+from upstash_middleware.core.ratelimit.algorithms import ALGORITHMS
+from upstash_middleware.core.ratelimit.algorithms.limit import Limit, State
 from upstash_middleware.local import LocalUpstash
 from upstash_middleware.local.console import handlers
+from upstash_middleware.wsgi import RateLimitMiddleware
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from upstash_redis import Redis
 
@@ -419,7 +423,7 @@ def test_a_lock_says_who_waits(redis: Redis, browser: httpx.Client):
         ("shop:/api/fixed:*", "Used 1 Window 60 s"),
         ("shop:/api/sliding:*", "Used 1 Window 60 min"),
         ("shop:/api/bucket:*", "Tokens used 1"),
-        ("shop:/api/gcra:*", "Drains 30 in 60 s"),
+        ("shop:/api/gcra:*", "Drains 30 Every 60 s"),
         ("shop:/api/log:*", "Used 1 Window 60 s Entries 1"),
         ("shop:/api/slots:*:slots", "In flight 0"),
     ],
@@ -431,6 +435,45 @@ def test_a_limit_tells_its_state(
         pass
     key = max(redis.keys(pattern))
     assert told in text_of(browser.get(of_key(key)))
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_state_of_every_registered_algorithm_is_shown(
+    upstash: LocalUpstash, redis: Redis, browser: httpx.Client, name: str
+):
+    algorithm = ALGORITHMS[name]
+    rule = RateLimitRule("/", algorithm(*[5] * len(algorithm.quotas), 60))
+    app = RateLimitMiddleware(hello, redis=upstash, rate_limits=[rule], default_limit=None)
+    with httpx.Client(transport=httpx.WSGITransport(app), base_url="http://shop.example") as client:
+        assert client.get("/").status_code == 200
+    (key,) = redis.keys("*")
+    assert f"Kind {algorithm.title}" in text_of(browser.get(of_key(key)))
+    assert "Rate limit Rule / Identifier 127.0.0.1" in text_of(browser.get(of_key(key)))
+
+
+def hello(_environ: Any, start_response: Any) -> list[bytes]:
+    """An application."""
+    start_response("200 OK", [])
+    return [b"hello"]
+
+
+def test_an_algorithm_is_shown_as_soon_as_it_is_registered(
+    redis: Redis, browser: httpx.Client, monkeypatch: pytest.MonkeyPatch
+):
+    class Countdown(Limit, frozen=True):
+        name: ClassVar[str] = "countdown"
+        title: ClassVar[str] = "a countdown"
+
+        @classmethod
+        def describe(cls, entries: Sequence[tuple[int, ...]], window: int, now: int) -> State:
+            ((used,),) = entries
+            return State("Passed", used, [("Lasts", "ms", window), ("Began", "at", now - 5000)])
+
+    monkeypatch.setitem(ALGORITHMS, "countdown", Countdown)
+    redis.set("app:rule:ip=192.0.2.1:countdown.2000", "12", ex=60)
+    assert "a countdown" in text_of(browser.get(handlers.KEYS))
+    said = text_of(browser.get(of_key("app:rule:ip=192.0.2.1:countdown.2000")))
+    assert re.search(r"Passed 12 Lasts 2 s Began \d+(\.\d+)? s ago", said)
 
 
 def test_other_types_are_shown_by_their_members(redis: Redis, browser: httpx.Client):

@@ -14,14 +14,12 @@ from tests.ratelimit.store import FLAGS, NOW, ValkeyStore
 from upstash_middleware.core.identify import Identifier, escape, key_text
 from upstash_middleware.core.ratelimit import (
     GCRA,
-    Concurrency,
     FixedWindow,
     Limit,
     SlidingLog,
     SlidingWindow,
     TokenBucket,
 )
-from upstash_middleware.core.ratelimit.algorithms import ALGORITHMS
 from upstash_middleware.core.ratelimit.charges import (
     Charge,
     Verdict,
@@ -30,7 +28,6 @@ from upstash_middleware.core.ratelimit.charges import (
     read_verdicts,
 )
 from upstash_middleware.errors import CommandError, UnexpectedAnswer
-from upstash_middleware.local.console.keys import read_limit
 
 if TYPE_CHECKING:
     from upstash_middleware.core.flow import Reply
@@ -412,25 +409,3 @@ def test_keys_of_different_rules_or_identities_are_different(
         keys.append({key for now in (START, START + 86_400_000) for key in limit.keys(base, now)})
     if pairs[0][:2] != pairs[1][:2]:
         assert not keys[0] & keys[1]
-
-
-EXAMPLES = {
-    "fixed_window": FixedWindow(9, 60),
-    "sliding_window": SlidingWindow(9, 60),
-    "gcra": GCRA(9, 60),
-    "sliding_log": SlidingLog(9, 60),
-    "token_bucket": TokenBucket(9, 1, 60),
-    "concurrency": Concurrency(9),
-}
-
-
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_the_console_reads_the_state_of_every_algorithm(store: ValkeyStore, name: str) -> None:
-    """It shares no code with the algorithms, so it may lag behind a new one."""
-    take(store, START, Charge("t:r:ip=192.0.2.1", EXAMPLES[name], 1, token=7))
-    (key,) = store.client.keys("*")
-    value, ttl = store.client.get(key), store.client.pttl(key)
-    read = read_limit(key.decode(), value, START, ttl)
-    assert read is not None
-    assert read.algorithm.lower() == name.replace("_", " ")
-    assert read.subject.identifier == "192.0.2.1"

@@ -115,7 +115,7 @@ class LocalUpstash:
     @property
     def console_url(self) -> str:
         """The console's address for a browser, with the key that lets it in."""
-        return f"{self.url}{CONSOLE}?key={ConsoleAuth.for_token(self.token).key}"
+        return f"{self.url}{CONSOLE}?key={ConsoleAuth(self.token).key}"
 
     @property
     def transport(self) -> InProcessTransport:

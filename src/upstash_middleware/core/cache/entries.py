@@ -331,6 +331,20 @@ def decode(key: str, data: bytes | None, sealing: Sealing | None = None) -> Entr
         return None
 
 
+def is_index(beginning: bytes) -> bool | None:
+    """Whether an entry is a variant index, by its first bytes; None if it is no entry."""
+    _, _, payload = beginning.partition(b"\n")
+    try:
+        if beginning[:1] == _TEXT:
+            payload = b64decode(payload[: len(payload) // 4 * 4])
+    except ValueError:
+        return None
+    head = payload[_CHECKSUM + 4 :]
+    if head.startswith((b'["response"', b'["stub"')):
+        return head.startswith(b'["stub"')
+    return None
+
+
 @lru_cache(maxsize=512)
 def _field_name(text: str) -> bytes:
     return text.encode("latin-1")  # one object for all entries

@@ -12,9 +12,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import re
-from typing import TYPE_CHECKING, Final, Self
-
-from msgspec import Struct
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from upstash_middleware.local.http1 import Request
@@ -25,42 +23,34 @@ _HOST: Final = re.compile(r"^(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9.-]+))(?::([0-9]
 _COOKIE_SECONDS: Final = 30 * 86_400
 
 
-class ConsoleAuth(Struct, frozen=True):
+class ConsoleAuth:
     """The console's secrets, derived from the server's token, which none of them reveals.
 
     After a restart with the same token, cookies remain valid.
     """
 
-    token: str
-    key: str
-    """In the address that the server prints."""
-    cookie: str
-    form: str
-    """In every form of the console, and nowhere else."""
+    def __init__(self, token: str) -> None:
+        self._token = token
+        self.key: str = self._derive("key")
+        """In the address that the server prints."""
+        self.form: str = self._derive("form")
+        """In every form of the console, and nowhere else."""
 
-    @classmethod
-    def for_token(cls, token: str) -> Self:
-        """The secrets of a server with this token."""
-
-        def derive(use: str) -> str:
-            return hmac.digest(token.encode(), f"console {use}".encode(), "sha256").hex()[:32]
-
-        return cls(token, derive("key"), derive("cookie"), derive("form"))
-
-    def __repr__(self) -> str:
-        return "ConsoleAuth(…)"
+    def _derive(self, use: str) -> str:
+        return hmac.digest(self._token.encode(), f"console {use}".encode(), "sha256").hex()[:32]
 
     def accepts_login(self, secret: bytes) -> bool:
         """Whether this is the printed key, or the server's token."""
-        known = (self.key.encode(), self.token.encode())
+        known = (self.key.encode(), self._token.encode())
         return any(hmac.compare_digest(secret, each) for each in known)
 
     def accepts_cookie(self, request: Request) -> bool:
         """Whether the request carries the cookie."""
-        cookies = (pair.partition(b"=") for pair in request.headers.get(b"cookie", b"").split(b";"))
+        cookie = self._derive("cookie").encode()
+        pairs = (pair.partition(b"=") for pair in request.headers.get(b"cookie", b"").split(b";"))
         return any(
-            hmac.compare_digest(value.strip(), self.cookie.encode())
-            for name, _, value in cookies
+            hmac.compare_digest(value.strip(), cookie)
+            for name, _, value in pairs
             if name.strip() == _cookie_name(request)
         )
 
@@ -71,12 +61,12 @@ class ConsoleAuth(Struct, frozen=True):
     def set_cookie(self, request: Request) -> bytes:
         """The Set-Cookie that logs this browser in."""
         attributes = f"Path={CONSOLE}; Max-Age={_COOKIE_SECONDS}; HttpOnly; SameSite=Strict"
-        return _cookie_name(request) + f"={self.cookie}; {attributes}".encode()
+        return _cookie_name(request) + f"={self._derive('cookie')}; {attributes}".encode()
 
 
 def addresses_this_machine(request: Request) -> bool:
     """Whether Host is an IP address or localhost."""
-    found = _HOST.match(request.headers.get(b"host", b"").decode("latin-1"))
+    found = _host(request)
     if found is None:
         return False
     name = (found[1] or found[2]).lower()
@@ -107,7 +97,11 @@ def sent_by_another_page(request: Request) -> bool:
     return not is_link
 
 
+def _host(request: Request) -> re.Match[str] | None:
+    return _HOST.match(request.headers.get(b"host", b"").decode("latin-1"))
+
+
 def _cookie_name(request: Request) -> bytes:
     """With the port, because cookies are shared between a host's ports."""
-    found = _HOST.match(request.headers.get(b"host", b"").decode("latin-1"))
+    found = _host(request)
     return f"upstash-console-{(found and found[3]) or 80}".encode()

@@ -1,15 +1,23 @@
-"""How the console shows amounts, times, bytes and the like, as text."""
+"""How the console shows amounts, times, bytes, stretches of time and the bill's chart."""
 
 from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from upstash_middleware.local.valkey import Failure, NullArray, Status
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from upstash_middleware.core.cache.entries import StoredResponse
+    from upstash_middleware.local.billing import Sample
     from upstash_middleware.local.faults import Faults
     from upstash_middleware.local.valkey import Reply
 
@@ -40,8 +48,9 @@ def size(count: int) -> str:
 
 
 def amount(count: float) -> str:
-    """A number with separated thousands."""
-    return f"{count:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+    """A number with separated thousands, and two decimals if it has a fraction."""
+    whole = count == int(count)
+    return f"{count:,.{0 if whole else 2}f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
 def dollars(value: float) -> str:
@@ -164,3 +173,81 @@ def _hexadecimal(data: bytes) -> str:
 
 def _printable(character: str) -> str:
     return character if character.isprintable() else ascii(character)[1:-1]
+
+
+def response_spans(
+    stored: StoredResponse, now: float, ttl: float
+) -> list[tuple[str, float, float]]:
+    """The life of a stored response that expires in `ttl` seconds, as spans of a time line."""
+    fresh = max(0.0, stored.lifetime - stored.initial_age)
+    rules = stored.stale
+    grace = 0.0 if rules.forbidden else max(rules.while_revalidate, rules.if_error)
+    stale_at, unusable_at = stored.stored_at + fresh, stored.stored_at + fresh + grace
+    spans = [(f"fresh, {duration(fresh)}", stored.stored_at, stale_at)]
+    if grace:
+        spans.append((f"stale but usable, {duration(grace)}", stale_at, unusable_at))
+    if now + ttl > unusable_at:
+        spans.append(("kept for revalidation", unusable_at, now + ttl))
+    return spans
+
+
+# The bill's chart.
+
+BARS: Final = 60
+_SERIES: Final = 5
+_STEPS: Final = 4
+
+
+class Chart(Struct, frozen=True):
+    """Commands over time as stacked bars; coordinates are within 60 by 100."""
+
+    title: str
+    names: Sequence[str]
+    """Of the series, the largest first, and ``others`` at the end."""
+    bars: Sequence[tuple[str, Sequence[tuple[int, int, float, float]]]]
+    """Of each bar its title, and of its parts the series, the place, the top and the height."""
+    scale: Sequence[str]
+    """The labels of the horizontal lines, from top to bottom."""
+    times: Sequence[str]
+
+
+def bill_chart(samples: Iterable[Sample], now: float, span: float) -> Chart:
+    """The commands of the last `span` seconds."""
+    counts: list[Counter[str]] = [Counter() for _ in range(BARS)]
+    for sample in samples:
+        place = BARS - 1 - int((now - sample.at) / span * BARS)
+        if 0 <= place < BARS:
+            counts[place].update(sample.by_command)
+    total: Counter[str] = sum(counts, Counter())
+    names = [name for name, _ in total.most_common(_SERIES)]
+    top = _round_up(max(count.total() for count in counts))
+    bars = []
+    for place, count in enumerate(counts):
+        shown = [(name, count[name]) for name in names]
+        shown.append(("others", count.total() - sum(number for _, number in shown)))
+        parts, y = [], 100.0
+        for series, (_, number) in enumerate(shown):
+            y -= number / top * 100
+            if number:
+                parts.append((series, place, y, number / top * 100))
+        words = ", ".join(f"{name} {amount(number)}" for name, number in shown if number)
+        if parts:
+            bars.append((f"{duration((BARS - place - 1) * span / BARS)} ago: {words}", parts))
+    labels = (top * step / _STEPS for step in range(_STEPS, -1, -1))
+    return Chart(
+        title=f"Commands over the last {duration(span)}: {amount(total.total())} in all",
+        names=[*names, "others"] if len(total) > len(names) else names,
+        bars=bars,
+        scale=[f"{label / 1000:g}k" if label >= 1000 else f"{label:g}" for label in labels],
+        times=[f"\N{MINUS SIGN}{duration(span * part)}" for part in (1, 0.75, 0.5, 0.25)] + ["now"],
+    )
+
+
+def _round_up(value: float) -> float:
+    """The next number that divides well into the steps of a scale."""
+    if value <= _STEPS:
+        return float(_STEPS)
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(
+        step * power for step in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10) if step * power >= value
+    )

@@ -17,8 +17,9 @@ from urllib.parse import quote, urlencode
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from msgspec.structs import replace
 
+from upstash_middleware.core.cache.answers import current_age
 from upstash_middleware.local.billing import DOLLARS_PER_COMMAND
-from upstash_middleware.local.console import auth, charts, formats, keys
+from upstash_middleware.local.console import auth, formats, keys
 from upstash_middleware.local.console.auth import CONSOLE, ConsoleAuth
 from upstash_middleware.local.faults import INSTEAD, NO_FAULTS, Fault, parse_faults, plain_faults
 from upstash_middleware.local.http1 import Answer, Stream
@@ -80,43 +81,40 @@ _REFUSE_SECONDS: Final = 5.0
 async def answer_console(service: Service, request: Request) -> Response:
     """The answer to a request for the console."""
     if not auth.addresses_this_machine(request):
-        return _notice(
-            "The console is not at this name",
-            "It is for this machine only: open it by an IP address or as localhost.",
-            status=403,
-        )
+        text = "It is for this machine only: open it by an IP address or as localhost."
+        return _notice(403, "The console is not at this name", text=text)
     path = request.path.decode("latin-1")
     if path in _STATIC:
         body = get_data(__package__, path.rpartition("/")[2]) or b""
         headers = ((b"Cache-Control", b"max-age=60"), (b"X-Content-Type-Options", b"nosniff"))
         return Answer(200, body, _STATIC[path], headers)
     if auth.sent_by_another_page(request):
-        return _notice("Not for other pages", "Another web page has sent this request.", status=403)
+        return _notice(403, "Not for other pages", text="Another web page has sent this request.")
     try:
         return await _answer_own_page(service, request, path)
     except StoreUnreachable as error:
-        return _notice("The database cannot be reached", str(error), status=500)
+        return _notice(500, "The database cannot be reached", text=str(error))
 
 
 async def _answer_own_page(service: Service, request: Request, path: str) -> Response:
     """Log in by the printed key or the token; answer requests that are logged in."""
-    secrets = ConsoleAuth.for_token(service.tokens.full)
+    secrets = ConsoleAuth(service.tokens.full)
     query = dict(read_parameters(request.query))
     form = dict(read_parameters(request.body)) if request.method == "POST" else {}
     secret = query.get(b"key") if path == KEYS else form.get(b"token")
     if secret and path in (KEYS, LOGIN):
         if secrets.accepts_login(secret):
             return _redirect(KEYS, (b"Set-Cookie", secrets.set_cookie(request)))
-        return _login("That is not this server's token.")
+        return _notice(401, "Open the console", login="That is not this server's token.")
     if not secrets.accepts_cookie(request):
-        return _login()
+        return _notice(401, "Open the console", login="")
     is_head = request.method == "HEAD" and path != EVENTS  # a stream does not end
     handler = _ROUTES.get(("GET" if is_head else request.method, path))
     if handler is None:
-        return _notice("There is no such page", link=True, status=404)
+        return _notice(404, "There is no such page", link=True)
     if request.method == "POST" and not secrets.accepts_form(form.get(b"form", b"")):
         return _notice(
-            "Not one of the console's forms", "Reload the page, and try again.", status=403
+            403, "Not one of the console's forms", text="Reload the page, and try again."
         )
     return await handler(service, query | form)
 
@@ -130,13 +128,7 @@ async def _keys(service: Service, fields: Fields) -> Answer:
     search = fields.get(b"q", b"")
     page = await keys.find_keys(service.store, search, start)
     return await _page(
-        service,
-        "keys.html",
-        message=_message(fields),
-        search=search,
-        page=page,
-        groups=_groups(search, page),
-        now_ms=_now_ms(),
+        service, "keys.html", fields, search=search, page=page, groups=_groups(search, page)
     )
 
 
@@ -159,31 +151,28 @@ async def _key(service: Service, fields: Fields) -> Answer:
     name = fields.get(b"key", b"")
     value = await keys.read_value(service.store, name)
     if value is None:
-        return _notice("This key is gone", code=formats.text(name), link=True, status=404)
-    now_ms, ttl_ms = _now_ms(), value.key.ttl_ms
+        return _notice(404, "This key is gone", code=formats.text(name), link=True)
+    now = time.time()
     cached, limit, purges = None, None, ""
     if value.key.type == "string" and len(value.data) == value.length:
         text = name.decode("utf-8", "replace")
         cached = keys.read_cached(text, value.data)
         if cached is None:
-            limit = keys.read_limit(text, value.data, now_ms, -1 if ttl_ms is None else ttl_ms)
-        elif isinstance(cached, keys.StoredResponse):
-            purges = await keys.read_purges(service.store, cached)
+            limit = keys.read_limit(text, value.data, int(now * 1000), value.key.ttl_ms)
+        elif cached.response is not None and cached.resource is not None:
+            found = await keys.read_purges(service.store, cached.resource, cached.response)
+            purges = found.name
     parts = name.split(b":")[:4]
+    beginnings = [(parts[end - 1], b":".join(parts[:end]) + b":") for end in range(1, len(parts))]
     return await _page(
         service,
         "key.html",
         key=value.key,
         value=value,
-        beginnings=[
-            (parts[place - 1], b":".join(parts[:place]) + b":") for place in range(1, len(parts))
-        ],
+        beginnings=beginnings,
         cached=cached,
         limit=limit,
         purges=purges,
-        now_ms=now_ms,
-        now=now_ms / 1000,
-        ttl=(ttl_ms or 0) / 1000,
     )
 
 
@@ -201,15 +190,10 @@ async def _bill(service: Service, fields: Fields) -> Answer:
     service.meter.sample()
     spans = {b"%d" % span: span for span in _SPANS.values()}
     span = spans.get(fields.get(b"span", b""), next(iter(_SPANS.values())))
-    now = time.time()
+    chart = formats.bill_chart(service.meter.samples, time.time(), span)
+    seconds = time.time() - service.meter.started_at
     return await _page(
-        service,
-        "bill.html",
-        message=_message(fields),
-        spans=_SPANS,
-        span=span,
-        seconds=now - service.meter.started_at,
-        chart=charts.bill_chart(service.meter.samples, now, span),
+        service, "bill.html", fields, spans=_SPANS, span=span, seconds=seconds, chart=chart
     )
 
 
@@ -243,36 +227,13 @@ def render_event(event: LiveEvent) -> str:
     return render("event.html", event=event, time=time, failed=failed).replace("\n", "")
 
 
-async def _faults(service: Service, fields: Fields) -> Answer:
-    return await _faults_page(service, _message(fields))
-
-
-async def _change_faults(service: Service, fields: Fields) -> Answer:
-    try:
-        faults = _read_faults_form(
-            {
-                name.decode("latin-1"): text.decode("utf-8", "replace")
-                for name, text in fields.items()
-            }
-        )
-    except ValueError as error:
-        return await _faults_page(service, str(error), status=400)
-    service.faults.change(faults)
-    if faults.fault is not Fault.REFUSE or faults.seconds is None:
-        return _redirect(f"{FAULTS}?notice=faults")
-    # The page after a redirect would be refused too: this one is the answer, and reloads itself.
-    answer = await _faults_page(
-        service,
-        f"Connections are refused for {faults.seconds:g} s. This page reloads itself.",
-    )
-    refresh = f"{faults.seconds + 1:g}; url={FAULTS}".encode()
-    return replace(answer, headers=(*answer.headers, (b"Refresh", refresh)))
-
-
-async def _faults_page(service: Service, message: str, status: int = 200) -> Answer:
+async def _faults(
+    service: Service, fields: Fields, *, status: int = 200, message: str = ""
+) -> Answer:
     return await _page(
         service,
         "faults.html",
+        fields,
         status=status,
         message=message,
         runs={fault: fault not in INSTEAD for fault in Fault},
@@ -280,11 +241,27 @@ async def _faults_page(service: Service, message: str, status: int = 200) -> Ans
     )
 
 
-def _read_faults_form(fields: Mapping[str, str]) -> Faults:
+async def _change_faults(service: Service, fields: Fields) -> Answer:
+    try:
+        faults = _read_faults_form(fields)
+    except ValueError as error:
+        return await _faults(service, fields, status=400, message=str(error))
+    service.faults.change(faults)
+    if faults.fault is not Fault.REFUSE or faults.seconds is None:
+        return _redirect(f"{FAULTS}?notice=faults")
+    # The page after a redirect would be refused too: this one is the answer, and reloads itself.
+    message = f"Connections are refused for {faults.seconds:g} s. This page reloads itself."
+    answer = await _faults(service, fields, message=message)
+    refresh = f"{faults.seconds + 1:g}; url={FAULTS}".encode()
+    return replace(answer, headers=(*answer.headers, (b"Refresh", refresh)))
+
+
+def _read_faults_form(fields: Fields) -> Faults:
     """The faults that a form sets.  Raises ValueError, naming the setting."""
-    settings: dict[str, object] = {"fault": fields.get("fault") or None}
+    settings: dict[str, object] = {}
     for name in plain_faults(NO_FAULTS):
-        if name != "fault" and (text := fields.get(name, "").strip()):
+        text = fields.get(name.encode(), b"").decode("utf-8", "replace").strip()
+        if text and name != "fault":
             try:
                 number = float(text)
             except ValueError:
@@ -292,10 +269,12 @@ def _read_faults_form(fields: Mapping[str, str]) -> Faults:
             if not math.isfinite(number):
                 raise ValueError(f"faults: {name} should be a number, not {text!r}")
             settings[name] = int(number) if number.is_integer() else number
-    if settings["fault"] == Fault.REFUSE.value:
+        elif text:
+            settings[name] = text
+    if settings.get("fault") == Fault.REFUSE.value:
+        settings = {"seconds": _REFUSE_SECONDS, **settings}
         settings.pop("times", None)
         settings.pop("probability", None)
-        settings.setdefault("seconds", _REFUSE_SECONDS)
     return parse_faults(settings)
 
 
@@ -317,7 +296,13 @@ _ROUTES: Final[dict[tuple[str, str], Callable[[Service, Fields], Awaitable[Respo
 
 
 async def _page(
-    service: Service, template: str, *, status: int = 200, message: str = "", **values: Any
+    service: Service,
+    template: str,
+    fields: Fields | None = None,
+    *,
+    status: int = 200,
+    message: str = "",
+    **values: Any,
 ) -> Answer:
     """A page with the navigation and the current figures."""
     html = render(
@@ -325,22 +310,26 @@ async def _page(
         keys=await keys.count_keys(service.store),
         bill=service.meter.read(),
         current=service.faults.current,
-        form_secret=ConsoleAuth.for_token(service.tokens.full).form,
-        message=message,
+        form_secret=ConsoleAuth(service.tokens.full).form,
+        message=message or _MESSAGES.get((fields or {}).get(b"notice", b""), ""),
+        now=time.time(),
         **values,
     )
     return _html(html, status)
 
 
-def _notice(
-    title: str, text: str = "", *, code: str = "", link: bool = False, status: int
+def _notice(  # noqa: PLR0913 - each is a part of the page
+    status: int,
+    title: str,
+    *,
+    text: str = "",
+    code: str = "",
+    link: bool = False,
+    login: str | None = None,
 ) -> Answer:
-    """A page without navigation, perhaps with a link to the keys."""
-    return _html(render("notice.html", title=title, text=text, code=code, link=link), status)
-
-
-def _login(problem: str = "") -> Answer:
-    return _html(render("login.html", title="Open the console", problem=problem), 401)
+    """A page without navigation: with a link to the keys, or with the login and what was wrong."""
+    html = render("notice.html", title=title, text=text, code=code, link=link, login=login)
+    return _html(html, status)
 
 
 def _html(html: str, status: int) -> Answer:
@@ -351,14 +340,6 @@ def _html(html: str, status: int) -> Answer:
 def _redirect(address: str, *headers: tuple[bytes, bytes]) -> Answer:
     location = (b"Location", address.encode())
     return Answer(303, b"", b"text/plain", (*_SECURITY_HEADERS, *headers, location))
-
-
-def _message(fields: Fields) -> str:
-    return _MESSAGES.get(fields.get(b"notice", b""), "")
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)
 
 
 def render(template: str, **values: Any) -> str:
@@ -382,15 +363,6 @@ def _variant_url(name: bytes, end: str) -> str:
     return _search_url(f"{escaped}#*{end}")
 
 
-def _badge(key: keys.Key, now_ms: int) -> tuple[str, str]:
-    """A key's kind, and the class of its colour."""
-    kind = keys.kind_of(key, now_ms)
-    if kind.startswith("cache"):
-        return kind, "cache"
-    limits = {"token bucket", "GCRA", "sliding log", "concurrency"}
-    return kind, "limit" if kind in limits or kind.endswith("window") else "other"
-
-
 _ENVIRONMENT: Final = Environment(
     loader=PackageLoader("upstash_middleware.local.console"),
     autoescape=True,
@@ -402,21 +374,23 @@ _ENVIRONMENT.filters.update(
     amount=formats.amount,
     dollars=formats.dollars,
     duration=formats.duration,
+    faults=formats.summarize_faults,
     moment=formats.moment,
     reply=formats.summarize_reply,
     shorten=formats.shorten,
     size=formats.size,
     text=formats.text,
-    faults=formats.summarize_faults,
     word=formats.word,
 )
 _ENVIRONMENT.globals.update(
     DOLLARS_PER_COMMAND=DOLLARS_PER_COMMAND,
     ago=formats.ago,
-    badge=_badge,
-    charts=charts,
-    no_faults=NO_FAULTS,
+    current_age=current_age,
     key_url=_key_url,
+    kind_of=keys.kind_of,
+    no_faults=NO_FAULTS,
+    read_body=keys.read_body,
+    response_spans=formats.response_spans,
     search_url=_search_url,
     variant_url=_variant_url,
     view_bytes=formats.view_bytes,

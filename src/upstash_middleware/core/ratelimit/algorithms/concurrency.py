@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from upstash_middleware.core.clock import Duration  # noqa: TC001 - for signatures
-from upstash_middleware.core.ratelimit.algorithms.limit import MAX_QUOTA, Limit
+from upstash_middleware.core.ratelimit.algorithms.limit import MAX_QUOTA, Limit, State
 from upstash_middleware.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _MAX_LIMIT = 1000
 
@@ -26,6 +29,7 @@ class Concurrency(Limit, frozen=True):
     longest: Duration = 60.0
 
     name: ClassVar[str] = "slots"
+    title: ClassVar[str] = "concurrency"
     has_slots: ClassVar[bool] = True
     window: ClassVar[str] = "longest"
 
@@ -40,3 +44,8 @@ class Concurrency(Limit, frozen=True):
 
     def keys(self, base: str, now_ms: int) -> tuple[str, ...]:  # noqa: ARG002
         return (f"{base}:slots",)
+
+    @classmethod
+    def describe(cls, entries: Sequence[tuple[int, ...]], window: int, now: int) -> State:  # noqa: ARG003
+        facts = [(f"Slot {token} expires", "at", expiry) for expiry, token in entries]
+        return State("In flight", sum(expiry > now for expiry, _ in entries), facts)

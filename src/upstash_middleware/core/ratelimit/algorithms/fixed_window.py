@@ -5,10 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from upstash_middleware.core.clock import Duration  # noqa: TC001 - for signatures
-from upstash_middleware.core.ratelimit.algorithms.limit import Check, Limit
+from upstash_middleware.core.ratelimit.algorithms.limit import (
+    MAX_WINDOW_MS,
+    Check,
+    Limit,
+    State,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+_ROUND_LENGTHS = (86_400_000, 3_600_000, 60_000, 1000, 1)
 
 
 class FixedWindow(Limit, frozen=True):
@@ -22,6 +31,7 @@ class FixedWindow(Limit, frozen=True):
     per: Duration
 
     name: ClassVar[str] = "fixed"
+    title: ClassVar[str] = "fixed window"
     word: ClassVar[str | None] = "fixed"
     kept_for: ClassVar[int] = 0
     """For how many further windows the counter is kept."""
@@ -52,6 +62,41 @@ class FixedWindow(Limit, frozen=True):
             reset_after=reset,
             where=number,
         )
+
+    @classmethod
+    def read_state(cls, last_part: str, value: str, now_ms: int, ttl_ms: int) -> State | None:
+        return read_counter(last_part, value, now_ms, ttl_ms, cls.kept_for)
+
+
+def read_counter(
+    last_part: str, value: str, now_ms: int, ttl_ms: int | None, kept_for: int = 0
+) -> State | None:
+    """Return the state of a counter, None if it is none that the script keeps for this long.
+
+    Its key contains only the window's number. The window is the current, the previous or the next
+    one, so its number determines its length to one part in that number, and people choose round
+    lengths. ``ttl_ms`` None is any.
+    """
+    try:
+        number, used = whole_number(last_part), max(0, whole_number(value))
+        least, most = now_ms / (number + 3), now_ms / (number - 1)
+    except (ValueError, ZeroDivisionError):
+        return None
+    lengths = (int(most // unit) * unit for unit in _ROUND_LENGTHS)
+    window = next((each for each in lengths if least < each <= MAX_WINDOW_MS), None)
+    if window is None:
+        return None
+    start, end = number * window, (number + 1) * window
+    if ttl_ms is not None:
+        expected = end + kept_for * window + window // 8 + 1000 - now_ms
+        if abs(ttl_ms - expected) > min(window / 4, 5000):
+            return None
+    facts = [
+        ("Window", "ms", window),
+        ("Began", "at", start),
+        ("Ends" if now_ms < end else "Ended", "at", end),
+    ]
+    return State("Used", used, facts, [("this window", start, end)])
 
 
 class KeptFixedWindow(FixedWindow, frozen=True):

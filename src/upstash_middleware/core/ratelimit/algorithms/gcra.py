@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from msgspec.structs import replace
 
 from upstash_middleware.core.clock import Duration  # noqa: TC001 - for signatures
-from upstash_middleware.core.ratelimit.algorithms.limit import MAX_WINDOW_MS, Check, Limit
+from upstash_middleware.core.ratelimit.algorithms.limit import (
+    MAX_WINDOW_MS,
+    Check,
+    Limit,
+    State,
+)
 from upstash_middleware.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -29,6 +34,7 @@ class GCRA(Limit, frozen=True):
     burst: int | None = None
 
     name: ClassVar[str] = "gcra"
+    title: ClassVar[str] = "GCRA"
     word: ClassVar[str | None] = "gcra"
     refills: ClassVar[bool] = True
 
@@ -77,3 +83,14 @@ class GCRA(Limit, frozen=True):
             remaining_after=-excess // window,
             reset_after=reset,
         )
+
+    @classmethod
+    def describe(cls, entries: Sequence[tuple[int, ...]], window: int, now: int) -> State:
+        ((at, level, limit),) = entries
+        facts = [
+            ("Drains", "units", limit),
+            ("Every", "ms", window),
+            ("Written", "at", at),
+            ("Empty", "at", at + -(-level // limit)),
+        ]
+        return State("In the bucket", max(0, level - max(0, now - at) * limit) / window, facts)

@@ -37,6 +37,22 @@ class Check(Struct, frozen=True):
     """Which part of the state is written: a window's number, an entry's time."""
 
 
+class State(Struct, frozen=True):
+    """The state of a limit as it is on Redis, for people to read."""
+
+    label: str
+    """What `used` counts, such as ``Tokens used``."""
+    used: float
+    """At the time of reading."""
+    facts: Sequence[tuple[str, str, int]] = ()
+    """What else is known: a label, the kind of number, and the number. Kinds are ``units``, ``ms``
+    for a duration, and ``at`` for a time in ms since 1970."""
+    spans: Sequence[tuple[str, int, int]] = ()
+    """Stretches of time, one after another: a label, the beginning and the end."""
+    marks: Sequence[int] = ()
+    """Times within the spans."""
+
+
 class Limit(Struct, frozen=True, dict=True):
     """Base of the limits that a rule can set.
 
@@ -46,6 +62,8 @@ class Limit(Struct, frozen=True, dict=True):
 
     name: ClassVar[str]
     """What the script calls the algorithm."""
+    title: ClassVar[str]
+    """What people call it."""
     word: ClassVar[str | None] = None
     """What the algorithm is called in text such as ``"fixed 10/s"``; None without a notation."""
     refills: ClassVar[bool] = False
@@ -126,6 +144,27 @@ class Limit(Struct, frozen=True, dict=True):
     def check(self, values: Sequence[Any], now: int, cost: int) -> Check:
         raise NotImplementedError
 
+    # The state at a key with this TTL, None if another algorithm's or none. The key's last part is
+    # `name`, perhaps with the window, and the value has the form that common.lua writes.
+    @classmethod
+    def read_state(cls, last_part: str, value: str, now_ms: int, ttl_ms: int) -> State | None:  # noqa: ARG003
+        name, _, window = last_part.partition(".")
+        if name != cls.name:
+            return None
+        try:
+            entries = [
+                tuple(whole_number(number) for number in entry.split(":"))
+                for entry in (value.split(",") if value else ())
+            ]
+            return cls.describe(entries, whole_number(window or "0"), now_ms)
+        except (ValueError, ZeroDivisionError):
+            return None
+
+    # Raises ValueError or ZeroDivisionError for entries that this algorithm does not write.
+    @classmethod
+    def describe(cls, entries: Sequence[tuple[int, ...]], window: int, now: int) -> State:
+        raise NotImplementedError
+
     def script_numbers(self) -> tuple[int, int, int]:
         return (self.quota, self.milliseconds, 0)
 
@@ -145,3 +184,10 @@ class Limit(Struct, frozen=True, dict=True):
             raise ConfigurationError(
                 f"{self}: {name} should be a whole number from 1 to {MAX_QUOTA}, not {value!r}"
             )
+
+
+def whole_number(text: str) -> int:
+    """Read a number of a size that a script writes. Raises ValueError."""
+    if len(text) > 17:
+        raise ValueError(text)
+    return int(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from upstash_middleware.core.clock import Duration  # noqa: TC001 - for signatures
-from upstash_middleware.core.ratelimit.algorithms.limit import Check, Limit
+from upstash_middleware.core.ratelimit.algorithms.limit import Check, Limit, State
 from upstash_middleware.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class SlidingLog(Limit, frozen=True):
     per: Duration
 
     name: ClassVar[str] = "log"
+    title: ClassVar[str] = "sliding log"
     word: ClassVar[str | None] = "log"
 
     def check_numbers(self) -> None:
@@ -57,3 +58,11 @@ class SlidingLog(Limit, frozen=True):
             reset_after=at + window,
             where=at,
         )
+
+    @classmethod
+    def describe(cls, entries: Sequence[tuple[int, ...]], window: int, now: int) -> State:
+        counting = [(at, cost) for at, cost in entries if at > now - window]
+        facts = [("Window", "ms", window), ("Entries", "units", len(entries))]
+        spans = [("the window until now", now - window, now)]
+        marks = [at for at, _ in counting]
+        return State("Used", sum(cost for _, cost in counting), facts, spans, marks)

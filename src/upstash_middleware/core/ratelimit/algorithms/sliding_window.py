@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from msgspec.structs import replace
+
 from upstash_middleware.core.clock import Duration  # noqa: TC001 - for signatures
-from upstash_middleware.core.ratelimit.algorithms.limit import Check, Limit
+from upstash_middleware.core.ratelimit.algorithms.fixed_window import read_counter
+from upstash_middleware.core.ratelimit.algorithms.limit import Check, Limit, State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +25,7 @@ class SlidingWindow(Limit, frozen=True):
     per: Duration
 
     name: ClassVar[str] = "sliding"
+    title: ClassVar[str] = "sliding window"
     word: ClassVar[str | None] = "sliding"
 
     def keys(self, base: str, now_ms: int) -> tuple[str, ...]:
@@ -62,6 +66,19 @@ class SlidingWindow(Limit, frozen=True):
             reset_after=reset(used + cost),
             where=start // window,
         )
+
+    @classmethod
+    def read_state(cls, last_part: str, value: str, now_ms: int, ttl_ms: int) -> State | None:
+        state = read_counter(last_part, value, now_ms, ttl_ms, kept_for=1)
+        if state is None:
+            return None
+        ((_, start, end),) = state.spans
+        facts, after = [*state.facts], 2 * end - start
+        if now_ms >= end:
+            weighed = int(state.used * max(0, after - now_ms) // (end - start))
+            facts.append(("Still weighs", "units", weighed))
+        spans = [*state.spans, ("counts less and less in the next", end, after)]
+        return replace(state, facts=facts, spans=spans)
 
 
 def _longest_rest(count: int, room: int, window: int) -> int:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from upstash_middleware.core.clock import Duration  # noqa: TC001 - for signatures
-from upstash_middleware.core.ratelimit.algorithms.limit import MAX_WINDOW_MS, Check, Limit
+from upstash_middleware.core.ratelimit.algorithms.limit import (
+    MAX_WINDOW_MS,
+    Check,
+    Limit,
+    State,
+)
 from upstash_middleware.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -24,6 +29,7 @@ class TokenBucket(Limit, frozen=True):
     per: Duration
 
     name: ClassVar[str] = "bucket"
+    title: ClassVar[str] = "token bucket"
     refills: ClassVar[bool] = True
     quotas: ClassVar[tuple[str, ...]] = ("capacity", "refill")
 
@@ -70,3 +76,14 @@ class TokenBucket(Limit, frozen=True):
             remaining_after=self.capacity - after,
             reset_after=reset,
         )
+
+    @classmethod
+    def describe(cls, entries: Sequence[tuple[int, ...]], window: int, now: int) -> State:
+        ((refilled, used, refill),) = entries
+        refills = max(0, now - refilled) // window
+        facts = [
+            ("Refills", "units", refill),
+            ("Every", "ms", window),
+            ("Refilled", "at", refilled + refills * window),
+        ]
+        return State("Tokens used", max(0, used - refills * refill), facts)
