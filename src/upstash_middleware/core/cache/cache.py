@@ -240,7 +240,9 @@ class Cache(Part):
         if self._unmatched.left:
             self._unmatched.count()
         if request.method not in SAFE_METHODS:
-            return self._begin_unsafe(request) if self._rules else _IGNORED
+            if request.method == "POST" and self._store.profile.stores_posts:
+                return self._begin_post(request)
+            return Invalidation(context=self._context, request=request) if self._rules else _IGNORED
         resource = self._resource(request, request.method)
         if resource is None:
             return _IGNORED
@@ -327,25 +329,25 @@ class Cache(Part):
             self._emit(CacheLookedUp(url, exchange.outcome, prepared.request))
         return exchange
 
-    async def _begin_unsafe(self, request: HTTPRequest) -> CacheExchange:
-        context = self._context
-        stores = request.method == "POST" and self._store.profile.stores_posts
-        resource = self._resource(request, "GET") if stores else None
+    async def _begin_post(self, request: HTTPRequest) -> CacheExchange:
+        """Look up the target of a POST, whose response may become its stored state."""
+        resource = self._resource(request, "GET")
+        target: Target | str = ""
         if resource is not None and not resource.refused:
             target = await self._target_by_user_code(resource, request)
-            if not isinstance(target, str):
-                context = resource.context
-                try:
-                    lookup = await context.store.look_up(target)
-                except UpstashError as error:
-                    self._emit(UpstashFailed("cache lookup", error))
-                    if self._emits_lookups:
-                        self._emit(CacheLookedUp(target.url, "bypass", request))
-                else:
-                    self._emit(_ANSWERED)
-                    found = Found(context, resource.rule, request, target, lookup, "method")
-                    return PostInvalidation(context=context, request=request, found=found)
-        return Invalidation(context=self._context, request=request)
+        if resource is None or isinstance(target, str):
+            return Invalidation(context=self._context, request=request)
+        context = resource.context
+        try:
+            lookup = await context.store.look_up(target)
+        except UpstashError as error:
+            self._emit(UpstashFailed("cache lookup", error))
+            if self._emits_lookups:
+                self._emit(CacheLookedUp(target.url, "bypass", request))
+            return Invalidation(context=context, request=request)
+        self._emit(_ANSWERED)
+        found = Found(context, resource.rule, request, target, lookup, "method")
+        return PostInvalidation(context=context, request=request, found=found)
 
     def _from_memory(
         self, prepared: PreparedLookup, *, unreachable: bool = False

@@ -270,7 +270,7 @@ class Store(Struct, frozen=True):
         if known is None or known.values != replies[0] or known.keys != reading.keys:
             return None
         if known.lookup.index is not None:
-            self.used.put(reading.entries[-1], next(self.uses))
+            self.used.put(known.lookup.key, next(self.uses))
         return replace(known.lookup, wall=reading.wall, monotonic=reading.monotonic)
 
     async def read_on(self, reading: Reading, replies: Sequence[Reply]) -> Lookup:
