@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from upstash_middleware.core.cache.fields import (
+from upstash_middleware.core.cache.http.fields import (
     CLIENT_FIELDS,
     CREDENTIAL_FIELDS,
     REFLECTED_FIELDS,
 )
-from upstash_middleware.core.cache.keys import LIST_FIELDS
+from upstash_middleware.core.cache.http.vary import LIST_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Final
 
 from documentation.pictures.svg import box, line, picture, text
 from upstash_middleware import CacheRule, Headers, HTTPRequest
-from upstash_middleware.core.cache.answers import Use, usable_for_error, use
-from upstash_middleware.core.cache.directives import control_of
-from upstash_middleware.core.cache.fields import known_fields
+from upstash_middleware.core.cache.http.directives import control_of
+from upstash_middleware.core.cache.http.fields import known_fields
+from upstash_middleware.core.cache.http.reuse import Use, usable_for_error, use
+from upstash_middleware.core.cache.http.storing import Candidate, Plan, plan
 from upstash_middleware.core.cache.rules import SAFE
-from upstash_middleware.core.cache.storing import Candidate, Plan, plan
 from upstash_middleware.messages import ResponseHead
 
 if TYPE_CHECKING:

@@ -634,7 +634,7 @@ class CachedAs(Decorator):
 
         Its own freshness takes precedence over ``ttl``, and errors are not stored.
         """
-        from upstash_middleware.core.cache.directives import FROM_HANDLERS  # noqa: PLC0415
+        from upstash_middleware.core.cache.http.directives import FROM_HANDLERS  # noqa: PLC0415
         from upstash_middleware.core.cache.rules import SUCCESSFUL  # noqa: PLC0415
 
         if head.status not in SUCCESSFUL:
@@ -662,7 +662,7 @@ class NeverCached(Decorator):
         fields: _Fields = (("cache-control", "no-store"),)
         if any(name.endswith("control") for name in rest.headers.names()):
             # A targeted field (RFC 9213), which would take precedence in the cache.
-            from upstash_middleware.core.cache.directives import FROM_HANDLERS  # noqa: PLC0415
+            from upstash_middleware.core.cache.http.directives import FROM_HANDLERS  # noqa: PLC0415
 
             fields = (*fields, (FROM_HANDLERS, "no-store"))
         return _with_fields(rest, fields)

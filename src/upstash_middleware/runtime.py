@@ -307,7 +307,7 @@ class Runtime:
         """The cache, for inspecting and purging; requests go through the engine."""
         if self._cache is None:
             from upstash_middleware.core.cache import Cache  # noqa: PLC0415 - if anything is cached
-            from upstash_middleware.core.cache.directives import FROM_HANDLERS  # noqa: PLC0415
+            from upstash_middleware.core.cache.http.directives import FROM_HANDLERS  # noqa: PLC0415
 
             settings = self.settings
             self._cache = Cache(

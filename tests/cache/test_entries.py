@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from upstash_middleware.core.cache.directives import Staleness
 from upstash_middleware.core.cache.entries import (
     Damaged,
     Epoch,
@@ -23,6 +22,7 @@ from upstash_middleware.core.cache.entries import (
     encode_for_script,
     pack,
 )
+from upstash_middleware.core.cache.http.directives import Staleness
 from upstash_middleware.messages import Headers
 
 KEY = "test:cache:entry:http://shop.test/page"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.cache.world import NOON
-from upstash_middleware.core.cache.directives import (
+from upstash_middleware.core.cache.http.directives import (
     Directives,
     age_value,
     delta_seconds,

@@ -11,8 +11,7 @@ from msgspec.structs import replace
 
 from tests.cache.test_entries import PLAIN
 from tests.cache.world import NOON
-from upstash_middleware.core.cache.answers import not_modified, parse_part, wanted_range
-from upstash_middleware.core.cache.directives import (
+from upstash_middleware.core.cache.http.directives import (
     MAX_DELTA,
     Directives,
     age_value,
@@ -21,9 +20,9 @@ from upstash_middleware.core.cache.directives import (
     is_strong,
     parse_date,
 )
-from upstash_middleware.core.cache.keys import selected_values
+from upstash_middleware.core.cache.http.reuse import not_modified, parse_part, wanted_range
+from upstash_middleware.core.cache.http.vary import selected_values, vary_fields
 from upstash_middleware.core.cache.rules import profile_named
-from upstash_middleware.core.cache.storing import vary_fields
 from upstash_middleware.messages import Headers
 
 TEXT = st.text(st.characters(max_codepoint=255), max_size=40)

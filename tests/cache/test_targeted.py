@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.cache.world import Site, reply
-from upstash_middleware.core.cache.directives import targeted_directives
+from upstash_middleware.core.cache.http.directives import targeted_directives
 
 
 @pytest.mark.parametrize(

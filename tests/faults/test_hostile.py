@@ -31,7 +31,8 @@ from tests.faults.hostile import (
 from tests.upstash.support import pipeline
 from upstash_middleware.clock import SystemClock
 from upstash_middleware.core.cache import Cache, CacheRule
-from upstash_middleware.core.cache.keys import Names, keyed, origin_of, selected_values
+from upstash_middleware.core.cache.http.vary import selected_values
+from upstash_middleware.core.cache.keys import Names, keyed, origin_of
 from upstash_middleware.core.cache.rules import profile_named
 from upstash_middleware.core.identify import Identifier, header, key_text
 from upstash_middleware.core.ratelimit import RateLimiter, RateLimitRule

@@ -11,7 +11,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from upstash_middleware.core.cache.directives import Staleness
 from upstash_middleware.core.cache.entries import (
     Epoch,
     Epochs,
@@ -19,6 +18,7 @@ from upstash_middleware.core.cache.entries import (
     VariantIndex,
     encode,
 )
+from upstash_middleware.core.cache.http.directives import Staleness
 from upstash_middleware.core.ratelimit import (
     GCRA,
     Concurrency,

@@ -18,13 +18,7 @@ from uuid import UUID
 from msgspec import Struct
 from msgspec.structs import replace
 
-from upstash_middleware.core.cache import answers, keys
-from upstash_middleware.core.cache.answers import Use, current_age
-from upstash_middleware.core.cache.directives import (
-    CDN_CACHE_CONTROL,
-    NO_DIRECTIVES,
-    client_control,
-)
+from upstash_middleware.core.cache import keys
 from upstash_middleware.core.cache.entries import (
     Damaged,
     Epoch,
@@ -53,16 +47,23 @@ from upstash_middleware.core.cache.exchanges import (
     SingleFlight,
 )
 from upstash_middleware.core.cache.explanation import CacheExplanation, explain
-from upstash_middleware.core.cache.fields import (
+from upstash_middleware.core.cache.http import reuse, vary
+from upstash_middleware.core.cache.http.directives import (
+    CDN_CACHE_CONTROL,
+    NO_DIRECTIVES,
+    client_control,
+)
+from upstash_middleware.core.cache.http.fields import (
     forwarded_of_url,
     known_fields,
     reflected_fields,
     reflected_key,
 )
+from upstash_middleware.core.cache.http.reuse import Use, current_age
+from upstash_middleware.core.cache.http.storing import Plan
 from upstash_middleware.core.cache.keys import Names, keyed
 from upstash_middleware.core.cache.rules import profile_named
 from upstash_middleware.core.cache.store import KNOWN_BYTES, L1, Purge, Store, Target, read_scripts
-from upstash_middleware.core.cache.storing import Plan
 from upstash_middleware.core.engine import Part, Prepared
 from upstash_middleware.core.flow import Sleep, Wait, call
 from upstash_middleware.core.lru import LRU
@@ -81,8 +82,8 @@ from upstash_middleware.messages import LONGEST_VALUE, Headers, has_body
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from upstash_middleware.core.cache.directives import Directives
     from upstash_middleware.core.cache.entries import StoredResponse
+    from upstash_middleware.core.cache.http.directives import Directives
     from upstash_middleware.core.cache.rules import CacheRule, Profile
     from upstash_middleware.core.cache.store import Lookup, Reading
     from upstash_middleware.core.clock import Clock
@@ -362,14 +363,14 @@ class Cache(Part):
         if lookup is None or lookup.entry is None or reading.target.url in self._context.pending:
             return None
         found, stored = self._found(prepared, lookup), lookup.entry
-        if not answers.satisfies(found.request, stored):
+        if not reuse.satisfies(found.request, stored):
             return None
         now, unverified_for = found.now, l1.unverified_for(lookup)
         age = current_age(stored, now)
         if unreachable:
-            usable = answers.usable_unverified(stored, now, unverified_for, found.wants)
+            usable = reuse.usable_unverified(stored, now, unverified_for, found.wants)
         else:
-            usable = unverified_for < 0 and answers.use(stored, age, found.wants) is Use.FRESH
+            usable = unverified_for < 0 and reuse.use(stored, age, found.wants) is Use.FRESH
         detail = "the store did not answer" if unreachable else ""
         response = _from_stored(found, stored, age, detail) if usable else None
         return None if response is None else Answered(response=response)
@@ -471,13 +472,13 @@ class Cache(Part):
         if besides or user is not None or resource.narrows:
             selecting = [] if user is None else [f"user={quote(user)}"]
             if rule.vary_cookies:
-                cookies = keys.selected_cookies(rule.vary_cookies, request.headers)
+                cookies = vary.selected_cookies(rule.vary_cookies, request.headers)
                 if cookies is None:
                     return "its cookies can be read in two ways"
                 selecting.append(cookies)
             if rule.vary_headers:
                 profile = self._store.profile
-                selecting.append(keys.selected_values(rule.vary_headers, request.headers, profile))
+                selecting.append(vary.selected_values(rule.vary_headers, request.headers, profile))
             selected = "\n\n".join(selecting)
             if besides:
                 selected = f"{besides}\n\n{selected}"
@@ -545,7 +546,7 @@ class Cache(Part):
 def _bypass_reason(request: HTTPRequest, profile: Profile) -> str:
     """Return why the fields of a request make it bypass the cache; empty if they do not."""
     headers = request.headers
-    if answers.is_for_the_origin(headers):
+    if reuse.is_for_the_origin(headers):
         return "it carries a condition for the application"
     if not profile.ignores_bodies and has_body(headers):
         return "it has a body"
@@ -590,7 +591,7 @@ def choose(found: Found) -> CacheExchange:
     """Return the exchange of a request after its lookup."""
     context, lookup, wants = found.context, found.lookup, found.wants
     stored = lookup.entry
-    if stored is not None and stored.status == 206 and not answers.satisfies(found.request, stored):
+    if stored is not None and stored.status == 206 and not reuse.satisfies(found.request, stored):
         part = None if lookup.outdated else stored
         lookup = replace(lookup, entry=None)
         found, stored = replace(found, lookup=lookup, fwd="partial", part=part), None
@@ -599,14 +600,14 @@ def choose(found: Found) -> CacheExchange:
     now = found.context.store.clock.wall()
     age = current_age(stored, now)
     softly, outdated = lookup.purged_softly, lookup.outdated
-    chosen = answers.use(stored, age, wants, purged_softly=softly, outdated=outdated)
+    chosen = reuse.use(stored, age, wants, purged_softly=softly, outdated=outdated)
     detail = "of the previous version" if outdated else ""
     if chosen is not Use.FRESH:
         if _refreshable(found, stored):
-            chosen = answers.use(
+            chosen = reuse.use(
                 stored, age, wants, purged_softly=softly, outdated=outdated, can_refresh=True
             )
-        if chosen is Use.FORWARD_STALE and answers.usable_for_error(stored, now, wants):
+        if chosen is Use.FORWARD_STALE and reuse.usable_for_error(stored, now, wants):
             failed = lookup.lock is not None and lookup.lock.failed
             if failed or context.revalidations.failing(lookup.key):
                 chosen, detail = Use.STALE, "stale-if-error"
@@ -630,7 +631,7 @@ def _from_stored(found: Found, stored: StoredResponse, age: float, detail: str) 
         head = found.head_of(stored, age, hit=True, detail=detail)
         found.lookup.last_head[:] = made_of, head
     try:
-        return answers.answer(found.request, stored, head)
+        return reuse.answer(found.request, stored, head)
     except Damaged:
         _emit_damaged(found)
         return None
@@ -642,7 +643,7 @@ def _emit_damaged(found: Found) -> None:
 
 def _forward(found: Found, wants: Directives) -> CacheExchange:
     if "only-if-cached" in wants:
-        return Answered(response=answers.only_if_cached(), outcome=found.fwd)
+        return Answered(response=reuse.only_if_cached(), outcome=found.fwd)
     try:
         if (entry := found.lookup.entry) is not None:
             return Revalidation(found=found, stored=opened(entry), outcome=found.fwd)
@@ -694,7 +695,7 @@ def _request_of_no_user(found: Found, stored: StoredResponse) -> HTTPRequest:
         if (lower := name.decode("latin-1").lower()) in carried
         or (lower != "forwarded" and lower.replace("_", "-") in reflected)
     ]
-    if rule.vary_cookies and (cookies := keys.chosen_cookies(rule.vary_cookies, headers)):
+    if rule.vary_cookies and (cookies := vary.chosen_cookies(rule.vary_cookies, headers)):
         pairs.append((b"cookie", cookies.encode("latin-1")))
     if "forwarded" not in carried and (text := headers.combined("forwarded")):
         of_url = forwarded_of_url(text)
@@ -747,7 +748,7 @@ async def _join_or_wait(found: Found, exchange: Miss) -> CacheExchange:
     until = clock.monotonic() + context.collapse
     key, expected = found.lookup.key, found.is_expected
     # With these fields the response may lack parts that the others request.
-    for_less = answers.FOR_A_PART if exchange.fills else answers.FOR_LESS
+    for_less = reuse.FOR_A_PART if exchange.fills else reuse.FOR_LESS
     may_lead = found.request.headers.names().isdisjoint(for_less)
     while (left := until - clock.monotonic()) > 0:
         flight, leads = context.flights.join(key, expected=expected, may_lead=may_lead)
@@ -779,8 +780,8 @@ def _from_shared(found: Found, shared: Shared) -> Answered | None:
     stored, fields, profile = shared.plan.stored, shared.plan.vary, found.context.store.profile
     age = current_age(stored, found.now)
     left = stored.lifetime - age
-    theirs = keys.selected_values(fields, shared.found.request.headers, profile)
-    if left <= 0 or theirs != keys.selected_values(fields, found.request.headers, profile):
+    theirs = vary.selected_values(fields, shared.found.request.headers, profile)
+    if left <= 0 or theirs != vary.selected_values(fields, found.request.headers, profile):
         return None
     # A tag whose epoch was not read counts as purged if any tag was.
     before, tags = shared.found.lookup.epochs, (*found.target.tags, *stored.tags)
@@ -789,7 +790,7 @@ def _from_shared(found: Found, shared: Shared) -> Answered | None:
     if validity(replace(before, tags=recorded), current) is not Validity.VALID:
         return None
     head = found.head_of(stored, age, fwd=found.fwd, collapsed=True)
-    return Answered(response=answers.answer(found.request, stored, head))
+    return Answered(response=reuse.answer(found.request, stored, head))
 
 
 # No epoch has this value.

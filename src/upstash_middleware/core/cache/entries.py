@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from msgspec import Meta, Struct, field, json
 from msgspec.structs import replace
 
-from upstash_middleware.core.cache.directives import Staleness
+from upstash_middleware.core.cache.http.directives import Staleness
 from upstash_middleware.messages import Headers
 
 if TYPE_CHECKING:

@@ -22,11 +22,13 @@ from urllib.parse import unquote, urljoin, urlsplit
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from upstash_middleware.core.cache import answers, directives, keys, storing
-from upstash_middleware.core.cache.answers import CONDITIONS, cache_status, current_age
-from upstash_middleware.core.cache.directives import NO_DIRECTIVES
+from upstash_middleware.core.cache import keys
+from upstash_middleware.core.cache.http import directives, reuse, storing
+from upstash_middleware.core.cache.http.directives import NO_DIRECTIVES
+from upstash_middleware.core.cache.http.reuse import CONDITIONS, cache_status, current_age
+from upstash_middleware.core.cache.http.storing import Candidate, Plan
+from upstash_middleware.core.cache.http.vary import vary_fields
 from upstash_middleware.core.cache.store import FAILED, UNSHARED, UNSHARED_SECONDS, Purge
-from upstash_middleware.core.cache.storing import Candidate, Plan, vary_fields
 from upstash_middleware.core.engine import PartExchange
 from upstash_middleware.core.flow import Latch
 from upstash_middleware.core.lru import LRU
@@ -42,9 +44,9 @@ from upstash_middleware.messages import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from upstash_middleware.core.cache.directives import Directives
     from upstash_middleware.core.cache.entries import StoredResponse
-    from upstash_middleware.core.cache.fields import KnownFields
+    from upstash_middleware.core.cache.http.directives import Directives
+    from upstash_middleware.core.cache.http.fields import KnownFields
     from upstash_middleware.core.cache.rules import CacheRule
     from upstash_middleware.core.cache.store import Lookup, Store, Target
     from upstash_middleware.core.clock import Clock
@@ -131,7 +133,7 @@ class Found(Struct, frozen=True):
     def head_of(self, stored: StoredResponse, age: float, /, **status: Any) -> ResponseHead:
         """Return the head of a stored response as it is sent, with these parts of Cache-Status."""
         field = cache_status(ttl=stored.lifetime - age, key=self.shown_key, **status)
-        head = answers.head_of(stored, age, self.context.store.profile, field)
+        head = reuse.head_of(stored, age, self.context.store.profile, field)
         return _for_downstream(head, self.rule)
 
     def may_be_stored(self) -> bool:
@@ -393,9 +395,9 @@ class Miss(CacheExchange, kw_only=True, eq=False):
             and head.status == 200
             # One of unknown length may stream for ever, and the client would not see the 304.
             and content_length(head.headers) is not None
-            and answers.makes_304(found.request.headers, head.headers, found.now)
+            and reuse.makes_304(found.request.headers, head.headers, found.now)
         ):
-            sent = ResponseHead(304, answers.headers_of_304(sent.headers))
+            sent = ResponseHead(304, reuse.headers_of_304(sent.headers))
             fwd_status = head.status
         key = found.shown_key
         status = cache_status(
@@ -425,7 +427,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
             return None
         whole = planned.with_body(body)
         if found.part is not None and whole.stored.status == 206:
-            both = answers.combined(found.part, whole.stored, found.context.max_body)
+            both = reuse.combined(found.part, whole.stored, found.context.max_body)
             whole = replace(whole, stored=both or whole.stored)
         if found.rule.etag:
             whole = whole.with_etag()
@@ -525,7 +527,7 @@ class Revalidation(Miss, kw_only=True, eq=False):
         """Add the stored validators (§4.3.1), unless another version made the response."""
         if self.found.lookup.outdated:
             return super().request_to_forward(request)
-        headers = answers.conditional(request.headers, self.stored.headers)
+        headers = reuse.conditional(request.headers, self.stored.headers)
         return replace(request, headers=headers)
 
     def head(self, head: ResponseHead) -> ResponseHead | Response:
@@ -543,7 +545,7 @@ class Revalidation(Miss, kw_only=True, eq=False):
         if head.status == 304:
             return self._not_modified(head)
         if found.request.method == "HEAD":  # §4.3.5
-            if head.status == 200 and answers.confirms_head(stored, head.headers):
+            if head.status == 200 and reuse.confirms_head(stored, head.headers):
                 self._freshen(head.headers)
             elif head.status in {200, 404, 410}:
                 self.contradicted = found.fwd == "request"  # otherwise it is stale already
@@ -577,8 +579,8 @@ class Revalidation(Miss, kw_only=True, eq=False):
     def _not_modified(self, head: ResponseHead) -> ResponseHead | Response:
         own = any(name in self.found.request.headers for name in CONDITIONS)
         # One without validators does not say whose condition matched, if there were two.
-        if answers.confirms(self.stored.headers, head.headers) and (
-            not own or answers.has_validator(head.headers)
+        if reuse.confirms(self.stored.headers, head.headers) and (
+            not own or reuse.has_validator(head.headers)
         ):
             return self._answer(self._freshen(head.headers), head.status)
         return super().head(head) if own else self._answer(self.stored, head.status)
@@ -587,7 +589,7 @@ class Revalidation(Miss, kw_only=True, eq=False):
         """Return the stored response updated by newer header fields, to be stored (§4.3.4)."""
         found, stored = self.found, self.stored
         now = found.now
-        headers = answers.updated(stored.headers, received, now, found.context.store.profile)
+        headers = reuse.updated(stored.headers, received, now, found.context.store.profile)
         merged = ResponseHead(stored.status, headers)
         planned = self.plan(replace(found.request, method="GET"), merged)
         if not isinstance(planned, Plan):
@@ -601,7 +603,7 @@ class Revalidation(Miss, kw_only=True, eq=False):
 
     def _instead_of_error(self, status: int | None) -> Response | None:
         """Return the stored response if it may be used in place of an error (RFC 5861 §4)."""
-        if not answers.usable_for_error(self.stored, self.found.now):
+        if not reuse.usable_for_error(self.stored, self.found.now):
             return None
         if not self.in_background:
             self.found.context.revalidations.end(self.found.lookup.key, failed=True)
@@ -617,7 +619,7 @@ class Revalidation(Miss, kw_only=True, eq=False):
         head = found.head_of(
             stored, age, fwd=found.fwd, fwd_status=fwd_status, stored=certain, detail=detail
         )
-        return answers.answer(found.request, stored, head)
+        return reuse.answer(found.request, stored, head)
 
 
 # --- Invalidation (RFC 9111 §4.4) ---------------------------------------------------------------
@@ -743,7 +745,7 @@ def _url_of_target(request: HTTPRequest) -> str:
 
 
 class Shared(Struct, frozen=True):
-    """A response for those who wait, and the request that it answers."""
+    """A response for those who wait, and the request that it reuse."""
 
     plan: Plan
     found: Found

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from upstash_middleware.core.cache.answers import Use, current_age, use
 from upstash_middleware.core.cache.entries import (
     Epochs,
     StoredResponse,
@@ -15,6 +14,7 @@ from upstash_middleware.core.cache.entries import (
     decode,
     validity,
 )
+from upstash_middleware.core.cache.http.reuse import Use, current_age, use
 
 if TYPE_CHECKING:
     from upstash_middleware.core.cache.store import Store, Target

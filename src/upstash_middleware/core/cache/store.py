@@ -41,13 +41,9 @@ from upstash_middleware.core.cache.entries import (
     tag_refused,
     validity,
 )
-from upstash_middleware.core.cache.keys import (
-    keyed,
-    merged_selectors,
-    selected_values,
-    urls_to_purge,
-)
-from upstash_middleware.core.cache.storing import MAX_VARY_FIELDS
+from upstash_middleware.core.cache.http.storing import MAX_VARY_FIELDS
+from upstash_middleware.core.cache.http.vary import merged_selectors, selected_values
+from upstash_middleware.core.cache.keys import keyed, urls_to_purge
 from upstash_middleware.core.flow import Command, Pipeline, Script, script
 from upstash_middleware.core.lru import LRU
 from upstash_middleware.errors import CommandError, UnexpectedAnswer, UpstashError
@@ -57,9 +53,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from upstash_middleware.core.cache.entries import Entry, Sealing
+    from upstash_middleware.core.cache.http.storing import Plan
     from upstash_middleware.core.cache.keys import Names
     from upstash_middleware.core.cache.rules import CacheRule, Profile
-    from upstash_middleware.core.cache.storing import Plan
     from upstash_middleware.core.clock import Clock
     from upstash_middleware.core.flow import Argument, Reply
     from upstash_middleware.events import Observer

@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from msgspec.structs import replace
 
-from upstash_middleware.core.cache.answers import current_age
+from upstash_middleware.core.cache.http.reuse import current_age
 from upstash_middleware.local.billing import DOLLARS_PER_COMMAND
 from upstash_middleware.local.console import auth, formats, keys
 from upstash_middleware.local.console.auth import CONSOLE, ConsoleAuth

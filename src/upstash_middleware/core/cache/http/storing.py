@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
-from upstash_middleware.core.cache.answers import has_validator, parse_part
-from upstash_middleware.core.cache.directives import (
+from upstash_middleware.core.cache.entries import MAX_TAGS, Epochs, StoredResponse, with_ancestors
+from upstash_middleware.core.cache.http.directives import (
     FROM_HANDLERS,
     cache_control,
     explicit_lifetime,
     field_names,
     heuristic_lifetime,
     initial_age,
-    is_token,
     members,
     staleness,
 )
-from upstash_middleware.core.cache.entries import MAX_TAGS, Epochs, StoredResponse, with_ancestors
-from upstash_middleware.core.cache.fields import client_addresses, shows_any
-from upstash_middleware.core.cache.keys import drops_parameters, selector_of_codings
+from upstash_middleware.core.cache.http.fields import client_addresses, shows_any
+from upstash_middleware.core.cache.http.reuse import has_validator, parse_part
+from upstash_middleware.core.cache.http.vary import selector_of_codings
+from upstash_middleware.core.cache.keys import drops_parameters
 from upstash_middleware.messages import LONGEST_VALUE
 
 if TYPE_CHECKING:
-    from upstash_middleware.core.cache.directives import Directives
-    from upstash_middleware.core.cache.fields import KnownFields
+    from upstash_middleware.core.cache.http.directives import Directives
+    from upstash_middleware.core.cache.http.fields import KnownFields
     from upstash_middleware.core.cache.rules import CacheRule, Profile
     from upstash_middleware.messages import Headers, HTTPRequest, ResponseHead
 
@@ -237,18 +237,6 @@ def states_freshness(candidate: Candidate) -> bool:
     """Whether a response has explicit freshness (§4.2.1)."""
     control, received_at = candidate.control, candidate.received_at
     return explicit_lifetime(candidate.head, control, received_at) is not None
-
-
-def vary_fields(headers: Headers) -> tuple[str, ...]:
-    """Return the fields that a response's Vary names, in lower case, each once.
-
-    Only the asterisk if any of them is not the name of a field.
-    """
-    lines = headers.lines("vary")
-    if sum(map(len, lines)) > LONGEST_VALUE:
-        return ("*",)
-    names = tuple(dict.fromkeys(member.lower() for member in members(lines)))
-    return names if all(map(is_token, names)) else ("*",)
 
 
 def storable_headers(headers: Headers, control: Directives) -> Headers:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
-from upstash_middleware.core.cache.directives import (
+from upstash_middleware.core.cache.entries import Damaged, body_of
+from upstash_middleware.core.cache.http.directives import (
     NO_DIRECTIVES,
     date_of,
     entity_tags,
@@ -23,12 +24,11 @@ from upstash_middleware.core.cache.directives import (
     opaque_tag,
     parse_date,
 )
-from upstash_middleware.core.cache.entries import Damaged, body_of
 from upstash_middleware.messages import WITHOUT_BODY, Headers, Response, ResponseHead
 
 if TYPE_CHECKING:
-    from upstash_middleware.core.cache.directives import Directives
     from upstash_middleware.core.cache.entries import StoredResponse
+    from upstash_middleware.core.cache.http.directives import Directives
     from upstash_middleware.core.cache.rules import Profile
     from upstash_middleware.messages import HTTPRequest
 
