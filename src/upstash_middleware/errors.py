@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import re
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import StructMeta
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -124,10 +126,12 @@ def named_part(setting: str, part: str) -> str:
 
 
 _USUAL_NAMES: Final = {
+    "expire": "ttl",
     "identifier": "by",
     "key": "by",
     "key_func": "by",
     "limit": "limits",
+    "max_age": "ttl",
     "method": "methods",
     "rate": "limits",
     "timeout": "ttl",
@@ -144,3 +148,18 @@ def unknown_name(setting: str, name: object, known: Iterable[str]) -> Configurat
     close = usual or difflib.get_close_matches(str(name), names, n=1, cutoff=0.7)
     hint = f"did you mean {close[0]!r}?" if close else f"a rule has {', '.join(names)}"
     return ConfigurationError(f"{named_part(setting, str(name))}: there is no such setting; {hint}")
+
+
+class RuleMeta(StructMeta):
+    """A rule's class: an unknown keyword argument raises ConfigurationError, not TypeError."""
+
+    if not TYPE_CHECKING:  # type checkers know the constructor's arguments
+
+        def __call__(cls, *args: Any, **arguments: Any) -> Any:  # noqa: N805
+            """Create a rule."""
+            fields = cls.__struct_fields__
+            for name in arguments:
+                if name not in fields:
+                    known = [field for field in fields if field != "setting"]
+                    raise unknown_name(arguments.get("setting", cls.__name__), name, known)
+            return super().__call__(*args, **arguments)

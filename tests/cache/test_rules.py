@@ -70,6 +70,13 @@ def test_a_value_that_means_nothing_is_refused_by_name(rule, message):
         rule_from_mapping(rule, setting="cache[2]")
 
 
+def test_a_name_of_another_package_is_answered_with_the_one_it_has_here():
+    given: dict[str, Any] = {"timeout": 60}
+    with pytest.raises(ConfigurationError) as raised:
+        CacheRule("/a", **given)
+    assert str(raised.value) == "CacheRule.timeout: there is no such setting; did you mean 'ttl'?"
+
+
 def test_a_mapping_makes_the_same_rule_as_the_class():
     """Lists stand for tuples, as TOML and Django's settings have them."""
     mapping = {"path": "/p/{id}", "ttl": 60, "tags": ["p:{id}"]}

@@ -118,6 +118,21 @@ def test_a_rule_without_limits_is_refused() -> None:
         RateLimitRule("/a")
 
 
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [("key_func", "by"), ("identifier", "by"), ("key", "by"), ("method", "methods")],
+)
+def test_a_name_of_another_package_is_answered_with_the_one_it_has_here(
+    name: str, right: str
+) -> None:
+    given: dict[str, Any] = {name: "x"}
+    with pytest.raises(ConfigurationError) as raised:
+        RateLimitRule("/a", "1/s", **given)
+    assert str(raised.value) == (
+        f"RateLimitRule.{name}: there is no such setting; did you mean {right!r}?"
+    )
+
+
 def test_what_is_no_mapping_is_refused() -> None:
     """Text in the place of a rule, for instance."""
     with pytest.raises(

@@ -14,7 +14,7 @@ from msgspec.structs import force_setattr
 
 from upstash_middleware.core.clock import Duration, seconds_in
 from upstash_middleware.core.patterns import PathPattern
-from upstash_middleware.errors import ConfigurationError, named_part, unknown_name
+from upstash_middleware.errors import ConfigurationError, RuleMeta, named_part, unknown_name
 from upstash_middleware.messages import HTTPRequest  # noqa: TC001 - for signatures
 
 SUCCESSFUL = frozenset({200, 203, 204, 300, 301, 308})
@@ -24,7 +24,7 @@ NEGATIVE = frozenset({404, 405, 410, 414, 501})
 LONGEST_DEADLINE = 60.0
 
 
-class CacheRule(Struct, frozen=True, dict=True):
+class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     """What the cache may do with the requests that it matches; the first matching rule counts.
 
     A response's own freshness (``s-maxage``, ``max-age``, ``Expires``) takes precedence over

@@ -39,7 +39,7 @@ from upstash_middleware.core.ratelimit.algorithms import (
 )
 from upstash_middleware.core.ratelimit.algorithms.fixed_window import KeptFixedWindow
 from upstash_middleware.core.ratelimit.algorithms.limit import MAX_QUOTA
-from upstash_middleware.errors import ConfigurationError, named_part, unknown_name
+from upstash_middleware.errors import ConfigurationError, RuleMeta, named_part, unknown_name
 from upstash_middleware.messages import HTTPRequest, ResponseHead
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def is_unlimited(value: object) -> bool:
     return isinstance(value, str) and value.strip().lower() == UNLIMITED
 
 
-class RateLimitRule(Struct, frozen=True, dict=True):
+class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     """Selects requests, identifies whose quota they use, and sets its size.
 
     ``RateLimitRule("/api/generate", "10/10s", methods=("POST",))``. Functions of the request may
