@@ -86,7 +86,8 @@ class World:
     def happens(self, fault: Fault) -> None:
         """Make it happen, and stay as long as it does."""
         if fault.instead is not None:
-            self._patch.setitem(faults.INSTEAD, faults.Fault.BAD_GATEWAY, fault.instead)
+            effect = faults.Effect("another answer", instead=fault.instead)
+            self._patch.setitem(faults.EFFECTS, faults.Fault.BAD_GATEWAY, effect)
         match fault.change:
             case None:
                 self.upstash.set_faults(**fault.simulated)

@@ -6,11 +6,14 @@ delay the answers.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from upstash_middleware.local.http1 import Answer, Delivery, error_answer
 
@@ -22,55 +25,59 @@ class Fault(Enum):
     """What can happen to a request, besides latency."""
 
     SERVER_ERROR = "server-error"
-    """Answered with 500 and an error; not run."""
     BAD_GATEWAY = "bad-gateway"
-    """Answered with 502 and a page of HTML, as by a proxy in between; not run."""
     UNAUTHORIZED = "unauthorized"
-    """Answered with 401, as after the token was changed; not run."""
     QUOTA = "quota"
-    """Answered with 400 and the text about the plan's request limit; not run."""
     NOSCRIPT = "noscript"
-    """All scripts are deleted, as after a restart; then run."""
     REFUSE = "refuse"
-    """No connection can be made, and open connections are cut."""
     DROP_BEFORE = "drop-before"
-    """The connection is cut when the request has arrived; not run."""
     DROP_AFTER = "drop-after"
-    """Run; then the connection is cut, without an answer."""
     TRUNCATE = "truncate"
-    """Run; then half of the answer is sent, and the connection is cut."""
     TRICKLE = "trickle"
-    """Run; then the answer is sent one byte every 20 ms."""
     STALL = "stall"
-    """Run; then half of the answer is sent, and nothing more."""
 
 
-DELIVERIES: Final = {
-    Fault.REFUSE: Delivery.REFUSE,
-    Fault.DROP_BEFORE: Delivery.DROP,
-    Fault.DROP_AFTER: Delivery.DROP,
-    Fault.TRUNCATE: Delivery.TRUNCATE,
-    Fault.TRICKLE: Delivery.TRICKLE,
-    Fault.STALL: Delivery.STALL,
-}
-INSTEAD: Final = {
-    Fault.SERVER_ERROR: error_answer(500, "ERR internal server error"),
-    Fault.BAD_GATEWAY: Answer(
-        502,
-        b"<html><head><title>502 Bad Gateway</title></head>"
-        b"<body><h1>502 Bad Gateway</h1></body></html>\n",
-        b"text/html",
+class Effect(Struct, frozen=True):
+    """What a fault does to a request."""
+
+    text: str
+    """What the client sees."""
+    delivery: Delivery = Delivery.WHOLE
+    instead: Answer | None = None
+    """The answer if the request is not run."""
+
+
+_BAD_GATEWAY: Final = Answer(
+    502,
+    b"<html><head><title>502 Bad Gateway</title></head>"
+    b"<body><h1>502 Bad Gateway</h1></body></html>\n",
+    b"text/html",
+)
+_QUOTA: Final = (
+    "ERR max requests limit exceeded. Limit: 500000, Usage: 500000. "
+    "See https://upstash.com/docs/redis/troubleshooting/max_requests_limit for details"
+)
+_UNAUTHORIZED: Final = error_answer(401, "WRONGPASS invalid or missing auth token")
+_NO_ANSWER: Final = Answer(500, b"")
+EFFECTS: Final = {
+    Fault.SERVER_ERROR: Effect(
+        "500 with an error in JSON", instead=error_answer(500, "ERR internal server error")
     ),
-    Fault.UNAUTHORIZED: error_answer(401, "WRONGPASS invalid or missing auth token"),
-    Fault.QUOTA: error_answer(
-        400,
-        "ERR max requests limit exceeded. Limit: 500000, Usage: 500000. "
-        "See https://upstash.com/docs/redis/troubleshooting/max_requests_limit for details",
+    Fault.BAD_GATEWAY: Effect("502 with a page of HTML", instead=_BAD_GATEWAY),
+    Fault.UNAUTHORIZED: Effect("401, as after the token was changed", instead=_UNAUTHORIZED),
+    Fault.QUOTA: Effect(
+        "400, the plan's request limit is exceeded", instead=error_answer(400, _QUOTA)
     ),
-    Fault.REFUSE: Answer(500, b""),
-    Fault.DROP_BEFORE: Answer(500, b""),
+    Fault.NOSCRIPT: Effect("all scripts are deleted, as after a restart"),
+    Fault.REFUSE: Effect(
+        "no connection can be made, and open ones are cut", Delivery.REFUSE, _NO_ANSWER
+    ),
+    Fault.DROP_BEFORE: Effect("the connection ends without an answer", Delivery.DROP, _NO_ANSWER),
+    Fault.DROP_AFTER: Effect("the connection ends without an answer", Delivery.DROP),
+    Fault.TRUNCATE: Effect("half of the answer, then the end", Delivery.TRUNCATE),
+    Fault.TRICKLE: Effect("the answer, one byte every 20 ms", Delivery.TRICKLE),
+    Fault.STALL: Effect("half of the answer, and nothing more", Delivery.STALL),
 }
-"""The answers of faults that prevent a request from being run."""
 
 
 def _is_number(value: object) -> bool:
@@ -140,8 +147,6 @@ def plain_faults(faults: Faults) -> dict[str, object]:
 class FaultInjector:
     """Decides which faults apply to the next request."""
 
-    __slots__ = ("_clock", "_ends_at", "_faults", "_hits_left", "_random")
-
     def __init__(
         self, faults: Faults = NO_FAULTS, clock: Callable[[], float] = time.monotonic
     ) -> None:
@@ -152,13 +157,13 @@ class FaultInjector:
     def change(self, faults: Faults) -> None:
         """Change the simulated faults; `times` and `seconds` count from now."""
         self._faults = faults
-        self._hits_left = faults.times
-        self._ends_at = None if faults.seconds is None else self._clock() + faults.seconds
+        self._hits_left = math.inf if faults.times is None else faults.times
+        self._ends_at = math.inf if faults.seconds is None else self._clock() + faults.seconds
 
     @property
     def current(self) -> Faults:
         """The current faults: none when their `seconds` are over."""
-        if self._ends_at is not None and self._clock() >= self._ends_at:
+        if self._clock() >= self._ends_at:
             self.change(NO_FAULTS)
         return self._faults
 
@@ -167,13 +172,8 @@ class FaultInjector:
         faults = self.current
         if faults is NO_FAULTS:
             return 0.0, None
-        latency_ms = faults.latency_ms + self._random.random() * faults.jitter_ms
-        fault = faults.fault
-        if fault is not None and self._random.random() >= faults.probability:
-            fault = None
-        if fault is not None and self._hits_left is not None:
-            if self._hits_left == 0:
-                fault = None
-            else:
-                self._hits_left -= 1
-        return latency_ms / 1000, fault
+        latency = (faults.latency_ms + self._random.random() * faults.jitter_ms) / 1000
+        if not faults.fault or not self._hits_left or self._random.random() >= faults.probability:
+            return latency, None
+        self._hits_left -= 1
+        return latency, faults.fault

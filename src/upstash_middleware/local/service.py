@@ -20,10 +20,17 @@ from urllib.parse import unquote_to_bytes
 from msgspec import Struct
 from msgspec.structs import replace
 
-from upstash_middleware.local import faults as simulated
 from upstash_middleware.local.billing import Meter
 from upstash_middleware.local.commands import SHORTEN_LIFETIMES, is_unknown, prepare, reject
-from upstash_middleware.local.faults import NO_FAULTS, Fault, FaultInjector
+from upstash_middleware.local.faults import (
+    EFFECTS,
+    NO_FAULTS,
+    Effect,
+    Fault,
+    FaultInjector,
+    parse_faults,
+    plain_faults,
+)
 from upstash_middleware.local.http1 import Answer, Delivery, Stream, error_answer, json_answer
 from upstash_middleware.local.scripts import original_monitor_line
 from upstash_middleware.local.valkey import (
@@ -124,14 +131,14 @@ class Service:
         """Upstash's answer to a request and how to send it; no request makes this raise."""
         self.meter.add_request()
         latency, fault = self.faults.next()
-        delivery = Delivery.WHOLE
+        effect = EFFECTS[fault] if fault else Effect("none")
+        delivery = effect.delivery
         if fault:
             self._emit(LiveEvent(time.time(), fault=fault))
-            delivery = simulated.DELIVERIES.get(fault, delivery)
         if latency:
             await asyncio.sleep(latency)
-        if fault in simulated.INSTEAD:
-            return simulated.INSTEAD[fault], delivery
+        if effect.instead is not None:
+            return effect.instead, delivery
         try:
             if fault is Fault.NOSCRIPT:
                 await self.store.run([[b"SCRIPT", b"FLUSH"]])
@@ -272,12 +279,12 @@ class Service:
                 self.meter.reset()
                 return self._bill()
             case "GET", b"/-/faults":
-                return json_answer(200, simulated.plain_faults(self.faults.current))
+                return json_answer(200, plain_faults(self.faults.current))
             case "PUT", b"/-/faults":
                 return self._put_faults(request)
             case "DELETE", b"/-/faults":
                 self.faults.change(NO_FAULTS)
-                return json_answer(200, simulated.plain_faults(NO_FAULTS))
+                return json_answer(200, plain_faults(NO_FAULTS))
             case "POST", b"/-/flush":
                 await self.flush()
                 return json_answer(200, {"result": "OK"})
@@ -295,7 +302,7 @@ class Service:
 
     def _put_faults(self, request: Request) -> Answer:
         try:
-            faults = simulated.parse_faults(json.loads(request.body))
+            faults = parse_faults(json.loads(request.body))
         except (ValueError, RecursionError) as error:
             return error_answer(400, str(error))
         if faults.fault is Fault.REFUSE and faults.seconds is None:
@@ -303,7 +310,7 @@ class Service:
                 400, "faults: refuse needs seconds, since this address is refused with the others"
             )
         self.faults.change(faults)
-        return json_answer(200, simulated.plain_faults(self.faults.current))
+        return json_answer(200, plain_faults(self.faults.current))
 
 
 # Upstash's format: from requests to commands.

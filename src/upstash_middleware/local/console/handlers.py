@@ -21,7 +21,7 @@ from upstash_middleware.core.cache.http.reuse import current_age
 from upstash_middleware.local.billing import DOLLARS_PER_COMMAND
 from upstash_middleware.local.console import auth, formats, keys
 from upstash_middleware.local.console.auth import CONSOLE, ConsoleAuth
-from upstash_middleware.local.faults import INSTEAD, NO_FAULTS, Fault, parse_faults, plain_faults
+from upstash_middleware.local.faults import EFFECTS, NO_FAULTS, Fault, parse_faults, plain_faults
 from upstash_middleware.local.http1 import Answer, Stream
 from upstash_middleware.local.service import Watcher, read_parameters
 from upstash_middleware.local.valkey import Failure, StoreUnreachable
@@ -236,7 +236,7 @@ async def _faults(
         fields,
         status=status,
         message=message,
-        runs={fault: fault not in INSTEAD for fault in Fault},
+        effects=EFFECTS,
         refuse_seconds=_REFUSE_SECONDS,
     )
 
