@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote
 from msgspec import Struct
 
 from upstash_middleware.core.ratelimit.decision import UNCHECKED
-from upstash_middleware.decorators import REFRESH, Attached, HandlerCall, any_exempt
+from upstash_middleware.decorators import REFRESH, Attached, HandlerCall, exempt_types
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.events import UserCodeFailed
 from upstash_middleware.messages import (
@@ -132,7 +132,7 @@ class Middleware:
         looked_up = scope.get("path"), scope.get("method")
         serve = self._serving.get(scope["type"]) if self.runtime.enabled else None
         await (serve or self.app)(scope, receive, send)
-        if self._limits and any_exempt():
+        if self._limits and exempt_types:
             self.check_route(scope, looked_up)
         if self.runtime.late:  # charges of a background task, which the next request has to see
             await self.runtime.late_settled()
@@ -414,7 +414,11 @@ class ResponseStream(Struct, eq=False):
         piece = bytes(message.get("body", b""))
         if self._announced is not None:
             self._announced -= len(piece)
-        is_last = _ends(message, self._trailers) or (self._announced == 0 and bool(piece))
+        is_last = (
+            not (self._trailers or message.get("more_body", False))
+            if kind == "http.response.body"
+            else _ends(message, self._trailers)
+        ) or (self._announced == 0 and bool(piece))
         complete = self._seen_whole and not self._client_left
         if piece and self._exchange.watching and not self.finished:
             self._exchange.chunk(piece)
@@ -574,9 +578,9 @@ class ResponseStream(Struct, eq=False):
 
 
 def _ends(message: Message, trailers: bool) -> bool:
-    """Whether a message is the last one of a response."""
+    """Whether a message that is no piece of the body is the last one of a response."""
     match message["type"]:
-        case "http.response.body" | "http.response.zerocopysend":
+        case "http.response.zerocopysend":
             return not (message.get("more_body", False) or trailers)
         case "http.response.pathsend":
             return not trailers
@@ -702,7 +706,7 @@ class ScopeCall(HandlerCall):
         self.scope["state"]["rate_limit"] = decision
 
     def is_free(self) -> bool:
-        return REFRESH in self.scope or (any_exempt() and self.is_exempt())
+        return REFRESH in self.scope or bool(exempt_types and self.is_exempt())
 
     def is_exempt(self) -> bool:
         """Whether the handler is exempt."""

@@ -460,7 +460,7 @@ class PendingExchange(Attached):
     cancelled request was dropped or replaced, it is finished when it is garbage-collected.
     """
 
-    __slots__ = ("_unfinished", "decision", "exchange", "runtime")
+    __slots__ = ("_unfinished", "decision", "denies", "exchange", "holding", "runtime")
 
     def __init__(self, runtime: Runtime, exchange: Exchange, prior: Decision = UNCHECKED) -> None:
         self._unfinished = [exchange]  # popped, since several threads may try to finish it
@@ -468,15 +468,9 @@ class PendingExchange(Attached):
         self.exchange: Any = exchange
         self.decision: Decision = exchange.decision or prior
         """What the handler reads: the tightest of all limits that the request has passed."""
+        self.denies = exchange.response is not None
+        self.holding = exchange.holding
         self.handed_over = False
-
-    @property
-    def denies(self) -> bool:  # type: ignore[override]
-        return self.exchange.response is not None
-
-    @property
-    def holding(self) -> Sequence[object]:  # type: ignore[override]
-        return cast("Sequence[object]", self.exchange.holding)
 
     @property
     def denial(self) -> Response:
@@ -751,7 +745,8 @@ _REFUSED = {
     "starlette.routing.BaseRoute": "mark its endpoint, or the application that it mounts",
 }
 """What to mark in place of objects that no limit could recognise in a request."""
-_is_any_exempt = False
+exempt_types: set[str] = set()
+"""The types of what is exempt in this process; where it is empty, no route has to be looked up."""
 _groups: list[weakref.ref[Any]] = []
 """References and not a set: routers compare by their routes, and are not hashable."""
 _in_groups: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
@@ -769,7 +764,6 @@ def exempt(handler: H) -> H:
     Raises:
         ConfigurationError: The object is none of these, such as a list of Django's URL patterns.
     """
-    global _is_any_exempt  # noqa: PLW0603 - set once for the process
     kinds = {f"{base.__module__}.{base.__qualname__}" for base in type(handler).__mro__}
     for kind, instead in _REFUSED.items():
         if kind in kinds:
@@ -791,13 +785,8 @@ def exempt(handler: H) -> H:
     if is_group:
         _groups.append(weakref.ref(handler))
         _in_groups.clear()
-    _is_any_exempt = True
+    exempt_types.add(type(handler).__name__)
     return handler
-
-
-def any_exempt() -> bool:
-    """Whether any handler of this process is exempt, so that routes have to be looked up."""
-    return _is_any_exempt
 
 
 def is_exempt(handler: object) -> bool:

@@ -34,9 +34,9 @@ from upstash_middleware.decorators import (
     HandlerLimit,
     NeverCached,
     PendingExchange,
-    any_exempt,
     completed,
     exempt,
+    exempt_types,
     is_exempt,
     is_exempt_class,
     owner_of,
@@ -203,7 +203,7 @@ class _FlaskExtension(Extension):
 
     def _middleware(self, app: Flask, wsgi_app: WSGIApplication) -> Middleware:
         def exempts(request: HTTPRequest) -> bool:
-            return any_exempt() and is_exempt_request(
+            return bool(exempt_types) and is_exempt_request(
                 app, app.request_class(request.native), request.method
             )
 
@@ -338,7 +338,7 @@ def is_exempt_request(app: Any, request: Any, method: str) -> bool:
 
 def is_exempt_view(app: Any, endpoint: str | None, view: object, method: str) -> bool:
     """Whether a view is exempt, its class or the method of that, or a blueprint of it."""
-    if not any_exempt():
+    if not exempt_types:
         return False
     if is_exempt(view) or is_exempt_class(getattr(view, "view_class", None), method):
         return True

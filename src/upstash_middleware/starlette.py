@@ -39,9 +39,9 @@ from upstash_middleware.decorators import (
     LimitDecorator,
     NeverCached,
     PendingExchange,
-    any_exempt,
     completed,
     exempt,
+    exempt_types,
     is_exempt,
     is_exempt_class,
     is_in_exempt_group,
@@ -295,7 +295,7 @@ class _StarletteMiddleware(asgi.Middleware):
             inside = getattr(inside, "app", None)
 
     def _exempts(self, request: HTTPRequest) -> bool:
-        if not any_exempt() or self._reroutes:
+        if not exempt_types or self._reroutes:
             return False
         return _is_exempt_request(request, self._application(request.native))
 

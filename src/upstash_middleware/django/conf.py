@@ -51,9 +51,10 @@ class Configured:
 
     def runtime(self) -> Runtime:
         """Return the runtime. Raises ConfigurationError where the setting is wrong."""
-        mapping, made = mapping_set(), self._made
-        if made is not None and made[0] is mapping:
+        made = self._made
+        if made is not None and made[0] is getattr(settings, SETTING, _UNSET):
             return made[1]
+        mapping = mapping_set()
         with self._lock:
             before = self._made
             if before is not None and before[0] is mapping:

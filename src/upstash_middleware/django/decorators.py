@@ -23,7 +23,7 @@ from upstash_middleware.decorators import (
     LimitDecorator,
     NeverCached,
     PendingExchange,
-    any_exempt,
+    exempt_types,
     is_exempt_class,
     owner_of,
 )
@@ -128,7 +128,7 @@ class ViewCall(HandlerCall):
         request = self.native
         if REFRESH in request.META or REFRESH in getattr(request, "scope", ()):
             return True
-        if not any_exempt():
+        if not exempt_types:
             return False
         if is_exempt_view(self.wrapper, self.method):
             return True

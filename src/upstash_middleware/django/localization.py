@@ -48,8 +48,10 @@ def localized(request: HTTPRequest) -> str | None:
     if settings.USE_TZ:
         default_zone = timezone.get_default_timezone_name()
         zone = timezone.get_current_timezone_name()
-    zone_may_be_left, language = _may_be_left("zone", zone, default_zone), language_of(native)
-    if language is None or zone_may_be_left:
+    if zone == default_zone:
+        _left_active.zone = None
+    language = language_of(native)
+    if language is None or zone == _left_active.zone:
         return None
     vars(native)[_EXPECTED] = language, zone
     if zone == default_zone and language == _normal(settings.LANGUAGE_CODE):
@@ -106,7 +108,9 @@ def language_of(request: HttpRequest) -> str | None:
     inside = _locale_middleware(tuple(settings.MIDDLEWARE))
     if not inside:
         language = _normal(translation.get_language() or "")
-        return None if _may_be_left("language", language, default) else language
+        if language == default:
+            _left_active.language = None
+        return None if language == _left_active.language else language
     if any(map(chooses_language_itself, inside)):
         return None
     # As LocaleMiddleware.process_request has it.
@@ -123,14 +127,6 @@ def chooses_language_itself(middleware: object) -> bool:
     if not isinstance(middleware, type) or not issubclass(middleware, LocaleMiddleware):
         return False
     return middleware.process_request is not LocaleMiddleware.process_request
-
-
-def _may_be_left(kind: str, active: str, default: str) -> bool:
-    """Whether an earlier request may have left the active value active."""
-    if active == default:
-        setattr(_left_active, kind, None)
-        return False
-    return bool(active == getattr(_left_active, kind))
 
 
 def _normal(language: str) -> str:

@@ -127,9 +127,13 @@ class Middleware:
         """Respond to the request, or pass it on; on an event loop the result is awaitable."""
         if self._is_async:
             return self._acall(request)
-        if (runtime := self._enabled(request)) is None:
+        runtime = self.configured.runtime()
+        if self._limits:
+            _show_decision(request)
+        if not runtime.enabled:
             return self._get_response(request)
-        if (begun := _handed_over(request, runtime)) is None:
+        begun = _handed_over(request, runtime) if _INNER in request.META else None
+        if begun is None:
             inner = None if self._inside is None else self._inside.configured.runtime()
             parsed = request_from(request)
             begun = parsed, runtime.begin(parsed, inner)
@@ -156,9 +160,13 @@ class Middleware:
         return response
 
     async def _acall(self, request: HttpRequest) -> HttpResponseBase:
-        if (runtime := self._enabled(request)) is None:
+        runtime = self.configured.runtime()
+        if self._limits:
+            _show_decision(request)
+        if not runtime.enabled:
             return cast("HttpResponseBase", await self._get_response(request))
-        if (begun := _handed_over(request, runtime)) is None:
+        begun = _handed_over(request, runtime) if _INNER in request.META else None
+        if begun is None:
             inner = None if self._inside is None else self._inside.configured.runtime()
             parsed = request_from(request)
             begun = parsed, await runtime.abegin(parsed, inner)
@@ -189,19 +197,11 @@ class Middleware:
             await stream.afinish()
         return response
 
-    def _enabled(self, request: HttpRequest) -> Runtime | None:
-        """Return the runtime, None if it is disabled; views can read the decision anyway."""
-        if self._limits:
-            limited = cast("RateLimitedRequest", request)
-            limited.rate_limit = getattr(request, "rate_limit", UNCHECKED)
-        runtime = self.configured.runtime()
-        return runtime if runtime.enabled else None
-
     def _stream(
         self, request: HttpRequest, runtime: Runtime, parsed: HTTPRequest, exchange: Exchange
     ) -> ResponseStream:
         if exchange.decision is not None:
-            cast("RateLimitedRequest", request).rate_limit = exchange.decision
+            _show_decision(request, exchange.decision)
         revalidate = partial(_revalidate, runtime, self._get_response) if self._refreshes else None
         return ResponseStream(request, parsed, runtime, exchange, revalidate)
 
@@ -231,10 +231,16 @@ class CacheMiddleware(Middleware):
     features = Features.CACHE
 
 
+def _show_decision(request: HttpRequest, decision: Decision | None = None) -> None:
+    """Let views read a decision; without one, that of a limit further out, or none."""
+    limited = cast("RateLimitedRequest", request)
+    limited.rate_limit = decision or getattr(request, "rate_limit", None) or UNCHECKED
+
+
 def _handed_over(request: HttpRequest, runtime: Runtime) -> tuple[HTTPRequest, Exchange] | None:
     """Take the exchange that a rate limit directly outside has begun for this runtime, if any."""
-    parsed, outer = request.META.get(_INNER, (None, None))
-    if outer is None or outer.inner is None or outer.inner.engine is not runtime.engine:
+    parsed, outer = request.META[_INNER]
+    if outer.inner is None or outer.inner.engine is not runtime.engine:
         return None
     return parsed, outer.take_inner()
 
@@ -594,8 +600,8 @@ def at_end(
     if ends is None:
         ends = vars(request)[_KEY] = _Ends()
         request.close = partial(_end, request, request.close)  # type: ignore[method-assign]  # Django has no other hook
-        if (context := _context()) is not None:
-            context.request = weakref.ref(request)
+        if found := SyncToAsync.thread_sensitive_context.get(None):  # under ASGI
+            _context_in(found).request = weakref.ref(request)
     ends.begun.append((finish, then))
 
 
@@ -654,23 +660,23 @@ class _Context(Struct, eq=False):
     """Weakly: what outlives the request, such as a connection that it opened, keeps this."""
 
 
-def _context() -> _Context | None:
-    """Return the context of the current request; None under WSGI."""
-    found: Any = SyncToAsync.thread_sensitive_context.get(None)
-    if found is None:
-        return None
-    return cast("_Context", vars(found).setdefault(_KEY, _Context()))
+def _context_in(asgirefs: object) -> _Context:
+    """Return the context of the current request in that of asgiref."""
+    context: _Context = vars(asgirefs).setdefault(_KEY, _Context())
+    return context
 
 
 def _count_request(**_: object) -> None:
-    if (context := _context()) is not None:
-        context.requests += 1
+    if found := SyncToAsync.thread_sensitive_context.get(None):  # under ASGI
+        _context_in(found).requests += 1
 
 
 def _end_abandoned(**_: object) -> None:
     """End the request of this context if Django has not closed it."""
-    context = _context()
-    if context is not None and context.requests == 1 and context.request is not None:
+    if not (found := SyncToAsync.thread_sensitive_context.get(None)):
+        return
+    context = _context_in(found)
+    if context.requests == 1 and context.request is not None:
         request = context.request()
         if request is not None:
             _end(request, _nothing)

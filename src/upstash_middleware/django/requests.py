@@ -19,7 +19,7 @@ from django.urls import Resolver404, get_resolver
 from django.utils import translation
 
 from upstash_middleware.core.identify import USERS, Identifier
-from upstash_middleware.decorators import REROUTED, any_exempt, is_exempt, is_exempt_class
+from upstash_middleware.decorators import REROUTED, exempt_types, is_exempt, is_exempt_class
 from upstash_middleware.django.localization import language_of
 from upstash_middleware.events import SettingDoubted
 from upstash_middleware.messages import PATH_SAFE, Headers, HTTPRequest, ResponseHead
@@ -268,7 +268,7 @@ def is_exempt_request(request: HTTPRequest) -> bool:
     native = request.native
     resolver = get_resolver(getattr(native, "urlconf", None))
     _ = resolver.url_patterns  # imports the views, which marks them
-    if not any_exempt():
+    if not exempt_types:
         return False
     # Translated paths, and those in i18n_patterns, are routed in the language of the request.
     language = language_of(native)
