@@ -626,10 +626,10 @@ def _from_stored(found: Found, stored: StoredResponse, age: float, detail: str) 
     """Return the response from a stored one, None if that is damaged."""
     # Age and Cache-Status have whole seconds, so a popular response has the same head many times.
     made_of = floor(age), floor(stored.lifetime - age), detail, found.rule.downstream
-    last_made_of, head = found.lookup.last_head
+    last_made_of, head = found.lookup.last_head[0]
     if last_made_of != made_of:
         head = found.head_of(stored, age, hit=True, detail=detail)
-        found.lookup.last_head[:] = made_of, head
+        found.lookup.last_head[0] = made_of, head
     try:
         return reuse.answer(found.request, stored, head)
     except Damaged:

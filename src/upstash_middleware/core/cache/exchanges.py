@@ -25,6 +25,7 @@ from msgspec.structs import replace
 from upstash_middleware.core.cache import keys
 from upstash_middleware.core.cache.http import directives, reuse, storing
 from upstash_middleware.core.cache.http.directives import NO_DIRECTIVES
+from upstash_middleware.core.cache.http.fields import shows_any
 from upstash_middleware.core.cache.http.reuse import CONDITIONS, cache_status, current_age
 from upstash_middleware.core.cache.http.storing import Candidate, Plan
 from upstash_middleware.core.cache.http.vary import vary_fields
@@ -411,7 +412,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
             return False
         if not self.found.lookup.epochs.tags.keys() >= {*planned.stored.tags}:
             return False  # one of its tags may be purged meanwhile
-        return self.candidate is None or not storing.may_reflect(self.candidate)
+        return not planned.addresses  # otherwise the body has to be searched for them
 
     def _finish_body(self) -> None:
         self.in_one_piece = True
@@ -421,9 +422,8 @@ class Miss(CacheExchange, kw_only=True, eq=False):
     def _with_body(self, planned: Plan) -> Plan | None:
         """Share and return the response with its body, None if it may not be stored after all."""
         found, body = self.found, b"".join(self.body)
-        reason = storing.reflection(self.candidate, body) if self.candidate is not None else None
-        if reason is not None:
-            self._drop(reason)
+        if (shown := shows_any(planned.addresses, planned.stored.headers, body)) is not None:
+            self._drop(shown)
             return None
         whole = planned.with_body(body)
         if found.part is not None and whole.stored.status == 206:

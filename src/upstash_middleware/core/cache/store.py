@@ -125,8 +125,8 @@ class Lookup(Struct, frozen=True):
     """Whether the entry was made by the application's previous version."""
     known: bool = False
     """Whether anything is stored, even if it was purged: so a response could be stored before."""
-    last_head: list[Any] = field(default_factory=lambda: [None, None])
-    """What the head last made from the entry depended on, and that head."""
+    last_head: list[Any] = field(default_factory=lambda: [(None, None)])
+    """One pair: what the head last made from the entry depended on, and that head."""
 
 
 class Lock(Struct, frozen=True):

@@ -101,6 +101,8 @@ class Plan(Struct, frozen=True):
     """The fields that select it."""
     keep: float
     """Seconds for which it is of use."""
+    addresses: frozenset[str] = frozenset()
+    """Of the client and proxies: a body that shows one may not be stored."""
 
     def with_body(self, body: bytes) -> Plan:
         """Return the plan with the whole body."""
@@ -115,7 +117,7 @@ class Plan(Struct, frozen=True):
         return replace(self, stored=replace(stored, headers=stored.headers.setting("etag", etag)))
 
 
-def plan(
+def plan(  # noqa: PLR0911 - one for each reason
     candidate: Candidate, requested_at: float, grace: float, tags: tuple[str, ...] = ()
 ) -> Plan | str:
     """Return what to store of a response, or the reason why nothing is stored.
@@ -126,9 +128,17 @@ def plan(
         grace: seconds for which a response that can be validated is kept beyond all other use.
         tags: those that the rule gives it, ancestors included.
     """
-    if (reason := refusal(candidate)) is not None:
+    if (reason := _refusal(candidate)) is not None:
         return reason
     head, control, rule = candidate.head, candidate.control, candidate.rule
+    addresses: frozenset[str] | str = frozenset()
+    if not candidate.profile.stores_reflections:
+        fields, selecting = candidate.request.headers, candidate.selecting
+        addresses = client_addresses(fields, selecting, candidate.fields.clients)
+    if isinstance(addresses, str):
+        return addresses
+    if (shown := shows_any(addresses, head.headers, b"")) is not None:
+        return shown
     lifetime = explicit_lifetime(head, control, candidate.received_at)
     if lifetime is None:
         lifetime = rule.ttl_for(head.status)
@@ -165,10 +175,10 @@ def plan(
         tags=all_tags,
         epochs=Epochs(),
     )
-    return Plan(stored, _selectors(candidate), keep)
+    return Plan(stored, _selectors(candidate), keep, addresses)
 
 
-def refusal(candidate: Candidate) -> str | None:  # noqa: C901, PLR0911, PLR0912 - one rule each
+def _refusal(candidate: Candidate) -> str | None:  # noqa: C901, PLR0911, PLR0912 - one rule each
     """Return why a response must not be stored, None if it may be."""
     request, head, control = candidate.request, candidate.head, candidate.control
     headers, profile, private = head.headers, candidate.profile, candidate.private
@@ -210,27 +220,8 @@ def refusal(candidate: Candidate) -> str | None:  # noqa: C901, PLR0911, PLR0912
     accounted_for = candidate.rule.vary_cookies is not None or "cookie" in candidate.vary
     if not (private or profile.stores_for_cookies or accounted_for) and "cookie" in request.headers:
         return "request with cookies, and no Vary: Cookie"
-    if (shown := reflection(candidate, b"")) is not None:
-        return shown
     kind = (headers.get("content-type") or "").partition(";")[0].strip().lower()
     return "event stream" if kind == "text/event-stream" else None
-
-
-def reflection(candidate: Candidate, body: bytes) -> str | None:
-    """Return why a response with this body could show one client's address, else None."""
-    if candidate.profile.stores_reflections:
-        return None
-    found = client_addresses(
-        candidate.request.headers, candidate.selecting, candidate.fields.clients
-    )
-    return found if isinstance(found, str) else shows_any(found, candidate.head.headers, body)
-
-
-def may_reflect(candidate: Candidate) -> bool:
-    """Whether the body has to be searched for the address of a client."""
-    return not candidate.profile.stores_reflections and bool(
-        client_addresses(candidate.request.headers, candidate.selecting, candidate.fields.clients)
-    )
 
 
 def states_freshness(candidate: Candidate) -> bool:
