@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from upstash_middleware.events import Event
     from upstash_middleware.local import LocalUpstash
 
-GENEROUS = 8
+GENEROUS = 30
 """Times the deadline: a machine under load is slow, but it is not for ever."""
 PATIENCE = 20.0
 _numbers = itertools.count()
