@@ -105,6 +105,10 @@ class World:
         self.upstash.set_faults()
         if fault.late:
             time.sleep(fault.late + 0.3)
+            before = -1
+            while before != (run := self.upstash.bill().commands):
+                before = run
+                time.sleep(0.3)
 
     def ask(self, *command: Argument) -> RedisReply:
         """Ask Redis."""
