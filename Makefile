@@ -53,7 +53,7 @@ wheel-test: $(READY) $(if $(WHEEL),,wheel) ## test the wheel, not the tree; PYTH
 COVERAGE := 97
 
 bench: $(BENCH)/ready ## speed beside the peers, into docs/benchmarks.md; ROWS='Flask*' ROUNDS=7 QUICK=1
-	@PYTHONPATH=src $(BENCH)/bin/python -m benchmarks --verbose $(if $(QUICK),--quick) $(if $(QUICK)$(ROWS),,--write) \
+	@PYTHONPATH=src $(BENCH)/bin/python -m benchmarks $(if $(QUICK),--quick) $(if $(QUICK)$(ROWS),,--write) \
 	    $(if $(ROWS),--rows '$(ROWS)') $(if $(ROUNDS),--rounds $(ROUNDS))
 
 lint: $(READY) ## format, lint, types, import contract and changelog fragments alone
@@ -106,15 +106,11 @@ $(READY): pyproject.toml requirements/dev.txt
 	    > $(VENV)/install.log 2>&1 || { cat $(VENV)/install.log; exit 1; }
 	@touch $@
 
-# sniffio stands apart, for the rows that are to be without it.
 $(BENCH)/ready: requirements/bench.txt
 	@$(PYTHON) -m venv $(BENCH)
 	@echo "setting up $(BENCH) (once)" >&2
-	@{ $(BENCH)/bin/python -m pip install --disable-pip-version-check --no-input \
-	    -r requirements/bench.txt && \
-	   $(BENCH)/bin/python -m pip install --disable-pip-version-check --no-input --no-deps \
-	    --target $(BENCH)/sniffio 'sniffio==1.3.1'; } \
-	    > $(BENCH)/install.log 2>&1 || { cat $(BENCH)/install.log; exit 1; }
+	@$(BENCH)/bin/python -m pip install --disable-pip-version-check --no-input \
+	    -r requirements/bench.txt > $(BENCH)/install.log 2>&1 || { cat $(BENCH)/install.log; exit 1; }
 	@touch $@
 
 $(DOCS)/ready: requirements/docs.txt

@@ -1,113 +1,123 @@
-"""``python -m benchmarks``: measure in rounds, and write ``docs/benchmarks.md`` with its plot."""
+"""``python -m benchmarks``: measure in rounds, and write ``docs/benchmarks.md``.
+
+``make bench`` runs it in an environment of its own that has the peers.
+"""
 
 from __future__ import annotations
 
 import argparse
-import math
-import os
+import random
 import sys
 import time
 from fnmatch import fnmatch
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from benchmarks import core, plots, report, starting
-from benchmarks.measuring import measure_round
-from benchmarks.rows import ROWS, SETTINGS, Row, Setting
+from benchmarks import client, page, starting
+from benchmarks.load import get, load
+from benchmarks.page import Measured
+from benchmarks.rows import COMPARISONS, ROWS, USUAL
 from benchmarks.stage import ROOT, Stage
-from benchmarks.targets import NEAR, needed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable
 
-    from benchmarks.measuring import Round
+    from benchmarks.page import Round
+    from benchmarks.rows import Row
 
-_QUICK_ROUNDS, _ROUNDS = 3, 5
-_MORE_OFTEN = 2
-"""How many times more often than others those are measured that the figures to reach compare."""
-_QUICK_SECONDS, _SECONDS = 0.6, 1.5
-_CORES = {"one": ("0", "1"), "free": None}
+_ROUNDS, _SECONDS = 5, 1.5
+_QUICK_ROUNDS, _QUICK_SECONDS = 1, 0.5
+_SETTLE_SECONDS = 0.15
+_RECOVERY_SECONDS = 3.0
+
+Pair = tuple["Row", int]
+"""A row and a number of connections."""
 
 
 def main() -> int:
     """Run what the command line asks for."""
-    options = _parsed()
-    seconds = options.seconds or (_QUICK_SECONDS if options.quick else _SECONDS)
-    count = options.rounds or (_QUICK_ROUNDS if options.quick else _ROUNDS)
-    pairs = chosen(options.rows, quick=options.quick)
-    if not pairs:
-        print(
-            f"no row is called {options.rows!r}; there are:",
-            *[row.name for row in ROWS],
-            sep="\n  ",
-        )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rows", default="*", help="patterns of row names: 'Flask*|Django*'")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--quick", action="store_true", help="one short round")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
+    options = parser.parse_args()
+    seconds = _QUICK_SECONDS if options.quick else _SECONDS
+    blocks = _blocks(options.rows)
+    if not blocks:
+        print("no such row; there are:", *[row.name for row in ROWS], sep="\n  ")
         return 2
-    cores = _CORES[options.cores]
-    if cores:
-        os.sched_setaffinity(0, {int(cores[1])})
-    begun = time.monotonic()
-    round_trips = sorted({pair[1] for pair in pairs}, key=str)
-    rounds: list[Round] = []
-    micro: dict[str, float] = {}
-    compared = _compared(pairs)
-    often = [compared] * _MORE_OFTEN if compared and not options.quick else []
-    with Stage(cores) as stage:
-        for number in range(count):
-            print(f"round {number + 1} of {count}", file=sys.stderr, flush=True)
-            for asked in [pairs, *often]:
-                say = _say(options.verbose)
-                rounds.append(measure_round(stage, asked, round_trips, seconds, say))
-            for name, work in core.benchmarks().items():
-                micro[name] = min(core.microseconds(work), micro.get(name, math.inf))
-    imports = starting.milliseconds(5 if options.quick else 15)
-    page = report.document(rounds, micro, imports)
-    print(page)
+    begun, rounds = time.monotonic(), []
+    with Stage() as stage:
+        for number in range(options.rounds or (_QUICK_ROUNDS if options.quick else _ROUNDS)):
+            print(f"round {number + 1}", file=sys.stderr, flush=True)
+            for each in [blocks, *blocks]:
+                random.shuffle(each)
+            rounds.append(_measured(stage, chain(*blocks), seconds))
+        calls = {}
+        if options.rows == "*":
+            calls = client.measured(stage.upstash_url, min(seconds, 1.0), len(rounds))
+    imports = starting.milliseconds(3 if options.quick else 15)
+    text = page.document(rounds, calls, imports)
+    print(text)
     if options.write:
-        folder = ROOT / "docs" / "benchmarks"
-        folder.mkdir(exist_ok=True)
-        (ROOT / "docs" / "benchmarks.md").write_text(page)
-        plotted = NEAR if NEAR in round_trips else round_trips[0]
-        (folder / "rates.svg").write_text(plots.rates(rounds, plotted))
+        (ROOT / "docs" / "benchmarks.md").write_text(text)
     print(f"took {time.monotonic() - begun:.0f} s", file=sys.stderr)
     return 0
 
 
-def chosen(patterns: str, *, quick: bool) -> list[tuple[Row, Setting]]:
-    """Return the rows, with settings, whose names one of the patterns (``a*|b*``) matches."""
-    wanted = needed()
-    return [
-        (row, setting)
-        for row in ROWS
-        for setting in SETTINGS
-        if (not quick or (row.name, setting) in wanted)
-        and any(fnmatch(row.name, pattern) for pattern in patterns.split("|"))
-    ]
+def _blocks(patterns: str) -> list[list[Pair]]:
+    """Return what is measured, in blocks of rows that are compared and so measured together."""
+    wanted = patterns.split("|")
+    chosen = {row.name: row for row in ROWS if any(fnmatch(row.name, each) for each in wanted)}
+    blocks: dict[object, list[Pair]] = {}
+    for name, row in chosen.items():
+        compared = [each for each in COMPARISONS if name in {each.ours, each.other}]
+        counts = {USUAL, *chain(*(each.connections for each in compared))}
+        for connections in counts:
+            key = (row.framework if compared else name, connections)
+            blocks.setdefault(key, []).append((row, connections))
+    for connections in {count for _, count in chain(*blocks.values())} - {USUAL}:
+        bare = chosen.get("Starlette: bare")
+        if bare is not None:
+            blocks["Starlette", connections].append((bare, connections))
+    return list(blocks.values())
 
 
-def _compared(pairs: list[tuple[Row, Setting]]) -> list[tuple[Row, Setting]]:
-    """Return the pairs that the figures to reach compare."""
-    compared = needed()
-    return [(row, setting) for row, setting in pairs if (row.name, setting) in compared]
+def _measured(stage: Stage, pairs: Iterable[Pair], seconds: float) -> Round:
+    found: Round = {}
+    for row, connections in pairs:
+        try:
+            one = _measure(stage, row, connections, seconds)
+        except RuntimeError:  # a machine that stood still for a moment opened the circuit
+            time.sleep(_RECOVERY_SECONDS)
+            one = _measure(stage, row, connections, seconds)
+        found[row.name, connections] = one
+        print(f"{row.name}, {connections}: {one.rate:.0f}/s", file=sys.stderr, flush=True)
+    return found
 
 
-def _say(verbose: bool) -> Callable[[str], None]:
-    return (lambda line: print(line, file=sys.stderr, flush=True)) if verbose else (lambda _: None)
-
-
-def _parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rows", default="*", help="patterns of row names: 'Flask*|Django*'")
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--seconds", type=float, help="for each measurement")
-    parser.add_argument("--quick", action="store_true", help="only what the figures to reach need")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
-    parser.add_argument("--verbose", action="store_true")
-    parser.add_argument(
-        "--cores",
-        choices=_CORES,
-        default="free",
-        help="'one' keeps applications on one processor and all else on another",
+def _measure(stage: Stage, row: Row, connections: int, seconds: float) -> Measured:
+    """Measure one row; raises RuntimeError where it answers anything but what it should."""
+    port = stage.serve(row)
+    request = get(row.path)
+    load(port, request, 1, _SETTLE_SECONDS / 3)  # alone, so that caches fill without a stampede
+    load(port, request, connections, _SETTLE_SECONDS)
+    before, cpu = stage.counts(), stage.cpu_seconds(row)
+    result = load(port, request, connections, seconds)
+    time.sleep(0.02)  # for what comes after the last byte: stores
+    after, cpu_after = stage.counts(), stage.cpu_seconds(row)
+    if set(result.statuses) != {row.status}:
+        raise RuntimeError(f"{row.name} answered {result.statuses}, expected {row.status}")
+    count = len(result.latencies)
+    return Measured(
+        result.rate,
+        result.percentile(0.5),
+        result.percentile(0.99),
+        (cpu_after - cpu) / count,
+        (after.calls - before.calls) / count,
+        (after.commands - before.commands) / count,
     )
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

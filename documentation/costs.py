@@ -69,11 +69,11 @@ def _compared(commands: dict[str, float]) -> Iterator[tuple[str, ...]]:
 
 
 def measured() -> dict[str, float]:
-    """Return what each row of the benchmarks' first table takes, in commands a request."""
+    """Return what each row of the benchmarks takes, in commands a request."""
     report = (ROOT / "docs" / "benchmarks.md").read_text()
-    first = report.partition("| row |")[2].partition("\n\n")[0]
-    rows = [line.strip("| ").split(" | ") for line in first.splitlines()[2:]]
-    return {row[0]: float(row[7]) for row in rows}
+    lines = report.partition("\n| row |")[2].partition("\n\n")[0].splitlines()[2:]
+    rows = [line.strip("| ").split(" | ") for line in lines]
+    return {row[0]: float(row[-1]) for row in rows}
 
 
 def _dollars(commands: float) -> str:

@@ -21,7 +21,6 @@ def answer(request: Request) -> Response:
     return Response(
         common.BODIES.get(request.url.path, common.KILOBYTE),
         media_type="text/plain",
-        headers={"etag": common.ETAG} if request.url.path == "/1k" else None,
     )
 
 
@@ -32,16 +31,14 @@ async def bare(request: Request) -> Response:
 
 def starlette(handler: Any, **arguments: Any) -> Starlette:
     """Return an application with one handler for every path."""
-    routes = [Route("/", handler), Route("/1k", handler), Route("/100k", handler)]
-    return Starlette(routes=[*routes, Route("/pages/{name}", handler)], **arguments)
+    paths = ("/", "/1k", "/pages/{name}")
+    return Starlette(routes=[Route(path, handler) for path in paths], **arguments)
 
 
 def with_ours() -> Starlette:
     """Return the application behind this package."""
     from upstash_middleware.starlette import UpstashMiddleware  # noqa: PLC0415
 
-    if common.ROW.endswith("not coalesced"):
-        common.do_not_coalesce()
     app = starlette(bare)
     app.add_middleware(UpstashMiddleware, **common.ours())
     return app
@@ -207,7 +204,6 @@ def fastapi_with_fastapi_cache() -> Any:
 FACTORIES: dict[str, Callable[[], Any]] = {
     "Starlette: bare": lambda: starlette(bare),
     "Starlette: upstash_ratelimit": with_upstash_ratelimit,
-    "Starlette: upstash_ratelimit, no sniffio": with_upstash_ratelimit,
     "Starlette: redis.asyncio EVALSHA": with_redis_evalsha,
     "Starlette: slowapi": with_slowapi,
     "Starlette: upstash-redis cache": with_upstash_redis_cache,

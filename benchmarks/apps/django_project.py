@@ -64,26 +64,10 @@ def _limited() -> Any:
     return limited
 
 
-def _limited_async() -> Any:
-    from upstash_ratelimit.asyncio import Ratelimit, SlidingWindow  # noqa: PLC0415
-    from upstash_redis.asyncio import Redis  # noqa: PLC0415
-
-    limiter = Ratelimit(
-        redis=Redis(**common.UPSTASH),
-        limiter=SlidingWindow(max_requests=common.QUOTA, window=common.WINDOW),
-    )
-
-    async def limited(request: HttpRequest) -> HttpResponse:
-        response = await limiter.limit(request.META["REMOTE_ADDR"])
-        return answer(request) if response.allowed else HttpResponse(status=429)
-
-    return limited
-
-
 _ASYNC = common.ROW.startswith("Django ASGI")
 _PLAIN = answer_async if _ASYNC else answer
 if _WHAT == "upstash_ratelimit":
-    _PLAIN = _limited_async() if _ASYNC else _limited()
+    _PLAIN = _limited()
 
 urlpatterns = [re_path("", _PLAIN)]
 wsgi = None if _ASYNC else get_wsgi_application()
