@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from upstash_middleware.core.clock import seconds_in
 from upstash_middleware.core.ratelimit import RateLimitRule
+from upstash_middleware.core.ratelimit.rules import check_together as check_rules_together
 from upstash_middleware.core.ratelimit.rules import rule_from_mapping as rate_limit_rule
 from upstash_middleware.errors import ConfigurationError
 
@@ -290,13 +291,7 @@ def _enabled_by(environ: Mapping[str, str]) -> bool:
 
 
 def _check_together(settings: Settings, arguments: Mapping[str, Any], source: str) -> None:
-    names = [rule.name for rule in settings.rate_limits if rule.parsed is not None]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigurationError(
-                f"{_named(source, 'rate_limits')}: two rules are named {name!r} and would share "
-                "their counters; give one of them another name"
-            )
+    check_rules_together(settings.rate_limits, settings.default_limit)
     if settings.redis is not None and (settings.url or settings.token):
         raise ConfigurationError(
             f"{_named(source, 'redis')}: it has its own URL and token; leave out url and token"

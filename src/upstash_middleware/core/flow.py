@@ -284,9 +284,9 @@ def joined(pipelines: list[Pipeline]) -> Pipeline:
 
 @cache
 def script(package: str, *names: str, first_line: str = "") -> Script:
-    """Return the script made of a package's files ``lua/NAME.lua``, one after the other."""
+    """Return the script made of a package's files ``NAME.lua``, one after the other."""
     spec: Any = sys.modules[package].__spec__
-    folder = join(dirname(spec.origin), "lua")  # noqa: PTH118, PTH120 - it may be in an archive
+    folder = dirname(spec.origin)  # noqa: PTH120 - it may be in an archive
     parts = [spec.loader.get_data(join(folder, f"{name}.lua")) for name in names]  # noqa: PTH118
     text = first_line.encode() + b"\n".join(parts)
     # Not for secrecy: a server knows scripts by this digest.

@@ -653,7 +653,7 @@ def _recording(stored: StoredResponse, epochs: Epochs) -> tuple[StoredResponse, 
 
 def cache_script(name: str) -> Script:
     """Return one of the cache's scripts, which are in ``lua/`` beside this file."""
-    return script(__package__, name)
+    return script(__package__, f"lua/{name}")
 
 
 def read_scripts() -> None:

@@ -1,19 +1,11 @@
-"""Rate limiting. The names that other parts of the package use."""
+"""Rate limiting. The names that other parts of the package use, with every algorithm."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from upstash_middleware.core.ratelimit.algorithms import (
-    GCRA,
-    Concurrency,
-    FixedWindow,
-    Limit,
-    SlidingLog,
-    SlidingWindow,
-    TokenBucket,
-    parse_limits,
-)
+from upstash_middleware.core.ratelimit import algorithms
+from upstash_middleware.core.ratelimit.algorithms import *  # noqa: F403 - they are its __all__
 from upstash_middleware.core.ratelimit.decision import Decision, PolicyState
 from upstash_middleware.core.ratelimit.limiter import Explanation, RateLimiter, RateLimitExchange
 from upstash_middleware.core.ratelimit.rules import UNLIMITED, RateLimitRule, rule_from_mapping
@@ -22,24 +14,17 @@ if TYPE_CHECKING:
     from upstash_middleware.core.ratelimit.sdk import as_upstash_limiter
 
 __all__ = [
-    "GCRA",
     "UNLIMITED",
-    "Concurrency",
     "Decision",
     "Explanation",
-    "FixedWindow",
-    "Limit",
     "PolicyState",
     "RateLimitExchange",
     "RateLimitRule",
     "RateLimiter",
-    "SlidingLog",
-    "SlidingWindow",
-    "TokenBucket",
     "as_upstash_limiter",
-    "parse_limits",
     "rule_from_mapping",
 ]
+__all__ += algorithms.__all__
 
 
 def __getattr__(name: str) -> Any:

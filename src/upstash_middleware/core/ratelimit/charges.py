@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import cache, lru_cache
-from hashlib import sha1
-from os.path import dirname, join
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from upstash_middleware.core.flow import Command, Script, call
+from upstash_middleware.core.flow import Command, Script, call, script
 from upstash_middleware.core.identify import (
     Identifier,
     extract,
@@ -526,12 +524,9 @@ def read_scripts() -> None:
 
 
 def _script(main: str) -> Script:
-    names = [f"algorithms/{name}" for name in ("common", *ALGORITHMS)]
-    folder, loader = dirname(__file__), __spec__.loader  # noqa: PTH120 - it may be in an archive
-    files = [loader.get_data(join(folder, f"{name}.lua")) for name in (*names, main)]  # type: ignore[union-attr]  # noqa: PTH118
+    algorithms = [f"algorithms/{name}" for name in ("common", *ALGORITHMS)]
     # The flag lets Upstash lock only the script's own keys.
-    text = b"#!lua flags=allow-key-locking\n" + b"\n".join(files)
-    return Script(text.decode(), sha1(text, usedforsecurity=False).hexdigest())
+    return script(__package__, *algorithms, main, first_line="#!lua flags=allow-key-locking\n")
 
 
 def charge_command(charges: Sequence[Charge], now_ms: int, *, peek: bool = False) -> Command:
@@ -568,9 +563,9 @@ def settle_command(settlements: Sequence[Settlement], now_ms: int) -> Command:
     return _command(settle_script(), keys, arguments)
 
 
-def _command(script: Script, keys: list[Argument], arguments: list[Argument]) -> Command:
+def _command(called: Script, keys: list[Argument], arguments: list[Argument]) -> Command:
     """Return the command that calls a script."""
-    return Command(("EVALSHA", script.sha, str(len(keys)), *keys, *arguments), False, script)
+    return Command(("EVALSHA", called.sha, str(len(keys)), *keys, *arguments), False, called)
 
 
 def read_verdicts(reply: Reply, count: int) -> tuple[Verdict, ...]:

@@ -563,11 +563,7 @@ def compile_rules(
     ``at_handler`` means that the rules are in front of a handler and not of an application.
     Raises ConfigurationError for two rules of one name, or a default that does not cover all.
     """
-    placed = [(rule, _setting(rule, f"rate_limits[{index}]")) for index, rule in enumerate(rules)]
-    if default is not None:
-        _check_default(default)
-        placed.append((default, _setting(default, "default_limit")))
-    _check_names(placed)
+    placed = check_together(rules, default)
     compiled = [_compiled(rule, setting, prefix) for rule, setting in placed]
     sliding = {
         policy.limit.state(rule.base)
@@ -591,6 +587,21 @@ def compile_rules(
         )
         for rule in compiled
     )
+
+
+def check_together(
+    rules: tuple[RateLimitRule, ...], default: RateLimitRule | None
+) -> list[tuple[RateLimitRule, str]]:
+    """Return the rules with their settings, the default last.
+
+    Raises ConfigurationError for two rules of one name, or a default that does not cover all.
+    """
+    placed = [(rule, _setting(rule, f"rate_limits[{index}]")) for index, rule in enumerate(rules)]
+    if default is not None:
+        _check_default(default)
+        placed.append((default, _setting(default, "default_limit")))
+    _check_names(placed)
+    return placed
 
 
 def _setting(rule: RateLimitRule, otherwise: str) -> str:
