@@ -176,8 +176,8 @@ def _find_django() -> Subject:
         _add_working_directory()
         django.setup()
         from upstash_middleware.django.conf import SETTING, mapping_set  # noqa: PLC0415
-        from upstash_middleware.django.localization import localized  # noqa: PLC0415
         from upstash_middleware.django.middleware import Middleware  # noqa: PLC0415
+        from upstash_middleware.django.requests import localized  # noqa: PLC0415
 
         features = Features(0)
         for path in settings.MIDDLEWARE:

@@ -18,9 +18,8 @@ from django.utils.module_loading import import_string
 
 from upstash_middleware.core.identify import framework_user
 from upstash_middleware.django.conf import DENIED_VIEW, SETTING, mapping_set
-from upstash_middleware.django.localization import chooses_language_itself
 from upstash_middleware.django.middleware import Middleware
-from upstash_middleware.django.requests import user
+from upstash_middleware.django.requests import chooses_language_itself, user
 from upstash_middleware.errors import ConfigurationError, MissingCredentials
 from upstash_middleware.routes import django_resolves, never_served, of_django
 from upstash_middleware.runtime import Features, Runtime

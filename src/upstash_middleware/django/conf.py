@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 
-from upstash_middleware.django.localization import localized
-from upstash_middleware.django.requests import is_exempt_request
+from upstash_middleware.django.requests import is_exempt_request, localized
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.runtime import Features, RedisProxy, Runtime
 

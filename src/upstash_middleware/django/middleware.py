@@ -32,9 +32,9 @@ from msgspec import Struct
 from upstash_middleware.asgi import refresh_scope
 from upstash_middleware.core.ratelimit.decision import UNCHECKED, completing
 from upstash_middleware.decorators import PendingExchange
-from upstash_middleware.django import localization
 from upstash_middleware.django.conf import DENIED_VIEW, Configured, share
 from upstash_middleware.django.requests import (
+    active_localization,
     change_head,
     check_route,
     forwarding,
@@ -42,6 +42,8 @@ from upstash_middleware.django.requests import (
     replacement,
     request_from,
     response_from,
+    select_as,
+    unexpected_localization,
 )
 from upstash_middleware.django.signals import rate_limited
 from upstash_middleware.errors import ConfigurationError
@@ -332,7 +334,7 @@ class ResponseStream(PendingExchange):
         self._before: tuple[str, str] | None = None
         """The language and time zone that were active when the request arrived."""
         if runtime.caches and exchange.response is None:
-            self._before = localization.active()
+            self._before = active_localization()
             if announces_no_body(parsed) and _has_body(request):
                 exchange.forbid(UNANNOUNCED_BODY)
         at_end(request, self.finish, self._revalidate_stale)
@@ -368,7 +370,7 @@ class ResponseStream(PendingExchange):
         is_for_server = is_file and "wsgi.file_wrapper" in self._request.META
         if is_for_server:
             self.exchange.unseen()
-        if self._before and (why := localization.unexpected(self._request, self._before)):
+        if self._before and (why := unexpected_localization(self._request, self._before)):
             self.exchange.forbid(why)
         sent = self.exchange.head(head)
         if response.streaming:
@@ -551,8 +553,7 @@ def _request_without_visitor(stale: HttpRequest, request: HTTPRequest) -> HttpRe
         new = WSGIRequest(refresh_environ(stale.META, request))
     if hasattr(stale, "rate_limit"):  # a limit outside counts no revalidation
         new.rate_limit = UNCHECKED  # type: ignore[attr-defined]
-    if selected := localization.expected(stale):
-        localization.with_language(new, selected)
+    select_as(new, stale)
     return new
 
 
