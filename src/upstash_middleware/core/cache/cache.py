@@ -76,6 +76,7 @@ from upstash_middleware.events import (
     UpstashFailed,
     UserCodeFailed,
     hears,
+    ignored_by,
 )
 from upstash_middleware.messages import LONGEST_VALUE, Headers, has_body
 
@@ -191,6 +192,7 @@ class Cache(Part):
         self._emit = observe
         self._selects = selects
         self._emits_lookups = hears(observe, CacheLookedUp)
+        self._ignored = ignored_by(observe)
         self._versions = version, previous_version
         self._has_l1 = l1_bytes > 0
         self._store = Store(
@@ -300,7 +302,8 @@ class Cache(Part):
         context, target = prepared.resource.context, prepared.reading.target
         if self._has_l1:
             context.store.l1.put(target, lookup, prepared.changes)
-        self._emit(_ANSWERED)
+        if UpstashAnswered not in self._ignored:
+            self._emit(_ANSWERED)
         if context.pending.until and target.url in context.pending:
             lookup = replace(lookup, entry=None)
         found = self._found(prepared, lookup)
@@ -346,7 +349,8 @@ class Cache(Part):
             if self._emits_lookups:
                 self._emit(CacheLookedUp(target.url, "bypass", request))
             return Invalidation(context=context, request=request)
-        self._emit(_ANSWERED)
+        if UpstashAnswered not in self._ignored:
+            self._emit(_ANSWERED)
         found = Found(context, resource.rule, request, target, lookup, "method")
         return PostInvalidation(context=context, request=request, found=found)
 
