@@ -60,6 +60,21 @@ def test_a_response_is_fresh_for_its_time_and_no_longer(serve: Serve, clock: Mov
     assert served.request("GET", "/page").body == b"render 2"
 
 
+@pytest.mark.parametrize("length", [16, 64, 65, 1000])
+def test_variants_are_found_again_under_a_secret_of_any_length(serve: Serve, length: int):
+    """What selects them is written as a hash that is keyed with it."""
+    served = serve(
+        counting(("vary", "Accept-Language")),
+        ("CacheMiddleware", {"cache": [CacheRule("/page", ttl=60)], "secret": "s" * length}),
+    )
+    answers = [
+        served.request("GET", "/page", (("accept-language", language),))
+        for language in ("de", "en", "de", "en")
+    ]
+    assert [answer.body for answer in answers] == [b"render 1", b"render 2"] * 2
+    assert [was_hit(answer) for answer in answers] == [False, False, True, True]
+
+
 def test_status_header_fields_and_body_come_back_as_they_were_stored(serve: Serve):
     """RFC 9111 §3.1."""
     fields = (

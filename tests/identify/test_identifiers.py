@@ -72,6 +72,44 @@ def test_one_credential_is_one_identity_however_its_scheme_is_written() -> None:
     assert found == {Identifier("header.authorization", "bearer k", True)}
 
 
+def verified(token: str) -> dict[str, Any]:
+    """Verify a token as a library does: the claims, or an error."""
+    claims: dict[str, dict[str, Any]] = {
+        "7.signed": {"sub": "ada", "id": 7},
+        "8.signed": {"sub": ""},
+    }
+    return claims[token]
+
+
+async def verified_later(token: str) -> dict[str, Any]:
+    return verified(token)
+
+
+@pytest.mark.parametrize("verify", [verified, verified_later])
+def test_the_claim_of_a_token_that_verifies_is_a_secret_identifier(verify: Any) -> None:
+    """RFC 6750 §2.1; a field of one's own may contain the token alone."""
+    subject = jwt_claim("sub", verify)
+    for sent in ("Bearer 7.signed", "bearer  7.signed", "7.signed"):
+        assert extracted(subject, asked(authorization=sent)) == Identifier("jwt.sub", "ada", True)
+    own = jwt_claim("id", verify, header="X-Token")
+    assert extracted(own, asked(x_token="7.signed")) == Identifier("jwt.id", "7", True)
+
+
+def test_without_a_token_that_verifies_and_has_the_claim_there_is_no_identifier() -> None:
+    for sent in ("", "Bearer", "Bearer forged", "Basic 7.signed", "Bearer 8.signed"):
+        assert extracted(jwt_claim("sub", verified), asked(authorization=sent)) is None
+    assert extracted(jwt_claim("sub", verified), asked()) is None
+    assert extracted(jwt_claim("aud", verified), asked(authorization="7.signed")) is None
+
+
+def test_requests_with_several_tokens_share_one_quota() -> None:
+    """Whichever of them the application reads."""
+    sent = [(b"authorization", b"Bearer 7.signed"), (b"authorization", b"Bearer forged")]
+    request = HTTPRequest("GET", "/", Headers(sent))
+    found = extracted(jwt_claim("sub", verified), request)
+    assert found == Identifier("jwt.sub", "(several values)")
+
+
 def test_what_is_absent_or_empty_is_nothing() -> None:
     """So that the next extractor, or the peer's address, counts."""
     for extractor in (header("x-key"), cookie("key"), query("key")):
