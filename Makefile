@@ -69,7 +69,7 @@ fuzz: $(READY) ## fuzz the entry codec, the wire and HTTP with atheris, SECONDS=
 
 docs: $(DOCS)/ready ## build the documentation's site into site/, strictly, and check its links
 	@PYTHONPATH=. $(DOCS)/bin/zensical build --clean --strict > $(DOCS)/build.log 2>&1 || { cat $(DOCS)/build.log; exit 1; }
-	@$(DOCS)/bin/python -m documentation.check site
+	@$(DOCS)/bin/python -m documentation.site site
 
 docs-tables: $(READY) ## write the documentation's tables and pictures that the tests hold us to
 	@WRITE_DOCS_TABLES=1 $(BIN)/python -m pytest -q tests/faults tests/docs -k documentation

@@ -10,8 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.rows import COMPARISONS, ROWS, USUAL
 from documentation.regions import table
+
+from benchmarks.rows import COMPARISONS, ROWS, USUAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

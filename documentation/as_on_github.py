@@ -15,7 +15,7 @@ from markdown.treeprocessors import Treeprocessor
 from markdown.util import AtomicString
 from zensical.extensions.context import ContextPreprocessor
 
-from documentation.addresses import on_site, repository
+from documentation.site import on_site, repository
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element

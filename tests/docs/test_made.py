@@ -6,20 +6,8 @@ import os
 
 import pytest
 
-from documentation import costs, known_fields
-from documentation.pictures.limits import table_of_algorithms
-from documentation.regions import with_region
+from documentation.tables import REGIONS, own_costs, with_region
 from tests.docs.pages import ROOT
-
-REGIONS = {
-    ("costs.md", "own"): costs.own,
-    ("costs.md", "compared"): costs.compared,
-    ("concepts/windows.md", "algorithms"): table_of_algorithms,
-    ("reference/known-fields.md", "credentials"): known_fields.credentials,
-    ("reference/known-fields.md", "reflected"): known_fields.reflected,
-    ("reference/known-fields.md", "clients"): known_fields.clients,
-    ("reference/known-fields.md", "lists"): known_fields.lists,
-}
 
 
 @pytest.mark.parametrize(("page", "name"), REGIONS)
@@ -32,8 +20,8 @@ def test_the_documentation_shows_what_its_programs_make(page: str, name: str) ->
 
 
 def test_the_price_of_a_row_is_its_commands_times_the_price_of_one() -> None:
-    assert "| allowed, one limit | 3 | $6.00 |" in costs.own()
-    assert "| limited, and a cache hit | 4 | $8.00 |" in costs.own()
+    assert "| allowed, one limit | 3 | $6.00 |" in own_costs()
+    assert "| limited, and a cache hit | 4 | $8.00 |" in own_costs()
 
 
 def test_a_page_without_the_region_is_refused() -> None:

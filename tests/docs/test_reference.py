@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from documentation.settings import document
+from documentation.reference import settings_page
 from tests.docs.pages import ROOT
 
 DOCUMENT = ROOT / "docs" / "settings.md"
@@ -15,8 +15,8 @@ NAMES = ROOT / "docs" / "reference" / "names.md"
 MADE = """
 from django.conf import settings
 settings.configure()
-from documentation.names import document
-print(document(), end="")
+from documentation.reference import names_page
+print(names_page(), end="")
 """
 
 
@@ -30,13 +30,13 @@ def names() -> str:
 def test_the_documentation_shows_every_setting():
     """``make docs-tables`` writes it."""
     if os.environ.get("WRITE_DOCS_TABLES"):
-        DOCUMENT.write_text(document())
-    assert DOCUMENT.read_text() == document()
+        DOCUMENT.write_text(settings_page())
+    assert DOCUMENT.read_text() == settings_page()
 
 
 def test_every_setting_has_a_meaning():
     """A row without one would help nobody."""
-    rows = [line for line in document().splitlines() if line.startswith("| `")]
+    rows = [line for line in settings_page().splitlines() if line.startswith("| `")]
     assert len(rows) > 50
     assert not [row for row in rows if row.endswith("|  |")]
 

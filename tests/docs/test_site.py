@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from documentation.addresses import on_site, repository
-from documentation.check import faults
+from documentation.site import faults, on_site, repository
 from tests.docs.pages import ROOT, blocks, prose
 
 if TYPE_CHECKING:

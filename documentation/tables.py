@@ -1,0 +1,131 @@
+"""Tables within pages that programs write, between ``<!-- made: NAME -->`` and ``<!-- /made -->``.
+
+What a million requests cost is the commands as they were measured, times Upstash's price. Those of
+this package are in the README's table, which the tests count on the wire; those of the peers are
+what `make bench` counted and docs/benchmarks.md says.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from documentation.pictures.limits import rows_of_algorithms
+from documentation.site import ROOT
+from upstash_middleware.core.cache.http.fields import (
+    CLIENT_FIELDS,
+    CREDENTIAL_FIELDS,
+    REFLECTED_FIELDS,
+)
+from upstash_middleware.core.cache.http.vary import LIST_FIELDS
+from upstash_middleware.local.billing import DOLLARS_PER_COMMAND
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+_OURS: Final = frozenset({"one limit", "three limits", "hit, 1 KB", "limit and hit"})
+_COMPARED: Final = {
+    "one limit, the request passes": (
+        "Starlette: one limit",
+        "Starlette: upstash_ratelimit",
+        "Starlette: slowapi",
+        "FastAPI: fastapi-limiter",
+        "Flask: Flask-Limiter",
+    ),
+    "a page from the cache": (
+        "Starlette: hit, 1 KB",
+        "Starlette: upstash-redis cache, hit",
+        "Starlette: hishel, hit",
+        "FastAPI: fastapi-cache2, hit",
+        "Flask: flask-caching, hit",
+        "Django WSGI: cache middleware, hit",
+    ),
+}
+_OVER_HTTP: Final = ("upstash_ratelimit", "upstash-redis")
+
+
+def with_region(page: str, name: str, text: str) -> str:
+    """Return the page with this text in its region. Raises ValueError where it has none."""
+    pattern = rf"(<!-- made: {re.escape(name)} -->\n)(?:.*?\n)??(<!-- /made -->)"
+    new, count = re.subn(
+        pattern, lambda found: f"{found[1]}\n{text}\n\n{found[2]}", page, flags=re.DOTALL
+    )
+    if count != 1:
+        raise ValueError(f"the page should have one region {name!r}, and has {count}")
+    return new
+
+
+def table(heading: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Return a table; columns whose heading begins with ``>`` are aligned right."""
+    bars = tuple("--:" if cell.startswith(">") else "---" for cell in heading)
+    lines = [tuple(cell.removeprefix(">") for cell in heading), bars, *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def own_costs() -> str:
+    """Return the table of this package's costs, by the README's."""
+    readme = (ROOT / "README.md").read_text()
+    section = readme.partition("## What it costs")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| ([^|]+) \| [^|]+ \| ([^|]+) \|$", section, re.MULTILINE)
+    priced = [
+        (what, commands, re.sub(r"\d+", lambda found: _dollars(int(found[0])), commands))
+        for what, commands in rows
+        if commands[0].isdecimal() and "N" not in commands
+    ]
+    return table(("a request that is …", ">commands", ">a million of them"), priced)
+
+
+def compared_costs() -> str:
+    """Return the table of this package beside others, by docs/benchmarks.md."""
+    report = (ROOT / "docs" / "benchmarks.md").read_text()
+    lines = report.partition("\n| row |")[2].partition("\n\n")[0].splitlines()[2:]
+    measured = [line.strip("| ").split(" | ") for line in lines]
+    commands = {row[0]: float(row[-1]) for row in measured}
+    rows = []
+    for what, names in _COMPARED.items():
+        for name in names:
+            framework, _, row = name.partition(": ")
+            ours, count = row in _OURS, commands[name]
+            who = "**upstash-middleware**" if ours else row.removesuffix(", hit")
+            over = "HTTP" if ours or row.startswith(_OVER_HTTP) else "Redis's TCP"
+            rows.append((what, f"{who}, {framework}", over, f"{count:g}", _dollars(count)))
+    return table(("", "with", "over", ">commands", ">a million of them"), rows)
+
+
+def _dollars(commands: float) -> str:
+    return f"${commands * 1_000_000 * DOLLARS_PER_COMMAND:.2f}"
+
+
+def algorithms() -> str:
+    """Return how many of the pictures' requests pass, for each algorithm."""
+    heading = ("", ">requests that pass", ">most within any 10 s")
+    return table(heading, rows_of_algorithms())
+
+
+def _fields(reasons: Iterable[tuple[str, str]]) -> str:
+    rows = [(f"`{name}`", reason) for name, reason in reasons]
+    return table(("field", "what it is, and who sends or reads it"), rows)
+
+
+def list_fields() -> str:
+    """Return the fields whose value is a list."""
+    said = {True: "no difference", False: "a difference"}
+    rows = [
+        (f"`{name.title()}`", said[field.case], said[field.order])
+        for name, field in LIST_FIELDS.items()
+    ]
+    return table(("field", "case makes", "order makes"), rows)
+
+
+REGIONS: Final[dict[tuple[str, str], Callable[[], str]]] = {
+    ("costs.md", "own"): own_costs,
+    ("costs.md", "compared"): compared_costs,
+    ("concepts/windows.md", "algorithms"): algorithms,
+    ("reference/known-fields.md", "credentials"): lambda: _fields(CREDENTIAL_FIELDS.items()),
+    ("reference/known-fields.md", "reflected"): lambda: _fields(
+        (name, reason) for name, (_, reason) in REFLECTED_FIELDS.items()
+    ),
+    ("reference/known-fields.md", "clients"): lambda: _fields(CLIENT_FIELDS.items()),
+    ("reference/known-fields.md", "lists"): list_fields,
+}
+"""By the page and the region's name, what it contains."""
