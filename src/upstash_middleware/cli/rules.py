@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from upstash_middleware.cli.application import Subject
+    from upstash_middleware.cli.session import Subject
     from upstash_middleware.core.patterns import PathPattern
     from upstash_middleware.core.ratelimit import RateLimitRule
     from upstash_middleware.routes import Route

@@ -1,31 +1,45 @@
-"""What all commands share: their options, the runtimes that they use, and how they end.
+"""What all commands share: their options, the settings and routes that they work on, how they end.
 
 ``command`` makes a typer command of a function that takes a Session and its own arguments and
-returns an Answer.
+returns an Answer. Settings and routes come from an application by its import path, from a mapping
+of settings, from a rule file, or from the environment.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
-from contextlib import ExitStack
-from dataclasses import dataclass
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
 
 import typer
+from msgspec import structs
 
-from upstash_middleware.cli.application import Subject, Target, find
+from upstash_middleware import routes
 from upstash_middleware.cli.output import EXPECTED, Answer, UsageError, print_answer, print_error
 from upstash_middleware.core.flow import Pipeline
-from upstash_middleware.runtime import Features
+from upstash_middleware.errors import ConfigurationError
+from upstash_middleware.runtime import Features, Runtime
+from upstash_middleware.settings import settings_from
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from upstash_middleware.core.flow import Command, Reply
-    from upstash_middleware.runtime import Runtime
+    from upstash_middleware.events import Event
+    from upstash_middleware.routes import Route
 
 P = ParamSpec("P")
+
+_DEADLINE = 10.0
+"""Seconds for a call: somebody at a terminal may be far away from the database."""
+_DJANGO_SETTINGS = "DJANGO_SETTINGS_MODULE"
 
 _APP = Annotated[
     str | None,
@@ -43,18 +57,36 @@ _JSON = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 _OPTIONS = {"app": _APP, "config": _CONFIG, "prefix": _PREFIX, "as_json": _JSON}
 
 
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The settings and routes that were found."""
+
+    name: str
+    runtimes: tuple[Runtime, ...]
+    """One for each middleware, the outermost first; not used for requests."""
+    routes: tuple[Route, ...] | None = None
+    """None without an application."""
+    is_django: bool = False
+    events: list[Event] = field(default_factory=list)
+    """What the runtimes have emitted."""
+
+
 @dataclass(frozen=True)
 class Session:
-    """One run of a command."""
+    """One run of a command, and what its options select."""
 
-    target: Target
     closing: ExitStack
     """Closes the runtimes at the end."""
+    application: object = None
+    """The application of ``flask`` or ``manage.py``."""
+    app: str | None = None
+    config: str | None = None
+    prefix: str | None = None
 
     @functools.cached_property
     def subject(self) -> Subject:
-        """The settings, and the routes, of the target.  Raises ConfigurationError."""
-        subject = find(self.target)
+        """The settings and routes that the options select.  Raises ConfigurationError."""
+        subject = find(self)
         for runtime in subject.runtimes:
             self.closing.callback(runtime.close)
         return subject
@@ -119,7 +151,7 @@ def command(
             given = {option: values.pop(option) for option in _OPTIONS if option != "as_json"}
             try:
                 with ExitStack() as closing:
-                    session = Session(Target(**given, application=ctx.obj), closing)
+                    session = Session(closing, ctx.obj, **given)
                     answer = function(session, **values)  # type: ignore[call-arg]  # P, by its names
             except EXPECTED as error:
                 code = print_error(error, ctx.command_path, as_json=as_json)
@@ -150,3 +182,216 @@ def _set_signature(run: Any, function: Callable[..., Answer]) -> None:
     ]
     run.__signature__ = inspect.Signature(parameters)
     run.__annotations__ = {each.name: each.annotation for each in parameters}
+
+
+# The settings and routes.
+
+
+def find(session: Session) -> Subject:
+    """Find the settings and routes.  Raises ConfigurationError."""
+    if session.app and session.config:
+        raise ConfigurationError("give --app or --config, not both: each brings its own settings")
+    if session.config:
+        runtime = Runtime.of({"config": session.config}, Features.BOTH)
+        subject = Subject(session.config, (runtime,))
+    elif session.app:
+        subject = _inspect(_import(session.app), session.app)
+    elif session.application is not None:
+        subject = _inspect(session.application, "the application")
+    elif os.environ.get(_DJANGO_SETTINGS):
+        subject = _find_django()
+    else:
+        runtime = Runtime(settings_from({}, os.environ), Features(0))
+        subject = Subject("the environment", (runtime,))
+    runtimes = tuple(_adapted(each, session.prefix, subject.events) for each in subject.runtimes)
+    return replace(subject, runtimes=runtimes)
+
+
+def _adapted(runtime: Runtime, prefix: str | None, events: list[Event]) -> Runtime:
+    """Return the runtime with the command line's deadline, prefix and observer."""
+    settings = structs.replace(
+        runtime.settings,
+        enabled=True,
+        deadline=_DEADLINE,
+        cache_deadline=_DEADLINE,
+        breaker=False,
+        observers=(events.append,),
+        prefix=prefix or runtime.settings.prefix,
+    )
+    # All adapters can refresh stale responses in the background.
+    return Runtime(settings, runtime.features, refreshes=True, selects=runtime.selects)
+
+
+# The settings and routes of an application.
+
+
+def _inspect(app: object, name: str) -> Subject:
+    if isinstance(app, Mapping):
+        return Subject(name, (Runtime.of(app, Features.BOTH, source=name),))
+    if _is_a(app, "django"):
+        return _find_django()
+    layers = list(_layers(app))
+    runtimes = [
+        runtime
+        for layer in layers
+        if isinstance(runtime := getattr(layer, "runtime", None), Runtime)
+    ]
+    known: tuple[Route, ...] | None = None
+    mounted: list[Route] = []
+    for place, layer in enumerate(layers):
+        if _is_a(layer, "flask", "Flask"):
+            known = (*routes.of_flask(layer), *mounted)
+        elif _is_a(layer, "werkzeug", "DispatcherMiddleware"):
+            if any(hasattr(outside, "runtime") for outside in layers[:place]):
+                mounted += _mounted_routes(layer)
+                known = (*(known or ()), *mounted)
+        elif _is_a(layer, "starlette", "Starlette"):
+            app_: Any = layer
+            runtimes += [
+                entry.cls(app_, *entry.args, **entry.kwargs).runtime
+                for entry in app_.user_middleware
+                if hasattr(entry.cls, "features")
+            ]
+            known = routes.of_starlette(layer)
+    if not runtimes:
+        raise ConfigurationError(
+            f"{name}: {type(app).__name__} {app!r} has no middleware of this package; add "
+            "UpstashMiddleware to it, or give a mapping of settings or --config FILE.toml"
+        )
+    return Subject(name, tuple(runtimes), known)
+
+
+def _layers(app: object) -> Iterator[object]:
+    """Yield an application and what it wraps, outermost first, each once."""
+    seen: set[int] = set()
+    layer: Any = app
+    while layer is not None and id(layer) not in seen:
+        seen.add(id(layer))
+        yield layer
+        inside = (
+            getattr(layer, name, None) for name in ("wsgi_app", "app", "__wrapped__", "__self__")
+        )
+        layer = next((each for each in inside if each is not None), None)
+
+
+def _mounted_routes(dispatcher: Any) -> Iterator[Route]:
+    """Yield the routes of Werkzeug's mounts, with the paths that a middleware outside sees."""
+    for prefix, app in dispatcher.mounts.items():
+        inner = next((each for each in _layers(app) if _is_a(each, "flask", "Flask")), None)
+        if inner is not None:
+            yield from routes.of_flask(inner, prefix)
+        else:
+            yield routes.Route(f"{prefix}/<path:path>")
+
+
+def _is_a(value: object, package: str, name: str = "") -> bool:
+    """Whether a value's class, or a base of it, is of a package, which need not be installed."""
+    return any(
+        base.__module__.partition(".")[0] == package and (not name or base.__name__ == name)
+        for base in type(value).__mro__
+    )
+
+
+def _find_django() -> Subject:
+    import django  # noqa: PLC0415 - may not be installed
+    from django.core.exceptions import ImproperlyConfigured  # noqa: PLC0415
+    from django.utils.module_loading import import_string  # noqa: PLC0415
+
+    try:
+        from django.conf import settings  # noqa: PLC0415
+
+        _add_working_directory()
+        django.setup()
+        from upstash_middleware.django.conf import SETTING, mapping_set  # noqa: PLC0415
+        from upstash_middleware.django.middleware import Middleware  # noqa: PLC0415
+        from upstash_middleware.django.requests import localized  # noqa: PLC0415
+
+        features = Features(0)
+        for path in settings.MIDDLEWARE:
+            with suppress(ImportError):
+                middleware = import_string(path)
+                if isinstance(middleware, type) and issubclass(middleware, Middleware):
+                    features |= middleware.features
+        runtime = Runtime.of(mapping_set(), features, source=SETTING, selects=localized)
+        name = os.environ.get(_DJANGO_SETTINGS, "the Django project")
+        return Subject(name, (runtime,), routes.of_django(), is_django=True)
+    except (ImproperlyConfigured, ImportError) as error:
+        raise ConfigurationError(
+            f"{_DJANGO_SETTINGS}={os.environ.get(_DJANGO_SETTINGS, '')}: the project's settings "
+            f"cannot be used: {error}"
+        ) from error
+
+
+# An import path.
+
+
+def _import(path: str) -> Any:
+    """Return the object at ``MODULE:ATTRIBUTE``, and for ``MODULE`` its ``app``.
+
+    ``shop:create_app()`` is called.  Raises ConfigurationError.
+    """
+    name, _, attribute = path.partition(":")
+    if not name or name.endswith(".py") or "/" in name:
+        raise ConfigurationError(
+            f"--app {path!r}: give a module and what it calls the application, such as "
+            "'shop.main:app'"
+        )
+    found: Any = _import_module(path, name)
+    likely = _likely_name(found)
+    if not attribute:
+        attribute = next((each for each in ("app", "application") if hasattr(found, each)), "")
+        if not attribute:
+            raise ConfigurationError(
+                f"--app {path!r}: {name} has neither 'app' nor 'application'; name what it has, "
+                f"as in '{name}:{likely}'"
+            )
+    for part in attribute.removesuffix("()").split("."):
+        if not hasattr(found, part):
+            raise ConfigurationError(
+                f"--app {path!r}: {name} has no {attribute.removesuffix('()')!r}; did you mean "
+                f"'{name}:{likely}'?"
+            )
+        found = getattr(found, part)
+    if not attribute.endswith("()"):
+        return found
+    try:
+        return found()
+    except Exception as error:
+        raise ConfigurationError(
+            f"--app {path!r}: the factory raised {type(error).__name__}: {error}"
+        ) from error
+
+
+def _import_module(path: str, name: str) -> Any:
+    _add_working_directory()
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if name == missing or name.startswith(f"{missing}."):
+            raise ConfigurationError(
+                f"--app {path!r}: there is no module {missing!r} in {Path.cwd()} or on the "
+                "Python path; run this where you start the server, or set PYTHONPATH"
+            ) from None
+        raise ConfigurationError(
+            f"--app {path!r}: importing {name} failed: it needs {missing!r}, which is not "
+            "installed here"
+        ) from error
+    except Exception as error:
+        raise ConfigurationError(
+            f"--app {path!r}: importing {name} raised {type(error).__name__}: {error}"
+        ) from error
+
+
+def _add_working_directory() -> None:
+    """Find modules in the working directory, as servers do."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+
+
+def _likely_name(module: Any) -> str:
+    """The name in a module that looks like an application's."""
+    public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    likely = (name for name, value in public.items() if callable(value) and "app" in name.lower())
+    return next(likely, "app")
