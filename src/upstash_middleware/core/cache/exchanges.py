@@ -832,7 +832,7 @@ class SingleFlight:
 
     def expects(self, key: str, *, default: bool) -> bool:
         """Whether a response under a key is expected that can be shared; a default if unknown."""
-        shareable = self._shareable.peek(key)
+        shareable = self._shareable.get(key)
         return default if shareable is None else shareable
 
     def expect(self, key: str) -> None:
@@ -859,7 +859,7 @@ class Revalidations:
         One at a time, and none for ``BACK_OFF`` seconds after one has failed.
         """
         with self._lock:
-            until, failed = self._known.peek(key) or (0.0, False)
+            until, failed = self._known.get(key) or (0.0, False)
             now = self._clock.monotonic()
             if now < until:
                 return False
@@ -876,7 +876,7 @@ class Revalidations:
 
     def failing(self, key: str) -> bool:
         """Whether the last revalidation has just failed; after a while one caller is to retry."""
-        known = self._known.peek(key)
+        known = self._known.get(key)
         return known is not None and known[1] and not self.begin(key)
 
     def clear(self) -> None:

@@ -250,7 +250,9 @@ class Store(Struct, frozen=True):
 
     def prepare(self, target: Target) -> Reading:
         """Return what to read first: the entry or index, the guessed variant, and all epochs."""
-        guess = self.guesses.get(target.key) or _NO_GUESS
+        guess = _NO_GUESS
+        if target.key in self.guesses:
+            guess = self.guesses.use(target.key) or _NO_GUESS
         entries = (target.key, self.variant(target, guess.vary)) if guess.vary else (target.key,)
         locks = (_lock_key(entries[-1]),) if self.locks else ()
         keys = entries + locks + target.epochs + guess.epochs
@@ -262,7 +264,7 @@ class Store(Struct, frozen=True):
 
         Nearly all hits: nothing is parsed, and no checksum is computed. Otherwise, ``read_on``.
         """
-        known = self.known.peek(reading.entries[-1])
+        known = self.known.get(reading.entries[-1])
         if known is None or known.values != replies[0] or known.keys != reading.keys:
             return None
         if known.lookup.index is not None:
@@ -466,7 +468,7 @@ class Store(Struct, frozen=True):
         index lacks then is remembered, and written by a later store.
         """
         now, before = self.clock.wall(), lookup.index
-        left = self.unlisted.peek(target.key) or _ALL_LISTED
+        left = self.unlisted.get(target.key) or _ALL_LISTED
         if before is None:  # what was stored before has expired or was purged
             left = Unlisted(evicted=left.evicted)
         known = {**before.variants, **left.added} if before is not None else {}
@@ -478,7 +480,7 @@ class Store(Struct, frozen=True):
         # Of those that this process has not used, the first to expire.
         others = [other for other in variants if other != name]
         others.sort(
-            key=lambda other: (self.used.peek(f"{target.key}#{other}") or 0, variants[other])
+            key=lambda other: (self.used.get(f"{target.key}#{other}") or 0, variants[other])
         )
         evicted = others[: max(0, len(variants) - self.max_variants)]
         for other in evicted:
@@ -691,7 +693,7 @@ class L1:
 
     def find(self, key: str) -> Lookup | None:
         """Return the last lookup of a key, whatever its age."""
-        found = self._lookups.get(key)
+        found = self._lookups.use(key)
         return None if found is None else found[0]
 
     def unverified_for(self, lookup: Lookup) -> float:
