@@ -7,6 +7,7 @@ import pytest
 from tests.cache.world import Site, reply, request
 from upstash_middleware.core.cache import CacheRule
 from upstash_middleware.errors import CommandError, ConnectionLost
+from upstash_middleware.events import CacheStored
 from upstash_middleware.messages import HTTPRequest
 
 DAY = 24 * 3600
@@ -306,6 +307,26 @@ def test_any_other_response_to_a_post_is_not_stored(posted, fields):
     posted.app = lambda _: reply(**fields)
     posted.visit(request(method="POST"))
     assert not posted.visit().hit
+
+
+def test_it_is_reported_whether_the_response_to_a_post_was_stored(posted):
+    """It is not if a purge of the page came first, or if its tags have epochs to be read."""
+    posted.visit(request(method="POST"))
+    exchange = posted.begin(request(method="POST"))
+    exchange.head(posted.app(request(method="POST"))[0])
+    exchange.chunk(b"POST")
+    posted.purge("/page")
+    posted.finish(exchange)
+    posted.app = lambda _: reply(
+        content_location="/page", cache_control="max-age=60", cache_tag="new"
+    )
+    posted.visit(request(method="POST"))
+    told = [event for event in posted.events if isinstance(event, CacheStored)]
+    assert [(event.stored, event.detail) for event in told] == [
+        (True, ""),
+        (False, "the URL was purged meanwhile"),
+        (False, "only the invalidation was possible"),
+    ]
 
 
 def test_a_post_that_was_cut_short_invalidates_and_stores_nothing(posted):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.ratelimit.test_limiter import Make, begin, get
-from upstash_middleware.core.identify import client_ip, header, jwt_claim
+from upstash_middleware.core.identify import client_ip, header
 from upstash_middleware.core.ratelimit import RateLimitRule
 from upstash_middleware.core.ratelimit.charges import SAMPLE
 from upstash_middleware.errors import ConfigurationError
@@ -114,32 +114,3 @@ def test_a_challenge_that_is_none_is_refused(wrong: Any) -> None:
     """It goes into a header field."""
     with pytest.raises(ConfigurationError, match=r"RateLimitRule\.challenge"):
         RateLimitRule("/a", "1/h", challenge=wrong)
-
-
-def verify(token: str) -> dict[str, Any]:
-    if token != "good":
-        raise ValueError(token)
-    return {"sub": "alice", "empty": "", "number": 7}
-
-
-def test_only_verified_tokens_identify(limiter_of: Make, store: ValkeyStore) -> None:
-    """And what they say is hashed."""
-
-    async def later(token: str) -> dict[str, Any]:
-        return verify(token)
-
-    found = []
-    for checked in (verify, later):
-        limiter = limiter_of(RateLimitRule("/a", "99/h", by=jwt_claim("sub", checked)))
-        for value in ("Bearer good", "bearer  good", "good", "Bearer bad", "Basic good", ""):
-            decision = begin(
-                limiter, store, get("/a", headers=Headers.of(authorization=value))
-            ).decision
-            assert decision is not None
-            found.append(decision.identifier.partition("#")[0])
-    assert found == [*["jwt.sub="] * 3, *["ip=203.0.113.7"] * 3] * 2
-    for claim, identity in (("empty", "ip="), ("absent", "ip="), ("number", "jwt.number=#")):
-        limiter = limiter_of(RateLimitRule("/a", "99/h", by=jwt_claim(claim, verify)))
-        exchange = begin(limiter, store, get("/a", headers=Headers.of(authorization="good")))
-        assert exchange.decision is not None
-        assert exchange.decision.identifier.startswith(identity)
