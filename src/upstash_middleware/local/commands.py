@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from upstash_middleware.local.scripts import (
     READ_ONLY_ARGUMENT,
+    lua,
     unwrap,
     unwrap_library,
     wrap,
@@ -298,28 +299,6 @@ _SPECIAL: Final[dict[str, Callable[[str, Command, ShaTable], Prepared]]] = {
 
 # Time that was advanced.
 
-# ARGV: milliseconds.  Keys and hash fields that have expired are deleted.
-SHORTEN_LIFETIMES: Final = b"""
-local by, cursor, keys = tonumber(ARGV[1]), '0', {}
-repeat
-  local page = redis.call('SCAN', cursor, 'COUNT', 1000)
-  cursor = page[1]
-  for _, key in ipairs(page[2]) do keys[#keys + 1] = key end
-until cursor == '0'
-for _, key in ipairs(keys) do
-  local left = redis.call('PTTL', key)
-  if left > by then redis.call('PEXPIRE', key, left - by)
-  elseif left >= 0 then redis.call('DEL', key) end
-  if redis.call('TYPE', key).ok == 'hash' then
-    for _, field in ipairs(redis.call('HKEYS', key)) do
-      local times = redis.pcall('HPTTL', key, 'FIELDS', 1, field)
-      if times.err then break end
-      if times[1] > by then redis.call('HPEXPIRE', key, times[1] - by, 'FIELDS', 1, field)
-      elseif times[1] >= 0 then redis.call('HDEL', key, field) end
-    end
-  end
-end
-"""
 
 _MS_PER_UNIT: Final = {
     "EXPIREAT": 1000, "PEXPIREAT": 1, "HEXPIREAT": 1000, "HPEXPIREAT": 1,
@@ -377,11 +356,11 @@ def _emulate(name: str, command: Command) -> Command:  # noqa: PLR0911 - a table
     match name:
         case "BITOP" if len(command) > 3 and words[1] in {b"DIFF", b"DIFF1", b"ANDOR", b"ONE"}:
             keys = command[2:]
-            return [b"EVAL", _BITOP, b"%d" % len(keys), *keys, words[1]]
+            return [b"EVAL", lua("bitop"), b"%d" % len(keys), *keys, words[1]]
         case "SCAN":
             rest = [word for word in command[1:] if word.upper() != b"WITHTYPE"]
             if len(rest) < len(command) - 1:
-                return [b"EVAL", _SCAN, b"0", *rest]
+                return [b"EVAL", lua("scan_with_types"), b"0", *rest]
         case "XTRIM" | "XADD":
             # With ``~``, Valkey leaves up to a hundred entries more.
             last = command.index(b"*") if b"*" in command else len(command)
@@ -395,13 +374,13 @@ def _emulate(name: str, command: Command) -> Command:  # noqa: PLR0911 - a table
                 keys = command[words.index(b"STREAMS", 4) + 1 :]
                 keys = keys[: len(keys) // 2]
                 return [
-                    *(b"EVAL", _READ_WITHOUT_CONSUMER, b"%d" % len(keys), *keys),
+                    *(b"EVAL", lua("read_without_consumer"), b"%d" % len(keys), *keys),
                     *(command[2], command[3], *command),
                 ]
         case "XDELEX" if len(command) > 4:
-            return [b"EVAL", _DELETE_ENTRIES, b"1", command[1], b"", *command[2:]]
+            return [b"EVAL", lua("delete_entries"), b"1", command[1], b"", *command[2:]]
         case "XACKDEL" if len(command) > 5:
-            return [b"EVAL", _DELETE_ENTRIES, b"1", *command[1:]]
+            return [b"EVAL", lua("delete_entries"), b"1", *command[1:]]
         case "XDELEX" | "XACKDEL":
             text = f"ERR wrong number of arguments for '{name.lower()}' command"
             return [b"EVAL", b"return {err = ARGV[1]}", b"0", text.encode()]
@@ -418,145 +397,6 @@ def _range_with_limit(command: Command) -> Command:
     if len(limit) != 2:
         return command
     return [
-        *(b"EVAL", _RANGE_WITH_LIMIT, b"2", command[1], command[2], *limit),
+        *(b"EVAL", lua("range_with_limit"), b"2", command[1], command[2], *limit),
         *(command[3], command[4], *rest, b"WITHSCORES"),
     ]
-
-
-# KEYS: the destination, then the sources.  Missing bytes of shorter strings count as zero.
-_BITOP: Final = b"""
-local operation, texts, longest = ARGV[1], {}, 0
-if operation ~= 'ONE' and #KEYS < 3 then
-  return {err = 'ERR BITOP ' .. operation .. ' must be called with at least two source keys.'}
-end
-for i = 2, #KEYS do
-  local text = redis.pcall('GET', KEYS[i])
-  if type(text) == 'table' then return text end
-  texts[i - 1] = text or ''
-  longest = math.max(longest, #texts[i - 1])
-end
-local bytes = {}
-for at = 1, longest do
-  local first = texts[1]:byte(at) or 0
-  local others, once, twice = 0, 0, 0
-  for i = 1, #texts do
-    local byte = texts[i]:byte(at) or 0
-    if i > 1 then others = bit.bor(others, byte) end
-    twice = bit.bor(twice, bit.band(once, byte))
-    once = bit.bor(once, byte)
-  end
-  local result = {
-    DIFF = bit.band(first, bit.bnot(others)),
-    DIFF1 = bit.band(others, bit.bnot(first)),
-    ANDOR = bit.band(first, others),
-    ONE = bit.band(once, bit.bnot(twice)),
-  }
-  bytes[at] = string.char(result[operation])
-end
-if longest == 0 then redis.call('DEL', KEYS[1])
-else redis.call('SET', KEYS[1], table.concat(bytes)) end
-return longest
-"""
-
-# ARGV: the arguments of SCAN.  In the reply, each key is followed by its type.
-_SCAN: Final = b"""
-local answer = redis.pcall('SCAN', unpack(ARGV))
-if answer.err then return answer end
-local found = {}
-for _, key in ipairs(answer[2]) do
-  found[#found + 1] = key
-  found[#found + 1] = redis.call('TYPE', key).ok
-end
-return {answer[1], found}
-"""
-
-# KEYS: the stream.  ARGV: the group, empty for XDELEX; then the rest of the command.  The reply for
-# each ID is 1 if it was deleted, 2 if a group has not acknowledged it yet, -1 if it is absent.
-_DELETE_ENTRIES: Final = b"""
-local key, group, at, policy = KEYS[1], ARGV[1], 2, 'KEEPREF'
-local policies = {KEEPREF = true, DELREF = true, ACKED = true}
-if policies[ARGV[at]:upper()] then policy = ARGV[at]:upper(); at = at + 1 end
-if ARGV[at]:upper() ~= 'IDS' then return {err = 'ERR syntax error'} end
-if tonumber(ARGV[at + 1]) ~= #ARGV - at - 1 or at + 1 == #ARGV then
-  return {err = 'ERR The `numids` parameter must match the number of arguments'}
-end
-local ids = {unpack(ARGV, at + 2)}
-for i, id in ipairs(ids) do
-  local entry = redis.pcall('XRANGE', key, id, id)
-  if entry.err then return entry end
-  if not id:find('-', 1, true) then ids[i] = id .. '-0' end
-end
-local groups = {}
-if redis.call('EXISTS', key) == 1 then
-  for _, info in ipairs(redis.call('XINFO', 'GROUPS', key)) do groups[info[2]] = info[8] end
-end
-local function comparable(id)
-  local time, sequence = id:match('^(%d+)%-(%d+)$')
-  return ('0'):rep(20 - #time) .. time .. ('0'):rep(20 - #sequence) .. sequence
-end
-local function referenced(id)
-  for name, delivered in pairs(groups) do
-    if comparable(delivered) < comparable(id) then return true end
-    if #redis.call('XPENDING', key, name, id, id, 1) > 0 then return true end
-  end
-  return false
-end
-local answer = {}
-for i, id in ipairs(ids) do
-  local found
-  local exists = #redis.call('XRANGE', key, id, id) > 0
-  if group == '' then found = exists
-  else
-    found = redis.call('XACK', key, group, id) > 0
-    local delivered = groups[group]
-    if exists and delivered and comparable(id) <= comparable(delivered) then found = true end
-  end
-  if not found then answer[i] = -1
-  elseif policy == 'ACKED' and referenced(id) then answer[i] = 2
-  else
-    if policy == 'DELREF' then
-      for name in pairs(groups) do redis.call('XACK', key, name, id) end
-    end
-    redis.call('XDEL', key, id)
-    answer[i] = 1
-  end
-end
-return answer
-"""
-
-# KEYS: the streams.  ARGV: the group, the consumer, then the command.  At Upstash, reading with
-# NOACK creates no consumer.
-_READ_WITHOUT_CONSUMER: Final = b"""
-local known = {}
-for i, key in ipairs(KEYS) do
-  local consumers = redis.pcall('XINFO', 'CONSUMERS', key, ARGV[1])
-  for _, consumer in ipairs(consumers.err and {} or consumers) do
-    if consumer[2] == ARGV[2] then known[i] = true end
-  end
-end
-local answer = redis.pcall(unpack(ARGV, 3))
-if not (answer and answer.err) then
-  for i, key in ipairs(KEYS) do
-    if not known[i] then redis.call('XGROUP', 'DELCONSUMER', key, ARGV[1], ARGV[2]) end
-  end
-end
-return answer
-"""
-
-# KEYS: destination and source.  ARGV: offset, count, then the arguments of ZRANGE after its key.
-_RANGE_WITH_LIMIT: Final = b"""
-local offset, count = tonumber(ARGV[1]), tonumber(ARGV[2])
-local members = redis.pcall('ZRANGE', KEYS[2], unpack(ARGV, 3))
-if members.err then return members end
-local stored = {}
-for i = 1, #members, 2 do
-  local place = (i - 1) / 2 - offset
-  if place >= 0 and (count < 0 or place < count) then
-    stored[#stored + 1] = members[i + 1]
-    stored[#stored + 1] = members[i]
-  end
-end
-redis.call('DEL', KEYS[1])
-if #stored == 0 then return 0 end
-return redis.call('ZADD', KEYS[1], unpack(stored))
-"""

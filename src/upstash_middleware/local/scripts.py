@@ -9,8 +9,9 @@ a newline, before the user's own first line, so that line numbers in error messa
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 from hashlib import sha1
+from pkgutil import get_data
 from typing import Final
 
 from msgspec import Struct
@@ -119,17 +120,25 @@ def _quoted(text: bytes) -> bytes:
     return text.replace(b'"', b'\\"').replace(b"\n", b"\\n")
 
 
-def _prelude(lua: bytes) -> bytes:
-    """Lua on one line, with its error messages filled in."""
-    line = b" ".join(line.strip() for line in lua.splitlines() if line.strip())
-    for name, text in {
+@cache
+def lua(name: str) -> bytes:
+    """The text of a Lua file of this package."""
+    return get_data(__package__, f"lua/{name}.lua") or b""
+
+
+def _prelude(name: str) -> bytes:
+    """A prelude on one line, without comments and with its error messages filled in."""
+    text = lua(name).replace(b"$CORE", lua("prelude"))
+    lines = [line.strip() for line in text.splitlines() if not line.startswith(b"--")]
+    text = b" ".join(filter(None, lines))
+    for placeholder, value in {
         b"$MARK": _MARK,
         b"$READ_ONLY": READ_ONLY_ARGUMENT,
         b"$DYNAMIC_KEY": _DYNAMIC_KEY,
         b"$WHOLE_DATABASE": _WHOLE_DATABASE,
     }.items():
-        line = line.replace(name, text)
-    return line
+        text = text.replace(placeholder, value)
+    return text
 
 
 _MARK: Final = b"upstash-local"
@@ -139,114 +148,6 @@ _DYNAMIC_KEY: Final = (
 )
 _WHOLE_DATABASE: Final = b"is not allowed in Lua scripts when 'allow-key-locking' flag is set"
 
-# `ask` is redis.pcall.  `raised` is the error that the wrapped redis.call is about to raise: it is
-# then raised by the wrapper, and the line to report is one level further up.
-_CORE: Final = b"""
-  local declared, counts, raised, reading
-  local whole = {FLUSHDB = 1, FLUSHALL = 1, SWAPDB = 1, KEYS = 1, SCAN = 1, RANDOMKEY = 1}
-  local function refused(name, ...)
-    if type(name) == 'string' then
-      name = string.upper(name)
-      counts[name] = (counts[name] or 0) + 1
-    end
-    if reading and type(name) == 'string' then
-      local info = ask('COMMAND', 'INFO', name)
-      for _, flag in ipairs(info[1] and info[1][3] or {}) do
-        if flag.ok == 'write' then
-          return {err = 'ERR Write commands are not allowed from read-only scripts.'}
-        end
-      end
-    end
-    if not declared or name == nil then return nil end
-    if whole[name] then return {err = "ERR " .. name .. " $WHOLE_DATABASE"} end
-    local keys = ask('COMMAND', 'GETKEYS', name, ...)
-    if keys.err then return nil end
-    for i = 1, #keys do
-      if not declared[keys[i]] then
-        return {err = "$DYNAMIC_KEY Key was: " .. keys[i]}
-      end
-    end
-  end
-  local function quiet(...) return refused(...) or ask(...) end
-  local function loud(...)
-    local reply = refused(...) or ask(...)
-    if type(reply) == 'table' and reply.err then raised = reply; error(reply) end
-    return reply
-  end
-  local function line(first, last)
-    for level = first, last do
-      local _, where = pcall(error, '', level)
-      where = string.match(where, ':(%d+):')
-      if where then return where end
-    end
-    return false
-  end
-  local function describe(problem)
-    local at
-    if problem ~= nil and problem == raised then at = line(6, 6) else at = line(4, 5) end
-    if type(problem) == 'table' then
-      return {type(problem.err) == 'string' and problem.err or 'ERR unknown error', at}
-    end
-    return {'ERR ' .. tostring(problem), at}
-  end
-  local function run(body, keys, locking)
-    counts, raised, declared = {}, nil, nil
-    if locking then
-      declared = {}
-      for i = 1, #keys do declared[keys[i]] = true end
-    end
-    local done, result = xpcall(body, describe)
-    local calls = {'$MARK'}
-    for name, count in pairs(counts) do calls[#calls + 1] = name; calls[#calls + 1] = count end
-    if done then return {calls, result} end
-    return {calls, false, result}
-  end
-"""
-
-_SCRIPT: Final = _prelude(
-    b"local redis, server, __run = (function() local ask = redis.pcall"
-    + _CORE
-    + b"""
-  local own = setmetatable({call = loud, pcall = quiet}, {__index = redis})
-  local function protect() error('Attempt to modify a readonly table', 2) end
-  local api = setmetatable({}, {__index = own, __newindex = protect})
-  return api, api, run
-end)()
-return __run(function(...)
-"""
-)
+_SCRIPT: Final = _prelude("script_prelude")
 _SCRIPT_ENDS: Final = {False: b"\nend, KEYS, false)", True: b"\nend, KEYS, true)"}
-
-# While a library is loaded there are no metatables and no redis.call.  While one of its functions
-# runs, the global `redis` is the complete interface.
-_LIBRARY: Final = (
-    _prelude(
-        b"local redis, server = (function() local function ask(...) return redis.pcall(...) end"
-        + _CORE
-        + b"""
-  local register = redis.register_function
-  local api = {call = loud, pcall = quiet, log = redis.log}
-  local function wrapped(callback, locking)
-    return function(keys, args)
-      setmetatable(api, {__index = redis})
-      reading = args[#args] == '$READ_ONLY'
-      if reading then args[#args] = nil end
-      return run(function() return callback(keys, args) end, keys, locking)
-    end
-  end
-  api.register_function = function(name, callback)
-    if callback then return register(name, wrapped(callback, false)) end
-    local flags, locking = {}, false
-    for i = 1, #(name.flags or {}) do
-      if name.flags[i] == 'allow-key-locking' then locking = true
-      else flags[#flags + 1] = name.flags[i] end
-    end
-    return register({function_name = name.function_name, description = name.description,
-      callback = name.callback and wrapped(name.callback, locking), flags = flags})
-  end
-  return api, api
-end)()
-"""
-    )
-    + b" "
-)
+_LIBRARY: Final = _prelude("library_prelude") + b" "

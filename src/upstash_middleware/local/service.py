@@ -21,7 +21,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from upstash_middleware.local.billing import Meter
-from upstash_middleware.local.commands import SHORTEN_LIFETIMES, is_unknown, prepare, reject
+from upstash_middleware.local.commands import is_unknown, prepare, reject
 from upstash_middleware.local.faults import (
     EFFECTS,
     NO_FAULTS,
@@ -32,7 +32,7 @@ from upstash_middleware.local.faults import (
     plain_faults,
 )
 from upstash_middleware.local.http1 import Answer, Delivery, Stream, error_answer, json_answer
-from upstash_middleware.local.scripts import original_monitor_line
+from upstash_middleware.local.scripts import lua, original_monitor_line
 from upstash_middleware.local.valkey import (
     Failure,
     NullArray,
@@ -161,7 +161,8 @@ class Service:
 
     async def advance(self, milliseconds: int) -> None:
         """Move the server's time forward.  Raises StoreUnreachable."""
-        (reply,) = await self.store.run([[b"EVAL", SHORTEN_LIFETIMES, b"0", b"%d" % milliseconds]])
+        script = lua("shorten_lifetimes")
+        (reply,) = await self.store.run([[b"EVAL", script, b"0", b"%d" % milliseconds]])
         if isinstance(reply, Failure):
             raise StoreUnreachable.from_reply(reply)
         self._advanced_ms += milliseconds
