@@ -468,8 +468,8 @@ class PendingExchange(Attached):
         self.exchange: Any = exchange
         self.decision: Decision = exchange.decision or prior
         """What the handler reads: the tightest of all limits that the request has passed."""
-        self.denies = exchange.response is not None
-        self.holding = exchange.holding
+        self.denies: bool = exchange.response is not None
+        self.holding: Sequence[object] = exchange.holding
         self.handed_over = False
 
     @property
