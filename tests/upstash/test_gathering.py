@@ -554,6 +554,32 @@ def test_the_longer_the_way_the_more_calls_go_side_by_side(monkeypatch):
     play()
 
 
+def test_calls_that_take_longer_than_the_patience_count_for_the_length_of_the_way(monkeypatch):
+    """Else those who wait during a long round trip would always wait for the patience."""
+    monkeypatch.setattr(batching, "SECONDS_BETWEEN_CALLS", 0.00025)
+    monkeypatch.setattr(batching, "PATIENCE_SECONDS", 0.01)
+
+    @playing
+    async def play(world):
+        first, second = await world.busy()
+        tasks = [world.begin(("ECHO", "waits"))]
+        await asyncio.sleep(0.1)
+        assert len(world.wire.calls) == 3
+        world.wire.answer(0)
+        world.wire.answer(1)
+        await asyncio.gather(first, second)
+        monkeypatch.setattr(batching, "PATIENCE_SECONDS", 25.0)
+        for number in range(5):
+            tasks.append(world.begin(("ECHO", f"{number}")))
+            await turn()
+        assert len(world.wire.calls) == 8
+        for index in range(2, 8):
+            world.wire.answer(index)
+        await asyncio.gather(*tasks)
+
+    play()
+
+
 def test_coalescing_can_be_turned_off():
     async def main():
         world = World(coalesce=False)

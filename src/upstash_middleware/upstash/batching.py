@@ -1,8 +1,8 @@
 """Batching: pipelines that arrive while calls are in flight are sent together in the next call.
 
-As many calls may be in flight as would finish every half millisecond, given the fastest recent
-call, but at least two on an event loop and one among threads. Further pipelines wait until one of
-them finishes, and are then sent together.
+A pipeline is sent at once while fewer calls are in flight than the fastest recent round trip has
+quarter milliseconds (at least two on an event loop, one among threads). Otherwise it waits until
+one of them finishes, and all that wait by then share the next call.
 
 The commands are billed as without it, and each pipeline keeps its own deadline, cancellation and
 error, and is retried only if it may be. A large pipeline is sent by itself.
@@ -41,7 +41,7 @@ MIN_CALLS_OF_THREADS: Final = 1
 MIN_HALVED: Final = 4
 """From this many waiting pipelines on, two calls are sent if none is in flight."""
 
-SECONDS_BETWEEN_CALLS: Final = 0.0005
+SECONDS_BETWEEN_CALLS: Final = 0.00025
 """The average time between the ends of calls: what a pipeline may wait for the next one."""
 
 MINIMUM_DECAY: Final = 1.002
@@ -105,7 +105,9 @@ class _Batcher(Generic[P]):
         self._waiting: deque[P] = deque()
         self._numbers = count()
         self._sent_at: dict[int, float] = {}
-        """By the number of a call, when it was sent; without those that hang."""
+        """By the number of a call in flight, when it was sent."""
+        self._hanging: dict[int, float] = {}
+        """The same for calls that have been in flight for so long that they are not counted."""
         self._min_calls = min_calls
         self._max_calls = min_calls
         self._min_seconds = 0.0
@@ -122,7 +124,7 @@ class _Batcher(Generic[P]):
 
     def _discount(self, number: int) -> None:
         """Stop counting a call, and record its round-trip time; nothing the second time."""
-        sent_at = self._sent_at.pop(number, None)
+        sent_at = self._sent_at.pop(number, None) or self._hanging.pop(number, None)
         if sent_at is None:
             return
         took = time.monotonic() - sent_at
@@ -131,9 +133,11 @@ class _Batcher(Generic[P]):
         self._has_room = len(self._sent_at) < self._max_calls
 
     def _ignore_hanging(self) -> None:
-        """Stop counting the calls that hang."""
+        """Stop counting the calls that seem to hang; if they end, that is how long the way is."""
         late = time.monotonic() - PATIENCE_SECONDS
-        self._sent_at = {number: at for number, at in self._sent_at.items() if at > late}
+        for number, sent_at in [*self._sent_at.items()]:
+            if sent_at <= late:
+                self._hanging[number] = self._sent_at.pop(number)
         self._has_room = len(self._sent_at) < self._max_calls
 
     def _next_batch(self) -> list[P]:
