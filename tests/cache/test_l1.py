@@ -280,7 +280,7 @@ def test_it_takes_no_more_bytes_than_it_was_given():
 
 def test_what_it_says_to_take_is_what_it_takes(monkeypatch):
     """Measured: small pages, where the objects around the bytes count for most."""
-    monkeypatch.setattr("upstash_middleware.core.cache.cache.KNOWN_BYTES", 0)
+    monkeypatch.setattr("upstash_middleware.core.cache.cache.REMEMBERED_BYTES", 0)
     site = site_with_l1(l1_bytes=MEBIBYTE, l1_seconds=60.0)
     site.app = lambda _: reply(
         b"x" * 100, cache_control="max-age=60", cache_tag="a:b, c", etag='"a"', content_type="text"

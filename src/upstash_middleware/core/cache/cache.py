@@ -63,7 +63,14 @@ from upstash_middleware.core.cache.http.reuse import Use, current_age
 from upstash_middleware.core.cache.http.storing import Plan
 from upstash_middleware.core.cache.keys import Names, keyed
 from upstash_middleware.core.cache.rules import profile_named
-from upstash_middleware.core.cache.store import KNOWN_BYTES, L1, Purge, Store, Target, read_scripts
+from upstash_middleware.core.cache.store import (
+    L1,
+    REMEMBERED_BYTES,
+    Purge,
+    Store,
+    Target,
+    read_scripts,
+)
 from upstash_middleware.core.engine import Part, Prepared
 from upstash_middleware.core.flow import Sleep, Wait, call
 from upstash_middleware.core.lru import LRU
@@ -207,7 +214,7 @@ class Cache(Part):
             profile_named(profile),
             max_variants,
             lock,
-            LRU(KNOWN_BYTES),
+            LRU(REMEMBERED_BYTES),
             L1(l1_bytes, l1_seconds, clock),
             guesses=LRU(remember),
             used=LRU(remember),

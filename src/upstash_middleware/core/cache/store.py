@@ -69,8 +69,8 @@ UNSHARED_SECONDS: Final = 60.0
 
 _OBJECTS = 4096
 """What a lookup in memory takes beside its bytes: about 3 kB measured, and fields add to it."""
-KNOWN_BYTES: Final = 4 * 1024 * 1024
-LARGEST_KNOWN: Final = 128 * 1024
+REMEMBERED_BYTES: Final = 4 * 1024 * 1024
+LARGEST_REMEMBERED: Final = 128 * 1024
 """Bytes of remembered lookups, as read and with their bodies opened: in total, and of one."""
 _LONGEST_TAGS = 4096
 """Characters of a resource's tags up to which they are remembered: clients may have sent them."""
@@ -194,7 +194,7 @@ class Reading(Struct, frozen=True):
     monotonic: float
 
 
-class Known(Struct, frozen=True):
+class Remembered(Struct, frozen=True):
     """A lookup that found an entry, and what was read: the same values mean the same lookup."""
 
     keys: tuple[str, ...]
@@ -236,7 +236,7 @@ class Store(Struct, frozen=True):
     """Of one resource, at a time."""
     locks: bool
     """Whether processes use locks."""
-    known: LRU[str, Known]
+    remembered: LRU[str, Remembered]
     """By the keys of entries, in bytes."""
     l1: L1
     guesses: LRU[str, Guess]
@@ -264,12 +264,12 @@ class Store(Struct, frozen=True):
 
         Nearly all hits: nothing is parsed, and no checksum is computed. Otherwise, ``read_on``.
         """
-        known = self.known.get(reading.entries[-1])
-        if known is None or known.values != replies[0] or known.keys != reading.keys:
+        last = self.remembered.get(reading.entries[-1])
+        if last is None or last.values != replies[0] or last.keys != reading.keys:
             return None
-        if known.lookup.index is not None:
-            self.used.put(known.lookup.key, next(self.uses))
-        return replace(known.lookup, wall=reading.wall, monotonic=reading.monotonic)
+        if last.lookup.index is not None:
+            self.used.put(last.lookup.key, next(self.uses))
+        return replace(last.lookup, wall=reading.wall, monotonic=reading.monotonic)
 
     async def read_on(self, reading: Reading, replies: Sequence[Reply]) -> Lookup:
         """Return the lookup from these replies, and read more if the guess was wrong."""
@@ -326,13 +326,13 @@ class Store(Struct, frozen=True):
     ) -> Lookup:
         """Remember a lookup that found an entry, with its body opened, unless that is large."""
         size = _OBJECTS + sum(map(len, filter(None, values))) + entry.length
-        if size > LARGEST_KNOWN:
+        if size > LARGEST_REMEMBERED:
             return lookup
         try:
             lookup = replace(lookup, entry=opened(entry))
         except Damaged:
             return lookup  # the error is raised where its body is used
-        self.known.put(reading.entries[-1], Known(reading.keys, values, lookup), size)
+        self.remembered.put(reading.entries[-1], Remembered(reading.keys, values, lookup), size)
         return lookup
 
     async def look_up(self, target: Target) -> Lookup:
@@ -571,7 +571,7 @@ class Store(Struct, frozen=True):
 
     def forget(self) -> None:
         """Clear what this process remembers; what is on Redis stays."""
-        for table in (self.known, self.l1, self.guesses, self.used, self.unlisted):
+        for table in (self.remembered, self.l1, self.guesses, self.used, self.unlisted):
             table.clear()
 
 
