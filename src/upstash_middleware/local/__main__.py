@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from upstash_middleware.local import Fault, LocalUpstash, LocalUpstashError
 from upstash_middleware.local.faults import NO_FAULTS, parse_faults, plain_faults
@@ -60,6 +60,15 @@ def _stop_signal() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+_FAULT_OPTIONS: Final = (
+    ("--latency-ms", float, "latency of every answer"),
+    ("--jitter-ms", float, "and up to this much more, at random"),
+    ("--probability", float, "the share of requests that the fault hits (%(default)s)"),
+    ("--times", int, "how many requests the fault hits at most"),
+    ("--seconds", float, "after how long all of this is over"),
+)
+
+
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program, description="Upstash Redis's HTTP interface on this machine."
@@ -73,21 +82,11 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--redis", metavar="URL", help="use the Redis server at redis://HOST:PORT")
     parser.add_argument("--data", metavar="DIR", help="keep the data in this directory")
     faults = parser.add_argument_group("faults", "can be changed while running, at /-/faults")
-    faults.add_argument("--latency-ms", type=float, default=0.0, help="latency of every answer")
-    faults.add_argument(
-        "--jitter-ms", type=float, default=0.0, help="and up to this much more, at random"
-    )
-    faults.add_argument(
-        "--fault", choices=[fault.value for fault in Fault], help="what happens to requests"
-    )
-    faults.add_argument(
-        "--probability",
-        type=float,
-        default=1.0,
-        help="the share of requests that the fault hits (%(default)s)",
-    )
-    faults.add_argument("--times", type=int, help="how many requests the fault hits at most")
-    faults.add_argument("--seconds", type=float, help="after how long all of this is over")
+    for option, kind, meaning in _FAULT_OPTIONS:
+        name = option.removeprefix("--").replace("-", "_")
+        faults.add_argument(option, type=kind, default=getattr(NO_FAULTS, name), help=meaning)
+    names = [fault.value for fault in Fault]
+    faults.add_argument("--fault", choices=names, help="what happens to requests")
     return parser
 
 

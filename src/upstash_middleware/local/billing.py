@@ -49,8 +49,6 @@ class Sample(Struct, frozen=True):
 class Meter:
     """Counts requests and commands, and samples the counts over time."""
 
-    __slots__ = ("_clock", "_commands", "_requests", "_sampled", "samples", "started_at")
-
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self.samples: deque[Sample] = deque(maxlen=_MAX_SAMPLES)

@@ -16,14 +16,8 @@ if TYPE_CHECKING:
 
 _ERRORS: Final[dict[Delivery, tuple[type[httpx.TransportError], str]]] = {
     Delivery.REFUSE: (httpx.ConnectError, "Connection refused"),
-    Delivery.DROP: (
-        httpx.RemoteProtocolError,
-        "Server disconnected without sending a response.",
-    ),
-    Delivery.TRUNCATE: (
-        httpx.RemoteProtocolError,
-        "peer closed connection without sending complete message body",
-    ),
+    Delivery.DROP: (httpx.RemoteProtocolError, "Server disconnected without sending a response."),
+    Delivery.TRUNCATE: (httpx.RemoteProtocolError, "peer closed connection without complete body"),
     Delivery.STALL: (httpx.ReadTimeout, "The read operation timed out"),
     Delivery.TRICKLE: (httpx.ReadTimeout, "The read operation timed out"),
 }
