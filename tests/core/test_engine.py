@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from upstash_middleware.core.engine import Engine, PartExchange
+from upstash_middleware.core.engine import Engine, PartExchange, Prepared
 from upstash_middleware.core.engine import Part as EnginePart
 from upstash_middleware.core.flow import Command, Pipeline
 from upstash_middleware.drivers import run
@@ -162,6 +162,38 @@ def test_what_a_half_answers_without_asking_anybody_costs_nothing_inside_of_it(e
     assert exchange.response is denial.response
     assert exchange.take_inner() is None
     assert client.calls == []
+
+
+class Straight(EnginePart):
+    """A half that needs one pipeline, and then perhaps another one."""
+
+    def __init__(self, part: Part, *, reads_on: bool = False) -> None:
+        self.part = part
+        self.reads_on = reads_on
+
+    def prepare(self, request: HTTPRequest):
+        return Prepared(Pipeline((Command((f"ASK-{self.part.name}",)),)))
+
+    def receive(self, prepared: Prepared, replies):
+        return self._read_on() if self.reads_on else self.part
+
+    async def _read_on(self):
+        await Command((f"MORE-{self.part.name}",))
+        return self.part
+
+
+@pytest.mark.parametrize("denied", [False, True])
+def test_a_denial_does_not_wait_for_what_is_inside(events, denied: bool):
+    client = Client()
+    denial = Response(ResponseHead(429, Headers())) if denied else None
+    limit, cache = Part("limit", response=denial), Part("cache")
+    halves = [Straight(limit), Straight(cache, reads_on=True)]
+    exchange = run(Engine(halves, observe=events.append).begin(REQUEST), client)
+    assert exchange.response is denial
+    more = [] if denied else [["MORE-cache"]]
+    assert client.calls == [["ASK-limit", "ASK-cache"], *more]
+    exchange.finish(complete=True)
+    assert cache.finished == ([] if denied else [True])
 
 
 def test_a_client_that_fails_in_an_unforeseen_way_costs_nobody_the_response(events):

@@ -7,7 +7,7 @@ and keeps their failures away from the response.
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import Struct
 
@@ -306,11 +306,8 @@ class Begun(Prepared, eq=False):
             for index, step in enumerate(steps):
                 if isinstance(step, Coroutine):
                     steps[index] = None
-                    if stopped:
-                        step.close()
-                        continue
                     try:
-                        steps[index] = await step
+                        steps[index] = _without_waiting(step) if stopped else await step
                     except Exception as error:  # noqa: BLE001 - as in prepare
                         self._engine.observe(InternalError("begin", error))
                 stopped = stopped or _has_response(steps[index])
@@ -324,6 +321,16 @@ class Begun(Prepared, eq=False):
                 if isinstance(step, Coroutine):
                     step.close()
         return self._engine.exchange(self._request, self._inner, steps)
+
+
+def _without_waiting(flow: Flow[PartExchange | None]) -> PartExchange | None:
+    """Run a flow whose result is not sent as far as it goes without a call, for its events."""
+    try:
+        flow.send(None)
+    except StopIteration as end:
+        return cast("PartExchange | None", end.value)
+    flow.close()
+    return None
 
 
 def _has_response(begun: PartExchange | None) -> bool:
