@@ -25,5 +25,5 @@ def redis(upstash: LocalUpstash) -> Iterator[Redis]:
 def http(upstash: LocalUpstash) -> Iterator[httpx.Client]:
     """A plain HTTP client that shows the token."""
     headers = {"Authorization": f"Bearer {upstash.token}"}
-    with httpx.Client(base_url=upstash.url, headers=headers) as client:
+    with httpx.Client(base_url=upstash.url, headers=headers, timeout=30) as client:
         yield client

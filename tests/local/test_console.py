@@ -41,7 +41,7 @@ HOSTILE = "\"><script>alert(1)</script><img src=x onerror=alert(2)>'&lt;"
 @pytest.fixture
 def browser(upstash: LocalUpstash) -> Iterator[httpx.Client]:
     """A browser that came by the printed address."""
-    with httpx.Client(base_url=upstash.url, follow_redirects=True) as client:
+    with httpx.Client(base_url=upstash.url, follow_redirects=True, timeout=30) as client:
         assert client.get(upstash.console_url).status_code == 200
         yield client
 
@@ -639,7 +639,7 @@ def test_faults_that_are_over_are_shown_as_over(upstash: LocalUpstash, browser: 
 
 def test_the_console_works_under_any_fault(upstash: LocalUpstash, browser: httpx.Client):
     with upstash.faults(fault="drop-before", latency_ms=60_000):
-        answer = browser.get(handlers.KEYS, timeout=5)
+        answer = browser.get(handlers.KEYS, timeout=30)
         assert "Faults drop-before, 60000 ms late" in text_of(answer)
 
 
@@ -650,7 +650,7 @@ def test_commands_are_seen_as_they_come_and_who_has_left_is_told_no_more(
     upstash: LocalUpstash, redis: Redis, browser: httpx.Client
 ):
     watchers = upstash._alive.service.watchers
-    with browser.stream("GET", handlers.EVENTS, timeout=10) as answer:
+    with browser.stream("GET", handlers.EVENTS, timeout=30) as answer:
         assert answer.headers["content-type"] == "text/event-stream"
         lines = (line for line in answer.iter_lines() if line.startswith("data: "))
         until(lambda: bool(watchers))
@@ -671,7 +671,7 @@ def test_commands_are_seen_as_they_come_and_who_has_left_is_told_no_more(
 def test_a_refused_command_is_seen_too(
     upstash: LocalUpstash, http: httpx.Client, browser: httpx.Client
 ):
-    with browser.stream("GET", handlers.EVENTS, timeout=10) as answer:
+    with browser.stream("GET", handlers.EVENTS, timeout=30) as answer:
         lines = (line for line in answer.iter_lines() if line.startswith("data: "))
         until(lambda: bool(upstash._alive.service.watchers))
         http.post("/pipeline", json=[["BLPOP", "k", 0], ["GET", "k"]])
