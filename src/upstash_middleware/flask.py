@@ -562,6 +562,7 @@ def _answer(response: FlaskResponse) -> FlaskResponse:
 
 def _give_up(_app: Flask, **_: object) -> None:
     """End without a response: the exception propagates to the server."""
+    request.environ.pop(_ATTACHED, None)  # what was not sent ends when nothing refers to it
     for each in request.environ.pop(_UNANSWERED, ()):
         each.failed()
         each.finish(complete=False)
