@@ -408,3 +408,13 @@ def test_an_invalidation_that_is_never_carried_out_is_not_waited_for_for_ever(si
     site.begin(request(method="POST")).head(reply()[0])
     site.clock.advance(61)
     assert site.visit().hit
+
+
+def test_every_key_that_a_purge_writes_starts_with_the_prefix(site):
+    """So that applications with prefixes of their own can share a database."""
+    site.visit()
+    for what in ({"everything": True}, {"tags": ("late",)}, {"tags": ("late",), "soft": True}):
+        site.purge(**what)
+    site.purge("/page")
+    assert len(site.store.values) >= 4
+    assert [key for key in site.store.values if not key.startswith("test:cache:")] == []
