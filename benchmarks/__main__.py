@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from benchmarks.page import Round
     from benchmarks.rows import Row
 
-_ROUNDS, _SECONDS = 5, 1.5
+_ROUNDS, _SECONDS = 5, 1.2
 _QUICK_ROUNDS, _QUICK_SECONDS = 1, 0.5
 _SETTLE_SECONDS = 0.15
 _RECOVERY_SECONDS = 3.0
