@@ -68,11 +68,6 @@ class Pipeline(Struct, frozen=True):
     def __await__(self) -> Generator[Effect, list[Reply], list[Reply]]:
         return (yield self)
 
-    @property
-    def reads_only(self) -> bool:
-        """Whether the whole may be sent again after it was lost on the way."""
-        return all(command.reads_only for command in self.commands)
-
 
 class Sleep(Struct, frozen=True):
     """A pause of this many seconds."""
