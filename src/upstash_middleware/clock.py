@@ -1,4 +1,4 @@
-"""This process's clock, and the middleware with state, as tests control them.
+"""The clock and the stateful middleware of this process, which tests can control.
 
 `LocalUpstash.advance` and `LocalUpstash.reset` act on the local server and, through this module,
 on every middleware of the process.

@@ -414,7 +414,7 @@ class HandlerLimit(Decorator):
                     if rule is not None and rule.parsed is not None and rule.name == name:
                         raise ConfigurationError(
                             f"name={name!r}: {rule.setting} has this name already, and limits of "
-                            "one name would share their counters; give one of them another"
+                            "the same name would share their counters; rename one of them"
                         )
                 setting = f"{self.name[:-1]}, name={name!r})"
                 rule = structs.replace(self.rule, name=name, setting=setting)
@@ -717,9 +717,9 @@ def _filled(tag: str, path_params: Mapping[str, Any]) -> str | None:
 # Exempt handlers
 
 REROUTED = (
-    "middleware further in sends requests elsewhere than their path and method say, here to {}, so "
-    "the middleware's limits count exempt handlers too from now on; to free them there, write a "
-    'rule: RateLimitRule("/health", "unlimited")'
+    "another middleware reroutes requests after this one, here to {}, so from now on this "
+    "middleware's limits also count requests to exempt handlers; to exempt those, write a rule: "
+    'RateLimitRule("/health", "unlimited")'
 )
 """What is logged where an exempt handler that was looked up was not the one that was called."""
 _EXEMPT = "_upstash_middleware_exempt"
@@ -773,14 +773,14 @@ def exempt(handler: H) -> H:
     is_group = not kinds.isdisjoint(_GROUPS)
     if not (is_group or callable(handler)):
         raise ConfigurationError(
-            f"exempt({handler!r}): a {type(handler).__name__} is no handler; mark functions or "
+            f"exempt({handler!r}): a {type(handler).__name__} is not a handler; mark functions or "
             f"classes that handle requests, or {_RULE}"
         )
     try:
         setattr(handler, _EXEMPT, True)
     except AttributeError as error:
         raise ConfigurationError(
-            f"exempt({handler!r}): this object takes no mark ({error}); {_RULE}"
+            f"exempt({handler!r}): this object cannot be marked ({error}); {_RULE}"
         ) from error
     if is_group:
         _groups.append(weakref.ref(handler))

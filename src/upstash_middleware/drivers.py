@@ -1,7 +1,7 @@
 """The only code that performs effects: ``run`` for threads, ``arun`` for event loops.
 
-Each is one loop: take the flow's next effect, perform it, hand back the value or raise the
-error where the flow awaited it. What a flow does not handle passes to the caller.
+Each is one loop: it takes the flow's next effect, performs it, and returns the value or raises the
+error where the flow awaited it. Errors that a flow does not handle propagate to the caller.
 """
 
 from __future__ import annotations

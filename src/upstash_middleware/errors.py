@@ -5,8 +5,8 @@ UpstashMiddlewareError
 │   └── MissingCredentials        no URL or token; raised when they are first needed
 └── UpstashError                  a call to Upstash failed
     ├── NotConnected              no connection was established: the server received nothing
-    ├── ConnectionLost            lost on the way: the server may have performed the call
-    ├── DeadlineExceeded          the time for the whole call ran out: it may have, too
+    ├── ConnectionLost            lost during the call: the server may have performed it
+    ├── DeadlineExceeded          no response in time: the server may have performed the call
     ├── CircuitOpen               no call was made, because too many had failed
     ├── UnexpectedAnswer          the response is not Upstash's: HTML, truncated, not JSON
     ├── Refused                   the token was rejected or a limit of the plan reached

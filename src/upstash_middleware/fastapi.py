@@ -82,8 +82,8 @@ def limit(
         if settles and call.stream is None and call.runtime().enabled and not call.is_free():
             raise ConfigurationError(
                 f"{handler_limit.name}.settle: a dependency does not see the response; add "
-                "UpstashMiddleware to the application (with default_limit=None, if it should not "
-                "limit anything itself), which does"
+                "UpstashMiddleware to the application, which does (with default_limit=None, if it "
+                "should not limit anything itself)"
             )
         pending = await handler_limit.abegin(call)
         if pending is None:

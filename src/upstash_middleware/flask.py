@@ -152,7 +152,7 @@ class Extension:
         """Return a runtime for an application. Raises ConfigurationError."""
         if self in app.extensions.setdefault(EXTENSION, {}):
             raise ConfigurationError(
-                f"this {type(self).__name__} is in front of {app.name!r} already, and every "
+                f"this {type(self).__name__} is already installed in {app.name!r}, and every "
                 "request would count twice; give it the application or call init_app, not both"
             )
         config = app.config.get(CONFIG, {})

@@ -55,8 +55,8 @@ _OF_ONE_KEY: Final = frozenset({"WRONGTYPE", "WRONGVALUE"})
 _REMEDIES: Final = {
     Refusal.TOKEN: "copy the token again from the database's page in the Upstash console, into "
     "UPSTASH_REDIS_REST_TOKEN or wherever this application reads it",
-    Refusal.PERMISSION: "the token is read-only, and counting and storing write: use the "
-    "database's standard token",
+    Refusal.PERMISSION: "the token is read-only, but counting and storing need write access: use "
+    "the database's standard token",
     Refusal.QUOTA: "the plan's requests are used up: raise the plan or the budget in the Upstash "
     "console, or wait until the quota is renewed",
     Refusal.FULL: "the database is full: increase its size in the Upstash console, or store less, "
@@ -174,7 +174,7 @@ class LogObserver:
             logger.warning(
                 "Upstash rejected a %s; applying its on_error policy: %s (another program wrote "
                 "the key's value: delete the key, and give this application its own prefix; "
-                "other such keys are not logged)",
+                "further such keys are not logged)",
                 during,
                 one_line(str(error)),
                 extra=extra,

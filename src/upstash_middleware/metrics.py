@@ -2,7 +2,7 @@
 
 The exporters, ``opentelemetry`` and ``prometheus``, and the documentation use this table. The
 values of labels are bounded by the application's settings and code: never an identifier, a URL, a
-key, or a text of the server.
+key, or text from the server.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The metrics are defined in ``metrics``. Each call to Upstash is a span of kind CLIENT, made when
 the call has ended, in the thread or task that waited for it: so its parent is the span that is
-current there, the server's. Names and attributes are those of the semantic conventions for Redis
-clients. Needs the extra ``opentelemetry``, which is the API alone.
+current there, usually the server's. Names and attributes are those of the semantic conventions for
+Redis clients. Needs the extra ``opentelemetry``, which installs only the API.
 """
 
 from __future__ import annotations

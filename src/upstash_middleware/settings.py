@@ -317,9 +317,9 @@ def _check_together(settings: Settings, arguments: Mapping[str, Any], source: st
         )
     if settings.rate_limits and "default_limit" not in arguments:
         raise ConfigurationError(
-            f"{_named(source, 'default_limit')}: missing, so that requests which match none of "
-            "the rate_limits would pass unlimited; give a limit for them, such as '100/minute', "
-            "or None if that is meant"
+            f"{_named(source, 'default_limit')}: missing, so requests that match none of the "
+            "rate_limits would not be limited; give a limit for them, such as '100/minute', or "
+            "None if that is intended"
         )
 
 
@@ -328,7 +328,7 @@ def _check_encryption(settings: Settings, source: str) -> None:
         return
     if not settings.cache_keys:
         raise ConfigurationError(
-            f"{_named(source, 'cache_encrypt')}: it needs cache_keys, with which to encrypt"
+            f"{_named(source, 'cache_encrypt')}: it needs cache_keys to encrypt with"
         )
     from importlib.util import find_spec  # noqa: PLC0415 - only if it is used
 

@@ -272,8 +272,8 @@ never_cached: NeverCached = NeverCached(EndpointCall)
 # Middleware
 
 _CORS_INSIDE = (
-    "CORSMiddleware is inside the rate limit, so that browsers show a script of another origin no "
-    "denial; add it after this one: what is added last is outermost"
+    "CORSMiddleware is inside the rate limit, so browsers hide denials from scripts of other "
+    "origins; add CORSMiddleware after this one: the middleware that is added last is outermost"
 )
 
 

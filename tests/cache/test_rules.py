@@ -59,7 +59,7 @@ def test_a_request_that_no_rule_matches_passes_untouched():
         ),
         (
             {"path": "/{rest:path}", "vary_cookies": ["a"], "narrow_vary_cookie": True},
-            r"cache\[2\]\.narrow_vary_cookie = True: the path '/\{rest:path\}' is that of",
+            r"cache\[2\]\.narrow_vary_cookie = True: the path '/\{rest:path\}' matches the whole",
         ),
         ({"path": "/a", "vary_cookies": 7}, r"cache\[2\]\.vary_cookies = 7 should be a sequence"),
     ],

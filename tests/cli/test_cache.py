@@ -172,7 +172,7 @@ def test_stats_count_entries_urls_variants_and_bytes(
     [
         (("purge",), "name what to purge"),
         (("purge", "products"), "it should be a path such as '/products/7'"),
-        (("explain", "/products/7"), "names no host"),
+        (("explain", "/products/7"), "has no host"),
         (("explain", f"{ORIGIN}/products/7"), "no cache rules are known"),
     ],
 )

@@ -52,7 +52,7 @@ def test_rules_are_checked_without_credentials(
     [
         ("nowhere:app", "there is no module 'nowhere'"),
         ("{module}:ap", "has no 'ap'; did you mean '{module}:app'?"),
-        ("{module}.py:app", "give a module and what it calls the application"),
+        ("{module}.py:app", "give a module and the application's name in it"),
         ("{broken}:app", "importing {broken} raised ZeroDivisionError: division by zero"),
         ("{needs}:app", "it needs 'nothing_like_this', which is not installed here"),
         ("{plain}:app", "has no middleware of this package"),
@@ -148,7 +148,7 @@ def test_a_token_that_may_only_read_purges_and_lists_nothing(
         for words in (("cache", "purge", "/a"), ("cache", "list")):
             told = call(*words)
             assert told.code == 5
-            assert "the token may only read" in told.err
+            assert "the token is read-only" in told.err
         told = call("ping", "--json")
         assert (told.code, told.data["may_write"], told.data["may_scan"]) == (0, False, False)
         assert "READ-ONLY" in call("ping").out

@@ -69,7 +69,7 @@ def test_without_the_token_nothing_is_purged(serve: Serve, token: str, upstash: 
     ("query", "detail"),
     [
         ("", b"Nothing to purge"),
-        ("tags=a", b"There is no parameter 'tags'"),
+        ("tags=a", b"Unknown parameter 'tags'"),
         ("url=", b"is empty"),
     ],
 )

@@ -155,7 +155,7 @@ def test_a_peer_that_is_no_address_is_an_identity_of_its_own() -> None:
     [
         ({"trusted": ["10.0.0.1/8"]}, "trusted network '10.0.0.1/8'"),
         ({"trusted": ["proxy"]}, "write for instance '10.0.0.0/8'"),
-        ({"platform": "mars"}, "no platform is called 'mars'"),
+        ({"platform": "mars"}, "unknown platform 'mars'"),
         ({"trusted_hops": 1, "platform": "fly"}, "one of trusted_hops, trusted and platform"),
         ({"trusted_hops": -1}, "trusted_hops=-1 should be from 0 to 32"),
         ({"ipv6_prefix": 0}, "ipv6_prefix=0 from 16 to 128"),

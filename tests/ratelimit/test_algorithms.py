@@ -389,7 +389,7 @@ def test_a_bucket_that_is_denied_a_cost_says_when_that_cost_is_there(store: Valk
 )
 def test_an_answer_that_is_none_of_the_scripts_is_refused(reply: Reply) -> None:
     """It is settled by policy like any other failure."""
-    with pytest.raises(UnexpectedAnswer, match="the rate limits' script answered"):
+    with pytest.raises(UnexpectedAnswer, match="the rate limit script returned"):
         read_verdicts(reply, 1)
 
 

@@ -77,7 +77,7 @@ def test_rules_are_named_after_what_they_cover() -> None:
         ({"methods": 5}, "rate_limits[3].methods"),
         ({"by": "header"}, "rate_limits[3].by = 'header': write 'user', 'client_ip'"),
         ({"by": "user_agent"}, "rate_limits[3].by = 'user_agent': write 'user', 'client_ip'"),
-        ({"by": "client_ip:mars"}, "no platform is called 'mars'; known: vercel, cloudflare"),
+        ({"by": "client_ip:mars"}, "unknown platform 'mars'; known: vercel, cloudflare"),
         ({"by": "header:a b"}, "rate_limits[3].by = 'header:a b': header('a b'): a name should"),
         ({"by": 5}, "rate_limits[3].by = 5: an extractor such as header('X-API-Key')"),
         ({"name": "a:b"}, "rate_limits[3].name = 'a:b': a name is printable ASCII without colons"),
@@ -144,5 +144,5 @@ def test_what_is_no_mapping_is_refused() -> None:
 def test_a_rule_that_mixes_an_sdk_limiter_with_ours_is_refused() -> None:
     """Its command is its own, so it could not be all or nothing with others."""
     words = refusal(limits=[SdkFixedWindow(1, 60), "1/s"])
-    assert "cannot be taken together with other limits" in words
+    assert "cannot be combined with other limits" in words
     assert RateLimitRule("/a", SdkFixedWindow(1, 60)).parsed

@@ -67,14 +67,14 @@ def explain(
     request = make_request(url, method, header or (), "127.0.0.1", root_path)
     if not request.host:
         raise UsageError(
-            f"{url!r} names no host, and pages are stored per host: give the whole URL as "
+            f"{url!r} has no host, and pages are stored per host: give the whole URL as "
             "clients use it, or add -H 'Host: shop.example'"
         )
     (runtime, *_) = session.caching()
     if not runtime.settings.cache:
         raise UsageError(
-            "no cache rules are known, which say how a URL is stored; name the application with "
-            "--app MODULE:NAME or its rules with --config FILE"
+            "no cache rules are known, so it is unknown how a URL is stored; name the application "
+            "with --app MODULE:NAME or its rules with --config FILE"
         )
     explanation = runtime.perform(runtime.cache.explain(request))
     if explanation.outcome == "hit":

@@ -100,18 +100,18 @@ def _print_json(value: object) -> None:
 
 _REMEDIES = {
     Refusal.TOKEN: "copy the REST token again from the database's page in the Upstash console",
-    Refusal.PERMISSION: "the token may only read; purging, resetting and scanning take the "
+    Refusal.PERMISSION: "the token is read-only; purging, resetting and scanning need the "
     "database's standard token",
     Refusal.QUOTA: "the plan's requests are used up; raise the plan or the budget in the console",
     Refusal.FULL: "the database is full; raise its size in the console",
-    Refusal.SIZE: "this is larger than the plan takes",
+    Refusal.SIZE: "this is larger than the plan allows",
 }
 _HINTS: dict[type[Exception], str] = {
     NotConnected: "is UPSTASH_REDIS_REST_URL right, and this machine online? "
     "`upstash-middleware local` serves a database on this machine",
-    ConnectionLost: "it may or may not have been carried out",
-    DeadlineExceeded: "it may or may not have been carried out; `upstash-middleware ping` shows "
-    "how long calls take from here",
+    ConnectionLost: "the command may or may not have been executed",
+    DeadlineExceeded: "the command may or may not have been executed; `upstash-middleware ping` "
+    "shows how long calls take from here",
 }
 
 

@@ -1,4 +1,4 @@
-"""What all commands share: their options, the settings and routes that they work on, how they end.
+"""What all commands share: options, the settings and routes they work on, and how they end.
 
 ``command`` makes a typer command of a function that takes a Session and its own arguments and
 returns an Answer. Settings and routes come from an application by its import path, from a mapping
@@ -333,7 +333,7 @@ def _import(path: str) -> Any:
     name, _, attribute = path.partition(":")
     if not name or name.endswith(".py") or "/" in name:
         raise ConfigurationError(
-            f"--app {path!r}: give a module and what it calls the application, such as "
+            f"--app {path!r}: give a module and the application's name in it, such as "
             "'shop.main:app'"
         )
     found: Any = _import_module(path, name)
@@ -342,7 +342,7 @@ def _import(path: str) -> Any:
         attribute = next((each for each in ("app", "application") if hasattr(found, each)), "")
         if not attribute:
             raise ConfigurationError(
-                f"--app {path!r}: {name} has neither 'app' nor 'application'; name what it has, "
+                f"--app {path!r}: {name} has neither 'app' nor 'application'; add the name, "
                 f"as in '{name}:{likely}'"
             )
     for part in attribute.removesuffix("()").split("."):

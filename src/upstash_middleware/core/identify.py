@@ -218,7 +218,7 @@ def framework_user(request: HTTPRequest) -> Any:
         if is_its_request(request.native):
             return user(request)
     raise LookupError(
-        "by='user': this framework knows no users; give a function of the request instead"
+        "by='user' is not supported in this framework; give a function of the request instead"
     )
 
 
@@ -326,9 +326,7 @@ def client_ip(
     if platform is not None:
         if platform not in PLATFORMS:
             known = ", ".join(PLATFORMS)
-            raise ConfigurationError(
-                f"client_ip: no platform is called {platform!r}; known: {known}"
-            )
+            raise ConfigurationError(f"client_ip: unknown platform {platform!r}; known: {known}")
         return ClientAddress(*PLATFORMS[platform], (), ipv6_prefix)
     if trusted_hops or networks:
         name = (header or "x-forwarded-for").lower()
@@ -635,7 +633,7 @@ def identity_list(entries: Iterable[str]) -> IdentityList:
         if equals:
             identities.add((kind, value))
         elif "/" in entry or re.fullmatch(r"[0-9]+(\.[0-9]+)+", entry):
-            raise ConfigurationError(f"{entry!r} is no network; write for instance '10.0.0.0/8'")
+            raise ConfigurationError(f"{entry!r} is not a network; write for instance '10.0.0.0/8'")
         else:
             identities.add(("id", entry))
     return IdentityList(tuple(networks), frozenset(identities))

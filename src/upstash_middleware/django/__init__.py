@@ -4,8 +4,8 @@
 ``RateLimitMiddleware`` and ``CacheMiddleware``; the setting ``UPSTASH_MIDDLEWARE`` configures them,
 with the keys of ``upstash_middleware.settings.Arguments``. ``purge`` and ``apurge`` invalidate
 stored responses; ``limit``, ``cached`` and ``exempt`` decorate views. With
-``upstash_middleware.django`` in ``INSTALLED_APPS``, system checks look at all of that. Importing
-this needs no configured settings.
+``upstash_middleware.django`` in ``INSTALLED_APPS``, system checks check all of this. Importing
+this module needs no configured settings.
 """
 
 from upstash_middleware.decorators import exempt

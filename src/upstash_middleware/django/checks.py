@@ -1,7 +1,7 @@
 """System checks of the setting, and of the order of ``MIDDLEWARE``.
 
-A check returns messages and raises nothing. Middleware of others is recognised by its dotted name,
-a subclass by its bases', so that nothing is imported which the project has not named itself.
+A check returns messages and raises nothing. Other middleware is recognised by its dotted name, or
+those of its base classes, so the checks import only what the project's settings name.
 """
 
 from __future__ import annotations
@@ -197,8 +197,8 @@ def _below_limit(
     for layer in below:
         if layer.is_any_of(_CORS):
             yield checks.Warning(
-                f"{limit.name} is above {layer.name} in MIDDLEWARE: a browser does not show "
-                "scripts of other origins the response to a denied request.",
+                f"{limit.name} is above {layer.name} in MIDDLEWARE: browsers hide the "
+                "response to a denied request from scripts of other origins.",
                 hint=f"Move {layer.path!r} above {limit.path!r}.",
                 id="upstash_middleware.W004",
             )
@@ -250,7 +250,7 @@ def check_denied_view(**_: Any) -> list[checks.CheckMessage]:
     if view is None:
         pass
     elif not callable(view):
-        why = "it is no view"
+        why = "it is not a view"
     elif inspect.isclass(view) and not issubclass(view, HttpResponseBase):
         why = "it is a class; name its as_view(), or an object of it"
     else:

@@ -102,8 +102,8 @@ class ViewCall(HandlerCall):
 
         def refuse(_operation: object) -> None:
             raise ConfigurationError(
-                f"@{decorator.name}: it decorates views, which return an HttpResponse, and an "
-                "operation of django-ninja returns none; write "
+                f"@{decorator.name}: it decorates views that return an HttpResponse, which an "
+                "operation of django-ninja does not; write "
                 f"@decorate_view({decorator.name}), from ninja.decorators, below @api.get(...)"
             )
 

@@ -84,7 +84,7 @@ class RateLimitedRequest(HttpRequest):
 
 
 class Middleware:
-    """The base of the three classes, which differ in their features."""
+    """The base of the three middleware classes, which differ in the features they enable."""
 
     sync_capable = True
     async_capable = True

@@ -1,4 +1,4 @@
-"""Signals in Django's sense: what a project may connect receivers to, and nothing else."""
+"""Django signals, to which a project can connect receivers; nothing else is here."""
 
 from django.dispatch import Signal
 

@@ -2,8 +2,8 @@
 
 Upstash's commands and options that Valkey lacks are emulated by small scripts, which are billed as
 the one command.  Valkey's clock cannot be moved: to advance the server's time, the remaining
-lifetime of every key and hash field is shortened once, and after that points in time are shifted
-in commands that set one and in replies that contain one.  Nothing is executed here.
+lifetime of every key and hash field is shortened once; from then on, times are shifted in commands
+that set one and in replies that contain one.  Nothing is executed here.
 """
 
 from __future__ import annotations

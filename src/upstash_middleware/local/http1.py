@@ -1,6 +1,6 @@
 """HTTP/1.1 on a socket: requests, answers, and the connection that carries them.
 
-This is no web framework's server, because simulated faults cut a connection in the middle of an
+It uses no web framework's server, because simulated faults cut a connection in the middle of an
 answer.
 """
 

@@ -1,4 +1,4 @@
-"""Lua scripts and functions as Upstash runs them, on a Valkey that does neither.
+"""Lua scripts and functions, with the billing and the key checks that Upstash has and Valkey lacks.
 
 Upstash bills each call that a script makes, and under the flag ``allow-key-locking`` it rejects
 keys that were not declared.  So each script and library gets a prelude that counts calls and

@@ -76,8 +76,8 @@ class LocalUpstash:
     ) -> None:
         if redis is not None and data is not None:
             raise ValueError(
-                "data keeps the embedded Valkey's data; the server at the redis address "
-                "keeps its own: give one of the two"
+                "data is a directory for the embedded Valkey; the server at the redis address "
+                "stores its own data: give one of the two"
             )
         self.host = host
         self.port: int = port

@@ -1,4 +1,4 @@
-"""What a request is answered: Upstash's REST interface, and this server's addresses under ``/-/``.
+"""Answers requests to Upstash's REST interface, and to this server's own addresses under ``/-/``.
 
 `Service` authorizes a request, runs its commands, bills them, and answers in Upstash's format.  The
 error messages are those that Upstash is known to send.
@@ -308,7 +308,7 @@ class Service:
             return error_answer(400, str(error))
         if faults.fault is Fault.REFUSE and faults.seconds is None:
             return error_answer(
-                400, "faults: refuse needs seconds, since this address is refused with the others"
+                400, "faults: refuse needs seconds, since requests to this address are refused too"
             )
         self.faults.change(faults)
         return json_answer(200, plain_faults(self.faults.current))

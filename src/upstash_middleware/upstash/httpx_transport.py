@@ -1,9 +1,9 @@
 """Calls over httpx: under trio, behind a proxy, and over the application's own httpx client.
 
-Importing it imports httpx, so only ``transport`` does.
+Importing it imports httpx, so it is imported only when it is used.
 
-httpx's pool searches every connection for every waiter, so more than 16 make it slower. Its
-connections belong to the event loop that opened them, so each loop has its own client. Its
+httpx's pool searches every connection for every waiter, so more than 16 connections make it slower.
+Its connections belong to the event loop that opened them, so each loop has its own client. Its
 timeouts are for single reads, so the deadline is anyio's, and threads use an event loop too, which
 runs in a separate thread.
 """

@@ -86,7 +86,7 @@ def encode(commands: Sequence[Command]) -> Call:
         value = words[raw_at]
         assert isinstance(value, bytes)  # noqa: S101
         return Call(_raw_path(words, raw_at), _RAW, value)
-    return join([_member(command.args) for command in commands])
+    return join_members([_member(command.args) for command in commands])
 
 
 def encode_transaction(commands: Sequence[Command]) -> Call:
@@ -116,8 +116,8 @@ def as_members(commands: Sequence[Command]) -> list[bytes] | None:
     return members
 
 
-def join(members: Sequence[bytes]) -> Call:
-    """Return the call for members (``as_members``), at least one, in order."""
+def join_members(members: Sequence[bytes]) -> Call:
+    """Return one call for commands that ``as_members`` has encoded; replies keep their order."""
     if len(members) == 1:
         return Call("/", _JSON, members[0])
     return Call("/pipeline", _JSON, b"[%b]" % b",".join(members))
@@ -309,7 +309,7 @@ def _check_arrays(data: bytes) -> None:
         elif kind == b"*":
             members += int(length)
             if members > MAX_MEMBERS:
-                raise ValueError(f"arrays of more than {MAX_MEMBERS} members")
+                raise ValueError(f"its arrays have more than {MAX_MEMBERS} members")
 
 
 def _from_json(

@@ -350,7 +350,7 @@ class Connection:
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            raise NotConnected(f"the connection to Upstash was closed before: {error}") from error
+            raise NotConnected(f"the connection to Upstash was already closed: {error}") from error
         if sent != len(data):
             self._keep_unsent(memoryview(data)[sent:])
 

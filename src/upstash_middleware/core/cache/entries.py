@@ -6,7 +6,7 @@ or in base64, the form in which an entry is sent inside a pipeline or a script. 
 outside the checksum because a script on the server may have to add some; the tags in the head say
 how many there must be. If the application has set keys, a seal replaces the checksum.
 
-Anything that does not parse is no entry.
+A value that does not parse is not an entry.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ class StoredResponse(Struct, frozen=True):
 
 
 class VariantIndex(Struct, frozen=True):
-    """How the variants of a resource are selected; stored at the resource's key."""
+    """The variants of a resource and what selects among them; stored at the resource's key."""
 
     vary: tuple[str, ...]
     """The union of the fields named by the Vary of its responses, in lower case; Accept-Encoding

@@ -87,8 +87,10 @@ async def explain(store: Store, target: Target, *, can_refresh: bool) -> CacheEx
         why = f"{_purged(index.epochs, current)} has been purged since"
     if stored is None:
         if data is not None:
-            damage = "is no entry of this version, is damaged, or was sealed under other cache_keys"
-            why = f"what is at its key {damage}"
+            why = (
+                "the value of its key is not an entry of this version, is damaged, or was sealed "
+                "under other cache_keys"
+            )
         return CacheExplanation(
             outcome, why, url=target.url, key=target.key, vary=vary, variant=variant, tags=tags
         )

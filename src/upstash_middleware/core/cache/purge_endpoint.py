@@ -66,7 +66,7 @@ class PurgeEndpoint(Part):
             return _response(400, str(error))
         except UpstashError as error:
             self._emit(UpstashFailed("purge", error))
-            return _response(503, "It is not certain that all was purged; try again.")
+            return _response(503, "The purge may be incomplete; try again.")
         return _response(200, "Purged.")
 
     def _is_authorized(self, request: HTTPRequest) -> bool:
@@ -84,7 +84,7 @@ def _parse_purge(query: str) -> Purge | str:
     pairs = parse_qsl(query, keep_blank_values=True)
     for name, text in pairs:
         if name not in _PARAMETERS:
-            return f"There is no parameter {name!r}; there are {', '.join(_PARAMETERS)}."
+            return f"Unknown parameter {name!r}; known: {', '.join(_PARAMETERS)}."
         if not text:
             return f"The parameter {name!r} is empty."
     flags = {name for name, text in pairs if text.lower() in _YES}

@@ -228,13 +228,14 @@ def _check(rule: CacheRule) -> None:
             )
     if rule.narrow_vary_cookie and not rule.vary_cookies:
         raise ConfigurationError(
-            "CacheRule.narrow_vary_cookie = True needs vary_cookies=('theme',): the cookies that "
-            "Vary: Cookie means"
+            "CacheRule.narrow_vary_cookie = True needs vary_cookies, such as ('theme',): the only "
+            "cookies on which these pages depend"
         )
     if rule.narrow_vary_cookie and rule.covers("/a") and rule.covers("/a/a"):
         raise ConfigurationError(
-            f"CacheRule.narrow_vary_cookie = True: the path {rule.path!r} is that of the whole "
-            "site, pages with sessions included; give it to a rule for the pages that it is about"
+            f"CacheRule.narrow_vary_cookie = True: the path {rule.path!r} matches the whole "
+            "site, including pages with sessions; set it on a rule that matches only the pages "
+            "that depend on no other cookies"
         )
     _check_downstream(rule)
     for tag in rule.tags:

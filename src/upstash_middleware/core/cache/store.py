@@ -531,7 +531,7 @@ class Store(Struct, frozen=True):
                 replies = await self.call(*commands)
                 for command, reply in zip(commands, replies, strict=True):
                     if command.args[0] == "SET" and reply not in (b"OK", "OK"):
-                        raise UnexpectedAnswer(f"a purge was answered by {reply!r:.40}, not by OK")
+                        raise UnexpectedAnswer(f"the reply to a purge was {reply!r:.40}, not OK")
         finally:  # also if it is not certain that it was carried out
             self.l1.purged(what, urls)
 
@@ -576,12 +576,12 @@ class Store(Struct, frozen=True):
 
 
 def _values(replies: Sequence[Reply], count: int) -> list[bytes | None]:
-    """Return the values of so many keys, which one MGET was answered with."""
+    """Return the values of ``count`` keys from the reply to one MGET."""
     (values,) = replies
     if isinstance(values, CommandError):
         raise values
     if not isinstance(values, list) or len(values) != count:
-        raise UnexpectedAnswer(f"MGET of {count} keys did not answer as many values")
+        raise UnexpectedAnswer(f"MGET of {count} keys did not return {count} values")
     return [value if isinstance(value, bytes) else None for value in values]
 
 
@@ -618,7 +618,7 @@ class _Values:
             self._entries[key] = entry = decode(key, data, sealing)
             if entry is None and data is not None:
                 sealed = "" if sealing is None else ", or sealed under none of cache_keys"
-                why = f"no entry of this version, or damaged{sealed}"
+                why = f"not an entry of this version, or damaged{sealed}"
                 self._store.emit(CacheEntryRefused(key, why))
         return self._entries[key]
 

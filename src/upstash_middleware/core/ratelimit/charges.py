@@ -424,9 +424,10 @@ class Advisor:
             self._observe(
                 SettingDoubted(
                     rule.setting,
-                    "requests without a known client: the server gives no address, as behind a "
-                    f"Unix socket, so on_error={rule.rule.on_error!r} applies to them; set where "
-                    "a proxy writes the client's address, for instance client_ip(trusted_hops=1)",
+                    "some requests have no client address, as behind a Unix socket, so "
+                    f"on_error={rule.rule.on_error!r} applies to them; if a proxy sends the "
+                    "address in a header field, trust it, for instance with "
+                    "client_ip(trusted_hops=1)",
                 )
             )
 
@@ -445,8 +446,8 @@ def _dominating(found: Identifier) -> str:
     if found.kind == "ip":
         return f"{most} came from {found.value} and share one quota{_REMEDY}"
     return (
-        f"{most} have the same {found.kind} and share one quota; if they are not one client's, "
-        "identify by something that tells clients apart, or by several things: "
+        f"{most} have the same {found.kind} and share one quota; if they come from "
+        "several clients, identify them by something in which they differ, or by several things: "
         "combine(..., client_ip())"
     )
 
@@ -577,14 +578,14 @@ def read_verdicts(reply: Reply, count: int) -> tuple[Verdict, ...]:
         raise reply
     numbers: list[Any] = reply if isinstance(reply, list) else []
     if len(numbers) != _NUMBERS_PER_LIMIT * count:
-        raise UnexpectedAnswer(f"the rate limits' script answered {type(reply).__name__}")
+        raise UnexpectedAnswer(f"the rate limit script returned {type(reply).__name__}")
     if not _INT.issuperset(map(type, numbers)):
-        raise UnexpectedAnswer("the rate limits' script answered something else than numbers")
+        raise UnexpectedAnswer("the rate limit script returned something other than integers")
     verdicts = []
     for begin in range(0, len(numbers), _NUMBERS_PER_LIMIT):
         allowed, remaining, reset, retry, where, quota = numbers[begin : begin + _NUMBERS_PER_LIMIT]
         if allowed not in {0, 1}:
-            raise UnexpectedAnswer(f"the rate limits' script answered {allowed}, not 0 or 1")
+            raise UnexpectedAnswer(f"the rate limit script returned {allowed}, not 0 or 1")
         wait = None if retry < 0 else retry
         verdicts.append(Verdict(allowed == 1, remaining, reset, wait, where, quota))
     return tuple(verdicts)

@@ -1,4 +1,4 @@
-"""Decisions about requests, and what responses say of them: header fields and denials."""
+"""Decisions about requests, and how responses show them: header fields and denials."""
 
 from __future__ import annotations
 
@@ -451,7 +451,7 @@ def custom_denial(returned: Any, own: Response, request: HTTPRequest) -> Respons
     for name, text in lines:
         # What breaks a line would end the connection, or forge a field (RFC 9110 §5.1, §5.5).
         if not re.fullmatch(_FIELD_NAME, name) or re.search(_ENDS_LINES, text):
-            raise ValueError(f"on_denied returned the field {name!r}: {text!r}, which is not one")
+            raise ValueError(f"on_denied returned an invalid header field: {name!r}: {text!r}")
     given = Headers((name.encode("latin-1"), text.encode("latin-1")) for name, text in lines)
     missing = completing(own.head.headers, given.names())
     if status in WITHOUT_BODY:

@@ -103,7 +103,7 @@ def _token() -> int:
 
 def _refuse(flow: Flow[None]) -> None:
     flow.close()
-    raise RuntimeError("charge: the response has been sent and its cost is settled; charge before")
+    raise RuntimeError("charge: too late, the response has been sent and its cost is settled")
 
 
 class RateLimiter(Part):
@@ -571,7 +571,7 @@ class RateLimiter(Part):
         """
         key = self._rule(rule).changed_at
         if key is None:
-            raise ValueError(f"rule {rule!r} is not dynamic; set dynamic=True where it is made")
+            raise ValueError(f"rule {rule!r} is not dynamic; create it with dynamic=True")
         given: object = limit
         if given is None:
             await self._send(Command(("DEL", key)))

@@ -304,8 +304,8 @@ def _parsed_limits(rule: RateLimitRule) -> tuple[Limit, ...] | Tiers | SdkLimite
             raise _wrong(
                 rule,
                 "limits",
-                "a limiter of upstash_ratelimit cannot be taken together with other limits, for "
-                "it is a command of its own; give it a rule of its own",
+                "a limiter of upstash_ratelimit cannot be combined with other limits, because "
+                "it sends its own command; put it into its own rule",
             )
         else:
             raise _wrong(
@@ -600,7 +600,7 @@ def check_together(
     if default is not None:
         _check_default(default)
         placed.append((default, _setting(default, "default_limit")))
-    _check_names(placed)
+    _check_unique_names(placed)
     return placed
 
 
@@ -614,12 +614,12 @@ def _check_default(default: RateLimitRule) -> None:
         if getattr(default, name):
             raise ConfigurationError(
                 f"{named_part(_setting(default, 'default_limit'), name)} = "
-                f"{getattr(default, name)!r}: the default covers whatever no rule does, so it has "
-                "neither path nor methods nor hosts nor when; move this rule to rate_limits"
+                f"{getattr(default, name)!r}: default_limit covers all requests that no rule "
+                "covers, so it takes no path, methods, hosts or when; move this rule to rate_limits"
             )
 
 
-def _check_names(placed: list[tuple[RateLimitRule, str]]) -> None:
+def _check_unique_names(placed: list[tuple[RateLimitRule, str]]) -> None:
     taken: dict[str, str] = {}
     for rule, setting in placed:
         if rule.parsed is None:
@@ -627,7 +627,7 @@ def _check_names(placed: list[tuple[RateLimitRule, str]]) -> None:
         if rule.name in taken:
             raise ConfigurationError(
                 f"{named_part(setting, 'name')} = {rule.name!r}: {taken[rule.name]} has this name "
-                "already, and rules of one name would share their counters; give it another"
+                "already, and rules of the same name would share their counters; rename one"
             )
         taken[rule.name] = setting
 
@@ -695,7 +695,7 @@ def tier_of(compiled: CompiledRule, limits: Any) -> CompiledRule:
         return _compiled(exempt, compiled.setting, "")
     rule = replace(compiled.rule, limits=limits, setting=compiled.setting)
     if isinstance(rule.parsed, Tiers):
-        raise ConfigurationError(f"{compiled.named('limits')}: it returned another function")
+        raise ConfigurationError(f"{compiled.named('limits')}: it returned a function, not limits")
     return replace(
         _compiled(rule, compiled.setting, ""),
         base=compiled.base,

@@ -1,7 +1,8 @@
-"""Limiters of ``upstash_ratelimit`` as rules' limits, and this package's limits as such limiters.
+"""``upstash_ratelimit``'s limiters as limits of rules, and this package's limits as its limiters.
 
-Their public ``limit_async(redis, identifier, rate)`` gets a recorder in the client's place, so
-that its commands join this package's pipeline. Neither SDK is imported before one is used.
+The limiters' ``limit_async(redis, identifier, rate)`` is called with a recorder instead of a
+client, so that their commands join this package's pipeline. Neither SDK is imported before one is
+used.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def as_upstash_limiter(limit: Limit, *, wall: Callable[[], float] = time.time) -
     from upstash_ratelimit.limiter import Limiter, Response  # noqa: PLC0415 - slow to import
 
     if isinstance(limit, Concurrency):
-        raise ConfigurationError(f"{limit}: upstash_ratelimit has no way to give a slot back")
+        raise ConfigurationError(f"{limit}: upstash_ratelimit cannot release a slot")
 
     class OwnLimiter(Limiter):
         def limit(self, redis: Any, identifier: str, rate: int = 1) -> Response:

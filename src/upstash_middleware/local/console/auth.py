@@ -2,9 +2,10 @@
 
 The console shows every key, so it requires a secret.  It is open in a browser that also shows other
 sites' pages, and four checks keep those out.  The request must address this machine by IP address
-or as localhost, because anyone can point a DNS name at this address.  According to the browser, no
-other page may have sent it.  It must carry the cookie, which no other page can read.  And to change
-something, it must carry a second secret, which only the console's own forms contain.
+or as localhost, because anyone can point a DNS name at this address.  By the browser's
+Origin and Fetch Metadata fields, it must not come from a page of another site.  It must carry the
+cookie, which no other page can read.  And to change something, it must carry a second secret, which
+only the console's own forms contain.
 """
 
 from __future__ import annotations

@@ -78,13 +78,13 @@ def _parse_limit(part: str, text: str) -> Limit:
     if unit is None:
         known = "ms, s, min, h, day, week, month"
         raise ConfigurationError(
-            f"{part!r}: no unit of time is called {found['unit']!r}; known: {known}"
+            f"{part!r}: unknown unit of time {found['unit']!r}; known: {known}"
         )
     limit, per = int(found["limit"]), float(found["count"] or 1) * unit
     word = (found["algorithm"] or ("gcra" if found["burst"] else "sliding")).lower()
     if word not in _BY_WORD:
         known = ", ".join(_BY_WORD)
-        raise ConfigurationError(f"{part!r}: no algorithm is called {word!r}; known: {known}")
+        raise ConfigurationError(f"{part!r}: unknown algorithm {word!r}; known: {known}")
     if not found["burst"]:
         return _BY_WORD[word](limit, per)
     if word != "gcra":

@@ -56,7 +56,7 @@ class GCRA(Limit, frozen=True):
         if self.quota * self.milliseconds > _MAX_PRODUCT or self.span_ms > MAX_WINDOW_MS:
             raise ConfigurationError(
                 f"{self}: the burst times the window in ms should be at most 2^52, and a burst "
-                "should be earned back within 400 days; choose a smaller burst or window"
+                "should refill within 400 days; choose a smaller burst or window"
             )
 
     def script_numbers(self) -> tuple[int, int, int]:

@@ -30,7 +30,7 @@ class SlidingLog(Limit, frozen=True):
     def check_numbers(self) -> None:
         if self.limit > _MAX_LIMIT:
             raise ConfigurationError(
-                f"{self}: a log's limit should be at most {_MAX_LIMIT}; a SlidingWindow counts more"
+                f"{self}: limit should be at most {_MAX_LIMIT}; use a SlidingWindow for more"
             )
 
     def keys(self, base: str, now_ms: int) -> tuple[str, ...]:  # noqa: ARG002
