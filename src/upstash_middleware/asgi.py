@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from contextlib import AsyncExitStack
 from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
@@ -241,11 +242,11 @@ class Middleware:
         """Revalidate a stored response by a request that contains nothing of the visitor's."""
         client = _RevalidationClient(visitors, lambda: refresh.kept)
         stream = ResponseStream(self.runtime, refresh, client.receive, client.send)
-        scope = refresh_scope(visitors, refresh.request, self._lifespan_state)
-        if "rate_limit" in visitors["state"]:
-            scope["state"]["rate_limit"] = UNCHECKED  # a limit outside counts no revalidation
-        self._add_to_state(scope)
         try:
+            scope = refresh_scope(visitors, refresh.request, self._lifespan_state)
+            if "rate_limit" in visitors["state"]:
+                scope["state"]["rate_limit"] = UNCHECKED  # a limit outside counts no revalidation
+            self._add_to_state(scope)
             await self.app(scope, stream.receive, stream.send)
         except Exception as error:  # noqa: BLE001 - the client has its response
             if not client.gave_up:
@@ -506,9 +507,13 @@ class ResponseStream(Struct, eq=False):
         """Finish the exchange, unless it is finished already."""
         if not self.finished:
             self.finished = True
-            for attached in self._attached:
-                await attached.afinish(complete=complete)
-            await self._runtime.afinish(self._exchange, complete=complete)
+            if not self._attached:
+                await self._runtime.afinish(self._exchange, complete=complete)
+                return
+            async with AsyncExitStack() as ends:  # it calls all, also if the task is cancelled
+                ends.push_async_callback(self._runtime.afinish, self._exchange, complete=complete)
+                for attached in reversed(self._attached):
+                    ends.push_async_callback(attached.afinish, complete=complete)
 
     async def _renew(self) -> None:
         """Renew the slots and locks on Redis while the response is sent, if that is due."""

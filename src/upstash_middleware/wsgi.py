@@ -134,9 +134,9 @@ class Middleware:
     def _revalidate(self, visitors: WSGIEnvironment, refresh: Exchange) -> None:
         """Revalidate a stored response by a request that contains nothing of the visitor's."""
         stream = ResponseStream(self.runtime, refresh, refresh.request.method, _ignore_head)
-        environ = refresh_environ(visitors, refresh.request)
-        environ |= {RATE_LIMIT_KEY: UNCHECKED, CACHE_KEY: self.runtime}
         try:
+            environ = refresh_environ(visitors, refresh.request)
+            environ |= {RATE_LIMIT_KEY: UNCHECKED, CACHE_KEY: self.runtime}
             stream.call(self.app, environ)
             for _piece in stream:
                 if not refresh.kept:

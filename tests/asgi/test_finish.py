@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ from tests.asgi.fakes import (
     start,
     whole,
 )
+from upstash_middleware.asgi import STREAM
+from upstash_middleware.decorators import Attached
 from upstash_middleware.errors import NotConnected
 
 if TYPE_CHECKING:
@@ -345,3 +348,31 @@ async def test_nothing_keeps_a_scope_once_its_request_is_over():
         assert kept() is None
     finally:
         gc.enable()
+
+
+class Interrupted(Attached):
+    """What a decorator adds, whose end is interrupted by the task's cancellation."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda head: head)
+        self.ended = False
+
+    async def afinish(self, *, complete: bool = True) -> None:
+        self.ended = complete
+        raise asyncio.CancelledError
+
+
+async def test_the_exchange_is_finished_although_the_end_of_a_decorators_is_cancelled():
+    decorators = [Interrupted(), Interrupted()]
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for one in decorators:
+            scope[STREAM].attach(one)
+        await send(start())
+        await send(body(b"whole"))
+
+    half = FakeHalf()
+    with pytest.raises(asyncio.CancelledError):
+        await call(around(app, FakeRuntime(half)))
+    assert [one.ended for one in decorators] == [True, True]
+    assert half.settled == 1

@@ -10,17 +10,16 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
-from django.http import HttpResponse
+from django.http import HttpRequest, HttpResponse
 from django.test import Client, override_settings
 from django.urls import path, reverse
 
 from tests.asgi.fakes import REQUEST_BODY, http_scope
 from tests.wsgi.fakes import environ_of, served
 from upstash_middleware import CacheRule
+from upstash_middleware.django.middleware import at_end
 
 if TYPE_CHECKING:
-    from django.http import HttpRequest
-
     from upstash_middleware.local import LocalUpstash
 
 MAPPING = {
@@ -145,3 +144,15 @@ def test_a_page_for_a_user_whom_the_server_has_authenticated_is_sent_to_nobody_e
         answer = Client(REMOTE_USER="ada").get("/tea")
         assert "request with Remote-User" in answer["Cache-Status"]
         assert Client().get("/tea").content == b"nobody"
+
+
+def test_a_file_that_does_not_close_prevents_no_revalidation():
+    class WithFile(HttpRequest):
+        def close(self) -> None:
+            raise OSError("no space left")
+
+    request, done = WithFile(), list[str]()
+    at_end(request, lambda: done.append("finished"), lambda: done.append("revalidated"))
+    with pytest.raises(OSError, match="no space left"):
+        request.close()
+    assert done == ["finished", "revalidated"]

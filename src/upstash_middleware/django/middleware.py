@@ -517,9 +517,14 @@ def _revalidate(
     prefix = get_script_prefix()
 
     def send() -> None:
-        set_script_prefix(prefix)
-        request = _request_without_visitor(stale, new.request)
-        stream = ResponseStream(request, new.request, runtime, new)
+        try:
+            set_script_prefix(prefix)
+            request = _request_without_visitor(stale, new.request)
+            stream = ResponseStream(request, new.request, runtime, new)
+        except Exception as error:  # noqa: BLE001 - the client has its response
+            runtime.observe(UserCodeFailed("background refresh", error))
+            runtime.finish(new, complete=False)
+            return
         try:
             if isinstance(request, ASGIRequest):
                 async_to_sync(aconsume)(request, stream)
@@ -531,8 +536,10 @@ def _revalidate(
         except Exception as error:  # noqa: BLE001 - the client has its response
             runtime.observe(UserCodeFailed("background refresh", error))
         finally:
-            request.close()
-            stream.finish()
+            try:
+                request.close()
+            finally:
+                stream.finish()
 
     async def aconsume(request: HttpRequest, stream: ResponseStream) -> None:
         response = stream.answer(await get_response(request))
@@ -577,15 +584,16 @@ class _Ends(Struct, eq=False):
         if self.elsewhere is not None:
             self.elsewhere.wait(_LONGEST_WAIT)
         begun, self.begun = self.begun, []
-        after = []
         try:
-            for finish, then in reversed(begun):
+            for finish, _ in reversed(begun):
                 finish()
-                after.append(then)
         finally:
-            close()
-        for then in filter(None, after):
-            then()
+            try:
+                close()
+            finally:
+                for _, then in reversed(begun):
+                    if then is not None:
+                        then()
 
 
 def at_end(
