@@ -295,7 +295,8 @@ class _Configured(Middleware):
     features: ClassVar[Features]
 
     def __init__(self, app: ASGIApp, **arguments: Unpack[Arguments]) -> None:
-        super().__init__(app, Runtime.of(arguments, self.features, refreshes=True))
+        runtime = Runtime.of(arguments, self.features, refreshes=True, own="AsyncClient")
+        super().__init__(app, runtime)
 
 
 class UpstashMiddleware(_Configured):

@@ -171,6 +171,7 @@ class Extension:
             exempts=exempts,
             refreshes=True,
             has_users=False,
+            own="Client",
         )
 
 
@@ -276,7 +277,7 @@ def runtime_for_handlers(app: Any) -> Runtime:
     # Without a middleware, one that is made from the config and the environment.
     if _OWN_RUNTIME not in app.extensions:
         config = app.config.get(CONFIG, {})
-        made = Runtime.of(config, Features(0), os.environ, source=CONFIG)
+        made = Runtime.of(config, Features(0), os.environ, source=CONFIG, own="Client")
         app.extensions.setdefault(_OWN_RUNTIME, made)
     return cast("Runtime", app.extensions[_OWN_RUNTIME])
 

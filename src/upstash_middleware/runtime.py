@@ -17,7 +17,7 @@ import time
 import weakref
 from contextlib import suppress
 from enum import Flag, auto
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from upstash_middleware.clock import SystemClock, remembering
 from upstash_middleware.core.engine import Begun, Engine, Exchange, Part
@@ -36,6 +36,7 @@ from upstash_middleware.upstash import (
     Credentials,
     OnePerProcess,
     SyncToken,
+    own_client,
 )
 
 if TYPE_CHECKING:
@@ -132,14 +133,18 @@ class Runtime:
         refreshes: bool = False,
         selects: Callable[[HTTPRequest], str | None] | None = None,
         has_users: bool = True,
+        own: Literal["Client", "AsyncClient"] | None = None,
     ) -> Runtime:
         """Create a runtime from a middleware's arguments, or from a framework's settings.
 
         ``source`` is the name of the mapping in error messages; ``has_users`` says whether
-        ``by="user"`` has a meaning in the framework. Raises ConfigurationError for a wrong
-        argument, and for a middleware that would do nothing.
+        ``by="user"`` has a meaning in the framework; ``own`` is the kind of httpx client that the
+        framework can use, if only one. Raises ConfigurationError for a wrong argument, and for a
+        middleware that would do nothing.
         """
         settings = settings_from(arguments, environ, source=source)
+        if own is not None:
+            own_client(settings.transport, own)
         if not has_users:
             for rule in (*settings.rate_limits, settings.default_limit):
                 if rule is not None and rule.by is framework_user:
@@ -160,7 +165,7 @@ class Runtime:
     ) -> Exchange:
         """Decide about a request, in one round trip with the runtime directly inside, if any.
 
-        By another engine than the runtime's own, if one is given. Raises MissingCredentials, and
+        By another engine than the runtime's own, if one is given. Raises ConfigurationError, and
         nothing that Upstash or the network can cause.
         """
         client = (self._clients or self._create_clients())[0]
@@ -168,6 +173,8 @@ class Runtime:
         if isinstance(begun, Begun):
             try:
                 replies = client.execute(begun.pipeline)
+            except ConfigurationError:
+                raise
             except Exception as error:  # noqa: BLE001 - each part handles it
                 begun = begun.receive(error)
             else:
@@ -183,6 +190,8 @@ class Runtime:
         if isinstance(begun, Begun):
             try:
                 replies = await client.execute(begun.pipeline)
+            except ConfigurationError:
+                raise
             except Exception as error:  # noqa: BLE001 - each part handles it
                 begun = begun.receive(error)
             else:

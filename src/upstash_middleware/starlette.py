@@ -285,7 +285,9 @@ class _StarletteMiddleware(asgi.Middleware):
     def __init__(self, app: ASGIApp, **arguments: Unpack[Arguments]) -> None:
         self._reroutes = False
         """Whether middleware further in has been seen to change a request's path or method."""
-        runtime = Runtime.of(arguments, self.features, exempts=self._exempts, refreshes=True)
+        runtime = Runtime.of(
+            arguments, self.features, exempts=self._exempts, refreshes=True, own="AsyncClient"
+        )
         super().__init__(app, runtime)
         inside: object = app
         while inside is not None and Features.RATE_LIMIT in self.features:

@@ -153,7 +153,9 @@ class _Configured(Middleware):
     def __init__(self, app: WSGIApplication, **arguments: Unpack[Arguments]) -> None:
         """Wrap ``app``. Raises ConfigurationError, which names the setting that is wrong."""
         has_users = self.features is Features.CACHE  # which has no rules that identify
-        runtime = Runtime.of(arguments, self.features, refreshes=True, has_users=has_users)
+        runtime = Runtime.of(
+            arguments, self.features, refreshes=True, has_users=has_users, own="Client"
+        )
         super().__init__(app, runtime)
 
 

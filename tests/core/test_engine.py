@@ -8,7 +8,7 @@ from upstash_middleware.core.engine import Engine, PartExchange, Prepared
 from upstash_middleware.core.engine import Part as EnginePart
 from upstash_middleware.core.flow import Command, Pipeline
 from upstash_middleware.drivers import run
-from upstash_middleware.errors import MissingCredentials
+from upstash_middleware.errors import ConfigurationError, ConnectionLost, MissingCredentials
 from upstash_middleware.events import InternalError
 from upstash_middleware.messages import Headers, HTTPRequest, Response, ResponseHead
 
@@ -259,6 +259,43 @@ def test_a_half_that_fails_at_the_beginning_is_left_out(begin, events):
     exchange = begin(ValueError("broken"), sound)
     assert exchange.head(PAGE).headers.lines("x-seen-by") == ["sound"]
     assert isinstance(events[0], InternalError)
+
+
+class Asking(EnginePart):
+    """A half that notes what it receives for its command."""
+
+    def __init__(self) -> None:
+        self.received: list[object] = []
+
+    def prepare(self, request: HTTPRequest):
+        return Prepared(Pipeline((Command(("ASK",)),)))
+
+    def receive(self, prepared, replies):
+        self.received.append(replies)
+
+
+class Failing(Client):
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def execute(self, pipeline: Pipeline):
+        raise self.error
+
+
+def test_a_transports_own_error_is_reported_and_reaches_each_half_as_an_upstash_error(events):
+    halves = [Asking(), Asking()]
+    run(Engine(halves, observe=events.append).begin(REQUEST), Failing(ValueError("odd")))
+    for half in halves:
+        (received,) = half.received
+        assert isinstance(received, ConnectionLost)
+    assert [str(event.error) for event in events] == ["odd"]
+
+
+def test_a_wrong_configuration_that_a_call_finds_is_the_applications_to_hear_of(events):
+    half = Asking()
+    with pytest.raises(ConfigurationError):
+        run(Engine([half], observe=events.append).begin(REQUEST), Failing(ConfigurationError("x")))
+    assert events == half.received == []
 
 
 def test_missing_credentials_are_the_applications_to_hear_of(begin):

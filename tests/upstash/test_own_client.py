@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from flask import Flask
 
 from tests.upstash.raw_server import answer, raw_server
 from tests.upstash.support import pipeline
-from upstash_middleware import AsyncRedis, ConfigurationError, Redis
+from upstash_middleware import AsyncRedis, ConfigurationError, RateLimitRule, Redis
 from upstash_middleware.asgi import RateLimitMiddleware as AsgiRateLimitMiddleware
+from upstash_middleware.errors import ConnectionLost
+from upstash_middleware.flask import RateLimitMiddleware as FlaskRateLimit
+from upstash_middleware.starlette import RateLimitMiddleware as StarletteRateLimitMiddleware
 from upstash_middleware.upstash import AsyncClient, Client, Credentials
 from upstash_middleware.wsgi import RateLimitMiddleware
 
@@ -113,6 +117,72 @@ def test_the_middleware_takes_one(upstash: LocalUpstash):
 
         asyncio.run(main())
         assert not sync.is_closed
+
+
+def _raise_for_status(response: httpx.Response) -> None:
+    response.raise_for_status()
+
+
+async def _araise_for_status(response: httpx.Response) -> None:
+    response.raise_for_status()
+
+
+def _broken(own: Any, *, closed: bool) -> Any:
+    """An own client of the class whose calls raise what is no TransportError."""
+    hook = _raise_for_status if own is httpx.Client else _araise_for_status
+    answers = httpx.MockTransport(lambda _: httpx.Response(500, text="down"))
+    client = own(transport=answers, event_hooks={"response": [hook]})
+    if closed:
+        client.close() if own is httpx.Client else asyncio.run(client.aclose())
+    return client
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_whatever_it_raises_is_an_upstash_error_and_a_closed_rule_denies(closed):
+    credentials = Credentials("https://db.example", "t")
+    lost = "the application's httpx client raised " + ("RuntimeError" if closed else "HTTPStatus")
+    options: Any = {
+        "url": "https://db.example",
+        "token": "t",
+        "default_limit": RateLimitRule(None, "1/minute", on_error="closed"),
+    }
+    own = _broken(httpx.Client, closed=closed)
+    with pytest.raises(ConnectionLost, match=lost):
+        Client(credentials, transport=own).execute(GET)
+
+    app = RateLimitMiddleware(lambda *_: [], **options, transport=own)
+    with httpx.Client(transport=httpx.WSGITransport(app), base_url="http://x") as browser:
+        assert browser.get("/").status_code == 503
+
+    own = _broken(httpx.AsyncClient, closed=closed)
+
+    async def main() -> None:
+        with pytest.raises(ConnectionLost, match=lost):
+            await AsyncClient(credentials, transport=own).execute(GET)
+
+        async def nothing(*_: Any) -> None:
+            raise AssertionError("the request passed")
+
+        transport = httpx.ASGITransport(AsgiRateLimitMiddleware(nothing, **options, transport=own))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as browser:
+            assert (await browser.get("/")).status_code == 503
+
+    asyncio.run(main())
+
+
+def test_a_middleware_with_a_client_of_the_other_kind_only_cannot_be_created():
+    limit: Any = {"default_limit": "1/minute"}
+    own = httpx.AsyncClient()
+    with pytest.raises(ConfigurationError, match=r"an httpx\.Client"):
+        RateLimitMiddleware(lambda *_: [], **limit, transport=own)
+    with pytest.raises(ConfigurationError, match=r"an httpx\.Client"):
+        FlaskRateLimit(Flask("x"), **limit, transport=own)
+    app: Any = None  # which is not called
+    with httpx.Client() as sync:
+        for middleware in (AsgiRateLimitMiddleware, StarletteRateLimitMiddleware):
+            with pytest.raises(ConfigurationError, match=r"an httpx\.AsyncClient"):
+                middleware(app, **limit, transport=sync)
+            middleware(app, **limit, transport=(sync, own))
 
 
 def test_a_client_of_the_other_kind_is_a_configuration_error():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from msgspec import Struct
 
 from upstash_middleware.core.flow import Flow, Pipeline, joined, together
-from upstash_middleware.errors import ConfigurationError, UpstashError
+from upstash_middleware.errors import ConfigurationError, ConnectionLost, UpstashError
 from upstash_middleware.events import InternalError
 from upstash_middleware.messages import HTTPRequest, Response
 
@@ -186,6 +186,8 @@ class Engine:
         if isinstance(begun, Begun):
             try:
                 replies = await begun.pipeline
+            except ConfigurationError:
+                raise
             except Exception as error:  # noqa: BLE001 - each part handles it
                 begun = begun.receive(error)
             else:
@@ -280,6 +282,9 @@ class Begun(Prepared, eq=False):
 
         Returns a flow where a part needs more than one pipeline.
         """
+        if not isinstance(replies, list | UpstashError):  # a bug, or a custom transport's error
+            self._engine.observe(InternalError("begin", replies))
+            replies = ConnectionLost(f"the call to Upstash raised {type(replies).__name__}")
         steps, end, more = self._steps, 0, False
         for index, step in enumerate(steps):
             if not isinstance(step, Prepared):
@@ -287,12 +292,8 @@ class Begun(Prepared, eq=False):
             begin, end = end, end + len(step.pipeline.commands)
             result: Received = None
             try:
-                if isinstance(replies, list):
-                    result = self._parts[index].receive(step, replies[begin:end])
-                elif isinstance(replies, UpstashError):
-                    result = self._parts[index].receive(step, replies)
-                else:
-                    self._engine.observe(InternalError("begin", replies))
+                own = replies[begin:end] if isinstance(replies, list) else replies
+                result = self._parts[index].receive(step, own)
             except Exception as error:  # noqa: BLE001 - a bug here must not break the response
                 self._engine.observe(InternalError("begin", error))
             steps[index] = result

@@ -26,6 +26,7 @@ from upstash_middleware.errors import (
     ConnectionLost,
     NotConnected,
     UnexpectedAnswer,
+    UpstashError,
 )
 from upstash_middleware.upstash.protocol import MAX_RESPONSE_BYTES, Response
 from upstash_middleware.upstash.transport import IDLE_SECONDS, common_headers, exceeded
@@ -310,3 +311,8 @@ def _translated_errors(*, begun: bool = False) -> Iterator[None]:
             if "disconnected" not in str(error):
                 raise UnexpectedAnswer(f"the response is not HTTP: {error}") from error
         raise ConnectionLost(f"the connection to Upstash was lost: {error!r}") from error
+    except (UpstashError, TimeoutError):
+        raise
+    except Exception as error:  # such as a hook's HTTPStatusError, or that the client is closed
+        name = type(error).__name__
+        raise ConnectionLost(f"the application's httpx client raised {name}") from error
