@@ -116,6 +116,8 @@ class HttpConnection:
         self.on_message_begin()
         self.task: asyncio.Task[None] = asyncio.create_task(self._serve())
         """Done when one of the two sides has ended the connection."""
+        # Here and not in the task, which may be cancelled before it begins.
+        self.task.add_done_callback(lambda _: writer.close())
 
     def abort(self) -> None:
         self._writer.transport.abort()
@@ -138,8 +140,6 @@ class HttpConnection:
                     self._writer.write(_head(self._last, keep_alive=False) + self._last.body)
         except OSError:
             pass  # the client has left
-        finally:
-            self._writer.close()
 
     async def _read(self) -> bool:
         """Read the available bytes; whether there can be more."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from urllib.parse import urlsplit
@@ -387,27 +387,32 @@ class _RunningServer:
                 if self._listener is None and self.address[1]:
                     await self._listen()
                 return
-            self._disconnect()
+            await self._disconnect()
             if faults.seconds is not None:
                 self._end_of_refusal = self._loop.call_later(
                     faults.seconds,
                     lambda: self._loop.create_task(self._change_faults(NO_FAULTS)),
                 )
 
-    def _disconnect(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+    async def _disconnect(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            # asyncio leaks a connection that it accepted and begins after its listener is closed.
+            with suppress(NotImplementedError):  # of Windows
+                for listening in listener.sockets:
+                    self._loop.remove_reader(listening.fileno())
+            await asyncio.sleep(0)
+            listener.close()
         for connection in list(self._connections):
             connection.abort()
 
     async def _close(self) -> None:
         for _ in range(3):  # a connection that was just accepted appears a little later
-            self._disconnect()
+            await self._disconnect()
             await asyncio.sleep(0)
         if self._store is not None:
             self._store.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
