@@ -51,8 +51,9 @@ def main() -> int:
     with Stage() as stage:
         for number in range(options.rounds or (_QUICK_ROUNDS if options.quick else _ROUNDS)):
             print(f"round {number + 1}", file=sys.stderr, flush=True)
-            for each in [blocks, *blocks]:
-                random.shuffle(each)
+            random.shuffle(blocks)
+            for block in blocks:
+                random.shuffle(block)
             rounds.append(_measured(stage, chain(*blocks), seconds))
         calls = {}
         if options.rows == "*":

@@ -10,9 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from documentation.regions import table
-
 from benchmarks.rows import COMPARISONS, ROWS, USUAL
+from documentation.site import table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

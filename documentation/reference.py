@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import NODEFAULT, Struct
 from msgspec.structs import fields
 
-from documentation.tables import table
+from documentation.site import table
 from upstash_middleware import settings
 from upstash_middleware.core.cache import CacheRule
 from upstash_middleware.core.clock import Duration

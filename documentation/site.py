@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 ROOT: Final = Path(__file__).parents[1]
 _LOADED: Final = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
@@ -32,6 +32,13 @@ def repository() -> str:
     """Return the address of the repository's files, by the ``repo_url`` of zensical.toml."""
     project = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]
     return f"{project['repo_url']}/blob/main"
+
+
+def table(heading: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Return a table in Markdown; columns whose heading begins with ``>`` are aligned right."""
+    bars = tuple("--:" if cell.startswith(">") else "---" for cell in heading)
+    lines = [tuple(cell.removeprefix(">") for cell in heading), bars, *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def on_site(target: str, page: str, address: str) -> str:

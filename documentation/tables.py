@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from documentation.pictures.limits import rows_of_algorithms
-from documentation.site import ROOT
+from documentation.site import ROOT, table
 from upstash_middleware.core.cache.http.fields import (
     CLIENT_FIELDS,
     CREDENTIAL_FIELDS,
@@ -53,13 +53,6 @@ def with_region(page: str, name: str, text: str) -> str:
     if count != 1:
         raise ValueError(f"the page should have one region {name!r}, and has {count}")
     return new
-
-
-def table(heading: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """Return a table; columns whose heading begins with ``>`` are aligned right."""
-    bars = tuple("--:" if cell.startswith(">") else "---" for cell in heading)
-    lines = [tuple(cell.removeprefix(">") for cell in heading), bars, *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def own_costs() -> str:
