@@ -234,6 +234,7 @@ class Middleware:
                     error = raised
         finally:
             if not begun:
+                refresh.drop()
                 await self.runtime.afinish(refresh, complete=False)
         if error is not None:
             raise error

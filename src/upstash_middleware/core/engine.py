@@ -85,6 +85,9 @@ class PartExchange:
         """Return the flow that releases the lock; None while other processes should wait."""
         return None
 
+    def drop(self) -> None:
+        """Undo what has begun with a response that is not sent; ``finish`` follows."""
+
     def finish(self, *, complete: bool) -> Flow[None] | None:  # noqa: ARG002
         """Return the flow to run after the last byte, or None.
 
@@ -251,6 +254,7 @@ class Engine:
         """Finish what nothing will go on with. A flow."""
         for one in begun:
             try:
+                one.drop()
                 if (flow := one.finish(complete=False)) is not None:
                     await flow
             except Exception as error:  # noqa: BLE001 - the interruption passes on
@@ -263,8 +267,8 @@ class Engine:
         if inner is None:
             return Exchange(self, request, results)
         own, further = results[: len(self.parts)], results[len(self.parts) :]
-        if any(map(_has_response, own)) and not any(further):  # nothing inside has begun
-            return Exchange(self, request, own)
+        if any(map(_has_response, own)):  # nothing inside is reached
+            return Exchange(self, request, results)
         return Exchange(self, request, own, Exchange(inner, request, further))
 
 
@@ -392,6 +396,7 @@ class Exchange:
                 continue
             if self.response is not None:
                 self._unreached = (*self._unreached, part)
+                self._drop(part)
                 continue
             self._parts.append(part)
             self.decision = self.decision or part.decision
@@ -510,6 +515,8 @@ class Exchange:
         the client left, the response was cut short, or the server read a file itself.
         """
         pending: list[Flow[None]] = []
+        if self.refresh is not None:
+            self.refresh.drop()
         # Nothing has taken the last two.
         for one in (*self._parts, *self._unreached, self.inner, self.refresh):
             if one is None:
@@ -522,6 +529,14 @@ class Exchange:
                 if flow is not None:
                     pending.append(self._guarded("finish", flow))
         return _all(pending) if pending else None
+
+    def drop(self) -> None:
+        """Undo what has begun for a background revalidation that is not carried out.
+
+        The caller finishes it nevertheless.
+        """
+        for part in self._parts:
+            self._drop(part)
 
     def take_inner(self) -> Exchange | None:
         """Hand over the inner engine's exchange; the caller finishes it."""
@@ -548,6 +563,12 @@ class Exchange:
             await flow
         except Exception as error:  # noqa: BLE001 - the response was sent, or is being sent
             self.engine.observe(InternalError(where, error))
+
+    def _drop(self, part: PartExchange) -> None:
+        try:
+            part.drop()
+        except Exception as error:  # noqa: BLE001 - the response does not depend on it
+            self.engine.observe(InternalError("drop", error))
 
     def _leave_out(self, part: PartExchange, where: str, error: Exception) -> None:
         self._parts = [other for other in self._parts if other is not part]

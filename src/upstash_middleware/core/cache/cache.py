@@ -317,7 +317,10 @@ class Cache(Part):
         exchange = choose(found)
         if self._emits_lookups:
             self._emitted(prepared, exchange)
-        if exchange.response is not None and exchange.refresh is None:
+        lock = lookup.lock
+        if exchange.response is not None and (
+            exchange.refresh is None or lock is None or lock.unshared
+        ):
             return exchange
         return share_render(found, exchange)
 
@@ -735,7 +738,11 @@ def _request_of_no_user(found: Found, stored: StoredResponse) -> HTTPRequest:
 async def share_render(found: Found, exchange: CacheExchange) -> CacheExchange:
     """Have only one of concurrent requests for the same response forwarded."""
     if isinstance(exchange, Answered):
-        return await _lock_refresh(found, exchange)
+        try:
+            return await _lock_refresh(found, exchange)
+        except BaseException:  # it will not be finished
+            exchange.drop()
+            raise
     if not isinstance(exchange, Miss):
         return exchange
     if found.context.collapse <= 0 or not found.may_be_stored():

@@ -196,6 +196,16 @@ class Answered(CacheExchange, kw_only=True, eq=False):
 
     response: Response
     outcome: str = "hit"
+    dropped: Revalidation | None = None
+
+    def drop(self) -> None:
+        """Leave the background revalidation to another request."""
+        if self.refresh is not None:
+            self.dropped, self.refresh = self.refresh.exchange, None
+            self.dropped.drop()
+
+    def finish(self, *, complete: bool) -> Flow[None] | None:  # noqa: ARG002
+        return None if self.dropped is None else self.dropped.finish(complete=False)
 
 
 def _with_status(head: ResponseHead, status: tuple[bytes, bytes]) -> ResponseHead:
@@ -346,6 +356,10 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         self.resolve(NotShared.INTERRUPTED)
         self._ended(stored=False)
         return self._unlock() if self.lock is not None else None
+
+    def drop(self) -> None:
+        """Have another request forwarded, since this one is not."""
+        self.resolve(NotShared.INTERRUPTED)
 
     def release(self) -> Flow[None] | None:
         """Return the flow that releases the lock; None while other processes may wait for it."""
@@ -562,6 +576,12 @@ class Revalidation(Miss, kw_only=True, eq=False):
         """Store the response; a stored one that a HEAD contradicts becomes stale (§4.3.5)."""
         flow = super().finish(complete=complete)
         return self._store_then_mark_stale(flow) if self.contradicted else flow
+
+    def drop(self) -> None:
+        super().drop()
+        if self.in_background:
+            self.in_background = False  # it has not failed, and ``finish`` shall not say so
+            self.found.context.revalidations.end(self.found.lookup.key, failed=False)
 
     async def _store_then_mark_stale(self, flow: Flow[None] | None) -> None:
         if flow is not None:
