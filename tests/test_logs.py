@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 
 import pytest
 
@@ -125,6 +126,24 @@ def test_an_outage_is_said_when_it_begins_and_when_it_ends(log):
     outage += [UpstashAnswered("rate limit")] * 3
     lines = said(log, *outage, MINUTE, *outage)
     assert [line[:14] for line in lines] == ["Upstash failed", "Upstash is rea"] * 2
+
+
+def test_an_outage_that_ends_in_another_thread_while_it_begins_has_ended():
+    """Both change what is known and what is ignored; see LogObserver.ignores."""
+    observe = LogObserver()
+    others: list[threading.Thread] = []
+
+    class Meeting(set[type[Event]]):
+        def discard(self, value: object) -> None:
+            others.append(threading.Thread(target=observe, args=[UpstashAnswered("rate limit")]))
+            others[0].start()
+            others[0].join(0.2)
+            super().discard(value)
+
+    observe.ignores = Meeting(observe.ignores)
+    observe(failed(ConnectionLost("the connection was lost")))
+    others[0].join()
+    assert UpstashAnswered in observe.ignores
 
 
 def test_what_comes_and_goes_all_the_time_is_said_once_a_minute(log):

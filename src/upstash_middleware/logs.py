@@ -205,12 +205,14 @@ class LogObserver:
             )
 
     def _begin_outage(self, kind: str) -> None:
-        self._outage |= {kind}
-        self.ignores.discard(UpstashAnswered)
+        with self._lock:
+            self._outage |= {kind}
+            self.ignores.discard(UpstashAnswered)
 
     def _end_outage(self) -> None:
-        self._outage = set()
-        self.ignores.add(UpstashAnswered)
+        with self._lock:
+            self._outage = set()
+            self.ignores.add(UpstashAnswered)
 
     def _is_news(self, place: str, kind: str, again_after: float = math.inf) -> bool:
         with self._lock:

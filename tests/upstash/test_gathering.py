@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from typing import Any
 
 import pytest
 
@@ -621,3 +622,35 @@ def test_a_bug_in_a_transport_reaches_everybody_who_waits_for_it():
         await asyncio.gather(*tasks)
 
     play()
+
+
+def test_event_loops_of_several_threads_may_begin_at_once(monkeypatch):
+    """Another thread's loop may begin while one removes those that have ended."""
+
+    class Answering(Wire):
+        async def send(self, call, seconds):
+            return Response(200, "application/octet-stream", b":1\r\n")
+
+    client = AsyncClient(Credentials("https://db.example", "t"), transport=Answering)
+    loops = []
+
+    async def get():
+        return await client.execute(pipeline(("GET", "k")))
+
+    class Meeting(batching.AsyncBatcher):
+        @property
+        def loop(self):
+            here: Any = client._process
+            here.batchers[-len(here.batchers)] = self  # what the other thread does
+            return self._loop
+
+        @loop.setter
+        def loop(self, value):
+            self._loop = value
+
+    monkeypatch.setattr(batching, "AsyncBatcher", Meeting)
+    for _ in range(3):
+        loops.append(asyncio.new_event_loop())
+        assert loops[-1].run_until_complete(get()) == [1]
+    for loop in loops:
+        loop.close()

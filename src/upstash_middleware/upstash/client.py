@@ -386,7 +386,7 @@ class AsyncClient(_Client["AsyncTransport"]):
         if batcher is None or batcher.loop() is not loop:
             from upstash_middleware.upstash.batching import AsyncBatcher  # noqa: PLC0415 - when used
 
-            known = here.batchers.items()
+            known = tuple(here.batchers.items())  # another thread may insert its loop's
             here.batchers = {key: each for key, each in known if each.loop() is not None}
             batcher = here.batchers[id(loop)] = AsyncBatcher(loop, self._perform, self._secret)
         return batcher.execute(commands, members, seconds, until)

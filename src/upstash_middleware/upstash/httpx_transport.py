@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -33,7 +34,7 @@ from upstash_middleware.upstash.transport import IDLE_SECONDS, common_headers, e
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
 
     from upstash_middleware.upstash.credentials import Credentials
     from upstash_middleware.upstash.protocol import Call, Header
@@ -88,11 +89,18 @@ class AsyncHttpxTransport:
         with self._lock:
             opened = self._clients.get(loop)
             if opened is None:
-                opened = self._clients[loop] = _Opened(self._new_client())
+                for ended in [known for known in self._clients if _has_ended(known)]:
+                    del self._clients[ended]  # which did not close its asynchronous generators
+                opened = self._clients[loop] = _Opened(self._new_client(), self._forget)
         if not opened.closes_with_its_loop:
             opened.closes_with_its_loop = True
             await anext(opened.closing)
         return opened.client
+
+    def _forget(self, opened: _Opened) -> None:
+        with self._lock:
+            for loop in [loop for loop, known in self._clients.items() if known is opened]:
+                del self._clients[loop]
 
     def _new_client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
@@ -111,9 +119,9 @@ class _Opened:
     asyncio and trio then close all asynchronous generators that were started on the loop.
     """
 
-    def __init__(self, client: httpx.AsyncClient) -> None:
+    def __init__(self, client: httpx.AsyncClient, forget: Callable[[_Opened], None]) -> None:
         self.client: httpx.AsyncClient = client
-        self.closing: AsyncGenerator[None, None] = _closing(client)
+        self.closing: AsyncGenerator[None, None] = self._closing(forget)
         self.closes_with_its_loop: bool = False
 
     async def aclose(self) -> None:
@@ -121,13 +129,13 @@ class _Opened:
         await self.client.aclose()
         await self.closing.aclose()
 
-
-async def _closing(client: httpx.AsyncClient) -> AsyncGenerator[None, None]:
-    try:
-        yield
-    finally:
-        with anyio.CancelScope(shield=True):  # at this point trio cancels everything
-            await client.aclose()
+    async def _closing(self, forget: Callable[[_Opened], None]) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            forget(self)
+            with anyio.CancelScope(shield=True):  # at this point trio cancels everything
+                await self.client.aclose()
 
 
 class HttpxTransport:
@@ -146,19 +154,37 @@ class HttpxTransport:
 
     def send(self, call: Call, seconds: float) -> Response:
         """See Transport."""
-        return self._run(self._over.send(call, seconds))
+        sending = self._over.send(call, seconds)
+        try:
+            return self._run(sending, seconds + 1)  # the loop may end before it takes the call
+        except TimeoutError:
+            raise exceeded(seconds) from None
+        except CancelledError:
+            raise ConnectionLost("the client was closed during the call") from None
+        except RuntimeError as error:
+            if not self._loop.is_closed():
+                raise
+            sending.close()
+            raise NotConnected("the client was closed before the call") from error
 
     def close(self) -> None:
-        """See Transport."""
-        self._run(self._over.aclose())
+        """See Transport; calls in flight raise ConnectionLost."""
+        self._run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _end(self) -> None:
+        calls = asyncio.all_tasks() - {asyncio.current_task()}
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await self._over.aclose()
+
+    def _run(self, work: Coroutine[Any, Any, T], seconds: float | None = None) -> T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            return future.result()
+            return future.result(seconds)
         finally:
             future.cancel()  # this thread may have been interrupted
 
@@ -167,7 +193,7 @@ class OwnClientTransport:
     """A Transport over the application's own httpx.Client, which is not closed.
 
     httpx cannot bound a whole call, so it is made in a separate thread, and left there when its
-    time is up.
+    time is up; it ends with the next piece of the response.
     """
 
     def __init__(self, credentials: Credentials, own: httpx.Client) -> None:
@@ -180,7 +206,8 @@ class OwnClientTransport:
         """See Transport."""
         request = _request(self._own, self._credentials, call, self._headers)
         request.extensions["timeout"] = httpx.Timeout(seconds).as_dict()
-        sending = self._threads.submit(self._send, request)
+        until = time.monotonic() + seconds
+        sending = self._threads.submit(self._send, request, until)
         try:
             return sending.result(seconds)
         except TimeoutError:
@@ -192,16 +219,21 @@ class OwnClientTransport:
         """See Transport."""
         self._threads.shutdown(wait=False)
 
-    def _send(self, request: httpx.Request) -> Response:
+    def _send(self, request: httpx.Request, until: float) -> Response:
         with _translated_errors():
             response = self._own.send(request, stream=True)
         with _translated_errors(begun=True):
             try:
                 is_read = response.is_stream_consumed  # by a mock, or a hook of the client's
-                body = _joined([response.content] if is_read else response.iter_raw())
+                body = response.content if is_read else _joined(response.iter_raw(), until)
+                _check_size(len(body))
             finally:
                 response.close()
         return _response(response, body)
+
+
+def _has_ended(loop: object) -> bool:
+    return isinstance(loop, asyncio.AbstractEventLoop) and loop.is_closed()
 
 
 def _event_loop() -> object:
@@ -275,9 +307,11 @@ async def _send_request(client: httpx.AsyncClient, request: httpx.Request) -> Re
     return _response(response, b"".join(pieces))
 
 
-def _joined(pieces: Iterable[bytes]) -> bytes:
+def _joined(pieces: Iterable[bytes], until: float) -> bytes:
     joined, size = [], 0
     for piece in pieces:
+        if time.monotonic() > until:
+            raise TimeoutError
         size += len(piece)
         _check_size(size)
         joined.append(piece)

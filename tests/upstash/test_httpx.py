@@ -1,0 +1,109 @@
+"""Calls over httpx end with their client, their event loop and their deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from tests.upstash.support import pipeline
+from upstash_middleware.errors import ConnectionLost, DeadlineExceeded, NotConnected
+from upstash_middleware.upstash import Client, Credentials
+from upstash_middleware.upstash.httpx_transport import AsyncHttpxTransport, HttpxTransport
+from upstash_middleware.upstash.protocol import Call
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PATIENCE = 20.0
+"""Seconds after which what should have happened did not."""
+
+CALL = Call("/", (), b"[]")
+HEAD = {"Content-Type": "application/octet-stream"}
+
+
+def _answer(_: httpx.Request) -> httpx.Response:
+    return httpx.Response(200, headers=HEAD, content=b":1\r\n")
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_the_client_of_an_event_loop_that_has_ended_is_forgotten(ends_well):
+    credentials = Credentials("http://db.example", "t", transport=httpx.MockTransport(_answer))
+    transport = AsyncHttpxTransport(credentials)
+    loops = [asyncio.new_event_loop() for _ in range(4)]  # which are kept
+    for loop in loops:
+        loop.run_until_complete(transport.send(CALL, PATIENCE))
+        if ends_well:
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            assert len(transport._clients) == 0
+        loop.close()
+    assert len(transport._clients) <= 1
+
+
+class _Hanging(httpx.AsyncBaseTransport):
+    """Answers no call; ``begun`` is set when there is one."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.begun.set()
+        await asyncio.sleep(PATIENCE * 10)
+        raise AssertionError
+
+
+def test_closing_ends_the_calls_in_flight_in_other_threads():
+    hanging = _Hanging()
+    transport = HttpxTransport(Credentials("http://db.example", "t", transport=hanging))
+    raised: list[Exception] = []
+
+    def call() -> None:
+        try:
+            transport.send(CALL, PATIENCE * 10)
+        except Exception as error:  # noqa: BLE001 - the test looks at it
+            raised.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    assert hanging.begun.wait(PATIENCE)
+    transport.close()
+    thread.join(PATIENCE)
+    assert [type(error) for error in raised] == [ConnectionLost]
+    with pytest.raises(NotConnected):
+        transport.send(CALL, PATIENCE)
+
+
+class _Trickling(httpx.SyncByteStream):
+    """A response that goes on until it is closed, or the test has ended."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.closed = threading.Event()
+        self.test_has_ended = threading.Event()
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.begun = True
+        while not self.test_has_ended.is_set():
+            time.sleep(0.01)
+            yield b"x"
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+def test_the_deadline_ends_a_call_over_the_applications_client_with_its_thread():
+    body = _Trickling()
+    answers = httpx.MockTransport(lambda _: httpx.Response(200, headers=HEAD, stream=body))
+    with httpx.Client(transport=answers) as own:
+        client = Client(Credentials("http://db.example", "t"), transport=own)
+        try:
+            with pytest.raises(DeadlineExceeded):
+                client.execute(pipeline(("GET", "k"), deadline=0.3))
+            assert not body.begun or body.closed.wait(PATIENCE)
+        finally:
+            body.test_has_ended.set()
+            client.close()
