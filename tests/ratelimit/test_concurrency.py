@@ -277,3 +277,23 @@ def test_it_can_be_written_as_text_and_is_checked() -> None:
         RateLimitRule("/a", "1 at once; 2 at once")
     with pytest.raises(ConfigurationError, match=r"RateLimitRule\.on_error"):
         RateLimitRule("/a", "1 at once", on_error="local")
+
+
+def test_a_request_that_is_interrupted_in_on_denied_gives_its_slot_back(
+    limiter_of: Make, store: ValkeyStore
+) -> None:
+    """As where its task is cancelled while the application's function waits."""
+
+    def on_denied(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    limiter = limiter_of(
+        RateLimitRule("/a", Concurrency(5), name="jobs", shadow=True),
+        RateLimitRule("/a", "1/hour", name="all"),
+        on_denied=on_denied,
+        match="all",
+    )
+    assert finish(begin(limiter, store, get("/a")), store)
+    with pytest.raises(KeyboardInterrupt):
+        begin(limiter, store, get("/a"))
+    assert store.client.get("t:jobs:ip=203.0.113.7:slots") == b""

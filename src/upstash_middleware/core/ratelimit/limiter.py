@@ -392,6 +392,12 @@ class RateLimiter(Part):
                 exchange.response = custom_denial(returned, own, request)
         except Exception as error:  # noqa: BLE001 - whatever the application's function raises
             self._observe(UserCodeFailed("on_denied", error))
+        except GeneratorExit:  # nothing drives this any more
+            raise
+        except BaseException:  # interrupted: nobody gets the exchange to finish it
+            if (flow := exchange.finish(complete=False)) is not None:
+                await flow
+            raise
         return exchange
 
     def _emit(self, decision: Decision, request: HTTPRequest) -> None:
