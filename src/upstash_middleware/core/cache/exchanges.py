@@ -195,6 +195,7 @@ class Answered(CacheExchange, kw_only=True, eq=False):
     """A request that the cache answers itself."""
 
     response: Response
+    refresh: Refresh | None = None
     outcome: str = "hit"
     dropped: Revalidation | None = None
 
