@@ -202,8 +202,9 @@ class Answered(CacheExchange, kw_only=True, eq=False):
     def drop(self) -> None:
         """Leave the background revalidation to another request."""
         if self.refresh is not None:
-            self.dropped, self.refresh = self.refresh.exchange, None
+            self.dropped = self.refresh.exchange
             self.dropped.drop()
+            self.refresh: Refresh | None = None
 
     def finish(self, *, complete: bool) -> Flow[None] | None:  # noqa: ARG002
         return None if self.dropped is None else self.dropped.finish(complete=False)
