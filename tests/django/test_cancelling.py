@@ -12,6 +12,7 @@ from django.core.handlers.asgi import ASGIHandler
 from django.http import HttpResponse, StreamingHttpResponse
 from django.test import override_settings
 
+from tests.asgi.fakes import http_scope
 from tests.django.project import Urls
 from tests.upstash.support import pipeline
 from upstash_middleware.core.ratelimit import Concurrency, RateLimitRule
@@ -26,19 +27,6 @@ if TYPE_CHECKING:
     from upstash_middleware.local import LocalUpstash
 
 PATIENCE = 20.0
-SCOPE: dict[str, Any] = {
-    "type": "http",
-    "http_version": "1.1",
-    "method": "GET",
-    "scheme": "http",
-    "path": "/",
-    "raw_path": b"/",
-    "query_string": b"",
-    "root_path": "",
-    "headers": [(b"host", b"shop.example")],
-    "client": ("203.0.113.9", 1),
-    "server": ("127.0.0.1", 80),
-}
 
 
 async def slow(_request: HttpRequest) -> HttpResponse:
@@ -99,7 +87,7 @@ async def _visit(handler: ASGIHandler, leaves_after: float) -> None:
     async def send(_message: Any) -> None:
         await asyncio.sleep(0)
 
-    await handler(dict(SCOPE), receive, send)
+    await handler(http_scope(), receive, send)
 
 
 async def whole(_request: HttpRequest) -> HttpResponse:
@@ -161,4 +149,4 @@ async def _ask(handler: ASGIHandler, send: Any) -> None:
     async def receive() -> dict[str, Any]:
         return told.pop() if told else await asyncio.Event().wait()  # type: ignore[return-value]
 
-    await handler(dict(SCOPE), receive, send)
+    await handler(http_scope(), receive, send)
