@@ -154,7 +154,7 @@ class SettingDoubted(Struct, frozen=True):
 
 
 class InternalError(Struct, frozen=True):
-    """This package failed; the response was sent unchanged."""
+    """This package failed; the request went on without the part that failed."""
 
     where: str
     error: Exception

@@ -130,7 +130,7 @@ class LogObserver:
             case InternalError(where, failure):
                 if self._is_news(f"internal {where}", type(failure).__name__):
                     logger.error(
-                        "upstash-middleware failed in %s; the response was sent unchanged",
+                        "upstash-middleware failed in %s; the request went on without that part",
                         where,
                         exc_info=failure,
                         extra=_fields("InternalError", where=where, error=failure),

@@ -582,7 +582,7 @@ class Revalidation(Miss, kw_only=True, eq=False):
     def drop(self) -> None:
         super().drop()
         if self.in_background:
-            self.in_background = False  # it has not failed, and ``finish`` shall not say so
+            self.in_background = False  # so that ``finish`` does not count it as failed
             self.found.context.revalidations.end(self.found.lookup.key, failed=False)
 
     async def _store_then_mark_stale(self, flow: Flow[None] | None) -> None:
