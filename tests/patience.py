@@ -1,10 +1,21 @@
-"""Long deadlines by default: a machine under load is no outage."""
+"""What makes tests independent of the machine's speed: long deadlines, windows just begun."""
 
 from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from upstash_middleware import settings
+
+if TYPE_CHECKING:
+    from upstash_middleware.local import LocalUpstash
+
+_FOLDER = Path(__file__).parent / "patient"
+_DEADLINE_SECONDS = 20.0
 
 
 @pytest.fixture(autouse=True)
@@ -12,4 +23,17 @@ def patient_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give every call to Upstash 20 seconds, unless a test sets a deadline itself."""
     for name in ("deadline", "cache_deadline"):
         read, _ = settings._SETTINGS[name]
-        monkeypatch.setitem(settings._SETTINGS, name, (read, 20.0))
+        monkeypatch.setitem(settings._SETTINGS, name, (read, _DEADLINE_SECONDS))
+
+
+@pytest.fixture
+def upstash(upstash: LocalUpstash) -> LocalUpstash:
+    """The local Upstash at the start of a minute, so that no window ends within the test."""
+    upstash.advance(60 - time.time() % 60)
+    return upstash
+
+
+def patient_environment() -> dict[str, str]:
+    """Return the environment of a process in which calls to Upstash have 20 seconds too."""
+    path = os.environ.get("PYTHONPATH")
+    return os.environ | {"PYTHONPATH": f"{_FOLDER}{os.pathsep}{path}" if path else str(_FOLDER)}
