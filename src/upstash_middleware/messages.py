@@ -25,12 +25,32 @@ _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9/\-._~!$&'()*+,;=:@]*")
 
 
-@lru_cache(maxsize=512)
-def _lower(name: bytes) -> str:
-    return name.decode("latin-1").lower()
-
-
 _NAME, _VALUE = itemgetter(0), itemgetter(1)
+
+
+class _Names(msgspec.Struct, frozen=True):
+    """The names of a message's field lines, which most messages have in common with others."""
+
+    first: dict[str, int]
+    """The position of the first line of each name, in lower case."""
+    repeated: dict[str, list[int]]
+    """The positions of all lines of the names that have several."""
+    lowered: tuple[bytes, ...]
+
+
+def _names_of(names: tuple[bytes, ...]) -> _Names:
+    lowered = tuple(map(bytes.lower, names))
+    lines: dict[str, list[int]] = {}
+    for position, name in enumerate(lowered):
+        lines.setdefault(name.decode("latin-1"), []).append(position)
+    first = {name: positions[0] for name, positions in lines.items()}
+    repeated = {name: positions for name, positions in lines.items() if len(positions) > 1}
+    return _Names(first, repeated, lowered)
+
+
+_LONGEST_REMEMBERED = 1024
+"""Bytes of names that are remembered: clients can invent longer ones."""
+_remembered_names = lru_cache(maxsize=512)(_names_of)
 
 
 class Headers:
@@ -40,14 +60,12 @@ class Headers:
     every byte survives.
     """
 
-    __slots__ = ("_index", "_repeated", "raw")
+    __slots__ = ("_names", "raw")
 
     def __init__(self, raw: Iterable[tuple[bytes, bytes]] = ()) -> None:
         self.raw: RawHeaders = tuple(raw)
-        self._index: dict[str, bytes] | None = None
-        """The first line of each name; created when it is first used."""
-        self._repeated: dict[str, list[bytes]] = {}
-        """All lines of the names that have several, which is rare."""
+        self._names: _Names | None = None
+        """Looked up when it is first used."""
 
     @classmethod
     def of(cls, **fields: str) -> Headers:
@@ -57,20 +75,14 @@ class Headers:
             for name, value in fields.items()
         )
 
-    def _by_name(self) -> dict[str, bytes]:
-        names = [*map(_lower, map(_NAME, self.raw))]
-        index = dict(zip(names, map(_VALUE, self.raw), strict=True))
-        if len(index) < len(names):
-            all_lines: dict[str, list[bytes]] = {}
-            for name, (_, value) in zip(names, self.raw, strict=True):
-                all_lines.setdefault(name, []).append(value)
-            index = {name: lines[0] for name, lines in all_lines.items()}
-            self._repeated = {name: lines for name, lines in all_lines.items() if len(lines) > 1}
-        self._index = index
-        return index
+    def _look_up(self) -> _Names:
+        names = tuple(map(_NAME, self.raw))
+        known = sum(map(len, names)) <= _LONGEST_REMEMBERED
+        found = self._names = (_remembered_names if known else _names_of)(names)
+        return found
 
     def __contains__(self, name: str) -> bool:
-        return name in (self._index or self._by_name())
+        return name in (self._names or self._look_up()).first
 
     @overload
     def get(self, name: str) -> str | None: ...
@@ -78,38 +90,36 @@ class Headers:
     def get(self, name: str, default: str) -> str: ...
     def get(self, name: str, default: str | None = None) -> str | None:
         """Return the first field line's value, or the default; ``name`` in lower case."""
-        line = (self._index or self._by_name()).get(name)
-        return default if line is None else line.decode("latin-1")
+        position = (self._names or self._look_up()).first.get(name)
+        return default if position is None else self.raw[position][1].decode("latin-1")
 
     def lines(self, name: str) -> list[str]:
         """Return every field line's value, in order; ``name`` in lower case."""
-        line = (self._index or self._by_name()).get(name)
-        if line is None:
+        names = self._names or self._look_up()
+        position = names.first.get(name)
+        if position is None:
             return []
-        if name not in self._repeated:
-            return [line.decode("latin-1")]
-        return [each.decode("latin-1") for each in self._repeated[name]]
+        positions = names.repeated.get(name) or (position,)
+        return [self.raw[each][1].decode("latin-1") for each in positions]
 
     def combined(self, name: str) -> str | None:
         """Return all lines as one value joined by commas (RFC 9110 §5.2), None if absent."""
-        line = (self._index or self._by_name()).get(name)
-        if line is not None and name in self._repeated:
-            line = b", ".join(self._repeated[name])
-        return None if line is None else line.decode("latin-1")
+        if not self.repeats(name):
+            return self.get(name)
+        return ", ".join(self.lines(name))
 
     def repeats(self, name: str) -> bool:
         """Whether there are several field lines of this name, in lower case."""
-        if self._index is None:
-            self._by_name()
-        return name in self._repeated
+        return name in (self._names or self._look_up()).repeated
 
     def names(self) -> KeysView[str]:
         """Return the distinct names, in lower case, in order of first appearance."""
-        return (self._index or self._by_name()).keys()
+        return (self._names or self._look_up()).first.keys()
 
     def lowered(self) -> list[tuple[bytes, bytes]]:
         """Return the field lines with their names in lower case."""
-        return [*zip(map(bytes.lower, map(_NAME, self.raw)), map(_VALUE, self.raw), strict=True)]
+        lowered = (self._names or self._look_up()).lowered
+        return [*zip(lowered, map(_VALUE, self.raw), strict=True)]
 
     def without(self, *names: str) -> Headers:
         """Return these headers less the fields named (lower case)."""

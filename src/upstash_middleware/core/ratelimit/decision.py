@@ -311,7 +311,7 @@ def may_be_shared(request: HTTPRequest, head: ResponseHead) -> bool:
     headers = head.headers
     names = headers.names()
     # Most responses of an API have no field that concerns a cache.
-    if not any(map(_concerns_caches, names)):
+    if not _concern_caches(tuple(names)):
         return False
     targeted = [_directives(headers.combined(name)) for name in names if _is_targeted(name)]
     # RFC 9111 §5.1: with Age it comes from a cache, ours or one behind us. RFC 9213.
@@ -328,10 +328,12 @@ def may_be_shared(request: HTTPRequest, head: ResponseHead) -> bool:
     return request.method in {"GET", "HEAD"} and validated and head.status in _HEURISTIC
 
 
+_ABOUT_CACHES = frozenset({"age", "cache-control", "etag", "expires", "last-modified"})
+
+
 @lru_cache(maxsize=512)
-def _concerns_caches(name: str) -> bool:
-    known = {"age", "cache-control", "etag", "expires", "last-modified"}
-    return name in known or _is_targeted(name)
+def _concern_caches(names: tuple[str, ...]) -> bool:
+    return not _ABOUT_CACHES.isdisjoint(names) or any(map(_is_targeted, names))
 
 
 def _is_targeted(name: str) -> bool:

@@ -365,6 +365,8 @@ class RateLimiter(Part):
                 enforced.append(decision)
             if charge.where is not None:
                 taken.append(charge)
+                # The decision's ledger will refer to the charge: a cycle would outlive the request.
+                charge.decision = None
         if not enforced:
             return RateLimitExchange(request, self._settler, taken=taken)
         decision = enforced[0] if len(enforced) == 1 else combined(enforced)
