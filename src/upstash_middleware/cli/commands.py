@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 app: typer.Typer = typer.Typer(
     name="upstash-middleware",
-    help="Look at rate limits and stored responses, purge and reset them, check rules.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -34,10 +33,20 @@ app.add_typer(rules.group, name="rules")
     add_help_option=False,
 )
 def local(
-    _arguments: Annotated[list[str] | None, typer.Argument(metavar="[OPTIONS]")] = None,
+    _arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[OPTIONS] [-- COMMAND ...]")
+    ] = None,
 ) -> None:
-    """Serve Upstash's interface on this machine; `local --help` shows its options."""
+    """Serve Upstash on this machine, for a command or until Ctrl-C; see `local --help`."""
     # Only for the help and the completion: `entry` runs it without typer.
+
+
+@app.callback()
+def options(
+    *, _version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False
+) -> None:
+    """Look at rate limits and stored responses, purge and reset them, check rules."""
+    # Only for the help and the completion: `entry` answers it without typer.
 
 
 def run(words: Sequence[str], program: str, application: object) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from upstash_middleware.upstash.transport import VERSION
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -29,6 +31,9 @@ def main(
         application: The application of ``flask`` or ``manage.py``, in place of ``--app``.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["--version"]:
+        sys.stdout.write(f"upstash-middleware {VERSION}\n")
+        return 0
     try:
         if words[:1] == ["local"]:
             from upstash_middleware.local.__main__ import main as serve  # noqa: PLC0415 - slow

@@ -15,7 +15,8 @@ from flask.cli import with_appcontext
 @click.command(
     "upstash",
     add_help_option=False,
-    context_settings={"ignore_unknown_options": True},
+    # Without interspersed arguments, click leaves the `--` of `local -- COMMAND` in place.
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
     short_help="Look at rate limits and stored responses, purge and reset them.",
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)

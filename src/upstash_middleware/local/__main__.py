@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import signal
+import subprocess
 import sys
 import threading
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from upstash_middleware.local import Fault, LocalUpstash, LocalUpstashError
 from upstash_middleware.local.faults import NO_FAULTS, parse_faults, plain_faults
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Mapping, Sequence
+
+_PORT: Final = 8079
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
-    """Serve until interrupted; returns the exit status (2 when the server cannot start).
+    """Serve until interrupted, or while a command runs that is given after ``--``.
 
-    `program` is the command's name in the help text.
+    Returns the exit status: the command's if there is one, and 2 when the server cannot start.
+    `program` is the name in the help text.
     """
+    own, dashes, command = _split(sys.argv[1:] if arguments is None else arguments)
     parser = _parser(program or "python -m upstash_middleware.local")
-    options = vars(parser.parse_args(arguments))
-    with _stop_signal() as stop:
+    options = vars(parser.parse_args(own))
+    if dashes and not command:
+        parser.error("give the command after --, such as: -- pytest")
+    if options["port"] is None:
+        options["port"] = 0 if command else _PORT
+    with _Signals() as signals:
         try:
             faults = parse_faults({name: options.pop(name) for name in plain_faults(NO_FAULTS)})
             upstash = LocalUpstash(**options, faults=faults)
@@ -33,31 +43,96 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
             sys.stderr.write(f"{error}\n")
             return 2
         try:
-            for name, value in upstash.env.items():
-                sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
-            sys.stdout.flush()
+            if not command:
+                for name, value in upstash.env.items():
+                    sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
+                sys.stdout.flush()
             # A comment on standard error, because a shell evaluates standard output.
             sys.stderr.write(f"# console: {upstash.console_url}\n")
             sys.stderr.flush()
-            stop.wait()
+            if command:
+                return signals.run(command, upstash.env)
+            signals.wait()
         finally:
             upstash.stop()
     return 0
 
 
-@contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, from before the server starts."""
-    stop = threading.Event()
-    before = {
-        number: signal.signal(number, lambda *_: stop.set())
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
+def _split(words: Sequence[str]) -> tuple[Sequence[str], bool, Sequence[str]]:
+    """The options of the server, whether ``--`` follows, and the command after it."""
+    if "--" not in words:
+        return words, False, ()
+    end = words.index("--")
+    return words[:end], True, words[end + 1 :]
+
+
+class _Signals:
+    """Handles SIGINT and SIGTERM, from before the server starts.
+
+    They end the wait for them, or are passed on to the command that runs.
+    """
+
+    def __init__(self) -> None:
+        self._received = threading.Event()
+        self._early: list[int] = []
+        self._command: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def wait(self) -> None:
+        """Wait for a signal."""
+        self._received.wait()
+
+    def run(self, command: Sequence[str], environ: Mapping[str, str]) -> int:
+        """Run a command with more environment variables, and return its exit status.
+
+        As in a shell, this is 128 and the signal's number if a signal has ended it, 127 if it is
+        not found, and 126 if it cannot be executed.
+        """
+        if self._early:
+            return 128 + self._early[0]
+        try:
+            running = subprocess.Popen(command, env={**os.environ, **environ})  # noqa: S603 - the user's
+        except OSError as error:
+            sys.stderr.write(f"{command[0]}: {error.strerror}\n")
+            return 127 if isinstance(error, FileNotFoundError) else 126
+        self._command = running
+        for number in self._early:  # received while the command was being started
+            self._pass_on(running, number)
+        status = running.wait()
+        return status if status >= 0 else 128 - status
+
+    def _handle(self, number: int, _: object) -> None:
+        self._received.set()
+        if self._command is None:
+            self._early.append(number)
+        else:
+            self._pass_on(self._command, number)
+
+    def _pass_on(self, command: subprocess.Popen[bytes], number: int) -> None:
+        # A terminal sends Ctrl-C to the command too, and a second one often means "at once".
+        if number != signal.SIGINT or not _is_in_foreground():
+            command.send_signal(number)
+
+
+def _is_in_foreground() -> bool:
+    """Whether the terminal's Ctrl-C reaches this process and those that it has started."""
+    if sys.platform == "win32":
+        return True
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    finally:
+        os.close(terminal)
 
 
 _FAULT_OPTIONS: Final = (
@@ -71,11 +146,14 @@ _FAULT_OPTIONS: Final = (
 
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=program, description="Upstash Redis's HTTP interface on this machine."
+        prog=program,
+        usage="%(prog)s [options] [-- COMMAND ...]",
+        description="Upstash Redis's HTTP interface on this machine, until it is interrupted. "
+        "With a COMMAND, runs it with both environment variables set, and ends when it ends.",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument(
-        "--port", type=int, default=8079, help="port, 0 for a free one (%(default)s)"
+        "--port", type=int, help=f"port, 0 for a free one ({_PORT}; a free one with a COMMAND)"
     )
     parser.add_argument("--token", help="the token to require; random if not given")
     parser.add_argument("--read-only-token", help="a token that may only read")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import signal
+import sys
 import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -279,9 +281,7 @@ class _RunningServer:
         self._listening = asyncio.Lock()
         self._store: Store | None = None
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="upstash-local", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name="upstash-local", daemon=True)
         self._thread.start()
         try:
             self.call(self._open(store_url, tokens, faults))
@@ -291,6 +291,13 @@ class _RunningServer:
         except BaseException:
             self.stop()
             raise
+
+    def _run(self) -> None:
+        # Python handles signals in the main thread, and one that is delivered to another thread
+        # does not interrupt what the main thread waits for.
+        if sys.platform != "win32":
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        self._loop.run_forever()
 
     def call(self, work: Coroutine[object, object, T]) -> T:
         """Run `work` on the server's loop and wait for it."""

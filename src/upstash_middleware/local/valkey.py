@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
 import tempfile
 from collections import deque
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -23,7 +24,7 @@ import hiredis
 from msgspec import Struct
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from io import TextIOWrapper
 
 STUCK_SECONDS: Final = 5.0
@@ -333,7 +334,7 @@ _NO_VALKEY: Final = (
 _IN_MEMORY: Final = {"loglevel": "warning", "busy-reply-threshold": 1000}
 _KEPT: Final = {"appendonly": "yes", "appendfsync": "everysec"}
 # Waits for the end of its input: this process has ended, for whatever reason.
-_WATCHDOG: Final = 'trap "" INT; read _; kill -TERM "$(cat "$1/pid")"; rm -rf "$1"'
+_WATCHDOG: Final = 'trap "" HUP INT TERM; read _; kill -TERM "$(cat "$1/pid")"; rm -rf "$1"'
 
 
 class LocalUpstashError(Exception):
@@ -387,7 +388,8 @@ class EmbeddedValkey:
                     unix_socket_path=self._socket_path,
                     config=config if self._data is None else config | _KEPT,
                 )
-                self._server.start()
+                with _interrupts_blocked():
+                    self._server.start()
                 break
             except ValkeyBinaryNotFoundError as error:
                 raise LocalUpstashError(_NO_VALKEY) from error
@@ -414,6 +416,19 @@ class EmbeddedValkey:
         shutil.rmtree(self._directory, ignore_errors=True)
         if self._lock is not None:
             self._lock.close()
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Processes that are started in this block do not receive the terminal's Ctrl-C.
+
+    It is sent to this process, and what handles it, such as a command at its prompt, may go on.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _lock_directory(directory: Path) -> TextIOWrapper:
