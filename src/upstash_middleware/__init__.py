@@ -18,8 +18,10 @@ if TYPE_CHECKING:
         combine,
         cookie,
         first_of,
+        form,
         hashed,
         header,
+        json_field,
         jwt_claim,
         query,
     )
@@ -88,8 +90,10 @@ __all__ = [
     "combine",
     "cookie",
     "first_of",
+    "form",
     "hashed",
     "header",
+    "json_field",
     "jwt_claim",
     "query",
 ]

@@ -22,6 +22,7 @@ from upstash_middleware.messages import (
     WITHOUT_BODY,
     Headers,
     HTTPRequest,
+    RequestBody,
     Response,
     ResponseHead,
     announces_no_body,
@@ -106,7 +107,7 @@ class Middleware:
         self._cache_handle = CacheHandle(runtime)
         self._redis = RedisProxy(runtime.async_redis)
         self._serving: Mapping[str, ASGIApp] = {
-            "http": self._http,
+            "http": self._http_with_body if runtime.reads_body else self._http,
             "websocket": self._websocket,
             "lifespan": self._lifespan,
         }
@@ -149,13 +150,19 @@ class Middleware:
         if self._caches:
             state["cache"] = self._cache_handle
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _http_with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = ReceivedBody(receive)
+        await self._http(scope, body.receive, send, body)
+
+    async def _http(
+        self, scope: Scope, receive: Receive, send: Send, body: RequestBody | None = None
+    ) -> None:
         begun: tuple[HTTPRequest, Exchange] | None = scope.get(_INNER)
         if begun is not None and begun[1].engine is self.runtime.engine:
             request, exchange = begun
             del scope[_INNER]
         else:
-            request = request_of(scope, self._root_path)
+            request = request_of(scope, self._root_path, body)
             exchange = await self.runtime.abegin(request, self._inner)
         if exchange.decision is not None:
             scope["state"]["rate_limit"] = exchange.decision
@@ -729,7 +736,7 @@ class ScopeCall(HandlerCall):
 # Requests
 
 
-def request_of(scope: Scope, root_path: str = "") -> HTTPRequest:
+def request_of(scope: Scope, root_path: str = "", body: RequestBody | None = None) -> HTTPRequest:
     """Return the request of an HTTP scope, or of a WebSocket scope, whose handshake is one.
 
     A non-empty ``root_path`` replaces the scope's.
@@ -762,6 +769,7 @@ def request_of(scope: Scope, root_path: str = "") -> HTTPRequest:
         sent,
         root_path.rstrip("/"),
         scope,
+        body,
     )
 
 
@@ -779,6 +787,40 @@ def _below(root_path: str, path: str, sent: str) -> tuple[str, str]:
         if unquote(url) == whole:
             return below, url
     return below, quote(whole, safe=PATH_SAFE)  # rewritten outside: see request_of
+
+
+class ReceivedBody(RequestBody):
+    """A request's body, read from a server's ``receive`` and passed on to the application."""
+
+    __slots__ = ("_data", "_is_whole", "_other", "_receive", "_replays")
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._data = bytearray()
+        """One object, since a client may send each byte in a message of its own."""
+        self._is_whole = False
+        self._other: Message | None = None  # that the client has left
+        self._replays = False
+
+    async def read(self, limit: int) -> bytes | None:
+        """See RequestBody; it waits for the client as an application would."""
+        while not (self._is_whole or self._other) and len(self._data) <= limit:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                self._other = message
+                break
+            self._data += message.get("body", b"")
+            self._is_whole = not message.get("more_body", False)
+            self._replays = True
+        return bytes(self._data) if self._is_whole and len(self._data) <= limit else None
+
+    async def receive(self) -> Message:
+        """Return what has been read, in one message, and then the server's further messages."""
+        if self._replays:
+            self._replays = False
+            body, more = bytes(self._data), not self._is_whole
+            return {"type": "http.request", "body": body, "more_body": more}
+        return self._other or await self._receive()
 
 
 _TO_ROUTE = (

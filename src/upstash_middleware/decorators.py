@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         RateLimitRule,
     )
     from upstash_middleware.core.ratelimit.rules import Cost, OnError, Predicate, Settle
-    from upstash_middleware.messages import HTTPRequest, Response
+    from upstash_middleware.messages import HTTPRequest, RequestBody, Response
 
 H = TypeVar("H")
 F = TypeVar("F", bound="Callable[..., Any]")
@@ -127,6 +127,10 @@ class HandlerCall:
         raise NotImplementedError
 
     def request(self) -> HTTPRequest:
+        raise NotImplementedError
+
+    def body(self) -> RequestBody | None:
+        """Return the request's body, for a limit that needs it; None if it has none."""
         raise NotImplementedError
 
     def decision(self) -> Decision:
@@ -395,6 +399,8 @@ class HandlerLimit(Decorator):
             if id(limiter) not in counted:  # one may be in front of the application and of a view
                 counted.add(id(limiter))
                 parts = [limiter if prior is UNCHECKED else _Behind(limiter, prior)]
+                if limiter.reads_body:
+                    request = structs.replace(request, body=call.body())
                 return Engine(parts, observe=runtime.observe), request
         call.show(prior)
         return None
@@ -419,7 +425,7 @@ class HandlerLimit(Decorator):
                 setting = f"{self.name[:-1]}, name={name!r})"
                 rule = structs.replace(self.rule, name=name, setting=setting)
                 limits = [limit for ref in tuple(_handler_limits) if (limit := ref()) is not None]
-                extractors = [limit.rule.by for limit in limits]
+                extractors = [limit.rule.extractor for limit in limits]
                 limiter = runtime.limiter((rule,), also=extractors, at_handler=True)
                 runtime.handler_limiters[key] = name, limiter
             return runtime.handler_limiters[key][1]

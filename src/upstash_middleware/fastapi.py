@@ -3,8 +3,10 @@
 Everything else is Starlette's. FastAPI itself is not imported.
 """
 
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, TypeVar, Unpack
+from uuid import UUID
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection, Request
@@ -13,6 +15,7 @@ from starlette.responses import Response
 from upstash_middleware import starlette
 from upstash_middleware.asgi import CacheHandle, CacheMiddleware, headers_of
 from upstash_middleware.core.clock import Duration
+from upstash_middleware.core.identify import Identifier
 from upstash_middleware.core.ratelimit import Decision
 from upstash_middleware.core.ratelimit.decision import LIMIT_FIELDS
 from upstash_middleware.decorators import (
@@ -25,7 +28,7 @@ from upstash_middleware.decorators import (
     mark_limits,
 )
 from upstash_middleware.errors import ConfigurationError
-from upstash_middleware.messages import ResponseHead
+from upstash_middleware.messages import HTTPRequest, ResponseHead
 from upstash_middleware.openapi import document
 from upstash_middleware.runtime import Features
 from upstash_middleware.starlette import (
@@ -69,15 +72,28 @@ def limit(
 
     Args:
         limits: See RateLimitRule.
-        arguments: Other fields of RateLimitRule, without ``path`` and ``methods``.
+        arguments: Other fields of RateLimitRule, without ``path`` and ``methods``. ``by`` may be
+            another dependency, ``by=Depends(current_user)``, which FastAPI calls once for a
+            request, wherever else it is used. Its value identifies by itself, if it is text, a
+            number or a UUID, or else by its ``id``; by None, the client's address is used. A
+            request that the dependency refuses is not counted.
 
     Raises:
         ConfigurationError: An argument is wrong.
     """
+    by: Any = arguments.get("by")
+    depends = _is_dependency(by)
+    if depends:
+        arguments["by"] = _Resolved(by)
     handler_limit = HandlerLimit(limits, arguments)
     settles = handler_limit.rule.settle is not None
 
-    async def rate_limit(connection: HTTPConnection, response: Response) -> AsyncIterator[Decision]:
+    async def rate_limit(
+        connection: HTTPConnection, response: Response, resolved: Any = by
+    ) -> AsyncIterator[Decision]:
+        if depends:
+            known = connection.scope.setdefault(_RESOLVED, {})
+            known[arguments["by"]] = resolved
         call = _call(connection, handler_limit)
         if settles and call.stream is None and call.runtime().enabled and not call.is_free():
             raise ConfigurationError(
@@ -106,6 +122,10 @@ def limit(
         finally:
             await pending.afinish(complete=complete)
 
+    if not depends:  # FastAPI would look for it in the query
+        signature = inspect.signature(rate_limit)
+        others = [each for name, each in signature.parameters.items() if name != "resolved"]
+        vars(rate_limit)["__signature__"] = signature.replace(parameters=others)
     mark_limits(rate_limit, handler_limit)
     return _no_decorator(rate_limit, handler_limit.name)
 
@@ -163,6 +183,39 @@ def document_limits(app: Any) -> None:
         return described
 
     app.openapi = openapi
+
+
+_RESOLVED = "upstash_middleware.resolved"
+"""In a scope: the values of the dependencies that limits identify by."""
+
+
+def _is_dependency(by: object) -> bool:
+    bases = {f"{base.__module__}.{base.__qualname__}" for base in type(by).__mro__}
+    return "fastapi.params.Depends" in bases
+
+
+class _Resolved:
+    """The extractor for a dependency's value, which FastAPI has resolved before the limit."""
+
+    def __init__(self, dependency: object) -> None:
+        self._dependency = dependency
+
+    def __repr__(self) -> str:
+        return repr(self._dependency)
+
+    def __call__(self, request: HTTPRequest) -> Identifier | str | int | None:
+        value: Any = request.native[_RESOLVED][self]
+        if value is None or isinstance(value, Identifier | str | int):
+            return value
+        if not isinstance(value, UUID):
+            try:
+                value = value.id
+            except AttributeError:
+                raise TypeError(
+                    f"{self._dependency!r} returned a {type(value).__name__}; it should return "
+                    "text, a whole number, a UUID, an Identifier, an object with an id, or None"
+                ) from None
+        return None if value is None else Identifier("user", str(value))
 
 
 def _call(connection: HTTPConnection, decorator: Decorator) -> EndpointCall:

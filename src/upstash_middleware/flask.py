@@ -45,7 +45,14 @@ from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.events import UserCodeFailed
 from upstash_middleware.messages import Response
 from upstash_middleware.runtime import Features, RedisProxy, Runtime
-from upstash_middleware.wsgi import RATE_LIMIT_KEY, Middleware, fields_of, head_of, request_of
+from upstash_middleware.wsgi import (
+    RATE_LIMIT_KEY,
+    EnvironBody,
+    Middleware,
+    fields_of,
+    head_of,
+    request_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -59,7 +66,7 @@ if TYPE_CHECKING:
         F,
         LimitArguments,
     )
-    from upstash_middleware.messages import HTTPRequest
+    from upstash_middleware.messages import HTTPRequest, RequestBody
     from upstash_middleware.settings import Arguments
 
 __all__ = [
@@ -426,6 +433,9 @@ class _ViewCall(HandlerCall):
     def request(self) -> HTTPRequest:
         return request_of(request.environ)
 
+    def body(self) -> RequestBody:
+        return _ViewBody(request.environ)
+
     def decision(self) -> Decision:
         found: Decision = request.environ.get(RATE_LIMIT_KEY, UNCHECKED)
         return found
@@ -455,6 +465,25 @@ class _ViewCall(HandlerCall):
             after_this_request(_answer)
             request_tearing_down.connect(_give_up, self._app)
         environ[_ATTACHED].append(attached)
+
+
+class _ViewBody(EnvironBody):
+    """The body of the current request, which Flask may have read and parsed by now."""
+
+    __slots__ = ()
+
+    def read(self, limit: int) -> bytes | None:
+        """See RequestBody."""
+        known: bytes | None = getattr(request, "_cached_data", None)
+        if known is not None:
+            return known if len(known) <= limit else None
+        return None if "stream" in vars(request) else super().read(limit)
+
+    def parsed(self, name: str) -> list[Any] | None:
+        """See RequestBody."""
+        if "form" not in vars(request):
+            return None
+        return [*request.form.getlist(name), *request.files.getlist(name)]
 
 
 class Limit(HandlerLimit):

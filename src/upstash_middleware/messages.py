@@ -14,7 +14,7 @@ from urllib.parse import quote
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, KeysView
+    from collections.abc import Awaitable, Iterable, KeysView
 
 RawHeaders = tuple[tuple[bytes, bytes], ...]
 
@@ -148,6 +148,23 @@ class Headers:
 NO_HEADERS = Headers()
 
 
+class RequestBody:
+    """A request's body, as far as an adapter can read it and pass it on unread."""
+
+    __slots__ = ()
+
+    def read(self, limit: int) -> bytes | Awaitable[bytes | None] | None:
+        """Return the body; None if it is longer than ``limit`` bytes, or cannot be read whole.
+
+        On an event loop it returns an awaitable.
+        """
+        raise NotImplementedError
+
+    def parsed(self, name: str) -> list[Any] | None:  # noqa: ARG002 - for those that have it
+        """Return the values of a form's field, texts and files; None if no form was parsed yet."""
+        return None
+
+
 class HTTPRequest(msgspec.Struct, frozen=True):
     """A request's head as it reached the application's server."""
 
@@ -175,6 +192,8 @@ class HTTPRequest(msgspec.Struct, frozen=True):
     ``root_path``. Empty for an application at the root of its host."""
     native: Any = None
     """The framework's own request: an ASGI scope, a WSGI environ, a Django HttpRequest."""
+    body: RequestBody | None = None
+    """Where a rule needs it, what ``form`` and ``json_field`` read."""
 
     @property
     def raw_path(self) -> str:
@@ -188,8 +207,8 @@ class HTTPRequest(msgspec.Struct, frozen=True):
         return normal_path(self.sent_path or quote(path, safe=PATH_SAFE))
 
     def __repr__(self) -> str:
-        # Without the framework's own, which contains credentials.
-        names = (name for name in self.__struct_fields__ if name != "native")
+        # Without the framework's own and the body, which contain credentials.
+        names = (name for name in self.__struct_fields__ if name not in {"native", "body"})
         return f"HTTPRequest({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
 

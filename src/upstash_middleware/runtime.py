@@ -105,9 +105,12 @@ class Runtime:
         if exempts is not None and self.purge_endpoint is not None:
             exempts = _all_but(self.purge_endpoint, exempts)
         limits: list[Part] = []
+        self.reads_body: bool = False
+        """Whether a limit identifies clients by a request's body, which an adapter then gives."""
         if Features.RATE_LIMIT in features and self.has_limits:
             rules, default = settings.rate_limits, settings.default_limit
-            limits = [self.limiter(rules, default, exempts=exempts)]
+            limiter = self.limiter(rules, default, exempts=exempts)
+            limits, self.reads_body = [limiter], limiter.reads_body
         self.caches: bool = Features.CACHE in features and bool(settings.cache)
         """Whether it may store responses."""
         cache: list[Part] = [self.cache] if self.caches else []
@@ -298,7 +301,7 @@ class Runtime:
             deadline=settings.deadline,
             match=settings.match,
             denials=self._denials,
-            also=(*(rule.by for rule in given if rule is not None), *also),
+            also=(*(rule.extractor for rule in given if rule is not None), *also),
             perform=self._settle_late,
             deny_list=settings.deny_list,
             analytics=settings.analytics,

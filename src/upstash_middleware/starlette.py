@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 from weakref import WeakKeyDictionary
 
 from starlette.concurrency import run_in_threadpool
@@ -27,6 +27,7 @@ from upstash_middleware.asgi import (
     TRY_AGAIN_LATER,
     CacheHandle,
     CacheMiddleware,
+    ReceivedBody,
     ResponseStream,
     ScopeCall,
     headers_of,
@@ -49,7 +50,7 @@ from upstash_middleware.decorators import (
 )
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.events import SettingDoubted, UserCodeFailed
-from upstash_middleware.messages import Headers, Response, ResponseHead
+from upstash_middleware.messages import Headers, RequestBody, Response, ResponseHead
 from upstash_middleware.runtime import Features, Runtime
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ _by_environment: WeakKeyDictionary[Any, Runtime] = WeakKeyDictionary()
 class EndpointCall(ScopeCall):
     """One call of a Starlette endpoint: a function, or a method of a class."""
 
-    __slots__ = ()
+    __slots__ = ("connection",)
 
     expected = "an endpoint's function or method; of a class, decorate the methods"
 
@@ -185,7 +186,11 @@ class EndpointCall(ScopeCall):
                 "with the dependency of that name in upstash_middleware.fastapi"
             )
         self.owner: type | None = owner_of(self.handler, args) if len(args) > 1 else None
-        self.read_scope(args[-1].scope)
+        self.connection: HTTPConnection = args[-1]
+        self.read_scope(self.connection.scope)
+
+    def body(self) -> RequestBody | None:
+        return _EndpointBody(self.connection) if isinstance(self.connection, Request) else None
 
     def own_runtime(self) -> Runtime:
         """Return one that is made from the environment for the application."""
@@ -232,6 +237,31 @@ class EndpointCall(ScopeCall):
             attached.head(ResponseHead(error.status_code, headers_of(lines)))
         elif isinstance(error, Exception) and not isinstance(error, ClientDisconnect):
             attached.failed()
+
+
+class _EndpointBody(RequestBody):
+    """The body of a Starlette request, which may have been read and parsed by now."""
+
+    __slots__ = ("_request",)
+
+    def __init__(self, request: Request) -> None:
+        self._request: Any = request  # its private attributes are the only way to replace receive
+
+    async def read(self, limit: int) -> bytes | None:
+        """See RequestBody."""
+        request = self._request
+        if (known := getattr(request, "_body", None)) is not None:
+            return known if len(known) <= limit else None
+        if request._stream_consumed:  # noqa: SLF001
+            return None
+        body = ReceivedBody(request.receive)
+        request._receive = body.receive  # noqa: SLF001
+        return await body.read(limit)
+
+    def parsed(self, name: str) -> list[Any] | None:
+        """See RequestBody; FastAPI parses a form before it calls dependencies."""
+        form = self._request._form  # noqa: SLF001
+        return None if form is None else cast("list[Any]", form.getlist(name))
 
 
 class _LimitedResponse(StarletteResponse):

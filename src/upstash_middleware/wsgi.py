@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import weakref
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import Context
 from functools import lru_cache, partial
 from http import HTTPStatus
-from io import BytesIO
+from io import BufferedIOBase, BytesIO
 from itertools import chain, compress, repeat
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 from urllib.parse import quote, unquote_to_bytes
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from upstash_middleware.core.ratelimit.decision import UNCHECKED
 from upstash_middleware.decorators import REFRESH
@@ -24,6 +25,7 @@ from upstash_middleware.messages import (
     WITHOUT_BODY,
     Headers,
     HTTPRequest,
+    RequestBody,
     Response,
     ResponseHead,
     announces_no_body,
@@ -117,6 +119,8 @@ class Middleware:
                 outer.take_inner()
                 return request, inner
         request = request_of(environ)
+        if self.runtime.reads_body:
+            request = replace(request, body=EnvironBody(environ))
         return request, self.runtime.begin(request, self._directly_inside())
 
     def _directly_inside(self) -> Runtime | None:
@@ -208,6 +212,82 @@ class _WatchedInput:
         if data:
             self._found()
         return data
+
+
+class EnvironBody(RequestBody):
+    """A request's body, read from ``wsgi.input``, which then has it for the application."""
+
+    __slots__ = ("_environ",)
+
+    def __init__(self, environ: WSGIEnvironment) -> None:
+        self._environ = environ
+
+    def read(self, limit: int) -> bytes | None:
+        """See RequestBody; without Content-Length, only where the server ends ``wsgi.input``."""
+        environ = self._environ
+        stream = environ["wsgi.input"]
+        if not isinstance(stream, ReadAhead):
+            length = environ.get("CONTENT_LENGTH") or ""
+            expected = int(length) if length.isascii() and length.isdecimal() else None
+            if expected is None and not environ.get("wsgi.input_terminated"):
+                return b""  # PEP 3333: there is nothing that an application may read
+            if expected is not None and expected > limit:
+                return None
+            stream = environ["wsgi.input"] = ReadAhead(stream, expected)
+        return stream.whole(limit)
+
+
+class ReadAhead(BufferedIOBase):
+    """A request's body, of which the beginning has been read and is given out again first.
+
+    ``expected`` is its length, None where the stream ends with it. Nothing is read beyond it, where
+    a server's stream may wait for ever.
+    """
+
+    def __init__(self, stream: Any, expected: int | None = None) -> None:
+        super().__init__()
+        self._stream = stream
+        self._expected = expected
+        self._begun = BytesIO()
+        self._is_whole = expected == 0
+
+    def whole(self, limit: int) -> bytes | None:
+        """Return the body if it has at most so many bytes, and nothing was read by others."""
+        if self._begun.tell():
+            return None
+        data = bytearray(self._begun.getvalue())
+        most = limit + 1 if self._expected is None else self._expected
+        with suppress(Exception):  # the application gets what the server's stream does next
+            while not self._is_whole and len(data) < most:
+                piece = self._stream.read(most - len(data))
+                data += piece
+                self._is_whole = not piece if self._expected is None else len(data) == most
+                if not piece:
+                    break
+        self._begun = BytesIO(data)
+        return bytes(data) if self._is_whole and len(data) <= limit else None
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        most = -1 if size is None or size < 0 else size
+        data = self._begun.read(most)
+        if self._is_whole or len(data) == most:
+            return data
+        rest = (most - len(data),) if most >= 0 else ()
+        return data + cast("bytes", self._stream.read(*rest))
+
+    def read1(self, size: int = -1, /) -> bytes:
+        return self.read(size)
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        most = -1 if size is None or size < 0 else size
+        line = self._begun.readline(most)
+        if self._is_whole or line.endswith(b"\n") or len(line) == most:
+            return line
+        rest = (most - len(line),) if most >= 0 else ()
+        return line + cast("bytes", self._stream.readline(*rest))
 
 
 # ------------------------------------------------------------------------------------------------

@@ -88,6 +88,7 @@ class FakeRuntime:
 
     features = Features.BOTH
     finishes_first = False
+    reads_body = False
     has_limits = True
     late: tuple[()] = ()
 

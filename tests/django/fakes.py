@@ -73,6 +73,7 @@ class FakeHalf(PartExchange, Part):
 class FakeRuntime:
     """A runtime over one fake half, and its own client."""
 
+    reads_body = False
     finishes_first = False
     caches = True
 

@@ -91,6 +91,7 @@ class Site:
         fields: Sequence[tuple[bytes, bytes]] = (),
         method: str = "GET",
         query: str = "",
+        body: bytes = b"",
     ) -> int:
         """Send a request; return the response's status."""
         statuses: list[int] = []
@@ -112,7 +113,7 @@ class Site:
         }
 
         async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": b"", "more_body": False}
+            return {"type": "http.request", "body": body, "more_body": False}
 
         async def send(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -176,11 +177,14 @@ def values() -> Iterable[tuple[str, Callable[[int], str]]]:
 
 
 async def slow_values(
-    send: Callable[[str], Awaitable[object]], usual: float, size: int = SIZE
+    send: Callable[[str], Awaitable[object]],
+    usual: float,
+    size: int = SIZE,
+    hostile: Iterable[tuple[str, Callable[[int], str]]] | None = None,
 ) -> list[str]:
     """Return the hostile values that cost more than they may, with their figures."""
     found = []
-    for name, value in values():
+    for name, value in values() if hostile is None else hostile:
         allowed = usual + ALLOWED_MS
         text = value(size)
         whole = await least_ms(partial(send, text), under=usual + WORTH_COMPARING_MS)
@@ -291,6 +295,41 @@ def test_a_target(upstash: LocalUpstash, rule: CacheRule, part: str):
 
             await send("a")
             return await slow_values(send, await least_ms(lambda: send("a")), size=16 * 1024)
+
+    assert asyncio.run(measure()) == []
+
+
+PART = '--b\r\nContent-Disposition: form-data; name="user"\r\n\r\n'
+BODIES = {
+    "urlencoded": ("form:user", "application/x-www-form-urlencoded", "user=", "&user=a&u%73er="),
+    "multipart": ("form:user", "multipart/form-data; boundary=b", PART, "\r\n--b", "\r\n--b--"),
+    "part": ("form:user", "multipart/form-data; boundary=b", '--b\r\nA: "', 'a: "', "\r\n;"),
+    "json": ("json:user", "application/json", '{"user": "', '{"user":', "[", '["', "\\u0301", "9"),
+    "normalised": ("json:user", "application/json", '{"user": "a', "\u0301\u0315", "\\u0344"),
+}
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_a_body_that_identifies_the_client(upstash: LocalUpstash, kind: str):
+    by, content_type, begin, *units = BODIES[kind]
+    rule = RateLimitRule("/login", "1000000/hour", by=by)
+    fields = [field("content-type", content_type)]
+
+    async def measure() -> list[str]:
+        async with served([], rate_limits=[rule], default_limit=None) as site:
+
+            def send(text: str) -> Awaitable[int]:
+                body = text.encode("utf-8", "replace")
+                return site.request("/login", fields, "POST", body=body)
+
+            await send(begin)
+            usual = await least_ms(lambda: send(begin))
+            own = [
+                (f"{before}{unit!r}…", partial(_repeated, before, unit, ""))
+                for unit in (*units, "a", "=")
+                for before in (begin, "")
+            ]
+            return await slow_values(send, usual, SIZE - 1024, [*values(), *own])
 
     assert asyncio.run(measure()) == []
 

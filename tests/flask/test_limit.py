@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -496,3 +497,36 @@ def test_a_response_that_a_view_gives_every_time_has_the_fields_of_each_request_
         answer = client.get("/health", environ_base={"REMOTE_ADDR": f"203.0.113.{number}"})
         assert answer.headers.getlist("X-RateLimit-Remaining") == [left]
         assert answer.headers.getlist("X-Own") == ["own"]
+
+
+@pytest.mark.parametrize("read", ["form", "data", "path"])
+def test_a_limit_reads_the_form_whatever_was_read_before(app: Flask, read: str):
+    """A function before it may have parsed the form, or read the body."""
+
+    @app.before_request
+    def before() -> None:
+        getattr(request, read)
+
+    @app.post("/")
+    @limit("1/hour", by="form:name")
+    def login() -> str:
+        photo = request.files.get("photo")
+        return request.form["name"] + (photo.read().decode() if photo else "")
+
+    client = app.test_client()
+    answers = [client.post("/", data={"name": name}) for name in ("ada", " Ada", "bob")]
+    assert [each.status_code for each in answers] == [200, 429, 200]
+    sent = {"name": "eve", "photo": (BytesIO(b"tea"), "a.png")}
+    with client.post("/", data=sent) as answer:
+        assert (answer.status_code, answer.get_data(as_text=True)) == (200, "evetea")
+    assert client.post("/", data={"name": "EVE"}).status_code == 429
+
+
+def test_a_body_that_was_streamed_before_counts_with_those_without_a_name(app: Flask):
+    @app.before_request
+    def before() -> None:
+        request.stream.read()
+
+    app.post("/")(limit("1/hour", by="form:name")(left))
+    client = app.test_client()
+    assert [client.post("/", data={"name": name}).status_code for name in "ab"] == [200, 429]

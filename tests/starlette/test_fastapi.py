@@ -1,15 +1,26 @@
 """``Depends(limit(…))`` in FastAPI: routes, routers and whole applications."""
 
+import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Annotated, Any
 
 import pytest
-from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException
+from fastapi import (
+    APIRouter,
+    BackgroundTasks,
+    Body,
+    Depends,
+    FastAPI,
+    Form,
+    HTTPException,
+    UploadFile,
+)
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import Request
 from starlette.testclient import TestClient
 
-from upstash_middleware import ConfigurationError, Decision
+from upstash_middleware import ConfigurationError, Decision, Identifier, RateLimitRule, starlette
 from upstash_middleware.fastapi import (
     RequestDenied,
     UpstashMiddleware,
@@ -269,3 +280,157 @@ def test_a_dependency_used_as_a_decorator_says_what_to_write(name: str):
     with pytest.raises(TypeError) as raised:
         decorate(page)
     assert f"write dependencies=[Depends({name})]" in str(raised.value)
+
+
+# Identities that a dependency finds
+
+
+class Shopper:
+    def __init__(self, key: Any) -> None:
+        self.id = key
+
+
+def shopper(found: Callable[[str], Any]) -> tuple[Any, list[str]]:
+    """Return a dependency that finds a shopper, and for whom it was called."""
+    called: list[str] = []
+
+    def current_user(request: Request) -> Any:
+        name = request.headers["authorization"]
+        called.append(name)
+        if name == "nobody":
+            raise HTTPException(401)
+        return found(name)
+
+    return current_user, called
+
+
+def visits(served: TestClient, *names: str) -> list[int]:
+    return [served.get("/", headers={"authorization": name}).status_code for name in names]
+
+
+VALUES: list[Callable[[str], Any]] = [
+    str,
+    Shopper,
+    lambda name: Shopper(ord(name[0])),
+    lambda name: uuid.uuid5(uuid.NAMESPACE_DNS, name),
+    lambda name: Identifier("account", name),
+]
+
+
+@pytest.mark.parametrize("found", VALUES)
+@pytest.mark.parametrize("where", ["first", "last", "default", "route", "application", "alone"])
+def test_a_dependency_identifies_wherever_it_stands(
+    client: Serve, found: Callable[[str], Any], where: str
+):
+    """FastAPI calls it once for each request, also for the function itself."""
+    current_user, called = shopper(found)
+    user = Depends(current_user)
+    allowed = Depends(limit("1/hour", by=user))
+    app = FastAPI(dependencies=[allowed] if where == "application" else [])
+
+    def first(one: Annotated[Decision, allowed], user: Annotated[Any, user]) -> bool:
+        return one.allowed and user is not None
+
+    async def last(user: Annotated[Any, user], one: Annotated[Decision, allowed]) -> bool:
+        return one.allowed and user is not None
+
+    def default(one: Decision = allowed, user: Any = user) -> bool:
+        return one.allowed and user is not None
+
+    functions = {"first": first, "last": last, "default": default}
+    own = Depends(limit("1/hour", by=Depends(current_user)))
+    app.get("/", dependencies={"route": [allowed], "alone": [own]}.get(where))(
+        functions.get(where, plain)
+    )
+    served = client(app)
+    assert visits(served, "ada", "ada", "bob") == [200, 429, 200]
+    assert called == ["ada", "ada", "bob"]
+    (operation,) = served.get("/openapi.json").json()["paths"]["/"].values()
+    assert "parameters" not in operation
+
+
+def test_a_request_that_the_dependency_refuses_is_not_counted(client: Serve):
+    current_user, _ = shopper(str)
+    app = FastAPI()
+    app.get("/", dependencies=[Depends(limit("1/hour", by=Depends(current_user)))])(plain)
+    assert visits(client(app), "nobody", "nobody", "ada") == [401, 401, 200]
+
+
+def test_visitors_without_an_identity_count_by_address(client: Serve):
+    current_user, _ = shopper(lambda name: None if name == "guest" else name)
+    app = FastAPI()
+    app.get("/", dependencies=[Depends(limit("1/hour", by=Depends(current_user)))])(plain)
+    assert visits(client(app), "guest", "guest", "ada") == [200, 429, 200]
+
+
+def test_a_value_without_identity_is_reported(client: Serve, caplog: pytest.LogCaptureFixture):
+    current_user, _ = shopper(lambda name: {"name": name})
+    app = FastAPI()
+    app.get("/", dependencies=[Depends(limit("1/hour", by=Depends(current_user)))])(plain)
+    assert visits(client(app), "ada", "bob") == [200, 429]
+    assert "returned a dict; it should return text" in caplog.text
+
+
+def test_two_limits_may_depend_on_the_same_and_on_other_dependencies(client: Serve):
+    current_user, called = shopper(str)
+
+    def team(user: Annotated[str, Depends(current_user)]) -> str:
+        return user[0]
+
+    by_team = limit("2/hour", by=Depends(team), name="team")
+    app = FastAPI(dependencies=[Depends(by_team)])
+    app.get("/", dependencies=[Depends(limit("1/hour", by=Depends(current_user)))])(plain)
+    assert visits(client(app), "ada", "ada", "amy", "bob") == [200, 429, 429, 200]
+    assert called == ["ada", "ada", "amy", "bob"]
+
+
+@pytest.mark.parametrize("make", [starlette.limit, partial(RateLimitRule, "/")])
+def test_only_a_dependency_can_depend(make: Any):
+    with pytest.raises(ConfigurationError, match=r"Depends\(limit\(..., by=...\)\)"):
+        make("1/hour", by=Depends(plain))
+
+
+# Limits by what the body contains
+
+
+def test_a_limit_reads_the_form_that_fastapi_has_parsed(client: Serve):
+    app = FastAPI()
+
+    @app.post("/", dependencies=[Depends(limit("1/hour", by="form:name"))])
+    async def login(name: Annotated[str, Form()], photo: UploadFile | None = None) -> str:
+        return name + ("" if photo is None else (await photo.read()).decode())
+
+    served = client(app)
+    answers = [served.post("/", data={"name": name}) for name in ("ada", "Ada", "bob")]
+    assert [each.status_code for each in answers] == [200, 429, 200]
+    assert answers[0].json() == "ada"
+    sent = served.post("/", data={"name": "eve"}, files={"photo": b"tea"})
+    assert (sent.status_code, sent.json()) == (200, "evetea")
+    assert served.post("/", data={"name": "EVE"}).status_code == 429
+    assert served.post("/", data={"name": ["a", "b"]}).status_code == 200
+    assert served.post("/", data={"name": ["c", "d"]}).status_code == 429
+
+
+def test_a_limit_reads_the_json_that_fastapi_has_read(client: Serve):
+    app = FastAPI()
+
+    @app.post("/", dependencies=[Depends(limit("1/hour", by="json:user.name"))])
+    def login(user: Annotated[dict[str, str], Body(embed=True)]) -> str:
+        return user["name"]
+
+    served = client(app)
+    answers = [served.post("/", json={"user": {"name": name}}) for name in ("ada", "ADA", "bob")]
+    assert [each.status_code for each in answers] == [200, 429, 200]
+    assert answers[2].json() == "bob"
+
+
+def test_a_route_reads_the_body_after_a_limit(client: Serve):
+    app = FastAPI()
+
+    @app.post("/", dependencies=[Depends(limit("9/hour", by="form:name"))])
+    async def login(request: Request) -> str:
+        return (await request.body()).decode()
+
+    served = client(app)
+    for data in ({"name": "ada"}, {"name": "ada", "padding": "x" * 70_000}):
+        assert served.post("/", data=data).json().startswith("name=ada")

@@ -31,6 +31,7 @@ class FakeRuntime:
     """A runtime over one fake half."""
 
     finishes_first = False
+    reads_body = False
 
     def __init__(
         self, half: FakeHalf, *, enabled: bool = True, features: Features = Features.BOTH

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from upstash_middleware.core.flow import Resolve, call
 from upstash_middleware.errors import ConfigurationError
-from upstash_middleware.messages import HTTPRequest
+from upstash_middleware.messages import HTTPRequest, content_length
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,6 +138,9 @@ class SentValue(Struct, frozen=True):
     name: str
     read: Callable[[HTTPRequest, str], list[str]]
 
+    def __repr__(self) -> str:
+        return f"{self.kind}({self.name!r})"
+
     def __call__(self, request: HTTPRequest) -> Identifier | None:
         """Return the value as a secret identifier; None if it is absent or empty.
 
@@ -203,6 +206,139 @@ def _query(request: HTTPRequest, name: str) -> list[str]:
         # An escape has three characters, so a longer key is another name.
         if key == name or (len(key) <= 3 * len(name) and unquote_plus(key) == name)
     ]
+
+
+# ------------------------------------------------------------------------------------------------
+# Values in the body. A client chooses what it sends, so a request whose body has no such value
+# counts too: all of them together, since no padding, repetition or encoding may lift the limit.
+
+_NO_SINGLE_VALUE = "(no single value)"
+_MAX_BODY = 64 * 1024
+_LARGEST_MAX_BODY = 16 * 1024 * 1024
+_LONGEST_NORMALISED = 1024
+"""Characters beyond ASCII: ordering many combining characters takes quadratic time."""
+
+
+def normalised(text: str) -> str:
+    if not text.isascii():
+        if len(text) > _LONGEST_NORMALISED:
+            raise ValueError("too long")
+        from unicodedata import normalize  # noqa: PLC0415 - rarely needed
+
+        text = normalize("NFKC", normalize("NFKC", text).casefold())
+    return text.strip().casefold()
+
+
+class BodyField(Finder, frozen=True):
+    """The extractor that ``form`` and ``json_field`` return."""
+
+    function: str
+    name: str
+    max_body: int
+    normalise: Callable[[str], str] | None
+
+    def __repr__(self) -> str:
+        more = "" if self.max_body == _MAX_BODY else f", max_body={self.max_body!r}"
+        if self.normalise is not normalised:
+            more += f", normalise={getattr(self.normalise, '__name__', self.normalise)}"
+        return f"{self.function}({self.name!r}{more})"
+
+    async def find(self, request: HTTPRequest) -> Identifier:
+        """Return the value as a secret identifier, or the one of all requests without a value."""
+        kind = f"{self.function.removesuffix('_field')}.{self.name}"
+        value = await self._value(request)
+        if value is None:
+            return Identifier(kind, _NO_SINGLE_VALUE)
+        return Identifier(kind, value, secret=True)
+
+    async def _value(self, request: HTTPRequest) -> str | None:
+        from upstash_middleware.core.bodies import (  # noqa: PLC0415 - if any rule needs it
+            form_values,
+            is_encoded,
+            json_values,
+        )
+
+        body, headers = request.body, request.headers
+        if body is None or (content_length(headers) or 0) > self.max_body or is_encoded(headers):
+            return None
+        try:
+            is_form = self.function == "form"
+            values = body.parsed(self.name) if is_form else None
+            if values is None:
+                data = await call(body.read, self.max_body)
+                if data is None:
+                    return None
+                if is_form:
+                    values = form_values(headers, data, self.name)
+                else:
+                    values = json_values(data, tuple(self.name.split(".")))
+            (value,) = values
+            if self.normalise is not None:
+                value = self.normalise(value)
+        except Exception:  # noqa: BLE001 - whatever a client can cause: it counts nevertheless
+            return None
+        return value if value and isinstance(value, str) else None
+
+
+def form(
+    name: str, *, max_body: int = _MAX_BODY, normalise: Callable[[str], str] | None = normalised
+) -> BodyField:
+    """Identify by a field of a form in the request's body, urlencoded or multipart.
+
+    Requests without exactly one value count together: another content type, no such field or
+    several, a body that is longer or that parsers may read differently. The application reads its
+    body as if nothing had read it before.
+
+    Args:
+        name: The field's name, as in ``<input name="username">``.
+        max_body: Bytes of the longest body that is read.
+        normalise: A function that returns one spelling of a value; by default without white space
+            around it, in Unicode's form NFKC and without case. None uses the value as it is. If it
+            raises, the request has no value.
+
+    Raises:
+        ConfigurationError: A value is wrong.
+    """
+    return _body_field("form", _checked_name("form", name), max_body, normalise)
+
+
+def json_field(
+    path: str, *, max_body: int = _MAX_BODY, normalise: Callable[[str], str] | None = normalised
+) -> BodyField:
+    """Identify by a text or whole number in the request's body, which is JSON.
+
+    Whatever its Content-Type says. ``path`` is the names of members with dots between them:
+    ``user.name``. For everything else, see ``form``.
+    """
+    given: object = path
+    if not isinstance(given, str) or not all(path.split(".")) or len(path) > 64:
+        raise ConfigurationError(
+            f"json_field({path!r}): give the names of members with dots between them, such as "
+            "'user.name', 64 characters at most"
+        )
+    return _body_field("json_field", path, max_body, normalise)
+
+
+def _body_field(
+    function: str, name: str, max_body: int, normalise: Callable[[str], str] | None
+) -> BodyField:
+    size: object = max_body
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= _LARGEST_MAX_BODY:
+        raise ConfigurationError(
+            f"{function}({name!r}): max_body={max_body!r} should be a number of bytes from 1 to "
+            f"{_LARGEST_MAX_BODY}"
+        )
+    given: object = normalise
+    if given is not None and not callable(given):
+        raise ConfigurationError(
+            f"{function}({name!r}): normalise={normalise!r} should be a function of text, or None"
+        )
+    return BodyField(function, name, max_body, normalise)
+
+
+def reads_body(extractor: AnyExtractor) -> bool:
+    """Whether an extractor, or one that it is made of, reads the request's body."""
+    return any(isinstance(part, BodyField) for part in _parts_of(extractor))
 
 
 USERS: list[tuple[Callable[[Any], bool], Callable[[HTTPRequest], Any]]] = []
@@ -510,6 +646,9 @@ class Combined(Finder, frozen=True):
 
     extractors: tuple[AnyExtractor, ...]
 
+    def __repr__(self) -> str:
+        return f"combine({', '.join(map(repr, self.extractors))})"
+
     async def find(self, request: HTTPRequest) -> Identifier | None:
         """Return the identifiers combined into one; None if any is missing."""
         parts = [await extract(extractor, request) for extractor in self.extractors]
@@ -527,6 +666,9 @@ class FirstOf(Finder, frozen=True):
 
     extractors: tuple[AnyExtractor, ...]
 
+    def __repr__(self) -> str:
+        return f"first_of({', '.join(map(repr, self.extractors))})"
+
     async def find(self, request: HTTPRequest) -> Identifier | None:
         """Return what that extractor finds."""
         for extractor in self.extractors:
@@ -539,6 +681,9 @@ class Hashed(Finder, frozen=True):
     """An extractor whose values are hashed."""
 
     extractor: AnyExtractor
+
+    def __repr__(self) -> str:
+        return f"hashed({self.extractor!r})"
 
     async def find(self, request: HTTPRequest) -> Identifier | None:
         """Return what the extractor finds, to be hashed wherever it is written."""

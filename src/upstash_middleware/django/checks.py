@@ -184,7 +184,7 @@ def _below_limit(
     limit: _Layer, below: list[_Layer], known: Settings | None
 ) -> Iterator[checks.CheckMessage]:
     rules = () if known is None else (*known.rate_limits, known.default_limit)
-    by_user = any(rule is not None and _identifies_user(rule.by) for rule in rules)
+    by_user = any(rule is not None and _identifies_user(rule.extractor) for rule in rules)
     authentication = [layer for layer in below if layer.is_any_of(_AUTHENTICATION)]
     if authentication and by_user:
         yield checks.Error(

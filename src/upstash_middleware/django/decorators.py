@@ -29,7 +29,13 @@ from upstash_middleware.decorators import (
 )
 from upstash_middleware.django.conf import runtime_for_handlers, runtime_for_purging
 from upstash_middleware.django.middleware import at_end, guarded, ready_response
-from upstash_middleware.django.requests import change_head, head_from, is_exempt_view, request_from
+from upstash_middleware.django.requests import (
+    DjangoBody,
+    change_head,
+    head_from,
+    is_exempt_view,
+    request_from,
+)
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.messages import NO_HEADERS, ResponseHead
 
@@ -44,7 +50,7 @@ if TYPE_CHECKING:
         Decorator,
     )
     from upstash_middleware.django.middleware import RateLimitedRequest
-    from upstash_middleware.messages import HTTPRequest
+    from upstash_middleware.messages import HTTPRequest, RequestBody
     from upstash_middleware.runtime import Runtime
 
 _STATUS_OF: dict[type[Exception], int] = {
@@ -117,6 +123,9 @@ class ViewCall(HandlerCall):
 
     def request(self) -> HTTPRequest:
         return request_from(self.native)
+
+    def body(self) -> RequestBody:
+        return DjangoBody(self.native)
 
     def decision(self) -> Decision:
         return getattr(self.native, "rate_limit", UNCHECKED)

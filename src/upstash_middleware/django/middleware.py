@@ -28,12 +28,14 @@ from django.http.response import HttpResponseBase
 from django.urls import get_script_prefix, set_script_prefix
 from django.utils.module_loading import import_string
 from msgspec import Struct
+from msgspec.structs import replace
 
 from upstash_middleware.asgi import refresh_scope
 from upstash_middleware.core.ratelimit.decision import UNCHECKED, completing
 from upstash_middleware.decorators import PendingExchange
 from upstash_middleware.django.conf import DENIED_VIEW, Configured, share
 from upstash_middleware.django.requests import (
+    DjangoBody,
     active_localization,
     change_head,
     check_route,
@@ -138,6 +140,8 @@ class Middleware:
         if begun is None:
             inner = None if self._inside is None else self._inside.configured.runtime()
             parsed = request_from(request)
+            if runtime.reads_body:
+                parsed = replace(parsed, body=DjangoBody(request))
             begun = parsed, runtime.begin(parsed, inner)
         parsed, exchange = begun
         if exchange.response and not (exchange.decision or exchange.refresh):
@@ -171,6 +175,8 @@ class Middleware:
         if begun is None:
             inner = None if self._inside is None else self._inside.configured.runtime()
             parsed = request_from(request)
+            if runtime.reads_body:
+                parsed = replace(parsed, body=DjangoBody(request))
             begun = parsed, await runtime.abegin(parsed, inner)
         parsed, exchange = begun
         if exchange.response and not (exchange.decision or exchange.refresh):

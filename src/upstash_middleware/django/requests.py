@@ -26,8 +26,14 @@ from django.utils.module_loading import import_string
 from upstash_middleware.core.identify import USERS, Identifier
 from upstash_middleware.decorators import REROUTED, exempt_types, is_exempt, is_exempt_class
 from upstash_middleware.events import SettingDoubted
-from upstash_middleware.messages import PATH_SAFE, Headers, HTTPRequest, ResponseHead
-from upstash_middleware.wsgi import SwappedFields, field_name, variable
+from upstash_middleware.messages import (
+    PATH_SAFE,
+    Headers,
+    HTTPRequest,
+    RequestBody,
+    ResponseHead,
+)
+from upstash_middleware.wsgi import ReadAhead, SwappedFields, field_name, variable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Container, Iterable, Iterator
@@ -68,6 +74,35 @@ def request_from(request: HttpRequest) -> HTTPRequest:
         root_path,
         request,
     )
+
+
+class DjangoBody(RequestBody):
+    """A request's body, which Django may have read and parsed by now."""
+
+    __slots__ = ("_request",)
+
+    def __init__(self, request: HttpRequest) -> None:
+        self._request: Any = request  # only private attributes say what has been read of it
+
+    def read(self, limit: int) -> bytes | None:
+        """See RequestBody; the stream that Django and views read then has it again."""
+        request = self._request
+        if (known := getattr(request, "_body", None)) is not None:
+            return known if len(known) <= limit else None
+        if request._read_started:  # noqa: SLF001
+            return None
+        stream = request._stream  # noqa: SLF001
+        if not isinstance(stream, ReadAhead):
+            stream = request._stream = ReadAhead(stream)  # noqa: SLF001
+            if "wsgi.input" in request.META:  # for applications that a view may call
+                request.META["wsgi.input"] = stream
+        return stream.whole(limit)
+
+    def parsed(self, name: str) -> list[Any] | None:
+        """See RequestBody; the check for CSRF parses a form before the view is called."""
+        if not hasattr(self._request, "_post"):
+            return None
+        return [*self._request.POST.getlist(name), *self._request.FILES.getlist(name)]
 
 
 def _sent_path(request: HttpRequest, sent: str, root_path: str) -> str:

@@ -320,7 +320,7 @@ class Charging:
         """
         found: Identifier | None = None
         try:
-            found = await extract(rule.rule.by, request)
+            found = await extract(rule.rule.extractor, request)
         except Exception as error:  # noqa: BLE001 - whatever the application's function raises
             self._observe(UserCodeFailed(rule.named("by"), error))
         if found is not None:

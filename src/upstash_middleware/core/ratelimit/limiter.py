@@ -11,7 +11,13 @@ from msgspec.structs import replace
 
 from upstash_middleware.core.engine import Part, PartExchange, Prepared
 from upstash_middleware.core.flow import Command, Flow, Pipeline, call, together
-from upstash_middleware.core.identify import Identifier, client_ip, key_text, peer_address
+from upstash_middleware.core.identify import (
+    Identifier,
+    client_ip,
+    key_text,
+    peer_address,
+    reads_body,
+)
 from upstash_middleware.core.patterns import Unmatched, other_readings
 from upstash_middleware.core.ratelimit.algorithms.limit import MAX_QUOTA
 from upstash_middleware.core.ratelimit.charges import (
@@ -161,6 +167,8 @@ class RateLimiter(Part):
     ) -> None:
         read_scripts()
         self._rules = compile_rules(tuple(rules), default, prefix, also, at_handler=at_handler)
+        self.reads_body: bool = any(reads_body(rule.rule.extractor) for rule in self._rules)
+        """Whether the adapter has to give it the request's body."""
         self._by_name = {rule.rule.name: rule for rule in self._rules if rule.policies}
         self._clock = clock
         self._secret = secret

@@ -23,10 +23,12 @@ from upstash_middleware.core.identify import (
     client_ip,
     cookie,
     escape,
+    form,
     framework_user,
     header,
     identity_list,
     is_extractor,
+    json_field,
     query,
 )
 from upstash_middleware.core.patterns import PathPattern
@@ -92,9 +94,12 @@ class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     methods: Iterable[str] = ()
     """The methods that it covers; GET covers HEAD. Empty is all except browsers' CORS preflights,
     which only a rule that names OPTIONS covers."""
-    by: AnyExtractor = field(default_factory=client_ip)
-    """Whose quota it is. If no identifier is found, the client's address is used; behind proxies,
-    the first ``client_ip`` of the rules that configures proxies finds it."""
+    by: AnyExtractor | str = field(default_factory=client_ip)
+    """Whose quota it is: an extractor, a function of the request, or text: ``"user"``, ``"ip"``,
+    ``"header:X-API-Key"``, ``"cookie:NAME"``, ``"query:NAME"``, ``"form:username"``,
+    ``"json:user.name"``; ``"client_ip:2"`` trusts two hops, ``"client_ip:vercel"`` a platform. If
+    no identifier is found, the client's address is used; behind proxies, the first ``client_ip`` of
+    the rules that configures proxies finds it."""
     name: str = ""
     """Printable ASCII without colons; made from methods and path where none is given."""
     on_error: OnError = "open"
@@ -137,6 +142,8 @@ class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     """What errors and events call this rule: where it was set, such as ``rate_limits[0]``."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.by, str):
+            force_setattr(self, "by", _extractor(self.by, named_part(self.setting, "by")))
         force_setattr(self, "allow", _as_tuple(self.allow))
         force_setattr(self, "deny", _as_tuple(self.deny))
         _ = self.allowed, self.denied, self.pattern  # they raise for wrong values
@@ -148,6 +155,11 @@ class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
         for name, is_right, remedy in _checks(self):
             if not is_right:
                 raise _wrong(self, name, remedy)
+
+    @property
+    def extractor(self) -> AnyExtractor:
+        """What ``by`` names or is."""
+        return cast("AnyExtractor", self.by)
 
     @cached_property
     def pattern(self) -> PathPattern | None:
@@ -180,8 +192,10 @@ class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
         return hash(self._values())
 
     def __repr__(self) -> str:
-        values = zip(FIELDS, self._values(), strict=True)
-        return f"RateLimitRule({', '.join(f'{name}={value!r}' for name, value in values)})"
+        values = dict(zip(FIELDS, self._values(), strict=True))
+        if self.by is framework_user:
+            values["by"] = "user"
+        return f"RateLimitRule({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
 
 FIELDS = tuple(name for name in RateLimitRule.__struct_fields__ if name != "setting")
@@ -191,10 +205,8 @@ FIELDS = tuple(name for name in RateLimitRule.__struct_fields__ if name != "sett
 def rule_from_mapping(mapping: Mapping[str, Any], setting: str = "rate_limits[0]") -> RateLimitRule:
     """Return the rule that a mapping describes.
 
-    ``setting`` is where the mapping was set, for messages. ``by`` may be a name:
-    ``"client_ip"``, ``"client_ip:2"`` (trusted hops), ``"client_ip:vercel"`` (a platform),
-    ``"header:X-API-Key"``, ``"cookie:NAME"``, ``"query:NAME"``, ``"user"`` (the framework's).
-    Raises ConfigurationError, naming the setting, the value and the remedy.
+    ``setting`` is where the mapping was set, for messages. Raises ConfigurationError, naming the
+    setting, the value and the remedy.
     """
     if not isinstance(mapping, Mapping):
         raise ConfigurationError(
@@ -209,26 +221,40 @@ def rule_from_mapping(mapping: Mapping[str, Any], setting: str = "rate_limits[0]
         raise ConfigurationError(
             f"{named_part(setting, 'limits')} is missing; write for instance '10/10s'"
         )
-    if isinstance(values.get("by"), str):
-        values["by"] = _extractor(values["by"], named_part(setting, "by"))
     return RateLimitRule(**values, setting=setting)
 
 
 def _extractor(text: str, setting: str) -> AnyExtractor:
-    name, _, argument = text.partition(":")
-    make = _EXTRACTORS.get(name)
+    """Return the extractor of a name. Raises ConfigurationError, which suggests a known one."""
+    name, colon, argument = text.partition(":")
     if text == "user":
         return framework_user
-    if make is None or (not argument and name != "client_ip"):
-        raise ConfigurationError(
-            f"{setting} = {text!r}: write 'user', 'client_ip', 'client_ip:HOPS', "
-            f"'client_ip:PLATFORM' (one of {', '.join(PLATFORMS)}), 'header:NAME', 'cookie:NAME' "
-            "or 'query:NAME', or give a function"
-        )
+    make = _EXTRACTORS.get(name)
+    if make is None or bool(colon) != bool(argument) or (name != "client_ip" and not argument):
+        if text == "ip":
+            return client_ip()
+        raise ConfigurationError(f"{setting} = {text!r}: {_instead(name, argument)}")
     try:
         return make(argument)
     except ConfigurationError as error:
         raise ConfigurationError(f"{setting} = {text!r}: {error}") from None
+
+
+def _instead(name: str, argument: str) -> str:
+    import difflib  # noqa: PLC0415 - for a mistake only
+
+    known = ["user", "ip", *_EXTRACTORS]
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    found = _USUAL_EXTRACTORS.get(name.lower()) or "".join(close)
+    if found and (found != name or found in {"user", "ip"}):
+        takes = found not in {"user", "ip", "client_ip"}
+        meant = f"{found}:{argument or 'NAME'}" if takes else found
+        return f"did you mean {meant!r}?"
+    return (
+        "write 'user', 'ip', 'client_ip:HOPS', 'client_ip:PLATFORM' (one of "
+        f"{', '.join(PLATFORMS)}), 'header:NAME', 'cookie:NAME', 'query:NAME', 'form:NAME' or "
+        "'json:PATH', or give a function"
+    )
 
 
 def _client_ip(argument: str) -> AnyExtractor:
@@ -242,7 +268,23 @@ _EXTRACTORS: dict[str, Callable[[str], AnyExtractor]] = {
     "header": header,
     "cookie": cookie,
     "query": query,
+    "form": form,
+    "post": form,  # Django's name
+    "json": json_field,
 }
+_USUAL_EXTRACTORS = {
+    "addr": "ip",
+    "address": "ip",
+    "body": "json",
+    "get": "query",
+    "get_remote_address": "ip",
+    "ip_address": "ip",
+    "param": "query",
+    "remote_addr": "ip",
+    "user_or_ip": "user",
+    "username": "user",
+}
+"""Names in other packages, and what they are called here."""
 
 
 # ------------------------------------------------------------------------------------------------
@@ -401,6 +443,9 @@ def _checks(rule: Any) -> Iterator[tuple[str, object, str]]:
     yield "bucket", alone, "a shared prefix is a bucket of its own; leave one out"
 
     forms = "an extractor such as header('X-API-Key'), text such as 'header:X-API-Key'"
+    is_dependency = type(rule.by).__module__ == "fastapi.params"
+    depends = "only upstash_middleware.fastapi resolves dependencies: Depends(limit(..., by=...))"
+    yield "by", not is_dependency, depends
     yield "by", is_extractor(rule.by), f"{forms}, or a function of the request"
     for name, takes_and_returns in (
         ("when", "the request that returns True or False"),
@@ -571,7 +616,7 @@ def compile_rules(
         for policy in rule.policies
         if isinstance(policy.limit, SlidingWindow)
     }
-    extractors = [*(rule.by for rule, _ in placed), *also]
+    extractors = [*(rule.extractor for rule, _ in placed), *also]
     costs: dict[str, set[tuple[int, bool]]] = {}
     for rule in compiled:
         costs.setdefault(rule.base, set()).add((rule.cost, callable(rule.rule.cost)))
@@ -583,7 +628,7 @@ def compile_rules(
             simple_by=rule.simple_by if len(costs[rule.base]) == 1 else None,
             is_default=rule.rule is default,
             at_handler=at_handler,
-            address=address_behind_proxies([rule.rule.by, *extractors]),
+            address=address_behind_proxies([rule.rule.extractor, *extractors]),
         )
         for rule in compiled
     )

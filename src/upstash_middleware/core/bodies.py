@@ -1,0 +1,163 @@
+"""Reads one field of a request's body: of a form, or of JSON.
+
+A request has to be counted by what its application reads, and parsers differ: in which separators
+and line endings they accept, in what an escaped quote or a character set means, and in which of
+several values counts. So these readers accept only bodies that all of them read in the same way,
+which includes whatever browsers and HTTP libraries send, and refuse all others. Their work is
+linear in the length of the body.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_plus
+
+if TYPE_CHECKING:
+    from upstash_middleware.messages import Headers
+
+
+class UnreadableBody(ValueError):
+    """Parsers may read such a body differently, or not at all."""
+
+
+def is_encoded(headers: Headers) -> bool:
+    """Whether a body has a content coding, such as gzip (RFC 9110 §8.4)."""
+    return (headers.combined("content-encoding") or "").strip().lower() not in {"", "identity"}
+
+
+# ------------------------------------------------------------------------------------------------
+# Forms
+
+_LONGEST_TYPE = 256
+_PARAMETER = r"""[ \t]*;[ \t]*(boundary|charset)=(?P<quote>"?)([A-Za-z0-9'_+.-]{1,70})(?P=quote)"""
+_CONTENT_TYPE = re.compile(rf"([a-z/-]+)((?:{_PARAMETER})*)[ \t]*", re.IGNORECASE)
+_UTF_8 = frozenset({"utf-8", "utf8"})
+
+
+def form_values(headers: Headers, body: bytes, name: str) -> list[str]:
+    """Return the values of a field of a form, in either encoding; files have none.
+
+    Raises UnreadableBody, and UnicodeDecodeError.
+    """
+    lines = headers.lines("content-type")
+    found = _CONTENT_TYPE.fullmatch(lines[0][:_LONGEST_TYPE]) if len(lines) == 1 else None
+    if found is None or len(lines[0]) > _LONGEST_TYPE:
+        raise UnreadableBody("there is no single Content-Type of the usual form")
+    pairs = [
+        (key.lower(), value) for key, _, value in re.findall(_PARAMETER, found[2], re.IGNORECASE)
+    ]
+    parameters = dict(pairs)
+    if len(parameters) < len(pairs) or parameters.get("charset", "utf-8").lower() not in _UTF_8:
+        raise UnreadableBody("the Content-Type repeats a parameter, or has another charset")
+    match found[1].lower():
+        case "application/x-www-form-urlencoded":
+            return _urlencoded(body, name)
+        case "multipart/form-data":
+            return _multipart(body, parameters.get("boundary", "").encode("ascii"), name)
+        case _:
+            raise UnreadableBody("it is not a form")
+
+
+def _urlencoded(body: bytes, name: str) -> list[str]:
+    """Read the URL Standard's application/x-www-form-urlencoded.
+
+    Some parsers separate at semicolons too, and some read bytes beyond ASCII as Latin-1; senders
+    escape both.
+    """
+    if not body.isascii() or b";" in body:
+        raise UnreadableBody("it has characters that should be escaped")
+    found = islice(_named(name).finditer(body), 2)
+    return [unquote_plus((each[1] or b"").decode("ascii"), errors="strict") for each in found]
+
+
+@lru_cache(maxsize=256)
+def _named(name: str) -> re.Pattern[bytes]:
+    """Return what finds the values of a field, whose name may be escaped in any part."""
+    characters = []
+    for character in name:
+        escape = f"%{ord(character):02X}"
+        plain = {"+": escape, "%": "%(?![0-9A-Fa-f]{2})"}.get(character, re.escape(character))
+        characters.append(f"(?:{plain}|(?i:{escape}))")
+    return re.compile(rf"(?<![^&]){''.join(characters)}(?:=([^&]*))?(?=&|\Z)".encode("ascii"))
+
+
+_PART_FIELD = re.compile(rb"([A-Za-z0-9!#$%&'*+.^_`|~-]+):[ \t]*([^\r\n\0]*)")
+# Backslashes and percent signs are escapes in some parsers; browsers send neither.
+_DISPOSITION = re.compile(
+    rb"""form-data;[ ]?name="([^"\\%]*)"(;[ ]?filename="[^"\\]*"(;[ ]?filename\*=[\w'%.~-]*)?)?"""
+)
+_TEXT = re.compile(rb"""text/plain(;[ ]?charset="?(utf-8|us-ascii)"?)?""", re.IGNORECASE)
+_UNCODED = frozenset({b"7bit", b"8bit", b"binary"})
+
+
+def _multipart(body: bytes, boundary: bytes, name: str) -> list[str]:
+    """Read multipart/form-data (RFC 7578): without preamble, epilogue and folded lines.
+
+    Some parsers accept other line endings before a boundary, and some find it within a line, so it
+    may be nowhere else in the body.
+    """
+    if not boundary:
+        raise UnreadableBody("it has no boundary")
+    before, *parts = body.split(b"--" + boundary)
+    if before.strip(b"\r\n") or not parts or parts.pop() not in {b"--", b"--\r\n"}:
+        raise UnreadableBody("it does not begin and end with its boundary")
+    values: list[str] = []
+    for part in parts:
+        head, blank, content = part[2:-2].partition(b"\r\n\r\n")
+        if not blank or part[:2] != b"\r\n" or part[-2:] != b"\r\n":
+            raise UnreadableBody("a part does not begin and end with a line")
+        values += _values_of_part(head, content, name)
+    return values
+
+
+def _values_of_part(head: bytes, content: bytes, name: str) -> list[str]:
+    fields: dict[bytes, bytes] = {}
+    for line in head.split(b"\r\n"):
+        field = _PART_FIELD.fullmatch(line)
+        if field is None or (key := field[1].lower()) in fields:
+            raise UnreadableBody("a part has a malformed or repeated field")
+        fields[key] = field[2].rstrip(b" \t")
+    disposition = _DISPOSITION.fullmatch(fields.get(b"content-disposition", b""))
+    if disposition is None:
+        raise UnreadableBody("a part has an unusual Content-Disposition")
+    if fields.get(b"content-transfer-encoding", b"binary").lower() not in _UNCODED:
+        raise UnreadableBody("a part is encoded")
+    if disposition[1] != name.encode("ascii"):
+        return []
+    # Frameworks differ in whether a file of this name hides a value.
+    if disposition[2] is not None or not _TEXT.fullmatch(
+        fields.get(b"content-type", b"text/plain")
+    ):
+        raise UnreadableBody("the field is a file, or has another charset")
+    return [content.decode("utf-8")]
+
+
+# ------------------------------------------------------------------------------------------------
+# JSON
+
+
+class _Object(list[tuple[str, Any]]):
+    """The members of an object, in order, which may repeat a name."""
+
+
+def json_values(body: bytes, path: tuple[str, ...]) -> list[str]:
+    """Return the texts and whole numbers at a path of names; several where a name is repeated.
+
+    Raises ValueError for what is not JSON in UTF-8, and RecursionError. The standard library's
+    parser shows repeated names, which most others hide (RFC 8259 §4).
+    """
+    value: Any = json.loads(body.decode("utf-8"), object_pairs_hook=_Object)
+    for name in path:
+        if not isinstance(value, _Object):
+            return []
+        found = [member for key, member in value if key == name]
+        if len(found) != 1:
+            return [""] * len(found)
+        (value,) = found
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return []
+    return [str(value)]
