@@ -51,11 +51,15 @@ if TYPE_CHECKING:
         UpstashError,
         UpstashMiddlewareError,
     )
+    from upstash_middleware.limiter import Limiter, RateLimited, SyncLimiter
     from upstash_middleware.messages import Headers, HTTPRequest
     from upstash_middleware.redis import AsyncRedis, Redis
 
 # The modules that define them; those that are fast to import come first.
-_HOMES = ("errors", "messages", "core.identify", "core.ratelimit", "core.cache", "redis")
+_HOMES = (
+    *("errors", "messages", "core.identify", "core.ratelimit", "core.cache"),
+    *("limiter", "redis"),
+)
 
 __all__ = [
     "GCRA",
@@ -73,14 +77,17 @@ __all__ = [
     "HTTPRequest",
     "Headers",
     "Identifier",
+    "Limiter",
     "MissingCredentials",
     "NotConnected",
     "PolicyState",
     "RateLimitRule",
+    "RateLimited",
     "Redis",
     "Refused",
     "SlidingLog",
     "SlidingWindow",
+    "SyncLimiter",
     "TokenBucket",
     "UnexpectedAnswer",
     "UpstashError",

@@ -439,9 +439,9 @@ class HandlerLimit(Decorator):
             name: (other, limiter)
             for (_, other), (name, limiter) in runtime.handler_limiters.items()
         }
-        if name not in known:
+        if name not in known and name not in runtime.limiters:
             return name
-        other, first = known[name]
+        other, first = known.get(name, (None, None))
         # Several limits in front of one handler all count the same request. Those in front of two
         # bound methods of one function, or of two partials, belong to two handlers.
         if self.shares or other != who or id(first) not in counted:
@@ -451,8 +451,7 @@ class HandlerLimit(Decorator):
                 "decorate both handlers with one limit object"
             )
         # Each request passes them in the same order, so the numbers are stable.
-        numbered = (f"{name[: LONGEST_NAME - 3]} {number}" for number in range(2, 100))
-        return next(free for free in numbered if free not in known)
+        return next(free for free in _numbered(name) if free not in known)
 
     def name_for(self, handler: object, owner: type | None) -> str:
         """Return the name of the limit's counters in front of a handler."""
@@ -543,6 +542,13 @@ class _Behind(Part):
         return exchange
 
 
+def _numbered(name: str) -> Iterator[str]:
+    """Yield the names of the limits in front of one handler."""
+    yield name
+    for number in range(2, 100):
+        yield f"{name[: LONGEST_NAME - 3]} {number}"
+
+
 _handler_limits: list[weakref.ref[HandlerLimit]] = []
 _creating = threading.Lock()
 _COUNTED = "upstash_middleware.counted"
@@ -571,21 +577,31 @@ def _limits_on(function: Any) -> tuple[HandlerLimit, ...]:
     return ()
 
 
-def limits_before(handler: Any, others: Iterable[Any] = ()) -> tuple[str, ...]:
-    """Return the names of the limits in front of a handler.
+def limits_before(handler: Any, others: Iterable[Any] = ()) -> tuple[RateLimitRule, ...]:
+    """Return the limits in front of a handler, outermost first, named as in decisions.
 
     ``others`` are what the framework calls before it: dependencies, ``before_request`` functions.
     """
     if handler is None:
         return ()
-    of_class = (
+    methods = [
         getattr(handler, name)
         for name in ("get", "post", "put", "patch", "delete", "dispatch")
         if inspect.isclass(handler) and hasattr(handler, name)
-    )
-    limits = [limit for each in (handler, *of_class, *others) for limit in _limits_on(each)]
+    ]
     place = inspect.unwrap(handler)
-    return tuple(dict.fromkeys(limit.name_for(place, None) for limit in limits))
+    limits = [(limit, place, None) for each in (handler, *others) for limit in _limits_on(each)]
+    limits += [(limit, each, handler) for each in methods for limit in _limits_on(each)]
+    found: dict[str, RateLimitRule] = {}
+    known: set[tuple[HandlerLimit, str]] = set()
+    for limit, function, owner in limits:
+        name = limit.name_for(function, owner)
+        if (limit, name) not in known:
+            known.add((limit, name))
+            if not limit.shares:
+                name = next(free for free in _numbered(name) if free not in found)
+            found.setdefault(name, structs.replace(limit.rule, name=name))
+    return tuple(found.values())
 
 
 # ------------------------------------------------------------------------------------------------

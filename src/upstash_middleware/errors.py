@@ -3,6 +3,7 @@
 UpstashMiddlewareError
 ├── ConfigurationError            a setting is wrong; raised at startup
 │   └── MissingCredentials        no URL or token; raised when they are first needed
+├── RateLimited                   a Limiter denied a call; it is in limiter.py
 └── UpstashError                  a call to Upstash failed
     ├── NotConnected              no connection was established: the server received nothing
     ├── ConnectionLost            lost during the call: the server may have performed it

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from upstash_middleware.core.patterns import PathPattern
+    from upstash_middleware.core.ratelimit import RateLimitRule
 
 _SAMPLES = {
     "int": "1",
@@ -47,8 +48,8 @@ class Route(msgspec.Struct, frozen=True):
     """Empty for all."""
     exempt: bool = False
     """Whether its handler is exempt from limits."""
-    limits: tuple[str, ...] = ()
-    """The names of the limits in front of its handler."""
+    limits: tuple[RateLimitRule, ...] = ()
+    """The limits in front of its handler, outermost first."""
 
     @property
     def sample(self) -> str:

@@ -91,6 +91,8 @@ class Runtime:
         """Tasks of event loops that settle charges made after their exchange was finished."""
         self.handler_limiters: dict[tuple[object, object], tuple[str, RateLimiter]] = {}
         """The limiters in front of handlers, with their names, by limit and handler."""
+        self.limiters: weakref.WeakValueDictionary[str, RateLimiter] = weakref.WeakValueDictionary()
+        """The limiters that code calls, by name."""
         self._refreshes = refreshes
         self._lock = threading.Lock()
         self._credentials: Credentials | None = None
@@ -232,6 +234,10 @@ class Runtime:
     def perform(self, flow: Flow[T] | None) -> T | None:
         """Run a flow of the core in this thread, if there is one, and return its result."""
         return None if flow is None else run(flow, self._client())
+
+    async def aperform(self, flow: Flow[T]) -> T:
+        """Run a flow of the core on the event loop and return its result."""
+        return await arun(flow, self._async_client())
 
     async def aperform_to_end(self, flow: Flow[None] | None) -> None:
         """Run a flow on the event loop, to the end even if the task is cancelled."""

@@ -170,6 +170,14 @@ async def _handled(
 _by_environment: WeakKeyDictionary[Any, Runtime] = WeakKeyDictionary()
 
 
+def runtime_by_environment(app: Any) -> Runtime:
+    """Return the runtime of an application without middleware, made from the environment."""
+    if app not in _by_environment:
+        made = Runtime.of({}, Features(0), os.environ)
+        _by_environment.setdefault(app, made)
+    return _by_environment[app]
+
+
 class EndpointCall(ScopeCall):
     """One call of a Starlette endpoint: a function, or a method of a class."""
 
@@ -193,12 +201,7 @@ class EndpointCall(ScopeCall):
         return _EndpointBody(self.connection) if isinstance(self.connection, Request) else None
 
     def own_runtime(self) -> Runtime:
-        """Return one that is made from the environment for the application."""
-        app = self.scope.get("app", EndpointCall)
-        if app not in _by_environment:
-            made = Runtime.of({}, Features(0), os.environ)
-            _by_environment.setdefault(app, made)
-        return _by_environment[app]
+        return runtime_by_environment(self.scope.get("app", EndpointCall))
 
     def is_exempt(self) -> bool:
         marked = (self.wrapper, self.owner, self.scope.get("app"))

@@ -74,7 +74,7 @@ def _data(covered: _Covered) -> dict[str, Any]:
         "path": covered.route.path,
         "methods": list(covered.route.methods),
         "limits": list(covered.limits),
-        "handler_limits": list(covered.route.limits),
+        "handler_limits": [each.name for each in covered.route.limits],
         "cache": covered.cache,
         "named": covered.named,
     }
@@ -142,9 +142,8 @@ def _cover(route: Route, limiting: list[Settings], caching: list[Settings]) -> _
         for settings, (names, default) in zip(limiting, found, strict=True)
     ]
     limits = tuple(name for names, default in found for name in (*names, *default))
-    return _Covered(
-        route, limits, " and ".join(filter(None, [*words, *route.limits])), cache, named
-    )
+    words += [each.name for each in route.limits]
+    return _Covered(route, limits, " and ".join(filter(None, words)), cache, named)
 
 
 def _limits_on(route: Route, settings: Settings) -> tuple[list[str], list[str]]:

@@ -217,6 +217,15 @@ class Charging:
             share_buckets(charges)
         return charges
 
+    async def charge_as(
+        self, rule: CompiledRule, request: HTTPRequest, cost: int
+    ) -> RuleCharge | None:
+        """Return the charge of a cost under a rule for the client of a request. A flow.
+
+        None for a client that the rule allows. Whether the rule covers the request is not checked.
+        """
+        return await self._charge(rule, request, broken=False, cost=cost)
+
     async def _charges(self, request: HTTPRequest, *, any_path: bool = False) -> list[RuleCharge]:
         charges: list[RuleCharge] = []
         covered = False
@@ -272,11 +281,12 @@ class Charging:
         return tier
 
     async def _charge(
-        self, rule: CompiledRule, request: HTTPRequest, *, broken: bool
+        self, rule: CompiledRule, request: HTTPRequest, *, broken: bool, cost: Any = None
     ) -> RuleCharge | None:
         """Return the charge under a rule, None if the request is free.
 
-        Where a part is broken, the rule's policy decides; ``local`` counts what is known.
+        ``cost`` is given in place of the rule's. Where a part is broken, the rule's policy decides;
+        ``local`` counts what is known.
         """
         charge = RuleCharge(rule, "")
         try:
@@ -295,7 +305,7 @@ class Charging:
                     return charge
                 if any(name in rule.rule.allowed for name in names):
                     return None
-        cost: Any = rule.rule.cost
+        cost = rule.rule.cost if cost is None else cost
         if not isinstance(cost, int):
             try:
                 with self._reporting(rule, "cost"):

@@ -107,6 +107,12 @@ def _token() -> int:
     return int.from_bytes(urandom(8), "big") % MAX_QUOTA + 1
 
 
+NO_REQUEST = HTTPRequest("", "")
+"""In place of a request, for calls that are none."""
+Who = str | Identifier | HTTPRequest
+"""An identifier, as text as it is written in decisions; or a request that the rule identifies."""
+
+
 def _refuse(flow: Flow[None]) -> None:
     flow.close()
     raise RuntimeError("charge: too late, the response has been sent and its cost is settled")
@@ -188,6 +194,15 @@ class RateLimiter(Part):
         self._reads_paths = any(rule.rule.path or rule.rule.when for rule in self._rules)
         self._emits = bool(analytics) or hears(observe, RateLimitDecided)
         self._start()
+
+    @property
+    def rules(self) -> dict[str, RateLimitRule]:
+        """Its rules with limits of this package, by name."""
+        return {name: compiled.rule for name, compiled in self._by_name.items()}
+
+    def holds(self, rule: str) -> bool:
+        """Whether a call has a slot of the rule until it ends."""
+        return self._rule(rule).has_slots
 
     def forget(self) -> None:
         """Start again, with no remembered denials, local counts, server time or analytics."""
@@ -350,8 +365,9 @@ class RateLimiter(Part):
             if charge.decision is None:
                 charge.decide_by(charge.rule.rule.on_error)
 
-    def _count_locally(self, charges: list[RuleCharge], now_ms: int) -> None:
-        decide(charges, self._local.decide(limit_charges(charges, local=True), now_ms), now_ms)
+    def _count_locally(self, charges: list[RuleCharge], now_ms: int, *, peek: bool = False) -> None:
+        verdicts = self._local.decide(limit_charges(charges, local=True), now_ms, peek=peek)
+        decide(charges, verdicts, now_ms)
         for charge in charges:
             charge.decision = replace(cast("Decision", charge.decision), settled_by="local")
             charge.where = None
@@ -410,7 +426,7 @@ class RateLimiter(Part):
             raise
         return exchange
 
-    def _emit(self, decision: Decision, request: HTTPRequest) -> None:
+    def _emit(self, decision: Decision, request: HTTPRequest | None) -> None:
         self._observe(
             RateLimitDecided(
                 decision.rule,
@@ -431,7 +447,12 @@ class RateLimiter(Part):
     # Requests that need more: code of the application, slots, lists, analytics, SDK limiters.
 
     async def _begin_unusual(self, request: HTTPRequest) -> RateLimitExchange:
-        charges = await self._charging.charges_for(request)
+        charges = await self._settled(await self._charging.charges_for(request), request)
+        answered = self._exchange(request, charges)
+        return answered if isinstance(answered, RateLimitExchange) else await answered
+
+    async def _settled(self, charges: list[RuleCharge], request: HTTPRequest) -> list[RuleCharge]:
+        """Return the charges that decide, each with its decision."""
         for charge in charges:
             if self._is_listed(charge, request):
                 charge.decide_by("deny list")
@@ -441,11 +462,10 @@ class RateLimiter(Part):
                 self._recall(charge)
         known = [charge for charge in charges if charge.decision is not None]
         if any(cast("Decision", charge.decision).stops for charge in known):
-            charges = known
-        elif pending := [charge for charge in charges if charge.decision is None]:
+            return known
+        if pending := [charge for charge in charges if charge.decision is None]:
             await self._decide_pending(pending, request)
-        answered = self._exchange(request, charges)
-        return answered if isinstance(answered, RateLimitExchange) else await answered
+        return charges
 
     def _is_listed(self, charge: RuleCharge, request: HTTPRequest) -> bool:
         listed = self._deny_list
@@ -542,6 +562,64 @@ class RateLimiter(Part):
             await self._send_analytics(self._analytics, due, self._deadline)
 
     # --------------------------------------------------------------------------------------------
+    # Calls that are no requests, by a rule's name and an identifier. All of these are flows that
+    # raise ValueError for an unknown rule, and no UpstashError.
+
+    async def begin_call(self, rule: str, who: Who, cost: int) -> RateLimitExchange:
+        """Decide about a call that is no request, as the rule does about requests."""
+        charge = await self._charge_of(rule, who, cost)
+        if charge is None:
+            return RateLimitExchange(NO_REQUEST, self._settler)
+        await self._settled([charge], NO_REQUEST)
+        decision = cast("Decision", charge.decision)
+        if self._emits:
+            self._emit(decision, None)
+        taken = [charge] if charge.where is not None else []
+        response = denial(NO_REQUEST, decision, self._time.now()) if decision.stops else None
+        return RateLimitExchange(NO_REQUEST, self._settler, decision, taken, response)
+
+    async def peek_call(self, rule: str, who: Who, cost: int) -> Decision | None:
+        """Return what ``begin_call`` would decide; take nothing. None if no limit applies."""
+        charge = await self._charge_of(rule, who, cost)
+        if charge is None or charge.decision is not None:
+            return None if charge is None else charge.decision
+        local = charge.local
+        if not local:
+            try:
+                await self._explain([charge])
+            except UpstashError as error:
+                self._observe(UpstashFailed(_DURING, error))
+                local = charge.rule.rule.on_error == "local"
+        if local:
+            self._count_locally([charge], self._time.now_ms(), peek=True)
+        elif charge.decision is None:
+            charge.decide_by(charge.rule.rule.on_error)
+        return charge.decision
+
+    async def add(self, rule: str, who: Who, units: int) -> None:
+        """Take units, whatever is left, for a call that has been decided about."""
+        charge = await self._charge_of(rule, who, units)
+        if charge is not None and charge.decision is None:
+            policies = [each for each in charge.rule.policies if not each.limit.has_slots]
+            due = [Settlement(charge.base, policy.limit, units, 0) for policy in policies]
+            await self._settler.settle(due, [charge])
+
+    async def _charge_of(self, rule: str, who: Who, cost: int) -> RuleCharge | None:
+        compiled = self._rule(rule)
+        if isinstance(who, HTTPRequest):
+            charge = await self._charging.charge_as(compiled, who, cost)
+        else:
+            text = self._text(who)
+            charge = RuleCharge(compiled, text, compiled.key_base(text), cost)
+            if isinstance(who, Identifier) and who in compiled.rule.denied:
+                charge.decide_by("deny list")
+            elif isinstance(who, Identifier) and who in compiled.rule.allowed:
+                return None
+        if charge is not None:
+            charge.token = self._random() if compiled.has_slots else 0
+        return charge
+
+    # --------------------------------------------------------------------------------------------
     # Peeking, resetting, changing limits. All of these are flows that raise
     # UpstashError, and ValueError for an unknown rule.
 
@@ -569,32 +647,40 @@ class RateLimiter(Part):
         (explanation,) = await self._explain([charge])
         return explanation
 
-    async def reset(self, rule: str, identifier: str | Identifier) -> None:
+    async def reset(self, rule: str, who: Who) -> None:
         """Give an identifier the whole quota of a rule, both named as in decisions and events.
 
         Other processes that remember a denial notice within ``remember_denials``.
         """
         compiled = self._rule(rule)
-        base = compiled.key_base(self._text(identifier))
+        if isinstance(who, HTTPRequest):
+            charge = await self._charging.charge_as(compiled, who, 1)
+            if charge is None or charge.decision is not None:
+                return
+            base = charge.base
+        else:
+            base = compiled.key_base(self._text(who))
         await self._send(Command(("DEL", *_keys(compiled, base, self._time.now_ms()))))
         self._denials.forget(base)
 
     async def set_limit(self, rule: str, limit: int | None) -> None:
         """Set what a dynamic rule allows, in all processes; None returns to its own limit.
 
-        Counters remain, and denials are remembered for ``remember_denials`` at most. Raises
+        Counters remain. Other processes remember denials for ``remember_denials`` at most. Raises
         ValueError for a rule that is not dynamic.
         """
-        key = self._rule(rule).changed_at
+        compiled = self._rule(rule)
+        key = compiled.changed_at
         if key is None:
             raise ValueError(f"rule {rule!r} is not dynamic; create it with dynamic=True")
         given: object = limit
         if given is None:
             await self._send(Command(("DEL", key)))
-            return
-        if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given <= MAX_QUOTA:
+        elif isinstance(given, bool) or not isinstance(given, int) or not 0 <= given <= MAX_QUOTA:
             raise ValueError(f"limit={limit!r} should be a whole number from 0, or None")
-        await self._send(Command(("SET", key, given)))
+        else:
+            await self._send(Command(("SET", key, given)))
+        self._denials.forget_rule(compiled.base)
 
     async def _explain(self, charges: Sequence[RuleCharge]) -> tuple[Explanation, ...]:
         own = [charge for charge in charges if charge.rule.policies]

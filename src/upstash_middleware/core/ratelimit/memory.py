@@ -94,6 +94,12 @@ class Denials:
             for key in tuple(self.bases.get(base, ())):
                 self._remove(key)
 
+    def forget_rule(self, base: str) -> None:
+        """Forget the denials of a rule, given by what its keys begin with."""
+        for each in [known for known in tuple(self.bases) if known.startswith(base)]:
+            self.forget(each)
+        self.forgotten += 1  # also for a denial that is on its way
+
     def clear(self) -> None:
         """Forget all denials."""
         with self._lock:
@@ -186,8 +192,13 @@ class LocalCounters:
         self._values: OrderedDict[str, tuple[int, Any]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def decide(self, charges: Sequence[Charge], now: int) -> tuple[Verdict, ...]:
-        """Check all charges and take those of a group all or none; ``now`` in ms since 1970."""
+    def decide(
+        self, charges: Sequence[Charge], now: int, *, peek: bool = False
+    ) -> tuple[Verdict, ...]:
+        """Check all charges and take those of a group all or none; ``now`` in ms since 1970.
+
+        With ``peek`` it takes nothing.
+        """
         with self._lock:
             checks, denied = [], set[int]()
             for charge in charges:
@@ -198,6 +209,8 @@ class LocalCounters:
                 checks.append((charge, check, keys[check.key], allowed))
                 if not allowed and charge.group != FOLLOWS:
                     denied.add(charge.group)
+            if peek:
+                denied.update(charge.group for charge in charges)
             if 0 in denied:
                 denied.add(FOLLOWS)
             # Of two limits with one key, the one that is enforced writes it.

@@ -129,7 +129,7 @@ class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     """Answer 401 with this challenge, ``"Bearer"`` for instance, if ``by`` finds no identifier."""
     dynamic: bool = False
     """Whether the limit, one fixed or sliding window, can be changed at run time, with
-    ``RateLimiter.set_limit``, or with a shared prefix by the JavaScript SDK."""
+    ``Limiter.set_limit``, or with a shared prefix by the JavaScript SDK."""
     hosts: Iterable[str] = ()
     """The hosts that it covers: ``api.example.com``, ``*.example.com``, with any port unless one is
     given. Empty is all."""

@@ -1,0 +1,836 @@
+"""``Limiter`` and ``SyncLimiter``: limits from code, for calls that are no requests.
+
+Both are one class over the core's flows, which ``Limiter`` drives on an event loop and
+``SyncLimiter`` in a thread. The rules, keys and policies are those of the middleware.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import random
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+)
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypedDict, TypeVar, overload
+from uuid import UUID
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+from msgspec.structs import replace
+
+from upstash_middleware.clock import SystemClock
+from upstash_middleware.core.clock import seconds_in
+from upstash_middleware.core.engine import Engine, Part
+from upstash_middleware.core.flow import Sleep
+from upstash_middleware.core.identify import Identifier
+from upstash_middleware.core.ratelimit import Decision, RateLimiter, rule_from_mapping
+from upstash_middleware.core.ratelimit.algorithms.limit import MAX_QUOTA
+from upstash_middleware.core.ratelimit.decision import UNCHECKED, Ledger
+from upstash_middleware.core.ratelimit.limiter import NO_REQUEST
+from upstash_middleware.core.ratelimit.rules import FIELDS
+from upstash_middleware.errors import ConfigurationError, UpstashMiddlewareError, unknown_name
+from upstash_middleware.messages import HTTPRequest
+from upstash_middleware.runtime import Features, Runtime
+from upstash_middleware.settings import settings_from
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+    from os import PathLike
+    from typing import Unpack
+
+    from upstash_middleware.core.clock import Duration
+    from upstash_middleware.core.engine import Exchange
+    from upstash_middleware.core.flow import Flow
+    from upstash_middleware.core.ratelimit import RateLimitExchange, RateLimitRule
+    from upstash_middleware.core.ratelimit.limiter import Who
+    from upstash_middleware.core.ratelimit.rules import OnError
+    from upstash_middleware.events import Observer
+    from upstash_middleware.settings import Settings
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class RateLimited(UpstashMiddlewareError):
+    """A limiter has denied a call; ``decision`` says by which limit, and until when."""
+
+    def __init__(self, decision: Decision) -> None:
+        super().__init__(f"{decision.rule!r} denies {decision.identifier!r}: {_why(decision)}")
+        self.decision = decision
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds until the same call would pass; None if that is not known, or never."""
+        return self.decision.retry_after
+
+    def __reduce__(self) -> tuple[type[RateLimited], tuple[Decision]]:
+        # A task queue pickles it; what settles late charges cannot be.
+        return type(self), (replace(self.decision, ledger=Ledger()),)
+
+
+def _why(decision: Decision) -> str:
+    if decision.retry_after is not None:
+        return f"it would pass in {decision.retry_after:g} seconds"
+    if decision.settled_by == "closed":
+        return "Upstash is unreachable, and on_error is 'closed'"
+    if decision.settled_by in {"deny list", "challenge"}:
+        return f"by its {decision.settled_by}"
+    if _never_passes(decision):
+        return "it costs more than the limit, so waiting does not help"
+    return "too many at once"
+
+
+def _never_passes(decision: Decision) -> bool:
+    listed = decision.settled_by in {"deny list", "challenge"}
+    return listed or any(policy.never for policy in decision.policies)
+
+
+class _Scoped(Protocol):
+    """A request or WebSocket of Starlette's or FastAPI's."""
+
+    @property
+    def scope(self) -> Any: ...
+
+
+class _WithEnviron(Protocol):
+    """A request of Flask's or Werkzeug's."""
+
+    @property
+    def environ(self) -> Any: ...
+
+
+class _WithMeta(Protocol):
+    """A request of Django's."""
+
+    @property
+    def META(self) -> Any: ...  # noqa: N802 - Django's name
+
+
+Caller = str | int | UUID | Identifier | Decision | HTTPRequest | _Scoped | _WithEnviron | _WithMeta
+"""Whose quota a call uses.
+
+Text, a number or a UUID is the value of an identifier of the application's own, of kind ``id``. Of
+a Decision its identifier is used. For a request, the rule's ``by`` finds the identifier.
+"""
+
+
+def _who(caller: object) -> Who:
+    """Return what the core understands. Raises TypeError for anything else."""
+    if isinstance(caller, Identifier | HTTPRequest):
+        return caller
+    if isinstance(caller, str | int | UUID) and not isinstance(caller, bool):
+        return Identifier("id", str(caller))
+    if isinstance(caller, Decision):
+        return caller.identifier
+    request = _request_from(caller)
+    if request is not None:
+        return request
+    raise TypeError(
+        f"an identifier should be text, a whole number, a UUID, an Identifier, a Decision or a "
+        f"request, not {caller!r}"
+    )
+
+
+def _request_from(given: Any) -> HTTPRequest | None:
+    """Return a framework's request as the core knows it; None if it is none."""
+    if isinstance(getattr(given, "scope", None), Mapping) and not hasattr(given, "META"):
+        from upstash_middleware import asgi  # noqa: PLC0415 - if it is used
+
+        return asgi.request_of(given.scope)
+    if hasattr(given, "META"):
+        from upstash_middleware.django import requests  # noqa: PLC0415 - likewise
+
+        return requests.request_from(given)
+    if isinstance(getattr(given, "environ", None), Mapping):
+        from upstash_middleware import wsgi  # noqa: PLC0415 - likewise
+
+        return wsgi.request_of(given.environ)
+    return None
+
+
+# ------------------------------------------------------------------------------------------------
+# Arguments
+
+
+class LimiterArguments(TypedDict, total=False):
+    """The arguments of a limiter beside its limits, name and application.
+
+    Those from ``url`` on are settings, for a limiter without an application.
+    """
+
+    on_error: OnError
+    bucket: str
+    allow: Iterable[str]
+    deny: Iterable[str]
+    shadow: bool
+    shared_prefix: str
+    local_share: float
+    dynamic: bool
+    deadline: Duration
+    url: str
+    token: str
+    redis: Any
+    transport: Any
+    prefix: str
+    secret: str
+    config: str | PathLike[str]
+    enabled: bool
+    remember_denials: Duration
+    analytics: str | None
+    deny_list: str | None
+    breaker: bool
+    breaker_slow: Duration | None
+    observers: Sequence[Observer]
+
+
+_ARGUMENTS = LimiterArguments.__annotations__
+_OF_RULES = frozenset(_ARGUMENTS) & frozenset(FIELDS)
+
+
+class _Limiter:
+    """What ``Limiter`` and ``SyncLimiter`` share: how they find their limits, and their flows."""
+
+    def __init__(
+        self,
+        limits: Any,
+        /,
+        *,
+        name: str,
+        app: object = None,
+        **arguments: Unpack[LimiterArguments],
+    ) -> None:
+        """Create a limiter; nothing is connected.
+
+        Args:
+            limits: Text (``"5/minute"``), a limit, or several of them; see RateLimitRule.
+            name: What its counters are named after. Limiters with one name and the same limits
+                share their counters.
+            app: The application whose middleware's settings, connections and events it uses: one
+                of Starlette, FastAPI or Flask, what a middleware wraps it as, or
+                ``django.conf.settings``. Without one, the environment names the database.
+            arguments: Fields of RateLimitRule, such as ``on_error`` and ``dynamic``; and settings,
+                such as ``url``, ``token`` and ``prefix``, for a limiter without an application.
+
+        Raises:
+            ConfigurationError: An argument is wrong.
+        """
+        setting = f"{type(self).__name__}({limits!r}, name={name!r})"
+        for each in arguments:
+            if each not in _ARGUMENTS:
+                raise unknown_name(setting, each, _ARGUMENTS)
+        of_rule = {key: value for key, value in arguments.items() if key in _OF_RULES}
+        others = {key: value for key, value in arguments.items() if key not in _OF_RULES}
+        rule = rule_from_mapping({"limits": limits, "name": name, **of_rule}, setting)
+        if not isinstance(rule.parsed, tuple):
+            raise ConfigurationError(
+                f"{setting}: a limiter takes limits of this package, such as '5/minute', and no "
+                "function of a request"
+            )
+        if not name:
+            raise ConfigurationError(f"{setting}: its counters need a name, such as 'messages'")
+        if app is not None and others:
+            raise ConfigurationError(
+                f"{setting}: {', '.join(others)} would be ignored, since the middleware of app "
+                "has its own; leave out one of the two"
+            )
+        self._set(name, app, rule, settings_from(others, os.environ) if app is None else None)
+
+    def _set(
+        self, name: str, app: object, rule: RateLimitRule | None, settings: Settings | None
+    ) -> None:
+        self.name: str = name
+        self._app = app
+        self._rule = rule
+        self._settings = settings
+        self._alone: Runtime | None = None
+        self._found: tuple[Runtime, RateLimiter] | None = None
+
+    @classmethod
+    def of(cls, app: object, name: str) -> Self:
+        """Return the limiter of a rule that an application has already, by the rule's name.
+
+        A rule of the middleware, a limit in front of a handler, or another limiter, named as in
+        decisions and logs.
+
+        Raises:
+            ConfigurationError: At the first call, if the application has no such rule.
+        """
+        made = cls.__new__(cls)
+        made._set(name, app, None, None)  # noqa: SLF001 - it is one of these
+        return made
+
+    def __repr__(self) -> str:
+        limits = "" if self._rule is None else f"{self._rule.limits!r}, "
+        return f"{type(self).__name__}({limits}name={self.name!r})"
+
+    # What it works on.
+
+    def _use(self) -> tuple[Runtime, RateLimiter]:
+        runtime = self._runtime()
+        if self._found is None or self._found[0] is not runtime:
+            limiter = (
+                _named(runtime, self._app, self.name)
+                if self._rule is None
+                else _made(runtime, self._rule)
+            )
+            self._found = runtime, limiter
+        return self._found
+
+    def _runtime(self) -> Runtime:
+        if self._settings is None:
+            return _runtime_of(self._app)
+        if self._alone is None:
+            self._alone = _standalone(self._settings)
+        return self._alone
+
+    # Flows.
+
+    async def _enter(self, caller: Caller, cost: int, longest: Duration) -> Exchange:
+        """Take the cost, in ``longest`` seconds at most.
+
+        Raises RateLimited.
+        """
+        runtime, limiter = self._use()
+        who, cost, seconds = _who(caller), _checked(cost), _seconds(longest)
+        engine = Engine([_Call(limiter, self.name, who, cost)], observe=runtime.observe)
+        begun, attempts = SystemClock.monotonic(), 0
+        while True:
+            exchange = await engine.begin(NO_REQUEST)
+            decision = exchange.decision
+            if decision is None or not decision.stops:
+                return exchange
+            if (flow := exchange.finish(complete=False)) is not None:
+                await flow
+            left = seconds - (SystemClock.monotonic() - begun)
+            delay = _delay(decision, attempts)
+            if delay is None or delay > left:
+                raise RateLimited(decision)
+            # Those who wait for the same quota should not all try at once. Who has waited for
+            # longer tries earlier.
+            spread = min(delay, _WIDEST_SPREAD) / (2 + attempts)
+            await Sleep(min(left, delay + random.random() * spread))  # noqa: S311 - no secret
+            attempts += 1
+
+    async def _take(self, caller: Caller, cost: int, longest: Duration = 0) -> Decision:
+        if self._use()[1].holds(self.name):
+            raise ConfigurationError(
+                f"{self!r} limits how many calls run at once, so it has to know when each ends; "
+                "enter it with the word `with`, or decorate a function"
+            )
+        exchange = await self._enter(caller, cost, longest)
+        if (flow := exchange.finish(complete=True)) is not None:
+            await flow
+        return exchange.decision or UNCHECKED
+
+    async def _try(self, caller: Caller, cost: int) -> Decision:
+        try:
+            return await self._take(caller, cost)
+        except RateLimited as denied:
+            return denied.decision
+
+    async def _peek(self, caller: Caller, cost: int) -> Decision:
+        limiter = self._use()[1]
+        return await limiter.peek_call(self.name, _who(caller), _checked(cost)) or UNCHECKED
+
+    async def _reset(self, caller: Caller) -> None:
+        await self._use()[1].reset(self.name, _who(caller))
+
+    async def _set_limit(self, limit: int | None) -> None:
+        await self._use()[1].set_limit(self.name, limit)
+
+    async def _charge(self, caller: Caller, units: int) -> None:
+        await self._use()[1].add(self.name, _who(caller), _checked(units))
+
+
+class _Call(Part):
+    """One call, in place of a request."""
+
+    __slots__ = ("_cost", "_limiter", "_name", "_who")
+
+    def __init__(self, limiter: RateLimiter, name: str, who: Who, cost: int) -> None:
+        self._limiter = limiter
+        self._name = name
+        self._who = who
+        self._cost = cost
+
+    async def prepare(self, _request: HTTPRequest) -> RateLimitExchange:
+        return await self._limiter.begin_call(self._name, self._who, self._cost)
+
+
+_WIDEST_SPREAD = 1.0
+"""Seconds."""
+_FIRST_TRY, _LAST_TRY = 0.05, 2.0
+"""Seconds after which a call is tried again where it is not known when it would pass."""
+
+
+def _delay(decision: Decision, attempts: int) -> float | None:
+    """Return the seconds after which to try again; None if that would not help."""
+    if _never_passes(decision):
+        return None
+    if decision.retry_after is not None:
+        return decision.retry_after
+    return float(min(_LAST_TRY, _FIRST_TRY * 2 ** min(attempts, 10)))
+
+
+def _checked(cost: int) -> int:
+    given: object = cost
+    if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= MAX_QUOTA:
+        raise ValueError(f"a cost should be a whole number from 1 to {MAX_QUOTA}, not {cost!r}")
+    return cost
+
+
+def _seconds(timeout: Duration) -> float:
+    seconds = seconds_in(timeout)
+    if seconds is None or not seconds >= 0:
+        raise ValueError(f"timeout={timeout!r} should be seconds from 0, or text such as '30s'")
+    return seconds
+
+
+# ------------------------------------------------------------------------------------------------
+# The two classes
+
+
+class _Decorator(Protocol):
+    def __call__(self, function: Callable[P, R], /) -> Callable[P, R]: ...
+
+
+class _AsyncDecorator(Protocol):
+    def __call__(
+        self, function: Callable[P, Awaitable[R]], /
+    ) -> Callable[P, Coroutine[Any, Any, R]]: ...
+
+
+class SyncLimiter(_Limiter):
+    """A limit for any call, in threads: ``SyncLimiter("5/hour", name="password resets")``.
+
+    With one of Starlette's or FastAPI's applications it may be used in handlers that run in
+    threads. See ``Limiter``, which has the same methods, for event loops.
+    """
+
+    def hit(self, caller: Caller, /, cost: int = 1) -> Decision:
+        """Take a cost from an identifier's quota.
+
+        Raises:
+            RateLimited: It is used up; nothing was taken.
+        """
+        return self._run(self._take(caller, cost), UNCHECKED)
+
+    def try_hit(self, caller: Caller, /, cost: int = 1) -> Decision:
+        """Do the same as ``hit``, and return the decision also if it denies."""
+        return self._run(self._try(caller, cost), UNCHECKED)
+
+    def peek(self, caller: Caller, /, cost: int = 1) -> Decision:
+        """Return what ``try_hit`` would decide; take nothing."""
+        return self._run(self._peek(caller, cost), UNCHECKED)
+
+    def wait(self, caller: Caller, /, timeout: Duration, cost: int = 1) -> Decision:
+        """Take a cost as soon as it passes, within ``timeout`` seconds.
+
+        Raises:
+            RateLimited: It would not pass in that time. Raised at once where that is known.
+        """
+        return self._run(self._take(caller, cost, timeout), UNCHECKED)
+
+    def charge(self, caller: Caller, /, units: int) -> None:
+        """Take units, whatever is left: the cost of a call that is known only after it.
+
+        What is above the limit is paid off by waiting. In an outage the charge is lost.
+        """
+        self._run(self._charge(caller, units), None)
+
+    def reset(self, caller: Caller, /) -> None:
+        """Give an identifier its whole quota again. Raises UpstashError."""
+        self._run(self._reset(caller), None)
+
+    def set_limit(self, limit: int | None) -> None:
+        """Change the limit, in all processes, until it is changed again; needs ``dynamic=True``.
+
+        Args:
+            limit: Units per window, from 0; None returns to the limit in the code.
+
+        Raises:
+            ValueError: The limiter is not dynamic, or ``limit`` is wrong.
+            UpstashError: Upstash cannot be reached.
+        """
+        self._run(self._set_limit(limit), None)
+
+    @overload
+    def __call__(
+        self, caller: Caller, /, *, cost: int = 1, timeout: Duration = 0
+    ) -> AbstractContextManager[Decision]: ...
+    @overload
+    def __call__(
+        self,
+        /,
+        *,
+        by: Caller | Callable[..., Caller],
+        cost: int | Callable[..., int] = 1,
+        timeout: Duration = 0,
+    ) -> _Decorator: ...
+    def __call__(
+        self, caller: Any = None, /, *, by: Any = None, cost: Any = 1, timeout: Duration = 0
+    ) -> Any:
+        """Limit a block, ``with limiter("alice"):``, or a function, ``@limiter(by="alice")``.
+
+        Args:
+            caller: Whose quota the block uses.
+            by: Whose quota a call of the function uses; or a function that returns it, whose
+                parameters are some of the function's.
+            cost: What is taken; likewise.
+            timeout: Seconds to wait until it passes.
+
+        Raises:
+            RateLimited: Before the block or the function begins.
+        """
+        if by is None:
+            return self._within(caller, cost, timeout)
+
+        def decorate(function: Any) -> Any:
+            if inspect.iscoroutinefunction(function):
+                raise ConfigurationError(f"{self!r}: {function!r} is async; use a Limiter")
+            find, weigh = _from_arguments(by, function), _from_arguments(cost, function)
+
+            @wraps(function)
+            def limited(*args: Any, **kwargs: Any) -> Any:
+                with self._within(find(args, kwargs), weigh(args, kwargs), timeout):
+                    return function(*args, **kwargs)
+
+            return limited
+
+        return decorate
+
+    @contextmanager
+    def _within(self, caller: Caller, cost: int, timeout: Duration) -> Iterator[Decision]:
+        runtime = self._runtime()
+        exchange = self._run(self._enter(caller, cost, timeout), None)
+        if exchange is None:
+            yield UNCHECKED
+            return
+        try:
+            yield exchange.decision or UNCHECKED
+        finally:
+            runtime.finish(exchange, complete=True)
+
+    def _run(self, flow: Flow[R], otherwise: T) -> R | T:
+        """Run a flow and return its result; ``otherwise`` if everything is switched off."""
+        try:
+            runtime = self._runtime()
+            return runtime.perform(flow) if runtime.enabled else otherwise
+        finally:
+            flow.close()  # where it has not begun
+
+
+class Limiter(_Limiter):
+    """A limit for any call, on event loops: ``Limiter("5/minute", name="messages", app=app)``.
+
+    For what is no request to the application, such as a message of a WebSocket, a job, an outgoing
+    call; or for what a handler alone knows. One call takes one round trip, as a rule of the
+    middleware does, with the same policies if Upstash is unreachable. ``SyncLimiter`` is the same
+    for threads, and limiters of both classes with one name and the same limits share a quota.
+    """
+
+    async def hit(self, caller: Caller, /, cost: int = 1) -> Decision:
+        """Take a cost from an identifier's quota.
+
+        Raises:
+            RateLimited: It is used up; nothing was taken.
+        """
+        return await self._run(self._take(caller, cost), UNCHECKED)
+
+    async def try_hit(self, caller: Caller, /, cost: int = 1) -> Decision:
+        """Do the same as ``hit``, and return the decision also if it denies."""
+        return await self._run(self._try(caller, cost), UNCHECKED)
+
+    async def peek(self, caller: Caller, /, cost: int = 1) -> Decision:
+        """Return what ``try_hit`` would decide; take nothing."""
+        return await self._run(self._peek(caller, cost), UNCHECKED)
+
+    async def wait(
+        self,
+        caller: Caller,
+        /,
+        timeout: Duration,  # noqa: ASYNC109 - it bounds the waiting alone
+        cost: int = 1,
+    ) -> Decision:
+        """Take a cost as soon as it passes, within ``timeout`` seconds.
+
+        Raises:
+            RateLimited: It would not pass in that time. Raised at once where that is known.
+        """
+        return await self._run(self._take(caller, cost, timeout), UNCHECKED)
+
+    async def charge(self, caller: Caller, /, units: int) -> None:
+        """Take units, whatever is left: the cost of a call that is known only after it.
+
+        What is above the limit is paid off by waiting. In an outage the charge is lost.
+        """
+        await self._run(self._charge(caller, units), None)
+
+    async def reset(self, caller: Caller, /) -> None:
+        """Give an identifier its whole quota again. Raises UpstashError."""
+        await self._run(self._reset(caller), None)
+
+    async def set_limit(self, limit: int | None) -> None:
+        """Change the limit, in all processes, until it is changed again; needs ``dynamic=True``.
+
+        Args:
+            limit: Units per window, from 0; None returns to the limit in the code.
+
+        Raises:
+            ValueError: The limiter is not dynamic, or ``limit`` is wrong.
+            UpstashError: Upstash cannot be reached.
+        """
+        await self._run(self._set_limit(limit), None)
+
+    @overload
+    def __call__(
+        self, caller: Caller, /, *, cost: int = 1, timeout: Duration = 0
+    ) -> AbstractAsyncContextManager[Decision]: ...
+    @overload
+    def __call__(
+        self,
+        /,
+        *,
+        by: Caller | Callable[..., Caller],
+        cost: int | Callable[..., int] = 1,
+        timeout: Duration = 0,
+    ) -> _AsyncDecorator: ...
+    def __call__(
+        self, caller: Any = None, /, *, by: Any = None, cost: Any = 1, timeout: Duration = 0
+    ) -> Any:
+        """Limit a block, ``async with limiter("alice"):``, or a function, ``@limiter(by="alice")``.
+
+        Args:
+            caller: Whose quota the block uses.
+            by: Whose quota a call of the function uses; or a function that returns it, whose
+                parameters are some of the function's.
+            cost: What is taken; likewise.
+            timeout: Seconds to wait until it passes.
+
+        Raises:
+            RateLimited: Before the block or the function begins.
+        """
+        if by is None:
+            return self._within(caller, cost, timeout)
+
+        def decorate(function: Any) -> Any:
+            if not inspect.iscoroutinefunction(function):
+                raise ConfigurationError(
+                    f"{self!r}: {function!r} is not an async function; use a SyncLimiter"
+                )
+            find, weigh = _from_arguments(by, function), _from_arguments(cost, function)
+
+            @wraps(function)
+            async def limited(*args: Any, **kwargs: Any) -> Any:
+                async with self._within(find(args, kwargs), weigh(args, kwargs), timeout):
+                    return await function(*args, **kwargs)
+
+            return limited
+
+        return decorate
+
+    @asynccontextmanager
+    async def _within(
+        self, caller: Caller, cost: int, longest: Duration
+    ) -> AsyncIterator[Decision]:
+        runtime = self._runtime()
+        exchange = await self._run(self._enter(caller, cost, longest), None)
+        if exchange is None:
+            yield UNCHECKED
+            return
+        try:
+            yield exchange.decision or UNCHECKED
+        finally:
+            await runtime.afinish(exchange, complete=True)
+
+    async def _run(self, flow: Flow[R], otherwise: T) -> R | T:
+        """Run a flow and return its result; ``otherwise`` if everything is switched off."""
+        try:
+            runtime = self._runtime()
+            return await runtime.aperform(flow) if runtime.enabled else otherwise
+        finally:
+            flow.close()  # where it has not begun
+
+
+def _from_arguments(
+    given: Any, function: Any
+) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Any]:
+    """Return what finds a value for a call of a function; ``given`` is the value, or finds it.
+
+    Raises ConfigurationError where it has a parameter that the function does not have.
+    """
+    if not callable(given):
+        return lambda _args, _kwargs: given
+    own = inspect.signature(function)
+    try:
+        wanted = inspect.signature(given).parameters
+    except ValueError:  # of some that are written in C
+        return lambda args, kwargs: given(*args, **kwargs)
+    if any(each.kind in {each.VAR_POSITIONAL, each.VAR_KEYWORD} for each in wanted.values()):
+        return lambda args, kwargs: given(*args, **kwargs)
+    for name, each in wanted.items():
+        if name not in own.parameters and each.default is each.empty:
+            raise ConfigurationError(
+                f"{given!r} has the parameter {name!r}, which {function.__qualname__}{own} does "
+                "not have"
+            )
+    names = [name for name in wanted if name in own.parameters]
+
+    def find(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        bound = own.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return given(**{name: bound.arguments[name] for name in names})
+
+    return find
+
+
+# ------------------------------------------------------------------------------------------------
+# Where limits are counted
+
+
+_making = threading.Lock()
+_shared: WeakValueDictionary[object, Runtime] = WeakValueDictionary()
+_VARIABLES = (
+    *("UPSTASH_REDIS_REST_URL", "UPSTASH_REDIS_REST_TOKEN"),
+    *("KV_REST_API_URL", "KV_REST_API_TOKEN"),
+)
+_not_started: WeakKeyDictionary[Any, list[Runtime]] = WeakKeyDictionary()
+"""The runtimes of Starlette's applications that this process does not serve, or not yet."""
+
+
+def _standalone(settings: Settings) -> Runtime:
+    """Return the runtime of limiters without an application, one for each configuration."""
+    key = (settings, *map(os.environ.get, _VARIABLES))
+    try:
+        hash(key)
+    except TypeError:  # something in the settings
+        return Runtime(settings, Features(0))
+    with _making:
+        if (known := _shared.get(key)) is None:
+            known = _shared[key] = Runtime(settings, Features(0))
+        return known
+
+
+def _runtime_of(app: Any) -> Runtime:
+    """Return the runtime of an application's middleware. Raises ConfigurationError."""
+    kinds = {base.__module__.partition(".")[0] for base in type(app).__mro__}
+    if "django" in kinds:
+        from upstash_middleware.django import conf  # noqa: PLC0415 - if it is used
+
+        return conf.runtime_for_handlers()
+    if isinstance(getattr(app, "extensions", None), dict) and hasattr(app, "wsgi_app"):
+        from upstash_middleware import flask  # noqa: PLC0415 - likewise
+
+        return flask.runtime_for_handlers(app)
+    found = list(_runtimes_in(app))
+    if found:  # one with its own limits first
+        return max(found, key=lambda one: (one.has_limits, Features.RATE_LIMIT in one.features))
+    if hasattr(app, "user_middleware"):
+        from upstash_middleware import starlette  # noqa: PLC0415 - likewise
+
+        return starlette.runtime_by_environment(app)
+    raise ConfigurationError(
+        f"app={app!r} has no middleware of this package; give the application that has, or none "
+        "to use the database that the environment names"
+    )
+
+
+def _runtimes_in(app: Any) -> Iterable[Runtime]:
+    """Yield the runtimes of the middleware in and around an ASGI or WSGI application."""
+    layer, seen = app, set[int]()
+    while layer is not None and id(layer) not in seen:
+        seen.add(id(layer))
+        if isinstance(runtime := getattr(layer, "runtime", None), Runtime):
+            yield runtime
+        if hasattr(layer, "user_middleware") and layer.middleware_stack is None:
+            yield from _before_start(layer)
+            return
+        names = ("middleware_stack", "app", "wsgi_app")
+        inside = (getattr(layer, name, None) for name in names)
+        layer = next((each for each in inside if each is not None), None)
+
+
+def _before_start(app: Any) -> list[Runtime]:
+    with _making:
+        if app not in _not_started:
+            _not_started[app] = [
+                entry.cls(app, *entry.args, **entry.kwargs).runtime
+                for entry in app.user_middleware
+                if hasattr(entry.cls, "features")
+            ]
+        return _not_started[app]
+
+
+def _made(runtime: Runtime, rule: RateLimitRule) -> RateLimiter:
+    """Return the limiter of a rule, the same for limiters with one name and the same limits.
+
+    Raises ConfigurationError where something else has the name.
+    """
+    name = rule.name
+    with _making:
+        if (known := runtime.limiters.get(name)) is not None:
+            if known.rules[name] == rule:
+                return known
+            others = [known.rules[name]]
+        else:
+            settings = runtime.settings
+            others = [each for each in (*settings.rate_limits, settings.default_limit) if each]
+            for _, limiter in tuple(runtime.handler_limiters.values()):
+                others += limiter.rules.values()
+        for other in others:
+            if other.name == name and other.parsed is not None:
+                raise ConfigurationError(
+                    f"{rule.setting}: {other.setting} has this name already, and the two would "
+                    "share their counters; rename one of them, or reach the other by "
+                    f"Limiter.of(app, {name!r})"
+                )
+        limiter = runtime.limiters[name] = runtime.limiter((rule,), at_handler=True)
+        return limiter
+
+
+def _named(runtime: Runtime, app: Any, name: str) -> RateLimiter:
+    """Return a limiter that has the rule of this name. Raises ConfigurationError."""
+    known: list[str] = []
+    limiters = [
+        *(part for part in runtime.limits.parts if isinstance(part, RateLimiter)),
+        *(limiter for _, limiter in tuple(runtime.handler_limiters.values())),
+        *runtime.limiters.values(),
+    ]
+    for limiter in limiters:
+        if name in limiter.rules:
+            return limiter
+        known += limiter.rules
+    for rule in _before_handlers(app):
+        if rule.name == name:
+            return runtime.limiter((rule,), at_handler=True)
+        known.append(rule.name)
+    raise ConfigurationError(
+        f"{name!r}: the application has no limit of this name; it has "
+        + (", ".join(map(repr, dict.fromkeys(known))) or "none")
+    )
+
+
+def _before_handlers(app: Any) -> Iterable[RateLimitRule]:
+    """Yield the limits in front of an application's handlers, named as they are in decisions."""
+    from upstash_middleware import routes  # noqa: PLC0415 - if a limit is reached by its name
+
+    kinds = {base.__module__.partition(".")[0] for base in type(app).__mro__}
+    layer = app
+    while layer is not None and not kinds & {"starlette", "flask", "django"}:
+        layer = getattr(layer, "app", None) or getattr(layer, "wsgi_app", None)
+        kinds = {base.__module__.partition(".")[0] for base in type(layer).__mro__}
+    if "django" in kinds:
+        found = routes.of_django()
+    elif "flask" in kinds:
+        found = routes.of_flask(layer)
+    else:
+        found = routes.of_starlette(layer)
+    for route in found:
+        yield from route.limits
