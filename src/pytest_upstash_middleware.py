@@ -18,12 +18,11 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def upstash_server() -> Iterator[LocalUpstash]:
+def upstash_server() -> LocalUpstash:
     """One local Upstash for the session (under pytest-xdist, one for each worker)."""
-    from upstash_middleware.local import LocalUpstash  # noqa: PLC0415 - see above
+    from upstash_middleware.local.testing import server_for_tests  # noqa: PLC0415 - see above
 
-    with LocalUpstash() as server:
-        yield server
+    return server_for_tests()
 
 
 @pytest.fixture
@@ -34,16 +33,13 @@ def upstash(
 
     `advance(seconds)` moves time forward for it and for the middleware in this process.
     """
-    from upstash_middleware import clock  # noqa: PLC0415 - see above
+    from upstash_middleware.local import local_upstash  # noqa: PLC0415 - see above
 
-    upstash_server.set_faults()
-    upstash_server.flush()
-    upstash_server.reset_bill()
-    clock.forget()
+    # By monkeypatch, so that a test that changes these with it too leaves nothing behind.
     for name, value in upstash_server.env.items():
         monkeypatch.setenv(name, value)
-    yield upstash_server
-    upstash_server.restore_time()
+    with local_upstash() as upstash:
+        yield upstash
 
 
 @pytest.fixture
