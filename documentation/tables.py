@@ -18,6 +18,7 @@ from upstash_middleware.core.cache.http.fields import (
     REFLECTED_FIELDS,
 )
 from upstash_middleware.core.cache.http.vary import LIST_FIELDS
+from upstash_middleware.core.identify import PLATFORMS
 from upstash_middleware.local.billing import DOLLARS_PER_COMMAND
 
 if TYPE_CHECKING:
@@ -110,7 +111,42 @@ def list_fields() -> str:
     return table(("field", "case makes", "order makes"), rows)
 
 
+def platforms() -> str:
+    """Return the presets of ``client_ip``."""
+    rows = []
+    for name, preset in PLATFORMS.items():
+        field = (
+            preset.header.title().replace("-Ip", "-IP").replace("Cf-", "CF-").replace("Do-", "DO-")
+        )
+        which = {0: "the event", 1: "the last entry", 2: "the second entry from the right"}[
+            preset.hops
+        ]
+        is_list = preset.header == "x-forwarded-for"
+        read = f"{field}, {which}" if is_list else field or which
+        known = " and ".join(f"`{variable}`" for variable in preset.variables) or "not"
+        rows.append(
+            (
+                f"[{preset.title}]({preset.documentation})",
+                f"`{name!r}`".replace("'", '"'),
+                read,
+                preset.writes,
+                known,
+                "yes" if preset.automatic else "",
+            )
+        )
+    heading = (
+        "platform",
+        "`client_ip=`",
+        "what is read",
+        "its proxy",
+        "recognised by",
+        "automatic",
+    )
+    return table(heading, rows)
+
+
 REGIONS: Final[dict[tuple[str, str], Callable[[], str]]] = {
+    ("behind-a-proxy.md", "platforms"): platforms,
     ("costs.md", "own"): own_costs,
     ("costs.md", "compared"): compared_costs,
     ("concepts/windows.md", "algorithms"): algorithms,

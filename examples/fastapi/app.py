@@ -14,7 +14,7 @@ from upstash_middleware.starlette import UpstashMiddleware
 app = FastAPI(title="Tea shop")
 
 # Clients are told apart by the address that the connection comes from. Behind a proxy that is
-# the proxy's for everybody: say by=client_ip(trusted_hops=1) in the rules then.
+# the proxy's for everybody: say client_ip=1 then.
 app.add_middleware(
     UpstashMiddleware,
     default_limit="100/minute",

@@ -13,7 +13,7 @@ from upstash_middleware.flask import UpstashMiddleware, purge
 app = Flask(__name__)
 
 # Clients are told apart by the address that the connection comes from. Behind a proxy that is
-# the proxy's for everybody: say by=client_ip(trusted_hops=1), or put Werkzeug's ProxyFix outside.
+# the proxy's for everybody: say client_ip=1, or put Werkzeug's ProxyFix outside.
 UpstashMiddleware(
     app,
     default_limit="100/minute",

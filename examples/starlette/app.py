@@ -87,7 +87,7 @@ app = Starlette(
     ],
     middleware=[
         # Clients are told apart by the address that the connection comes from. Behind a proxy
-        # that is the proxy's for everybody: say by=client_ip(trusted_hops=1) in the rules then.
+        # that is the proxy's for everybody: say client_ip=1 then.
         Middleware(
             UpstashMiddleware,
             default_limit="100/minute",

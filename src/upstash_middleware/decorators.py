@@ -361,7 +361,6 @@ class HandlerLimit(Decorator):
         self.rule: RateLimitRule = rule_from_mapping({"limits": limits, **arguments}, self.name)
         if self.rule.parsed is None:
             raise ConfigurationError(f"{self.name}: to exempt a handler, mark it with @exempt")
-        _handler_limits.append(weakref.ref(self, _handler_limits.remove))
 
     def begin(self, call: HandlerCall) -> PendingExchange | None:
         """Decide about a request in one round trip; None if no limit applies.
@@ -424,9 +423,7 @@ class HandlerLimit(Decorator):
                         )
                 setting = f"{self.name[:-1]}, name={name!r})"
                 rule = structs.replace(self.rule, name=name, setting=setting)
-                limits = [limit for ref in tuple(_handler_limits) if (limit := ref()) is not None]
-                extractors = [limit.rule.extractor for limit in limits]
-                limiter = runtime.limiter((rule,), also=extractors, at_handler=True)
+                limiter = runtime.limiter((rule,), at_handler=True)
                 runtime.handler_limiters[key] = name, limiter
             return runtime.handler_limiters[key][1]
 
@@ -549,7 +546,6 @@ def _numbered(name: str) -> Iterator[str]:
         yield f"{name[: LONGEST_NAME - 3]} {number}"
 
 
-_handler_limits: list[weakref.ref[HandlerLimit]] = []
 _creating = threading.Lock()
 _COUNTED = "upstash_middleware.counted"
 

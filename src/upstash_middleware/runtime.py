@@ -22,11 +22,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from upstash_middleware.clock import SystemClock, remembering
 from upstash_middleware.core.engine import Begun, Engine, Exchange, Part
 from upstash_middleware.core.flow import together
-from upstash_middleware.core.identify import framework_user
+from upstash_middleware.core.identify import (
+    PLATFORMS,
+    application_address,
+    framework_user,
+)
 from upstash_middleware.core.ratelimit.memory import Denials
 from upstash_middleware.drivers import arun, run
 from upstash_middleware.errors import ConfigurationError, named_part
-from upstash_middleware.events import UpstashAnswered, UpstashCalled
+from upstash_middleware.events import SettingDoubted, UpstashAnswered, UpstashCalled
 from upstash_middleware.logs import LogObserver, logger
 from upstash_middleware.settings import Settings, settings_from
 from upstash_middleware.upstash import (
@@ -40,20 +44,22 @@ from upstash_middleware.upstash import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from upstash_middleware.core.cache import Cache
     from upstash_middleware.core.cache.purge_endpoint import PurgeEndpoint
     from upstash_middleware.core.flow import Flow
-    from upstash_middleware.core.identify import AnyExtractor
     from upstash_middleware.core.ratelimit import RateLimiter, RateLimitRule
+    from upstash_middleware.core.ratelimit.charges import AddressWatch
     from upstash_middleware.events import Event, Observer
     from upstash_middleware.messages import HTTPRequest
     from upstash_middleware.redis import AsyncRedis, Redis
     from upstash_middleware.upstash import Called
 
 T = TypeVar("T")
+_hinted: list[str] = []
+"""What has been logged for this process, whose middleware classes share one application."""
 
 
 class Features(Flag):
@@ -101,6 +107,8 @@ class Runtime:
         self._redis: tuple[tuple[Client, AsyncClient], tuple[Redis, AsyncRedis]] | None = None
         self._redis_breaker = OnePerProcess(self._breaker)
         self._denials = Denials(settings.remember_denials)
+        self._watch: AddressWatch | None = None
+        self._serves = False
         self._limiters: list[weakref.ref[RateLimiter]] = []
         self._cache: Cache | None = None
         self.purge_endpoint: PurgeEndpoint | None = self._create_purge_endpoint()
@@ -206,6 +214,8 @@ class Runtime:
     def _prepare(
         self, request: HTTPRequest, inner: Runtime | None, engine: Engine | None
     ) -> Begun | Exchange | Flow[Exchange]:
+        if not self._serves:
+            self._begin_serving()
         if engine is not None:
             return engine.prepare(request)
         endpoint = self.purge_endpoint
@@ -217,6 +227,29 @@ class Runtime:
         if endpoint is not None and endpoint.covers(request):
             return self.engine.prepare(request)
         return self.engine.prepare(request, inner.engine)
+
+    def _begin_serving(self) -> None:
+        """Log, at the first request, what the settings leave out and users should know."""
+        self._serves = True
+        settings = self.settings
+        if settings.platform is not None and PLATFORMS[settings.platform].automatic:
+            platform = PLATFORMS[settings.platform]
+            logger.info(
+                "client_ip: this runs on %s, so client addresses are read as by client_ip=%r",
+                platform.title,
+                settings.platform,
+            )
+        is_shared = self._credentials is not None and not self._credentials.local
+        if "prefix" in settings.unset and is_shared and not _hinted:
+            _hinted.append("prefix")
+            self.observe(
+                SettingDoubted(
+                    "prefix",
+                    "it is not set: applications that use this database with the same prefix share "
+                    "limits, stored responses and purges; set it to a name of this application's "
+                    f"own, or to {settings.prefix!r} if no other application uses the database",
+                )
+            )
 
     def finish(self, exchange: Exchange, *, complete: bool) -> None:
         """Settle and store after the last byte; see Exchange.finish."""
@@ -282,21 +315,22 @@ class Runtime:
         rules: tuple[RateLimitRule, ...],
         default: RateLimitRule | None = None,
         *,
-        also: Iterable[AnyExtractor] = (),
         at_handler: bool = False,
         exempts: Callable[[HTTPRequest], bool] | None = None,
     ) -> RateLimiter:
         """Return a rate limiter over this runtime's client.
 
-        Where a rule's extractor finds no identifier, the client's address is found as by the rules
-        of the settings, or else by ``also``, if those know the proxies. ``at_handler`` says that
-        the rules are in front of a handler and not of the application; ``exempts`` selects
-        requests that are not counted. Raises ConfigurationError for two rules of one name.
+        ``at_handler`` says that the rules are in front of a handler and not of the application;
+        ``exempts`` selects requests that are not counted. Raises ConfigurationError for two rules
+        of one name.
         """
         from upstash_middleware.core.ratelimit import RateLimiter  # noqa: PLC0415
+        from upstash_middleware.core.ratelimit.charges import AddressWatch  # noqa: PLC0415
 
         settings = self.settings
-        given = [*settings.rate_limits, settings.default_limit]
+        address, watched = application_address(settings.client_ip, settings.platform)
+        if self._watch is None:
+            self._watch = AddressWatch(self.observe, settings.platform, done=not watched)
         limiter = RateLimiter(
             rules,
             default,
@@ -307,7 +341,8 @@ class Runtime:
             deadline=settings.deadline,
             match=settings.match,
             denials=self._denials,
-            also=(*(rule.extractor for rule in given if rule is not None), *also),
+            address=address,
+            watch=self._watch,
             perform=self._settle_late,
             deny_list=settings.deny_list,
             analytics=settings.analytics,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from msgspec import Struct
 
 from upstash_middleware.core.clock import seconds_in
+from upstash_middleware.core.identify import address_setting, detected_platform
 from upstash_middleware.core.ratelimit import RateLimitRule
 from upstash_middleware.core.ratelimit.rules import check_together as check_rules_together
 from upstash_middleware.core.ratelimit.rules import rule_from_mapping as rate_limit_rule
@@ -25,6 +26,7 @@ from upstash_middleware.errors import ConfigurationError
 if TYPE_CHECKING:
     from upstash_middleware.core.cache import CacheRule
     from upstash_middleware.core.clock import Duration
+    from upstash_middleware.core.identify import AnyExtractor
     from upstash_middleware.core.ratelimit.charges import Match
     from upstash_middleware.core.ratelimit.decision import OnDenied
     from upstash_middleware.events import Observer
@@ -59,6 +61,12 @@ class Arguments(TypedDict, total=False):
     remember_denials: Duration
     """Seconds for which this process remembers a denial at most, without a call to Upstash; default
     60, 0 for not at all. Denials by rules with ``settle`` are not remembered."""
+    client_ip: Any
+    """Where the client's address is: the number of trusted proxies in front (0: it is the
+    connection's), their networks (``"10.0.0.0/8"``, or a list), a platform's name (``"vercel"``),
+    ``client_ip(...)``, or a function of the request. Every rule without its own, ``client_ip()``
+    and every fallback use it. Default: the platform's, where that is certain, or the
+    connection's."""
     deny_list: str
     """The prefix of a JavaScript upstash-ratelimit, by default ``"@upstash/ratelimit"`` there. The
     deny list that it keeps on Redis is applied with a 403; one more command for each decision."""
@@ -146,7 +154,9 @@ class Arguments(TypedDict, total=False):
     application's own httpx.Client (Flask, WSGI, Django) or httpx.AsyncClient (ASGI), or a tuple of
     both, for instance for mutual TLS. It is not closed, and the deadlines apply to it too."""
     prefix: str
-    """The beginning of every key; default ``upstash-middleware``."""
+    """The beginning of every key, one for each application; default ``upstash-middleware``. Two
+    applications with one prefix share the quotas of rules of the same name, stored responses of
+    the same URLs, and purges."""
     secret: str
     """The key that hashes identifiers made from secrets; the same in every process. Default:
     derived from the token."""
@@ -173,6 +183,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     cache: tuple[CacheRule, ...]
     match: Match
     remember_denials: float
+    client_ip: AnyExtractor | None
     deny_list: str | None
     analytics: str | None
     on_denied: OnDenied | None
@@ -208,6 +219,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     breaker: bool
     breaker_slow: float | None
     observers: tuple[Observer, ...]
+    platform: str | None = None
+    """The detected platform, where ``client_ip`` is not set."""
+    unset: frozenset[str] = frozenset()
+    """The settings that have been left out."""
 
     def __repr__(self) -> str:
         shown = [name for name in self.__struct_fields__ if name not in _SECRETS]
@@ -241,7 +256,8 @@ def settings_from(
     for name, variable in FIELDS_VARIABLES.items():
         named = [text.strip() for text in environ.get(variable, "").split(",")]
         value[name] += _SETTINGS[name][0](variable, [text for text in named if text])
-    settings = Settings(**value)
+    value["platform"] = detected_platform(environ) if value["client_ip"] is None else None
+    settings = Settings(**value, unset=frozenset(_SETTINGS.keys() - given.keys()))
     _check_together(settings, given, source)
     return settings
 
@@ -543,6 +559,7 @@ _SETTINGS: dict[str, tuple[_Reader, Any]] = {
     "cache": (_cache_rules, ()),
     "match": (_one_of("first", "all"), "first"),
     "remember_denials": (_duration(most=60), 60.0),
+    "client_ip": (address_setting, None),
     "deny_list": (_text, None),
     "analytics": (_text, None),
     "on_denied": (_function, None),

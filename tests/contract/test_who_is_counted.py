@@ -9,6 +9,8 @@ import pytest
 
 from tests.contract.neutral import Reply, Seen
 from upstash_middleware import RateLimitRule, client_ip, combine, first_of, header
+from upstash_middleware.errors import ConfigurationError
+from upstash_middleware.settings import settings_from
 
 if TYPE_CHECKING:
     from tests.contract.conftest import Serve
@@ -44,33 +46,90 @@ def broken(request: HTTPRequest) -> str:
 
 
 KEYED = RateLimitRule("/api", "1/hour", by=KEY, name="keyed")
-DEFAULT = RateLimitRule(None, "100/hour", by=BEHIND, name="default")
 
 
 @pytest.mark.parametrize(
-    ("rules", "default"),
+    ("by", "setting"),
     [
-        ([KEYED], DEFAULT),
-        ([KEYED, RateLimitRule("/other", "9/hour", by=BEHIND)], None),
-        ([RateLimitRule("/api", "1/hour", by=combine(KEY, BEHIND))], None),
-        ([RateLimitRule("/api", "1/hour", by=broken)], DEFAULT),
-        ([KEYED, RateLimitRule("/other", "9/hour", by=first_of(KEY, BEHIND))], None),
+        (client_ip(), 1),
+        (KEY, 1),
+        (broken, 1),
+        (first_of(KEY, client_ip()), 1),
+        (combine(KEY, client_ip()), 1),
+        (combine(client_ip(), client_ip()), 1),
+        (client_ip(), "10.0.0.0/8"),
+        (KEY, ["10.0.0.0/8", "fd00::/8"]),
+        (client_ip(), client_ip(trusted=("10.0.0.0/8",))),
+        (combine(KEY, BEHIND), 0),
+        (first_of(KEY, BEHIND), None),
     ],
-    ids=["the default", "another rule", "the rule itself", "by raised", "a part"],
 )
-def test_without_its_key_a_client_counts_by_the_address_that_the_proxy_wrote(
-    serve: Serve, rules: list[RateLimitRule], default: Any
+def test_a_client_counts_by_the_address_that_the_proxy_wrote(serve: Serve, by: Any, setting: Any):
+    """As the setting says; where nothing else is found; and where a part of ``by`` says so."""
+    rule = RateLimitRule("/api", "1/hour", by=by)
+    assert have_quotas_of_their_own(serve(plain, limit(rule, client_ip=setting)))
+
+
+def test_the_default_limit_and_the_lists_use_the_setting(serve: Serve):
+    default = {"limits": "1/hour", "allow": ["203.0.113.8/31"], "deny": ["192.0.2.0/24"]}
+    served = serve(plain, limit(default=default, client_ip=1))
+    assert have_quotas_of_their_own(served)
+    assert [status(served, "203.0.113.9") for _ in range(3)] == [200, 200, 200]
+    assert status(served, "192.0.2.7") == 403
+
+
+async def from_the_field(request: HTTPRequest) -> str | None:
+    return request.headers.get("x-client")
+
+
+@pytest.mark.parametrize("setting", [from_the_field, header("X-Client")])
+@pytest.mark.parametrize("by", [client_ip(), KEY, combine(client_ip(), client_ip())])
+def test_a_function_of_the_application_may_find_the_address(serve: Serve, setting: Any, by: Any):
+    """It is an address for networks, too; where it finds none, the connection's counts."""
+    rule = RateLimitRule("/api", "1/hour", by=by, deny=("192.0.2.0/24",))
+    served = serve(plain, limit(rule, client_ip=setting))
+
+    def asked(*client: str) -> int:
+        fields = tuple(("x-client", address) for address in client)
+        return served.request("GET", "/api", fields, peer=PROXY).status
+
+    assert [asked("203.0.113.1"), asked("203.0.113.1"), asked("203.0.113.2")] == [200, 429, 200]
+    assert asked("192.0.2.7") == 403
+    assert [asked(), asked()] == [200, 429]
+
+
+def test_an_address_function_that_raises_is_logged_and_the_connection_counts(
+    serve: Serve, caplog: pytest.LogCaptureFixture
 ):
-    """By whichever rule the application is told of its proxy."""
-    assert have_quotas_of_their_own(serve(plain, limit(*rules, default=default)))
+    served = serve(plain, limit(default="1/hour", client_ip=broken))
+    with caplog.at_level(logging.WARNING, "upstash_middleware"):
+        assert [status(served, "203.0.113.1") for _ in range(2)] == [200, 429]
+    (line,) = (r for r in caplog.records if r.name == "upstash_middleware")
+    assert line.getMessage().startswith("client_ip raised")
 
 
-def test_networks_and_platforms_count_as_well(serve: Serve):
-    default = RateLimitRule(None, "100/hour", by=client_ip(platform="fly"), name="default")
-    served = serve(plain, limit(KEYED, default=default))
-    for client, expected in (("203.0.113.1", 200), ("203.0.113.1", 429), ("203.0.113.2", 200)):
-        fields = (("fly-client-ip", client),)
-        assert served.request("GET", "/api", fields, peer=PROXY).status == expected
+def test_a_rule_of_its_own_address_ignores_the_setting(serve: Serve):
+    served = serve(plain, limit(RateLimitRule("/api", "1/hour", by=BEHIND), client_ip="fly"))
+    assert have_quotas_of_their_own(served)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        (-1, "client_ip = -1: client_ip: trusted_hops=-1 should be from 0 to 32"),
+        (True, "client_ip = True: should be the number of proxies in front, their networks"),
+        ("verecl", "client_ip = 'verecl': client_ip: trusted network 'verecl'"),
+        ("verecl", "platforms: vercel, fly,"),
+        (["10.0.0.1/8"], "10.0.0.1/8 has host bits set"),
+        ([], "client_ip = []: should be"),
+        ([1], "client_ip = [1]: should be"),
+        (1.5, "client_ip = 1.5: should be"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_what_would_be_right(setting: Any, said: str):
+    with pytest.raises(ConfigurationError) as raised:
+        settings_from({"default_limit": "1/hour", "client_ip": setting}, {})
+    assert said in str(raised.value)
 
 
 def test_what_no_setting_trusts_buys_no_second_quota(serve: Serve):
@@ -80,22 +139,21 @@ def test_what_no_setting_trusts_buys_no_second_quota(serve: Serve):
 
 
 DECORATED = ("1/hour", {"by": KEY, "name": "decorated"})
+DEFAULT: Any = {"limits": "100/hour", "name": "default"}
 
 
-def test_a_decorator_asks_the_rules_of_the_middleware(serve: Serve):
-    assert have_quotas_of_their_own(serve(plain, limit(default=DEFAULT), limits=[DECORATED]))
+@pytest.mark.parametrize("default", [DEFAULT, None])
+def test_a_decorator_uses_the_setting_of_the_middleware(serve: Serve, default: Any):
+    layer = limit(default=default, client_ip=1)
+    assert have_quotas_of_their_own(serve(plain, layer, limits=[DECORATED]))
 
 
 @pytest.mark.parametrize("outside", [True, False])
-def test_a_decorator_asks_the_rules_of_the_limit_beside_a_cache(serve: Serve, outside: bool):
-    layers = [limit(default=DEFAULT), ("CacheMiddleware", {"cache": [{"path": "/page", "ttl": 9}]})]
+def test_a_decorator_uses_the_setting_of_the_limit_beside_a_cache(serve: Serve, outside: bool):
+    cache = ("CacheMiddleware", {"cache": [{"path": "/page", "ttl": 9}]})
+    layers = [limit(default=DEFAULT, client_ip=1), cache]
     served = serve(plain, *(layers if outside else reversed(layers)), limits=[DECORATED])
     assert have_quotas_of_their_own(served)
-
-
-def test_without_a_middleware_a_decorator_asks_the_other_decorators(serve: Serve):
-    others = ("9/hour", {"by": BEHIND, "name": "others"})
-    assert have_quotas_of_their_own(serve(plain, limits=[others, DECORATED]))
 
 
 UNKNOWN: Any = {"peer": ""}
@@ -143,7 +201,7 @@ def test_the_log_says_once_that_the_client_is_unknown(
     (line,) = (r for r in caplog.records if r.name == "upstash_middleware")
     assert "default_limit" in line.getMessage()
     assert "on_error='open'" in line.getMessage()
-    assert "client_ip(trusted_hops=1)" in line.getMessage()
+    assert "set client_ip=1" in line.getMessage()
     assert "raised" not in line.getMessage()
 
 

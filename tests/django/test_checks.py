@@ -284,3 +284,32 @@ def test_w005_leaves_a_broken_url_configuration_to_django() -> None:
     rules = {"rate_limits": [{"path": "/x", "limits": "1/s"}]}
     with override_settings(ROOT_URLCONF="no.such.module"):
         assert reported(LIMIT, setting=LIMITED | rules) == {}
+
+
+PROXIED = ("HTTP_X_FORWARDED_PROTO", "https")
+
+
+@pytest.mark.parametrize(
+    ("environ", "setting", "value"),
+    [
+        ({}, LIMITED, "1"),
+        ({"DYNO": "web.1"}, LIMITED, "'heroku'"),
+        ({}, LIMITED | {"client_ip": 1}, None),
+        ({}, LIMITED | {"client_ip": 0}, None),
+        ({"FLY_APP_NAME": "shop", "FLY_MACHINE_ID": "148e"}, LIMITED, None),
+        ({"AWS_LAMBDA_FUNCTION_NAME": "shop"}, LIMITED, None),
+    ],
+)
+def test_a_proxy_that_django_knows_and_the_limits_do_not_is_reported(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], setting: Any, value: str | None
+) -> None:
+    """By SECURE_PROXY_SSL_HEADER, until ``client_ip`` is set or the platform is certain."""
+    for name, text in environ.items():
+        monkeypatch.setenv(name, text)
+    assert reported(LIMIT, setting=setting) == {}
+    with override_settings(SECURE_PROXY_SSL_HEADER=PROXIED):
+        found = reported(LIMIT, setting=setting)
+    assert set(found) == ({"W007"} if value else set())
+    assert value is None or f"['client_ip'], for instance to {value}." in found["W007"]
+    with override_settings(SECURE_PROXY_SSL_HEADER=PROXIED):
+        assert reported(CACHE, setting=CACHED) == {}

@@ -18,38 +18,97 @@ from upstash_middleware.messages import Headers
 if TYPE_CHECKING:
     from tests.ratelimit.store import ValkeyStore
 
-FORWARDED = Headers.of(x_forwarded_for="198.51.100.1")
-
 
 def doubts(events: list[Event]) -> list[SettingDoubted]:
     return [event for event in events if isinstance(event, SettingDoubted)]
 
 
-def test_an_unconfigured_proxy_is_told_once(
-    limiter_of: Make, store: ValkeyStore, events: list[Event], caplog: Any
+PROXY = "10.0.0.9"
+
+
+@pytest.mark.parametrize(
+    ("peer", "fields", "said"),
+    [
+        (PROXY, {"x_forwarded_for": "198.51.100.1"}, "set client_ip=1;"),
+        (PROXY, {"x_forwarded_for": "6.6.6.6, 198.51.100.1"}, "set client_ip=1;"),
+        (PROXY, {"x_forwarded_for": "10.6.6.6, 198.51.100.1"}, "set client_ip=1;"),
+        (PROXY, {"x_forwarded_for": "198.51.100.1, 10.0.0.3"}, "set client_ip=2;"),
+        (PROXY, {"x_forwarded_for": "192.168.1.5"}, "set client_ip=1;"),
+        ("127.0.0.1", {"x_forwarded_for": "198.51.100.1"}, "set client_ip=1;"),
+        ("fd00::9", {"x_forwarded_for": "198.51.100.1"}, "set client_ip=1;"),
+        (
+            PROXY,
+            {"forwarded": "for=198.51.100.1"},
+            "set client_ip=client_ip(trusted_hops=1, header='Forwarded');",
+        ),
+        (PROXY, {}, "have it send X-Forwarded-For and set client_ip=1;"),
+        (None, {"x_forwarded_for": "198.51.100.1"}, "set client_ip=1;"),
+        (
+            "203.0.113.9",
+            {"x_forwarded_for": "198.51.100.1"},
+            "if that is a proxy of yours, set client_ip='203.0.113.9', or its networks",
+        ),
+        (
+            PROXY,
+            {"x_forwarded_for": "198.51.100.1", "do_connecting_ip": "198.51.100.1"},
+            "on DigitalOcean App Platform, set client_ip='digitalocean'",
+        ),
+    ],
+)
+def test_an_unconfigured_proxy_is_reported_once_with_the_value_to_set(
+    limiter_of: Make,
+    store: ValkeyStore,
+    events: list[Event],
+    caplog: pytest.LogCaptureFixture,
+    peer: str | None,
+    fields: dict[str, str],
+    said: str,
 ) -> None:
-    """A forwarded address from a private peer, and nobody who is trusted to write it."""
-    limiter = limiter_of(RateLimitRule("/a", "9/h"))
-    for _ in range(3):
-        begin(limiter, store, get("/a", peer="10.0.0.9", headers=FORWARDED))
-    (doubt,) = doubts(events)
-    assert doubt.where == "rate_limits[0].by"
-    assert "client_ip(trusted_hops=1)" in doubt.advice
+    """By any rule that counts by address, also where ``by`` finds nothing else."""
+    rules = RateLimitRule("/a", "9/h"), RateLimitRule("/b", "9/h", by=header("x-api-key"))
+    limiter = limiter_of(*rules)
+    for path in ("/b", "/a", "/a"):
+        begin(limiter, store, get(path, peer=peer, headers=Headers.of(**fields)))
+    (doubt,) = [doubt for doubt in doubts(events) if doubt.where == "client_ip"]
+    assert said in doubt.advice
     LogObserver()(doubt)
-    assert "rate_limits[0].by: requests come from the private address 10.0.0.9" in caplog.text
+    assert f"client_ip: {doubt.advice}" in caplog.text
 
 
-def test_where_it_is_configured_or_public_nothing_is_told(
+@pytest.mark.parametrize(
+    ("peer", "fields"),
+    [
+        ("203.0.113.9", {}),
+        ("127.0.0.1", {}),
+        ("::1", {}),
+        ("testclient", {}),
+        ("testclient", {"x_forwarded_for": "198.51.100.1"}),
+        # The server has taken it from the field, as uvicorn does for proxies that it trusts.
+        ("198.51.100.1", {"x_forwarded_for": "6.6.6.6, 198.51.100.1"}),
+        ("192.168.1.5", {"x_forwarded_for": "192.168.1.5"}),
+    ],
+)
+def test_local_development_and_addresses_that_the_server_has_read_are_no_doubt(
+    limiter_of: Make, store: ValkeyStore, events: list[Event], peer: str, fields: dict[str, str]
+) -> None:
+    begin(
+        limiter_of(RateLimitRule("/a", "9/h")),
+        store,
+        get("/a", peer=peer, headers=Headers.of(**fields)),
+    )
+    assert doubts(events) == []
+
+
+def test_what_is_configured_is_no_doubt(
     limiter_of: Make, store: ValkeyStore, events: list[Event]
 ) -> None:
-    """No false alarm."""
-    trusting = limiter_of(RateLimitRule("/a", "9/h", by=client_ip(trusted_hops=1)))
-    begin(trusting, store, get("/a", peer="10.0.0.9", headers=FORWARDED))
-    inside = Headers.of(x_forwarded_for="10.0.0.8")
-    begin(trusting, store, get("/a", peer="10.0.0.9", headers=inside))
-    limiter = limiter_of(RateLimitRule("/a", "9/h"))
-    begin(limiter, store, get("/a", peer="203.0.113.9", headers=FORWARDED))
-    begin(limiter, store, get("/a", peer="10.0.0.9"))
+    """Zero proxies are configured, too, and so is a rule's own address; a key is no address."""
+    proxied = get("/a", peer=PROXY, headers=Headers.of(x_forwarded_for="10.0.0.8", x_key="k"))
+    behind = client_ip(trusted_hops=1)
+    begin(limiter_of(RateLimitRule("/a", "9/h"), address=behind), store, proxied)
+    begin(limiter_of(RateLimitRule("/a", "9/h"), address=client_ip()), store, proxied)
+    begin(limiter_of(RateLimitRule("/a", "9/h", by=behind)), store, proxied)
+    begin(limiter_of(RateLimitRule("/a", "9/h", by=header("x-key"))), store, proxied)
     assert doubts(events) == []
 
 
@@ -57,7 +116,7 @@ def test_one_private_address_that_dominates_is_told_once(
     limiter_of: Make, store: ValkeyStore, events: list[Event]
 ) -> None:
     """All clients share the quota of a proxy that forwards no address."""
-    limiter = limiter_of(RateLimitRule("/a", "1/h"))
+    limiter = limiter_of(RateLimitRule("/a", "1/h"), address=client_ip())
     for index in range(2 * SAMPLE):
         peer = f"10.0.0.{index % 12}" if index % 12 == 0 else "10.0.1.1"
         begin(limiter, store, get("/a", peer=peer if index else "10.0.1.1"))

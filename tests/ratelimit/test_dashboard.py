@@ -129,21 +129,22 @@ BEHIND_PROXY = client_ip(trusted_hops=1)
 
 
 @pytest.mark.parametrize(
-    ("by", "default"),
+    ("by", "address"),
     [
-        (header("x-api-key"), RateLimitRule(limits="9/h", by=BEHIND_PROXY)),
+        (header("x-api-key"), BEHIND_PROXY),
+        (header("x-api-key"), lambda request: request.headers.get("x-forwarded-for")),
         (combine(header("x-api-key"), hashed(BEHIND_PROXY)), None),
         (first_of(header("x-api-key"), BEHIND_PROXY), None),
     ],
-    ids=["another rule knows the proxy", "combined", "second choice"],
+    ids=["the setting", "a function as the setting", "combined", "second choice"],
 )
 @pytest.mark.parametrize("listed", ["198.51.100.6", "2001:db8::6"])
 def test_an_address_on_the_deny_list_is_denied_whatever_the_rule_identifies_by(
-    limiter_of: Make, store: ValkeyStore, by: Any, default: RateLimitRule | None, listed: str
+    limiter_of: Make, store: ValkeyStore, by: Any, address: Any, listed: str
 ) -> None:
     """As the address that the trusted proxies tell, and to the last bit where it is IPv6."""
     store.client.sadd(f"{SDK}:denyList:all", listed)
-    limiter = limiter_of(RateLimitRule("/a", "9/h", by=by), default=default, deny_list=SDK)
+    limiter = limiter_of(RateLimitRule("/a", "9/h", by=by), address=address, deny_list=SDK)
 
     def of(address: str, key: str) -> Any:
         return get("/a", headers=Headers.of(x_api_key=key, x_forwarded_for=address))
@@ -167,7 +168,7 @@ def test_the_deny_list_is_asked_about_the_peer_where_no_proxy_is_trusted(
 
 def test_the_memory_of_the_denied_is_bounded(clock: FakeClock) -> None:
     """The longest known are forgotten first."""
-    listed = DenyList(SDK, ServerClock(clock), client_ip())
+    listed = DenyList(SDK, ServerClock(clock))
     for number in range(MOST_MEMBERS + 50):
         assert listed.learn([str(number)], [1])
     known = [listed.known([str(number)]) for number in range(MOST_MEMBERS + 50)]

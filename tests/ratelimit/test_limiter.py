@@ -266,7 +266,7 @@ def test_clients_that_nothing_tells_apart_are_left_to_the_policy(
     assert store.pipelines == []
     (doubt,) = (event for event in events if isinstance(event, SettingDoubted))
     assert doubt.where == "rate_limits[0]"
-    assert "client_ip(trusted_hops=1)" in doubt.advice
+    assert "set client_ip=1" in doubt.advice
 
 
 def test_secrets_reach_neither_keys_nor_events_nor_decisions(

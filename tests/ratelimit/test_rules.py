@@ -77,7 +77,7 @@ def test_rules_are_named_after_what_they_cover() -> None:
         ({"methods": 5}, "rate_limits[3].methods"),
         ({"by": "header"}, "rate_limits[3].by = 'header': write 'user', 'ip'"),
         ({"by": "user_agent"}, "rate_limits[3].by = 'user_agent': write 'user', 'ip'"),
-        ({"by": "client_ip:mars"}, "unknown platform 'mars'; known: vercel, cloudflare"),
+        ({"by": "client_ip:mars"}, "unknown platform 'mars'; known: vercel, fly"),
         ({"by": "header:a b"}, "rate_limits[3].by = 'header:a b': header('a b'): a name should"),
         ({"by": 5}, "rate_limits[3].by = 5: an extractor such as header('X-API-Key')"),
         ({"name": "a:b"}, "rate_limits[3].name = 'a:b': a name is printable ASCII without colons"),

@@ -28,7 +28,7 @@ MIDDLEWARE = [
 
 UPSTASH_MIDDLEWARE = {
     # Clients are told apart by the address that the connection comes from. Behind a proxy that
-    # is the proxy's for everybody: say "by": "client_ip:1" for one proxy of your own.
+    # is the proxy's for everybody: say "client_ip": 1 for one proxy of your own.
     "default_limit": "100/minute",
     "rate_limits": [{"path": "/api/generate", "methods": ["POST"], "limits": "10/10s"}],
     "cache": [{"path": "/catalogue/{slug}", "ttl": 60, "tags": ["product:{slug}"]}],

@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
-from upstash_middleware import CacheRule, client_ip
+from upstash_middleware import CacheRule
 from upstash_middleware.starlette import UpstashMiddleware
 
 if TYPE_CHECKING:
@@ -46,13 +46,14 @@ app = Starlette(
     ]
 )
 
-# API Gateway and function URLs tell the address that they have seen in the event itself, and
-# Mangum gives it as the connection's. A load balancer tells it in X-Forwarded-For alone.
-by = client_ip(platform="aws") if os.environ.get("BEHIND") == "alb" else client_ip()
+# On Lambda, the client's address is read from the event, without a setting. Only a load balancer's
+# event has none: that writes it into X-Forwarded-For.
+client_ip = "aws" if os.environ.get("BEHIND") == "alb" else None
 
 app.add_middleware(
     UpstashMiddleware,
-    default_limit={"limits": "10/minute", "by": by},
+    client_ip=client_ip,
+    default_limit="10/minute",
     cache=[CacheRule("/page", ttl=60, stale_while_revalidate=60)],
 )
 

@@ -43,9 +43,10 @@ def started(**environment: str) -> ModuleType:
     assert spec.loader is not None
     function = module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
+        for name, value in {"AWS_LAMBDA_FUNCTION_NAME": "shop", **environment}.items():
             patch.setenv(name, value)
         spec.loader.exec_module(function)
+        function.app.middleware_stack = function.app.build_middleware_stack()
     return function
 
 
@@ -86,15 +87,14 @@ def test_behind_a_load_balancer_the_preset_reads_what_that_has_appended(
     assert identifiers(balanced, events.load_balancer) == {f"ip={events.SOURCE}"}
 
 
-@pytest.mark.parametrize("spoofed", ["1.2.3.4", "5.6.7.8"])
-def test_the_preset_is_wrong_where_the_last_entry_is_not_the_clients(
-    balanced: ModuleType, spoofed: str
+@pytest.mark.parametrize("front", GATEWAYS)
+def test_the_preset_is_refused_where_the_last_entry_may_not_be_the_clients(
+    balanced: ModuleType, front: Callable[..., events.Event], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Why the page says ``client_ip()`` there: CloudFront's address, and one that can be chosen."""
-    through_the_edge = asked(balanced, events.edge_rest_api("/limited", spoofed))
-    assert json.loads(through_the_edge["body"])["identifier"] == f"ip={events.CLOUDFRONT}"
-    by_url = asked(balanced, events.function_url("/limited", spoofed))
-    assert json.loads(by_url["body"])["identifier"] == f"ip={spoofed}"
+    """It may be CloudFront's address, or one that the client has chosen."""
+    assert asked(balanced, front("/limited", "1.2.3.4"))["statusCode"] == 500
+    assert "ConfigurationError: client_ip='aws'" in caplog.text
+    assert "set client_ip='aws-lambda'" in caplog.text
 
 
 @pytest.mark.parametrize("front", GATEWAYS)
@@ -169,15 +169,15 @@ def test_without_a_lifespan_one_connection_serves_all_events(gateway: ModuleType
     assert len(closed) == 2
 
 
-def test_behind_a_load_balancer_the_connection_has_no_address_once_a_client_forwards(
-    gateway: ModuleType,
+def test_behind_a_load_balancer_the_log_says_what_to_set(
+    gateway: ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And what has none is not counted: the rule's ``on_error`` is for it."""
-    answers = [
-        asked(gateway, events.load_balancer("/page", spoofed)) for spoofed in ("", "1.2.3.4")
-    ]
-    assert "ratelimit" in answers[0]["headers"]
-    assert "ratelimit" not in answers[1]["headers"]
+    """Until then the rule's ``on_error`` applies: no field of the client's gives it a quota."""
+    for spoofed in SPOOFED:
+        answer = asked(gateway, events.load_balancer("/page", spoofed))
+        assert "ratelimit" not in answer["headers"]
+    (line,) = (r for r in caplog.records if r.name == "upstash_middleware")
+    assert "set client_ip='aws'" in line.getMessage()
 
 
 def test_the_pages_function_serves_an_event() -> None:

@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
-from upstash_middleware import CacheRule, client_ip
+from upstash_middleware import CacheRule
 from upstash_middleware.starlette import UpstashMiddleware
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ async def page(_: Request) -> PlainTextResponse:
 app = Starlette(routes=[Route("/limited", limited), Route("/page", page)])
 app.add_middleware(
     UpstashMiddleware,
-    default_limit={"limits": "30/hour", "by": client_ip(trusted_hops=1)},
+    client_ip=1,
+    default_limit="30/hour",
     cache=[CacheRule("/page", ttl=60)],
 )

@@ -7,13 +7,14 @@ from typing import Any
 
 from flask import Flask, g
 
-from upstash_middleware import CacheRule, client_ip
+from upstash_middleware import CacheRule
 from upstash_middleware.flask import UpstashMiddleware, purge
 
 app = Flask(__name__)
 UpstashMiddleware(
     app,
-    default_limit={"limits": "30/hour", "by": client_ip(trusted_hops=1)},
+    client_ip=1,
+    default_limit="30/hour",
     cache=[CacheRule("/page", ttl=60)],
 )
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 CLIENT = "203.0.113.7"
+VARIABLES = {"VERCEL": "1", "VERCEL_ENV": "production", "VERCEL_REGION": "fra1"}
 APPLICATIONS = {"asgi": HERE, "wsgi": HERE.with_name("vercel_flask")}
 
 
@@ -54,7 +55,12 @@ def deployed(request: pytest.FixtureRequest, upstash: LocalUpstash) -> Iterator[
     def ended() -> None:
         written.put(upstash.bill().by_command.get("SET", 0))
 
-    app = loaded(APPLICATIONS[request.param] / "api" / "index.py")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in VARIABLES.items():
+            patch.setenv(name, value)
+        app = loaded(APPLICATIONS[request.param] / "api" / "index.py")
+        if request.param == "asgi":  # it makes its middleware at the first request
+            app.middleware_stack = app.build_middleware_stack()
     with getattr(runtime, request.param)(app, ended) as url:
         yield Deployed(url, written)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 from urllib.parse import quote, unquote_plus
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from upstash_middleware.core.flow import Resolve, call
 from upstash_middleware.errors import ConfigurationError
@@ -372,29 +373,145 @@ _LONGEST_CHAIN = 4096
 
 
 class Platform(NamedTuple):
-    """The header field in which a platform's proxy writes the client's address."""
+    """Where a platform puts the client's address, and how it is recognised."""
 
+    title: str
     header: str
+    """The field that its proxy writes; empty if the address is in the event of AWS Lambda."""
     hops: int
     """Which entry counts, from the right; 1 is the last."""
+    writes: str
+    """What its proxy does with a field that the client has sent."""
+    documentation: str
+    variables: tuple[str, ...] = ()
+    """Environment variables that it sets, all of them; empty if it documents none."""
+    automatic: bool = False
+    """Whether it is used without being configured: the platform documents that its own address
+    replaces whatever was sent, and its variables are not set on developers' machines."""
+    unless: tuple[tuple[str, str], ...] = ()
+    """Values of variables that mean a developer's machine."""
 
 
 PLATFORMS = {
-    # Each replaces what the client sent in that header.
-    "vercel": Platform("x-real-ip", 1),
-    "cloudflare": Platform("cf-connecting-ip", 1),
-    "fly": Platform("fly-client-ip", 1),
-    "render": Platform("cf-connecting-ip", 1),  # its proxy is Cloudflare's
-    # Each appends the address that it saw, so only the last entry is its own.
-    # Not so behind an edge-optimised REST API, which appends CloudFront's address too, nor behind
-    # a function URL, which may hand on the client's own entry: there the event has the source.
-    "aws": Platform("x-forwarded-for", 1),  # load balancers, HTTP APIs, regional REST APIs
-    "heroku": Platform("x-forwarded-for", 1),
-    "google-cloud-run": Platform("x-forwarded-for", 1),
-    # Behind its external load balancer, which appends the client's address and its own.
-    "google-cloud-load-balancer": Platform("x-forwarded-for", 2),
+    "vercel": Platform(
+        "Vercel",
+        "x-real-ip",
+        1,
+        "replaces it, also behind another proxy",
+        "https://vercel.com/docs/headers/request-headers",
+        ("VERCEL", "VERCEL_REGION"),
+        automatic=True,
+        # `vercel dev` and `vercel env pull` may set VERCEL too.
+        unless=(("VERCEL_ENV", "development"), ("VERCEL_REGION", "dev1")),
+    ),
+    "fly": Platform(
+        "Fly",
+        "fly-client-ip",
+        1,
+        "replaces it by the address that connects to Fly's proxy",
+        "https://fly.io/docs/networking/request-headers/",
+        ("FLY_APP_NAME", "FLY_MACHINE_ID"),
+        automatic=True,
+    ),
+    "aws-lambda": Platform(
+        "AWS Lambda",
+        "",
+        0,
+        "API Gateway and function URLs put the address into the event, which no field changes",
+        "https://docs.aws.amazon.com/lambda/latest/dg/urls-invocation.html",
+        ("AWS_LAMBDA_FUNCTION_NAME",),
+        automatic=True,
+    ),
+    "aws": Platform(
+        "AWS, a load balancer",
+        "x-forwarded-for",
+        1,
+        "appends the address that connects to the load balancer",
+        "https://docs.aws.amazon.com/elasticloadbalancing/latest/application/x-forwarded-headers.html",
+    ),
+    "azure-app-service": Platform(
+        "Azure App Service",
+        "x-forwarded-for",
+        1,
+        "appends the address that connects to its front end",
+        "https://learn.microsoft.com/azure/app-service/app-service-ip-restrictions",
+        ("WEBSITE_SITE_NAME", "WEBSITE_INSTANCE_ID"),
+    ),
+    "cloudflare": Platform(
+        "Cloudflare",
+        "cf-connecting-ip",
+        1,
+        "replaces it",
+        "https://developers.cloudflare.com/fundamentals/reference/http-headers/",
+    ),
+    "digitalocean": Platform(
+        "DigitalOcean App Platform",
+        "do-connecting-ip",
+        1,
+        "replaces it",
+        "https://docs.digitalocean.com/support/where-can-i-find-the-client-ip-address-of-a-request-connecting-to-my-app/",
+    ),
+    "google-cloud-run": Platform(
+        "Google Cloud Run",
+        "x-forwarded-for",
+        1,
+        "appends the address that connects to Google's front end",
+        "https://cloud.google.com/run/docs/container-contract",
+        ("K_SERVICE", "K_REVISION"),
+    ),
+    "google-cloud-load-balancer": Platform(
+        "Google Cloud Run behind an external load balancer",
+        "x-forwarded-for",
+        2,
+        "appends the client's address and its own",
+        "https://cloud.google.com/load-balancing/docs/https#x-forwarded-for_header",
+    ),
+    "heroku": Platform(
+        "Heroku",
+        "x-forwarded-for",
+        1,
+        "appends the address that connects to its router",
+        "https://devcenter.heroku.com/articles/http-routing#heroku-headers",
+        ("DYNO",),
+    ),
+    "koyeb": Platform(
+        "Koyeb",
+        "x-forwarded-for",
+        1,
+        "appends the address that connects to its edge",
+        "https://www.koyeb.com/docs/reference/edge-network",
+        ("KOYEB_APP_NAME",),
+    ),
+    "railway": Platform(
+        "Railway",
+        "x-real-ip",
+        1,
+        "replaces it by the address that connects to its edge",
+        "https://docs.railway.com/networking/public-networking/specs-and-limits",
+        ("RAILWAY_PROJECT_ID",),  # `railway run` sets it too
+    ),
+    "render": Platform(
+        "Render",
+        "cf-connecting-ip",
+        1,
+        "replaces it, since its front is Cloudflare's",
+        "https://render.com/docs/ddos-protection",
+        ("RENDER",),
+    ),
 }
 """Presets of ``client_ip(platform=…)``, valid where no request can bypass the platform's proxy."""
+
+
+def detected_platform(environ: Mapping[str, str]) -> str | None:
+    """Return the name of the platform whose variables are set; None if it is not known."""
+    for name, platform in PLATFORMS.items():
+        if (
+            platform.variables
+            and all(environ.get(variable) for variable in platform.variables)
+            and not any(environ.get(variable) == value for variable, value in platform.unless)
+        ):
+            return name
+    return None
 
 
 class ClientAddress(Struct, frozen=True):
@@ -426,6 +543,72 @@ class ClientAddress(Struct, frozen=True):
         return peer
 
 
+class BehindLoadBalancer(ClientAddress, frozen=True):
+    """The preset ``aws``, which is refused where the last entry may be the client's own."""
+
+    def address(self, request: HTTPRequest) -> Address | None:
+        """Return the client's address. Raises ConfigurationError for an event of AWS Lambda."""
+        by_url = ".lambda-url." in request.host and ".on.aws" in request.host
+        if by_url or event_source(request) is not None:
+            raise ConfigurationError(
+                "client_ip='aws': this request came through a function URL or API Gateway, where "
+                "the last address of X-Forwarded-For may be the client's own invention or "
+                "CloudFront's; set client_ip='aws-lambda', which reads the event"
+            )
+        return super().address(request)
+
+
+class EventSource(Struct, frozen=True):
+    """The client's address in the event of AWS Lambda, and in no header field.
+
+    Where the application is not called with the event, it is the address of the connection.
+    """
+
+    ipv6_prefix: int
+
+    def __call__(self, request: HTTPRequest) -> Identifier | None:
+        """Return the address as an identifier; None if the event has none."""
+        address = self.address(request)
+        return None if address is None else of_address(address, self.ipv6_prefix)
+
+    def address(self, request: HTTPRequest) -> Address | None:
+        """Return the address; None if the event has none, as a load balancer's."""
+        if lambda_event(request) is None:
+            return parse_address(request.peer or "")
+        return parse_address(event_source(request) or "")
+
+
+def lambda_event(request: HTTPRequest) -> Mapping[str, Any] | None:
+    """Return the event that the application is called for, if Lambda calls it."""
+    around = _of_server(request.native)
+    for name in _EVENTS:
+        event = around.get(name)
+        if isinstance(event, Mapping):
+            return event
+    return None
+
+
+_EVENTS = ("aws.event", "apig_wsgi.full_event", "serverless.event", "awsgi.event")
+"""Where Mangum, apig-wsgi, serverless-wsgi and aws-wsgi put the event."""
+
+
+def event_source(request: HTTPRequest) -> str | None:
+    """Return ``sourceIp`` of the event, in either payload format; None if there is none."""
+    context = (lambda_event(request) or {}).get("requestContext") or {}
+    for part in ("http", "identity"):
+        if source := (context.get(part) or {}).get("sourceIp"):
+            return str(source)
+    return None
+
+
+def _of_server(native: Any) -> Mapping[str, Any]:
+    """Return the ASGI scope or WSGI environ of a framework's request."""
+    for known in (native, getattr(native, "scope", None), getattr(native, "META", None)):
+        if isinstance(known, Mapping):
+            return known
+    return {}
+
+
 def client_ip(
     *,
     trusted_hops: int = 0,
@@ -433,10 +616,10 @@ def client_ip(
     platform: str | None = None,
     header: str | None = None,
     ipv6_prefix: int = 64,
-) -> ClientAddress:
-    """Identify by the client's address; without arguments, the address of the connection.
+) -> ClientAddress | EventSource:
+    """Identify by the client's address; without arguments, as the setting ``client_ip`` says.
 
-    Behind proxies give one of the first three.
+    Behind other proxies than the application's give one of the first three.
 
     Args:
         trusted_hops: How many proxies are in front of the application.
@@ -463,7 +646,11 @@ def client_ip(
         if platform not in PLATFORMS:
             known = ", ".join(PLATFORMS)
             raise ConfigurationError(f"client_ip: unknown platform {platform!r}; known: {known}")
-        return ClientAddress(*PLATFORMS[platform], (), ipv6_prefix)
+        preset = PLATFORMS[platform]
+        if not preset.header:
+            return EventSource(ipv6_prefix)
+        kind = BehindLoadBalancer if platform == "aws" else ClientAddress
+        return kind(preset.header, preset.hops, (), ipv6_prefix)
     if trusted_hops or networks:
         name = (header or "x-forwarded-for").lower()
         return ClientAddress(name, trusted_hops, networks, ipv6_prefix)
@@ -584,14 +771,185 @@ def _first_untrusted(
     return found
 
 
-def address_behind_proxies(extractors: Iterable[AnyExtractor]) -> ClientAddress | None:
-    """Return the first ``client_ip`` among extractors and their parts that configures proxies.
+# ------------------------------------------------------------------------------------------------
+# One address for the application: the setting ``client_ip``.
 
-    They are in front of the whole application, so it finds the client's address for every rule.
+_IPV6_PREFIX = 64
+
+
+class FoundAddress(Finder, frozen=True):
+    """An extractor of the application's own as the setting: what it finds is an address."""
+
+    extractor: AnyExtractor
+
+    async def find(self, request: HTTPRequest) -> Identifier | None:
+        """Return the address that the extractor finds, or its own identifier if it is none."""
+        found = await extract(self.extractor, request)
+        if found is None or found.kind == "ip":
+            return found
+        return _identifier_of(found.value, _IPV6_PREFIX) or found
+
+
+def address_setting(name: str, value: Any) -> AnyExtractor | None:
+    """Return the extractor that a value of the setting ``client_ip`` means.
+
+    Raises ConfigurationError.
     """
-    for part in (part for extractor in extractors for part in _parts_of(extractor)):
+    if value is None or isinstance(value, ClientAddress | EventSource):
+        return value
+    if is_extractor(value):
+        return FoundAddress(value)
+    try:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return client_ip(trusted_hops=value)
+        if isinstance(value, str) and value in PLATFORMS:
+            return client_ip(platform=value)
+        networks = [value] if isinstance(value, str) else value
+        is_list = isinstance(networks, list | tuple) and bool(networks)
+        if is_list and all(isinstance(network, str) for network in networks):
+            return client_ip(trusted=networks)
+    except ConfigurationError as error:
+        known = ", ".join(PLATFORMS)
+        raise ConfigurationError(f"{name} = {value!r}: {error}; platforms: {known}") from None
+    raise ConfigurationError(
+        f"{name} = {value!r}: should be the number of proxies in front, their networks such as "
+        f"'10.0.0.0/8', a platform ({', '.join(PLATFORMS)}), client_ip(...), or a function of "
+        "the request"
+    )
+
+
+def application_address(
+    given: AnyExtractor | None, platform: str | None
+) -> tuple[AnyExtractor, bool]:
+    """Return the extractor for the setting and the detected platform.
+
+    And whether requests may show that it should be set.
+    """
+    if given is not None:
+        return given, False
+    if platform is not None and PLATFORMS[platform].automatic:
+        # On Lambda, a load balancer's event has no address.
+        return client_ip(platform=platform), platform == "aws-lambda"
+    return client_ip(), True
+
+
+def own_address(extractor: AnyExtractor) -> ClientAddress | EventSource | None:
+    """Return the first ``client_ip(…)`` with arguments in an extractor and its parts."""
+    for part in _parts_of(extractor):
+        if isinstance(part, EventSource):
+            return part
         if isinstance(part, ClientAddress) and part.header is not None:
             return part
+    return None
+
+
+def in_application(extractor: AnyExtractor, address: AnyExtractor) -> AnyExtractor:
+    """Return an extractor in which ``client_ip()`` is the application's address."""
+    match extractor:
+        case ClientAddress(header=None, ipv6_prefix=prefix):
+            if prefix != _IPV6_PREFIX and isinstance(address, ClientAddress | EventSource):
+                return replace(address, ipv6_prefix=prefix)
+            return address
+        case Combined(parts):
+            return Combined(tuple(in_application(part, address) for part in parts))
+        case FirstOf(parts):
+            return FirstOf(tuple(in_application(part, address) for part in parts))
+        case Hashed(part):
+            return Hashed(in_application(part, address))
+        case _:
+            return extractor
+
+
+_PRIVATE = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"),
+            *("127.0.0.0/8", "169.254.0.0/16", "fc00::/7", "fe80::/10", "::1/128"),
+        ),
+    )
+)
+_FORWARDED = ("x-forwarded-for", "forwarded", "x-real-ip")
+
+
+@lru_cache(maxsize=1024)
+def _is_private(address: Address) -> bool:
+    return any(address in network for network in _PRIVATE)
+
+
+def address_advice(request: HTTPRequest, platform: str | None) -> str | None:
+    """Return what to set ``client_ip`` to, if a request came through a proxy that it ignores.
+
+    For an application that has not set it; ``platform`` is the one that was detected. What it says
+    to trust is never taken from a field that a client may have written.
+    """
+    if platform == "aws-lambda":
+        return _advice_on_lambda(request)
+    if "werkzeug.proxy_fix.orig" in _of_server(request.native):  # the connection's is the client's
+        return None
+    peer = parse_address(request.peer or "")
+    sent = [name for name in _FORWARDED if name in request.headers]
+    if not _is_ignored_proxy(request, peer, sent):
+        return None
+    where = "a connection without an address" if peer is None else str(peer)
+    if platform is not None:
+        known = PLATFORMS[platform]
+        balanced = ", or 'google-cloud-load-balancer' behind a load balancer"
+        balanced = balanced if platform == "google-cloud-run" else ""
+        return (
+            f"this runs on {known.title}, and all clients share the quota of its proxy, {where}: "
+            f"set client_ip={platform!r}{balanced} (with another proxy in front, see "
+            f"{known.documentation})"
+        )
+    if peer is not None and not _is_private(peer):
+        return (
+            f"requests from {where} carry {sent[0].title()}, which is not trusted: if that is a "
+            f"proxy of yours, set client_ip={str(peer)!r}, or its networks; if clients connect "
+            "directly, set client_ip=0"
+        )
+    fields = f"carry {sent[0].title()}, which is not trusted" if sent else "carry no address"
+    remedy = "set" if sent else "have it send X-Forwarded-For and set"
+    advice = (
+        f"requests come from {where} and {fields}: if that is a proxy, all clients share its "
+        f"quota; {remedy} client_ip={_hops_of(request)}; if clients connect directly, client_ip=0"
+    )
+    if "do-connecting-ip" in request.headers:
+        advice += "; on DigitalOcean App Platform, set client_ip='digitalocean'"
+    return advice
+
+
+def _is_ignored_proxy(request: HTTPRequest, peer: Address | None, sent: list[str]) -> bool:
+    """Whether the connection is probably a proxy's, by its address and the fields of proxies."""
+    if peer is None:  # a Unix socket, or a test client's name
+        return bool(sent) and not request.peer
+    if not sent:  # on the loopback this is local development
+        return _is_private(peer) and not peer.is_loopback
+    # Some servers take the connection's address from such a field already.
+    entries = [entry for name in sent for entry in _chain(name, request)]
+    return peer not in map(parse_address, entries)
+
+
+def _hops_of(request: HTTPRequest) -> str:
+    """Return the value of ``client_ip`` for the proxies with private addresses in front."""
+    if "x-forwarded-for" not in request.headers and "forwarded" in request.headers:
+        return "client_ip(trusted_hops=1, header='Forwarded')"
+    hops, entries = 1, [*map(parse_address, _chain("x-forwarded-for", request))]
+    while hops < len(entries) and (last := entries[-hops]) is not None and _is_private(last):
+        hops += 1
+    return str(hops)
+
+
+def _advice_on_lambda(request: HTTPRequest) -> str | None:
+    if lambda_event(request) is None:
+        return (
+            "this runs on AWS Lambda, but is not called with the event: give client_ip a function "
+            "of the request that returns the event's source address"
+        )
+    if event_source(request) is None:
+        return (
+            "this runs on AWS Lambda, and the event names no source address: behind a load "
+            "balancer, set client_ip='aws'"
+        )
     return None
 
 
@@ -723,7 +1081,7 @@ def _parts_of(extractor: AnyExtractor) -> Iterator[AnyExtractor]:
         case Combined(parts) | FirstOf(parts):
             for part in parts:
                 yield from _parts_of(part)
-        case Hashed(part):
+        case Hashed(part) | FoundAddress(part):
             yield from _parts_of(part)
         case _:
             yield extractor

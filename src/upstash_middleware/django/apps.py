@@ -6,6 +6,7 @@ from django.apps import AppConfig
 from django.core import checks
 
 from upstash_middleware.django.checks import (
+    check_client_address,
     check_credentials,
     check_denied_view,
     check_middleware,
@@ -27,6 +28,7 @@ class UpstashMiddlewareConfig(AppConfig):
         """Register the system checks under their own tag."""
         checks.register(check_settings, TAG)
         checks.register(check_middleware, TAG)
+        checks.register(check_client_address, TAG)
         checks.register(check_paths, TAG)
         checks.register(check_denied_view, TAG)
         checks.register(check_credentials, TAG, deploy=True)

@@ -16,7 +16,7 @@ from django.core import checks
 from django.http.response import HttpResponseBase
 from django.utils.module_loading import import_string
 
-from upstash_middleware.core.identify import framework_user
+from upstash_middleware.core.identify import application_address, framework_user
 from upstash_middleware.django.conf import DENIED_VIEW, SETTING, mapping_set
 from upstash_middleware.django.middleware import Middleware
 from upstash_middleware.django.requests import chooses_language_itself, user
@@ -207,6 +207,26 @@ def _below_limit(
 def _identifies_user(extractor: object) -> bool:
     inside = getattr(extractor, "extractors", ())
     return extractor in {user, framework_user} or any(map(_identifies_user, inside))
+
+
+def check_client_address(**_: Any) -> list[checks.CheckMessage]:
+    """Report that a proxy is in front, and that limits count by its address, as W007."""
+    known = _settings()
+    limits = any(Features.RATE_LIMIT in layer.features for layer in _layers())
+    if known is None or not limits or not settings.SECURE_PROXY_SSL_HEADER:
+        return []
+    unset = application_address(known.client_ip, known.platform)[1]
+    if not unset or known.platform == "aws-lambda":
+        return []
+    value = 1 if known.platform is None else known.platform
+    return [
+        checks.Warning(
+            "SECURE_PROXY_SSL_HEADER says that a proxy is in front, but limits count by the "
+            "address of the proxy: all clients share one quota.",
+            hint=f"Set {SETTING}['client_ip'], for instance to {value!r}.",
+            id="upstash_middleware.W007",
+        )
+    ]
 
 
 def check_paths(**_: Any) -> list[checks.CheckMessage]:

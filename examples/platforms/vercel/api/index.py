@@ -7,13 +7,13 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 
-from upstash_middleware import CacheRule, client_ip
+from upstash_middleware import CacheRule
 from upstash_middleware.fastapi import UpstashMiddleware
 
 app = FastAPI()
 app.add_middleware(
     UpstashMiddleware,  # reads UPSTASH_REDIS_REST_* or KV_REST_API_*, which Vercel's store sets
-    default_limit={"limits": "10/minute", "by": client_ip(platform="vercel")},
+    default_limit="10/minute",  # by the address that Vercel writes, without a setting
     cache=[CacheRule("/page", ttl=60)],
 )
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from flask import Flask, g
 
-from upstash_middleware import CacheRule, client_ip
+from upstash_middleware import CacheRule
 from upstash_middleware.flask import UpstashMiddleware
 
 app = Flask(__name__)
 UpstashMiddleware(  # reads UPSTASH_REDIS_REST_* or KV_REST_API_*, which Vercel's store sets
     app,
-    default_limit={"limits": "10/minute", "by": client_ip(platform="vercel")},
+    default_limit="10/minute",  # by the address that Vercel writes, without a setting
     cache=[CacheRule("/page", ttl=60)],
 )
 

@@ -8,7 +8,7 @@ rule's policy decides. Nothing here waits for Upstash.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from functools import cache, lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from msgspec import Struct
@@ -16,9 +16,10 @@ from msgspec.structs import replace
 
 from upstash_middleware.core.flow import Command, Script, call, script
 from upstash_middleware.core.identify import (
+    Finder,
     Identifier,
+    address_advice,
     extract,
-    identity_list,
     key_text,
     peer_address,
 )
@@ -27,7 +28,7 @@ from upstash_middleware.core.ratelimit.algorithms import ALGORITHMS, Limit
 from upstash_middleware.core.ratelimit.algorithms.limit import MAX_QUOTA
 from upstash_middleware.core.ratelimit.decision import Decision, PolicyState, decided
 from upstash_middleware.core.ratelimit.rules import CompiledRule, Tiers, tier_of
-from upstash_middleware.errors import CommandError, UnexpectedAnswer
+from upstash_middleware.errors import CommandError, ConfigurationError, UnexpectedAnswer
 from upstash_middleware.events import SettingDoubted, UserCodeFailed
 
 if TYPE_CHECKING:
@@ -187,9 +188,10 @@ class Charging:
         observe: Observer,
         random: Callable[[], int],
         unmatched: Unmatched,
+        watch: AddressWatch,
     ) -> None:
         self.rules = rules
-        self.advisor: Advisor = Advisor(observe)
+        self.advisor: Advisor = Advisor(observe, watch)
         self.tiers: dict[tuple[str, Any], CompiledRule] = {}
         """Rules with limits that functions have returned, by where they were set and the limits."""
         self._match = match
@@ -299,7 +301,7 @@ class Charging:
                 return charge
             charge.identifier = key_text(identifier, self._secret)
             if rule.rule.denied or rule.rule.allowed:
-                names = _listed_as(rule, identifier, request)
+                names = await self._listed_as(rule, identifier, request)
                 if any(name in rule.rule.denied for name in names):
                     charge.decide_by("deny list")
                     return charge
@@ -329,20 +331,51 @@ class Charging:
         where clients cannot be distinguished, so that unrelated clients never share a quota.
         """
         found: Identifier | None = None
+        is_address = rule.by is rule.address
         try:
-            found = await extract(rule.rule.extractor, request)
+            found = await extract(rule.by, request)
+        except ConfigurationError:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever the application's function raises
-            self._observe(UserCodeFailed(rule.named("by"), error))
+            self._observe(UserCodeFailed(_ADDRESS if is_address else rule.named("by"), error))
         if found is not None:
             self.advisor.look(rule, found, request)
             return found
         if rule.rule.challenge is not None:
             return None
-        found = rule.client_address(request) or peer_address(request)
+        if is_address and isinstance(rule.by, Finder):
+            found = peer_address(request)  # it has been called, and has found nothing
+        else:
+            found = await self._client(rule, request)
         if found is None:
-            self.advisor.no_address(rule)
+            self.advisor.no_address(rule, request)
             raise _BrokenError
+        self.advisor.look(rule, found, request)
         return found
+
+    async def _client(self, rule: CompiledRule, request: HTTPRequest) -> Identifier | None:
+        """Return the client's address, None if it is not known. A flow."""
+        if not isinstance(rule.address, Finder):
+            return rule.client_address(request)
+        try:
+            found = await extract(rule.address, request)
+        except Exception as error:  # noqa: BLE001 - whatever the application's function raises
+            self._observe(UserCodeFailed(_ADDRESS, error))
+            found = None
+        return found or peer_address(request)
+
+    async def _listed_as(
+        self, rule: CompiledRule, identifier: Identifier, request: HTTPRequest
+    ) -> list[Identifier]:
+        """Return the identifiers of a client that the rule's lists may name.
+
+        Networks are about addresses, whatever else a rule identifies clients by.
+        """
+        names = [identifier]
+        if identifier.kind != "ip" and (rule.rule.denied.networks or rule.rule.allowed.networks):
+            address = await self._client(rule, request)
+            names += [address] if address else []
+        return names
 
     @contextmanager
     def _reporting(self, rule: CompiledRule, part: str) -> Iterator[None]:
@@ -354,117 +387,108 @@ class Charging:
             raise _BrokenError from error
 
 
-def _listed_as(
-    rule: CompiledRule, identifier: Identifier, request: HTTPRequest
-) -> list[Identifier]:
-    """Return the identifiers of a client that the rule's lists may name.
-
-    Networks are about addresses, whatever else a rule identifies clients by.
-    """
-    names = [identifier]
-    if identifier.kind != "ip" and (rule.rule.denied.networks or rule.rule.allowed.networks):
-        address = rule.client_address(request) or peer_address(request)
-        names += [address] if address else []
-    return names
-
-
 # ------------------------------------------------------------------------------------------------
 # Settings that are probably wrong: reported once, with a remedy.
 
 SAMPLE = 1000
 """Requests that are looked at together."""
-_LOOKED_INTO = 50
-"""The first so many of them show whether a proxy is in front."""
+_WATCHED = 10_000
+"""So many requests show whether a proxy is in front."""
 _DOMINATING = 0.9
 
-_PRIVATE = (
-    *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"),
-    *("127.0.0.0/8", "169.254.0.0/16", "fc00::/7", "fe80::/10", "::/64"),
-)
-_REMEDY = (
-    "; if that is a proxy, set one of client_ip(trusted_hops=1), the number of proxies in front, "
-    "client_ip(trusted=('10.0.0.0/8',)), their networks, and client_ip(platform=...), the platform"
-)
+_ADDRESS = "client_ip"
+"""The setting."""
+
+
+class AddressWatch:
+    """Emits SettingDoubted, once for the application, if ``client_ip`` should be set.
+
+    ``platform`` is the one that was detected; ``done`` is True from the start where there is
+    nothing to watch. A loss or a repetition under threads is harmless.
+    """
+
+    __slots__ = ("_left", "_observe", "_platform", "done")
+
+    def __init__(self, observe: Observer, platform: str | None, *, done: bool = False) -> None:
+        self._observe = observe
+        self._platform = platform
+        self._left = _WATCHED
+        self.done = done
+
+    def look(self, request: HTTPRequest) -> bool:
+        """Look at one request that counts by the address that nobody has configured."""
+        advice = None if self.done else address_advice(request, self._platform)
+        self._left -= 1
+        if advice is not None or self._left <= 0:
+            self.done = True
+        if advice is not None:
+            self._observe(SettingDoubted(_ADDRESS, advice))
+        return advice is not None
 
 
 class Advisor:
     """Emits SettingDoubted; used by threads concurrently; a lost count is harmless.
 
-    Two things are doubtful: a forwarded address although no proxy is trusted, and one identifier
-    that nearly all requests have. Behind a proxy that is not trusted, all clients share its
-    address, and a header field that a gateway sets may be the same for all. The values of the
-    application's own function are not doubted: one quota for all clients may be intended.
+    What is doubtful is one identifier that nearly all requests have. Behind a proxy that is not
+    trusted, all clients share its address, and a header field that a gateway sets may be the same
+    for all. The values of the application's own function are not doubted: one quota for all clients
+    may be intended. Requests that count by address are also shown to ``watch``.
     """
 
-    __slots__ = ("_candidate", "_count", "_emitted", "_observe", "_seen", "_unknown")
+    __slots__ = ("_candidate", "_count", "_emitted", "_observe", "_seen", "_unknown", "_watch")
 
-    def __init__(self, observe: Observer) -> None:
+    def __init__(self, observe: Observer, watch: AddressWatch) -> None:
         self._observe = observe
-        self._emitted: set[str] = set()
+        self._watch = watch
+        self._emitted = False
         self._unknown: set[str] = set()
         self._candidate: Identifier | None = None
         self._count = self._seen = 0
 
     def look(self, rule: CompiledRule, found: Identifier, request: HTTPRequest) -> None:
         """Look at one request whose client was found by one of this package's extractors."""
-        if found.kind == "id" or len(self._emitted) == 2:
+        if rule.is_watched and not self._watch.done and "ip" in found.kind.split("+"):
+            self._watch.look(request)
+        if found.kind == "id" or self._emitted:
             return
-        if self._seen < _LOOKED_INTO:
-            by_peer = found.kind == "ip" and found.value == request.peer
-            if by_peer and _is_private(found.value) and _is_forwarded(request):
-                self._emit(
-                    rule,
-                    "proxy",
-                    f"requests come from the private address {found.value} and carry a forwarded "
-                    f"address, but no proxy is trusted{_REMEDY}",
-                )
         candidate = self._candidate = self._candidate or found
         self._seen += 1
         self._count += found is candidate or found == candidate
         if self._seen >= SAMPLE:
             if self._count >= SAMPLE * _DOMINATING:
-                self._emit(rule, "dominating", _dominating(candidate))
+                self._emitted = True
+                self._observe(SettingDoubted(rule.named("by"), _dominating(candidate)))
             self._candidate = None
             self._seen = self._count = 0
 
-    def no_address(self, rule: CompiledRule) -> None:
+    def no_address(self, rule: CompiledRule, request: HTTPRequest) -> None:
         """Emit, once for each rule, that clients cannot be distinguished."""
         if rule.setting not in self._unknown:
             self._unknown.add(rule.setting)
+            if rule.is_watched and self._watch.look(request):
+                return
             self._observe(
                 SettingDoubted(
                     rule.setting,
                     "some requests have no client address, as behind a Unix socket, so "
                     f"on_error={rule.rule.on_error!r} applies to them; if a proxy sends the "
-                    "address in a header field, trust it, for instance with "
-                    "client_ip(trusted_hops=1)",
+                    "address in X-Forwarded-For, set client_ip=1",
                 )
             )
-
-    def _emit(self, rule: CompiledRule, what: str, advice: str) -> None:
-        if what not in self._emitted:
-            self._emitted.add(what)
-            self._observe(SettingDoubted(rule.named("by"), advice))
-
-
-def _is_forwarded(request: HTTPRequest) -> bool:
-    return "x-forwarded-for" in request.headers or "forwarded" in request.headers
 
 
 def _dominating(found: Identifier) -> str:
     most = f"nearly all of {SAMPLE} requests"
     if found.kind == "ip":
-        return f"{most} came from {found.value} and share one quota{_REMEDY}"
+        return (
+            f"{most} came from {found.value} and share one quota; if that is a proxy, set "
+            "client_ip=1, the number of proxies in front, or their networks or platform"
+        )
     return (
         f"{most} have the same {found.kind} and share one quota; if they come from "
         "several clients, identify them by something in which they differ, or by several things: "
         "combine(..., client_ip())"
     )
-
-
-@lru_cache(maxsize=4096)
-def _is_private(address: str) -> bool:
-    return Identifier("ip", address) in identity_list(_PRIVATE)
 
 
 # ------------------------------------------------------------------------------------------------

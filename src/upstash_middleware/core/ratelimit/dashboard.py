@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from upstash_middleware.core.flow import Reply
-    from upstash_middleware.core.identify import ClientAddress
     from upstash_middleware.core.ratelimit.decision import Decision
     from upstash_middleware.core.ratelimit.memory import ServerClock
     from upstash_middleware.messages import HTTPRequest
@@ -32,14 +31,12 @@ _LONGEST_MEMBER = 512
 class DenyList:
     """The set ``PREFIX:denyList:all``; safe under threads.
 
-    Its members are identifiers, addresses and user agents. ``address`` finds a client's address,
-    where it is not the identifier.
+    Its members are identifiers, addresses and user agents.
     """
 
-    def __init__(self, prefix: str, time: ServerClock, address: ClientAddress) -> None:
+    def __init__(self, prefix: str, time: ServerClock) -> None:
         self._key = f"{prefix}:denyList:all"
         self._time = time
-        self._address = address
         self._denied: OrderedDict[str, float] = OrderedDict()
         self._failed = False
         self._lock = threading.Lock()
@@ -49,11 +46,13 @@ class DenyList:
         first, self._failed = not self._failed, True
         return first
 
-    def members(self, identifiers: Sequence[str], request: HTTPRequest) -> list[str]:
+    def members(
+        self, identifiers: Sequence[str], address: str | None, request: HTTPRequest
+    ) -> list[str]:
         """Return the values of a request that may be listed: identifiers, address, user agent."""
         members = [bare_value(identifier) for identifier in identifiers]
-        if (address := self._address.address(request)) is not None:
-            members.append(str(address))
+        if address is not None:
+            members.append(address)
         if agent := request.headers.get("user-agent"):
             members.append(agent)
         return [member for member in dict.fromkeys(members) if 0 < len(member) <= _LONGEST_MEMBER]

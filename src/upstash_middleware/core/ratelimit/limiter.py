@@ -12,15 +12,18 @@ from msgspec.structs import replace
 from upstash_middleware.core.engine import Part, PartExchange, Prepared
 from upstash_middleware.core.flow import Command, Flow, Pipeline, call, together
 from upstash_middleware.core.identify import (
+    ClientAddress,
+    EventSource,
     Identifier,
     client_ip,
+    extract,
     key_text,
-    peer_address,
     reads_body,
 )
 from upstash_middleware.core.patterns import Unmatched, other_readings
 from upstash_middleware.core.ratelimit.algorithms.limit import MAX_QUOTA
 from upstash_middleware.core.ratelimit.charges import (
+    AddressWatch,
     Charging,
     Match,
     RuleCharge,
@@ -139,7 +142,8 @@ class RateLimiter(Part):
         analytics: Such a prefix for the analytics of the dashboard in Upstash's console.
         at_handler: Whether the rules are in front of a handler, where preflights count as well.
         random: Returns a random whole number from 1, which identifies a slot.
-        also: Extractors of other rules of the application, which may configure its proxies.
+        address: Finds a client's address, for the whole application.
+        watch: Reports that nobody has configured it, if somebody should.
         perform: Drives a flow that nothing waits for: a charge after the request is settled.
         on_denied: Returns the application's own response to a denial, or None for this package's.
         exempts: Selects the requests that are not counted. If it raises, as in a framework that
@@ -166,14 +170,23 @@ class RateLimiter(Part):
         analytics: str | None = None,
         at_handler: bool = False,
         random: Callable[[], int] = _token,
-        also: Sequence[AnyExtractor] = (),
+        address: AnyExtractor | None = None,
+        watch: AddressWatch | None = None,
         perform: Callable[[Flow[None]], object] = _refuse,
         on_denied: OnDenied | None = None,
         exempts: Callable[[HTTPRequest], bool] | None = None,
     ) -> None:
         read_scripts()
-        self._rules = compile_rules(tuple(rules), default, prefix, also, at_handler=at_handler)
-        self.reads_body: bool = any(reads_body(rule.rule.extractor) for rule in self._rules)
+        self._watch = watch or AddressWatch(observe, None, done=address is not None)
+        self._rules = compile_rules(
+            tuple(rules),
+            default,
+            prefix,
+            address or client_ip(),
+            is_watched=not self._watch.done,
+            at_handler=at_handler,
+        )
+        self.reads_body: bool = any(reads_body(rule.by) for rule in self._rules)
         """Whether the adapter has to give it the request's body."""
         self._by_name = {rule.rule.name: rule for rule in self._rules if rule.policies}
         self._clock = clock
@@ -218,7 +231,13 @@ class RateLimiter(Part):
         paths = {rule.setting: rule.rule.path for rule in self._rules if rule.rule.path is not None}
         self._unmatched = Unmatched(paths, self._observe)
         self._charging = Charging(
-            self._rules, self._match, self._secret, self._observe, self._random, self._unmatched
+            self._rules,
+            self._match,
+            self._secret,
+            self._observe,
+            self._random,
+            self._unmatched,
+            self._watch,
         )
         self._deny_list: DenyList | None = None
         self._analytics: Analytics | None = None
@@ -231,9 +250,7 @@ class RateLimiter(Part):
         from upstash_middleware.core.ratelimit.dashboard import Analytics, DenyList  # noqa: PLC0415
 
         if self._deny_list_prefix:
-            known = (rule.address for rule in self._rules if rule.address is not None)
-            address = next(known, client_ip())
-            self._deny_list = DenyList(self._deny_list_prefix, self._time, address)
+            self._deny_list = DenyList(self._deny_list_prefix, self._time)
         if self._analytics_prefix:
             self._analytics = Analytics(self._analytics_prefix, self._time)
 
@@ -302,11 +319,10 @@ class RateLimiter(Part):
                 return []
             if rule.simple_by is None:
                 return None
-            found = rule.simple_by(request)
-            if found is not None:
-                self._charging.advisor.look(rule, found, request)
-            elif (found := rule.client_address(request) or peer_address(request)) is None:
+            found = rule.simple_by(request) or rule.client_address(request)
+            if found is None:
                 return None
+            self._charging.advisor.look(rule, found, request)
             text = key_text(found, self._secret)
             base = rule.base + text if rule.rule.shared_prefix is None else rule.key_base(text)
             charges.append(RuleCharge(rule, text, base, rule.cost))
@@ -453,8 +469,11 @@ class RateLimiter(Part):
 
     async def _settled(self, charges: list[RuleCharge], request: HTTPRequest) -> list[RuleCharge]:
         """Return the charges that decide, each with its decision."""
+        address = None
+        if self._deny_list is not None and charges:
+            address = await _full_address(charges[0].rule.address, request)
         for charge in charges:
-            if self._is_listed(charge, request):
+            if self._is_listed(charge, address, request):
                 charge.decide_by("deny list")
             elif charge.decision is None and charge.local:
                 self._count_locally([charge], self._time.now_ms())
@@ -464,14 +483,18 @@ class RateLimiter(Part):
         if any(cast("Decision", charge.decision).stops for charge in known):
             return known
         if pending := [charge for charge in charges if charge.decision is None]:
-            await self._decide_pending(pending, request)
+            await self._decide_pending(pending, address, request)
         return charges
 
-    def _is_listed(self, charge: RuleCharge, request: HTTPRequest) -> bool:
+    def _is_listed(self, charge: RuleCharge, address: str | None, request: HTTPRequest) -> bool:
         listed = self._deny_list
-        return listed is not None and listed.known(listed.members([charge.identifier], request))
+        return listed is not None and listed.known(
+            listed.members([charge.identifier], address, request)
+        )
 
-    async def _decide_pending(self, charges: list[RuleCharge], request: HTTPRequest) -> None:
+    async def _decide_pending(
+        self, charges: list[RuleCharge], address: str | None, request: HTTPRequest
+    ) -> None:
         deadline = longest_deadline(charges, self._deadline)
         flows: list[Flow[object]] = [
             self._call_sdk_limiter(charge, deadline)
@@ -481,7 +504,9 @@ class RateLimiter(Part):
         if own := [charge for charge in charges if charge.rule.policies]:
             flows.append(self._take(own, request, deadline))
         if self._deny_list is not None:
-            flows.append(self._look_up(self._deny_list, charges, request, deadline))
+            identifiers = [charge.identifier for charge in charges]
+            members = self._deny_list.members(identifiers, address, request)
+            flows.append(self._look_up(self._deny_list, members, deadline))
         if self._analytics is not None and (due := self._analytics.take_due()):
             flows.append(self._send_analytics(self._analytics, due, deadline))
         if True in await together(
@@ -527,15 +552,8 @@ class RateLimiter(Part):
             return
         charge.decide_by(rule.on_error)
 
-    async def _look_up(
-        self,
-        deny_list: DenyList,
-        charges: Sequence[RuleCharge],
-        request: HTTPRequest,
-        deadline: float,
-    ) -> bool:
-        """Return whether the deny list on Redis names the request."""
-        members = deny_list.members([charge.identifier for charge in charges], request)
+    async def _look_up(self, deny_list: DenyList, members: Sequence[str], deadline: float) -> bool:
+        """Return whether the deny list on Redis names one of these."""
         try:
             (reply,) = await Pipeline((deny_list.command(members),), deadline)
         except UpstashError:
@@ -718,6 +736,18 @@ class RateLimiter(Part):
 
     def _text(self, identifier: str | Identifier) -> str:
         return identifier if isinstance(identifier, str) else key_text(identifier, self._secret)
+
+
+async def _full_address(address: AnyExtractor, request: HTTPRequest) -> str | None:
+    """Return the client's address as it is, and not as a network. A flow."""
+    if isinstance(address, ClientAddress | EventSource):
+        found = address.address(request)
+        return None if found is None else str(found)
+    try:
+        identifier = await extract(address, request)
+    except Exception:  # noqa: BLE001 - where a rule counts by it, it is reported
+        return None
+    return None if identifier is None else identifier.value
 
 
 def _keys(rule: CompiledRule, base: str, now_ms: int) -> tuple[str, ...]:

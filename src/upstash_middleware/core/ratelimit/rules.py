@@ -17,9 +17,9 @@ from upstash_middleware.core.identify import (
     PLATFORMS,
     AnyExtractor,
     ClientAddress,
+    EventSource,
     IdentityList,
     SentValue,
-    address_behind_proxies,
     client_ip,
     cookie,
     escape,
@@ -27,8 +27,11 @@ from upstash_middleware.core.identify import (
     framework_user,
     header,
     identity_list,
+    in_application,
     is_extractor,
     json_field,
+    own_address,
+    peer_address,
     query,
 )
 from upstash_middleware.core.patterns import PathPattern
@@ -97,9 +100,9 @@ class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     by: AnyExtractor | str = field(default_factory=client_ip)
     """Whose quota it is: an extractor, a function of the request, or text: ``"user"``, ``"ip"``,
     ``"header:X-API-Key"``, ``"cookie:NAME"``, ``"query:NAME"``, ``"form:username"``,
-    ``"json:user.name"``; ``"client_ip:2"`` trusts two hops, ``"client_ip:vercel"`` a platform. If
-    no identifier is found, the client's address is used; behind proxies, the first ``client_ip`` of
-    the rules that configures proxies finds it."""
+    ``"json:user.name"``; ``"client_ip:2"`` trusts two hops, ``"client_ip:vercel"`` a platform. The
+    default is the client's address by the setting ``client_ip``, which is also used if no
+    identifier is found, unless ``by`` contains a ``client_ip(…)`` of its own."""
     name: str = ""
     """Printable ASCII without colons; made from methods and path where none is given."""
     on_error: OnError = "open"
@@ -495,6 +498,8 @@ def _checks(rule: Any) -> Iterator[tuple[str, object, str]]:
 # ------------------------------------------------------------------------------------------------
 # Rules as the limiter uses them: checked against each other, with everything derived once.
 
+_Simple = ClientAddress | EventSource | SentValue
+"""Extractors that need no flow."""
 _DEFAULT_PORTS = {"http": "80", "ws": "80", "https": "443", "wss": "443"}
 
 
@@ -525,8 +530,12 @@ class CompiledRule(Struct, frozen=True, kw_only=True):
     is_default: bool = False
     at_handler: bool = False
     """Whether it is in front of a handler, where each request costs the handler's work."""
-    address: ClientAddress | None = None
-    """Finds the client where ``by`` does not; None where no proxies are configured."""
+    by: AnyExtractor
+    """The rule's ``by``, in which ``client_ip()`` is the application's address."""
+    address: AnyExtractor
+    """Finds the client where ``by`` does not."""
+    is_watched: bool = False
+    """Whether the application's address is used, and may have to be configured."""
     tier: Any = None
     """What the rule's function of the request has returned, where it has one."""
     changed_at: str | None
@@ -538,7 +547,7 @@ class CompiledRule(Struct, frozen=True, kw_only=True):
     """Whether every request that it covers is exempt."""
     cost: int
     """What a request takes, unless a function returns that."""
-    simple_by: ClientAddress | SentValue | None
+    simple_by: ClientAddress | EventSource | SentValue | None
     """The rule's ``by``, if nothing else is needed to charge a request; None if more is."""
 
     def named(self, part: str) -> str:
@@ -564,8 +573,11 @@ class CompiledRule(Struct, frozen=True, kw_only=True):
         return any_path or pattern is None or pattern.match(request.path) is not None
 
     def client_address(self, request: HTTPRequest) -> Identifier | None:
-        """Return the client's address where proxies are configured, else None."""
-        return None if self.address is None else self.address(request)
+        """Return the client's address; None if it is not known, or a flow finds it."""
+        address = self.address
+        if isinstance(address, ClientAddress):
+            return address(request) or peer_address(request)
+        return address(request) if isinstance(address, EventSource) else None
 
 
 def _is_host(request: HTTPRequest, host: str) -> bool:
@@ -594,29 +606,30 @@ def bare_value(identifier: str) -> str:
     return identifier if value.startswith("#") else unquote(value, errors="surrogatepass")
 
 
-def compile_rules(
+def compile_rules(  # noqa: PLR0913
     rules: tuple[RateLimitRule, ...],
     default: RateLimitRule | None,
     prefix: str,
-    also: Sequence[AnyExtractor] = (),
+    address: AnyExtractor,
     *,
+    is_watched: bool = False,
     at_handler: bool = False,
 ) -> tuple[CompiledRule, ...]:
     """Return the rules in order of matching, the default last.
 
-    ``also`` are extractors of other rules of the application, which may configure its proxies;
-    ``at_handler`` means that the rules are in front of a handler and not of an application.
+    ``address`` finds a client's address for the application, and ``is_watched`` means that nobody
+    has configured it; ``at_handler`` means that the rules are in front of a handler and not of an
+    application.
     Raises ConfigurationError for two rules of one name, or a default that does not cover all.
     """
     placed = check_together(rules, default)
-    compiled = [_compiled(rule, setting, prefix) for rule, setting in placed]
+    compiled = [_compiled(rule, setting, prefix, address) for rule, setting in placed]
     sliding = {
         policy.limit.state(rule.base)
         for rule in compiled
         for policy in rule.policies
         if isinstance(policy.limit, SlidingWindow)
     }
-    extractors = [*(rule.extractor for rule, _ in placed), *also]
     costs: dict[str, set[tuple[int, bool]]] = {}
     for rule in compiled:
         costs.setdefault(rule.base, set()).add((rule.cost, callable(rule.rule.cost)))
@@ -628,7 +641,7 @@ def compile_rules(
             simple_by=rule.simple_by if len(costs[rule.base]) == 1 else None,
             is_default=rule.rule is default,
             at_handler=at_handler,
-            address=address_behind_proxies([rule.rule.extractor, *extractors]),
+            is_watched=is_watched and rule.address is address,
         )
         for rule in compiled
     )
@@ -686,16 +699,19 @@ def _completed(policy: Policy, rule: CompiledRule, sliding: set[tuple[str, int]]
     return replace(policy, limit=limit, words=words)
 
 
-def _compiled(rule: RateLimitRule, setting: str, prefix: str) -> CompiledRule:
+def _compiled(
+    rule: RateLimitRule, setting: str, prefix: str, address: AnyExtractor
+) -> CompiledRule:
     limits = rule.parsed if isinstance(rule.parsed, tuple) else ()
     methods = frozenset(rule.methods)
     base = f"{prefix}:{escape(rule.bucket or rule.name)}:"
     if rule.shared_prefix is not None:
         base = f"{rule.shared_prefix}:"
     has_slots = any(isinstance(limit, Concurrency) for limit in limits)
+    by = in_application(rule.extractor, address)
     needs_more = (
         *(rule.when, rule.allowed, rule.denied, rule.shadow, rule.challenge, callable(rule.cost)),
-        *(has_slots, not limits, not isinstance(rule.by, ClientAddress | SentValue)),
+        *(has_slots, not limits, not isinstance(by, _Simple)),
     )
     return CompiledRule(
         rule=rule,
@@ -710,7 +726,9 @@ def _compiled(rule: RateLimitRule, setting: str, prefix: str) -> CompiledRule:
         settles=rule.settle is not None or has_slots,
         is_exempt=rule.parsed is None and rule.when is None,
         cost=rule.cost if isinstance(rule.cost, int) else 1,
-        simple_by=None if any(needs_more) else cast("ClientAddress | SentValue", rule.by),
+        by=by,
+        address=own_address(rule.extractor) or address,
+        simple_by=None if any(needs_more) else cast("_Simple", by),
     )
 
 
@@ -737,15 +755,16 @@ def tier_of(compiled: CompiledRule, limits: Any) -> CompiledRule:
     """
     if is_unlimited(limits):  # whatever else the rule holds is about limits
         exempt = RateLimitRule(None, UNLIMITED, name=compiled.rule.name)
-        return _compiled(exempt, compiled.setting, "")
+        return _compiled(exempt, compiled.setting, "", compiled.address)
     rule = replace(compiled.rule, limits=limits, setting=compiled.setting)
     if isinstance(rule.parsed, Tiers):
         raise ConfigurationError(f"{compiled.named('limits')}: it returned a function, not limits")
     return replace(
-        _compiled(rule, compiled.setting, ""),
+        _compiled(rule, compiled.setting, "", compiled.address),
         base=compiled.base,
         is_default=compiled.is_default,
-        address=compiled.address,
+        by=compiled.by,
+        is_watched=compiled.is_watched,
         tier=limits,
     )
 
