@@ -54,6 +54,29 @@ def test_a_url_is_purged_with_all_its_variants(site):
     assert not any(site.visit(each).hit for each in asked)
 
 
+def test_a_variants_tag_purges_it_also_if_it_was_read_during_the_purge(site, monkeypatch):
+    """And is then read beside the tags of another variant, which are those that were read last."""
+    site.app = lambda asked: reply(
+        cache_control="max-age=60", vary="Foo", cache_tag=f"tag{asked.headers.get('foo')}"
+    )
+    one, other = request(foo="1"), request(foo="2")
+    warm(site, one, other)
+    perform = site.store.perform
+
+    def read_between(command):
+        done = perform(command)
+        monkeypatch.undo()
+        for _ in range(2):
+            assert site.visit(one).hit, "the purge has begun, and has not ended"
+        return done
+
+    monkeypatch.setattr(site.store, "perform", read_between)
+    site.purge(tags=("tag1",))
+    for _ in range(2):
+        assert site.visit(other).hit
+    assert not site.visit(one).hit
+
+
 @pytest.mark.parametrize("soft", [False, True])
 def test_everything_is_purged_by_one_command(site, soft):
     """Of this prefix."""

@@ -56,6 +56,7 @@ class RawServer:
         self._behaviours = list(behaviours)
         self.requests: list[tuple[bytes, bytes]] = []
         self.connections = self.ended = 0
+        self.writers: list[asyncio.StreamWriter] = []
         self.url = ""
 
     def wait_for_requests(self, number: int) -> None:
@@ -72,6 +73,7 @@ class RawServer:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Handle one connection."""
         self.connections += 1
+        self.writers.append(writer)
         with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while not writer.is_closing():
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -108,17 +110,22 @@ def raw_server(*behaviours: Behaviour) -> Iterator[RawServer]:
         started.set()
         await ended.wait()
         listening.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in server.writers:
+            writer.transport.abort()  # what nobody has read would keep its socket open
+        await asyncio.sleep(0)
 
     thread = threading.Thread(target=asyncio.run, args=(main(),))
     thread.start()
     try:
-        assert started.wait(10)
+        assert started.wait(30)
         yield server
     finally:
         ending[0]()
-        thread.join(10)
+        thread.join(30)
         assert not thread.is_alive()
 
 

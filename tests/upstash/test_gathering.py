@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from typing import Any
 
 import pytest
@@ -229,6 +230,33 @@ def test_what_waits_for_calls_that_do_not_end_goes_all_the_same(monkeypatch):
         world.wire.answer(0)
         world.wire.answer(1)
         await asyncio.gather(*tasks)
+
+    play()
+
+
+def test_what_has_not_waited_for_long_goes_on_waiting_when_others_have(monkeypatch):
+    """Here the first fills the call that is made for it."""
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)  # which the event loop reads as well
+
+    @playing
+    async def play(world):
+        nonlocal now
+        tasks = await world.busy()
+        full = world.begin(*[("ECHO", "x")] * MAX_COMMANDS)
+        await turn()
+        now += 20.0
+        late = world.begin(("ECHO", "late"))
+        await turn()
+        now += 6.0
+        await turn()
+        assert len(world.wire.commands(2)) == MAX_COMMANDS
+        assert len(world.wire.calls) == 3
+        for index in range(3):
+            world.wire.answer(index)
+        await turn()
+        world.wire.answer(3)
+        await asyncio.gather(*tasks, full, late)
 
     play()
 

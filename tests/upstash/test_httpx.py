@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from tests.upstash.raw_server import answer, raw_server
 from tests.upstash.support import pipeline
 from upstash_middleware.errors import ConnectionLost, DeadlineExceeded, NotConnected
 from upstash_middleware.upstash import Client, Credentials
@@ -30,18 +32,57 @@ def _answer(_: httpx.Request) -> httpx.Response:
     return httpx.Response(200, headers=HEAD, content=b":1\r\n")
 
 
+def clients() -> set[int]:
+    """Return the identities of httpx's clients that something still refers to."""
+    gc.collect()
+    return {id(each) for each in gc.get_objects() if type(each) is httpx.AsyncClient}
+
+
 @pytest.mark.parametrize("ends_well", [True, False])
 def test_the_client_of_an_event_loop_that_has_ended_is_forgotten(ends_well):
     credentials = Credentials("http://db.example", "t", transport=httpx.MockTransport(_answer))
     transport = AsyncHttpxTransport(credentials)
+    before = clients()
     loops = [asyncio.new_event_loop() for _ in range(4)]  # which are kept
     for loop in loops:
         loop.run_until_complete(transport.send(CALL, PATIENCE))
         if ends_well:
             loop.run_until_complete(loop.shutdown_asyncgens())
-            assert len(transport._clients) == 0
+            assert len(clients() - before) == 0
         loop.close()
-    assert len(transport._clients) <= 1
+    assert len(clients() - before) <= 1
+
+
+def test_closing_closes_the_clients_of_all_event_loops_that_run():
+    """Each on its own loop, and without waiting for the end of any."""
+    with raw_server(answer(b":1\r\n")) as server:
+        transport = AsyncHttpxTransport(Credentials(server.url, "t"))
+        other = asyncio.new_event_loop()
+        thread = threading.Thread(target=other.run_forever)
+        thread.start()
+
+        async def main() -> None:
+            await transport.send(CALL, PATIENCE)
+            there = asyncio.run_coroutine_threadsafe(transport.send(CALL, PATIENCE), other)
+            await asyncio.wrap_future(there)
+            assert (server.connections, server.ended) == (2, 0)
+            await transport.aclose()
+            await asyncio.to_thread(server.until, lambda: server.ended == 2)
+
+        try:
+            asyncio.run(main())
+        finally:
+            other.call_soon_threadsafe(other.stop)
+            thread.join(PATIENCE)
+            other.close()
+
+
+def test_closing_the_client_of_threads_closes_its_connections():
+    with raw_server(answer(b":1\r\n")) as server:
+        transport = HttpxTransport(Credentials(server.url, "t"))
+        transport.send(CALL, PATIENCE)
+        transport.close()
+        server.until(lambda: server.ended == 1)
 
 
 class _Hanging(httpx.AsyncBaseTransport):

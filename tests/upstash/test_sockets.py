@@ -25,7 +25,7 @@ import pytest
 import uvloop
 
 from tests.upstash.listening import answered, listening, next_request
-from tests.upstash.raw_server import Behaviour, Connection, answer, raw_server, silent
+from tests.upstash.raw_server import Behaviour, Connection, RawServer, answer, raw_server, silent
 from upstash_middleware.errors import (
     ConnectionLost,
     DeadlineExceeded,
@@ -63,13 +63,13 @@ def sending(kind: str, url: str) -> Iterator[Send]:
     """Yield what sends a call, or CALL, from a thread or on one event loop."""
     if kind == "threads":
         transport = SocketsTransport(credentials(url))
-        yield lambda call=CALL, seconds=10.0: transport.send(call, seconds)
+        yield lambda call=CALL, seconds=20.0: transport.send(call, seconds)
         transport.close()
         return
     over_loops = AsyncSocketsTransport(credentials(url))
     factory = uvloop.new_event_loop if kind == "uvloop" else None
     with asyncio.Runner(loop_factory=factory) as runner:
-        yield lambda call=CALL, seconds=10.0: runner.run(over_loops.send(call, seconds))
+        yield lambda call=CALL, seconds=20.0: runner.run(over_loops.send(call, seconds))
         runner.run(over_loops.aclose())
 
 
@@ -148,7 +148,7 @@ def test_a_server_that_stops_reading_costs_the_deadline(to):
         began = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             send(Call("/", (), b"x" * 20_000_000), 0.4)
-        assert 0.35 < time.monotonic() - began < 5
+        assert 0.35 < time.monotonic() - began < 20
 
 
 def test_what_no_request_can_carry_is_a_value_error_and_opens_nothing(to):
@@ -181,7 +181,7 @@ def test_a_connection_over_which_something_came_unasked_is_not_used_again(to):
     with raw_server(speaks) as server, to(server.url) as send:
         for number in range(1, 4):
             assert send() == ONE
-            assert spoken.wait(10)
+            assert spoken.wait(20)
             spoken.clear()
             assert server.connections == number
 
@@ -199,7 +199,7 @@ def test_a_connection_that_was_reset_while_it_idled_costs_no_call(to):
     with raw_server(resets) as server, to(server.url) as send:
         for _ in range(3):
             assert send() == ONE
-            assert was_reset.wait(10)
+            assert was_reset.wait(20)
             was_reset.clear()
             time.sleep(0.05)
         assert len(server.requests) == 3
@@ -214,7 +214,7 @@ def test_a_connection_that_takes_nothing_any_more_was_not_connected(to, monkeypa
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
 
-    monkeypatch.setattr(sockets.Connection, "is_usable", lambda self: self.wait(10))
+    monkeypatch.setattr(sockets.Connection, "is_usable", lambda self: self.wait(20))
     with listening(serve) as port, to(f"http://127.0.0.1:{port}") as send:
         assert send() == ONE
         with pytest.raises(NotConnected):
@@ -235,7 +235,7 @@ def test_a_connection_that_has_idled_too_long_is_not_used_again(to, monkeypatch)
 
 def at_once(transport: SocketsTransport, number: int) -> None:
     with ThreadPoolExecutor(number) as threads:
-        calls = [threads.submit(transport.send, CALL, 10.0) for _ in range(number)]
+        calls = [threads.submit(transport.send, CALL, 20.0) for _ in range(number)]
         assert [call.result() for call in calls] == [ONE] * number
 
 
@@ -277,17 +277,17 @@ def test_those_that_have_idled_too_long_are_closed_by_whoever_returns_one(monkey
         transport = SocketsTransport(credentials(server.url))
         at_once(transport, 3)
         slept = 24.0
-        transport.send(CALL, 10.0)
+        transport.send(CALL, 20.0)
         slept = 26.0
-        transport.send(CALL, 10.0)
+        transport.send(CALL, 20.0)
         server.until(lambda: server.ended == 2)
         assert server.connections == 3
         transport.close()
 
 
 def ends(connection: socket.socket) -> bool:
-    """Whether the other side has closed it, within ten seconds."""
-    connection.settimeout(10)
+    """Whether the other side has closed it, within twenty seconds."""
+    connection.settimeout(20)
     with suppress(ConnectionError):
         return connection.recv(1) == b""
     return True
@@ -302,15 +302,15 @@ def test_closing_closes_what_idles_and_later_what_is_in_use(to):
         with connection:
             next_request(connection)
             reached.set()
-            assert go_on.wait(10)
+            assert go_on.wait(20)
             connection.sendall(answered(b":1\r\n"))
             ended.append(ends(connection))
 
     with listening(serve) as port:
         transport = SocketsTransport(credentials(f"http://127.0.0.1:{port}"))
         with ThreadPoolExecutor(1) as threads:
-            call = threads.submit(transport.send, CALL, 10.0)
-            assert reached.wait(10)
+            call = threads.submit(transport.send, CALL, 20.0)
+            assert reached.wait(20)
             transport.close()
             go_on.set()
             assert call.result() == ONE
@@ -321,7 +321,7 @@ def test_closing_closes_what_idles_and_later_what_is_in_use(to):
 def test_a_transport_that_nobody_closes_leaves_no_socket_behind_and_nothing_is_said(cycle):
     with raw_server(A_ONE) as server:
         transport: Any = SocketsTransport(credentials(server.url))
-        assert transport.send(CALL, 10.0) == ONE
+        assert transport.send(CALL, 20.0) == ONE
         assert server.ended == 0
         if cycle:
             transport.itself = transport
@@ -354,7 +354,7 @@ def test_where_there_is_no_poll_select_does_it(to, monkeypatch):
         for number in range(4):
             assert send() == ONE
             if number == 1:
-                assert closed.wait(10)
+                assert closed.wait(20)
                 time.sleep(0.05)
         assert server.connections == 2
 
@@ -366,7 +366,7 @@ def test_event_loops_in_turn_use_the_same_connection(run):
     with raw_server(A_ONE) as server:
         transport = AsyncSocketsTransport(credentials(server.url))
         for _ in range(100):
-            assert run(transport.send(CALL, 10.0)) == ONE
+            assert run(transport.send(CALL, 20.0)) == ONE
         assert server.connections == 1
         run(transport.aclose())
 
@@ -377,8 +377,8 @@ def test_an_event_loop_that_pauses_lends_its_connection(run):
         transport = AsyncSocketsTransport(credentials(server.url))
         paused = (asyncio if run is asyncio.run else uvloop).new_event_loop()
         for _ in range(3):
-            assert paused.run_until_complete(transport.send(CALL, 10.0)) == ONE
-            assert run(transport.send(CALL, 10.0)) == ONE
+            assert paused.run_until_complete(transport.send(CALL, 20.0)) == ONE
+            assert run(transport.send(CALL, 20.0)) == ONE
         assert server.connections == 1
         paused.run_until_complete(transport.aclose())
         paused.close()
@@ -389,11 +389,11 @@ def test_a_connection_of_a_running_event_loop_is_not_taken_by_another(run):
         transport = AsyncSocketsTransport(credentials(server.url))
 
         async def main() -> None:
-            assert await transport.send(CALL, 10.0) == ONE
-            other = asyncio.to_thread(run, transport.send(CALL, 10.0))
+            assert await transport.send(CALL, 20.0) == ONE
+            other = asyncio.to_thread(run, transport.send(CALL, 20.0))
             assert await other == ONE
             assert server.connections == 2
-            assert await transport.send(CALL, 10.0) == ONE
+            assert await transport.send(CALL, 20.0) == ONE
             assert server.connections == 2
             await transport.aclose()
 
@@ -414,8 +414,8 @@ def test_a_connection_that_ended_while_its_process_was_frozen_costs_no_call(run)
     async def main(url: str) -> None:
         transport = AsyncSocketsTransport(credentials(url))
         for _ in range(3):
-            assert await transport.send(CALL, 10.0) == ONE
-            closed.wait(10)  # blocks the event loop, as a freeze does
+            assert await transport.send(CALL, 20.0) == ONE
+            closed.wait(20)  # blocks the event loop, as a freeze does
             closed.clear()
             time.sleep(0.05)  # noqa: ASYNC251
         await transport.aclose()
@@ -425,17 +425,42 @@ def test_a_connection_that_ended_while_its_process_was_frozen_costs_no_call(run)
         assert len(server.requests) == 3
 
 
-def test_a_transport_that_is_forgotten_on_a_running_event_loop_leaves_nothing_behind(run):
+def test_an_idle_connection_that_the_server_ended_is_closed_by_the_event_loop(run):
+    """Without a call, and not read again and again until there is one."""
+
+    async def answers_and_ends(connection: Connection) -> None:
+        await A_ONE(connection)
+        connection.writer.write_eof()
+
+    async def main(server: RawServer) -> None:
+        transport = AsyncSocketsTransport(credentials(server.url))
+        assert await transport.send(CALL, 20.0) == ONE
+        await asyncio.to_thread(server.until, lambda: server.ended == 1)
+        assert await transport.send(CALL, 20.0) == ONE
+        await transport.aclose()
+
+    with raw_server(answers_and_ends) as server:
+        run(main(server))
+        assert server.connections == 2
+
+
+@pytest.mark.parametrize("end", ["closed", "forgotten"])
+def test_a_transport_that_ends_on_a_running_event_loop_leaves_nothing_behind(run, end):
     async def main(url: str) -> None:
         for _ in range(20):
             transport = AsyncSocketsTransport(credentials(url))
-            assert await transport.send(CALL, 10.0) == ONE
+            assert await transport.send(CALL, 20.0) == ONE
+            if end == "closed":
+                await transport.aclose()
             del transport
             gc.collect()
             # A socket with the number of the one before can be watched.
             near, far = socket.socketpair()
             with near, far:
-                asyncio.get_running_loop().add_reader(near, int)
+                readable = asyncio.Event()
+                asyncio.get_running_loop().add_reader(near, readable.set)
+                far.send(b"x")
+                await asyncio.wait_for(readable.wait(), 20)
                 asyncio.get_running_loop().remove_reader(near)
 
     with raw_server(A_ONE) as server:
@@ -448,7 +473,7 @@ def test_event_loops_at_once_share_a_transport(run):
 
         async def several() -> None:
             for _ in range(25):
-                together = (transport.send(CALL, 10.0) for _ in range(4))
+                together = (transport.send(CALL, 20.0) for _ in range(4))
                 assert await asyncio.gather(*together) == [ONE] * 4
 
         with ThreadPoolExecutor(4) as threads:
@@ -464,7 +489,7 @@ def test_on_windows_a_connection_stays_with_its_event_loop(monkeypatch):
         transport = AsyncSocketsTransport(credentials(server.url))
 
         async def twice() -> None:
-            assert [await transport.send(CALL, 10.0) for _ in range(2)] == [ONE, ONE]
+            assert [await transport.send(CALL, 20.0) for _ in range(2)] == [ONE, ONE]
             await transport.aclose()
 
         for _ in range(3):
@@ -497,12 +522,12 @@ def test_a_call_that_is_given_up_closes_its_connection(run, how):
         if how == "scope":
             with anyio.CancelScope() as scope:
                 async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(transport.send, CALL, 10.0)
-                    await anyio.to_thread.run_sync(reached.wait, 10)
+                    tasks.start_soon(transport.send, CALL, 20.0)
+                    await anyio.to_thread.run_sync(reached.wait, 20)
                     scope.cancel()
             return
-        task = asyncio.create_task(transport.send(CALL, 10.0))
-        await anyio.to_thread.run_sync(reached.wait, 10)
+        task = asyncio.create_task(transport.send(CALL, 20.0))
+        await anyio.to_thread.run_sync(reached.wait, 20)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -510,8 +535,8 @@ def test_a_call_that_is_given_up_closes_its_connection(run, how):
     async def main(url: str) -> None:
         transport = AsyncSocketsTransport(credentials(url))
         await given_up(transport)
-        assert await anyio.to_thread.run_sync(closed.wait, 10)
-        assert await transport.send(Call("/", (), b"another"), 10.0) == ONE
+        assert await anyio.to_thread.run_sync(closed.wait, 20)
+        assert await transport.send(Call("/", (), b"another"), 20.0) == ONE
         assert asyncio.all_tasks() == {asyncio.current_task()}
         await transport.aclose()
 
@@ -532,7 +557,7 @@ def test_a_call_may_be_cancelled_at_any_time(run):
         transport = AsyncSocketsTransport(credentials(url))
         loop = asyncio.get_running_loop()
         for number in range(150):
-            task = asyncio.create_task(transport.send(Call("/", (), b"%d" % number), 10.0))
+            task = asyncio.create_task(transport.send(Call("/", (), b"%d" % number), 20.0))
             loop.call_later(number * 0.00003, task.cancel)
             with suppress(asyncio.CancelledError):
                 assert (await task).body == b"%d" % number
@@ -547,7 +572,7 @@ def test_a_coroutine_that_is_never_ended_leaves_no_connection():
         transport = AsyncSocketsTransport(credentials(server.url))
         loop = asyncio.new_event_loop()
         task = loop.create_task(transport.send(CALL, 60.0))
-        until = time.monotonic() + 10
+        until = time.monotonic() + 20
         while not server.requests and time.monotonic() < until:
             loop.run_until_complete(asyncio.sleep(0.01))
         task.cancel()
@@ -577,7 +602,19 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     ended.set()
     for thread in threading.enumerate():
         if thread.name == "upstash-middleware-dns":
-            thread.join(10)
+            thread.join(20)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def lookups() -> int:
+    """Return how many lookups are in progress, each in a thread."""
+    return sum(each.name == "upstash-middleware-dns" for each in threading.enumerate())
 
 
 def test_a_lookup_that_hangs_costs_the_deadline_and_holds_up_nothing(to, hanging):
@@ -585,30 +622,28 @@ def test_a_lookup_that_hangs_costs_the_deadline_and_holds_up_nothing(to, hanging
     began = time.monotonic()
     with to("http://db.example") as send, pytest.raises(DeadlineExceeded):
         send(CALL, 0.3)
-    assert 0.25 < time.monotonic() - began < 5
+    assert 0.25 < time.monotonic() - began < 20
     assert hanging == ["db.example"]
 
 
-def test_calls_that_meet_during_a_lookup_share_it(hanging):
-    transport = SocketsTransport(credentials("http://db.example"))
-
-    def send() -> None:
-        with pytest.raises(DeadlineExceeded):
-            transport.send(CALL, 0.3)
-
-    with ThreadPoolExecutor(8) as threads:
-        for call in [threads.submit(send) for _ in range(8)]:
-            call.result()
-    assert hanging == ["db.example"]
+def test_calls_that_meet_during_a_lookup_share_it(hanging, monkeypatch):
+    monkeypatch.setattr(sockets, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    lookup = Lookup("db.example", 80)
+    for _ in range(8):
+        lookup.begin(lambda _: None)
+    until(lambda: bool(hanging))
+    assert lookups() == 1
 
 
 def test_a_lookup_that_has_hung_for_a_while_is_not_waited_for_by_others(hanging, monkeypatch):
-    monkeypatch.setattr(sockets, "_SHARED_SECONDS", 0.05)
-    transport = SocketsTransport(credentials("http://db.example"))
+    now = 0.0
+    monkeypatch.setattr(sockets, "time", SimpleNamespace(monotonic=lambda: now))
+    lookup = Lookup("db.example", 80)
     for _ in range(2):
-        with pytest.raises(DeadlineExceeded):
-            transport.send(CALL, 0.2)
-    assert hanging == ["db.example"] * 2
+        lookup.begin(lambda _: None)
+        now += 2.0
+    until(lambda: len(hanging) == 2)
+    assert lookups() == 2
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b", "x" * 70 + ".example"])
@@ -675,8 +710,8 @@ def test_an_address_that_refuses_or_says_nothing_gives_way_to_the_next(to, monke
         resolving_to(monkeypatch, closed.getsockname()[1], silent_port, good)
         with to("http://db.example") as send:
             began = time.monotonic()
-            assert send(CALL, 4.0) == ONE
-            assert 1.9 < time.monotonic() - began < 4
+            assert send(CALL, 8.0) == ONE
+            assert time.monotonic() - began > 3.9, "half of the deadline"
 
 
 def test_the_address_that_has_worked_is_tried_first(to, monkeypatch):
@@ -684,10 +719,10 @@ def test_the_address_that_has_worked_is_tried_first(to, monkeypatch):
     with full() as silent_port, raw_server(closing) as server:
         resolving_to(monkeypatch, silent_port, int(server.url.rpartition(":")[2]))
         with to("http://db.example") as send:
-            assert send(CALL, 4.0) == ONE
+            assert send(CALL, 8.0) == ONE
             began = time.monotonic()
-            assert send(CALL, 20.0) == ONE
-            assert time.monotonic() - began < 5
+            assert send(CALL, 60.0) == ONE
+            assert time.monotonic() - began < 25, "not half of the deadline"
 
 
 def test_addresses_of_which_none_answers_cost_the_deadline(to, monkeypatch):
@@ -697,7 +732,7 @@ def test_addresses_of_which_none_answers_cost_the_deadline(to, monkeypatch):
             began = time.monotonic()
             with pytest.raises(DeadlineExceeded):
                 send(CALL, 0.4)
-            assert 0.35 < time.monotonic() - began < 5
+            assert 0.35 < time.monotonic() - began < 20
 
 
 def test_addresses_that_all_refuse_are_not_connected(to, monkeypatch):
