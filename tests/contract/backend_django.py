@@ -47,10 +47,10 @@ class DjangoWSGI:
         has_cache = _has_cache(layers)
 
         def view(request: HttpRequest) -> HttpResponseBase:
-            return _response(handler(_seen(request, has_cache)))
+            return response_of(handler(seen_of(request, has_cache)))
 
-        with override_settings(**_settings(limited(view, limit, limits), layers)):
-            yield _WSGIServed(WSGIHandler())
+        with override_settings(**settings_of(limited(view, limit, limits), layers)):
+            yield WSGIServed(WSGIHandler())
 
 
 class DjangoASGI:
@@ -64,14 +64,14 @@ class DjangoASGI:
         has_cache = _has_cache(layers)
 
         async def view(request: HttpRequest) -> HttpResponseBase:
-            reply = await sync_to_async(handler)(_seen(request, has_cache))
-            return _response(reply, is_async=True)
+            reply = await sync_to_async(handler)(seen_of(request, has_cache))
+            return response_of(reply, is_async=True)
 
         with (
-            override_settings(**_settings(limited(view, limit, limits), layers)),
+            override_settings(**settings_of(limited(view, limit, limits), layers)),
             start_blocking_portal() as portal,
         ):
-            yield _ASGIServed(ASGIHandler(), portal)
+            yield ASGIServed(ASGIHandler(), portal)
 
 
 DJANGO_WSGI = DjangoWSGI()
@@ -82,7 +82,7 @@ def _has_cache(layers: Layers) -> bool:
     return any(name != "RateLimitMiddleware" for name, _ in layers)
 
 
-def _settings(view: Any, layers: Layers) -> dict[str, Any]:
+def settings_of(view: Any, layers: Layers) -> dict[str, Any]:
     mapping = dict(itertools.chain.from_iterable(given.items() for _, given in layers))
     return {
         "MIDDLEWARE": [f"upstash_middleware.django.{name}" for name, _ in layers],
@@ -91,7 +91,7 @@ def _settings(view: Any, layers: Layers) -> dict[str, Any]:
     }
 
 
-def _seen(request: HttpRequest, has_cache: bool) -> Seen:
+def seen_of(request: HttpRequest, has_cache: bool) -> Seen:
     return Seen(
         method=request.method or "",
         path=request.path,
@@ -104,7 +104,7 @@ def _seen(request: HttpRequest, has_cache: bool) -> Seen:
     )
 
 
-def _response(reply: Reply, *, is_async: bool = False) -> HttpResponseBase:
+def response_of(reply: Reply, *, is_async: bool = False) -> HttpResponseBase:
     response: HttpResponseBase
     if isinstance(reply.body, bytes):
         response = HttpResponse(reply.body, status=reply.status)
@@ -126,7 +126,7 @@ async def _asynchronously(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
         yield piece
 
 
-class _WSGIServed:
+class WSGIServed:
     def __init__(self, handler: WSGIHandler) -> None:
         self._handler = handler
 
@@ -180,7 +180,7 @@ def _environ(method: str, target: str, headers: Fields, body: bytes, peer: str) 
     return environ
 
 
-class _ASGIServed:
+class ASGIServed:
     def __init__(self, handler: ASGIHandler, portal: BlockingPortal) -> None:
         self._handler = handler
         self._portal = portal

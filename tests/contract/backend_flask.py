@@ -33,7 +33,7 @@ class _Flask:
         has_cache = any(name != "RateLimitMiddleware" for name, _ in layers)
 
         def view(path: str) -> Response:
-            return _response(handler(_seen(has_cache=has_cache)))
+            return response_of(handler(seen_of(has_cache=has_cache)))
 
         view = limited(view, flask.limit, limits)
         app.add_url_rule("/", view_func=view, defaults={"path": ""}, methods=_METHODS)
@@ -41,7 +41,7 @@ class _Flask:
         for name, arguments in reversed(layers):
             getattr(flask, name)(app, **arguments)
         try:
-            yield _ServedByWSGI(app)
+            yield ServedByWSGI(app)
         finally:
             for middleware in app.extensions.get(flask.EXTENSION, {}).values():
                 middleware.runtime.close()
@@ -52,7 +52,7 @@ class _Flask:
 FLASK = _Flask()
 
 
-def _seen(*, has_cache: bool) -> Seen:
+def seen_of(*, has_cache: bool) -> Seen:
     return Seen(
         method=request.method,
         path=request.path,
@@ -65,12 +65,12 @@ def _seen(*, has_cache: bool) -> Seen:
     )
 
 
-def _response(reply: Reply) -> Response:
+def response_of(reply: Reply) -> Response:
     body = reply.body if isinstance(reply.body, bytes) else iter(reply.body)
     return Response(body, reply.status, list(reply.headers))
 
 
-class _ServedByWSGI:
+class ServedByWSGI:
     """A Served that does with each response what a WSGI server does."""
 
     def __init__(self, app: Flask) -> None:

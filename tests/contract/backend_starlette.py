@@ -38,7 +38,7 @@ class _Starlette:
 
     @contextmanager
     def serve(self, handler: Handler, layers: Layers, limits: Limits) -> Iterator[Served]:
-        endpoint = limited(_endpoint(handler), starlette.limit, limits)
+        endpoint = limited(endpoint_of(handler), starlette.limit, limits)
         app = Starlette(
             routes=[Route("/{path:path}", endpoint, methods=list(_METHODS))],
             middleware=[Middleware(getattr(starlette, name), **given) for name, given in layers],
@@ -46,21 +46,21 @@ class _Starlette:
         # The test client runs the lifespan; requests are made below, byte by byte.
         with TestClient(app) as client:
             assert client.portal is not None
-            yield _ServedByASGI(app, client.portal)
+            yield ServedByASGI(app, client.portal)
 
 
 STARLETTE = _Starlette()
 
 
-def _endpoint(handler: Handler) -> Any:
+def endpoint_of(handler: Handler) -> Any:
     async def endpoint(request: Request) -> Response:
-        reply = await run_in_threadpool(handler, _seen(request, await request.body()))
-        return _response(reply)
+        reply = await run_in_threadpool(handler, seen_of(request, await request.body()))
+        return response_of(reply)
 
     return endpoint
 
 
-def _seen(request: Request, body: bytes) -> Seen:
+def seen_of(request: Request, body: bytes) -> Seen:
     cache = getattr(request.state, "cache", None)
     return Seen(
         method=request.method,
@@ -78,7 +78,7 @@ def _purge(cache: starlette.CacheHandle, *urls: str, **options: Any) -> None:
     anyio.from_thread.run(partial(cache.purge, *urls, **options))
 
 
-def _response(reply: Reply) -> Response:
+def response_of(reply: Reply) -> Response:
     response: Response
     if isinstance(reply.body, bytes):
         response = Response(reply.body)
@@ -90,7 +90,7 @@ def _response(reply: Reply) -> Response:
     return response
 
 
-class _ServedByASGI:
+class ServedByASGI:
     """A Served whose requests run to their end in the portal's event loop."""
 
     def __init__(self, app: Starlette, portal: BlockingPortal) -> None:

@@ -41,7 +41,7 @@ METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 def _served_by_asgi(app: Any) -> Iterator[Served]:
     with TestClient(app) as client:
         assert client.portal is not None
-        yield backend_starlette._ServedByASGI(app, client.portal)
+        yield backend_starlette.ServedByASGI(app, client.portal)
 
 
 def _starlette(kind: str) -> Any:
@@ -50,17 +50,19 @@ def _starlette(kind: str) -> Any:
         handler: Handler, limits: Any, arguments: dict[str, Any], layers: Layers
     ) -> Iterator[Served]:
         limited = starlette.limit(limits, **arguments)
-        endpoint: Any = backend_starlette._endpoint(handler)
+        endpoint: Any = backend_starlette.endpoint_of(handler)
         if kind == "sync":
 
             def endpoint(request: Request) -> Any:
-                return backend_starlette._response(handler(backend_starlette._seen(request, b"")))
+                return backend_starlette.response_of(
+                    handler(backend_starlette.seen_of(request, b""))
+                )
 
         endpoint = limited(endpoint)
         if kind == "class":
 
             async def method(_self: Any, request: Request) -> Any:
-                return await backend_starlette._endpoint(handler)(request)
+                return await backend_starlette.endpoint_of(handler)(request)
 
             methods = {name.lower(): limited(method) for name in METHODS}
             endpoint = type("Endpoint", (HTTPEndpoint,), methods)
@@ -79,7 +81,7 @@ def _fastapi(
     handler: Handler, limits: Any, arguments: dict[str, Any], layers: Layers
 ) -> Iterator[Served]:
     app = FastAPI(dependencies=[Depends(fastapi.limit(limits, **arguments))])
-    endpoint = backend_starlette._endpoint(handler)
+    endpoint = backend_starlette.endpoint_of(handler)
 
     @app.api_route("/{path:path}", methods=METHODS)
     async def view(request: Request) -> Any:
@@ -101,7 +103,7 @@ def _flask(kind: str) -> Any:
 
         def view(path: str = "") -> Any:
             del path
-            return backend_flask._response(handler(backend_flask._seen(has_cache=False)))
+            return backend_flask.response_of(handler(backend_flask.seen_of(has_cache=False)))
 
         found: Any = view if kind == "before_request" else limited(view)
         if kind == "before_request":
@@ -114,7 +116,7 @@ def _flask(kind: str) -> Any:
         app.add_url_rule("/<path:path>", view_func=found, methods=METHODS)
         for name, given in reversed(layers):
             getattr(flask, name)(app, **given)
-        yield backend_flask._ServedByWSGI(app)
+        yield backend_flask.ServedByWSGI(app)
 
     return serve
 
@@ -125,11 +127,11 @@ def _django(kind: str, *, asgi: bool) -> Any:
         handler: Handler, limits: Any, arguments: dict[str, Any], layers: Layers
     ) -> Iterator[Served]:
         def view(request: Any) -> Any:
-            return backend_django._response(handler(backend_django._seen(request, False)))
+            return backend_django.response_of(handler(backend_django.seen_of(request, False)))
 
         async def view_async(request: Any) -> Any:
-            seen = backend_django._seen(request, False)
-            return backend_django._response(await sync_to_async(handler)(seen), is_async=True)
+            seen = backend_django.seen_of(request, False)
+            return backend_django.response_of(await sync_to_async(handler)(seen), is_async=True)
 
         limited = django.limit(limits, **arguments)
         found: Any = limited(view_async if kind == "async" else view)
@@ -145,14 +147,14 @@ def _django(kind: str, *, asgi: bool) -> Any:
             throttles = {"throttle_classes": [throttle(limits, **arguments)]}
             made = type("Throttled", (APIView,), {**throttles, **bodies})
             found = made.as_view()
-        settings = backend_django._settings(found, layers)
+        settings = backend_django.settings_of(found, layers)
         settings["ROOT_URLCONF"] = Urls(anything=found)
         with override_settings(**settings):
             if not asgi:
-                yield backend_django._WSGIServed(WSGIHandler())
+                yield backend_django.WSGIServed(WSGIHandler())
                 return
             with start_blocking_portal() as portal:
-                yield backend_django._ASGIServed(ASGIHandler(), portal)
+                yield backend_django.ASGIServed(ASGIHandler(), portal)
 
     return serve
 

@@ -94,20 +94,20 @@ class Process:
             except StopIteration as end:
                 return end.value
             try:
-                value, step = self._performed(effect, number == stop_at, before), flow.send
+                value, step = self.performed(effect, number == stop_at, before), flow.send
             except BaseException as error:  # noqa: BLE001 - it belongs to the flow
                 value, step = error, flow.throw
         raise AssertionError("unreachable")
 
-    def _performed(self, effect: Any, interrupts: bool, before: bool) -> Any:
+    def performed(self, effect: Any, interrupts: bool, before: bool) -> Any:
         if interrupts and before:
             raise Interruption
-        value = self._perform(effect)
+        value = self.perform(effect)
         if interrupts:
             raise Interruption
         return value
 
-    def _perform(self, effect: Any) -> Any:
+    def perform(self, effect: Any) -> Any:
         match effect:
             case Pipeline():
                 return self.client.execute(effect)
@@ -218,7 +218,7 @@ FLOWS = {
 def length(flow: Callable[[Process], Flow[Any]], process: Process) -> int:
     """Return how many effects a flow has when nothing interrupts it."""
     effects = 0
-    perform = process._perform
+    perform = process.perform
 
     def counting(effect: Any) -> Any:
         nonlocal effects
@@ -226,7 +226,7 @@ def length(flow: Callable[[Process], Flow[Any]], process: Process) -> int:
         return perform(effect)
 
     driven = flow(process)
-    process._perform = counting  # type: ignore[method-assign]
+    process.perform = counting  # type: ignore[method-assign]
     process.drive(driven)
     return effects
 
