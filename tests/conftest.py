@@ -1,4 +1,4 @@
-"""What holds for every test: quiet when it passes, and never skipped in CI."""
+"""What holds for every test: quiet, never skipped in CI, and independent of the machine's speed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+from tests.patience import patient_calls, upstash  # noqa: F401 - fixtures of every test here
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from tests.patience import patient_environment
+
 README = Path(__file__).parent.parent / "README.md"
 DJANGO = """
-import sys, types
+import sys, time, types
 
 settings = types.ModuleType("readme_settings")
 exec(sys.argv[1], settings.__dict__)
@@ -43,6 +45,8 @@ from django.core.management import call_command
 from django.test import Client
 call_command("check")
 client = Client()
+if (left := 10 - time.time() % 10) < 7:  # the ten seconds are the clock's
+    time.sleep(left)
 
 def ask(method, target):
     response = client.generic(method, target)
@@ -122,10 +126,11 @@ def test_the_flask_block_runs_and_holds():
     holds_what_the_readme_says(ask)
 
 
-@pytest.mark.usefixtures("upstash")
-def test_the_django_block_runs_and_holds():
+def test_the_django_block_runs_and_holds(upstash):
+    upstash.restore_time()  # to that of the process
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", DJANGO, python_blocks()["Django"]],
+        env=patient_environment(),
         capture_output=True,
         text=True,
         check=False,

@@ -256,7 +256,7 @@ def test_a_request_that_would_make_thousands_of_tags_delays_no_other(
             assert "fwd=bypass" in hostile[0].result().headers["cache-status"]
             assert "fwd=bypass" in hostile[1].result().headers["cache-status"]
             longest.append(max(waits))
-    assert min(longest) < 1
+    assert min(longest) < 5, "each would take longer"
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -41,7 +41,7 @@ async def main() -> None:
         secret=lambda: b"secret",
         clock=Clock(),
         observe=lambda _: None,
-        deadline=5.0,
+        deadline=20.0,
         lock=True,
         randomness=secrets.token_bytes,
     )

@@ -158,6 +158,7 @@ def test_ping_tells_latency_server_and_what_the_token_may(
     call: Call, upstash: LocalUpstash
 ) -> None:
     """And changes nothing."""
+    upstash.restore_time()
     told = call("ping", "--count", "3", "--json")
     data = told.data
     assert (told.code, data["url"]) == (0, upstash.url)

@@ -6,7 +6,6 @@ cannot be imported is an error, never a skipped test.
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 from upstash_middleware import runtime as building
+from upstash_middleware.clock import SystemClock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -75,19 +75,20 @@ class Guarded(Protocol):
 
 
 class MovableClock:
-    """The machine's clocks, and whatever a test has moved them by."""
+    """Clocks that only a test moves, so that no result depends on how long it takes."""
 
     def __init__(self) -> None:
-        self._moved = 0.0
+        self._wall, self._monotonic = SystemClock.wall(), SystemClock.monotonic()
 
     def wall(self) -> float:
-        return time.time() + self._moved
+        return self._wall
 
     def monotonic(self) -> float:
-        return time.monotonic() + self._moved
+        return self._monotonic
 
     def advance(self, seconds: float) -> None:
-        self._moved += seconds
+        self._wall += seconds
+        self._monotonic += seconds
 
 
 @pytest.fixture(params=BACKENDS)
@@ -134,7 +135,7 @@ def guarded(request: pytest.FixtureRequest, upstash: LocalUpstash) -> Iterator[G
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> MovableClock:
+def clock(upstash: LocalUpstash, monkeypatch: pytest.MonkeyPatch) -> MovableClock:
     """The clock of every runtime that is made from here on."""
     movable = MovableClock()
     monkeypatch.setattr(building, "SystemClock", movable)

@@ -35,7 +35,9 @@ class Slow:
 def test_requests_at_the_same_time_share_one_render(serve: Serve, lock: bool):
     """However their threads and tasks meet."""
     page = Slow()
-    site = serve(page, ("CacheMiddleware", {"cache": RULES, "cache_lock": lock}))
+    site = serve(
+        page, ("CacheMiddleware", {"cache": RULES, "cache_lock": lock, "cache_collapse": 50})
+    )
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: site.request("GET", "/tea"), range(8)))
     assert [answer.body for answer in answers] == [b"page"] * 8

@@ -208,9 +208,9 @@ def test_thousands_of_forwarded_hosts_take_no_time_and_bypass_the_cache(serve: S
     value = ",".join(f"evil{number}.example" for number in range(9000))
     body = b"x" * 500_000
     served = serve(lambda _: Reply(body, headers=(TEXT,)), cache())
-    began = time.perf_counter()
+    began = time.process_time()
     answer = served.request("GET", "/page", ((name, value),))
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
     assert f'fwd=bypass; detail="{name} of more than 8192 bytes"' in status_of(answer)
     assert not is_hit(served.request("GET", "/page"))
 

@@ -95,6 +95,6 @@ def test_a_pattern_matches_the_end_of_a_path_that_has_a_prefix(pattern, path, ma
 
 def test_no_path_makes_a_pattern_backtrack():
     pattern = PathPattern.parse("/{a}/{b}/{c}/{d}/end/{rest:path}")
-    began = time.perf_counter()
+    began = time.process_time()
     assert pattern.match("/" + "a/" * 200_000) is None
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1

@@ -77,9 +77,9 @@ def test_a_part_of_the_path_that_makes_too_long_a_tag_is_stored_nowhere():
     """Which is known before the tag is expanded: each colon of it is an ancestor."""
     view = cached(60, tags=("product:{id}",))(product)
     with project("CacheMiddleware", mapping=EVERYTHING, **{"p/<id>": view}) as client:
-        began = time.perf_counter()
+        began = time.process_time()
         assert "a tag of more than 1024 bytes" in second(client, "/p/" + ":" * 8000)
-        assert time.perf_counter() - began < 1
+        assert time.process_time() - began < 1
 
 
 @pytest.mark.anyio

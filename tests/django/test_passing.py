@@ -197,7 +197,7 @@ async def test_an_async_body_is_passed_on_while_it_is_made() -> None:
     with around(half, stream=stream):
         server = Server()
         serving = asyncio.create_task(server.serve("/stream"))
-        await asyncio.wait_for(server.arrived.wait(), 10)
+        await asyncio.wait_for(server.arrived.wait(), 30)
         assert [message.get("body") for message in server.sent] == [None, b"0"]
         assert half.finished == []
         go_on.set()
@@ -220,7 +220,7 @@ async def test_a_client_that_leaves_during_an_async_body_leaves_it_incomplete() 
     with around(half, stream=stream):
         server = Server()
         serving = asyncio.create_task(server.serve("/stream"))
-        await asyncio.wait_for(server.arrived.wait(), 10)
+        await asyncio.wait_for(server.arrived.wait(), 30)
         server.gone.set()
         await serving
     assert half.finished == [False]
@@ -238,7 +238,7 @@ async def test_a_client_that_leaves_while_the_view_runs_ends_the_exchange() -> N
     with around(half, slow=slow):
         server = Server()
         serving = asyncio.create_task(server.serve("/slow"))
-        await asyncio.wait_for(running.wait(), 10)
+        await asyncio.wait_for(running.wait(), 30)
         server.gone.set()
         await serving
     assert server.sent == []

@@ -68,6 +68,7 @@ def run(directory: Path, upstash: LocalUpstash, first: str, *command: str) -> st
             line.removeprefix("        ") for line in text.replace("{first}", first).splitlines()
         ]
         (directory / name).write_text("\n".join(lines))
+    upstash.restore_time()  # to that of the process
     done = subprocess.run(
         [sys.executable, *command],
         cwd=directory,

@@ -144,5 +144,5 @@ def _tests_in(path: Path) -> frozenset[str]:
 
 def clear_of_a_minutes_end() -> None:
     """Wait until no window of a minute ends while a page is followed: it counts anew then."""
-    if (past := time.time() % 60) > 50:
+    if (past := time.time() % 60) > 40:
         time.sleep(60 - past)

@@ -32,6 +32,7 @@ from tests.faults.matrix import (
 )
 from tests.upstash.support import pipeline
 from upstash_middleware import runtime
+from upstash_middleware.clock import SystemClock
 from upstash_middleware.core.cache import CacheRule
 from upstash_middleware.core.ratelimit import RateLimitRule
 from upstash_middleware.errors import UpstashError
@@ -63,10 +64,10 @@ class SettableClock:
         self.ahead = 0.0
 
     def wall(self) -> float:
-        return time.time() + self.ahead
+        return SystemClock.wall() + self.ahead
 
     def monotonic(self) -> float:
-        return time.monotonic()
+        return SystemClock.monotonic()
 
 
 class World:
@@ -145,7 +146,7 @@ def world(upstash: LocalUpstash, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wo
 class Site:
     """An application with a limit of each policy, a cached page under each, and a purge."""
 
-    def __init__(self, serve: Serve, world: World, deadline: float, **settings: Any) -> None:
+    def __init__(self, serve: Serve, world: World, **settings: Any) -> None:
         self.during: Callable[[], None] = lambda: None
         """What happens while the handler runs."""
         self.looked_up: Callable[[], None] = lambda: None
@@ -162,8 +163,8 @@ class Site:
                     "rate_limits": rules,
                     "default_limit": None,
                     "cache": [CacheRule("/{policy}/page", ttl=600)],
-                    "deadline": deadline,
-                    "cache_deadline": deadline,
+                    "deadline": PATIENCE,
+                    "cache_deadline": PATIENCE,
                     "prefix": world.prefix,
                     "observers": [self._observe],
                     **settings,
@@ -298,11 +299,12 @@ def test_before_the_application_is_called(
 ) -> None:
     """The policy decides, within the deadline; one line tells of it."""
     fault = FAULTS[name]
-    deadline = SHORT if fault.costs_deadline else PATIENCE
-    site = Site(serve, world, deadline)
+    patient = Site(serve, world)
+    site = Site(serve, world, deadline=SHORT) if fault.costs_deadline else patient
     what = "page" if operation is Operation.LOOKUP else "plain"
     for policy in POLICIES:
-        assert site.get(policy, what).header("x-ratelimit-remaining") == str(QUOTA - 1)
+        answer = patient.get(policy, what)
+        assert answer.header("x-ratelimit-remaining") == str(QUOTA - 1)
     with log_lines(caplog) as lines, ThreadPoolExecutor(len(POLICIES)) as threads:
         world.happens(fault)
         began = time.monotonic()
@@ -315,11 +317,18 @@ def test_before_the_application_is_called(
         got = seen_of(
             answer,
             lines=len(lines),
-            remaining_after=remaining(site.get(policy, "plain")),
-            cached_after=hit(site.get(policy, "page")) if operation is Operation.LOOKUP else None,
+            remaining_after=remaining(patient.get(policy, "plain")),
+            cached_after=hit(patient.get(policy, "page"))
+            if operation is Operation.LOOKUP
+            else None,
         )
         assert got == expected(name, operation, policy), policy
     check_redis(world)
+
+
+def deadline_of_the_cache(fault: Fault) -> float:
+    """Return a deadline for locks, stores and purges; the lookup has that of the limits."""
+    return SHORT if fault.costs_deadline else PATIENCE
 
 
 def tried(fault: Fault) -> tuple[str, ...]:
@@ -333,7 +342,7 @@ def test_while_the_lock_of_a_page_is_taken(
 ) -> None:
     """Who does not get it renders all the same, and stores; nobody waits for a lost lock."""
     fault = FAULTS[name]
-    site = Site(serve, world, SHORT if fault.costs_deadline else PATIENCE, cache_lock=True)
+    site = Site(serve, world, cache_deadline=deadline_of_the_cache(fault), cache_lock=True)
     for policy in tried(fault):
         world.log_time += 60  # what was said is news again
         with log_lines(caplog) as lines:
@@ -356,7 +365,7 @@ def test_while_a_response_is_stored(
 ) -> None:
     """The response goes out as it is; Redis holds the whole page afterwards, or nothing."""
     fault = FAULTS[name]
-    site = Site(serve, world, SHORT if fault.costs_deadline else PATIENCE)
+    site = Site(serve, world, cache_deadline=deadline_of_the_cache(fault))
     for policy in tried(fault):
         world.log_time += 60  # what was said is news again
         with log_lines(caplog) as lines:
@@ -378,7 +387,7 @@ def test_while_a_handler_purges(
 ) -> None:
     """The handler is told of a purge that may not have been carried out."""
     fault = FAULTS[name]
-    site = Site(serve, world, SHORT if fault.costs_deadline else PATIENCE)
+    site = Site(serve, world, cache_deadline=deadline_of_the_cache(fault))
     for policy in tried(fault):
         site.get(policy, "page")
         with log_lines(caplog) as lines:

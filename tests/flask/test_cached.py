@@ -59,9 +59,9 @@ def test_a_part_of_the_path_that_makes_too_long_a_tag_is_stored_nowhere(app: Fla
     """Which is known before the tag is expanded: each colon of it is an ancestor."""
     UpstashMiddleware(app, **EVERYTHING)
     app.add_url_rule("/page/<id>", "page", cached(60, tags=("product:{id}",))(page))
-    began = time.perf_counter()
+    began = time.process_time()
     assert "a tag of more than 1024 bytes" in second(app, "/page/" + ":" * 8000)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 def test_an_error_is_not_stored(app: Flask):

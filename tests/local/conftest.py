@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
+def upstash(upstash: LocalUpstash) -> LocalUpstash:
+    """The local Upstash in the machine's own time, which other clients and processes have too."""
+    upstash.restore_time()
+    return upstash
+
+
+@pytest.fixture
 def redis(upstash: LocalUpstash) -> Iterator[Redis]:
     """The Python SDK's client; it does not retry, so that a failure is seen at once."""
     with Redis.from_env(rest_retries=0) as client:

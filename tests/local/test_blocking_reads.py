@@ -85,7 +85,11 @@ def test_a_wrong_wait_is_refused(http: httpx.Client, command: list[object], erro
 def test_a_clean_database_has_nobody_waiting_in_it(upstash: LocalUpstash, http: httpx.Client):
     result(http, "XGROUP", "CREATE", "s", "g", "0", "MKSTREAM")
     with pytest.raises(httpx.ReadTimeout):
-        http.post("/", json=[*GROUP, "BLOCK", FOREVER, "STREAMS", "s", ">"], timeout=0.2)
+        http.post(
+            "/",
+            json=[*GROUP, "BLOCK", FOREVER, "STREAMS", "s", ">"],
+            timeout=httpx.Timeout(20, read=0.2),
+        )
     upstash.flush()
     result(http, "XGROUP", "CREATE", "s", "g", "0", "MKSTREAM")
     result(http, "XADD", "s", "1-1", "f", "v")
@@ -100,7 +104,7 @@ def test_the_server_stops_while_somebody_waits():
         waiting = threading.Thread(target=_give_up, args=(server.url, headers))
         waiting.start()
         httpx.post(server.url, json=["PING"], headers=headers)
-    waiting.join(10)
+    waiting.join(30)
     assert not waiting.is_alive()
 
 

@@ -82,7 +82,7 @@ def of_key(key: str | bytes, address: str = handlers.KEY) -> str:
 
 def until(condition: Callable[[], bool]) -> None:
     """Wait for what the server's thread does, at most ten seconds."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -29,7 +29,7 @@ def ping(http: httpx.Client) -> httpx.Response:
     return http.post("/", json=["PING"], timeout=PATIENCE)
 
 
-def increment(http: httpx.Client, timeout: float = PATIENCE) -> httpx.Response:
+def increment(http: httpx.Client, timeout: float | httpx.Timeout = PATIENCE) -> httpx.Response:
     return http.post("/", json=["INCR", "n"], timeout=timeout)
 
 
@@ -76,7 +76,7 @@ def test_a_truncated_answer_is_half_there(upstash: LocalUpstash, http: httpx.Cli
 
 def test_a_stalled_answer_never_ends(upstash: LocalUpstash, http: httpx.Client):
     with upstash.faults(fault="stall"), pytest.raises(httpx.ReadTimeout):
-        increment(http, timeout=0.5)
+        increment(http, timeout=httpx.Timeout(PATIENCE, read=0.5))
     assert count(http) == "1"
 
 
@@ -229,7 +229,7 @@ def test_a_late_command_is_run_though_its_client_has_given_up(
     upstash: LocalUpstash, http: httpx.Client
 ):
     with upstash.faults(latency_ms=1000), pytest.raises(httpx.ReadTimeout):
-        http.post("/", json=["INCR", "n"], timeout=0.1)
+        http.post("/", json=["INCR", "n"], timeout=httpx.Timeout(PATIENCE, read=0.1))
     until(lambda: count(http) == "1")
     assert upstash.bill().by_command["INCR"] == 1
 
@@ -238,7 +238,8 @@ def test_a_late_command_is_not_run_after_the_database_was_emptied(
     upstash: LocalUpstash, http: httpx.Client
 ):
     with upstash.faults(latency_ms=1000), pytest.raises(httpx.ReadTimeout):
-        http.post("/", json=["INCR", "n"], timeout=0.1)
+        http.post("/", json=["INCR", "n"], timeout=httpx.Timeout(PATIENCE, read=0.1))
+    until(lambda: upstash.bill().requests == 1)
     upstash.flush()
     time.sleep(1.1)
     assert count(http) is None

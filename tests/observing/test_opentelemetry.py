@@ -114,7 +114,7 @@ def test_a_span_lasts_as_long_as_the_call(
     span, (server,) = telemetry.spans()[-1], telemetry.spans(SpanKind.SERVER)
     times = (server.start_time, span.start_time, span.end_time, server.end_time)
     began, called, answered, ended = (time or 0 for time in times)
-    assert 0.08e9 <= answered - called < 5e9
+    assert 0.08e9 <= answered - called < 20e9
     slack = 0.01e9  # a span's length is told by another clock than its end
     assert began - slack <= called < answered <= ended + slack
 
@@ -237,13 +237,20 @@ def test_an_open_circuit_is_there_to_be_seen_before_it_opens_and_goes_down_again
 
 @pytest.mark.anyio
 async def test_a_call_that_is_cancelled_is_a_span_too(
-    opened: Opened, telemetry: Telemetry, upstash_faults: Callable[..., None]
+    opened: Opened,
+    telemetry: Telemetry,
+    upstash: LocalUpstash,
+    upstash_faults: Callable[..., None],
 ):
     with opened(telemetry.observer) as runtime:
         await runtime.abegin(request_by(0))
-        upstash_faults(latency_ms=2000)
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(runtime.abegin(request_by(1)), 0.1)
+        upstash.reset_bill()
+        upstash_faults(latency_ms=60_000)
+        call = asyncio.create_task(runtime.abegin(request_by(1)))
+        while not upstash.bill().requests:  # noqa: ASYNC110 - it is the server that is waited for
+            await asyncio.sleep(0.01)
+        call.cancel()
+        await asyncio.wait([call])
         await runtime.aclose()
     assert (telemetry.spans()[1].attributes or {})["error.type"] == "CancelledError"
 

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from upstash_middleware.local import LocalUpstash
 
 
+@pytest.fixture
+def upstash(upstash: LocalUpstash) -> LocalUpstash:
+    """The local Upstash in the machine's own time, which other clients have too."""
+    upstash.restore_time()
+    return upstash
+
+
 @pytest.fixture(scope="session")
 def valkey(upstash_server: LocalUpstash) -> Iterator[Any]:
     """The Valkey behind the local Upstash, reached directly."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +35,6 @@ class FakeClock:
         # Whole milliseconds, so that sums of steps do not drift.
         self.time = round(self.time + seconds, 3)
         self.since_boot = round(self.since_boot + seconds, 3)
-
-
-class SystemClock:
-    """The machine's clocks, where the server's time is real."""
-
-    wall = staticmethod(time.time)
-    monotonic = staticmethod(time.monotonic)
 
 
 @dataclass

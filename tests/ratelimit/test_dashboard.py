@@ -12,8 +12,9 @@ import anyio
 import pytest
 from upstash_redis import Redis
 
-from tests.ratelimit.store import NOW, FakeClock, SystemClock, ValkeyStore
+from tests.ratelimit.store import NOW, FakeClock, ValkeyStore
 from tests.ratelimit.test_limiter import Make, begin, get, passed
+from upstash_middleware.clock import SystemClock
 from upstash_middleware.core.identify import client_ip, combine, first_of, hashed, header
 from upstash_middleware.core.ratelimit import FixedWindow, RateLimitRule, SlidingWindow
 from upstash_middleware.core.ratelimit.dashboard import (

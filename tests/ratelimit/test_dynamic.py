@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.ratelimit.store import SystemClock, ValkeyStore
 from tests.ratelimit.test_dashboard import javascript
 from tests.ratelimit.test_limiter import Make, begin, fields, get, passed
+from upstash_middleware.clock import SystemClock
 from upstash_middleware.core.ratelimit import RateLimitRule
 from upstash_middleware.drivers import run
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.events import Event, UpstashFailed
 
 if TYPE_CHECKING:
+    from tests.ratelimit.store import ValkeyStore
     from upstash_middleware.local import LocalUpstash
 
 

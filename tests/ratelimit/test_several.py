@@ -9,8 +9,8 @@ import pytest
 import upstash_ratelimit as sdk
 from upstash_redis import Redis
 
-from tests.ratelimit.store import SystemClock
 from tests.ratelimit.test_limiter import Make, begin, fields, get, passed
+from upstash_middleware.clock import SystemClock
 from upstash_middleware.core.identify import client_ip, header
 from upstash_middleware.core.ratelimit import FixedWindow, RateLimitRule, SlidingWindow
 from upstash_middleware.drivers import run

@@ -10,9 +10,9 @@ import pytest
 import upstash_ratelimit as sdk
 from upstash_redis import Redis
 
-from tests.ratelimit.store import SystemClock
 from tests.ratelimit.test_limiter import Make, begin, get, passed
 from tests.upstash.support import pipeline
+from upstash_middleware.clock import SystemClock
 from upstash_middleware.core.ratelimit import RateLimitExchange, RateLimitRule
 from upstash_middleware.drivers import arun
 from upstash_middleware.upstash import AsyncClient, Credentials

@@ -7,7 +7,6 @@ removes that prefix, and as from one that does not.
 from __future__ import annotations
 
 import http.client
-import os
 import socket
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.patience import patient_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -140,7 +141,7 @@ class Running:
         process = subprocess.Popen(
             server.argv(self._port),
             cwd=ROOT,
-            env=os.environ | self._environ | dict(server.environ),
+            env=patient_environment() | self._environ | dict(server.environ),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from starlette.testclient import TestClient
 
-from tests.patience import patient_calls  # noqa: F401 - a fixture of every test here
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 

@@ -181,6 +181,6 @@ def test_a_part_of_the_path_that_makes_too_long_a_tag_is_stored_nowhere(
         depends = Depends(fastapi.cached(60, tags=("product:{id}",)))
         app.get("/page/{id}", dependencies=[depends])(lambda: "page")
     served = client(app)
-    began = time.perf_counter()
+    began = time.process_time()
     assert "a tag of more than 1024 bytes" in second(served, "/page/" + ":" * 8000)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1

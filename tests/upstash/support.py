@@ -41,14 +41,14 @@ def executing(
     """
     if kind == "sync":
         transport: Any = httpx.Client(trust_env=False) if library == "own" else library
-        client = Client(credentials, transport=transport)
+        client = Client(credentials, transport=transport, deadline=20.0)
         yield client.execute
         client.close()
         if library == "own":
             transport.close()
         return
     transport = httpx.AsyncClient(trust_env=False) if library == "own" else library
-    async_client = AsyncClient(credentials, transport=transport)
+    async_client = AsyncClient(credentials, transport=transport, deadline=20.0)
 
     async def execute(pipeline: Pipeline) -> list[Reply]:
         return await async_client.execute(pipeline)

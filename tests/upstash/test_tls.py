@@ -68,7 +68,7 @@ def test_the_deadline_holds_while_a_handshake_never_ends(talk, serve):
         began = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             execute(pipeline(("GET", "k"), reads_only=True, deadline=0.4))
-        assert 0.35 <= time.monotonic() - began < 5
+        assert 0.35 <= time.monotonic() - began < 20
 
 
 def test_a_handshake_that_is_given_up_leaves_no_connection_behind(talk):
@@ -81,7 +81,7 @@ def test_a_handshake_that_is_given_up_leaves_no_connection_behind(talk):
     with listening(serve) as port, talk(f"https://localhost:{port}") as execute:
         with pytest.raises(DeadlineExceeded):
             execute(pipeline(("GET", "k"), reads_only=True, deadline=0.3))
-        assert left.wait(10), "the client has not closed it"
+        assert left.wait(20), "the client has not closed it"
 
 
 def test_who_has_no_certificate_that_is_trusted_is_not_connected_and_gets_no_token(talk):
@@ -90,7 +90,7 @@ def test_who_has_no_certificate_that_is_trusted_is_not_connected_and_gets_no_tok
     received: list[bytes] = []
 
     def serve(connection: socket.socket, _ended: threading.Event) -> None:
-        connection.settimeout(10)
+        connection.settimeout(20)
         with (
             connection,
             suppress(OSError),
@@ -103,7 +103,7 @@ def test_who_has_no_certificate_that_is_trusted_is_not_connected_and_gets_no_tok
         talk(f"https://localhost:{port}") as execute,
         pytest.raises(NotConnected) as raised,
     ):
-        execute(pipeline(("INCR", "k"), deadline=5.0))
+        execute(pipeline(("INCR", "k"), deadline=20.0))
     assert TOKEN not in f"{raised.value!r}"
     assert not any(received)
 
@@ -124,7 +124,7 @@ def test_who_does_not_speak_tls_is_not_connected(talk):
             talk(f"https://localhost:{port}") as execute,
             pytest.raises(NotConnected),
         ):
-            execute(pipeline(("INCR", "k"), deadline=5.0))
+            execute(pipeline(("INCR", "k"), deadline=20.0))
 
 
 AUTHORITY = trustme.CA()
@@ -163,7 +163,7 @@ class Served:
         self.resumed: list[bool | None] = []
 
     def __call__(self, connection: socket.socket, _ended: threading.Event) -> None:
-        connection.settimeout(10)
+        connection.settimeout(20)
         with connection, suppress(OSError):
             self.connections += 1
             with self.context.wrap_socket(connection, server_side=True) as secured:
@@ -199,7 +199,7 @@ def test_one_connection_serves_many_calls_to_whom_a_trusted_authority_vouches_fo
     served = Served(context)
     with listening(served) as port, talk(f"https://{host}:{port}") as execute:
         for _ in range(3):
-            assert execute(pipeline(("INCR", "k"), deadline=10.0)) == [1]
+            assert execute(pipeline(("INCR", "k"), deadline=20.0)) == [1]
     assert served.connections == 1
     assert served.protocols == {"http/1.1"}
 
@@ -209,7 +209,7 @@ def test_a_connection_that_was_closed_while_it_idled_costs_no_call_over_tls(talk
     served = Served(server_context(), answers=answers)
     with listening(served) as port, talk(f"https://localhost:{port}") as execute:
         for number in range(1, 5):
-            assert execute(pipeline(("INCR", "k"), deadline=10.0)) == [1]
+            assert execute(pipeline(("INCR", "k"), deadline=20.0)) == [1]
             served.wait_for_ends(number // answers)
     assert served.connections == 4 // answers
 
@@ -251,7 +251,7 @@ def test_a_certificate_that_is_not_to_be_trusted_is_named_as_the_reason(
         talk(f"https://localhost:{port}") as execute,
         pytest.raises(NotConnected, match=said) as raised,
     ):
-        execute(pipeline(("INCR", "k"), deadline=10.0))
+        execute(pipeline(("INCR", "k"), deadline=20.0))
     assert library == "httpx" or "its certificate is not to be trusted" in str(raised.value)
 
 
@@ -264,7 +264,7 @@ def test_why_a_handshake_failed_is_in_the_error(trusted):
         executing("sync", Credentials(f"https://localhost:{port}", TOKEN), "sockets") as execute,
         pytest.raises(NotConnected, match=r"the TLS handshake failed: [A-Z]+"),
     ):
-        execute(pipeline(("INCR", "k"), deadline=10.0))
+        execute(pipeline(("INCR", "k"), deadline=20.0))
 
 
 class Broken(Served):
@@ -297,7 +297,7 @@ def test_an_end_of_which_tls_says_nothing_ends_no_answer(trusted, said, error):
             credentials = Credentials(f"https://localhost:{port}", TOKEN)
             with executing(kind, credentials, "sockets") as execute:
                 with pytest.raises(UpstashError) as raised:
-                    execute(pipeline(("INCR", "k"), deadline=10.0))
+                    execute(pipeline(("INCR", "k"), deadline=20.0))
                 assert type(raised.value) is error
 
 
@@ -313,7 +313,7 @@ def test_the_next_connection_resumes_the_session_of_the_last(trusted, kind, vers
         executing(kind, Credentials(f"https://localhost:{port}", TOKEN), "sockets") as execute,
     ):
         for number in range(3):
-            assert execute(pipeline(("INCR", "k"), deadline=10.0)) == [1]
+            assert execute(pipeline(("INCR", "k"), deadline=20.0)) == [1]
             served.wait_for_ends(number + 1)
     assert served.resumed == [False, True, True]
 
@@ -324,14 +324,14 @@ def test_a_server_that_has_forgotten_the_session_is_verified_anew(trusted):
         listening(served) as port,
         executing("sync", Credentials(f"https://localhost:{port}", TOKEN), "sockets") as execute,
     ):
-        assert execute(pipeline(("INCR", "k"), deadline=10.0)) == [1]
+        assert execute(pipeline(("INCR", "k"), deadline=20.0)) == [1]
         served.wait_for_ends(1)
         served.context = server_context()
-        assert execute(pipeline(("INCR", "k"), deadline=10.0)) == [1]
+        assert execute(pipeline(("INCR", "k"), deadline=20.0)) == [1]
         served.wait_for_ends(2)
         served.context = server_context(trustme.CA())
         with pytest.raises(NotConnected):
-            execute(pipeline(("INCR", "k"), deadline=10.0))
+            execute(pipeline(("INCR", "k"), deadline=20.0))
     assert served.resumed == [False, False]
 
 

@@ -9,7 +9,6 @@ import asyncio
 import gc
 import io
 import itertools
-import os
 import re
 import socket
 import subprocess
@@ -29,6 +28,7 @@ from django.test import override_settings
 from flask import Flask, Response
 
 from tests.django.project import Urls
+from tests.patience import patient_environment
 from tests.wsgi.ending_app import listed, stream, written
 from upstash_middleware import CacheRule, RateLimitRule, django, flask
 from upstash_middleware.wsgi import UpstashMiddleware
@@ -399,7 +399,7 @@ def server(
     process = subprocess.Popen(
         [sys.executable, *command, *target],
         cwd=ROOT,
-        env=os.environ | upstash_server.env,
+        env=patient_environment() | upstash_server.env,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -135,6 +135,7 @@ def test_workers_do_not_share_the_client_of_a_preloaded_master(
     upstash: LocalUpstash, tmp_path: Path, used: bool
 ) -> None:
     """Each makes its own, also after a use before the fork."""
+    upstash.restore_time()  # to that of the processes
     environment = {"PURGE_AT_START": "1"} if used else {}
     with serving(PRELOADED, upstash, tmp_path, **environment) as served:
         passed = passing(served, [CLIENT] * ASKED)
