@@ -226,6 +226,40 @@ def test_parent_and_child_of_a_fork_both_work(upstash, which, when, calls):
     assert done.stderr == ""
 
 
+FORKING_IN_C = """
+import ctypes, os, sys, types
+sys.modules["uwsgi"] = types.ModuleType("uwsgi")
+from tests.upstash.support import pipeline
+from upstash_middleware.upstash import Client, Credentials
+
+client = Client(Credentials(sys.argv[1], sys.argv[2]), deadline=20.0)
+
+def use(name):
+    return [client.execute(pipeline(("INCR", name))) for _ in range(200)]
+
+use("before")
+child = ctypes.CDLL(None).fork()  # Python runs nothing that is registered for forks
+counted = use("parent" if child else "child") == [[n] for n in range(1, 201)]
+if child == 0:
+    os._exit(0 if counted else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert counted
+client.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="uWSGI's way to fork")
+def test_workers_that_uwsgi_forks_share_no_connection(upstash):
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING_IN_C, upstash.url, upstash.token],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_importing_loads_no_http_library():
     code = "import sys, upstash_middleware.upstash; print(*sys.modules)"
     unmeasured = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE")}

@@ -35,8 +35,7 @@ from upstash_middleware.errors import (
     UpstashError,
 )
 from upstash_middleware.events import CircuitClosed, CircuitOpened
-from upstash_middleware.upstash import process
-from upstash_middleware.upstash.process import ForkSafeLock, OnePerProcess
+from upstash_middleware.upstash.process import ForkSafeLock, OnePerProcess, current_process
 from upstash_middleware.upstash.protocol import (
     TRANSACTION_PATH,
     Call,
@@ -133,7 +132,7 @@ class _Client(Generic[T]):
         Raises CircuitOpen.
         """
         here = self._process
-        if here is None or here.forks != process.forks:
+        if here is None or here.process != current_process():
             here = _InProcess(self._opened, self._breaker, self._quick_breaker, here)
             self._process = here
         if here.breaker is not None and here.breaker.is_open:
@@ -153,8 +152,8 @@ class _InProcess(Generic[T]):
         "batcher",
         "batchers",
         "breaker",
-        "forks",
         "opened",
+        "process",
         "quick_breaker",
     )
 
@@ -167,7 +166,7 @@ class _InProcess(Generic[T]):
     ) -> None:
         self._inherited = inherited
         """What a forked process neither uses nor drops: its tasks and threads are the parent's."""
-        self.forks: int = process.forks
+        self.process: int = current_process()
         self.opened: _Opened[T] = opened.get()
         self.breaker: Breaker | None = None if breaker is None else breaker.get()
         self.quick_breaker: Breaker | None = None if quick_breaker is None else quick_breaker.get()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -28,17 +29,18 @@ class ForkSafeLock:
 
 
 _opening = ForkSafeLock()
-forks: int = 0
-"""The number of forks from the first process to this one; cheaper to read than the PID."""
-
-
-def _count_fork() -> None:
-    global forks  # noqa: PLW0603 - a count of the process
-    forks += 1
-
+_forks: list[None] = []
+"""One entry for each fork from the first process to this one."""
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_count_fork)
+    os.register_at_fork(after_in_child=lambda: _forks.append(None))
+
+# uWSGI forks its workers without telling Python, unless py-call-osafterfork or threads are enabled.
+current_process: Callable[[], int] = os.getpid if "uwsgi" in sys.modules else _forks.__len__
+"""Returns a number that differs between a process and those forked from it.
+
+The number of forks is cheaper than the PID, which takes a call of the system.
+"""
 
 
 class OnePerProcess(Generic[T]):
@@ -53,14 +55,14 @@ class OnePerProcess(Generic[T]):
 
     def get(self) -> T:
         """Return this process's object."""
-        current = self._current
-        if current is not None and current[0] == forks:
+        current, here = self._current, current_process()
+        if current is not None and current[0] == here:
             return current[1]
         with _opening.lock:
             current = self._current
-            if current is None or current[0] != forks:
+            if current is None or current[0] != here:
                 if current is not None:
                     # Its threads are the parent's: closing it here could wait for them.
                     self._inherited.append(current[1])
-                self._current = current = (forks, self._make())
+                self._current = current = (here, self._make())
             return current[1]

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
 from upstash_middleware.errors import ConnectionLost, NotConnected
-from upstash_middleware.upstash import process
+from upstash_middleware.upstash.process import current_process
 from upstash_middleware.upstash.protocol import Requests, ResponseReader
 from upstash_middleware.upstash.transport import IDLE_SECONDS, common_headers, exceeded
 
@@ -300,9 +300,9 @@ class Connection:
 
     __slots__ = (
         "__weakref__",
-        "_forks",
         "_number",
         "_poll",
+        "_process",
         "_reader",
         "idle_since",
         "loop",
@@ -331,7 +331,7 @@ class Connection:
         self.writing: bool = False
         """Whether that loop waits until the socket takes more."""
         self._number = sock.fileno()
-        self._forks = process.forks
+        self._process = current_process()
         self._reader: ResponseReader | None = None
         self._poll: select.poll | None = None
         if hasattr(select, "poll"):
@@ -461,7 +461,7 @@ class Connection:
         """Close it, without close_notify: the process that it was inherited from may use it."""
         self.reusable = False
         loop = self.loop
-        if loop is not None and not loop.is_closed() and self._forks == process.forks:
+        if loop is not None and not loop.is_closed() and self._process == current_process():
             self.loop = None
             if loop.is_running() and loop is not _running_loop():  # only its own thread may
                 sock, number = self.sock, self._number
