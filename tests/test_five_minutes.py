@@ -1,0 +1,341 @@
+"""The README's first examples behind each kind of proxy, with two clients.
+
+They have quotas of their own: with the example as printed where the platform is known, and with the
+value of ``client_ip`` that the log names where it is not.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import anyio
+import pytest
+
+from examples.platforms.aws_lambda import events
+from tests.identify.test_platforms import AUTOMATIC, CLIENT, DEPLOYED, FORGED, FRONTS
+from tests.patience import patient_calls, patient_environment  # noqa: F401 - a fixture
+from tests.test_readme import python_blocks
+from upstash_middleware import client_ip
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from upstash_middleware.local import LocalUpstash
+
+FIRST, SECOND = "198.51.100.7", "192.0.2.8"
+AS_PRINTED = "as printed"
+
+
+class Arriving(NamedTuple):
+    """What a request looks like to the application."""
+
+    peer: str
+    fields: dict[str, str]
+    around: dict[str, Any] = {}  # noqa: RUF012 - never changed
+    """What the server adds to scope or environ."""
+
+
+class Front(NamedTuple):
+    """A proxy in front of the application."""
+
+    environ: dict[str, str]
+    arriving: Callable[[str, bool], Arriving]
+    """By the client's address, and whether it has forged what it can."""
+    automatic: bool = False
+    named: int = 0
+    """Which of the values that the log names is meant."""
+
+
+def of_platform(name: str) -> Front:
+    def arriving(client: str, forged: bool) -> Arriving:
+        peer, honest, lying = FRONTS[name]
+        fields = dict(lying if forged else honest)
+        return Arriving(peer, {key: value.replace(CLIENT, client) for key, value in fields.items()})
+
+    # Nothing tells DigitalOcean's requests from others but their field.
+    named = -1 if name in {"digitalocean", "google-cloud-load-balancer"} else 0
+    environ = DEPLOYED.get(name, DEPLOYED["google-cloud-run"] if "google" in name else {})
+    return Front(environ, arriving, name in AUTOMATIC, named)
+
+
+def of_proxy(peer: str, template: str, field: str = "x-forwarded-for") -> Front:
+    def arriving(client: str, forged: bool) -> Arriving:
+        written = template.format(client)
+        return Arriving(
+            peer, {field: f"{template.format(FORGED)}, {written}" if forged else written}
+        )
+
+    return Front({}, arriving)
+
+
+def of_lambda(front: Callable[[str, str], events.Event]) -> Front:
+    def arriving(client: str, forged: bool) -> Arriving:
+        event = json.loads(
+            json.dumps(front("/", FORGED if forged else "")).replace(events.SOURCE, client)
+        )
+        fields = {name.lower(): value for name, value in event["headers"].items()}
+        return Arriving(client, fields, {"aws.event": event, "apig_wsgi.full_event": event})
+
+    return Front(DEPLOYED["aws-lambda"], arriving, automatic=True)
+
+
+ALL = {
+    **{name: of_platform(name) for name in FRONTS},
+    "nginx on the same machine": of_proxy("127.0.0.1", "{}"),
+    "nginx on another": of_proxy("10.0.0.9", "{}"),
+    "a load balancer and nginx": of_proxy("10.0.0.9", "{}, 10.0.0.3"),
+    "a proxy at a public address": of_proxy("203.0.113.200", "{}"),
+    "a proxy that writes Forwarded": of_proxy("10.0.0.9", "for={};proto=https", "forwarded"),
+    "a function URL": of_lambda(events.function_url),
+    "API Gateway": of_lambda(events.http_api),
+    "an edge-optimised API": of_lambda(events.edge_rest_api),
+}
+
+fronts = pytest.mark.parametrize("front", ALL.values(), ids=ALL)
+
+
+def values_named(message: str) -> list[Any]:
+    """Return the values of ``client_ip`` that a line of the log names to be set."""
+    value = r"client_ip\(.*?\)|'[^']*'|\d+"
+    found = re.findall(rf"set client_ip=({value})|or ({value}) behind", message)
+    return [
+        eval(text, {"client_ip": client_ip}) if "(" in text else ast.literal_eval(text)
+        for text in ("".join(each) for each in found)
+    ]
+
+
+def hold(front: Front, serve: Callable[[Any], Callable[[Arriving], str]], log: Any) -> None:
+    """Check one front; ``serve`` returns the application with a value of ``client_ip``."""
+    ask = serve(AS_PRINTED)
+    texts = [ask(front.arriving(client, False)) for client in (FIRST, FIRST, SECOND)]
+    if front.automatic:
+        assert texts == ["9 left", "8 left", "9 left"]
+        assert [ask(front.arriving(client, True)) for client in (FIRST, SECOND)] == [
+            "7 left",
+            "8 left",
+        ]
+        assert log() == []
+        return
+    assert texts == ["9 left", "8 left", "7 left"], "all share the proxy's quota"
+    (line,) = log()
+    ask = serve(values_named(line)[front.named])
+    asked = [(FIRST, False), (FIRST, True), (SECOND, False), (SECOND, True), (FIRST, True)]
+    assert [ask(front.arriving(*each)) for each in asked] == [
+        "9 left",
+        "8 left",
+        "9 left",
+        "8 left",
+        "7 left",
+    ]
+    assert log() == [line]
+
+
+@pytest.fixture
+def begun(upstash: LocalUpstash) -> LocalUpstash:
+    """The local Upstash at the start of a minute, so that no window ends within the test."""
+    upstash.advance(60 - time.time() % 60)
+    return upstash
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """The warnings of this package."""
+
+    def lines() -> list[str]:
+        return [
+            record.getMessage()
+            for record in caplog.records
+            if record.name == "upstash_middleware" and record.levelno >= logging.WARNING
+        ]
+
+    return lines
+
+
+def block(heading: str, value: Any) -> str:
+    """Return a block of the README with another value of ``client_ip``."""
+    code = python_blocks()[heading]
+    assert len(re.findall(r"client_ip\"?[=:] ?None", code)) == 1
+    return code if value is AS_PRINTED else re.sub(r"(client_ip\"?[=:]) ?None", r"\1 VALUE", code)
+
+
+def application(heading: str, value: Any) -> Any:
+    names: dict[str, Any] = {"__name__": "readme", "VALUE": value}
+    exec(compile(block(heading, value), f"README.md, {heading}", "exec"), names)
+    return names["app"]
+
+
+@fronts
+def test_starlette(
+    front: Front, begun: LocalUpstash, log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in front.environ.items():
+        monkeypatch.setenv(name, value)
+
+    def serve(value: Any) -> Callable[[Arriving], str]:
+        begun.flush()
+        app = application("Starlette and FastAPI", value)
+        return lambda arriving: anyio.run(asked_by_asgi, app, arriving)
+
+    hold(front, serve, log)
+
+
+async def asked_by_asgi(app: Any, arriving: Arriving) -> str:
+    fields = {"host": "shop.example", **arriving.fields}
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/api/generate",
+        "raw_path": b"/api/generate",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(name.encode(), value.encode()) for name, value in fields.items()],
+        "client": (arriving.peer, 50000),
+        "server": ("127.0.0.1", 8000),
+        **arriving.around,
+    }
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    return b"".join(message.get("body", b"") for message in sent).decode()
+
+
+@fronts
+def test_flask(
+    front: Front, begun: LocalUpstash, log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in front.environ.items():
+        monkeypatch.setenv(name, value)
+
+    def serve(value: Any) -> Callable[[Arriving], str]:
+        begun.flush()
+        client = application("Flask", value).test_client()
+
+        def ask(arriving: Arriving) -> str:
+            with client.post(
+                "/api/generate",
+                headers=arriving.fields,
+                environ_overrides={"REMOTE_ADDR": arriving.peer, **arriving.around},
+                buffered=True,
+            ) as answer:
+                text: str = answer.text
+                return text
+
+        return ask
+
+    hold(front, serve, log)
+
+
+@pytest.fixture(scope="module")
+def in_django(upstash_server: LocalUpstash) -> Mapping[str, str]:
+    """What failed behind each front, in a process whose settings are the README's."""
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"import {__name__} as test; test.run_in_django()"],
+        env=patient_environment() | upstash_server.env,
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    results: dict[str, str] = json.loads(run.stdout.splitlines()[-1])
+    return results
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_django(in_django: Mapping[str, str], name: str) -> None:
+    assert not in_django[name]
+
+
+def run_in_django() -> None:
+    """Check all fronts, and print what failed as JSON."""
+    import os  # noqa: PLC0415 - this is the beginning of a process
+    from itertools import count  # noqa: PLC0415
+    from traceback import format_exc  # noqa: PLC0415
+    from types import ModuleType  # noqa: PLC0415
+
+    def settings_with(value: Any) -> dict[str, Any]:
+        names: dict[str, Any] = {"VALUE": value}
+        exec(block("Django", value), names)
+        return names
+
+    module: Any = ModuleType("readme_settings")
+    vars(module).update(settings_with(AS_PRINTED))
+    module.ROOT_URLCONF = "readme_urls"
+    module.ALLOWED_HOSTS = ["*"]
+    sys.modules["readme_settings"] = module
+    os.environ["DJANGO_SETTINGS_MODULE"] = "readme_settings"
+    import django  # noqa: PLC0415
+    from django.http import HttpResponse  # noqa: PLC0415
+    from django.test import Client, override_settings  # noqa: PLC0415
+    from django.urls import path  # noqa: PLC0415
+
+    django.setup()
+
+    def generate(request: Any) -> HttpResponse:
+        return HttpResponse(f"{request.rate_limit.remaining} left")
+
+    urls: Any = ModuleType("readme_urls")
+    urls.urlpatterns = [path("api/generate", generate)]
+    sys.modules["readme_urls"] = urls
+    lines: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    logging.getLogger("upstash_middleware").addHandler(Collect(logging.WARNING))
+    numbers = count()
+
+    def serve(value: Any) -> Callable[[Arriving], str]:
+        # Nothing that another front's requests have used.
+        prefix = {"prefix": f"shop:{next(numbers)}"}
+        mapping = settings_with(value)["UPSTASH_MIDDLEWARE"] | prefix
+        client = Client()
+
+        def ask(arriving: Arriving) -> str:
+            with override_settings(UPSTASH_MIDDLEWARE=mapping):
+                response = client.post(
+                    "/api/generate",
+                    headers=arriving.fields,
+                    REMOTE_ADDR=arriving.peer,
+                    **arriving.around,
+                )
+            return response.content.decode()
+
+        return ask
+
+    results = {}
+    before = dict(os.environ)
+    for name, front in ALL.items():
+        os.environ |= front.environ
+        results[name] = "not tried"
+        while results[name]:
+            window = time.time() // 10
+            lines.clear()
+            try:
+                hold(front, serve, lambda: list(lines))
+                results[name] = ""
+            except Exception:  # noqa: BLE001 - reported by the test
+                results[name] = format_exc()
+            if time.time() // 10 == window:  # else the limit's window may have ended meanwhile
+                break
+        os.environ.clear()
+        os.environ |= before
+    sys.stdout.write(json.dumps(results))
