@@ -20,7 +20,7 @@ from contextlib import (
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypedDict, TypeVar, overload
 from uuid import UUID
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from msgspec.structs import replace
 
@@ -241,6 +241,7 @@ class _Limiter:
                 "has its own; leave out one of the two"
             )
         self._set(name, app, rule, settings_from(others, os.environ) if app is None else None)
+        _created.add(self)
 
     def _set(
         self, name: str, app: object, rule: RateLimitRule | None, settings: Settings | None
@@ -256,8 +257,8 @@ class _Limiter:
     def of(cls, app: object, name: str) -> Self:
         """Return the limiter of a rule that an application has already, by the rule's name.
 
-        A rule of the middleware, a limit in front of a handler, or another limiter, named as in
-        decisions and logs.
+        A rule of the middleware, a limit in front of a handler, or another limiter; decisions,
+        logs and ``upstash-middleware limits list`` name them.
 
         Raises:
             ConfigurationError: At the first call, if the application has no such rule.
@@ -695,6 +696,7 @@ def _from_arguments(
 # Where limits are counted
 
 
+_created: WeakSet[_Limiter] = WeakSet()
 _making = threading.Lock()
 _shared: WeakValueDictionary[object, Runtime] = WeakValueDictionary()
 _VARIABLES = (
@@ -703,6 +705,13 @@ _VARIABLES = (
 )
 _not_started: WeakKeyDictionary[Any, list[Runtime]] = WeakKeyDictionary()
 """The runtimes of Starlette's applications that this process does not serve, or not yet."""
+
+
+def limits_in_code() -> Iterable[tuple[RateLimitRule, Settings | None]]:
+    """Yield the limits of all limiters, with the settings of those without an application."""
+    for limiter in list(_created):
+        if limiter._rule is not None:  # noqa: SLF001 - of a class of this module
+            yield limiter._rule, limiter._settings  # noqa: SLF001 - likewise
 
 
 def _standalone(settings: Settings) -> Runtime:

@@ -46,7 +46,7 @@ async def page(request):
 
 
 SETTINGS = {
-    "rate_limits": [RateLimitRule("/api/generate", "2/h", name="generate")],
+    "rate_limits": [RateLimitRule("/api/generate", "2/h", name="generate", dynamic=True)],
     "default_limit": "100/minute",
     "cache": [CacheRule("/products/{id}", ttl=60, tags=("product:{id}",))],
 }

@@ -234,4 +234,4 @@ def test_a_shell_is_told_what_may_follow() -> None:
         COMP_WORDS="upstash-middleware limits ",
         COMP_CWORD="2",
     )
-    assert done.stdout.split() == ["peek", "reset", "explain"]
+    assert done.stdout.split() == ["list", "peek", "top", "reset", "set", "explain"]

@@ -26,10 +26,10 @@ from upstash_middleware.cli.output import (
     size,
     text,
 )
-from upstash_middleware.cli.session import Session, command, run_commands
+from upstash_middleware.cli.session import SCAN_COUNT, Session, command, run_commands, scan
 from upstash_middleware.core.cache.keys import Names
 from upstash_middleware.core.flow import Command
-from upstash_middleware.errors import CommandError, UnexpectedAnswer, refusal_in
+from upstash_middleware.errors import CommandError, refusal_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -44,11 +44,9 @@ group: typer.Typer = typer.Typer(
 
 _LARGEST = 5
 _SPANS = ((60, "a minute"), (3600, "an hour"), (86400, "a day"))
-_SCAN_COUNT = 500
 _VARIANT = re.compile(r"#[0-9a-f]{32}$")
 _ROOT_PATH = re.compile(r"^((?:[^/]+:)?)\[[/#][^\]]*\]")
 """The application's prefix in a key, in brackets before the origin."""
-_SPECIAL = re.compile(r"([\\*?\[\]])")
 
 
 @command(group, "explain")
@@ -236,7 +234,6 @@ def _scan(runtime: Runtime, containing: str = "") -> tuple[list[_Entry], int]:
     Raises UpstashError.
     """
     start = Names(runtime.settings.prefix).resource("", "")
-    pattern = _escape(start) + (f"*{_escape(containing)}*" if containing else "*")
     (total,) = _read(runtime, Command(("DBSIZE",), reads_only=True))
     found: dict[str, _Entry] = {}
     commands = 1
@@ -246,26 +243,12 @@ def _scan(runtime: Runtime, containing: str = "") -> tuple[list[_Entry], int]:
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as progress:
         task = progress.add_task("", total=total if isinstance(total, int) else None)
-        for keys in _pages(runtime, pattern):
+        for keys in scan(runtime, start, containing):
             new = [key for key in keys if key not in found]  # SCAN may return a key twice
             found |= {entry.key: entry for entry in _measure(runtime, new, start)}
             commands += 1 + 2 * len(new)
-            progress.advance(task, _SCAN_COUNT)
+            progress.advance(task, SCAN_COUNT)
     return list(found.values()), commands
-
-
-def _pages(runtime: Runtime, pattern: str) -> Iterator[list[str]]:
-    cursor = "0"
-    while True:
-        scan = ("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
-        match _read(runtime, Command(scan, reads_only=True)):
-            case [[bytes(following), list(keys)]]:
-                yield [key.decode("utf-8", "replace") for key in keys if isinstance(key, bytes)]
-                cursor = following.decode()
-            case _:
-                raise UnexpectedAnswer("SCAN did not return a cursor and keys")
-        if cursor == "0":
-            return
 
 
 def _measure(runtime: Runtime, keys: Sequence[str], start: str) -> Iterator[_Entry]:
@@ -289,8 +272,3 @@ def _read(runtime: Runtime, *commands: Command) -> list[Reply]:
         if isinstance(reply, CommandError) and (len(replies) == 1 or refusal_in(str(reply))):
             raise reply
     return replies
-
-
-def _escape(text: str) -> str:
-    """Text as a pattern for SCAN that matches it alone."""
-    return _SPECIAL.sub(r"\\\1", text)

@@ -1,8 +1,9 @@
-"""``limits peek|explain|reset``: the state of limits, and why a request is denied."""
+"""``limits``: which there are, their state, why a request is denied; resets and changes."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import unquote, urlsplit
 
@@ -10,25 +11,27 @@ import typer
 from msgspec.structs import asdict
 
 from upstash_middleware.cli.output import Answer, Exit, UsageError, duration, pairs, rows, text
-from upstash_middleware.cli.session import Session, command
+from upstash_middleware.cli.session import Session, adapted, command, scan, with_credentials
 from upstash_middleware.core.identify import Identifier, of_address, parse_address
 from upstash_middleware.events import UserCodeFailed
+from upstash_middleware.limiter import limits_in_code
 from upstash_middleware.messages import Headers, HTTPRequest
+from upstash_middleware.runtime import Features, Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import RenderableType
 
-    from upstash_middleware.core.ratelimit import Explanation, RateLimiter
-    from upstash_middleware.runtime import Runtime
+    from upstash_middleware.core.ratelimit import Explanation, RateLimiter, RateLimitRule
 
 group: typer.Typer = typer.Typer(
     help="The state of rate limits, and why a request is denied.", no_args_is_help=True
 )
 
 _Rule = Annotated[
-    str, typer.Argument(help="The rule's name, as in decisions and logs; `rules check` lists them.")
+    str,
+    typer.Argument(help="The limit's name, as in decisions and logs; `limits list` lists them."),
 ]
 _Who = Annotated[
     str,
@@ -46,6 +49,53 @@ RootPath = Annotated[
 
 _SECRET_KINDS = frozenset({"header", "cookie", "query"})
 _IPV6_PREFIX = 64
+_CHANGED = ":dynamic:global"
+"""The end of the key that has a limit which was changed at run time."""
+_AT_ONCE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """A limit: a rule of the middleware, or one in front of a handler, or of a limiter in code."""
+
+    rule: RateLimitRule
+    where: str
+    runtime: Runtime
+    limiter: RateLimiter
+
+    def answer(self, identifiers: Sequence[str]) -> tuple[Explanation, ...]:
+        return self.runtime.perform(self.limiter.look_at(self.rule.name, identifiers))
+
+
+@command(group, "list")
+def list_(session: Session) -> Answer:
+    """List the limits: rules, limits of handlers, limiters in code, and what was changed."""
+    found = _limits(session)
+    if any(each.rule.dynamic for each in found):
+        with_credentials([each.runtime for each in found])
+    changed = {
+        each.rule.name: each.runtime.perform(each.limiter.changed_limit(each.rule.name))
+        for each in found
+        if each.rule.dynamic
+    }
+    data = [
+        {
+            "name": each.rule.name,
+            "limits": _as_text(each.rule),
+            "where": each.where,
+            "on_error": each.rule.on_error,
+            "dynamic": each.rule.dynamic,
+            "changed_to": changed.get(each.rule.name),
+        }
+        for each in found
+    ]
+    columns = ("name", "limits", "where", "on_error", "changed to")
+    table = [
+        (each["name"], each["limits"], each["where"], each["on_error"], each["changed_to"])
+        for each in data
+    ]
+    shown = rows(columns, table) if table else text("there are no limits", "yellow")
+    return Answer({"limits": data}, [shown])
 
 
 @command(group, "peek")
@@ -56,22 +106,102 @@ def peek(
     *,
     cost: Annotated[int, typer.Option(help="What the request would take.", min=1)] = 1,
 ) -> Answer:
-    """Show the state of a rule's limits for an identifier; exit code 1 if it is denied."""
-    runtime, limiter = _find_rule(session, rule)
-    return _answer([runtime.perform(limiter.look(rule, _parse_identifier(identifier), cost))])
+    """Show the state of a limit for an identifier; exit code 1 if it is denied."""
+    limit, who = _find(session, rule), _parse_identifier(identifier)
+    return _answer([limit.runtime.perform(limit.limiter.look(rule, who, cost))])
+
+
+@command(group, "top")
+def top(
+    session: Session,
+    rule: _Rule,
+    *,
+    count: Annotated[int, typer.Option(help="How many to show.", min=1)] = 10,
+) -> Answer:
+    """Show who has used most of a limit. Scans the whole database."""
+    limit = _find(session, rule)
+    start, commands = limit.limiter.place(rule), 0
+    known: dict[str, None] = {}
+    for keys in scan(limit.runtime, start):
+        commands += 1
+        for key in keys:
+            identifier, colon, _ = key.removeprefix(start).rpartition(":")
+            if colon and not key.endswith(_CHANGED):
+                known[identifier] = None
+    used: list[tuple[int, Explanation]] = []
+    for batch in _batched(list(known), _AT_ONCE):
+        commands += 2
+        for each in limit.answer(batch):
+            least = min(each.decision.policies, key=lambda one: one.remaining / (one.limit or 1))
+            if least.remaining < least.limit or not each.decision.allowed:
+                used.append((least.limit - least.remaining, each))
+    used.sort(key=lambda pair: (pair[1].decision.allowed, -pair[0], pair[1].identifier))
+    shown = [
+        {
+            "identifier": each.identifier,
+            "used": units,
+            "remaining": each.decision.remaining,
+            "allowed": each.decision.allowed,
+            "retry_after": each.decision.retry_after,
+        }
+        for units, each in used[:count]
+    ]
+    table = rows(
+        ("identifier", "used", "remaining", "passes in"),
+        [
+            (
+                one["identifier"],
+                one["used"],
+                one["remaining"],
+                None if one["retry_after"] is None else duration(float(str(one["retry_after"]))),
+            )
+            for one in shown
+        ],
+    )
+    summary = f"{len(used)} identifiers have used {rule!r}; {commands} commands were billed"
+    data = {"rule": rule, "count": len(used), "top": shown, "billed_commands": commands}
+    return Answer(data, [*[table] * bool(shown), text(summary, "dim")])
 
 
 @command(group, "reset")
 def reset(session: Session, rule: _Rule, identifier: _Who) -> Answer:
-    """Give an identifier the whole quota of a rule again."""
-    runtime, limiter = _find_rule(session, rule)
-    runtime.perform(limiter.reset(rule, _parse_identifier(identifier)))
-    remembered = runtime.settings.remember_denials
-    shown = f"{identifier} has the whole quota of {rule!r} again"
-    if remembered:
-        shown += f"; processes that remember a denial notice within {duration(remembered)}"
+    """Give an identifier the whole quota of a limit again."""
+    limit = _find(session, rule)
+    limit.runtime.perform(limit.limiter.reset(rule, _parse_identifier(identifier)))
+    remembered = limit.runtime.settings.remember_denials
+    shown = f"{identifier} has the whole quota of {rule!r} again{_noticed(limit.runtime)}"
     data = {"reset": {"rule": rule, "identifier": identifier}, "noticed_within": remembered}
     return Answer(data, [text(shown)])
+
+
+@command(group, "set")
+def set_(
+    session: Session,
+    rule: _Rule,
+    limit: Annotated[
+        str, typer.Argument(help="Units per window, from 0; 'default' for the one in the code.")
+    ],
+) -> Answer:
+    """Change a limit with dynamic=True for all processes, until it is changed again."""
+    found = _find(session, rule)
+    if limit != "default" and not (limit.isascii() and limit.isdecimal()):
+        raise UsageError(f"{limit!r}: write a whole number from 0, or 'default'")
+    units = None if limit == "default" else int(limit)
+    try:
+        found.runtime.perform(found.limiter.set_limit(rule, units))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    what = "its own limit again" if units is None else f"a limit of {units}"
+    shown = f"{rule!r} has {what}{_noticed(found.runtime)}"
+    remembered = found.runtime.settings.remember_denials
+    return Answer({"rule": rule, "limit": units, "noticed_within": remembered}, [text(shown)])
+
+
+def _noticed(runtime: Runtime) -> str:
+    remembered = runtime.settings.remember_denials
+    if not remembered:
+        return ""
+    return f"; processes that remember a denial notice within {duration(remembered)}"
 
 
 @command(group, "explain")
@@ -142,19 +272,61 @@ def _limiter(runtime: Runtime) -> RateLimiter:
     return runtime.limiter(runtime.settings.rate_limits, runtime.settings.default_limit)
 
 
-def _find_rule(session: Session, rule: str) -> tuple[Runtime, RateLimiter]:
-    known: list[str] = []
-    for runtime in session.limiting():
-        settings = runtime.settings
-        rules = [*settings.rate_limits, *filter(None, [settings.default_limit])]
-        names = [each.name for each in rules if isinstance(each.parsed, tuple)]
-        if rule in names:
-            return runtime, _limiter(runtime)
-        known += names
+def _limits(session: Session) -> list[_Limit]:
+    """The limits that requests and code are counted by, with the settings that they have."""
+    subject = session.subject
+    found: dict[tuple[str, str], _Limit] = {}
+
+    def add(rule: RateLimitRule, where: str, runtime: Runtime, limiter: RateLimiter | None) -> None:
+        limiter = limiter or runtime.limiter((rule,), at_handler=True)
+        found.setdefault(
+            (runtime.settings.prefix, rule.name), _Limit(rule, where, runtime, limiter)
+        )
+
+    for runtime in subject.runtimes:
+        if Features.RATE_LIMIT in runtime.features and runtime.has_limits:
+            limiter, settings = _limiter(runtime), runtime.settings
+            for index, rule in enumerate(settings.rate_limits):
+                add(rule, f"rate_limits[{index}]", runtime, limiter)
+            if settings.default_limit is not None:
+                add(settings.default_limit, "default_limit", runtime, limiter)
+    own = max(
+        subject.runtimes,
+        key=lambda one: (one.has_limits, Features.RATE_LIMIT in one.features),
+    )
+    for route in subject.routes or ():
+        for rule in route.limits:
+            add(rule, route.path, own, None)
+    for rule, alone in limits_in_code():
+        runtime = own
+        if alone is not None:
+            runtime = adapted(Runtime(alone, Features(0)), session.prefix, subject.events)
+            session.closing.callback(runtime.close)
+        add(rule, "code", runtime, None)
+    return [each for each in found.values() if each.rule.parsed is not None]
+
+
+def _find(session: Session, rule: str) -> _Limit:
+    known = _limits(session)
+    for limit in known:
+        if limit.rule.name == rule and rule in limit.limiter.rules:
+            with_credentials([limit.runtime])
+            return limit
+    names = [each.rule.name for each in known if each.rule.name in each.limiter.rules]
     raise UsageError(
         f"no rule with limits of this package is called {rule!r}; there are: "
-        + (", ".join(map(repr, known)) or "none")
+        + (", ".join(map(repr, names)) or "none")
     )
+
+
+def _as_text(rule: RateLimitRule) -> str:
+    if isinstance(rule.limits, str):
+        return rule.limits
+    return "; ".join(map(str, rule.parsed)) if isinstance(rule.parsed, tuple) else "a function"
+
+
+def _batched(values: list[str], size: int) -> list[list[str]]:
+    return [values[begin : begin + size] for begin in range(0, len(values), size)]
 
 
 def _parse_identifier(given: str) -> str | Identifier:

@@ -11,6 +11,7 @@ import functools
 import importlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -23,15 +24,16 @@ from msgspec import structs
 
 from upstash_middleware import routes
 from upstash_middleware.cli.output import EXPECTED, Answer, UsageError, print_answer, print_error
-from upstash_middleware.core.flow import Pipeline
-from upstash_middleware.errors import ConfigurationError
+from upstash_middleware.core.flow import Command, Pipeline
+from upstash_middleware.errors import CommandError, ConfigurationError, UnexpectedAnswer
+from upstash_middleware.limiter import Limiter, SyncLimiter
 from upstash_middleware.runtime import Features, Runtime
 from upstash_middleware.settings import settings_from
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from upstash_middleware.core.flow import Command, Reply
+    from upstash_middleware.core.flow import Reply
     from upstash_middleware.events import Event
     from upstash_middleware.routes import Route
 
@@ -104,7 +106,7 @@ class Session:
                 f"{self.subject.name} sets no rate limits; name the application with "
                 "--app MODULE:NAME or its rules with --config FILE"
             )
-        return _with_credentials(found)
+        return with_credentials(found)
 
     def caching(self) -> tuple[Runtime, ...]:
         """The runtimes with a cache; that of the environment if no application is named.
@@ -118,17 +120,18 @@ class Session:
             raise UsageError(
                 f"{subject.name} has no cache: add UpstashMiddleware or CacheMiddleware"
             )
-        return _with_credentials(found)
+        return with_credentials(found)
 
     def any_runtime(self) -> Runtime:
         """A runtime for what concerns the database alone.  Raises ConfigurationError."""
-        return _with_credentials(self.subject.runtimes)[0]
+        return with_credentials(self.subject.runtimes)[0]
 
 
-def _with_credentials(runtimes: tuple[Runtime, ...]) -> tuple[Runtime, ...]:
+def with_credentials(runtimes: Sequence[Runtime]) -> tuple[Runtime, ...]:
+    """Return runtimes that know their database.  Raises MissingCredentials."""
     for runtime in runtimes:
         runtime.check_credentials()
-    return runtimes
+    return tuple(runtimes)
 
 
 def run_commands(runtime: Runtime, *commands: Command) -> list[Reply]:
@@ -138,6 +141,36 @@ def run_commands(runtime: Runtime, *commands: Command) -> list[Reply]:
         return await Pipeline(commands)
 
     return runtime.perform(flow())
+
+
+SCAN_COUNT = 500
+_SPECIAL = re.compile(r"([\\*?\[\]])")
+
+
+def scan(runtime: Runtime, start: str, containing: str = "") -> Iterator[list[str]]:
+    """Yield the keys that begin with a text and then contain another one, in pieces of a scan.
+
+    Raises UpstashError.
+    """
+    pattern = _escape(start) + (f"*{_escape(containing)}*" if containing else "*")
+    cursor = "0"
+    while True:
+        words = ("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
+        match run_commands(runtime, Command(words, reads_only=True)):
+            case [[bytes(following), list(keys)]]:
+                yield [key.decode("utf-8", "replace") for key in keys if isinstance(key, bytes)]
+                cursor = following.decode()
+            case [CommandError() as error]:
+                raise error
+            case _:
+                raise UnexpectedAnswer("SCAN did not return a cursor and keys")
+        if cursor == "0":
+            return
+
+
+def _escape(text: str) -> str:
+    """Text as a pattern for SCAN that matches it alone."""
+    return _SPECIAL.sub(r"\\\1", text)
 
 
 def command(
@@ -203,11 +236,11 @@ def find(session: Session) -> Subject:
     else:
         runtime = Runtime(settings_from({}, os.environ), Features(0))
         subject = Subject("the environment", (runtime,))
-    runtimes = tuple(_adapted(each, session.prefix, subject.events) for each in subject.runtimes)
+    runtimes = tuple(adapted(each, session.prefix, subject.events) for each in subject.runtimes)
     return replace(subject, runtimes=runtimes)
 
 
-def _adapted(runtime: Runtime, prefix: str | None, events: list[Event]) -> Runtime:
+def adapted(runtime: Runtime, prefix: str | None, events: list[Event]) -> Runtime:
     """Return the runtime with the command line's deadline, prefix and observer."""
     settings = structs.replace(
         runtime.settings,
@@ -253,6 +286,10 @@ def _inspect(app: object, name: str) -> Subject:
                 if hasattr(entry.cls, "features")
             ]
             known = routes.of_starlette(layer)
+    if not runtimes and (
+        any(route.limits for route in known or ()) or isinstance(app, Limiter | SyncLimiter)
+    ):
+        runtimes = [Runtime(settings_from({}, os.environ), Features(0))]
     if not runtimes:
         raise ConfigurationError(
             f"{name}: {type(app).__name__} {app!r} has no middleware of this package; add "

@@ -665,6 +665,23 @@ class RateLimiter(Part):
         (explanation,) = await self._explain([charge])
         return explanation
 
+    async def look_at(self, rule: str, identifiers: Sequence[str]) -> tuple[Explanation, ...]:
+        """Return what a rule would decide about several identifiers, in one call; take nothing."""
+        compiled = self._rule(rule)
+        return await self._explain(
+            [RuleCharge(compiled, each, compiled.base + each, 1) for each in identifiers]
+        )
+
+    def place(self, rule: str) -> str:
+        """Return what the keys of a rule begin with."""
+        return self._rule(rule).base
+
+    async def changed_limit(self, rule: str) -> int | None:
+        """Return what ``set_limit`` has set for a rule, None if nothing."""
+        key = self._rule(rule).changed_at
+        reply = None if key is None else await self._send(Command(("GET", key), reads_only=True))
+        return int(reply) if isinstance(reply, bytes) and reply.isdigit() else None
+
     async def reset(self, rule: str, who: Who) -> None:
         """Give an identifier the whole quota of a rule, both named as in decisions and events.
 
