@@ -137,6 +137,10 @@ def test_w001_a_setting_that_no_middleware_reads_is_reported() -> None:
     assert found.keys() == {"W001"}
 
 
+def test_settings_for_decorators_alone_need_no_middleware() -> None:
+    assert reported(COMMON, setting={"default_limit": None, "prefix": "shop"}) == {}
+
+
 def test_w002_djangos_own_cache_beside_ours_is_reported() -> None:
     found = reported(CACHE, UPDATE, COMMON, FETCH, setting=CACHED)
     assert found.keys() == {"W002"}

@@ -90,22 +90,23 @@ def _settings() -> Settings | None:
 
 
 def check_settings(**_: Any) -> list[checks.CheckMessage]:
-    """Report the setting's first mistake, as E001; and as W001 that nothing reads it."""
+    """Report the setting's first mistake, as E001; and as W001 that nothing applies its rules."""
     ours = [layer for layer in _layers() if layer.features]
     try:
         mapping = mapping_set()
-        settings_from(mapping, os.environ, source=SETTING)
+        found = settings_from(mapping, os.environ, source=SETTING)
         for layer in ours:
             Runtime.of(mapping, layer.features, source=SETTING)
     except ConfigurationError as error:
         hint = f"Correct {SETTING} in the project's settings; without that no request is served."
         return [checks.Error(str(error), hint=hint, id="upstash_middleware.E001")]
-    if ours or not hasattr(settings, SETTING):
+    # Other settings are for decorators and limiters too.
+    if ours or not (found.rate_limits or found.default_limit or found.cache):
         return []
     return [
         checks.Warning(
-            f"{SETTING} is set, but MIDDLEWARE contains none of its middleware: nothing is limited "
-            "and nothing is cached.",
+            f"{SETTING} has rules, but MIDDLEWARE contains no middleware of this package: they "
+            "have no effect.",
             hint="Add 'upstash_middleware.django.UpstashMiddleware' to MIDDLEWARE, at its top.",
             id="upstash_middleware.W001",
         )
