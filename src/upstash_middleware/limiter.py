@@ -707,11 +707,12 @@ _not_started: WeakKeyDictionary[Any, list[Runtime]] = WeakKeyDictionary()
 """The runtimes of Starlette's applications that this process does not serve, or not yet."""
 
 
-def limits_in_code() -> Iterable[tuple[RateLimitRule, Settings | None]]:
-    """Yield the limits of all limiters, with the settings of those without an application."""
+def limits_in_code() -> Iterable[tuple[RateLimitRule, object, Settings | None]]:
+    """Yield the limits of all limiters, with their application or else their settings."""
     for limiter in list(_created):
-        if limiter._rule is not None:  # noqa: SLF001 - of a class of this module
-            yield limiter._rule, limiter._settings  # noqa: SLF001 - likewise
+        rule, app, settings = limiter._rule, limiter._app, limiter._settings  # noqa: SLF001 - of a class of this module
+        if rule is not None:
+            yield rule, app, settings
 
 
 def _standalone(settings: Settings) -> Runtime:

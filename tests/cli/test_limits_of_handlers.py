@@ -176,3 +176,15 @@ def test_a_limiter_is_named_in_place_of_an_application(
     )
     told = call("limits", "peek", "mails", "ada", "--app", f"{name}:mails", "--json").data
     assert [one["remaining"] for one in told["rules"]] == [7]
+
+
+def test_limiters_of_another_application_are_not_listed(
+    call: Call, module: Callable[[str], str], upstash: LocalUpstash
+) -> None:
+    """Under this one's prefix their keys would be others."""
+    other = importlib.import_module(module(STARLETTE))
+    app = f"{module(FASTAPI)}:app"
+    listed = call("limits", "list", "--app", app, "--json").data["limits"]
+    names = [one["name"] for one in listed]
+    assert other.messages.name not in names
+    assert other.jobs.name in names, "it names its database itself"

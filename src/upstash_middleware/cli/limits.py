@@ -297,9 +297,12 @@ def _limits(session: Session) -> list[_Limit]:
     for route in subject.routes or ():
         for rule in route.limits:
             add(rule, route.path, own, None)
-    for rule, alone in limits_in_code():
+    for rule, app, alone in limits_in_code():
         runtime = own
-        if alone is not None:
+        if alone is None:
+            if not subject.is_about(app):
+                continue
+        else:
             runtime = adapted(Runtime(alone, Features(0)), session.prefix, subject.events)
             session.closing.callback(runtime.close)
         add(rule, "code", runtime, None)

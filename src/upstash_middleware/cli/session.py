@@ -69,8 +69,16 @@ class Subject:
     routes: tuple[Route, ...] | None = None
     """None without an application."""
     is_django: bool = False
+    app: object = None
     events: list[Event] = field(default_factory=list)
     """What the runtimes have emitted."""
+
+    def is_about(self, app: object) -> bool:
+        """Whether a limiter's application is this one, or may be, as Flask's current one."""
+        if self.app is None or _is_a(app, "werkzeug"):
+            return True
+        inside = any(layer is app for layer in _layers(self.app))
+        return inside or any(layer is self.app for layer in _layers(app))
 
 
 @dataclass(frozen=True)
@@ -295,7 +303,7 @@ def _inspect(app: object, name: str) -> Subject:
             f"{name}: {type(app).__name__} {app!r} has no middleware of this package; add "
             "UpstashMiddleware to it, or give a mapping of settings or --config FILE.toml"
         )
-    return Subject(name, tuple(runtimes), known)
+    return Subject(name, tuple(runtimes), known, app=app)
 
 
 def _layers(app: object) -> Iterator[object]:
