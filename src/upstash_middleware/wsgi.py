@@ -314,7 +314,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
     _method: str
     _start: StartResponse
     then: Callable[[], None] | None = None
-    """What to do once the exchange has ended."""
+    """What to do once the server has got the last piece."""
     _ended: bool = False
     _head: tuple[str, _Fields] | None = None  # the application's, until it is passed on
     _head_sent: bool = False  # whether the server's ``start_response`` has been called
@@ -450,6 +450,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
                 self._end(complete=not self._broken)
             if piece is None:
                 self._end()
+                self._do_then()
                 raise StopIteration
             sent = self._pass(piece)
         if self._runtime.finishes_first and self._announced == 0 and not self._unsent:
@@ -468,16 +469,20 @@ class ResponseStream(Struct, eq=False, weakref=True):
             raise
         finally:
             self._end()
+            self._do_then()
         error, self._close_error = self._close_error, None
         if error is not None:
             raise error
 
     def __del__(self) -> None:
         """End the exchange of a response that the server has dropped without closing it."""
+        due = [] if self.then is None else [self.then]
         if not self._ended:
             self._ended = True
-            finish = partial(self._runtime.finish, self._exchange, complete=self._is_complete())
-            run_soon(finish, *([] if self.then is None else [self.then]))
+            complete = self._is_complete()
+            due.insert(0, partial(self._runtime.finish, self._exchange, complete=complete))
+        if due:
+            run_soon(*due)
 
     def _end(self, *, complete: bool = False) -> None:
         """End the exchange, once; ``complete`` if the server was given everything before."""
@@ -496,6 +501,8 @@ class ResponseStream(Struct, eq=False, weakref=True):
             self._close_error, self._broken = error, True
         finally:
             self._runtime.finish(self._exchange, complete=complete or self._is_complete())
+
+    def _do_then(self) -> None:
         then, self.then = self.then, None
         if then is not None:
             then()

@@ -72,6 +72,26 @@ def test_its_environ_and_its_context_variables_are_nobodys(upstash: LocalUpstash
     assert "bob" not in repr(second)
 
 
+@pytest.mark.parametrize("stored_first", [False, True])
+def test_the_client_has_the_whole_stale_response_before_it_is_revalidated(
+    upstash: LocalUpstash, stored_first: bool
+):
+    calls: list[str] = []
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        calls.append(environ["PATH_INFO"])
+        start_response("200 OK", TEXT)
+        return [b"page"]
+
+    cache = CacheMiddleware(app, cache=[PAGE], cache_store_first=stored_first, **PATIENT)
+    served(cache, environ_of(path="/tea"))
+    upstash.advance(20)
+    body = iter(cache(environ_of(path="/tea"), lambda *_: lambda _: None))
+    assert (next(body), len(calls)) == (b"page", 1)
+    assert (next(body, None), len(calls)) == (None, 2)
+    cache.runtime.close()
+
+
 @pytest.mark.parametrize("kind", ["wsgi", "flask"])
 def test_a_page_for_a_user_whom_the_server_has_authenticated_is_sent_to_nobody_else(
     upstash: LocalUpstash, kind: str
