@@ -129,7 +129,7 @@ def platforms() -> str:
                 f"[{preset.title}]({preset.documentation})",
                 f"`{name!r}`".replace("'", '"'),
                 read,
-                preset.writes,
+                preset.says,
                 known,
                 "yes" if preset.automatic else "",
             )
@@ -138,7 +138,7 @@ def platforms() -> str:
         "platform",
         "`client_ip=`",
         "what is read",
-        "its proxy",
+        "its documentation",
         "recognised by",
         "automatic",
     )

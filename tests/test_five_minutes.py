@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 import pytest
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from examples.platforms.aws_lambda import events
 from tests.identify.test_platforms import AUTOMATIC, CLIENT, DEPLOYED, FORGED, FRONTS
@@ -225,21 +226,32 @@ def test_flask(
 
     def serve(value: Any) -> Callable[[Arriving], str]:
         begun.flush()
-        client = application("Flask", value).test_client()
-
-        def ask(arriving: Arriving) -> str:
-            with client.post(
-                "/api/generate",
-                headers=arriving.fields,
-                environ_overrides={"REMOTE_ADDR": arriving.peer, **arriving.around},
-                buffered=True,
-            ) as answer:
-                text: str = answer.text
-                return text
-
-        return ask
+        app = application("Flask", value)
+        return lambda arriving: asked_by_flask(app, arriving)
 
     hold(front, serve, log)
+
+
+def asked_by_flask(app: Any, arriving: Arriving) -> str:
+    with app.test_client().post(
+        "/api/generate",
+        headers=arriving.fields,
+        environ_overrides={"REMOTE_ADDR": arriving.peer, **arriving.around},
+        buffered=True,
+    ) as answer:
+        text: str = answer.text
+        return text
+
+
+def test_flask_with_proxy_fix_needs_no_setting(begun: LocalUpstash, log: Any) -> None:
+    """It has replaced the connection's address, for the whole application."""
+    app = application("Flask", AS_PRINTED)
+    app.wsgi_app = ProxyFix(app.wsgi_app, x_for=1)
+    arriving = ALL["nginx on another"].arriving
+    asked = [(FIRST, False), (FIRST, True), (SECOND, True)]
+    texts = [asked_by_flask(app, arriving(*each)) for each in asked]
+    assert texts == ["9 left", "8 left", "9 left"]
+    assert log() == []
 
 
 @pytest.fixture(scope="module")

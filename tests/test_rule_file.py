@@ -9,7 +9,7 @@ from django.test import override_settings
 from flask import Flask
 
 from tests.django.project import Urls
-from upstash_middleware import asgi, flask
+from upstash_middleware import asgi, client_ip, flask
 from upstash_middleware.django.checks import check_middleware
 from upstash_middleware.django.conf import Configured
 from upstash_middleware.errors import ConfigurationError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RULES = """
+client_ip = ["10.0.0.0/8", "fd00::/8"]
 default_limit = "100/minute"
 prefix = "shop"
 
@@ -58,12 +59,14 @@ def test_every_framework_reads_the_same_file(rules: Path) -> None:
     with override_settings(ROOT_URLCONF=Urls(), UPSTASH_MIDDLEWARE={"config": rules}):
         by_django = Configured(Features.BOTH).runtime().settings
     assert by_argument.prefix == "shop"
+    assert by_argument.client_ip == client_ip(trusted=("10.0.0.0/8", "fd00::/8"))
     assert [rule.name for rule in by_argument.rate_limits] == ["POST /login"]
     assert by_argument.rate_limits[0].parsed is not None
     assert by_argument.cache[0].tags == ("product:{id}",)
     for other in (middleware.runtime.settings, by_django):
-        assert (other.prefix, other.rate_limits, other.cache) == (
+        assert (other.prefix, other.client_ip, other.rate_limits, other.cache) == (
             by_argument.prefix,
+            by_argument.client_ip,
             by_argument.rate_limits,
             by_argument.cache,
         )

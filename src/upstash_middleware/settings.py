@@ -61,7 +61,7 @@ class Arguments(TypedDict, total=False):
     remember_denials: Duration
     """Seconds for which this process remembers a denial at most, without a call to Upstash; default
     60, 0 for not at all. Denials by rules with ``settle`` are not remembered."""
-    client_ip: Any
+    client_ip: int | str | Sequence[str] | AnyExtractor | None
     """Where the client's address is: the number of trusted proxies in front (0: it is the
     connection's), their networks (``"10.0.0.0/8"``, or a list), a platform's name (``"vercel"``),
     ``client_ip(...)``, or a function of the request. Every rule without its own, ``client_ip()``

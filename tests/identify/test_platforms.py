@@ -112,10 +112,10 @@ def test_the_client_is_whom_the_platform_names_whatever_it_has_sent(
 
 
 @pytest.mark.parametrize("preset", PLATFORMS.values(), ids=PLATFORMS)
-def test_each_preset_says_what_its_platform_writes_and_where_that_is_documented(
+def test_each_preset_says_what_its_platform_documents_and_where(
     preset: Any,
 ) -> None:
-    assert preset.writes
+    assert preset.says
     assert preset.documentation.startswith("https://")
     assert not preset.automatic or preset.variables
 
@@ -243,6 +243,8 @@ def test_it_is_refused_by_the_host_of_a_function_url_where_the_event_is_not_know
     fields = Headers.of(x_forwarded_for=FORGED)
     with pytest.raises(ConfigurationError, match="function URL"):
         client_ip(platform="aws")(HTTPRequest("GET", "/", fields, host=host, peer="127.0.0.1"))
+    forged = HTTPRequest("GET", "/", fields, host=host, peer="10.0.3.4")
+    assert client_ip(platform="aws")(forged) == Identifier("ip", FORGED)
 
 
 def test_proxy_fix_has_done_it_already() -> None:

@@ -380,8 +380,8 @@ class Platform(NamedTuple):
     """The field that its proxy writes; empty if the address is in the event of AWS Lambda."""
     hops: int
     """Which entry counts, from the right; 1 is the last."""
-    writes: str
-    """What its proxy does with a field that the client has sent."""
+    says: str
+    """What its documentation says of the field, in short."""
     documentation: str
     variables: tuple[str, ...] = ()
     """Environment variables that it sets, all of them; empty if it documents none."""
@@ -397,7 +397,7 @@ PLATFORMS = {
         "Vercel",
         "x-real-ip",
         1,
-        "replaces it, also behind another proxy",
+        "it replaces what was sent, also behind another proxy",
         "https://vercel.com/docs/headers/request-headers",
         ("VERCEL", "VERCEL_REGION"),
         automatic=True,
@@ -408,7 +408,7 @@ PLATFORMS = {
         "Fly",
         "fly-client-ip",
         1,
-        "replaces it by the address that connects to Fly's proxy",
+        "it is the address that connects to Fly's proxy, also behind another proxy",
         "https://fly.io/docs/networking/request-headers/",
         ("FLY_APP_NAME", "FLY_MACHINE_ID"),
         automatic=True,
@@ -417,7 +417,7 @@ PLATFORMS = {
         "AWS Lambda",
         "",
         0,
-        "API Gateway and function URLs put the address into the event, which no field changes",
+        "API Gateway and function URLs put the address into the event",
         "https://docs.aws.amazon.com/lambda/latest/dg/urls-invocation.html",
         ("AWS_LAMBDA_FUNCTION_NAME",),
         automatic=True,
@@ -426,14 +426,14 @@ PLATFORMS = {
         "AWS, a load balancer",
         "x-forwarded-for",
         1,
-        "appends the address that connects to the load balancer",
+        "the load balancer appends the address that connects to it",
         "https://docs.aws.amazon.com/elasticloadbalancing/latest/application/x-forwarded-headers.html",
     ),
     "azure-app-service": Platform(
         "Azure App Service",
         "x-forwarded-for",
         1,
-        "appends the address that connects to its front end",
+        "the client's address is added to it",
         "https://learn.microsoft.com/azure/app-service/app-service-ip-restrictions",
         ("WEBSITE_SITE_NAME", "WEBSITE_INSTANCE_ID"),
     ),
@@ -441,21 +441,21 @@ PLATFORMS = {
         "Cloudflare",
         "cf-connecting-ip",
         1,
-        "replaces it",
+        "it is the address that connects to Cloudflare",
         "https://developers.cloudflare.com/fundamentals/reference/http-headers/",
     ),
     "digitalocean": Platform(
         "DigitalOcean App Platform",
         "do-connecting-ip",
         1,
-        "replaces it",
+        "it is the client's address",
         "https://docs.digitalocean.com/support/where-can-i-find-the-client-ip-address-of-a-request-connecting-to-my-app/",
     ),
     "google-cloud-run": Platform(
         "Google Cloud Run",
         "x-forwarded-for",
         1,
-        "appends the address that connects to Google's front end",
+        "the front end adds the client's address at the end",
         "https://cloud.google.com/run/docs/container-contract",
         ("K_SERVICE", "K_REVISION"),
     ),
@@ -463,14 +463,14 @@ PLATFORMS = {
         "Google Cloud Run behind an external load balancer",
         "x-forwarded-for",
         2,
-        "appends the client's address and its own",
+        "the load balancer appends the client's address and its own",
         "https://cloud.google.com/load-balancing/docs/https#x-forwarded-for_header",
     ),
     "heroku": Platform(
         "Heroku",
         "x-forwarded-for",
         1,
-        "appends the address that connects to its router",
+        "it has the address that connects to the router, at the end",
         "https://devcenter.heroku.com/articles/http-routing#heroku-headers",
         ("DYNO",),
     ),
@@ -478,7 +478,7 @@ PLATFORMS = {
         "Koyeb",
         "x-forwarded-for",
         1,
-        "appends the address that connects to its edge",
+        "it tells the client's address",
         "https://www.koyeb.com/docs/reference/edge-network",
         ("KOYEB_APP_NAME",),
     ),
@@ -486,7 +486,7 @@ PLATFORMS = {
         "Railway",
         "x-real-ip",
         1,
-        "replaces it by the address that connects to its edge",
+        "it is the client's address",
         "https://docs.railway.com/networking/public-networking/specs-and-limits",
         ("RAILWAY_PROJECT_ID",),  # `railway run` sets it too
     ),
@@ -494,7 +494,7 @@ PLATFORMS = {
         "Render",
         "cf-connecting-ip",
         1,
-        "replaces it, since its front is Cloudflare's",
+        "all requests pass through Cloudflare's network",
         "https://render.com/docs/ddos-protection",
         ("RENDER",),
     ),
@@ -548,14 +548,23 @@ class BehindLoadBalancer(ClientAddress, frozen=True):
 
     def address(self, request: HTTPRequest) -> Address | None:
         """Return the client's address. Raises ConfigurationError for an event of AWS Lambda."""
-        by_url = ".lambda-url." in request.host and ".on.aws" in request.host
-        if by_url or event_source(request) is not None:
+        if event_source(request) is not None or _is_adapted_url(request):
             raise ConfigurationError(
                 "client_ip='aws': this request came through a function URL or API Gateway, where "
                 "the last address of X-Forwarded-For may be the client's own invention or "
                 "CloudFront's; set client_ip='aws-lambda', which reads the event"
             )
         return super().address(request)
+
+
+def _is_adapted_url(request: HTTPRequest) -> bool:
+    """Whether it came through a function URL and the Lambda Web Adapter, which hides the event.
+
+    The adapter connects on the loopback; from elsewhere, a client could have sent this Host.
+    """
+    by_url = ".lambda-url." in request.host and ".on.aws" in request.host
+    peer = parse_address(request.peer or "") if by_url else None
+    return peer is not None and peer.is_loopback
 
 
 class EventSource(Struct, frozen=True):

@@ -392,8 +392,8 @@ class Charging:
 
 SAMPLE = 1000
 """Requests that are looked at together."""
-_WATCHED = 10_000
-"""So many requests show whether a proxy is in front."""
+_LOOKED_INTO = 50
+"""The first so many of them show whether a proxy is in front."""
 _DOMINATING = 0.9
 
 _ADDRESS = "client_ip"
@@ -407,21 +407,18 @@ class AddressWatch:
     nothing to watch. A loss or a repetition under threads is harmless.
     """
 
-    __slots__ = ("_left", "_observe", "_platform", "done")
+    __slots__ = ("_observe", "_platform", "done")
 
     def __init__(self, observe: Observer, platform: str | None, *, done: bool = False) -> None:
         self._observe = observe
         self._platform = platform
-        self._left = _WATCHED
         self.done = done
 
     def look(self, request: HTTPRequest) -> bool:
         """Look at one request that counts by the address that nobody has configured."""
         advice = None if self.done else address_advice(request, self._platform)
-        self._left -= 1
-        if advice is not None or self._left <= 0:
-            self.done = True
         if advice is not None:
+            self.done = True
             self._observe(SettingDoubted(_ADDRESS, advice))
         return advice is not None
 
@@ -432,7 +429,7 @@ class Advisor:
     What is doubtful is one identifier that nearly all requests have. Behind a proxy that is not
     trusted, all clients share its address, and a header field that a gateway sets may be the same
     for all. The values of the application's own function are not doubted: one quota for all clients
-    may be intended. Requests that count by address are also shown to ``watch``.
+    may be intended. The first requests of each thousand are also shown to ``watch``.
     """
 
     __slots__ = ("_candidate", "_count", "_emitted", "_observe", "_seen", "_unknown", "_watch")
@@ -447,10 +444,11 @@ class Advisor:
 
     def look(self, rule: CompiledRule, found: Identifier, request: HTTPRequest) -> None:
         """Look at one request whose client was found by one of this package's extractors."""
-        if rule.is_watched and not self._watch.done and "ip" in found.kind.split("+"):
-            self._watch.look(request)
         if found.kind == "id" or self._emitted:
             return
+        watches = self._seen < _LOOKED_INTO and rule.is_watched and not self._watch.done
+        if watches and "ip" in found.kind.split("+"):
+            self._watch.look(request)
         candidate = self._candidate = self._candidate or found
         self._seen += 1
         self._count += found is candidate or found == candidate
