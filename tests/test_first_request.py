@@ -99,6 +99,7 @@ def test_a_platform_that_is_used_without_a_setting_is_named_once(
             app.test_client().get("/")
     (record,) = caplog.records
     assert record.levelno == logging.INFO
+    assert vars(record)["upstash_event"] == "PlatformDetected"
     assert record.getMessage() == (
         "client_ip: this runs on Fly, so client addresses are read as by client_ip='fly'"
     )

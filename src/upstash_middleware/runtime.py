@@ -238,6 +238,7 @@ class Runtime:
                 "client_ip: this runs on %s, so client addresses are read as by client_ip=%r",
                 platform.title,
                 settings.platform,
+                extra={"upstash_event": "PlatformDetected", "upstash_where": "client_ip"},
             )
         is_shared = self._credentials is not None and not self._credentials.local
         if "prefix" in settings.unset and is_shared and not _hinted:
