@@ -191,7 +191,9 @@ class HTTPRequest(msgspec.Struct, frozen=True):
     """The prefix under which the application is mounted: WSGI's ``SCRIPT_NAME``, ASGI's
     ``root_path``. Empty for an application at the root of its host."""
     native: Any = None
-    """The framework's own request: an ASGI scope, a WSGI environ, a Django HttpRequest."""
+    """The framework's own request: the scope in Starlette, FastAPI and under ASGI (a mapping), the
+    environ in Flask and under WSGI (a dict), in Django the HttpRequest. An annotation tells type
+    checkers: ``scope: Scope = request.native``. None on the command line."""
     body: RequestBody | None = None
     """Where a rule needs it, what ``form`` and ``json_field`` read."""
 

@@ -214,6 +214,9 @@ class _WatchedInput:
         return data
 
 
+_PIECE = 64 * 1024
+
+
 class EnvironBody(RequestBody):
     """A request's body, read from ``wsgi.input``, which then has it for the application."""
 
@@ -275,8 +278,12 @@ class ReadAhead(BufferedIOBase):
         data = self._begun.read(most)
         if self._is_whole or len(data) == most:
             return data
-        rest = (most - len(data),) if most >= 0 else ()
-        return data + cast("bytes", self._stream.read(*rest))
+        if most >= 0:
+            return data + cast("bytes", self._stream.read(most - len(data)))
+        rest = bytearray(data)
+        while piece := self._stream.read(_PIECE):  # granian's ``read()`` loses data after these
+            rest += piece
+        return bytes(rest)
 
     def read1(self, size: int = -1, /) -> bytes:
         return self.read(size)

@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import pytest
+from django.http import HttpRequest
+from starlette.requests import HTTPConnection
 from upstash_redis import Redis
+from werkzeug.wrappers import Request
 
 from tests.contract.neutral import Reply, Seen
 from upstash_middleware import RateLimitRule, client_ip, combine, form, json_field
 
 if TYPE_CHECKING:
     from tests.contract.conftest import Guarded, Serve
-    from tests.contract.neutral import Answer, Served
+    from tests.contract.neutral import Answer, Backend, Served
+    from upstash_middleware import HTTPRequest
     from upstash_middleware.local import LocalUpstash
 
     Sent = tuple[bytes, str]
@@ -203,3 +207,29 @@ def test_only_requests_under_the_rule_have_their_body_read(serve: Serve):
     for _ in range(2):
         answer = served.request("POST", "/other", (("content-type", URLENCODED),), b"name=ada")
         assert (answer.status, answer.body) == (200, b"name=ada")
+
+
+def kind_of_native(request: HTTPRequest) -> str:
+    """Return what the documentation says of a framework's own request."""
+    native = request.native
+    if isinstance(native, HttpRequest):
+        return f"HttpRequest {native.headers['x-shop']}"
+    if "wsgi.input" in native:
+        return f"environ {Request(native).headers['x-shop']}"
+    return f"scope {HTTPConnection(native).headers['x-shop']}"
+
+
+NATIVE = {"starlette": "scope", "flask": "environ", "django": "HttpRequest"}
+
+
+def test_the_frameworks_own_request_is_what_the_documentation_says(serve: Serve, backend: Backend):
+    """In the middleware and in front of a handler."""
+    seen: list[str] = []
+
+    def by(request: HTTPRequest) -> str:
+        seen.append(kind_of_native(request))
+        return "one"
+
+    served = serve(echo, layer(by, "9/hour"), limits=[("9/hour", {"by": by})])
+    served.request("POST", "/login", (("x-shop", "tea"),))
+    assert seen == [f"{NATIVE[backend.name.partition('-')[0]]} tea"] * 2

@@ -48,7 +48,10 @@ def guard(name: str, *paths: str, **more: Any) -> dict[str, Any]:
     """Return the settings of a middleware; its keys are its own."""
     return {
         "prefix": name,
-        "rate_limits": [RateLimitRule(path, "2/hour") for path in ("/login", *paths)],
+        "rate_limits": [
+            *(RateLimitRule(path, "2/hour") for path in ("/login", *paths)),
+            RateLimitRule("/echo", "99/hour", by="form:name", name="by name"),
+        ],
         "default_limit": None,
         "cache": [CacheRule("/items/{id}", ttl=600)],
         "cache_store_first": True,  # what a client has read is stored
@@ -63,6 +66,10 @@ async def login(_: Request) -> PlainTextResponse:
     return PlainTextResponse("logged in")
 
 
+async def echo(request: Request) -> PlainTextResponse:
+    return PlainTextResponse(await request.body())
+
+
 async def item(_: Request) -> PlainTextResponse:
     return PlainTextResponse(f"page {next(_pages)}")
 
@@ -75,6 +82,8 @@ async def purge(request: Request) -> PlainTextResponse:
 def in_starlette() -> Starlette:
     routes = [
         Route("/login", login, methods=BOTH),
+        Route("/echo", echo, methods=BOTH),
+        Route("/unlimited", echo, methods=BOTH),
         Route("/items/{id}", item),
         Route("/purge", purge),
     ]
@@ -92,6 +101,8 @@ def in_fastapi() -> FastAPI:
     app, opened = FastAPI(), FastAPI()
     for each in (app, opened):
         each.add_api_route("/login", login, methods=BOTH)
+        each.add_api_route("/echo", echo, methods=BOTH)
+        each.add_api_route("/unlimited", echo, methods=BOTH)
         each.add_api_route("/items/{id}", item)
         each.add_api_route("/purge", purge)
     app.mount("/open", opened)
@@ -105,6 +116,11 @@ def flask_app(name: str) -> Flask:
     @app.route("/login", methods=BOTH)
     def login() -> str:
         return "logged in"
+
+    @app.route("/echo", methods=BOTH)
+    @app.route("/unlimited", methods=BOTH)
+    def echo() -> bytes:
+        return flask_request.get_data()
 
     @app.get("/items/<number>")
     def item(number: str) -> str:
@@ -133,6 +149,8 @@ def configure_django() -> None:
     urls = ModuleType("tests.servers.urls")
     urls.__dict__["urlpatterns"] = [
         path("login", lambda _: HttpResponse("logged in")),
+        path("echo", lambda request: HttpResponse(request.body)),
+        path("unlimited", lambda request: HttpResponse(request.body)),
         path("items/<int:number>", lambda _, number: HttpResponse(f"page {next(_pages)}")),
         path("purge", _purge_in_django),
     ]

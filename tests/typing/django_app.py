@@ -11,7 +11,7 @@ from django.utils.decorators import method_decorator
 from django.views import View
 from rest_framework.views import APIView
 
-from upstash_middleware import Decision
+from upstash_middleware import Decision, HTTPRequest
 from upstash_middleware.django import (
     RateLimitedRequest,
     apurge,
@@ -24,6 +24,22 @@ from upstash_middleware.django import (
 )
 from upstash_middleware.django.rest_framework import Throttle, throttle
 from upstash_middleware.django.signals import rate_limited
+
+
+def session(request: HTTPRequest) -> str | None:
+    native: HttpRequest = request.native
+    assert_type(native, HttpRequest)
+    return native.session.session_key
+
+
+@limit("5/minute", by=session)
+def visited(request: HttpRequest) -> HttpResponse:
+    return HttpResponse()
+
+
+@limit("5/minute", by="post:username")
+def login(request: HttpRequest) -> HttpResponse:
+    return HttpResponse()
 
 
 @limit("5/minute", by=user)

@@ -30,6 +30,13 @@ async def tea(decision: Annotated[Decision, Depends(limit("5/minute"))]) -> int 
 
 assert_type(limit("5/minute"), Callable[..., AsyncIterator[Decision]])
 assert_type(cached(60), Callable[..., Awaitable[None]])
+
+
+def current_user() -> str:
+    return "ada"
+
+
+app.get("/cake", dependencies=[Depends(limit("5/minute", by=Depends(current_user)))])
 limit("5/minute", methods=["GET"])  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 document_limits(app)
 cached("5 minutes", stale_if_error=timedelta(hours=1))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from typing import assert_type
+from wsgiref.types import WSGIEnvironment
 
-from flask import Blueprint, Flask, Response
+from flask import Blueprint, Flask, Request, Response
 from flask.views import MethodView
 
-from upstash_middleware import Decision
+from upstash_middleware import Decision, HTTPRequest
 from upstash_middleware.flask import (
     CacheMiddleware,
     RateLimitExceeded,
@@ -26,6 +27,18 @@ assert_type(UpstashMiddleware(app, default_limit="1/min"), UpstashMiddleware)
 assert_type(RateLimitMiddleware(default_limit="1/min").init_app(app), None)
 app.wsgi_app = CacheMiddleware(app.wsgi_app)  # type: ignore[method-assign]
 UpstashMiddleware(app, defualt_limit="1/min")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+def session(request: HTTPRequest) -> str | None:
+    environ: WSGIEnvironment = request.native
+    assert_type(environ, WSGIEnvironment)
+    return Request(environ).cookies.get("session")
+
+
+@app.get("/visited")
+@limit("5/minute", by=session)
+def visited() -> str:
+    return "visited"
 
 
 @app.get("/tea/<int:size>")

@@ -15,7 +15,10 @@ from upstash_middleware import (
     Refused,
     SlidingWindow,
     client_ip,
+    combine,
+    form,
     header,
+    json_field,
 )
 from upstash_middleware.errors import Refusal
 
@@ -31,6 +34,11 @@ def cost(request: HTTPRequest) -> int:
 by_text = RateLimitRule("/a", "10/min", by=header("x-api-key"), cost=cost, on_error="closed")
 by_object = RateLimitRule(limits=[SlidingWindow(5, 60)], by=client_ip(trusted_hops=1), shadow=True)
 by_own = RateLimitRule("/b", "10/min", by=tenant, settle=lambda request, response: response.status)
+by_name = RateLimitRule("/c", "10/min", by="header:X-API-Key")
+by_body = RateLimitRule("/d", "10/min", by=combine(form("name"), json_field("a.b", normalise=None)))
+form("name", max_body=1024, normalise=str.lower)
+form("name", normalise="lower")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+RateLimitRule("/a", "1/min", by=7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 RateLimitRule("/a", "1/min", on_error="opne")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 RateLimitRule("/a", "1/min", cots=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 

@@ -7,10 +7,11 @@ from typing import assert_type
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.types import Scope
 
-from upstash_middleware import Decision, RateLimitRule
+from upstash_middleware import Decision, HTTPRequest, RateLimitRule
 from upstash_middleware.starlette import (
     CacheHandle,
     CacheMiddleware,
@@ -23,6 +24,17 @@ from upstash_middleware.starlette import (
     never_cached,
     user,
 )
+
+
+def session(request: HTTPRequest) -> str | None:
+    scope: Scope = request.native
+    assert_type(scope, Scope)
+    return HTTPConnection(scope).cookies.get("session")
+
+
+@limit("5/minute", by=session)
+def visited(request: Request) -> Response:
+    return Response()
 
 
 @limit("5/minute", by=user, cost=2)
