@@ -86,6 +86,58 @@ def test_a_key_is_looked_at_by_its_value_and_never_shown(
     assert by_hash.data["rules"][0]["keys"] == rule["keys"]
 
 
+LOGINS = """
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from upstash_middleware import RateLimitRule, form, hashed, json_field
+from upstash_middleware.starlette import RateLimitMiddleware
+
+
+async def page(request):
+    return PlainTextResponse("page")
+
+
+app = Starlette(routes=[Route("/{rest:path}", page, methods=["POST"])])
+app.add_middleware(
+    RateLimitMiddleware,
+    deadline=20,
+    default_limit=None,
+    rate_limits=[
+        RateLimitRule("/form", "1/h", name="form", by=form("name")),
+        RateLimitRule("/json", "1/h", name="json", by=json_field("user.name", normalise=str.upper)),
+        RateLimitRule("/hashed", "1/h", name="hashed", by=hashed(lambda request: "ada")),
+    ],
+)
+"""
+
+
+@pytest.mark.parametrize(
+    ("rule", "sent", "who"),
+    [
+        ("form", {"data": {"name": " Ada"}}, "form.name=ADA "),
+        ("json", {"json": {"user": {"name": "Ada"}}}, "json.user.name=ada"),
+        ("hashed", {}, "id=ada"),
+    ],
+)
+def test_an_account_is_unlocked_by_its_name_in_plain_text(
+    call: Call,
+    module: Callable[[str], str],
+    upstash: LocalUpstash,
+    rule: str,
+    sent: dict[str, Any],
+    who: str,
+) -> None:
+    """However the name is written, as for requests."""
+    name = module(LOGINS)
+    with TestClient(importlib.import_module(name).app) as client:
+        assert [client.post(f"/{rule}", **sent).status_code for _ in range(2)] == [200, 429]
+        assert call("limits", "peek", rule, who, "--app", name).code == 1
+        assert call("limits", "reset", rule, who, "--app", name).code == 0
+        assert call("limits", "peek", rule, who, "--app", name).code == 0
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

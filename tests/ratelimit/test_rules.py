@@ -80,6 +80,8 @@ def test_rules_are_named_after_what_they_cover() -> None:
         ({"by": "client_ip:mars"}, "unknown platform 'mars'; known: vercel, fly"),
         ({"by": "header:a b"}, "rate_limits[3].by = 'header:a b': header('a b'): a name should"),
         ({"by": 5}, "rate_limits[3].by = 5: an extractor such as header('X-API-Key')"),
+        ({"by": header}, "call it, as in header('X-API-Key')"),
+        ({"by": client_ip}, "call it, as in header('X-API-Key') and client_ip()"),
         ({"name": "a:b"}, "rate_limits[3].name = 'a:b': a name is printable ASCII without colons"),
         ({"name": "ü"}, "rate_limits[3].name"),
         ({"name": 5}, "rate_limits[3].name"),

@@ -12,7 +12,7 @@ from msgspec.structs import asdict
 
 from upstash_middleware.cli.output import Answer, Exit, UsageError, duration, pairs, rows, text
 from upstash_middleware.cli.session import Session, adapted, command, scan, with_credentials
-from upstash_middleware.core.identify import Identifier, of_address, parse_address
+from upstash_middleware.core.identify import Identifier, identifier_of, of_address, parse_address
 from upstash_middleware.events import UserCodeFailed
 from upstash_middleware.limiter import limits_in_code
 from upstash_middleware.messages import Headers, HTTPRequest
@@ -47,7 +47,6 @@ RootPath = Annotated[
     ),
 ]
 
-_SECRET_KINDS = frozenset({"header", "cookie", "query"})
 _IPV6_PREFIX = 64
 _CHANGED = ":dynamic:global"
 """The end of the key that has a limit which was changed at run time."""
@@ -107,7 +106,8 @@ def peek(
     cost: Annotated[int, typer.Option(help="What the request would take.", min=1)] = 1,
 ) -> Answer:
     """Show the state of a limit for an identifier; exit code 1 if it is denied."""
-    limit, who = _find(session, rule), _parse_identifier(identifier)
+    limit = _find(session, rule)
+    who = _parse_identifier(identifier, limit.rule)
     return _answer([limit.runtime.perform(limit.limiter.look(rule, who, cost))])
 
 
@@ -167,7 +167,8 @@ def top(
 def reset(session: Session, rule: _Rule, identifier: _Who) -> Answer:
     """Give an identifier the whole quota of a limit again."""
     limit = _find(session, rule)
-    limit.runtime.perform(limit.limiter.reset(rule, _parse_identifier(identifier)))
+    who = _parse_identifier(identifier, limit.rule)
+    limit.runtime.perform(limit.limiter.reset(rule, who))
     remembered = limit.runtime.settings.remember_denials
     shown = f"{identifier} has the whole quota of {rule!r} again{_noticed(limit.runtime)}"
     data = {"reset": {"rule": rule, "identifier": identifier}, "noticed_within": remembered}
@@ -332,7 +333,7 @@ def _batched(values: list[str], size: int) -> list[list[str]]:
     return [values[begin : begin + size] for begin in range(0, len(values), size)]
 
 
-def _parse_identifier(given: str) -> str | Identifier:
+def _parse_identifier(given: str, rule: RateLimitRule) -> str | Identifier:
     """An identifier; as in logs, hashed or escaped, it is used unchanged."""
     address = parse_address(given)
     if address is not None:
@@ -344,7 +345,7 @@ def _parse_identifier(given: str) -> str | Identifier:
         raise UsageError(f"{given!r}: write KIND=VALUE, such as user=alice or ip=203.0.113.7")
     if value.startswith("#") or "%" in value:
         return given
-    return Identifier(kind, value, secret=kind.partition(".")[0] in _SECRET_KINDS)
+    return identifier_of(rule.extractor, kind, value)
 
 
 def _answer(explanations: Sequence[Explanation], notes: Sequence[str] = ()) -> Answer:

@@ -244,13 +244,17 @@ class BodyField(Finder, frozen=True):
             more += f", normalise={getattr(self.normalise, '__name__', self.normalise)}"
         return f"{self.function}({self.name!r}{more})"
 
+    @property
+    def kind(self) -> str:
+        """The kind of the identifiers: ``form.username``, ``json.user.name``."""
+        return f"{self.function.removesuffix('_field')}.{self.name}"
+
     async def find(self, request: HTTPRequest) -> Identifier:
         """Return the value as a secret identifier, or the one of all requests without a value."""
-        kind = f"{self.function.removesuffix('_field')}.{self.name}"
         value = await self._value(request)
         if value is None:
-            return Identifier(kind, _NO_SINGLE_VALUE)
-        return Identifier(kind, value, secret=True)
+            return Identifier(self.kind, _NO_SINGLE_VALUE)
+        return Identifier(self.kind, value, secret=True)
 
     async def _value(self, request: HTTPRequest) -> str | None:
         from upstash_middleware.core.bodies import (  # noqa: PLC0415 - if any rule needs it
@@ -1094,6 +1098,21 @@ def _parts_of(extractor: AnyExtractor) -> Iterator[AnyExtractor]:
             yield from _parts_of(part)
         case _:
             yield extractor
+
+
+_SECRET_KINDS = frozenset({"header", "cookie", "query", "form", "json", "jwt"})
+
+
+def identifier_of(extractor: AnyExtractor, kind: str, value: str) -> Identifier:
+    """Return the identifier that an extractor finds in a request with this value, in plain text.
+
+    Raises whatever the ``normalise`` of a ``form`` or ``json_field`` raises.
+    """
+    for part in _parts_of(extractor):
+        if isinstance(part, BodyField) and part.kind == kind and part.normalise is not None:
+            value = part.normalise(value)
+    is_secret = kind.partition(".")[0] in _SECRET_KINDS or isinstance(extractor, Hashed)
+    return Identifier(kind, value, secret=is_secret)
 
 
 # ------------------------------------------------------------------------------------------------

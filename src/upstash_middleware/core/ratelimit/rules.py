@@ -449,6 +449,8 @@ def _checks(rule: Any) -> Iterator[tuple[str, object, str]]:
     is_dependency = type(rule.by).__module__ == "fastapi.params"
     depends = "only upstash_middleware.fastapi resolves dependencies: Depends(limit(..., by=...))"
     yield "by", not is_dependency, depends
+    is_called = rule.by not in (client_ip, *_EXTRACTORS.values())
+    yield "by", is_called, "call it, as in header('X-API-Key') and client_ip()"
     yield "by", is_extractor(rule.by), f"{forms}, or a function of the request"
     for name, takes_and_returns in (
         ("when", "the request that returns True or False"),
