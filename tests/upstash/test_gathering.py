@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import json
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,6 +31,8 @@ from upstash_middleware.upstash.batching import (
     MAX_BYTES,
     MAX_COMMANDS,
     MAX_REPLY_BYTES,
+    PATIENCE_SECONDS,
+    SECONDS_BETWEEN_CALLS,
 )
 
 TEXT = "return 1"
@@ -67,6 +70,9 @@ class Wire:
         self.ends[index].set_exception(error)
 
 
+CLOCK = SimpleNamespace(now=0.0)
+
+
 class World:
     """A client over a Wire, and what a test does with it."""
 
@@ -81,20 +87,25 @@ class World:
         """Begin to execute commands and let the event loop take them up."""
         return asyncio.ensure_future(self.client.execute(pipeline(*commands, **options)))
 
-    async def busy(self):
-        """Put two calls under way and return their tasks."""
+    async def after(self, seconds):
+        """Let so much time pass, once everything has begun that can."""
+        await turn()
+        CLOCK.now += seconds
+        await turn()
+
+    async def busy(self, before=0):
+        """Put two calls under way, after so many, and return their tasks."""
         tasks = [self.begin(("ECHO", "a")), self.begin(("ECHO", "b"))]
         await turn()
-        assert len(self.wire.calls) == 2
+        assert len(self.wire.calls) == before + 2
         return tasks
 
 
 @pytest.fixture(autouse=True)
-def _patient(monkeypatch):
-    """Have two calls under way at once, however slow the machine makes the way seem."""
-    monkeypatch.setattr(batching, "PATIENCE_SECONDS", 25.0)
-    monkeypatch.setattr(batching, "MIN_CALLS", 2)
-    monkeypatch.setattr(batching, "SECONDS_BETWEEN_CALLS", 1000.0)
+def _stopped_clock(monkeypatch):
+    """Have the event loop and the client read a clock that only a test moves."""
+    CLOCK.now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: CLOCK.now)
 
 
 async def turn():
@@ -207,6 +218,7 @@ async def test_a_short_deadline_ends_its_own_pipeline_only(world):
     await turn()
     world.wire.answer(0)
     await turn()
+    await world.after(0.2)
     with pytest.raises(DeadlineExceeded, match=r"0\.1 s"):
         await short
     assert not long.done()
@@ -216,76 +228,78 @@ async def test_a_short_deadline_ends_its_own_pipeline_only(world):
     await asyncio.gather(*tasks)
 
 
-def test_what_waits_for_calls_that_do_not_end_goes_all_the_same(monkeypatch):
-    monkeypatch.setattr(batching, "PATIENCE_SECONDS", 0.1)
-
-    @playing
-    async def play(world):
-        tasks = await world.busy()
-        patient = [world.begin(("ECHO", "c")), world.begin(("ECHO", "d"))]
-        await asyncio.sleep(0.5)
-        assert world.wire.commands(2) == [["ECHO", "c"], ["ECHO", "d"]]
-        world.wire.answer(2)
-        assert await asyncio.gather(*patient) == [[b"c"], [b"d"]]
-        world.wire.answer(0)
-        world.wire.answer(1)
-        await asyncio.gather(*tasks)
-
-    play()
+@playing
+async def test_what_waits_for_calls_that_do_not_end_goes_all_the_same(world):
+    tasks = await world.busy()
+    patient = [world.begin(("ECHO", "c")), world.begin(("ECHO", "d"))]
+    await turn()
+    assert len(world.wire.calls) == 2
+    await world.after(PATIENCE_SECONDS * 1.5)
+    assert world.wire.commands(2) == [["ECHO", "c"], ["ECHO", "d"]]
+    world.wire.answer(2)
+    assert await asyncio.gather(*patient) == [[b"c"], [b"d"]]
+    world.wire.answer(0)
+    world.wire.answer(1)
+    await asyncio.gather(*tasks)
 
 
-def test_what_has_not_waited_for_long_goes_on_waiting_when_others_have(monkeypatch):
+@playing
+async def test_what_has_not_waited_for_long_goes_on_waiting_when_others_have(world):
     """Here the first fills the call that is made for it."""
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now)  # which the event loop reads as well
-
-    @playing
-    async def play(world):
-        nonlocal now
-        tasks = await world.busy()
-        full = world.begin(*[("ECHO", "x")] * MAX_COMMANDS)
-        await turn()
-        now += 20.0
-        late = world.begin(("ECHO", "late"))
-        await turn()
-        now += 6.0
-        await turn()
-        assert len(world.wire.commands(2)) == MAX_COMMANDS
-        assert len(world.wire.calls) == 3
-        for index in range(3):
-            world.wire.answer(index)
-        await turn()
-        world.wire.answer(3)
-        await asyncio.gather(*tasks, full, late)
-
-    play()
+    tasks = await world.busy()
+    full = world.begin(*[("ECHO", "x")] * MAX_COMMANDS)
+    await world.after(PATIENCE_SECONDS * 0.8)
+    late = world.begin(("ECHO", "late"))
+    await world.after(PATIENCE_SECONDS * 0.4)
+    assert len(world.wire.commands(2)) == MAX_COMMANDS
+    assert len(world.wire.calls) == 3
+    await world.after(PATIENCE_SECONDS * 1.5)
+    assert world.wire.commands(3) == [["ECHO", "late"]]
+    for index in range(4):
+        world.wire.answer(index)
+    await asyncio.gather(*tasks, full, late)
 
 
-def test_a_call_that_hangs_holds_up_once_and_then_nobody(monkeypatch):
-    monkeypatch.setattr(batching, "PATIENCE_SECONDS", 0.1)
-    monkeypatch.setattr(batching, "MIN_CALLS", 1)
+@playing
+async def test_a_call_that_was_sent_lately_is_none_that_hangs(world):
+    """It counts as one of the two that may be in flight."""
+    quick = world.begin(("ECHO", "quick"))
+    await world.after(SECONDS_BETWEEN_CALLS / 10)
+    world.wire.answer(0)
+    await quick
+    tasks = [*await world.busy(1), world.begin(("ECHO", "c"))]
+    await world.after(PATIENCE_SECONDS * 0.8)
+    world.wire.answer(1)
+    tasks.append(world.begin(("ECHO", "d")))
+    await world.after(PATIENCE_SECONDS * 0.4)
+    for word, calls in (("e", 5), ("f", 5)):
+        tasks.append(world.begin(("ECHO", word)))
+        await turn()
+        assert len(world.wire.calls) == calls
+    assert world.wire.commands(4) == [["ECHO", "d"], ["ECHO", "e"]]
+    for index in range(2, 5):
+        world.wire.answer(index)
+    await turn()
+    world.wire.answer(5)
+    await asyncio.gather(*tasks)
 
-    @playing
-    async def play(world):
-        hanging = world.begin(("ECHO", "hangs"))
-        await turn()
-        waited = world.begin(("ECHO", "waits"))
-        await turn()
-        assert len(world.wire.calls) == 1
-        await asyncio.sleep(0.5)
-        assert len(world.wire.calls) == 2
-        monkeypatch.setattr(batching, "PATIENCE_SECONDS", 25.0)
-        world.wire.answer(1)
-        assert await waited == [b"waits"]
-        at_once = world.begin(("ECHO", "goes"))
-        await turn()
-        assert len(world.wire.calls) == 3
-        world.wire.answer(2)
-        assert await at_once == [b"goes"]
-        world.wire.answer(0)
-        assert await hanging == [b"hangs"]
 
-    play()
+@playing
+async def test_calls_that_hang_hold_up_once_and_then_nobody(world):
+    hanging = await world.busy()
+    waited = world.begin(("ECHO", "waits"))
+    await world.after(PATIENCE_SECONDS * 1.5)
+    assert len(world.wire.calls) == 3
+    world.wire.answer(2)
+    assert await waited == [b"waits"]
+    at_once = world.begin(("ECHO", "goes"))
+    await turn()
+    assert len(world.wire.calls) == 4
+    world.wire.answer(3)
+    assert await at_once == [b"goes"]
+    world.wire.answer(0)
+    world.wire.answer(1)
+    await asyncio.gather(*hanging)
 
 
 @playing
@@ -564,49 +578,39 @@ async def test_after_big_replies_fewer_pipelines_share_a_call(world):
     await asyncio.gather(*tasks, *shared, *more)
 
 
-def test_the_longer_the_way_the_more_calls_go_side_by_side(monkeypatch):
-    monkeypatch.setattr(batching, "SECONDS_BETWEEN_CALLS", 0.0005)
-
-    @playing
-    async def play(world):
-        first = world.begin(("ECHO", "a"))
-        await asyncio.sleep(0.1)
-        world.wire.answer(0)
-        await first
-        tasks = [world.begin(("ECHO", f"{number}")) for number in range(20)]
-        await turn()
-        assert len(world.wire.calls) == 21
-        for number in range(20):
-            world.wire.answer(number + 1)
-        assert len(await asyncio.gather(*tasks)) == 20
-
-    play()
+@playing
+async def test_the_longer_the_way_the_more_calls_go_side_by_side(world):
+    first = world.begin(("ECHO", "a"))
+    await turn()
+    await world.after(20 * SECONDS_BETWEEN_CALLS)
+    world.wire.answer(0)
+    await first
+    tasks = [world.begin(("ECHO", f"{number}")) for number in range(20)]
+    await turn()
+    assert len(world.wire.calls) == 21
+    for number in range(20):
+        world.wire.answer(number + 1)
+    assert len(await asyncio.gather(*tasks)) == 20
 
 
-def test_calls_that_take_longer_than_the_patience_count_for_the_length_of_the_way(monkeypatch):
+@playing
+async def test_calls_that_take_longer_than_the_patience_count_for_the_length_of_the_way(world):
     """Else those who wait during a long round trip would always wait for the patience."""
-    monkeypatch.setattr(batching, "SECONDS_BETWEEN_CALLS", 0.00025)
-    monkeypatch.setattr(batching, "PATIENCE_SECONDS", 0.01)
-
-    @playing
-    async def play(world):
-        first, second = await world.busy()
-        tasks = [world.begin(("ECHO", "waits"))]
-        await asyncio.sleep(0.1)
-        assert len(world.wire.calls) == 3
-        world.wire.answer(0)
-        world.wire.answer(1)
-        await asyncio.gather(first, second)
-        monkeypatch.setattr(batching, "PATIENCE_SECONDS", 25.0)
-        for number in range(5):
-            tasks.append(world.begin(("ECHO", f"{number}")))
-            await turn()
-        assert len(world.wire.calls) == 8
-        for index in range(2, 8):
-            world.wire.answer(index)
-        await asyncio.gather(*tasks)
-
-    play()
+    first, second = await world.busy()
+    tasks = [world.begin(("ECHO", "waits"))]
+    await turn()
+    await world.after(PATIENCE_SECONDS * 2)
+    assert len(world.wire.calls) == 3
+    world.wire.answer(0)
+    world.wire.answer(1)
+    await asyncio.gather(first, second)
+    for number in range(5):
+        tasks.append(world.begin(("ECHO", f"{number}")))
+        await turn()
+    assert len(world.wire.calls) == 8
+    for index in range(2, 8):
+        world.wire.answer(index)
+    await asyncio.gather(*tasks)
 
 
 def test_coalescing_can_be_turned_off():

@@ -21,8 +21,6 @@ LATENCY_MS = 60_000
 
 WORKER = """
 import sys
-from upstash_middleware.upstash import client
-client._chosen = lambda *_: sys.argv[1]
 from wsgiref.util import setup_testing_defaults
 from upstash_middleware.wsgi import RateLimitMiddleware
 
@@ -31,7 +29,11 @@ def page(environ, start_response):
     return [b"page"]
 
 app = RateLimitMiddleware(
-    page, default_limit="9/hour", analytics="shop", deadline=float(sys.argv[2])
+    page,
+    default_limit="9/hour",
+    analytics="shop",
+    deadline=float(sys.argv[2]),
+    transport=sys.argv[1],
 )
 environ = {"REMOTE_ADDR": "203.0.113.9"}
 setup_testing_defaults(environ)
