@@ -707,10 +707,14 @@ def test_without_a_socket_there_is_no_console():
 
 
 def test_a_database_that_is_gone_is_told_as_a_page():
-    with LocalUpstash() as upstash, httpx.Client(follow_redirects=True) as client:
+    database = LocalUpstash()
+    database.start()
+    with (
+        LocalUpstash(redis=database.redis_url) as upstash,
+        httpx.Client(follow_redirects=True) as client,
+    ):
         client.get(upstash.console_url)
-        assert upstash._valkey is not None
-        upstash._valkey._server.stop()
+        database.stop()
         answer = client.get(upstash.url + handlers.KEYS)
     assert answer.status_code == 500
     assert "The database cannot be reached" in text_of(answer)

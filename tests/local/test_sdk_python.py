@@ -15,6 +15,7 @@ from upstash_redis.errors import UpstashError
 from tests.local.command_options import OPTIONS, Arguments, Step, left
 
 if TYPE_CHECKING:
+    import httpx
     from upstash_redis import Redis
 
     from upstash_middleware.local import LocalUpstash
@@ -367,13 +368,15 @@ def test_a_deletion_of_entries_that_makes_no_sense_is_refused(
         redis.execute(command)
 
 
-def test_a_deletion_of_entries_is_one_command_and_a_write(upstash: LocalUpstash, redis: Redis):
+def test_a_deletion_of_entries_is_one_command_and_a_write(
+    upstash: LocalUpstash, redis: Redis, http: httpx.Client
+):
     redis.xadd("x", "1-1", {"n": 1})
-    before = redis._sync_token
+    read, after_read = (http.get("/xlen/x").headers["upstash-sync-token"] for _ in range(2))
     upstash.reset_bill()
     redis.xdelex("x", "1-1")
     assert upstash.bill().by_command == {"XDELEX": 1}
-    assert redis._sync_token != before
+    assert read == after_read != http.get("/xlen/x").headers["upstash-sync-token"]
 
 
 def test_positions_keep_their_doubles(redis: Any):
