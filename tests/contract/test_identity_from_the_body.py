@@ -233,3 +233,19 @@ def test_the_frameworks_own_request_is_what_the_documentation_says(serve: Serve,
     served = serve(echo, layer(by, "9/hour"), limits=[("9/hour", {"by": by})])
     served.request("POST", "/login", (("x-shop", "tea"),))
     assert seen == [f"{NATIVE[backend.name.partition('-')[0]]} tea"] * 2
+
+
+def test_a_page_that_read_an_unannounced_body_is_not_stored(serve: Serve):
+    """Also where a limit has read it before."""
+    rule = {"path": "/page", "limits": "9/hour", "by": "form:name"}
+    settings = {
+        "rate_limits": [rule],
+        "default_limit": None,
+        "cache": [{"path": "/page", "ttl": 9}],
+    }
+    served = serve(echo, ("UpstashMiddleware", settings))
+    fields = (("content-type", URLENCODED),)
+    for _ in range(2):
+        answer = served.request("GET", "/page", fields, b"name=ada", announced=False)
+        assert answer.body in {b"name=ada", b""}
+        assert served.request("GET", "/page").body == b""

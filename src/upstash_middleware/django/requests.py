@@ -92,6 +92,10 @@ class DjangoBody(RequestBody):
         if request._read_started:  # noqa: SLF001
             return None
         stream = request._stream  # noqa: SLF001
+        if stream.seekable():  # an ASGI server's, of which Django has received all
+            data: bytes = stream.read(limit + 1)
+            stream.seek(0)
+            return data if len(data) <= limit else None
         if not isinstance(stream, ReadAhead):
             stream = request._stream = ReadAhead(stream)  # noqa: SLF001
             if "wsgi.input" in request.META:  # for applications that a view may call
