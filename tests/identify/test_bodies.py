@@ -454,3 +454,12 @@ def test_a_name_that_is_not_known_is_refused_with_a_hint(text: str, hint: str):
     with pytest.raises(ConfigurationError) as refused:
         RateLimitRule("/login", "5/minute", by=text)
     assert f"RateLimitRule.by = {text!r}: {hint}" in str(refused.value)
+
+
+def test_what_is_made_of_others_takes_their_names_too():
+    assert combine("form:name", "ip") == combine(form("name"), client_ip())
+    assert first_of("json:a.b", hashed("form:c")) == first_of(json_field("a.b"), hashed(form("c")))
+    with pytest.raises(
+        ConfigurationError, match=r"combine\('from:name'\): did you mean 'form:name'"
+    ):
+        combine("from:name", "ip")

@@ -1062,30 +1062,38 @@ class Hashed(Finder, frozen=True):
         return Identifier(found.kind, found.value, secret=True) if found else None
 
 
-def combine(*extractors: AnyExtractor) -> Combined:
+def combine(*extractors: AnyExtractor | str) -> Combined:
     """Identify by several things at once: one quota for each pair of address and account."""
     return Combined(_checked("combine", extractors))
 
 
-def first_of(*extractors: AnyExtractor) -> FirstOf:
+def first_of(*extractors: AnyExtractor | str) -> FirstOf:
     """Identify by the first of several things that a request has."""
     return FirstOf(_checked("first_of", extractors))
 
 
-def hashed(extractor: AnyExtractor) -> Hashed:
+def hashed(extractor: AnyExtractor | str) -> Hashed:
     """Hash the values of a custom extractor: for credentials and personal data."""
     return Hashed(*_checked("hashed", (extractor,)))
 
 
-def _checked(function: str, extractors: tuple[AnyExtractor, ...]) -> tuple[AnyExtractor, ...]:
-    for extractor in extractors:
-        if not is_extractor(extractor):
+def _checked(function: str, given: tuple[AnyExtractor | str, ...]) -> tuple[AnyExtractor, ...]:
+    extractors: list[AnyExtractor] = []
+    for each in given:
+        if isinstance(each, str):
+            try:
+                extractors.append(extractor_named(each))
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{function}({each!r}): {error}") from None
+        elif is_extractor(each):
+            extractors.append(each)
+        else:
             raise ConfigurationError(
-                f"{function}: {extractor!r} should be an extractor such as header('X-API-Key')"
+                f"{function}: {each!r} should be an extractor such as header('X-API-Key')"
             )
     if not extractors:
         raise ConfigurationError(f"{function}: give at least one extractor")
-    return extractors
+    return tuple(extractors)
 
 
 def _parts_of(extractor: AnyExtractor) -> Iterator[AnyExtractor]:
@@ -1113,6 +1121,72 @@ def identifier_of(extractor: AnyExtractor, kind: str, value: str) -> Identifier:
             value = part.normalise(value)
     is_secret = kind.partition(".")[0] in _SECRET_KINDS or isinstance(extractor, Hashed)
     return Identifier(kind, value, secret=is_secret)
+
+
+# ------------------------------------------------------------------------------------------------
+# Names of extractors, for settings.
+
+
+def extractor_named(text: str) -> AnyExtractor:
+    """Return the extractor that a text such as ``header:X-API-Key`` names.
+
+    Raises ConfigurationError, which suggests a known one.
+    """
+    name, colon, argument = text.partition(":")
+    if text in _WITHOUT_ARGUMENT:
+        return _WITHOUT_ARGUMENT[text]()
+    if name in _WITH_ARGUMENT and argument:
+        return _WITH_ARGUMENT[name](argument)
+    import difflib  # noqa: PLC0415 - for a mistake only
+
+    known = {**_WITHOUT_ARGUMENT, **_WITH_ARGUMENT}
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    found = _USUAL_NAMES.get(name.lower()) or "".join(close)
+    if found and (found != name or (colon and found not in _WITH_ARGUMENT)):
+        meant = found if found in _WITHOUT_ARGUMENT else f"{found}:{argument or 'NAME'}"
+        raise ConfigurationError(f"did you mean {meant!r}?")
+    raise ConfigurationError(
+        "write 'user', 'ip', 'client_ip:HOPS', 'client_ip:PLATFORM' (one of "
+        f"{', '.join(PLATFORMS)}), 'header:NAME', 'cookie:NAME', 'query:NAME', 'form:NAME' or "
+        "'json:PATH', or give a function"
+    )
+
+
+def _client_ip_named(argument: str) -> AnyExtractor:
+    if argument.isdecimal():
+        return client_ip(trusted_hops=int(argument))
+    return client_ip(platform=argument)
+
+
+_WITHOUT_ARGUMENT: dict[str, Callable[[], AnyExtractor]] = {
+    "user": lambda: framework_user,
+    "ip": client_ip,
+    "client_ip": client_ip,
+}
+_WITH_ARGUMENT: dict[str, Callable[[str], AnyExtractor]] = {
+    "client_ip": _client_ip_named,
+    "header": header,
+    "cookie": cookie,
+    "query": query,
+    "form": form,
+    "post": form,  # Django's name
+    "json": json_field,
+}
+EXTRACTORS = (client_ip, header, cookie, query, form, json_field)
+"""The functions that have to be called to get an extractor."""
+_USUAL_NAMES = {
+    "addr": "ip",
+    "address": "ip",
+    "body": "json",
+    "get": "query",
+    "get_remote_address": "ip",
+    "ip_address": "ip",
+    "param": "query",
+    "remote_addr": "ip",
+    "user_or_ip": "user",
+    "username": "user",
+}
+"""Names in other packages, and what they are called here."""
 
 
 # ------------------------------------------------------------------------------------------------

@@ -14,25 +14,21 @@ from msgspec.structs import force_setattr, replace
 
 from upstash_middleware.core.clock import Duration, seconds_in
 from upstash_middleware.core.identify import (
-    PLATFORMS,
+    EXTRACTORS,
     AnyExtractor,
     ClientAddress,
     EventSource,
     IdentityList,
     SentValue,
     client_ip,
-    cookie,
     escape,
-    form,
+    extractor_named,
     framework_user,
-    header,
     identity_list,
     in_application,
     is_extractor,
-    json_field,
     own_address,
     peer_address,
-    query,
 )
 from upstash_middleware.core.patterns import PathPattern
 from upstash_middleware.core.ratelimit.algorithms import (
@@ -100,9 +96,11 @@ class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     by: AnyExtractor | str = field(default_factory=client_ip)
     """Whose quota it is: an extractor, a function of the request, or text: ``"user"``, ``"ip"``,
     ``"header:X-API-Key"``, ``"cookie:NAME"``, ``"query:NAME"``, ``"form:username"``,
-    ``"json:user.name"``; ``"client_ip:2"`` trusts two hops, ``"client_ip:vercel"`` a platform. The
-    default is the client's address by the setting ``client_ip``, which is also used if no
-    identifier is found, unless ``by`` contains a ``client_ip(…)`` of its own."""
+    ``"json:user.name"``; ``"client_ip:2"`` trusts two hops, ``"client_ip:vercel"`` a platform. A
+    user is only known behind the authentication: if the middleware is outside of that, a limit in
+    front of the handler finds the user, and takes a second round trip. The default is the client's
+    address by the setting ``client_ip``, which is also used if no identifier is found, unless
+    ``by`` contains a ``client_ip(…)`` of its own."""
     name: str = ""
     """Printable ASCII without colons; made from methods and path where none is given."""
     on_error: OnError = "open"
@@ -146,7 +144,10 @@ class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
 
     def __post_init__(self) -> None:
         if isinstance(self.by, str):
-            force_setattr(self, "by", _extractor(self.by, named_part(self.setting, "by")))
+            try:
+                force_setattr(self, "by", extractor_named(self.by))
+            except ConfigurationError as error:
+                raise _wrong(self, "by", str(error)) from None
         force_setattr(self, "allow", _as_tuple(self.allow))
         force_setattr(self, "deny", _as_tuple(self.deny))
         _ = self.allowed, self.denied, self.pattern  # they raise for wrong values
@@ -225,69 +226,6 @@ def rule_from_mapping(mapping: Mapping[str, Any], setting: str = "rate_limits[0]
             f"{named_part(setting, 'limits')} is missing; write for instance '10/10s'"
         )
     return RateLimitRule(**values, setting=setting)
-
-
-def _extractor(text: str, setting: str) -> AnyExtractor:
-    """Return the extractor of a name. Raises ConfigurationError, which suggests a known one."""
-    name, colon, argument = text.partition(":")
-    if text == "user":
-        return framework_user
-    make = _EXTRACTORS.get(name)
-    if make is None or bool(colon) != bool(argument) or (name != "client_ip" and not argument):
-        if text == "ip":
-            return client_ip()
-        raise ConfigurationError(f"{setting} = {text!r}: {_instead(name, argument)}")
-    try:
-        return make(argument)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{setting} = {text!r}: {error}") from None
-
-
-def _instead(name: str, argument: str) -> str:
-    import difflib  # noqa: PLC0415 - for a mistake only
-
-    known = ["user", "ip", *_EXTRACTORS]
-    close = difflib.get_close_matches(name.lower(), known, n=1)
-    found = _USUAL_EXTRACTORS.get(name.lower()) or "".join(close)
-    if found and (found != name or found in {"user", "ip"}):
-        takes = found not in {"user", "ip", "client_ip"}
-        meant = f"{found}:{argument or 'NAME'}" if takes else found
-        return f"did you mean {meant!r}?"
-    return (
-        "write 'user', 'ip', 'client_ip:HOPS', 'client_ip:PLATFORM' (one of "
-        f"{', '.join(PLATFORMS)}), 'header:NAME', 'cookie:NAME', 'query:NAME', 'form:NAME' or "
-        "'json:PATH', or give a function"
-    )
-
-
-def _client_ip(argument: str) -> AnyExtractor:
-    if argument.isdecimal():
-        return client_ip(trusted_hops=int(argument))
-    return client_ip(platform=argument) if argument else client_ip()
-
-
-_EXTRACTORS: dict[str, Callable[[str], AnyExtractor]] = {
-    "client_ip": _client_ip,
-    "header": header,
-    "cookie": cookie,
-    "query": query,
-    "form": form,
-    "post": form,  # Django's name
-    "json": json_field,
-}
-_USUAL_EXTRACTORS = {
-    "addr": "ip",
-    "address": "ip",
-    "body": "json",
-    "get": "query",
-    "get_remote_address": "ip",
-    "ip_address": "ip",
-    "param": "query",
-    "remote_addr": "ip",
-    "user_or_ip": "user",
-    "username": "user",
-}
-"""Names in other packages, and what they are called here."""
 
 
 # ------------------------------------------------------------------------------------------------
@@ -449,7 +387,7 @@ def _checks(rule: Any) -> Iterator[tuple[str, object, str]]:
     is_dependency = type(rule.by).__module__ == "fastapi.params"
     depends = "only upstash_middleware.fastapi resolves dependencies: Depends(limit(..., by=...))"
     yield "by", not is_dependency, depends
-    is_called = rule.by not in (client_ip, *_EXTRACTORS.values())
+    is_called = rule.by not in EXTRACTORS
     yield "by", is_called, "call it, as in header('X-API-Key') and client_ip()"
     yield "by", is_extractor(rule.by), f"{forms}, or a function of the request"
     for name, takes_and_returns in (
