@@ -15,7 +15,7 @@ from django.urls import include, path
 from django.utils.decorators import method_decorator
 from django.views import View
 from fastapi import APIRouter, Depends, FastAPI
-from flask import Blueprint, Flask
+from flask import Blueprint, Flask, g
 from flask.views import MethodView
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
@@ -543,3 +543,60 @@ def test_what_no_limit_could_know_again_is_refused_with_what_to_write(kind: str)
     with pytest.raises(ConfigurationError, match=r"^exempt\(") as raised:
         django.exempt(given)
     assert instead in str(raised.value)
+
+
+# -- What an exempt handler reads
+
+
+def read_in_starlette(seen: list[Any]) -> Callable[[], object]:
+    async def handler(request: Any) -> PlainTextResponse:
+        seen.append(request.state.rate_limit)
+        return PlainTextResponse("well")
+
+    app = Starlette(routes=[Route("/health", starlette.exempt(handler))])
+    app.add_middleware(starlette.UpstashMiddleware, **MIDDLEWARE)
+    return lambda: TestClient(app).get("/health")
+
+
+def read_in_flask(seen: list[Any]) -> Callable[[], object]:
+    app = Flask("shop", static_folder=None)
+
+    @app.get("/health")
+    @flask.exempt
+    def health() -> str:
+        seen.append(g.rate_limit)
+        return "well"
+
+    flask.UpstashMiddleware(app, **MIDDLEWARE)
+    return lambda: app.test_client().get("/health")
+
+
+def read_in_django(seen: list[Any]) -> Callable[[], object]:
+    @django.exempt
+    def view(request: Any) -> HttpResponse:
+        seen.append(request.rate_limit)
+        return HttpResponse()
+
+    def visit() -> None:
+        with override_settings(
+            ROOT_URLCONF=Urls(health=view),
+            MIDDLEWARE=["upstash_middleware.django.UpstashMiddleware"],
+            UPSTASH_MIDDLEWARE=MIDDLEWARE,
+        ):
+            Client().get("/health")
+
+    return visit
+
+
+@pytest.mark.parametrize("read", [read_in_starlette, read_in_flask, read_in_django])
+def test_an_exempt_handler_reads_a_decision_without_figures(
+    read: Callable[[list[Any]], Callable[[], object]],
+):
+    """So that a function which is used in front of both kinds needs no guard."""
+    seen: list[Any] = []
+    read(seen)()
+    (decision,) = seen
+    assert (decision.allowed, decision.settled_by) == (True, "unchecked")
+    assert (decision.limit, decision.remaining, decision.reset, decision.retry_after) == (
+        *(None, None, None, None),
+    )

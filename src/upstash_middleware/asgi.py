@@ -145,8 +145,7 @@ class Middleware:
         state["upstash"] = self._redis
         if self._leads or RUNTIME not in scope:
             scope[RUNTIME] = self.runtime
-        if self._limits:
-            state.setdefault("rate_limit", UNCHECKED)
+        state.setdefault("rate_limit", UNCHECKED)
         if self._caches:
             state["cache"] = self._cache_handle
 

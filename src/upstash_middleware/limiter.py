@@ -6,6 +6,7 @@ Both are one class over the core's flows, which ``Limiter`` drives on an event l
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import random
@@ -785,16 +786,13 @@ def _made(runtime: Runtime, rule: RateLimitRule) -> RateLimiter:
     """
     name = rule.name
     with _making:
-        if (known := runtime.limiters.get(name)) is not None:
-            if known.rules[name] == rule:
-                return known
-            others = [known.rules[name]]
-        else:
-            settings = runtime.settings
-            others = [each for each in (*settings.rate_limits, settings.default_limit) if each]
-            for _, limiter in tuple(runtime.handler_limiters.values()):
-                others += limiter.rules.values()
-        for other in others:
+        known = runtime.limiters.get(name)
+        if known is not None and known.rules[name] == rule:
+            return known
+        if known is not None:
+            del known
+            gc.collect()  # it may be used no more, as one that a test has made
+        for other in _rules_of(runtime):
             if other.name == name and other.parsed is not None:
                 raise ConfigurationError(
                     f"{rule.setting}: {other.setting} has this name already, and the two would "
@@ -803,6 +801,18 @@ def _made(runtime: Runtime, rule: RateLimitRule) -> RateLimiter:
                 )
         limiter = runtime.limiters[name] = runtime.limiter((rule,), at_handler=True)
         return limiter
+
+
+def _rules_of(runtime: Runtime) -> Iterable[RateLimitRule]:
+    """Yield the rules whose names are taken."""
+    settings = runtime.settings
+    yield from settings.rate_limits
+    if settings.default_limit is not None:
+        yield settings.default_limit
+    for _, limiter in tuple(runtime.handler_limiters.values()):
+        yield from limiter.rules.values()
+    for limiter in tuple(runtime.limiters.values()):
+        yield from limiter.rules.values()
 
 
 def _named(runtime: Runtime, app: Any, name: str) -> RateLimiter:

@@ -70,8 +70,7 @@ class Middleware:
 
         Raises MissingCredentials, and what the application raises.
         """
-        if self._limits:
-            environ.setdefault(RATE_LIMIT_KEY, UNCHECKED)
+        environ.setdefault(RATE_LIMIT_KEY, UNCHECKED)
         if self._caches:
             environ[CACHE_KEY] = self.runtime
         if not self.runtime.enabled:

@@ -11,7 +11,7 @@ import pytest
 from upstash_ratelimit import FixedWindow
 
 from tests.contract.neutral import Reply, Seen
-from upstash_middleware import Decision, RateLimitRule, header
+from upstash_middleware import CacheRule, Decision, RateLimitRule, header
 
 if TYPE_CHECKING:
     from tests.contract.conftest import MovableClock, Serve
@@ -205,6 +205,14 @@ UNCHECKED: dict[str, tuple[list[Any], list[Any]]] = {
     "no rule covers it": ([limit(None, RateLimitRule("/limited", "5/hour"))], []),
     "it is exempt": ([limit("5/hour", RateLimitRule("/", "unlimited"))], []),
     "it is free": ([limit(None, RateLimitRule("/", "5/hour", cost=lambda _: 0))], []),
+    "there is only a cache": ([("CacheMiddleware", {"cache": [CacheRule("/a", ttl=1)]})], []),
+    "a cache is outside": (
+        [
+            ("CacheMiddleware", {"cache": [CacheRule("/a", ttl=1)]}),
+            limit(None, RateLimitRule("/limited", "5/hour")),
+        ],
+        [],
+    ),
     "all is switched off": ([limit("5/hour", **OFF)], []),
     "the decorator's limits are switched off": (
         [("CacheMiddleware", OFF)],

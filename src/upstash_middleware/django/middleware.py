@@ -132,8 +132,7 @@ class Middleware:
         if self._is_async:
             return self._acall(request)
         runtime = self.configured.runtime()
-        if self._limits:
-            _show_decision(request)
+        _show_decision(request)
         if not runtime.enabled:
             return self._get_response(request)
         begun = _handed_over(request, runtime) if _INNER in request.META else None
@@ -167,8 +166,7 @@ class Middleware:
 
     async def _acall(self, request: HttpRequest) -> HttpResponseBase:
         runtime = self.configured.runtime()
-        if self._limits:
-            _show_decision(request)
+        _show_decision(request)
         if not runtime.enabled:
             return cast("HttpResponseBase", await self._get_response(request))
         begun = _handed_over(request, runtime) if _INNER in request.META else None
