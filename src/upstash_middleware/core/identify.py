@@ -893,8 +893,8 @@ def _is_private(address: Address) -> bool:
 def address_advice(request: HTTPRequest, platform: str | None) -> str | None:
     """Return what to set ``client_ip`` to, if a request came through a proxy that it ignores.
 
-    For an application that has not set it; ``platform`` is the one that was detected. What it says
-    to trust is never taken from a field that a client may have written.
+    For an application that has not set it; ``platform`` is the one that was detected. A client
+    cannot raise the number of proxies, which are counted from the right.
     """
     if platform == "aws-lambda":
         return _advice_on_lambda(request)
@@ -917,15 +917,20 @@ def address_advice(request: HTTPRequest, platform: str | None) -> str | None:
     if peer is not None and not _is_private(peer):
         return (
             f"requests from {where} carry {sent[0].title()}, which is not trusted: if that is a "
-            f"proxy of yours, set client_ip={str(peer)!r}, or its networks; if clients connect "
-            "directly, set client_ip=0"
+            f"proxy of yours that appends to it, set client_ip={str(peer)!r}, or its networks; if "
+            "clients connect directly, client_ip=0"
         )
-    fields = f"carry {sent[0].title()}, which is not trusted" if sent else "carry no address"
-    remedy = "set" if sent else "have it send X-Forwarded-For and set"
-    advice = (
-        f"requests come from {where} and {fields}: if that is a proxy, all clients share its "
-        f"quota; {remedy} client_ip={_hops_of(request)}; if clients connect directly, client_ip=0"
-    )
+    if sent and sent[0] != "x-real-ip":
+        advice = (
+            f"requests come from {where} and carry {sent[0].title()}, which is not trusted: if "
+            "that is a proxy that appends to it, all clients share its quota, so set "
+        )
+    else:
+        advice = (
+            f"requests come from {where} without X-Forwarded-For: if that is a proxy, all clients "
+            "share its quota, so have it append to X-Forwarded-For and set "
+        )
+    advice += f"client_ip={_hops_of(request)}; if clients connect directly, client_ip=0"
     if "do-connecting-ip" in request.headers:
         advice += "; on DigitalOcean App Platform, set client_ip='digitalocean'"
     return advice
