@@ -24,6 +24,7 @@ from flask import (
 from werkzeug.exceptions import Forbidden, HTTPException, ServiceUnavailable, TooManyRequests
 from werkzeug.middleware.proxy_fix import ProxyFix
 
+from upstash_middleware.core.identify import needs_user
 from upstash_middleware.core.ratelimit.decision import UNCHECKED
 from upstash_middleware.core.ratelimit.rules import is_preflight
 from upstash_middleware.decorators import (
@@ -531,12 +532,13 @@ def limit(limits: Any, **arguments: Unpack[LimitArguments]) -> Limit:
     Raises:
         ConfigurationError: An argument is wrong.
     """
-    if arguments.get("by") == "user":
+    made = Limit(limits, arguments, _ViewCall)
+    if needs_user(made.rule.extractor):
         raise ConfigurationError(
             f"limit({limits!r}, by='user'): Flask has no user that this package knows; give a "
             "function of the request, such as lambda _: flask_login.current_user.get_id()"
         )
-    return Limit(limits, arguments, _ViewCall)
+    return made
 
 
 cached: CachedDecorator = CachedDecorator(_ViewCall)

@@ -25,7 +25,7 @@ from upstash_middleware.core.flow import together
 from upstash_middleware.core.identify import (
     PLATFORMS,
     application_address,
-    framework_user,
+    needs_user,
 )
 from upstash_middleware.core.ratelimit.memory import Denials
 from upstash_middleware.drivers import arun, run
@@ -160,7 +160,7 @@ class Runtime:
             own_client(settings.transport, own)
         if not has_users:
             for rule in (*settings.rate_limits, settings.default_limit):
-                if rule is not None and rule.by is framework_user:
+                if rule is not None and needs_user(rule.extractor):
                     raise ConfigurationError(
                         f"{named_part(rule.setting, 'by')} = 'user': Flask and other WSGI "
                         "applications have no user that this package knows; give a function of "

@@ -341,6 +341,11 @@ def _body_field(
     return BodyField(function, name, max_body, normalise)
 
 
+def needs_user(extractor: AnyExtractor) -> bool:
+    """Whether an extractor is ``"user"``, or is made of it."""
+    return any(part is framework_user for part in _parts_of(extractor))
+
+
 def reads_body(extractor: AnyExtractor) -> bool:
     """Whether an extractor, or one that it is made of, reads the request's body."""
     return any(isinstance(part, BodyField) for part in _parts_of(extractor))
