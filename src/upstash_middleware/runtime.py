@@ -102,6 +102,7 @@ class Runtime:
         self._refreshes = refreshes
         self._lock = threading.Lock()
         self._credentials: Credentials | None = None
+        self._hash_key: bytes | None = None
         self._clients: tuple[Client, AsyncClient] | None = None
         self._breakers = OnePerProcess(self._breaker), OnePerProcess(self._breaker)
         self._redis: tuple[tuple[Client, AsyncClient], tuple[Redis, AsyncRedis]] | None = None
@@ -480,8 +481,11 @@ class Runtime:
         return [limiter for ref in self._limiters if (limiter := ref()) is not None]
 
     def _secret(self) -> bytes:
-        material = self.settings.secret or self._known_credentials().token
-        return hashlib.sha256(b"upstash-middleware identifiers\n" + material.encode()).digest()
+        if self._hash_key is None:
+            material = self.settings.secret or self._known_credentials().token
+            text = b"upstash-middleware identifiers\n" + material.encode()
+            self._hash_key = hashlib.sha256(text).digest()
+        return self._hash_key
 
     def _known_credentials(self) -> Credentials:
         if self._credentials is None:
