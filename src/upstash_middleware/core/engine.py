@@ -517,23 +517,18 @@ class Exchange:
         pending: list[Flow[None]] = []
         if self.refresh is not None:
             self.refresh.drop()
-        for part in self._parts:
-            self._finish(part, pending, complete=complete)
-        for one in (*self._unreached, self.inner, self.refresh):  # nothing has taken the last two
-            if one is not None:
-                self._finish(one, pending, complete=False)
+        # Nothing has taken the last two.
+        for one in (*self._parts, *self._unreached, self.inner, self.refresh):
+            if one is None:
+                continue
+            try:
+                flow = one.finish(complete=complete and one in self._parts)
+            except Exception as error:  # noqa: BLE001 - the response was sent long ago
+                self.engine.observe(InternalError("finish", error))
+            else:
+                if flow is not None:
+                    pending.append(self._guarded("finish", flow))
         return _all(pending) if pending else None
-
-    def _finish(
-        self, one: PartExchange | Exchange, pending: list[Flow[None]], *, complete: bool
-    ) -> None:
-        try:
-            flow = one.finish(complete=complete)
-        except Exception as error:  # noqa: BLE001 - the response was sent long ago
-            self.engine.observe(InternalError("finish", error))
-        else:
-            if flow is not None:
-                pending.append(self._guarded("finish", flow))
 
     def drop(self) -> None:
         """Undo what has begun for a background revalidation that is not carried out.
