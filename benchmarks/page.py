@@ -75,7 +75,8 @@ each request, and `commands` what Upstash bills, or would bill if it were used i
 _IMPORTS = """
 ## Importing
 
-Processor time that an import adds to a process that has imported nothing, or asyncio.
+Processor time that an import adds to a process that has imported nothing, or only what the row
+names beside it.
 """
 
 _METHOD = """

@@ -17,7 +17,7 @@ _CACHE = f"{_ASGI}, upstash_middleware.core.cache"
 _WSGI = "import upstash_middleware.wsgi, upstash_middleware.upstash.sockets"
 IMPORTS = {
     "upstash_middleware": ("pass", "import upstash_middleware"),
-    "… with the WSGI middleware and its client": ("pass", _WSGI),
+    "… with the WSGI middleware and its client, beside Flask": ("import flask", _WSGI),
     "… with the ASGI middleware and its client, beside asyncio": ("import asyncio", _ASGI),
     "… and the cache, beside asyncio": ("import asyncio", _CACHE),
     "asyncio": ("pass", "import asyncio"),
