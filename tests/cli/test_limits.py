@@ -106,6 +106,7 @@ app.add_middleware(
     default_limit=None,
     rate_limits=[
         RateLimitRule("/form", "1/h", name="form", by=form("name")),
+        RateLimitRule("/key", "1/h", name="key", by="header:X-API-Key"),
         RateLimitRule("/json", "1/h", name="json", by=json_field("user.name", normalise=str.upper)),
         RateLimitRule("/hashed", "1/h", name="hashed", by=hashed(lambda request: "ada")),
     ],
@@ -117,6 +118,8 @@ app.add_middleware(
     ("rule", "sent", "who"),
     [
         ("form", {"data": {"name": " Ada"}}, "form.name=ADA "),
+        ("form", {"data": {"name": " Ada"}}, "Ada"),
+        ("key", {"headers": {"X-API-Key": "Sesame"}}, "Sesame"),
         ("json", {"json": {"user": {"name": "Ada"}}}, "json.user.name=ada"),
         ("hashed", {}, "id=ada"),
     ],

@@ -340,7 +340,7 @@ def _parse_identifier(given: str, rule: RateLimitRule) -> str | Identifier:
         return of_address(address, _IPV6_PREFIX)
     kind, equals, value = given.partition("=")
     if not equals:
-        return Identifier("id", given)
+        return identifier_of(rule.extractor, None, given)
     if not kind or not value:
         raise UsageError(f"{given!r}: write KIND=VALUE, such as user=alice or ip=203.0.113.7")
     if value.startswith("#") or "%" in value:

@@ -1121,16 +1121,30 @@ def _parts_of(extractor: AnyExtractor) -> Iterator[AnyExtractor]:
 _SECRET_KINDS = frozenset({"header", "cookie", "query", "form", "json", "jwt"})
 
 
-def identifier_of(extractor: AnyExtractor, kind: str, value: str) -> Identifier:
+def identifier_of(extractor: AnyExtractor, kind: str | None, value: str) -> Identifier:
     """Return the identifier that an extractor finds in a request with this value, in plain text.
 
+    Without a kind, it is the extractor's, or ``id`` where that has several or an unknown one.
     Raises whatever the ``normalise`` of a ``form`` or ``json_field`` raises.
     """
+    kind = kind or _kind_of(extractor)
     for part in _parts_of(extractor):
         if isinstance(part, BodyField) and part.kind == kind and part.normalise is not None:
             value = part.normalise(value)
     is_secret = kind.partition(".")[0] in _SECRET_KINDS or isinstance(extractor, Hashed)
     return Identifier(kind, value, secret=is_secret)
+
+
+def _kind_of(extractor: AnyExtractor) -> str:
+    match extractor:
+        case BodyField():
+            return extractor.kind
+        case SentValue():
+            return f"{extractor.kind}.{extractor.name}"
+        case JwtClaim():
+            return f"jwt.{extractor.claim}"
+        case _:
+            return "user" if extractor is framework_user else "id"
 
 
 # ------------------------------------------------------------------------------------------------
