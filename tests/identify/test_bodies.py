@@ -13,6 +13,7 @@ import pickle
 import unicodedata
 from typing import Any
 
+import msgspec
 import pytest
 from django.test import RequestFactory
 from hypothesis import example, given, settings
@@ -337,6 +338,37 @@ def test_a_text_or_whole_number_in_json_is_the_value(value: str | int):
 )
 def test_json_without_one_value_counts_with_all_others_like_it(body: bytes):
     assert found(json_field("user.name"), body) == NO_JSON
+
+
+JSON_PIECES = st.lists(
+    st.sampled_from(
+        [
+            *('"user":', '"us\\u0065r":', '"USER":', '"name":', '"n\\u0061me":', '"other":'),
+            *("{", "}", "[", "]", ",", '"ada"', '"b\\u0000"', '"\\ud83d\\ude00"', '"\\ud800"'),
+            *("7", "-0", "7.0", "1e2", "NaN", "Infinity", "true", "null", '""', "//", " ", "\n"),
+            *("\ufeff", "\0", '"user": {"name": "ada"}', '{"user": {"name": ', "}}", "'", "\xa0"),
+        ]
+    ),
+    max_size=8,
+).map("".join)
+
+
+@settings(max_examples=400)
+@given(JSON_PIECES, st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "latin-1"]), st.booleans())
+@example('{"user": {"name": "ada"}}', "utf-8", False)
+def test_json_is_read_as_other_parsers_read_it(text: str, encoding: str, framed: bool) -> None:
+    """Where they read it at all."""
+    text = f'{{"user": {{"name": {text}}}}}' if framed else text
+    body = text.encode(encoding, "replace")
+    identifier = found(json_field("user.name", normalise=None), body)
+    if identifier == NO_JSON:
+        return
+    for parse in (json.loads, msgspec.json.decode):
+        try:
+            value = parse(body)["user"]["name"]
+        except (ValueError, msgspec.DecodeError):
+            continue
+        assert str(value) == identifier.value, parse
 
 
 # ------------------------------------------------------------------------------------------------
