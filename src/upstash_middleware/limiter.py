@@ -19,6 +19,8 @@ from contextlib import (
     contextmanager,
 )
 from functools import wraps
+from importlib import import_module
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypedDict, TypeVar, overload
 from uuid import UUID
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
@@ -215,7 +217,8 @@ class _Limiter:
                 share their counters.
             app: The application whose middleware's settings, connections and events it uses: one
                 of Starlette, FastAPI or Flask, what a middleware wraps it as, or
-                ``django.conf.settings``. Without one, the environment names the database.
+                ``django.conf.settings``; or where it is, ``"shop.main:app"``, which is imported at
+                the first call. Without one, the environment names the database.
             arguments: Fields of RateLimitRule, such as ``on_error`` and ``dynamic``; and settings,
                 such as ``url``, ``token`` and ``prefix``, for a limiter without an application.
 
@@ -287,6 +290,8 @@ class _Limiter:
 
     def _runtime(self) -> Runtime:
         if self._settings is None:
+            if isinstance(self._app, str):
+                self._app = _imported(self._app)
             return _runtime_of(self._app)
         if self._alone is None:
             self._alone = _standalone(self._settings)
@@ -729,6 +734,18 @@ def _standalone(settings: Settings) -> Runtime:
         return known
 
 
+def _imported(path: str) -> object:
+    """Return the application at ``MODULE:NAME``. Raises ConfigurationError."""
+    module, _, name = path.partition(":")
+    try:
+        return attrgetter(name or "app")(import_module(module))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(
+            f"app={path!r}: there is no such application ({error}); write MODULE:NAME, as in "
+            "'shop.main:app'"
+        ) from error
+
+
 def _runtime_of(app: Any) -> Runtime:
     """Return the runtime of an application's middleware. Raises ConfigurationError."""
     kinds = {base.__module__.partition(".")[0] for base in type(app).__mro__}
@@ -841,16 +858,14 @@ def _before_handlers(app: Any) -> Iterable[RateLimitRule]:
     """Yield the limits in front of an application's handlers, named as they are in decisions."""
     from upstash_middleware import routes  # noqa: PLC0415 - if a limit is reached by its name
 
-    kinds = {base.__module__.partition(".")[0] for base in type(app).__mro__}
-    layer = app
-    while layer is not None and not kinds & {"starlette", "flask", "django"}:
-        layer = getattr(layer, "app", None) or getattr(layer, "wsgi_app", None)
-        kinds = {base.__module__.partition(".")[0] for base in type(layer).__mro__}
-    if "django" in kinds:
+    if "django" in {base.__module__.partition(".")[0] for base in type(app).__mro__}:
         found = routes.of_django()
-    elif "flask" in kinds:
-        found = routes.of_flask(layer)
     else:
-        found = routes.of_starlette(layer)
+        layer = app
+        while not (layer is None or hasattr(layer, "url_map") or hasattr(layer, "user_middleware")):
+            inside = (getattr(layer, name, None) for name in ("wsgi_app", "app", "__self__"))
+            layer = next((each for each in inside if each is not None), None)
+        of = routes.of_flask if hasattr(layer, "url_map") else routes.of_starlette
+        found = of(layer)
     for route in found:
         yield from route.limits

@@ -32,6 +32,8 @@ from upstash_middleware import flask as of_flask
 from upstash_middleware import starlette as of_starlette
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from starlette.requests import Request
 
     from upstash_middleware.local import LocalUpstash
@@ -124,6 +126,39 @@ def test_limits_in_front_of_handlers_are_reached_by_their_names(upstash: LocalUp
         SyncLimiter.of(app, "ten").peek("alice")
 
 
+def test_limits_of_flask_views_are_reached_by_their_names(upstash: LocalUpstash):
+    """Through the current application, and through what wraps it."""
+    app = Flask("shop", static_folder=None)
+
+    @app.get("/generate")
+    @of_flask.limit("log 3/h", name="three", deadline=20)
+    def generate() -> str:
+        return "generated"
+
+    who = Identifier("ip", "127.0.0.1")
+    app.test_client().get("/generate")
+    with app.app_context():
+        assert SyncLimiter.of(current_app, "three").peek(who).remaining == 2
+    assert SyncLimiter.of(app, "three").peek(who).remaining == 2
+    of_flask.UpstashMiddleware(app, **RULES)
+    assert SyncLimiter.of(app, "three").peek(who).remaining == 2
+
+
+def test_limits_of_django_views_are_reached_by_their_names(upstash: LocalUpstash):
+    from upstash_middleware.django import limit  # noqa: PLC0415 - of the same name
+
+    @limit("log 3/h", name="three", deadline=20)
+    def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse("generated")
+
+    setting = {"default_limit": None, "deadline": 20.0}
+    with override_settings(ROOT_URLCONF=Urls(generate=view), UPSTASH_MIDDLEWARE=setting):
+        three = SyncLimiter.of(settings, "three")
+        assert three.peek(Identifier("ip", "127.0.0.1")).remaining == 3
+        Client().get("/generate")
+        assert three.peek(Identifier("ip", "127.0.0.1")).remaining == 2
+
+
 def test_dependencies_of_fastapi_are_reached_by_their_names(upstash: LocalUpstash):
     app = FastAPI(dependencies=[Depends(of_fastapi.limit("log 5/h", name="all", deadline=20))])
 
@@ -171,6 +206,24 @@ def test_a_limiter_is_made_before_its_application_starts(upstash: LocalUpstash):
     with TestClient(app) as client:
         assert client.get("/quota").text == "7"
     assert job.hit("alice").remaining == 6
+
+
+def test_an_application_is_imported_at_the_first_call(
+    upstash: LocalUpstash, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A module that it imports need not import it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "shop_of_limiters.py").write_text(
+        "from starlette.applications import Starlette\n"
+        "from upstash_middleware.starlette import UpstashMiddleware\n"
+        "app = Starlette()\n"
+        "app.add_middleware(UpstashMiddleware, default_limit='log 9/h', deadline=20)\n"
+    )
+    assert SyncLimiter("log 2/h", name="calls", app="shop_of_limiters:app").hit("a").remaining == 1
+    assert SyncLimiter.of("shop_of_limiters:app", "default").peek("a").remaining == 9
+    for wrong in ("shop_of_limiters:nothing", "no_such_shop:app", ":app"):
+        with pytest.raises(ConfigurationError, match="there is no such application"):
+            SyncLimiter("1/h", name="calls", app=wrong).hit("a")
 
 
 def test_an_application_inside_this_packages_middleware_is_found(upstash: LocalUpstash):

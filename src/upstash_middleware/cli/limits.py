@@ -301,7 +301,7 @@ def _limits(session: Session) -> list[_Limit]:
     for rule, app, alone in limits_in_code():
         runtime = own
         if alone is None:
-            if not subject.is_about(app):
+            if not isinstance(app, str) and not subject.is_about(app):
                 continue
         else:
             runtime = adapted(Runtime(alone, Features(0)), session.prefix, subject.events)
