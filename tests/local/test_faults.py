@@ -133,15 +133,15 @@ def test_faults_inside_faults_end_with_their_own_block(upstash: LocalUpstash, ht
 
 def test_probability_is_the_share_that_is_hit():
     injector = FaultInjector(Faults(fault=Fault.QUOTA, probability=0.25))
-    hits = sum(injector.next()[1] is Fault.QUOTA for _ in range(4000))
+    hits = sum(injector.for_next_request()[1] is Fault.QUOTA for _ in range(4000))
     assert 800 < hits < 1200
     injector.change(Faults(fault=Fault.QUOTA, probability=0))
-    assert injector.next() == (0.0, None)
+    assert injector.for_next_request() == (0.0, None)
 
 
 def test_jitter_adds_up_to_its_size():
     injector = FaultInjector(Faults(latency_ms=100, jitter_ms=50))
-    late = [injector.next()[0] for _ in range(1000)]
+    late = [injector.for_next_request()[0] for _ in range(1000)]
     assert min(late) >= 0.1
     assert 0.14 < max(late) <= 0.15
 
@@ -150,9 +150,9 @@ def test_faults_with_seconds_are_over_after_them():
     now = [0.0]
     injector = FaultInjector(Faults(latency_ms=1, seconds=10), clock=lambda: now[0])
     now[0] = 9.9
-    assert injector.next()[0] == 0.001
+    assert injector.for_next_request()[0] == 0.001
     now[0] = 10.0
-    assert injector.next() == (0.0, None)
+    assert injector.for_next_request() == (0.0, None)
     assert injector.current == Faults()
 
 

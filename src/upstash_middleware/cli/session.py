@@ -177,7 +177,7 @@ def scan(runtime: Runtime, start: str, containing: str = "") -> Iterator[list[st
 
 
 def _escape(text: str) -> str:
-    """Text as a pattern for SCAN that matches it alone."""
+    """Return a pattern for SCAN that matches exactly this text."""
     return _SPECIAL.sub(r"\\\1", text)
 
 

@@ -36,7 +36,7 @@ class Identifier(Struct, frozen=True):
 
 
 class Finder(Struct, frozen=True):
-    """An extractor that calls others: its ``find`` is a flow."""
+    """An extractor that may have to wait, for a body or a function: its ``find`` is a flow."""
 
     async def find(self, request: HTTPRequest) -> Identifier | None:
         """Return what it finds."""

@@ -52,7 +52,7 @@ class Meter:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self.samples: deque[Sample] = deque(maxlen=_MAX_SAMPLES)
-        """Oldest first; a second without commands has none."""
+        """Oldest first; there is no sample of a second in which no command ran."""
         self.reset()
 
     def reset(self) -> None:

@@ -167,8 +167,8 @@ class FaultInjector:
             self.change(NO_FAULTS)
         return self._faults
 
-    def next(self) -> tuple[float, Fault | None]:
-        """For the next request: seconds of latency, and the fault that hits it."""
+    def for_next_request(self) -> tuple[float, Fault | None]:
+        """Return the seconds of latency for the next request, and the fault that hits it."""
         faults = self.current
         if faults is NO_FAULTS:
             return 0.0, None

@@ -90,7 +90,7 @@ class LocalUpstash:
         if self.token == self.read_only_token:
             raise ValueError("token and read_only_token should differ")
         self.redis_url: str = redis or ""
-        """The address of the Redis server behind, for any Redis client."""
+        """The URL of the Valkey or Redis that holds the data, for any Redis client."""
         self._given_redis = redis
         self._data = None if data is None else Path(data)
         self._first_faults = faults

@@ -130,7 +130,7 @@ class Service:
     async def answer(self, request: Request) -> tuple[Response, Delivery]:
         """Upstash's answer to a request and how to send it; no request makes this raise."""
         self.meter.add_request()
-        latency, fault = self.faults.next()
+        latency, fault = self.faults.for_next_request()
         effect = EFFECTS[fault] if fault else Effect("none")
         delivery = effect.delivery
         if fault:

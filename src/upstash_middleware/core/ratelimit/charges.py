@@ -348,7 +348,7 @@ class Charging:
         else:
             found = await self._client(rule, request)
         if found is None:
-            self.advisor.no_address(rule, request)
+            self.advisor.report_no_address(rule, request)
             raise _BrokenError
         self.advisor.look(rule, found, request)
         return found
@@ -459,7 +459,7 @@ class Advisor:
             self._candidate = None
             self._seen = self._count = 0
 
-    def no_address(self, rule: CompiledRule, request: HTTPRequest) -> None:
+    def report_no_address(self, rule: CompiledRule, request: HTTPRequest) -> None:
         """Emit, once for each rule, that clients cannot be distinguished."""
         if rule.setting not in self._unknown:
             self._unknown.add(rule.setting)
