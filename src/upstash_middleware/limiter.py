@@ -119,17 +119,18 @@ class _WithMeta(Protocol):
 Caller = str | int | UUID | Identifier | Decision | HTTPRequest | _Scoped | _WithEnviron | _WithMeta
 """Whose quota a call uses.
 
-Text, a number or a UUID is the value of an identifier of the application's own, of kind ``id``. Of
-a Decision its identifier is used. For a request, the rule's ``by`` finds the identifier.
+Text, a number or a UUID is the value that the rule's ``by`` finds, such as the name in a form; or
+else, and for limits from code, an identifier of the application's own, of kind ``id``. Of a
+Decision its identifier is used. For a request, the rule's ``by`` finds the identifier.
 """
 
 
-def _who(caller: object) -> Who:
+def _who(caller: object, limiter: RateLimiter, rule: str) -> Who:
     """Return what the core understands. Raises TypeError for anything else."""
     if isinstance(caller, Identifier | HTTPRequest):
         return caller
     if isinstance(caller, str | int | UUID) and not isinstance(caller, bool):
-        return Identifier("id", str(caller))
+        return limiter.identifier(rule, str(caller))
     if isinstance(caller, Decision):
         return caller.identifier
     request = _request_from(caller)
@@ -305,7 +306,8 @@ class _Limiter:
         Raises RateLimited.
         """
         runtime, limiter = self._use()
-        who, cost, seconds = _who(caller), _checked(cost), _seconds(longest)
+        who = _who(caller, limiter, self.name)
+        cost, seconds = _checked(cost), _seconds(longest)
         engine = Engine([_Call(limiter, self.name, who, cost)], observe=runtime.observe)
         begun, attempts = SystemClock.monotonic(), 0
         while True:
@@ -344,16 +346,19 @@ class _Limiter:
 
     async def _peek(self, caller: Caller, cost: int) -> Decision:
         limiter = self._use()[1]
-        return await limiter.peek_call(self.name, _who(caller), _checked(cost)) or UNCHECKED
+        who = _who(caller, limiter, self.name)
+        return await limiter.peek_call(self.name, who, _checked(cost)) or UNCHECKED
 
     async def _reset(self, caller: Caller) -> None:
-        await self._use()[1].reset(self.name, _who(caller))
+        limiter = self._use()[1]
+        await limiter.reset(self.name, _who(caller, limiter, self.name))
 
     async def _set_limit(self, limit: int | None) -> None:
         await self._use()[1].set_limit(self.name, limit)
 
     async def _charge(self, caller: Caller, units: int) -> None:
-        await self._use()[1].add(self.name, _who(caller), _checked(units))
+        limiter = self._use()[1]
+        await limiter.add(self.name, _who(caller, limiter, self.name), _checked(units))
 
 
 class _Call(Part):

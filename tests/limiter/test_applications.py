@@ -25,6 +25,7 @@ from upstash_middleware import (
     MissingCredentials,
     RateLimitRule,
     SyncLimiter,
+    form,
     header,
 )
 from upstash_middleware import fastapi as of_fastapi
@@ -191,6 +192,31 @@ def test_a_limiter_counts_as_the_rule_that_it_reaches(upstash: LocalUpstash):
         assert client.get("/generate").status_code == 429
         generate.reset(who)
         assert client.get("/generate").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("by", "sent", "who"),
+    [
+        (form("name"), {"data": {"name": " Ada"}}, "ADA"),
+        (header("X-API-Key"), {"headers": {"X-API-Key": "sesame"}}, "sesame"),
+        (lambda request: "ada", {}, "ada"),
+    ],
+)
+def test_text_is_the_value_that_the_rule_finds(
+    upstash: LocalUpstash, by: Any, sent: dict[str, Any], who: str
+):
+    """An account that was guessed at is unlocked by its name."""
+
+    async def handler(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("")
+
+    app = starlette_app(handler, rate_limits=[RateLimitRule(limits="1/h", name="logins", by=by)])
+    logins = SyncLimiter.of(app, "logins")
+    with TestClient(app) as client:
+        assert [client.request("PUT", "/", **sent).status_code for _ in range(2)] == [404, 429]
+        assert not logins.peek(who).allowed
+        logins.reset(who)
+        assert client.request("PUT", "/", **sent).status_code == 404
 
 
 def test_a_limiter_is_made_before_its_application_starts(upstash: LocalUpstash):

@@ -17,6 +17,7 @@ from upstash_middleware.core.identify import (
     Identifier,
     client_ip,
     extract,
+    identifier_of,
     key_text,
     reads_body,
 )
@@ -582,6 +583,10 @@ class RateLimiter(Part):
     # --------------------------------------------------------------------------------------------
     # Calls that are no requests, by a rule's name and an identifier. All of these are flows that
     # raise ValueError for an unknown rule, and no UpstashError.
+
+    def identifier(self, rule: str, value: str) -> Identifier:
+        """Return the identifier of those requests under a rule that have this value."""
+        return identifier_of(self._rule(rule).rule.extractor, None, value)
 
     async def begin_call(self, rule: str, who: Who, cost: int) -> RateLimitExchange:
         """Decide about a call that is no request, as the rule does about requests."""
