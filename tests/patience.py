@@ -28,8 +28,11 @@ def patient_calls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def upstash(upstash: LocalUpstash) -> LocalUpstash:
-    """The local Upstash at the start of a minute, so that no window ends within the test."""
-    upstash.advance(60 - time.time() % 60)
+    """The local Upstash a second into a minute, so that no window begins or ends in the test.
+
+    The process may set its clock back by some milliseconds when it has seen the server's.
+    """
+    upstash.advance(61 - time.time() % 60)
     return upstash
 
 
