@@ -28,6 +28,7 @@ from upstash_middleware import (
     form,
     header,
 )
+from upstash_middleware import django as of_django
 from upstash_middleware import fastapi as of_fastapi
 from upstash_middleware import flask as of_flask
 from upstash_middleware import starlette as of_starlette
@@ -201,6 +202,7 @@ def test_a_limiter_counts_as_the_rule_that_it_reaches(upstash: LocalUpstash):
         (header("X-API-Key"), {"headers": {"X-API-Key": "sesame"}}, "sesame"),
         (lambda request: "ada", {}, "ada"),
     ],
+    ids=["form", "header", "function"],
 )
 def test_text_is_the_value_that_the_rule_finds(
     upstash: LocalUpstash, by: Any, sent: dict[str, Any], who: str
@@ -217,6 +219,13 @@ def test_text_is_the_value_that_the_rule_finds(
         assert not logins.peek(who).allowed
         logins.reset(who)
         assert client.request("PUT", "/", **sent).status_code == 404
+
+
+@pytest.mark.parametrize("by", ["user", of_django.user], ids=["text", "function"])
+def test_text_is_the_user_s_key_where_a_rule_finds_the_user(upstash: LocalUpstash, by: Any):
+    app = starlette_app(lambda _: None, rate_limits=[RateLimitRule(limits="1/h", name="a", by=by)])
+    decision = SyncLimiter.of(app, "a").hit("7")
+    assert decision.identifier == "user=7"
 
 
 def test_a_limiter_is_made_before_its_application_starts(upstash: LocalUpstash):

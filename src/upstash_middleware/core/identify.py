@@ -1144,7 +1144,8 @@ def _kind_of(extractor: AnyExtractor) -> str:
         case JwtClaim():
             return f"jwt.{extractor.claim}"
         case _:
-            return "user" if extractor is framework_user else "id"
+            users = (framework_user, *(of_framework for _, of_framework in USERS))
+            return "user" if extractor in users else "id"
 
 
 # ------------------------------------------------------------------------------------------------
