@@ -46,7 +46,7 @@ def stream() -> Response:
 def file() -> Response:
     g.rate_limit.charge(COST - 1)
     content = io.BytesIO(b"0123456789" * 5_000)
-    return send_file(content, mimetype="text/plain", max_age=60)
+    return send_file(content, mimetype="text/plain", max_age=600)
 
 
 def empty() -> Response:

@@ -304,8 +304,8 @@ def test_a_file_that_flask_sends_is_stored_whole(app: Flask, upstash: LocalUpsta
     """``send_file`` answers with a file wrapper, which servers read without Flask."""
     file = tmp_path / "logo.svg"
     file.write_bytes(b"<svg/>" * 10_000)
-    app.add_url_rule("/logo.svg", view_func=lambda: send_file(file, max_age=60))
-    CacheMiddleware(app, cache=[{"path": "/logo.svg", "ttl": 60}])
+    app.add_url_rule("/logo.svg", view_func=lambda: send_file(file, max_age=600))
+    CacheMiddleware(app, cache=[{"path": "/logo.svg", "ttl": 600}])
     client = app.test_client()
     answers = [client.get("/logo.svg", buffered=True) for _ in range(2)]
     assert "hit" in answers[1].headers["Cache-Status"]
