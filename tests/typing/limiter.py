@@ -21,7 +21,11 @@ Limiter("5/minute")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue
 Limiter("5/minute", name="a", by="user")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
-@messages(by=lambda user: user, cost=2)
+def user_of(user: str) -> str:
+    return user
+
+
+@messages(by=user_of, cost=2)
 async def generate(user: str, words: int) -> list[str]:
     return [user] * words
 

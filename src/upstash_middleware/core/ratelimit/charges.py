@@ -412,7 +412,7 @@ class AddressWatch:
     def __init__(self, observe: Observer, platform: str | None, *, done: bool = False) -> None:
         self._observe = observe
         self._platform = platform
-        self.done = done
+        self.done: bool = done
 
     def look(self, request: HTTPRequest) -> bool:
         """Look at one request that counts by the address that nobody has configured."""
