@@ -88,7 +88,7 @@ def test_a_charge_is_taken_whatever_is_left(make: Make, upstash: LocalUpstash):
     limiter.charge("alice", 12)
     denied = limiter.try_hit("alice")
     assert (denied.allowed, denied.remaining) == (False, 0)
-    assert denied.retry_after == pytest.approx(4, abs=1)
+    assert 0 < denied.retry_after <= 4.1
     upstash.advance(denied.retry_after)
     assert limiter.hit("alice").allowed
 
