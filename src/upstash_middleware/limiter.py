@@ -126,20 +126,29 @@ Decision its identifier is used. For a request, the rule's ``by`` finds the iden
 
 
 def _who(caller: object, limiter: RateLimiter, rule: str) -> Who:
-    """Return what the core understands. Raises TypeError for anything else."""
-    if isinstance(caller, Identifier | HTTPRequest):
-        return caller
+    """Return what the core understands.
+
+    Raises TypeError for anything else, and ValueError for what would be a quota of all callers.
+    """
+    found: Who | None
     if isinstance(caller, str | int | UUID) and not isinstance(caller, bool):
-        return limiter.identifier(rule, str(caller))
-    if isinstance(caller, Decision):
-        return caller.identifier
-    request = _request_from(caller)
-    if request is not None:
-        return request
-    raise TypeError(
-        f"an identifier should be text, a whole number, a UUID, an Identifier, a Decision or a "
-        f"request, not {caller!r}"
-    )
+        found = limiter.identifier(rule, str(caller))
+    elif isinstance(caller, Decision):
+        found = caller.identifier
+    else:
+        found = caller if isinstance(caller, Identifier | HTTPRequest) else _request_from(caller)
+    if found is None:
+        raise TypeError(
+            "an identifier should be text, a whole number, a UUID, an Identifier, a Decision or a "
+            f"request, not a {type(caller).__name__}"
+        )
+    if not (found.value if isinstance(found, Identifier) else found):
+        raise ValueError(
+            "an identifier should not be empty, as text is of an unknown user, and a Decision's "
+            "where no limit was checked: all of them would share one quota; give a request, or "
+            "an Identifier such as Identifier('ip', address)"
+        )
+    return found
 
 
 def _request_from(given: Any) -> HTTPRequest | None:

@@ -16,7 +16,7 @@ from upstash_middleware import (
     RateLimited,
     UpstashError,
 )
-from upstash_middleware.events import Event, RateLimitDecided, UpstashFailed
+from upstash_middleware.events import Event, InternalError, RateLimitDecided, UpstashFailed
 
 if TYPE_CHECKING:
     from tests.limiter.conftest import Make
@@ -279,6 +279,56 @@ def test_listed_identifiers_are_denied_or_pass_uncounted(make: Make):
         limiter.hit("mallory")
     for _ in range(2):
         assert limiter.hit("root").settled_by == "unchecked"
+
+
+@pytest.mark.parametrize(
+    ("on_error", "allowed"),
+    [("open", [True, True]), ("closed", [False, False]), ("local", [True, False])],
+)
+def test_an_error_of_this_package_is_settled_by_policy(make: Make, on_error, allowed):
+    """It does not lift the limit; here a list of networks is asked about what is no address."""
+    seen: list[Event] = []
+    limiter = make(
+        "1/h", deny=["192.0.2.0/24"], on_error=on_error, settings={"observers": [seen.append]}
+    )
+    decisions = [limiter.try_hit(Identifier("ip", "no address")) for _ in range(2)]
+    assert [each.allowed for each in decisions] == allowed
+    assert {each.settled_by for each in decisions} == {on_error}
+    assert [event.where for event in seen if isinstance(event, InternalError)] == ["begin"] * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "listed"),
+    [
+        ("id", "mallory", "mallory"),
+        ("user", "a:b=c", "user=a:b=c"),
+        ("ip", "192.0.2.7", "192.0.2.0/24"),
+        ("ip", "2001:db8::/64", "2001:db8::/32"),
+        ("header.x-api-key", "sesame", "header.x-api-key=sesame"),
+        ("id", "x" * 200, "x" * 200),
+    ],
+)
+def test_lists_name_the_identifiers_of_decisions_too(make: Make, kind, value, listed):
+    """Which are texts, and hashes of secrets and of long values."""
+    who = Identifier(kind, value, secret=kind.startswith("header"))
+    decision = make("9/h", "others").hit(who)
+    assert make("9/h", "denied", deny=[listed]).try_hit(decision).settled_by == "deny list"
+    assert make("9/h", "allowed", allow=[listed]).try_hit(decision).settled_by == "unchecked"
+    assert make("9/h", "other lists", deny=["bob", "10.0.0.0/8"]).try_hit(decision).allowed
+
+
+@pytest.mark.parametrize(
+    "given", ["", Identifier("user", ""), Decision(True, "", "", settled_by="unchecked")]
+)
+def test_an_empty_identifier_is_nobody_s(make: Make, given: Any):
+    """All of whom nothing is known would share one quota."""
+    with pytest.raises(ValueError, match=r"should not be empty.*Identifier"):
+        make("9/h").hit(given)
+
+
+def test_what_is_no_identifier_is_not_written_into_the_error(make: Make):
+    with pytest.raises(TypeError, match=r"or a request, not a dict$"):
+        make("9/h").hit({"authorization": "Bearer sesame"})
 
 
 def test_a_shadow_limit_stops_nothing(make: Make):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.ratelimit.store import NOW, FakeClock, ValkeyStore
-from upstash_middleware.core.identify import header
+from upstash_middleware.core.identify import Identifier, client_ip, header
 from upstash_middleware.core.ratelimit import (
     FixedWindow,
     RateLimiter,
@@ -21,6 +21,7 @@ from upstash_middleware.drivers import arun, run
 from upstash_middleware.errors import ConfigurationError, ConnectionLost, NotConnected
 from upstash_middleware.events import (
     Event,
+    InternalError,
     RateLimitDecided,
     SettingDoubted,
     UpstashAnswered,
@@ -394,6 +395,49 @@ def test_a_predicate_or_cost_that_raises_is_settled_by_policy(
     assert (exchange.response is None) == (policy == "open")
     assert isinstance(events[0], UserCodeFailed)
     assert events[0].where == f"rate_limits[0].{part}"
+
+
+@pytest.mark.parametrize("policy", ["open", "closed", "local"])
+@pytest.mark.parametrize(
+    ("broken", "identifier"),
+    [(Identifier("ip", "no address"), "ip=no%20address"), (Identifier("user", 7), "")],  # type: ignore[arg-type]
+)
+def test_an_error_of_this_package_is_settled_by_policy(
+    limiter_of: Make,
+    store: ValkeyStore,
+    events: list[Event],
+    broken: Identifier,
+    identifier: str,
+    policy: Any,
+) -> None:
+    """It does not lift the limit: not while a charge is determined."""
+    rule = RateLimitRule(
+        "/a", "1/h", by=lambda _: broken, deny=["192.0.2.0/24"], on_error=policy, name="a"
+    )
+    limiter = limiter_of(rule)
+    decisions = [begin(limiter, store, get("/a")).decision for _ in range(2)]
+    found = [(each.allowed, each.settled_by, each.identifier) for each in decisions if each]
+    passes = {"open": [True, True], "closed": [False, False], "local": [True, False]}[policy]
+    assert found == [(each, policy, identifier) for each in passes]
+    assert [event.where for event in events if isinstance(event, InternalError)] == ["begin"] * 2
+
+
+@pytest.mark.parametrize("policy", ["open", "closed", "local"])
+@pytest.mark.parametrize("by", [None, lambda _: "alice"], ids=["usual", "unusual"])
+def test_an_error_while_a_reply_is_read_is_settled_by_policy(
+    limiter_of: Make, events: list[Event], by: Any, policy: Any
+) -> None:
+    limiter = limiter_of(RateLimitRule("/a", "1/h", by=by or client_ip(), on_error=policy))
+
+    class Absurd:
+        def execute(self, pipeline: Any) -> Any:
+            return [[1, 0, 10**400, 0, 0, 1], *[[b"1", b"0"]] * (len(pipeline.commands) - 1)]
+
+    exchange = begin(limiter, Absurd(), get("/a"))  # type: ignore[arg-type]
+    assert (exchange.response is None) == (policy != "closed")
+    assert exchange.decision is not None
+    assert exchange.decision.settled_by == policy
+    assert any(isinstance(event, InternalError) for event in events)
 
 
 @pytest.mark.parametrize("answer", [-1, 1.5, True, "1", None])

@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, cast
+from urllib.parse import unquote
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -18,6 +19,7 @@ from upstash_middleware.core.flow import Command, Script, call, script
 from upstash_middleware.core.identify import (
     Finder,
     Identifier,
+    IdentityList,
     address_advice,
     extract,
     key_text,
@@ -29,7 +31,7 @@ from upstash_middleware.core.ratelimit.algorithms.limit import MAX_QUOTA
 from upstash_middleware.core.ratelimit.decision import Decision, PolicyState, decided
 from upstash_middleware.core.ratelimit.rules import CompiledRule, Tiers, tier_of
 from upstash_middleware.errors import CommandError, ConfigurationError, UnexpectedAnswer
-from upstash_middleware.events import SettingDoubted, UserCodeFailed
+from upstash_middleware.events import InternalError, SettingDoubted, UserCodeFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -228,6 +230,35 @@ class Charging:
         """
         return await self._charge(rule, request, broken=False, cost=cost)
 
+    def charge_to(self, rule: CompiledRule, who: str | Identifier, cost: int) -> RuleCharge | None:
+        """Return the same for an identifier, which may be text as in decisions."""
+        charge = RuleCharge(rule, "", cost=cost)
+        try:
+            charge.identifier = who if isinstance(who, str) else key_text(who, self._secret)
+            charge.base = rule.key_base(charge.identifier)
+            if rule.rule.denied and self._lists(rule.rule.denied, who):
+                charge.decide_by("deny list")
+            elif rule.rule.allowed and self._lists(rule.rule.allowed, who):
+                return None
+        except ConfigurationError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a bug here must not lift the limit
+            self._observe(InternalError("begin", error))
+            charge.local = rule.rule.on_error == "local"
+            if not charge.local:
+                charge.decide_by(rule.rule.on_error)
+        return charge
+
+    def _lists(self, listed: IdentityList, who: str | Identifier) -> bool:
+        """Whether a list names an identifier, which may be text as in decisions."""
+        if isinstance(who, Identifier):
+            return who in listed
+        kind, _, value = (unquote(part, errors="surrogatepass") for part in who.partition("="))
+        if not who.partition("=")[2].startswith("#"):
+            return Identifier(kind, value) in listed
+        secrets = (Identifier(*each, secret=True) for each in listed.identities if each[0] == kind)
+        return any(key_text(each, self._secret) == who for each in secrets)
+
     async def _charges(self, request: HTTPRequest, *, any_path: bool = False) -> list[RuleCharge]:
         charges: list[RuleCharge] = []
         covered = False
@@ -293,9 +324,6 @@ class Charging:
         charge = RuleCharge(rule, "")
         try:
             identifier = await self._identifier(rule, request)
-        except _BrokenError:
-            broken = True
-        else:
             if identifier is None:
                 charge.decide_by("challenge")
                 return charge
@@ -307,6 +335,13 @@ class Charging:
                     return charge
                 if any(name in rule.rule.allowed for name in names):
                     return None
+        except ConfigurationError:
+            raise
+        except _BrokenError:
+            broken = True
+        except Exception as error:  # noqa: BLE001 - a bug here must not lift the limit
+            self._observe(InternalError("begin", error))
+            broken = True
         cost = rule.rule.cost if cost is None else cost
         if not isinstance(cost, int):
             try:

@@ -51,8 +51,9 @@ from upstash_middleware.core.ratelimit.decision import (
 )
 from upstash_middleware.core.ratelimit.memory import TIME, Denials, LocalCounters, ServerClock
 from upstash_middleware.core.ratelimit.rules import compile_rules, uncertain_bases
-from upstash_middleware.errors import CommandError, UpstashError
+from upstash_middleware.errors import CommandError, ConfigurationError, UpstashError
 from upstash_middleware.events import (
+    InternalError,
     RateLimitDecided,
     SettingDoubted,
     UpstashAnswered,
@@ -343,7 +344,10 @@ class RateLimiter(Part):
         if isinstance(replies, UpstashError):
             self._fail(prepared, replies)
         else:
-            self._decide(prepared, replies)
+            try:
+                self._decide(prepared, replies)
+            except Exception as error:  # noqa: BLE001 - a bug here must not lift the limit
+                self._decide_broken(prepared.charges, error)
         return self._exchange(prepared.request, prepared.charges)
 
     def _decide(self, call: _Call, replies: list[Reply]) -> None:
@@ -470,6 +474,30 @@ class RateLimiter(Part):
 
     async def _settled(self, charges: list[RuleCharge], request: HTTPRequest) -> list[RuleCharge]:
         """Return the charges that decide, each with its decision."""
+        try:
+            return await self._decide_all(charges, request)
+        except ConfigurationError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a bug here must not lift the limit
+            self._decide_broken(charges, error)
+            return charges
+
+    def _decide_broken(self, charges: list[RuleCharge], error: Exception) -> None:
+        """Decide by each rule's policy what an internal error has left undecided."""
+        self._observe(InternalError("begin", error))
+        local = []
+        for charge in charges:
+            if charge.decision is not None:
+                continue
+            if charge.rule.rule.on_error == "local" and charge.rule.policies:
+                local.append(charge)
+            else:
+                charge.decide_by(charge.rule.rule.on_error)
+        self._count_locally(local, self._time.now_ms())
+
+    async def _decide_all(
+        self, charges: list[RuleCharge], request: HTTPRequest
+    ) -> list[RuleCharge]:
         address = None
         if self._deny_list is not None and charges:
             address = await _full_address(charges[0].rule.address, request)
@@ -632,12 +660,7 @@ class RateLimiter(Part):
         if isinstance(who, HTTPRequest):
             charge = await self._charging.charge_as(compiled, who, cost)
         else:
-            text = self._text(who)
-            charge = RuleCharge(compiled, text, compiled.key_base(text), cost)
-            if isinstance(who, Identifier) and who in compiled.rule.denied:
-                charge.decide_by("deny list")
-            elif isinstance(who, Identifier) and who in compiled.rule.allowed:
-                return None
+            charge = self._charging.charge_to(compiled, who, cost)
         if charge is not None:
             charge.token = self._random() if compiled.has_slots else 0
         return charge
