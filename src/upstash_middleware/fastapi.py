@@ -4,7 +4,7 @@ Everything else is Starlette's. FastAPI itself is not imported.
 """
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any, TypeVar, Unpack
 from uuid import UUID
 
@@ -76,7 +76,9 @@ def limit(
             another dependency, ``by=Depends(current_user)``, which FastAPI calls once for a
             request, wherever else it is used. Its value identifies by itself, if it is text, a
             number or a UUID, or else by its ``id``; by None, the client's address is used. A
-            request that the dependency refuses is not counted.
+            request that the dependency refuses is not counted. What a security scheme of FastAPI
+            returns is hashed wherever it is written; text of other dependencies is written as it
+            is, unless they return ``Identifier("id", text, secret=True)``.
 
     Raises:
         ConfigurationError: An argument is wrong.
@@ -189,33 +191,52 @@ _RESOLVED = "upstash_middleware.resolved"
 """In a scope: the values of the dependencies that limits identify by."""
 
 
+_CREDENTIALS = {
+    "fastapi.security.http.HTTPAuthorizationCredentials": "credentials",
+    "fastapi.security.http.HTTPBasicCredentials": "username",
+}
+"""Classes of the values of FastAPI's security schemes, and the attribute that identifies."""
+
+
+def _classes(value: object) -> Iterator[str]:
+    return (f"{base.__module__}.{base.__qualname__}" for base in type(value).__mro__)
+
+
 def _is_dependency(by: object) -> bool:
-    bases = {f"{base.__module__}.{base.__qualname__}" for base in type(by).__mro__}
-    return "fastapi.params.Depends" in bases
+    return "fastapi.params.Depends" in _classes(by)
 
 
 class _Resolved:
     """The extractor for a dependency's value, which FastAPI has resolved before the limit."""
 
-    def __init__(self, dependency: object) -> None:
+    def __init__(self, dependency: Any) -> None:
         self._dependency = dependency
+        scheme = dependency.dependency
+        self._is_secret = "fastapi.security.base.SecurityBase" in _classes(scheme)
 
     def __repr__(self) -> str:
         return repr(self._dependency)
 
     def __call__(self, request: HTTPRequest) -> Identifier | str | int | None:
         value: Any = request.native[_RESOLVED][self]
-        if value is None or isinstance(value, Identifier | str | int):
+        if value is None or isinstance(value, Identifier | bool):
             return value
-        if not isinstance(value, UUID):
-            try:
-                value = value.id
-            except AttributeError:
-                raise TypeError(
-                    f"{self._dependency!r} returned a {type(value).__name__}; it should return "
-                    "text, a whole number, a UUID, an Identifier, an object with an id, or None"
-                ) from None
-        return None if value is None else Identifier("user", str(value))
+        if isinstance(value, str | int):
+            secret = self._is_secret and value != ""
+            return Identifier("id", str(value), secret=True) if secret else value
+        if isinstance(value, UUID):
+            return Identifier("user", str(value), secret=self._is_secret)
+        if attribute := next(filter(None, map(_CREDENTIALS.get, _classes(value))), None):
+            sent = str(getattr(value, attribute))
+            return Identifier("id", sent, secret=True) if sent else None
+        try:
+            value = value.id
+        except AttributeError:
+            raise TypeError(
+                f"{self._dependency!r} returned a {type(value).__name__}; it should return "
+                "text, a whole number, a UUID, an Identifier, an object with an id, or None"
+            ) from None
+        return None if value is None else Identifier("user", str(value), secret=self._is_secret)
 
 
 def _call(connection: HTTPConnection, decorator: Decorator) -> EndpointCall:

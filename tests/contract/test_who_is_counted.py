@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.contract.neutral import Reply, Seen
-from upstash_middleware import RateLimitRule, client_ip, combine, first_of, header
+from upstash_middleware import (
+    Identifier,
+    RateLimitRule,
+    client_ip,
+    combine,
+    first_of,
+    header,
+)
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.settings import settings_from
 
@@ -96,6 +103,19 @@ def test_a_function_of_the_application_may_find_the_address(serve: Serve, settin
     assert [asked("203.0.113.1"), asked("203.0.113.1"), asked("203.0.113.2")] == [200, 429, 200]
     assert asked("192.0.2.7") == 403
     assert [asked(), asked()] == [200, 429]
+
+
+def unknown(_: HTTPRequest) -> Identifier:
+    return Identifier("ip", "unknown")
+
+
+@pytest.mark.parametrize("parts", [{"by": unknown}, {"by": client_ip()}])
+def test_what_claims_to_be_an_address_is_counted_beside_a_list_of_networks(
+    serve: Serve, parts: Any
+):
+    rule = RateLimitRule("/api", "1/hour", **parts, deny=("192.0.2.0/24",), on_error="closed")
+    served = serve(plain, limit(rule, client_ip=unknown))
+    assert [status(served, "203.0.113.1") for _ in range(2)] == [200, 429]
 
 
 def test_an_address_function_that_raises_is_logged_and_the_connection_counts(

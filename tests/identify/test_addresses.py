@@ -11,15 +11,26 @@ from hypothesis import strategies as st
 
 from upstash_middleware.core.identify import (
     Identifier,
+    address_setting,
     client_ip,
+    extract,
+    identity_list,
     parse_address,
     peer_address,
 )
+from upstash_middleware.drivers import run
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.messages import Headers, HTTPRequest
 
 if TYPE_CHECKING:
     import random
+
+
+class NoUpstash:
+    """No extractor asks it."""
+
+    def execute(self, pipeline: Any) -> Any:
+        raise AssertionError(pipeline)
 
 
 def request(
@@ -209,3 +220,38 @@ def test_a_long_header_is_read_in_time_that_grows_with_it(piece: str) -> None:
     began = time.process_time()
     assert found(client_ip(trusted_hops=1, header="forwarded"), asked)
     assert time.process_time() - began < 2
+
+
+# ------------------------------------------------------------------------------------------------
+# Functions of the application's own as the setting `client_ip`
+
+OWN: list[tuple[Any, Identifier | None]] = [
+    ("203.0.113.7", Identifier("ip", "203.0.113.7")),
+    (" [2001:db8::5]:4711", Identifier("ip", "2001:db8::/64")),
+    (Identifier("ip", "203.0.113.7"), Identifier("ip", "203.0.113.7")),
+    (Identifier("ip", "2001:db8::5"), Identifier("ip", "2001:db8::/64")),
+    (Identifier("ip", "::ffff:203.0.113.7"), Identifier("ip", "203.0.113.7")),
+    (Identifier("ip", "2001:db8::/48"), Identifier("ip", "2001:db8::/48")),
+    (Identifier("ip", "203.0.113.7", secret=True), Identifier("ip", "203.0.113.7", secret=True)),
+    (Identifier("ip", "unknown"), Identifier("id", "unknown")),
+    (Identifier("ip", ""), Identifier("id", "")),
+    ("unknown", Identifier("id", "unknown")),
+    (Identifier("peer", "a socket"), Identifier("peer", "a socket")),
+    (None, None),
+]
+
+
+@pytest.mark.parametrize(("returned", "identifier"), OWN)
+def test_what_an_own_function_returns_is_read_as_an_address(
+    returned: Any, identifier: Identifier | None
+) -> None:
+    extractor: Any = address_setting("client_ip", lambda _: returned)
+    assert run(extract(extractor, request()), NoUpstash()) == identifier
+
+
+@pytest.mark.parametrize("value", ["unknown", "", "203.0.113.7:80"])
+def test_what_is_no_address_is_in_no_list(value: str) -> None:
+    """Wherever it comes from: a rule's own ``by`` may say anything."""
+    listed = identity_list(["0.0.0.0/0", "::/0"])
+    assert Identifier("ip", value) not in listed
+    assert Identifier("ip", "203.0.113.7") in listed

@@ -145,6 +145,7 @@ PIECES = st.lists(
                 "%u0061",
             ),
             *("name=", "&name=", "name=ada", "&other=", '"', "name[]=", "charset", "\ufeff"),
+            *("+name=bob", "%09name=bob", "%1Cname%0C=bob", "name%C2%A0=bob", "name%00=bob"),
         ]
     ),
     max_size=8,
@@ -159,6 +160,11 @@ def test_a_urlencoded_form_is_read_as_each_framework_reads_it(text: str, encodin
     assert_read_alike(text.encode(encoding, "replace"), URLENCODED)
 
 
+BLANKS = (
+    *(b" ", b"\t", b"\x0b", b"\x0c", b"\x1c", b"\x1d", b"\x1e", b"\x1f", b"\x7f", b"\x01"),
+    *(blank.encode() for blank in "\x85\xa0\u1680\u2003\u2028\u3000"),
+    *(b"\x85", b"\xa0"),
+)
 LINES = st.lists(
     st.sampled_from(
         [
@@ -174,6 +180,8 @@ LINES = st.lists(
             b'Content-Disposition: form-data; name="other"; filename="a;b.txt"',
             b'Content-Disposition: form-data; name="other"; filename="a\\"; name="name"',
             b'content-disposition: form-data; name="name"',
+            *(b'Content-Disposition: form-data; name="%sname"' % blank for blank in BLANKS),
+            *(b'Content-Disposition: form-data; name="name%s"' % blank for blank in BLANKS),
             b'Content-Disposition : form-data; name="name"',
             b' ; name="name"',
             b"Content-Type: text/plain",
@@ -260,6 +268,9 @@ PART = b'--b\r\nContent-Disposition: form-data; name="name"\r\n\r\nada\r\n'
         (b"name=ada", f"{URLENCODED}; charset=utf-8; charset=utf-7"),
         (b"name=ada", f"{URLENCODED}, text/plain"),
         (b'{"name": "ada"}', "application/json"),
+        (b"name=ada", "application/json"),
+        (b'{"name":"victim","x":"&name=ada&y="}', URLENCODED),
+        (b'\r\n {"name":"victim","x":"&name=ada&y="}', URLENCODED),
         (PART + PART + b"--b--", BOUNDARY),
         (PART, BOUNDARY),
         (b"preamble\r\n" + PART + b"--b--", BOUNDARY),
@@ -273,6 +284,25 @@ PART = b'--b\r\nContent-Disposition: form-data; name="name"\r\n\r\nada\r\n'
 )
 def test_a_body_without_one_value_counts_with_all_others_like_it(body: bytes, content_type: str):
     assert found(form("name"), body, content_type) == NONE
+
+
+@pytest.mark.parametrize("blank", BLANKS)
+@pytest.mark.parametrize("place", [b"%sname", b"name%s", b"%sname%s"])
+@pytest.mark.parametrize("file", [b"", b'; filename="a.txt"'])
+def test_a_second_name_with_blanks_around_it_is_no_way_round_the_limit(
+    blank: bytes, place: bytes, file: bytes
+):
+    """Django strips them, and would log in the second."""
+    name = place.replace(b"%s", blank)
+    second = PART.replace(b'"name"', b'"%s"' % name + file).replace(b"ada", b"victim")
+    body = PART + second + b"--b--"
+    assert found(form("name"), body, BOUNDARY) == NONE
+
+
+def test_names_of_other_fields_may_have_blanks_within_and_letters_beyond_ascii():
+    for other in ("first name", "citt\u00e0", "\u540d"):
+        second = PART.replace(b'"name"', f'"{other}"'.encode())
+        assert read(PART + second + b"--b--", BOUNDARY) == "ada"
 
 
 def test_more_than_one_content_type_and_any_coding_are_unreadable():
@@ -337,7 +367,36 @@ def test_a_text_or_whole_number_in_json_is_the_value(value: str | int):
     ids=range(22),
 )
 def test_json_without_one_value_counts_with_all_others_like_it(body: bytes):
-    assert found(json_field("user.name"), body) == NO_JSON
+    assert found(json_field("user.name"), body, "application/json") == NO_JSON
+
+
+TRAP = b'{"user": {"name": "decoy"}, "x": "&user.name=victim&y="}'
+
+
+@pytest.mark.parametrize(
+    "content_types",
+    [
+        [URLENCODED],
+        [URLENCODED.upper()],
+        [f" {URLENCODED} ; charset=utf-8"],
+        ["multipart/form-data; boundary=x"],
+        ["Multipart/Form-Data"],
+        [f"application/json, {URLENCODED}"],
+        [f"application/json;{URLENCODED}"],
+        ["application/json", URLENCODED],
+        ["application/json", "application/json"],
+    ],
+)
+def test_json_that_an_application_may_read_as_a_form_has_no_value(content_types: list[str]):
+    headers = Headers([(b"content-type", each.encode()) for each in content_types])
+    request = HTTPRequest("POST", "/", headers, body=Sent(TRAP))
+    assert run(extract(json_field("user.name"), request), Unused()) == NO_JSON
+
+
+@pytest.mark.parametrize("content_type", ["", "application/json", "application/merge-patch+json"])
+def test_json_of_any_other_type_is_read(content_type: str):
+    identifier = found(json_field("user.name"), TRAP, content_type)
+    assert identifier == Identifier("json.user.name", "decoy", secret=True)
 
 
 JSON_PIECES = st.lists(
@@ -360,7 +419,7 @@ def test_json_is_read_as_other_parsers_read_it(text: str, encoding: str, framed:
     """Where they read it at all."""
     text = f'{{"user": {{"name": {text}}}}}' if framed else text
     body = text.encode(encoding, "replace")
-    identifier = found(json_field("user.name", normalise=None), body)
+    identifier = found(json_field("user.name", normalise=None), body, "application/json")
     if identifier == NO_JSON:
         return
     for parse in (json.loads, msgspec.json.decode):
@@ -377,7 +436,7 @@ def test_json_is_read_as_other_parsers_read_it(text: str, encoding: str, framed:
 
 def value_of(text: str, **options: Any) -> Any:
     body = json.dumps({"name": text}).encode()
-    return found(json_field("name", **options), body).value
+    return found(json_field("name", **options), body, "application/json").value
 
 
 def test_one_name_is_one_identity_however_it_is_written():

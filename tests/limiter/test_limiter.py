@@ -286,12 +286,13 @@ def test_listed_identifiers_are_denied_or_pass_uncounted(make: Make):
     [("open", [True, True]), ("closed", [False, False]), ("local", [True, False])],
 )
 def test_an_error_of_this_package_is_settled_by_policy(make: Make, on_error, allowed):
-    """It does not lift the limit; here a list of networks is asked about what is no address."""
+    """It does not lift the limit; here a list is asked about what is no text."""
     seen: list[Event] = []
     limiter = make(
-        "1/h", deny=["192.0.2.0/24"], on_error=on_error, settings={"observers": [seen.append]}
+        "1/h", deny=["user=root"], on_error=on_error, settings={"observers": [seen.append]}
     )
-    decisions = [limiter.try_hit(Identifier("ip", "no address")) for _ in range(2)]
+    broken: Any = 7
+    decisions = [limiter.try_hit(Identifier("user", broken)) for _ in range(2)]
     assert [each.allowed for each in decisions] == allowed
     assert {each.settled_by for each in decisions} == {on_error}
     assert [event.where for event in seen if isinstance(event, InternalError)] == ["begin"] * 2

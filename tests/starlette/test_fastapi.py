@@ -1,5 +1,7 @@
 """``Depends(limit(…))`` in FastAPI: routes, routers and whole applications."""
 
+import base64
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,8 +19,16 @@ from fastapi import (
     UploadFile,
 )
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.security import (
+    APIKeyHeader,
+    HTTPBasic,
+    HTTPBearer,
+    HTTPDigest,
+    OAuth2PasswordBearer,
+)
 from starlette.requests import Request
 from starlette.testclient import TestClient
+from upstash_redis import Redis
 
 from upstash_middleware import ConfigurationError, Decision, Identifier, RateLimitRule, starlette
 from upstash_middleware.fastapi import (
@@ -29,6 +39,7 @@ from upstash_middleware.fastapi import (
     limit,
     never_cached,
 )
+from upstash_middleware.local import LocalUpstash
 
 Serve = Callable[[Any], TestClient]
 
@@ -369,6 +380,49 @@ def test_a_value_without_identity_is_reported(client: Serve, caplog: pytest.LogC
     app.get("/", dependencies=[Depends(limit("1/hour", by=Depends(current_user)))])(plain)
     assert visits(client(app), "ada", "bob") == [200, 429]
     assert "returned a dict; it should return text" in caplog.text
+
+
+BASIC = "Basic " + base64.b64encode(b"ada:sesame-99").decode()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "sent"),
+    [
+        (OAuth2PasswordBearer("token"), "Bearer sesame-99"),
+        (HTTPBearer(), "Bearer sesame-99"),
+        (HTTPBasic(), BASIC),
+        (HTTPDigest(), "Digest sesame-99"),
+        (APIKeyHeader(name="Authorization"), "sesame-99"),
+    ],
+)
+@pytest.mark.parametrize("through", [False, True])
+def test_what_a_security_scheme_returns_is_written_nowhere(
+    client: Serve, upstash: LocalUpstash, scheme: Any, sent: str, through: bool
+):
+    """Not in keys, nor in decisions; also where a dependency hands on the scheme's object."""
+
+    def handed_on(value: Annotated[Any, Depends(scheme)]) -> Any:
+        return Identifier("id", value, secret=True) if isinstance(value, str) else value
+
+    app = FastAPI()
+    by = Depends(handed_on if through else scheme)
+    allowed = Depends(limit("1/hour", by=by))
+
+    def decided(one: Annotated[Decision, allowed]) -> str:
+        return repr(one)
+
+    app.get("/")(decided)
+    served = client(app)
+    answers = [served.get("/", headers={"authorization": sent}) for _ in range(2)]
+    assert [each.status_code for each in answers] == [200, 429]
+    others = {"Bearer": "Bearer other", "Digest": "Digest other", "Basic": "Basic Ym9iOng="}
+    other = others.get(sent.partition(" ")[0], "other")
+    assert served.get("/", headers={"authorization": other}).status_code == 200
+    with Redis(upstash.url, upstash.token) as redis:
+        keys = str(redis.keys("*"))
+    assert "id=#" in keys
+    for written in (keys, answers[0].text):
+        assert not {"ada", "sesame"} & set(re.findall(r"[a-z]+", written))
 
 
 def test_two_limits_may_depend_on_the_same_and_on_other_dependencies(client: Serve):

@@ -65,10 +65,11 @@ def form_values(headers: Headers, body: bytes, name: str) -> list[str]:
 def _urlencoded(body: bytes, name: str) -> list[str]:
     """Read the URL Standard's application/x-www-form-urlencoded.
 
-    Some parsers separate at semicolons too, and some read bytes beyond ASCII as Latin-1; senders
-    escape both.
+    Some parsers separate at semicolons too, and some read bytes beyond ASCII as Latin-1. What
+    begins with a brace is JSON for an application that reads it whatever its type. Senders escape
+    all of these.
     """
-    if not body.isascii() or b";" in body:
+    if not body.isascii() or b";" in body or body.lstrip().startswith(b"{"):
         raise UnreadableBody("it has characters that should be escaped")
     found = islice(_named(name).finditer(body), 2)
     return [unquote_plus((each[1] or b"").decode("ascii"), errors="strict") for each in found]
@@ -86,9 +87,11 @@ def _named(name: str) -> re.Pattern[bytes]:
 
 
 _PART_FIELD = re.compile(rb"([A-Za-z0-9!#$%&'*+.^_`|~-]+):[ \t]*([^\r\n\0]*)")
-# Backslashes and percent signs are escapes in some parsers; browsers send neither.
+# Backslashes and percent signs are escapes in some parsers; browsers send neither, and escape
+# control characters.
 _DISPOSITION = re.compile(
-    rb"""form-data;[ ]?name="([^"\\%]*)"(;[ ]?filename="[^"\\]*"(;[ ]?filename\*=[\w'%.~-]*)?)?"""
+    rb"""form-data;[ ]?name="([^"\\%\x00-\x1f\x7f]*)\""""
+    rb"""(;[ ]?filename="[^"\\]*"(;[ ]?filename\*=[\w'%.~-]*)?)?"""
 )
 _TEXT = re.compile(rb"""text/plain(;[ ]?charset="?(utf-8|us-ascii)"?)?""", re.IGNORECASE)
 _UNCODED = frozenset({b"7bit", b"8bit", b"binary"})
@@ -124,6 +127,8 @@ def _values_of_part(head: bytes, content: bytes, name: str) -> list[str]:
     disposition = _DISPOSITION.fullmatch(fields.get(b"content-disposition", b""))
     if disposition is None:
         raise UnreadableBody("a part has an unusual Content-Disposition")
+    if _is_padded(disposition[1]):
+        raise UnreadableBody("a part's name has blanks around it")
     if fields.get(b"content-transfer-encoding", b"binary").lower() not in _UNCODED:
         raise UnreadableBody("a part is encoded")
     if disposition[1] != name.encode("ascii"):
@@ -136,20 +141,38 @@ def _values_of_part(head: bytes, content: bytes, name: str) -> list[str]:
     return [content.decode("utf-8")]
 
 
+def _is_padded(name: bytes) -> bool:
+    """Whether there are blanks around a part's name, which Django strips and others keep."""
+    try:
+        text = name.decode("utf-8")
+    except UnicodeDecodeError:
+        text = name.decode("latin-1")  # as Starlette does
+    return text != text.strip()
+
+
 # ------------------------------------------------------------------------------------------------
 # JSON
+
+
+# A text in JSON may contain what a form's parser takes for a field. Some servers join repeated
+# fields into one, and parsers differ in what they ignore around a type.
+_MAYBE_FORM = re.compile("urlencoded|multipart", re.IGNORECASE)
 
 
 class _Object(list[tuple[str, Any]]):
     """The members of an object, in order, which may repeat a name."""
 
 
-def json_values(body: bytes, path: tuple[str, ...]) -> list[str]:
+def json_values(headers: Headers, body: bytes, path: tuple[str, ...]) -> list[str]:
     """Return the texts and whole numbers at a path of names; several where a name is repeated.
 
-    Raises ValueError for what is not JSON in UTF-8, and RecursionError. The standard library's
-    parser shows repeated names, which most others hide (RFC 8259 §4).
+    Raises ValueError for what is not JSON in UTF-8, or is a form by its Content-Type, and
+    RecursionError. The standard library's parser shows repeated names, which most others hide
+    (RFC 8259 §4).
     """
+    lines = headers.lines("content-type")
+    if len(lines) > 1 or _MAYBE_FORM.search("".join(lines)):
+        raise UnreadableBody("applications may read it as a form")
     value: Any = json.loads(body.decode("utf-8"), object_pairs_hook=_Object)
     for name in path:
         if not isinstance(value, _Object):

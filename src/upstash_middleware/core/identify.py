@@ -276,7 +276,7 @@ class BodyField(Finder, frozen=True):
                 if is_form:
                     values = form_values(headers, data, self.name)
                 else:
-                    values = json_values(data, tuple(self.name.split(".")))
+                    values = json_values(headers, data, tuple(self.name.split(".")))
             (value,) = values
             if self.normalise is not None:
                 value = self.normalise(value)
@@ -312,8 +312,9 @@ def json_field(
 ) -> BodyField:
     """Identify by a text or whole number in the request's body, which is JSON.
 
-    Whatever its Content-Type says. ``path`` is the names of members with dots between them:
-    ``user.name``. For everything else, see ``form``.
+    Whatever its Content-Type says, unless that is a form's: such a request has no value, since
+    an application may read its body as a form. ``path`` is the names of members with dots between
+    them: ``user.name``. For everything else, see ``form``.
     """
     given: object = path
     if not isinstance(given, str) or not all(path.split(".")) or len(path) > 64:
@@ -689,6 +690,13 @@ def _network(text: str) -> Network:
         ) from None
 
 
+def _parse_network(text: str) -> Network | None:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        return None
+
+
 def peer_address(request: HTTPRequest, ipv6_prefix: int = 64) -> Identifier | None:
     """Return the other end of the connection as an identifier; None where it is not known."""
     if not request.peer:
@@ -803,9 +811,13 @@ class FoundAddress(Finder, frozen=True):
     async def find(self, request: HTTPRequest) -> Identifier | None:
         """Return the address that the extractor finds, or its own identifier if it is none."""
         found = await extract(self.extractor, request)
-        if found is None or found.kind == "ip":
-            return found
-        return _identifier_of(found.value, _IPV6_PREFIX) or found
+        if found is None:
+            return None
+        if address := _identifier_of(found.value, _IPV6_PREFIX):
+            return replace(address, secret=found.secret)
+        if found.kind == "ip" and _parse_network(found.value) is None:
+            return replace(found, kind="id")
+        return found
 
 
 def address_setting(name: str, value: Any) -> AnyExtractor | None:
@@ -1234,8 +1246,8 @@ class IdentityList(Struct, frozen=True):
         if identifier.kind != "ip" or not self.networks:
             return False
         # An IPv6 client is a network, which must lie in the listed one as a whole.
-        client: Any = ipaddress.ip_network(identifier.value)
-        return any(
+        client: Any = _parse_network(identifier.value)
+        return client is not None and any(
             client.version == network.version and client.subnet_of(network)
             for network in self.networks
         )
