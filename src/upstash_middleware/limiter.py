@@ -6,11 +6,9 @@ Both are one class over the core's flows, which ``Limiter`` drives on an event l
 
 from __future__ import annotations
 
-import gc
 import inspect
 import os
 import random
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
@@ -23,7 +21,7 @@ from importlib import import_module
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypedDict, TypeVar, overload
 from uuid import UUID
-from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from msgspec.structs import replace
 
@@ -41,6 +39,7 @@ from upstash_middleware.errors import ConfigurationError, UpstashMiddlewareError
 from upstash_middleware.messages import HTTPRequest
 from upstash_middleware.runtime import Features, Runtime
 from upstash_middleware.settings import settings_from
+from upstash_middleware.upstash.process import ForkSafeLock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -279,6 +278,7 @@ class _Limiter:
         """
         made = cls.__new__(cls)
         made._set(name, app, None, None)  # noqa: SLF001 - it is one of these
+        _created.add(made)
         return made
 
     def __repr__(self) -> str:
@@ -514,8 +514,7 @@ class SyncLimiter(_Limiter):
             return self._within(caller, cost, timeout)
 
         def decorate(function: Any) -> Any:
-            if inspect.iscoroutinefunction(function):
-                raise ConfigurationError(f"{self!r}: {function!r} is async; use a Limiter")
+            _check_function(self, function, is_async=False)
             find, weigh = _from_arguments(by, function), _from_arguments(cost, function)
 
             @wraps(function)
@@ -642,10 +641,7 @@ class Limiter(_Limiter):
             return self._within(caller, cost, timeout)
 
         def decorate(function: Any) -> Any:
-            if not inspect.iscoroutinefunction(function):
-                raise ConfigurationError(
-                    f"{self!r}: {function!r} is not an async function; use a SyncLimiter"
-                )
+            _check_function(self, function, is_async=True)
             find, weigh = _from_arguments(by, function), _from_arguments(cost, function)
 
             @wraps(function)
@@ -680,6 +676,23 @@ class Limiter(_Limiter):
             flow.close()  # where it has not begun
 
 
+def _check_function(limiter: _Limiter, function: Any, *, is_async: bool) -> None:
+    """Raise ConfigurationError for a function whose calls end before their work is done."""
+    called = function if inspect.isclass(function) else getattr(function, "__call__", None)  # noqa: B004
+    for each in (function, called):
+        if inspect.isasyncgenfunction(each) or inspect.isgeneratorfunction(each):
+            wants = (
+                "async with a Limiter" if inspect.isasyncgenfunction(each) else "with a SyncLimiter"
+            )
+            raise ConfigurationError(
+                f"{limiter!r}: {function!r} is a generator function, which runs after its call; "
+                f"limit a block inside it, {wants}"
+            )
+    if any(map(inspect.iscoroutinefunction, (function, called))) != is_async:
+        problem = "not an async function; use a SyncLimiter" if is_async else "async; use a Limiter"
+        raise ConfigurationError(f"{limiter!r}: {function!r} is {problem}")
+
+
 def _from_arguments(
     given: Any, function: Any
 ) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Any]:
@@ -687,7 +700,8 @@ def _from_arguments(
 
     Raises ConfigurationError where it has a parameter that the function does not have.
     """
-    if not callable(given):
+    # A proxy of Werkzeug's, as flask.request is, can be called where what it stands for can be.
+    if not callable(given) or type(given).__module__ == "werkzeug.local":
         return lambda _args, _kwargs: given
     own = inspect.signature(function)
     try:
@@ -702,12 +716,14 @@ def _from_arguments(
                 f"{given!r} has the parameter {name!r}, which {function.__qualname__}{own} does "
                 "not have"
             )
-    names = [name for name in wanted if name in own.parameters]
+    by_place = [each for each in wanted.values() if each.kind is each.POSITIONAL_ONLY]
+    by_name = [name for name in wanted if name in own.parameters and wanted[name] not in by_place]
 
     def find(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         bound = own.bind(*args, **kwargs)
         bound.apply_defaults()
-        return given(**{name: bound.arguments[name] for name in names})
+        placed = [bound.arguments.get(each.name, each.default) for each in by_place]
+        return given(*placed, **{name: bound.arguments[name] for name in by_name})
 
     return find
 
@@ -717,14 +733,17 @@ def _from_arguments(
 
 
 _created: WeakSet[_Limiter] = WeakSet()
-_making = threading.Lock()
+_making = ForkSafeLock()
 _shared: WeakValueDictionary[object, Runtime] = WeakValueDictionary()
 _VARIABLES = (
     *("UPSTASH_REDIS_REST_URL", "UPSTASH_REDIS_REST_TOKEN"),
     *("KV_REST_API_URL", "KV_REST_API_TOKEN"),
 )
-_not_started: WeakKeyDictionary[Any, list[Runtime]] = WeakKeyDictionary()
-"""The runtimes of Starlette's applications that this process does not serve, or not yet."""
+_NOT_STARTED = "_upstash_middleware_not_started"
+"""The attribute of one of Starlette's applications that this process does not serve, or not yet.
+
+It has the runtimes: they refer to the application, so nothing outside of it may keep them.
+"""
 
 
 def limits_in_code() -> Iterable[tuple[RateLimitRule, object, Settings | None]]:
@@ -742,7 +761,7 @@ def _standalone(settings: Settings) -> Runtime:
         hash(key)
     except TypeError:  # something in the settings
         return Runtime(settings, Features(0))
-    with _making:
+    with _making.lock:
         if (known := _shared.get(key)) is None:
             known = _shared[key] = Runtime(settings, Features(0))
         return known
@@ -800,14 +819,16 @@ def _runtimes_in(app: Any) -> Iterable[Runtime]:
 
 
 def _before_start(app: Any) -> list[Runtime]:
-    with _making:
-        if app not in _not_started:
-            _not_started[app] = [
+    with _making.lock:
+        runtimes: list[Runtime] | None = vars(app).get(_NOT_STARTED)
+        if runtimes is None:
+            runtimes = [
                 entry.cls(app, *entry.args, **entry.kwargs).runtime
                 for entry in app.user_middleware
                 if hasattr(entry.cls, "features")
             ]
-        return _not_started[app]
+            vars(app)[_NOT_STARTED] = runtimes
+        return runtimes
 
 
 def _made(runtime: Runtime, rule: RateLimitRule) -> RateLimiter:
@@ -816,22 +837,32 @@ def _made(runtime: Runtime, rule: RateLimitRule) -> RateLimiter:
     Raises ConfigurationError where something else has the name.
     """
     name = rule.name
-    with _making:
+    with _making.lock:
         known = runtime.limiters.get(name)
-        if known is not None and known.rules[name] == rule:
+        differences = [] if known is None else _differences(known.rules[name], rule)
+        if known is not None and not differences:
             return known
-        if known is not None:
-            del known
-            gc.collect()  # it may be used no more, as one that a test has made
+        if not any(one._found and one._found[1] is known for one in list(_created)):  # noqa: SLF001 - as above
+            runtime.limiters.pop(name, None)  # it is used no more, as one that a test has made
         for other in _rules_of(runtime):
             if other.name == name and other.parsed is not None:
+                # The limits are in the text that names it.
+                shown = [each for each in differences if each != "limits"][:1]
+                other_has = "".join(f" with {each}={getattr(other, each)!r}" for each in shown)
                 raise ConfigurationError(
-                    f"{rule.setting}: {other.setting} has this name already, and the two would "
-                    "share their counters; rename one of them, or reach the other by "
+                    f"{rule.setting}: {other.setting}{other_has} has this name already, and the "
+                    "two would share their counters; rename one of them, or reach the other by "
                     f"Limiter.of(app, {name!r})"
                 )
         limiter = runtime.limiters[name] = runtime.limiter((rule,), at_handler=True)
         return limiter
+
+
+def _differences(one: RateLimitRule, other: RateLimitRule) -> list[str]:
+    """Return the fields in which two rules differ, the limits last, however these are written."""
+    fields = [each for each in FIELDS if each != "limits"]
+    differ = [each for each in fields if getattr(one, each) != getattr(other, each)]
+    return differ if one.parsed == other.parsed else [*differ, "limits"]
 
 
 def _rules_of(runtime: Runtime) -> Iterable[RateLimitRule]:
@@ -859,9 +890,15 @@ def _named(runtime: Runtime, app: Any, name: str) -> RateLimiter:
             return limiter
         known += limiter.rules
     for rule in _before_handlers(app):
-        if rule.name == name:
+        if rule.name == name and isinstance(rule.parsed, tuple):
             return runtime.limiter((rule,), at_handler=True)
         known.append(rule.name)
+    for rule in (*_rules_of(runtime), *_before_handlers(app)):
+        if rule.name == name and rule.parsed is not None:
+            raise ConfigurationError(
+                f"{name!r}: the limits of this rule depend on the request, or are counted by "
+                "another package; read a request's own decision, which its handler gets"
+            )
     raise ConfigurationError(
         f"{name!r}: the application has no limit of this name; it has "
         + (", ".join(map(repr, dict.fromkeys(known))) or "none")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -296,6 +298,38 @@ def test_a_name_of_a_rule_is_taken(upstash: LocalUpstash):
         ConfigurationError, match=r"RateLimitRule has this name already.*Limiter\.of"
     ):
         SyncLimiter("1/h", name="generate", app=app).hit("alice")
+
+
+def test_a_rule_whose_limits_depend_on_the_request_is_not_reached_by_its_name(upstash):
+    app = starlette_app(None, rate_limits=[RateLimitRule(limits=lambda _: "1/h", name="tiers")])
+    with pytest.raises(ConfigurationError, match="'tiers': the limits of this rule depend on the"):
+        SyncLimiter.of(app, "tiers").peek("alice")
+
+
+def test_a_limiter_keeps_no_application_alive(upstash: LocalUpstash):
+    """Not even one that never starts."""
+    gone = []
+    for number in range(3):
+        app = starlette_app(None)
+        SyncLimiter("9/h", name="calls", app=app).hit(number)
+        gone.append(weakref.ref(app))
+        del app
+    gc.collect()
+    assert [each() for each in gone] == [None] * 3
+
+
+def test_flask_s_request_names_whose_quota_a_function_uses(upstash: LocalUpstash):
+    app = Flask("shop", static_folder=None)
+    of_flask.UpstashMiddleware(app, **RULES)
+    calls = SyncLimiter("9/h", name="calls", app=app)
+
+    @calls(by=request)
+    def work() -> str:
+        return "done"
+
+    app.get("/")(work)
+    assert app.test_client().get("/").text == "done"
+    assert calls.peek(Identifier("ip", "127.0.0.1")).remaining == 8
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,48 @@ def test_forked_workers_share_the_quota(upstash: LocalUpstash):
     assert (done.returncode, done.stdout) == (0, "29 False\n"), done.stderr
 
 
+FORKING_MEANWHILE = """
+import os, signal, threading
+from starlette.applications import Starlette
+from upstash_middleware import SyncLimiter
+from upstash_middleware.starlette import UpstashMiddleware
+
+entered, go = threading.Event(), threading.Event()
+
+class Slow(UpstashMiddleware):
+    def __init__(self, app, **settings):
+        entered.set()
+        go.wait()
+        super().__init__(app, **settings)
+
+slow = Starlette()
+slow.add_middleware(Slow)
+making = threading.Thread(target=SyncLimiter("9/h", name="slow", app=slow).hit, args=("ada",))
+making.start()
+entered.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    remaining = SyncLimiter("log 9/h", name="calls", deadline=20).hit("ada").remaining
+    os._exit(remaining)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+go.set()
+making.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_worker_forked_while_a_limiter_is_made_makes_its_own(upstash: LocalUpstash):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKING_MEANWHILE],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "8\n"), done.stderr
+
+
 class VirtualTime:
     """Moves the clocks on to the next who wakes, as soon as all tasks sleep."""
 

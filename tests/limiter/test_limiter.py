@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,10 @@ from upstash_middleware import (
     Decision,
     HTTPRequest,
     Identifier,
+    Limiter,
     RateLimited,
+    SlidingWindow,
+    SyncLimiter,
     UpstashError,
 )
 from upstash_middleware.events import Event, InternalError, RateLimitDecided, UpstashFailed
@@ -230,6 +234,68 @@ def test_a_by_that_names_no_argument_is_refused_where_it_is_written(make: Make):
         make("1/h")(by=lambda user: user)(fetch)
 
 
+def test_a_by_may_take_its_arguments_by_place(make: Make):
+    limiter = make("log 2/h")
+
+    @limiter(by=lambda user, host="a", /: f"{user}@{host}")
+    def fetch(url, user):
+        return url
+
+    assert fetch("x", "ada") == "x"
+    assert limiter.peek("ada@a").remaining == 1
+    with pytest.raises(ConfigurationError, match="has the parameter 'name', which"):
+        limiter(by=lambda name, /: name)(fetch)
+
+
+def test_a_function_that_runs_after_its_call_is_refused():
+    """Its slot would be free before it begins."""
+
+    def numbers():
+        yield 1
+
+    async def async_numbers():
+        yield 1
+
+    async def later(): ...
+
+    class Later:
+        async def __call__(self): ...
+
+    for kind in (SyncLimiter, Limiter):
+        limiter: Any = kind("1 at once", name="numbers")
+        for function, advice in (
+            (numbers, "limit a block inside it, with a SyncLimiter"),
+            (async_numbers, "limit a block inside it, async with a Limiter"),
+        ):
+            with pytest.raises(ConfigurationError, match=advice):
+                limiter(by="all")(function)
+    asynchronous: Any = Limiter("1/h", name="a")
+    with pytest.raises(ConfigurationError, match="is not an async function; use a SyncLimiter"):
+        asynchronous(by="all")(print)
+    for function in (later, Later()):
+        with pytest.raises(ConfigurationError, match="is async; use a Limiter"):
+            SyncLimiter("1/h", name="a")(by="all")(function)
+        asynchronous(by="all")(function)
+
+
+def test_limits_are_the_same_however_they_are_written(make: Make):
+    first = make("5/minute")
+    first.hit("alice")
+    assert make(SlidingWindow(5, 60)).hit("alice").remaining == 3
+
+
+def test_a_name_is_free_again_when_nothing_uses_it(make: Make):
+    """Without waiting for the garbage collector."""
+    gc.disable()
+    try:
+        first: Any = make("log 2/h")
+        first.hit("alice")
+        first = None
+        assert make("log 3/h").hit("bob").limit == 3
+    finally:
+        gc.enable()
+
+
 def test_limiters_of_one_name_share_a_quota(make: Make):
     assert make("log 2/h").hit("alice").remaining == 1
     assert make("log 2/h").hit("alice").remaining == 0
@@ -243,6 +309,8 @@ def test_one_name_cannot_mean_two_limits(make: Make):
         ConfigurationError, match=r"Limiter\('log 2/h', name='calls'\) has this name"
     ):
         make("log 3/h").hit("alice")
+    with pytest.raises(ConfigurationError, match="with on_error='open' has this name already"):
+        make("log 2/h", on_error="closed").hit("alice")
 
 
 @pytest.mark.parametrize(
