@@ -140,6 +140,8 @@ def test_a_rule_of_its_own_address_ignores_the_setting(serve: Serve):
         (True, "client_ip = True: should be the number of proxies in front, their networks"),
         ("verecl", "client_ip = 'verecl': client_ip: trusted network 'verecl'"),
         ("verecl", "platforms: vercel, fly,"),
+        ("vercell", "(did you mean 'vercel'?); platforms:"),
+        ("2", "a number of proxies is no text: 2; platforms:"),
         (["10.0.0.1/8"], "10.0.0.1/8 has host bits set"),
         ([], "client_ip = []: should be"),
         ([1], "client_ip = [1]: should be"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from upstash_middleware.core.identify import (
+    PLATFORMS,
     Identifier,
     address_setting,
     client_ip,
     extract,
     identity_list,
+    key_text,
     parse_address,
     peer_address,
 )
@@ -145,9 +148,17 @@ def test_a_peer_that_is_no_address_is_an_identity_of_its_own() -> None:
     [
         ({"trusted": ["10.0.0.1/8"]}, "trusted network '10.0.0.1/8'"),
         ({"trusted": ["proxy"]}, "write for instance '10.0.0.0/8'"),
-        ({"platform": "mars"}, "unknown platform 'mars'"),
+        ({"trusted": [7]}, "write for instance '10.0.0.0/8'"),
+        ({"trusted": "10.0.0.0/8"}, "should be a sequence such as ('10.0.0.0/8',)"),
+        ({"trusted": 7}, "should be a sequence such as ('10.0.0.0/8',)"),
+        ({"platform": "mars"}, "unknown platform 'mars'; known: vercel,"),
+        ({"platform": "vercell"}, "'vercell' (did you mean 'vercel'?); known: vercel,"),
         ({"trusted_hops": 1, "platform": "fly"}, "one of trusted_hops, trusted and platform"),
         ({"trusted_hops": -1}, "trusted_hops=-1 should be from 0 to 32"),
+        ({"trusted_hops": "1"}, "trusted_hops='1' should be a whole number"),
+        ({"trusted_hops": True}, "trusted_hops=True should be a whole number"),
+        ({"trusted_hops": None}, "trusted_hops=None should be a whole number"),
+        ({"ipv6_prefix": "64"}, "ipv6_prefix='64' should be a whole number"),
         ({"ipv6_prefix": 0}, "ipv6_prefix=0 from 16 to 128"),
         ({"header": "X-Real-IP"}, "header='X-Real-IP' needs a trusted proxy"),
     ],
@@ -247,6 +258,46 @@ def test_what_an_own_function_returns_is_read_as_an_address(
 ) -> None:
     extractor: Any = address_setting("client_ip", lambda _: returned)
     assert run(extract(extractor, request()), NoUpstash()) == identifier
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"ipv6_prefix": 56},
+        {"trusted_hops": 2},
+        {"trusted_hops": 1, "header": "Forwarded", "ipv6_prefix": 48},
+        {"trusted": ("10.0.0.0/8", "fd00::/8")},
+        {"trusted": ["10.0.0.0/8"], "header": "X-Real-IP"},
+        *({"platform": platform} for platform in PLATFORMS),
+        {"platform": "aws", "ipv6_prefix": 56},
+        {"platform": "aws-lambda", "ipv6_prefix": 56},
+    ],
+)
+def test_what_is_shown_can_be_pasted(arguments: dict[str, Any]) -> None:
+    extractor = client_ip(**arguments)
+    assert eval(repr(extractor), {"client_ip": client_ip}) == extractor
+
+
+@pytest.mark.parametrize("length", [1, 4000])
+def test_long_texts_are_not_remembered(length: int) -> None:
+    """A client can send many of them, each as long as a header field may be."""
+    extractor, own = client_ip(trusted_hops=1), client_ip(platform="cloudflare")
+    tracemalloc.start()
+    before = None
+    try:
+        for number in range(1200):
+            text = f"{number:05}" + "x" * length
+            assert found(extractor, request("203.0.113.7", text)) == "203.0.113.7"
+            assert found(own, request(text, text, name="cf-connecting-ip")) is None
+            assert peer_address(request(text)) == Identifier("peer", text)
+            key_text(Identifier("id", text), bytes)
+            if number == 100:
+                before = tracemalloc.get_traced_memory()[0]
+        grown = tracemalloc.get_traced_memory()[0] - (before or 0)
+    finally:
+        tracemalloc.stop()
+    assert grown < 1_500_000
 
 
 @pytest.mark.parametrize("value", ["unknown", "", "203.0.113.7:80"])

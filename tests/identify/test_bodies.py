@@ -11,6 +11,7 @@ import io
 import json
 import pickle
 import unicodedata
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -473,10 +474,15 @@ def test_a_value_that_the_own_function_refuses_counts_with_those_without_one(nor
 # In rules
 
 
+WRONG_NAMES: list[Any] = [None, 5, b"a", ""]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: form(""), "1 to 64"),
+        *((partial(form, name), "should be 1 to 64 ASCII") for name in WRONG_NAMES),
+        *((partial(json_field, name), "give the names") for name in WRONG_NAMES),
         (lambda: form("a", max_body=0), "max_body=0 should be"),
         (lambda: form("a", max_body=True), "max_body=True should be"),
         (lambda: json_field("a", normalise="lower"), "normalise='lower' should be"),  # type: ignore[arg-type]

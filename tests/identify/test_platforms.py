@@ -217,10 +217,37 @@ def test_on_lambda_the_address_is_the_events(front: Any, key: str, attribute: st
         assert address_advice(request, "aws-lambda") is None
 
 
+SHARED = Identifier("peer", "(no source address)")
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {},
+        {"requestContext": None},
+        {"requestContext": ["x"]},
+        {"requestContext": "http"},
+        {"requestContext": {"http": ["sourceIp"], "identity": 7}},
+        {"requestContext": {"http": {"sourceIp": ["203.0.113.7"]}}},
+        {"requestContext": {"identity": {"sourceIp": "test-invoke-source-ip"}}},
+    ],
+)
+def test_requests_of_any_other_event_share_one_quota(event: Any) -> None:
+    """They are not without a limit, and none of them fails."""
+    fields = Headers.of(x_forwarded_for=FORGED)
+    request = HTTPRequest("GET", "/", fields, peer=FORGED, native={"aws.event": event})
+    assert client_ip(platform="aws-lambda")(request) == SHARED
+    if "sourceIp" not in str(event):
+        assert "set client_ip='aws'" in str(address_advice(request, "aws-lambda"))
+        assert client_ip(platform="aws")(request) == Identifier("ip", FORGED)
+
+
 def test_a_load_balancers_event_has_no_address_and_the_advice_says_what_to_set() -> None:
     request = called_with(events.load_balancer("/", FORGED))
-    assert client_ip(platform="aws-lambda")(request) is None
-    assert "set client_ip='aws'" in str(address_advice(request, "aws-lambda"))
+    assert client_ip(platform="aws-lambda")(request) == SHARED
+    advice = str(address_advice(request, "aws-lambda"))
+    assert "all such requests share one quota" in advice
+    assert "set client_ip='aws'" in advice
     assert client_ip(platform="aws")(request) == Identifier("ip", events.SOURCE)
 
 

@@ -33,7 +33,11 @@ PROXY = "10.0.0.9"
         (PROXY, {"x_forwarded_for": "6.6.6.6, 198.51.100.1"}, "set client_ip=1;"),
         (PROXY, {"x_forwarded_for": "10.6.6.6, 198.51.100.1"}, "set client_ip=1;"),
         (PROXY, {"x_forwarded_for": "198.51.100.1, 10.0.0.3"}, "set client_ip=2;"),
+        (PROXY, {"x_forwarded_for": "198.51.100.1, 10.0.0.2, 10.0.0.3"}, "set client_ip=3;"),
+        # A client of a private network may have written all but the last.
         (PROXY, {"x_forwarded_for": "192.168.1.5"}, "set client_ip=1;"),
+        (PROXY, {"x_forwarded_for": "10.6.6.6, 10.6.6.7, 192.168.1.5"}, "set client_ip=1;"),
+        (PROXY, {"x_forwarded_for": "unknown, 192.168.1.5"}, "set client_ip=1;"),
         ("127.0.0.1", {"x_forwarded_for": "198.51.100.1"}, "set client_ip=1;"),
         ("fd00::9", {"x_forwarded_for": "198.51.100.1"}, "set client_ip=1;"),
         (

@@ -15,7 +15,15 @@ from upstash_redis import Redis
 from tests.ratelimit.store import NOW, FakeClock, ValkeyStore
 from tests.ratelimit.test_limiter import Make, begin, get, passed
 from upstash_middleware.clock import SystemClock
-from upstash_middleware.core.identify import client_ip, combine, first_of, hashed, header
+from upstash_middleware.core.identify import (
+    Identifier,
+    address_setting,
+    client_ip,
+    combine,
+    first_of,
+    hashed,
+    header,
+)
 from upstash_middleware.core.ratelimit import FixedWindow, RateLimitRule, SlidingWindow
 from upstash_middleware.core.ratelimit.dashboard import (
     MOST_COUNTS,
@@ -33,6 +41,7 @@ from upstash_middleware.runtime import Features, Runtime
 if TYPE_CHECKING:
     from upstash_middleware.core.ratelimit import Limit
     from upstash_middleware.local import LocalUpstash
+    from upstash_middleware.messages import HTTPRequest
 
 SDK = "@upstash/ratelimit"
 NODE = Path(__file__).parents[1] / "node"
@@ -129,15 +138,25 @@ def test_who_is_on_the_deny_list_gets_403_and_is_remembered(
 BEHIND_PROXY = client_ip(trusted_hops=1)
 
 
+def forwarded_for(request: HTTPRequest) -> str | None:
+    return request.headers.get("x-forwarded-for")
+
+
+async def forwarded_for_as_address(request: HTTPRequest) -> Identifier:
+    return Identifier("ip", forwarded_for(request) or "")
+
+
 @pytest.mark.parametrize(
     ("by", "address"),
     [
         (header("x-api-key"), BEHIND_PROXY),
-        (header("x-api-key"), lambda request: request.headers.get("x-forwarded-for")),
+        (header("x-api-key"), address_setting("client_ip", forwarded_for)),
+        (header("x-api-key"), address_setting("client_ip", forwarded_for_as_address)),
+        (None, address_setting("client_ip", forwarded_for)),
         (combine(header("x-api-key"), hashed(BEHIND_PROXY)), None),
         (first_of(header("x-api-key"), BEHIND_PROXY), None),
     ],
-    ids=["the setting", "a function as the setting", "combined", "second choice"],
+    ids=["setting", "function", "async function", "function alone", "combined", "second choice"],
 )
 @pytest.mark.parametrize("listed", ["198.51.100.6", "2001:db8::6"])
 def test_an_address_on_the_deny_list_is_denied_whatever_the_rule_identifies_by(
@@ -145,7 +164,8 @@ def test_an_address_on_the_deny_list_is_denied_whatever_the_rule_identifies_by(
 ) -> None:
     """As the address that the trusted proxies tell, and to the last bit where it is IPv6."""
     store.client.sadd(f"{SDK}:denyList:all", listed)
-    limiter = limiter_of(RateLimitRule("/a", "9/h", by=by), address=address, deny_list=SDK)
+    rule = RateLimitRule("/a", "9/h", by=by or client_ip())
+    limiter = limiter_of(rule, address=address, deny_list=SDK)
 
     def of(address: str, key: str) -> Any:
         return get("/a", headers=Headers.of(x_api_key=key, x_forwarded_for=address))

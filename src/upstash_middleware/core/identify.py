@@ -100,7 +100,7 @@ def key_text(identifier: Identifier, secret: Callable[[], bytes]) -> str:
     A secret value, or a long one, becomes ``KIND=#HASH`` with 128 bits of HMAC-SHA256 under
     ``secret()``. Other kinds and values give other texts.
     """
-    if not identifier.secret:
+    if not identifier.secret and len(identifier.value) <= _LONGEST_PLAIN:
         plain = _plain_text(identifier.kind, identifier.value)
         if plain is not None:
             return plain
@@ -114,8 +114,6 @@ def key_text(identifier: Identifier, secret: Callable[[], bytes]) -> str:
 @lru_cache(maxsize=1024)
 def _plain_text(kind: str, value: str) -> str | None:
     """Return ``KIND=VALUE``, or None where that would be too long."""
-    if len(value) > _LONGEST_PLAIN:
-        return None
     kind, value = _escaped_kind(kind), escape(value)
     short = len(kind) <= _LONGEST_KIND and len(value) <= _LONGEST_PLAIN
     return f"{kind}={value}" if short else None
@@ -170,7 +168,8 @@ def query(name: str) -> SentValue:
 
 
 def _checked_name(function: str, name: str) -> str:
-    if not name.isascii() or not 0 < len(name) <= 64 or " " in name:
+    given: object = name
+    if not isinstance(given, str) or not name.isascii() or not 0 < len(name) <= 64 or " " in name:
         raise ConfigurationError(
             f"{function}({name!r}): a name should be 1 to 64 ASCII characters without spaces"
         )
@@ -378,6 +377,7 @@ def framework_user(request: HTTPRequest) -> Any:
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+_IPV6_PREFIX = 64
 _LONGEST_CHAIN = 4096
 """Characters of a forwarded header that are read, from its right end."""
 
@@ -532,6 +532,22 @@ class ClientAddress(Struct, frozen=True):
     networks: tuple[Network, ...]
     ipv6_prefix: int
 
+    def __repr__(self) -> str:
+        arguments = self._arguments()
+        if self.ipv6_prefix != _IPV6_PREFIX:
+            arguments.append(f"ipv6_prefix={self.ipv6_prefix}")
+        return f"client_ip({', '.join(arguments)})"
+
+    def _arguments(self) -> list[str]:
+        arguments = []
+        if self.hops:
+            arguments.append(f"trusted_hops={self.hops}")
+        if self.networks:
+            arguments.append(f"trusted={[*map(str, self.networks)]}")
+        if self.header not in {None, "x-forwarded-for"}:
+            arguments.append(f"header={self.header!r}")
+        return arguments
+
     def __call__(self, request: HTTPRequest) -> Identifier | None:
         """Return the client's address as an identifier, the peer's where no proxy is trusted."""
         if self.header is None:
@@ -555,6 +571,9 @@ class ClientAddress(Struct, frozen=True):
 
 class BehindLoadBalancer(ClientAddress, frozen=True):
     """The preset ``aws``, which is refused where the last entry may be the client's own."""
+
+    def _arguments(self) -> list[str]:
+        return ["platform='aws'"]
 
     def address(self, request: HTTPRequest) -> Address | None:
         """Return the client's address. Raises ConfigurationError for an event of AWS Lambda."""
@@ -585,16 +604,25 @@ class EventSource(Struct, frozen=True):
 
     ipv6_prefix: int
 
+    def __repr__(self) -> str:
+        prefix = "" if self.ipv6_prefix == _IPV6_PREFIX else f", ipv6_prefix={self.ipv6_prefix}"
+        return f"client_ip(platform='aws-lambda'{prefix})"
+
     def __call__(self, request: HTTPRequest) -> Identifier | None:
-        """Return the address as an identifier; None if the event has none."""
+        """Return the address as an identifier; one for all requests whose event has none."""
         address = self.address(request)
-        return None if address is None else of_address(address, self.ipv6_prefix)
+        if address is not None:
+            return of_address(address, self.ipv6_prefix)
+        return None if lambda_event(request) is None else _WITHOUT_SOURCE
 
     def address(self, request: HTTPRequest) -> Address | None:
         """Return the address; None if the event has none, as a load balancer's."""
         if lambda_event(request) is None:
             return parse_address(request.peer or "")
         return parse_address(event_source(request) or "")
+
+
+_WITHOUT_SOURCE = Identifier("peer", "(no source address)")
 
 
 def lambda_event(request: HTTPRequest) -> Mapping[str, Any] | None:
@@ -613,11 +641,15 @@ _EVENTS = ("aws.event", "apig_wsgi.full_event", "serverless.event", "awsgi.event
 
 def event_source(request: HTTPRequest) -> str | None:
     """Return ``sourceIp`` of the event, in either payload format; None if there is none."""
-    context = (lambda_event(request) or {}).get("requestContext") or {}
+    context = _mapping((lambda_event(request) or {}).get("requestContext"))
     for part in ("http", "identity"):
-        if source := (context.get(part) or {}).get("sourceIp"):
+        if source := _mapping(context.get(part)).get("sourceIp"):
             return str(source)
     return None
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _of_server(native: Any) -> Mapping[str, Any]:
@@ -634,7 +666,7 @@ def client_ip(
     trusted: Iterable[str] = (),
     platform: str | None = None,
     header: str | None = None,
-    ipv6_prefix: int = 64,
+    ipv6_prefix: int = _IPV6_PREFIX,
 ) -> ClientAddress | EventSource:
     """Identify by the client's address; without arguments, as the setting ``client_ip`` says.
 
@@ -651,7 +683,16 @@ def client_ip(
     Raises:
         ConfigurationError: A value is wrong, or several are given.
     """
+    given: object = trusted
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ConfigurationError(
+            f"client_ip: trusted={trusted!r} should be a sequence such as ('10.0.0.0/8',)"
+        )
     networks = tuple(map(_network, trusted))
+    for name, number in (("trusted_hops", trusted_hops), ("ipv6_prefix", ipv6_prefix)):
+        whole: object = number
+        if isinstance(whole, bool) or not isinstance(whole, int):
+            raise ConfigurationError(f"client_ip: {name}={number!r} should be a whole number")
     if sum((bool(trusted_hops), bool(networks), platform is not None)) > 1:
         raise ConfigurationError(
             "client_ip: give one of trusted_hops, trusted and platform, not several"
@@ -663,8 +704,10 @@ def client_ip(
         )
     if platform is not None:
         if platform not in PLATFORMS:
-            known = ", ".join(PLATFORMS)
-            raise ConfigurationError(f"client_ip: unknown platform {platform!r}; known: {known}")
+            raise ConfigurationError(
+                f"client_ip: unknown platform {platform!r}{_meant(platform)}; "
+                f"known: {', '.join(PLATFORMS)}"
+            )
         preset = PLATFORMS[platform]
         if not preset.header:
             return EventSource(ipv6_prefix)
@@ -681,9 +724,16 @@ def client_ip(
     return ClientAddress(None, 0, (), ipv6_prefix)
 
 
+def _meant(platform: object) -> str:
+    import difflib  # noqa: PLC0415 - for a mistake only
+
+    close = difflib.get_close_matches(str(platform).lower(), PLATFORMS, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
 def _network(text: str) -> Network:
     try:
-        return ipaddress.ip_network(text)
+        return ipaddress.ip_network(str(text))  # a number would be an address, too
     except ValueError as error:
         raise ConfigurationError(
             f"client_ip: trusted network {text!r}: {error}; write for instance '10.0.0.0/8'"
@@ -697,16 +747,21 @@ def _parse_network(text: str) -> Network | None:
         return None
 
 
-def peer_address(request: HTTPRequest, ipv6_prefix: int = 64) -> Identifier | None:
+def peer_address(request: HTTPRequest, ipv6_prefix: int = _IPV6_PREFIX) -> Identifier | None:
     """Return the other end of the connection as an identifier; None where it is not known."""
     if not request.peer:
         return None
     return _identifier_of(request.peer, ipv6_prefix) or Identifier("peer", request.peer)
 
 
-@lru_cache(maxsize=4096)
 def _identifier_of(text: str, ipv6_prefix: int) -> Identifier | None:
-    address = parse_address(text)
+    text = text.strip().strip('"')
+    return _of_short(text, ipv6_prefix) if len(text) <= _LONGEST_ADDRESS else None
+
+
+@lru_cache(maxsize=4096)
+def _of_short(text: str, ipv6_prefix: int) -> Identifier | None:
+    address = _parse_short(text)
     return None if address is None else of_address(address, ipv6_prefix)
 
 
@@ -720,15 +775,21 @@ def of_address(address: Address, ipv6_prefix: int) -> Identifier:
 _WITH_PORT = r"([0-9.]+):[0-9]{1,5}|\[([^\]]*)\](?::[0-9]{1,5})?"
 
 
-@lru_cache(maxsize=4096)
+_LONGEST_ADDRESS = 64
+"""Characters. Nothing longer is remembered, as a client can send it."""
+
+
 def parse_address(text: str) -> Address | None:
     """Parse an address as proxies write it: with a port, in brackets or quotes, mapped, zoned.
 
     Returns None for anything else: ``unknown``, an obfuscated name.
     """
     text = text.strip().strip('"')
-    if len(text) > 64:
-        return None
+    return _parse_short(text) if len(text) <= _LONGEST_ADDRESS else None
+
+
+@lru_cache(maxsize=4096)
+def _parse_short(text: str) -> Address | None:
     if found := re.fullmatch(_WITH_PORT, text):
         text = found[1] or found[2] or ""
     try:
@@ -800,8 +861,6 @@ def _first_untrusted(
 # ------------------------------------------------------------------------------------------------
 # One address for the application: the setting ``client_ip``.
 
-_IPV6_PREFIX = 64
-
 
 class FoundAddress(Finder, frozen=True):
     """An extractor of the application's own as the setting: what it finds is an address."""
@@ -818,6 +877,20 @@ class FoundAddress(Finder, frozen=True):
         if found.kind == "ip" and _parse_network(found.value) is None:
             return replace(found, kind="id")
         return found
+
+
+async def full_address(extractor: AnyExtractor, request: HTTPRequest) -> str | None:
+    """Return the client's address as it is, where ``find`` returns the network of an IPv6 address.
+
+    A flow. Raises whatever the extractor raises.
+    """
+    if isinstance(extractor, ClientAddress | EventSource):
+        address = extractor.address(request)
+        return None if address is None else str(address)
+    if isinstance(extractor, FoundAddress):
+        extractor = extractor.extractor
+    found = await extract(extractor, request)
+    return None if found is None else str(parse_address(found.value) or found.value)
 
 
 def address_setting(name: str, value: Any) -> AnyExtractor | None:
@@ -840,7 +913,9 @@ def address_setting(name: str, value: Any) -> AnyExtractor | None:
             return client_ip(trusted=networks)
     except ConfigurationError as error:
         known = ", ".join(PLATFORMS)
-        raise ConfigurationError(f"{name} = {value!r}: {error}; platforms: {known}") from None
+        is_number = isinstance(value, str) and value.isdecimal()
+        hint = f"; a number of proxies is no text: {value}" if is_number else _meant(value)
+        raise ConfigurationError(f"{name} = {value!r}: {error}{hint}; platforms: {known}") from None
     raise ConfigurationError(
         f"{name} = {value!r}: should be the number of proxies in front, their networks such as "
         f"'10.0.0.0/8', a platform ({', '.join(PLATFORMS)}), client_ip(...), or a function of "
@@ -911,7 +986,7 @@ def address_advice(request: HTTPRequest, platform: str | None) -> str | None:
     """Return what to set ``client_ip`` to, if a request came through a proxy that it ignores.
 
     For an application that has not set it; ``platform`` is the one that was detected. A client
-    cannot raise the number of proxies, which are counted from the right.
+    with a public address cannot raise the number of proxies, which are counted from the right.
     """
     if platform == "aws-lambda":
         return _advice_on_lambda(request)
@@ -968,10 +1043,13 @@ def _hops_of(request: HTTPRequest) -> str:
     """Return the value of ``client_ip`` for the proxies with private addresses in front."""
     if "x-forwarded-for" not in request.headers and "forwarded" in request.headers:
         return "client_ip(trusted_hops=1, header='Forwarded')"
-    hops, entries = 1, [*map(parse_address, _chain("x-forwarded-for", request))]
-    while hops < len(entries) and (last := entries[-hops]) is not None and _is_private(last):
-        hops += 1
-    return str(hops)
+    entries = [*map(parse_address, _chain("x-forwarded-for", request))]
+    for hops, entry in enumerate(reversed(entries), 1):
+        if entry is None:
+            break
+        if not _is_private(entry):
+            return str(hops)
+    return "1"  # nothing shows which of the private addresses are proxies
 
 
 def _advice_on_lambda(request: HTTPRequest) -> str | None:
@@ -982,8 +1060,8 @@ def _advice_on_lambda(request: HTTPRequest) -> str | None:
         )
     if event_source(request) is None:
         return (
-            "this runs on AWS Lambda, and the event names no source address: behind a load "
-            "balancer, set client_ip='aws'"
+            "this runs on AWS Lambda, and the event names no source address, so all such requests "
+            "share one quota: behind a load balancer, set client_ip='aws'"
         )
     return None
 

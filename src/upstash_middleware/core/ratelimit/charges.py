@@ -435,6 +435,10 @@ _ADDRESS = "client_ip"
 """The setting."""
 
 
+_OF_CONNECTIONS = frozenset({"ip", "peer"})
+"""Kinds of identifiers."""
+
+
 class AddressWatch:
     """Emits SettingDoubted, once for the application, if ``client_ip`` should be set.
 
@@ -482,7 +486,7 @@ class Advisor:
         if found.kind == "id" or self._emitted:
             return
         watches = self._seen < _LOOKED_INTO and rule.is_watched and not self._watch.done
-        if watches and "ip" in found.kind.split("+"):
+        if watches and not _OF_CONNECTIONS.isdisjoint(found.kind.split("+")):
             self._watch.look(request)
         candidate = self._candidate = self._candidate or found
         self._seen += 1

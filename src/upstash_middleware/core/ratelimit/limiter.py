@@ -12,11 +12,9 @@ from msgspec.structs import replace
 from upstash_middleware.core.engine import Part, PartExchange, Prepared
 from upstash_middleware.core.flow import Command, Flow, Pipeline, call, together
 from upstash_middleware.core.identify import (
-    ClientAddress,
-    EventSource,
     Identifier,
     client_ip,
-    extract,
+    full_address,
     identifier_of,
     key_text,
     reads_body,
@@ -785,14 +783,10 @@ class RateLimiter(Part):
 
 async def _full_address(address: AnyExtractor, request: HTTPRequest) -> str | None:
     """Return the client's address as it is, and not as a network. A flow."""
-    if isinstance(address, ClientAddress | EventSource):
-        found = address.address(request)
-        return None if found is None else str(found)
     try:
-        identifier = await extract(address, request)
+        return await full_address(address, request)
     except Exception:  # noqa: BLE001 - where a rule counts by it, it is reported
         return None
-    return None if identifier is None else identifier.value
 
 
 def _keys(rule: CompiledRule, base: str, now_ms: int) -> tuple[str, ...]:
