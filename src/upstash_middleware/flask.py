@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from typing import Unpack
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+    from flask.wrappers import Request
     from flask.wrappers import Response as FlaskResponse
 
     from upstash_middleware.core.ratelimit import Decision
@@ -435,7 +436,7 @@ class _ViewCall(HandlerCall):
         return request_of(request.environ)
 
     def body(self) -> RequestBody:
-        return _ViewBody(request.environ)
+        return ViewBody(request)
 
     def decision(self) -> Decision:
         found: Decision = request.environ.get(RATE_LIMIT_KEY, UNCHECKED)
@@ -468,23 +469,37 @@ class _ViewCall(HandlerCall):
         environ[_ATTACHED].append(attached)
 
 
-class _ViewBody(EnvironBody):
-    """The body of the current request, which Flask may have read and parsed by now."""
+class ViewBody(EnvironBody):
+    """The body of a request, which Flask may have read and parsed by now."""
 
-    __slots__ = ()
+    __slots__ = ("_request",)
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request.environ)
+        self._request = request
 
     def read(self, limit: int) -> bytes | None:
         """See RequestBody."""
-        known: bytes | None = getattr(request, "_cached_data", None)
+        known: bytes | None = getattr(self._request, "_cached_data", None)
         if known is not None:
             return known if len(known) <= limit else None
-        return None if "stream" in vars(request) else super().read(limit)
+        return None if "stream" in vars(self._request) else super().read(limit)
 
     def parsed(self, name: str) -> list[Any] | None:
         """See RequestBody."""
-        if "form" not in vars(request):
+        if "form" not in vars(self._request):
             return None
-        return [*request.form.getlist(name), *request.files.getlist(name)]
+        return [*self._request.form.getlist(name), *self._request.files.getlist(name)]
+
+    def is_at_hand(self, *, waits: bool) -> bool:  # noqa: ARG002 - a thread may wait
+        """See RequestBody."""
+        request, kept = self._request, vars(self._request)
+        if getattr(request, "_cached_data", None) is not None or "stream" not in kept:
+            return True
+        return "form" in kept and request.mimetype in _FORMS
+
+
+_FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data"})
 
 
 class Limit(HandlerLimit):

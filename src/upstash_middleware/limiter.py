@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from upstash_middleware.core.ratelimit.limiter import Who
     from upstash_middleware.core.ratelimit.rules import OnError
     from upstash_middleware.events import Observer
+    from upstash_middleware.messages import RequestBody
     from upstash_middleware.settings import Settings
 
 P = ParamSpec("P")
@@ -124,8 +125,8 @@ Decision its identifier is used. For a request, the rule's ``by`` finds the iden
 """
 
 
-def _who(caller: object, limiter: RateLimiter, rule: str) -> Who:
-    """Return what the core understands.
+def _who(caller: object, limiter: RateLimiter, rule: str, *, waits: bool) -> Who:
+    """Return what the core understands; ``waits`` for a body only on an event loop.
 
     Raises TypeError for anything else, and ValueError for what would be a quota of all callers.
     """
@@ -136,6 +137,8 @@ def _who(caller: object, limiter: RateLimiter, rule: str) -> Who:
         found = caller.identifier
     else:
         found = caller if isinstance(caller, Identifier | HTTPRequest) else _request_from(caller)
+        if isinstance(found, HTTPRequest) and limiter.needs_body(rule) and found is not caller:
+            found = replace(found, body=_body_of(caller, rule, waits=waits))
     if found is None:
         raise TypeError(
             "an identifier should be text, a whole number, a UUID, an Identifier, a Decision or a "
@@ -165,6 +168,33 @@ def _request_from(given: Any) -> HTTPRequest | None:
 
         return wsgi.request_of(given.environ)
     return None
+
+
+def _body_of(given: Any, rule: str, *, waits: bool) -> RequestBody | None:
+    """Return the body of a framework's request. Raises ValueError where it cannot be read."""
+    kinds = {base.__module__.partition(".")[0] for base in type(given).__mro__}
+    body: RequestBody | None = None
+    if "django" in kinds:
+        from upstash_middleware.django.requests import DjangoBody  # noqa: PLC0415 - if it is used
+
+        body = DjangoBody(given)
+    elif "flask" in kinds or type(given).__module__ == "werkzeug.local":
+        from upstash_middleware.flask import ViewBody  # noqa: PLC0415 - likewise
+
+        body = ViewBody(given)
+    elif "starlette" in kinds and given.scope["type"] == "websocket":
+        return None  # a handshake has none
+    elif "starlette" in kinds and hasattr(given, "stream"):
+        from upstash_middleware.starlette import EndpointBody  # noqa: PLC0415 - likewise
+
+        body = EndpointBody(given)
+    if body is None or not body.is_at_hand(waits=waits):
+        raise ValueError(
+            f"rule {rule!r} finds its identifier in the request's body, which is not at hand in "
+            "this request: pass the value as text, an Identifier, or the decision about the "
+            "request; or read the body before by a method that keeps it, as `await request.body()`"
+        )
+    return body
 
 
 # ------------------------------------------------------------------------------------------------
@@ -307,6 +337,9 @@ class _Limiter:
             self._alone = _standalone(self._settings)
         return self._alone
 
+    def _who(self, caller: Caller, limiter: RateLimiter) -> Who:
+        return _who(caller, limiter, self.name, waits=isinstance(self, Limiter))
+
     # Flows.
 
     async def _enter(self, caller: Caller, cost: int, longest: Duration) -> Exchange:
@@ -315,7 +348,7 @@ class _Limiter:
         Raises RateLimited.
         """
         runtime, limiter = self._use()
-        who = _who(caller, limiter, self.name)
+        who = self._who(caller, limiter)
         cost, seconds = _checked(cost), _seconds(longest)
         engine = Engine([_Call(limiter, self.name, who, cost)], observe=runtime.observe)
         begun, attempts = SystemClock.monotonic(), 0
@@ -355,19 +388,19 @@ class _Limiter:
 
     async def _peek(self, caller: Caller, cost: int) -> Decision:
         limiter = self._use()[1]
-        who = _who(caller, limiter, self.name)
+        who = self._who(caller, limiter)
         return await limiter.peek_call(self.name, who, _checked(cost)) or UNCHECKED
 
     async def _reset(self, caller: Caller) -> None:
         limiter = self._use()[1]
-        await limiter.reset(self.name, _who(caller, limiter, self.name))
+        await limiter.reset(self.name, self._who(caller, limiter))
 
     async def _set_limit(self, limit: int | None) -> None:
         await self._use()[1].set_limit(self.name, limit)
 
     async def _charge(self, caller: Caller, units: int) -> None:
         limiter = self._use()[1]
-        await limiter.add(self.name, _who(caller, limiter, self.name), _checked(units))
+        await limiter.add(self.name, self._who(caller, limiter), _checked(units))
 
 
 class _Call(Part):

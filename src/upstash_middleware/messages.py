@@ -164,6 +164,10 @@ class RequestBody:
         """Return the values of a form's field, texts and files; None if no form was parsed yet."""
         return None
 
+    def is_at_hand(self, *, waits: bool) -> bool:  # noqa: ARG002 - likewise
+        """Whether what a handler has read of it can be read again; at once unless it ``waits``."""
+        return True
+
 
 class HTTPRequest(msgspec.Struct, frozen=True):
     """A request's head as it reached the application's server."""

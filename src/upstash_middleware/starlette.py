@@ -54,6 +54,7 @@ from upstash_middleware.messages import Headers, RequestBody, Response, Response
 from upstash_middleware.runtime import Features, Runtime
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
     from typing import Unpack
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -198,7 +199,7 @@ class EndpointCall(ScopeCall):
         self.read_scope(self.connection.scope)
 
     def body(self) -> RequestBody | None:
-        return _EndpointBody(self.connection) if isinstance(self.connection, Request) else None
+        return EndpointBody(self.connection) if isinstance(self.connection, Request) else None
 
     def own_runtime(self) -> Runtime:
         return runtime_by_environment(self.scope.get("app", EndpointCall))
@@ -242,7 +243,7 @@ class EndpointCall(ScopeCall):
             attached.failed()
 
 
-class _EndpointBody(RequestBody):
+class EndpointBody(RequestBody):
     """The body of a Starlette request, which may have been read and parsed by now."""
 
     __slots__ = ("_request",)
@@ -250,21 +251,31 @@ class _EndpointBody(RequestBody):
     def __init__(self, request: Request) -> None:
         self._request: Any = request  # its private attributes are the only way to replace receive
 
-    async def read(self, limit: int) -> bytes | None:
+    def read(self, limit: int) -> bytes | Awaitable[bytes | None] | None:
         """See RequestBody."""
         request = self._request
-        if (known := getattr(request, "_body", None)) is not None:
+        known: bytes | None = getattr(request, "_body", None)
+        if known is not None:
             return known if len(known) <= limit else None
         if request._stream_consumed:  # noqa: SLF001
             return None
         body = ReceivedBody(request.receive)
         request._receive = body.receive  # noqa: SLF001
-        return await body.read(limit)
+        return body.read(limit)
 
     def parsed(self, name: str) -> list[Any] | None:
         """See RequestBody; FastAPI parses a form before it calls dependencies."""
         form = self._request._form  # noqa: SLF001
         return None if form is None else cast("list[Any]", form.getlist(name))
+
+    def is_at_hand(self, *, waits: bool) -> bool:
+        """See RequestBody."""
+        request = self._request
+        if getattr(request, "_body", None) is not None:
+            return True
+        if request._stream_consumed:  # noqa: SLF001
+            return request._form is not None  # noqa: SLF001
+        return waits
 
 
 class _LimitedResponse(StarletteResponse):

@@ -223,6 +223,102 @@ def test_text_is_the_value_that_the_rule_finds(
         assert client.request("PUT", "/", **sent).status_code == 404
 
 
+BODIES: list[tuple[Any, dict[str, Any]]] = [
+    ("form:name", {"data": {"name": "Ada"}}),
+    ("json:name", {"json": {"name": "Ada"}}),
+]
+
+
+def others(sent: dict[str, Any]) -> dict[str, Any]:
+    return {key: {"name": "bob"} for key in sent}
+
+
+def by_body(by: Any) -> dict[str, Any]:
+    return {**RULES, "rate_limits": [RateLimitRule(limits="log 3/h", name="logins", by=by)]}
+
+
+@pytest.mark.parametrize(("by", "sent"), BODIES, ids=["form", "json"])
+@pytest.mark.parametrize("reads", ["nothing", "body", "json", "form", "stream"])
+def test_a_handler_s_request_has_its_body(upstash: LocalUpstash, by: Any, sent: Any, reads: str):
+    """As far as the endpoint has not read it away; a thread cannot wait for the client."""
+    form = "data" in sent
+
+    async def handler(request: Request) -> PlainTextResponse:
+        if reads == "stream":
+            async for _ in request.stream():
+                pass
+        elif reads == ("form" if form else "json"):
+            await getattr(request, reads)()
+        elif reads != "nothing":
+            await request.body()
+        said = []
+        for remaining in (logins_sync.peek, logins.peek):
+            try:
+                found: Any = remaining(request)
+                said.append(str((found if hasattr(found, "rule") else await found).remaining))
+            except ValueError as error:
+                said.append("error" if "pass the value as text" in str(error) else str(error))
+        return PlainTextResponse(" ".join(said))
+
+    app = Starlette(routes=[Route("/", handler, methods=["POST"])])
+    app.add_middleware(of_starlette.UpstashMiddleware, **by_body(by))
+    logins, logins_sync = Limiter.of(app, "logins"), SyncLimiter.of(app, "logins")
+    with TestClient(app) as client:
+        client.post("/", **others(sent))
+        expected = {"nothing": "error 2", "stream": "error error"}.get(reads, "2 2")
+        assert client.post("/", **sent).text == expected
+
+
+@pytest.mark.parametrize(("by", "sent"), BODIES, ids=["form", "json"])
+@pytest.mark.parametrize("reads", ["nothing", "data", "parsed", "stream"])
+def test_a_view_s_request_has_its_body(upstash: LocalUpstash, by: Any, sent: Any, reads: str):
+    app = Flask("shop", static_folder=None)
+    of_flask.UpstashMiddleware(app, **by_body(by))
+    logins = SyncLimiter.of(app, "logins")
+
+    @app.post("/")
+    def view() -> str:
+        if reads == "stream":
+            request.stream.read()
+        elif reads == "data":
+            request.get_data()
+        elif reads == "parsed":
+            assert request.form or request.json
+        if reads == "stream":
+            with pytest.raises(ValueError, match="pass the value as text"):
+                logins.peek(request)
+            return "error"
+        return str(logins.peek(request).remaining)
+
+    client = app.test_client()
+    client.post("/", **others(sent))
+    assert client.post("/", **sent).text == ("error" if reads == "stream" else "2")
+
+
+@pytest.mark.parametrize(("by", "sent"), BODIES, ids=["form", "json"])
+@pytest.mark.parametrize("reads", ["nothing", "body", "POST", "read"])
+def test_a_django_request_has_its_body(upstash: LocalUpstash, by: Any, sent: Any, reads: str):
+    def view(request: HttpRequest) -> HttpResponse:
+        if reads == "read":
+            request.read()
+            with pytest.raises(ValueError, match="pass the value as text"):
+                SyncLimiter.of(settings, "logins").peek(request)
+            return HttpResponse("error")
+        if reads != "nothing":
+            getattr(request, reads)
+        return HttpResponse(str(SyncLimiter.of(settings, "logins").peek(request).remaining))
+
+    with override_settings(
+        MIDDLEWARE=["upstash_middleware.django.UpstashMiddleware"],
+        UPSTASH_MIDDLEWARE=by_body(by),
+        ROOT_URLCONF=Urls(login=view),
+    ):
+        is_json: dict[str, Any] = {"content_type": "application/json"} if "json" in sent else {}
+        for name, expected in (("bob", "2"), ("Ada", "2")):
+            answer = Client().post("/login", {"name": name}, **is_json)
+            assert answer.content.decode() == ("error" if reads == "read" else expected)
+
+
 @pytest.mark.parametrize("by", ["user", of_django.user], ids=["text", "function"])
 def test_text_is_the_user_s_key_where_a_rule_finds_the_user(upstash: LocalUpstash, by: Any):
     app = starlette_app(lambda _: None, rate_limits=[RateLimitRule(limits="1/h", name="a", by=by)])

@@ -108,6 +108,13 @@ class DjangoBody(RequestBody):
             return None
         return [*self._request.POST.getlist(name), *self._request.FILES.getlist(name)]
 
+    def is_at_hand(self, *, waits: bool) -> bool:  # noqa: ARG002 - Django has received it
+        """See RequestBody."""
+        request = self._request
+        if hasattr(request, "_body") or not request._read_started:  # noqa: SLF001
+            return True
+        return hasattr(request, "_post") and request.content_type == "multipart/form-data"
+
 
 def _sent_path(request: HttpRequest, sent: str, root_path: str) -> str:
     """Return the path of the client's URL as it was sent.

@@ -217,6 +217,10 @@ class RateLimiter(Part):
         """Whether a call has a slot of the rule until it ends."""
         return self._rule(rule).has_slots
 
+    def needs_body(self, rule: str) -> bool:
+        """Whether a rule identifies requests by their bodies."""
+        return reads_body(self._rule(rule).by)
+
     def forget(self) -> None:
         """Start again, with no remembered denials, local counts, server time or analytics."""
         self._denials.clear()
