@@ -164,9 +164,9 @@ class RequestBody:
         """Return the values of a form's field, texts and files; None if no form was parsed yet."""
         return None
 
-    def is_at_hand(self, *, waits: bool) -> bool:  # noqa: ARG002 - likewise
-        """Whether what a handler has read of it can be read again; at once unless it ``waits``."""
-        return True
+    def is_at_hand(self, *, waits: bool) -> bool:
+        """Whether it can be read, although a handler may have read it; at once unless ``waits``."""
+        raise NotImplementedError
 
 
 class HTTPRequest(msgspec.Struct, frozen=True):

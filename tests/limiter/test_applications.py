@@ -15,9 +15,11 @@ from fastapi import Depends, FastAPI
 from fastapi.testclient import TestClient as FastAPIClient
 from flask import Flask, current_app, request
 from starlette.applications import Starlette
+from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from starlette.websockets import WebSocket
 
 from tests.django.project import Urls
 from upstash_middleware import (
@@ -267,6 +269,19 @@ def test_a_handler_s_request_has_its_body(upstash: LocalUpstash, by: Any, sent: 
         client.post("/", **others(sent))
         expected = {"nothing": "error 2", "stream": "error error"}.get(reads, "2 2")
         assert client.post("/", **sent).text == expected
+
+
+def test_what_can_have_no_body_is_told_from_what_has_none_at_hand(upstash: LocalUpstash):
+    """A handshake counts as it did in the middleware; a connection is no whole request."""
+    app = Starlette()
+    app.add_middleware(of_starlette.UpstashMiddleware, **by_body("json:name"))
+    logins = SyncLimiter.of(app, "logins")
+    scope = {"type": "websocket", "path": "/", "headers": []}
+    unused: Any = None
+    handshake = logins.hit(WebSocket(scope, unused, unused))
+    assert handshake.identifier == "json.name=(no%20single%20value)"
+    with pytest.raises(ValueError, match="pass the value as text"):
+        logins.hit(HTTPConnection({**scope, "type": "http"}))
 
 
 @pytest.mark.parametrize(("by", "sent"), BODIES, ids=["form", "json"])
