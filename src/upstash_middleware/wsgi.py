@@ -34,7 +34,7 @@ from upstash_middleware.messages import (
 from upstash_middleware.runtime import Features, Runtime, run_soon
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Unpack
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -666,7 +666,7 @@ def request_of(environ: WSGIEnvironment) -> HTTPRequest:
     path = path_info.decode("utf-8", "replace")
     if path[:2] == "//" or not path:
         path = "/" + path.lstrip("/")
-    names: list[Any] = [*map(field_name, environ)]  # None for most keys
+    names: list[Any] = field_names(environ)
     headers = Headers(
         (name, value.encode("latin-1", "backslashreplace"))  # as _bytes, without a call for each
         for name, value in compress(zip(names, environ.values(), strict=True), names)
@@ -718,9 +718,18 @@ def _bytes(text: str) -> bytes:
     return text.encode("latin-1", "backslashreplace")
 
 
+_LONGEST_REMEMBERED = 128
+"""Characters of keys that are remembered: clients can invent longer ones."""
+
+
+def field_names(environ: Mapping[str, Any]) -> list[bytes | None]:
+    """Return the name of the header field that each key contains; None for most keys."""
+    known = max(map(len, environ), default=0) <= _LONGEST_REMEMBERED
+    return [*map(_field_name if known else _field_name.__wrapped__, environ)]
+
+
 @lru_cache(maxsize=512)
-def field_name(key: str) -> bytes | None:
-    """Return the name of the header field that a key contains; None if it contains none."""
+def _field_name(key: str) -> bytes | None:
     if key == "REMOTE_USER":  # the user that the server has authenticated (RFC 3875 §4.1.11)
         return b"remote-user"
     if key not in _WITHOUT_PREFIX:

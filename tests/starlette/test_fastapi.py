@@ -26,7 +26,7 @@ from fastapi.security import (
     HTTPDigest,
     OAuth2PasswordBearer,
 )
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.testclient import TestClient
 from upstash_redis import Redis
 
@@ -423,6 +423,23 @@ def test_what_a_security_scheme_returns_is_written_nowhere(
     assert "id=#" in keys
     for written in (keys, answers[0].text):
         assert not {"ada", "sesame"} & set(re.findall(r"[a-z]+", written))
+
+
+@pytest.mark.parametrize("found", [lambda name: 7, *VALUES[:4]])
+def test_whatever_an_own_security_scheme_returns_is_hashed(
+    client: Serve, upstash: LocalUpstash, found: Callable[[str], Any]
+):
+    class Own(APIKeyHeader):
+        async def __call__(self, request: HTTPConnection) -> Any:
+            return found(request.headers["authorization"])
+
+    app = FastAPI()
+    by = Depends(Own(name="Authorization"))
+    app.get("/", dependencies=[Depends(limit("1/hour", by=by, name="own"))])(plain)
+    assert visits(client(app), "ada", "ada") == [200, 429]
+    with Redis(upstash.url, upstash.token) as redis:
+        (key,) = (key for key in redis.keys("*") if ":own:" in key)
+    assert re.search(r":own:(id|user)=#[0-9a-f]{32}", key)
 
 
 def test_two_limits_may_depend_on_the_same_and_on_other_dependencies(client: Serve):

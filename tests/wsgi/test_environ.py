@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from tests.wsgi.fakes import environ_of
@@ -22,6 +24,23 @@ def test_a_request_is_told_whole():
     )
     assert request.headers.get("x-a") == "1"
     assert request.native is environ
+
+
+def test_long_names_are_read_and_not_remembered():
+    """A client can send many fields, each with a name as long as the server allows."""
+    tracemalloc.start()
+    before = None
+    try:
+        for number in range(500):
+            name = f"HTTP_X_{number}_{'A' * 8000}"
+            headers = request_of(environ_of(**{name: "1"})).headers
+            assert headers.get(f"x-{number}-{'a' * 8000}") == "1"
+            if number == 100:
+                before = tracemalloc.get_traced_memory()[0]
+        grown = tracemalloc.get_traced_memory()[0] - (before or 0)
+    finally:
+        tracemalloc.stop()
+    assert grown < 1_000_000
 
 
 def test_a_method_in_lower_case_meets_the_same_rules():

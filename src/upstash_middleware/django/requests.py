@@ -33,7 +33,7 @@ from upstash_middleware.messages import (
     RequestBody,
     ResponseHead,
 )
-from upstash_middleware.wsgi import ReadAhead, SwappedFields, field_name, variable
+from upstash_middleware.wsgi import ReadAhead, SwappedFields, field_names, variable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Container, Iterable, Iterator
@@ -56,8 +56,8 @@ def request_from(request: HttpRequest) -> HTTPRequest:
     meta = request.META
     root_path = meta.get("SCRIPT_NAME", "").rstrip("/")
     lines = []
-    for key, value in meta.items():
-        if (name := field_name(key)) and (value or key not in _EMPTY_IF_ABSENT):
+    for name, (key, value) in zip(field_names(meta), meta.items(), strict=True):
+        if name and (value or key not in _EMPTY_IF_ABSENT):
             lines.append((name, str(value).encode("latin-1", "backslashreplace")))
     # Not get_host, whose check would respond with 400 here and not where the project has it.
     raw_host: str = cast("Any", request)._get_raw_host()  # noqa: SLF001
