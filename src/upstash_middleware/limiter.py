@@ -328,6 +328,11 @@ class _Limiter:
             self._found = runtime, limiter
         return self._found
 
+    def _uses(self, limiter: RateLimiter) -> bool:
+        """Whether it counts in this one, also if another thread is making that for it now."""
+        found = self._found is not None and self._found[1] is limiter
+        return found or any(self._rule is rule for rule in limiter.rules.values())
+
     def _runtime(self) -> Runtime:
         if self._settings is None:
             if isinstance(self._app, str):
@@ -875,8 +880,8 @@ def _made(runtime: Runtime, rule: RateLimitRule) -> RateLimiter:
         differences = [] if known is None else _differences(known.rules[name], rule)
         if known is not None and not differences:
             return known
-        if not any(one._found and one._found[1] is known for one in list(_created)):  # noqa: SLF001 - as above
-            runtime.limiters.pop(name, None)  # it is used no more, as one that a test has made
+        if known is not None and not any(each._uses(known) for each in list(_created)):  # noqa: SLF001 - as above
+            del runtime.limiters[name]  # it is used no more, as one that a test has made
         for other in _rules_of(runtime):
             if other.name == name and other.parsed is not None:
                 # The limits are in the text that names it.
