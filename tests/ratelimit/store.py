@@ -43,7 +43,7 @@ class ValkeyStore:
 
     client: Any
     clock: FakeClock
-    pipelines: list[Pipeline] = field(default_factory=list, repr=False)
+    pipelines: list[Pipeline] = field(default_factory=list, init=False, repr=False)
     fails_with: UpstashError | None = None
 
     def execute(self, pipeline: Pipeline) -> list[Reply]:

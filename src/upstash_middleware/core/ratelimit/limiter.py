@@ -971,7 +971,8 @@ class Settler:
             return False
         self._observe(UpstashAnswered(_SETTLING))
         for settlement in settlements:
-            if settlement.units < 0:
+            # After a refund it may pass at once; after a charge, only later than was remembered.
+            if settlement.units < 0 or settlement.base in self._denials.bases:
                 self._denials.forget(settlement.base)
         return True
 
