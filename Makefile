@@ -20,20 +20,19 @@ help: ## list what there is
 demo: $(READY) ## play through the examples over HTTP; FRAMEWORK=flask for one, KEEP=1 leaves it running
 	@$(BIN)/python -m examples.demo $(if $(FRAMEWORK),--framework $(FRAMEWORK)) $(if $(KEEP),--keep)
 
-# Real servers, sockets and clocks share the machine, so a test that fails is run once more. The
-# closing line counts the reruns, and the lines before it name their tests.
-AGAIN := --reruns 1 -raR
+# Real servers, sockets and clocks share the machine, so tests that fail are run once more, alone.
+AGAIN := $(BIN)/python -m pytest -q --last-failed --last-failed-no-failures=none
 
 test: lint ## format, lint, types, import contract, all tests, coverage
 	@rm -f .coverage .coverage.*
-	@$(BIN)/python -m pytest -q $(AGAIN) --numprocesses=auto --cov --cov-report= --no-cov-on-fail
+	@$(BIN)/python -m pytest -q --numprocesses=auto --cov --cov-report= --no-cov-on-fail || $(AGAIN)
 	@$(BIN)/coverage report --fail-under=$(COVERAGE) > $(VENV)/coverage.log 2>&1 || { cat $(VENV)/coverage.log; exit 1; }
 
 test-all: test docs ## the same, the site, a soak, and what needs Node (the JavaScript SDKs, pyright) and Chromium (the console)
 	@command -v npm >/dev/null || { $(ROOT) apt-get -qq update && $(ROOT) apt-get -qq install -y nodejs npm; }
 	@cd tests/node && npm ci --silent --no-audit --no-fund
 	@$(CHROMIUM)
-	@$(BIN)/python -m pytest -q $(AGAIN) -m "node or slow or browser"
+	@$(BIN)/python -m pytest -q -m "node or slow or browser" || $(AGAIN) -m "node or slow or browser"
 
 test-frameworks: $(READY) ## run the frameworks' own tests through the middleware; ONLY="flask django", MODE=cache
 	@$(BIN)/python -m tests.frameworks $(foreach name,$(ONLY),--framework $(name)) $(foreach mode,$(MODE),--mode $(mode))

@@ -582,7 +582,7 @@ async def test_after_big_replies_fewer_pipelines_share_a_call(world):
 async def test_the_longer_the_way_the_more_calls_go_side_by_side(world):
     first = world.begin(("ECHO", "a"))
     await turn()
-    await world.after(20 * SECONDS_BETWEEN_CALLS)
+    await world.after(20.5 * SECONDS_BETWEEN_CALLS)
     world.wire.answer(0)
     await first
     tasks = [world.begin(("ECHO", f"{number}")) for number in range(20)]
