@@ -312,6 +312,8 @@ def test_a_command_returns_what_the_sdk_returns(
         results.append(outcome(function))
     if name == "randomkey":
         results = [type(result) for result in results]
+    if name == "keys":  # in any order
+        results = [sorted(result) for result in results]
     assert results[1:] == results[:1] * 2
     sdk.close()
     ours.close()
