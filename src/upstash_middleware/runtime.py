@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _hinted: list[str] = []
-"""What has been logged for this process, whose middleware classes share one application."""
+"""The hints that were logged, once for a process: its middleware classes serve one application."""
 
 
 class Features(Flag):

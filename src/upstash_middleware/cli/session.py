@@ -136,7 +136,7 @@ class Session:
 
 
 def with_credentials(runtimes: Sequence[Runtime]) -> tuple[Runtime, ...]:
-    """Return runtimes that know their database.  Raises MissingCredentials."""
+    """Return runtimes that know their database. Raises MissingCredentials."""
     for runtime in runtimes:
         runtime.check_credentials()
     return tuple(runtimes)

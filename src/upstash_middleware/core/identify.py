@@ -926,9 +926,9 @@ def address_setting(name: str, value: Any) -> AnyExtractor | None:
 def application_address(
     given: AnyExtractor | None, platform: str | None
 ) -> tuple[AnyExtractor, bool]:
-    """Return the extractor for the setting and the detected platform.
+    """Return the application's extractor, by the setting or else by the detected platform.
 
-    And whether requests may show that it should be set.
+    The second value is whether requests are watched for signs that the setting is needed.
     """
     if given is not None:
         return given, False
