@@ -3,6 +3,7 @@
 UpstashMiddlewareError
 ├── ConfigurationError            a setting is wrong; raised at startup
 │   └── MissingCredentials        no URL or token; raised when they are first needed
+├── NotStorable                   a value would not come back equal and of the same type
 ├── RateLimited                   a Limiter denied a call; it is in limiter.py
 └── UpstashError                  a call to Upstash failed
     ├── NotConnected              no connection was established: the server received nothing
@@ -66,6 +67,13 @@ class ConfigurationError(UpstashMiddlewareError, ValueError):
 
 class MissingCredentials(ConfigurationError):
     """Neither the settings nor the environment contain the database's URL and token."""
+
+
+class NotStorable(UpstashMiddlewareError, TypeError):
+    """A value would not come back equal and of the same type, so it is not stored.
+
+    The message has the path inside the value, its type, and what to store in its place.
+    """
 
 
 class UpstashError(UpstashMiddlewareError):

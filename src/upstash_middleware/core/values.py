@@ -1,0 +1,460 @@
+"""Python values as bytes and back: JSON, with tagged forms for what JSON does not have.
+
+A value either comes back equal and of the same type, or is refused with ``NotStorable``. A value
+that JSON has no form for becomes an object with one name that begins with ``$``, such as
+``{"$date": "2026-01-31"}``; a dictionary that looks like one gets one more ``$``. Text, numbers,
+lists and other dictionaries are plain JSON, so that other languages can read them and Redis can
+count with integers.
+"""
+
+from __future__ import annotations
+
+import sys
+from base64 import b64decode, b64encode
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from enum import Enum
+from functools import lru_cache
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Final, get_args
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct, json
+
+from upstash_middleware.errors import NotStorable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+MAX_DEPTH: Final = 100
+"""How deep containers may be nested."""
+
+_MAX_INTEGER = 1 << 64
+"""Larger integers are written in hexadecimal, whose conversion is linear and has no limit."""
+_TEXTS = frozenset({str, bool, type(None)})
+_JSON = _TEXTS | {int, float, list, dict}
+_CONTAINERS = frozenset({list, dict})
+_SHOWN_PARTS = 8
+_SHOWN_KEY = 40
+_AS_THEY_ARE = (bytes, datetime, date, time, timedelta, Decimal, UUID)
+"""Types that msgspec leaves to this module when it takes a typed value apart."""
+
+
+class Unreadable(ValueError):
+    """The bytes are no value of this form, or not one of the type."""
+
+
+class Form(Struct, frozen=True):
+    """The tagged form of one more type, which is taken apart and made again by two functions.
+
+    ``pack`` returns a value that can be stored; values may be nested in it. Only objects of exactly
+    this type have the form, not those of subclasses.
+    """
+
+    tag: str
+    type: type
+    pack: Callable[[Any], Any]
+    unpack: Callable[[Any], Any]
+
+
+class Codec:
+    """Encodes and decodes values; ``forms`` are for types besides those that are built in."""
+
+    __slots__ = ("_pack", "_unpack")
+
+    def __init__(self, forms: Iterable[Form] = ()) -> None:
+        every = (*_FORMS, *forms)
+        self._pack: dict[type, Callable[[Any, int], Any]] = {
+            str: _text,
+            bool: _as_it_is,
+            type(None): _as_it_is,
+            int: _integer,
+            float: _float,
+            list: self._list,
+            dict: self._dict,
+            tuple: self._tuple,
+            set: self._set,
+            frozenset: self._set,
+            **{form.type: self._formed(form) for form in every},
+        }
+        self._unpack = _UNPACK | {f"${form.tag}": form.unpack for form in every}
+
+    def encode(self, value: object, type: Any = None) -> bytes:  # noqa: A002 - as it is named in ``get``
+        """Return a value as bytes.
+
+        Args:
+            value: None, bool, int, finite float, str, bytes, datetime, date, time, timedelta,
+                Decimal, UUID; a list, tuple, set or frozenset of these; a dict with text as keys.
+            type: a dataclass, msgspec Struct or pydantic model, or a type made of these such as
+                ``list[Product]``, of which the value is. ``decode`` needs the same type.
+
+        Raises:
+            NotStorable: it would not come back equal and of the same type.
+        """
+        if type is not None:
+            return self._encode_typed(value, type)
+        try:
+            if _is_plain(value, 0):
+                return json.encode(value)
+        except (UnicodeEncodeError, RecursionError):
+            pass  # the path to the reason is found below
+        return json.encode(self.tagged(value))
+
+    def decode(self, data: bytes | memoryview, type: Any = None) -> Any:  # noqa: A002 - likewise
+        """Return the value of these bytes. Raises Unreadable."""
+        try:
+            value = json.decode(data)
+            if b'"$' in bytes(data):
+                value = self._untagged(value)
+            if type is None:
+                return value
+            if (adapter := _pydantic(type)) is not None:
+                return adapter.validate_json(json.encode(value))
+            return msgspec.convert(value, type, str_keys=True)
+        except Exception as error:
+            raise Unreadable(f"no value of the expected form: {error}") from error
+
+    def tagged(self, value: object) -> Any:
+        """Return a value with only what JSON has, as ``encode`` writes it. Raises NotStorable."""
+        try:
+            return self._tagged(value, 0)
+        except _Refused as refused:
+            raise refused.error() from None
+        except RecursionError:
+            raise _Refused(_TOO_DEEP).error() from None
+
+    def _tagged(self, value: Any, depth: int) -> Any:
+        pack = self._pack.get(type(value))
+        if pack is None:
+            raise _Refused(f"{_a(value)} cannot be stored; {_remedy(value)}")
+        return pack(value, depth)
+
+    def _dict(self, value: dict[Any, Any], depth: int) -> Any:
+        _check_depth(depth)
+        entries = {}
+        for key, item in value.items():
+            _check_key(key)
+            try:
+                entries[key] = self._tagged(item, depth + 1)
+            except _Refused as refused:
+                refused.parts.append(f"[{_shortened(key)}]")
+                raise
+        return {f"${key}": item for key, item in entries.items()} if _tag_like(value) else entries
+
+    def _list(self, values: Iterable[Any], depth: int, part: str = "") -> list[Any]:
+        _check_depth(depth)
+        items = []
+        for place, item in enumerate(values):
+            try:
+                items.append(self._tagged(item, depth + 1))
+            except _Refused as refused:
+                refused.parts.append(part or f"[{place}]")
+                raise
+        return items
+
+    def _tuple(self, value: tuple[Any, ...], depth: int) -> Any:
+        return {"$tuple": self._list(value, depth)}
+
+    def _set(self, value: set[Any] | frozenset[Any], depth: int) -> Any:
+        # In an order of their own, so that equal sets are equal bytes.
+        items = sorted(self._list(value, depth, "{…}"), key=json.encode)
+        return {f"${type(value).__name__}": items}
+
+    def _formed(self, form: Form) -> Callable[[Any, int], Any]:
+        tag, pack = f"${form.tag}", form.pack
+        return lambda value, depth: {tag: self._tagged(pack(value), depth)}
+
+    def _untagged(self, value: Any) -> Any:
+        if type(value) is list:
+            for place, item in enumerate(value):
+                if type(item) in _CONTAINERS:
+                    value[place] = self._untagged(item)
+            return value
+        if type(value) is not dict:
+            return value
+        if _tag_like(value):
+            ((name, content),) = value.items()
+            content = self._untagged(content)
+            return {name[1:]: content} if name[1:2] == "$" else self._unpack[name](content)
+        for name, item in value.items():
+            if type(item) in _CONTAINERS:
+                value[name] = self._untagged(item)
+        return value
+
+    def _encode_typed(self, value: object, kind: Any) -> bytes:
+        """Encode a value, and make sure that it comes back equal."""
+        adapter = _pydantic(kind)
+        try:
+            if adapter is not None:
+                plain = adapter.dump_python(value, mode="json", warnings="error")
+            else:
+                plain = msgspec.to_builtins(value, builtin_types=_AS_THEY_ARE, str_keys=True)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise NotStorable(
+                f"value: {_a(value)} cannot be stored as {kind!r}: {error}"
+            ) from error
+        data = self.encode(plain)
+        try:
+            back = self.decode(data, kind)
+        except Unreadable as error:
+            raise NotStorable(
+                f"value: {_a(value)} is no {_name(kind)}: {error.__cause__}; store one, or leave "
+                "out type="
+            ) from error
+        if type(back) is not type(value) or back != value:
+            raise NotStorable(
+                f"value: {_a(value)} does not come back equal as {_name(kind)}: it has the type "
+                f"{_name(type(back))} then, or its class has no comparison; store a "
+                f"{_name(kind)}, whose fields are all in its type"
+            )
+        return data
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Whether msgspec writes a value as it is, so that it comes back equal and of the same type."""
+    if type(value) not in _CONTAINERS:
+        items: Iterable[Any] = (value,)
+    elif depth >= MAX_DEPTH:
+        return False
+    elif type(value) is list:
+        items = value
+    else:
+        items = value.values()
+        if (value and set(map(type, value)) != {str}) or _tag_like(value):
+            return False
+    kinds = set(map(type, items))
+    if not kinds <= _JSON:
+        return False
+    return kinds <= _TEXTS or all(_is_plain_item(item, depth) for item in items)
+
+
+def _is_plain_item(item: Any, depth: int) -> bool:
+    kind = type(item)
+    if kind is int:
+        return bool(-_MAX_INTEGER < item < _MAX_INTEGER)
+    if kind is float:
+        return isfinite(item)
+    return kind not in _CONTAINERS or _is_plain(item, depth + 1)
+
+
+def _tag_like(value: dict[str, Any]) -> bool:
+    return len(value) == 1 and next(iter(value))[:1] == "$"
+
+
+# --- Refusals -----------------------------------------------------------------------------------
+
+_TOO_DEEP = (
+    f"it is nested more than {MAX_DEPTH} levels deep, or contains itself; store a flatter value"
+)
+_SURROGATE = (
+    "text with a lone surrogate, which is not valid Unicode; store "
+    "text.encode('utf-8', 'surrogatepass')"
+)
+_REMEDIES: tuple[tuple[Callable[[type], bool], str], ...] = (
+    (lambda kind: issubclass(kind, Enum), "store its .value"),
+    (lambda kind: hasattr(kind, "_asdict"), "store tuple(value) or value._asdict()"),
+    (lambda kind: issubclass(kind, datetime), "store datetime.fromisoformat(value.isoformat())"),
+    (lambda kind: issubclass(kind, date), "store date.fromisoformat(value.isoformat())"),
+    (lambda kind: issubclass(kind, bytearray | memoryview), "store bytes(value)"),
+    (lambda kind: hasattr(kind, "model_dump"), "give its type as type=, or store a dict of it"),
+    (
+        lambda kind: hasattr(kind, "__dataclass_fields__") or issubclass(kind, Struct),
+        "give its type as type=, or store a dict of it",
+    ),
+    *(
+        (lambda kind, base=base: issubclass(kind, base), f"store {base.__name__}(value)")
+        for base in (str, int, float, bytes, list, dict, tuple, set, frozenset, Decimal)
+    ),
+    (
+        lambda kind: hasattr(kind, "_meta") and hasattr(kind, "pk"),
+        "store its primary key, or a dict of the fields that you need",
+    ),
+    (lambda kind: hasattr(kind, "as_manager"), "store list(value.values())"),
+    (lambda kind: hasattr(kind, "tolist"), "store value.tolist()"),
+    (lambda kind: hasattr(kind, "__iter__"), "store list(value)"),
+)
+"""What to store in place of a value, by its type: the first that applies."""
+
+
+class _Refused(Exception):
+    """A refusal on its way out, with the parts of its path, the innermost first."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.parts: list[str] = []
+
+    def error(self) -> NotStorable:
+        """Return the refusal as users get it."""
+        parts = self.parts[::-1]
+        if len(parts) > _SHOWN_PARTS:
+            parts = [*parts[:_SHOWN_PARTS], "…"]
+        return NotStorable(f"value{''.join(parts)}: {self}")
+
+
+def _check_depth(depth: int) -> None:
+    if depth >= MAX_DEPTH:
+        raise _Refused(_TOO_DEEP)
+
+
+def _check_key(key: object) -> None:
+    if type(key) is not str:
+        raise _Refused(
+            f"the key {_shortened(key)} is {_a(key)}; keys have to be text: store "
+            "{str(key): …}, or a list of pairs"
+        )
+    if not _is_unicode(key):
+        raise _Refused(f"the key {_shortened(key)} is {_SURROGATE}")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _remedy(value: object) -> str:
+    for applies, remedy in _REMEDIES:
+        if applies(type(value)):
+            return remedy
+    return "store the text, numbers, lists and dicts that it is made of"
+
+
+def _a(value: object) -> str:
+    return f"a value of the type {_name(type(value))}"
+
+
+def _name(kind: Any) -> str:
+    if not isinstance(kind, type):
+        return repr(kind)
+    module = kind.__module__
+    return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
+
+
+def _shortened(key: object) -> str:
+    text = repr(key) if type(key) in {str, int, float, bool, bytes, type(None)} else "…"
+    return text if len(text) <= _SHOWN_KEY else f"{text[:_SHOWN_KEY]}…"
+
+
+# --- Built-in forms -----------------------------------------------------------------------------
+
+
+def _as_it_is(value: Any, _depth: int) -> Any:
+    return value
+
+
+def _text(value: str, _depth: int) -> Any:
+    if not _is_unicode(value):
+        raise _Refused(_SURROGATE)
+    return value
+
+
+def _integer(value: int, _depth: int) -> Any:
+    return value if -_MAX_INTEGER < value < _MAX_INTEGER else {"$int": hex(value)}
+
+
+def _float(value: float, _depth: int) -> Any:
+    if not isfinite(value):
+        raise _Refused(f"the float {value!r} cannot be stored; store None or text instead")
+    return value
+
+
+def _pack_decimal(value: Decimal) -> str:
+    if value.is_nan():
+        raise _Refused(
+            "a Decimal that is not a number cannot be stored; store None or text instead"
+        )
+    return str(value)
+
+
+def _pack_moment(value: datetime | time) -> Any:
+    """Return its text, or where that does not say all: naive text, fold, and the time zone."""
+    zone = value.tzinfo
+    if not value.fold and (zone is None or zone is UTC):
+        return value.isoformat()
+    naive = value.replace(tzinfo=None, fold=0).isoformat()
+    return [naive, value.fold, _pack_zone(value)]
+
+
+def _pack_zone(value: datetime | time) -> Any:
+    zone: Any = value.tzinfo
+    if zone is None:
+        return None
+    if type(zone) is timezone:
+        offset, *names = zone.__getinitargs__()  # type: ignore[attr-defined] # as pickle calls it
+        return [offset, *names]
+    zoneinfo = sys.modules.get("zoneinfo")
+    if zoneinfo is not None and type(zone) is zoneinfo.ZoneInfo and zone.key is not None:
+        return str(zone.key)
+    raise _Refused(f"{_a(value)} with a time zone of the type {_name(type(zone))} {_NO_ZONE}")
+
+
+_NO_ZONE = "cannot be stored; store it in another one: value.astimezone(datetime.timezone.utc)"
+
+
+def _unpack_moment(kind: type[Any]) -> Callable[[Any], Any]:
+    def unpack(content: Any) -> Any:
+        if isinstance(content, str):
+            return kind.fromisoformat(content)
+        text, fold, zone = content
+        if isinstance(zone, str):
+            from zoneinfo import ZoneInfo  # noqa: PLC0415 - if it is used
+
+            zone = ZoneInfo(zone)
+        elif zone is not None:
+            zone = timezone(*zone)
+        return kind.fromisoformat(text).replace(tzinfo=zone, fold=fold)
+
+    return unpack
+
+
+_FORMS = (
+    Form("bytes", bytes, lambda data: b64encode(data).decode(), b64decode),
+    Form("datetime", datetime, _pack_moment, _unpack_moment(datetime)),
+    Form("date", date, date.isoformat, date.fromisoformat),
+    Form("time", time, _pack_moment, _unpack_moment(time)),
+    Form(
+        "timedelta",
+        timedelta,
+        lambda span: [span.days, span.seconds, span.microseconds],
+        lambda parts: timedelta(*parts),
+    ),
+    Form("decimal", Decimal, _pack_decimal, Decimal),
+    Form("uuid", UUID, str, UUID),
+)
+_UNPACK: dict[str, Callable[[Any], Any]] = {
+    "$int": lambda digits: int(digits, 16),
+    "$tuple": tuple,
+    "$set": set,
+    "$frozenset": frozenset,
+}
+
+
+# --- Types --------------------------------------------------------------------------------------
+
+
+def _pydantic(kind: Any) -> Any:
+    """Return pydantic's adapter for a type that has a model in it, None for any other."""
+    pydantic = sys.modules.get("pydantic")
+    if pydantic is None or not _has_model(kind, pydantic.BaseModel):
+        return None
+    return _adapter(kind)
+
+
+def _has_model(kind: Any, model: type) -> bool:
+    if isinstance(kind, type) and issubclass(kind, model):
+        return True
+    return any(_has_model(part, model) for part in get_args(kind))
+
+
+@lru_cache(maxsize=256)
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter  # noqa: PLC0415 - it is loaded
+
+    return TypeAdapter(kind)
+
+
+_default = Codec()
+encode = _default.encode
+decode = _default.decode

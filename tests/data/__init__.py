@@ -1,0 +1,1 @@
+"""The data cache: values, what is on Redis, and the public interface."""
