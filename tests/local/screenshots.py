@@ -1,18 +1,15 @@
 """``make screenshots``: photographs of the console for README and documentation.
 
-Nothing else may live here.  What they show is the scene of the tests, played in two minutes of
-the history's clock, so that the chart has something to draw.
+What they show is the scene of the tests, played over two minutes of a clock that is moved, so that
+the chart has something to draw.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from msgspec.structs import replace
 
 from tests.local.browsing import chromium
 from tests.local.scene import visits
@@ -38,23 +35,12 @@ SHOTS = (
 
 def play(upstash: LocalUpstash) -> None:
     """Some traffic, more and less of it over time."""
-    service, chance = upstash._alive.service, random.Random(7)
-    now = [time.time() - SECONDS]
-    service.meter._clock = lambda: now[0]
-    upstash.reset_bill()
+    chance = random.Random(7)
     rounds = visits(upstash, SECONDS * 3)
     for second in range(0, SECONDS, STEP):
-        now[0] += STEP
+        upstash.advance(STEP)
         for _ in range(chance.choice((0, 1, 1, 2, 3)) + second // 60):
             next(rounds)
-        service.meter.sample()
-    # The playing itself took a while: all of it is moved to end now.
-    behind, meter = time.time() - now[0], service.meter
-    moved = [replace(sample, at=sample.at + behind) for sample in meter.samples]
-    meter._clock = time.time
-    meter.started_at += behind
-    meter.samples.clear()
-    meter.samples.extend(moved)
 
 
 def photograph(browser: Browser, upstash: LocalUpstash) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import httpx
@@ -174,10 +173,7 @@ def test_switches_turn_faults_on_and_off(upstash: LocalUpstash, opened: Callable
     expect(page.get_by_text("Now: none")).to_be_visible()
 
 
-def test_commands_appear_while_somebody_watches(
-    upstash: LocalUpstash, redis: Redis, opened: Callable[..., Page]
-):
-    watchers = upstash._alive.service.watchers
+def test_commands_appear_while_somebody_watches(redis: Redis, opened: Callable[..., Page]):
     page = opened()
     page.get_by_role("link", name="Live", exact=True).click()
     expect(page.get_by_text("Watching", exact=True)).to_be_visible()
@@ -186,8 +182,6 @@ def test_commands_appear_while_somebody_watches(
     expect(line).to_contain_text(HOSTILE)
     page.get_by_role("button", name="Pause").click()
     page.wait_for_function("document.getElementById('state').textContent === 'Paused'")
-    while watchers:
-        page.wait_for_timeout(20)
     redis.set("unseen", "v")
     page.get_by_role("button", name="Resume").click()
     expect(page.get_by_text("Watching", exact=True)).to_be_visible()
@@ -197,16 +191,6 @@ def test_commands_appear_while_somebody_watches(
     page.get_by_role("button", name="Clear").click()
     expect(page.locator("#lines li")).to_have_count(0)
     assert page.evaluate("window.hit") is None
-
-
-def test_the_bill_moves_while_it_is_looked_at(redis: Redis, opened: Callable[..., Page]):
-    page = opened()
-    page.get_by_role("link", name="Bill", exact=True).click()
-    page.mouse.move(1, 1)
-    expect(page.get_by_text("No commands in this time.")).to_be_visible()
-    redis.set("k", "v")
-    expect(page.get_by_role("img", name=re.compile("1 in all"))).to_be_visible()
-    expect(page.get_by_role("list", name="Status")).to_contain_text("$2.00")
 
 
 def test_what_keys_and_values_hold_is_never_run(redis: Redis, opened: Callable[..., Page]):

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from msgspec import Struct
+from upstash_middleware.clock import SystemClock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
 DOLLARS_PER_COMMAND: Final = 0.20 / 100_000
 """Upstash's pay-as-you-go list price."""
 _FREE_COMMANDS: Final = frozenset({"PING", "AUTH", "INFO", "QUIT", "COMMAND"})
-_MAX_SAMPLES: Final = 3600
+_MAX_SECONDS: Final = 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,42 +37,31 @@ class Bill:
         return self.commands / self.requests * 1_000_000 * DOLLARS_PER_COMMAND
 
 
-class Sample(Struct, frozen=True):
-    """The commands that were billed between the previous sample and this one."""
-
-    at: float
-    """When the sample was taken, seconds since 1970."""
-    by_command: Mapping[str, int]
-
-
 class Meter:
-    """Counts requests and commands, and samples the counts over time."""
+    """Counts requests and commands, the commands also by the second in which they ran."""
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
-        self.samples: deque[Sample] = deque(maxlen=_MAX_SAMPLES)
-        """Oldest first; there is no sample of a second in which no command ran."""
+    def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        self.started_at: float = self._clock()
+        self.started_at: float = SystemClock.wall()
+        self.history: deque[tuple[int, Counter[str]]] = deque(maxlen=_MAX_SECONDS)
+        """The seconds since 1970 in which commands ran, oldest first, with the commands."""
         self._requests = 0
         self._commands: Counter[str] = Counter()
-        self._sampled: Counter[str] = Counter()
-        self.samples.clear()
 
     def add_request(self) -> None:
         self._requests += 1
 
     def add_command(self, name: str, times: int = 1) -> None:
         """Count a command by its upper-case name, unless it is free."""
-        if name not in _FREE_COMMANDS:
-            self._commands[name] += times
+        if name in _FREE_COMMANDS:
+            return
+        self._commands[name] += times
+        second = int(SystemClock.wall())
+        if not self.history or self.history[-1][0] != second:
+            self.history.append((second, Counter()))
+        self.history[-1][1][name] += times
 
     def read(self) -> Bill:
         return Bill(self._requests, self._commands.total(), dict(self._commands))
-
-    def sample(self) -> None:
-        if used := self._commands - self._sampled:
-            self.samples.append(Sample(self._clock(), used))
-            self._sampled = self._commands.copy()

@@ -42,7 +42,6 @@ _URL_WITHOUT_SOCKET: Final = "http://upstash.invalid"
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost", "upstash.invalid"})
 _CONSOLE_PATH: Final = CONSOLE.encode()
 _BACKLOG: Final = 1024
-_SECONDS_BETWEEN_SAMPLES: Final = 1.0
 _SECONDS_TO_ANSWER: Final = 0.01
 """How long the answer to a change of the faults may take before connections are refused."""
 
@@ -332,12 +331,6 @@ class _RunningServer:
             raise LocalUpstashError(str(error)) from error
         table = CommandTable.from_reply(reply)
         self.service: Service = Service(store, tokens, table, faults)
-        self._sampling = self._loop.create_task(self._sample())
-
-    async def _sample(self) -> None:
-        while True:
-            self.service.meter.sample()
-            await asyncio.sleep(_SECONDS_BETWEEN_SAMPLES)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = HttpConnection(self._answer, reader, writer)

@@ -56,7 +56,6 @@ MAX_PENDING_EVENTS: Final = 500
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT"})
 _STREAMS: Final = frozenset({b"SUBSCRIBE", b"PSUBSCRIBE", b"MONITOR"})
 _MAX_COMMAND_BYTES: Final = 10 * 1024 * 1024
-_BASE_32: Final = b"0123456789abcdefghijklmnopqrstuv"
 _UNAUTHORIZED: Final = error_answer(
     401,
     "WRONGPASS invalid or missing auth token. "
@@ -204,7 +203,7 @@ class Service:
         else:
             replies = await self._run(commands, prepared)
             answer = _answer(replies, encoding) if is_batch else _answer_one(replies[0], encoding)
-        token = (b"Upstash-Sync-Token", _sync_token(self._writes))
+        token = (b"Upstash-Sync-Token", b"%d" % self._writes)
         return replace(answer, headers=(*answer.headers, token))
 
     async def _stream(self, request: Request, path: Command, *, reads_only: bool) -> Response:
@@ -520,15 +519,6 @@ def _plain(data: bytes) -> str:
 
 def _base64(data: bytes) -> str:
     return b64encode(data).decode("ascii")
-
-
-def _sync_token(writes: int) -> bytes:
-    """A number in base 32, in the digits 0 to 9 and a to v."""
-    digits = b""
-    while writes or not digits:
-        writes, digit = divmod(writes, 32)
-        digits = _BASE_32[digit : digit + 1] + digits
-    return digits
 
 
 def _no_permission(name: str) -> str:

@@ -1,14 +1,14 @@
-"""How the console shows amounts, times, bytes, stretches of time and the bill's chart."""
+"""How the console shows amounts, times, bytes and the bill's chart."""
 
 from __future__ import annotations
 
 import datetime as dt
-import json
 import math
-import re
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 from msgspec import Struct
 
 from upstash_middleware.local.valkey import Failure, NullArray, Status
@@ -16,15 +16,11 @@ from upstash_middleware.local.valkey import Failure, NullArray, Status
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from upstash_middleware.core.cache.entries import StoredResponse
-    from upstash_middleware.local.billing import Sample
     from upstash_middleware.local.faults import Faults
     from upstash_middleware.local.valkey import Reply
 
 MAX_SHOWN: Final = 16 * 1024
 """Characters of a value that a page shows."""
-_MAX_WORD: Final = 120
-_SHA: Final = re.compile(rb"[0-9a-f]{40}")
 
 
 def duration(seconds: float) -> str:
@@ -35,16 +31,6 @@ def duration(seconds: float) -> str:
     if 0 < seconds < 1:
         return f"{round(seconds * 1000):d} ms"
     return f"{round(seconds, 1):g} s"
-
-
-def size(count: int) -> str:
-    """Bytes for people: ``812 B``, ``4.2 KiB``."""
-    for unit, length in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= length * 1000:
-            return f"{count // length} {unit}"
-        if count >= length:
-            return f"{count / length:.3g} {unit}"
-    return f"{count} B"
 
 
 def amount(count: float) -> str:
@@ -80,17 +66,13 @@ def text(data: bytes) -> str:
 
 
 def shorten(data: bytes, most: int = 1024) -> str:
-    """The first bytes as text, and the size if there are more."""
-    return text(data) if len(data) <= most else f"{text(data[:most])}… ({size(len(data))})"
+    """The first bytes as text."""
+    return text(data) if len(data) <= most else f"{text(data[:most])}…"
 
 
 def word(data: bytes) -> str:
-    """An argument of a command, shortened."""
-    if _SHA.fullmatch(data):
-        return f"{data[:8].decode()}…"
-    if len(data) <= _MAX_WORD:
-        return text(data) or '""'
-    return f"{text(data[:_MAX_WORD])}…"
+    """An argument of a command or a reply, shortened."""
+    return shorten(data, 120) or '""'
 
 
 def summarize_reply(reply: Reply) -> str:
@@ -120,75 +102,22 @@ def summarize_faults(faults: Faults) -> str:
     return ", ".join(parts) or "none"
 
 
-def view_bytes(data: bytes, length: int) -> tuple[str, str]:
-    """How to show the beginning of a string of `length` bytes: as what text, and with what note.
+def view_bytes(data: bytes, length: int) -> tuple[str, bool]:
+    """A value of `length` bytes, or its beginning, as lines of text; and whether that is all of it.
 
-    JSON is indented, text is shown as it is, and everything else in hexadecimal.
+    JSON is indented; what is not printable is escaped.
     """
-    if (indented := _indented_json(data)) is not None:
-        shown, note, cut = indented[:MAX_SHOWN], "JSON, indented", len(indented) > MAX_SHOWN
-    elif _is_text(data):
-        shown, note, cut = _block(data[:MAX_SHOWN]), "", length > MAX_SHOWN
-    else:
-        shown, note = _hexadecimal(data[: MAX_SHOWN // 8]), "not text, in hexadecimal"
-        cut = length > MAX_SHOWN // 8
-    return shown, ", ".join(filter(None, [note, "the first part" if cut else ""]))
-
-
-def _indented_json(data: bytes) -> str | None:
-    if len(data) > 64 * MAX_SHOWN or data[:1] not in (b"{", b"["):
-        return None
-    try:
-        indented = json.dumps(json.loads(data), indent=2, ensure_ascii=False)
-    except (ValueError, RecursionError):
-        return None
-    return _block(indented.encode("utf-8", "backslashreplace"))
-
-
-def _is_text(data: bytes) -> bool:
-    """Whether bytes begin as text; the last character may be cut."""
-    beginning = data[:2048]
-    try:
-        decoded = beginning.decode()
-    except UnicodeDecodeError as error:
-        if error.start < len(beginning) - 3 or error.start == 0:
-            return False
-        decoded = beginning[: error.start].decode()
-    return all(each.isprintable() or each in "\r\n\t" for each in decoded)
-
-
-def _block(data: bytes) -> str:
-    decoded = data.decode("utf-8", "backslashreplace")
-    return "".join(each if each in "\n\t" else _printable(each) for each in decoded)
-
-
-def _hexadecimal(data: bytes) -> str:
-    lines = []
-    for start in range(0, len(data), 16):
-        row = data[start : start + 16]
-        shown = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in row)
-        lines.append(f"{start:06x}  {row.hex(' '):47}  {shown}")
-    return "\n".join(lines)
+    if len(data) <= 64 * MAX_SHOWN and data[:1] in (b"{", b"["):
+        with suppress(msgspec.DecodeError, RecursionError):
+            data = msgspec.json.format(data)
+            length = len(data)
+    characters = data[:MAX_SHOWN].decode("utf-8", "backslashreplace")
+    shown = "".join(each if each in "\n\t" else _printable(each) for each in characters)
+    return shown, length <= MAX_SHOWN
 
 
 def _printable(character: str) -> str:
     return character if character.isprintable() else ascii(character)[1:-1]
-
-
-def response_spans(
-    stored: StoredResponse, now: float, ttl: float
-) -> list[tuple[str, float, float]]:
-    """The life of a stored response that expires in `ttl` seconds, as spans of a time line."""
-    fresh = max(0.0, stored.lifetime - stored.initial_age)
-    rules = stored.stale
-    grace = 0.0 if rules.forbidden else max(rules.while_revalidate, rules.if_error)
-    stale_at, unusable_at = stored.stored_at + fresh, stored.stored_at + fresh + grace
-    spans = [(f"fresh, {duration(fresh)}", stored.stored_at, stale_at)]
-    if grace:
-        spans.append((f"stale but usable, {duration(grace)}", stale_at, unusable_at))
-    if now + ttl > unusable_at:
-        spans.append(("kept for revalidation", unusable_at, now + ttl))
-    return spans
 
 
 # The bill's chart.
@@ -211,13 +140,13 @@ class Chart(Struct, frozen=True):
     times: Sequence[str]
 
 
-def bill_chart(samples: Iterable[Sample], now: float, span: float) -> Chart:
+def bill_chart(history: Iterable[tuple[int, Counter[str]]], now: float, span: float) -> Chart:
     """The commands of the last `span` seconds."""
     counts: list[Counter[str]] = [Counter() for _ in range(BARS)]
-    for sample in samples:
-        place = BARS - 1 - int((now - sample.at) / span * BARS)
+    for second, used in history:
+        place = BARS - 1 - int((now - second) / span * BARS)
         if 0 <= place < BARS:
-            counts[place].update(sample.by_command)
+            counts[place].update(used)
     total: Counter[str] = sum(counts, Counter())
     names = [name for name, _ in total.most_common(_SERIES)]
     top = _round_up(max(count.total() for count in counts))

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-import time
-from collections import Counter
+from functools import partial
 from pkgutil import get_data
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from msgspec.structs import replace
 
+from upstash_middleware.clock import SystemClock
 from upstash_middleware.core.cache.http.reuse import current_age
 from upstash_middleware.local.billing import DOLLARS_PER_COMMAND
 from upstash_middleware.local.console import auth, formats, keys
@@ -27,7 +27,7 @@ from upstash_middleware.local.service import Watcher, read_parameters
 from upstash_middleware.local.valkey import Failure, StoreUnreachable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from upstash_middleware.local.faults import Faults
     from upstash_middleware.local.http1 import Request, Response
@@ -73,7 +73,6 @@ _MESSAGES: Final = {
 """By the parameter ``notice`` of a redirect."""
 _SPANS: Final = {"2 min": 120, "15 min": 900, "1 h": 3600, "6 h": 21_600}
 """The lengths of the bill's chart in seconds, of which the first is the default."""
-_MAX_GROUPS: Final = 12
 _REFUSE_SECONDS: Final = 5.0
 """How long connections are refused by default: the console is refused as well."""
 
@@ -82,18 +81,18 @@ async def answer_console(service: Service, request: Request) -> Response:
     """The answer to a request for the console."""
     if not auth.addresses_this_machine(request):
         text = "It is for this machine only: open it by an IP address or as localhost."
-        return _notice(403, "The console is not at this name", text=text)
+        return _notice(403, "The console is not at this name", text)
     path = request.path.decode("latin-1")
     if path in _STATIC:
         body = get_data(__package__, path.rpartition("/")[2]) or b""
         headers = ((b"Cache-Control", b"max-age=60"), (b"X-Content-Type-Options", b"nosniff"))
         return Answer(200, body, _STATIC[path], headers)
     if auth.sent_by_another_page(request):
-        return _notice(403, "Not for other pages", text="Another web page has sent this request.")
+        return _notice(403, "Not for other pages", "Another web page has sent this request.")
     try:
         return await _answer_own_page(service, request, path)
     except StoreUnreachable as error:
-        return _notice(500, "The database cannot be reached", text=str(error))
+        return _notice(500, "The database cannot be reached", str(error))
 
 
 async def _answer_own_page(service: Service, request: Request, path: str) -> Response:
@@ -105,17 +104,15 @@ async def _answer_own_page(service: Service, request: Request, path: str) -> Res
     if secret and path in (KEYS, LOGIN):
         if secrets.accepts_login(secret):
             return _redirect(KEYS, (b"Set-Cookie", secrets.set_cookie(request)))
-        return _notice(401, "Open the console", login="That is not this server's token.")
+        return _notice(401, "Open the console", "That is not this server's token.", login=True)
     if not secrets.accepts_cookie(request):
-        return _notice(401, "Open the console", login="")
+        return _notice(401, "Open the console", login=True)
     is_head = request.method == "HEAD" and path != EVENTS  # a stream does not end
     handler = _ROUTES.get(("GET" if is_head else request.method, path))
     if handler is None:
-        return _notice(404, "There is no such page", link=True)
+        return _notice(404, "There is no such page")
     if request.method == "POST" and not secrets.accepts_form(form.get(b"form", b"")):
-        return _notice(
-            403, "Not one of the console's forms", text="Reload the page, and try again."
-        )
+        return _notice(403, "Not one of the console's forms", "Reload the page, and try again.")
     return await handler(service, query | form)
 
 
@@ -127,32 +124,15 @@ async def _keys(service: Service, fields: Fields) -> Answer:
     start = int(cursor) if cursor.isdigit() and len(cursor) < 20 else 0
     search = fields.get(b"q", b"")
     page = await keys.find_keys(service.store, search, start)
-    return await _page(
-        service, "keys.html", fields, search=search, page=page, groups=_groups(search, page)
-    )
-
-
-def _groups(search: bytes, page: keys.Page) -> Sequence[tuple[bytes, int]]:
-    """How the keys found continue after the beginning that was searched for, up to a colon."""
-    if any(special in search for special in b"*?["):
-        return ()
-    counts: Counter[bytes] = Counter()
-    for key in page.keys:
-        part, colon, _ = key.name.removeprefix(search).partition(b":")
-        if colon:
-            counts[search + part + colon] += 1
-    groups = [(group, count) for group, count in counts.most_common(_MAX_GROUPS) if count > 1]
-    if len(groups) == 1 and groups[0][1] == len(page.keys) and not page.cursor:
-        groups = [pair for pair in groups if pair[0] != search]
-    return sorted(groups)
+    return await _page(service, "keys.html", fields, search=search, page=page)
 
 
 async def _key(service: Service, fields: Fields) -> Answer:
     name = fields.get(b"key", b"")
     value = await keys.read_value(service.store, name)
     if value is None:
-        return _notice(404, "This key is gone", code=formats.text(name), link=True)
-    now = time.time()
+        return _notice(404, "This key is gone", formats.text(name))
+    now = SystemClock.wall()
     cached, limit, purges = None, None, ""
     if value.key.type == "string" and len(value.data) == value.length:
         text = name.decode("utf-8", "replace")
@@ -162,14 +142,11 @@ async def _key(service: Service, fields: Fields) -> Answer:
         elif cached.response is not None and cached.resource is not None:
             found = await keys.read_purges(service.store, cached.resource, cached.response)
             purges = found.name
-    parts = name.split(b":")[:4]
-    beginnings = [(parts[end - 1], b":".join(parts[:end]) + b":") for end in range(1, len(parts))]
     return await _page(
         service,
         "key.html",
         key=value.key,
         value=value,
-        beginnings=beginnings,
         cached=cached,
         limit=limit,
         purges=purges,
@@ -187,11 +164,10 @@ async def _flush(service: Service, _: Fields) -> Answer:
 
 
 async def _bill(service: Service, fields: Fields) -> Answer:
-    service.meter.sample()
     spans = {b"%d" % span: span for span in _SPANS.values()}
     span = spans.get(fields.get(b"span", b""), next(iter(_SPANS.values())))
-    chart = formats.bill_chart(service.meter.samples, time.time(), span)
-    seconds = time.time() - service.meter.started_at
+    chart = formats.bill_chart(service.meter.history, SystemClock.wall(), span)
+    seconds = SystemClock.wall() - service.meter.started_at
     return await _page(
         service, "bill.html", fields, spans=_SPANS, span=span, seconds=seconds, chart=chart
     )
@@ -312,24 +288,15 @@ async def _page(
         current=service.faults.current,
         form_secret=ConsoleAuth(service.tokens.full).form,
         message=message or _MESSAGES.get((fields or {}).get(b"notice", b""), ""),
-        now=time.time(),
+        now=SystemClock.wall(),
         **values,
     )
     return _html(html, status)
 
 
-def _notice(  # noqa: PLR0913 - each is a part of the page
-    status: int,
-    title: str,
-    *,
-    text: str = "",
-    code: str = "",
-    link: bool = False,
-    login: str | None = None,
-) -> Answer:
-    """A page without navigation: with a link to the keys, or with the login and what was wrong."""
-    html = render("notice.html", title=title, text=text, code=code, link=link, login=login)
-    return _html(html, status)
+def _notice(status: int, title: str, text: str = "", *, login: bool = False) -> Answer:
+    """A page without navigation: with a link to the keys, or with the login."""
+    return _html(render("notice.html", title=title, text=text, login=login), status)
 
 
 def _html(html: str, status: int) -> Answer:
@@ -347,22 +314,6 @@ def render(template: str, **values: Any) -> str:
     return _ENVIRONMENT.get_template(template).render(values)
 
 
-def _key_url(name: bytes, address: str = KEY) -> str:
-    return f"{address}?key={quote(name, safe='')}"
-
-
-def _search_url(search: str | bytes, cursor: int = 0) -> str:
-    given = {name: value for name, value in (("q", search), ("cursor", cursor)) if value}
-    return f"{KEYS}?{urlencode(given)}" if given else KEYS
-
-
-def _variant_url(name: bytes, end: str) -> str:
-    """A search for a variant, of whose key the index contains the beginning and the end."""
-    key = name.decode("utf-8", "replace")
-    escaped = "".join(f"\\{each}" if each in "\\*?[]" else each for each in key)
-    return _search_url(f"{escaped}#*{end}")
-
-
 _ENVIRONMENT: Final = Environment(
     loader=PackageLoader("upstash_middleware.local.console"),
     autoescape=True,
@@ -376,9 +327,9 @@ _ENVIRONMENT.filters.update(
     duration=formats.duration,
     faults=formats.summarize_faults,
     moment=formats.moment,
+    quote=partial(quote, safe=""),
     reply=formats.summarize_reply,
     shorten=formats.shorten,
-    size=formats.size,
     text=formats.text,
     word=formats.word,
 )
@@ -386,12 +337,8 @@ _ENVIRONMENT.globals.update(
     DOLLARS_PER_COMMAND=DOLLARS_PER_COMMAND,
     ago=formats.ago,
     current_age=current_age,
-    key_url=_key_url,
     kind_of=keys.kind_of,
     no_faults=NO_FAULTS,
     read_body=keys.read_body,
-    response_spans=formats.response_spans,
-    search_url=_search_url,
-    variant_url=_variant_url,
     view_bytes=formats.view_bytes,
 )

@@ -96,7 +96,7 @@ def read_counter(
         ("Began", "at", start),
         ("Ends" if now_ms < end else "Ended", "at", end),
     ]
-    return State("Used", used, facts, [("this window", start, end)])
+    return State("Used", used, facts)
 
 
 class KeptFixedWindow(FixedWindow, frozen=True):

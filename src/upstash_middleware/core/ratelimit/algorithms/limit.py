@@ -47,10 +47,6 @@ class State(Struct, frozen=True):
     facts: Sequence[tuple[str, str, int]] = ()
     """What else is known: a label, the kind of number, and the number. Kinds are ``units``, ``ms``
     for a duration, and ``at`` for a time in ms since 1970."""
-    spans: Sequence[tuple[str, int, int]] = ()
-    """Stretches of time, one after another: a label, the beginning and the end."""
-    marks: Sequence[int] = ()
-    """Times within the spans."""
 
 
 class Limit(Struct, frozen=True, dict=True):

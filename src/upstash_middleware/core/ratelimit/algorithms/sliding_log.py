@@ -61,8 +61,5 @@ class SlidingLog(Limit, frozen=True):
 
     @classmethod
     def describe(cls, entries: Sequence[tuple[int, ...]], window: int, now: int) -> State:
-        counting = [(at, cost) for at, cost in entries if at > now - window]
         facts = [("Window", "ms", window), ("Entries", "units", len(entries))]
-        spans = [("the window until now", now - window, now)]
-        marks = [at for at, _ in counting]
-        return State("Used", sum(cost for _, cost in counting), facts, spans, marks)
+        return State("Used", sum(cost for at, cost in entries if at > now - window), facts)

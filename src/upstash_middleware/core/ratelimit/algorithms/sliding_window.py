@@ -72,13 +72,11 @@ class SlidingWindow(Limit, frozen=True):
         state = read_counter(last_part, value, now_ms, ttl_ms, kept_for=1)
         if state is None:
             return None
-        ((_, start, end),) = state.spans
-        facts, after = [*state.facts], 2 * end - start
-        if now_ms >= end:
-            weighed = int(state.used * max(0, after - now_ms) // (end - start))
-            facts.append(("Still weighs", "units", weighed))
-        spans = [*state.spans, ("counts less and less in the next", end, after)]
-        return replace(state, facts=facts, spans=spans)
+        (_, _, window), _, (_, _, end) = state.facts
+        if now_ms < end:
+            return state
+        weighed = int(state.used * max(0, end + window - now_ms) // window)
+        return replace(state, facts=[*state.facts, ("Still weighs", "units", weighed)])
 
 
 def _longest_rest(count: int, room: int, window: int) -> int:
