@@ -32,15 +32,22 @@ from upstash_middleware.runtime import Features, RedisProxy, Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Unpack
+    from typing import Literal, Unpack
 
     import anyio
 
+    from upstash_middleware.core.clock import Duration
     from upstash_middleware.core.engine import Exchange
     from upstash_middleware.core.ratelimit import Decision
     from upstash_middleware.settings import Arguments
 
-__all__ = ["CacheHandle", "CacheMiddleware", "RateLimitMiddleware", "UpstashMiddleware"]
+__all__ = [
+    "CacheHandle",
+    "CacheMiddleware",
+    "RateLimitMiddleware",
+    "SessionMiddleware",
+    "UpstashMiddleware",
+]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -153,7 +160,7 @@ class Middleware:
         body = ReceivedBody(receive)
         await self._http(scope, body.receive, send, body)
 
-    async def _http(
+    async def _http(  # noqa: PLR0912
         self, scope: Scope, receive: Receive, send: Send, body: RequestBody | None = None
     ) -> None:
         begun: tuple[HTTPRequest, Exchange] | None = scope.get(_INNER)
@@ -165,6 +172,8 @@ class Middleware:
             exchange = await self.runtime.abegin(request, self._inner)
         if exchange.decision is not None:
             scope["state"]["rate_limit"] = exchange.decision
+        if exchange.saving is not None:
+            self._show_session(scope, exchange)
         scope[STREAM] = stream = ResponseStream(
             self.runtime, exchange, receive, send, scope.get("http_version", "1.1") not in HTTP_1
         )
@@ -189,6 +198,14 @@ class Middleware:
             scope.pop(STREAM, None)
             if not stream.finished:
                 await stream.finish(complete=False)
+
+    def _show_session(self, scope: Scope, exchange: Exchange) -> None:
+        """Show handlers their session, and which caches further out may store the response."""
+        saving: Any = exchange.saving
+        saving.session.performer = self.runtime
+        scope["session"] = saving.session
+        if (outer := scope.get(STREAM)) is not None:
+            exchange.caches = (outer.exchange, *outer.exchange.caches)
 
     async def _forward(self, scope: Scope, request: HTTPRequest, stream: ResponseStream) -> None:
         """Call the application with other header fields, in the same scope.
@@ -254,6 +271,8 @@ class Middleware:
             if "rate_limit" in visitors["state"]:
                 scope["state"]["rate_limit"] = UNCHECKED  # a limit outside counts no revalidation
             self._add_to_state(scope)
+            if refresh.saving is not None:
+                self._show_session(scope, refresh)
             await self.app(scope, stream.receive, stream.send)
         except Exception as error:  # noqa: BLE001 - the client has its response
             if not client.gave_up:
@@ -264,9 +283,11 @@ class Middleware:
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Count a handshake as a request; messages of an open connection are free."""
         request = request_of(scope, self._root_path)
-        exchange = await self.runtime.abegin(request, engine=self.runtime.limits)
+        exchange = await self.runtime.abegin(request, engine=self.runtime.uncached)
         if exchange.decision is not None:
             scope["state"]["rate_limit"] = exchange.decision
+        if exchange.saving is not None:
+            self._show_session(scope, exchange)
         try:
             if exchange.response is not None:
                 await _deny_handshake(scope, receive, send, exchange.response)
@@ -324,6 +345,86 @@ class CacheMiddleware(_Configured):
     features = Features.CACHE
 
 
+class SessionMiddleware(Middleware):
+    """Sessions on Upstash, with the arguments of Starlette's SessionMiddleware.
+
+    Handlers find the session at ``request.session``. In ``UpstashMiddleware`` the setting
+    ``sessions`` does the same, in one round trip with limits and cache.
+    """
+
+    features: ClassVar[Features] = Features.SESSIONS
+
+    def __init__(  # noqa: PLR0913, PLR0917 - Starlette's, and this package's settings
+        self,
+        app: ASGIApp,
+        secret_key: str | Sequence[str] = (),
+        session_cookie: str = "session",
+        max_age: Duration | None = 14 * 24 * 3600,
+        path: str = "/",
+        same_site: str = "lax",
+        https_only: bool = False,
+        domain: str | None = None,
+        *,
+        partitioned: bool = False,
+        idle_timeout: Duration | None = None,
+        absolute_timeout: Duration = 90 * 24 * 3600,
+        paths: Sequence[str] = (),
+        max_size: int = 256 * 1024,
+        on_error: Literal["open", "closed"] = "open",
+        read_from: Literal["nearest", "primary"] = "nearest",
+        **arguments: Unpack[Arguments],
+    ) -> None:
+        """Wrap ``app``.
+
+        Args:
+            app: The application.
+            secret_key: See SessionSettings, as for all but the last.
+            session_cookie: The cookie's name.
+            max_age: Seconds for which browsers keep the cookie; None until they are closed.
+            path: The paths that browsers send it to.
+            same_site: ``"lax"``, ``"strict"`` or ``"none"``.
+            https_only: Whether it is sent over HTTPS only.
+            domain: The domain whose subdomains get it too.
+            partitioned: Whether each site that embeds this one has its own.
+            idle_timeout: Seconds after which an unused session ends.
+            absolute_timeout: Seconds after which a session ends in any case.
+            paths: Patterns of the paths that use sessions; empty for all.
+            max_size: Bytes of all entries.
+            on_error: What happens if a session cannot be saved.
+            read_from: Which replica sessions are read from.
+            **arguments: Settings of the middleware, such as ``url``, ``token`` and ``prefix``.
+
+        Raises:
+            ConfigurationError: An argument is wrong.
+        """
+        from upstash_middleware.core.sessions import SessionSettings  # noqa: PLC0415 - if any
+
+        if "sessions" in arguments:
+            raise ConfigurationError(
+                "sessions: SessionMiddleware takes its fields as arguments, such as "
+                "https_only=True; sessions= is for UpstashMiddleware"
+            )
+        settings = SessionSettings(
+            secret_key=secret_key,
+            session_cookie=session_cookie,
+            max_age=max_age,
+            path=path,
+            same_site=same_site,
+            https_only=https_only,
+            domain=domain,
+            partitioned=partitioned,
+            idle_timeout=idle_timeout,
+            absolute_timeout=absolute_timeout,
+            paths=paths,
+            max_size=max_size,
+            on_error=on_error,
+            read_from=read_from,
+            setting="SessionMiddleware",
+        )
+        runtime = Runtime.of({**arguments, "sessions": settings}, self.features, own="AsyncClient")
+        super().__init__(app, runtime)
+
+
 def _root_path_of(app: Any) -> str:
     """Return the ``root_path`` that a FastAPI application inside adds to each scope itself."""
     while app is not None:
@@ -341,7 +442,7 @@ class ResponseStream(Struct, eq=False):
     """One response from the application to the server, and the end of its exchange."""
 
     _runtime: Runtime
-    _exchange: Exchange
+    exchange: Exchange
     _receive: Receive
     _send: Send
     _sends_may_hang: bool = False
@@ -371,7 +472,7 @@ class ResponseStream(Struct, eq=False):
     @property
     def path(self) -> str:
         """The path that the middleware's rules have been matched with."""
-        return self._exchange.request.path
+        return self.exchange.request.path
 
     def attach(self, attached: Attached) -> None:
         """Pass the response's head and end to a limit or cache in front of a handler."""
@@ -401,12 +502,12 @@ class ResponseStream(Struct, eq=False):
         if message["type"] == "http.disconnect":
             self._client_left = True
             if not (self.finished or self._handed_over):
-                self._exchange.forbid("the client left before the response", client_left=True)
-        elif message.get("body") and announces_no_body(self._exchange.request):
-            self._exchange.forbid(UNANNOUNCED_BODY)
+                self.exchange.forbid("the client left before the response", client_left=True)
+        elif message.get("body") and announces_no_body(self.exchange.request):
+            self.exchange.forbid(UNANNOUNCED_BODY)
         return message
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: Message) -> None:  # noqa: PLR0912
         """Pass on the application's message, and finish right after the last byte."""
         if self._replaced:
             return
@@ -417,10 +518,12 @@ class ResponseStream(Struct, eq=False):
         is_file = kind in _FILES
         if is_file:
             self._seen_whole = False
-            self._exchange.unseen()
+            self.exchange.unseen()
         # Everything is read before the message is sent: middleware outside may write into it, the
         # application may fill its buffer again, and after the last byte every client leaves.
         piece = bytes(message.get("body", b""))
+        if self.exchange.saving is not None:
+            self.exchange.forbid_sharing()
         if self._announced is not None:
             self._announced -= len(piece)
         is_last = (
@@ -429,8 +532,8 @@ class ResponseStream(Struct, eq=False):
             else _ends(message, self._trailers)
         ) or (self._announced == 0 and bool(piece))
         complete = self._seen_whole and not self._client_left
-        if piece and self._exchange.watching and not self.finished:
-            self._exchange.chunk(piece)
+        if piece and self.exchange.watching and not self.finished:
+            self.exchange.chunk(piece)
         if self._head_of_304 is not None:
             if is_last:
                 await self._send_304(self._head_of_304, complete=complete)
@@ -438,7 +541,7 @@ class ResponseStream(Struct, eq=False):
             await self.finish(complete=complete)
             await self._send(message)
         else:
-            if self._exchange.locking is not None:
+            if self.exchange.locking is not None:
                 await self._release()
             await self._send_on(message, is_last=is_last, complete=complete)
             if is_last:
@@ -448,21 +551,23 @@ class ResponseStream(Struct, eq=False):
 
     async def _send_head(self, message: Message) -> None:
         if self._started:  # the application has ignored that the server refuses another head
-            self._exchange.forbid("the response was begun twice")
+            self.exchange.forbid("the response was begun twice")
         self._started = True
+        if (saving := self.exchange.save()) is not None:
+            await self._runtime.aperform(saving)
         fields = message.get("headers", ())
         head = own = ResponseHead(message["status"], Headers(map(tuple, fields)))
         for attached in reversed(self._attached):
             head = attached.head(head)
-        answer = self._exchange.head(head)
+        answer = self.exchange.head(head)
         if isinstance(answer, Response):
-            await self.send_whole(answer, self._exchange.request.method)
+            await self.send_whole(answer, self.exchange.request.method)
             return
         if answer is not own or not isinstance(fields, list | tuple):  # then read only once
             lines = answer.headers.lowered()
             message = {**message, "status": answer.status, "headers": lines}
         self._trailers = message.get("trailers", False)
-        is_head = self._exchange.request.method == "HEAD"
+        is_head = self.exchange.request.method == "HEAD"
         if not (self._trailers or is_head):
             self._announced = content_length(head.headers)
         if answer.status in WITHOUT_BODY and head.status not in WITHOUT_BODY:
@@ -472,7 +577,7 @@ class ResponseStream(Struct, eq=False):
         is_all = is_head or answer.status in WITHOUT_BODY or self._announced == 0
         if self._runtime.finishes_first and is_all and not self._trailers:
             await self.finish(complete=not self._client_left)
-        if self._exchange.locking is not None:
+        if self.exchange.locking is not None:
             await self._release()
         await self._send_on(message)
 
@@ -504,11 +609,11 @@ class ResponseStream(Struct, eq=False):
             return False
         for attached in self._attached:
             attached.failed()
-        response = self._exchange.failed()
+        response = self.exchange.failed()
         if response is None:
             return False
         self._runtime.observe(UserCodeFailed("the application", error))
-        await self.send_whole(response, self._exchange.request.method)
+        await self.send_whole(response, self.exchange.request.method)
         return True
 
     async def finish(self, *, complete: bool) -> None:
@@ -516,17 +621,17 @@ class ResponseStream(Struct, eq=False):
         if not self.finished:
             self.finished = True
             if not self._attached:
-                await self._runtime.afinish(self._exchange, complete=complete)
+                await self._runtime.afinish(self.exchange, complete=complete)
                 return
             async with AsyncExitStack() as ends:  # it calls all, also if the task is cancelled
-                ends.push_async_callback(self._runtime.afinish, self._exchange, complete=complete)
+                ends.push_async_callback(self._runtime.afinish, self.exchange, complete=complete)
                 for attached in reversed(self._attached):
                     ends.push_async_callback(attached.afinish, complete=complete)
 
     async def _renew(self) -> None:
         """Renew the slots and locks on Redis while the response is sent, if that is due."""
-        if self._exchange.holding:
-            await self._runtime.aperform_to_end(self._exchange.renewal())
+        if self.exchange.holding:
+            await self._runtime.aperform_to_end(self.exchange.renewal())
         for attached in self._attached:
             if attached.holding:
                 await attached.arenew()
@@ -534,7 +639,7 @@ class ResponseStream(Struct, eq=False):
     async def _release(self) -> None:
         """Release the lock that other processes wait for, before this client can delay it."""
         if not self.finished:
-            await self._runtime.aperform_to_end(self._exchange.release())
+            await self._runtime.aperform_to_end(self.exchange.release())
 
     async def _send_on(
         self, message: Message, *, is_last: bool = False, complete: bool = False
@@ -617,7 +722,11 @@ class Handshake(Struct, eq=False):
         """Pass on the application's message; the first one gets the limit's fields."""
         if not self._answered:
             self._answered = True
+            if (flow := self._exchange.save()) is not None:
+                await self._runtime.aperform(flow)
             message = self._answer(message)
+            if (saving := cast("Any", self._exchange.saving)) is not None:
+                saving.leave_to_handler()
         await self._send(message)
         await self._renew()
 
@@ -648,7 +757,9 @@ class Handshake(Struct, eq=False):
                 self._exchange.head(ResponseHead(403, NO_HEADERS))
                 return message
         head = ResponseHead(status, headers_of(message.get("headers", ())))
-        sent = cast("ResponseHead", self._exchange.head(head))  # a limit replaces no response
+        sent = self._exchange.head(head)
+        if isinstance(sent, Response):  # the session could not be changed as the application wants
+            return {"type": "websocket.close", "code": TRY_AGAIN_LATER}
         return {**message, "headers": sent.headers.lowered()}
 
 

@@ -83,11 +83,23 @@ class CacheEntryRefused(Struct, frozen=True):
     detail: str
 
 
+class SessionSaved(Struct, frozen=True):
+    """A session was changed on Redis, or a change of it was dropped."""
+
+    change: str
+    """``created``, ``saved``, ``touched`` if only its timeout was extended, ``regenerated``,
+    ``ended``"""
+    saved: bool
+    detail: str = ""
+    """Why it was dropped."""
+
+
 class UpstashFailed(Struct, frozen=True):
     """A call to Upstash failed, and the policy was applied."""
 
     during: str
-    """``rate limit``, ``cache lookup``, ``cache store``, ``invalidation``"""
+    """``rate limit``, ``cache lookup``, ``cache store``, ``invalidation``, ``session load``,
+    ``session save``"""
     error: UpstashError
 
 
@@ -165,6 +177,7 @@ Event = (
     | CacheLookedUp
     | CacheStored
     | CacheEntryRefused
+    | SessionSaved
     | UpstashFailed
     | UpstashAnswered
     | UpstashCalled

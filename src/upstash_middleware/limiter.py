@@ -919,7 +919,7 @@ def _named(runtime: Runtime, app: Any, name: str) -> RateLimiter:
     """Return a limiter that has the rule of this name. Raises ConfigurationError."""
     known: list[str] = []
     limiters = [
-        *(part for part in runtime.limits.parts if isinstance(part, RateLimiter)),
+        *(part for part in runtime.engine.parts if isinstance(part, RateLimiter)),
         *(limiter for _, limiter in tuple(runtime.handler_limiters.values())),
         *runtime.limiters.values(),
     ]

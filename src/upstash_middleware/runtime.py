@@ -17,6 +17,7 @@ import time
 import weakref
 from contextlib import suppress
 from enum import Flag, auto
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from upstash_middleware.clock import SystemClock, remembering
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from upstash_middleware.core.flow import Flow
     from upstash_middleware.core.ratelimit import RateLimiter, RateLimitRule
     from upstash_middleware.core.ratelimit.charges import AddressWatch
+    from upstash_middleware.core.sessions import Sessions, SessionSettings
     from upstash_middleware.events import Event, Observer
     from upstash_middleware.messages import HTTPRequest
     from upstash_middleware.redis import AsyncRedis, Redis
@@ -67,13 +69,14 @@ class Features(Flag):
 
     RATE_LIMIT = auto()
     CACHE = auto()
+    SESSIONS = auto()
     BOTH = RATE_LIMIT | CACHE
 
 
 class Runtime:
     """One engine and its clients, created from settings."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0915 - it creates all that a runtime has
         self,
         settings: Settings,
         features: Features = Features.BOTH,
@@ -126,8 +129,13 @@ class Runtime:
         """Whether it may store responses."""
         cache: list[Part] = [self.cache] if self.caches else []
         self.engine: Engine = Engine([*limits, *cache], observe=self.observe)
-        self.limits: Engine = Engine(limits, observe=self.observe)
-        """The limits alone, for requests that no cache answers."""
+        self.uncached: Engine = Engine(limits, observe=self.observe)
+        """All but the cache, for requests that it does not answer: handshakes of WebSockets."""
+        self.sessions: Sessions | None = None
+        """What keeps the sessions of handlers, if anything does."""
+        keeps = features is Features.BOTH or Features.SESSIONS in features
+        if keeps and settings.sessions is not None:
+            self.keep_sessions(self.create_sessions(settings.sessions))
         endpoint = [] if self.purge_endpoint is None else [self.purge_endpoint]
         self._purge_engine: Engine = Engine([*limits, *endpoint], observe=self.observe)
         self.finishes_first: bool = _stores_first(settings)
@@ -393,6 +401,71 @@ class Runtime:
                 reflected_fields=settings.reflected_fields,
             )
         return self._cache
+
+    def create_sessions(
+        self,
+        settings: SessionSettings,
+        *,
+        idle: float | None = None,
+        absolute: float | None = None,
+        **hooks: Any,
+    ) -> Sessions:
+        """Return the part of the engine that keeps sessions.
+
+        Args:
+            settings: How they are kept.
+            idle: Their idle timeout in seconds, where a framework has its own; otherwise that of
+                the settings.
+            absolute: Their absolute timeout, likewise.
+            **hooks: What a framework does differently: the ``ids`` of a SessionStore, and the
+                arguments of Sessions.
+        """
+        from upstash_middleware.core.sessions import (  # noqa: PLC0415 - if there are sessions
+            CookieIds,
+            Sessions,
+            SessionStore,
+            read_scripts,
+        )
+
+        read_scripts()
+        own, sealing = self.settings, None
+        if own.cache_keys:
+            from upstash_middleware.core.cache.entries import Sealing  # noqa: PLC0415
+
+            sealing = Sealing(own.cache_keys, encrypt=own.cache_encrypt, randomness=os.urandom)
+        store = SessionStore(
+            own.prefix,
+            cache(partial(self._session_secrets, settings)),
+            SystemClock,
+            os.urandom,
+            own.deadline,
+            float(settings.idle_timeout or 0) if idle is None else idle,  # type: ignore[arg-type] # seconds
+            float(settings.absolute_timeout) if absolute is None else absolute,  # type: ignore[arg-type]
+            sealing,
+            hooks.pop("ids", None) or CookieIds(),
+            settings.read_from == "primary",
+        )
+        return Sessions(settings, store, observe=self.observe, **hooks)
+
+    def keep_sessions(self, sessions: Sessions) -> None:
+        """Load and save these sessions with each request, inside the limits and the cache."""
+        self.sessions = sessions
+        for engine in (self.engine, self.uncached):
+            engine.parts = (*engine.parts, sessions)
+
+    def _session_secrets(self, settings: SessionSettings) -> tuple[bytes, ...]:
+        if not (keys := settings.secret_key):
+            if self.settings.secret is None:
+                self.observe(
+                    SettingDoubted(
+                        named_part(settings.setting, "secret_key"),
+                        "it is not set, nor is secret, so the key of sessions is made from the "
+                        "token: a new token logs everybody out; set it to a long random text",
+                    )
+                )
+            keys = (self._secret().hex(),)
+        begin = b"upstash-middleware sessions\n"
+        return tuple([hashlib.sha256(begin + key.encode()).digest() for key in keys])
 
     def _create_purge_endpoint(self) -> PurgeEndpoint | None:
         path, token = self.settings.purge_path, self.settings.purge_token
@@ -667,7 +740,7 @@ def _check_not_idle(settings: Settings, features: Features, source: str) -> None
         )
     if features is Features.CACHE and not settings.cache:
         raise ConfigurationError(f"CacheMiddleware has no rule{where}: give for instance {cache}")
-    if features is Features.BOTH and not (limits or settings.cache):
+    if features is Features.BOTH and not (limits or settings.cache or settings.sessions):
         raise ConfigurationError(
             f"UpstashMiddleware has neither a limit nor a cache rule{where}: give for instance "
             f"{limit} or {cache}"

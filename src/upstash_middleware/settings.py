@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from upstash_middleware.core.identify import AnyExtractor
     from upstash_middleware.core.ratelimit.charges import Match
     from upstash_middleware.core.ratelimit.decision import OnDenied
+    from upstash_middleware.core.sessions import SessionSettings
     from upstash_middleware.events import Observer
 
 
@@ -153,6 +154,10 @@ class Arguments(TypedDict, total=False):
     """How calls are made: ``"sockets"``, or ``"httpx"``, the default behind a proxy; or the
     application's own httpx.Client (Flask, WSGI, Django) or httpx.AsyncClient (ASGI), or a tuple of
     both, for instance for mutual TLS. It is not closed, and the deadlines apply to it too."""
+    sessions: bool | Mapping[str, Any] | SessionSettings | None
+    """Sessions for handlers, in ``UpstashMiddleware`` under ASGI: True, SessionSettings, or a
+    mapping of its fields, such as ``{"https_only": True}``; default None, none. Flask and Django
+    have their own settings of sessions."""
     prefix: str
     """The beginning of every key, one for each application; default ``upstash-middleware``. Two
     applications with one prefix share the quotas of rules of the same name, stored responses of
@@ -212,6 +217,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     token: str | None
     redis: Any
     transport: Any
+    sessions: SessionSettings | None
     prefix: str
     secret: str | None
     deadline: float
@@ -508,6 +514,14 @@ def _transport(name: str, value: Any) -> Any:
     )
 
 
+def _sessions(name: str, value: Any) -> SessionSettings | None:
+    if value is None or value is False:
+        return None
+    from upstash_middleware.core.sessions import session_settings  # noqa: PLC0415 - if any
+
+    return session_settings(value, name)
+
+
 def _anything(_name: str, value: Any) -> Any:
     return value
 
@@ -598,6 +612,7 @@ _SETTINGS: dict[str, tuple[_Reader, Any]] = {
     "token": (_text, None),
     "redis": (_anything, None),
     "transport": (_transport, None),
+    "sessions": (_sessions, None),
     "prefix": (_prefix, "upstash-middleware"),
     "secret": (_text, None),
     "deadline": (_duration(most=60, above=True), 1.0),

@@ -30,6 +30,7 @@ from upstash_middleware.asgi import (
     ReceivedBody,
     ResponseStream,
     ScopeCall,
+    SessionMiddleware,
     headers_of,
 )
 from upstash_middleware.core.identify import USERS, Identifier
@@ -71,6 +72,7 @@ __all__ = [
     "CacheMiddleware",
     "RateLimitMiddleware",
     "RequestDenied",
+    "SessionMiddleware",
     "UpstashMiddleware",
     "cached",
     "exempt",

@@ -1,4 +1,4 @@
-"""Takes one request through its parts: the rate limit outside, the cache inside.
+"""Takes one request through its parts: rate limit, cache, sessions, from the outside in.
 
 The engine joins the commands of its parts into one pipeline, combines their responses in order,
 and keeps their failures away from the response.
@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any, cast
 from msgspec import Struct
 
 from upstash_middleware.core.flow import Flow, Pipeline, joined, together
-from upstash_middleware.errors import ConfigurationError, ConnectionLost, UpstashError
+from upstash_middleware.errors import (
+    ConfigurationError,
+    ConnectionLost,
+    NotStorable,
+    UpstashError,
+)
 from upstash_middleware.events import InternalError
 from upstash_middleware.messages import HTTPRequest, Response
 
@@ -40,6 +45,8 @@ class PartExchange:
     """Whether the request may hold something on Redis that expires unless it is renewed."""
     watches: bool = False
     """Whether ``request_to_forward`` or ``chunk`` does anything."""
+    saves: bool = False
+    """Whether ``save`` is to be run before the response's head is sent."""
 
     @property
     def locks(self) -> bool:
@@ -51,9 +58,23 @@ class PartExchange:
         """Whether the rest of the body is used."""
         return True
 
+    @property
+    def uses_session(self) -> bool:
+        """Whether the application has read or written the client's session so far."""
+        return False
+
+    @property
+    def changes_cookie(self) -> bool:
+        """Whether the response sets the session's cookie."""
+        return False
+
     def request_to_forward(self, request: HTTPRequest) -> HTTPRequest:
         """Return the request to call the application with, perhaps with a validator."""
         return request
+
+    def save(self) -> Flow[None] | None:
+        """Return the flow to run before the response's head is sent; None if it is not needed."""
+        return None
 
     def head(self, head: ResponseHead) -> ResponseHead | Response:
         """Take the response's head; return what to send.
@@ -76,6 +97,12 @@ class PartExchange:
 
     def forbid(self, why: str, *, client_left: bool) -> None:
         """Forbid storing the response, for a reason that only the adapter sees."""
+
+    def forbid_sharing(self, *, sets_cookie: bool) -> None:
+        """Forbid sharing the response, which depends on the client's session.
+
+        One that sets the session's cookie must not be stored for its own user either.
+        """
 
     def renewal(self) -> Flow[None] | None:
         """Return the flow that renews what expires on Redis; None if that is not due."""
@@ -109,7 +136,11 @@ Step = PartExchange | Prepared | Flow[PartExchange | None] | None
 
 
 class Part:
-    """The rate limit or the cache. It raises no UpstashError."""
+    """The rate limit, the cache or the sessions. It raises no UpstashError."""
+
+    def detached(self) -> PartExchange | None:
+        """Return the exchange for a request that no client has sent: a background revalidation."""
+        return None
 
     def prepare(self, request: HTTPRequest) -> Step:
         """Begin a request: with its exchange, with commands, or with a flow if it needs more.
@@ -354,6 +385,7 @@ class Exchange:
     __slots__ = (
         "_parts",
         "_unreached",
+        "caches",
         "decision",
         "engine",
         "holding",
@@ -362,6 +394,7 @@ class Exchange:
         "refresh",
         "request",
         "response",
+        "saving",
         "watching",
     )
 
@@ -385,6 +418,10 @@ class Exchange:
         """The parts that see the body."""
         self.locking: PartExchange | None = None
         """The part that has a lock for which other processes wait."""
+        self.saving: PartExchange | None = None
+        """The part that has the client's session, to be saved before the head is sent."""
+        self.caches: Sequence[Exchange] = ()
+        """Exchanges of other middleware and of decorators that may store this response."""
         self.decision: Decision | None = None
         """The rate limit's decision, for the application's handler to read."""
         self.response: Response | None = None
@@ -406,9 +443,12 @@ class Exchange:
                 self.watching = (*self.watching, part)
                 if part.locks:
                     self.locking = part
+            if part.saves:
+                self.saving = part
             if part.response is not None:
                 if (refresh := part.refresh) is not None:
-                    self.refresh = Exchange(engine, refresh.request, [refresh.exchange])
+                    own = [refresh.exchange, *(each.detached() for each in engine.parts)]
+                    self.refresh = Exchange(engine, refresh.request, own)
                 self.response = self._outward_from(len(self._parts) - 1, part.response)
         if self.response is not None:
             return
@@ -418,12 +458,30 @@ class Exchange:
             except Exception as error:  # noqa: BLE001 - the request goes on without this part
                 self._leave_out(part, "request", error)
 
+    def save(self) -> Flow[None] | None:
+        """Return the flow to run before ``head``, which saves the session; None if it is not due.
+
+        For an adapter to call if a part is ``saving``. The flow raises NotStorable for a value of
+        the application's that cannot be stored.
+        """
+        return None if self.saving is None else self._saved(self.saving)
+
+    async def _saved(self, part: PartExchange) -> None:
+        try:
+            if (flow := part.save()) is not None:
+                await flow
+        except NotStorable:
+            raise
+        except Exception as error:  # noqa: BLE001 - the response goes on without this part
+            self._leave_out(part, "save", error)
+
     def head(self, head: ResponseHead) -> ResponseHead | Response:
         """Take the application's response head; return what to send in its place.
 
         After a whole Response the application's body is neither sent nor passed to ``chunk``.
         After a head without a body in place of one with a body, it is passed and not sent.
         """
+        self.forbid_sharing()
         outgoing: ResponseHead | Response = head
         for part in reversed(self._parts):
             try:
@@ -491,6 +549,18 @@ class Exchange:
         for part in self.watching:
             part.forbid(why, client_left=client_left)
 
+    def forbid_sharing(self) -> None:
+        """Forbid sharing the response if the application has used the client's session so far.
+
+        For an adapter to call before each message of the response if a part is ``saving``; ``head``
+        and ``finish`` do so too.
+        """
+        saving = self.saving
+        if saving is None or not saving.uses_session:
+            return
+        for part in (*self.watching, *(part for other in self.caches for part in other.watching)):
+            part.forbid_sharing(sets_cookie=saving.changes_cookie)
+
     @property
     def kept(self) -> bool:
         """Whether any part uses the rest of the body."""
@@ -514,6 +584,7 @@ class Exchange:
         ``complete`` is False where not every byte was passed to ``chunk``: the application raised,
         the client left, the response was cut short, or the server read a file itself.
         """
+        self.forbid_sharing()
         pending: list[Flow[None]] = []
         if self.refresh is not None:
             self.refresh.drop()
@@ -574,6 +645,7 @@ class Exchange:
         self._parts = [other for other in self._parts if other is not part]
         self.watching = [other for other in self.watching if other is not part]
         self.locking = None if self.locking is part else self.locking
+        self.saving = None if self.saving is part else self.saving
         self._unreached = (*self._unreached, part)
         self.engine.observe(InternalError(where, error))
 

@@ -308,6 +308,11 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         if self.planned is not None:
             self._drop(why)
 
+    def forbid_sharing(self, *, sets_cookie: bool) -> None:
+        """Store no response that depends on a session, except under a rule that selects by user."""
+        if not self.forbidden and (sets_cookie or not self.found.target.private):
+            self.forbid("it depends on the session", client_left=False)
+
     def head(self, head: ResponseHead) -> ResponseHead | Response:
         """Decide whether the response is to be stored; say so in Cache-Status if it is certain."""
         found, length = self.found, content_length(head.headers)

@@ -1,0 +1,28 @@
+#!lua flags=allow-key-locking
+-- Create a session, or give one another name; bind it to the user's epoch if that is among the keys.
+-- KEYS: the old name, or the new one again if there is no old session; the new name; perhaps the
+-- user's epoch. ARGV: the time to live in milliseconds; the reserved field's value without epoch;
+-- an epoch, which is the new one if the user has none; the epoch's time to live in milliseconds;
+-- the number of fields to set; their names and values; the names of fields to delete.
+if KEYS[1] ~= KEYS[2] then
+  local moved = redis.pcall('RENAME', KEYS[1], KEYS[2])
+  if type(moved) == 'table' and moved.err then
+    return 0
+  end
+end
+local epoch = ARGV[3]
+if KEYS[3] then
+  epoch = redis.call('SET', KEYS[3], epoch, 'NX', 'GET', 'PX', ARGV[4]) or epoch
+  redis.call('PEXPIRE', KEYS[3], ARGV[4], 'GT')
+end
+local last = 5 + 2 * tonumber(ARGV[5])
+local first = math.min(last, 7005)
+redis.call('HSET', KEYS[2], '.', epoch .. '\n' .. ARGV[2], unpack(ARGV, 6, first))
+for i = first + 1, last, 7000 do
+  redis.call('HSET', KEYS[2], unpack(ARGV, i, math.min(i + 6999, last)))
+end
+for i = last + 1, #ARGV, 7000 do
+  redis.call('HDEL', KEYS[2], unpack(ARGV, i, math.min(i + 6999, #ARGV)))
+end
+redis.call('PEXPIRE', KEYS[2], ARGV[1])
+return epoch

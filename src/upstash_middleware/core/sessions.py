@@ -1,0 +1,1114 @@
+# ruff: noqa: SLF001 - the part and its exchanges read what sessions record
+"""Sessions: what a browser's cookie stands for, in one Redis hash with a field for each entry.
+
+A request loads its session in the pipeline of its limits and its cache lookup, and saves it before
+its response's head is sent, if it has changed. Only changed entries are written, so two
+requests of one session that change different entries lose nothing. Whatever ends a session or gives
+it another id wins over older requests: a save writes only to a session that exists, and no id is
+used again.
+
+On Redis a session is ``PREFIX:session:HMAC`` of its id. The field ``.`` is ``EPOCH LF HEAD``, where
+the head says when it was created and used, and which user it is bound to; the field ``=NAME`` is
+the entry NAME. A user's epoch is ``PREFIX:session-user:HASH``: the sessions that are bound to a user
+are valid while it exists and is the one that they recorded.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from base64 import b64decode, b64encode, urlsafe_b64encode
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from math import inf
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
+from uuid import UUID
+
+from msgspec import Struct, ValidationError, json
+from msgspec.structs import force_setattr
+
+from upstash_middleware.core.clock import Duration, seconds_in
+from upstash_middleware.core.engine import Part, PartExchange, Prepared
+from upstash_middleware.core.flow import Command, Pipeline, Script, script
+from upstash_middleware.core.patterns import PathPattern
+from upstash_middleware.core.values import decode, encode
+from upstash_middleware.errors import (
+    CommandError,
+    ConfigurationError,
+    NotStorable,
+    RuleMeta,
+    UnexpectedAnswer,
+    UpstashError,
+    named_part,
+    unknown_name,
+)
+from upstash_middleware.events import SessionSaved, UpstashFailed
+from upstash_middleware.messages import Headers, Response, ResponseHead
+
+if TYPE_CHECKING:
+    from upstash_middleware.core.cache.entries import Sealing
+    from upstash_middleware.core.clock import Clock
+    from upstash_middleware.core.flow import Argument, Flow, Reply
+    from upstash_middleware.events import Observer
+    from upstash_middleware.messages import HTTPRequest
+
+# ------------------------------------------------------------------------------------------------
+# Settings
+
+_DAY = 24 * 3600.0
+_LONGEST = 400 * _DAY
+"""Browsers keep no cookie for longer (RFC 6265bis §5.5)."""
+_SLACK = 3600.0
+"""Seconds by which a user's epoch outlives the sessions that are bound to the user."""
+_LARGEST = 8 * 1024 * 1024
+"""Bytes of a session's entries that one call can carry."""
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - RFC 9110's token
+
+
+class SessionSettings(Struct, frozen=True, metaclass=RuleMeta):
+    """How sessions are kept: ``SessionMiddleware``'s arguments, and the setting ``sessions``.
+
+    The first seven are those of Starlette's SessionMiddleware. Raises ConfigurationError, naming
+    the field, for invalid values.
+    """
+
+    secret_key: str | Sequence[str] = ()
+    """The key that hashes session ids, or several: the first hashes new ones, all of them are
+    accepted, so that a key is replaced by putting the new one first. By default the setting
+    ``secret``, or a key made from the token: then a new token logs everybody out."""
+    session_cookie: str = "session"
+    """The cookie's name. With ``https_only`` it gets the prefix ``__Host-``, or ``__Secure-`` if
+    there is a ``domain`` or another ``path`` (RFC 6265bis §4.1.3)."""
+    max_age: Duration | None = 14 * _DAY
+    """Seconds for which browsers keep the cookie after the session was last used; None until they
+    are closed."""
+    path: str = "/"
+    """The paths that browsers send the cookie to."""
+    same_site: str = "lax"
+    """``"lax"``, ``"strict"`` or ``"none"``, which needs ``https_only``."""
+    https_only: bool = False
+    """Whether browsers send the cookie over HTTPS only."""
+    domain: str | None = None
+    """The domain whose subdomains get the cookie too; None for this host alone."""
+    partitioned: bool = False
+    """Whether the cookie is a different one within each other site that embeds this one (CHIPS);
+    needs ``https_only``."""
+    idle_timeout: Duration | None = None
+    """Seconds after which an unused session ends; None for ``max_age``, or 14 days without one. It
+    is extended when a session is used, at most once in a twentieth of it."""
+    absolute_timeout: Duration = 90 * _DAY
+    """Seconds after which a session ends in any case."""
+    paths: Sequence[str] = ()
+    """Patterns of the paths that use sessions; empty for all."""
+    max_size: int = 256 * 1024
+    """Bytes of all entries as they are stored; storing more raises NotStorable."""
+    on_error: Literal["open", "closed"] = "open"
+    """If a session cannot be saved: ``"open"`` sends the response without a new cookie,
+    ``"closed"`` a 503. What logs in or out gets the 503 in any case."""
+    read_from: Literal["nearest", "primary"] = "nearest"
+    """Which replica of a Global database sessions are read from. The nearest may not have the
+    latest changes of other regions; ``"primary"`` costs one command more."""
+    setting: str = "sessions"
+    """What errors call it."""
+
+    def __post_init__(self) -> None:
+        keys = (self.secret_key,) if isinstance(self.secret_key, str) else self.secret_key
+        idle = self.idle_timeout or self.max_age or 14 * _DAY
+        values = {"secret_key": keys, "idle_timeout": idle, "same_site": _lower(self.same_site)}
+        for name, value in values.items():
+            force_setattr(self, name, value)
+        for name, (is_right, should_be) in _CHECKS.items():
+            value = getattr(self, name)
+            if not is_right(value):
+                shown = "" if name == "secret_key" else f"{value!r} "
+                raise ConfigurationError(
+                    f"{named_part(self.setting, name)}: {shown}should be {should_be}"
+                )
+        for name in ("max_age", "idle_timeout", "absolute_timeout"):
+            force_setattr(self, name, seconds_in(getattr(self, name)))
+        for name in ("secret_key", "paths"):
+            force_setattr(self, name, tuple(getattr(self, name)))
+        for path in self.paths:
+            PathPattern.parse(path)
+        for name, value in (("same_site", "none"), ("partitioned", True)):
+            if getattr(self, name) == value and not self.https_only:
+                raise ConfigurationError(
+                    f"{named_part(self.setting, name)}: {value!r} needs https_only=True: browsers "
+                    "ignore such a cookie without it"
+                )
+
+    def __repr__(self) -> str:
+        fields = [name for name in self.__struct_fields__ if name not in {"secret_key", "setting"}]
+        return f"SessionSettings({', '.join(f'{name}={getattr(self, name)!r}' for name in fields)})"
+
+    @property
+    def cookie_name(self) -> str:
+        """The cookie's name with its prefix."""
+        if not self.https_only or self.session_cookie.startswith(("__Host-", "__Secure-")):
+            return self.session_cookie
+        is_for_host = self.path == "/" and self.domain is None
+        return f"{'__Host-' if is_for_host else '__Secure-'}{self.session_cookie}"
+
+    def cookie_field(self, change: CookieChange) -> bytes:
+        """Return the value of the Set-Cookie field that makes a change (RFC 6265bis §4.1)."""
+        parts = [f"{self.cookie_name}={change.value or ''}", f"Path={self.path}"]
+        if change.value is None:
+            parts += ["Max-Age=0", "Expires=Thu, 01 Jan 1970 00:00:00 GMT"]
+        elif self.max_age is not None:
+            parts.append(f"Max-Age={int(min(float(self.max_age), change.seconds))}")  # type: ignore[arg-type]
+        if self.domain is not None:
+            parts.append(f"Domain={self.domain}")
+        parts += ["HttpOnly", f"SameSite={self.same_site.capitalize()}"]
+        parts += ["Secure"] if self.https_only else []
+        parts += ["Partitioned"] if self.partitioned else []
+        return "; ".join(parts).encode("latin-1")
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _is_time(value: Any) -> bool:
+    seconds = seconds_in(value)
+    return seconds is not None and 0 < seconds <= _LONGEST
+
+
+def _is_text(pattern: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(each and isinstance(each, str) for each in value)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 < value <= _LARGEST
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+_TIME = "seconds above 0, 400 days at most, a timedelta, or text such as '14 days'"
+_CHECKS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    "secret_key": (_are_texts, "text, or a list of texts, the new one first"),
+    "session_cookie": (_is_text(_TOKEN), "a cookie's name such as 'session'"),
+    "max_age": (lambda value: value is None or _is_time(value), _TIME + ", or None"),
+    "path": (_is_text(r"/[^;\x00-\x20\x7f]*"), "a path such as '/'"),
+    "same_site": (("lax", "strict", "none").__contains__, "'lax', 'strict' or 'none'"),
+    "https_only": (_is_flag, "True or False"),
+    "domain": (
+        lambda value: value is None or _is_text(r"\.?[A-Za-z0-9.-]+")(value),
+        "a domain such as 'example.com', or None",
+    ),
+    "partitioned": (_is_flag, "True or False"),
+    "idle_timeout": (_is_time, _TIME),
+    "absolute_timeout": (_is_time, _TIME),
+    "paths": (_are_texts, "a list of patterns such as ['/account/{rest:path}']"),
+    "max_size": (_is_size, f"a whole number of bytes, {_LARGEST} at most"),
+    "on_error": (("open", "closed").__contains__, "'open' or 'closed'"),
+    "read_from": (("nearest", "primary").__contains__, "'nearest' or 'primary'"),
+}
+"""What the fields have to be, and how errors say so."""
+
+
+def session_settings(value: Any, setting: str = "sessions") -> SessionSettings | None:
+    """Return the settings that True, a mapping or SessionSettings mean; None for None or False.
+
+    Raises ConfigurationError.
+    """
+    if value is None or value is False:
+        return None
+    if isinstance(value, SessionSettings):
+        return value
+    if value is True:
+        return SessionSettings(setting=setting)
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(
+            f"{setting}: {value!r} should be True, SessionSettings, or a mapping such as "
+            "{'https_only': True}"
+        )
+    known = [name for name in SessionSettings.__struct_fields__ if name != "setting"]
+    for name in value:
+        if name not in known:
+            raise unknown_name(setting, name, known)
+    return SessionSettings(**value, setting=setting)
+
+
+class CookieChange(NamedTuple):
+    """A session cookie to be set, or to be deleted."""
+
+    value: str | None
+    """None to delete it."""
+    seconds: float = 0.0
+    """How long the session lasts unless it is used."""
+
+
+# ------------------------------------------------------------------------------------------------
+# Ids
+
+
+class SessionIds(Protocol):
+    """The form of session ids, and of the hash of the user in those of bound sessions."""
+
+    def new(self, random: Callable[[int], bytes], user: str) -> str:
+        """Return a new id, with a user's hash if that is not empty."""
+        ...
+
+    def parse(self, text: str) -> str | None:
+        """Return the user's hash in an id, empty if there is none; None for what is no id."""
+        ...
+
+    def user_hash(self, digest: bytes) -> str:
+        """Return a user's hash, from a digest of 32 bytes."""
+        ...
+
+
+_ID = re.compile(r"[A-Za-z0-9_-]{43}(?:\.([A-Za-z0-9_-]{11}))?")
+
+
+class CookieIds:
+    """256 random bits; of a bound session, a point and 64 bits of the user's keyed hash follow."""
+
+    def new(self, random: Callable[[int], bytes], user: str) -> str:
+        """See SessionIds."""
+        text = urlsafe_b64encode(random(32)).rstrip(b"=").decode()
+        return f"{text}.{user}" if user else text
+
+    def parse(self, text: str) -> str | None:
+        """See SessionIds."""
+        found = _ID.fullmatch(text)
+        return None if found is None else found[1] or ""
+
+    def user_hash(self, digest: bytes) -> str:
+        """See SessionIds."""
+        return urlsafe_b64encode(digest[:8]).rstrip(b"=").decode()
+
+
+User = str | int | UUID
+"""A user's id; only a keyed hash of it is stored."""
+
+
+def user_text(user: Any) -> str:
+    """Return a user's id as text. Raises TypeError for what identifies no user."""
+    if isinstance(user, str | int | UUID) and not isinstance(user, bool) and str(user):
+        return str(user)
+    raise TypeError(
+        f"{type(user).__name__} is no user's id: give text that is not empty, an integer or a "
+        "UUID, such as user.id"
+    )
+
+
+# ------------------------------------------------------------------------------------------------
+# The mapping that handlers use
+
+
+class Session(MutableMapping[str, Any]):
+    """A user's session: entries by name, of which the changed ones are saved.
+
+    A change within an entry, such as ``session["cart"].append(7)``, counts as well. Values are those
+    that ``core.values`` can store: JSON, dates, decimals, UUIDs, bytes, tuples and sets.
+    """
+
+    accessed: bool = False
+    """Whether an entry was read or written; the response is then for this user alone."""
+    modified: bool = False
+    """Whether an entry was set or deleted. A change within an entry is found when it is saved."""
+
+    def __init__(
+        self,
+        stored: StoredSession | None = None,
+        entries: Mapping[str, bytes] | None = None,
+        *,
+        load: Callable[[bytes], Any] = decode,
+    ) -> None:
+        """For this package; ``entries`` are the stored ones, opened."""
+        self._stored = stored
+        self._entries: dict[str, bytes] = dict(entries or ())
+        """As they are on Redis, as far as this request knows."""
+        self._load = load
+        self._values: dict[str, Any] = {}
+        """Those that have been read or set."""
+        self._deleted: set[str] = set()
+        self._ended: list[StoredSession] = []
+        """What ``clear`` has ended, until it is deleted on Redis."""
+        self._regenerates = False
+        self._binds: str | None = None
+        """The user to bind it to, at the next save."""
+        self._revoked: list[str] = []
+        """The users whose sessions are to end, at the next save."""
+        self._is_over = False
+        """Whether another request has ended it, so that nothing may be saved."""
+        self._is_detached = False
+        """Whether it belongs to no client, so that nothing is saved and nobody needs to know."""
+        self._is_sent = False
+        """Whether the response's head has been sent, so that no cookie can be set."""
+        self._error: UpstashError | None = None
+        """Why it could not be loaded."""
+        self._is_refused = False
+        """Whether the response has to say that a login or logout did not happen."""
+        self._is_manual = False
+        """Whether it is saved only by ``save``, as during a WebSocket's connection."""
+        self.cookie_change: CookieChange | None = None
+        """How the response has to change the cookie."""
+        self.part: Sessions | None = None
+        """What saves it."""
+        self.performer: Performer | None = None
+        """What performs the flows of that."""
+
+    # --- Entries --------------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Any:
+        self.accessed = True
+        if name in self._values:
+            return self._values[name]
+        if name not in self._entries or name in self._deleted:
+            raise KeyError(name)
+        try:
+            value = self._values[name] = self._load(self._entries[name])
+        except ValueError:  # of a newer version, or damaged: as if it was not there
+            del self._entries[name]
+            raise KeyError(name) from None
+        return value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if not isinstance(name, str):
+            raise NotStorable(
+                f"session[{name!r}]: the names of entries are text; write session[{str(name)!r}]"
+            )
+        self.accessed = self.modified = True
+        self._values[name] = value
+        self._deleted.discard(name)
+
+    def __delitem__(self, name: str) -> None:
+        self.accessed = True
+        if name not in self._names():
+            raise KeyError(name)
+        self.modified = True
+        self._values.pop(name, None)
+        if name in self._entries:
+            self._deleted.add(name)
+
+    def __contains__(self, name: object) -> bool:
+        self.accessed = True
+        return name in self._values or (name in self._entries and name not in self._deleted)
+
+    def __iter__(self) -> Iterator[str]:
+        self.accessed = True
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        self.accessed = True
+        return len(self._names())
+
+    def __repr__(self) -> str:  # without the entries, which may be secrets
+        return f"<{type(self).__name__} of {len(self._names())} entries>"
+
+    def _names(self) -> list[str]:
+        stored = [name for name in self._entries if name not in self._deleted]
+        return [*stored, *(name for name in self._values if name not in self._entries)]
+
+    # --- Life -----------------------------------------------------------------------------------
+
+    @property
+    def available(self) -> bool:
+        """Whether it could be loaded. If not, it is empty, and what is written is dropped."""
+        return self._error is None
+
+    @property
+    def new(self) -> bool:
+        """Whether nothing was stored for this client before this request."""
+        return self._stored is None and not self._ended
+
+    @property
+    def user_hash(self) -> str:
+        """The keyed hash of the user that it is bound to; empty if it is not bound."""
+        return "" if self._stored is None else self._stored.user
+
+    def clear(self) -> None:
+        """End the session, for a logout: its id is never used again.
+
+        What is written afterwards goes into a new session. If Upstash is unreachable, the response
+        is a 503 instead.
+        """
+        self.accessed = self.modified = True
+        if self._stored is not None:
+            self._ended.append(self._stored)
+        self._stored, self._binds, self._regenerates = None, None, False
+        self._entries, self._values, self._deleted = {}, {}, set()
+        self._is_refused = self._is_refused or not self.available
+
+    revoke = clear
+
+    def regenerate(self) -> None:
+        """Give the session another id and keep its entries, for a login or a change of rights.
+
+        An id that somebody knew before is then worth nothing (session fixation). If Upstash is
+        unreachable, the response is a 503 instead.
+        """
+        self.accessed = self.modified = True
+        self._regenerates = True
+        self._is_refused = self._is_refused or not self.available
+
+    def bind(self, user: User) -> None:
+        """Bind the session to a user, with another id, so that ``revoke_all`` ends it.
+
+        Args:
+            user: The user's id: text, an integer or a UUID. Only a keyed hash of it is stored.
+
+        Raises:
+            TypeError: It is none of these.
+        """
+        text = user_text(user)
+        self.regenerate()
+        self._binds = text
+
+    def revoke_all(self, user: User) -> None:
+        """End all sessions that are bound to a user, everywhere, such as after a new password.
+
+        This session ends as well if it is bound to the user, unless ``bind`` follows. If Upstash
+        is unreachable, the response is a 503 instead.
+
+        Args:
+            user: As for ``bind``.
+        """
+        self._revoked.append(user_text(user))
+        self.accessed = self.modified = True
+        self._is_refused = self._is_refused or not self.available
+
+    async def save(self) -> None:
+        """Save what has changed now, instead of before the response's head is sent.
+
+        Raises:
+            UpstashError: It could not be saved, or not be loaded before.
+            NotStorable: A value cannot be stored, or the session is too large.
+            RuntimeError: A cookie would have to be set, and the head has been sent.
+        """
+        part, performer = self._ready()
+        await performer.aperform(part.save(self, strict=True))
+
+    def save_sync(self) -> None:
+        """Do the same as ``save`` in a handler that runs in a thread (a plain ``def``)."""
+        part, performer = self._ready()
+        performer.perform(part.save(self, strict=True))
+
+    def _ready(self) -> tuple[Sessions, Performer]:
+        if self.part is None or self.performer is None:
+            raise RuntimeError("session.save: this session does not belong to a request")
+        return self.part, self.performer
+
+    @property
+    def _is_certain(self) -> bool:
+        """Whether what is to be saved must not be lost silently."""
+        return bool(self._ended or self._revoked or self._regenerates)
+
+
+class Performer(Protocol):
+    """What runs flows; see the runtime."""
+
+    def perform(self, flow: Flow[None]) -> None:
+        """Run a flow in this thread."""
+        ...
+
+    async def aperform(self, flow: Flow[None]) -> None:
+        """Run a flow on the event loop."""
+        ...
+
+
+class StoredSession(Struct):
+    """A session on Redis, without its entries."""
+
+    id: str
+    key: str
+    created: float
+    """In seconds since 1970."""
+    touched: float
+    """When its idle timeout was last extended."""
+    salt: str
+    """A random value, under which its entries are sealed."""
+    user: str = ""
+    """The keyed hash of the user that it is bound to."""
+    epoch: str = ""
+    """The epoch of the user that it has recorded."""
+
+    def __repr__(self) -> str:  # the id is a secret
+        return f"StoredSession(created={self.created!r}, touched={self.touched!r})"
+
+
+# ------------------------------------------------------------------------------------------------
+# Redis
+
+
+class _Head(Struct, array_like=True, forbid_unknown_fields=True):
+    """The field ``.`` after its epoch."""
+
+    created: float
+    touched: float
+    salt: str
+    user: str
+
+
+_decode_head = json.Decoder(_Head).decode
+_RESERVED: Final = "."
+Change = Literal["created", "saved", "touched", "regenerated", "ended", "nothing"]
+
+
+class SessionStore(Struct, frozen=True):
+    """The sessions under one prefix. Methods that call Upstash raise UpstashError."""
+
+    prefix: str
+    secrets: Callable[[], Sequence[bytes]]
+    """The keys that hash ids and users; the first hashes new ones. Called when first needed."""
+    clock: Clock
+    randomness: Callable[[int], bytes]
+    deadline: float
+    """Seconds for one call that is for a session alone."""
+    idle: float = 14 * _DAY
+    absolute: float = inf
+    sealing: Sealing | None = None
+    ids: SessionIds = CookieIds()
+    from_primary: bool = False
+
+    # --- Names ----------------------------------------------------------------------------------
+
+    def keys_of(self, id_: str) -> tuple[str, ...]:
+        """Return the keys at which a session with this id may be, under each secret."""
+        return tuple([f"{self.prefix}:session:{_hashed(key, id_)}" for key in self.secrets()])
+
+    def epoch_key(self, user_hash: str) -> str:
+        """Return the key of a user's epoch."""
+        return f"{self.prefix}:session-user:{user_hash}"
+
+    def user_hashes(self, user: str) -> list[str]:
+        """Return a user's hash under each secret, the current one first."""
+        text = b"user\n" + user.encode("utf-8", "surrogatepass")
+        digests = [hmac.digest(key, text, "sha256") for key in self.secrets()]
+        return [self.ids.user_hash(digest) for digest in digests]
+
+    # --- Loading --------------------------------------------------------------------------------
+
+    def prepare(self, id_: str) -> Pipeline | None:
+        """Return what reads a session; None for what is no id, which costs nothing."""
+        user = self.ids.parse(id_)
+        if user is None:
+            return None
+        commands = [self._read(key) for key in self.keys_of(id_)]
+        if user:
+            commands.append(Command(("GET", self.epoch_key(user)), reads_only=True))
+        return Pipeline(tuple(commands), deadline=self.deadline)
+
+    def _read(self, key: str) -> Command:
+        if not self.from_primary:
+            return Command(("HGETALL", key), reads_only=True)
+        chosen = session_script("session_read")
+        return Command(("EVALSHA", chosen.sha, 1, key), reads_only=True, script=chosen)
+
+    def receive(
+        self, id_: str, replies: Sequence[Reply]
+    ) -> tuple[StoredSession, dict[str, bytes]] | None:
+        """Return a session and its opened entries; None if there is none that is valid.
+
+        Raises the CommandError of a command that failed.
+        """
+        for reply in replies:
+            if isinstance(reply, CommandError):
+                raise reply
+        user = self.ids.parse(id_) or ""
+        *hashes, epoch = replies if user else (*replies, None)
+        for key, fields in zip(self.keys_of(id_), hashes, strict=True):
+            if isinstance(fields, list) and fields:
+                return self._valid(id_, key, fields, user, epoch)
+        return None
+
+    def _valid(
+        self, id_: str, key: str, fields: list[Any], user: str, epoch: Reply
+    ) -> tuple[StoredSession, dict[str, bytes]] | None:
+        if len(fields) % 2 or not all(isinstance(word, bytes) for word in fields):
+            return None
+        values: dict[bytes, bytes] = dict(zip(fields[::2], fields[1::2], strict=True))
+        recorded, _, sealed = values.pop(b".", b"").partition(b"\n")
+        if user and recorded != epoch:
+            return None
+        try:
+            head = _decode_head(self._open(_RESERVED, sealed))
+            entries = {
+                name[1:].decode(): self._open(f"{head.salt}:{name[1:].decode()}", value)
+                for name, value in values.items()
+                if name.startswith(b"=")
+            }
+        except (ValueError, ValidationError):  # of another version, damaged, or not sealed by us
+            return None
+        if head.user != user or head.created + self.absolute <= self.clock.wall():
+            return None
+        stored = StoredSession(
+            id_, key, head.created, head.touched, head.salt, user, recorded.decode("latin-1")
+        )
+        return stored, entries
+
+    def _open(self, name: str, data: bytes) -> bytes:
+        if self.sealing is None:
+            return data
+        return bytes(self.sealing.open(name, memoryview(b64decode(data, validate=True))))
+
+    def _seal(self, name: str, data: bytes) -> bytes:
+        return data if self.sealing is None else b64encode(self.sealing.seal(name, data))
+
+    # --- Writing --------------------------------------------------------------------------------
+
+    def seconds_left(self, stored: StoredSession, idle: float | None = None) -> float:
+        """Return for how long a session lasts that is used now; 0 or less if it is over."""
+        left = stored.created + self.absolute - self.clock.wall()
+        return min(self.idle if idle is None else idle, left)
+
+    async def save(  # noqa: PLR0913
+        self,
+        stored: StoredSession,
+        entries: Mapping[str, bytes],
+        deleted: Sequence[str] = (),
+        *,
+        touch: bool = False,
+        idle: float | None = None,
+        first: Sequence[Command] = (),
+    ) -> bool:
+        """Write entries into a session that exists; return whether it did. A flow.
+
+        The arguments are those of ``start``; ``touch`` says that its use is to be recorded.
+        """
+        fields = self._fields(stored, entries)
+        if touch:
+            stored.touched = self.clock.wall()
+            fields = [_RESERVED, self._reserved(stored, stored.epoch), *fields]
+        milliseconds = int(self.seconds_left(stored, idle) * 1000)
+        names = [f"={name}" for name in deleted]
+        # Sent twice it writes the same, unless another request has written in between.
+        command = _call(
+            "session_save",
+            [stored.key],
+            milliseconds,
+            len(fields) // 2,
+            *fields,
+            *names,
+            again=True,
+        )
+        return bool(await self._one(*first, command))
+
+    async def start(  # noqa: PLR0913
+        self,
+        entries: Mapping[str, bytes],
+        *,
+        id_: str = "",
+        old: StoredSession | None = None,
+        deleted: Sequence[str] = (),
+        user: str | None = None,
+        first: Sequence[Command] = (),
+        idle: float | None = None,
+    ) -> StoredSession | None:
+        """Create a session, or give ``old`` another id; None if that no longer exists. A flow.
+
+        Args:
+            entries: The entries to write.
+            id_: The new id; by default a random one.
+            old: The session to go on with.
+            deleted: The entries of that to delete.
+            user: The user to bind the session to; None to leave it as it is.
+            first: Commands to send before, in the same call.
+            idle: Its idle timeout in seconds; None for that of all.
+        """
+        now = self.clock.wall()
+        hash_ = self.user_hashes(user)[0] if user is not None else old.user if old else ""
+        id_ = id_ or self.ids.new(self.randomness, hash_)
+        salt = old.salt if old else urlsafe_b64encode(self.randomness(9)).decode()
+        new = StoredSession(
+            id_, self.keys_of(id_)[0], old.created if old else now, now, salt, hash_
+        )
+        keys = [old.key if old else new.key, new.key]
+        epoch = old.epoch if old else ""
+        if user is not None:
+            keys.append(self.epoch_key(hash_))
+            epoch = urlsafe_b64encode(self.randomness(12)).decode()
+            if old is not None:  # a login begins a new absolute timeout
+                new.created = now
+        fields = self._fields(new, entries)
+        milliseconds = int(self.seconds_left(new, idle) * 1000)
+        command = _call(
+            "session_start",
+            keys,
+            milliseconds,
+            self._seal(_RESERVED, self._head(new)),
+            epoch,
+            int((min(self.absolute, _LONGEST) + _SLACK) * 1000),
+            len(fields) // 2,
+            *fields,
+            *(f"={name}" for name in deleted),
+            again=old is None,
+        )
+        reply = await self._one(*first, command)
+        if not isinstance(reply, bytes):
+            return None
+        new.epoch = reply.decode("latin-1")
+        return new
+
+    def delete(self, stored: StoredSession) -> Command:
+        """Return the command that ends a session."""
+        return Command(("DEL", stored.key), reads_only=True)
+
+    def revoke_all(self, user: str) -> Command:
+        """Return the command that ends all sessions that are bound to a user."""
+        return Command(("DEL", *map(self.epoch_key, self.user_hashes(user))), reads_only=True)
+
+    async def send(self, *commands: Command) -> list[Reply]:
+        """Send commands in one call; raise the error of any that failed. A flow."""
+        replies = await Pipeline(commands, deadline=self.deadline)
+        for reply in replies:
+            if isinstance(reply, CommandError):
+                raise reply
+        return replies
+
+    async def _one(self, *commands: Command) -> Reply:
+        return (await self.send(*commands))[-1]
+
+    def _fields(self, stored: StoredSession, entries: Mapping[str, bytes]) -> list[Argument]:
+        fields: list[Argument] = []
+        for name, data in entries.items():
+            fields += (f"={name}", self._seal(f"{stored.salt}:{name}", data))
+        return fields
+
+    def _head(self, stored: StoredSession) -> bytes:
+        return json.encode(_Head(stored.created, stored.touched, stored.salt, stored.user))
+
+    def _reserved(self, stored: StoredSession, epoch: str) -> bytes:
+        return epoch.encode() + b"\n" + self._seal(_RESERVED, self._head(stored))
+
+
+def session_script(name: str) -> Script:
+    """Return one of the scripts of sessions, which are in ``lua/`` beside this file."""
+    return script(__package__, f"lua/{name}")
+
+
+def read_scripts() -> None:
+    """Read the scripts' files, so that no request has to, perhaps on an event loop."""
+    for name in ("session_read", "session_save", "session_start"):
+        session_script(name)
+
+
+def _call(name: str, keys: Sequence[str], *arguments: Argument, again: bool) -> Command:
+    chosen = session_script(name)
+    return Command(
+        ("EVALSHA", chosen.sha, len(keys), *keys, *arguments), reads_only=again, script=chosen
+    )
+
+
+def _hashed(key: bytes, id_: str) -> str:
+    digest = hmac.digest(key, b"session\n" + id_.encode(), "sha256")
+    return urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+# ------------------------------------------------------------------------------------------------
+# The part of the engine
+
+_RETRY = 5
+"""Seconds after which a client that got a 503 may try again: there is no better estimate."""
+_UNAVAILABLE: Final = Response(
+    ResponseHead(
+        503,
+        Headers(
+            (
+                (b"Content-Type", b"application/problem+json"),
+                (b"Cache-Control", b"no-store"),
+                (b"Retry-After", b"%d" % _RETRY),
+            )
+        ),
+    ),
+    b'{"type": "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity", '
+    b'"title": "Service unavailable", "status": 503, '
+    b'"detail": "The session cannot be changed at the moment."}',
+)
+
+
+class _Loading(Prepared, eq=False):
+    """A request whose session is to be read."""
+
+    id: str
+
+
+class Sessions(Part):
+    """Loads and saves sessions; implements ``core.engine.Part``."""
+
+    def __init__(  # noqa: PLR0913
+        self,
+        settings: SessionSettings,
+        store: SessionStore,
+        *,
+        observe: Observer,
+        make: type[Session] = Session,
+        dump: Callable[[Any], bytes] = encode,
+        load: Callable[[bytes], Any] = decode,
+        sets_cookie: bool = True,
+    ) -> None:
+        """``make`` is the class of sessions; ``sets_cookie`` says that no framework sets it."""
+        self.settings = settings
+        self.store = store
+        self.observe = observe
+        self.sets_cookie = sets_cookie
+        self._make = make
+        self._dump = dump
+        self._load = load
+        self._patterns = [PathPattern.parse(path) for path in settings.paths]
+        self._cookie = settings.cookie_name
+
+    # --- One request ----------------------------------------------------------------------------
+
+    def prepare(self, request: HTTPRequest) -> SessionExchange | _Loading | None:
+        """Begin a request: with a new session where it has no cookie, or with what reads it."""
+        if self._patterns and not any(each.match(request.path) for each in self._patterns):
+            return None
+        id_ = cookie_of(request.headers, self._cookie)
+        pipeline = None if id_ is None else self.store.prepare(id_)
+        if id_ is None or pipeline is None:
+            return SessionExchange(self, self.session())
+        return _Loading(pipeline, id_)
+
+    def receive(self, prepared: _Loading, replies: list[Reply] | UpstashError) -> SessionExchange:
+        """Go on with the replies; an id that is unknown is never used (session fixation)."""
+        return SessionExchange(self, self.loaded(prepared.id, replies))
+
+    def loaded(self, id_: str, replies: list[Reply] | UpstashError) -> Session:
+        """Return the session that the replies contain, or an empty one."""
+        try:
+            if isinstance(replies, UpstashError):
+                raise replies
+            found = self.store.receive(id_, replies)
+        except UpstashError as error:
+            self.observe(UpstashFailed("session load", error))
+            session = self.session()
+            session._error = error
+            return session
+        return self.session() if found is None else self.session(*found)
+
+    async def load(self, id_: str | None) -> Session:
+        """Return the session with this id, or an empty one, outside of a pipeline. A flow."""
+        pipeline = None if id_ is None else self.store.prepare(id_)
+        if id_ is None or pipeline is None:
+            return self.session()
+        try:
+            replies: list[Reply] | UpstashError = await pipeline
+        except UpstashError as error:
+            replies = error
+        return self.loaded(id_, replies)
+
+    def session(
+        self, stored: StoredSession | None = None, entries: Mapping[str, bytes] | None = None
+    ) -> Session:
+        """Return a session, new or stored."""
+        session = self._make(stored, entries, load=self._load)
+        session.part = self
+        return session
+
+    def detached(self) -> SessionExchange:
+        """Return the exchange of a request without a client, such as a background revalidation."""
+        session = self.session()
+        session._is_detached = True
+        return SessionExchange(self, session)
+
+    # --- Saving ---------------------------------------------------------------------------------
+
+    def is_due(self, session: Session) -> bool:
+        """Whether a session is to be saved or touched, as far as that is known without encoding."""
+        is_left = session._is_over or session._is_detached or session._is_manual
+        return session.accessed and not is_left
+
+    async def save(self, session: Session, *, strict: bool = False) -> None:
+        """Write what has changed, and note how the cookie changes. A flow.
+
+        Once the response's head has been sent, only an existing session is changed. With
+        ``strict`` whatever cannot be saved raises an exception; otherwise it is reported.
+
+        Raises:
+            UpstashError: The call failed.
+            NotStorable: A value cannot be stored, or the session is too large.
+            RuntimeError: The head has been sent, and a cookie would be needed.
+        """
+        if session._is_over or session._is_detached:
+            return
+        entries, deleted = self._changes(session)
+        if session._error is not None:
+            if strict:
+                raise session._error
+            if entries or deleted:
+                self.observe(SessionSaved("saved", False, "it could not be loaded"))
+            return
+        starts = session._binds is not None or (
+            bool(entries) if session._stored is None else session._regenerates
+        )
+        if starts and session._is_sent:
+            if strict:
+                raise RuntimeError(
+                    "session.save: a cookie would have to be set, and the response's head has been "
+                    "sent; store something in the session before, or before the WebSocket is "
+                    "accepted"
+                )
+            self.observe(SessionSaved("saved", False, "the response's head had been sent"))
+            entries, deleted, starts = {}, [], False
+        change, is_over = await self._write(session, entries, deleted, starts=starts)
+        if is_over:
+            session._is_over = True
+            self.observe(SessionSaved(change, False, "the session was ended meanwhile"))
+            return
+        if session._ended and not starts:
+            session.cookie_change = CookieChange(None)
+        for name in session._deleted:
+            session._entries.pop(name, None)
+        session._entries.update(entries)
+        session._deleted, session._ended, session._revoked = set(), [], []
+        session._binds, session._regenerates = None, False
+        if change != "nothing":
+            self.observe(SessionSaved(change, True))
+
+    async def _write(
+        self, session: Session, entries: Mapping[str, bytes], deleted: list[str], *, starts: bool
+    ) -> tuple[Change, bool]:
+        """Send what is to be changed, in one call; return what it was, and if it came too late."""
+        store, stored = self.store, session._stored
+        first = [store.delete(each) for each in session._ended]
+        first += map(store.revoke_all, session._revoked)
+        if starts:
+            user = session._binds
+            new = await store.start(entries, old=stored, deleted=deleted, user=user, first=first)
+            if new is None:  # it has ended meanwhile: go on with what this request has written
+                new = await store.start(entries, user=user)
+                session._entries = {}
+            if new is None:
+                raise UnexpectedAnswer("a new session was not created")
+            session._stored = new
+            session.cookie_change = CookieChange(new.id, store.seconds_left(new))
+            return ("created" if stored is None else "regenerated"), False
+        touch = stored is not None and not session._is_sent and self._is_old(stored)
+        if stored is None or not (entries or deleted or touch):
+            if first:
+                await store.send(*first)
+            return ("ended" if first else "nothing"), False
+        if touch:
+            session.cookie_change = CookieChange(stored.id, store.seconds_left(stored))
+        saved = await store.save(stored, entries, deleted, touch=touch, first=first)
+        return ("saved" if entries or deleted else "touched"), not saved
+
+    def _is_old(self, stored: StoredSession) -> bool:
+        """Whether the idle timeout is to be extended: once in a twentieth of it."""
+        return self.store.clock.wall() - stored.touched >= self.store.idle / 20
+
+    def _changes(self, session: Session) -> tuple[dict[str, bytes], list[str]]:
+        """Return the entries that have changed, encoded, and the names of those deleted."""
+        changed: dict[str, bytes] = {}
+        known = session._entries
+        for name, value in session._values.items():
+            try:
+                data = self._dump(value)
+                name.encode()
+            except (NotStorable, UnicodeEncodeError) as error:
+                raise NotStorable(f"session[{name!r}]: {error}") from None
+            if known.get(name) != data:
+                changed[name] = data
+        if changed:
+            kept = {**known, **changed}
+            size = sum(len(name) + len(data) for name, data in kept.items())
+            if size > self.settings.max_size:
+                largest = max(kept, key=lambda name: len(kept[name]))
+                raise NotStorable(
+                    f"the session has {size} bytes, and max_size is {self.settings.max_size}; the "
+                    f"largest entry is {largest!r}: store its data elsewhere, for instance with "
+                    "data.set(key, value, ttl=…), and only its key in the session"
+                )
+        return changed, [name for name in session._deleted if name in known]
+
+
+class SessionExchange(PartExchange):
+    """One request and its session."""
+
+    __slots__ = ("_part", "session")
+
+    saves = True
+
+    def __init__(self, part: Sessions, session: Session) -> None:
+        self._part = part
+        self.session: Session = session
+
+    @property
+    def uses_session(self) -> bool:
+        """Whether the application has read or written the session, so far."""
+        return self.session.accessed
+
+    @property
+    def changes_cookie(self) -> bool:
+        """Whether the response sets the cookie."""
+        return self.session.cookie_change is not None
+
+    def save(self) -> Flow[None] | None:
+        """Return the flow to run before the head is sent, which saves the session, if it is due.
+
+        The flow raises NotStorable, and nothing that Upstash can cause.
+        """
+        return self._save() if self._part.is_due(self.session) else None
+
+    async def _save(self) -> None:
+        session = self.session
+        if session._is_refused:
+            return
+        certain = session._is_certain
+        try:
+            await self._part.save(session)
+        except UpstashError as error:
+            self._part.observe(UpstashFailed("session save", error))
+            session._is_refused = certain or self._part.settings.on_error == "closed"
+            session._is_over = True
+            session.cookie_change = None
+
+    def head(self, head: ResponseHead) -> ResponseHead | Response:
+        """Add the cookie, and Vary: Cookie where the response depends on the session."""
+        session = self.session
+        session._is_sent = True
+        if session._is_refused and not session._is_detached:
+            return _UNAVAILABLE
+        if not session.accessed:
+            return head
+        headers = varying_by_cookie(head.headers)
+        if self._part.sets_cookie and session.cookie_change is not None:
+            field = self._part.settings.cookie_field(session.cookie_change)
+            headers = headers.adding((b"Set-Cookie", field))
+        return head if headers is head.headers else ResponseHead(head.status, headers)
+
+    def finish(self, *, complete: bool) -> Flow[None] | None:  # noqa: ARG002
+        """Return the flow that saves what changed while the body was produced."""
+        session = self.session
+        if not session._is_sent or session._is_refused or not self._part.is_due(session):
+            return None
+        if session._stored is None and not session._ended:
+            return self._drop_late() if session._values else None
+        return self._finish()
+
+    async def _finish(self) -> None:
+        try:
+            await self._part.save(self.session)
+        except UpstashError as error:
+            self._part.observe(UpstashFailed("session save", error))
+
+    def leave_to_handler(self) -> None:
+        """Save only what the handler saves itself: a WebSocket has been accepted."""
+        self.session._is_manual = True
+
+    async def _drop_late(self) -> None:
+        self._part.observe(SessionSaved("saved", False, "the response's head had been sent"))
+
+
+def varying_by_cookie(headers: Headers) -> Headers:
+    """Return fields whose Vary names Cookie."""
+    named = {name.strip().lower() for line in headers.lines("vary") for name in line.split(",")}
+    return headers if {"cookie", "*"} & named else headers.adding((b"Vary", b"Cookie"))
+
+
+def cookie_of(headers: Headers, name: str) -> str | None:
+    """Return the value of the first cookie of this name, None if there is none."""
+    for line in headers.lines("cookie"):
+        for pair in line.split(";"):
+            key, equals, value = pair.partition("=")
+            if equals and key.strip(" \t") == name:
+                return value.strip(' \t"')
+    return None
