@@ -28,6 +28,7 @@ from upstash_middleware.events import (
     CircuitOpened,
     InternalError,
     RateLimitDecided,
+    SessionSaved,
     SettingDoubted,
     UpstashAnswered,
     UpstashFailed,
@@ -103,12 +104,16 @@ class LogObserver:
             case SettingDoubted(where, advice):
                 extra = _fields("SettingDoubted", where=where)
                 logger.warning("%s: %s", where, advice, extra=extra)
-            case CacheEntryRefused() | UserCodeFailed() | InternalError():
+            case (
+                CacheEntryRefused() | UserCodeFailed() | InternalError() | SessionSaved(saved=False)
+            ):
                 self._fault(event)
             case _:
                 pass
 
-    def _fault(self, event: CacheEntryRefused | UserCodeFailed | InternalError) -> None:
+    def _fault(
+        self, event: CacheEntryRefused | SessionSaved | UserCodeFailed | InternalError
+    ) -> None:
         """Log a fault that has nothing to do with the connection to Upstash."""
         match event:
             case CacheEntryRefused(_, detail):
@@ -118,6 +123,13 @@ class LogObserver:
                         "(observers get an event for each)",
                         detail,
                         extra=_fields("CacheEntryRefused"),
+                    )
+            case SessionSaved(_, _, detail):
+                if self._is_news("session", detail, again_after=_MINUTE):
+                    logger.warning(
+                        "a change of a session was dropped: %s (observers get an event for each)",
+                        detail,
+                        extra=_fields("SessionSaved"),
                     )
             case UserCodeFailed(where, failure):
                 if self._is_news(where, type(failure).__name__):

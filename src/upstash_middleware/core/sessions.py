@@ -7,10 +7,10 @@ requests of one session that change different entries lose nothing. Whatever end
 it another id wins over older requests: a save writes only to a session that exists, and no id is
 used again.
 
-On Redis a session is ``PREFIX:session:HMAC`` of its id. The field ``.`` is ``EPOCH LF HEAD``, where
-the head says when it was created and used, and which user it is bound to; the field ``=NAME`` is
-the entry NAME. A user's epoch is ``PREFIX:session-user:HASH``: the sessions that are bound to a user
-are valid while it exists and is the one that they recorded.
+On Redis a session is ``PREFIX:session:HMAC`` of its id. The field ``.`` is ``EPOCH LF HEAD``: the
+head says when the session was created and used, and which user it is bound to. The field ``=NAME``
+is the entry NAME. A user's epoch is ``PREFIX:session-user:HASH``: the sessions that are bound to a
+user are valid while it exists and is the one that they recorded.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from upstash_middleware.errors import (
     named_part,
     unknown_name,
 )
-from upstash_middleware.events import SessionSaved, UpstashFailed
+from upstash_middleware.events import SessionSaved, UpstashAnswered, UpstashFailed, hears
 from upstash_middleware.messages import Headers, Response, ResponseHead
 
 if TYPE_CHECKING:
@@ -305,8 +305,8 @@ def user_text(user: Any) -> str:
 class Session(MutableMapping[str, Any]):
     """A user's session: entries by name, of which the changed ones are saved.
 
-    A change within an entry, such as ``session["cart"].append(7)``, counts as well. Values are those
-    that ``core.values`` can store: JSON, dates, decimals, UUIDs, bytes, tuples and sets.
+    A change within an entry, such as ``session["cart"].append(7)``, counts as well. Values can be
+    what JSON has, dates and times, decimals, UUIDs, bytes, tuples and sets.
     """
 
     accessed: bool = False
@@ -824,6 +824,9 @@ _UNAVAILABLE: Final = Response(
 )
 
 
+_ANSWERED = UpstashAnswered("session load")
+
+
 class _Loading(Prepared, eq=False):
     """A request whose session is to be read."""
 
@@ -882,6 +885,8 @@ class Sessions(Part):
             session = self.session()
             session._error = error
             return session
+        if hears(self.observe, UpstashAnswered):
+            self.observe(_ANSWERED)
         return self.session() if found is None else self.session(*found)
 
     async def load(self, id_: str | None) -> Session:
