@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         TokenBucket,
         as_upstash_limiter,
     )
+    from upstash_middleware.core.sessions import Session, SessionSettings
     from upstash_middleware.errors import (
         CircuitOpen,
         CommandError,
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
 # The modules that define them; those that are fast to import come first.
 _HOMES = (
     *("errors", "messages", "core.identify", "core.ratelimit", "core.cache"),
-    *("limiter", "redis"),
+    *("limiter", "redis", "core.sessions"),
 )
 
 __all__ = [
@@ -87,6 +88,8 @@ __all__ = [
     "RateLimited",
     "Redis",
     "Refused",
+    "Session",
+    "SessionSettings",
     "SlidingLog",
     "SlidingWindow",
     "SyncLimiter",

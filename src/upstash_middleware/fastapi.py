@@ -35,8 +35,10 @@ from upstash_middleware.starlette import (
     EndpointCall,
     RateLimitMiddleware,
     RequestDenied,
+    SessionMiddleware,
     UpstashMiddleware,
     own_handler,
+    session,
     user,
 )
 
@@ -45,12 +47,14 @@ __all__ = [
     "CacheMiddleware",
     "RateLimitMiddleware",
     "RequestDenied",
+    "SessionMiddleware",
     "UpstashMiddleware",
     "cached",
     "document_limits",
     "exempt",
     "limit",
     "never_cached",
+    "session",
     "user",
 ]
 

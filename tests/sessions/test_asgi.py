@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from upstash_middleware.starlette import SessionMiddleware, UpstashMiddleware
+from upstash_middleware.starlette import SessionMiddleware, UpstashMiddleware, session
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -23,7 +23,7 @@ SECRET = "a long random text of this application"
 async def log_in(request: Request) -> Response:
     request.session["user"] = "ada"
     request.session["cart"] = [1]
-    request.session.bind("ada")
+    session(request).bind("ada")
     return PlainTextResponse("welcome")
 
 
@@ -42,7 +42,7 @@ async def log_out(request: Request) -> Response:
 
 
 async def log_out_everywhere(request: Request) -> Response:
-    request.session.revoke_all("ada")
+    session(request).revoke_all("ada")
     return PlainTextResponse("bye")
 
 
@@ -71,7 +71,7 @@ def browser(app: Starlette) -> TestClient:
     return TestClient(app)
 
 
-def session(browser: TestClient) -> Any:
+def entries(browser: TestClient) -> Any:
     return browser.get("/show").json()
 
 
@@ -79,13 +79,13 @@ def test_a_session_is_created_with_its_first_entry(browser: TestClient) -> None:
     assert "set-cookie" not in browser.get("/show").headers
     response = browser.get("/log_in")
     assert response.headers["set-cookie"].endswith("HttpOnly; SameSite=Lax")
-    assert session(browser) == {"user": "ada", "cart": [1]}
+    assert entries(browser) == {"user": "ada", "cart": [1]}
 
 
 def test_a_change_within_an_entry_is_saved(browser: TestClient) -> None:
     browser.get("/log_in")
     browser.get("/add")
-    assert session(browser)["cart"] == [1, 2]
+    assert entries(browser)["cart"] == [1, 2]
 
 
 def test_a_response_that_used_the_session_varies_by_cookie(browser: TestClient) -> None:
@@ -97,7 +97,7 @@ def test_a_logout_ends_the_session_and_deletes_the_cookie(browser: TestClient) -
     browser.get("/log_in")
     before = dict(browser.cookies)
     assert "Max-Age=0" in browser.get("/log_out").headers["set-cookie"]
-    assert session(TestClient(browser.app, cookies=before)) == {}
+    assert entries(TestClient(browser.app, cookies=before)) == {}
 
 
 def test_a_logout_everywhere_ends_the_sessions_of_other_browsers(app: Starlette) -> None:
@@ -105,7 +105,7 @@ def test_a_logout_everywhere_ends_the_sessions_of_other_browsers(app: Starlette)
     here.get("/log_in")
     there.get("/log_in")
     here.get("/log_out_everywhere")
-    assert session(here) == session(there) == {}
+    assert entries(here) == entries(there) == {}
 
 
 def test_an_unknown_id_is_not_adopted(app: Starlette) -> None:
