@@ -15,7 +15,7 @@ import pytest
 import upstash_middleware
 
 PUBLIC = """
-    AsyncRedis Concurrency Redis SlidingLog as_upstash_limiter jwt_claim
+    AsyncRedis Concurrency Redis Session SessionSettings SlidingLog as_upstash_limiter jwt_claim
     CacheRule CircuitOpen CommandError ConfigurationError ConnectionLost DeadlineExceeded Decision
     FixedWindow GCRA HTTPRequest Headers Identifier MissingCredentials NotConnected PolicyState
     RateLimitRule Refused SlidingWindow TokenBucket UNLIMITED UnexpectedAnswer UpstashError
