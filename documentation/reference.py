@@ -60,9 +60,8 @@ _DEFAULTS_IN_WORDS: Final = {"by": "`client_ip()`", "breaker_slow": "half of `de
 
 def settings_page() -> str:
     """Return docs/settings.md."""
-    defaults = {name: default for name, (_, default) in settings._SETTINGS.items()}
     return _SETTINGS.format(
-        settings=_settings(settings.Arguments, defaults),
+        settings=_settings(settings.Arguments, settings.DEFAULTS),
         rate_limits=_settings(RateLimitRule, _defaults(RateLimitRule)),
         cache=_settings(CacheRule, _defaults(CacheRule)),
     )

@@ -22,8 +22,7 @@ _DEADLINE_SECONDS = 20.0
 def patient_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give every call to Upstash 20 seconds, unless a test sets a deadline itself."""
     for name in ("deadline", "cache_deadline"):
-        read, _ = settings._SETTINGS[name]
-        monkeypatch.setitem(settings._SETTINGS, name, (read, _DEADLINE_SECONDS))
+        monkeypatch.setitem(settings.DEFAULTS, name, _DEADLINE_SECONDS)
 
 
 @pytest.fixture

@@ -254,8 +254,8 @@ def settings_from(
     value = {
         name: read(_named(file if name in from_file else source, name), given[name])
         if name in given
-        else default
-        for name, (read, default) in _SETTINGS.items()
+        else DEFAULTS[name]
+        for name, (read, _) in _SETTINGS.items()
     }
     if value["enabled"]:
         value["enabled"] = _enabled_by(environ)
@@ -622,3 +622,6 @@ _SETTINGS: dict[str, tuple[_Reader, Any]] = {
     "observers": (_observers, ()),
 }
 """How each setting is read, and its default."""
+
+DEFAULTS = {name: default for name, (_, default) in _SETTINGS.items()}
+"""What a setting is if nothing gives it; tests may set other defaults."""

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.clocks import MovableClock, use_clock
 from tests.conformance.playing import Origin, play
 from tests.conformance.serving import SERVERS
-from tests.contract.conftest import MovableClock
 from upstash_middleware import CacheRule
-from upstash_middleware import runtime as building
 from upstash_middleware.local import LocalUpstash
 
 if TYPE_CHECKING:
@@ -56,6 +55,6 @@ def site(request: pytest.FixtureRequest, upstash_of_module: LocalUpstash) -> Ite
         "token": upstash_of_module.token,
     }
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(building, "SystemClock", clock)
+        use_clock(clock, patched)
         with SERVERS[request.param](origin, settings) as port:
             yield Site(request.param, origin, port, clock)

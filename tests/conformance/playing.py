@@ -16,8 +16,8 @@ from tests.conformance.telling import Date, Reply, Use
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from tests.clocks import MovableClock
     from tests.conformance.telling import Case, Fields, Step, Value
-    from tests.contract.conftest import MovableClock
 
 PATIENCE = 20.0
 _CASES = itertools.count(1)

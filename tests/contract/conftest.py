@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
-from upstash_middleware import runtime as building
-from upstash_middleware.clock import SystemClock
+from tests.clocks import MovableClock, use_clock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -74,23 +73,6 @@ class Guarded(Protocol):
     ) -> Served: ...
 
 
-class MovableClock:
-    """Clocks that only a test moves, so that no result depends on how long it takes."""
-
-    def __init__(self) -> None:
-        self._wall, self._monotonic = SystemClock.wall(), SystemClock.monotonic()
-
-    def wall(self) -> float:
-        return self._wall
-
-    def monotonic(self) -> float:
-        return self._monotonic
-
-    def advance(self, seconds: float) -> None:
-        self._wall += seconds
-        self._monotonic += seconds
-
-
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Each framework in turn."""
@@ -136,7 +118,7 @@ def guarded(request: pytest.FixtureRequest, upstash: LocalUpstash) -> Iterator[G
 
 @pytest.fixture
 def clock(upstash: LocalUpstash, monkeypatch: pytest.MonkeyPatch) -> MovableClock:
-    """The clock of every runtime that is made from here on."""
+    """The clock of every middleware until the test ends."""
     movable = MovableClock()
-    monkeypatch.setattr(building, "SystemClock", movable)
+    use_clock(movable, monkeypatch)
     return movable

@@ -14,7 +14,8 @@ from upstash_middleware.core.cache import CacheRule
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.contract.conftest import MovableClock, Serve
+    from tests.clocks import MovableClock
+    from tests.contract.conftest import Serve
 
 PLAIN: Fields = (("content-type", "text/plain"),)
 CACHING = ("UpstashMiddleware", "CacheMiddleware")

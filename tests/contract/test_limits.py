@@ -15,7 +15,8 @@ from upstash_middleware import CacheRule, Decision, RateLimitRule, header
 from upstash_middleware.clock import SystemClock
 
 if TYPE_CHECKING:
-    from tests.contract.conftest import MovableClock, Serve
+    from tests.clocks import MovableClock
+    from tests.contract.conftest import Serve
     from upstash_middleware.messages import HTTPRequest
 
 LIMITED = ("UpstashMiddleware", "RateLimitMiddleware")

@@ -15,7 +15,8 @@ from upstash_middleware.runtime import Features, Runtime
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.contract.conftest import MovableClock, Serve
+    from tests.clocks import MovableClock
+    from tests.contract.conftest import Serve
 
 ONE: dict[str, Any] = {"default_limit": Concurrency(1, longest=60)}
 ANOTHER = HTTPRequest("GET", "/", host="shop.example", peer="203.0.113.9")

@@ -16,10 +16,9 @@ from django.utils.decorators import method_decorator
 from django.views import View
 from upstash_redis import Redis
 
-from tests.contract.conftest import MovableClock
+from tests.clocks import MovableClock, use_clock
 from tests.django.project import Urls
 from upstash_middleware import Concurrency, ConfigurationError, HTTPRequest
-from upstash_middleware import runtime as building
 from upstash_middleware.django import exempt, limit, user
 
 if TYPE_CHECKING:
@@ -408,7 +407,7 @@ def test_a_view_that_streams_for_longer_than_a_slot_lives_keeps_it(
     monkeypatch: pytest.MonkeyPatch,
 ):
     clock = MovableClock()
-    monkeypatch.setattr(building, "SystemClock", clock)
+    use_clock(clock, monkeypatch)
     others: list[int] = []
 
     def pieces() -> Iterator[bytes]:
@@ -431,7 +430,7 @@ async def test_an_async_view_that_streams_for_longer_than_a_slot_lives_keeps_it(
     monkeypatch: pytest.MonkeyPatch,
 ):
     clock = MovableClock()
-    monkeypatch.setattr(building, "SystemClock", clock)
+    use_clock(clock, monkeypatch)
     others: list[int] = []
 
     async def pieces() -> AsyncIterator[bytes]:

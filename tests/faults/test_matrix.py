@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.clocks import use_clock
 from tests.contract.neutral import Reply, Seen
 from tests.faults.matrix import (
     FAULTS,
@@ -62,12 +63,11 @@ class SettableClock:
 
     def __init__(self) -> None:
         self.ahead = 0.0
+        self.monotonic = SystemClock.monotonic
+        self._wall = SystemClock.wall
 
     def wall(self) -> float:
-        return SystemClock.wall() + self.ahead
-
-    def monotonic(self) -> float:
-        return SystemClock.monotonic()
+        return self._wall() + self.ahead
 
 
 class World:
@@ -135,7 +135,7 @@ class World:
 @pytest.fixture
 def world(upstash: LocalUpstash, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     clock = SettableClock()
-    monkeypatch.setattr(runtime, "SystemClock", clock)
+    use_clock(clock, monkeypatch)
     world = World(upstash, clock, monkeypatch)
     monkeypatch.setattr(runtime, "LogObserver", lambda: LogObserver(lambda: world.log_time))
     yield world

@@ -2,6 +2,4 @@
 
 from upstash_middleware import settings
 
-for name in ("deadline", "cache_deadline"):
-    read, _ = settings._SETTINGS[name]
-    settings._SETTINGS[name] = (read, 20.0)
+settings.DEFAULTS.update(deadline=20.0, cache_deadline=20.0)

@@ -68,16 +68,13 @@ class World:
         self.client = Client(credentials, deadline=60.0, transport=lambda _: self.wire)
         self._threads = threads
 
-    @property
-    def waiting(self):
-        here = self.client._process
-        return len(here.batcher._waiting) if here is not None and here.batcher else 0
-
     def begin(self, *commands, **options):
         """Begin to execute commands in a thread, and wait until it waits for others' calls."""
-        calls, waiting = len(self.wire.calls), self.waiting
+        calls, waiting = len(self.wire.calls), self.client.waiting
         future = self._threads.submit(self.client.execute, pipeline(*commands, **options))
-        until(lambda: len(self.wire.calls) > calls or self.waiting > waiting or future.done())
+        until(
+            lambda: len(self.wire.calls) > calls or self.client.waiting > waiting or future.done()
+        )
         return future
 
     def until_calls(self, count):

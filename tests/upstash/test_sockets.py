@@ -463,8 +463,12 @@ def test_a_transport_that_ends_on_a_running_event_loop_leaves_nothing_behind(run
                 await asyncio.wait_for(readable.wait(), 20)
                 asyncio.get_running_loop().remove_reader(near)
 
-    with raw_server(A_ONE) as server:
-        run(main(server.url))
+    gc.freeze()  # what there is already need not be looked at twenty times
+    try:
+        with raw_server(A_ONE) as server:
+            run(main(server.url))
+    finally:
+        gc.unfreeze()
 
 
 def test_event_loops_at_once_share_a_transport(run):
@@ -483,8 +487,11 @@ def test_event_loops_at_once_share_a_transport(run):
         run(transport.aclose())
 
 
-def test_on_windows_a_connection_stays_with_its_event_loop(monkeypatch):
-    monkeypatch.setattr(sockets, "_PROACTOR", asyncio.SelectorEventLoop.__name__)
+class ProactorEventLoop(asyncio.SelectorEventLoop):
+    """An event loop with the name of Windows' own, by which it is known."""
+
+
+def test_on_windows_a_connection_stays_with_its_event_loop():
     with raw_server(A_ONE) as server:
         transport = AsyncSocketsTransport(credentials(server.url))
 
@@ -493,7 +500,7 @@ def test_on_windows_a_connection_stays_with_its_event_loop(monkeypatch):
             await transport.aclose()
 
         for _ in range(3):
-            transport_of = asyncio.Runner(loop_factory=asyncio.SelectorEventLoop)
+            transport_of = asyncio.Runner(loop_factory=ProactorEventLoop)
             with transport_of as runner:
                 runner.run(twice())
             gc.collect()
@@ -710,8 +717,8 @@ def test_an_address_that_refuses_or_says_nothing_gives_way_to_the_next(to, monke
         resolving_to(monkeypatch, closed.getsockname()[1], silent_port, good)
         with to("http://db.example") as send:
             began = time.monotonic()
-            assert send(CALL, 8.0) == ONE
-            assert time.monotonic() - began > 3.9, "half of the deadline"
+            assert send(CALL, 5.0) == ONE
+            assert time.monotonic() - began > 2.4, "half of the deadline"
 
 
 def test_the_address_that_has_worked_is_tried_first(to, monkeypatch):
@@ -719,7 +726,7 @@ def test_the_address_that_has_worked_is_tried_first(to, monkeypatch):
     with full() as silent_port, raw_server(closing) as server:
         resolving_to(monkeypatch, silent_port, int(server.url.rpartition(":")[2]))
         with to("http://db.example") as send:
-            assert send(CALL, 8.0) == ONE
+            assert send(CALL, 5.0) == ONE
             began = time.monotonic()
             assert send(CALL, 60.0) == ONE
             assert time.monotonic() - began < 25, "not half of the deadline"

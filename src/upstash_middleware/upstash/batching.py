@@ -115,6 +115,11 @@ class _Batcher(Generic[P]):
         self._has_room = True
         """Whether one more call may be sent."""
 
+    @property
+    def waiting(self) -> int:
+        """How many pipelines wait."""
+        return len(self._waiting)
+
     def _count(self) -> int:
         """Count a call that is sent now, and return its number."""
         number = next(self._numbers)

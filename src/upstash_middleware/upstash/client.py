@@ -237,6 +237,12 @@ class Client(_Client["Transport"]):
         _report(self._watch, pipeline, began, replies, None)
         return replies
 
+    @property
+    def waiting(self) -> int:
+        """How many pipelines wait for a call in flight to end."""
+        here = self._process
+        return here.batcher.waiting if here is not None and here.batcher is not None else 0
+
     def _execute(self, pipeline: Pipeline) -> list[Reply]:
         commands = pipeline.commands
         if not commands:
