@@ -180,6 +180,7 @@ class Run:
         self.world = World(make_redis)
         # An actor does nothing before its first step: a generator starts when it is asked to.
         self._actors = [actor(self.world) for actor in actors]
+        self._equal = [actors.index(actor) for actor in actors]
         self._seen: list[list[Any] | None] = [[] for _ in actors]
 
     def step(self, number: int) -> None:
@@ -192,8 +193,19 @@ class Run:
             self._seen[number] = None
 
     def ready(self) -> list[int]:
-        """Return the actors that can still act."""
-        return [number for number, seen in enumerate(self._seen) if seen is not None]
+        """Return the actors that can still act; equal actors begin in their order.
+
+        They are interchangeable, so an order in which they begin otherwise has nothing new.
+        """
+        waiting = {self._equal[number]: number for number in self._not_begun()[::-1]}
+        return [
+            number
+            for number, seen in enumerate(self._seen)
+            if seen or (seen is not None and waiting[self._equal[number]] == number)
+        ]
+
+    def _not_begun(self) -> list[int]:
+        return [number for number, seen in enumerate(self._seen) if seen == []]
 
     def state(self) -> Any:
         """Return all on which the rest of the run depends."""
@@ -221,13 +233,16 @@ def search(
         run = Run(actors, make_redis)
         for number in order:
             run.step(number)
-        if (state := run.state()) in known:
-            continue
-        known.add(state)
-        orders += [(*order, number) for number in run.ready()]
-        if not run.ready():
-            for _ in last(run.world):
-                pass
+        while (state := run.state()) not in known:
+            known.add(state)
+            if not (ready := run.ready()):
+                for _ in last(run.world):
+                    pass
+                break
+            following, *others = ready
+            orders += [(*order, number) for number in others]
+            order = (*order, following)
+            run.step(following)
     return len(known)
 
 

@@ -233,7 +233,7 @@ class Cache(Part):
             PendingInvalidations(clock),
             collapse,
             shows_keys,
-            known_fields(credential_fields, reflected_fields),
+            known_fields(tuple(credential_fields), tuple(reflected_fields)),
         )
         paths = {f"cache[{index}]": rule.path for index, rule in enumerate(self._rules)}
         self._unmatched = Unmatched(paths, observe)

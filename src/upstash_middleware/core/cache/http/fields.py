@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -222,8 +223,9 @@ class KnownFields(Struct, frozen=True):
         return None
 
 
+@lru_cache(maxsize=8)
 def known_fields(
-    credential_fields: Iterable[str] = (), reflected_fields: Iterable[str] = ()
+    credential_fields: tuple[str, ...] = (), reflected_fields: tuple[str, ...] = ()
 ) -> KnownFields:
     """Return the tables with the additions of the settings."""
     credentials = {name.lower(): name for name in (*CREDENTIAL_FIELDS, *credential_fields)}
