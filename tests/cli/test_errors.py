@@ -178,7 +178,7 @@ def test_a_fault_of_the_program_s_own_is_no_exit_code(
     def broken(*_: object) -> None:
         raise LookupError("a fault")
 
-    monkeypatch.setattr("upstash_middleware.cli.session.find", broken)
+    monkeypatch.setattr("upstash_middleware.cli.invocation.find", broken)
     with pytest.raises(LookupError, match="a fault"):
         call("ping")
 

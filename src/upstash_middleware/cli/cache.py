@@ -14,6 +14,7 @@ import typer
 from msgspec import structs
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from upstash_middleware.cli.invocation import SCAN_COUNT, Invocation, command, run_commands, scan
 from upstash_middleware.cli.limits import RootPath, make_request
 from upstash_middleware.cli.output import (
     Answer,
@@ -26,7 +27,6 @@ from upstash_middleware.cli.output import (
     size,
     text,
 )
-from upstash_middleware.cli.session import SCAN_COUNT, Session, command, run_commands, scan
 from upstash_middleware.core.cache.keys import Names
 from upstash_middleware.core.flow import Command
 from upstash_middleware.errors import CommandError, refusal_in
@@ -51,7 +51,7 @@ _ROOT_PATH = re.compile(r"^((?:[^/]+:)?)\[[/#][^\]]*\]")
 
 @command(group, "explain")
 def explain(
-    session: Session,
+    invocation: Invocation,
     url: Annotated[str, typer.Argument(help="The whole URL, or a path with -H 'Host: …'.")],
     *,
     method: Annotated[str, typer.Option("--method", "-X", help="GET or HEAD.")] = "GET",
@@ -68,7 +68,7 @@ def explain(
             f"{url!r} has no host, and pages are stored per host: give the whole URL as "
             "clients use it, or add -H 'Host: shop.example'"
         )
-    (runtime, *_) = session.caching()
+    (runtime, *_) = invocation.caching()
     if not runtime.settings.cache:
         raise UsageError(
             "no cache rules are known, so it is unknown how a URL is stored; name the application "
@@ -109,7 +109,7 @@ def _show(explanation: CacheExplanation) -> dict[str, object]:
 
 @command(group, "purge")
 def purge(
-    session: Session,
+    invocation: Invocation,
     urls: Annotated[
         list[str] | None,
         typer.Argument(help="Paths with their query, or whole URLs; with all variants."),
@@ -129,7 +129,7 @@ def purge(
     """Make stored responses unusable, at once and for all processes."""
     if not (urls or tag or everything):
         raise UsageError("name what to purge: URLs, --tag TAG, or --everything")
-    runtimes = session.caching()
+    runtimes = invocation.caching()
     prefixes = list(dict.fromkeys(runtime.settings.prefix for runtime in runtimes))
     try:
         for runtime in runtimes:
@@ -147,13 +147,13 @@ def purge(
 
 @command(group, "list")
 def list_(
-    session: Session,
+    invocation: Invocation,
     *,
     containing: Annotated[str, typer.Option(help="Only URLs that contain this text.")] = "",
     limit: Annotated[int, typer.Option(help="How many to list at most.", min=1)] = 1000,
 ) -> Answer:
     """List what is stored: URL, bytes, and when it expires. Scans the whole database."""
-    (runtime, *_) = session.caching()
+    (runtime, *_) = invocation.caching()
     prefix = runtime.settings.prefix
     found, commands = _scan(runtime, containing)
     entries = sorted(found, key=lambda entry: (entry.url, entry.key))
@@ -182,9 +182,9 @@ def list_(
 
 
 @command(group, "stats")
-def stats(session: Session) -> Answer:
+def stats(invocation: Invocation) -> Answer:
     """Count what is stored, its bytes, and when it expires. Scans the whole database."""
-    (runtime, *_) = session.caching()
+    (runtime, *_) = invocation.caching()
     entries, commands = _scan(runtime)
     total = sum(entry.size for entry in entries)
     lifetimes = [entry.expires_in for entry in entries if entry.expires_in is not None]

@@ -10,8 +10,8 @@ import typer
 from typer.main import get_command
 
 from upstash_middleware.cli import cache, limits, rules
+from upstash_middleware.cli.invocation import command
 from upstash_middleware.cli.ping import ping
-from upstash_middleware.cli.session import command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,8 +10,8 @@ from urllib.parse import unquote, urlsplit
 import typer
 from msgspec.structs import asdict
 
+from upstash_middleware.cli.invocation import Invocation, adapted, command, scan, with_credentials
 from upstash_middleware.cli.output import Answer, Exit, UsageError, duration, pairs, rows, text
-from upstash_middleware.cli.session import Session, adapted, command, scan, with_credentials
 from upstash_middleware.core.identify import Identifier, identifier_of, of_address, parse_address
 from upstash_middleware.events import UserCodeFailed
 from upstash_middleware.limiter import limits_in_code
@@ -67,9 +67,9 @@ class _Limit:
 
 
 @command(group, "list")
-def list_(session: Session) -> Answer:
+def list_(invocation: Invocation) -> Answer:
     """List the limits: rules, limits of handlers, limiters in code, and what was changed."""
-    found = _limits(session)
+    found = _limits(invocation)
     if any(each.rule.dynamic for each in found):
         with_credentials([each.runtime for each in found])
     changed = {
@@ -99,27 +99,27 @@ def list_(session: Session) -> Answer:
 
 @command(group, "peek")
 def peek(
-    session: Session,
+    invocation: Invocation,
     rule: _Rule,
     identifier: _Who,
     *,
     cost: Annotated[int, typer.Option(help="What the request would take.", min=1)] = 1,
 ) -> Answer:
     """Show the state of a limit for an identifier; exit code 1 if it is denied."""
-    limit = _find(session, rule)
+    limit = _find(invocation, rule)
     who = _parse_identifier(identifier, limit.rule)
     return _answer([limit.runtime.perform(limit.limiter.look(rule, who, cost))])
 
 
 @command(group, "top")
 def top(
-    session: Session,
+    invocation: Invocation,
     rule: _Rule,
     *,
     count: Annotated[int, typer.Option(help="How many to show.", min=1)] = 10,
 ) -> Answer:
     """Show who has used most of a limit. Scans the whole database."""
-    limit = _find(session, rule)
+    limit = _find(invocation, rule)
     start, commands = limit.limiter.place(rule), 0
     known: dict[str, None] = {}
     for keys in scan(limit.runtime, start):
@@ -164,9 +164,9 @@ def top(
 
 
 @command(group, "reset")
-def reset(session: Session, rule: _Rule, identifier: _Who) -> Answer:
+def reset(invocation: Invocation, rule: _Rule, identifier: _Who) -> Answer:
     """Give an identifier the whole quota of a limit again."""
-    limit = _find(session, rule)
+    limit = _find(invocation, rule)
     who = _parse_identifier(identifier, limit.rule)
     limit.runtime.perform(limit.limiter.reset(rule, who))
     remembered = limit.runtime.settings.remember_denials
@@ -177,14 +177,14 @@ def reset(session: Session, rule: _Rule, identifier: _Who) -> Answer:
 
 @command(group, "set")
 def set_(
-    session: Session,
+    invocation: Invocation,
     rule: _Rule,
     limit: Annotated[
         str, typer.Argument(help="Units per window, from 0; 'default' for the one in the code.")
     ],
 ) -> Answer:
     """Change a limit with dynamic=True for all processes, until it is changed again."""
-    found = _find(session, rule)
+    found = _find(invocation, rule)
     if limit != "default" and not (limit.isascii() and limit.isdecimal()):
         raise UsageError(f"{limit!r}: write a whole number from 0, or 'default'")
     units = None if limit == "default" else int(limit)
@@ -207,7 +207,7 @@ def _noticed(runtime: Runtime) -> str:
 
 @command(group, "explain")
 def explain(  # noqa: PLR0913 - each is an option of the command
-    session: Session,
+    invocation: Invocation,
     url: Annotated[str, typer.Argument(help="The request's URL, or its path.")],
     *,
     method: Annotated[str, typer.Option("--method", "-X", help="The request's method.")] = "GET",
@@ -221,14 +221,14 @@ def explain(  # noqa: PLR0913 - each is an option of the command
 ) -> Answer:
     """Show which rules cover a request, under which keys, and whether they would allow it."""
     request = make_request(url, method, header or (), peer, root_path)
-    subject = session.subject
+    subject = invocation.subject
     routes = subject.routes or ()
     route = next((each for each in routes if each.takes(request.method, request.path)), None)
     if route is not None and route.exempt:
         shown = text(f"no rule limits this request: the handler of {route.path} is exempt", "green")
         return Answer({"limited": False, "allowed": True, "rules": [], "notes": []}, [shown])
     explanations: list[Explanation] = []
-    for runtime in session.limiting():
+    for runtime in invocation.limiting():
         explanations += runtime.perform(_limiter(runtime).explain(request))
     # Functions of the application may have raised: the request has no framework's object.
     notes = [
@@ -273,9 +273,9 @@ def _limiter(runtime: Runtime) -> RateLimiter:
     return runtime.limiter(runtime.settings.rate_limits, runtime.settings.default_limit)
 
 
-def _limits(session: Session) -> list[_Limit]:
+def _limits(invocation: Invocation) -> list[_Limit]:
     """The limits that requests and code are counted by, with the settings that they have."""
-    subject = session.subject
+    subject = invocation.subject
     found: dict[tuple[str, str], _Limit] = {}
 
     def add(rule: RateLimitRule, where: str, runtime: Runtime, limiter: RateLimiter | None) -> None:
@@ -304,14 +304,14 @@ def _limits(session: Session) -> list[_Limit]:
             if not isinstance(app, str) and not subject.is_about(app):
                 continue
         else:
-            runtime = adapted(Runtime(alone, Features(0)), session.prefix, subject.events)
-            session.closing.callback(runtime.close)
+            runtime = adapted(Runtime(alone, Features(0)), invocation.prefix, subject.events)
+            invocation.closing.callback(runtime.close)
         add(rule, "code", runtime, None)
     return [each for each in found.values() if each.rule.parsed is not None]
 
 
-def _find(session: Session, rule: str) -> _Limit:
-    known = _limits(session)
+def _find(invocation: Invocation, rule: str) -> _Limit:
+    known = _limits(invocation)
     for limit in known:
         if limit.rule.name == rule and rule in limit.limiter.rules:
             with_credentials([limit.runtime])

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from upstash_middleware.cli.invocation import Invocation, run_commands
 from upstash_middleware.cli.output import Answer, pairs, text
-from upstash_middleware.cli.session import Session, run_commands
 from upstash_middleware.core.flow import Command
 from upstash_middleware.errors import CommandError, Refusal, refusal_in
 from upstash_middleware.upstash import Credentials
@@ -24,14 +24,14 @@ _BINARY = b"\x00\xff\xfe"
 
 
 def ping(
-    session: Session,
+    invocation: Invocation,
     *,
     count: Annotated[
         int, typer.Option(help="How many round trips to measure.", min=1, max=100)
     ] = 5,
 ) -> Answer:
     """Show whether Upstash answers, how fast, what it supports, and what the token may do."""
-    runtime = session.any_runtime()
+    runtime = invocation.any_runtime()
     settings = runtime.settings
     url = Credentials.find(
         url=settings.url, token=settings.token, redis=settings.redis, environ=os.environ

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from upstash_middleware.cli.invocation import Invocation, command
 from upstash_middleware.cli.output import Answer, Exit, UsageError, rows, text
-from upstash_middleware.cli.session import Session, command
 from upstash_middleware.routes import django_resolves, never_served
 from upstash_middleware.runtime import Features
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from upstash_middleware.cli.session import Subject
+    from upstash_middleware.cli.invocation import Subject
     from upstash_middleware.core.patterns import PathPattern
     from upstash_middleware.core.ratelimit import RateLimitRule
     from upstash_middleware.routes import Route
@@ -39,14 +39,14 @@ def _group() -> None:
 
 @command(group, "check")
 def check(
-    session: Session,
+    invocation: Invocation,
     *,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 for warnings and unnamed routes too.")
     ] = False,
 ) -> Answer:
     """Check the settings, and list the application's routes that no rule names."""
-    subject = session.subject
+    subject = invocation.subject
     if not any(runtime.features for runtime in subject.runtimes):
         raise UsageError(
             f"{subject.name} sets no rules; name the application with --app MODULE:NAME or its "

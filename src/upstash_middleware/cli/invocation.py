@@ -1,6 +1,6 @@
 """What all commands share: options, the settings and routes they work on, and how they end.
 
-``command`` makes a typer command of a function that takes a Session and its own arguments and
+``command`` makes a typer command of a function that takes an Invocation and its own arguments and
 returns an Answer. Settings and routes come from an application by its import path, from a mapping
 of settings, from a rule file, or from the environment.
 """
@@ -82,7 +82,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Session:
+class Invocation:
     """One run of a command, and what its options select."""
 
     closing: ExitStack
@@ -183,17 +183,17 @@ def _escape(text: str) -> str:
 
 def command(
     group: typer.Typer, name: str
-) -> Callable[[Callable[Concatenate[Session, P], Answer]], Callable[..., None]]:
+) -> Callable[[Callable[Concatenate[Invocation, P], Answer]], Callable[..., None]]:
     """Return a decorator that adds a function as a command with the options of all."""
 
-    def add(function: Callable[Concatenate[Session, P], Answer]) -> Callable[..., None]:
+    def add(function: Callable[Concatenate[Invocation, P], Answer]) -> Callable[..., None]:
         def run(ctx: typer.Context, **values: Any) -> None:
             as_json = values.pop("as_json")
             given = {option: values.pop(option) for option in _OPTIONS if option != "as_json"}
             try:
                 with ExitStack() as closing:
-                    session = Session(closing, ctx.obj, **given)
-                    answer = function(session, **values)  # type: ignore[call-arg]  # P, by its names
+                    invocation = Invocation(closing, ctx.obj, **given)
+                    answer = function(invocation, **values)  # type: ignore[call-arg]  # P, by its names
             except EXPECTED as error:
                 code = print_error(error, ctx.command_path, as_json=as_json)
                 raise typer.Exit(code) from error
@@ -228,23 +228,23 @@ def _set_signature(run: Any, function: Callable[..., Answer]) -> None:
 # The settings and routes.
 
 
-def find(session: Session) -> Subject:
+def find(invocation: Invocation) -> Subject:
     """Find the settings and routes.  Raises ConfigurationError."""
-    if session.app and session.config:
+    if invocation.app and invocation.config:
         raise ConfigurationError("give --app or --config, not both: each brings its own settings")
-    if session.config:
-        runtime = Runtime.of({"config": session.config}, Features.BOTH)
-        subject = Subject(session.config, (runtime,))
-    elif session.app:
-        subject = _inspect(_import(session.app), session.app)
-    elif session.application is not None:
-        subject = _inspect(session.application, "the application")
+    if invocation.config:
+        runtime = Runtime.of({"config": invocation.config}, Features.BOTH)
+        subject = Subject(invocation.config, (runtime,))
+    elif invocation.app:
+        subject = _inspect(_import(invocation.app), invocation.app)
+    elif invocation.application is not None:
+        subject = _inspect(invocation.application, "the application")
     elif os.environ.get(_DJANGO_SETTINGS):
         subject = _find_django()
     else:
         runtime = Runtime(settings_from({}, os.environ), Features(0))
         subject = Subject("the environment", (runtime,))
-    runtimes = tuple(adapted(each, session.prefix, subject.events) for each in subject.runtimes)
+    runtimes = tuple(adapted(each, invocation.prefix, subject.events) for each in subject.runtimes)
     return replace(subject, runtimes=runtimes)
 
 
