@@ -21,6 +21,7 @@ from upstash_middleware.events import (
     CircuitOpened,
     InternalError,
     RateLimitDecided,
+    SessionSaved,
     UpstashCalled,
     UpstashFailed,
     UserCodeFailed,
@@ -87,10 +88,17 @@ _OUTCOME = Label(
     f"{_OWN}.cache.outcome", "outcome", "`hit`, or the reason for forwarding, from RFC 9211"
 )
 _STORED = Label(f"{_OWN}.cache.stored", "stored", "`true` or `false`")
+_CHANGE = Label(
+    f"{_OWN}.session.change",
+    "change",
+    "`created`, `saved`, `touched`: only its timeout was extended, `regenerated`, `ended`",
+)
+_SAVED = Label(f"{_OWN}.session.saved", "saved", "`true`, or `false` for a change that was dropped")
 _DURING = Label(
     f"{_OWN}.during",
     "during",
-    "`rate limit`, `cache lookup`, `cache store`, `invalidation`, `purge`",
+    "`rate limit`, `cache lookup`, `cache store`, `invalidation`, `purge`, `session load`, "
+    "`session save`",
 )
 _SETTING = Label(f"{_OWN}.where", "where", "the setting of the function, or a part of this package")
 _OPERATION = Label("db.operation.name", "operation", "the command's name; `PIPELINE` for several")
@@ -126,6 +134,13 @@ REFUSED: Final = Metric(
     "{entry}",
     "Entries that were damaged, of another version, or signed with none of `cache_keys`.",
 )
+SAVES: Final = Metric(
+    f"{_OWN}.session.saves",
+    Kind.COUNTER,
+    "{change}",
+    "Changes of sessions that were saved, or dropped.",
+    (_CHANGE, _SAVED),
+)
 CALLS: Final = Metric(
     "db.client.operation.duration",
     Kind.HISTOGRAM,
@@ -152,7 +167,7 @@ FAULTS: Final = Metric(
     "Exceptions in functions of the application, or in this package.",
     (_SETTING, _ERROR),
 )
-METRICS: Final = (DECISIONS, LOOKUPS, STORES, REFUSED, CALLS, FAILURES, CIRCUIT, FAULTS)
+METRICS: Final = (DECISIONS, LOOKUPS, STORES, REFUSED, SAVES, CALLS, FAILURES, CIRCUIT, FAULTS)
 
 OTHER: Final = "_OTHER"
 """The conventions' name for an unknown error."""
@@ -235,6 +250,7 @@ _MEASURES: Mapping[type, Callable[[Any], Measurement]] = {
     CacheLookedUp: lambda event: Measurement(LOOKUPS, 1, (event.outcome,)),
     CacheStored: lambda event: Measurement(STORES, 1, (str(event.stored).lower(),)),
     CacheEntryRefused: lambda _event: Measurement(REFUSED, 1),
+    SessionSaved: lambda event: Measurement(SAVES, 1, (event.change, str(event.saved).lower())),
     UpstashCalled: _called,
     UpstashFailed: lambda event: Measurement(FAILURES, 1, (event.during, error_type(event.error))),
     CircuitOpened: lambda _event: Measurement(CIRCUIT, 1),

@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
 
 from tests.observing.conftest import request_by
 from upstash_middleware import RateLimitRule
@@ -17,12 +21,16 @@ from upstash_middleware.events import CacheEntryRefused, CircuitClosed, CircuitO
 from upstash_middleware.local import Fault
 from upstash_middleware.messages import HTTPRequest
 from upstash_middleware.prometheus import PrometheusObserver
+from upstash_middleware.starlette import UpstashMiddleware
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from starlette.requests import Request
+
+    from upstash_middleware.local import LocalUpstash
     from upstash_middleware.runtime import Runtime
 
     Opened = Callable[..., AbstractContextManager[Runtime]]
@@ -62,6 +70,31 @@ def test_decisions_lookups_and_calls_are_scraped(opened: Opened, registry: Colle
         "MGET": 1,
     }
     assert samples["upstash_middleware_circuit_open"] == {(): 0}
+
+
+def test_changes_of_sessions_are_scraped(upstash: LocalUpstash, registry: CollectorRegistry):
+    """By what was changed, and whether it was saved or dropped."""
+
+    def remember(request: Request) -> PlainTextResponse:
+        request.session["visits"] = request.session.get("visits", 0) + 1
+        return PlainTextResponse("welcome")
+
+    app = Starlette(routes=[Route("/", remember)])
+    app.add_middleware(
+        UpstashMiddleware, sessions=True, observers=[PrometheusObserver(registry)], redis=upstash
+    )
+    browser = TestClient(app)
+    for _ in range(3):
+        browser.get("/")
+    upstash.set_faults(fault=Fault.DROP_BEFORE)
+    browser.get("/")
+    samples = scraped(registry)
+    assert samples["upstash_middleware_session_saves_total"] == {
+        ("created", "true"): 1,
+        ("saved", "true"): 2,
+        ("saved", "false"): 1,
+    }
+    assert samples["upstash_middleware_failures_total"] == {("session load", "ConnectionLost"): 1}
 
 
 def test_failures_and_the_circuit_are_scraped(

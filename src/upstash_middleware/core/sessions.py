@@ -1086,7 +1086,8 @@ class SessionExchange(PartExchange):
         if not session._is_sent or session._is_refused or not self._part.is_due(session):
             return None
         if session._stored is None and not session._ended:
-            return self._drop_late() if session._values else None
+            is_lost = session._values and session.available  # otherwise `save` has said so
+            return self._drop_late() if is_lost else None
         return self._finish()
 
     async def _finish(self) -> None:
