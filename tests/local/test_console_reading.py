@@ -38,12 +38,10 @@ from upstash_middleware.local.console.keys import (
     Cached,
     Key,
     LimitState,
-    Resource,
     kind_of,
     read_body,
     read_cached,
     read_limit,
-    read_resource,
 )
 from upstash_middleware.local.faults import Fault
 from upstash_middleware.local.service import (
@@ -96,9 +94,7 @@ def test_an_entry_is_read_as_it_was_written(raw: bool):
     read = read_cached(KEY, data)
     assert read is not None
     assert (read.kind, read.response) == ("response", RESPONSE)
-    assert read.resource == Resource(
-        "app", "", "https://shop.example", "/products/7?a=b", is_variant=False
-    )
+    assert (read.prefix, read.url) == ("app", "/products/7?a=b")
     assert read_body(RESPONSE, 5) == (b"hello", "")
     assert kind(data) == "cached response"
 
@@ -120,21 +116,20 @@ def test_an_entry_at_another_key_or_with_another_byte_is_none():
 
 
 @pytest.mark.parametrize(
-    ("rest", "version", "origin", "url", "is_variant"),
+    ("rest", "url"),
     [
-        ("http://h/a", "", "http://h", "/a", False),
-        ("v2:https://h:1/a#" + "0" * 32, "v2", "https://h:1", "/a", True),
-        ("http://h/a#" + "0" * 32 + "#" + "1" * 32, "", "http://h", "/a", True),
-        ("http://h#" + "0" * 64, "", "http://h", "#" + "0" * 64, False),
-        ("nothing known", "", "", "nothing known", False),
+        ("http://h/a", "/a"),
+        ("v2:https://h:1/a#" + "0" * 32, "/a"),
+        ("http://h/a#" + "0" * 32 + "#" + "1" * 32, "/a"),
+        ("http://h#" + "0" * 64, "#" + "0" * 64),
+        ("nothing known", ""),
     ],
 )
-def test_a_key_s_end_names_version_origin_and_url(
-    rest: str, version: str, origin: str, url: str, is_variant: bool
-):
-    read = read_resource("p", rest)
-    assert (read.version, read.origin, read.url) == (version, origin, url)
-    assert read.is_variant is is_variant
+def test_a_key_s_end_names_the_url_whose_purges_count(rest: str, url: str):
+    key = f"p:cache:entry:{rest}"
+    read = read_cached(key, encode(key, RESPONSE, raw=True))
+    assert read is not None
+    assert read.url == url
 
 
 def where(limit: Limit, now_ms: int = NOW) -> str:
@@ -367,8 +362,4 @@ def test_a_key_below_a_prefix_names_its_url(version: str):
     key = f"app:cache:entry:{version}[/shop]https://shop.example/shop/products/7"
     read = read_cached(key, encode(key, RESPONSE, raw=True))
     assert read is not None
-    assert read.resource is not None
-    assert (read.resource.origin, read.resource.url) == (
-        "https://shop.example",
-        "/shop/products/7",
-    )
+    assert read.url == "/shop/products/7"

@@ -139,8 +139,8 @@ async def _key(service: Service, fields: Fields) -> Answer:
         cached = keys.read_cached(text, value.data)
         if cached is None:
             limit = keys.read_limit(text, value.data, int(now * 1000), value.key.ttl_ms)
-        elif cached.response is not None and cached.resource is not None:
-            found = await keys.read_purges(service.store, cached.resource, cached.response)
+        elif (stored := cached.response) is not None:
+            found = await keys.read_purges(service.store, cached.prefix, cached.url, stored)
             purges = found.name
     return await _page(
         service,

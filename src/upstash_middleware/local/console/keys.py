@@ -288,21 +288,10 @@ _GZIP_CODINGS: Final = frozenset({"gzip", "x-gzip", "deflate"})
 _GZIP_OR_ZLIB: Final = 47
 """zlib's window bits for either format."""
 _VARIANT: Final = re.compile(r"(?:#[0-9a-f]{32})+$")
-_RESOURCE: Final = re.compile(
-    r"(?:([^/]+):)?(?:\[[/#][^\]]*\])?(https?://[^/#]+)(/.*|#[0-9a-f]{64})", re.DOTALL
+_URL: Final = re.compile(
+    r"(?:[^/]+:)?(?:\[[/#][^\]]*\])?https?://[^/#]+(/.*|#[0-9a-f]{64})", re.DOTALL
 )
-"""Version, the application's prefix in brackets, origin, URL."""
-
-
-class Resource(Struct, frozen=True):
-    """What a key of the cache names."""
-
-    prefix: str
-    version: str
-    origin: str
-    url: str
-    """Path and query; ``#…`` is the digest of a long one; without origin, the end of the key."""
-    is_variant: bool
+"""After version, the application's prefix in brackets, and origin: path and query, or a digest."""
 
 
 class Cached(Struct, frozen=True):
@@ -310,7 +299,9 @@ class Cached(Struct, frozen=True):
 
     kind: str
     """``response``, ``variants``, ``epoch`` or ``lock``."""
-    resource: Resource | None = None
+    prefix: str = ""
+    url: str = ""
+    """Path and query; ``#…`` is the digest of a long one."""
     response: StoredResponse | None = None
     index: VariantIndex | None = None
     scope: str = ""
@@ -326,26 +317,17 @@ def read_cached(key: str, value: bytes) -> Cached | None:
     if found and rest.endswith(_LOCK):
         if len(value) > 64:
             return None
-        resource = read_resource(prefix, rest.removesuffix(_LOCK))
-        return Cached("lock", resource, token=value.decode("latin-1"))
+        return Cached("lock", token=value.decode("latin-1"))
     if found:
-        entry, resource = decode(key, value), read_resource(prefix, rest)
+        entry = decode(key, value)
         if isinstance(entry, VariantIndex):
-            return Cached("variants", resource, index=entry)
-        return Cached("response", resource, entry) if entry else None
+            return Cached("variants", index=entry)
+        url = _URL.fullmatch(_VARIANT.sub("", rest))
+        return Cached("response", prefix, url[1] if url else "", entry) if entry else None
     _, found, scope = key.partition(_EPOCH)
     if found and len(value) <= 256:
         return Cached("epoch", scope=scope, epoch=Epoch.parse(value.decode("latin-1")))
     return None
-
-
-def read_resource(prefix: str, rest: str) -> Resource:
-    """The resource that the end of a key names."""
-    bare = _VARIANT.sub("", rest)
-    found = _RESOURCE.fullmatch(bare)
-    if found is None:
-        return Resource(prefix, "", "", bare, bare != rest)
-    return Resource(prefix, found[1] or "", found[2], found[3], bare != rest)
 
 
 def read_body(stored: StoredResponse, most: int) -> tuple[bytes | None, str]:
@@ -366,9 +348,9 @@ def read_body(stored: StoredResponse, most: int) -> tuple[bytes | None, str]:
     return body[:most], ""
 
 
-async def read_purges(store: Store, resource: Resource, stored: StoredResponse) -> Validity:
+async def read_purges(store: Store, prefix: str, url: str, stored: StoredResponse) -> Validity:
     """What purges have done to a response.  Raises StoreUnreachable."""
-    names = Names(resource.prefix).epochs(resource.url, stored.tags)
+    names = Names(prefix).epochs(url, stored.tags)
     (values,) = await store.run([[b"MGET", *(name.encode() for name in names)]])
     if not isinstance(values, list):
         raise StoreUnreachable.from_reply(values)
