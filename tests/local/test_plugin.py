@@ -41,7 +41,8 @@ def test_without(monkeypatch):
 
 def pytest_in(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
     (directory / "test_suite.py").write_text(SUITE)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["-p", "no:hypothesispytest", *options]  # which takes seconds to import
     return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 FORM = "Content-Type: application/x-www-form-urlencoded"
-HESITATION = 1.0
+HESITATION = 0.2
 """Seconds for which a client waits for 100 Continue (RFC 9110 §10.1.1); not all servers send it."""
 
 
