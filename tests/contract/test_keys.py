@@ -134,7 +134,7 @@ def test_requests_whose_cookies_the_framework_reads_differently_never_share_a_re
     hits: list[Answer] = []
 
     @settings(
-        max_examples=200,
+        max_examples=100,
         deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.nested_given],
     )

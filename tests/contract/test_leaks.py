@@ -88,7 +88,7 @@ def test_no_identity_is_sent_what_was_rendered_for_another(serve: Serve):
     reused: list[dict[str, str]] = []
 
     @settings(
-        max_examples=150,
+        max_examples=75,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.nested_given],
     )
     @given(st.lists(ASKS, min_size=2, max_size=6))
