@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from typing import TYPE_CHECKING
 
-import certifi
 import pytest
 from hypothesis import settings
 
@@ -16,19 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 
-_END = b"-----END CERTIFICATE-----\n"
-
 # A machine under load is no failure of what is tested.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
-
-
-# For each of its clients httpx reads every authority that certifi knows, which takes 60 ms. No test
-# calls a server elsewhere, so one authority is enough, here and in the processes that tests start.
-_one_authority = tempfile.NamedTemporaryFile(suffix=".pem")  # noqa: SIM115 - until the process ends
-_one_authority.write(certifi.contents().encode().partition(_END)[0] + _END)
-_one_authority.flush()
-os.environ["SSL_CERT_FILE"] = _one_authority.name
 
 
 @pytest.hookimpl(wrapper=True)
