@@ -10,7 +10,7 @@ import valkey
 
 from tests.cache.world import App, FakeClock, counting_bytes, reply, request
 from upstash_middleware.core.cache import Cache, CacheRule, Purge
-from upstash_middleware.core.cache.store import cache_script
+from upstash_middleware.core.cache.redis_store import cache_script
 from upstash_middleware.core.flow import Command, together
 from upstash_middleware.drivers import arun, run
 from upstash_middleware.messages import HTTPRequest, Response, ResponseHead

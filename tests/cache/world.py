@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from upstash_middleware.core.cache import Cache, CacheRule, Purge
-from upstash_middleware.core.cache.store import cache_script
+from upstash_middleware.core.cache.redis_store import cache_script
 from upstash_middleware.drivers import run
 from upstash_middleware.errors import CommandError, UpstashError
 from upstash_middleware.messages import WITHOUT_BODY, Headers, HTTPRequest, Response, ResponseHead

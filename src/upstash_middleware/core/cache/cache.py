@@ -62,6 +62,7 @@ from upstash_middleware.core.cache.http.fields import (
 from upstash_middleware.core.cache.http.reuse import Use, current_age
 from upstash_middleware.core.cache.http.storing import Plan
 from upstash_middleware.core.cache.keys import Names, keyed
+from upstash_middleware.core.cache.redis_store import read_scripts
 from upstash_middleware.core.cache.rules import profile_named
 from upstash_middleware.core.cache.store import (
     L1,
@@ -69,7 +70,6 @@ from upstash_middleware.core.cache.store import (
     Purge,
     Store,
     Target,
-    read_scripts,
 )
 from upstash_middleware.core.engine import Part, Prepared
 from upstash_middleware.core.flow import Sleep, Wait, call
@@ -194,7 +194,7 @@ class Cache(Part):
         carries out the ``refresh`` of exchanges. ``remember`` is the number of resources whose Vary
         and tags are remembered; ``max_keep`` is the longest lifetime of an entry in seconds.
         """
-        read_scripts()
+        read_scripts("lock", "soften", "store", "supersede")
         self._rules = tuple(rules)
         self._emit = observe
         self._selects = selects

@@ -29,7 +29,8 @@ from upstash_middleware.core.cache.http.fields import shows_any
 from upstash_middleware.core.cache.http.reuse import CONDITIONS, cache_status, current_age
 from upstash_middleware.core.cache.http.storing import Candidate, Plan
 from upstash_middleware.core.cache.http.vary import vary_fields
-from upstash_middleware.core.cache.store import FAILED, UNSHARED, UNSHARED_SECONDS, Purge
+from upstash_middleware.core.cache.redis_store import FAILED, UNSHARED
+from upstash_middleware.core.cache.store import UNSHARED_SECONDS, Purge
 from upstash_middleware.core.engine import PartExchange
 from upstash_middleware.core.flow import Latch
 from upstash_middleware.core.lru import LRU

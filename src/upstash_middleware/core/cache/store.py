@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-from base64 import urlsafe_b64encode
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct, field
@@ -44,9 +42,15 @@ from upstash_middleware.core.cache.entries import (
 from upstash_middleware.core.cache.http.storing import MAX_VARY_FIELDS
 from upstash_middleware.core.cache.http.vary import merged_selectors, selected_values
 from upstash_middleware.core.cache.keys import keyed, urls_to_purge
-from upstash_middleware.core.flow import Command, Pipeline, Script, script
+from upstash_middleware.core.cache.redis_store import (
+    LARGEST_CALL,
+    Lock,
+    RedisStore,
+    script_call,
+    values_of,
+)
+from upstash_middleware.core.flow import Command, Pipeline
 from upstash_middleware.core.lru import LRU
-from upstash_middleware.errors import CommandError, UnexpectedAnswer, UpstashError
 from upstash_middleware.events import CacheEntryRefused
 
 if TYPE_CHECKING:
@@ -57,14 +61,10 @@ if TYPE_CHECKING:
     from upstash_middleware.core.cache.keys import Names
     from upstash_middleware.core.cache.rules import CacheRule, Profile
     from upstash_middleware.core.clock import Clock
-    from upstash_middleware.core.flow import Argument, Reply
+    from upstash_middleware.core.flow import Reply
     from upstash_middleware.events import Observer
     from upstash_middleware.messages import Headers
 
-FAILED: Final = "!"
-"""A lock's value after a revalidation that failed: another one would fail too."""
-UNSHARED: Final = "-"
-"""A lock's value after a response that may not be stored, or streams: others need not wait."""
 UNSHARED_SECONDS: Final = 60.0
 
 _OBJECTS = 4096
@@ -78,11 +78,6 @@ _NAME = 32
 """Of a variant's key, how many characters at its end name it in the index: its digest."""
 _MOST_UNLISTED = 10
 """Variants of a resource that may be missing in its index."""
-_LARGEST_CALL = 9_900_000
-"""Upstash refuses requests of more than 10 MB, the text around the entry included."""
-_SLACK = 3600.0
-"""Seconds by which epochs outlive the entries that they invalidate, for a store that arrives late
-and clocks that run at different speeds."""
 
 
 class Target(Struct, frozen=True):
@@ -127,36 +122,6 @@ class Lookup(Struct, frozen=True):
     """Whether anything is stored, even if it was purged: so a response could be stored before."""
     last_head: list[Any] = field(default_factory=lambda: [(None, None)])
     """One pair: what the head last made from the entry depended on, and that head."""
-
-
-class Lock(Struct, frozen=True):
-    """A lock as a lookup has read it.
-
-    It is a token that expires, so a holder that crashed delays others only until then. The entry
-    stored under it contains the token: reading both shows that the lock is no longer needed, so
-    no command is spent on releasing it.
-    """
-
-    key: str
-    value: str = ""
-    """The token of its holder, ``UNSHARED``, ``FAILED``, or nothing."""
-    done: bool = False
-    """Whether the response rendered under it has been stored."""
-
-    @property
-    def held(self) -> bool:
-        """Whether another process is rendering."""
-        return bool(self.value) and not (self.done or self.unshared or self.failed)
-
-    @property
-    def unshared(self) -> bool:
-        """Whether the response cannot be shared, so that others need not wait."""
-        return self.value == UNSHARED
-
-    @property
-    def failed(self) -> bool:
-        """Whether a revalidation has just failed."""
-        return self.value == FAILED
 
 
 class Purge(Struct, frozen=True):
@@ -217,7 +182,7 @@ _NO_GUESS = Guess()
 _ALL_LISTED = Unlisted()
 
 
-class Store(Struct, frozen=True):
+class Store(Struct, RedisStore, frozen=True):
     """The stored responses under one prefix. Methods that call Upstash raise UpstashError."""
 
     names: Names
@@ -228,9 +193,7 @@ class Store(Struct, frozen=True):
     sealing: Sealing | None
     """Signs or encrypts entries, if set."""
     deadline: float
-    """Seconds for one call that is for the cache alone."""
     max_keep: float
-    """The longest lifetime of an entry in seconds, from when its epochs were read."""
     profile: Profile
     max_variants: int
     """Of one resource, at a time."""
@@ -256,7 +219,7 @@ class Store(Struct, frozen=True):
         entries = (target.key, self.variant(target, guess.vary)) if guess.vary else (target.key,)
         locks = (_lock_key(entries[-1]),) if self.locks else ()
         keys = entries + locks + target.epochs + guess.epochs
-        clock, pipeline = self.clock, self._pipeline(keys)
+        clock, pipeline = self.clock, self.reading(keys)
         return Reading(target, guess, entries, keys, pipeline, clock.wall(), clock.monotonic())
 
     def receive(self, reading: Reading, replies: Sequence[Reply]) -> Lookup | None:
@@ -274,7 +237,7 @@ class Store(Struct, frozen=True):
     async def read_on(self, reading: Reading, replies: Sequence[Reply]) -> Lookup:
         """Return the lookup from these replies, and read more if the guess was wrong."""
         target, guess, keys = reading.target, reading.guess, reading.entries
-        values = _values(replies, len(reading.keys))
+        values = values_of(replies[0], len(reading.keys))
         read = _Values(self, target, dict(zip(reading.keys, values, strict=True)))
         epochs = await read.epochs((), guess.tags)
         index = read.entry(target.key)
@@ -359,22 +322,6 @@ class Store(Struct, frozen=True):
         values = selected_values(fields, target.headers, self.profile)
         return keyed(target.key, values, self.secret())
 
-    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
-        """Return the values of keys, in one command."""
-        return _values(await self._pipeline(keys), len(keys))
-
-    def _pipeline(self, keys: Iterable[str]) -> Pipeline:
-        command = Command(("MGET", *keys), reads_only=True)
-        return Pipeline((command,), deadline=self.deadline, yields=True)
-
-    async def call(self, *commands: Command) -> list[Reply]:
-        """Send commands in one pipeline; raise the error of any that failed."""
-        replies = await Pipeline(commands, deadline=self.deadline, yields=True)
-        for reply in replies:
-            if isinstance(reply, CommandError):
-                raise reply
-        return replies
-
     def _learn(self, target: Target, vary: tuple[str, ...], tags: Iterable[str]) -> None:
         """Remember what the next lookup of a resource has to read."""
         unread = tuple([tag for tag in tags if tag not in target.tags])
@@ -390,7 +337,7 @@ class Store(Struct, frozen=True):
 
     async def put(self, target: Target, lookup: Lookup, plan: Plan) -> str | None:
         """Store a response; return why it was not stored, None if it was."""
-        milliseconds = self._time_to_live(lookup, plan.keep)
+        milliseconds = self.time_to_live(plan.keep, lookup.wall, lookup.monotonic)
         if milliseconds <= 0:
             return "kept too long before it was stored"
         index = lookup.index
@@ -417,11 +364,11 @@ class Store(Struct, frozen=True):
         if unread:
             start, end = encode_for_script(key, response, self.sealing)
             keys = [self.names.any_tag, key, *map(self.names.tag, unread)]
-            command = _script_call("store", keys, response.epochs.any_tag, start, end, milliseconds)
+            command = script_call("store", keys, response.epochs.any_tag, start, end, milliseconds)
         else:
             entry = encode(key, response, raw=listing is None, sealing=self.sealing)
             command = Command(("SET", key, entry, "PX", milliseconds))
-        if sum(len(word) for word in command.args if not isinstance(word, int)) > _LARGEST_CALL:
+        if sum(len(word) for word in command.args if not isinstance(word, int)) > LARGEST_CALL:
             return "too large for one call"
         try:
             replies = await self.call(command, *([listing] if listing is not None else []))
@@ -434,29 +381,22 @@ class Store(Struct, frozen=True):
 
     async def supersede(self, target: Target, lookup: Lookup, plan: Plan) -> str | None:
         """Invalidate a URL and store a response as its new state, at once; returns as ``put``."""
-        milliseconds = self._time_to_live(lookup, plan.keep)
-        epoch = Epoch(self._fresh_part())
+        milliseconds = self.time_to_live(plan.keep, lookup.wall, lookup.monotonic)
+        epoch = Epoch(self.fresh_part())
         response, unread = _recording(plan.stored, replace(lookup.epochs, url=epoch))
         entry = encode(target.key, response, raw=False, sealing=self.sealing)
         keys = [self.names.url(target.url), target.key]
         try:
-            if unread or plan.vary or milliseconds <= 0 or len(entry) > _LARGEST_CALL:
-                await self.call(self._set_epoch(keys[0], str(epoch)))
+            if unread or plan.vary or milliseconds <= 0 or len(entry) > LARGEST_CALL:
+                await self.call(self.set_epoch(keys[0], str(epoch)))
                 return "only the invalidation was possible"
-            old, lifetime = str(lookup.epochs.url), self._epoch_lifetime()
+            old, lifetime = str(lookup.epochs.url), self.epoch_lifetime()
             (done,) = await self.call(
-                _script_call("supersede", keys, old, str(epoch), lifetime, entry, milliseconds)
+                script_call("supersede", keys, old, str(epoch), lifetime, entry, milliseconds)
             )
         finally:
             self.l1.purged(Purge(), [target.url])
         return None if done else "the URL was purged meanwhile"
-
-    def _time_to_live(self, lookup: Lookup, seconds: float) -> int:
-        """Return milliseconds that end before any epoch that was set since the lookup."""
-        # While a process is frozen, one of its clocks may stop.
-        wall, monotonic = self.clock.wall(), self.clock.monotonic()
-        elapsed = max(wall - lookup.wall, monotonic - lookup.monotonic, 0.0)
-        return int(min(seconds, self.max_keep - elapsed) * 1000)
 
     def _listing(
         self, target: Target, lookup: Lookup, index: VariantIndex, key: str, milliseconds: int
@@ -519,70 +459,16 @@ class Store(Struct, frozen=True):
         epochs += [self.names.url(url) for url in dict.fromkeys(urls)]
         # A tag that no response can have needs no epoch.
         tags = [self.names.tag(tag) for tag in dict.fromkeys(what.tags) if tag_refused(tag) is None]
-        commands = [self._set_epoch(self.names.any_tag, self._fresh_part())] if tags else []
-        epochs += tags
-        if what.soft and epochs:
-            lifetime = self._epoch_lifetime()
-            commands.append(_script_call("soften", epochs, self._fresh_part(), lifetime))
-        elif epochs:
-            commands += [self._set_epoch(epoch, f"{self._fresh_part()}:") for epoch in epochs]
+        any_tag = self.names.any_tag if tags else None
         try:
-            if commands:
-                replies = await self.call(*commands)
-                for command, reply in zip(commands, replies, strict=True):
-                    if command.args[0] == "SET" and reply not in (b"OK", "OK"):
-                        raise UnexpectedAnswer(f"the reply to a purge was {reply!r:.40}, not OK")
+            await self.replace_epochs([*epochs, *tags], any_tag, soft=what.soft)
         finally:  # also if it is not certain that it was carried out
             self.l1.purged(what, urls)
-
-    def _set_epoch(self, epoch: str, value: str) -> Command:
-        # Not safe to retry: a repeated SET could restore an epoch that a later purge has replaced,
-        # and with it the entries that recorded it.
-        return Command(("SET", epoch, value, "PX", self._epoch_lifetime()))
-
-    def _epoch_lifetime(self) -> int:
-        return int((self.max_keep + _SLACK) * 1000)
-
-    def _fresh_part(self) -> str:
-        return urlsafe_b64encode(self.randomness(12)).decode()
-
-    # --- Locks, by which processes agree on which one renders a response ------------------------
-
-    async def acquire(self, lock: Lock, seconds: float) -> str | None:
-        """Acquire a lock that is not held; return its token, None if another process was first."""
-        token, milliseconds = self._fresh_part(), int(seconds * 1000)
-        if lock.value:
-            command = _script_call("lock", [lock.key], lock.value, token, milliseconds)
-        else:
-            command = Command(("SET", lock.key, token, "NX", "PX", milliseconds))
-        try:
-            (taken,) = await self.call(command)
-        except (Exception, GeneratorExit):
-            raise
-        except BaseException:  # interrupted: it may have been acquired nevertheless
-            with suppress(UpstashError):  # then it expires
-                await self.release(lock.key, token)
-            raise
-        return token if taken else None
-
-    async def release(self, key: str, token: str, mark: str = "", seconds: float = 0.0) -> None:
-        """Release a lock under which nothing was stored; leave a mark for so many seconds."""
-        await self.call(_script_call("lock", [key], token, mark, int(seconds * 1000)))
 
     def forget(self) -> None:
         """Clear what this process remembers; what is on Redis stays."""
         for table in (self.remembered, self.l1, self.guesses, self.used, self.unlisted):
             table.clear()
-
-
-def _values(replies: Sequence[Reply], count: int) -> list[bytes | None]:
-    """Return the values of ``count`` keys from the reply to one MGET."""
-    (values,) = replies
-    if isinstance(values, CommandError):
-        raise values
-    if not isinstance(values, list) or len(values) != count:
-        raise UnexpectedAnswer(f"MGET of {count} keys did not return {count} values")
-    return [value if isinstance(value, bytes) else None for value in values]
 
 
 class _Values:
@@ -651,22 +537,6 @@ def _recording(stored: StoredResponse, epochs: Epochs) -> tuple[StoredResponse, 
     unread = tuple(tag for tag in stored.tags if tag not in epochs.tags)
     recorded = replace(epochs, tags=known)
     return replace(pack(stored), tags=(*known, *unread), epochs=recorded), unread
-
-
-def cache_script(name: str) -> Script:
-    """Return one of the cache's scripts, which are in ``lua/`` beside this file."""
-    return script(__package__, f"lua/{name}")
-
-
-def read_scripts() -> None:
-    """Read the scripts' files, so that no request has to, perhaps on an event loop."""
-    for name in ("lock", "soften", "store", "supersede"):
-        cache_script(name)
-
-
-def _script_call(name: str, keys: Sequence[str], *arguments: Argument) -> Command:
-    chosen = cache_script(name)
-    return Command(("EVALSHA", chosen.sha, len(keys), *keys, *arguments), script=chosen)
 
 
 # --- L1: lookups in the memory of this process --------------------------------------------------
