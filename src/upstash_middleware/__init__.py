@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         as_upstash_limiter,
     )
     from upstash_middleware.core.sessions import Session, SessionSettings
+    from upstash_middleware.data import Data, SyncData
     from upstash_middleware.errors import (
         CircuitOpen,
         CommandError,
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
 # The modules that define them; those that are fast to import come first.
 _HOMES = (
     *("errors", "messages", "core.identify", "core.ratelimit", "core.cache"),
-    *("limiter", "redis", "core.sessions"),
+    *("limiter", "core.sessions", "data", "redis"),
 )
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "Concurrency",
     "ConfigurationError",
     "ConnectionLost",
+    "Data",
     "DeadlineExceeded",
     "Decision",
     "FixedWindow",
@@ -92,6 +94,7 @@ __all__ = [
     "SessionSettings",
     "SlidingLog",
     "SlidingWindow",
+    "SyncData",
     "SyncLimiter",
     "TokenBucket",
     "UnexpectedAnswer",

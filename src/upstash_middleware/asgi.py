@@ -28,7 +28,7 @@ from upstash_middleware.messages import (
     announces_no_body,
     content_length,
 )
-from upstash_middleware.runtime import Features, RedisProxy, Runtime
+from upstash_middleware.runtime import Features, LazyProxy, Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from upstash_middleware.core.clock import Duration
     from upstash_middleware.core.engine import Exchange
     from upstash_middleware.core.ratelimit import Decision
+    from upstash_middleware.data import Data
     from upstash_middleware.settings import Arguments
 
 __all__ = [
@@ -58,6 +59,8 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 RUNTIME = "upstash_middleware.runtime"
 """Where in a scope limits in front of handlers find the runtime that they share: that of the
 innermost middleware with its own limits, otherwise that of the outermost."""
+DATA = "upstash_middleware.data"
+"""Where in a scope they find a function that returns the Data, that of a cache if there is one."""
 STREAM = "upstash_middleware.stream"
 """Where in a scope they find the ResponseStream."""
 _INNER = "upstash_middleware.handed"
@@ -112,7 +115,9 @@ class Middleware:
         self._inner = inner if inner is not None and inner.features is Features.CACHE else None
         self._root_path = _root_path_of(app)
         self._cache_handle = CacheHandle(runtime)
-        self._redis = RedisProxy(runtime.async_redis)
+        self._redis = LazyProxy(runtime.async_redis)
+        self._data: Data | None = None
+        self._data_proxy = LazyProxy(self._find_data)
         self._serving: Mapping[str, ASGIApp] = {
             "http": self._http_with_body if runtime.reads_body else self._http,
             "websocket": self._websocket,
@@ -150,11 +155,23 @@ class Middleware:
         """Add the decision and the cache for handlers, even if nothing is limited or stored."""
         state = scope.setdefault("state", {})
         state["upstash"] = self._redis
+        if self._caches or DATA not in scope:
+            scope[DATA] = self._find_data
+            # The application may have an object of that name in its lifespan's state.
+            if isinstance(state.get("data", self._data_proxy), LazyProxy):
+                state["data"] = self._data_proxy
         if self._leads or RUNTIME not in scope:
             scope[RUNTIME] = self.runtime
         state.setdefault("rate_limit", UNCHECKED)
         if self._caches:
             state["cache"] = self._cache_handle
+
+    def _find_data(self) -> Data:
+        if self._data is None:
+            from upstash_middleware.data import Data  # noqa: PLC0415 - if it is used
+
+            self._data = Data.over(lambda: self.runtime)
+        return self._data
 
     async def _http_with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = ReceivedBody(receive)
@@ -844,6 +861,17 @@ class ScopeCall(HandlerCall):
 
 # ------------------------------------------------------------------------------------------------
 # Requests
+
+
+def data_of(scope: Scope) -> Data:
+    """Return the cache for the application's own values. Raises ConfigurationError."""
+    if DATA not in scope:
+        raise ConfigurationError(
+            "data: this application has no middleware of this package, which has the connections; "
+            "add UpstashMiddleware, or create upstash_middleware.Data()"
+        )
+    found: Data = scope[DATA]()
+    return found
 
 
 def request_of(scope: Scope, root_path: str = "", body: RequestBody | None = None) -> HTTPRequest:

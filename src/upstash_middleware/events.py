@@ -99,7 +99,7 @@ class UpstashFailed(Struct, frozen=True):
 
     during: str
     """``rate limit``, ``cache lookup``, ``cache store``, ``invalidation``, ``session load``,
-    ``session save``"""
+    ``session save``, ``data read``, ``data write``"""
     error: UpstashError
 
 

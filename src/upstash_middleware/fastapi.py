@@ -5,7 +5,7 @@ Everything else is Starlette's. FastAPI itself is not imported.
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from typing import Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 from uuid import UUID
 
 from starlette.datastructures import MutableHeaders
@@ -13,7 +13,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from upstash_middleware import starlette
-from upstash_middleware.asgi import CacheHandle, CacheMiddleware, headers_of
+from upstash_middleware.asgi import CacheHandle, CacheMiddleware, data_of, headers_of
 from upstash_middleware.core.clock import Duration
 from upstash_middleware.core.identify import Identifier
 from upstash_middleware.core.ratelimit import Decision
@@ -42,6 +42,9 @@ from upstash_middleware.starlette import (
     user,
 )
 
+if TYPE_CHECKING:
+    from upstash_middleware.data import Data
+
 __all__ = [
     "CacheHandle",
     "CacheMiddleware",
@@ -50,6 +53,7 @@ __all__ = [
     "SessionMiddleware",
     "UpstashMiddleware",
     "cached",
+    "data",
     "document_limits",
     "exempt",
     "limit",
@@ -59,6 +63,15 @@ __all__ = [
 ]
 
 D = TypeVar("D", bound=Callable[..., Any])
+
+
+def data(connection: HTTPConnection) -> "Data":
+    """Return a cache for the application's own values: ``Annotated[Data, Depends(data)]``.
+
+    Raises:
+        ConfigurationError: The application has no middleware of this package.
+    """
+    return data_of(connection.scope)
 
 
 def limit(

@@ -45,7 +45,7 @@ from upstash_middleware.decorators import (
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.events import UserCodeFailed
 from upstash_middleware.messages import Response
-from upstash_middleware.runtime import Features, RedisProxy, Runtime
+from upstash_middleware.runtime import Features, LazyProxy, Runtime
 from upstash_middleware.wsgi import (
     RATE_LIMIT_KEY,
     EnvironBody,
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from flask.wrappers import Response as FlaskResponse
 
     from upstash_middleware.core.ratelimit import Decision
+    from upstash_middleware.data import SyncData
     from upstash_middleware.decorators import (
         F,
         LimitArguments,
@@ -79,6 +80,7 @@ __all__ = [
     "RateLimitMiddleware",
     "UpstashMiddleware",
     "cached",
+    "data",
     "exempt",
     "limit",
     "never_cached",
@@ -86,6 +88,10 @@ __all__ = [
     "rate_limited",
     "redis",
 ]
+
+if TYPE_CHECKING:
+    data: SyncData
+    """A cache for the current application's own values, over the middleware's connections."""
 
 CONFIG = "UPSTASH_MIDDLEWARE"
 EXTENSION = "upstash_middleware"
@@ -211,6 +217,11 @@ class _FlaskExtension(Extension):
         """Serve a request, as the value of Flask's ``wsgi_app``."""
         return self.wsgi_app(environ, start_response)
 
+    @property
+    def data(self) -> SyncData:
+        """The same as ``upstash_middleware.flask.data``: the current application's own values."""
+        return cast("SyncData", __getattr__("data"))
+
     def _middleware(self, app: Flask, wsgi_app: WSGIApplication) -> Middleware:
         def exempts(request: HTTPRequest) -> bool:
             return bool(exempt_types) and is_exempt_request(
@@ -291,7 +302,23 @@ def runtime_for_handlers(app: Any) -> Runtime:
     return cast("Runtime", app.extensions[_OWN_RUNTIME])
 
 
-redis: Any = RedisProxy(lambda: runtime_for_handlers(current_app).redis())
+def _runtime_for_data(app: Any) -> Runtime:
+    """Return the runtime for an application's own values: one that caches, if there is one."""
+    caching = [each for each in runtimes_of(app) if Features.CACHE in each.features]
+    return caching[0] if caching else runtime_for_handlers(app)
+
+
+def __getattr__(name: str) -> Any:
+    """Create ``data`` on first use."""
+    if name != "data":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from upstash_middleware.data import SyncData  # noqa: PLC0415 - if it is used
+
+    made = globals()["data"] = SyncData.over(lambda: _runtime_for_data(current_app))
+    return made
+
+
+redis: Any = LazyProxy(lambda: runtime_for_handlers(current_app).redis())
 """Redis commands for the application's own data, over the middleware's connections."""
 
 

@@ -25,6 +25,7 @@ from weakref import WeakSet, WeakValueDictionary
 
 from msgspec.structs import replace
 
+from upstash_middleware.arguments import from_arguments
 from upstash_middleware.clock import SystemClock
 from upstash_middleware.core.clock import seconds_in
 from upstash_middleware.core.engine import Engine, Part
@@ -553,7 +554,7 @@ class SyncLimiter(_Limiter):
 
         def decorate(function: Any) -> Any:
             _check_function(self, function, is_async=False)
-            find, weigh = _from_arguments(by, function), _from_arguments(cost, function)
+            find, weigh = from_arguments(by, function), from_arguments(cost, function)
 
             @wraps(function)
             def limited(*args: Any, **kwargs: Any) -> Any:
@@ -680,7 +681,7 @@ class Limiter(_Limiter):
 
         def decorate(function: Any) -> Any:
             _check_function(self, function, is_async=True)
-            find, weigh = _from_arguments(by, function), _from_arguments(cost, function)
+            find, weigh = from_arguments(by, function), from_arguments(cost, function)
 
             @wraps(function)
             async def limited(*args: Any, **kwargs: Any) -> Any:
@@ -729,41 +730,6 @@ def _check_function(limiter: _Limiter, function: Any, *, is_async: bool) -> None
     if any(map(inspect.iscoroutinefunction, (function, called))) != is_async:
         problem = "not an async function; use a SyncLimiter" if is_async else "async; use a Limiter"
         raise ConfigurationError(f"{limiter!r}: {function!r} is {problem}")
-
-
-def _from_arguments(
-    given: Any, function: Any
-) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Any]:
-    """Return what finds a value for a call of a function; ``given`` is the value, or finds it.
-
-    Raises ConfigurationError where it has a parameter that the function does not have.
-    """
-    # A proxy of Werkzeug's, as flask.request is, can be called where what it stands for can be.
-    if not callable(given) or type(given).__module__ == "werkzeug.local":
-        return lambda _args, _kwargs: given
-    own = inspect.signature(function)
-    try:
-        wanted = inspect.signature(given).parameters
-    except ValueError:  # of some that are written in C
-        return lambda args, kwargs: given(*args, **kwargs)
-    if any(each.kind in {each.VAR_POSITIONAL, each.VAR_KEYWORD} for each in wanted.values()):
-        return lambda args, kwargs: given(*args, **kwargs)
-    for name, each in wanted.items():
-        if name not in own.parameters and each.default is each.empty:
-            raise ConfigurationError(
-                f"{given!r} has the parameter {name!r}, which {function.__qualname__}{own} does "
-                "not have"
-            )
-    by_place = [each for each in wanted.values() if each.kind is each.POSITIONAL_ONLY]
-    by_name = [name for name in wanted if name in own.parameters and wanted[name] not in by_place]
-
-    def find(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        bound = own.bind(*args, **kwargs)
-        bound.apply_defaults()
-        placed = [bound.arguments.get(each.name, each.default) for each in by_place]
-        return given(*placed, **{name: bound.arguments[name] for name in by_name})
-
-    return find
 
 
 # ------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ _DURING = Label(
     f"{_OWN}.during",
     "during",
     "`rate limit`, `cache lookup`, `cache store`, `invalidation`, `purge`, `session load`, "
-    "`session save`",
+    "`session save`, `data read`, `data write`",
 )
 _SETTING = Label(f"{_OWN}.where", "where", "the setting of the function, or a part of this package")
 _OPERATION = Label("db.operation.name", "operation", "the command's name; `PIPELINE` for several")

@@ -48,12 +48,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
-    from upstash_middleware.core.cache import Cache
+    from upstash_middleware.core.cache import Cache, Purge
     from upstash_middleware.core.cache.purge_endpoint import PurgeEndpoint
+    from upstash_middleware.core.data import DataStore
     from upstash_middleware.core.flow import Flow
     from upstash_middleware.core.ratelimit import RateLimiter, RateLimitRule
     from upstash_middleware.core.ratelimit.charges import AddressWatch
     from upstash_middleware.core.sessions import Sessions, SessionSettings
+    from upstash_middleware.core.values import Codec
     from upstash_middleware.events import Event, Observer
     from upstash_middleware.messages import HTTPRequest
     from upstash_middleware.redis import AsyncRedis, Redis
@@ -115,6 +117,7 @@ class Runtime:
         self._serves = False
         self._limiters: list[weakref.ref[RateLimiter]] = []
         self._cache: Cache | None = None
+        self._data: dict[str, OnePerProcess[DataStore]] = {}
         self.purge_endpoint: PurgeEndpoint | None = self._create_purge_endpoint()
         if exempts is not None and self.purge_endpoint is not None:
             exempts = _all_but(self.purge_endpoint, exempts)
@@ -473,7 +476,7 @@ class Runtime:
             return None
         from upstash_middleware.core.cache.purge_endpoint import PurgeEndpoint  # noqa: PLC0415
 
-        return PurgeEndpoint(path, token, self.cache.purge, self.observe)
+        return PurgeEndpoint(path, token, self.invalidate, self.observe)
 
     def purge(
         self, *urls: str, tags: Sequence[str] = (), everything: bool = False, soft: bool = False
@@ -505,7 +508,51 @@ class Runtime:
 
         if isinstance(tags, str):
             raise TypeError(f"purge: tags={tags!r} should be a sequence such as [{tags!r}]")
-        return self.cache.purge(Purge(urls, tuple(tags), everything, soft))
+        return self.invalidate(Purge(urls, tuple(tags), everything, soft))
+
+    async def invalidate(self, what: Purge) -> None:
+        """Carry out a purge: of stored responses, and of values with the same tags. A flow."""
+        try:
+            await self.cache.purge(what)
+        finally:
+            if what.tags:
+                for data in list(self._data.values()):
+                    data.get().purged(what.tags)
+
+    def data(self, kind: str = "data", codec: Codec | None = None) -> DataStore:
+        """Return the application's values of a kind, whose methods are flows.
+
+        Each kind has its own keys, and is cleared by itself. ``codec`` counts where a kind is
+        first used. Raises ConfigurationError for a kind that is no name.
+        """
+        found = self._data.get(kind)
+        if found is None:
+            made = OnePerProcess(lambda: self._make_data(kind, codec))
+            made.get()  # raises for a kind that is no name
+            found = self._data.setdefault(kind, made)
+        return found.get()
+
+    def _make_data(self, kind: str, codec: Codec | None) -> DataStore:
+        from upstash_middleware.core.cache.entries import Sealing  # noqa: PLC0415 - if it is used
+        from upstash_middleware.core.data import DataStore  # noqa: PLC0415 - likewise
+
+        settings, sealing = self.settings, None
+        if settings.cache_keys:
+            encrypt = settings.cache_encrypt
+            sealing = Sealing(settings.cache_keys, encrypt=encrypt, randomness=os.urandom)
+        return DataStore(
+            kind,
+            prefix=settings.prefix,
+            clock=SystemClock,
+            emit=self.observe,
+            sealing=sealing,
+            codec=codec,
+            read_deadline=settings.cache_deadline,
+            write_deadline=settings.deadline,
+            tagged_keep=settings.cache_max_keep,
+            l1_bytes=settings.data_l1_bytes,
+            l1_seconds=settings.data_l1_seconds,
+        )
 
     @property
     def server_url(self) -> str | None:
@@ -544,6 +591,8 @@ class Runtime:
         self._denials.clear()
         if self._cache is not None:
             self._cache.forget()
+        for data in self._data.values():
+            data.get().forget()
         for breaker in self._breakers:
             breaker.get().reset()
 
@@ -631,12 +680,12 @@ def _all_but(
     return lambda request: not endpoint.covers(request) and exempts(request)
 
 
-class RedisProxy:
-    """The commands of a client that is looked up, and loaded, when one is used."""
+class LazyProxy:
+    """The attributes of an object that is looked up, and loaded, when one is used."""
 
     __slots__ = ("_find",)
 
-    def __init__(self, find: Callable[[], Redis | AsyncRedis]) -> None:
+    def __init__(self, find: Callable[[], Any]) -> None:
         self._find = find
 
     def __getattr__(self, name: str) -> Any:

@@ -130,6 +130,12 @@ class Arguments(TypedDict, total=False):
     cache_encrypt: bool
     """Whether stored responses are encrypted with these keys instead of signed; default False.
     Needs ``pip install upstash-middleware[encryption]``."""
+    data_l1_bytes: int
+    """Bytes of this process's memory for values of ``data`` that were read from Upstash, so that
+    reading them again costs no round trip and no command; default 0, none."""
+    data_l1_seconds: Duration
+    """Seconds for which they are used; default 5. A change takes effect within them in other
+    processes, and at once in this one; a value may be used for so much longer than its TTL."""
     credential_fields: Sequence[str]
     """Request fields that identify a user, such as ``("X-Company-Token",)``, beside those that the
     package knows, such as X-Api-Key. In profile ``"safe"`` the response to a request with one of
@@ -209,6 +215,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     cache_status_key: bool
     cache_keys: tuple[str, ...]
     cache_encrypt: bool
+    data_l1_bytes: int
+    data_l1_seconds: float
     credential_fields: tuple[str, ...]
     reflected_fields: tuple[str, ...]
     purge_path: str | None
@@ -604,6 +612,8 @@ _SETTINGS: dict[str, tuple[_Reader, Any]] = {
     "cache_status_key": (_boolean, False),
     "cache_keys": (_keys, ()),
     "cache_encrypt": (_boolean, False),
+    "data_l1_bytes": (_integer(0, math.inf, "of bytes such as 16 * 1024 * 1024, or 0"), 0),
+    "data_l1_seconds": (_duration(most=60, above=True), 5.0),
     "credential_fields": (_field_names("X-Company-Token"), ()),
     "reflected_fields": (_field_names("X-Brand"), ()),
     "purge_path": (_matching(r"/[^?#%{}]*", "a path such as '/internal/purge'"), None),

@@ -31,7 +31,7 @@ from upstash_middleware.messages import (
     announces_no_body,
     content_length,
 )
-from upstash_middleware.runtime import Features, Runtime, run_soon
+from upstash_middleware.runtime import Features, LazyProxy, Runtime, run_soon
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,12 +40,14 @@ if TYPE_CHECKING:
 
     from upstash_middleware.core.engine import Exchange
     from upstash_middleware.core.ratelimit import Decision
+    from upstash_middleware.data import SyncData
     from upstash_middleware.settings import Arguments
 
 __all__ = ["CacheMiddleware", "RateLimitMiddleware", "UpstashMiddleware"]
 
 RATE_LIMIT_KEY = "upstash_middleware.rate_limit"
 CACHE_KEY = "upstash_middleware.cache"
+DATA_KEY = "upstash_middleware.data"
 _INNER = "upstash_middleware.handed"
 """Where in an environ a rate limit leaves the exchange of the cache directly inside."""
 _Fields = list[tuple[str, str]]
@@ -57,6 +59,7 @@ class Middleware:
     The application finds the rate limit's decision at
     ``environ["upstash_middleware.rate_limit"]``, and purges stored responses by
     ``environ["upstash_middleware.cache"].purge("/products/7", tags=("product",))``.
+    ``environ["upstash_middleware.data"]`` caches their own values; see SyncData.
     """
 
     def __init__(self, app: WSGIApplication, runtime: Runtime) -> None:
@@ -64,6 +67,15 @@ class Middleware:
         self.runtime = runtime
         self._limits = Features.RATE_LIMIT in runtime.features
         self._caches = Features.CACHE in runtime.features
+        self._data = LazyProxy(self._find_data)
+        self._made_data: SyncData | None = None
+
+    def _find_data(self) -> SyncData:
+        if self._made_data is None:
+            from upstash_middleware.data import SyncData  # noqa: PLC0415 - if it is used
+
+            self._made_data = SyncData.over(lambda: self.runtime)
+        return self._made_data
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve a request.
@@ -71,6 +83,8 @@ class Middleware:
         Raises MissingCredentials, and what the application raises.
         """
         environ.setdefault(RATE_LIMIT_KEY, UNCHECKED)
+        if self._caches or DATA_KEY not in environ:
+            environ[DATA_KEY] = self._data
         if self._caches:
             environ[CACHE_KEY] = self.runtime
         if not self.runtime.enabled:
@@ -139,7 +153,11 @@ class Middleware:
         stream = ResponseStream(self.runtime, refresh, refresh.request.method, _ignore_head)
         try:
             environ = refresh_environ(visitors, refresh.request)
-            environ |= {RATE_LIMIT_KEY: UNCHECKED, CACHE_KEY: self.runtime}
+            environ |= {
+                RATE_LIMIT_KEY: UNCHECKED,
+                CACHE_KEY: self.runtime,
+                DATA_KEY: self._data,
+            }
             stream.call(self.app, environ)
             for _piece in stream:
                 if not refresh.kept:

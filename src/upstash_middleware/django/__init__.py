@@ -3,10 +3,13 @@
 ``MIDDLEWARE`` contains ``upstash_middleware.django.UpstashMiddleware``, or one of its halves,
 ``RateLimitMiddleware`` and ``CacheMiddleware``; the setting ``UPSTASH_MIDDLEWARE`` configures them,
 with the keys of ``upstash_middleware.settings.Arguments``. ``purge`` and ``apurge`` invalidate
-stored responses; ``limit``, ``cached`` and ``exempt`` decorate views. With
+stored responses; ``data`` and ``async_data`` cache the project's own values; ``limit``, ``cached``
+and ``exempt`` decorate views. With
 ``upstash_middleware.django`` in ``INSTALLED_APPS``, system checks check all of this. Importing
 this module needs no configured settings.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from upstash_middleware.decorators import exempt
 from upstash_middleware.django.conf import apurge, aredis, purge, redis
@@ -19,6 +22,12 @@ from upstash_middleware.django.middleware import (
 )
 from upstash_middleware.django.requests import user
 
+if TYPE_CHECKING:
+    from upstash_middleware.data import Data, SyncData
+
+    data: SyncData
+    async_data: Data
+
 __all__ = [
     "CacheMiddleware",
     "RateLimitMiddleware",
@@ -26,7 +35,9 @@ __all__ = [
     "UpstashMiddleware",
     "apurge",
     "aredis",
+    "async_data",
     "cached",
+    "data",
     "exempt",
     "limit",
     "never_cached",
@@ -34,3 +45,15 @@ __all__ = [
     "redis",
     "user",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Create ``data`` and ``async_data`` on first use."""
+    if name not in {"data", "async_data"}:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from upstash_middleware.data import Data, SyncData  # noqa: PLC0415 - if it is used
+    from upstash_middleware.django.conf import runtime_for_data  # noqa: PLC0415
+
+    made = (SyncData if name == "data" else Data).over(runtime_for_data)
+    globals()[name] = made
+    return made

@@ -10,7 +10,7 @@ from django.conf import settings
 
 from upstash_middleware.django.requests import is_exempt_request, localized
 from upstash_middleware.errors import ConfigurationError
-from upstash_middleware.runtime import Features, RedisProxy, Runtime
+from upstash_middleware.runtime import Features, LazyProxy, Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,7 +131,15 @@ async def apurge(
     await _for_purging.runtime().apurge(*urls, tags=tags, everything=everything, soft=soft)
 
 
-redis: Any = RedisProxy(lambda: runtime_for_handlers().redis())
+def runtime_for_data() -> Runtime:
+    """Return the runtime for the project's own values: that of the middleware, if there is one.
+
+    Raises ConfigurationError where the setting is wrong.
+    """
+    return _for_purging.runtime() if _for_purging.is_current() else runtime_for_handlers()
+
+
+redis: Any = LazyProxy(lambda: runtime_for_handlers().redis())
 """Redis commands for the application's own data, over the middleware's connections."""
-aredis: Any = RedisProxy(lambda: runtime_for_handlers().async_redis())
+aredis: Any = LazyProxy(lambda: runtime_for_handlers().async_redis())
 """The same on an event loop."""

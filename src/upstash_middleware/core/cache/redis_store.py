@@ -94,11 +94,17 @@ class RedisStore:
                 raise reply
         return replies
 
-    def time_to_live(self, seconds: float, wall: float, monotonic: float) -> int:
-        """Return milliseconds that end before any epoch that was set since these clock readings."""
+    def time_to_live(
+        self, seconds: float, wall: float, monotonic: float, longest: float | None = None
+    ) -> int:
+        """Return milliseconds that end before any epoch that was set since these clock readings.
+
+        ``longest`` is the longest lifetime of what the epochs are for, if not ``max_keep``.
+        """
         # While a process is frozen, one of its clocks may stop.
         elapsed = max(self.clock.wall() - wall, self.clock.monotonic() - monotonic, 0.0)
-        return int(min(seconds, self.max_keep - elapsed) * 1000)
+        longest = self.max_keep if longest is None else longest
+        return int(min(seconds, longest - elapsed) * 1000)
 
     # --- Epochs ---------------------------------------------------------------------------------
 

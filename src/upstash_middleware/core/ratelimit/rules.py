@@ -644,7 +644,9 @@ def _compiled(
 ) -> CompiledRule:
     limits = rule.parsed if isinstance(rule.parsed, tuple) else ()
     methods = frozenset(rule.methods)
-    base = f"{prefix}:{escape(rule.bucket or rule.name)}:"
+    name = rule.bucket or rule.name
+    # PREFIX:data: is where the application's values are; no escaped name looks like this.
+    base = f"{prefix}:{'%data' if name == 'data' else escape(name)}:"
     if rule.shared_prefix is not None:
         base = f"{rule.shared_prefix}:"
     has_slots = any(isinstance(limit, Concurrency) for limit in limits)

@@ -1,0 +1,1004 @@
+"""Values of the application on Redis: reading, storing, counting, and loading what is missing.
+
+A value is at ``PREFIX:data:KEY``. It is its JSON alone where nothing has to be known of it, so that
+a counter is its digits; otherwise ``~EPOCHS LF META LF JSON``, or ``!EPOCHS LF SEALED`` if the
+application has set keys. As a stored response does, a value records the epochs that were read
+before it was loaded, and is invalid once one of them differs: that of everything of its kind
+and, if it has tags, those of stored responses with the same tags.
+
+What a value looks like as JSON is in ``values.py``. Methods that read count a failing store as a
+miss; those that write report the failure in an event, and raise it only if they are ``strict``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from base64 import b64decode, b64encode
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct, json
+from msgspec.structs import replace
+
+from upstash_middleware.core.cache.entries import (
+    Epochs,
+    Validity,
+    validity,
+    with_ancestors,
+)
+from upstash_middleware.core.cache.exchanges import NotShared, Revalidations, SingleFlight
+from upstash_middleware.core.cache.keys import Names
+from upstash_middleware.core.cache.redis_store import (
+    LARGEST_CALL,
+    Lock,
+    RedisStore,
+    read_scripts,
+    script_call,
+    values_of,
+)
+from upstash_middleware.core.flow import Command, Pipeline, Sleep, Wait, call
+from upstash_middleware.core.lru import LRU
+from upstash_middleware.core.values import Codec, Unreadable
+from upstash_middleware.errors import ConfigurationError, Refused, UpstashError
+from upstash_middleware.events import (
+    CacheEntryRefused,
+    UpstashAnswered,
+    UpstashFailed,
+    UserCodeFailed,
+    ignored_by,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from upstash_middleware.core.cache.entries import Sealing
+    from upstash_middleware.core.clock import Clock
+    from upstash_middleware.core.flow import Flow, Reply
+    from upstash_middleware.events import Observer
+
+MISSING: Final[Any] = object()
+"""No value, which None could be."""
+LONGEST: Final = 400 * 24 * 3600.0
+"""Seconds for which a value without tags is kept at most."""
+LARGEST_INTEGER: Final = 2**53 - 1
+"""Up to which counters count: what Lua's numbers represent exactly."""
+
+_LONGEST_KEY = 1024
+_LONGEST_TAGS = 4096
+"""Characters of a value's tags up to which they are remembered."""
+_TRUSTED = 10.0
+"""Seconds for which epochs count as current, for values that are stored without a read before."""
+_REMEMBERED = 10_000
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
+"""Seconds between two reads of another process's lock."""
+_COMMANDS, _BYTES = 1000, 5_000_000
+"""Of one pipeline that stores many values."""
+_L1_OBJECT = 500
+_ANSWERED = UpstashAnswered("data read")
+
+
+class Record(Struct, frozen=True):
+    """A value as it is stored."""
+
+    payload: bytes
+    """As encoded by the codec."""
+    epochs: Epochs = Epochs()
+    """As read before the value was loaded; those of tags in the order of ``tags``."""
+    tags: tuple[str, ...] = ()
+    """With all their ancestors."""
+    fresh_until: float = 0.0
+    """When it becomes stale, in seconds since 1970; 0 if Redis drops it then."""
+    seconds: float = 0.0
+    """For how long it was loaded."""
+    token: str = ""
+    """Of the lock under which it was loaded."""
+
+
+class _Meta(Struct, array_like=True, omit_defaults=True):
+    token: str = ""
+    tags: tuple[str, ...] = ()
+    fresh_until: float = 0.0
+    seconds: float = 0.0
+
+
+_read_meta = json.Decoder(_Meta).decode
+
+
+def pack(key: str, record: Record, sealing: Sealing | None = None) -> bytes:
+    """Return a record as text for this key."""
+    epochs, meta = str(record.epochs.everything), b""
+    if record.tags:
+        of_tags = (record.epochs.tags[tag] for tag in record.tags)
+        epochs = "|".join([epochs, record.epochs.any_tag, *map(str, of_tags)])
+    if record.tags or record.fresh_until:
+        meta = json.encode([record.token, record.tags, record.fresh_until, record.seconds])
+    elif record.token:
+        meta = json.encode([record.token])
+    if sealing is not None:
+        sealed = b64encode(sealing.seal(key, meta + b"\n" + record.payload))
+        return b"!%s\n%s" % (epochs.encode("latin-1"), sealed)
+    if not meta and epochs == ":":
+        return record.payload
+    return b"~%s\n%s\n%s" % (epochs.encode("latin-1"), meta, record.payload)
+
+
+def unpack(key: str, data: bytes, sealing: Sealing | None = None) -> Record | None:
+    """Read the record at a key; None if the bytes are none, or are sealed otherwise."""
+    mark = data[:1]
+    if mark not in {b"~", b"!"}:
+        return Record(data) if sealing is None else None
+    if (mark == b"!") != (sealing is not None):
+        return None
+    try:
+        recorded, content = data[1:].split(b"\n", 1)
+        if sealing is not None:
+            content = bytes(sealing.open(key, memoryview(b64decode(content, validate=True))))
+        head, payload = content.split(b"\n", 1)
+        everything, *others = recorded.decode("latin-1").split("|")
+        meta = _read_meta(head) if head else _Meta()
+        epochs = Epochs.parse([everything, "", *(others or [""])], meta.tags)
+    except (ValueError, RecursionError):
+        return None
+    return Record(payload, epochs, meta.tags, meta.fresh_until, meta.seconds, meta.token)
+
+
+class Found(Struct, frozen=True):
+    """What one read has found at a key."""
+
+    key: str
+    data: bytes | None = None
+    """As it is on Redis."""
+    record: Record | None = None
+    state: Validity = Validity.INVALID
+    epochs: Epochs = Epochs()
+    """The current ones."""
+    lock: Lock | None = None
+    wall: float = 0.0
+    monotonic: float = 0.0
+    """When it was read."""
+    unreachable: bool = False
+
+
+class Loading(Struct, frozen=True):
+    """How a missing value is loaded and stored."""
+
+    name: str
+    """The user's key."""
+    load: Callable[[], Any]
+    """Returns the value, or an awaitable of it."""
+    ttl: float
+    """Seconds for which it is fresh."""
+    tags: tuple[str, ...] = ()
+    """With ancestors."""
+    type: Any = None
+    stale: float = 0.0
+    """Seconds after them for which it is used while it is loaded again."""
+    early: float = 0.0
+    """How much earlier than necessary it is loaded again; 1 is the optimum, 0 never."""
+    lock: bool = True
+    """Whether only one process loads it at a time."""
+    wait: float = 5.0
+    """Seconds to wait at most for another call that loads it."""
+
+
+class _Loaded(Struct, frozen=True):
+    """A value for those who have waited for it."""
+
+    payload: bytes
+    epochs: Epochs | None
+    """As read before it was loaded; None if Upstash was unreachable."""
+    tags: tuple[str, ...]
+    begun: float
+    """When it began to be loaded, by the monotonic clock."""
+
+
+class _Failure(Struct, frozen=True):
+    """The error of a loader, for those who have waited for it."""
+
+    error: Exception
+
+
+class DataStore(RedisStore):
+    """The values of one kind under one prefix. Its methods are flows, unless they say otherwise.
+
+    Each kind has its own keys and its own epoch of everything; tags are those of stored responses.
+    """
+
+    __slots__ = (
+        *("_codec", "_deadlines", "_emit", "_epoch", "_flights", "_guesses", "_ignored", "_l1"),
+        *(
+            "_l1_changes",
+            "_l1_seconds",
+            "_lock_root",
+            "_names",
+            "_purges",
+            "_refreshes",
+            "_root",
+            "_seen",
+        ),
+        *("_sealing", "_tagged_keep", "_written", "clock", "deadline", "max_keep", "randomness"),
+    )
+
+    def __init__(  # noqa: PLR0913 - each is a separate setting
+        self,
+        kind: str = "data",
+        *,
+        prefix: str,
+        clock: Clock,
+        emit: Observer,
+        randomness: Callable[[int], bytes] = os.urandom,
+        sealing: Sealing | None = None,
+        codec: Codec | None = None,
+        read_deadline: float = 0.25,
+        write_deadline: float = 1.0,
+        tagged_keep: float = 7 * 24 * 3600.0,
+        l1_bytes: int = 0,
+        l1_seconds: float = 5.0,
+    ) -> None:
+        """Create the store of a kind; nothing is sent.
+
+        ``tagged_keep`` is the longest lifetime of values with tags in seconds, that of stored
+        responses; ``l1_bytes`` of memory keep what was read for ``l1_seconds``.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", kind):
+            raise ConfigurationError(
+                f"kind={kind!r} should be a name of letters, digits, '_', '.' and '-'"
+            )
+        # A number sign is in no name of a rule, whose counters are at PREFIX:NAME.
+        self._names = Names(prefix)
+        self._root = f"{prefix}:data:" if kind == "data" else f"{prefix}:data#{kind}:"
+        self._lock_root = f"{prefix}:data#{kind}#lock:"
+        self._epoch = f"{prefix}:data#{kind}#epoch"
+        self.clock: Clock = clock
+        self.randomness: Callable[[int], bytes] = randomness
+        self.deadline: float = write_deadline
+        self.max_keep: float = LONGEST
+        self._deadlines = read_deadline, write_deadline
+        self._tagged_keep = tagged_keep
+        self._emit = emit
+        self._ignored = ignored_by(emit)
+        self._sealing = sealing
+        self._codec = codec or Codec()
+        self._flights = SingleFlight(clock)
+        self._refreshes = Revalidations(clock)
+        self._guesses: LRU[str, tuple[str, ...]] = LRU(_REMEMBERED)
+        """The tags of values, by key, whose epochs the next read has to read."""
+        self._seen: LRU[str, tuple[str, float, float]] = LRU(_REMEMBERED)
+        """Epochs by key, and when they were read."""
+        self._written: LRU[str, float] = LRU(_REMEMBERED)
+        """When this process last wrote or deleted a value: what was being loaded is older."""
+        self._l1: LRU[str, tuple[Found, Record]] = LRU(l1_bytes)
+        self._l1_seconds = l1_seconds
+        self._l1_changes = 0
+        """How often this process has changed values, and how often it has purged: what was read
+        before is older."""
+        self._purges = 0
+        read_scripts("incr", "lock")
+
+    # --- What is given --------------------------------------------------------------------------
+
+    def key(self, name: str) -> str:
+        """Return the key of a value on Redis. Not a flow. Raises TypeError or ValueError."""
+        return self._root + _key_part(name)
+
+    def encode(self, value: object, type: Any = None) -> bytes:  # noqa: A002 - as in ``Codec``
+        """Return the payload of a value. Not a flow. Raises NotStorable."""
+        return self._codec.encode(value, type)
+
+    def longest(self, tags: Sequence[str]) -> float:
+        """Return for how many seconds a value with these tags may be kept. Not a flow."""
+        return min(self._tagged_keep, LONGEST) if tags else LONGEST
+
+    # --- Reading --------------------------------------------------------------------------------
+
+    async def get(self, name: str, default: Any = None, type: Any = None) -> Any:  # noqa: A002
+        """Return a value; ``default`` if there is none, it is stale, or the store fails."""
+        key = self.key(name)
+        found = self._from_l1(key)
+        if found is None:
+            try:
+                (found,) = await self._read([key])
+            except UpstashError as error:
+                self._failed("data read", error)
+                return default
+        return self._value(found, type, default) if self._is_fresh(found) else default
+
+    async def get_many(self, names: Iterable[str], type: Any = None) -> dict[str, Any]:  # noqa: A002
+        """Return the values that there are, by name; read in one command."""
+        by_key = {self.key(name): name for name in names}
+        values: dict[str, Any] = {}
+        known = {key: found for key in by_key if (found := self._from_l1(key)) is not None}
+        try:
+            unread = [key for key in by_key if key not in known]
+            read = await self._read(unread) if unread else []
+        except UpstashError as error:
+            self._failed("data read", error)
+            read = []
+        known.update((found.key, found) for found in read)
+        for key, name in by_key.items():
+            found = known.get(key)
+            if found is not None and self._is_fresh(found):
+                value = self._value(found, type, MISSING)
+                if value is not MISSING:
+                    values[name] = value
+        return values
+
+    async def _read(
+        self, keys: Sequence[str], tags: tuple[str, ...] = (), *, lock: str | None = None
+    ) -> list[Found]:
+        """Read values with their epochs: one command, or two if the guess of their tags is wrong.
+
+        ``tags`` are some whose epochs are read in any case; ``lock`` is the key of a lock.
+        """
+        all_tags = dict.fromkeys(tags)
+        for key in keys:
+            if key in self._guesses:
+                all_tags.update(dict.fromkeys(self._guesses.use(key) or ()))
+        epoch_keys = self._epoch_keys(all_tags)
+        locks = [] if lock is None else [lock]
+        changes, purges = self._l1_changes, self._purges
+        wall, monotonic = self.clock.wall(), self.clock.monotonic()
+        values = await self._values([*keys, *locks, *epoch_keys])
+        texts = [_text(value) for value in values[len(keys) + len(locks) :]]
+        epochs = Epochs.parse([texts[0], "", *texts[1:]], tuple(all_tags))
+        self._remember(epoch_keys, texts, wall, monotonic, purges)
+        records = [self._record(key, data) for key, data in zip(keys, values, strict=False)]
+        unread = {
+            tag: None
+            for record in records
+            if record is not None and validity(record.epochs, epochs) is Validity.UNKNOWN
+            for tag in record.tags
+            if tag not in epochs.tags
+        }
+        if unread:
+            more = await self._values(list(map(self._names.tag, unread)))
+            parsed = Epochs.parse(["", "", "", *map(_text, more)], tuple(unread))
+            epochs = replace(epochs, tags={**epochs.tags, **parsed.tags})
+        held = None if lock is None else _text(values[len(keys)])
+        found = []
+        for key, data, record in zip(keys, values, records, strict=False):
+            state = Validity.INVALID if record is None else validity(record.epochs, epochs)
+            done = record is not None and record.token == held
+            of = None if lock is None else Lock(lock, held or "", done)
+            each = Found(key, data, record, state, epochs, of, wall, monotonic)
+            found.append(each)
+            if record is not None:
+                self._learn(key, record.tags)
+                self._keep(each, record, changes)
+        return found
+
+    async def _values(self, keys: Sequence[str]) -> list[bytes | None]:
+        command = Command(("MGET", *keys), reads_only=True)
+        replies = await Pipeline((command,), deadline=self._deadlines[0], yields=True)
+        values = values_of(replies[0], len(keys))
+        if UpstashAnswered not in self._ignored:
+            self._emit(_ANSWERED)
+        return values
+
+    def _record(self, key: str, data: bytes | None) -> Record | None:
+        if data is None:
+            return None
+        record = unpack(key, data, self._sealing)
+        if record is None:
+            sealed = "" if self._sealing is None else ", or sealed under none of cache_keys"
+            self._emit(CacheEntryRefused(key, f"no value of this version, or damaged{sealed}"))
+        return record
+
+    def _is_fresh(self, found: Found) -> bool:
+        record = found.record
+        if record is None or found.state is not Validity.VALID:
+            return False
+        return not record.fresh_until or self.clock.wall() < record.fresh_until
+
+    def _value(self, found: Found, kind: Any, default: Any) -> Any:
+        if found.record is None:
+            return default
+        try:
+            return self._codec.decode(found.record.payload, kind)
+        except Unreadable as error:
+            self._emit(CacheEntryRefused(found.key, str(error)))
+            return default
+
+    def _learn(self, key: str, tags: tuple[str, ...]) -> None:
+        if tags and sum(map(len, tags)) <= _LONGEST_TAGS:
+            self._guesses.put(key, tags)
+        elif key in self._guesses:
+            self._guesses.remove(key)
+
+    # --- L1: what was read, in the memory of this process ---------------------------------------
+
+    def _from_l1(self, key: str) -> Found | None:
+        if not self._l1.room:
+            return None
+        kept = self._l1.use(key)
+        if kept is None:
+            return None
+        found, clock = kept[0], self.clock
+        age = max(clock.wall() - found.wall, clock.monotonic() - found.monotonic)
+        return found if age < self._l1_seconds else None
+
+    def _keep(self, found: Found, record: Record, changes: int) -> None:
+        if self._l1.room and found.state is Validity.VALID and changes == self._l1_changes:
+            size = _L1_OBJECT + len(found.key) + len(found.data or b"") + sum(map(len, record.tags))
+            self._l1.put(found.key, (replace(found, data=None, lock=None), record), size)
+
+    def _changing(self, *keys: str) -> None:
+        """Note that this process changes values, or all of them: what was read before is older."""
+        self._l1_changes += 1
+        now = self.clock.monotonic()
+        for key in keys:
+            self._written.put(key, now)
+        if self._l1.room:
+            self._l1.remove(*keys)
+
+    def purged(self, tags: Iterable[str] | None) -> None:
+        """Drop what this process remembers of values with these tags; of all for None.
+
+        Not a flow.
+        """
+        self._l1_changes += 1
+        self._purges += 1
+        self._seen.clear()
+        if tags is None:
+            self._l1.clear()
+        elif self._l1.room:
+            purged = set(tags)
+            self._l1.remove_if(lambda kept: not purged.isdisjoint(kept[1].tags))
+
+    def forget(self) -> None:
+        """Clear what this process remembers; what is on Redis stays. Not a flow."""
+        self.purged(None)
+        for table in (self._guesses, self._written):
+            table.clear()
+        self._flights = SingleFlight(self.clock)
+        self._refreshes.clear()
+
+    # --- Epochs ---------------------------------------------------------------------------------
+
+    def _epoch_keys(self, tags: Iterable[str]) -> list[str]:
+        names = self._names
+        return [self._epoch, names.any_tag, *map(names.tag, tags)]
+
+    def _remember(
+        self,
+        keys: Sequence[str],
+        texts: Sequence[str],
+        wall: float,
+        monotonic: float,
+        purges: int,
+    ) -> None:
+        if purges != self._purges:
+            return  # it may have been read before a purge
+        for key, text in zip(keys, texts, strict=True):
+            self._seen.put(key, (text, wall, monotonic))
+
+    def _remembered(self, tags: tuple[str, ...]) -> tuple[Epochs, bool]:
+        """Return the epochs as last read, and whether all of them were read lately."""
+        wall, monotonic = self.clock.wall(), self.clock.monotonic()
+        texts, lately = [], True
+        for key in self._epoch_keys(tags):
+            text, at_wall, at_monotonic = self._seen.get(key) or ("", -math.inf, -math.inf)
+            texts.append(text)
+            lately = lately and max(wall - at_wall, monotonic - at_monotonic) < _TRUSTED
+            if not tags:
+                break  # a value without tags records that of everything alone
+        return self._recorded([texts[0], *(texts[1:] or [""])], tags), lately
+
+    def _recorded(self, texts: Sequence[str], tags: tuple[str, ...]) -> Epochs:
+        return Epochs.parse([texts[0], "", *texts[1 : 2 + len(tags)]], tags)
+
+    # --- Storing --------------------------------------------------------------------------------
+
+    async def set(
+        self,
+        name: str,
+        payload: bytes,
+        ttl: float,
+        tags: tuple[str, ...] = (),
+        *,
+        strict: bool = False,
+    ) -> bool:
+        """Store a value for ``ttl`` seconds; return whether that succeeded.
+
+        One command while the epochs are known, two in one call otherwise.
+        """
+        key = self.key(name)
+        return bool(
+            await self._write(self._set(key, payload, ttl, tags), [key], False, strict=strict)
+        )
+
+    async def _set(self, key: str, payload: bytes, ttl: float, tags: tuple[str, ...]) -> bool:
+        epochs, known = self._remembered(tags)
+        command = self._command(key, Record(payload, epochs, tags), ttl)
+        if known:
+            await self.call(command)
+            return True
+        current = (await self._with_epochs(command, tags))[1]
+        if current != epochs:
+            await self.call(self._command(key, Record(payload, current, tags), ttl))
+        return True
+
+    async def set_many(
+        self,
+        payloads: Mapping[str, bytes],
+        ttl: float,
+        tags: tuple[str, ...] = (),
+        *,
+        strict: bool = False,
+    ) -> bool:
+        """Store values in as few calls as they fit in; return whether all were stored."""
+        by_key = {self.key(name): payload for name, payload in payloads.items()}
+        if not by_key:
+            return True
+        return bool(
+            await self._write(self._set_many(by_key, ttl, tags), by_key, False, strict=strict)
+        )
+
+    async def _set_many(
+        self, payloads: Mapping[str, bytes], ttl: float, tags: tuple[str, ...]
+    ) -> bool:
+        epochs, known = self._remembered(tags)
+        if not known:
+            keys = self._epoch_keys(tags)
+            epochs = self._recorded([_text(value) for value in await self._values(keys)], tags)
+        commands: list[Command] = []
+        size = 0
+        for key, payload in payloads.items():
+            if commands and (len(commands) >= _COMMANDS or size + len(payload) > _BYTES):
+                await self.call(*commands)
+                commands, size = [], 0
+            commands.append(self._command(key, Record(payload, epochs, tags), ttl))
+            size += len(payload)
+        await self.call(*commands)
+        return True
+
+    async def add(
+        self,
+        name: str,
+        payload: bytes,
+        ttl: float,
+        tags: tuple[str, ...] = (),
+        *,
+        strict: bool = False,
+    ) -> bool:
+        """Store a value if there is none; return whether it was stored, False if that fails.
+
+        Two commands in one call. People use it for locks, so it is never True for two callers.
+        """
+        key = self.key(name)
+        return bool(
+            await self._write(self._add(key, payload, ttl, tags), [key], False, strict=strict)
+        )
+
+    async def _add(self, key: str, payload: bytes, ttl: float, tags: tuple[str, ...]) -> bool:
+        epochs, _ = self._remembered(tags)
+        command = self._command(key, Record(payload, epochs, tags), ttl, "NX")
+        (added, *values), current = await self._with_epochs(command, tags, key)
+        if added and current == epochs:
+            return True
+        if added:
+            before: Any = command.args[2]  # it is invalid, since the epochs have changed
+        else:
+            found = await self._again(key, values[0], current)
+            if self._is_fresh(found):
+                return False
+            before = found.data or ""
+        return await self._replace(key, before, Record(payload, current, tags), ttl)
+
+    async def _again(self, key: str, value: Reply, current: Epochs) -> Found:
+        """Return what was found beside epochs; read it again if it has tags of its own."""
+        data = value if isinstance(value, bytes) else None
+        record = self._record(key, data)
+        if record is not None and record.tags:
+            return (await self._read([key]))[0]
+        state = Validity.INVALID if record is None else validity(record.epochs, current)
+        return Found(key, data, record, state)
+
+    async def _with_epochs(
+        self, command: Command, tags: tuple[str, ...], *keys: str
+    ) -> tuple[list[Reply], Epochs]:
+        """Send a command, and read these keys and the epochs after it in the same call.
+
+        Return the replies and values, and the epochs that a value with these tags records.
+        """
+        epoch_keys = self._epoch_keys(tags)
+        wall, monotonic, purges = self.clock.wall(), self.clock.monotonic(), self._purges
+        reading = Command(("MGET", *keys, *epoch_keys), reads_only=True)
+        reply, read = await self.call(command, reading)
+        values = values_of(read, len(keys) + len(epoch_keys))
+        texts = [_text(value) for value in values[len(keys) :]]
+        self._remember(epoch_keys, texts, wall, monotonic, purges)
+        current = self._recorded(texts if tags else [texts[0], ""], tags)
+        return [reply, *values[: len(keys)]], current
+
+    async def _replace(self, key: str, before: bytes | str, record: Record, ttl: float) -> bool:
+        """Store a record in place of what was read, if that is still there or nothing is."""
+        data = self._packed(key, record)
+        (done,) = await self.call(script_call("lock", [key], before, data, _milliseconds(ttl)))
+        return done == 1
+
+    def _command(self, key: str, record: Record, ttl: float, *options: str) -> Command:
+        data = self._packed(key, record)
+        return Command(("SET", key, data, "PX", _milliseconds(ttl), *options))
+
+    def _packed(self, key: str, record: Record) -> bytes:
+        data = pack(key, record, self._sealing)
+        if len(data) > LARGEST_CALL:
+            # What the server would say, without sending it.
+            raise Refused(f"ERR max request size exceeded: the value has {len(data)} bytes")
+        return data
+
+    async def _write(
+        self, flow: Flow[Any], keys: Iterable[str], otherwise: Any, *, strict: bool
+    ) -> Any:
+        """Carry out a write of these keys; ``otherwise`` is the result if it fails."""
+        keys = list(keys)
+        self._changing(*keys)
+        try:
+            result = await flow
+        except UpstashError as error:
+            self._failed("data write", error)
+            if strict:
+                raise
+            return otherwise
+        finally:
+            self._changing(*keys)  # also if it is not certain that it was carried out
+        if UpstashAnswered not in self._ignored:
+            self._emit(_ANSWERED)
+        return result
+
+    def _failed(self, during: str, error: UpstashError) -> None:
+        self._emit(UpstashFailed(during, error))
+
+    # --- Changing -------------------------------------------------------------------------------
+
+    async def delete(self, *names: str, strict: bool = False) -> bool:
+        """Delete values; return whether any was there, or was being loaded. One command."""
+        keys = [self.key(name) for name in names]
+        if not keys:
+            return False
+        # With their locks: only a value says that the lock under which it was loaded is not needed.
+        command = Command(("DEL", *keys, *(self._lock_root + _key_part(name) for name in names)))
+        replies = await self._write(self.call(command), keys, [0], strict=strict)
+        return bool(replies[0])
+
+    async def touch(self, name: str, ttl: float, *, strict: bool = False) -> bool:
+        """Keep a value for ``ttl`` seconds from now; return whether there is one."""
+        key = self.key(name)
+        return bool(await self._write(self._touch(key, ttl), [key], False, strict=strict))
+
+    async def _touch(self, key: str, ttl: float) -> bool:
+        # An invalid value must not outlive the epoch that makes it invalid.
+        (found,) = await self._read([key])
+        record = found.record
+        if record is None or not self._is_fresh(found):
+            return False
+        ttl = min(ttl, self.longest(record.tags))
+        if record.fresh_until:
+            fresh = replace(record, fresh_until=self.clock.wall() + ttl)
+            return await self._replace(key, found.data or b"", fresh, ttl)
+        (done,) = await self.call(Command(("PEXPIRE", key, _milliseconds(ttl))))
+        return done == 1
+
+    async def incr(
+        self, name: str, delta: int = 1, ttl: float | None = None, *, strict: bool = False
+    ) -> int | None:
+        """Add to a stored integer and return the sum; its time to live stays as it is.
+
+        If there is none, it begins at 0 with ``ttl`` seconds; without them the result is None, as
+        it is if the store fails. Raises ValueError for a value that is no integer or has tags, and
+        ConfigurationError if values are sealed.
+        """
+        if self._sealing is not None:
+            raise ConfigurationError(
+                "incr: cache_keys is set, so that values are signed or encrypted and Redis cannot "
+                "count with them; count with the client's INCR (request.state.upstash, "
+                "flask.redis, django.redis), or leave out cache_keys"
+            )
+        if not -LARGEST_INTEGER <= delta <= LARGEST_INTEGER:
+            raise ValueError(f"incr: {delta} should be less than 2**53 either way")
+        key = self.key(name)
+        total: int | None = await self._write(
+            self._incr(key, name, delta, ttl), [key], None, strict=strict
+        )
+        return total
+
+    async def _incr(self, key: str, name: str, delta: int, ttl: float | None) -> int | None:
+        lifetime = "" if ttl is None else _milliseconds(ttl)
+        command = script_call("incr", [key, self._epoch], delta, lifetime)
+        for _ in range(3):
+            (reply,) = await self.call(command)
+            if reply is None:
+                return None
+            if isinstance(reply, bytes):
+                return int(reply)
+            if reply == 1:
+                raise ValueError(
+                    f"incr: {name!r} would be beyond 2**53, up to which counters count"
+                )
+            (found,) = await self._read([key])
+            if found.record is not None and self._is_fresh(found):
+                what = "has tags" if found.record.tags else "is no integer below 2**53"
+                if found.record.fresh_until and not found.record.tags:
+                    what = "is loaded with stale= or early="
+                raise ValueError(
+                    f"incr: the value of {name!r} {what}; count under a key of its own, which "
+                    "incr makes"
+                )
+            if ttl is None:
+                return None
+            counter = Record(b"%d" % delta, Epochs(everything=found.epochs.everything))
+            if await self._replace(key, found.data or b"", counter, ttl):
+                return delta
+        return None
+
+    # --- Purging --------------------------------------------------------------------------------
+
+    async def purge_everything(self, *, soft: bool = False) -> None:
+        """Make all values of this kind invalid. One command. Raises UpstashError."""
+        self.purged(None)
+        try:
+            await self.replace_epochs([self._epoch], None, soft=soft)
+        finally:  # also if it is not certain that it was carried out
+            self.purged(None)
+
+    # --- Loading what is missing ----------------------------------------------------------------
+
+    async def get_or_set(self, loading: Loading) -> tuple[Any, Flow[Any] | None]:
+        """Return a value, loaded if it is missing, and perhaps the flow that loads it again.
+
+        That flow is to be run to its end, at once or in the background. Its result is the new
+        value, or MISSING.
+
+        Raises what the loader raises, and NotStorable for a value that cannot be stored.
+        """
+        found = self._from_l1(self.key(loading.name))
+        if found is not None and self._is_fresh(found):
+            value = self._value(found, loading.type, MISSING)
+            if value is not MISSING:
+                return value, None
+        try:
+            found = await self._look_up(loading)
+        except UpstashError as error:
+            self._failed("data read", error)
+            now = self.clock.monotonic()
+            found = Found(self.key(loading.name), monotonic=now, unreachable=True)
+        value = self._usable(loading, found)
+        if value is MISSING:
+            return await self._load_once(loading, found), None
+        return value, self._refresh_if_due(loading, found)
+
+    async def _look_up(self, loading: Loading) -> Found:
+        lock = self._lock_root + _key_part(loading.name) if loading.lock else None
+        return (await self._read([self.key(loading.name)], loading.tags, lock=lock))[0]
+
+    def _usable(self, loading: Loading, found: Found) -> Any:
+        """Return a value that may be used, if only for now; MISSING if there is none."""
+        stale = loading.stale > 0 and found.state in {Validity.VALID, Validity.STALE}
+        if stale or self._is_fresh(found):
+            return self._value(found, loading.type, MISSING)
+        return MISSING
+
+    async def _load_once(self, loading: Loading, found: Found) -> Any:
+        """Load a value, or wait for another call in this process that does, for a while."""
+        clock, until = self.clock, self.clock.monotonic() + loading.wait
+        flights = self._flights
+        while (left := until - clock.monotonic()) > 0:
+            flight, leads = flights.join(found.key)
+            if flight is None:
+                break
+            if leads:
+                try:
+                    value, shared, storing = await self._lead(loading, found, until)
+                except Exception as error:
+                    flights.resolve(flight, _Failure(error), in_time=True)
+                    flights.forget(flight)
+                    raise
+                except BaseException:
+                    flights.resolve(flight, NotShared.INTERRUPTED, in_time=True)
+                    raise
+                flights.resolve(flight, shared, in_time=True)
+                try:
+                    await storing
+                finally:
+                    storing.close()
+                    flights.forget(flight)
+                return value
+            if not await Wait(flight.latch, left):
+                break
+            result = flight.result
+            if isinstance(result, _Failure):
+                raise result.error
+            if isinstance(result, _Loaded):
+                value = self._shared(loading, found, result)
+                if value is not MISSING:
+                    return value
+                flights.forget(flight)
+        value, _, storing = await self._load(loading, found, "")
+        await storing
+        return value
+
+    def _shared(self, loading: Loading, found: Found, loaded: _Loaded) -> Any:
+        """Return what another call has loaded; MISSING if it may be older than a purge."""
+        if loaded.begun < found.monotonic:
+            if loaded.epochs is None:
+                return MISSING
+            recorded = replace(
+                loaded.epochs, tags={tag: loaded.epochs.tags[tag] for tag in loaded.tags}
+            )
+            if not found.unreachable and validity(recorded, found.epochs) is not Validity.VALID:
+                return MISSING
+        try:
+            return self._codec.decode(loaded.payload, loading.type)
+        except Unreadable:  # of another type
+            return MISSING
+
+    async def _lead(
+        self, loading: Loading, found: Found, until: float
+    ) -> tuple[Any, _Loaded, Flow[None]]:
+        """Load a value unless another process does, whose value is waited for."""
+        token, pause = "", _FIRST_PAUSE
+        try:
+            while not token and (lock := found.lock) is not None:
+                if not lock.held:
+                    # It ends before the value does that is stored under it.
+                    token = await self.acquire(lock, min(loading.wait, loading.ttl)) or ""
+                    if token:
+                        break
+                if (left := until - self.clock.monotonic()) <= 0:
+                    break
+                await Sleep(min(pause, left))
+                pause = min(pause * 1.5, _LONGEST_PAUSE)
+                found = await self._look_up(loading)
+                value = self._usable(loading, found)
+                if value is not MISSING and found.record is not None:
+                    record = found.record
+                    loaded = _Loaded(record.payload, record.epochs, record.tags, -math.inf)
+                    return value, loaded, _nothing()
+        except UpstashError as error:
+            self._failed("data read", error)
+        return await self._load(loading, found, token)
+
+    async def _load(
+        self, loading: Loading, found: Found, token: str
+    ) -> tuple[Any, _Loaded, Flow[None]]:
+        """Call the loader; return its value, what others get of it, and the flow that stores it."""
+        begun = self.clock.monotonic()
+        try:
+            value = await call(loading.load)
+            payload = self._codec.encode(value, loading.type)
+        except GeneratorExit:  # nothing drives this flow any more
+            raise
+        except BaseException:
+            if token:
+                await self._release(loading, token)
+            raise
+        epochs = None if found.unreachable else found.epochs
+        loaded = _Loaded(payload, epochs, loading.tags, begun)
+        return value, loaded, self._store(loading, found, loaded, token)
+
+    async def _store(self, loading: Loading, found: Found, loaded: _Loaded, token: str) -> None:
+        if found.unreachable:
+            return
+        key, clock = found.key, self.clock
+        keep = loading.ttl + loading.stale
+        longest = self.longest(loading.tags)
+        milliseconds = self.time_to_live(keep, found.wall, found.monotonic, longest)
+        written = self._written.get(key)
+        if milliseconds <= 0 or (written is not None and written >= loaded.begun):
+            if token:
+                await self._release(loading, token)
+            return
+        is_dated = loading.stale > 0 or loading.early > 0
+        record = Record(
+            loaded.payload,
+            replace(found.epochs, tags={tag: found.epochs.tags[tag] for tag in loading.tags}),
+            loading.tags,
+            clock.wall() + loading.ttl if is_dated else 0.0,
+            round(clock.monotonic() - loaded.begun, 3) if is_dated else 0.0,
+            token,
+        )
+        try:
+            await self.call(self._command(key, record, milliseconds / 1000))
+        except UpstashError as error:
+            self._failed("data write", error)
+        finally:
+            if self._l1.room:
+                self._l1_changes += 1
+                self._l1.remove(key)
+        self._learn(key, loading.tags)
+
+    async def _release(self, loading: Loading, token: str) -> None:
+        try:
+            await self.release(self._lock_root + _key_part(loading.name), token)
+        except UpstashError as error:  # then it expires
+            self._failed("data write", error)
+
+    # --- Loading again what is stale, or soon will be -------------------------------------------
+
+    def _refresh_if_due(self, loading: Loading, found: Found) -> Flow[Any] | None:
+        record = found.record
+        if record is None or (self._is_fresh(found) and not self._is_early(loading, record)):
+            return None
+        if not self._refreshes.begin(found.key):
+            return None
+        return self._refresh(loading, found)
+
+    def _is_early(self, loading: Loading, record: Record) -> bool:
+        """Whether this call is to load a value before it is stale.
+
+        The closer its end and the longer it takes to load, the more probable (Vattani et al.,
+        Optimal Probabilistic Cache Stampede Prevention, 2015).
+        """
+        if loading.early <= 0 or not record.fresh_until:
+            return False
+        uniform = (int.from_bytes(self.randomness(6), "big") + 1) / 2**48
+        earlier = record.seconds * loading.early * -math.log(uniform)
+        return self.clock.wall() + earlier >= record.fresh_until
+
+    async def _refresh(self, loading: Loading, found: Found) -> Any:
+        failed, token = True, ""
+        try:
+            if found.lock is not None:
+                if found.lock.held:
+                    failed = False
+                    return MISSING
+                token = await self.acquire(found.lock, min(loading.wait, loading.ttl)) or ""
+                if not token:
+                    failed = False
+                    return MISSING
+            value, _, storing = await self._load(loading, found, token)
+            failed = False
+            await storing
+        except UpstashError as error:
+            self._failed("data write", error)
+        except Exception as error:  # noqa: BLE001 - the stale value is used
+            self._emit(UserCodeFailed(f"the loader of {loading.name!r}", error))
+        else:
+            return value
+        finally:
+            self._refreshes.end(found.key, failed=failed)
+        return MISSING
+
+
+async def _nothing() -> None:
+    pass
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode("latin-1")
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(seconds * 1000))
+
+
+def _key_part(name: Any) -> str:
+    """Return a user's key as it is at the end of a key on Redis, a long one as its digest."""
+    if not isinstance(name, str):
+        raise TypeError(f"a key should be text, not a {type(name).__name__}; write str(…) or f'…'")
+    if not name:
+        raise ValueError("a key should not be empty")
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the key {name!r:.80} is not valid Unicode") from None
+    if len(name) <= _LONGEST_KEY and name[0] != "#":
+        return name
+    return f"#{sha256(encoded).hexdigest()}"
+
+
+def expanded(tags: Iterable[str]) -> tuple[str, ...]:
+    """Return tags with their ancestors. Raises TypeError or ValueError."""
+    if isinstance(tags, str):
+        raise TypeError(f"tags={tags!r} should be a sequence such as [{tags!r}]")
+    given: tuple[Any, ...] = tuple(tags)
+    for tag in given:
+        if not isinstance(tag, str) or not tag:
+            raise TypeError(f"tags: {tag!r} should be text that is not empty")
+    found = with_ancestors(given)
+    if not isinstance(found, str):
+        return found
+    raise ValueError(f"tags: a value has {found}")

@@ -1,0 +1,730 @@
+"""``Data`` and ``SyncData``: a cache for the application's own values.
+
+Both are one class over the core's flows, which ``Data`` drives on an event loop and ``SyncData`` in
+a thread. Values are on the database of the middleware, under its connections, deadlines and
+circuit breaker, and ``purge(tags=…)`` invalidates pages and values alike.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from functools import wraps
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypedDict,
+    TypeVar,
+    cast,
+    overload,
+)
+
+from upstash_middleware.arguments import from_arguments
+from upstash_middleware.core.cache import Purge
+from upstash_middleware.core.clock import seconds_in
+from upstash_middleware.core.data import MISSING, Loading, expanded
+from upstash_middleware.core.values import encode
+from upstash_middleware.errors import ConfigurationError, NotStorable, unknown_name
+from upstash_middleware.runtime import Features, Runtime
+from upstash_middleware.settings import settings_from
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+    from os import PathLike
+    from typing import Unpack
+
+    from upstash_middleware.core.clock import Duration
+    from upstash_middleware.core.data import DataStore
+    from upstash_middleware.core.flow import Flow
+    from upstash_middleware.events import Observer
+
+__all__ = ["Data", "SyncData"]
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R_co = TypeVar("R_co", covariant=True)
+R = TypeVar("R")
+T = TypeVar("T")
+
+_WAIT = 5.0
+"""Seconds to wait by default for another call's loader."""
+_refreshing: set[Any] = set()
+"""Tasks that load values again in the background, which nothing else refers to."""
+
+
+class DataArguments(TypedDict, total=False):
+    """The settings of a Data or SyncData that is created directly; see ``settings.Arguments``."""
+
+    config: str | PathLike[str]
+    enabled: bool
+    url: str
+    token: str
+    redis: Any
+    transport: Any
+    prefix: str
+    deadline: Duration
+    cache_deadline: Duration
+    cache_max_keep: Duration
+    cache_keys: Sequence[str]
+    cache_encrypt: bool
+    data_l1_bytes: int
+    data_l1_seconds: Duration
+    breaker: bool
+    breaker_slow: Duration | None
+    observers: Sequence[Observer]
+
+
+class StoringOptions(TypedDict, total=False):
+    """How a value is stored; see ``Data.set``."""
+
+    tags: Iterable[str]
+    type: Any
+    strict: bool
+
+
+class LoadingOptions(TypedDict, total=False):
+    """How a missing value is loaded, and loaded again; see ``Data.get_or_set``."""
+
+    tags: Iterable[str]
+    type: Any
+    stale: Duration
+    early: float
+    lock: bool
+    wait: Duration
+
+
+class MemoizingOptions(TypedDict, total=False):
+    """How a function's results are kept; see ``Data.memoize``."""
+
+    type: Any
+    stale: Duration
+    early: float
+    lock: bool
+    wait: Duration
+
+
+class Memoized(Protocol[P, R_co]):
+    """A function whose results are kept, or a method."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """Return a result that is kept, or call the function."""
+        ...
+
+    @overload
+    def __get__(self, instance: None, owner: Any = None) -> Self: ...
+    @overload
+    def __get__(
+        self: Memoized[Concatenate[Any, Q], R], instance: object, owner: Any = None
+    ) -> Callable[Q, R]: ...
+
+    def key_of(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """Return the key of the result for these arguments, for instance to delete it."""
+        ...
+
+
+class _Data:
+    """What ``Data`` and ``SyncData`` share."""
+
+    def __init__(self, *, kind: str = "data", **settings: Unpack[DataArguments]) -> None:
+        """Create it; nothing is connected.
+
+        Args:
+            kind: A name for keys of their own, which ``clear()`` removes by themselves.
+            settings: Such as ``url``, ``token`` and ``prefix``. By default the environment names
+                the database.
+
+        Raises:
+            ConfigurationError: A setting is wrong.
+        """
+        known = DataArguments.__annotations__
+        for name in settings:
+            if name not in known:
+                raise unknown_name(type(self).__name__, name, known)
+        runtime = Runtime(settings_from(settings, os.environ), Features(0))
+        runtime.data(kind)  # raises ConfigurationError for a kind that is no name
+        self._kind = kind
+        self._find: Callable[[], Runtime] = lambda: runtime
+
+    @classmethod
+    def over(cls, find: Callable[[], Runtime], kind: str = "data") -> Self:
+        """Return one over the runtime that a function returns, at each call."""
+        made = cls.__new__(cls)
+        made._kind, made._find = kind, find  # noqa: SLF001 - it is one of these
+        return made
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(kind={self._kind!r})"
+
+    # Flows, and what they are made of.
+
+    def _use(self) -> tuple[Runtime, DataStore]:
+        runtime = self._find()
+        return runtime, runtime.data(self._kind)
+
+    def _set(
+        self, store: DataStore, values: Mapping[str, object], ttl: Duration, options: StoringOptions
+    ) -> Flow[bool]:
+        kind, seconds, tags, strict = _storing("set", store, ttl, options)
+        payloads = {key: store.encode(value, kind) for key, value in values.items()}
+        if len(payloads) == 1:
+            ((key, payload),) = payloads.items()
+            return store.set(key, payload, seconds, tags, strict=strict)
+        return store.set_many(payloads, seconds, tags, strict=strict)
+
+    def _add(
+        self, store: DataStore, key: str, value: object, ttl: Duration, options: StoringOptions
+    ) -> Flow[bool]:
+        kind, seconds, tags, strict = _storing("add", store, ttl, options)
+        return store.add(key, store.encode(value, kind), seconds, tags, strict=strict)
+
+    def _loading(
+        self, key: str, ttl: Duration, loader: Callable[[], Any], options: LoadingOptions
+    ) -> Loading:
+        if not callable(loader):
+            raise TypeError(
+                f"get_or_set: {loader!r:.80} is no function; write for instance lambda: …, or pass "
+                "an async function itself and not what it returns"
+            )
+        _check_names("get_or_set", options, LoadingOptions)
+        store, tags = self._use()[1], expanded(options.get("tags", ()))
+        seconds = _seconds("ttl", ttl, store, tags)
+        stale: Any = options.get("stale", 0)
+        stale = _seconds("stale", stale, store, tags, above=seconds) if stale else 0.0
+        early = options.get("early", 0.0)
+        if not 0 <= early <= 100:
+            raise ValueError(f"early={early!r} should be from 0 to 100; 1 is the optimum")
+        wait = _seconds("wait", options.get("wait", _WAIT), store, ())
+        kind, lock = options.get("type"), options.get("lock", True)
+        return Loading(key, loader, seconds, tags, kind, stale, early, lock, wait)
+
+    async def _purge(
+        self, store: DataStore, tags: Iterable[str], *, everything: bool, soft: bool
+    ) -> None:
+        if isinstance(tags, str):
+            raise TypeError(f"purge: tags={tags!r} should be a sequence such as [{tags!r}]")
+        if everything:
+            await store.purge_everything(soft=soft)
+        if every := tuple(tags):
+            await self._find().invalidate(Purge(tags=every, soft=soft))
+
+
+# ------------------------------------------------------------------------------------------------
+# The two classes
+
+
+class SyncData(_Data):
+    """A cache for the application's own values, in threads; see ``Data``, for event loops.
+
+    ``upstash_middleware.flask.data``, ``upstash_middleware.django.data`` and, in WSGI,
+    ``environ["upstash_middleware.data"]`` are of this class.
+    """
+
+    @overload
+    def get(self, key: str, default: T, *, type: type[R]) -> R | T: ...
+    @overload
+    def get(self, key: str, *, type: type[R]) -> R | None: ...
+    @overload
+    def get(self, key: str, default: Any = None, *, type: Any = None) -> Any: ...
+    def get(self, key: str, default: Any = None, *, type: Any = None) -> Any:  # noqa: A002 - what it is
+        """Return a value; ``default`` if there is none, or Upstash fails. See ``Data.get``."""
+        return self._run(lambda store: store.get(key, default, type), default)
+
+    def get_many(self, keys: Iterable[str], *, type: Any = None) -> dict[str, Any]:  # noqa: A002 - what it is
+        """Return the values that there are, by key, in one command. See ``Data.get_many``."""
+        return self._run(lambda store: store.get_many(keys, type), {})
+
+    def set(
+        self, key: str, value: object, *, ttl: Duration, **options: Unpack[StoringOptions]
+    ) -> bool:
+        """Store a value, and return whether that succeeded. See ``Data.set``."""
+        return self._run(lambda store: self._set(store, {key: value}, ttl, options), False)
+
+    def set_many(
+        self, values: Mapping[str, object], *, ttl: Duration, **options: Unpack[StoringOptions]
+    ) -> bool:
+        """Store several values in one call, one command each. See ``Data.set_many``."""
+        return self._run(lambda store: self._set(store, values, ttl, options), False)
+
+    def add(
+        self, key: str, value: object, *, ttl: Duration, **options: Unpack[StoringOptions]
+    ) -> bool:
+        """Store a value if there is none, and return whether it did. See ``Data.add``."""
+        return self._run(lambda store: self._add(store, key, value, ttl, options), False)
+
+    def delete(self, *keys: str, strict: bool = False) -> bool:
+        """Delete values, and return whether any was there. See ``Data.delete``."""
+        return self._run(lambda store: store.delete(*keys, strict=strict), False)
+
+    def touch(self, key: str, *, ttl: Duration, strict: bool = False) -> bool:
+        """Keep a value for ``ttl`` from now, and return whether there is one."""
+        return self._run(
+            lambda store: store.touch(key, _seconds("ttl", ttl, store, ()), strict=strict), False
+        )
+
+    def incr(self, key: str, delta: int = 1, *, ttl: Duration, strict: bool = False) -> int | None:
+        """Add to a counter and return the sum; None if Upstash fails. See ``Data.incr``."""
+        return self._run(
+            lambda store: store.incr(key, delta, _seconds("ttl", ttl, store, ()), strict=strict),
+            None,
+        )
+
+    def get_or_set(
+        self,
+        key: str,
+        ttl: Duration,
+        loader: Callable[[], R],
+        **options: Unpack[LoadingOptions],
+    ) -> R:
+        """Return a value; if it is missing, load and store it. See ``Data.get_or_set``.
+
+        With ``stale`` or ``early``, the one call that loads the value again waits for it, and the
+        others get the old one.
+        """
+        runtime, store = self._use()
+        loading = self._loading(key, ttl, loader, options)
+        if not runtime.enabled:
+            return loader()
+        value, refresh = runtime.perform(store.get_or_set(loading))
+        if refresh is not None:
+            again = runtime.perform(refresh)
+            value = value if again is MISSING else again
+        return cast("R", value)
+
+    def memoize(
+        self,
+        ttl: Duration,
+        *,
+        key: str | Callable[..., str] | None = None,
+        tags: Iterable[str] | Callable[..., Iterable[str]] = (),
+        **options: Unpack[MemoizingOptions],
+    ) -> Callable[[Callable[P, R]], Memoized[P, R]]:
+        """Keep the results of a function or method. See ``Data.memoize``."""
+
+        _check_names("memoize", options, MemoizingOptions)
+
+        def decorate(function: Callable[P, R]) -> Memoized[P, R]:
+            _check_function(self, function, is_async=False)
+            find, find_tags = _keys_of(function, key), from_arguments(tags, function)
+
+            @wraps(function)
+            def memoized(*args: Any, **kwargs: Any) -> Any:
+                def load() -> Any:
+                    return function(*args, **kwargs)
+
+                name, every = find(args, kwargs), find_tags(args, kwargs)
+                return self.get_or_set(name, ttl, load, tags=every, **options)
+
+            return cast("Memoized[P, R]", _with_key_of(memoized, find))
+
+        return decorate
+
+    def purge(
+        self, *, tags: Iterable[str] = (), everything: bool = False, soft: bool = False
+    ) -> None:
+        """Invalidate the values and pages with these tags, or all values. See ``Data.purge``."""
+        self._run(lambda store: self._purge(store, tags, everything=everything, soft=soft), None)
+
+    def clear(self) -> None:
+        """Invalidate all values: the same as ``purge(everything=True)``."""
+        self.purge(everything=True)
+
+    def close(self) -> None:
+        """Close the connections; a later call opens new ones."""
+        self._find().close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self, make: Callable[[DataStore], Flow[T]], otherwise: T) -> T:
+        """Run a flow and return its result; ``otherwise`` if everything is switched off."""
+        runtime, store = self._use()
+        flow = make(store)
+        if runtime.enabled:
+            return runtime.perform(flow)
+        flow.close()
+        return otherwise
+
+
+class Data(_Data):
+    """A cache for the application's own values, on event loops: ``Data()``.
+
+    Each value has a TTL, may have tags, and comes back equal and of the same type or is refused
+    with NotStorable: None, booleans, numbers, text, bytes, dates and times, Decimal and UUID, and
+    lists, tuples, sets and dictionaries of them; with ``type=``, dataclasses, msgspec Structs and
+    pydantic models too.
+
+    If Upstash fails, reads find nothing. Writes return False or None and are reported by the event
+    UpstashFailed; with ``strict=True`` they raise UpstashError.
+
+    ``request.state.data`` of the ASGI middleware, ``upstash_middleware.django.async_data`` and
+    FastAPI's ``Depends(data)`` are of this class; ``SyncData`` is the same for threads. Keys are
+    text of the application's choice. Whatever differs between two users has to be in it.
+    """
+
+    @overload
+    async def get(self, key: str, default: T, *, type: type[R]) -> R | T: ...
+    @overload
+    async def get(self, key: str, *, type: type[R]) -> R | None: ...
+    @overload
+    async def get(self, key: str, default: Any = None, *, type: Any = None) -> Any: ...
+    async def get(self, key: str, default: Any = None, *, type: Any = None) -> Any:  # noqa: A002 - what it is
+        """Return a value, in one command.
+
+        Args:
+            key: Text.
+            default: What is returned if there is none, or Upstash fails. A stored None is a value.
+            type: The dataclass, Struct or pydantic model that it is to become, or a type made of
+                these such as ``list[Product]``; what is stored and is not of it counts as missing.
+        """
+        return await self._run(lambda store: store.get(key, default, type), default)
+
+    async def get_many(self, keys: Iterable[str], *, type: Any = None) -> dict[str, Any]:  # noqa: A002 - what it is
+        """Return the values that there are, by key, in one command; ``type`` as for ``get``."""
+        return await self._run(lambda store: store.get_many(keys, type), {})
+
+    async def set(
+        self, key: str, value: object, *, ttl: Duration, **options: Unpack[StoringOptions]
+    ) -> bool:
+        """Store a value, in one command, and return whether that succeeded.
+
+        Args:
+            key: Text.
+            value: See the class; integers can be counted with ``incr``.
+            ttl: Seconds for which it is kept, 400 days at most; with tags at most the setting
+                ``cache_max_keep``, 7 days by default.
+            options: How it is stored.
+
+                - ``tags``: a purge of one of them, or of an ancestor (``product`` of
+                  ``product:7``), makes the value missing. Default none.
+                - ``type``: of what type the value is, if it is not one of those above.
+                - ``strict``: whether a failure of Upstash is raised. Default False.
+
+        Raises:
+            NotStorable: The value would not come back equal and of the same type.
+            ValueError: ``ttl`` or a tag is wrong.
+            UpstashError: If ``strict``.
+        """
+        return await self._run(lambda store: self._set(store, {key: value}, ttl, options), False)
+
+    async def set_many(
+        self, values: Mapping[str, object], *, ttl: Duration, **options: Unpack[StoringOptions]
+    ) -> bool:
+        """Store several values in one call, one command each; the arguments are those of ``set``.
+
+        They are not stored all or none: if the result is False, some may have been.
+        """
+        return await self._run(lambda store: self._set(store, values, ttl, options), False)
+
+    async def add(
+        self, key: str, value: object, *, ttl: Duration, **options: Unpack[StoringOptions]
+    ) -> bool:
+        """Store a value if there is none, and return whether it was stored.
+
+        Of several callers at once, one gets True. False if Upstash fails. The arguments are those
+        of ``set``.
+        """
+        return await self._run(lambda store: self._add(store, key, value, ttl, options), False)
+
+    async def delete(self, *keys: str, strict: bool = False) -> bool:
+        """Delete values, in one command, and return whether any was there.
+
+        A value that another process is loading meanwhile is stored nevertheless; a purge of a tag
+        prevents that.
+        """
+        return await self._run(lambda store: store.delete(*keys, strict=strict), False)
+
+    async def touch(self, key: str, *, ttl: Duration, strict: bool = False) -> bool:
+        """Keep a value for ``ttl`` from now, and return whether there is one."""
+        return await self._run(
+            lambda store: store.touch(key, _seconds("ttl", ttl, store, ()), strict=strict), False
+        )
+
+    async def incr(
+        self, key: str, delta: int = 1, *, ttl: Duration, strict: bool = False
+    ) -> int | None:
+        """Add to a counter, atomically, and return the sum; None if Upstash fails.
+
+        Args:
+            key: Text.
+            delta: What is added; negative to subtract.
+            ttl: Seconds for which a counter is kept that this call creates, at 0. One that is
+                there keeps its own.
+            strict: Whether a failure of Upstash is raised.
+
+        Raises:
+            ValueError: The value is no integer or has tags, or the sum is beyond 2**53.
+            ConfigurationError: ``cache_keys`` is set: Redis cannot count with what it cannot read.
+        """
+        return await self._run(
+            lambda store: store.incr(key, delta, _seconds("ttl", ttl, store, ()), strict=strict),
+            None,
+        )
+
+    @overload
+    async def get_or_set(
+        self,
+        key: str,
+        ttl: Duration,
+        loader: Callable[[], Awaitable[R]],
+        **options: Unpack[LoadingOptions],
+    ) -> R: ...
+    @overload
+    async def get_or_set(
+        self,
+        key: str,
+        ttl: Duration,
+        loader: Callable[[], R],
+        **options: Unpack[LoadingOptions],
+    ) -> R: ...
+    async def get_or_set(
+        self,
+        key: str,
+        ttl: Duration,
+        loader: Callable[[], Any],
+        **options: Unpack[LoadingOptions],
+    ) -> Any:
+        """Return a value; if it is missing, load and store it.
+
+        Of concurrent calls, in this process and in others, one calls its loader; the others wait
+        and get the same value, each a copy. They also get the exception that it raises. A value
+        that was being loaded during a purge of one of its tags is not found afterwards.
+
+        Args:
+            key: Text.
+            ttl: Seconds for which the value is kept, as for ``set``.
+            loader: A function without arguments, sync or async, that returns the value.
+            options: How it is loaded.
+
+                - ``tags``, ``type``: as for ``set`` and ``get``.
+                - ``stale``: seconds after ``ttl`` for which the old value is returned while one
+                  call loads it again, in the background; also while the loader fails. Default 0.
+                - ``early``: from 0, never, to about 1, the optimum: how likely one call loads the
+                  value again before it ends, so that no call has to wait. Values that take long to
+                  load are loaded earlier. Default 0.
+                - ``lock``: whether other processes wait too, which costs a missing value one more
+                  round trip and command. Default True.
+                - ``wait``: seconds to wait at most for another call's loader; then this one calls
+                  its own. Default 5.
+
+        Raises:
+            NotStorable: The value would not come back equal and of the same type.
+            ValueError: An argument is wrong.
+        """
+        runtime, store = self._use()
+        loading = self._loading(key, ttl, loader, options)
+        if not runtime.enabled:
+            loaded: Any = loader()
+            return await loaded if inspect.isawaitable(loaded) else loaded
+        value, refresh = await runtime.aperform(store.get_or_set(loading))
+        if refresh is not None and not _in_background(runtime, refresh):
+            again = await runtime.aperform(refresh)
+            value = value if again is MISSING else again
+        return value
+
+    def memoize(
+        self,
+        ttl: Duration,
+        *,
+        key: str | Callable[..., str] | None = None,
+        tags: Iterable[str] | Callable[..., Iterable[str]] = (),
+        **options: Unpack[MemoizingOptions],
+    ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Memoized[P, Coroutine[Any, Any, R]]]:
+        """Keep the results of an async function or method; ``SyncData.memoize`` those of others.
+
+        The result must depend on nothing but the key: a function that reads the current request or
+        its user returns one user's data to another, unless the user's id is in the key.
+
+        Args:
+            ttl: Seconds for which a result is kept, as for ``set``.
+            key: The key; or a function that returns it, whose parameters are some of the
+                function's: ``key=lambda product_id: f"product:{product_id}"``. Without it, the
+                key is the function's name and all its arguments, which then have to be text,
+                numbers and the like.
+            tags: As for ``set``; or a function that returns them, likewise.
+            options: As for ``get_or_set``.
+
+        Raises:
+            ConfigurationError: It is no async function, or a method without ``key``.
+            NotStorable: At a call: an argument cannot be part of a key.
+        """
+
+        _check_names("memoize", options, MemoizingOptions)
+
+        def decorate(
+            function: Callable[P, Coroutine[Any, Any, R]],
+        ) -> Memoized[P, Coroutine[Any, Any, R]]:
+            _check_function(self, function, is_async=True)
+            find, find_tags = _keys_of(function, key), from_arguments(tags, function)
+
+            @wraps(function)
+            async def memoized(*args: Any, **kwargs: Any) -> Any:
+                def load() -> Any:
+                    return function(*args, **kwargs)
+
+                name, every = find(args, kwargs), find_tags(args, kwargs)
+                return await self.get_or_set(name, ttl, load, tags=every, **options)
+
+            return cast("Memoized[P, Coroutine[Any, Any, R]]", _with_key_of(memoized, find))
+
+        return decorate
+
+    async def purge(
+        self, *, tags: Iterable[str] = (), everything: bool = False, soft: bool = False
+    ) -> None:
+        """Invalidate values at once and for all processes; and with their tags, pages.
+
+        Args:
+            tags: Those of values and of stored responses, each with its descendants: ``product``
+                purges ``product:7``. The middleware's ``purge(tags=…)`` does the same.
+            everything: Whether all values of this kind are invalidated; pages are not.
+            soft: Whether they may still be used where ``stale`` allows it.
+
+        Raises:
+            UpstashError: It is not certain that all of it was done.
+        """
+        await self._run(
+            lambda store: self._purge(store, tags, everything=everything, soft=soft), None
+        )
+
+    async def clear(self) -> None:
+        """Invalidate all values: the same as ``purge(everything=True)``."""
+        await self.purge(everything=True)
+
+    async def aclose(self) -> None:
+        """Close the connections; a later call opens new ones."""
+        await self._find().aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def _run(self, make: Callable[[DataStore], Flow[T]], otherwise: T) -> T:
+        """Run a flow and return its result; ``otherwise`` if everything is switched off."""
+        runtime, store = self._use()
+        flow = make(store)
+        if runtime.enabled:
+            return await runtime.aperform(flow)
+        flow.close()
+        return otherwise
+
+
+# ------------------------------------------------------------------------------------------------
+# Helpers
+
+
+def _in_background(runtime: Runtime, flow: Flow[Any]) -> bool:
+    """Start a task of the event loop; False if it has none, as under trio."""
+    asyncio: Any = sys.modules.get("asyncio")
+    loop = None if asyncio is None else asyncio._get_running_loop()  # noqa: SLF001 - documented for frameworks
+    if loop is None:
+        return False
+    task = loop.create_task(runtime.aperform(flow))
+    _refreshing.add(task)
+    task.add_done_callback(_refreshing.discard)
+    return True
+
+
+def _storing(
+    what: str, store: DataStore, ttl: Duration, options: StoringOptions
+) -> tuple[Any, float, tuple[str, ...], bool]:
+    """Return the type of values, for how long they are kept, their tags, and whether to raise."""
+    _check_names(what, options, StoringOptions)
+    tags = expanded(options.get("tags", ()))
+    seconds = _seconds("ttl", ttl, store, tags)
+    return options.get("type"), seconds, tags, options.get("strict", False)
+
+
+def _check_names(what: str, options: Any, known: Any) -> None:
+    for name in options:
+        if name not in known.__annotations__:
+            raise TypeError(
+                f"{what}: there is no argument {name!r}; it has {', '.join(known.__annotations__)}"
+            )
+
+
+def _seconds(
+    name: str, given: Duration, store: DataStore, tags: Sequence[str], above: float = 0.0
+) -> float:
+    """Return a duration in seconds; together with ``above``, no longer than a value is kept.
+
+    Raises TypeError or ValueError.
+    """
+    seconds = seconds_in(given)
+    if seconds is None or not seconds > 0:
+        raise ValueError(f"{name}={given!r} should be seconds above 0, or text such as '5 minutes'")
+    longest = store.longest(tags)
+    if above + seconds <= longest:
+        return seconds
+    if tags:
+        raise ValueError(
+            f"{name}={given!r}: a value with tags is kept for {longest:g} seconds at most, since "
+            "purges are remembered no longer; raise the setting cache_max_keep, in every process "
+            "that purges, or give less"
+        )
+    raise ValueError(f"{name}={given!r} should be 400 days at most")
+
+
+def _check_function(data: _Data, function: Any, *, is_async: bool) -> None:
+    """Raise ConfigurationError for what ``memoize`` cannot decorate."""
+    if not callable(function) or isinstance(function, type):
+        raise ConfigurationError(
+            f"memoize: {function!r} is no function; write it directly above the function, below "
+            "@classmethod, @staticmethod or @property"
+        )
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigurationError(
+            f"memoize: {function!r} is a generator function; return a list instead"
+        )
+    if inspect.iscoroutinefunction(function) != is_async:
+        problem = "not async; use SyncData" if is_async else "async; use Data"
+        raise ConfigurationError(f"memoize of {data!r}: {function!r} is {problem}")
+
+
+def _keys_of(
+    function: Any, key: str | Callable[..., str] | None
+) -> Callable[[tuple[Any, ...], Mapping[str, Any]], str]:
+    """Return what finds the key of a call."""
+    if key is not None:
+        return from_arguments(key, function)
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters)
+    name = f"{function.__module__}.{function.__qualname__}"
+    if parameters and parameters[0] in {"self", "cls"}:
+        others = ", ".join(parameters[1:2])
+        raise ConfigurationError(
+            f"memoize: {name} is a method, and its object would be part of the key; give one, such "
+            f'as key=lambda {", ".join(parameters[:2])}: f"{function.__name__}:{{self.id}}'
+            f'{f":{{{others}}}" if others else ""}"'
+        )
+
+    def find(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        texts = []
+        for parameter, argument in bound.arguments.items():
+            try:
+                texts.append(encode(argument).decode())
+            except NotStorable as error:
+                raise NotStorable(
+                    f"memoize: the argument {parameter!r} of {name} cannot be part of a key "
+                    f"({error}); give one, such as "
+                    f'key=lambda {parameter}: f"{function.__name__}:{{{parameter}.id}}"'
+                ) from error
+        return f"{name}({','.join(texts)})"
+
+    return find
+
+
+def _with_key_of(memoized: Any, find: Callable[[tuple[Any, ...], Mapping[str, Any]], str]) -> Any:
+    memoized.key_of = lambda *args, **kwargs: find(args, kwargs)
+    return memoized
