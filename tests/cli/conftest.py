@@ -67,8 +67,8 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Call:
     for name in ("UPSTASH_MIDDLEWARE_APP", "DJANGO_SETTINGS_MODULE"):
         monkeypatch.delenv(name, raising=False)
 
-    def call(*words: str, application: object = None) -> Called:
-        result = CliRunner().invoke(app, words, obj=application)
+    def call(*words: str, application: object = None, typed: str = "") -> Called:
+        result = CliRunner().invoke(app, words, input=typed, obj=application)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return Called(result.exit_code, result.stdout, result.stderr)

@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from msgspec import structs
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from upstash_middleware.cli.invocation import SCAN_COUNT, Invocation, command, run_commands, scan
+from upstash_middleware.cli.invocation import (
+    Invocation,
+    command,
+    count_keys,
+    run_commands,
+    scan_in_view,
+)
 from upstash_middleware.cli.limits import RootPath, make_request
 from upstash_middleware.cli.output import (
     Answer,
     Exit,
     UsageError,
     duration,
-    make_console,
     pairs,
     rows,
     size,
@@ -234,21 +238,12 @@ def _scan(runtime: Runtime, containing: str = "") -> tuple[list[_Entry], int]:
     Raises UpstashError.
     """
     start = Names(runtime.settings.prefix).resource("", "")
-    (total,) = _read(runtime, Command(("DBSIZE",), reads_only=True))
-    found: dict[str, _Entry] = {}
+    found: list[_Entry] = []
     commands = 1
-    columns = (TextColumn("scanning"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = make_console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
-        task = progress.add_task("", total=total if isinstance(total, int) else None)
-        for keys in scan(runtime, start, containing):
-            new = [key for key in keys if key not in found]  # SCAN may return a key twice
-            found |= {entry.key: entry for entry in _measure(runtime, new, start)}
-            commands += 1 + 2 * len(new)
-            progress.advance(task, SCAN_COUNT)
-    return list(found.values()), commands
+    for keys in scan_in_view(runtime, start, containing, total=count_keys(runtime)):
+        found += _measure(runtime, keys, start)
+        commands += 1 + 2 * len(keys)
+    return found, commands
 
 
 def _measure(runtime: Runtime, keys: Sequence[str], start: str) -> Iterator[_Entry]:

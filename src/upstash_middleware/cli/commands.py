@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.main import get_command
 
-from upstash_middleware.cli import cache, limits, rules
+from upstash_middleware.cli import cache, limits, rules, sessions
 from upstash_middleware.cli.invocation import command
 from upstash_middleware.cli.ping import ping
 
@@ -24,6 +24,7 @@ app: typer.Typer = typer.Typer(
 command(app, "ping")(ping)
 app.add_typer(limits.group, name="limits")
 app.add_typer(cache.group, name="cache")
+app.add_typer(sessions.group, name="sessions")
 app.add_typer(rules.group, name="rules")
 
 
@@ -45,7 +46,7 @@ def local(
 def options(
     *, _version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False
 ) -> None:
-    """Look at rate limits and stored responses, purge and reset them, check rules."""
+    """Look at rate limits, stored responses and sessions; reset, purge, end them; check rules."""
     # Only for the help and the completion: `entry` answers it without typer.
 
 

@@ -15,16 +15,26 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
 
 import typer
 from msgspec import structs
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from upstash_middleware import routes
-from upstash_middleware.cli.output import EXPECTED, Answer, UsageError, print_answer, print_error
+from upstash_middleware.cli.output import (
+    EXPECTED,
+    Answer,
+    UsageError,
+    make_console,
+    print_answer,
+    print_error,
+)
 from upstash_middleware.core.flow import Command, Pipeline
+from upstash_middleware.core.sessions import SessionSettings
 from upstash_middleware.errors import CommandError, ConfigurationError, UnexpectedAnswer
 from upstash_middleware.limiter import Limiter, SyncLimiter
 from upstash_middleware.runtime import Features, Runtime
@@ -34,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from upstash_middleware.core.flow import Reply
+    from upstash_middleware.core.sessions import Sessions
     from upstash_middleware.events import Event
     from upstash_middleware.routes import Route
 
@@ -130,6 +141,24 @@ class Invocation:
             )
         return with_credentials(found)
 
+    def keeping_sessions(self) -> tuple[Runtime, Sessions]:
+        """The part that keeps sessions, and its runtime; without an application, as by default.
+
+        Raises ConfigurationError; UsageError if the application keeps no sessions.
+        """
+        subject = self.subject
+        for runtime in subject.runtimes:
+            if runtime.sessions is not None:
+                with_credentials([runtime])
+                return runtime, runtime.sessions
+        if subject.routes is not None or any(each.features for each in subject.runtimes):
+            raise UsageError(
+                f"{subject.name} keeps no sessions on Upstash; name the application that does with "
+                "--app MODULE:NAME"
+            )
+        (runtime, *_) = with_credentials(subject.runtimes)
+        return runtime, runtime.create_sessions(SessionSettings())
+
     def any_runtime(self) -> Runtime:
         """A runtime for what concerns the database alone.  Raises ConfigurationError."""
         return with_credentials(self.subject.runtimes)[0]
@@ -174,6 +203,38 @@ def scan(runtime: Runtime, start: str, containing: str = "") -> Iterator[list[st
                 raise UnexpectedAnswer("SCAN did not return a cursor and keys")
         if cursor == "0":
             return
+
+
+def count_keys(runtime: Runtime) -> int:
+    """Return the number of all keys, of which a scan reads ``SCAN_COUNT`` with each command.
+
+    Raises UpstashError.
+    """
+    match run_commands(runtime, Command(("DBSIZE",), reads_only=True)):
+        case [int(total)]:
+            return total
+        case [CommandError() as error]:
+            raise error
+        case _:
+            raise UnexpectedAnswer("DBSIZE did not return a number")
+
+
+def scan_in_view(
+    runtime: Runtime, start: str, containing: str = "", *, total: int
+) -> Iterator[list[str]]:
+    """Do the same as ``scan`` with a progress bar; no key is yielded twice, as SCAN may do."""
+    columns = (TextColumn("scanning"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = make_console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        task = progress.add_task("", total=total)
+        known: set[str] = set()
+        for keys in scan(runtime, start, containing):
+            new = [key for key in dict.fromkeys(keys) if key not in known]
+            known.update(new)
+            yield new
+            progress.advance(task, SCAN_COUNT)
 
 
 def _escape(text: str) -> str:
@@ -260,7 +321,13 @@ def adapted(runtime: Runtime, prefix: str | None, events: list[Event]) -> Runtim
         prefix=prefix or runtime.settings.prefix,
     )
     # All adapters can refresh stale responses in the background.
-    return Runtime(settings, runtime.features, refreshes=True, selects=runtime.selects)
+    result = Runtime(settings, runtime.features, refreshes=True, selects=runtime.selects)
+    if runtime.sessions is not None:  # the framework may have made it in its own way
+        sessions = result.sessions = copy(runtime.sessions)
+        sessions.store = structs.replace(
+            sessions.store, prefix=settings.prefix, deadline=settings.deadline
+        )
+    return result
 
 
 # The settings and routes of an application.

@@ -570,9 +570,14 @@ class SessionStore(Struct, frozen=True):
 
     # --- Names ----------------------------------------------------------------------------------
 
+    @property
+    def key_start(self) -> str:
+        """The beginning of all sessions' keys, which the hash of an id follows."""
+        return f"{self.prefix}:session:"
+
     def keys_of(self, id_: str) -> tuple[str, ...]:
         """Return the keys at which a session with this id may be, under each secret."""
-        return tuple([f"{self.prefix}:session:{_hashed(key, id_)}" for key in self.secrets()])
+        return tuple([self.key_start + _hashed(key, id_) for key in self.secrets()])
 
     def epoch_key(self, user_hash: str) -> str:
         """Return the key of a user's epoch."""
@@ -622,27 +627,31 @@ class SessionStore(Struct, frozen=True):
     def _valid(
         self, id_: str, key: str, fields: list[Any], user: str, epoch: Reply
     ) -> tuple[StoredSession, dict[str, bytes]] | None:
-        if len(fields) % 2 or not all(isinstance(word, bytes) for word in fields):
+        found = self.describe(key, fields)
+        if found is None or found[0].user != user or not self.is_valid(found[0], epoch):
             return None
-        values: dict[bytes, bytes] = dict(zip(fields[::2], fields[1::2], strict=True))
-        recorded, _, sealed = values.pop(b".", b"").partition(b"\n")
-        if user and recorded != epoch:
-            return None
-        try:
-            head = _decode_head(self._open(_RESERVED, sealed))
-            entries = {
-                name[1:].decode(): self._open(f"{head.salt}:{name[1:].decode()}", value)
-                for name, value in values.items()
-                if name.startswith(b"=")
-            }
-        except (ValueError, ValidationError):  # of another version, damaged, or not sealed by us
-            return None
-        if head.user != user or head.created + self.absolute <= self.clock.wall():
-            return None
-        stored = StoredSession(
-            id_, key, head.created, head.touched, head.salt, user, recorded.decode("latin-1")
-        )
-        return stored, entries
+        found[0].id = id_
+        return found
+
+    def describe(
+        self, key: str, fields: Sequence[Reply]
+    ) -> tuple[StoredSession, dict[str, bytes]] | None:
+        """Return a session, without its id, and its opened entries, whether or not it is valid.
+
+        Args:
+            key: Its key.
+            fields: What HGETALL returns, or of that the field ``.`` and any others.
+
+        Returns:
+            None for what is no session: of another version, damaged, or sealed with another key.
+        """
+        return read_session(key, fields, self._open)
+
+    def is_valid(self, stored: StoredSession, epoch: Reply) -> bool:
+        """Whether a session can be used; ``epoch`` is what GET returns for its user, if any."""
+        if stored.user and stored.epoch.encode("latin-1") != epoch:
+            return False
+        return stored.created + self.absolute > self.clock.wall()
 
     def _open(self, name: str, data: bytes) -> bytes:
         if self.sealing is None:
@@ -777,6 +786,32 @@ class SessionStore(Struct, frozen=True):
 
     def _reserved(self, stored: StoredSession, epoch: str) -> bytes:
         return epoch.encode() + b"\n" + self._seal(_RESERVED, self._head(stored))
+
+
+def read_session(
+    key: str, fields: Sequence[Reply], open_: Callable[[str, bytes], bytes] | None = None
+) -> tuple[StoredSession, dict[str, bytes]] | None:
+    """Return the session that a hash contains; see ``SessionStore.describe``.
+
+    ``open_`` opens the sealed value of a name; by default, values are not sealed.
+    """
+    if len(fields) % 2 or not all(isinstance(word, bytes) for word in fields):
+        return None
+    values: dict[bytes, bytes] = dict(zip(fields[::2], fields[1::2], strict=True))  # type: ignore[arg-type]
+    epoch, _, sealed = values.pop(b".", b"").partition(b"\n")
+    try:
+        head = _decode_head(sealed if open_ is None else open_(_RESERVED, sealed))
+        entries: dict[str, bytes] = {}
+        for field, value in values.items():
+            if field.startswith(b"="):
+                name = field[1:].decode()
+                entries[name] = value if open_ is None else open_(f"{head.salt}:{name}", value)
+    except (ValueError, ValidationError):
+        return None
+    stored = StoredSession(
+        "", key, head.created, head.touched, head.salt, head.user, epoch.decode("latin-1")
+    )
+    return stored, entries
 
 
 def session_script(name: str) -> Script:
