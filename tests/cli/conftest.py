@@ -48,6 +48,7 @@ async def page(request):
 SETTINGS = {
     "rate_limits": [RateLimitRule("/api/generate", "2/h", name="generate", dynamic=True)],
     "default_limit": "100/minute",
+    "sessions": {"secret_key": "a long random text"},
     "cache": [CacheRule("/products/{id}", ttl=60, tags=("product:{id}",))],
 }
 app = Starlette(

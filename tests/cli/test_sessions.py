@@ -272,9 +272,11 @@ def test_a_wrong_command_line_says_what_would_be_right(
 
 
 def test_an_application_without_sessions_is_told(
-    call: Call, shop: str, upstash: LocalUpstash
+    call: Call, module: Callable[[str], str], upstash: LocalUpstash
 ) -> None:
-    told = call("sessions", "list", "--app", shop)
+    told = call(
+        "sessions", "list", "--app", f"{module('SETTINGS = dict(default_limit=None)')}:SETTINGS"
+    )
     assert (told.code, "keeps no sessions on Upstash" in told.err) == (2, True)
 
 
