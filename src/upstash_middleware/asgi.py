@@ -63,6 +63,8 @@ DATA = "upstash_middleware.data"
 """Where in a scope they find a function that returns the Data, that of a cache if there is one."""
 STREAM = "upstash_middleware.stream"
 """Where in a scope they find the ResponseStream."""
+_SESSION = "upstash_middleware.session"
+"""Where in a scope caches further in find who knows whether the session is used."""
 _INNER = "upstash_middleware.handed"
 """Where in a scope a rate limit leaves the exchange of the cache directly inside."""
 
@@ -191,6 +193,8 @@ class Middleware:
             scope["state"]["rate_limit"] = exchange.decision
         if exchange.saving is not None:
             self._show_session(scope, exchange)
+        elif _SESSION in scope:
+            exchange.session = scope[_SESSION]
         scope[STREAM] = stream = ResponseStream(
             self.runtime, exchange, receive, send, scope.get("http_version", "1.1") not in HTTP_1
         )
@@ -219,8 +223,10 @@ class Middleware:
     def _show_session(self, scope: Scope, exchange: Exchange) -> None:
         """Show handlers their session, and which caches further out may store the response."""
         saving: Any = exchange.saving
+        if REFRESH in scope:  # a cache further out revalidates: there is no client
+            saving.detach()
         saving.session.performer = self.runtime
-        scope["session"] = saving.session
+        scope["session"], scope[_SESSION] = saving.session, saving
         if (outer := scope.get(STREAM)) is not None:
             exchange.caches = (outer.exchange, *outer.exchange.caches)
 
@@ -421,6 +427,8 @@ class SessionMiddleware(Middleware):
                 "sessions: SessionMiddleware takes its fields as arguments, such as "
                 "https_only=True; sessions= is for UpstashMiddleware"
             )
+        if type(secret_key).__name__ == "Secret":  # Starlette's
+            secret_key = str(secret_key)
         settings = SessionSettings(
             secret_key=secret_key,
             session_cookie=session_cookie,
@@ -539,7 +547,7 @@ class ResponseStream(Struct, eq=False):
         # Everything is read before the message is sent: middleware outside may write into it, the
         # application may fill its buffer again, and after the last byte every client leaves.
         piece = bytes(message.get("body", b""))
-        if self.exchange.saving is not None:
+        if self.exchange.session is not None:
             self.exchange.forbid_sharing()
         if self._announced is not None:
             self._announced -= len(piece)
@@ -733,6 +741,8 @@ class Handshake(Struct, eq=False):
     _receive: Receive
     _send: Send
     _answered: bool = False
+    _refused: bool = False
+    """Whether the handshake was refused in place of what the application answered."""
     _client_left: bool = False
 
     async def send(self, message: Message) -> None:
@@ -744,6 +754,8 @@ class Handshake(Struct, eq=False):
             message = self._answer(message)
             if (saving := cast("Any", self._exchange.saving)) is not None:
                 saving.leave_to_handler()
+        elif self._refused:
+            return
         await self._send(message)
         await self._renew()
 
@@ -776,6 +788,7 @@ class Handshake(Struct, eq=False):
         head = ResponseHead(status, headers_of(message.get("headers", ())))
         sent = self._exchange.head(head)
         if isinstance(sent, Response):  # the session could not be changed as the application wants
+            self._refused = True
             return {"type": "websocket.close", "code": TRY_AGAIN_LATER}
         return {**message, "headers": sent.headers.lowered()}
 

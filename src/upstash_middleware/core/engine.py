@@ -395,10 +395,11 @@ class Exchange:
         "request",
         "response",
         "saving",
+        "session",
         "watching",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0915 - one field each
         self,
         engine: Engine,
         request: HTTPRequest,
@@ -420,8 +421,10 @@ class Exchange:
         """The part that has a lock for which other processes wait."""
         self.saving: PartExchange | None = None
         """The part that has the client's session, to be saved before the head is sent."""
+        self.session: PartExchange | None = None
+        """The part that has the client's session: that of this exchange, or of one further out."""
         self.caches: Sequence[Exchange] = ()
-        """Exchanges of other middleware and of decorators that may store this response."""
+        """Exchanges of middleware further out that may store this response."""
         self.decision: Decision | None = None
         """The rate limit's decision, for the application's handler to read."""
         self.response: Response | None = None
@@ -444,7 +447,7 @@ class Exchange:
                 if part.locks:
                     self.locking = part
             if part.saves:
-                self.saving = part
+                self.saving = self.session = part
             if part.response is not None:
                 if (refresh := part.refresh) is not None:
                     own = [refresh.exchange, *(each.detached() for each in engine.parts)]
@@ -552,14 +555,14 @@ class Exchange:
     def forbid_sharing(self) -> None:
         """Forbid sharing the response if the application has used the client's session so far.
 
-        For an adapter to call before each message of the response if a part is ``saving``; ``head``
-        and ``finish`` do so too.
+        For an adapter to call before each message of the response if there is a ``session``;
+        ``head`` and ``finish`` do so too.
         """
-        saving = self.saving
-        if saving is None or not saving.uses_session:
+        session = self.session
+        if session is None or not session.uses_session:
             return
         for part in (*self.watching, *(part for other in self.caches for part in other.watching)):
-            part.forbid_sharing(sets_cookie=saving.changes_cookie)
+            part.forbid_sharing(sets_cookie=session.changes_cookie)
 
     @property
     def kept(self) -> bool:
@@ -645,7 +648,7 @@ class Exchange:
         self._parts = [other for other in self._parts if other is not part]
         self.watching = [other for other in self.watching if other is not part]
         self.locking = None if self.locking is part else self.locking
-        self.saving = None if self.saving is part else self.saving
+        self.saving = None if self.saving is part else self.saving  # its use is still of interest
         self._unreached = (*self._unreached, part)
         self.engine.observe(InternalError(where, error))
 

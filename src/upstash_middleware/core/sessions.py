@@ -28,7 +28,7 @@ from msgspec.structs import force_setattr
 
 from upstash_middleware.core.clock import Duration, seconds_in
 from upstash_middleware.core.engine import Part, PartExchange, Prepared
-from upstash_middleware.core.flow import Command, Pipeline, Script, script
+from upstash_middleware.core.flow import Command, Latch, Pipeline, Script, Wait, script
 from upstash_middleware.core.patterns import PathPattern
 from upstash_middleware.core.values import decode, encode
 from upstash_middleware.errors import (
@@ -45,6 +45,8 @@ from upstash_middleware.events import SessionSaved, UpstashAnswered, UpstashFail
 from upstash_middleware.messages import Headers, Response, ResponseHead
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from upstash_middleware.core.cache.entries import Sealing
     from upstash_middleware.core.clock import Clock
     from upstash_middleware.core.flow import Argument, Flow, Reply
@@ -59,8 +61,8 @@ _LONGEST = 400 * _DAY
 """Browsers keep no cookie for longer (RFC 6265bis §5.5)."""
 _SLACK = 3600.0
 """Seconds by which a user's epoch outlives the sessions that are bound to the user."""
-_LARGEST = 8 * 1024 * 1024
-"""Bytes of a session's entries that one call can carry."""
+_LARGEST = 4 * 1024 * 1024
+"""Bytes of a session's entries that one call of 10 MB can carry, escaped or sealed."""
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - RFC 9110's token
 
 
@@ -135,6 +137,7 @@ class SessionSettings(Struct, frozen=True, metaclass=RuleMeta):
                     f"{named_part(self.setting, name)}: {value!r} needs https_only=True: browsers "
                     "ignore such a cookie without it"
                 )
+        _check_prefix(self)
 
     def __repr__(self) -> str:
         fields = [name for name in self.__struct_fields__ if name not in {"secret_key", "setting"}]
@@ -154,13 +157,28 @@ class SessionSettings(Struct, frozen=True, metaclass=RuleMeta):
         if change.value is None:
             parts += ["Max-Age=0", "Expires=Thu, 01 Jan 1970 00:00:00 GMT"]
         elif self.max_age is not None:
-            parts.append(f"Max-Age={int(min(float(self.max_age), change.seconds))}")  # type: ignore[arg-type]
+            seconds = max(int(min(float(self.max_age), change.seconds)), 1)  # type: ignore[arg-type]
+            parts.append(f"Max-Age={seconds}")
         if self.domain is not None:
             parts.append(f"Domain={self.domain}")
         parts += ["HttpOnly", f"SameSite={self.same_site.capitalize()}"]
         parts += ["Secure"] if self.https_only else []
         parts += ["Partitioned"] if self.partitioned else []
-        return "; ".join(parts).encode("latin-1")
+        return "; ".join(parts).encode("ascii")
+
+
+def _check_prefix(settings: SessionSettings) -> None:
+    """Raise for a name whose prefix has browsers refuse the cookie (RFC 6265bis §4.1.3)."""
+    name, wrong = settings.session_cookie.lower(), ""
+    if name.startswith(("__host-", "__secure-")) and not settings.https_only:
+        wrong = "https_only=True"
+    elif name.startswith("__host-") and (settings.path != "/" or settings.domain is not None):
+        wrong = "path='/' and no domain"
+    if wrong:
+        raise ConfigurationError(
+            f"{named_part(settings.setting, 'session_cookie')}: {settings.session_cookie!r} needs "
+            f"{wrong}: browsers ignore such a cookie without it"
+        )
 
 
 def _lower(value: Any) -> Any:
@@ -193,7 +211,7 @@ _CHECKS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "secret_key": (_are_texts, "text, or a list of texts, the new one first"),
     "session_cookie": (_is_text(_TOKEN), "a cookie's name such as 'session'"),
     "max_age": (lambda value: value is None or _is_time(value), _TIME + ", or None"),
-    "path": (_is_text(r"/[^;\x00-\x20\x7f]*"), "a path such as '/'"),
+    "path": (_is_text(r"/[!-:<-~]*"), "a path such as '/'"),
     "same_site": (("lax", "strict", "none").__contains__, "'lax', 'strict' or 'none'"),
     "https_only": (_is_flag, "True or False"),
     "domain": (
@@ -241,6 +259,9 @@ class CookieChange(NamedTuple):
     """None to delete it."""
     seconds: float = 0.0
     """How long the session lasts unless it is used."""
+
+    def __repr__(self) -> str:  # the value is a secret
+        return f"CookieChange({'deleted' if self.value is None else 'set'})"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -337,7 +358,11 @@ class Session(MutableMapping[str, Any]):
         self._revoked: list[str] = []
         """The users whose sessions are to end, at the next save."""
         self._is_over = False
-        """Whether another request has ended it, so that nothing may be saved."""
+        """Whether another request has ended it, so that no entry may be saved."""
+        self._clears = 0
+        """How often it has been cleared."""
+        self._saving: Latch | None = None
+        """What other tasks of the request wait for while one saves it."""
         self._is_detached = False
         """Whether it belongs to no client, so that nothing is saved and nobody needs to know."""
         self._is_sent = False
@@ -359,16 +384,9 @@ class Session(MutableMapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         self.accessed = True
-        if name in self._values:
-            return self._values[name]
-        if name not in self._entries or name in self._deleted:
+        if not self._has(name):
             raise KeyError(name)
-        try:
-            value = self._values[name] = self._load(self._entries[name])
-        except ValueError:  # of a newer version, or damaged: as if it was not there
-            del self._entries[name]
-            raise KeyError(name) from None
-        return value
+        return self._values[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
         if not isinstance(name, str):
@@ -381,16 +399,16 @@ class Session(MutableMapping[str, Any]):
 
     def __delitem__(self, name: str) -> None:
         self.accessed = True
-        if name not in self._names():
+        if not self._has(name):
             raise KeyError(name)
         self.modified = True
-        self._values.pop(name, None)
+        del self._values[name]
         if name in self._entries:
             self._deleted.add(name)
 
     def __contains__(self, name: object) -> bool:
         self.accessed = True
-        return name in self._values or (name in self._entries and name not in self._deleted)
+        return self._has(name)
 
     def __iter__(self) -> Iterator[str]:
         self.accessed = True
@@ -400,12 +418,47 @@ class Session(MutableMapping[str, Any]):
         self.accessed = True
         return len(self._names())
 
+    def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        return {**self, **other}
+
+    def __ror__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        return {**other, **self}
+
+    def __ior__(self, other: Mapping[str, Any]) -> Self:
+        self.update(other)
+        return self
+
     def __repr__(self) -> str:  # without the entries, which may be secrets
-        return f"<{type(self).__name__} of {len(self._names())} entries>"
+        count = len({*self._entries} - self._deleted | {*self._values})
+        return f"<{type(self).__name__} of {count} entries>"
+
+    def copy(self) -> dict[str, Any]:
+        """Return the entries as a dictionary."""
+        return dict(self)
+
+    def mark_accessed(self) -> None:
+        """Have the response be for this user alone; ``request.session`` does so."""
+        self.accessed = True
+
+    def mark_modified(self) -> None:
+        """Note a change, as Starlette's session needs it; here it is found in any case."""
+        self.accessed = self.modified = True
 
     def _names(self) -> list[str]:
-        stored = [name for name in self._entries if name not in self._deleted]
-        return [*stored, *(name for name in self._values if name not in self._entries)]
+        return [name for name in {**self._entries, **self._values} if self._has(name)]
+
+    def _has(self, name: Any) -> bool:
+        """Whether there is an entry; a stored one is decoded, and missing if that is impossible."""
+        if name in self._values:
+            return True
+        if name not in self._entries or name in self._deleted:
+            return False
+        try:
+            self._values[name] = self._load(self._entries[name])
+        except Exception:  # noqa: BLE001 - whatever is stored: a newer version's, or damaged
+            del self._entries[name]
+            return False
+        return True
 
     # --- Life -----------------------------------------------------------------------------------
 
@@ -431,10 +484,12 @@ class Session(MutableMapping[str, Any]):
         is a 503 instead.
         """
         self.accessed = self.modified = True
+        self._clears += 1
         if self._stored is not None:
             self._ended.append(self._stored)
-        self._stored, self._binds, self._regenerates = None, None, False
-        self._entries, self._values, self._deleted = {}, {}, set()
+        self._leave()
+        self._binds, self._regenerates = None, False
+        self._values = {}
         self._is_refused = self._is_refused or not self.available
 
     revoke = clear
@@ -446,6 +501,8 @@ class Session(MutableMapping[str, Any]):
         unreachable, the response is a 503 instead.
         """
         self.accessed = self.modified = True
+        if self._is_over:
+            self._leave()
         self._regenerates = True
         self._is_refused = self._is_refused or not self.available
 
@@ -478,6 +535,8 @@ class Session(MutableMapping[str, Any]):
     async def save(self) -> None:
         """Save what has changed now, instead of before the response's head is sent.
 
+        Nothing is saved into a session that another request has ended meanwhile.
+
         Raises:
             UpstashError: It could not be saved, or not be loaded before.
             NotStorable: A value cannot be stored, or the session is too large.
@@ -495,6 +554,19 @@ class Session(MutableMapping[str, Any]):
         if self.part is None or self.performer is None:
             raise RuntimeError("session.save: this session does not belong to a request")
         return self.part, self.performer
+
+    def _leave(self) -> None:
+        """Go on without the stored session, if any."""
+        self._stored, self._is_over = None, False
+        self._entries, self._deleted = {}, set()
+
+    def _put_back(self, todo: _ToDo, *, is_cleared: bool) -> None:
+        """Note again what could not be done."""
+        self._ended = todo.ended + self._ended
+        self._revoked = todo.revoked + self._revoked
+        if not is_cleared:
+            self._binds = todo.user if self._binds is None else self._binds
+            self._regenerates = self._regenerates or todo.regenerates
 
     @property
     def _is_certain(self) -> bool:
@@ -710,6 +782,7 @@ class SessionStore(Struct, frozen=True):
         user: str | None = None,
         first: Sequence[Command] = (),
         idle: float | None = None,
+        despite_revocation: bool = False,
     ) -> StoredSession | None:
         """Create a session, or give ``old`` another id; None if that no longer exists. A flow.
 
@@ -721,6 +794,8 @@ class SessionStore(Struct, frozen=True):
             user: The user to bind the session to; None to leave it as it is.
             first: Commands to send before, in the same call.
             idle: Its idle timeout in seconds; None for that of all.
+            despite_revocation: Whether to bind ``old`` to a user even if it is bound already, and
+                the sessions of that user have been revoked meanwhile.
         """
         now = self.clock.wall()
         hash_ = self.user_hashes(user)[0] if user is not None else old.user if old else ""
@@ -730,12 +805,15 @@ class SessionStore(Struct, frozen=True):
             id_, self.keys_of(id_)[0], old.created if old else now, now, salt, hash_
         )
         keys = [old.key if old else new.key, new.key]
-        epoch = old.epoch if old else ""
+        epoch, recorded = (old.epoch if old else ""), ""
         if user is not None:
             keys.append(self.epoch_key(hash_))
             epoch = urlsafe_b64encode(self.randomness(12)).decode()
             if old is not None:  # a login begins a new absolute timeout
                 new.created = now
+            if old is not None and old.user and not despite_revocation:
+                keys.append(self.epoch_key(old.user))
+                recorded = old.epoch
         fields = self._fields(new, entries)
         milliseconds = int(self.seconds_left(new, idle) * 1000)
         command = _call(
@@ -745,6 +823,7 @@ class SessionStore(Struct, frozen=True):
             self._seal(_RESERVED, self._head(new)),
             epoch,
             int((min(self.absolute, _LONGEST) + _SLACK) * 1000),
+            recorded,
             len(fields) // 2,
             *fields,
             *(f"={name}" for name in deleted),
@@ -867,6 +946,9 @@ class _Loading(Prepared, eq=False):
 
     id: str
 
+    def __repr__(self) -> str:  # the id is a secret
+        return "_Loading()"
+
 
 class Sessions(Part):
     """Loads and saves sessions; implements ``core.engine.Part``."""
@@ -953,8 +1035,9 @@ class Sessions(Part):
 
     def is_due(self, session: Session) -> bool:
         """Whether a session is to be saved or touched, as far as that is known without encoding."""
-        is_left = session._is_over or session._is_detached or session._is_manual
-        return session.accessed and not is_left
+        if session._is_detached or session._is_manual:
+            return False
+        return session.accessed and (not session._is_over or session._is_certain)
 
     async def save(self, session: Session, *, strict: bool = False) -> None:
         """Write what has changed, and note how the cookie changes. A flow.
@@ -963,21 +1046,27 @@ class Sessions(Part):
         ``strict`` whatever cannot be saved raises an exception; otherwise it is reported.
 
         Raises:
-            UpstashError: The call failed.
+            UpstashError: The call failed; or the session could not be loaded, and there are
+                changes that are not to be lost silently.
             NotStorable: A value cannot be stored, or the session is too large.
             RuntimeError: The head has been sent, and a cookie would be needed.
         """
-        if session._is_over or session._is_detached:
+        if session._is_detached:
             return
-        entries, deleted = self._changes(session)
+        while session._saving is not None:  # in another task of the request
+            if not await Wait(session._saving, 3 * self.store.deadline):
+                break
+        entries, deleted = ({}, []) if session._is_over else self._changes(session)
         if session._error is not None:
-            if strict:
+            is_closed = self.settings.on_error == "closed" and bool(entries or deleted)
+            if strict or is_closed:
                 raise session._error
             if entries or deleted:
                 self.observe(SessionSaved("saved", False, "it could not be loaded"))
             return
-        starts = session._binds is not None or (
-            bool(entries) if session._stored is None else session._regenerates
+        todo = _ToDo(session._binds, session._regenerates, session._ended, session._revoked)
+        starts = todo.user is not None or (
+            bool(entries) if session._stored is None else todo.regenerates
         )
         if starts and session._is_sent:
             if strict:
@@ -988,64 +1077,118 @@ class Sessions(Part):
                 )
             self.observe(SessionSaved("saved", False, "the response's head had been sent"))
             entries, deleted, starts = {}, [], False
-        change, is_over = await self._write(session, entries, deleted, starts=starts)
-        if is_over:
-            session._is_over = True
-            self.observe(SessionSaved(change, False, "the session was ended meanwhile"))
-            return
-        if session._ended and not starts:
-            session.cookie_change = CookieChange(None)
-        for name in session._deleted:
-            session._entries.pop(name, None)
-        session._entries.update(entries)
-        session._deleted, session._ended, session._revoked = set(), [], []
+        clears, session._saving = session._clears, Latch()
         session._binds, session._regenerates = None, False
-        if change != "nothing":
-            self.observe(SessionSaved(change, True))
+        session._ended, session._revoked = [], []
+        try:
+            written = await self._write(session, todo, entries, deleted, starts=starts)
+        except BaseException:
+            session._put_back(todo, is_cleared=session._clears != clears)
+            raise
+        finally:
+            saving, session._saving = session._saving, None
+            saving.open()
+        self._note(session, written, entries, deleted, is_cleared=session._clears != clears)
 
     async def _write(
-        self, session: Session, entries: Mapping[str, bytes], deleted: list[str], *, starts: bool
-    ) -> tuple[Change, bool]:
-        """Send what is to be changed, in one call; return what it was, and if it came too late."""
+        self,
+        session: Session,
+        todo: _ToDo,
+        entries: Mapping[str, bytes],
+        deleted: list[str],
+        *,
+        starts: bool,
+    ) -> _Written:
+        """Send what is to be changed, in one call."""
         store, stored = self.store, session._stored
-        first = [store.delete(each) for each in session._ended]
-        first += map(store.revoke_all, session._revoked)
+        first = [store.delete(each) for each in todo.ended]
+        first += map(store.revoke_all, todo.revoked)
         if starts:
-            user = session._binds
-            new = await store.start(entries, old=stored, deleted=deleted, user=user, first=first)
+            user = todo.user
+            new = await store.start(
+                entries,
+                old=stored,
+                deleted=deleted,
+                user=user,
+                first=first,
+                # Unless this request revokes them, what else ends a user's sessions wins.
+                despite_revocation=bool(todo.revoked),
+            )
+            is_alone = new is None
             if new is None:  # it has ended meanwhile: go on with what this request has written
                 new = await store.start(entries, user=user)
-                session._entries = {}
             if new is None:
                 raise UnexpectedAnswer("a new session was not created")
-            session._stored = new
-            session.cookie_change = CookieChange(new.id, store.seconds_left(new))
-            return ("created" if stored is None else "regenerated"), False
-        touch = stored is not None and not session._is_sent and self._is_old(stored)
+            cookie = CookieChange(new.id, store.seconds_left(new))
+            change: Change = "created" if stored is None or is_alone else "regenerated"
+            return _Written(change, new, cookie, is_alone=is_alone)
+        is_touchable = stored is not None and not (session._is_sent or session._is_over)
+        touch = stored is not None and is_touchable and self._is_old(stored)
         if stored is None or not (entries or deleted or touch):
             if first:
                 await store.send(*first)
-            return ("ended" if first else "nothing"), False
-        if touch:
-            session.cookie_change = CookieChange(stored.id, store.seconds_left(stored))
+            gone = CookieChange(None) if todo.ended else None
+            return _Written("ended" if first else "nothing", stored, gone)
         saved = await store.save(stored, entries, deleted, touch=touch, first=first)
-        return ("saved" if entries or deleted else "touched"), not saved
+        rolled = CookieChange(stored.id, store.seconds_left(stored)) if touch and saved else None
+        return _Written(
+            "saved" if entries or deleted else "touched", stored, rolled, is_over=not saved
+        )
+
+    def _note(
+        self,
+        session: Session,
+        written: _Written,
+        entries: Mapping[str, bytes],
+        deleted: list[str],
+        *,
+        is_cleared: bool,
+    ) -> None:
+        """Take over what has been written, in a session that may have been changed meanwhile."""
+        if written.is_over:
+            self.observe(SessionSaved(written.change, False, "the session was ended meanwhile"))
+            if not is_cleared:
+                session._is_over = True
+                session._entries, session._values, session._deleted = {}, {}, set()
+            return
+        if written.change != "nothing":
+            self.observe(SessionSaved(written.change, True))
+        if is_cleared:
+            if written.stored is not None and written.stored not in session._ended:
+                session._ended.append(written.stored)
+            session.cookie_change = written.cookie or session.cookie_change
+            return
+        session._stored = written.stored
+        session.cookie_change = written.cookie or session.cookie_change
+        if written.is_alone:  # what was read belongs to the session that has ended
+            session._entries = {}
+            kept = [name for name in entries if name in session._values]
+            session._values = {name: session._values[name] for name in kept}
+        for name in deleted:
+            session._entries.pop(name, None)
+        session._deleted.difference_update(deleted)
+        session._entries.update(entries)
+        session._deleted.update(name for name in entries if name not in session._values)
 
     def _is_old(self, stored: StoredSession) -> bool:
-        """Whether the idle timeout is to be extended: once in a twentieth of it."""
-        return self.store.clock.wall() - stored.touched >= self.store.idle / 20
+        """Whether the timeout is to be extended: once in a twentieth of it, or of the cookie's."""
+        idle, cookie = self.store.idle, self.settings.max_age
+        span = idle if cookie is None else min(idle, float(cookie))  # type: ignore[arg-type] # seconds
+        return self.store.clock.wall() - stored.touched >= span / 20
 
     def _changes(self, session: Session) -> tuple[dict[str, bytes], list[str]]:
         """Return the entries that have changed, encoded, and the names of those deleted."""
         changed: dict[str, bytes] = {}
         known = session._entries
-        for name, value in session._values.items():
+        for name, value in list(session._values.items()):
+            before = known.get(name)
             try:
                 data = self._dump(value)
                 name.encode()
-            except (NotStorable, UnicodeEncodeError) as error:
-                raise NotStorable(f"session[{name!r}]: {error}") from None
-            if known.get(name) != data:
+            except Exception as error:
+                raise NotStorable(f"session[{name!r}]: {error}") from error
+            # An entry of another version or program may have other bytes for the same value.
+            if data != before and (before is None or not self._is_same(before, data)):
                 changed[name] = data
         if changed:
             kept = {**known, **changed}
@@ -1058,6 +1201,35 @@ class Sessions(Part):
                     "data.set(key, value, ttl=…), and only its key in the session"
                 )
         return changed, [name for name in session._deleted if name in known]
+
+    def _is_same(self, before: bytes, data: bytes) -> bool:
+        try:
+            return self._dump(self._load(before)) == data
+        except Exception:  # noqa: BLE001 - as in reading
+            return False
+
+
+class _ToDo(NamedTuple):
+    """What a save does besides writing entries."""
+
+    user: Any
+    """The user to bind the session to; None for none."""
+    regenerates: bool
+    ended: list[StoredSession]
+    revoked: list[str]
+
+
+class _Written(NamedTuple):
+    """What a save has done."""
+
+    change: Change
+    stored: StoredSession | None
+    """The session after it."""
+    cookie: CookieChange | None
+    is_over: bool = False
+    """Whether another request had ended the session."""
+    is_alone: bool = False
+    """Whether a new session had to take its place."""
 
 
 class SessionExchange(PartExchange):
@@ -1081,6 +1253,10 @@ class SessionExchange(PartExchange):
         """Whether the response sets the cookie."""
         return self.session.cookie_change is not None
 
+    def detach(self) -> None:
+        """Go on with an empty session that belongs to no client: nothing of it is saved."""
+        self.session = self._part.detached().session
+
     def save(self) -> Flow[None] | None:
         """Return the flow to run before the head is sent, which saves the session, if it is due.
 
@@ -1095,8 +1271,12 @@ class SessionExchange(PartExchange):
         certain = session._is_certain
         try:
             await self._part.save(session)
+        except NotStorable:  # an error page of the application follows, perhaps through here
+            session._is_manual = True
+            raise
         except UpstashError as error:
-            self._part.observe(UpstashFailed("session save", error))
+            if error is not session._error:
+                self._part.observe(UpstashFailed("session save", error))
             session._is_refused = certain or self._part.settings.on_error == "closed"
             session._is_over = True
             session.cookie_change = None
@@ -1120,7 +1300,7 @@ class SessionExchange(PartExchange):
         session = self.session
         if not session._is_sent or session._is_refused or not self._part.is_due(session):
             return None
-        if session._stored is None and not session._ended:
+        if session._stored is None and not session._is_certain:
             is_lost = session._values and session.available  # otherwise `save` has said so
             return self._drop_late() if is_lost else None
         return self._finish()

@@ -1,10 +1,18 @@
 #!lua flags=allow-key-locking
 -- Create a session, or give one another name; bind it to the user's epoch if that is among the keys.
 -- KEYS: the old name, or the new one again if there is no old session; the new name; perhaps the
--- user's epoch. ARGV: the time to live in milliseconds; the reserved field's value without epoch;
--- an epoch, which is the new one if the user has none; the epoch's time to live in milliseconds;
--- the number of fields to set; their names and values; the names of fields to delete.
+-- user's epoch; perhaps the epoch of the user whom the old session is bound to. ARGV: the time to
+-- live in milliseconds; the reserved field's value without epoch; an epoch, which is the new one if
+-- the user has none; the epoch's time to live in milliseconds; what the last key has to contain; the
+-- number of fields to set; their names and values; the names of fields to delete.
 if KEYS[1] ~= KEYS[2] then
+  if tonumber(ARGV[1]) <= 0 then
+    redis.call('DEL', KEYS[1])
+    return 0
+  end
+  if KEYS[4] and redis.call('GET', KEYS[4]) ~= ARGV[5] then
+    return 0
+  end
   local moved = redis.pcall('RENAME', KEYS[1], KEYS[2])
   if type(moved) == 'table' and moved.err then
     return 0
@@ -15,9 +23,9 @@ if KEYS[3] then
   epoch = redis.call('SET', KEYS[3], epoch, 'NX', 'GET', 'PX', ARGV[4]) or epoch
   redis.call('PEXPIRE', KEYS[3], ARGV[4], 'GT')
 end
-local last = 5 + 2 * tonumber(ARGV[5])
-local first = math.min(last, 7005)
-redis.call('HSET', KEYS[2], '.', epoch .. '\n' .. ARGV[2], unpack(ARGV, 6, first))
+local last = 6 + 2 * tonumber(ARGV[6])
+local first = math.min(last, 7006)
+redis.call('HSET', KEYS[2], '.', epoch .. '\n' .. ARGV[2], unpack(ARGV, 7, first))
 for i = first + 1, last, 7000 do
   redis.call('HSET', KEYS[2], unpack(ARGV, i, math.min(i + 6999, last)))
 end
