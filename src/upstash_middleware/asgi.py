@@ -65,6 +65,8 @@ STREAM = "upstash_middleware.stream"
 """Where in a scope they find the ResponseStream."""
 _SESSION = "upstash_middleware.session"
 """Where in a scope caches further in find who knows whether the session is used."""
+_REFRESHED = "upstash_middleware.refreshed"
+"""Where in the scope of a background revalidation its exchange is."""
 _INNER = "upstash_middleware.handed"
 """Where in a scope a rate limit leaves the exchange of the cache directly inside."""
 
@@ -191,6 +193,10 @@ class Middleware:
             exchange = await self.runtime.abegin(request, self._inner)
         if exchange.decision is not None:
             scope["state"]["rate_limit"] = exchange.decision
+        if (outer := scope.get(STREAM)) is not None:
+            exchange.caches = (outer.exchange, *outer.exchange.caches)
+        elif _REFRESHED in scope:
+            exchange.caches = (scope[_REFRESHED],)
         if exchange.saving is not None:
             self._show_session(scope, exchange)
         elif _SESSION in scope:
@@ -221,14 +227,12 @@ class Middleware:
                 await stream.finish(complete=False)
 
     def _show_session(self, scope: Scope, exchange: Exchange) -> None:
-        """Show handlers their session, and which caches further out may store the response."""
+        """Show handlers their session, and caches further in whether it is used."""
         saving: Any = exchange.saving
         if REFRESH in scope:  # a cache further out revalidates: there is no client
             saving.detach()
         saving.session.performer = self.runtime
         scope["session"], scope[_SESSION] = saving.session, saving
-        if (outer := scope.get(STREAM)) is not None:
-            exchange.caches = (outer.exchange, *outer.exchange.caches)
 
     async def _forward(self, scope: Scope, request: HTTPRequest, stream: ResponseStream) -> None:
         """Call the application with other header fields, in the same scope.
@@ -294,6 +298,7 @@ class Middleware:
             if "rate_limit" in visitors["state"]:
                 scope["state"]["rate_limit"] = UNCHECKED  # a limit outside counts no revalidation
             self._add_to_state(scope)
+            scope[_REFRESHED] = refresh
             if refresh.saving is not None:
                 self._show_session(scope, refresh)
             await self.app(scope, stream.receive, stream.send)

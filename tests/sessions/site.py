@@ -6,7 +6,6 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
-from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
@@ -15,6 +14,8 @@ from upstash_middleware.starlette import SessionMiddleware, UpstashMiddleware, s
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from starlette.requests import Request
 
     from upstash_middleware.core.sessions import Session
     from upstash_middleware.events import Event
@@ -37,16 +38,12 @@ class Site:
                 Route("/sync", self._handle_in_a_thread),
             ]
         )
+        shared: dict[str, Any] = {"redis": upstash, "observers": [self.events.append]}
         if "sessions" in settings:
-            self.app.add_middleware(
-                UpstashMiddleware, redis=upstash, observers=[self.events.append], **settings
-            )
+            self.app.add_middleware(UpstashMiddleware, **shared, **settings)
         else:
-            self.app.add_middleware(
-                SessionMiddleware,
-                **{"secret_key": SECRET, "redis": upstash, "observers": [self.events.append]}
-                | settings,
-            )
+            arguments = {"secret_key": SECRET, **shared, **settings}
+            self.app.add_middleware(SessionMiddleware, **arguments)
 
     def browser(self, scheme: str = "http", **more: Any) -> Browser:
         """Return a new browser, without cookies."""

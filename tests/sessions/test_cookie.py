@@ -28,23 +28,28 @@ VALUE = "[A-Za-z0-9_-]{43}"
         ({}, f"session={VALUE}; Path=/; Max-Age={14 * DAYS}; HttpOnly; SameSite=Lax"),
         (
             {"https_only": True, "same_site": "Strict"},
-            f"__Host-session={VALUE}; Path=/; Max-Age={14 * DAYS}; HttpOnly; SameSite=Strict; "
-            "Secure",
+            (
+                f"__Host-session={VALUE}; Path=/; Max-Age={14 * DAYS}; HttpOnly; SameSite=Strict; "
+                "Secure"
+            ),
         ),
         (
             {"https_only": True, "domain": "shop.example", "max_age": None},
-            f"__Secure-session={VALUE}; Path=/; Domain=shop.example; HttpOnly; SameSite=Lax; "
-            "Secure",
+            (
+                f"__Secure-session={VALUE}; Path=/; Domain=shop.example; HttpOnly; SameSite=Lax; "
+                "Secure"
+            ),
         ),
         (
             {"https_only": True, "path": "/", "partitioned": True, "same_site": "none"},
-            f"__Host-session={VALUE}; Path=/; Max-Age={14 * DAYS}; HttpOnly; SameSite=None; "
-            "Secure; Partitioned",
+            (
+                f"__Host-session={VALUE}; Path=/; Max-Age={14 * DAYS}; HttpOnly; SameSite=None; "
+                "Secure; Partitioned"
+            ),
         ),
         (
             {"https_only": True, "path": "/shop", "session_cookie": "id"},
-            f"__Secure-id={VALUE}; Path=/shop; Max-Age={14 * DAYS}; HttpOnly; SameSite=Lax; "
-            "Secure",
+            f"__Secure-id={VALUE}; Path=/shop; Max-Age={14 * DAYS}; HttpOnly; SameSite=Lax; Secure",
         ),
         (
             {"max_age": "1 hour", "path": "/shop"},
@@ -100,7 +105,9 @@ def test_with_https_the_name_without_prefix_is_not_accepted(site_with: Callable[
     assert stranger.entries() == {}
 
 
-@pytest.mark.parametrize("form", ["a=1; session={}; b=2", "a=1;session={}", 'session="{}"', "=;session={};"])
+@pytest.mark.parametrize(
+    "form", ["a=1; session={}; b=2", "a=1;session={}", 'session="{}"', "=;session={};"]
+)
 def test_the_cookie_is_found_among_others(browser: Browser, form: str) -> None:
     browser.sets(a=1)
     other = browser.site.browser()
@@ -180,7 +187,10 @@ def test_redis_does_not_contain_what_opens_a_session(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"session_cookie": "my session"}, "session_cookie: 'my session' should be a cookie's name"),
+        (
+            {"session_cookie": "my session"},
+            "session_cookie: 'my session' should be a cookie's name",
+        ),
         ({"session_cookie": "__Host-s"}, "'__Host-s' needs https_only=True"),
         (
             {"session_cookie": "__Host-s", "https_only": True, "path": "/a"},

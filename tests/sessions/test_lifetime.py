@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.sessions.site import ask, stored_keys, untouched
 
@@ -27,9 +27,7 @@ def test_a_session_that_is_not_used_ends_after_14_days(
     assert other.entries() == {}
 
 
-def test_a_session_that_is_used_lasts_90_days(
-    browser: Browser, upstash: LocalUpstash
-) -> None:
+def test_a_session_that_is_used_lasts_90_days(browser: Browser, upstash: LocalUpstash) -> None:
     browser.sets(a=1)
     for _ in range(8):
         upstash.advance(11 * DAY)
@@ -119,7 +117,7 @@ def test_a_session_that_ends_while_it_is_regenerated_goes_on_with_what_is_writte
     browser.sets(old=1)
     upstash.advance(HOUR - MINUTE)
 
-    def log_in(session) -> None:  # type: ignore[no-untyped-def]
+    def log_in(session: Any) -> None:
         assert session["old"] == 1
         upstash.advance(2 * MINUTE)
         session["new"] = 2

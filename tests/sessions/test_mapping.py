@@ -137,7 +137,11 @@ def test_a_sync_handler_uses_the_session_in_its_thread(browser: Browser) -> None
     ("name", "value", "message"),
     [
         ("a", object(), r"session\['a'\]: value: a value of the type object cannot be stored"),
-        ("a", {"b": [object()]}, r"session\['a'\]: value\['b'\]\[0\]|session\['a'\]: value\[b\]\[0\]"),
+        (
+            "a",
+            {"b": [object()]},
+            r"session\['a'\]: value\['b'\]\[0\]|session\['a'\]: value\[b\]\[0\]",
+        ),
         ("a", float("nan"), r"session\['a'\].*cannot be stored; store None or text instead"),
         ("\ud800", 1, r"session\['\\ud800'\]"),
         (7, 1, r"session\[7\]: the names of entries are text; write session\['7'\]"),
@@ -151,7 +155,9 @@ def test_what_cannot_be_stored_raises_and_says_what_to_write_instead(
     assert browser.cookie is None
 
 
-def test_it_is_a_server_error_for_the_client_and_nothing_is_saved(site_with: Callable[..., Site]) -> None:
+def test_it_is_a_server_error_for_the_client_and_nothing_is_saved(
+    site_with: Callable[..., Site],
+) -> None:
     site = site_with(max_size=100)
     browser = site.browser(raise_server_exceptions=False)
     browser.sets(a=1)

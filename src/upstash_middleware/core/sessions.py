@@ -979,7 +979,9 @@ class Sessions(Part):
 
     def prepare(self, request: HTTPRequest) -> SessionExchange | _Loading | None:
         """Begin a request: with a new session where it has no cookie, or with what reads it."""
-        if self._patterns and not any(each.match(request.path) for each in self._patterns):
+        if self._patterns and not any(
+            each.match(request.path) is not None for each in self._patterns
+        ):
             return None
         id_ = cookie_of(request.headers, self._cookie)
         pipeline = None if id_ is None else self.store.prepare(id_)

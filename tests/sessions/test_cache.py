@@ -1,0 +1,261 @@
+"""Sessions and the response cache: what depends on a session is shared with nobody."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.testclient import TestClient
+
+from tests.sessions.site import SECRET, stored_keys
+from upstash_middleware import CacheRule
+from upstash_middleware.starlette import CacheMiddleware, SessionMiddleware, UpstashMiddleware
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.requests import Request
+
+    from upstash_middleware.local import LocalUpstash
+
+RULE = CacheRule("/{rest:path}", ttl=600)
+
+
+class Shop:
+    """A shop with cached pages, of which some use the session; it counts what it renders."""
+
+    def __init__(self) -> None:
+        self.rendered = 0
+
+    async def plain(self, _request: Request) -> Response:
+        self.rendered += 1
+        return PlainTextResponse(f"plain {self.rendered}")
+
+    async def hello(self, request: Request) -> Response:
+        self.rendered += 1
+        return PlainTextResponse(f"hello {request.session.get('name')}")
+
+    async def late(self, request: Request) -> Response:
+        self.rendered += 1
+
+        async def pieces() -> AsyncIterator[str]:
+            yield "hello "
+            yield str(request.session.get("name"))
+
+        return StreamingResponse(pieces(), headers={"content-length": "9"})
+
+    async def log_in(self, request: Request) -> Response:
+        request.session["name"] = request.query_params["name"]
+        return PlainTextResponse("welcome")
+
+    @property
+    def routes(self) -> list[Route]:
+        handlers = (self.plain, self.hello, self.late, self.log_in)
+        return [Route(f"/{each.__name__}", each) for each in handlers]
+
+
+ORDERS = (
+    "in one class",
+    "cache outside of sessions",
+    "sessions outside of the cache",
+    "sessions, limit, cache",
+    "cache, limit, sessions",
+    "sessions in a mount",
+)
+
+
+@pytest.fixture
+def shop() -> Shop:
+    return Shop()
+
+
+@pytest.fixture(params=ORDERS)
+def app(request: pytest.FixtureRequest, shop: Shop, upstash: LocalUpstash) -> Any:
+    order: str = request.param
+    cache = Middleware(CacheMiddleware, cache=[RULE], redis=upstash)
+    sessions = Middleware(SessionMiddleware, secret_key=SECRET, redis=upstash)
+    limit = Middleware(UpstashMiddleware, default_limit="9999/hour", redis=upstash)
+    if order == "sessions in a mount":
+        mount = Mount("/", routes=shop.routes, middleware=[sessions])
+        return Starlette(routes=[mount], middleware=[cache])
+    both = Middleware(
+        UpstashMiddleware,
+        cache=[RULE],
+        sessions={"secret_key": SECRET},
+        redis=upstash,
+        default_limit=None,
+    )
+    middleware = {
+        "in one class": [both],
+        "cache outside of sessions": [cache, sessions],
+        "sessions outside of the cache": [sessions, cache],
+        "sessions, limit, cache": [sessions, limit, cache],
+        "cache, limit, sessions": [cache, limit, sessions],
+    }
+    return Starlette(routes=shop.routes, middleware=middleware[order])
+
+
+@pytest.fixture
+def ada(app: Any) -> TestClient:
+    client = TestClient(app)
+    client.get("/log_in?name=ada")
+    return client
+
+
+@pytest.mark.parametrize("path", ["/hello", "/late"])
+def test_a_page_that_reads_the_session_is_shared_with_nobody(
+    app: Any, ada: TestClient, path: str
+) -> None:
+    grace = TestClient(app)
+    grace.get("/log_in?name=eve")
+    assert [ada.get(path).text for _ in range(2)] == ["hello ada"] * 2
+    assert grace.get(path).text == "hello eve"
+    assert TestClient(app).get("/hello").text == "hello None"
+    assert TestClient(app).get("/hello").text == "hello None"
+    assert ada.get("/hello").text == "hello ada"
+
+
+def test_it_varies_by_cookie_and_a_page_that_does_not_read_it_does_not(
+    app: Any, ada: TestClient
+) -> None:
+    assert ada.get("/hello").headers["vary"] == "Cookie"
+    assert "vary" not in ada.get("/plain").headers
+
+
+def test_a_page_that_does_not_use_the_session_is_shared(app: Any, ada: TestClient) -> None:
+    assert TestClient(app).get("/plain").text == "plain 1"
+    assert ada.get("/plain").text == "plain 1"
+
+
+def test_no_stored_response_sets_a_cookie(app: Any, shop: Shop) -> None:
+    first = TestClient(app).get("/log_in?name=ada")
+    second = TestClient(app).get("/log_in?name=ada")
+    assert "set-cookie" in first.headers
+    assert "set-cookie" in second.headers
+    assert first.headers["set-cookie"] != second.headers["set-cookie"]
+
+
+# --- In one class -------------------------------------------------------------------------------
+
+
+def app_with(shop: Shop, upstash: LocalUpstash, **settings: Any) -> Any:
+    app = Starlette(routes=shop.routes)
+    sessions = {"sessions": {"secret_key": SECRET}, "default_limit": None, "redis": upstash}
+    app.add_middleware(UpstashMiddleware, **{**sessions, **settings})
+    return app
+
+
+def test_under_a_rule_by_user_a_page_that_reads_the_session_is_stored_for_the_user(
+    shop: Shop, upstash: LocalUpstash
+) -> None:
+    rule = CacheRule(
+        "/{rest:path}", ttl=600, user=lambda request: request.headers.get("x-user") or None
+    )
+    app = app_with(shop, upstash, cache=[rule])
+    ada = TestClient(app, headers={"x-user": "ada"})
+    ada.get("/log_in?name=ada")
+    pages = [ada.get("/hello") for _ in range(2)]
+    assert [page.text for page in pages] == ["hello ada"] * 2
+    assert "; hit" in pages[1].headers["cache-status"]
+    assert TestClient(app, headers={"x-user": "eve"}).get("/hello").text == "hello None"
+
+
+def test_a_hit_with_a_session_cookie_neither_reads_nor_extends_the_session(
+    shop: Shop, upstash: LocalUpstash
+) -> None:
+    app = app_with(shop, upstash, cache=[RULE])
+    ada = TestClient(app)
+    ada.get("/log_in?name=ada")
+    TestClient(app).get("/plain")
+    upstash.advance(300)
+    response = ada.get("/plain")
+    assert "; hit" in response.headers["cache-status"]
+    assert "set-cookie" not in response.headers
+
+
+def test_a_hit_in_memory_costs_no_command_despite_the_cookie(
+    shop: Shop, upstash: LocalUpstash
+) -> None:
+    app = app_with(shop, upstash, cache=[RULE], cache_l1_seconds=60, cache_l1_bytes=1_000_000)
+    ada = TestClient(app)
+    ada.get("/log_in?name=ada")
+    for _ in range(2):
+        TestClient(app).get("/plain")
+    upstash.reset_bill()
+    assert "; hit" in ada.get("/plain").headers["cache-status"]
+    assert upstash.bill().commands == 0
+
+
+@pytest.mark.parametrize("order", [*ORDERS[:2], "cache, limit, sessions"])
+def test_a_background_revalidation_has_no_session(
+    shop: Shop, upstash: LocalUpstash, order: str
+) -> None:
+    """What it renders is not stored if it uses the session, and it creates none."""
+    rule = CacheRule("/{rest:path}", ttl=60, stale_while_revalidate=600)
+    pages: list[Any] = [
+        lambda _request: "shared",
+        lambda request: request.session.setdefault("name", "nobody"),
+    ]
+
+    async def page(request: Request) -> Response:
+        shop.rendered += 1
+        return PlainTextResponse(pages[0](request))
+
+    app = Starlette(routes=[Route("/page", page), *shop.routes])
+    if order == "in one class":
+        app.add_middleware(
+            UpstashMiddleware,
+            cache=[rule],
+            sessions={"secret_key": SECRET},
+            redis=upstash,
+            default_limit=None,
+        )
+    else:
+        app.add_middleware(SessionMiddleware, secret_key=SECRET, redis=upstash)
+        if "limit" in order:
+            app.add_middleware(UpstashMiddleware, default_limit="9999/hour", redis=upstash)
+        app.add_middleware(CacheMiddleware, cache=[rule], redis=upstash)
+    ada = TestClient(app)
+    ada.get("/log_in?name=ada")
+    TestClient(app).get("/page")
+    before = stored_keys(upstash)
+    upstash.advance(90)
+    pages.pop(0)
+    assert ada.get("/page").text == "shared"  # stale; revalidated in the background
+    assert shop.rendered == 2
+    upstash.advance(30)
+    assert TestClient(app).get("/page").text in {"shared", "nobody"}
+    assert stored_keys(upstash) == before
+    assert shop.rendered == 3  # the second one was not stored
+
+
+def test_a_304_of_a_page_that_reads_the_session_is_not_stored_with_it(
+    shop: Shop, upstash: LocalUpstash
+) -> None:
+    async def tagged(request: Request) -> Response:
+        shop.rendered += 1
+        if request.query_params.get("reads"):
+            request.session.get("name")
+        if request.headers.get("if-none-match") == '"1"':
+            return Response(status_code=304, headers={"etag": '"1"'})
+        return PlainTextResponse("page", headers={"etag": '"1"'})
+
+    app = Starlette(routes=[Route("/tagged", tagged)])
+    app.add_middleware(
+        UpstashMiddleware,
+        cache=[RULE],
+        sessions={"secret_key": SECRET},
+        redis=upstash,
+        default_limit=None,
+    )
+    client = TestClient(app)
+    for _ in range(2):
+        assert client.get("/tagged?reads=1").text == "page"
+    response = client.get("/tagged?reads=1", headers={"if-none-match": '"1"'})
+    assert response.status_code == 304
+    assert response.headers["vary"] == "Cookie"
+    assert shop.rendered == 3
