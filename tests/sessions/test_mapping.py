@@ -71,6 +71,8 @@ def test_it_does_what_a_dictionary_does(browser: Browser) -> None:
         assert session.get("x") is None
         assert session.pop("a") == 1
         assert session.pop("a", "gone") == "gone"
+        session["last"] = 0
+        assert session.popitem() == ("last", 0)
         assert session.setdefault("b", 7) == 2
         assert session.setdefault("d", []) == []
         session["d"].append(1)

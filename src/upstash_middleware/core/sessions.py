@@ -432,6 +432,13 @@ class Session(MutableMapping[str, Any]):
         count = len({*self._entries} - self._deleted | {*self._values})
         return f"<{type(self).__name__} of {count} entries>"
 
+    def popitem(self) -> tuple[str, Any]:
+        """Remove the last entry and return its name and value. Raises KeyError if there is none."""
+        names = [*self]
+        if not names:
+            raise KeyError("popitem: the session is empty")
+        return names[-1], self.pop(names[-1])
+
     def copy(self) -> dict[str, Any]:
         """Return the entries as a dictionary."""
         return dict(self)
