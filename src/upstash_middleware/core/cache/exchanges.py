@@ -773,7 +773,7 @@ def _url_of_target(request: HTTPRequest) -> str:
 
 
 class Shared(Struct, frozen=True):
-    """A response for those who wait, and the request that it reuse."""
+    """A response for those who wait, and the request whose response it is."""
 
     plan: Plan
     found: Found
