@@ -6,6 +6,7 @@ And what makes them quicker: one authority in place of all that certifi knows.
 from __future__ import annotations
 
 import os
+import ssl
 import tempfile
 import time
 from pathlib import Path
@@ -29,6 +30,8 @@ _authority = tempfile.NamedTemporaryFile(suffix=".pem")  # noqa: SIM115 - until 
 _authority.write(certifi.contents().encode().partition(_END)[0] + _END)
 _authority.flush()
 os.environ["SSL_CERT_FILE"] = _authority.name
+ONE_AUTHORITY: ssl.SSLContext = ssl.create_default_context(cafile=_authority.name)
+"""For ``verify`` of clients with ``trust_env=False``, which read no variables."""
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from examples.platforms.vercel import runtime
+from tests.patience import ONE_AUTHORITY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +45,8 @@ class Deployed(NamedTuple):
         }
         if spoofed:
             fields |= {"Forwarded": f"for={spoofed}", "CF-Connecting-IP": spoofed}
-        return httpx.get(self.url + path, headers=fields, timeout=30, trust_env=False)
+        url = self.url + path
+        return httpx.get(url, headers=fields, timeout=30, trust_env=False, verify=ONE_AUTHORITY)
 
 
 @pytest.fixture(params=APPLICATIONS)

@@ -18,7 +18,13 @@ from upstash_middleware import clock
 from upstash_middleware.local.commands import CommandTable
 from upstash_middleware.local.console.auth import CONSOLE, ConsoleAuth
 from upstash_middleware.local.faults import NO_FAULTS, Fault, Faults, parse_faults
-from upstash_middleware.local.http1 import CHUNK_BYTES, Delivery, HttpConnection, error_answer
+from upstash_middleware.local.http1 import (
+    CHUNK_BYTES,
+    Delivery,
+    HttpConnection,
+    Stream,
+    error_answer,
+)
 from upstash_middleware.local.service import Service, Tokens
 from upstash_middleware.local.valkey import (
     EmbeddedValkey,
@@ -303,8 +309,8 @@ class _RunningServer:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def submit(self, request: Request) -> Future[tuple[Response, Delivery]]:
-        """Answer a request that did not come over the socket."""
-        return asyncio.run_coroutine_threadsafe(self._answer(request), self._loop)
+        """Answer a request that did not come over the socket; a stream is closed at once."""
+        return asyncio.run_coroutine_threadsafe(self._answer_without_stream(request), self._loop)
 
     def change_faults(self, faults: Faults) -> None:
         """Change the simulated faults; they are in effect when this returns."""
@@ -347,6 +353,12 @@ class _RunningServer:
                 _SECONDS_TO_ANSWER, lambda: self._loop.create_task(self._listen_or_refuse())
             )
         return response, Delivery.WHOLE
+
+    async def _answer_without_stream(self, request: Request) -> tuple[Response, Delivery]:
+        response, delivery = await self._answer(request)
+        if isinstance(response, Stream):
+            response.close()  # here, since it belongs to this event loop
+        return response, delivery
 
     async def _answer_own(self, request: Request) -> Response:
         if request.path != _CONSOLE_PATH and not request.path.startswith(_CONSOLE_PATH + b"/"):

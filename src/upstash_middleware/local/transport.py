@@ -59,7 +59,6 @@ def _read(request: httpx.Request) -> Request:
 
 def _response(request: httpx.Request, answer: Response, delivery: Delivery) -> httpx.Response:
     if isinstance(answer, Stream):
-        answer.close()
         raise httpx.UnsupportedProtocol("server-sent events need the server's socket")
     if delivery in _ERRORS:
         error, text = _ERRORS[delivery]
