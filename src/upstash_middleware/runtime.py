@@ -78,7 +78,7 @@ class Features(Flag):
 class Runtime:
     """One engine and its clients, created from settings."""
 
-    def __init__(  # noqa: PLR0915 - it creates all that a runtime has
+    def __init__(  # noqa: PLR0913, PLR0915 - it creates all that a runtime has
         self,
         settings: Settings,
         features: Features = Features.BOTH,
@@ -86,12 +86,14 @@ class Runtime:
         exempts: Callable[[HTTPRequest], bool] | None = None,
         refreshes: bool = False,
         selects: Callable[[HTTPRequest], str | None] | None = None,
+        keeps_sessions: bool = True,
     ) -> None:
         """Create the engine; no connection is opened.
 
         ``exempts`` tells which requests no limit counts, ``selects`` which stored response the
         framework selects (a part of the cache key); ``refreshes`` says that the adapter performs
-        background revalidations.
+        background revalidations, ``keeps_sessions`` that the engine keeps the sessions of the
+        setting, if any.
         """
         self.settings = settings
         self.features = features
@@ -137,7 +139,7 @@ class Runtime:
         self.sessions: Sessions | None = None
         """What keeps the sessions of handlers, if anything does."""
         keeps = features is Features.BOTH or Features.SESSIONS in features
-        if keeps and settings.sessions is not None:
+        if keeps and keeps_sessions and settings.sessions is not None:
             self.keep_sessions(self.create_sessions(settings.sessions))
         endpoint = [] if self.purge_endpoint is None else [self.purge_endpoint]
         self._purge_engine: Engine = Engine([*limits, *endpoint], observe=self.observe)
@@ -159,6 +161,7 @@ class Runtime:
         selects: Callable[[HTTPRequest], str | None] | None = None,
         has_users: bool = True,
         own: Literal["Client", "AsyncClient"] | None = None,
+        keeps_sessions: bool = True,
     ) -> Runtime:
         """Create a runtime from a middleware's arguments, or from a framework's settings.
 
@@ -183,7 +186,14 @@ class Runtime:
         is_deliberate = features is not Features.CACHE and "default_limit" in arguments
         if settings.enabled and not is_deliberate:
             _check_not_idle(settings, features, source)
-        return cls(settings, features, exempts=exempts, refreshes=refreshes, selects=selects)
+        return cls(
+            settings,
+            features,
+            exempts=exempts,
+            refreshes=refreshes,
+            selects=selects,
+            keeps_sessions=keeps_sessions,
+        )
 
     def begin(
         self, request: HTTPRequest, inner: Runtime | None = None, *, engine: Engine | None = None

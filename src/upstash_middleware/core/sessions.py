@@ -928,7 +928,7 @@ def _hashed(key: bytes, id_: str) -> str:
 
 _RETRY = 5
 """Seconds after which a client that got a 503 may try again: there is no better estimate."""
-_UNAVAILABLE: Final = Response(
+UNAVAILABLE: Final = Response(
     ResponseHead(
         503,
         Headers(
@@ -943,6 +943,7 @@ _UNAVAILABLE: Final = Response(
     b'"title": "Service unavailable", "status": 503, '
     b'"detail": "The session cannot be changed at the moment."}',
 )
+"""What is sent where a login or logout did not happen."""
 
 
 _ANSWERED = UpstashAnswered("session load")
@@ -1200,15 +1201,7 @@ class Sessions(Part):
             if data != before and (before is None or not self._is_same(before, data)):
                 changed[name] = data
         if changed:
-            kept = {**known, **changed}
-            size = sum(len(name) + len(data) for name, data in kept.items())
-            if size > self.settings.max_size:
-                largest = max(kept, key=lambda name: len(kept[name]))
-                raise NotStorable(
-                    f"the session has {size} bytes, and max_size is {self.settings.max_size}; the "
-                    f"largest entry is {largest!r}: store its data elsewhere, for instance with "
-                    "data.set(key, value, ttl=…), and only its key in the session"
-                )
+            check_size({**known, **changed}, self.settings.max_size)
         return changed, [name for name in session._deleted if name in known]
 
     def _is_same(self, before: bytes, data: bytes) -> bool:
@@ -1295,7 +1288,7 @@ class SessionExchange(PartExchange):
         session = self.session
         session._is_sent = True
         if session._is_refused and not session._is_detached:
-            return _UNAVAILABLE
+            return UNAVAILABLE
         if not session.accessed:
             return head
         headers = varying_by_cookie(head.headers)
@@ -1326,6 +1319,18 @@ class SessionExchange(PartExchange):
 
     async def _drop_late(self) -> None:
         self._part.observe(SessionSaved("saved", False, "the response's head had been sent"))
+
+
+def check_size(entries: Mapping[str, bytes], max_size: int) -> None:
+    """Raise NotStorable if the entries of a session are too large together."""
+    size = sum(len(name) + len(data) for name, data in entries.items())
+    if size > max_size:
+        largest = max(entries, key=lambda name: len(entries[name]))
+        raise NotStorable(
+            f"the session has {size} bytes, and max_size is {max_size}; the largest entry is "
+            f"{largest!r}: store its data elsewhere, for instance with "
+            "data.set(key, value, ttl=…), and only its key in the session"
+        )
 
 
 def varying_by_cookie(headers: Headers) -> Headers:

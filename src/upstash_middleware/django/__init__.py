@@ -1,12 +1,13 @@
 """Rate limiting and response caching for Django: the names that a project uses.
 
 ``MIDDLEWARE`` contains ``upstash_middleware.django.UpstashMiddleware``, or one of its halves,
-``RateLimitMiddleware`` and ``CacheMiddleware``; the setting ``UPSTASH_MIDDLEWARE`` configures them,
-with the keys of ``upstash_middleware.settings.Arguments``. ``purge`` and ``apurge`` invalidate
-stored responses; ``data`` and ``async_data`` cache the project's own values; ``limit``, ``cached``
-and ``exempt`` decorate views. With
-``upstash_middleware.django`` in ``INSTALLED_APPS``, system checks check all of this. Importing
-this module needs no configured settings.
+``RateLimitMiddleware`` and ``CacheMiddleware``; with ``SESSION_ENGINE =
+"upstash_middleware.django.sessions"``, ``SessionMiddleware`` takes the place of Django's. The
+setting ``UPSTASH_MIDDLEWARE`` configures them, with the keys of
+``upstash_middleware.settings.Arguments``. ``purge`` and ``apurge`` invalidate stored responses;
+``data`` and ``async_data`` cache the project's own values; ``limit``, ``cached`` and ``exempt``
+decorate views. With ``upstash_middleware.django`` in ``INSTALLED_APPS``, system checks check all of
+this. Importing this module needs no configured settings.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from upstash_middleware.django.requests import user
 
 if TYPE_CHECKING:
     from upstash_middleware.data import Data, SyncData
+    from upstash_middleware.django.sessions import SessionMiddleware
 
     data: SyncData
     async_data: Data
@@ -32,6 +34,7 @@ __all__ = [
     "CacheMiddleware",
     "RateLimitMiddleware",
     "RateLimitedRequest",
+    "SessionMiddleware",
     "UpstashMiddleware",
     "apurge",
     "aredis",
@@ -48,7 +51,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Create ``data`` and ``async_data`` on first use."""
+    """Import or create on first use what a project may not use."""
+    if name == "SessionMiddleware":
+        from upstash_middleware.django.sessions import SessionMiddleware  # noqa: PLC0415
+
+        globals()[name] = SessionMiddleware
+        return SessionMiddleware
     if name not in {"data", "async_data"}:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from upstash_middleware.data import Data, SyncData  # noqa: PLC0415 - if it is used

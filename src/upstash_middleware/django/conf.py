@@ -42,9 +42,12 @@ class Configured:
     responses are carried from one test's Client to the next.
     """
 
-    def __init__(self, features: Features, *, refreshes: bool = False) -> None:
+    def __init__(
+        self, features: Features, *, refreshes: bool = False, joins_sessions: bool = False
+    ) -> None:
         self._features = features
         self._refreshes = refreshes
+        self._joins_sessions = joins_sessions
         self._lock = threading.Lock()
         self._made: tuple[Mapping[str, Any], Runtime] | None = None
 
@@ -65,7 +68,12 @@ class Configured:
                 exempts=is_exempt_request,
                 refreshes=self._refreshes,
                 selects=localized,
+                keeps_sessions=False,
             )
+            if self._joins_sessions:
+                from upstash_middleware.django.sessions import join  # noqa: PLC0415 - if any
+
+                join(runtime)
             self._made = mapping, runtime
             if before is not None:
                 before[1].close()
@@ -104,6 +112,17 @@ def runtime_for_purging() -> Runtime:
     Raises ConfigurationError where the setting is wrong.
     """
     return (_for_purging if _for_purging.is_current() else _alone).runtime()
+
+
+def runtime_for_sessions() -> Runtime:
+    """Return the runtime that saves sessions: that of a middleware, if there is one.
+
+    Raises ConfigurationError where the setting is wrong.
+    """
+    for configured in (_for_handlers, _for_purging):
+        if configured.is_current():
+            return configured.runtime()
+    return _alone.runtime()
 
 
 def purge(

@@ -62,7 +62,7 @@ from upstash_middleware.runtime import Features, run_soon
 from upstash_middleware.wsgi import refresh_environ
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from threading import Event
 
     from django.http import HttpResponse, StreamingHttpResponse
@@ -96,7 +96,9 @@ class Middleware:
         """Raises ImproperlyConfigured where the setting UPSTASH_MIDDLEWARE is wrong."""
         self._get_response = get_response
         self._refreshes = self._is_outermost()
-        self.configured: Configured = Configured(self.features, refreshes=self._refreshes)
+        self.configured: Configured = Configured(
+            self.features, refreshes=self._refreshes, joins_sessions=self._joins_sessions()
+        )
         try:
             self.configured.runtime()
         except ConfigurationError as error:
@@ -125,6 +127,21 @@ class Middleware:
                 return True
             if not (inspect.isclass(entry) and issubclass(entry, RateLimitMiddleware)):
                 return False
+        return False
+
+    def _joins_sessions(self) -> bool:
+        """Whether it is the outermost of ours above our SessionMiddleware, and reads for that."""
+        found = False
+        for path in settings.MIDDLEWARE:
+            entry = import_string(path)
+            if not inspect.isclass(entry):
+                continue
+            if issubclass(entry, Middleware):
+                if entry is not type(self) and not found:
+                    return False
+                found = True
+            elif getattr(entry, "reads_session", False):
+                return found
         return False
 
     def __call__(self, request: HttpRequest) -> Any:
@@ -341,7 +358,7 @@ class ResponseStream(PendingExchange):
             self._before = active_localization()
             if announces_no_body(parsed) and _has_body(request):
                 exchange.forbid(UNANNOUNCED_BODY)
-        at_end(request, self.finish, self._revalidate_stale)
+        at_end(request, self.finish, self._revalidate_stale, exchange)
 
     def ready(self) -> HttpResponse:
         """Return the response that the exchange has, and that the application is not called for."""
@@ -433,6 +450,8 @@ class ResponseStream(PendingExchange):
 
     def _watched(self, content: Iterator[bytes]) -> Iterator[bytes]:
         for piece in content:
+            if self.exchange.saving is not None:
+                self.exchange.forbid_sharing()
             self.exchange.chunk(piece)
             if self.exchange.locking is not None:
                 self.runtime.perform(self.exchange.release())
@@ -448,6 +467,8 @@ class ResponseStream(PendingExchange):
     async def _awatched(self, content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         try:
             async for piece in content:
+                if self.exchange.saving is not None:
+                    self.exchange.forbid_sharing()
                 self.exchange.chunk(piece)
                 if self.exchange.locking is not None:
                     await self.runtime.aperform_to_end(self.exchange.release())
@@ -580,6 +601,8 @@ class _Ends(Struct, eq=False):
     """What to finish when a request ends, outermost first."""
 
     begun: list[tuple[Callable[[], None], Callable[[], None] | None]] = []
+    exchanges: list[Exchange] = []
+    """Those of this package's middleware, outermost first."""
     elsewhere: Event | None = None
     """Set once another thread has ended it."""
 
@@ -600,8 +623,17 @@ class _Ends(Struct, eq=False):
                         then()
 
 
+def exchanges_of(request: HttpRequest) -> Sequence[Exchange]:
+    """Return the exchanges that this package's middleware has begun for a request so far."""
+    ends: _Ends | None = vars(request).get(_KEY)
+    return () if ends is None else ends.exchanges
+
+
 def at_end(
-    request: HttpRequest, finish: Callable[[], None], then: Callable[[], None] | None = None
+    request: HttpRequest,
+    finish: Callable[[], None],
+    then: Callable[[], None] | None = None,
+    exchange: Exchange | None = None,
 ) -> None:
     """Call ``finish``, and then ``then``, once a request is over, whichever way Django ends it.
 
@@ -616,6 +648,8 @@ def at_end(
         if found := SyncToAsync.thread_sensitive_context.get(None):  # under ASGI
             _context_in(found).request = weakref.ref(request)
     ends.begun.append((finish, then))
+    if exchange is not None:
+        ends.exchanges.append(exchange)
 
 
 def guarded(request: HttpRequest, response: R) -> R:

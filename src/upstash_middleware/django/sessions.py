@@ -1,0 +1,927 @@
+# ruff: noqa: SLF001 - the middleware and the store of a session belong together
+"""Django's sessions on Upstash: ``SESSION_ENGINE = "upstash_middleware.django.sessions"``.
+
+A session is stored as in ``core.sessions``: one Redis hash with a field for each entry, of which
+only the changed ones are written, so two requests of one session that change different entries lose
+nothing. All settings of sessions are Django's own; ids and users are hashed with ``SECRET_KEY``.
+
+With ``upstash_middleware.django.SessionMiddleware`` in place of Django's, the session is read in
+the first pipeline of the middleware above it. The engine works with Django's own as well, and in
+processes without requests: ``SessionStore(session_key)``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from functools import lru_cache, partial
+from importlib import import_module
+from math import inf
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.contrib.sessions.backends.base import SessionBase, UpdateError
+from django.contrib.sessions.exceptions import SessionInterrupted
+from django.contrib.sessions.middleware import SessionMiddleware as DjangosSessionMiddleware
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signing import JSONSerializer, Signer
+from django.utils.cache import patch_vary_headers
+from django.utils.http import http_date
+from msgspec.structs import replace
+
+from upstash_middleware.core.engine import Part, PartExchange, Prepared
+from upstash_middleware.core.flow import Command
+from upstash_middleware.core.sessions import (
+    UNAVAILABLE,
+    SessionSettings,
+    StoredSession,
+    User,
+    check_size,
+    user_text,
+)
+from upstash_middleware.decorators import REFRESH
+from upstash_middleware.django.conf import SETTING, mapping_set, runtime_for_sessions
+from upstash_middleware.django.middleware import at_end, exchanges_of, guarded
+from upstash_middleware.django.requests import replacement
+from upstash_middleware.errors import ConfigurationError, NotStorable, UpstashError, named_part
+from upstash_middleware.events import (
+    SessionSaved,
+    UpstashAnswered,
+    UpstashFailed,
+    UserCodeFailed,
+    hears,
+)
+from upstash_middleware.settings import settings_from
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from django.http import HttpRequest
+    from django.http.response import HttpResponseBase
+
+    from upstash_middleware.core.flow import Flow, Reply
+    from upstash_middleware.core.sessions import Sessions
+    from upstash_middleware.messages import HTTPRequest
+    from upstash_middleware.runtime import Runtime
+
+__all__ = ["SessionMiddleware", "SessionStore"]
+
+T = TypeVar("T")
+_BOUND: Final = 400 * 24 * 3600.0
+"""Seconds after which a session that is bound to a user ends, however it is used."""
+_LONGEST: Final = 100 * 365 * 24 * 3600.0
+"""Seconds; Redis has no times to live that are much longer."""
+
+# ------------------------------------------------------------------------------------------------
+# Settings
+
+_OURS = {"max_size", "on_error", "read_from", "setting"}
+_DJANGOS = {
+    "secret_key": "SECRET_KEY and SECRET_KEY_FALLBACKS",
+    "session_cookie": "SESSION_COOKIE_NAME",
+    "max_age": "SESSION_COOKIE_AGE",
+    "idle_timeout": "SESSION_COOKIE_AGE",
+    "path": "SESSION_COOKIE_PATH",
+    "same_site": "SESSION_COOKIE_SAMESITE",
+    "https_only": "SESSION_COOKIE_SECURE",
+    "domain": "SESSION_COOKIE_DOMAIN",
+}
+
+
+def check_settings(found: SessionSettings | None) -> SessionSettings:
+    """Return the settings of sessions, which have no values for what Django has settings for.
+
+    Raises ConfigurationError.
+    """
+    default = SessionSettings(setting=f"{SETTING}['sessions']")
+    found = default if found is None else found
+    for name in set(found.__struct_fields__) - _OURS:
+        if getattr(found, name) != getattr(default, name):
+            place = named_part(found.setting, name)
+            if name in _DJANGOS:
+                raise ConfigurationError(f"{place}: in Django, set {_DJANGOS[name]} instead")
+            raise ConfigurationError(f"{place}: it has no effect in Django; remove it")
+    return found
+
+
+def sessions_of(runtime: Runtime) -> Sessions:
+    """Return what stores the sessions of a runtime, under the keys that are set now."""
+    secrets = (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS)
+    keys = tuple(key.decode() if isinstance(key, bytes) else key for key in secrets)
+    found = runtime.sessions
+    if found is None or found.settings.secret_key != keys:
+        of_django = replace(check_settings(runtime.settings.sessions), secret_key=keys)
+        # The idle timeout is given with each call, since each session may have its own.
+        found = runtime.create_sessions(of_django, absolute=inf, ids=DjangoIds())
+        runtime.sessions = found
+    return found
+
+
+@lru_cache(maxsize=8)
+def is_engine(name: str) -> bool:
+    """Whether a SESSION_ENGINE stores sessions on Upstash by this module."""
+    return issubclass(import_module(name).SessionStore, SessionStore)
+
+
+# ------------------------------------------------------------------------------------------------
+# Session keys
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+_KEY = re.compile(r"[a-z][a-z0-9]{31}|0[a-z0-9]{19}([a-z0-9]{12})")
+
+
+class DjangoIds:
+    """Session keys of Django's 32 letters and digits; implements ``core.sessions.SessionIds``.
+
+    One begins with a letter and has 160 random bits. That of a bound session begins with 0, then
+    has 98 random bits and 62 of the user's keyed hash.
+    """
+
+    def new(self, random: Callable[[int], bytes], user: str) -> str:
+        """See SessionIds."""
+        number = int.from_bytes(random(32))
+        if user:
+            return f"0{_in_letters(number, 19)}{user}"
+        number, first = divmod(number, 26)
+        return _LETTERS[first] + _in_letters(number, 31)
+
+    def parse(self, text: str) -> str | None:
+        """See SessionIds."""
+        found = _KEY.fullmatch(text)
+        return None if found is None else found[1] or ""
+
+    def user_hash(self, digest: bytes) -> str:
+        """See SessionIds."""
+        return _in_letters(int.from_bytes(digest[:16]), 12)
+
+
+def _in_letters(number: int, count: int) -> str:
+    """Write the last digits of a number to the base 36."""
+    text = ""
+    for _ in range(count):
+        number, digit = divmod(number, 36)
+        text += _LETTERS[digit]
+    return text
+
+
+# ------------------------------------------------------------------------------------------------
+# The engine
+
+
+class SessionStore(SessionBase):
+    """A session of Django's, on Upstash: ``request.session``.
+
+    Beside Django's interface it has ``bind``, ``regenerate``, ``revoke`` and ``revoke_all``, each
+    with an async form. If Upstash is unreachable, the session reads as empty, keeps its key, and
+    ``available`` is False; what is written is dropped, and an event reports it.
+    """
+
+    def __init__(self, session_key: str | None = None) -> None:
+        """Begin with a session key, or without one for a new session; nothing is read yet."""
+        super().__init__(session_key)
+        self._stored: StoredSession | None = None
+        """The session on Redis, once that is known."""
+        self._known: dict[str, bytes] = {}
+        """Its entries there, as far as this object knows."""
+        self._runtime: Runtime | None = None
+        """What makes its calls; None for that of the process."""
+        self._read: tuple[str, list[Reply] | UpstashError] | None = None
+        """A key, and what the request's first pipeline has read for it."""
+        self._error: UpstashError | None = None
+        """Why it could not be read or created."""
+        self._is_refused = False
+        """Whether a change of its key has failed, so that no response may say that it happened."""
+        self._is_served = False
+        """Whether the middleware of this module can respond to that."""
+        self._is_cleared = False
+        self._has_ended = False
+        self._is_written = False
+        """Whether Redis has got the session, with the timeout of now, from this object."""
+
+    # --- Of this package ------------------------------------------------------------------------
+
+    @property
+    def available(self) -> bool:
+        """Whether it could be read and created, so far. If not, what is written is dropped."""
+        failed = self._read is not None and isinstance(self._read[1], UpstashError)
+        return not (self._error is not None or self._is_refused or failed)
+
+    def bind(self, user: User) -> None:
+        """Bind the session to a user, with another key, so that ``revoke_all`` ends it.
+
+        A bound session ends after 400 days at the latest. Call it after ``login``, or in a receiver
+        of ``user_logged_in``.
+
+        Args:
+            user: The user's id: text, an integer or a UUID. Only a keyed hash of it is stored.
+
+        Raises:
+            TypeError: It is none of these.
+            UpstashError: Upstash is unreachable, and this package's SessionMiddleware is not there
+                to send a 503 instead.
+        """
+        self._perform(self._cycle(user_text(user)))
+        self._raise_alone()
+
+    async def abind(self, user: User) -> None:
+        """Do the same as ``bind`` on an event loop."""
+        await self._aperform(self._cycle(user_text(user)))
+        self._raise_alone()
+
+    def regenerate(self) -> None:
+        """Give the session another key and keep its entries, as ``cycle_key`` does.
+
+        Raises:
+            UpstashError: As for ``bind``.
+        """
+        self._perform(self._cycle())
+        self._raise_alone()
+
+    async def aregenerate(self) -> None:
+        """Do the same as ``regenerate`` on an event loop."""
+        await self._aperform(self._cycle())
+        self._raise_alone()
+
+    def revoke(self) -> None:
+        """End the session, as ``flush`` does: its key is never used again.
+
+        Raises:
+            UpstashError: As for ``bind``.
+        """
+        self._perform(self._flush())
+        self._raise_alone()
+
+    async def arevoke(self) -> None:
+        """Do the same as ``revoke`` on an event loop."""
+        await self._aperform(self._flush())
+        self._raise_alone()
+
+    def revoke_all(self, user: User) -> None:
+        """End all sessions that are bound to a user, everywhere, such as after a new password.
+
+        This session ends as well if it is bound to the user, unless ``bind`` follows.
+
+        Args:
+            user: As for ``bind``.
+
+        Raises:
+            TypeError: As for ``bind``.
+            UpstashError: As for ``bind``.
+        """
+        self._perform(self._revoke_all(user_text(user)))
+        self._raise_alone()
+
+    async def arevoke_all(self, user: User) -> None:
+        """Do the same as ``revoke_all`` on an event loop."""
+        await self._aperform(self._revoke_all(user_text(user)))
+        self._raise_alone()
+
+    # --- Django's interface ---------------------------------------------------------------------
+
+    def load(self) -> dict[str, Any]:
+        """Read the session and return its entries, an empty dictionary if there is none."""
+        return self._perform(self._load())
+
+    async def aload(self) -> dict[str, Any]:
+        """Do the same as ``load`` on an event loop."""
+        return await self._aperform(self._load())
+
+    def exists(self, session_key: str | None = None) -> bool:
+        """Whether a session with this key exists; False if Upstash is unreachable."""
+        return self._perform(self._exists(session_key))
+
+    async def aexists(self, session_key: str | None = None) -> bool:
+        """Do the same as ``exists`` on an event loop."""
+        return await self._aperform(self._exists(session_key))
+
+    def create(self) -> None:
+        """Create a session on Redis, under a new key, with the entries of this object."""
+        self._perform(self._create())
+
+    async def acreate(self) -> None:
+        """Do the same as ``create`` on an event loop."""
+        await self._aperform(self._create())
+
+    def save(self, must_create: bool = False) -> None:
+        """Write the changed entries, and extend the timeout.
+
+        Args:
+            must_create: Whether to create a session under a new key.
+
+        Raises:
+            UpdateError: The session does not exist any more. Also if ``cycle_key`` or ``flush`` has
+                failed, so that Django's own SessionMiddleware sends a 400 and no confirmation.
+            NotStorable: The session is too large, or the name of an entry is no text.
+            TypeError: ``SESSION_SERIALIZER`` cannot serialize a value.
+        """
+        self._perform(self._save(must_create=must_create))
+
+    async def asave(self, must_create: bool = False) -> None:
+        """Do the same as ``save`` on an event loop."""
+        await self._aperform(self._save(must_create=must_create))
+
+    def delete(self, session_key: str | None = None) -> None:
+        """Delete the session, or the one with another key, at once.
+
+        Raises:
+            UpstashError: Upstash is unreachable, and it is another session than this one.
+        """
+        self._perform(self._delete(session_key))
+
+    async def adelete(self, session_key: str | None = None) -> None:
+        """Do the same as ``delete`` on an event loop."""
+        await self._aperform(self._delete(session_key))
+
+    def clear(self) -> None:
+        """Empty the session. Its key is not used again: the next save creates another session."""
+        super().clear()
+        self._is_cleared = True
+
+    def flush(self) -> None:
+        """End the session at once, for a logout."""
+        self._perform(self._flush())
+
+    async def aflush(self) -> None:
+        """Do the same as ``flush`` on an event loop."""
+        await self._aperform(self._flush())
+
+    def cycle_key(self) -> None:
+        """Give the session another key at once and keep its entries, for a login."""
+        self._perform(self._cycle())
+
+    async def acycle_key(self) -> None:
+        """Do the same as ``cycle_key`` on an event loop."""
+        await self._aperform(self._cycle())
+
+    @classmethod
+    def clear_expired(cls) -> None:
+        """Do nothing: Redis deletes what has expired."""
+
+    @classmethod
+    async def aclear_expired(cls) -> None:
+        """Do nothing: Redis deletes what has expired."""
+
+    def _get_new_session_key(self) -> str:
+        return DjangoIds().new(os.urandom, "")
+
+    async def _aget_new_session_key(self) -> str:
+        return self._get_new_session_key()
+
+    # --- Flows ----------------------------------------------------------------------------------
+
+    def _served_by(self) -> Runtime:
+        return self._runtime or runtime_for_sessions()
+
+    def _perform(self, flow: Flow[T]) -> T:
+        return self._served_by().perform(flow)
+
+    async def _aperform(self, flow: Flow[T]) -> T:
+        return await self._served_by().aperform(flow)
+
+    @property
+    def _sessions(self) -> Sessions:
+        return sessions_of(self._served_by())
+
+    async def _load(self) -> dict[str, Any]:
+        sessions, key = self._sessions, self.session_key
+        read, self._read = self._read, None
+        self._stored, self._known, self._error = None, {}, None
+        pipeline = None if key is None else sessions.store.prepare(key)
+        found = None
+        if key is not None and pipeline is not None:
+            try:
+                replies = read[1] if read is not None and read[0] == key else await pipeline
+                if isinstance(replies, UpstashError):
+                    raise replies
+                found = sessions.store.receive(key, replies)
+            except UpstashError as error:
+                sessions.observe(UpstashFailed("session load", error))
+                self._error = error
+                return {}
+            if hears(sessions.observe, UpstashAnswered):
+                sessions.observe(UpstashAnswered("session load"))
+        if found is None or (found[0].user and self._left(found[0]) <= 0):
+            self._session_key = None
+            return {}
+        self._stored, entries = found
+        values = {}
+        for name, data in entries.items():
+            try:
+                values[name] = self._deserialized(name, data)
+            except Exception:  # noqa: BLE001, S112 - as Django: signed otherwise, or damaged
+                continue
+            self._known[name] = data
+        return values
+
+    async def _values(self) -> dict[str, Any]:
+        """Return the entries, which are read if that has not been done."""
+        self.accessed = True
+        if not hasattr(self, "_session_cache"):
+            self._session_cache = {} if self.session_key is None else await self._load()
+        return self._session_cache
+
+    async def _exists(self, key: str | None) -> bool:
+        sessions = self._sessions
+        pipeline = sessions.store.prepare(key) if key else None
+        if key is None or pipeline is None:
+            return False
+        try:
+            found = sessions.store.receive(key, await pipeline)
+        except UpstashError as error:
+            sessions.observe(UpstashFailed("session load", error))
+            return False
+        return found is not None
+
+    async def _create(self) -> None:
+        self.modified = True
+        if self._is_refused:
+            return
+        if not hasattr(self, "_session_cache"):
+            self._session_cache = {}
+        self._session_key, self._stored, self._known, self._error = None, None, {}, None
+        await self._save(must_create=True)
+
+    async def _save(self, *, must_create: bool = False) -> bool:
+        """Save what has changed; return whether Redis has it."""
+        if self._is_refused:
+            return self._dropped()
+        if must_create and not hasattr(self, "_session_cache"):
+            self._session_cache = {}
+        values = await self._values()
+        sessions = self._sessions
+        if self._error is not None:
+            sessions.observe(SessionSaved("saved", False, "it could not be loaded"))
+            return False
+        if must_create or self.session_key is None or self._is_cleared:
+            return await self._start(sessions)
+        return await self._update(sessions, values)
+
+    async def _update(self, sessions: Sessions, values: dict[str, Any]) -> bool:
+        """Write what has changed into the session that exists."""
+        stored = self._stored
+        if stored is None or stored.id != self.session_key:  # another key was assigned
+            stored = await self._stored_for(values)
+            if stored is None and self.available:
+                raise UpdateError
+            if stored is None:
+                return False
+        entries, deleted = self._changes()
+        if self._is_written and not (entries or deleted):
+            return True
+        store = sessions.store
+        touch = self._is_old()
+        try:
+            idle = self._left(stored)
+            saved = await store.save(stored, entries, deleted, touch=touch, idle=idle)
+        except UpstashError as error:
+            sessions.observe(UpstashFailed("session save", error))
+            self._is_refused = sessions.settings.on_error == "closed"
+            return self._dropped()
+        change = "saved" if entries or deleted else "touched"
+        if not saved and idle > 0:
+            detail = "the session was ended meanwhile"
+            sessions.observe(SessionSaved(change, False, detail))
+            raise UpdateError
+        self._known.update(entries)
+        for name in deleted:
+            del self._known[name]
+        self._is_written = True
+        sessions.observe(SessionSaved(change, True))
+        return True
+
+    async def _stored_for(self, values: dict[str, Any]) -> StoredSession | None:
+        """Find the session that these entries are to be saved in."""
+        await self._load()
+        self._session_cache = values
+        return self._stored
+
+    def _dropped(self) -> bool:
+        """Return False for what was not saved, unless a confirmation would be sent without it."""
+        if self._is_refused and not self._is_served:
+            raise UpdateError
+        return False
+
+    async def _start(self, sessions: Sessions) -> bool:
+        """Create a session with all entries, in place of one that was cleared."""
+        old = self.session_key if self._is_cleared else None
+        self._known, self._stored = {}, None
+        entries, _ = self._changes()
+        first = [] if old is None else _deleting(sessions, old)
+        try:
+            new = await sessions.store.start(entries, first=first, idle=self._left())
+        except UpstashError as error:
+            sessions.observe(UpstashFailed("session save", error))
+            self._error = error
+            self._is_refused = bool(first) or sessions.settings.on_error == "closed"
+            if self.session_key is None:  # code may need one; no session is ever stored under it
+                self._session_key = self._get_new_session_key()
+            return self._dropped()
+        self._adopt(cast("StoredSession", new), entries)
+        sessions.observe(SessionSaved("created", True))
+        return True
+
+    async def _cycle(self, user: str | None = None) -> None:
+        values = await self._values()
+        sessions, store = self._sessions, self._sessions.store
+        self.modified = True
+        if self._error is not None:
+            self._refuse(self._error)
+            return
+        old = None if self._is_cleared else self._stored
+        first = [] if not self._is_cleared else _deleting(sessions, self.session_key)
+        if old is None:
+            self._known = {}
+        entries, deleted = self._changes()
+        idle = min(self._left(old), _BOUND) if user else self._left(old)
+        try:
+            new = await store.start(
+                entries, old=old, deleted=deleted, user=user, first=first, idle=idle
+            )
+            if new is None:  # it has ended meanwhile: go on with what this request has written
+                self._session_cache = {k: v for k, v in values.items() if _name_of(k) in entries}
+                self._known, old = {}, None
+                new = await store.start(entries, user=user, idle=self._left())
+        except UpstashError as error:
+            sessions.observe(UpstashFailed("session save", error))
+            self._refuse(error)
+            return
+        for name in deleted:
+            self._known.pop(name, None)
+        self._adopt(cast("StoredSession", new), {**self._known, **entries})
+        sessions.observe(SessionSaved("created" if old is None else "regenerated", True))
+
+    async def _flush(self) -> None:
+        self.clear()
+        await self._delete(None)
+        if self._is_refused:
+            return
+        self._session_key, self._stored, self._known, self._error = None, None, {}, None
+        self._is_cleared = self._is_written = False
+
+    async def _delete(self, session_key: str | None) -> None:
+        key = session_key or self.session_key
+        is_own = key == self.session_key
+        sessions = self._sessions
+        if commands := _deleting(sessions, key):
+            try:
+                await sessions.store.send(*commands)
+            except UpstashError as error:
+                sessions.observe(UpstashFailed("session save", error))
+                if not is_own:
+                    raise
+                self._refuse(error)
+                return
+            sessions.observe(SessionSaved("ended", True))
+        if is_own:
+            self._has_ended, self._is_written = True, False
+
+    async def _revoke_all(self, user: str) -> None:
+        sessions = self._sessions
+        self.accessed = True
+        try:
+            await sessions.store.send(sessions.store.revoke_all(user))
+        except UpstashError as error:
+            sessions.observe(UpstashFailed("session save", error))
+            self._refuse(error)
+            return
+        sessions.observe(SessionSaved("ended", True))
+
+    def _adopt(self, new: StoredSession, entries: Mapping[str, bytes]) -> None:
+        """Go on with a session that has just been created or got another key."""
+        self._stored, self._known = new, dict(entries)
+        self._session_key = new.id
+        self._is_cleared = self._has_ended = False
+        self._is_written = self.modified = True
+
+    def _refuse(self, error: UpstashError) -> None:
+        self._error, self._is_refused = error, True
+        self.modified = True
+
+    def _raise_alone(self) -> None:
+        """Raise the error of a change that failed, unless the middleware responds to it."""
+        if self._is_refused and self._error is not None and not self._is_served:
+            raise self._error
+
+    # --- Entries and timeouts -------------------------------------------------------------------
+
+    def _changes(self) -> tuple[dict[str, bytes], list[str]]:
+        """Return the entries that have changed, serialized, and the names of those deleted."""
+        changed: dict[str, bytes] = {}
+        names = set()
+        for key, value in self._session_cache.items():
+            name = _name_of(key)
+            names.add(name)
+            data = self._serialized(name, value)
+            if data != (known := self._known.get(name)) and (
+                known is None or self._is_json or not self._is_same(name, known, data)
+            ):
+                changed[name] = data
+        if changed:
+            check_size({**self._known, **changed}, self._sessions.settings.max_size)
+        return changed, [name for name in self._known if name not in names]
+
+    def _has_changed(self) -> bool:
+        """Whether an entry has changed although ``modified`` is not set, as within a list."""
+        values = getattr(self, "_session_cache", {}).values()
+        if all(isinstance(value, str | int | float | None) for value in values):
+            return False
+        try:
+            return any(self._changes())
+        except Exception:  # noqa: BLE001 - Django would not have serialized it
+            return False
+
+    @property
+    def _is_json(self) -> bool:
+        return issubclass(self.serializer, JSONSerializer)
+
+    def _serialized(self, name: str, value: Any) -> bytes:
+        """Return an entry as it is stored: JSON, or what another serializer makes, signed.
+
+        It is signed because serializers such as pickle run what they are given, and in Base64.
+        """
+        try:
+            if self._is_json:
+                data: bytes = self.serializer().dumps(value)
+                return data
+            return self._signer(name).sign_object(value, serializer=self.serializer).encode()
+        except Exception as error:
+            error.add_note(f"It is the value of request.session[{name!r}].")
+            raise
+
+    def _deserialized(self, name: str, data: bytes) -> Any:
+        if self._is_json:
+            return self.serializer().loads(data)
+        return self._signer(name).unsign_object(data.decode(), serializer=self.serializer)
+
+    def _signer(self, name: str) -> Signer:
+        return Signer(salt=f"{self.key_salt}:{name}")
+
+    def _is_same(self, name: str, known: bytes, data: bytes) -> bool:
+        """Whether a serializer that writes equal values differently, as pickle may, says so."""
+        return self._serialized(name, self._deserialized(name, known)) == data
+
+    def _age(self) -> float:
+        """Return the idle timeout in seconds."""
+        expiry = self._session_cache.get("_session_expiry") if self._has_values() else None
+        return min(float(self.get_expiry_age(expiry=expiry)), _LONGEST)
+
+    def _has_values(self) -> bool:
+        return hasattr(self, "_session_cache")
+
+    def _left(self, stored: StoredSession | None = None) -> float:
+        """Return the seconds for which a session lasts that is used now."""
+        age = self._age()
+        if stored is None or not stored.user:
+            return age
+        return min(age, stored.created + _BOUND - self._sessions.store.clock.wall())
+
+    def _is_old(self) -> bool:
+        """Whether the timeout was last extended a twentieth of it ago, or longer."""
+        stored = self._stored
+        now = self._sessions.store.clock.wall()
+        return stored is not None and now - stored.touched >= self._age() / 20
+
+
+def _name_of(key: Any) -> str:
+    """Return the name of an entry; a whole number becomes text, as in JSON."""
+    if type(key) is int:
+        return str(key)
+    try:
+        if isinstance(key, str) and key.encode():
+            return key
+    except UnicodeEncodeError:
+        pass
+    raise NotStorable(
+        f"request.session[{key!r}]: the names of entries are text; write for instance "
+        "request.session['cart']"
+    )
+
+
+def _deleting(sessions: Sessions, key: str | None) -> list[Command]:
+    """Return the command that deletes the session with a key; none for what is no key."""
+    if key is None or sessions.store.ids.parse(key) is None:
+        return []
+    return [Command(("DEL", *sessions.store.keys_of(key)), reads_only=True)]
+
+
+# ------------------------------------------------------------------------------------------------
+# Reading in the first pipeline of the middleware above
+
+
+class SessionUse(PartExchange):
+    """What a request's exchanges know of its session: whether the response depends on it."""
+
+    __slots__ = ("read", "runtime", "session", "sets_cookie")
+
+    saves = True
+
+    def __init__(
+        self,
+        runtime: Runtime | None = None,
+        read: tuple[str, list[Reply] | UpstashError] | None = None,
+    ) -> None:
+        self.runtime = runtime
+        self.read = read
+        """A session's key, and what was read for it."""
+        self.session: SessionStore | None = None
+        self.sets_cookie = False
+
+    @property
+    def uses_session(self) -> bool:
+        """Whether the application has read or written the session, so far."""
+        return self.sets_cookie or (self.session is not None and self.session.accessed)
+
+    @property
+    def changes_cookie(self) -> bool:
+        """Whether the response sets the cookie."""
+        return self.sets_cookie
+
+
+class _Reading(Prepared, eq=False):
+    key: str
+
+
+class _Reader(Part):
+    """Reads the session of a request in its first pipeline, for SessionMiddleware."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def prepare(self, request: HTTPRequest) -> _Reading | None:
+        key = request.native.COOKIES.get(settings.SESSION_COOKIE_NAME)
+        if not (key and is_engine(settings.SESSION_ENGINE)):
+            return None
+        pipeline = sessions_of(self._runtime).store.prepare(key)
+        return None if pipeline is None else _Reading(pipeline, key)
+
+    def receive(self, prepared: _Reading, replies: list[Reply] | UpstashError) -> SessionUse:
+        return SessionUse(self._runtime, (prepared.key, replies))
+
+
+def join(runtime: Runtime) -> None:
+    """Have a runtime's engine read sessions, inside its limits and its cache."""
+    runtime.engine.parts = (*runtime.engine.parts, _Reader(runtime))
+
+
+# ------------------------------------------------------------------------------------------------
+# The middleware
+
+
+class SessionMiddleware(DjangosSessionMiddleware):
+    """Django's SessionMiddleware, with one round trip less, and right while Upstash is unreachable.
+
+    The session is read in the first pipeline of ``UpstashMiddleware``, or of its halves, above it.
+    A response whose view has used the session is not shared by the cache. During an outage no
+    cookie is set or deleted, and a login or logout that did not happen is a 503. With
+    ``SESSION_SAVE_EVERY_REQUEST`` the timeout is extended at most once in a twentieth of it.
+
+    With another SESSION_ENGINE it is Django's own.
+    """
+
+    reads_session = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        """Raises ImproperlyConfigured where the setting UPSTASH_MIDDLEWARE is wrong."""
+        super().__init__(get_response)
+        try:
+            if is_engine(settings.SESSION_ENGINE):
+                check_settings(settings_from(mapping_set(), os.environ, source=SETTING).sessions)
+        except ConfigurationError as error:
+            raise ImproperlyConfigured(str(error)) from error
+
+    async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
+        """Do the same as Django's, without a thread for each request."""
+        self.process_request(request)
+        response: HttpResponseBase = await cast("Any", self.get_response(request))
+        session = getattr(request, "session", None)
+        if not isinstance(session, SessionStore):
+            respond: Any = sync_to_async(self.process_response)
+            return cast("HttpResponseBase", await respond(request, response))
+        return await session._aperform(_respond(request, session, response))
+
+    def process_request(self, request: HttpRequest) -> None:
+        """Give the request its session, with what the middleware above has read."""
+        super().process_request(request)
+        if isinstance(session := request.session, SessionStore):
+            use = SessionUse()
+            exchanges = exchanges_of(request)
+            for exchange in exchanges:
+                if isinstance(exchange.saving, SessionUse):
+                    use = exchange.saving
+            for exchange in exchanges:
+                exchange.saving = use
+            use.session = session
+            session._runtime, session._read, session._is_served = use.runtime, use.read, True
+            vars(request)[_USE] = use
+
+    def process_response(self, request: HttpRequest, response: HttpResponseBase) -> Any:
+        """Save the session if it has changed, and set or delete its cookie.
+
+        Raises:
+            SessionInterrupted: The session was ended by another request.
+        """
+        session = getattr(request, "session", None)
+        if not isinstance(session, SessionStore):
+            return super().process_response(request, cast("Any", response))
+        return session._perform(_respond(request, session, response))
+
+
+_USE = "_upstash_middleware_session"
+"""The attribute of a request that refers to its SessionUse."""
+
+
+async def _respond(
+    request: HttpRequest, session: SessionStore, response: HttpResponseBase
+) -> HttpResponseBase:
+    """Do what Django's ``process_response`` does; see SessionMiddleware. A flow."""
+    use: SessionUse = vars(request).pop(_USE, None) or SessionUse()
+    name, accessed = settings.SESSION_COOKIE_NAME, session.accessed
+    if REFRESH in request.META or REFRESH in getattr(request, "scope", ()):
+        pass  # a background revalidation has no client: nothing is kept of its session
+    elif refused := _refused(request, session, response):
+        return refused
+    elif session.is_empty():
+        if name in request.COOKIES and session._has_ended:
+            use.sets_cookie = True
+            response.delete_cookie(
+                name,
+                path=settings.SESSION_COOKIE_PATH,
+                domain=settings.SESSION_COOKIE_DOMAIN,
+                samesite=settings.SESSION_COOKIE_SAMESITE,
+            )
+    elif await _is_due(session) and response.status_code < 500:
+        try:
+            saved = await session._save()
+        except UpdateError:
+            raise SessionInterrupted(
+                "The request's session was deleted before the request completed. The user may have "
+                "logged out in a concurrent request, for example."
+            ) from None
+        if refused := _refused(request, session, response):
+            return refused
+        if saved:
+            use.sets_cookie = True
+            _set_cookie(session, response)
+    if response.streaming:
+        at_end(request, partial(_save_late, session))
+        response = guarded(request, response)
+    if accessed or use.sets_cookie:
+        patch_vary_headers(response, ("Cookie",))
+    return response
+
+
+def _refused(
+    request: HttpRequest, session: SessionStore, response: HttpResponseBase
+) -> HttpResponseBase | None:
+    """Return the 503 to send where a session's change has failed, which a response may confirm."""
+    if not session._is_refused:
+        return None
+    return replacement(UNAVAILABLE, response, without_body=request.method == "HEAD")
+
+
+async def _is_due(session: SessionStore) -> bool:
+    """Whether a session is to be saved. A flow."""
+    if session.modified or (session.accessed and session._has_changed()):
+        return True
+    if not settings.SESSION_SAVE_EVERY_REQUEST:
+        return False
+    accessed = session.accessed
+    await session._values()
+    session.accessed = accessed
+    return session._is_old()
+
+
+def _set_cookie(session: SessionStore, response: HttpResponseBase) -> None:
+    max_age = expires = None
+    if not session.get_expire_at_browser_close():
+        max_age = session.get_expiry_age()
+        expires = http_date(time.time() + max_age)
+    response.set_cookie(
+        settings.SESSION_COOKIE_NAME,
+        cast("str", session.session_key),
+        max_age=max_age,
+        expires=expires,
+        domain=settings.SESSION_COOKIE_DOMAIN,
+        path=settings.SESSION_COOKIE_PATH,
+        secure=settings.SESSION_COOKIE_SECURE or False,
+        httponly=settings.SESSION_COOKIE_HTTPONLY or False,
+        samesite=settings.SESSION_COOKIE_SAMESITE,
+    )
+
+
+def _save_late(session: SessionStore) -> None:
+    """Save what changed while the body was produced, if the session exists."""
+    observe = session._sessions.observe
+    try:
+        if session._stored is None or session._is_cleared or session._error is not None:
+            if session.accessed and session.session_key is None and session._session_cache:
+                detail = "the response's head had been sent"
+                observe(SessionSaved("saved", False, detail))
+        elif not session._is_refused and any(session._changes()):
+            session.save()
+    except UpdateError:
+        pass  # an event has reported it
+    except Exception as error:  # noqa: BLE001 - the response has been sent
+        observe(UserCodeFailed("the session", error))
