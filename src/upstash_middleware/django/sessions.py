@@ -97,8 +97,8 @@ def check_settings(found: SessionSettings | None) -> SessionSettings:
     """
     default = SessionSettings(setting=f"{SETTING}['sessions']")
     found = default if found is None else found
-    for name in set(found.__struct_fields__) - _OURS:
-        if getattr(found, name) != getattr(default, name):
+    for name in found.__struct_fields__:
+        if name not in _OURS and getattr(found, name) != getattr(default, name):
             place = named_part(found.setting, name)
             if name in _DJANGOS:
                 raise ConfigurationError(f"{place}: in Django, set {_DJANGOS[name]} instead")
@@ -198,7 +198,7 @@ class SessionStore(SessionBase):
         self._is_cleared = False
         self._has_ended = False
         self._is_written = False
-        """Whether Redis has got the session, with the timeout of now, from this object."""
+        """Whether it has been saved since its key was last changed, or created."""
 
     # --- Of this package ------------------------------------------------------------------------
 
@@ -468,8 +468,6 @@ class SessionStore(SessionBase):
             if stored is None:
                 return False
         entries, deleted = self._changes()
-        if self._is_written and not (entries or deleted):
-            return True
         store = sessions.store
         touch = self._is_old()
         try:
@@ -631,6 +629,10 @@ class SessionStore(SessionBase):
             return any(self._changes())
         except Exception:  # noqa: BLE001 - Django would not have serialized it
             return False
+
+    def _is_saved(self) -> bool:
+        """Whether this object has saved the session, and nothing has changed since."""
+        return self._is_written and not self._is_cleared and not any(self._changes())
 
     @property
     def _is_json(self) -> bool:
@@ -853,7 +855,7 @@ async def _respond(
             )
     elif await _is_due(session) and response.status_code < 500:
         try:
-            saved = await session._save()
+            saved = session._is_saved() or await session._save()
         except UpdateError:
             raise SessionInterrupted(
                 "The request's session was deleted before the request completed. The user may have "
