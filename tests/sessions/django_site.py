@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -223,7 +224,8 @@ def test_a_receiver_of_a_signal_binds_each_login(upstash: LocalUpstash) -> None:
         for browser, name in ((here, "ada"), (there, "ada"), (grace, "grace")):
             assert browser.get(f"/log_in?name={name}", follow=True).content == name.encode()
         assert there.cookies["sessionid"].value.startswith("0")
-        here.session.revoke_all(User.objects.get(username="ada").pk)
+        session: Any = here.session
+        session.revoke_all(User.objects.get(username="ada").pk)
         assert [browser.get("/who").content for browser in (here, there, grace)] == [
             b"nobody",
             b"nobody",
@@ -260,4 +262,4 @@ def results() -> Iterator[tuple[str, str]]:
 
 if __name__ == "__main__":
     add_users()
-    print(json.dumps(dict(results())))
+    sys.stdout.write(json.dumps(dict(results())))

@@ -15,7 +15,7 @@ import pytest
 from django.contrib.sessions.backends.base import UpdateError
 from django.test import override_settings
 
-import tests.django.project
+import tests.django.project  # noqa: F401 - it configures Django
 from upstash_middleware.django.sessions import SessionStore
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from upstash_middleware.local import LocalUpstash
 
 NAMES = ("a", "b", "c", "d")
-assert tests.django.project
 
 Model = dict[str, dict[str, Any]]
 """The sessions that exist, by key."""
@@ -128,14 +127,11 @@ def play(seed: int, threads: list[ThreadPoolExecutor]) -> None:
     assert first.session_key is not None
     model[first.session_key] = {"a": 0, "b": -1, "c": -2}
     keys = [first.session_key]
-    requests = {
-        thread: Requested(first.session_key, model, values, random_) for thread in threads
-    }
+    requests = {thread: Requested(first.session_key, model, values, random_) for thread in threads}
     waiting = [thread for thread in threads for _ in range(4)]
     random_.shuffle(waiting)
-    for thread in waiting:
-        if (new := thread.submit(requests[thread].step).result()) is not None:
-            keys.append(new)
+    made = [thread.submit(requests[thread].step).result() for thread in waiting]
+    keys += filter(None, made)
     for key in keys:
         session = SessionStore(key)
         assert session.load() == model.get(key, {})

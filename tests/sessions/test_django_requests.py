@@ -12,7 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpResponse, JsonResponse, StreamingHttpResponse
 from django.test import AsyncClient, Client, override_settings
 
-import tests.django.project
+import tests.django.project  # noqa: F401 - it configures Django
 from tests.django.project import Urls
 from upstash_middleware.django.sessions import SessionStore
 from upstash_middleware.events import SessionSaved
@@ -31,7 +31,6 @@ BOTH, LIMIT, CACHE, SESSIONS = (
 )
 DJANGOS = "django.contrib.sessions.middleware.SessionMiddleware"
 COMMON = "django.middleware.common.CommonMiddleware"
-assert tests.django.project
 
 
 def show(request: Any) -> HttpResponse:
@@ -348,11 +347,11 @@ def test_a_save_into_a_session_that_was_ended_is_a_400(upstash: LocalUpstash) ->
         SessionStore(request.session.session_key).delete()
         return HttpResponse("put")
 
-    with project(BOTH, SESSIONS, upstash=upstash, **LIMITED):
-        with override_settings(ROOT_URLCONF=Urls(**{**VIEWS, "overtaken": overtaken})):
-            browser = Browser(upstash)
-            browser.get("/put?a=1")
-            assert browser.get("/overtaken").status_code == 400
+    more = override_settings(ROOT_URLCONF=Urls(**{**VIEWS, "overtaken": overtaken}))
+    with project(BOTH, SESSIONS, upstash=upstash, **LIMITED), more:
+        browser = Browser(upstash)
+        browser.get("/put?a=1")
+        assert browser.get("/overtaken").status_code == 400
 
 
 def test_nothing_of_a_failed_response_is_saved(browser: Browser) -> None:
@@ -457,39 +456,39 @@ def test_overlapping_requests_that_change_different_entries_lose_nothing(
         request.session[name] = 1
         return HttpResponse("put")
 
-    views = {**VIEWS, **{f"meet/<str:name>": meet}}
-    with project(BOTH, SESSIONS, upstash=upstash, **LIMITED):
-        with override_settings(ROOT_URLCONF=Urls(**views)):
-            browser = Browser(upstash)
-            browser.get("/put?a=1")
-            key = browser.cookie
-            assert key is not None
+    views = {**VIEWS, "meet/<str:name>": meet}
+    more = override_settings(ROOT_URLCONF=Urls(**views))
+    with project(BOTH, SESSIONS, upstash=upstash, **LIMITED), more:
+        browser = Browser(upstash)
+        browser.get("/put?a=1")
+        key = browser.cookie
+        assert key is not None
 
-            def request(name: str) -> None:
-                own = Browser(upstash)
-                own.cookie = key
-                own.get(f"/meet/{name}")
+        def request(name: str) -> None:
+            own = Browser(upstash)
+            own.cookie = key
+            own.get(f"/meet/{name}")
 
-            threads = [threading.Thread(target=request, args=(f"n{i}",)) for i in range(5)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            assert len(browser.entries()) == 6
+        threads = [threading.Thread(target=request, args=(f"n{i}",)) for i in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(browser.entries()) == 6
 
 
 def test_a_wrong_setting_is_said_at_startup(upstash: LocalUpstash) -> None:
-    with project(SESSIONS, upstash=upstash, sessions={"same_site": "strict"}):
-        with pytest.raises(ImproperlyConfigured, match=r"set SESSION_COOKIE_SAMESITE instead"):
-            Client().get("/plain")
+    said = pytest.raises(ImproperlyConfigured, match=r"set SESSION_COOKIE_SAMESITE instead")
+    with project(SESSIONS, upstash=upstash, sessions={"same_site": "strict"}), said:
+        Client().get("/plain")
 
 
 def test_with_another_engine_the_middleware_is_django_s(
     upstash: LocalUpstash, is_async: bool
 ) -> None:
     engine = "django.contrib.sessions.backends.signed_cookies"
-    with project(BOTH, SESSIONS, upstash=upstash, **LIMITED):
-        with override_settings(SESSION_ENGINE=engine):
-            browser = Browser(upstash, is_async=is_async)
-            browser.get("/put?a=1")
-            assert browser.entries() == {"a": "1"}
+    more = override_settings(SESSION_ENGINE=engine)
+    with project(BOTH, SESSIONS, upstash=upstash, **LIMITED), more:
+        browser = Browser(upstash, is_async=is_async)
+        browser.get("/put?a=1")
+        assert browser.entries() == {"a": "1"}

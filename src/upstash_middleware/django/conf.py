@@ -114,17 +114,6 @@ def runtime_for_purging() -> Runtime:
     return (_for_purging if _for_purging.is_current() else _alone).runtime()
 
 
-def runtime_for_sessions() -> Runtime:
-    """Return the runtime that saves sessions: that of a middleware, if there is one.
-
-    Raises ConfigurationError where the setting is wrong.
-    """
-    for configured in (_for_handlers, _for_purging):
-        if configured.is_current():
-            return configured.runtime()
-    return _alone.runtime()
-
-
 def purge(
     *urls: str, tags: Sequence[str] = (), everything: bool = False, soft: bool = False
 ) -> None:
@@ -151,7 +140,7 @@ async def apurge(
 
 
 def runtime_for_data() -> Runtime:
-    """Return the runtime for the project's own values: that of the middleware, if there is one.
+    """Return the runtime for the project's values and sessions: that of the middleware, if any.
 
     Raises ConfigurationError where the setting is wrong.
     """

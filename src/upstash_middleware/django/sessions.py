@@ -42,7 +42,7 @@ from upstash_middleware.core.sessions import (
     user_text,
 )
 from upstash_middleware.decorators import REFRESH
-from upstash_middleware.django.conf import SETTING, mapping_set, runtime_for_sessions
+from upstash_middleware.django.conf import SETTING, mapping_set, runtime_for_data
 from upstash_middleware.django.middleware import at_end, exchanges_of, guarded
 from upstash_middleware.django.requests import replacement
 from upstash_middleware.errors import ConfigurationError, NotStorable, UpstashError, named_part
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from upstash_middleware.messages import HTTPRequest
     from upstash_middleware.runtime import Runtime
 
-__all__ = ["SessionMiddleware", "SessionStore"]
+__all__ = ["SessionStore"]
 
 T = TypeVar("T")
 _BOUND: Final = 400 * 24 * 3600.0
@@ -372,7 +372,7 @@ class SessionStore(SessionBase):
     # --- Flows ----------------------------------------------------------------------------------
 
     def _served_by(self) -> Runtime:
-        return self._runtime or runtime_for_sessions()
+        return self._runtime or runtime_for_data()
 
     def _perform(self, flow: Flow[T]) -> T:
         return self._served_by().perform(flow)
