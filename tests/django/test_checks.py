@@ -317,3 +317,42 @@ def test_a_proxy_that_django_knows_and_the_limits_do_not_is_reported(
     assert value is None or f"['client_ip'], for instance to {value}." in found["W007"]
     with override_settings(SECURE_PROXY_SSL_HEADER=PROXIED):
         assert reported(CACHE, setting=CACHED) == {}
+
+
+OUR_ENGINE = "upstash_middleware.django.sessions"
+OUR_SESSIONS = f"{OURS}SessionMiddleware"
+
+
+def test_e002_our_middleware_of_sessions_above_a_cache_is_reported_as_django_s_is() -> None:
+    assert "is below SessionMiddleware" in reported(OUR_SESSIONS, BOTH, setting=CACHED)["E002"]
+
+
+def test_w009_our_middleware_of_sessions_without_our_engine_is_reported() -> None:
+    found = reported(BOTH, OUR_SESSIONS, setting=LIMITED)
+    assert found.keys() == {"W009"}
+    assert "backends.db'" in found["W009"]
+
+
+@override_settings(SESSION_ENGINE=OUR_ENGINE)
+def test_w010_our_engine_with_django_s_middleware_is_reported() -> None:
+    assert reported(BOTH, OUR_SESSIONS, setting=LIMITED) == {}
+    assert reported(BOTH, setting=LIMITED) == {}
+    found = reported(BOTH, SESSIONS, setting=LIMITED)
+    assert found.keys() == {"W010"}
+    assert f"Replace it by '{OUR_SESSIONS}'" in found["W010"]
+
+
+@override_settings(SESSION_ENGINE=OUR_ENGINE)
+def test_e001_a_setting_of_sessions_that_django_has_is_reported() -> None:
+    found = reported(BOTH, OUR_SESSIONS, setting=LIMITED | {"sessions": {"https_only": True}})
+    assert "['https_only']: in Django, set SESSION_COOKIE_SECURE instead" in found["E001"]
+
+
+@override_settings(SESSION_ENGINE=OUR_ENGINE)
+def test_e004_an_engine_of_sessions_without_credentials_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("UPSTASH_REDIS_REST_URL", "KV_REST_API_URL"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.replace("URL", "TOKEN"), raising=False)
+    assert "UPSTASH_REDIS_REST_URL" in reported(OUR_SESSIONS, deploy=True)["E004"]

@@ -31,9 +31,10 @@ DJANGO_LABELS = (
     *("responses", "servers", "sessions_tests", "signed_cookies_tests", "sitemaps_tests"),
     *("sites_framework", "sites_tests", "staticfiles_tests", "syndication_tests"),
     *("test_client", "test_client_regress", "urlpatterns", "urlpatterns_reverse", "view_tests"),
-    "wsgi",
+    *("wsgi", "around_sessions"),
 )
-"""The parts of Django's suite that send requests; ``full`` below runs all of it."""
+"""The parts of Django's suite that send requests; ``full`` below runs all of it. The last is ours:
+Django's tests of session backends, on this package's."""
 
 
 @dataclass(frozen=True)

@@ -285,15 +285,20 @@ def test_a_session_that_a_view_does_not_use_is_no_reason_not_to_share(browser: B
     assert "hit" in browser.get("/plain").headers["Cache-Status"]
 
 
+@pytest.mark.parametrize("middleware", [(BOTH, SESSIONS), (LIMIT, COMMON, CACHE, SESSIONS)])
 @pytest.mark.parametrize("path", ["/show", "/ashow", "/put?a=1", "/late", "/alate"])
 def test_a_response_that_used_the_session_is_never_shared(
-    browser: Browser, upstash: LocalUpstash, path: str
+    upstash: LocalUpstash, is_async: bool, path: str, middleware: tuple[str, ...]
 ) -> None:
-    browser.get("/put?a=mine")
-    browser.get(path)
-    other = Browser(upstash)
-    response = other.get(path.partition("?")[0])
-    assert "hit" not in response.headers["Cache-Status"]
+    """Even where a rule says that no cookie but that of the theme is of importance."""
+    rule = {"path": "/{rest:path}", "ttl": 60, "vary_cookies": ["theme"]}
+    with project(*middleware, upstash=upstash, **LIMITED, cache=[rule]):
+        browser, other = Browser(upstash, is_async=is_async), Browser(upstash, is_async=is_async)
+        browser.get("/put?a=mine")
+        browser.get("/plain")
+        assert "hit" in other.get("/plain").headers["Cache-Status"]
+        browser.get(path)
+        assert "hit" not in other.get(path).headers["Cache-Status"]
 
 
 @pytest.mark.parametrize("path", ["/late", "/alate"])

@@ -11,6 +11,7 @@ from upstash_middleware.django.checks import (
     check_denied_view,
     check_middleware,
     check_paths,
+    check_sessions,
     check_settings,
 )
 
@@ -30,5 +31,6 @@ class UpstashMiddlewareConfig(AppConfig):
         checks.register(check_middleware, TAG)
         checks.register(check_client_address, TAG)
         checks.register(check_paths, TAG)
+        checks.register(check_sessions, TAG)
         checks.register(check_denied_view, TAG)
         checks.register(check_credentials, TAG, deploy=True)

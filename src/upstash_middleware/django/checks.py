@@ -44,6 +44,8 @@ _AUTHENTICATION = {
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.auth.middleware.RemoteUserMiddleware",
 }
+_SESSIONS = {"django.contrib.sessions.middleware.SessionMiddleware"}
+_OUR_SESSIONS = {"upstash_middleware.django.sessions.SessionMiddleware"}
 _CORS = {"corsheaders.middleware.CorsMiddleware"}
 
 
@@ -96,7 +98,11 @@ def check_settings(**_: Any) -> list[checks.CheckMessage]:
         mapping = mapping_set()
         found = settings_from(mapping, os.environ, source=SETTING)
         for layer in ours:
-            Runtime.of(mapping, layer.features, source=SETTING)
+            Runtime.of(mapping, layer.features, source=SETTING, keeps_sessions=False)
+        if _has_our_engine():
+            from upstash_middleware.django import sessions  # noqa: PLC0415 - if it is used
+
+            sessions.check_settings(found.sessions)
     except ConfigurationError as error:
         hint = f"Correct {SETTING} in the project's settings; without that no request is served."
         return [checks.Error(str(error), hint=hint, id="upstash_middleware.E001")]
@@ -260,6 +266,43 @@ def check_paths(**_: Any) -> list[checks.CheckMessage]:
     ]
 
 
+def _has_our_engine() -> bool:
+    """Whether SESSION_ENGINE is this package's, or is made from it."""
+    try:
+        store = import_string(f"{settings.SESSION_ENGINE}.SessionStore")
+    except Exception:  # noqa: BLE001 - another's module; Django reports it with the first request
+        return False
+    names = {f"{base.__module__}.{base.__qualname__}" for base in inspect.getmro(store)}
+    return "upstash_middleware.django.sessions.SessionStore" in names
+
+
+def check_sessions(**_: Any) -> list[checks.CheckMessage]:
+    """Report an engine and a middleware of sessions that do not belong together: W009, W010."""
+    layers, is_ours = _layers(), _has_our_engine()
+    ours = [layer.name for layer in layers if layer.is_any_of(_OUR_SESSIONS)]
+    if ours and not is_ours:
+        return [
+            checks.Warning(
+                f"SESSION_ENGINE = {settings.SESSION_ENGINE!r}: with this engine, "
+                "upstash_middleware.django.SessionMiddleware does what Django's own does.",
+                hint="Set SESSION_ENGINE = 'upstash_middleware.django.sessions'.",
+                id="upstash_middleware.W009",
+            )
+        ]
+    djangos = [layer for layer in layers if layer.is_any_of(_SESSIONS)]
+    if not is_ours or ours or not djangos:
+        return []
+    return [
+        checks.Warning(
+            f"MIDDLEWARE contains {djangos[0].path!r}, and sessions are on Upstash: each request "
+            "that uses its session takes a round trip for that, and during an outage a login or "
+            "logout gets a 400 in place of a 503.",
+            hint="Replace it by 'upstash_middleware.django.SessionMiddleware'.",
+            id="upstash_middleware.W010",
+        )
+    ]
+
+
 def check_denied_view(**_: Any) -> list[checks.CheckMessage]:
     """Report a view for denials that cannot be found or called as one, as E006."""
     named = getattr(settings, DENIED_VIEW, None)
@@ -296,8 +339,8 @@ def check_denied_view(**_: Any) -> list[checks.CheckMessage]:
 def check_credentials(**_: Any) -> list[checks.CheckMessage]:
     """Report missing credentials, as E004; only where a deployment is checked."""
     try:
-        if any(layer.features for layer in _layers()):
-            runtime = Runtime.of(mapping_set(), Features.BOTH, source=SETTING)
+        if any(layer.features for layer in _layers()) or _has_our_engine():
+            runtime = Runtime.of(mapping_set(), Features(0), source=SETTING)
             if runtime.enabled:
                 runtime.check_credentials()
     except MissingCredentials as error:

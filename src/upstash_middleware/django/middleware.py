@@ -450,7 +450,7 @@ class ResponseStream(PendingExchange):
 
     def _watched(self, content: Iterator[bytes]) -> Iterator[bytes]:
         for piece in content:
-            if self.exchange.saving is not None:
+            if self.exchange.session is not None:
                 self.exchange.forbid_sharing()
             self.exchange.chunk(piece)
             if self.exchange.locking is not None:
@@ -467,7 +467,7 @@ class ResponseStream(PendingExchange):
     async def _awatched(self, content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         try:
             async for piece in content:
-                if self.exchange.saving is not None:
+                if self.exchange.session is not None:
                     self.exchange.forbid_sharing()
                 self.exchange.chunk(piece)
                 if self.exchange.locking is not None:

@@ -197,6 +197,8 @@ class SessionStore(SessionBase):
         """Whether the middleware of this module can respond to that."""
         self._is_cleared = False
         self._has_ended = False
+        self._has_revoked = False
+        """Whether it has itself ended sessions of a user, perhaps its own, before ``bind``."""
         self._is_written = False
         """Whether it has been saved since its key was last changed, or created."""
 
@@ -535,7 +537,13 @@ class SessionStore(SessionBase):
         idle = min(self._left(old), _BOUND) if user else self._left(old)
         try:
             new = await store.start(
-                entries, old=old, deleted=deleted, user=user, first=first, idle=idle
+                entries,
+                old=old,
+                deleted=deleted,
+                user=user,
+                first=first,
+                idle=idle,
+                despite_revocation=self._has_revoked,
             )
             if new is None:  # it has ended meanwhile: go on with what this request has written
                 self._session_cache = {k: v for k, v in values.items() if _name_of(k) in entries}
@@ -584,6 +592,7 @@ class SessionStore(SessionBase):
             sessions.observe(UpstashFailed("session save", error))
             self._refuse(error)
             return
+        self._has_revoked = True
         sessions.observe(SessionSaved("ended", True))
 
     def _adopt(self, new: StoredSession, entries: Mapping[str, bytes]) -> None:
@@ -810,10 +819,10 @@ class SessionMiddleware(DjangosSessionMiddleware):
             use = SessionUse()
             exchanges = exchanges_of(request)
             for exchange in exchanges:
-                if isinstance(exchange.saving, SessionUse):
-                    use = exchange.saving
+                if isinstance(exchange.session, SessionUse):
+                    use = exchange.session
             for exchange in exchanges:
-                exchange.saving = use
+                exchange.session = use
             use.session = session
             session._runtime, session._read, session._is_served = use.runtime, use.read, True
             vars(request)[_USE] = use
