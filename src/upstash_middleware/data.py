@@ -309,6 +309,7 @@ class SyncData(_Data):
 
         def decorate(function: Callable[P, R]) -> Memoized[P, R]:
             _check_function(self, function, is_async=False)
+            _check_templates(key, tags)
             find, find_tags = _keys_of(function, key), from_arguments(tags, function)
 
             @wraps(function)
@@ -552,7 +553,8 @@ class Data(_Data):
             options: As for ``get_or_set``.
 
         Raises:
-            ConfigurationError: It is no async function, or a method without ``key``.
+            ConfigurationError: It is no async function, or a method without ``key``; or ``key``
+                or one of the tags is a template.
             NotStorable: At a call: an argument cannot be part of a key.
         """
 
@@ -562,6 +564,7 @@ class Data(_Data):
             function: Callable[P, Coroutine[Any, Any, R]],
         ) -> Memoized[P, Coroutine[Any, Any, R]]:
             _check_function(self, function, is_async=True)
+            _check_templates(key, tags)
             find, find_tags = _keys_of(function, key), from_arguments(tags, function)
 
             @wraps(function)
@@ -688,6 +691,19 @@ def _check_function(data: _Data, function: Any, *, is_async: bool) -> None:
     if inspect.iscoroutinefunction(function) != is_async:
         problem = "not async; use SyncData" if is_async else "async; use Data"
         raise ConfigurationError(f"memoize of {data!r}: {function!r} is {problem}")
+
+
+def _check_templates(key: Any, tags: Any) -> None:
+    """Refuse ``key="product:{id}"``, which would be one key for all calls; and tags likewise."""
+    tags = () if callable(tags) else tuple(tags)
+    for name, text in [("key", key), *(("tags", tag) for tag in tags)]:
+        if isinstance(text, str) and "{" in text:
+            inner = text[text.index("{") + 1 :].partition("}")[0].partition(".")[0] or "id"
+            right = f'lambda {inner}: {"[" if name == "tags" else ""}f"{text}"'
+            raise ConfigurationError(
+                f"memoize: {name}: {text!r} is the same text for all calls, and no template; write "
+                f"{name}={right}{']' if name == 'tags' else ''}"
+            )
 
 
 def _keys_of(

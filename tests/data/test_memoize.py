@@ -70,6 +70,19 @@ def test_a_key_may_be_text(data: Any):
     assert settings.key_of() == "settings"
 
 
+def test_a_template_is_refused_as_it_would_be_one_key_for_all(data: Any):
+    def price(product: int) -> int:
+        return product
+
+    right = r'write key=lambda product: f"price:{product}"'
+    with pytest.raises(ConfigurationError, match=right):
+        data.memoize(60, key="price:{product}")(price)
+    with pytest.raises(
+        ConfigurationError, match=r'write tags=lambda product: \[f"p:{product.id}"\]'
+    ):
+        data.memoize(60, tags=["p", "p:{product.id}"])(price)
+
+
 def test_a_method_needs_a_key(upstash: LocalUpstash):
     data = SyncData()
     advice = r'key=lambda self, size: f"load:{self.id}:{size}"'
