@@ -76,7 +76,7 @@ class CacheStored(Struct, frozen=True):
 
 
 class CacheEntryRefused(Struct, frozen=True):
-    """What was found in place of a stored response cannot be used; it counts as a miss."""
+    """What was found in place of a stored response or value cannot be used: a miss."""
 
     key: str
     """The key on Redis."""

@@ -77,6 +77,9 @@ _COMMANDS, _BYTES = 1000, 5_000_000
 """Of one pipeline that stores many values."""
 _L1_OBJECT = 500
 _ANSWERED = UpstashAnswered("data read")
+_MARKS = frozenset({b"~", b"!"})
+_NEVER = "", -math.inf, -math.inf
+_NOTHING_SEEN = "", "", -math.inf, -math.inf
 
 
 class Record(Struct, frozen=True):
@@ -127,7 +130,7 @@ def pack(key: str, record: Record, sealing: Sealing | None = None) -> bytes:
 def unpack(key: str, data: bytes, sealing: Sealing | None = None) -> Record | None:
     """Read the record at a key; None if the bytes are none, or are sealed otherwise."""
     mark = data[:1]
-    if mark not in {b"~", b"!"}:
+    if mark not in _MARKS:
         return Record(data) if sealing is None else None
     if (mark == b"!") != (sealing is not None):
         return None
@@ -159,6 +162,20 @@ class Found(Struct, frozen=True):
     monotonic: float = 0.0
     """When it was read."""
     unreachable: bool = False
+
+
+class _Reading(Struct, frozen=True):
+    """What is read in one command: values, the epochs of everything, of any tag and of tags."""
+
+    keys: Sequence[str]
+    tags: tuple[str, ...]
+    all_keys: Sequence[str]
+    lock: str | None
+    wall: float
+    monotonic: float
+    changes: int
+    purges: int
+    """How often this process had changed values and purged when it was begun."""
 
 
 class Loading(Struct, frozen=True):
@@ -207,18 +224,10 @@ class DataStore(RedisStore):
     """
 
     __slots__ = (
-        *("_codec", "_deadlines", "_emit", "_epoch", "_flights", "_guesses", "_ignored", "_l1"),
-        *(
-            "_l1_changes",
-            "_l1_seconds",
-            "_lock_root",
-            "_names",
-            "_purges",
-            "_refreshes",
-            "_root",
-            "_seen",
-        ),
-        *("_sealing", "_tagged_keep", "_written", "clock", "deadline", "max_keep", "randomness"),
+        *("_any_tag", "_codec", "_deadlines", "_emit", "_epoch", "_flights", "_guesses"),
+        *("_ignored", "_l1", "_l1_changes", "_l1_seconds", "_lock_root", "_names", "_purges"),
+        *("_refreshes", "_root", "_sealing", "_seen", "_seen_general", "_tagged_keep"),
+        *("_written", "clock", "deadline", "max_keep", "randomness"),
     )
 
     def __init__(  # noqa: PLR0913 - each is a separate setting
@@ -251,6 +260,7 @@ class DataStore(RedisStore):
         self._root = f"{prefix}:data:" if kind == "data" else f"{prefix}:data#{kind}:"
         self._lock_root = f"{prefix}:data#{kind}#lock:"
         self._epoch = f"{prefix}:data#{kind}#epoch"
+        self._any_tag = self._names.any_tag
         self.clock: Clock = clock
         self.randomness: Callable[[int], bytes] = randomness
         self.deadline: float = write_deadline
@@ -266,7 +276,9 @@ class DataStore(RedisStore):
         self._guesses: LRU[str, tuple[str, ...]] = LRU(_REMEMBERED)
         """The tags of values, by key, whose epochs the next read has to read."""
         self._seen: LRU[str, tuple[str, float, float]] = LRU(_REMEMBERED)
-        """Epochs by key, and when they were read."""
+        """Epochs by tag, and when they were read."""
+        self._seen_general = _NOTHING_SEEN
+        """The epochs of everything and of any tag, likewise."""
         self._written: LRU[str, float] = LRU(_REMEMBERED)
         """When this process last wrote or deleted a value: what was being loaded is older."""
         self._l1: LRU[str, tuple[Found, Record]] = LRU(l1_bytes)
@@ -298,12 +310,25 @@ class DataStore(RedisStore):
         key = self.key(name)
         found = self._from_l1(key)
         if found is None:
+            reading = self._reading([key])
             try:
-                (found,) = await self._read([key])
+                values = await self._values(reading.all_keys)
+                if self._is_alone(values):  # nearly all
+                    self._note(reading, values)
+                    return self._decoded(key, values[0], type, default)
+                (found,) = await self._interpreted(reading, values)
             except UpstashError as error:
                 self._failed("data read", error)
                 return default
         return self._value(found, type, default) if self._is_fresh(found) else default
+
+    def _is_alone(self, values: Sequence[bytes | None]) -> bool:
+        """Whether a value is missing, or its JSON alone, with no epoch of everything."""
+        data = values[0]
+        if data is None:
+            return True
+        alone = values[1] is None and self._sealing is None and not self._l1.room
+        return alone and data[:1] not in _MARKS
 
     async def get_many(self, names: Iterable[str], type: Any = None) -> dict[str, Any]:  # noqa: A002
         """Return the values that there are, by name; read in one command."""
@@ -332,18 +357,31 @@ class DataStore(RedisStore):
 
         ``tags`` are some whose epochs are read in any case; ``lock`` is the key of a lock.
         """
-        all_tags = dict.fromkeys(tags)
+        reading = self._reading(keys, tags, lock)
+        return await self._interpreted(reading, await self._values(reading.all_keys))
+
+    def _reading(
+        self, keys: Sequence[str], tags: tuple[str, ...] = (), lock: str | None = None
+    ) -> _Reading:
         for key in keys:
             if key in self._guesses:
-                all_tags.update(dict.fromkeys(self._guesses.use(key) or ()))
-        epoch_keys = self._epoch_keys(all_tags)
-        locks = [] if lock is None else [lock]
-        changes, purges = self._l1_changes, self._purges
-        wall, monotonic = self.clock.wall(), self.clock.monotonic()
-        values = await self._values([*keys, *locks, *epoch_keys])
-        texts = [_text(value) for value in values[len(keys) + len(locks) :]]
-        epochs = Epochs.parse([texts[0], "", *texts[1:]], tuple(all_tags))
-        self._remember(epoch_keys, texts, wall, monotonic, purges)
+                tags = tuple(dict.fromkeys((*tags, *(self._guesses.use(key) or ()))))
+        clock = self.clock
+        return _Reading(
+            keys,
+            tags,
+            [*keys, *self._epoch_keys(tags), *([] if lock is None else [lock])],
+            lock,
+            clock.wall(),
+            clock.monotonic(),
+            self._l1_changes,
+            self._purges,
+        )
+
+    async def _interpreted(self, reading: _Reading, values: Sequence[bytes | None]) -> list[Found]:
+        """Return what was found; read the epochs of tags that were not guessed."""
+        keys, lock = reading.keys, reading.lock
+        epochs = self._remember(reading, values)
         records = [self._record(key, data) for key, data in zip(keys, values, strict=False)]
         unread = {
             tag: None
@@ -356,17 +394,17 @@ class DataStore(RedisStore):
             more = await self._values(list(map(self._names.tag, unread)))
             parsed = Epochs.parse(["", "", "", *map(_text, more)], tuple(unread))
             epochs = replace(epochs, tags={**epochs.tags, **parsed.tags})
-        held = None if lock is None else _text(values[len(keys)])
+        held = _text(values[-1]) if lock is not None else ""
         found = []
         for key, data, record in zip(keys, values, records, strict=False):
             state = Validity.INVALID if record is None else validity(record.epochs, epochs)
             done = record is not None and record.token == held
-            of = None if lock is None else Lock(lock, held or "", done)
-            each = Found(key, data, record, state, epochs, of, wall, monotonic)
+            of = None if lock is None else Lock(lock, held, done)
+            each = Found(key, data, record, state, epochs, of, reading.wall, reading.monotonic)
             found.append(each)
             if record is not None:
                 self._learn(key, record.tags)
-                self._keep(each, record, changes)
+                self._keep(each, record, reading.changes)
         return found
 
     async def _values(self, keys: Sequence[str]) -> list[bytes | None]:
@@ -393,12 +431,16 @@ class DataStore(RedisStore):
         return not record.fresh_until or self.clock.wall() < record.fresh_until
 
     def _value(self, found: Found, kind: Any, default: Any) -> Any:
-        if found.record is None:
+        payload = None if found.record is None else found.record.payload
+        return self._decoded(found.key, payload, kind, default)
+
+    def _decoded(self, key: str, payload: bytes | None, kind: Any, default: Any) -> Any:
+        if payload is None:
             return default
         try:
-            return self._codec.decode(found.record.payload, kind)
+            return self._codec.decode(payload, kind)
         except Unreadable as error:
-            self._emit(CacheEntryRefused(found.key, str(error)))
+            self._emit(CacheEntryRefused(key, str(error)))
             return default
 
     def _learn(self, key: str, tags: tuple[str, ...]) -> None:
@@ -441,6 +483,7 @@ class DataStore(RedisStore):
         self._l1_changes += 1
         self._purges += 1
         self._seen.clear()
+        self._seen_general = _NOTHING_SEEN
         if tags is None:
             self._l1.clear()
         elif self._l1.room:
@@ -458,36 +501,34 @@ class DataStore(RedisStore):
     # --- Epochs ---------------------------------------------------------------------------------
 
     def _epoch_keys(self, tags: Iterable[str]) -> list[str]:
-        names = self._names
-        return [self._epoch, names.any_tag, *map(names.tag, tags)]
+        return [self._epoch, self._any_tag, *map(self._names.tag, tags)]
 
-    def _remember(
-        self,
-        keys: Sequence[str],
-        texts: Sequence[str],
-        wall: float,
-        monotonic: float,
-        purges: int,
-    ) -> None:
-        if purges != self._purges:
-            return  # it may have been read before a purge
-        for key, text in zip(keys, texts, strict=True):
-            self._seen.put(key, (text, wall, monotonic))
+    def _remember(self, reading: _Reading, values: Sequence[bytes | None]) -> Epochs:
+        """Return the epochs that were read, and remember them."""
+        everything, *others = self._note(reading, values)
+        return Epochs.parse([everything, "", *others], reading.tags)
+
+    def _note(self, reading: _Reading, values: Sequence[bytes | None]) -> list[str]:
+        begin = len(reading.keys)
+        texts = [_text(value) for value in values[begin : begin + 2 + len(reading.tags)]]
+        if reading.purges == self._purges:  # otherwise they may have been read before a purge
+            at = reading.wall, reading.monotonic
+            self._seen_general = (texts[0], texts[1], *at)
+            for tag, text in zip(reading.tags, texts[2:], strict=True):
+                self._seen.put(tag, (text, *at))
+        return texts
 
     def _remembered(self, tags: tuple[str, ...]) -> tuple[Epochs, bool]:
         """Return the epochs as last read, and whether all of them were read lately."""
         wall, monotonic = self.clock.wall(), self.clock.monotonic()
-        texts, lately = [], True
-        for key in self._epoch_keys(tags):
-            text, at_wall, at_monotonic = self._seen.get(key) or ("", -math.inf, -math.inf)
+        everything, any_tag, *at = self._seen_general
+        texts, times = [], [at]
+        for tag in tags:
+            text, *at = self._seen.get(tag) or _NEVER
             texts.append(text)
-            lately = lately and max(wall - at_wall, monotonic - at_monotonic) < _TRUSTED
-            if not tags:
-                break  # a value without tags records that of everything alone
-        return self._recorded([texts[0], *(texts[1:] or [""])], tags), lately
-
-    def _recorded(self, texts: Sequence[str], tags: tuple[str, ...]) -> Epochs:
-        return Epochs.parse([texts[0], "", *texts[1 : 2 + len(tags)]], tags)
+            times.append(at)
+        lately = all(max(wall - at[0], monotonic - at[1]) < _TRUSTED for at in times)
+        return Epochs.parse([everything, "", any_tag if tags else "", *texts], tags), lately
 
     # --- Storing --------------------------------------------------------------------------------
 
@@ -541,8 +582,8 @@ class DataStore(RedisStore):
     ) -> bool:
         epochs, known = self._remembered(tags)
         if not known:
-            keys = self._epoch_keys(tags)
-            epochs = self._recorded([_text(value) for value in await self._values(keys)], tags)
+            reading = self._reading((), tags)
+            epochs = _recorded(self._remember(reading, await self._values(reading.all_keys)), tags)
         commands: list[Command] = []
         size = 0
         for key, payload in payloads.items():
@@ -603,15 +644,11 @@ class DataStore(RedisStore):
 
         Return the replies and values, and the epochs that a value with these tags records.
         """
-        epoch_keys = self._epoch_keys(tags)
-        wall, monotonic, purges = self.clock.wall(), self.clock.monotonic(), self._purges
-        reading = Command(("MGET", *keys, *epoch_keys), reads_only=True)
-        reply, read = await self.call(command, reading)
-        values = values_of(read, len(keys) + len(epoch_keys))
-        texts = [_text(value) for value in values[len(keys) :]]
-        self._remember(epoch_keys, texts, wall, monotonic, purges)
-        current = self._recorded(texts if tags else [texts[0], ""], tags)
-        return [reply, *values[: len(keys)]], current
+        reading = self._reading(keys, tags)
+        then = Command(("MGET", *reading.all_keys), reads_only=True)
+        reply, read = await self.call(command, then)
+        values = values_of(read, len(reading.all_keys))
+        return [reply, *values[: len(keys)]], _recorded(self._remember(reading, values), tags)
 
     async def _replace(self, key: str, before: bytes | str, record: Record, ttl: float) -> bool:
         """Store a record in place of what was read, if that is still there or nothing is."""
@@ -729,7 +766,7 @@ class DataStore(RedisStore):
                 )
             if ttl is None:
                 return None
-            counter = Record(b"%d" % delta, Epochs(everything=found.epochs.everything))
+            counter = Record(b"%d" % delta, _recorded(found.epochs, ()))
             if await self._replace(key, found.data or b"", counter, ttl):
                 return delta
         return None
@@ -894,7 +931,7 @@ class DataStore(RedisStore):
         is_dated = loading.stale > 0 or loading.early > 0
         record = Record(
             loaded.payload,
-            replace(found.epochs, tags={tag: found.epochs.tags[tag] for tag in loading.tags}),
+            _recorded(found.epochs, loading.tags),
             loading.tags,
             clock.wall() + loading.ttl if is_dated else 0.0,
             round(clock.monotonic() - loaded.begun, 3) if is_dated else 0.0,
@@ -963,12 +1000,19 @@ class DataStore(RedisStore):
         return MISSING
 
 
+def _recorded(epochs: Epochs, tags: tuple[str, ...]) -> Epochs:
+    """Return those of the current epochs that a value with these tags records."""
+    if not tags:
+        return Epochs(everything=epochs.everything)
+    return replace(epochs, tags={tag: epochs.tags[tag] for tag in tags})
+
+
 async def _nothing() -> None:
     pass
 
 
 def _text(value: bytes | None) -> str:
-    return (value or b"").decode("latin-1")
+    return value.decode("latin-1") if value else ""
 
 
 def _milliseconds(seconds: float) -> int:

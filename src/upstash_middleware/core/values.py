@@ -32,8 +32,6 @@ MAX_DEPTH: Final = 100
 
 _MAX_INTEGER = 1 << 64
 """Larger integers are written in hexadecimal, whose conversion is linear and has no limit."""
-_TEXTS = frozenset({str, bool, type(None)})
-_JSON = _TEXTS | {int, float, list, dict}
 _CONTAINERS = frozenset({list, dict})
 _SHOWN_PARTS = 8
 _SHOWN_KEY = 40
@@ -211,35 +209,41 @@ class Codec:
         return data
 
 
-def _is_plain(value: Any, depth: int) -> bool:
+def _is_plain(value: Any, depth: int) -> bool:  # noqa: PLR0911, PLR0912 - one loop, for speed
     """Whether msgspec writes a value as it is, so that it comes back equal and of the same type."""
-    if type(value) not in _CONTAINERS:
-        items: Iterable[Any] = (value,)
-    elif depth >= MAX_DEPTH:
+    kind = type(value)
+    if kind in _CONTAINERS and depth >= MAX_DEPTH:
         return False
-    elif type(value) is list:
+    items: Iterable[Any] = (value,)
+    if kind is list:
         items = value
-    else:
-        items = value.values()
-        if (value and set(map(type, value)) != {str}) or _tag_like(value):
+    elif kind is dict:
+        if _tag_like(value):
             return False
-    kinds = set(map(type, items))
-    if not kinds <= _JSON:
+        for key in value:
+            if type(key) is not str:
+                return False
+        items = value.values()
+    for item in items:
+        kind = type(item)
+        if kind is str or kind is bool or item is None:
+            continue
+        if kind is int:
+            if not -_MAX_INTEGER < item < _MAX_INTEGER:
+                return False
+        elif kind is float:
+            if not isfinite(item):
+                return False
+        elif kind not in _CONTAINERS or not _is_plain(item, depth + 1):
+            return False
+    return True
+
+
+def _tag_like(value: dict[Any, Any]) -> bool:
+    if len(value) != 1:
         return False
-    return kinds <= _TEXTS or all(_is_plain_item(item, depth) for item in items)
-
-
-def _is_plain_item(item: Any, depth: int) -> bool:
-    kind = type(item)
-    if kind is int:
-        return bool(-_MAX_INTEGER < item < _MAX_INTEGER)
-    if kind is float:
-        return isfinite(item)
-    return kind not in _CONTAINERS or _is_plain(item, depth + 1)
-
-
-def _tag_like(value: dict[str, Any]) -> bool:
-    return len(value) == 1 and next(iter(value))[:1] == "$"
+    (key,) = value
+    return type(key) is str and key[:1] == "$"
 
 
 # --- Refusals -----------------------------------------------------------------------------------
