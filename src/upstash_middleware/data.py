@@ -396,6 +396,9 @@ class Data(_Data):
     ) -> bool:
         """Store a value, in one command, and return whether that succeeded.
 
+        Within ten seconds after another process has purged, and without a read since, it may count
+        as purged too; ``get_or_set`` and ``add`` always know the current state.
+
         Args:
             key: Text.
             value: See the class; integers can be counted with ``incr``.

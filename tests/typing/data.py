@@ -30,7 +30,15 @@ async def load_later() -> Product:
     return Product(7)
 
 
-@threads.memoize(60, tags=lambda product_id: [f"product:{product_id}"])
+def tags_of(product_id: int) -> list[str]:
+    return [f"product:{product_id}"]
+
+
+def key_of(self: Shop) -> str:
+    return f"shop:{self.id}"
+
+
+@threads.memoize(60, tags=tags_of)
 def price(product_id: int, currency: str = "EUR") -> float:
     return 1.5 * product_id
 
@@ -38,7 +46,7 @@ def price(product_id: int, currency: str = "EUR") -> float:
 class Shop:
     id = 7
 
-    @data.memoize("1 minute", key=lambda self: f"shop:{self.id}", stale=60)
+    @data.memoize("1 minute", key=key_of, stale=60)
     async def products(self, category: str) -> list[str]:
         return [category]
 

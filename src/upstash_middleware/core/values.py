@@ -460,5 +460,13 @@ def _adapter(kind: Any) -> Any:
 
 
 _default = Codec()
-encode = _default.encode
-decode = _default.decode
+
+
+def encode(value: object, type: Any = None) -> bytes:  # noqa: A002 - as in ``Codec``
+    """Return a value as bytes; see ``Codec.encode``. Raises NotStorable."""
+    return _default.encode(value, type)
+
+
+def decode(data: bytes | memoryview, type: Any = None) -> Any:  # noqa: A002 - likewise
+    """Return the value of these bytes. Raises Unreadable."""
+    return _default.decode(data, type)
