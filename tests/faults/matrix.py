@@ -26,6 +26,8 @@ class Operation(Enum):
     LOCK = "lock"
     STORE = "store"
     PURGE = "purge"
+    SESSION_LOAD = "session load"
+    SESSION_SAVE = "session save"
 
 
 class Change(Enum):
@@ -149,6 +151,10 @@ class Outcome:
     """The same once all is well again: so Redis tells what was counted."""
     cached_after: bool | None = None
     """Whether the page is then answered from the cache."""
+    session: str = ""
+    """What the handler found in its session: ``there``, ``empty`` or ``unavailable``."""
+    session_after: str = ""
+    """What the session is once all is well again: ``unchanged``, ``saved`` or ``gone``."""
 
 
 def expected(name: str, operation: Operation, policy: str) -> Outcome:
@@ -165,6 +171,10 @@ def expected(name: str, operation: Operation, policy: str) -> Outcome:
             return _store(fault, policy)
         case Operation.PURGE:
             return _purge(fault)
+        case Operation.SESSION_LOAD:
+            return _session_load(fault)
+        case Operation.SESSION_SAVE:
+            return _session_save(fault, policy)
     assert_never(operation)
 
 
@@ -230,13 +240,39 @@ def _purge(fault: Fault) -> Outcome:
     )
 
 
+def _session_load(fault: Fault) -> Outcome:
+    """The session reads as empty, and is still there when all is well again."""
+    failed = fails(fault, Operation.SESSION_LOAD)
+    lost = fault.change in {Change.FLUSH, Change.WRONG_TYPE}
+    return Outcome(
+        lines=int(failed),
+        session="unavailable" if failed else "empty" if lost else "there",
+        session_after="gone" if lost else "unchanged",
+    )
+
+
+def _session_save(fault: Fault, policy: str) -> Outcome:
+    """The response goes out or is a 503; afterwards it shows whether the save was carried out."""
+    failed = fails(fault, Operation.SESSION_SAVE)
+    refused = failed and policy == "closed"
+    lost = fault.change in {Change.FLUSH, Change.WRONG_TYPE}
+    return Outcome(
+        status=503 if refused else 200,
+        retry_after=refused,
+        lines=int(failed or fault.change is Change.FLUSH),
+        session="there",
+        session_after="gone" if lost else "saved" if fault.runs else "unchanged",
+    )
+
+
 _HEADING: Final = """# What happens when Upstash fails
 
 `make docs-tables` writes this page from the table that the tests hold Starlette, Flask and Django
 (sync and async) to: every line is produced with the local Upstash, for every operation, framework
-and policy. Each request had a limit of 9 a day, of which one was used before; *remaining* is what
-`X-RateLimit-Remaining` said, *then* what the next request was told when all was well again: so it
-shows whether Redis had counted the one before.
+and policy; the columns about sessions with Starlette. Each request had a limit of 9 a day, of which
+one was used before; *remaining* is what `X-RateLimit-Remaining` said, *then* what the next request
+was told when all was well again: so it shows whether Redis had counted the one before. A session
+had one entry; *then* says what it contained when all was well again.
 
 In every cell: the request took no longer than the deadline (with room for a slow machine), the log
 got one line where a call failed and none where it did not, a 503 carried `Retry-After`,
@@ -252,6 +288,9 @@ _COLUMNS: Final = {
     "taking a page's lock": (Operation.LOCK, "open"),
     "storing a page": (Operation.STORE, "open"),
     "a handler that purges": (Operation.PURGE, "open"),
+    "a session that is loaded": (Operation.SESSION_LOAD, "open"),
+    'a session that is saved, `"open"`': (Operation.SESSION_SAVE, "open"),
+    '`"closed"`, saved': (Operation.SESSION_SAVE, "closed"),
 }
 
 
@@ -281,6 +320,10 @@ def _cell(name: str, operation: Operation, policy: str) -> str:
         case Operation.PURGE:
             told = "done" if outcome.purged else "an UpstashError"
             return f"told: {told}; the page is {'still there' if outcome.cached_after else 'gone'}"
+        case Operation.SESSION_LOAD:
+            return f"{outcome.status}, {outcome.session}, then {outcome.session_after}"
+        case Operation.SESSION_SAVE:
+            return f"{outcome.status}, then {outcome.session_after}"
     assert_never(operation)
 
 

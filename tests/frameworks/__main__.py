@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from tests.frameworks import suites
 from tests.frameworks.comparison import Comparison, Expectations, Results, compare
-from tests.frameworks.suites import BASELINE, BUILD, MODES, SUITES, Suite
+from tests.frameworks.suites import BASELINE, BUILD, MODES, SESSION_MODES, SUITES, Suite
 from upstash_middleware.local import LocalUpstash
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _TIMEOUT = 1500
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.frameworks", description=__doc__)
     parser.add_argument("--framework", action="append", choices=[suite.name for suite in SUITES])
-    parser.add_argument("--mode", action="append", choices=MODES)
+    parser.add_argument("--mode", action="append", choices=MODES + SESSION_MODES)
     parser.add_argument("--lock", action="store_true", help="write requirements/frameworks/*.txt")
     parser.add_argument("tests", nargs="*", help="tests or labels, instead of the whole suite")
     chosen = parser.parse_args()
@@ -40,12 +40,13 @@ def main() -> int:
     wanted = [suite for suite in SUITES if suite.name in (chosen.framework or [suite.name])]
     if chosen.tests:
         wanted = [suite.of(*chosen.tests) for suite in wanted]
-    return run(wanted, chosen.mode or MODES)
+    return run(wanted, chosen.mode or MODES + SESSION_MODES)
 
 
 def run(wanted: Sequence[Suite], modes: Sequence[str]) -> int:
     """Run suites, print what differs and a table, and return the exit status."""
-    runs = [(suite, mode) for suite in wanted for mode in (BASELINE, *modes)]
+    wanted = [suite for suite in wanted if _modes(suite, modes)]
+    runs = [(suite, mode) for suite in wanted for mode in (BASELINE, *_modes(suite, modes))]
     runs.sort(key=lambda run: run[0].full != run[1])  # the whole of Django takes the longest
     with (
         LocalUpstash() as upstash,
@@ -54,10 +55,13 @@ def run(wanted: Sequence[Suite], modes: Sequence[str]) -> int:
     ):
         nobody.bind(("127.0.0.1", 0))  # bound and not listening: every connection is refused
         dead = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-        prepared = {
-            suite.name: workers.submit(suites.environment, suite.name) for suite in wanted
-        } | {f"{suite.name}.tar.gz": workers.submit(suites.sdist, suite.name) for suite in wanted}
-        for each in prepared.values():
+        frameworks = dict.fromkeys(suite.framework for suite in wanted)
+        prepared = [
+            workers.submit(prepare, framework)
+            for framework in frameworks
+            for prepare in (suites.environment, suites.sdist)
+        ]
+        for each in prepared:
             each.result()
 
         def start(suite: Suite, mode: str) -> Results:
@@ -70,7 +74,9 @@ def run(wanted: Sequence[Suite], modes: Sequence[str]) -> int:
         for suite in wanted:
             baseline = results[suite.name, BASELINE]
             doubtful = {
-                test for mode in modes for test in compared(suite, mode, results).unexplained
+                test
+                for mode in _modes(suite, modes)
+                for test in compared(suite, mode, results).unexplained
             }
             if doubtful:  # some tests depend on time, and some were in no run of the baseline
                 name = f"{suite.name}-again"
@@ -80,12 +86,16 @@ def run(wanted: Sequence[Suite], modes: Sequence[str]) -> int:
     return report(wanted, modes, results)
 
 
+def _modes(suite: Suite, chosen: Sequence[str]) -> list[str]:
+    return [mode for mode in suite.modes if mode in chosen]
+
+
 def perform(
     suite: Suite, mode: str, parts: tuple[str, ...], *, url: str, token: str, name: str = ""
 ) -> Results:
     """Run a suite in one mode, with its output in a log, and return its results."""
     folder = BUILD / "runs" / (name or f"{suite.name}-{mode}")
-    sources = suites.unpack(suite.name, folder)
+    sources = suites.unpack(suite.framework, folder)
     results, description = folder / "results.json", folder / "run.json"
     description.write_text(
         json.dumps(
@@ -101,9 +111,9 @@ def perform(
     began = time.monotonic()
     with (folder / "log").open("wb") as log:
         subprocess.run(
-            [suites.environment(suite.name), *suite.command, *parts],
+            [suites.environment(suite.framework), *suite.command, *parts],
             cwd=sources / suite.folder,
-            env=suites.environ(suite.name, description),
+            env=suites.environ(suite.framework, description),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -126,17 +136,17 @@ def report(
     wanted: Sequence[Suite], modes: Sequence[str], results: dict[tuple[str, str], Results]
 ) -> int:
     """Print what is wrong, the table and the closing line."""
-    lines = [f"{'':10} {'mode':11} {'tests':>6} {'explained':>9} {'requests':>8} {'seconds':>7}"]
+    lines = [f"{'':13} {'mode':13} {'tests':>6} {'explained':>9} {'requests':>8} {'seconds':>7}"]
     passed = failed = 0
     for suite in wanted:
-        for mode in modes:
+        for mode in _modes(suite, modes):
             result, found = results[suite.name, mode], compared(suite, mode, results)
             for problem in found.problems:
                 print(problem)
             passed += found.tests - len(found.unexplained)
             failed += len(found.problems)
             lines.append(
-                f"{suite.name:10} {mode:11} {found.tests:6} {found.explained:9} "
+                f"{suite.name:13} {mode:13} {found.tests:6} {found.explained:9} "
                 f"{result.seen():8} {result.seconds:7.0f}"
             )
     print(*lines, "", f"{passed} passed, {failed} failed", sep="\n")

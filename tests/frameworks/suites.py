@@ -1,4 +1,4 @@
-"""The five suites: where their sources come from, their environments, and how each one is run."""
+"""The suites: where their sources come from, their environments, and how each one is run."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ INSIDE = Path(__file__).parent / "inside"
 MODES = ("limits", "cache", "conforming", "dead")
 """Every request limited; limited and cached; the same in the profile ``conforming``; the same with
 an Upstash that refuses every connection."""
+SESSION_MODES = ("sessions",)
+"""This package's sessions in place of the framework's own."""
 BASELINE = "none"
 
 DJANGO_LABELS = (
@@ -49,6 +51,13 @@ class Suite:
     folder: str = "."
     full: str = ""
     """The mode in which the suite is run without ``parts``."""
+    source: str = ""
+    """The framework whose sdist and environment it uses, if it is not named as the suite."""
+    modes: tuple[str, ...] = MODES
+
+    @property
+    def framework(self) -> str:
+        return self.source or self.name
 
     def of(self, *parts: str) -> Suite:
         """Return the same suite with other parts only, for work on a few tests."""
@@ -78,6 +87,13 @@ SUITES = (
         parts=DJANGO_LABELS,
     ),
     Suite("starlette", _PYTEST, parts=("tests",)),
+    Suite(
+        "starlette-sessions",
+        _PYTEST,
+        parts=("tests/middleware/test_session.py",),
+        source="starlette",
+        modes=SESSION_MODES,
+    ),
     Suite("werkzeug", (*_PYTEST, "-k", "not reloader"), parts=("tests",)),
     Suite("flask", _PYTEST, parts=("tests",)),
 )
@@ -140,6 +156,8 @@ def lock() -> None:
     """Pin the environments: the framework as in dev.txt, the rest as its sdist's uv.lock says."""
     uv = Path(sys.executable).parent / "uv"
     for suite in SUITES:
+        if suite.source:
+            continue
         sources = unpack(suite.name, BUILD / "locking" / suite.name)
         constraints = [
             line

@@ -38,7 +38,9 @@ class Site:
                 Route("/sync", self._handle_in_a_thread),
             ]
         )
-        shared: dict[str, Any] = {"redis": upstash, "observers": [self.events.append]}
+        shared: dict[str, Any] = {"observers": [self.events.append]}
+        if "url" not in settings:
+            shared["redis"] = upstash  # in this process, without a socket
         if "sessions" in settings:
             self.app.add_middleware(UpstashMiddleware, **shared, **settings)
         else:

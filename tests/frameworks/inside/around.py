@@ -31,6 +31,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "cache": _CACHED,
     "conforming": {**_CACHED, "cache_profile": "conforming"},
     "dead": _CACHED,
+    "sessions": {},
 }
 _PATIENT = {"deadline": 30.0, "cache_deadline": 30.0}
 """A busy machine is no failure of Upstash."""
@@ -74,6 +75,8 @@ class Run:
                 self.requests[self.test] += 1
             else:
                 self.reports[self.test] = f"decided by {event.settled_by!r}"
+        elif isinstance(event, events.SessionSaved) and self.mode == "sessions":
+            self.requests[self.test] += event.saved
         elif isinstance(event, events.CacheLookedUp):
             self.events[f"lookup: {event.outcome}"] += 1
         elif isinstance(event, events.CacheStored):
@@ -204,9 +207,36 @@ def around_django() -> None:
     BaseHandler.load_middleware = load_middleware  # type: ignore[method-assign, assignment]
 
 
+def sessions_in_starlette() -> None:
+    """Let Starlette's SessionMiddleware be this package's.
+
+    A session is no dictionary, so JSON has to be made of ``dict(request.session)``; its tests do
+    without.
+    """
+    import json
+
+    from starlette.middleware import sessions
+    from starlette.responses import JSONResponse
+
+    from upstash_middleware.starlette import SessionMiddleware
+
+    def made(app: Any, **own: Any) -> SessionMiddleware:
+        settings = arguments()
+        del settings["default_limit"]
+        return SessionMiddleware(app, **own, **settings)
+
+    def render(_response: JSONResponse, content: Any) -> bytes:
+        return json.dumps(content, default=dict).encode()
+
+    sessions.SessionMiddleware = made  # type: ignore[misc, assignment]
+    JSONResponse.render = render  # type: ignore[method-assign]
+
+
 def wrap(framework: str) -> None:
     """Put the middleware around a framework's applications, unless this is the baseline."""
-    if run.mode != "none":
+    if run.mode == "sessions":
+        {"starlette": sessions_in_starlette}[framework]()
+    elif run.mode != "none":
         {
             "starlette": around_starlette,
             "fastapi": around_starlette,
