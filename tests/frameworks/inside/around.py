@@ -229,7 +229,7 @@ def sessions_in_starlette() -> None:
         return json.dumps(content, default=dict).encode()
 
     sessions.SessionMiddleware = made  # type: ignore[misc, assignment]
-    JSONResponse.render = render  # type: ignore[method-assign]
+    JSONResponse.render = render  # type: ignore[method-assign, assignment]
 
 
 def wrap(framework: str) -> None:
