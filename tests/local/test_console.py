@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 import subprocess
 import sys
@@ -12,6 +13,10 @@ from urllib.parse import quote
 
 import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
 
 from tests.local.scene import visits
 from upstash_middleware import RateLimitRule
@@ -19,11 +24,13 @@ from upstash_middleware.core.ratelimit.algorithms import ALGORITHMS
 from upstash_middleware.core.ratelimit.algorithms.limit import Limit, State
 from upstash_middleware.local import LocalUpstash
 from upstash_middleware.local.console import handlers
+from upstash_middleware.starlette import SessionMiddleware, session
 from upstash_middleware.wsgi import RateLimitMiddleware
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from starlette.requests import Request
     from upstash_redis import Redis
 
 PAGES = [
@@ -350,6 +357,63 @@ def test_an_empty_database_says_what_to_do(browser: httpx.Client):
 
 
 # One key.
+
+
+def visit_with_a_session(upstash: LocalUpstash, **settings: Any) -> None:
+    """Log in, so that there is a session bound to a user."""
+
+    async def log_in(request: Request) -> PlainTextResponse:
+        request.session["born"] = dt.date(1815, 12, 10)
+        request.session["name"] = HOSTILE
+        session(request).bind("ada")
+        return PlainTextResponse("welcome")
+
+    app = Starlette(routes=[Route("/", log_in)])
+    app.add_middleware(SessionMiddleware, prefix="shop", redis=upstash, **settings)
+    with TestClient(app) as client:
+        client.get("/")
+
+
+def test_a_session_is_opened_and_can_be_ended(
+    upstash: LocalUpstash, redis: Redis, browser: httpx.Client
+):
+    """Its entries are decoded, whatever they contain."""
+    visit_with_a_session(upstash)
+    page = browser.get(handlers.KEYS)
+    assert [name.rpartition(":")[0] for name in keys_of(page.text)] == [
+        "shop:session-user",
+        "shop:session",
+    ]
+    assert re.findall(r'class="badge session">([^<]+)<', page.text) == ["session epoch", "session"]
+    epoch, key = keys_of(page.text)
+    opened = browser.get(of_key(key))
+    said = text_of(opened)
+    assert "Kind session Type on Redis hash Expires in 14 d" in said
+    assert "State valid Created" in said
+    assert f"Bound to {epoch.rpartition(':')[2]}" in said
+    assert "born date datetime.date(1815, 12, 10)" in said
+    assert "<script>alert" not in opened.text
+    redis.delete(epoch)
+    assert "State over ended with all sessions of its user" in text_of(browser.get(of_key(key)))
+    submit(browser, of_key(key, handlers.DELETE))
+    assert redis.exists(key) == 0
+
+
+def test_a_session_with_many_entries_is_shown_in_part(redis: Redis, browser: httpx.Client):
+    """Its head is found among them."""
+    key = f"shop:session:{'a' * 43}"
+    entries = {f"={number}": f'"{"x" * 100}"' for number in range(1000)}
+    redis.hset(key, values={**entries, ".": '\n[1795646797.5,1795646797.5,"salt",""]'})
+    said = text_of(browser.get(of_key(key)))
+    assert "Created" in said
+    assert "Bound to no user" in said
+    assert re.search(r"and 9\d\d more", said)
+
+
+def test_a_session_that_cannot_be_read_says_why(upstash: LocalUpstash, browser: httpx.Client):
+    visit_with_a_session(upstash, cache_keys=["k" * 32], cache_encrypt=True)
+    _, key = keys_of(browser.get(handlers.KEYS).text)
+    assert "signed or encrypted with cache_keys , or damaged" in text_of(browser.get(of_key(key)))
 
 
 def test_a_cached_response_is_opened(upstash: LocalUpstash, browser: httpx.Client):

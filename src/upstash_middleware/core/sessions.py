@@ -875,7 +875,7 @@ class SessionStore(Struct, frozen=True):
 
 
 def read_session(
-    key: str, fields: Sequence[Reply], open_: Callable[[str, bytes], bytes] | None = None
+    key: str, fields: Sequence[object], open_: Callable[[str, bytes], bytes] | None = None
 ) -> tuple[StoredSession, dict[str, bytes]] | None:
     """Return the session that a hash contains; see ``SessionStore.describe``.
 

@@ -149,6 +149,7 @@ async def _key(service: Service, fields: Fields) -> Answer:
         value=value,
         cached=cached,
         limit=limit,
+        session=await keys.read_session(service.store, value),
         purges=purges,
     )
 

@@ -12,6 +12,8 @@ from urllib.parse import unquote
 
 from msgspec import Struct
 
+from upstash_middleware.core import sessions as core
+from upstash_middleware.core import values
 from upstash_middleware.core.cache.entries import (
     Damaged,
     Epoch,
@@ -27,12 +29,14 @@ from upstash_middleware.core.cache.entries import (
 from upstash_middleware.core.cache.keys import Names
 from upstash_middleware.core.ratelimit.algorithms import ALGORITHMS
 from upstash_middleware.core.ratelimit.algorithms.fixed_window import read_counter
+from upstash_middleware.local.console.formats import text
 from upstash_middleware.local.valkey import Reply, Status, StoreUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from upstash_middleware.core.ratelimit.algorithms.limit import State
+    from upstash_middleware.core.sessions import StoredSession
     from upstash_middleware.local.valkey import Store
 
 _PAGE: Final = 50
@@ -210,7 +214,7 @@ def _texts(members: list[Reply]) -> list[bytes]:
 
 
 def kind_of(key: Key, now_ms: int) -> tuple[str, str]:
-    """What a key is, a limit's state, something of the cache or a Redis type; and of which part."""
+    """What a key is and of which part: a limit, the cache, sessions; or a Redis type."""
     name = key.name.decode("utf-8", "replace")
     if key.type == "string" and _EPOCH in name:
         return "cache epoch", "cache"
@@ -219,6 +223,8 @@ def kind_of(key: Key, now_ms: int) -> tuple[str, str]:
             return "cache lock", "cache"
         if (index := is_index(key.beginning)) is not None:
             return "cache variants" if index else "cached response", "cache"
+    elif kind := _session_kind(key.type, name):
+        return kind, "session"
     elif key.type == "string":
         value = key.beginning
         if len(value) == _BEGINNING:
@@ -226,6 +232,59 @@ def kind_of(key: Key, now_ms: int) -> tuple[str, str]:
         if limit := read_limit(name, value, now_ms, key.ttl_ms):
             return limit.title, "limit"
     return key.type, "other"
+
+
+# Sessions.
+
+_SESSION: Final = re.compile(r":session:[A-Za-z0-9_-]{43}$")
+_SESSION_EPOCH: Final = re.compile(r":session-user:[A-Za-z0-9_-]+$")
+
+
+def _session_kind(kind: str, name: str) -> str:
+    if kind == "hash" and _SESSION.search(name):
+        return "session"
+    return "session epoch" if kind == "string" and _SESSION_EPOCH.search(name) else ""
+
+
+class ShownSession(Struct, frozen=True):
+    """A session, as far as it could be read."""
+
+    stored: StoredSession | None
+    """None if it is sealed, or damaged."""
+    entries: Sequence[tuple[str, str, str]] = ()
+    """Name, type and value, as Python shows them."""
+    is_ended: bool = False
+    """Whether it has ended with all sessions of its user."""
+
+
+async def read_session(store: Store, value: Value) -> ShownSession | None:
+    """The session at a key; None if its name is not that of one.  Raises StoreUnreachable."""
+    name = value.key.name.decode("utf-8", "replace")
+    if value.key.type != "hash" or not (found := _SESSION.search(name)):
+        return None
+    (head,) = await store.run([[b"HGET", value.key.name, b"."]])
+    rows = [row for row in value.rows if row[0] != b"."]
+    words = [b".", head, *(word for row in rows for word in row)]
+    described = core.read_session(name, words)
+    if described is None:
+        return ShownSession(None)
+    stored, entries = described
+    is_ended = False
+    if stored.user:
+        epoch_key = f"{name[: found.start()]}:session-user:{stored.user}"
+        (epoch,) = await store.run([[b"GET", epoch_key.encode()]])
+        is_ended = epoch != stored.epoch.encode("latin-1")
+    shown = [(name, *_read_entry(data)) for name, data in sorted(entries.items())]
+    return ShownSession(stored, shown, is_ended)
+
+
+def _read_entry(data: bytes) -> tuple[str, str]:
+    """The type and the value of an entry."""
+    try:
+        value = values.decode(data)
+    except ValueError:  # of a framework's own serializer
+        return "", text(data)
+    return type(value).__name__, repr(value)
 
 
 # Rate limits.
