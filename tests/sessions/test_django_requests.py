@@ -16,6 +16,7 @@ import tests.django.project  # noqa: F401 - it configures Django
 from tests.django.project import Urls
 from upstash_middleware.django.sessions import SessionStore
 from upstash_middleware.events import SessionSaved
+from upstash_middleware.local.faults import Fault
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -269,6 +270,15 @@ def test_the_read_joins_whatever_is_above(
         assert browser.cost == reads
 
 
+def test_reading_from_the_primary_costs_one_command_more(upstash: LocalUpstash) -> None:
+    with project(SESSIONS, upstash=upstash, sessions={"read_from": "primary"}):
+        browser = Browser(upstash)
+        browser.get("/put?a=1")
+        browser.entries()
+        assert browser.entries() == {"a": "1"}
+        assert browser.cost == (1, 2)
+
+
 def test_without_a_cookie_or_with_a_malformed_one_nothing_is_read(browser: Browser) -> None:
     browser.get("/plain")
     browser.get("/show")
@@ -406,6 +416,28 @@ def test_an_outage_logs_nobody_out_and_sets_no_cookie(
             assert new.get("/log_in").status_code == 503
         assert browser.cookie == key
         assert browser.entries() == {"user": 7}
+
+
+@pytest.mark.parametrize("fault", Fault)
+def test_no_fault_becomes_an_error_a_logout_or_a_false_confirmation(
+    upstash: LocalUpstash, fault: Fault
+) -> None:
+    wire = {"redis": None, "url": upstash.url, "token": upstash.token, "deadline": 0.3}
+    with project(BOTH, SESSIONS, upstash=upstash, **LIMITED, **wire):
+        reader, visitor, leaver = Browser(upstash), Browser(upstash), Browser(upstash)
+        for browser in (reader, leaver):
+            browser.get("/log_in")
+        with upstash.faults(fault=fault.value):
+            for path in ("/show", "/put?b=1"):
+                assert reader.get(path).status_code == 200
+            came, left = visitor.get("/log_in"), leaver.get("/log_out")
+        assert {came.status_code, left.status_code} <= {200, 503}
+        assert reader.entries()["user"] == 7
+        assert (visitor.entries() == {"user": 7}) == (came.status_code == 200)
+        if left.status_code == 200:
+            assert leaver.entries() == {}
+        else:
+            assert "sessionid" not in left.cookies
 
 
 def test_with_on_error_closed_what_cannot_be_saved_is_a_503(upstash: LocalUpstash) -> None:
