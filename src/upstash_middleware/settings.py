@@ -162,8 +162,8 @@ class Arguments(TypedDict, total=False):
     both, for instance for mutual TLS. It is not closed, and the deadlines apply to it too."""
     sessions: bool | Mapping[str, Any] | SessionSettings | None
     """Sessions for handlers, in ``UpstashMiddleware`` under ASGI: True, SessionSettings, or a
-    mapping of its fields, such as ``{"https_only": True}``; default None, none. Flask and Django
-    have their own settings of sessions."""
+    mapping of its fields, such as ``{"https_only": True}``; default None, none. Flask has its own
+    settings of sessions, and Django for all but ``max_size``, ``on_error`` and ``read_from``."""
     prefix: str
     """The beginning of every key, one for each application; default ``upstash-middleware``. Two
     applications with one prefix share the quotas of rules of the same name, stored responses of

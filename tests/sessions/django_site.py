@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import django
 from django.conf import settings
 
+from upstash_middleware import Redis
 from upstash_middleware.local.testing import local_upstash
 
 if TYPE_CHECKING:
@@ -120,7 +121,13 @@ async def alog_out(request: Any) -> HttpResponse:
     return HttpResponse("bye")
 
 
+def bind_session(request: Any) -> HttpResponse:
+    request.session.bind(request.user.pk)
+    return HttpResponse("bound")
+
+
 urlpatterns = [
+    path("bind", bind_session),
     path("admin/", admin.site.urls),
     *(path(view.__name__, view) for view in (log_in, alog_in, me, who, log_out, alog_out)),
 ]
@@ -233,6 +240,19 @@ def test_a_receiver_of_a_signal_binds_each_login(upstash: LocalUpstash) -> None:
         ]
     finally:
         user_logged_in.disconnect(bind)
+
+
+def test_the_command_line_shows_and_ends_the_sessions_of_a_user(upstash: LocalUpstash) -> None:
+    ada, grace = Client(), Client()
+    ada.get("/log_in?name=ada")
+    ada.get("/bind")
+    grace.get("/log_in?name=grace")
+    user = str(User.objects.get(username="ada").pk)
+    [key] = Redis.from_env().keys("*:session:*")[:1]
+    call_command("upstash", "sessions", "show", key, "--values")
+    call_command("upstash", "sessions", "list", "--user", user)
+    call_command("upstash", "sessions", "end", "--user", user)
+    assert [browser.get("/who").content for browser in (ada, grace)] == [b"nobody", b"grace"]
 
 
 def test_the_test_client_logs_in_by_force(upstash: LocalUpstash) -> None:

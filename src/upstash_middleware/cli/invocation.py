@@ -414,7 +414,11 @@ def _find_django() -> Subject:
 
         _add_working_directory()
         django.setup()
-        from upstash_middleware.django.conf import SETTING, mapping_set  # noqa: PLC0415
+        from upstash_middleware.django.conf import (  # noqa: PLC0415
+            SETTING,
+            is_upstash_engine,
+            mapping_set,
+        )
         from upstash_middleware.django.middleware import Middleware  # noqa: PLC0415
         from upstash_middleware.django.requests import localized  # noqa: PLC0415
 
@@ -424,7 +428,13 @@ def _find_django() -> Subject:
                 middleware = import_string(path)
                 if isinstance(middleware, type) and issubclass(middleware, Middleware):
                     features |= middleware.features
-        runtime = Runtime.of(mapping_set(), features, source=SETTING, selects=localized)
+        runtime = Runtime.of(
+            mapping_set(), features, source=SETTING, selects=localized, keeps_sessions=False
+        )
+        if is_upstash_engine(settings.SESSION_ENGINE):
+            from upstash_middleware.django.sessions import sessions_of  # noqa: PLC0415
+
+            sessions_of(runtime)
         name = os.environ.get(_DJANGO_SETTINGS, "the Django project")
         return Subject(name, (runtime,), routes.of_django(), is_django=True)
     except (ImproperlyConfigured, ImportError) as error:

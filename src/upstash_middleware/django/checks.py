@@ -17,7 +17,12 @@ from django.http.response import HttpResponseBase
 from django.utils.module_loading import import_string
 
 from upstash_middleware.core.identify import application_address, framework_user
-from upstash_middleware.django.conf import DENIED_VIEW, SETTING, mapping_set
+from upstash_middleware.django.conf import (
+    DENIED_VIEW,
+    SETTING,
+    is_upstash_engine,
+    mapping_set,
+)
 from upstash_middleware.django.middleware import Middleware
 from upstash_middleware.django.requests import chooses_language_itself, user
 from upstash_middleware.errors import ConfigurationError, MissingCredentials
@@ -99,7 +104,7 @@ def check_settings(**_: Any) -> list[checks.CheckMessage]:
         found = settings_from(mapping, os.environ, source=SETTING)
         for layer in ours:
             Runtime.of(mapping, layer.features, source=SETTING, keeps_sessions=False)
-        if _has_our_engine():
+        if is_upstash_engine(settings.SESSION_ENGINE):
             from upstash_middleware.django import sessions  # noqa: PLC0415 - if it is used
 
             sessions.check_settings(found.sessions)
@@ -266,19 +271,9 @@ def check_paths(**_: Any) -> list[checks.CheckMessage]:
     ]
 
 
-def _has_our_engine() -> bool:
-    """Whether SESSION_ENGINE is this package's, or is made from it."""
-    try:
-        store = import_string(f"{settings.SESSION_ENGINE}.SessionStore")
-    except Exception:  # noqa: BLE001 - another's module; Django reports it with the first request
-        return False
-    names = {f"{base.__module__}.{base.__qualname__}" for base in inspect.getmro(store)}
-    return "upstash_middleware.django.sessions.SessionStore" in names
-
-
 def check_sessions(**_: Any) -> list[checks.CheckMessage]:
     """Report an engine and a middleware of sessions that do not belong together: W009, W010."""
-    layers, is_ours = _layers(), _has_our_engine()
+    layers, is_ours = _layers(), is_upstash_engine(settings.SESSION_ENGINE)
     ours = [layer.name for layer in layers if layer.is_any_of(_OUR_SESSIONS)]
     if ours and not is_ours:
         return [
@@ -339,7 +334,7 @@ def check_denied_view(**_: Any) -> list[checks.CheckMessage]:
 def check_credentials(**_: Any) -> list[checks.CheckMessage]:
     """Report missing credentials, as E004; only where a deployment is checked."""
     try:
-        if any(layer.features for layer in _layers()) or _has_our_engine():
+        if any(layer.features for layer in _layers()) or is_upstash_engine(settings.SESSION_ENGINE):
             runtime = Runtime.of(mapping_set(), Features(0), source=SETTING)
             if runtime.enabled:
                 runtime.check_credentials()

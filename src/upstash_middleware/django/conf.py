@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
+from django.utils.module_loading import import_string
 
 from upstash_middleware.django.requests import is_exempt_request, localized
 from upstash_middleware.errors import ConfigurationError
@@ -32,6 +35,17 @@ def mapping_set() -> Mapping[str, Any]:
             f"{SETTING}: {value!r} should be a mapping such as {{'default_limit': '100/minute'}}"
         )
     return value
+
+
+@lru_cache(maxsize=8)
+def is_upstash_engine(name: str) -> bool:
+    """Whether a SESSION_ENGINE is this package's, or is made from it."""
+    try:
+        store = import_string(f"{name}.SessionStore")
+    except Exception:  # noqa: BLE001 - another's module; Django reports it with the first request
+        return False
+    names = {f"{base.__module__}.{base.__qualname__}" for base in inspect.getmro(store)}
+    return "upstash_middleware.django.sessions.SessionStore" in names
 
 
 class Configured:

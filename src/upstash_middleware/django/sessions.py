@@ -15,8 +15,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from functools import lru_cache, partial
-from importlib import import_module
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -29,6 +28,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signing import JSONSerializer, Signer
 from django.utils.cache import patch_vary_headers
 from django.utils.http import http_date
+from django.utils.module_loading import import_string
 from msgspec.structs import replace
 
 from upstash_middleware.core.engine import Part, PartExchange, Prepared
@@ -42,7 +42,12 @@ from upstash_middleware.core.sessions import (
     user_text,
 )
 from upstash_middleware.decorators import REFRESH
-from upstash_middleware.django.conf import SETTING, mapping_set, runtime_for_data
+from upstash_middleware.django.conf import (
+    SETTING,
+    is_upstash_engine,
+    mapping_set,
+    runtime_for_data,
+)
 from upstash_middleware.django.middleware import at_end, exchanges_of, guarded
 from upstash_middleware.django.requests import replacement
 from upstash_middleware.errors import ConfigurationError, NotStorable, UpstashError, named_part
@@ -114,15 +119,17 @@ def sessions_of(runtime: Runtime) -> Sessions:
     if found is None or found.settings.secret_key != keys:
         of_django = replace(check_settings(runtime.settings.sessions), secret_key=keys)
         # The idle timeout is given with each call, since each session may have its own.
-        found = runtime.create_sessions(of_django, absolute=inf, ids=DjangoIds())
+        found = runtime.create_sessions(of_django, absolute=inf, ids=DjangoIds(), load=_shown)
         runtime.sessions = found
     return found
 
 
-@lru_cache(maxsize=8)
-def is_engine(name: str) -> bool:
-    """Whether a SESSION_ENGINE stores sessions on Upstash by this module."""
-    return issubclass(import_module(name).SessionStore, SessionStore)
+def _shown(data: bytes) -> Any:
+    """Return an entry's value for the command line. Raises ValueError."""
+    serializer = import_string(settings.SESSION_SERIALIZER)
+    if not issubclass(serializer, JSONSerializer):
+        raise ValueError("it is signed, and what it contains may run when it is decoded")  # noqa: TRY004
+    return serializer().loads(data)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -762,7 +769,7 @@ class _Reader(Part):
 
     def prepare(self, request: HTTPRequest) -> _Reading | None:
         key = request.native.COOKIES.get(settings.SESSION_COOKIE_NAME)
-        if not (key and is_engine(settings.SESSION_ENGINE)):
+        if not (key and is_upstash_engine(settings.SESSION_ENGINE)):
             return None
         pipeline = sessions_of(self._runtime).store.prepare(key)
         return None if pipeline is None else _Reading(pipeline, key)
@@ -797,7 +804,7 @@ class SessionMiddleware(DjangosSessionMiddleware):
         """Raises ImproperlyConfigured where the setting UPSTASH_MIDDLEWARE is wrong."""
         super().__init__(get_response)
         try:
-            if is_engine(settings.SESSION_ENGINE):
+            if is_upstash_engine(settings.SESSION_ENGINE):
                 check_settings(settings_from(mapping_set(), os.environ, source=SETTING).sessions)
         except ConfigurationError as error:
             raise ImproperlyConfigured(str(error)) from error
