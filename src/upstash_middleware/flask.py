@@ -1,4 +1,4 @@
-"""Flask: the middleware classes as extensions, ``purge``, ``@limit`` and ``@cached``."""
+"""Flask: the middleware classes as extensions, sessions, ``purge``, ``@limit`` and ``@cached``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from flask import (
     request_started,
     request_tearing_down,
 )
+from flask import session as current_session
 from werkzeug.exceptions import Forbidden, HTTPException, ServiceUnavailable, TooManyRequests
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -46,6 +47,7 @@ from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.events import UserCodeFailed
 from upstash_middleware.messages import Response
 from upstash_middleware.runtime import Features, LazyProxy, Runtime
+from upstash_middleware.settings import settings_from
 from upstash_middleware.wsgi import (
     RATE_LIMIT_KEY,
     EnvironBody,
@@ -57,18 +59,20 @@ from upstash_middleware.wsgi import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from typing import Unpack
+    from typing import Literal, Unpack
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
     from flask.wrappers import Request
     from flask.wrappers import Response as FlaskResponse
 
+    from upstash_middleware.core.clock import Duration
     from upstash_middleware.core.ratelimit import Decision
     from upstash_middleware.data import SyncData
     from upstash_middleware.decorators import (
         F,
         LimitArguments,
     )
+    from upstash_middleware.flask_sessions import FlaskSession
     from upstash_middleware.messages import HTTPRequest, RequestBody
     from upstash_middleware.settings import Arguments
 
@@ -78,6 +82,7 @@ __all__ = [
     "CacheMiddleware",
     "RateLimitExceeded",
     "RateLimitMiddleware",
+    "Sessions",
     "UpstashMiddleware",
     "cached",
     "data",
@@ -87,6 +92,7 @@ __all__ = [
     "purge",
     "rate_limited",
     "redis",
+    "session",
 ]
 
 if TYPE_CHECKING:
@@ -96,6 +102,7 @@ if TYPE_CHECKING:
 CONFIG = "UPSTASH_MIDDLEWARE"
 EXTENSION = "upstash_middleware"
 _OWN_RUNTIME = "upstash_middleware.limits"
+_SESSIONS = "upstash_middleware.sessions"
 _ATTACHED = "upstash_middleware.attached"
 """In an environ: what decorators have attached to the response, outermost first."""
 _UNANSWERED = "upstash_middleware.unanswered"
@@ -170,17 +177,8 @@ class Extension:
                 f"this {type(self).__name__} is already installed in {app.name!r}, and every "
                 "request would count twice; give it the application or call init_app, not both"
             )
-        config = app.config.get(CONFIG, {})
-        if not isinstance(config, Mapping):
-            raise ConfigurationError(f"{CONFIG}: {config!r} should be a dict of settings")
-        for name in config:
-            if name in self._arguments:
-                raise ConfigurationError(
-                    f"{name}: given to {type(self).__name__} and in app.config[{CONFIG!r}] too; "
-                    "leave out one of them"
-                )
         return Runtime.of(
-            {**config, **self._arguments},
+            _with_config(app, self._arguments, type(self).__name__),
             self.features,
             source="" if self._arguments else CONFIG,
             exempts=exempts,
@@ -188,6 +186,20 @@ class Extension:
             has_users=False,
             own="Client",
         )
+
+
+def _with_config(app: Any, arguments: Mapping[str, Any], given_to: str) -> dict[str, Any]:
+    """Return arguments and the application's config. Raises ConfigurationError."""
+    config = app.config.get(CONFIG, {})
+    if not isinstance(config, Mapping):
+        raise ConfigurationError(f"{CONFIG}: {config!r} should be a dict of settings")
+    for name in config:
+        if name in arguments:
+            raise ConfigurationError(
+                f"{name}: given to {given_to} and in app.config[{CONFIG!r}] too; leave out one of "
+                "them"
+            )
+    return {**config, **arguments}
 
 
 class _FlaskExtension(Extension):
@@ -229,6 +241,7 @@ class _FlaskExtension(Extension):
             )
 
         runtime = self.runtime_for(app, exempts if _routes(app, wsgi_app) else None)
+        runtime.before_serving.append(partial(_prepare_sessions, app))
         middleware = _FlaskMiddleware(wsgi_app, runtime, app)
         app.extensions[EXTENSION][self] = middleware
         request_started.connect(_show_decision, app)
@@ -339,6 +352,116 @@ def _flask_within(wsgi_app: WSGIApplication) -> Flask:
         f"{wsgi_app!r} is neither a Flask application nor the wsgi_app of one; for other WSGI "
         "applications there is upstash_middleware.wsgi"
     )
+
+
+# ------------------------------------------------------------------------------------------------
+# Sessions
+
+
+class Sessions:
+    """Sessions on Upstash: ``Sessions(app)`` replaces Flask's, which are in a signed cookie.
+
+    The cookie and the lifetime have Flask's settings: ``SESSION_COOKIE_…``,
+    ``PERMANENT_SESSION_LIFETIME`` (the idle timeout), ``SESSION_REFRESH_EACH_REQUEST`` (whether
+    reading a session extends it) and ``SECRET_KEY`` with ``SECRET_KEY_FALLBACKS``. The session is
+    loaded in the first round trip of a middleware of this module for the same database, in
+    whichever order they are added to the application. Logins and logouts of Flask-Login give it
+    another id.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        app: Flask | None = None,
+        *,
+        absolute_timeout: Duration | None = None,
+        paths: Sequence[str] = (),
+        max_size: int = 256 * 1024,
+        on_error: Literal["open", "closed"] = "open",
+        read_from: Literal["nearest", "primary"] = "nearest",
+        **arguments: Unpack[Arguments],
+    ) -> None:
+        """Set the ``session_interface`` of ``app``; without one, call ``init_app``.
+
+        Args:
+            app: The application.
+            absolute_timeout: Seconds after which a session ends in any case; default 90 days, or
+                ``PERMANENT_SESSION_LIFETIME`` if that is longer.
+            paths: Patterns of the paths that use sessions; empty for all.
+            max_size: Bytes of all entries as they are stored; storing more raises NotStorable.
+            on_error: If a session cannot be saved: ``"open"`` sends the response without a new
+                cookie, ``"closed"`` a 503. What logs in or out gets the 503 in any case.
+            read_from: Which replica of a Global database sessions are read from: ``"nearest"``, or
+                ``"primary"``, which costs one command more.
+            **arguments: Settings such as ``url``, ``token`` and ``prefix``. By default those of the
+                application's innermost middleware, or ``app.config["UPSTASH_MIDDLEWARE"]``.
+
+        Raises:
+            ConfigurationError: An argument or a setting of Flask's is wrong.
+        """
+        self._arguments = arguments
+        self._settings: dict[str, Any] = {
+            "paths": paths,
+            "max_size": max_size,
+            "on_error": on_error,
+            "read_from": read_from,
+        }
+        if absolute_timeout is not None:
+            self._settings["absolute_timeout"] = absolute_timeout
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Set an application's ``session_interface``; several may use one object.
+
+        With ``enabled=False`` Flask's own stays.
+
+        Raises:
+            ConfigurationError: An argument or a setting of Flask's is wrong.
+        """
+        from upstash_middleware.flask_sessions import UpstashSessionInterface  # noqa: PLC0415
+
+        if _SESSIONS in app.extensions:
+            raise ConfigurationError(
+                f"Sessions are already installed in {app.name!r}; give them the application or "
+                "call init_app, not both"
+            )
+        settings = _with_config(app, self._arguments, "Sessions")
+        if "sessions" in settings:
+            raise ConfigurationError(
+                "sessions: this setting is for ASGI applications; in Flask, give Sessions its "
+                "fields, such as absolute_timeout='30 days', and set Flask's SESSION_COOKIE_…"
+            )
+        # The middleware may be added later, so nothing is made of these before the first request.
+        settings_from(settings, os.environ, source="" if self._arguments else CONFIG)
+        interface = UpstashSessionInterface(app, partial(self._runtimes, app), self._settings)
+        app.extensions[_SESSIONS] = interface
+        app.session_interface = interface
+
+    def _runtimes(self, app: Flask) -> tuple[Runtime, Runtime]:
+        """Return the runtime that sessions are kept by, and the one that they are loaded with."""
+        present = runtimes_of(app)  # the innermost first
+        if present and not self._arguments:
+            chosen = next((each for each in present if each.enabled), present[0])
+            return chosen, chosen
+        settings = _with_config(app, self._arguments, "Sessions")
+        source = "" if self._arguments else CONFIG
+        own = Runtime.of(settings, Features.SESSIONS, source=source, own="Client")
+        for each in present:
+            if own.enabled and each.enabled and own.settings.same_database(each.settings):
+                return own, each
+        return own, own
+
+
+def _prepare_sessions(app: Any) -> None:
+    """Have the middleware load sessions from its first request on."""
+    interface: Any = app.extensions.get(_SESSIONS)
+    if interface is not None:
+        with suppress(ConfigurationError):  # raised when the session is opened
+            interface.ready()
+
+
+session: FlaskSession = cast("FlaskSession", current_session)
+"""``flask.session`` with its own type, for ``session.bind(user)`` and the like."""
 
 
 # ------------------------------------------------------------------------------------------------

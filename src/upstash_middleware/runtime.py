@@ -106,6 +106,8 @@ class Runtime:
         """The limiters in front of handlers, with their names, by limit and handler."""
         self.limiters: weakref.WeakValueDictionary[str, RateLimiter] = weakref.WeakValueDictionary()
         """The limiters that code calls, by name."""
+        self.before_serving: list[Callable[[], None]] = []
+        """What to do at the first request, before anything is decided about it."""
         self._refreshes = refreshes
         self._lock = threading.Lock()
         self._credentials: Credentials | None = None
@@ -173,6 +175,11 @@ class Runtime:
         settings = settings_from(arguments, environ, source=source)
         if own is not None:
             own_client(settings.transport, own)
+        if own == "Client" and settings.sessions is not None:
+            raise ConfigurationError(
+                f"{settings.sessions.setting}: this setting is for ASGI applications; in Flask, "
+                "use upstash_middleware.flask.Sessions(app)"
+            )
         if not has_users:
             for rule in (*settings.rate_limits, settings.default_limit):
                 if rule is not None and needs_user(rule.extractor):
@@ -251,8 +258,10 @@ class Runtime:
         return self.engine.prepare(request, inner.engine)
 
     def _begin_serving(self) -> None:
-        """Log, at the first request, what the settings leave out and users should know."""
+        """Do what is due at the first request, and log what users should know of the settings."""
         self._serves = True
+        for function in self.before_serving:
+            function()
         settings = self.settings
         if settings.platform is not None and PLATFORMS[settings.platform].automatic:
             platform = PLATFORMS[settings.platform]

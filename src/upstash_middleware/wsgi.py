@@ -50,6 +50,9 @@ CACHE_KEY = "upstash_middleware.cache"
 DATA_KEY = "upstash_middleware.data"
 _INNER = "upstash_middleware.handed"
 """Where in an environ a rate limit leaves the exchange of the cache directly inside."""
+STREAMS = "upstash_middleware.streams"
+"""Where in an environ sessions find, by weak references, the ResponseStreams of middleware that may
+have loaded the session or may store the response."""
 _Fields = list[tuple[str, str]]
 
 
@@ -102,6 +105,8 @@ class Middleware:
                 environ[RATE_LIMIT_KEY] = exchange.decision
             if exchange.inner is not None:
                 environ[_INNER] = request, exchange
+            if exchange.watching or exchange.saving is not None:
+                environ[STREAMS] = (*environ.get(STREAMS, ()), weakref.ref(stream))
             is_http1 = environ.get("SERVER_PROTOCOL", "HTTP/1").startswith("HTTP/1")
             if self._caches and not is_http1 and announces_no_body(request):
                 forbid = partial(exchange.forbid, UNANNOUNCED_BODY)
@@ -157,6 +162,7 @@ class Middleware:
                 RATE_LIMIT_KEY: UNCHECKED,
                 CACHE_KEY: self.runtime,
                 DATA_KEY: self._data,
+                STREAMS: (weakref.ref(stream),),
             }
             stream.call(self.app, environ)
             for _piece in stream:
@@ -334,7 +340,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
     """
 
     _runtime: Runtime
-    _exchange: Exchange
+    exchange: Exchange
     _method: str
     _start: StartResponse
     then: Callable[[], None] | None = None
@@ -440,7 +446,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
 
     def send_fallback(self, error: Exception) -> bool:
         """Send a stored response in place of the application's exception; return whether it did."""
-        response = None if self._head_sent else self._exchange.failed()
+        response = None if self._head_sent else self.exchange.failed()
         if response is None:
             return False
         self._runtime.observe(UserCodeFailed("the application", error))
@@ -453,7 +459,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
 
     def __next__(self) -> bytes:
         """Return the next piece, as soon as the application has one."""
-        if self._body_begun and self._exchange.holding:
+        if self._body_begun and self.exchange.holding:
             self._renew()
         if self._unsent:
             sent = self._unsent.pop(0)
@@ -504,7 +510,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
         if not self._ended:
             self._ended = True
             complete = self._is_complete()
-            due.insert(0, partial(self._runtime.finish, self._exchange, complete=complete))
+            due.insert(0, partial(self._runtime.finish, self.exchange, complete=complete))
         if due:
             run_soon(*due)
 
@@ -524,7 +530,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
         except Exception as error:  # noqa: BLE001 - the server gets it when it calls ours
             self._close_error, self._broken = error, True
         finally:
-            self._runtime.finish(self._exchange, complete=complete or self._is_complete())
+            self._runtime.finish(self.exchange, complete=complete or self._is_complete())
 
     def _do_then(self) -> None:
         then, self.then = self.then, None
@@ -567,7 +573,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
             return False
         (status, fields), self._head = self._head, None
         head = head_of(status, fields)
-        answer = self._exchange.head(head)
+        answer = self.exchange.head(head)
         self._release()
         if isinstance(answer, Response):
             self.send_whole(answer)
@@ -597,7 +603,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
                 self._unsent.append(piece)
                 return
             self._write(piece)
-            if self._exchange.holding:
+            if self.exchange.holding:
                 self._renew()
 
     def _pass(self, piece: bytes) -> bytes:
@@ -605,8 +611,8 @@ class ResponseStream(Struct, eq=False, weakref=True):
         if not self._ours:
             if self._method == "HEAD":
                 return b""
-            if self._exchange.watching and not self._broken:
-                self._exchange.chunk(piece)
+            if self.exchange.watching and not self._broken:
+                self.exchange.chunk(piece)
                 self._release()
         if self._announced is not None:
             self._announced -= len(piece)
@@ -618,13 +624,13 @@ class ResponseStream(Struct, eq=False, weakref=True):
 
     def _release(self) -> None:
         """Release the lock that other processes wait for, before this client can delay it."""
-        if self._exchange.locking is not None:
-            self._runtime.perform(self._exchange.release())
+        if self.exchange.locking is not None:
+            self._runtime.perform(self.exchange.release())
 
     def _renew(self) -> None:
         """Renew slots and locks between two pieces, unless the body is complete."""
         if self._announced != 0:
-            self._runtime.perform(self._exchange.renewal())
+            self._runtime.perform(self.exchange.renewal())
 
     def _is_complete(self) -> bool:
         """Whether the server was given everything; it may stop at Content-Length's last byte."""

@@ -561,8 +561,13 @@ class Exchange:
         session = self.session
         if session is None or not session.uses_session:
             return
-        for part in (*self.watching, *(part for other in self.caches for part in other.watching)):
-            part.forbid_sharing(sets_cookie=session.changes_cookie)
+        for exchange in (self, *self.caches):
+            exchange.note_session(sets_cookie=session.changes_cookie)
+
+    def note_session(self, *, sets_cookie: bool) -> None:
+        """Forbid sharing the response, which depends on a session, whoever has loaded it."""
+        for part in self.watching:
+            part.forbid_sharing(sets_cookie=sets_cookie)
 
     @property
     def kept(self) -> bool:

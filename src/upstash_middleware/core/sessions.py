@@ -971,13 +971,18 @@ class Sessions(Part):
         dump: Callable[[Any], bytes] = encode,
         load: Callable[[bytes], Any] = decode,
         sets_cookie: bool = True,
+        rolls: Callable[[], bool] = lambda: True,
     ) -> None:
-        """``make`` is the class of sessions; ``sets_cookie`` says that no framework sets it."""
+        """``make`` is the class of sessions; ``sets_cookie`` says that no framework sets it.
+
+        ``rolls`` says whether reading a session extends its idle timeout, or only changing it.
+        """
         self.settings = settings
         self.store = store
         self.observe = observe
         self.sets_cookie = sets_cookie
         self._make = make
+        self._rolls = rolls
         self._dump = dump
         self._load = load
         self._patterns = [PathPattern.parse(path) for path in settings.paths]
@@ -987,15 +992,17 @@ class Sessions(Part):
 
     def prepare(self, request: HTTPRequest) -> SessionExchange | _Loading | None:
         """Begin a request: with a new session where it has no cookie, or with what reads it."""
-        if self._patterns and not any(
-            each.match(request.path) is not None for each in self._patterns
-        ):
+        if not self.covers(request.path):
             return None
         id_ = cookie_of(request.headers, self._cookie)
         pipeline = None if id_ is None else self.store.prepare(id_)
         if id_ is None or pipeline is None:
             return SessionExchange(self, self.session())
         return _Loading(pipeline, id_)
+
+    def covers(self, path: str) -> bool:
+        """Whether requests to a path use sessions."""
+        return not self._patterns or any(each.match(path) is not None for each in self._patterns)
 
     def receive(self, prepared: _Loading, replies: list[Reply] | UpstashError) -> SessionExchange:
         """Go on with the replies; an id that is unknown is never used (session fixation)."""
@@ -1132,18 +1139,17 @@ class Sessions(Part):
             cookie = CookieChange(new.id, store.seconds_left(new))
             change: Change = "created" if stored is None or is_alone else "regenerated"
             return _Written(change, new, cookie, is_alone=is_alone)
-        is_touchable = stored is not None and not (session._is_sent or session._is_over)
-        touch = stored is not None and is_touchable and self._is_old(stored)
-        if stored is None or not (entries or deleted or touch):
+        changes = bool(entries or deleted)
+        is_timely = not (session._is_sent or session._is_over) and (changes or self._rolls())
+        touch = stored is not None and is_timely and self._is_old(stored)
+        if stored is None or not (changes or touch):
             if first:
                 await store.send(*first)
             gone = CookieChange(None) if todo.ended else None
             return _Written("ended" if first else "nothing", stored, gone)
         saved = await store.save(stored, entries, deleted, touch=touch, first=first)
         rolled = CookieChange(stored.id, store.seconds_left(stored)) if touch and saved else None
-        return _Written(
-            "saved" if entries or deleted else "touched", stored, rolled, is_over=not saved
-        )
+        return _Written("saved" if changes else "touched", stored, rolled, is_over=not saved)
 
     def _note(
         self,

@@ -1,0 +1,488 @@
+# ruff: noqa: SLF001 - a session and what saves it belong together
+"""Flask's sessions on Upstash: ``flask.session``, and the interface that loads and saves it.
+
+The first pipeline of this package's middleware loads the session, if there is one for the same
+database; otherwise a call of its own does, when the application first uses it. It is saved where
+Flask saves sessions: after the ``after_request`` functions, before the response's head is sent.
+"""
+
+from __future__ import annotations
+
+import sys
+from threading import Lock
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
+
+import flask
+from flask.sessions import NullSession, SessionInterface, SessionMixin
+from markupsafe import Markup
+
+from upstash_middleware.core.sessions import (
+    CookieChange,
+    Session,
+    SessionExchange,
+    Sessions,
+    SessionSettings,
+)
+from upstash_middleware.core.values import Codec, Form
+from upstash_middleware.decorators import REFRESH
+from upstash_middleware.errors import ConfigurationError, NotStorable, named_part
+from upstash_middleware.events import UserCodeFailed
+from upstash_middleware.messages import NO_HEADERS, Response, ResponseHead
+from upstash_middleware.wsgi import STREAMS, fields_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from weakref import ref
+
+    from flask import Flask
+    from flask.wrappers import Request
+    from flask.wrappers import Response as FlaskResponse
+
+    from upstash_middleware.core.sessions import StoredSession
+    from upstash_middleware.runtime import Runtime
+    from upstash_middleware.wsgi import ResponseStream
+
+__all__ = ["FlaskSession", "UpstashSessionInterface"]
+
+_PERMANENT = "_permanent"
+"""The entry in which Flask keeps whether a session outlives the browser's."""
+_LOGINS = ("user_logged_in", "user_logged_out", "user_login_confirmed")
+"""Flask-Login's signals after which the session needs another id."""
+_CODEC = Codec((Form("markup", Markup, str.__str__, Markup),))
+
+
+# ------------------------------------------------------------------------------------------------
+# The session
+
+
+class FlaskSession(Session, SessionMixin):
+    """``flask.session``: Flask's session with the methods of ``upstash_middleware.Session``.
+
+    A change within an entry is found without ``modified = True``. Deleting its entries leaves the
+    session as it is; ``clear`` ends it. ``permanent`` alone does not create a session.
+    """
+
+    def __init__(
+        self,
+        stored: StoredSession | None = None,
+        entries: Mapping[str, bytes] | None = None,
+        *,
+        load: Callable[[bytes], Any],
+    ) -> None:
+        """For this package."""
+        super().__init__(stored, entries, load=load)
+        self.outer: Sequence[ref[ResponseStream]] = ()
+        """The responses of middleware outside, which may be stored."""
+        self._loads: Callable[[], Session] | None = None
+        """What loads it when it is first used; None if that has been done."""
+        self._had = self._entries.get(_PERMANENT)
+
+    @property
+    def accessed(self) -> bool:
+        """Whether the application has used it; the response is then for this user alone."""
+        return self._is_accessed
+
+    @accessed.setter
+    def accessed(self, value: bool) -> None:
+        self._is_accessed = value
+        if value and self._loads is not None:
+            self._load_now()
+
+    _is_accessed = False
+
+    @property
+    def available(self) -> bool:
+        """See Session."""
+        self._load_now()
+        return super().available
+
+    @property
+    def new(self) -> bool:  # type: ignore[override]
+        """See Session."""
+        self._load_now()
+        return super().new
+
+    @property
+    def user_hash(self) -> str:
+        """See Session."""
+        self._load_now()
+        return super().user_hash
+
+    def save(self) -> None:  # type: ignore[override] # Flask's views are not coroutines
+        """Save what has changed now, instead of after the view.
+
+        Raises:
+            UpstashError: It could not be saved, or not be loaded before.
+            NotStorable: A value cannot be stored, or the session is too large.
+            RuntimeError: A cookie would have to be set, and the response's head has been sent.
+        """
+        self.drop_lone_permanence()
+        self.save_sync()
+
+    def drop_lone_permanence(self) -> None:
+        """Keep ``permanent``, which applications set for every request, from making a session."""
+        if self._stored is None and self._binds is None and [*self._values] == [_PERMANENT]:
+            self._values.clear()
+
+    def note_permanence(self, part: Sessions) -> None:
+        """Send the cookie again if it now has to outlive the browser's session, or no longer."""
+        has, stored = self._entries.get(_PERMANENT), self._stored
+        if has != self._had and stored is not None and not self._is_over:
+            self.cookie_change = self.cookie_change or CookieChange(
+                stored.id, part.store.seconds_left(stored)
+            )
+
+    def _load_now(self) -> None:
+        loads, self._loads = self._loads, None
+        if loads is None:
+            return
+        found = loads()
+        self._stored, self._entries, self._error = found._stored, found._entries, found._error
+        self._had = self._entries.get(_PERMANENT)
+
+
+class _NoSession(NullSession):
+    """The session of requests that have none."""
+
+    def _fail(self, *_: object, **__: object) -> NoReturn:
+        raise RuntimeError(
+            f"The session is unavailable because {flask.request.path!r} matches none of the paths= "
+            "that Sessions was given."
+        )
+
+    __setitem__ = __delitem__ = clear = pop = popitem = update = setdefault = _fail
+    del _fail
+
+
+# ------------------------------------------------------------------------------------------------
+# Loading and saving
+
+
+class _Ready(NamedTuple):
+    """What keeps the sessions of an application; made at the first request."""
+
+    part: Sessions
+    runtime: Runtime
+
+
+class UpstashSessionInterface(SessionInterface):
+    """Loads and saves the sessions of one application; see ``upstash_middleware.flask.Sessions``.
+
+    The configuration is read again at the first request: keys, lifetime and the cookie's name do
+    not change from then on.
+    """
+
+    null_session_class = _NoSession
+
+    def __init__(
+        self,
+        app: Flask,
+        find: Callable[[], tuple[Runtime, Runtime]],
+        settings: Mapping[str, Any],
+    ) -> None:
+        """``find`` returns the runtime that sessions are kept by, and the one to load them with.
+
+        Raises ConfigurationError.
+        """
+        settings_of(app, settings)
+        self._app = app
+        self._find = find
+        self._settings = settings
+        self._otherwise = app.session_interface
+        """What keeps sessions where the middleware is disabled."""
+        self._ready: _Ready | None = None
+        self._is_off = False
+        self._lock = Lock()
+
+    def ready(self) -> _Ready | None:
+        """Return what keeps the sessions; None where the middleware is disabled.
+
+        Raises ConfigurationError.
+        """
+        if self._ready is None and not self._is_off:
+            with self._lock:
+                self._prepare()
+        return self._ready
+
+    def _prepare(self) -> None:
+        if self._ready is not None or self._is_off:  # another thread was first
+            return
+        app, (owner, joined) = self._app, self._find()
+        if not joined.enabled:
+            self._is_off = True
+            return
+        part = owner.create_sessions(
+            settings_of(app, self._settings),
+            make=FlaskSession,
+            dump=_CODEC.encode,
+            load=_CODEC.decode,
+            sets_cookie=False,
+            rolls=lambda: app.config["SESSION_REFRESH_EACH_REQUEST"],
+        )
+        joined.keep_sessions(part)
+        _follow_logins(app)
+        self._ready = _Ready(part, joined)
+
+    def get_cookie_name(self, app: Flask) -> str:
+        """Return the cookie's name, which begins with ``__Host-`` or ``__Secure-`` over HTTPS."""
+        ready = self.ready()
+        return self._otherwise.get_cookie_name(app) if ready is None else _cookie_name(ready.part)
+
+    def get_cookie_samesite(self, app: Flask) -> str:
+        """Return SESSION_COOKIE_SAMESITE, by default ``"Lax"``."""
+        return super().get_cookie_samesite(app) or "Lax"
+
+    def open_session(self, app: Flask, request: Request) -> SessionMixin | None:
+        """Return the session of a request, which is loaded already or when it is first used."""
+        ready = self.ready()
+        if ready is None:
+            return self._otherwise.open_session(app, request)
+        part, runtime = ready
+        if not part.covers(request.path):
+            return None
+        streams: Sequence[ref[ResponseStream]] = request.environ.get(STREAMS, ())
+        session = cast("FlaskSession | None", _loaded(part, streams))
+        if session is None:
+            if REFRESH in request.environ:
+                session = cast("FlaskSession", part.detached().session)
+            else:
+                session = cast("FlaskSession", part.session())
+                if (id_ := request.cookies.get(part.settings.cookie_name)) is not None:
+                    session._loads = lambda: runtime.perform(part.load(id_))
+        session.outer = streams
+        session.performer = runtime
+        return session
+
+    def save_session(self, app: Flask, session: SessionMixin, response: FlaskResponse) -> None:
+        """Save what has changed, and set the cookie if that has succeeded.
+
+        Raises:
+            NotStorable: A value cannot be stored, or the session is too large.
+        """
+        ready = self.ready()
+        if ready is None:
+            self._otherwise.save_session(app, session, response)
+            return
+        if not isinstance(session, FlaskSession):
+            return
+        part, runtime = ready
+        session.drop_lone_permanence()
+        exchange = SessionExchange(part, session)
+        try:
+            runtime.perform(exchange.save())
+        except NotStorable:
+            session._is_over = True  # Flask makes the response an error page, and saves again
+            raise
+        session.note_permanence(part)
+        head = exchange.head(ResponseHead(response.status_code, NO_HEADERS))
+        if isinstance(head, Response):
+            session._is_refused, session._is_over = False, True
+            session.cookie_change = None
+            _replace(response, head)
+        elif session.accessed:
+            response.vary.add("Cookie")
+            self._set_cookie(app, session, response)
+        _note(session)
+        if response.is_streamed and not response.direct_passthrough:
+            response.response = _Body(response.response, session, exchange, runtime)
+
+    def regenerate(self, session: FlaskSession) -> None:
+        """Give a session another id: the same as its own method, by Flask-Session's name."""
+        session.regenerate()
+
+    def _set_cookie(self, app: Flask, session: FlaskSession, response: FlaskResponse) -> None:
+        change = session.cookie_change
+        if change is None:
+            return
+        attributes: dict[str, Any] = {
+            "domain": self.get_cookie_domain(app),
+            "path": self.get_cookie_path(app),
+            "secure": self.get_cookie_secure(app),
+            "httponly": self.get_cookie_httponly(app),
+            "samesite": self.get_cookie_samesite(app),
+        }
+        if app.config.get("SESSION_COOKIE_PARTITIONED"):  # of Flask 3.1
+            attributes["partitioned"] = True
+        name = self.get_cookie_name(app)
+        if change.value is None:
+            response.delete_cookie(name, **attributes)
+            return
+        max_age = int(change.seconds) if session.permanent else None
+        response.set_cookie(name, change.value, max_age=max_age, **attributes)
+
+
+def _cookie_name(part: Sessions) -> str:
+    return part.settings.cookie_name
+
+
+def _loaded(part: Sessions, streams: Sequence[ref[ResponseStream]]) -> Session | None:
+    """Return the session that a middleware outside has loaded, if it has."""
+    for each in streams:
+        if (stream := each()) is not None:
+            saving: Any = stream.exchange.saving
+            if saving is not None and saving.session.part is part:
+                return cast("Session", saving.session)
+    return None
+
+
+def _note(session: FlaskSession) -> None:
+    """Keep a response that depends on the session from being stored for others."""
+    if session.accessed:
+        for each in session.outer:
+            if (stream := each()) is not None:
+                stream.exchange.note_session(sets_cookie=session.cookie_change is not None)
+
+
+class _Body:
+    """The body of a streamed response, during which the application may use the session."""
+
+    __slots__ = ("_close", "_exchange", "_is_over", "_pieces", "_runtime", "_session")
+
+    def __init__(
+        self,
+        body: Iterable[Any],
+        session: FlaskSession,
+        exchange: SessionExchange,
+        runtime: Runtime,
+    ) -> None:
+        self._pieces = iter(body)
+        self._close: Callable[[], object] | None = getattr(body, "close", None)
+        self._session = session
+        self._exchange = exchange
+        self._runtime = runtime
+        self._is_over = False
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            piece = next(self._pieces)
+        except BaseException:
+            self._end()
+            raise
+        _note(self._session)
+        return piece
+
+    def close(self) -> None:
+        close, self._close = self._close, None
+        try:
+            if close is not None:
+                close()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Save late changes, once, into an existing session."""
+        if self._is_over:
+            return
+        self._is_over = True
+        _note(self._session)
+        try:
+            self._runtime.perform(self._exchange.finish(complete=True))
+        except NotStorable as error:  # the response has been sent
+            self._runtime.observe(UserCodeFailed("the session, after the response's head", error))
+
+
+def _replace(response: FlaskResponse, whole: Response) -> None:
+    """Make a response another one, which keeps the fields of CORS."""
+    if (close := getattr(response.response, "close", None)) is not None:
+        close()
+    kept = [(name, value) for name, value in response.headers if _is_of_cors(name)]
+    response.headers.clear()
+    response.headers.extend([*kept, *fields_of(whole.head.headers)])
+    response.direct_passthrough = False
+    response.status_code = whole.head.status
+    response.set_data(whole.body)
+
+
+def _is_of_cors(name: str) -> bool:
+    return name.lower() == "vary" or name.lower().startswith("access-control-")
+
+
+# ------------------------------------------------------------------------------------------------
+# Flask-Login
+
+
+def _follow_logins(app: Flask) -> None:
+    """Give the session another id with each login and logout of Flask-Login, if that is used."""
+    if (module := sys.modules.get("flask_login")) is None:
+        return
+    for name in _LOGINS:
+        getattr(module, name).connect(_regenerate, app)
+    module.user_loaded_from_cookie.connect(_regenerate_if_available, app)
+
+
+def _regenerate(_app: Flask, **_: object) -> None:
+    session = _current()
+    if session is not None:
+        session.regenerate()
+
+
+def _regenerate_if_available(_app: Flask, **_: object) -> None:
+    """Follow a login by the cookie "remember me", which happens again if it is not saved."""
+    session = _current()
+    if session is not None and session.available:
+        session.regenerate()
+
+
+def _current() -> FlaskSession | None:
+    current: Any = flask.session._get_current_object()  # type: ignore[attr-defined] # documented by Werkzeug
+    return current if isinstance(current, FlaskSession) else None
+
+
+# ------------------------------------------------------------------------------------------------
+# Configuration
+
+_FLASKS = {
+    "secret_key": "SECRET_KEY, SECRET_KEY_FALLBACKS",
+    "session_cookie": "SESSION_COOKIE_NAME",
+    "path": "SESSION_COOKIE_PATH",
+    "same_site": "SESSION_COOKIE_SAMESITE",
+    "https_only": "SESSION_COOKIE_SECURE",
+    "domain": "SESSION_COOKIE_DOMAIN",
+    "partitioned": "SESSION_COOKIE_PARTITIONED",
+    "max_age": "PERMANENT_SESSION_LIFETIME",
+    "idle_timeout": "PERMANENT_SESSION_LIFETIME",
+}
+"""What Flask calls the fields of SessionSettings."""
+_SETTING = "Sessions"
+_DAY = 24 * 3600.0
+
+
+def settings_of(app: Flask, settings: Mapping[str, Any]) -> SessionSettings:
+    """Return the settings of an application's sessions: Flask's, and this package's own.
+
+    Raises ConfigurationError, which names Flask's.
+    """
+    config, lifetime = app.config, app.permanent_session_lifetime.total_seconds()
+    keys = [app.secret_key, *(config.get("SECRET_KEY_FALLBACKS") or ())] if app.secret_key else []
+    own = {"absolute_timeout": max(90 * _DAY, lifetime), **settings}
+    try:
+        return SessionSettings(
+            secret_key=[_text(key) for key in keys],
+            session_cookie=config["SESSION_COOKIE_NAME"],
+            max_age=lifetime,
+            path=config["SESSION_COOKIE_PATH"] or config["APPLICATION_ROOT"],
+            same_site=config["SESSION_COOKIE_SAMESITE"] or "lax",
+            https_only=config["SESSION_COOKIE_SECURE"],
+            domain=config["SESSION_COOKIE_DOMAIN"] or None,
+            partitioned=config.get("SESSION_COOKIE_PARTITIONED", False),
+            setting=_SETTING,
+            **own,
+        )
+    except ConfigurationError as error:
+        message = str(error).replace("https_only=True", "SESSION_COOKIE_SECURE=True")
+        for field, name in _FLASKS.items():
+            message = message.replace(f"{named_part(_SETTING, field)}:", f"{name}:")
+        raise ConfigurationError(message) from None
+
+
+def _text(key: Any) -> Any:
+    """Return a key as text: Flask's may be bytes, which mean the same."""
+    if not isinstance(key, bytes):
+        return key
+    try:
+        return key.decode()
+    except UnicodeDecodeError:
+        return key.decode("latin-1")
