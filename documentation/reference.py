@@ -154,7 +154,9 @@ def public_names(module: str) -> list[str]:
 
 
 def _described(name: str, value: Any) -> Iterator[str]:
-    if isinstance(value, type) or callable(value):
+    if type(value).__name__ == "LocalProxy":  # Werkzeug's, which stands for nothing here
+        yield "Flask's, with the methods of `upstash_middleware.Session`; `save` is no coroutine.\n"
+    elif isinstance(value, type) or callable(value):
         yield f"```text\n{_signature(name, value)}\n```\n\n{_text(value)}\n"
         if isinstance(value, type):
             yield from _members(value)
