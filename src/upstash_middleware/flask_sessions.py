@@ -268,15 +268,11 @@ class UpstashSessionInterface(SessionInterface):
         part, runtime = ready
         session.drop_lone_permanence()
         exchange = SessionExchange(part, session)
-        try:
-            runtime.perform(exchange.save())
-        except NotStorable:
-            session._is_over = True  # Flask makes the response an error page, and saves again
-            raise
+        runtime.perform(exchange.save())
         session.note_permanence(part)
         head = exchange.head(ResponseHead(response.status_code, NO_HEADERS))
         if isinstance(head, Response):
-            session._is_refused, session._is_over = False, True
+            session._is_refused, session._is_manual = False, True
             session.cookie_change = None
             _replace(response, head)
         elif session.accessed:
