@@ -433,7 +433,7 @@ class Sessions:
             )
         # The middleware may be added later, so nothing is made of these before the first request.
         settings_from(settings, os.environ, source="" if self._arguments else CONFIG)
-        interface = UpstashSessionInterface(app, partial(self._runtimes, app), self._settings)
+        interface = UpstashSessionInterface(app, self._runtimes, self._settings)
         app.extensions[_SESSIONS] = interface
         app.session_interface = interface
 
@@ -457,7 +457,7 @@ def _prepare_sessions(app: Any) -> None:
     interface: Any = app.extensions.get(_SESSIONS)
     if interface is not None:
         with suppress(ConfigurationError):  # raised when the session is opened
-            interface.ready()
+            interface.ready(app)
 
 
 session: FlaskSession = cast("FlaskSession", current_session)

@@ -177,15 +177,16 @@ class UpstashSessionInterface(SessionInterface):
     def __init__(
         self,
         app: Flask,
-        find: Callable[[], tuple[Runtime, Runtime]],
+        find: Callable[[Flask], tuple[Runtime, Runtime]],
         settings: Mapping[str, Any],
     ) -> None:
         """``find`` returns the runtime that sessions are kept by, and the one to load them with.
 
+        Nothing here refers to the application, which would then be part of a cycle.
+
         Raises ConfigurationError.
         """
         settings_of(app, settings)
-        self._app = app
         self._find = find
         self._settings = settings
         self._otherwise = app.session_interface
@@ -194,20 +195,20 @@ class UpstashSessionInterface(SessionInterface):
         self._is_off = False
         self._lock = Lock()
 
-    def ready(self) -> _Ready | None:
+    def ready(self, app: Flask) -> _Ready | None:
         """Return what keeps the sessions; None where the middleware is disabled.
 
         Raises ConfigurationError.
         """
         if self._ready is None and not self._is_off:
             with self._lock:
-                self._prepare()
+                self._prepare(app)
         return self._ready
 
-    def _prepare(self) -> None:
+    def _prepare(self, app: Flask) -> None:
         if self._ready is not None or self._is_off:  # another thread was first
             return
-        app, (owner, joined) = self._app, self._find()
+        config, (owner, joined) = app.config, self._find(app)
         if not joined.enabled:
             self._is_off = True
             return
@@ -217,7 +218,7 @@ class UpstashSessionInterface(SessionInterface):
             dump=_CODEC.encode,
             load=_CODEC.decode,
             sets_cookie=False,
-            rolls=lambda: app.config["SESSION_REFRESH_EACH_REQUEST"],
+            rolls=lambda: config["SESSION_REFRESH_EACH_REQUEST"],
         )
         joined.keep_sessions(part)
         _follow_logins(app)
@@ -225,7 +226,7 @@ class UpstashSessionInterface(SessionInterface):
 
     def get_cookie_name(self, app: Flask) -> str:
         """Return the cookie's name, which begins with ``__Host-`` or ``__Secure-`` over HTTPS."""
-        ready = self.ready()
+        ready = self.ready(app)
         return self._otherwise.get_cookie_name(app) if ready is None else _cookie_name(ready.part)
 
     def get_cookie_samesite(self, app: Flask) -> str:
@@ -234,7 +235,7 @@ class UpstashSessionInterface(SessionInterface):
 
     def open_session(self, app: Flask, request: Request) -> SessionMixin | None:
         """Return the session of a request, which is loaded already or when it is first used."""
-        ready = self.ready()
+        ready = self.ready(app)
         if ready is None:
             return self._otherwise.open_session(app, request)
         part, runtime = ready
@@ -259,7 +260,7 @@ class UpstashSessionInterface(SessionInterface):
         Raises:
             NotStorable: A value cannot be stored, or the session is too large.
         """
-        ready = self.ready()
+        ready = self.ready(app)
         if ready is None:
             self._otherwise.save_session(app, session, response)
             return

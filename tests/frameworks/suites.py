@@ -96,6 +96,7 @@ SUITES = (
     ),
     Suite("werkzeug", (*_PYTEST, "-k", "not reloader"), parts=("tests",)),
     Suite("flask", _PYTEST, parts=("tests",)),
+    Suite("flask-sessions", _PYTEST, source="flask", modes=SESSION_MODES, parts=("tests",)),
 )
 """The longest first, so that the shorter ones fill up the second processor."""
 

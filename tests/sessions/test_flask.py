@@ -544,7 +544,7 @@ def outage(app: Flask, upstash: LocalUpstash) -> Iterator[None]:
     upstash.set_faults(fault="refuse")
     yield
     upstash.set_faults()
-    for runtime in (*runtimes_of(app), app.session_interface.ready().runtime):  # type: ignore[attr-defined]
+    for runtime in (*runtimes_of(app), app.session_interface.ready(app).runtime):  # type: ignore[attr-defined]
         runtime.forget()
 
 

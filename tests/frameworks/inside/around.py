@@ -47,7 +47,7 @@ class Run:
         self.texts: dict[str, str] = {}
         """By test that failed: the end of its traceback."""
         self.requests: Counter[str] = Counter()
-        """By test: the requests that the middleware decided about."""
+        """By test: the requests that the middleware decided about, or sessions that it saved."""
         self.events: Counter[str] = Counter()
         self.reports: dict[str, str] = {}
         """By test: what the middleware reported and should not have."""
@@ -174,6 +174,23 @@ def around_flask() -> None:
     Flask.wsgi_app = wsgi_app  # type: ignore[method-assign, assignment]
 
 
+def sessions_in_flask() -> None:
+    """Let the sessions of each Flask application be this package's, unless it has its own."""
+    from flask import Flask
+
+    from upstash_middleware.flask import Sessions
+
+    init: Any = Flask.__init__
+    own = Flask.session_interface
+
+    def __init__(app: Flask, *given: Any, **named: Any) -> None:  # noqa: N807
+        init(app, *given, **named)
+        if app.session_interface is own:
+            Sessions(app, **arguments())
+
+    Flask.__init__ = __init__  # type: ignore[method-assign, assignment]
+
+
 def around_werkzeug() -> None:
     """Wrap the application that werkzeug.test.Client is given."""
     from werkzeug.test import Client
@@ -235,7 +252,7 @@ def sessions_in_starlette() -> None:
 def wrap(framework: str) -> None:
     """Put the middleware around a framework's applications, unless this is the baseline."""
     if run.mode == "sessions":
-        {"starlette": sessions_in_starlette}[framework]()
+        {"starlette": sessions_in_starlette, "flask": sessions_in_flask}[framework]()
     elif run.mode != "none":
         {
             "starlette": around_starlette,
