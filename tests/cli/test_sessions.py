@@ -227,6 +227,47 @@ def test_sessions_under_a_prefix_are_listed_without_their_application(
     assert [each["name"] for each in shown["entries"]] == ["born", "cart"]
 
 
+FLASK = """
+from datetime import date
+
+from flask import Flask
+from upstash_middleware.flask import Sessions, session
+
+app = Flask("shop", static_folder=None)
+app.secret_key = "a long random text"
+
+
+@app.get("/log_in/<user>")
+def log_in(user):
+    session["born"] = date(1815, 12, 10)
+    session.bind(user)
+    return "welcome"
+
+
+@app.get("/show")
+def show():
+    return list(session)
+
+
+Sessions(app, prefix="shop")
+"""
+
+
+def test_flask_s_sessions_are_those_of_its_interface(
+    call: Call, module: Callable[[str], str], upstash: LocalUpstash
+) -> None:
+    """With Flask's SECRET_KEY, and without a middleware."""
+    name = module(FLASK)
+    client = importlib.import_module(name).app.test_client()
+    client.get("/log_in/ada")
+    app = ("--app", f"{name}:app", "--json")
+    (listed,) = call("sessions", "list", "--user", "ada", *app).data["sessions"]
+    shown = call("sessions", "show", listed["key"], "--values", *app).data
+    assert shown["entries"][0]["value"] == {"$date": "1815-12-10"}
+    assert call("sessions", "end", "--user", "ada", *app).data["ended"] is True
+    assert client.get("/show").json == []
+
+
 def test_sealed_sessions_are_read_with_the_applications_keys(
     call: Call, module: Callable[[str], str], browser: Browser, upstash: LocalUpstash
 ) -> None:

@@ -349,6 +349,7 @@ def _inspect(app: object, name: str) -> Subject:
     for place, layer in enumerate(layers):
         if _is_a(layer, "flask", "Flask"):
             known = (*routes.of_flask(layer), *mounted)
+            runtimes += [each for each in _runtimes_of_sessions(layer) if each not in runtimes]
         elif _is_a(layer, "werkzeug", "DispatcherMiddleware"):
             if any(hasattr(outside, "runtime") for outside in layers[:place]):
                 mounted += _mounted_routes(layer)
@@ -371,6 +372,15 @@ def _inspect(app: object, name: str) -> Subject:
             "UpstashMiddleware to it, or give a mapping of settings or --config FILE.toml"
         )
     return Subject(name, tuple(runtimes), known, app=app)
+
+
+def _runtimes_of_sessions(app: Any) -> list[Runtime]:
+    """The runtime that keeps a Flask application's sessions, if one does."""
+    from upstash_middleware.flask_sessions import UpstashSessionInterface  # noqa: PLC0415
+
+    interface = app.session_interface
+    ready = interface.ready(app) if isinstance(interface, UpstashSessionInterface) else None
+    return [] if ready is None else [ready.runtime]
 
 
 def _layers(app: object) -> Iterator[object]:
