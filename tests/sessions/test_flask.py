@@ -575,6 +575,36 @@ def test_during_an_outage_nobody_is_told_that_a_login_or_logout_happened(
     assert entries(browser) == {"size": 7}
 
 
+def test_a_script_of_another_origin_can_read_that_a_login_did_not_happen(
+    app: Flask, browser: FlaskClient, upstash: LocalUpstash
+) -> None:
+    @app.after_request
+    def allow(response: Response) -> Response:
+        response.headers["Access-Control-Allow-Origin"] = "https://other.example"
+        response.headers["X-Greeting"] = "welcome, ada"
+        return response
+
+    browser.get("/put/size/7")
+    with outage(app, upstash):
+        response = browser.get("/log-in")
+    assert response.status_code == 503
+    assert response.headers["Access-Control-Allow-Origin"] == "https://other.example"
+    assert "X-Greeting" not in response.headers
+
+
+def test_a_plain_change_is_refused_during_an_outage_where_that_is_set(
+    upstash: LocalUpstash,
+) -> None:
+    app = shop()
+    Sessions(app, on_error="closed", redis=upstash)
+    browser = app.test_client()
+    browser.get("/put/size/7")
+    with outage(app, upstash):
+        assert browser.get("/put/size/8").status_code == 503
+        assert browser.get("/show").status_code == 200
+    assert entries(browser) == {"size": 7}
+
+
 # --- Flask-Login --------------------------------------------------------------------------------
 
 
