@@ -14,7 +14,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from benchmarks import client, page, starting
-from benchmarks.load import get, load
+from benchmarks.load import cookie_of, get, load
 from benchmarks.page import Measured
 from benchmarks.rows import COMPARISONS, ROWS, USUAL
 from benchmarks.stage import ROOT, Stage
@@ -101,7 +101,7 @@ def _measured(stage: Stage, pairs: Iterable[Pair], seconds: float) -> Round:
 def _measure(stage: Stage, row: Row, connections: int, seconds: float) -> Measured:
     """Measure one row; raises RuntimeError where it answers anything but what it should."""
     port = stage.serve(row)
-    request = get(row.path)
+    request = get(row.path, cookie_of(port, row.login) if row.login else "")
     load(port, request, 1, _SETTLE_SECONDS / 3)  # alone, so that caches fill without a stampede
     load(port, request, connections, _SETTLE_SECONDS)
     before, cpu = stage.counts(), stage.cpu_seconds(row)

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.request import urlopen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,9 +116,16 @@ def whole(data: bytes) -> bool:
     return data[9:12] in {b"304", b"204"}
 
 
-def get(path: str) -> Callable[[int], bytes]:
+def cookie_of(port: int, path: str) -> str:
+    """Return the cookie, ``NAME=VALUE``, that the response to a GET request sets."""
+    with urlopen(f"http://127.0.0.1:{port}{path}") as response:
+        return str(response.headers["set-cookie"]).partition(";")[0]
+
+
+def get(path: str, cookie: str = "") -> Callable[[int], bytes]:
     """Return what makes GET requests; ``{n}`` in the path becomes a number, new each time."""
-    head = "\r\nHost: 127.0.0.1\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n"
+    head = "\r\nHost: 127.0.0.1\r\nUser-Agent: bench\r\nAccept: */*\r\n"
+    head += f"Cookie: {cookie}\r\n\r\n" if cookie else "\r\n"
     if "{n}" in path:
         stamp = time.time_ns()
         before, _, after = path.partition("{n}")

@@ -20,6 +20,8 @@ class Row:
     """What ``benchmarks.apps`` calls it, without the framework."""
     path: str = "/"
     status: int = 200
+    login: str = ""
+    """The path whose response sets the cookie that the request then has."""
 
     @property
     def framework(self) -> str:
@@ -53,6 +55,10 @@ ROWS = (
     Row("Starlette: slowapi", "slowapi"),
     Row("Starlette: upstash-redis cache, hit", "upstash-redis cache", "/1k"),
     Row("Starlette: hishel, hit", "hishel", "/1k"),
+    Row("Starlette: session load", "session", login="/login"),
+    Row("Starlette: limit and session load", "limit and session", login="/login"),
+    Row("Starlette: redis.asyncio HGETALL", "redis.asyncio HGETALL", login="/login"),
+    Row("Starlette: starsessions", "starsessions", login="/login"),
     Row("FastAPI: bare", "bare"),
     Row("FastAPI: one limit", "one limit"),
     Row("FastAPI: hit, 1 KB", "cache", "/1k"),
@@ -102,6 +108,13 @@ COMPARISONS = (
         "in the handler, Upstash over HTTP",
         (USUAL, 64),
     ),
+    Comparison(
+        "Starlette: session load",
+        "Starlette: redis.asyncio HGETALL",
+        "a session's hash read by hand, Redis over TCP",
+        (1, USUAL, 64),
+    ),
+    Comparison("Starlette: session load", "Starlette: starsessions", "Redis over TCP"),
     Comparison("Starlette: remembered denial", "Starlette: bare", "nothing around it"),
     Comparison("Starlette: hit from L1, 1 KB", "Starlette: bare, 1 KB", "nothing around it"),
     Comparison("Flask: one limit", "Flask: Flask-Limiter", "Redis over TCP"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,65 @@ def with_ours() -> Starlette:
     app = starlette(bare)
     app.add_middleware(UpstashMiddleware, **common.ours())
     return app
+
+
+def with_sessions() -> Starlette:
+    """Return the application whose handler reads its session, behind this package."""
+    from upstash_middleware.starlette import UpstashMiddleware  # noqa: PLC0415
+
+    app = reading_sessions()
+    app.add_middleware(UpstashMiddleware, **common.ours())
+    return app
+
+
+def reading_sessions() -> Starlette:
+    """Return an application that stores a session's entries once, and reads one afterwards."""
+
+    async def log_in(request: Request) -> Response:
+        request.session.update(common.SESSION)
+        return answer(request)
+
+    async def read(request: Request) -> Response:
+        assert request.session["name"] == common.SESSION["name"]
+        return answer(request)
+
+    return Starlette(routes=[Route("/login", log_in), Route("/", read)])
+
+
+def with_starsessions() -> Any:
+    """Return the application with starsessions on Redis over TCP, and its autoload."""
+    import redis.asyncio  # noqa: PLC0415
+    from starsessions import SessionAutoloadMiddleware, SessionMiddleware  # noqa: PLC0415
+    from starsessions.stores.redis import RedisStore  # noqa: PLC0415
+
+    app = reading_sessions()
+    store = RedisStore(connection=redis.asyncio.Redis.from_url(common.REDIS_URL))
+    app.add_middleware(SessionAutoloadMiddleware)
+    app.add_middleware(
+        SessionMiddleware, store=store, lifetime=14 * 24 * 3600, cookie_https_only=False
+    )
+    return app
+
+
+def with_redis_hgetall() -> Starlette:
+    """Return the application whose handler reads a session's hash on Redis over TCP."""
+    import redis.asyncio  # noqa: PLC0415
+
+    client = redis.asyncio.Redis.from_url(common.REDIS_URL)
+
+    async def log_in(request: Request) -> Response:
+        fields = {name: json.dumps(value) for name, value in common.SESSION.items()}
+        await client.hset("sessions:1", mapping=fields)  # type: ignore[misc]
+        response = answer(request)
+        response.set_cookie("session", "1")
+        return response
+
+    async def read(request: Request) -> Response:
+        fields = await client.hgetall(f"sessions:{request.cookies['session']}")  # type: ignore[misc]
+        assert json.loads(fields[b"name"]) == common.SESSION["name"]
+        return answer(request)
+
+    return Starlette(routes=[Route("/login", log_in), Route("/", read)])
 
 
 def with_upstash_ratelimit() -> Starlette:
@@ -208,6 +268,10 @@ FACTORIES: dict[str, Callable[[], Any]] = {
     "Starlette: slowapi": with_slowapi,
     "Starlette: upstash-redis cache": with_upstash_redis_cache,
     "Starlette: hishel": with_hishel,
+    "Starlette: session": with_sessions,
+    "Starlette: limit and session": with_sessions,
+    "Starlette: redis.asyncio HGETALL": with_redis_hgetall,
+    "Starlette: starsessions": with_starsessions,
     "FastAPI: bare": fastapi_bare,
     "FastAPI: fastapi-limiter": fastapi_with_fastapi_limiter,
     "FastAPI: fastapi-cache2": fastapi_with_fastapi_cache,

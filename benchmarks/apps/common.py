@@ -32,6 +32,10 @@ return count
 """
 """The least that a hand-written limiter runs on Redis."""
 
+SECRET = "of the benchmark"
+SESSION = {"user": 7, "name": "ada lovelace", "cart": [{"product": 7, "count": 1}]}
+"""What the session of each visitor contains."""
+
 CACHED = [CacheRule("/{rest:path}", ttl=3600)]
 
 OURS: dict[str, dict[str, Any]] = {
@@ -41,6 +45,8 @@ OURS: dict[str, dict[str, Any]] = {
     "cache": {"cache": CACHED},
     "cache with L1": {"cache": CACHED, "cache_l1_bytes": 4 * 1024 * 1024, "cache_l1_seconds": 60},
     "limit and cache": {"default_limit": LIMIT, "cache": CACHED},
+    "session": {"sessions": {"secret_key": SECRET}},
+    "limit and session": {"default_limit": LIMIT, "sessions": {"secret_key": SECRET}},
 }
 """This package's settings by what the row shows."""
 
