@@ -23,11 +23,11 @@ def main() -> int:
         transcript.title("A local Upstash is running", upstash.url)
         for framework in options.framework or FRAMEWORKS:
             upstash.flush()
-            with serving(framework, upstash) as url:
-                transcript.title(framework, url)
-                play(url, upstash, transcript)
+            with serving(framework, upstash) as server:
+                transcript.title(framework, server.url)
+                play(server, upstash, transcript)
                 if options.keep:
-                    _keep(url, upstash)
+                    _keep(server.url, upstash)
     return transcript.close()
 
 
@@ -45,6 +45,9 @@ def _keep(url: str, upstash: LocalUpstash) -> None:
         f"  curl -i {url}/catalogue/tea\n"
         f"  curl -i -X PUT -H 'content-type: application/json' -d '{{\"price\": 5}}'"
         f" {url}/catalogue/tea\n"
+        "  curl -i -c cookies -X POST -H 'content-type: application/json' -d '{\"name\": \"ada\"}'"
+        f" {url}/login\n"
+        f"  curl -i -b cookies {url}/account\n"
         f"  curl {upstash.url}/-/bill\n",
         flush=True,
     )

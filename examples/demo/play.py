@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Self
 import httpx
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from examples.demo.servers import Server
     from examples.demo.transcript import Transcript
     from upstash_middleware.local import LocalUpstash
 
@@ -52,6 +55,19 @@ class Stage:
         response = self._client.request(method, path, headers=headers, json=json)
         return response, self._settled_cost()
 
+    def outage(self) -> AbstractContextManager[None]:
+        """Have Upstash refuse connections for the length of a ``with`` block."""
+        return self._upstash.faults(fault="refuse")
+
+    @property
+    def cookies(self) -> dict[str, str]:
+        """The cookies that have been set."""
+        return dict(self._client.cookies)
+
+    @cookies.setter
+    def cookies(self, cookies: dict[str, str]) -> None:
+        self._client.cookies = httpx.Cookies(cookies)
+
     def _settled_cost(self) -> Cost:
         bill = self._upstash.bill()
         while True:
@@ -62,11 +78,14 @@ class Stage:
             bill = later
 
 
-def play(url: str, upstash: LocalUpstash, transcript: Transcript) -> None:
-    """Play both acts against one example."""
-    with Stage(url, upstash) as stage:
+def play(server: Server, upstash: LocalUpstash, transcript: Transcript) -> None:
+    """Play all acts against one example."""
+    with Stage(server.url, upstash) as stage:
         _limit(stage, transcript)
         _cache(stage, transcript)
+        _data(stage, transcript)
+    with Stage(server.url, upstash) as stage:
+        _session(stage, server, transcript)
 
 
 def _limit(stage: Stage, transcript: Transcript) -> None:
@@ -153,3 +172,54 @@ def _page(
         should=f"200, Cache-Status with {cache_status}" + (", Age 1 or more" if same_as else ""),
     )
     return response
+
+
+def _data(stage: Stage, transcript: Transcript) -> None:
+    transcript.act("GET /cheapest: a value that is calculated once until a price changes")
+
+    def step(name: str, calculation: int) -> None:
+        response, cost = stage.ask("GET", "/cheapest")
+        got = response.json().get("calculation") if response.status_code == 200 else None
+        transcript.step(
+            name,
+            f"{response.status_code}, calculation {got}",
+            cost,
+            right=got == calculation,
+            should=f"200, calculation {calculation}",
+        )
+
+    step("first time", 1)
+    step("again", 1)
+    stage.ask("PUT", "/catalogue/tea", json={"price": 3.5})
+    step("after an edit", 2)
+
+
+def _session(stage: Stage, server: Server, transcript: Transcript) -> None:
+    transcript.act("POST /login: a login that outlives a restart and an outage")
+
+    def step(name: str, method: str, path: str, status: int, text: str = "") -> None:
+        body = {"name": "ada"} if path == "/login" else None
+        response, cost = stage.ask(method, path, json=body)
+        sets = "set-cookie" in response.headers
+        should_set = status == 204
+        transcript.step(
+            name,
+            f"{method} {path}: {response.status_code}{', Set-Cookie' if sets else ''}",
+            cost,
+            right=response.status_code == status and sets == should_set and text in response.text,
+            should=f"{status} {text}, {'with' if should_set else 'without'} Set-Cookie",
+        )
+
+    step("not logged in", "GET", "/account", 401)
+    step("logs in", "POST", "/login", 204)
+    step("is logged in", "GET", "/account", 200, '"ada"')
+    server.restart()
+    step("after a restart", "GET", "/account", 200, '"ada"')
+    with stage.outage():
+        step("Upstash is down", "GET", "/account", 503)
+        step("cannot log out", "POST", "/logout", 503)
+    step("Upstash is up", "GET", "/account", 200, '"ada"')
+    cookies = stage.cookies
+    step("logs out", "POST", "/logout", 204)
+    stage.cookies = cookies
+    step("a copied cookie", "GET", "/account", 401)

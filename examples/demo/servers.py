@@ -34,29 +34,56 @@ _PREPARATIONS = {"django": ("manage.py", "migrate", "--verbosity", "0")}
 FRAMEWORKS = tuple(_COMMANDS)
 
 
-@contextmanager
-def serving(framework: str, upstash: LocalUpstash) -> Iterator[str]:
-    """Run a framework's example against the local Upstash and give its address."""
-    port = free_port()
-    with tempfile.TemporaryDirectory() as directory, (Path(directory) / "log").open("w+") as log:
-        environment = os.environ | upstash.env | {"EXAMPLE_DATA": directory}
-        folder = _EXAMPLES / framework
+class Server:
+    """An example's process, which can be started again."""
+
+    def __init__(self, framework: str, environment: dict[str, str], log: TextIO) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._folder = _EXAMPLES / framework
+        self._command = [word.format(port=port) for word in _COMMANDS[framework]]
+        self._environment = environment
+        self._log = log
         if framework in _PREPARATIONS:
             command = [sys.executable, *_PREPARATIONS[framework]]
-            subprocess.run(command, cwd=folder, env=environment, check=True)
-        command = [sys.executable, *(word.format(port=port) for word in _COMMANDS[framework])]
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+            subprocess.run(command, cwd=self._folder, env=environment, check=True)
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        self._process = subprocess.Popen(
+            [sys.executable, *self._command],
+            cwd=self._folder,
+            env=self._environment,
+            stdout=self._log,
+            stderr=self._log,
+        )
+        _wait_until_it_answers(self.url, self._process, self._log)
+
+    def stop(self) -> None:
+        """End it, and all that it remembers."""
+        self._process.terminate()
         try:
-            url = f"http://127.0.0.1:{port}"
-            _wait_until_it_answers(url, process, log)
-            yield url
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def restart(self) -> None:
+        """Begin with a new process."""
+        self.stop()
+        self.start()
+
+
+@contextmanager
+def serving(framework: str, upstash: LocalUpstash) -> Iterator[Server]:
+    """Run a framework's example against the local Upstash."""
+    with tempfile.TemporaryDirectory() as directory, (Path(directory) / "log").open("w+") as log:
+        server = Server(framework, os.environ | upstash.env | {"EXAMPLE_DATA": directory}, log)
+        try:
+            server.start()
+            yield server
         finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            server.stop()
 
 
 def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log: TextIO) -> None:

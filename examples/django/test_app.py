@@ -158,6 +158,31 @@ def test_a_product_saved_outside_any_request_purges_its_page_too(
     assert "7.00 a packet" in client.get("/catalogue/coffee").text
 
 
+def test_what_is_cheapest_is_calculated_once_until_a_price_changes(client: httpx.Client) -> None:
+    client.put("/catalogue/cocoa", json={"price": 3})
+    first, second = (client.get("/cheapest").json() for _ in range(2))
+    assert first == second
+    assert first["name"] == "Cocoa"
+    client.put("/catalogue/cocoa", json={"price": 5})
+    assert client.get("/cheapest").json()["calculation"] == first["calculation"] + 1
+
+
+def test_a_customer_stays_logged_in_until_the_logout_and_through_an_outage(
+    client: httpx.Client, upstash_server: LocalUpstash
+) -> None:
+    client.cookies.clear()
+    assert client.get("/account").status_code == 401
+    assert client.post("/login", json={"name": ""}).status_code == 400
+    assert client.post("/login", json={"name": "ada"}).status_code == 204
+    with upstash_server.faults(fault="bad-gateway"):
+        assert client.get("/account").status_code == client.post("/logout").status_code == 503
+    assert client.get("/account").json() == {"name": "ada"}
+    copied = dict(client.cookies)
+    assert client.post("/logout").status_code == 204
+    client.cookies = httpx.Cookies(copied)
+    assert client.get("/account").status_code == 401
+
+
 def test_its_settings_pass_the_checks_and_its_migrations_are_up_to_date(
     environment: dict[str, str],
 ) -> None:

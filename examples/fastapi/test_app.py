@@ -13,6 +13,8 @@ from examples.fastapi import app as shop
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from upstash_middleware.local import LocalUpstash
+
 pytestmark = pytest.mark.usefixtures("upstash")
 
 
@@ -65,3 +67,29 @@ def test_a_price_that_is_none_changes_nothing(client: TestClient, price: object)
 def test_a_product_that_is_not_there_is_not_found(client: TestClient) -> None:
     assert client.get("/catalogue/gold").status_code == 404
     assert client.put("/catalogue/gold", json={"price": 1}).status_code == 404
+
+
+def test_a_customer_stays_logged_in_until_the_logout(client: TestClient) -> None:
+    assert client.get("/account").status_code == 401
+    assert client.post("/login", json={"name": ""}).status_code == 422
+    assert client.post("/login", json={"name": "ada"}).status_code == 204
+    copied = dict(client.cookies)
+    assert client.get("/account").json() == {"name": "ada"}
+    assert client.post("/logout").status_code == 204
+    client.cookies = copied
+    assert client.get("/account").status_code == 401
+
+
+def test_an_outage_logs_nobody_out(client: TestClient, upstash: LocalUpstash) -> None:
+    client.post("/login", json={"name": "ada"})
+    with upstash.faults(fault="bad-gateway"):
+        assert client.get("/account").status_code == client.post("/logout").status_code == 503
+    assert client.get("/account").json() == {"name": "ada"}
+
+
+def test_what_is_cheapest_is_calculated_once_until_a_price_changes(client: TestClient) -> None:
+    first, second = (client.get("/cheapest").json() for _ in range(2))
+    assert first == second
+    assert first["product"]["name"] == "Tea"
+    client.put("/catalogue/cocoa", json={"price": 1})
+    assert client.get("/cheapest").json()["product"]["name"] == "Cocoa"

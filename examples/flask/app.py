@@ -1,16 +1,18 @@
-"""A small tea shop in Flask: an API that is limited, and a catalogue that is cached."""
+"""A small tea shop in Flask: an API with a limit, a cached catalogue, and logins."""
 
 from __future__ import annotations
 
+import os
 import time
 from itertools import count
 
 from flask import Flask, Response, abort, g, render_template_string, request
 
 from upstash_middleware import CacheRule, RateLimitRule
-from upstash_middleware.flask import UpstashMiddleware, purge
+from upstash_middleware.flask import Sessions, UpstashMiddleware, data, purge, session
 
 app = Flask(__name__)
+app.secret_key = os.environ.get("SECRET_KEY", "not secret: an example")
 
 # Clients are told apart by the address that the connection comes from. Behind a proxy that is
 # the proxy's for everybody: say client_ip=1, or put Werkzeug's ProxyFix outside.
@@ -20,6 +22,7 @@ UpstashMiddleware(
     rate_limits=[RateLimitRule("/api/generate", "10/10s", methods=["POST"])],
     cache=[CacheRule("/catalogue/{slug}", ttl=60, tags=("product:{slug}",))],
 )
+Sessions(app)
 
 PRODUCTS = {
     "tea": {"name": "Tea", "price": 4.0},
@@ -36,13 +39,17 @@ PAGE = """<!doctype html>
 </html>
 """
 
-rendered = count(1)
+rendered, calculated = count(1), count(1)
 
 
 @app.get("/")
 def index() -> Response:
     """Say what there is to try."""
-    text = "Try POST /api/generate, GET /catalogue/tea, and PUT /catalogue/tea {'price': 5.5}.\n"
+    text = (
+        "Try POST /api/generate, GET /catalogue/tea, and PUT /catalogue/tea {'price': 5.5}.\n"
+        "GET /cheapest is calculated once until a price changes.\n"
+        "Or POST /login {'name': 'ada'}, GET /account, and POST /logout.\n"
+    )
     return Response(text, mimetype="text/plain")
 
 
@@ -66,11 +73,47 @@ def show(slug: str) -> Response:
 
 @app.put("/catalogue/<slug>")
 def edit(slug: str) -> tuple[str, int]:
-    """Change a product's price, and purge every page that shows the product."""
+    """Change a product's price, and purge what was made of it."""
     product = PRODUCTS.get(slug) or abort(404)
     price = (request.get_json() or {}).get("price")
     if not isinstance(price, int | float) or price < 0:
         abort(400, "give a price, as in {'price': 5.5}")
     product["price"] = price
-    purge(tags=(f"product:{slug}",))
+    purge(tags=(f"product:{slug}", "prices"))
+    return "", 204
+
+
+@app.get("/cheapest")
+@data.memoize("1 minute", tags=["prices"])
+def cheapest() -> dict[str, object]:
+    """Say what is cheapest; of all processes one calculates it, once until a price changes."""
+    product = min(PRODUCTS.values(), key=lambda each: float(str(each["price"])))
+    return {**product, "calculation": next(calculated)}
+
+
+@app.post("/login")
+def log_in() -> tuple[str, int]:
+    """Log a customer in; a real shop would ask for a password too."""
+    name = (request.get_json() or {}).get("name")
+    if not isinstance(name, str) or not name:
+        abort(400, "give a name, as in {'name': 'ada'}")
+    session["name"] = name
+    session.bind(name)
+    return "", 204
+
+
+@app.get("/account")
+def account() -> dict[str, str]:
+    """Show a customer's account."""
+    if not session.available:
+        abort(503, "Upstash cannot be reached; you stay logged in")
+    if "name" not in session:
+        abort(401, "log in first: POST /login {'name': 'ada'}")
+    return {"name": session["name"]}
+
+
+@app.post("/logout")
+def log_out() -> tuple[str, int]:
+    """Log the customer out; a copy of the cookie is worth nothing from now on."""
+    session.clear()
     return "", 204

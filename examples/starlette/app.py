@@ -1,8 +1,9 @@
-"""A small tea shop in Starlette: an API that is limited, and a catalogue that is cached."""
+"""A small tea shop in Starlette: an API with a limit, a cached catalogue, and logins."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from itertools import count
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from upstash_middleware import CacheRule, RateLimitRule
-from upstash_middleware.starlette import UpstashMiddleware
+from upstash_middleware.starlette import UpstashMiddleware, session
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -34,13 +35,15 @@ PAGE = """<!doctype html>
 </html>
 """
 
-rendered = count(1)
+rendered, calculated = count(1), count(1)
 
 
 async def index(_: Request) -> Response:
     """Say what there is to try."""
     return PlainTextResponse(
         "Try POST /api/generate, GET /catalogue/tea, and PUT /catalogue/tea {'price': 5.5}.\n"
+        "GET /cheapest is calculated once until a price changes.\n"
+        "Or POST /login {'name': 'ada'}, GET /account, and POST /logout.\n"
     )
 
 
@@ -61,13 +64,49 @@ async def show(request: Request) -> Response:
 
 
 async def edit(request: Request) -> Response:
-    """Change a product's price, and purge every page that shows the product."""
+    """Change a product's price, and purge what was made of it."""
     product = _product(request)
     price = (await request.json()).get("price")
     if not isinstance(price, int | float) or price < 0:
         raise HTTPException(400, "give a price, as in {'price': 5.5}")
     product["price"] = price
-    await request.state.cache.purge(tags=(f"product:{request.path_params['slug']}",))
+    await request.state.cache.purge(tags=(f"product:{request.path_params['slug']}", "prices"))
+    return Response(status_code=204)
+
+
+async def cheapest(request: Request) -> Response:
+    """Say what is cheapest; of all processes one calculates it, once until a price changes."""
+
+    async def calculate() -> dict[str, object]:
+        product = min(PRODUCTS.values(), key=lambda each: float(str(each["price"])))
+        return {**product, "calculation": next(calculated)}
+
+    data = request.state.data
+    return JSONResponse(await data.get_or_set("cheapest", 60, calculate, tags=["prices"]))
+
+
+async def log_in(request: Request) -> Response:
+    """Log a customer in; a real shop would ask for a password too."""
+    name = (await request.json()).get("name")
+    if not isinstance(name, str) or not name:
+        raise HTTPException(400, "give a name, as in {'name': 'ada'}")
+    request.session["name"] = name
+    session(request).bind(name)
+    return Response(status_code=204)
+
+
+async def account(request: Request) -> Response:
+    """Show a customer's account."""
+    if not session(request).available:
+        raise HTTPException(503, "Upstash cannot be reached; you stay logged in")
+    if "name" not in request.session:
+        raise HTTPException(401, "log in first: POST /login {'name': 'ada'}")
+    return JSONResponse({"name": request.session["name"]})
+
+
+async def log_out(request: Request) -> Response:
+    """Log the customer out; a copy of the cookie is worth nothing from now on."""
+    request.session.clear()
     return Response(status_code=204)
 
 
@@ -84,6 +123,10 @@ app = Starlette(
         Route("/api/generate", generate, methods=["POST"]),
         Route("/catalogue/{slug}", show),
         Route("/catalogue/{slug}", edit, methods=["PUT"]),
+        Route("/cheapest", cheapest),
+        Route("/login", log_in, methods=["POST"]),
+        Route("/account", account),
+        Route("/logout", log_out, methods=["POST"]),
     ],
     middleware=[
         # Clients are told apart by the address that the connection comes from. Behind a proxy
@@ -93,6 +136,7 @@ app = Starlette(
             default_limit="100/minute",
             rate_limits=[RateLimitRule("/api/generate", "10/10s", methods=["POST"])],
             cache=[CacheRule("/catalogue/{slug}", ttl=60, tags=("product:{slug}",))],
+            sessions={"secret_key": os.environ.get("SECRET_KEY", "not secret: an example")},
         )
     ],
 )

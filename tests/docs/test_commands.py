@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SHELL = {"shell", "sh", "console", ""}
-_GROUPS = {"limits", "cache", "rules"}
+_GROUPS = {"limits", "cache", "rules", "sessions"}
 _INLINE = re.compile(r"`((?:upstash-middleware|make) [^`\n]+)`")
 _TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 

@@ -28,7 +28,7 @@ class CatalogueConfig(AppConfig):
 
 
 def purge_pages(instance: Product, **_: Any) -> None:
-    """Purge every page that shows the product, as soon as others can see the change."""
-    tag = f"product:{instance.slug}"
+    """Purge what was made of the product, as soon as others can see the change."""
+    tags = [f"product:{instance.slug}", "prices"]
     # Robust: if Upstash cannot be told, that is logged, and the pages live out their minute.
-    transaction.on_commit(partial(purge, tags=[tag]), robust=True)
+    transaction.on_commit(partial(purge, tags=tags), robust=True)

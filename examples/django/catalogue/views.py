@@ -6,7 +6,7 @@ import json
 import time
 from decimal import Decimal
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from django.http import HttpResponse, HttpResponseBadRequest, JsonResponse
 from django.shortcuts import get_object_or_404, render
@@ -14,19 +14,25 @@ from django.views import View
 from django.views.decorators.http import require_GET, require_POST
 
 from catalogue.models import Product
+from upstash_middleware.django import data
 
 if TYPE_CHECKING:
     from django.http import HttpRequest
 
     from upstash_middleware.django import RateLimitedRequest
+    from upstash_middleware.django.sessions import SessionStore
 
-rendered = count(1)
+rendered, calculated = count(1), count(1)
 
 
 @require_GET
 def index(_: HttpRequest) -> HttpResponse:
     """Say what there is to try."""
-    text = "Try POST /api/generate, GET /catalogue/tea, and PUT /catalogue/tea {'price': 5.5}.\n"
+    text = (
+        "Try POST /api/generate, GET /catalogue/tea, and PUT /catalogue/tea {'price': 5.5}.\n"
+        "GET /cheapest is calculated once until a price changes.\n"
+        "Or POST /login {'name': 'ada'}, GET /account, and POST /logout.\n"
+    )
     return HttpResponse(text, content_type="text/plain")
 
 
@@ -56,6 +62,53 @@ class ProductView(View):
         product.price = price
         product.save()
         return HttpResponse(status=204)
+
+
+@require_GET
+def cheapest(_: HttpRequest) -> JsonResponse:
+    """Say what is cheapest."""
+    return JsonResponse(_cheapest())
+
+
+@data.memoize("1 minute", tags=["prices"])
+def _cheapest() -> dict[str, object]:
+    """Of all processes one asks the database, once until a price changes."""
+    product = Product.objects.order_by("price")[0]
+    return {"name": product.name, "price": product.price, "calculation": next(calculated)}
+
+
+@require_POST
+def log_in(request: HttpRequest) -> HttpResponse:
+    """Log a customer in; a real shop would use django.contrib.auth."""
+    try:
+        name = json.loads(request.body)["name"]
+    except (ValueError, LookupError, TypeError):
+        name = None
+    if not isinstance(name, str) or not name:
+        return HttpResponseBadRequest("give a name, as in {'name': 'ada'}")
+    session = cast("SessionStore", request.session)
+    session["name"] = name
+    session.bind(name)
+    return HttpResponse(status=204)
+
+
+@require_GET
+def account(request: HttpRequest) -> HttpResponse:
+    """Show a customer's account."""
+    session = cast("SessionStore", request.session)
+    name = session.get("name")
+    if not session.available:
+        return HttpResponse("Upstash cannot be reached; you stay logged in", status=503)
+    if name is None:
+        return HttpResponse("log in first: POST /login {'name': 'ada'}", status=401)
+    return JsonResponse({"name": name})
+
+
+@require_POST
+def log_out(request: HttpRequest) -> HttpResponse:
+    """Log the customer out; a copy of the cookie is worth nothing from now on."""
+    request.session.flush()
+    return HttpResponse(status=204)
 
 
 def _price(body: bytes) -> Decimal | None:

@@ -20,8 +20,9 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
-    # Above whatever makes pages personal, SessionMiddleware for instance; `check` insists on it.
+    # Above whatever makes pages personal, such as sessions; `check` insists on it.
     "upstash_middleware.django.UpstashMiddleware",
+    "upstash_middleware.django.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.http.ConditionalGetMiddleware",  # gives pages an ETag
 ]
@@ -33,6 +34,8 @@ UPSTASH_MIDDLEWARE = {
     "rate_limits": [{"path": "/api/generate", "methods": ["POST"], "limits": "10/10s"}],
     "cache": [{"path": "/catalogue/{slug}", "ttl": 60, "tags": ["product:{slug}"]}],
 }
+
+SESSION_ENGINE = "upstash_middleware.django.sessions"
 
 DATABASES = {
     "default": {

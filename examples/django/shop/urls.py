@@ -9,4 +9,8 @@ urlpatterns = [
     path("", views.index),
     path("api/generate", views.generate),
     path("catalogue/<slug:slug>", views.ProductView.as_view()),
+    path("cheapest", views.cheapest),
+    path("login", views.log_in),
+    path("account", views.account),
+    path("logout", views.log_out),
 ]
