@@ -19,7 +19,9 @@ import hmac
 import re
 from base64 import b64decode, b64encode, urlsafe_b64encode
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from datetime import datetime
 from math import inf
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 from uuid import UUID
 
@@ -947,6 +949,8 @@ UNAVAILABLE: Final = Response(
 
 
 _ANSWERED = UpstashAnswered("session load")
+_UNCHANGEABLE = frozenset({str, int, float, bool, bytes, NoneType, datetime, UUID})
+"""Types of values that cannot have changed after they were read."""
 
 
 class _Loading(Prepared, eq=False):
@@ -1052,9 +1056,14 @@ class Sessions(Part):
 
     def is_due(self, session: Session) -> bool:
         """Whether a session is to be saved or touched, as far as that is known without encoding."""
-        if session._is_detached or session._is_manual:
+        if session._is_detached or session._is_manual or not session.accessed:
             return False
-        return session.accessed and (not session._is_over or session._is_certain)
+        if session._is_over or session._is_certain:
+            return session._is_certain
+        stored = session._stored
+        if session.modified or (stored is not None and self._is_old(stored)):
+            return True
+        return not _UNCHANGEABLE.issuperset(map(type, session._values.values()))
 
     async def save(self, session: Session, *, strict: bool = False) -> None:
         """Write what has changed, and note how the cookie changes. A flow.
