@@ -542,7 +542,8 @@ class Runtime:
         """Return the application's values of a kind, whose methods are flows.
 
         Each kind has its own keys, and is cleared by itself. ``codec`` counts where a kind is
-        first used. Raises ConfigurationError for a kind that is no name.
+        first used; a kind that has one, a framework's cache, keeps nothing in this process's
+        memory. Raises ConfigurationError for a kind that is no name.
         """
         found = self._data.get(kind)
         if found is None:
@@ -569,7 +570,7 @@ class Runtime:
             read_deadline=settings.cache_deadline,
             write_deadline=settings.deadline,
             tagged_keep=settings.cache_max_keep,
-            l1_bytes=settings.data_l1_bytes,
+            l1_bytes=settings.data_l1_bytes if codec is None else 0,
             l1_seconds=settings.data_l1_seconds,
         )
 

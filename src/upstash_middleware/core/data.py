@@ -217,6 +217,10 @@ class _Failure(Struct, frozen=True):
     error: Exception
 
 
+class NotCountable(ValueError, TypeError):
+    """What is stored is no integer, or not one that Redis can count with."""
+
+
 class DataStore(RedisStore):
     """The values of one kind under one prefix. Its methods are flows, unless they say otherwise.
 
@@ -760,7 +764,7 @@ class DataStore(RedisStore):
                 what = "has tags" if found.record.tags else "is no integer below 2**53"
                 if found.record.fresh_until and not found.record.tags:
                     what = "is loaded with stale= or early="
-                raise ValueError(
+                raise NotCountable(
                     f"incr: the value of {name!r} {what}; count under a key of its own, which "
                     "incr makes"
                 )
@@ -1005,6 +1009,13 @@ def _recorded(epochs: Epochs, tags: tuple[str, ...]) -> Epochs:
     if not tags:
         return Epochs(everything=epochs.everything)
     return replace(epochs, tags={tag: epochs.tags[tag] for tag in tags})
+
+
+def kind_of(cache: str, key_prefix: str) -> str:
+    """Return the kind of the values of a framework's cache with this prefix of its keys."""
+    if not key_prefix or re.fullmatch(r"[A-Za-z0-9_-]{1,32}", key_prefix):
+        return f"{cache}.{key_prefix}".removesuffix(".")
+    return f"{cache}..{sha256(key_prefix.encode()).hexdigest()[:32]}"
 
 
 async def _nothing() -> None:

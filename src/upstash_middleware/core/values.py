@@ -122,10 +122,19 @@ class Codec:
         except RecursionError:
             raise _Refused(_TOO_DEEP).error() from None
 
+    def form_of(self, kind: type) -> Form | None:  # noqa: ARG002 - for subclasses
+        """Return the form of a type that has none yet; for classes that are imported later.
+
+        ``forms`` has one with the same tag, which unpacks the values of all these types.
+        """
+        return None
+
     def _tagged(self, value: Any, depth: int) -> Any:
         pack = self._pack.get(type(value))
         if pack is None:
-            raise _Refused(f"{_a(value)} cannot be stored; {_remedy(value)}")
+            if (form := self.form_of(type(value))) is None:
+                raise _Refused(f"{_a(value)} cannot be stored; {_remedy(value)}")
+            pack = self._pack[type(value)] = self._formed(form)
         return pack(value, depth)
 
     def _dict(self, value: dict[Any, Any], depth: int) -> Any:

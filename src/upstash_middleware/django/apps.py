@@ -6,6 +6,7 @@ from django.apps import AppConfig
 from django.core import checks
 
 from upstash_middleware.django.checks import (
+    check_caches,
     check_client_address,
     check_credentials,
     check_denied_view,
@@ -30,6 +31,7 @@ class UpstashMiddlewareConfig(AppConfig):
         checks.register(check_settings, TAG)
         checks.register(check_middleware, TAG)
         checks.register(check_client_address, TAG)
+        checks.register(check_caches, TAG)
         checks.register(check_paths, TAG)
         checks.register(check_sessions, TAG)
         checks.register(check_denied_view, TAG)

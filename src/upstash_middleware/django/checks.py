@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from django.conf import settings
 from django.core import checks
+from django.core.cache import caches
 from django.http.response import HttpResponseBase
 from django.utils.module_loading import import_string
 
@@ -44,6 +45,11 @@ _GZIP = {"django.middleware.gzip.GZipMiddleware"}
 _DJANGOS_CACHE = {
     "django.middleware.cache.UpdateCacheMiddleware",
     "django.middleware.cache.FetchFromCacheMiddleware",
+}
+_UPSTASH_CACHE = "upstash_middleware.django.cache.UpstashCache"
+_CACHED_SESSIONS = {
+    "django.contrib.sessions.backends.cache",
+    "django.contrib.sessions.backends.cached_db",
 }
 _AUTHENTICATION = {
     "django.contrib.auth.middleware.AuthenticationMiddleware",
@@ -329,6 +335,45 @@ def check_denied_view(**_: Any) -> list[checks.CheckMessage]:
             id="upstash_middleware.E006",
         )
     ]
+
+
+def check_caches(**_: Any) -> list[checks.CheckMessage]:
+    """Report caches on Upstash with wrong settings, as E007, or with sessions, as W008."""
+    found: list[checks.CheckMessage] = []
+    for alias in settings.CACHES:
+        if not _is_upstash_cache(settings.CACHES[alias].get("BACKEND")):
+            continue
+        try:
+            caches.create_connection(alias)
+        except ConfigurationError as error:
+            found.append(
+                checks.Error(
+                    f"CACHES[{alias!r}]: {error}",
+                    hint=f"Correct CACHES[{alias!r}] in the project's settings.",
+                    id="upstash_middleware.E007",
+                )
+            )
+        holds_sessions = settings.SESSION_ENGINE in _CACHED_SESSIONS
+        if holds_sessions and alias == settings.SESSION_CACHE_ALIAS:
+            found.append(
+                checks.Warning(
+                    f"SESSION_ENGINE keeps sessions in CACHES[{alias!r}], which is on Upstash: "
+                    "session ids are then readable in the names of keys, overlapping requests of "
+                    "one session lose changes, and an outage ends sessions.",
+                    hint="Set SESSION_ENGINE = 'upstash_middleware.django.sessions'.",
+                    id="upstash_middleware.W008",
+                )
+            )
+    return found
+
+
+def _is_upstash_cache(named: Any) -> bool:
+    try:
+        backend = import_string(named) if isinstance(named, str) else named
+    except Exception:  # noqa: BLE001 - another's module; Django reports it when it loads it
+        return False
+    bases = inspect.getmro(backend) if inspect.isclass(backend) else ()
+    return any(f"{each.__module__}.{each.__name__}" == _UPSTASH_CACHE for each in bases)
 
 
 def check_credentials(**_: Any) -> list[checks.CheckMessage]:

@@ -1,0 +1,156 @@
+"""What Django puts into its caches, as values: safe text, and responses with fields and cookies."""
+
+from __future__ import annotations
+
+import hashlib
+from http.cookies import Morsel, SimpleCookie
+from importlib import import_module
+from typing import Any, cast
+
+from django.conf import settings
+from django.http import HttpResponse
+from django.http.response import ResponseHeaders
+from django.utils.safestring import SafeString
+
+from upstash_middleware.core.pickles import SignedPickles
+from upstash_middleware.core.values import Codec, Form
+from upstash_middleware.errors import NotStorable
+
+_RESPONSES = {
+    **dict.fromkeys(
+        (
+            *("HttpResponse", "HttpResponseNotModified", "JsonResponse"),
+            *("HttpResponseRedirect", "HttpResponsePermanentRedirect", "HttpResponseBadRequest"),
+            *("HttpResponseForbidden", "HttpResponseNotFound", "HttpResponseNotAllowed"),
+            *("HttpResponseGone", "HttpResponseServerError"),
+        ),
+        "django.http.response",
+    ),
+    "SimpleTemplateResponse": "django.template.response",
+    "TemplateResponse": "django.template.response",
+    "Response": "rest_framework.response",
+}
+"""The classes of responses that are stored, with their modules; no others are imported for one."""
+_OWN = ("status_code", "_reason_phrase", "_charset", "headers", "cookies", "_container")
+_FRESH = ("_resource_closers", "_handler_class", "closed", "text")
+"""Attributes of a response that begin anew in each."""
+
+
+class DjangoCodec(Codec):
+    """Encodes and decodes values as JSON with tagged forms, those of Django included."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            (
+                # Joining makes plain text of it.
+                Form("safe", SafeString, lambda text: "".join((text,)), SafeString),
+                self.form_for(HttpResponse),
+            )
+        )
+
+    def form_for(self, kind: type[HttpResponse]) -> Form:
+        """Return the form of a class of responses."""
+        return Form("response", kind, self._pack_response, _unpack_response)
+
+    def form_of(self, kind: type) -> Form | None:
+        """Return the form of a response's class that is Django's or REST framework's own."""
+        known = _RESPONSES.get(kind.__qualname__) == kind.__module__
+        return self.form_for(kind) if known else None
+
+    def _pack_response(self, response: HttpResponse) -> list[Any]:
+        # As in a pickle: raises ContentNotRenderedError for a template that is not rendered yet.
+        state: dict[str, Any] = {**cast("dict[str, Any]", response.__getstate__())}
+        status, reason, charset = (state.get(name) for name in _OWN[:3])
+        content = b"".join(state["_container"])
+        for name in (*_OWN, *_FRESH):
+            state.pop(name, None)
+        if "data" in state and type(response).__name__ == "Response":
+            state["data"] = self._data_of(state["data"])
+        return [
+            type(response).__name__,
+            status,
+            reason,
+            charset,
+            [list(item) for item in response.headers.items()],
+            [_pack_cookie(morsel) for morsel in response.cookies.values()],
+            _text_or_bytes(content),
+            state,
+        ]
+
+    def _data_of(self, data: Any) -> Any:
+        """Return what REST framework has rendered, if it can be stored; the content says it all."""
+        try:
+            plain = _plain(data)
+            self.tagged(plain)
+        except (NotStorable, RecursionError):
+            return None
+        return plain
+
+
+def _unpack_response(parts: Any) -> HttpResponse:
+    name, status, reason, charset, fields, cookies, content, state = parts
+    cls: type[HttpResponse] = getattr(import_module(_RESPONSES[name]), name)
+    response = cls.__new__(cls)
+    headers = ResponseHeaders({})
+    for field, value in fields:
+        headers[field] = value
+    response.__dict__.update(
+        state,
+        headers=headers,
+        cookies=_unpack_cookies(cookies),
+        _charset=charset,
+        _reason_phrase=reason,
+        _container=[content.encode() if isinstance(content, str) else content],
+        _resource_closers=[],
+        _handler_class=None,
+        closed=False,
+    )
+    if status is not None:
+        response.status_code = status
+    return response
+
+
+def _text_or_bytes(content: bytes) -> str | bytes:
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return content
+
+
+def _pack_cookie(morsel: Morsel[str]) -> list[Any]:
+    given = {name: value for name, value in morsel.items() if value != ""}
+    return [morsel.key, morsel.value, morsel.coded_value, given]
+
+
+def _unpack_cookies(cookies: Any) -> SimpleCookie:
+    jar = SimpleCookie()
+    for key, value, coded, attributes in cookies:
+        morsel: Morsel[str] = Morsel()
+        morsel.set(key, value, coded)
+        morsel.update(attributes)
+        dict.__setitem__(jar, key, morsel)
+    return jar
+
+
+def _plain(data: Any) -> Any:
+    """Return data with REST framework's lists and dictionaries as plain ones, as in a pickle."""
+    if isinstance(data, dict):
+        return {key: _plain(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_plain(value) for value in data]
+    return data
+
+
+def signed_pickles() -> SignedPickles:
+    """Return the codec for pickles that are signed under SECRET_KEY."""
+    return SignedPickles(_keys)
+
+
+def _keys() -> list[bytes]:
+    secrets = [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS]
+    return [_derived(secret) for secret in secrets]
+
+
+def _derived(secret: str | bytes) -> bytes:
+    begin = b"upstash_middleware.django.cache\n"
+    return hashlib.sha256(begin + (secret.encode() if isinstance(secret, str) else secret)).digest()
