@@ -104,6 +104,7 @@ MODULES: Final = {
     "upstash_middleware.fastapi": "For FastAPI: limits and caching are dependencies.",
     "upstash_middleware.flask": "For Flask.",
     "upstash_middleware.django": "For Django, sync and async.",
+    "upstash_middleware.django.cache": "For Django's setting `CACHES`.",
     "upstash_middleware.django.sessions": "Django's `SESSION_ENGINE`.",
     "upstash_middleware.django.rest_framework": "For Django REST framework.",
     "upstash_middleware.asgi": "For any ASGI application.",

@@ -85,6 +85,7 @@ __all__ = [
     "Sessions",
     "UpstashMiddleware",
     "cached",
+    "caching_backend",
     "data",
     "exempt",
     "limit",
@@ -319,6 +320,29 @@ def _runtime_for_data(app: Any) -> Runtime:
     """Return the runtime for an application's own values: one that caches, if there is one."""
     caching = [each for each in runtimes_of(app) if Features.CACHE in each.features]
     return caching[0] if caching else runtime_for_handlers(app)
+
+
+def caching_backend(
+    app: Flask, config: Mapping[str, Any], _args: Sequence[Any], options: Mapping[str, Any]
+) -> Any:
+    """Return the backend of Flask-Caching, which calls this for a setting with this name.
+
+    That is ``CACHE_TYPE="upstash_middleware.flask.caching_backend"``. Values are on the database
+    of the application's middleware, over its connections. A timeout of 0 keeps a value for 400
+    days. ``CACHE_OPTIONS`` may have:
+
+    - ``serializer``: ``"json"``, the default, stores each value so that it comes back equal and of
+      the same type, or refuses it with NotStorable; responses, dates and tuples too.
+      ``"signed-pickle"`` stores pickles under an HMAC of SECRET_KEY, verified before it is loaded.
+    - ``strict``: whether writes raise UpstashError if Upstash fails. Default False: they are
+      dropped, with an event. Reads are misses in either case.
+
+    Raises:
+        ConfigurationError: ``CACHE_OPTIONS`` is wrong.
+    """
+    from upstash_middleware.flask_caching_backend import UpstashBackend  # noqa: PLC0415 - if used
+
+    return UpstashBackend.of(app, lambda: _runtime_for_data(app), config, options)
 
 
 def __getattr__(name: str) -> Any:

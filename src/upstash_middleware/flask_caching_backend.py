@@ -1,0 +1,323 @@
+"""The backend of Flask-Caching: ``CACHE_TYPE="upstash_middleware.flask.caching_backend"``.
+
+``cache.cached``, ``cache.memoize`` and the rest of Flask-Caching then keep their values on the
+database of the application's middleware. Only ``flask.py`` imports this, when Flask-Caching asks
+for the backend: Flask-Caching need not be installed otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from flask_caching.backends.base import BaseCache
+from markupsafe import Markup
+from werkzeug.datastructures import Headers
+from werkzeug.exceptions import HTTPException, default_exceptions
+from werkzeug.wrappers import Response
+
+from upstash_middleware.core.data import LONGEST, MISSING, kind_of
+from upstash_middleware.core.pickles import SignedPickles
+from upstash_middleware.core.values import Codec, Form
+from upstash_middleware.errors import ConfigurationError, NotStorable, UpstashError, unknown_name
+from upstash_middleware.events import UpstashFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import timedelta
+
+    from flask import Flask
+
+    from upstash_middleware.core.data import DataStore
+    from upstash_middleware.core.flow import Flow
+    from upstash_middleware.runtime import Runtime
+
+__all__ = ["UpstashBackend"]
+
+T = TypeVar("T")
+
+_OPTIONS = ("default_timeout", "ignore_delete_many_errors", "serializer", "strict")
+
+
+class UpstashBackend(BaseCache):
+    """Flask-Caching's cache on Upstash, with all of its methods.
+
+    A timeout of 0 keeps a value for 400 days, one below 0 stores nothing. ``CACHE_KEY_PREFIX`` is
+    part of the keys, and ``clear()`` invalidates what has the same prefix. ``CACHE_OPTIONS`` may
+    have:
+
+    - ``serializer``: ``"json"``, the default, for what JSON has, dates, tuples, bytes, responses
+      and so on; each value comes back equal and of the same type, or is refused with NotStorable.
+      Or ``"signed-pickle"``: a pickle under an HMAC of SECRET_KEY, verified before it is loaded.
+    - ``strict``: whether writes raise UpstashError if Upstash fails. Default False: they are
+      dropped, with an event. Reads are misses in either case.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is a separate setting
+        self,
+        app: Flask,
+        find: Callable[[], Runtime],
+        key_prefix: str = "",
+        *,
+        default_timeout: int = 300,
+        serializer: str = "json",
+        strict: bool = False,
+    ) -> None:
+        """Create the backend of an application; nothing is connected.
+
+        Args:
+            app: The application, whose SECRET_KEY signs pickles.
+            find: Returns the runtime to use, at each call.
+            key_prefix: The beginning of each key.
+            default_timeout: Seconds for which values are kept that are stored without a timeout.
+            serializer: ``"json"`` or ``"signed-pickle"``.
+            strict: Whether writes raise UpstashError.
+
+        Raises:
+            ConfigurationError: ``serializer`` is neither.
+        """
+        super().__init__(default_timeout)
+        if serializer not in {"json", "signed-pickle"}:
+            raise ConfigurationError(
+                f"CACHE_OPTIONS['serializer']: {serializer!r} should be 'json' or 'signed-pickle'"
+            )
+        is_json = serializer == "json"
+        self._codec: Codec = FlaskCodec() if is_json else SignedPickles(lambda: _keys(app))
+        self._kind = kind_of("flask" if is_json else "flask-pickle", key_prefix)
+        self._find = find
+        self._strict = strict
+
+    @classmethod
+    def of(
+        cls,
+        app: Flask,
+        find: Callable[[], Runtime],
+        config: Mapping[str, Any],
+        options: Mapping[str, Any],
+    ) -> UpstashBackend:
+        """Return the backend that Flask-Caching's config describes. Raises ConfigurationError."""
+        for name in options:
+            if name not in _OPTIONS:
+                raise unknown_name("CACHE_OPTIONS", name, ("serializer", "strict"))
+        given = {name: options[name] for name in _OPTIONS if name in options}
+        given.pop("ignore_delete_many_errors", None)  # a key that is not there counts as deleted
+        return cls(app, find, config.get("CACHE_KEY_PREFIX") or "", **given)
+
+    def get(self, key: str) -> Any:
+        """Return a value; None if there is none. One command."""
+        return self._run(lambda store: store.get(str(key)), None)
+
+    def has(self, key: str) -> bool:
+        """Whether there is a value, which may be None."""
+        return self._run(lambda store: store.get(str(key), MISSING), MISSING) is not MISSING
+
+    def get_many(self, *keys: str) -> list[Any]:
+        """Return values in the order of their keys, with None for those that are missing."""
+        names = [str(key) for key in keys]
+        values: dict[str, Any] = self._run(lambda store: store.get_many(names), {}) if names else {}
+        return [values.get(name) for name in names]
+
+    def set(self, key: str, value: Any, timeout: int | timedelta | None = None) -> bool:
+        """Store a value, and return whether that succeeded."""
+        return bool(self.set_many({key: value}, timeout))
+
+    def set_many(
+        self, mapping: dict[str, Any], timeout: int | timedelta | None = None
+    ) -> list[Any]:
+        """Store values in one call, and return their keys; none if that failed."""
+        seconds = self._seconds(timeout)
+
+        def make(store: DataStore) -> Flow[bool]:
+            payloads = {str(key): _encode(store, value) for key, value in mapping.items()}
+            if seconds < 0:
+                return _deleted(store, payloads, strict=self._strict)
+            if len(payloads) == 1:
+                ((name, payload),) = payloads.items()
+                return store.set(name, payload, seconds, strict=self._strict)
+            return store.set_many(payloads, seconds, strict=self._strict)
+
+        return list(mapping) if not mapping or self._run(make, False) else []
+
+    def add(self, key: str, value: Any, timeout: int | timedelta | None = None) -> bool:
+        """Store a value if there is none, and return whether it was stored."""
+        seconds = self._seconds(timeout)
+        if seconds < 0:
+            return not self.has(key)
+        return self._run(
+            lambda store: store.add(str(key), _encode(store, value), seconds, strict=self._strict),
+            False,
+        )
+
+    def delete(self, key: str) -> bool:
+        """Delete a value, and return whether there was one."""
+        return self._run(lambda store: store.delete(str(key), strict=self._strict), False)
+
+    def delete_many(self, *keys: str) -> list[Any]:
+        """Delete values in one command, and return their keys; none if that failed."""
+        names = list(map(str, keys))
+        if not names or self._run(lambda store: _deleted(store, names, strict=self._strict), True):
+            return list(keys)
+        return []
+
+    def unlink(self, *keys: str) -> list[Any]:
+        """Delete values; the same as ``delete_many``."""
+        return self.delete_many(*keys)
+
+    def inc(self, key: str, delta: int = 1) -> int | None:
+        """Add to an integer and return the sum; None if Upstash fails. Atomic.
+
+        It begins at 0, with the default timeout; one that is there keeps its own.
+        """
+        ttl = max(self._seconds(None), 0.001)
+        return self._run(lambda store: store.incr(str(key), delta, ttl, strict=self._strict), None)
+
+    def dec(self, key: str, delta: int = 1) -> int | None:
+        """Subtract from an integer; see ``inc``."""
+        return self.inc(key, -delta)
+
+    def clear(self) -> bool:
+        """Invalidate all values with this prefix, in one command; return whether that succeeded."""
+        return self._run(self._clear, False)
+
+    async def _clear(self, store: DataStore) -> bool:
+        try:
+            await store.purge_everything()
+        except UpstashError as error:
+            self._find().observe(UpstashFailed("data write", error))
+            if self._strict:
+                raise
+            return False
+        return True
+
+    def _seconds(self, timeout: int | timedelta | None) -> float:
+        seconds = self._normalize_timeout(timeout)
+        return min(seconds, LONGEST) if seconds else LONGEST
+
+    def _run(self, make: Callable[[DataStore], Flow[T]], disabled: T) -> T:
+        runtime = self._find()
+        flow = make(runtime.data(self._kind, self._codec))
+        if runtime.enabled:
+            return runtime.perform(flow)
+        flow.close()
+        return disabled
+
+
+async def _deleted(store: DataStore, names: Any, *, strict: bool) -> bool:
+    """Delete values, and return whether that succeeded."""
+    try:
+        await store.delete(*names, strict=True)
+    except UpstashError:
+        if strict:
+            raise
+        return False
+    return True
+
+
+def _encode(store: DataStore, value: object) -> bytes:
+    try:
+        return store.encode(value)
+    except NotStorable as error:
+        raise NotStorable(
+            f"{error}. Or set CACHE_OPTIONS={{'serializer': 'signed-pickle'}}, which stores all "
+            "that can be pickled"
+        ) from None
+
+
+def _keys(app: Flask) -> list[bytes]:
+    if not app.secret_key:
+        raise ConfigurationError(
+            "CACHE_OPTIONS['serializer']: 'signed-pickle' needs the config's SECRET_KEY, which "
+            "signs the pickles"
+        )
+    secrets = [app.secret_key, *(app.config.get("SECRET_KEY_FALLBACKS") or ())]
+    return [
+        hashlib.sha256(
+            b"upstash_middleware.flask.caching_backend\n"
+            + (secret.encode() if isinstance(secret, str) else secret)
+        ).digest()
+        for secret in secrets
+    ]
+
+
+# ------------------------------------------------------------------------------------------------
+# What Flask-Caching stores, as values
+
+_RESPONSES = {
+    ("werkzeug.wrappers.response", "Response"),
+    ("flask.wrappers", "Response"),
+    ("flask_caching", "CachedResponse"),
+}
+_OWN = ("headers", "response", "direct_passthrough", "_status", "_status_code", "_on_close")
+_EXCEPTIONS: dict[str, type[HTTPException]] = {
+    "HTTPException": HTTPException,
+    **{cls.__name__: cls for cls in default_exceptions.values()},
+}
+
+
+class FlaskCodec(Codec):
+    """Encodes and decodes values as JSON with tagged forms: those of views and templates too."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            (
+                # Joining makes plain text of it.
+                Form("markup", Markup, lambda text: "".join((text,)), Markup),
+                Form("response", Response, _pack_response, _unpack_response),
+                Form("exception", HTTPException, _pack_exception, _unpack_exception),
+            )
+        )
+
+    def form_of(self, kind: type) -> Form | None:
+        """Return the form of a response's or an exception's class that is the framework's own."""
+        if (kind.__module__, kind.__qualname__) in _RESPONSES:
+            return Form("response", kind, _pack_response, _unpack_response)
+        if _EXCEPTIONS.get(kind.__name__) is kind:
+            return Form("exception", kind, _pack_exception, _unpack_exception)
+        return None
+
+
+def _pack_response(response: Response) -> list[Any]:
+    if not response.is_sequence or response.direct_passthrough:
+        raise NotStorable(
+            "value: a response that streams cannot be stored; call its freeze() first, or leave "
+            "its view uncached"
+        )
+    state = dict(vars(response))
+    for name in _OWN:
+        state.pop(name, None)
+    content = b"".join(response.iter_encoded())
+    try:
+        text: str | bytes = content.decode()
+    except UnicodeDecodeError:
+        text = content
+    kind = type(response)
+    fields = [list(item) for item in response.headers]
+    return [kind.__module__, kind.__qualname__, response.status, fields, text, state]
+
+
+def _unpack_response(parts: Any) -> Response:
+    module, name, status, fields, content, state = parts
+    if (module, name) not in _RESPONSES:
+        raise ValueError(f"a response of the class {module}.{name}")
+    cls = cast("type[Response]", getattr(import_module(module), name))
+    response = cls.__new__(cls)
+    vars(response).update(state)
+    response.headers = Headers([(field, value) for field, value in fields])
+    response.status = status
+    response.response = [content.encode() if isinstance(content, str) else content]
+    response.direct_passthrough = False
+    response._on_close = []  # noqa: SLF001 - as its constructor does
+    return response
+
+
+def _pack_exception(error: HTTPException) -> list[Any]:
+    return [type(error).__name__, dict(vars(error))]
+
+
+def _unpack_exception(parts: Any) -> HTTPException:
+    name, state = parts
+    cls = _EXCEPTIONS[name]
+    error = cls.__new__(cls)
+    vars(error).update(state)
+    return error
