@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING
 
 from tests.frameworks import suites
 from tests.frameworks.comparison import Comparison, Expectations, Results, compare
-from tests.frameworks.suites import BASELINE, BUILD, MODES, SESSION_MODES, SUITES, Suite
+from tests.frameworks.suites import (
+    BASELINE,
+    BUILD,
+    CACHE_MODES,
+    MODES,
+    SESSION_MODES,
+    SUITES,
+    Suite,
+)
 from upstash_middleware.local import LocalUpstash
 
 if TYPE_CHECKING:
@@ -30,7 +38,7 @@ _TIMEOUT = 1500
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.frameworks", description=__doc__)
     parser.add_argument("--framework", action="append", choices=[suite.name for suite in SUITES])
-    parser.add_argument("--mode", action="append", choices=MODES + SESSION_MODES)
+    parser.add_argument("--mode", action="append", choices=MODES + SESSION_MODES + CACHE_MODES)
     parser.add_argument("--lock", action="store_true", help="write requirements/frameworks/*.txt")
     parser.add_argument("tests", nargs="*", help="tests or labels, instead of the whole suite")
     chosen = parser.parse_args()
@@ -40,7 +48,7 @@ def main() -> int:
     wanted = [suite for suite in SUITES if suite.name in (chosen.framework or [suite.name])]
     if chosen.tests:
         wanted = [suite.of(*chosen.tests) for suite in wanted]
-    return run(wanted, chosen.mode or MODES + SESSION_MODES)
+    return run(wanted, chosen.mode or MODES + SESSION_MODES + CACHE_MODES)
 
 
 def run(wanted: Sequence[Suite], modes: Sequence[str]) -> int:

@@ -23,6 +23,8 @@ MODES = ("limits", "cache", "conforming", "dead")
 an Upstash that refuses every connection."""
 SESSION_MODES = ("sessions",)
 """This package's sessions in place of the framework's own."""
+CACHE_MODES = ("signed-pickle", "json")
+"""The serializers of the caches that are run in place of the framework's own one in memory."""
 BASELINE = "none"
 
 DJANGO_LABELS = (
@@ -65,6 +67,10 @@ class Suite:
 
 
 _PYTEST = ("-m", "pytest", "-q", "-p", "around_pytest", "-p", "no:cacheprovider", "--timeout=120")
+_RUNTESTS = (
+    *("runtests.py", "--settings=around_django_settings"),
+    *("--parallel=1", "--noinput", "-v0"),
+)
 
 SUITES = (
     Suite(
@@ -81,10 +87,30 @@ SUITES = (
     ),
     Suite(
         "django",
-        ("runtests.py", "--settings=around_django_settings", "--parallel=1", "--noinput", "-v0"),
+        _RUNTESTS,
         folder="tests",
         full="limits",
         parts=DJANGO_LABELS,
+    ),
+    Suite(
+        "django-cache",
+        _RUNTESTS,
+        folder="tests",
+        source="django",
+        modes=CACHE_MODES,
+        parts=(
+            "cache",
+            "sessions_tests.tests.CacheSessionTests",
+            "sessions_tests.tests.CacheSessionWithTimeZoneTests",
+            "sessions_tests.tests.CacheDBSessionTests",
+            "template_tests.syntax_tests.test_cache",
+        ),
+    ),
+    Suite(
+        "flask-caching",
+        _PYTEST,
+        modes=CACHE_MODES,
+        parts=("tests",),
     ),
     Suite("starlette", _PYTEST, parts=("tests",)),
     Suite(
@@ -121,7 +147,7 @@ def call(*command: str | Path, cwd: Path = ROOT) -> str:
 def sdist(name: str) -> Path:
     """Return a framework's sdist, downloaded once."""
     folder, version = BUILD / "sdists", version_of(name)
-    found = folder / f"{name}-{version}.tar.gz"
+    found = folder / f"{name.replace('-', '_')}-{version}.tar.gz"
     if not found.exists():
         pip = (sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check")
         call(*pip, "--no-deps", "--no-binary=:all:", f"--dest={folder}", f"{name}=={version}")

@@ -32,7 +32,11 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "conforming": {**_CACHED, "cache_profile": "conforming"},
     "dead": _CACHED,
     "sessions": {},
+    "signed-pickle": {},
+    "json": {},
 }
+CACHE_MODES = ("signed-pickle", "json")
+"""In these modes the framework's cache in memory is this package's, with this serializer."""
 _PATIENT = {"deadline": 30.0, "cache_deadline": 30.0}
 """A busy machine is no failure of Upstash."""
 
@@ -77,6 +81,8 @@ class Run:
                 self.reports[self.test] = f"decided by {event.settled_by!r}"
         elif isinstance(event, events.SessionSaved) and self.mode == "sessions":
             self.requests[self.test] += event.saved
+        elif isinstance(event, events.UpstashAnswered) and self.mode in CACHE_MODES:
+            self.requests[self.test] += 1
         elif isinstance(event, events.CacheLookedUp):
             self.events[f"lookup: {event.outcome}"] += 1
         elif isinstance(event, events.CacheStored):
@@ -249,10 +255,89 @@ def sessions_in_starlette() -> None:
     JSONResponse.render = render  # type: ignore[method-assign, assignment]
 
 
+class _ExpiryTimes:
+    """When Redis drops the values of a kind, by key."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def __getitem__(self, key: str) -> int:
+        from django.conf import settings
+
+        from upstash_middleware.django import redis
+
+        prefix = settings.UPSTASH_MIDDLEWARE["prefix"]
+        return int(redis.execute(["PEXPIRETIME", f"{prefix}:data#{self._kind}:{key}"]))
+
+
+def upstash_in_django() -> None:
+    """Let Django's cache in memory be this package's."""
+    from django.core.cache.backends import locmem
+
+    from upstash_middleware.django.cache import UpstashCache
+
+    class LocMemCache(UpstashCache):
+        """One whose LOCATION names it, as that of Django's; its tests read ``_expire_info``."""
+
+        def __init__(self, name: str, params: dict[str, Any]) -> None:
+            super().__init__("", {**params, "OPTIONS": {"serializer": run.mode}})
+            self._kind += f".{name}" if name else ""
+            self._cache: Any = None
+            self._expire_info = _ExpiryTimes(self._kind)
+
+    locmem.LocMemCache = LocMemCache  # type: ignore[misc, assignment]
+
+
+def upstash_in_flask_caching() -> None:
+    """Let Flask-Caching's cache in memory be this package's."""
+    import os
+
+    from flask import Flask
+    from flask_caching import backends
+    from flask_caching.backends import simplecache
+
+    from upstash_middleware.flask_caching_backend import UpstashBackend
+    from upstash_middleware.runtime import Features, Runtime
+    from upstash_middleware.settings import settings_from
+
+    runtimes: dict[str, Runtime] = {}
+
+    def runtime() -> Runtime:
+        if run.test not in runtimes:
+            for before in runtimes.values():
+                before.close()
+            runtimes.clear()
+            runtimes[run.test] = Runtime(settings_from(arguments(), os.environ), Features(0))
+        return runtimes[run.test]
+
+    class SimpleCache(UpstashBackend):
+        """One whose objects share nothing, as those of Flask-Caching's."""
+
+        def __init__(self, app: Any = None, **options: Any) -> None:
+            if app is None:
+                app = Flask("alone")
+                app.secret_key = "of a test"
+            options.pop("ignore_delete_many_errors", None)
+            options = {"serializer": run.mode, **options}
+            super().__init__(app, runtime, str(next(_numbers)), **options)
+
+        @classmethod
+        def factory(
+            cls, app: Flask, _config: Any, _args: Any, options: dict[str, Any]
+        ) -> SimpleCache:
+            app.secret_key = app.secret_key or "of a test"
+            return cls(app, default_timeout=options["default_timeout"])
+
+    for module in (backends, simplecache):
+        module.SimpleCache = SimpleCache  # type: ignore[attr-defined]
+
+
 def wrap(framework: str) -> None:
     """Put the middleware around a framework's applications, unless this is the baseline."""
     if run.mode == "sessions":
         {"starlette": sessions_in_starlette, "flask": sessions_in_flask}[framework]()
+    elif run.mode in CACHE_MODES:
+        {"django": upstash_in_django, "flask-caching": upstash_in_flask_caching}[framework]()
     elif run.mode != "none":
         {
             "starlette": around_starlette,

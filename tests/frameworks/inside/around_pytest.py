@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import around
+import pytest
 
 if TYPE_CHECKING:
-    import pytest
+    from collections.abc import Generator
 
+_LONGEST_WAIT = 10
+"""Seconds for which a test may wait, where it has a fake clock otherwise."""
 _SOURCES = str(Path.cwd())
 
 
@@ -34,6 +38,24 @@ def _file_of(item: pytest.Item) -> Path:
 def _name(test: str) -> str:
     # Some parameters are paths in the folder of the run.
     return test.replace(_SOURCES, "")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, Any, Any]:
+    """Let Flask-Caching's fake clock wait: Redis drops values when it is time."""
+    value = yield
+    of_ours = around.run.mode in around.CACHE_MODES and "FileSystem" not in request.node.nodeid
+    if fixturedef.argname == "clock" and of_ours:
+        value.advance = _wait
+    return value
+
+
+def _wait(seconds: float) -> None:
+    if seconds > _LONGEST_WAIT:
+        pytest.skip(f"it waits for {seconds} seconds")
+    time.sleep(seconds)
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:
