@@ -383,6 +383,7 @@ async def test_http_passes_as_without_the_middleware(upstash: LocalUpstash, app:
             scope["state"].pop("rate_limit", None)
             scope["state"].pop("cache", None)
             scope["state"].pop("upstash", None)
+            scope["state"].pop("data", None)
         assert scopes[1].get("route") == scopes[0].get("route")
         assert scopes[1]["state"] == scopes[0]["state"]
         assert scopes[1]["headers"] == scopes[0]["headers"]

@@ -206,8 +206,8 @@ async def test_a_server_that_keeps_no_state_gets_one():
 async def test_each_class_shows_the_handles_of_its_halves():
     limit = await scope_seen(FakeHalf(), http_scope(), Features.RATE_LIMIT)
     cache = await scope_seen(FakeHalf(), http_scope(), Features.CACHE)
-    assert set(limit["state"]) == {"rate_limit", "upstash"}
-    assert set(cache["state"]) == {"cache", "rate_limit", "upstash"}
+    assert set(limit["state"]) == {"data", "rate_limit", "upstash"}
+    assert set(cache["state"]) == {"cache", "data", "rate_limit", "upstash"}
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -66,7 +66,7 @@ async def test_its_scope_and_its_context_variables_are_nobodys(upstash: LocalUps
     assert second["variable"] == "nobody"
     assert second["client"] is None
     assert not {"user", "auth", "session", "extensions"} & set(second)
-    assert set(second["state"]) == {"cache", "rate_limit", "upstash"}
+    assert set(second["state"]) == {"cache", "data", "rate_limit", "upstash"}
     assert second["state"]["rate_limit"].settled_by == "unchecked"
     same = ("type", "scheme", "path", "raw_path", "root_path", "query_string", "server")
     assert [second[name] for name in same] == [first[name] for name in same]
