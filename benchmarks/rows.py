@@ -75,6 +75,8 @@ ROWS = (
     Row("Django WSGI: hit, 1 KB", "cache", "/1k"),
     Row("Django WSGI: upstash_ratelimit", "upstash_ratelimit"),
     Row("Django WSGI: cache middleware, hit", "cache middleware", "/1k"),
+    Row("Django WSGI: cache.get", "cache.get", "/1k"),
+    Row("Django WSGI: RedisCache's cache.get", "RedisCache", "/1k"),
     Row("Django ASGI: bare", "bare"),
     Row("Django ASGI: one limit", "one limit"),
     Row("Django ASGI: hit, 1 KB", "cache", "/1k"),
@@ -120,4 +122,5 @@ COMPARISONS = (
     Comparison("Flask: one limit", "Flask: Flask-Limiter", "Redis over TCP"),
     Comparison("Flask: one limit", "Flask: upstash_ratelimit", "in the view, Upstash over HTTP"),
     Comparison("Django WSGI: hit, 1 KB", "Django WSGI: cache middleware, hit", "Redis over TCP"),
+    Comparison("Django WSGI: cache.get", "Django WSGI: RedisCache's cache.get", "Redis over TCP"),
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.asgi import get_asgi_application
+from django.core.cache import cache
 from django.core.wsgi import get_wsgi_application
 from django.http import HttpRequest, HttpResponse
 from django.urls import re_path
@@ -18,7 +19,22 @@ _CACHE = [
     "django.middleware.cache.UpdateCacheMiddleware",
     "django.middleware.cache.FetchFromCacheMiddleware",
 ]
-_MIDDLEWARE = {"bare": [], "upstash_ratelimit": [], "cache middleware": _CACHE}
+_MIDDLEWARE = {
+    "bare": [],
+    "upstash_ratelimit": [],
+    "cache.get": [],
+    "RedisCache": [],
+    "cache middleware": _CACHE,
+}
+_REDIS_CACHE = {
+    "BACKEND": "django.core.cache.backends.redis.RedisCache",
+    "LOCATION": common.REDIS_URL,
+}
+_UPSTASH_CACHE = {
+    "BACKEND": "upstash_middleware.django.cache.UpstashCache",
+    "LOCATION": common.UPSTASH["url"],
+    "OPTIONS": {"token": common.UPSTASH["token"]},
+}
 
 settings.configure(
     SECRET_KEY="benchmark",
@@ -27,12 +43,7 @@ settings.configure(
     LOGGING_CONFIG=None,
     MIDDLEWARE=_MIDDLEWARE.get(_WHAT, _OURS),
     CACHE_MIDDLEWARE_SECONDS=3600,
-    CACHES={
-        "default": {
-            "BACKEND": "django.core.cache.backends.redis.RedisCache",
-            "LOCATION": common.REDIS_URL,
-        }
-    },
+    CACHES={"default": _UPSTASH_CACHE if _WHAT == "cache.get" else _REDIS_CACHE},
     UPSTASH_MIDDLEWARE={} if _WHAT in _MIDDLEWARE else common.ours(),
 )
 
@@ -46,6 +57,15 @@ def answer(request: HttpRequest) -> HttpResponse:
 async def answer_async(request: HttpRequest) -> HttpResponse:
     """Do the same in an async view."""
     return answer(request)
+
+
+def _cached(_request: HttpRequest) -> HttpResponse:
+    """Return a value of Django's cache."""
+    body = cache.get("benchmark")
+    if body is None:
+        body = common.KILOBYTE.decode()
+        cache.set("benchmark", body, 3600)
+    return HttpResponse(body, content_type="text/plain")
 
 
 def _limited() -> Any:
@@ -68,6 +88,8 @@ _ASYNC = common.ROW.startswith("Django ASGI")
 _PLAIN = answer_async if _ASYNC else answer
 if _WHAT == "upstash_ratelimit":
     _PLAIN = _limited()
+elif _WHAT in {"cache.get", "RedisCache"}:
+    _PLAIN = _cached
 
 urlpatterns = [re_path("", _PLAIN)]
 wsgi = None if _ASYNC else get_wsgi_application()
