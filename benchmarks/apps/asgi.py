@@ -68,6 +68,44 @@ def reading_sessions() -> Starlette:
     return Starlette(routes=[Route("/login", log_in), Route("/", read)])
 
 
+def with_data() -> Starlette:
+    """Return the application whose handler reads a value through this package."""
+    from upstash_middleware.starlette import UpstashMiddleware  # noqa: PLC0415
+
+    async def store(request: Request) -> Response:
+        await request.state.data.set("profile", common.SESSION, ttl=3600)
+        response = answer(request)
+        response.set_cookie("stored", "1")
+        return response
+
+    async def read(request: Request) -> Response:
+        assert (await request.state.data.get("profile"))["name"] == common.SESSION["name"]
+        return answer(request)
+
+    app = Starlette(routes=[Route("/login", store), Route("/", read)])
+    app.add_middleware(UpstashMiddleware, **common.ours())
+    return app
+
+
+def with_redis_get() -> Starlette:
+    """Return the application whose handler reads a value as JSON on Redis over TCP."""
+    import redis.asyncio  # noqa: PLC0415
+
+    client = redis.asyncio.Redis.from_url(common.REDIS_URL)
+
+    async def store(request: Request) -> Response:
+        await client.set("profile", json.dumps(common.SESSION), ex=3600)
+        response = answer(request)
+        response.set_cookie("stored", "1")
+        return response
+
+    async def read(request: Request) -> Response:
+        assert json.loads(await client.get("profile"))["name"] == common.SESSION["name"]
+        return answer(request)
+
+    return Starlette(routes=[Route("/login", store), Route("/", read)])
+
+
 def with_starsessions() -> Any:
     """Return the application with starsessions on Redis over TCP, and its autoload."""
     import redis.asyncio  # noqa: PLC0415
@@ -272,6 +310,8 @@ FACTORIES: dict[str, Callable[[], Any]] = {
     "Starlette: limit and session": with_sessions,
     "Starlette: redis.asyncio HGETALL": with_redis_hgetall,
     "Starlette: starsessions": with_starsessions,
+    "Starlette: data": with_data,
+    "Starlette: redis.asyncio GET": with_redis_get,
     "FastAPI: bare": fastapi_bare,
     "FastAPI: fastapi-limiter": fastapi_with_fastapi_limiter,
     "FastAPI: fastapi-cache2": fastapi_with_fastapi_cache,

@@ -45,6 +45,7 @@ OURS: dict[str, dict[str, Any]] = {
     "cache": {"cache": CACHED},
     "cache with L1": {"cache": CACHED, "cache_l1_bytes": 4 * 1024 * 1024, "cache_l1_seconds": 60},
     "limit and cache": {"default_limit": LIMIT, "cache": CACHED},
+    "data": {"default_limit": None},
     "session": {"sessions": {"secret_key": SECRET}},
     "limit and session": {"default_limit": LIMIT, "sessions": {"secret_key": SECRET}},
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Flask, request
+from flask import Flask, request, session
 
 from benchmarks.apps import common
 
@@ -73,11 +73,52 @@ def with_flask_caching() -> Flask:
     return app
 
 
+def reading_sessions() -> Flask:
+    """Return an application that stores a session's entries once, and reads one afterwards."""
+    app = Flask(__name__)
+    app.secret_key = common.SECRET
+
+    def log_in() -> Any:
+        session.update(common.SESSION)
+        return bare()
+
+    def read() -> Any:
+        assert session["name"] == common.SESSION["name"]
+        return bare()
+
+    app.add_url_rule("/login", "login", log_in)
+    app.add_url_rule("/", "read", read)
+    return app
+
+
+def with_sessions() -> Flask:
+    """Return the application with this package's sessions."""
+    from upstash_middleware.flask import Sessions  # noqa: PLC0415
+
+    app, settings = reading_sessions(), common.ours()
+    del settings["sessions"]  # the application's own
+    Sessions(app, **settings)
+    return app
+
+
+def with_flask_session() -> Flask:
+    """Return the application with Flask-Session on Redis over TCP."""
+    import redis  # noqa: PLC0415
+    from flask_session import Session  # noqa: PLC0415
+
+    app = reading_sessions()
+    app.config.update(SESSION_TYPE="redis", SESSION_REDIS=redis.Redis.from_url(common.REDIS_URL))
+    Session(app)
+    return app
+
+
 FACTORIES = {
     "Flask: bare": flask,
     "Flask: upstash_ratelimit": with_upstash_ratelimit,
     "Flask: Flask-Limiter": with_flask_limiter,
     "Flask: flask-caching": with_flask_caching,
+    "Flask: session": with_sessions,
+    "Flask: Flask-Session": with_flask_session,
 }
 
 app = FACTORIES.get(common.ROW, with_ours)()
