@@ -66,6 +66,7 @@ def served(request: pytest.FixtureRequest, environment: dict[str, str]) -> Itera
 def client(served: httpx.Client, upstash_server: LocalUpstash) -> httpx.Client:
     """A client of the shop, at an empty Upstash."""
     upstash_server.flush()
+    served.cookies.clear()
     return served
 
 
@@ -170,7 +171,6 @@ def test_what_is_cheapest_is_calculated_once_until_a_price_changes(client: httpx
 def test_a_customer_stays_logged_in_until_the_logout_and_through_an_outage(
     client: httpx.Client, upstash_server: LocalUpstash
 ) -> None:
-    client.cookies.clear()
     assert client.get("/account").status_code == 401
     assert client.post("/login", json={"name": ""}).status_code == 400
     assert client.post("/login", json={"name": "ada"}).status_code == 204
