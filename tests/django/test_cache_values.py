@@ -159,6 +159,17 @@ def test_other_objects_are_refused(value: Any):
         b'{"$response":["HttpResponse",200,null,null,[["A","b\\r\\nc"]],[],"",{}]}',
         b'{"$response":["HttpResponse",200]}',
         b'{"$response":"HttpResponse"}',
+        b'{"$response":["HttpResponse","abc",null,null,[],[],"",{}]}',
+        b'{"$response":["HttpResponse",5,null,null,[],[],"",{}]}',
+        b'{"$response":["HttpResponse",true,null,null,[],[],"",{}]}',
+        b'{"$response":["HttpResponse",200,5,null,[],[],"",{}]}',
+        b'{"$response":["HttpResponse",200,"a\\r\\nb",null,[],[],"",{}]}',
+        b'{"$response":["HttpResponse",200,null,5,[],[],"",{}]}',
+        b'{"$response":["HttpResponse",200,null,null,[],[],5,{}]}',
+        b'{"$response":["HttpResponse",200,null,null,[],[],"",5]}',
+        b'{"$response":["HttpResponse",200,null,null,[],[["a","b",5,{}]],"",{}]}',
+        b'{"$response":["HttpResponse",200,null,null,[],[["a","b","b\\n",{}]],"",{}]}',
+        b'{"$response":["HttpResponse",200,null,null,[],[["a","b","b",{"path":"a\\r"}]],"",{}]}',
         b'{"$safe":1}',
     ],
 )
@@ -188,6 +199,39 @@ def test_cache_page_answers_from_the_cache():
         first, second = (Client().get("/page") for _ in range(2))
     del second["Age"]
     assert_same_response(first, second)
+    assert calls == [1]
+
+
+OURS = "upstash_middleware.django.UpstashMiddleware"
+SITEWIDE = [
+    "django.middleware.cache.UpdateCacheMiddleware",
+    OURS,
+    "django.middleware.cache.FetchFromCacheMiddleware",
+]
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("middleware", [[], [OURS], SITEWIDE])
+@pytest.mark.parametrize("is_decorated", [True, False])
+def test_djangos_cache_of_pages_works_around_this_packages_limits(
+    upstash: LocalUpstash, middleware: list[str], is_decorated: bool
+):
+    from upstash_middleware.django import limit  # noqa: PLC0415 - it needs the settings
+
+    calls: list[int] = []
+
+    def page(request: HttpRequest) -> HttpResponse:
+        calls.append(1)
+        return HttpResponse(f"page {len(calls)}")
+
+    limited = limit("5/minute")(page)
+    view = cache_page(60)(limited if is_decorated else page)
+    setting = {"redis": upstash, "default_limit": "1000/minute"}
+    with override_settings(
+        ROOT_URLCONF=Urls(page=view), MIDDLEWARE=middleware, UPSTASH_MIDDLEWARE=setting
+    ):
+        answers = [Client().get("/page") for _ in range(3)]
+    assert [(answer.status_code, answer.content) for answer in answers] == [(200, b"page 1")] * 3
     assert calls == [1]
 
 

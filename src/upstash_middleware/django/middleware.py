@@ -35,6 +35,7 @@ from upstash_middleware.core.ratelimit.decision import UNCHECKED, completing
 from upstash_middleware.decorators import PendingExchange
 from upstash_middleware.django.conf import DENIED_VIEW, Configured, share
 from upstash_middleware.django.requests import (
+    ENDS,
     DjangoBody,
     active_localization,
     change_head,
@@ -592,8 +593,6 @@ def _request_without_visitor(stale: HttpRequest, request: HTTPRequest) -> HttpRe
 # ------------------------------------------------------------------------------------------------
 # The end of a request
 
-_KEY = "_upstash_middleware"
-"""The attribute that refers to the _Ends of a request: of the request, response and context."""
 _LONGEST_WAIT = 5.0  # seconds; the calls that are waited for have their own deadline
 
 
@@ -625,7 +624,7 @@ class _Ends(Struct, eq=False):
 
 def exchanges_of(request: HttpRequest) -> Sequence[Exchange]:
     """Return the exchanges that this package's middleware has begun for a request so far."""
-    ends: _Ends | None = vars(request).get(_KEY)
+    ends: _Ends | None = vars(request).get(ENDS)
     return () if ends is None else ends.exchanges
 
 
@@ -641,9 +640,9 @@ def at_end(
     response, an ASGI handler cancels the request and closes nothing, but sends
     ``request_finished``. Its receivers run after a view that is still running in a thread.
     """
-    ends: _Ends | None = vars(request).get(_KEY)
+    ends: _Ends | None = vars(request).get(ENDS)
     if ends is None:
-        ends = vars(request)[_KEY] = _Ends()
+        ends = vars(request)[ENDS] = _Ends()
         request.close = partial(_end, request, request.close)  # type: ignore[method-assign]  # Django has no other hook
         if found := SyncToAsync.thread_sensitive_context.get(None):  # under ASGI
             _context_in(found).request = weakref.ref(request)
@@ -654,11 +653,11 @@ def at_end(
 
 def guarded(request: HttpRequest, response: R) -> R:
     """Return the response, which ends the request even if it is never closed."""
-    ends: _Ends | None = vars(request).get(_KEY)
-    guard: _Guard | None = vars(response).get(_KEY)
+    ends: _Ends | None = vars(request).get(ENDS)
+    guard: _Guard | None = vars(response).get(ENDS)
     # A view may return one response to all requests.
     if ends is not None and (guard is None or guard.ends is not ends):
-        vars(response)[_KEY] = _Guard(ends)
+        vars(response)[ENDS] = _Guard(ends)
     return response
 
 
@@ -691,7 +690,7 @@ def _nothing() -> None:
 
 def _end(request: HttpRequest, close: Callable[[], None]) -> None:
     vars(request).pop("close", None)
-    ends: _Ends | None = vars(request).pop(_KEY, None)  # nothing keeps the body that was seen
+    ends: _Ends | None = vars(request).pop(ENDS, None)  # nothing keeps the body that was seen
     if ends is None:
         close()
     else:
@@ -709,7 +708,7 @@ class _Context(Struct, eq=False):
 
 def _context_in(asgirefs: object) -> _Context:
     """Return the context of the current request in that of asgiref."""
-    context: _Context = vars(asgirefs).setdefault(_KEY, _Context())
+    context: _Context = vars(asgirefs).setdefault(ENDS, _Context())
     return context
 
 

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from upstash_middleware.events import Observer
     from upstash_middleware.messages import Response
 
+ENDS = "_upstash_middleware"
+"""The attribute that refers to what ends a request: of the request, response and context."""
 _ANSWERED_BY = "_upstash_middleware_answered_by"
 """On a request: the id of the response whose head was read last."""
 _CHANGED = "_upstash_middleware_changed"

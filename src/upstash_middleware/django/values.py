@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from http.cookies import Morsel, SimpleCookie
 from importlib import import_module
 from typing import Any, cast
@@ -14,6 +15,7 @@ from django.utils.safestring import SafeString
 
 from upstash_middleware.core.pickles import SignedPickles
 from upstash_middleware.core.values import Codec, Form
+from upstash_middleware.django.requests import ENDS
 from upstash_middleware.errors import NotStorable
 
 _RESPONSES = {
@@ -32,7 +34,7 @@ _RESPONSES = {
 }
 """The classes of responses that are stored, with their modules; no others are imported for one."""
 _OWN = ("status_code", "_reason_phrase", "_charset", "headers", "cookies", "_container")
-_FRESH = ("_resource_closers", "_handler_class", "closed", "text")
+_FRESH = ("_resource_closers", "_handler_class", "closed", "text", ENDS)
 """Attributes of a response that begin anew in each."""
 
 
@@ -89,6 +91,13 @@ class DjangoCodec(Codec):
 
 def _unpack_response(parts: Any) -> HttpResponse:
     name, status, reason, charset, fields, cookies, content, state = parts
+    if not (status is None or (type(status) is int and 100 <= status <= 999)):
+        raise ValueError(f"a response with the status {status!r}")
+    for text in (reason, charset):
+        if text is not None:
+            _check_line(text)
+    if not isinstance(content, str | bytes):
+        raise TypeError(f"a response with the content {content!r}")
     cls: type[HttpResponse] = getattr(import_module(_RESPONSES[name]), name)
     response = cls.__new__(cls)
     headers = ResponseHeaders({})
@@ -128,8 +137,15 @@ def _unpack_cookies(cookies: Any) -> SimpleCookie:
         morsel: Morsel[str] = Morsel()
         morsel.set(key, value, coded)
         morsel.update(attributes)
+        _check_line(coded)
+        _check_line(morsel.OutputString())
         dict.__setitem__(jar, key, morsel)
     return jar
+
+
+def _check_line(text: Any) -> None:
+    if re.search("[\r\n]", text):  # which raises TypeError for what is no text
+        raise ValueError(f"more than one line in a response's head: {text!r}")
 
 
 def _plain(data: Any) -> Any:
