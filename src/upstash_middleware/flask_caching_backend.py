@@ -8,6 +8,7 @@ for the backend: Flask-Caching need not be installed otherwise.
 from __future__ import annotations
 
 import hashlib
+import re
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -131,7 +132,7 @@ class UpstashBackend(BaseCache):
         def make(store: DataStore) -> Flow[bool]:
             payloads = {str(key): _encode(store, value) for key, value in mapping.items()}
             if seconds < 0:
-                return _deleted(store, payloads, strict=self._strict)
+                return store.discard(*payloads, strict=self._strict)
             if len(payloads) == 1:
                 ((name, payload),) = payloads.items()
                 return store.set(name, payload, seconds, strict=self._strict)
@@ -150,13 +151,16 @@ class UpstashBackend(BaseCache):
         )
 
     def delete(self, key: str) -> bool:
-        """Delete a value, and return whether there was one."""
+        """Delete a value, and return whether there was one.
+
+        One that ``clear()`` has invalidated, and that has not expired yet, counts too.
+        """
         return self._run(lambda store: store.delete(str(key), strict=self._strict), False)
 
     def delete_many(self, *keys: str) -> list[Any]:
         """Delete values in one command, and return their keys; none if that failed."""
         names = list(map(str, keys))
-        if not names or self._run(lambda store: _deleted(store, names, strict=self._strict), True):
+        if not names or self._run(lambda store: store.discard(*names, strict=self._strict), True):
             return list(keys)
         return []
 
@@ -201,17 +205,6 @@ class UpstashBackend(BaseCache):
             return runtime.perform(flow)
         flow.close()
         return disabled
-
-
-async def _deleted(store: DataStore, names: Any, *, strict: bool) -> bool:
-    """Delete values, and return whether that succeeded."""
-    try:
-        await store.delete(*names, strict=True)
-    except UpstashError:
-        if strict:
-            raise
-        return False
-    return True
 
 
 def _encode(store: DataStore, value: object) -> bytes:
@@ -300,6 +293,10 @@ def _unpack_response(parts: Any) -> Response:
     module, name, status, fields, content, state = parts
     if (module, name) not in _RESPONSES:
         raise ValueError(f"a response of the class {module}.{name}")
+    if not re.fullmatch(r"[1-9]\d\d( [^\r\n]*)?", status):  # which raises TypeError for no text
+        raise ValueError(f"a response with the status {status!r}")
+    if not isinstance(content, str | bytes):
+        raise TypeError(f"a response with the content {content!r}")
     cls = cast("type[Response]", getattr(import_module(module), name))
     response = cls.__new__(cls)
     vars(response).update(state)
@@ -320,4 +317,8 @@ def _unpack_exception(parts: Any) -> HTTPException:
     cls = _EXCEPTIONS[name]
     error = cls.__new__(cls)
     vars(error).update(state)
+    if not isinstance(response := error.get_response(), Response):  # it raises where others would
+        raise TypeError(f"an exception with the response {response!r}")
+    if not 100 <= response.status_code <= 999:
+        raise ValueError(f"an exception with the status {response.status!r}")
     return error

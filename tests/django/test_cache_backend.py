@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
+from traceback import TracebackException
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -99,7 +100,8 @@ def test_a_timeout_of_zero_or_less_deletes(timeout: float):
     assert cache.get("a") is None
     assert cache.add("a", 1, timeout=timeout) is True
     assert cache.get("a") is None
-    cache.set_many({"a": 1, "b": 2}, timeout=timeout)
+    assert cache.set_many({"a": 1, "b": 2}, timeout=timeout) == []
+    assert cache.set_many({"a": 1}, timeout=timeout) == []
     assert cache.get_many(["a", "b"]) == {}
     cache.set("a", 1)
     assert cache.touch("a", timeout=timeout) is True
@@ -247,6 +249,7 @@ def test_in_an_outage_reads_are_misses_and_writes_are_dropped_with_an_event(obse
     assert cache.get_or_set("a", lambda: 2) == 2
     cache.set("a", 2)
     assert cache.set_many({"a": 1, "b": 2}) == ["a", "b"]
+    assert cache.set_many({"a": 1, "b": 2}, timeout=0) == ["a", "b"]
     assert cache.add("lock", 1) is False
     assert cache.touch("a") is False
     assert cache.delete("a") is False
@@ -340,3 +343,15 @@ def test_a_cache_shows_no_secret():
     options = {"url": "https://a.example", "token": "the-secret"}
     with override_settings(CACHES={"default": alias(OPTIONS=options)}), warnings.catch_warnings():
         assert "the-secret" not in repr(caches["default"])
+
+
+def test_an_error_report_with_local_variables_shows_no_secret():
+    options = {"url": "https://a.example", "token": "the-secret"}
+    with override_settings(CACHES={"default": alias(OPTIONS=options)}):
+        with pytest.raises(NotStorable) as raised:
+            cache.set("a", range(3))
+        inside = raised.tb.tb_next
+        report = TracebackException(NotStorable, raised.value, inside, capture_locals=True)
+        text = "".join(report.format())
+    assert "_Alias" in text
+    assert "the-secret" not in text

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from werkzeug.exceptions import Forbidden
 
 from tests.data.test_values import VALUES, same
+from upstash_middleware.core.values import Unreadable
 from upstash_middleware.errors import ConfigurationError, NotStorable, UpstashError
 from upstash_middleware.events import UpstashFailed
 from upstash_middleware.flask_caching_backend import FlaskCodec
@@ -233,3 +234,24 @@ def test_an_exception_with_a_response_comes_back():
     again = codec.decode(codec.encode(error))
     assert type(again) is Forbidden
     assert (again.description, again.get_response().data) == ("no", b"own")
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        b'{"$response":["os","system","200 OK",[],"",{}]}',
+        b'{"$response":["flask.wrappers","Response","abc",[],"",{}]}',
+        b'{"$response":["flask.wrappers","Response",5,[],"",{}]}',
+        b'{"$response":["flask.wrappers","Response","200 OK\\r\\na: b",[],"",{}]}',
+        b'{"$response":["flask.wrappers","Response","200 OK",[["a","b\\r\\nc"]],"",{}]}',
+        b'{"$response":["flask.wrappers","Response","200 OK",[],5,{}]}',
+        b'{"$response":["flask.wrappers","Response","200 OK",[],"",5]}',
+        b'{"$exception":["OSError",{}]}',
+        b'{"$exception":["NotFound",{"description":null,"response":5}]}',
+        b'{"$exception":["NotFound",{"description":null,"response":null,"code":"abc"}]}',
+        b'{"$exception":["MethodNotAllowed",{"description":null,"response":null,"valid_methods":[5]}]}',
+    ],
+)
+def test_what_no_response_was_stored_as_is_refused(stored: bytes):
+    with pytest.raises(Unreadable):
+        FlaskCodec().decode(stored)

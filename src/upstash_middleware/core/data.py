@@ -696,14 +696,24 @@ class DataStore(RedisStore):
     # --- Changing -------------------------------------------------------------------------------
 
     async def delete(self, *names: str, strict: bool = False) -> bool:
-        """Delete values; return whether any was there, or was being loaded. One command."""
-        keys = [self.key(name) for name in names]
-        if not keys:
+        """Delete values; return whether any was there, or was being loaded. One command.
+
+        A value that has been purged counts until it expires.
+        """
+        if not names:
             return False
+        replies = await self._delete(names, [0], strict=strict)
+        return bool(replies[0])
+
+    async def discard(self, *names: str, strict: bool = False) -> bool:
+        """Do the same as ``delete``, but return whether that succeeded."""
+        return not names or bool(await self._delete(names, [], strict=strict))
+
+    async def _delete(self, names: Iterable[str], otherwise: list[Reply], *, strict: bool) -> Any:
+        keys = [self.key(name) for name in names]
         # With their locks: only a value says that the lock under which it was loaded is not needed.
         command = Command(("DEL", *keys, *(self._lock_root + _key_part(name) for name in names)))
-        replies = await self._write(self.call(command), keys, [0], strict=strict)
-        return bool(replies[0])
+        return await self._write(self.call(command), keys, otherwise, strict=strict)
 
     async def touch(self, name: str, ttl: float, *, strict: bool = False) -> bool:
         """Keep a value for ``ttl`` seconds from now; return whether there is one."""

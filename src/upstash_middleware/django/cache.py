@@ -159,7 +159,7 @@ class UpstashCache(BaseCache):
         def make(store: DataStore) -> Flow[bool]:
             payloads = {name: _encode(store, value) for name, value in values.items()}
             if seconds <= 0:
-                return store.delete(*payloads, strict=strict)
+                return store.discard(*payloads, strict=strict)
             if len(payloads) > 1:
                 return store.set_many(payloads, seconds, strict=strict)
             ((name, payload),) = payloads.items()
@@ -240,7 +240,10 @@ class UpstashCache(BaseCache):
         return lambda store: store.touch(name, seconds, strict=strict)
 
     def delete(self, key: Any, version: int | None = None) -> bool:
-        """Delete a value, and return whether there was one. One command."""
+        """Delete a value, and return whether there was one. One command.
+
+        One that ``clear()`` has invalidated, and that has not expired yet, counts too.
+        """
         name, strict = self._name(key, version), self._alias.strict
         return self._run(lambda store: store.delete(name, strict=strict), False)
 
@@ -373,6 +376,13 @@ class _Alias(Struct):
     strict: bool
     forever: float
     own: Runtime | None
+
+    def __repr__(self) -> str:
+        """Return a text without the token, for reports that show local variables."""
+        return f"{type(self).__name__}(serializer={self.serializer!r}, strict={self.strict!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("serializer", self.serializer), ("strict", self.strict)]
 
     def runtime(self) -> Runtime:
         """Return its runtime, or that of the setting. Raises ConfigurationError."""
