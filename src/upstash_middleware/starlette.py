@@ -108,6 +108,8 @@ def user(request: HTTPRequest) -> Identifier | None:
 def session(connection: HTTPConnection) -> Session:
     """Return the session of a request or WebSocket: ``request.session``, with its own type.
 
+    The response is then for this user alone, and not shared by the response cache.
+
     In FastAPI: ``session: Annotated[Session, Depends(session)]``.
 
     Raises:
@@ -116,6 +118,8 @@ def session(connection: HTTPConnection) -> Session:
     found: Any = connection.scope.get("session")
     if found is None:
         raise LookupError("session: add SessionMiddleware, or UpstashMiddleware(sessions=True)")
+    if (mark := getattr(found, "mark_accessed", None)) is not None:  # as ``request.session`` does
+        mark()
     return cast("Session", found)
 
 

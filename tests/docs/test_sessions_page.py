@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from tests.docs.pages import ROOT
 from upstash_middleware import CacheRule
-from upstash_middleware.starlette import UpstashMiddleware, session
+from upstash_middleware.starlette import UpstashMiddleware
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,7 @@ DAY = 24 * 3600
 
 async def do(request: Request) -> Response:
     """Do with the session what the path says."""
-    kept = session(request)
+    kept = request.scope["session"]
     match request.path_params["what"]:
         case "read":
             kept.get("a")

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from upstash_middleware.starlette import SessionMiddleware, UpstashMiddleware, session
+from upstash_middleware.starlette import SessionMiddleware, UpstashMiddleware
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -56,13 +56,13 @@ class Site:
         self._action = action
 
     async def _handle(self, request: Request) -> Response:
-        result = self._action(session(request))
+        result = self._action(request.scope["session"])
         if inspect.isawaitable(result):
             result = await result
         return result if isinstance(result, Response) else JSONResponse(result)
 
     def _handle_in_a_thread(self, request: Request) -> Response:
-        return JSONResponse(self._action(session(request)))
+        return JSONResponse(self._action(request.scope["session"]))
 
 
 class Browser:

@@ -13,7 +13,12 @@ from starlette.testclient import TestClient
 
 from tests.sessions.site import SECRET, stored_keys
 from upstash_middleware import CacheRule
-from upstash_middleware.starlette import CacheMiddleware, SessionMiddleware, UpstashMiddleware
+from upstash_middleware.starlette import (
+    CacheMiddleware,
+    SessionMiddleware,
+    UpstashMiddleware,
+    session,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -259,3 +264,34 @@ def test_a_304_of_a_page_that_reads_the_session_is_not_stored_with_it(
     assert response.status_code == 304
     assert response.headers["vary"] == "Cookie"
     assert shop.rendered == 3
+
+
+@pytest.mark.parametrize("name", ["user_hash", "new", "available"])
+def test_a_page_that_depends_on_a_property_of_the_session_is_shared_with_nobody(
+    upstash: LocalUpstash, name: str
+) -> None:
+    async def page(request: Request) -> Response:
+        return PlainTextResponse(f"{name} {getattr(request.scope['session'], name)}")
+
+    shop = Shop()
+    app = Starlette(routes=[Route("/page", page), *shop.routes])
+    rule = CacheRule("/{rest:path}", ttl=600, vary_cookies=())
+    sessions = {"secret_key": SECRET}
+    app.add_middleware(
+        UpstashMiddleware, cache=[rule], sessions=sessions, redis=upstash, default_limit=None
+    )
+    ada = TestClient(app)
+    ada.get("/log_in?name=ada")
+    assert ada.get("/page").headers["vary"] == "Cookie"
+    assert "; hit" not in TestClient(app).get("/page").headers["cache-status"]
+
+
+def test_to_ask_for_the_session_is_to_use_it(upstash: LocalUpstash) -> None:
+    """``session(request)`` is ``request.session``, and says so in the same way."""
+
+    async def page(request: Request) -> Response:
+        return PlainTextResponse(f"{session(request)!r}")
+
+    app = Starlette(routes=[Route("/", page)])
+    app.add_middleware(SessionMiddleware, secret_key=SECRET, redis=upstash)
+    assert TestClient(app).get("/").headers["vary"] == "Cookie"

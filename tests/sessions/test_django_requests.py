@@ -529,3 +529,69 @@ def test_with_another_engine_the_middleware_is_django_s(
         browser = Browser(upstash, is_async=is_async)
         browser.get("/put?a=1")
         assert browser.entries() == {"a": "1"}
+
+
+def again(request: Any) -> HttpResponse:
+    """Log in once more, while another request ends the session before its key is changed."""
+    session = request.session
+    assert session["cart"] == "1"
+    SessionStore(session.session_key).flush()
+    session["user"] = "7"
+    session.update({"b": "2"})
+    session.cycle_key()
+    return HttpResponse("welcome")
+
+
+async def aagain(request: Any) -> HttpResponse:
+    session = request.session
+    assert await session.aget("cart") == "1"
+    await SessionStore(session.session_key).aflush()
+    await session.aset("user", "7")
+    await session.aupdate({"b": "2"})
+    await session.abind("7")
+    return HttpResponse("welcome")
+
+
+def revoked(request: Any) -> HttpResponse:
+    """The user's sessions are revoked between the change of the key and the binding."""
+    session = request.session
+    session.cycle_key()
+    SessionStore().revoke_all("7")
+    session["user"] = "7"
+    session["b"] = "2"
+    session.bind("7")
+    return HttpResponse("welcome")
+
+
+@pytest.mark.parametrize("view", [again, aagain, revoked])
+def test_a_login_whose_session_was_ended_meanwhile_stores_all_that_it_has_set(
+    upstash: LocalUpstash, is_async: bool, view: Any
+) -> None:
+    """Also what was the same in the session that has ended; of that nothing is left."""
+    more = override_settings(ROOT_URLCONF=Urls(**{**VIEWS, "again": view}))
+    with project(BOTH, SESSIONS, upstash=upstash, **LIMITED), more:
+        browser = Browser(upstash, is_async=is_async)
+        browser.get("/put?cart=1&b=2&user=7")
+        browser.get("/bind")
+        assert browser.get("/put?user=7").content == b"put"
+        assert browser.get("/again").content == b"welcome"
+        assert browser.entries() == {"user": "7", "b": "2"}
+
+
+def test_a_page_that_shows_the_session_s_key_is_never_shared(
+    upstash: LocalUpstash, is_async: bool
+) -> None:
+    def key(request: Any) -> HttpResponse:
+        return HttpResponse(f"key {request.session.session_key}")
+
+    def available(request: Any) -> HttpResponse:
+        return HttpResponse(f"available {request.session.available}")
+
+    more = override_settings(ROOT_URLCONF=Urls(**VIEWS, key=key, available=available))
+    rule = {"path": "/{rest:path}", "ttl": 60, "vary_cookies": []}
+    with project(BOTH, SESSIONS, upstash=upstash, cache=[rule]), more:
+        browser, other = Browser(upstash, is_async=is_async), Browser(upstash, is_async=is_async)
+        browser.get("/put?a=1")
+        for path in ("/key", "/available"):
+            assert browser.get(path).headers["Vary"] == "Cookie"
+            assert "hit" not in other.get(path).headers["Cache-Status"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import ModuleType
@@ -728,3 +729,26 @@ def test_the_session_is_flasks(alone_app: Flask) -> None:
         assert isinstance(flask.session._get_current_object(), flask.sessions.SessionMixin)  # type: ignore[attr-defined]
         assert flask.session.new
         assert not flask.session.modified
+
+
+def test_a_login_whose_session_was_ended_meanwhile_stores_all_that_it_has_set(
+    app: Flask, browser: FlaskClient
+) -> None:
+    old: list[str] = []
+
+    @app.get("/log-in-again")
+    def log_in_again() -> str:
+        assert session["cart"] == 7
+        with ThreadPoolExecutor(1) as pool:
+            other = app.test_client()
+            other.set_cookie("session", old[0])
+            pool.submit(other.get, "/call/clear").result()
+        session["user"] = "ada"
+        session.regenerate()
+        return "welcome"
+
+    browser.get("/put/cart/7")
+    browser.get("/log-in")
+    old.append(cookie_of(browser).value)
+    assert browser.get("/log-in-again").text == "welcome"
+    assert entries(browser) == {"user": "ada"}

@@ -333,7 +333,7 @@ class Session(MutableMapping[str, Any]):
     """
 
     accessed: bool = False
-    """Whether an entry was read or written; the response is then for this user alone."""
+    """Whether the application has used it; the response is then for this user alone."""
     modified: bool = False
     """Whether an entry was set or deleted. A change within an entry is found when it is saved."""
 
@@ -351,6 +351,8 @@ class Session(MutableMapping[str, Any]):
         self._load = load
         self._values: dict[str, Any] = {}
         """Those that have been read or set."""
+        self._set: set[str] = set()
+        """The names of those that this request has set, even to what they were."""
         self._deleted: set[str] = set()
         self._ended: list[StoredSession] = []
         """What ``clear`` has ended, until it is deleted on Redis."""
@@ -397,6 +399,7 @@ class Session(MutableMapping[str, Any]):
             )
         self.accessed = self.modified = True
         self._values[name] = value
+        self._set.add(name)
         self._deleted.discard(name)
 
     def __delitem__(self, name: str) -> None:
@@ -474,16 +477,19 @@ class Session(MutableMapping[str, Any]):
     @property
     def available(self) -> bool:
         """Whether it could be loaded. If not, it is empty, and what is written is dropped."""
+        self.accessed = True
         return self._error is None
 
     @property
     def new(self) -> bool:
         """Whether nothing was stored for this client before this request."""
+        self.accessed = True
         return self._stored is None and not self._ended
 
     @property
     def user_hash(self) -> str:
         """The keyed hash of the user that it is bound to; empty if it is not bound."""
+        self.accessed = True
         return "" if self._stored is None else self._stored.user
 
     def clear(self) -> None:
@@ -498,7 +504,7 @@ class Session(MutableMapping[str, Any]):
             self._ended.append(self._stored)
         self._leave()
         self._binds, self._regenerates = None, False
-        self._values = {}
+        self._values, self._set = {}, set()
         self._is_refused = self._is_refused or not self.available
 
     revoke = clear
@@ -1114,7 +1120,7 @@ class Sessions(Part):
         finally:
             saving, session._saving = session._saving, None
             saving.open()
-        self._note(session, written, entries, deleted, is_cleared=session._clears != clears)
+        self._note(session, written, deleted, is_cleared=session._clears != clears)
 
     async def _write(
         self,
@@ -1142,12 +1148,13 @@ class Sessions(Part):
             )
             is_alone = new is None
             if new is None:  # it has ended meanwhile: go on with what this request has written
+                entries = {**entries, **self._set_entries(session)}
                 new = await store.start(entries, user=user)
             if new is None:
                 raise UnexpectedAnswer("a new session was not created")
             cookie = CookieChange(new.id, store.seconds_left(new))
             change: Change = "created" if stored is None or is_alone else "regenerated"
-            return _Written(change, new, cookie, is_alone=is_alone)
+            return _Written(change, new, cookie, entries, is_alone=is_alone)
         changes = bool(entries or deleted)
         is_timely = not (session._is_sent or session._is_over) and (changes or self._rolls())
         touch = stored is not None and is_timely and self._is_old(stored)
@@ -1155,21 +1162,22 @@ class Sessions(Part):
             if first:
                 await store.send(*first)
             gone = CookieChange(None) if todo.ended else None
-            return _Written("ended" if first else "nothing", stored, gone)
+            return _Written("ended" if first else "nothing", stored, gone, entries)
         saved = await store.save(stored, entries, deleted, touch=touch, first=first)
         rolled = CookieChange(stored.id, store.seconds_left(stored)) if touch and saved else None
-        return _Written("saved" if changes else "touched", stored, rolled, is_over=not saved)
+        change = "saved" if changes else "touched"
+        return _Written(change, stored, rolled, entries, is_over=not saved)
 
     def _note(
         self,
         session: Session,
         written: _Written,
-        entries: Mapping[str, bytes],
         deleted: list[str],
         *,
         is_cleared: bool,
     ) -> None:
         """Take over what has been written, in a session that may have been changed meanwhile."""
+        entries = written.entries
         if written.is_over:
             self.observe(SessionSaved(written.change, False, "the session was ended meanwhile"))
             if not is_cleared:
@@ -1200,6 +1208,11 @@ class Sessions(Part):
         idle, cookie = self.store.idle, self.settings.max_age
         span = idle if cookie is None else min(idle, float(cookie))  # type: ignore[arg-type] # seconds
         return self.store.clock.wall() - stored.touched >= span / 20
+
+    def _set_entries(self, session: Session) -> dict[str, bytes]:
+        """Return all entries that this request has set, encoded, even those that are as before."""
+        values = session._values
+        return {name: self._dump(values[name]) for name in session._set if name in values}
 
     def _changes(self, session: Session) -> tuple[dict[str, bytes], list[str]]:
         """Return the entries that have changed, encoded, and the names of those deleted."""
@@ -1243,6 +1256,7 @@ class _Written(NamedTuple):
     stored: StoredSession | None
     """The session after it."""
     cookie: CookieChange | None
+    entries: Mapping[str, bytes]
     is_over: bool = False
     """Whether another request had ended the session."""
     is_alone: bool = False
@@ -1318,7 +1332,7 @@ class SessionExchange(PartExchange):
         if not session._is_sent or session._is_refused or not self._part.is_due(session):
             return None
         if session._stored is None and not session._is_certain:
-            is_lost = session._values and session.available  # otherwise `save` has said so
+            is_lost = session._values and session._error is None  # otherwise `save` has said so
             return self._drop_late() if is_lost else None
         return self._finish()
 

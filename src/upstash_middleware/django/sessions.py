@@ -190,6 +190,8 @@ class SessionStore(SessionBase):
         super().__init__(session_key)
         self._stored: StoredSession | None = None
         """The session on Redis, once that is known."""
+        self._set: set[Any] = set()
+        """The names of entries that were set by this object, even to what they were."""
         self._known: dict[str, bytes] = {}
         """Its entries there, as far as this object knows."""
         self._runtime: Runtime | None = None
@@ -214,6 +216,7 @@ class SessionStore(SessionBase):
     @property
     def available(self) -> bool:
         """Whether it could be read and created, so far. If not, what is written is dropped."""
+        self.accessed = True
         failed = self._read is not None and isinstance(self._read[1], UpstashError)
         return not (self._error is not None or self._is_refused or failed)
 
@@ -289,6 +292,33 @@ class SessionStore(SessionBase):
 
     # --- Django's interface ---------------------------------------------------------------------
 
+    @property
+    def session_key(self) -> str | None:
+        """The key; a response that depends on it is for this user alone."""
+        self.accessed = True
+        return cast("str | None", self._session_key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        self._set.add(key)
+
+    async def aset(self, key: str, value: Any) -> None:
+        """Do the same as ``session[key] = value`` on an event loop."""
+        await super().aset(key, value)
+        self._set.add(key)
+
+    def update(self, dict_: Any) -> None:  # type: ignore[override] # as Django
+        """Set entries, as a dictionary's method does."""
+        entries = dict(dict_)
+        super().update(entries)
+        self._set.update(entries)
+
+    async def aupdate(self, dict_: Any) -> None:
+        """Do the same as ``update`` on an event loop."""
+        entries = dict(dict_)
+        await super().aupdate(entries)
+        self._set.update(entries)
+
     def load(self) -> dict[str, Any]:
         """Read the session and return its entries, an empty dictionary if there is none."""
         return self._perform(self._load())
@@ -346,6 +376,7 @@ class SessionStore(SessionBase):
     def clear(self) -> None:
         """Empty the session. Its key is not used again: the next save creates another session."""
         super().clear()
+        self._set = set()
         self._is_cleared = True
 
     def flush(self) -> None:
@@ -394,7 +425,7 @@ class SessionStore(SessionBase):
         return sessions_of(self._served_by())
 
     async def _load(self) -> dict[str, Any]:
-        sessions, key = self._sessions, self.session_key
+        sessions, key = self._sessions, self._session_key
         read, self._read = self._read, None
         self._stored, self._known, self._error = None, {}, None
         pipeline = None if key is None else sessions.store.prepare(key)
@@ -428,7 +459,7 @@ class SessionStore(SessionBase):
         """Return the entries, which are read if that has not been done."""
         self.accessed = True
         if not hasattr(self, "_session_cache"):
-            self._session_cache = {} if self.session_key is None else await self._load()
+            self._session_cache = {} if self._session_key is None else await self._load()
         return self._session_cache
 
     async def _exists(self, key: str | None) -> bool:
@@ -463,14 +494,14 @@ class SessionStore(SessionBase):
         if self._error is not None:
             sessions.observe(SessionSaved("saved", False, "it could not be loaded"))
             return False
-        if must_create or self.session_key is None or self._is_cleared:
+        if must_create or self._session_key is None or self._is_cleared:
             return await self._start(sessions)
         return await self._update(sessions, values)
 
     async def _update(self, sessions: Sessions, values: dict[str, Any]) -> bool:
         """Write what has changed into the session that exists."""
         stored = self._stored
-        if stored is None or stored.id != self.session_key:  # another key was assigned
+        if stored is None or stored.id != self._session_key:  # another key was assigned
             stored = await self._stored_for(values)
             if stored is None and self.available:
                 raise UpdateError
@@ -512,7 +543,7 @@ class SessionStore(SessionBase):
 
     async def _start(self, sessions: Sessions) -> bool:
         """Create a session with all entries, in place of one that was cleared."""
-        old = self.session_key if self._is_cleared else None
+        old = self._session_key if self._is_cleared else None
         self._known, self._stored = {}, None
         entries, _ = self._changes()
         first = [] if old is None else _deleting(sessions, old)
@@ -522,7 +553,7 @@ class SessionStore(SessionBase):
             sessions.observe(UpstashFailed("session save", error))
             self._error = error
             self._is_refused = bool(first) or sessions.settings.on_error == "closed"
-            if self.session_key is None:  # code may need one; no session is ever stored under it
+            if self._session_key is None:  # code may need one; no session is ever stored under it
                 self._session_key = self._get_new_session_key()
             return self._dropped()
         self._adopt(cast("StoredSession", new), entries)
@@ -537,7 +568,7 @@ class SessionStore(SessionBase):
             self._refuse(self._error)
             return
         old = None if self._is_cleared else self._stored
-        first = [] if not self._is_cleared else _deleting(sessions, self.session_key)
+        first = [] if not self._is_cleared else _deleting(sessions, self._session_key)
         if old is None:
             self._known = {}
         entries, deleted = self._changes()
@@ -553,8 +584,13 @@ class SessionStore(SessionBase):
                 despite_revocation=self._has_revoked,
             )
             if new is None:  # it has ended meanwhile: go on with what this request has written
-                self._session_cache = {k: v for k, v in values.items() if _name_of(k) in entries}
+                self._session_cache = {
+                    key: value
+                    for key, value in values.items()
+                    if key in self._set or _name_of(key) in entries
+                }
                 self._known, old = {}, None
+                entries, _ = self._changes()
                 new = await store.start(entries, user=user, idle=self._left())
         except UpstashError as error:
             sessions.observe(UpstashFailed("session save", error))
@@ -574,8 +610,8 @@ class SessionStore(SessionBase):
         self._is_cleared = self._is_written = False
 
     async def _delete(self, session_key: str | None) -> None:
-        key = session_key or self.session_key
-        is_own = key == self.session_key
+        key = session_key or self._session_key
+        is_own = key == self._session_key
         sessions = self._sessions
         if commands := _deleting(sessions, key):
             try:
@@ -760,6 +796,9 @@ class SessionUse(PartExchange):
 class _Reading(Prepared, eq=False):
     key: str
 
+    def __repr__(self) -> str:  # the key is a secret
+        return "_Reading()"
+
 
 class _Reader(Part):
     """Reads the session of a request in its first pipeline, for SessionMiddleware."""
@@ -918,7 +957,7 @@ def _set_cookie(session: SessionStore, response: HttpResponseBase) -> None:
         expires = http_date(time.time() + max_age)
     response.set_cookie(
         settings.SESSION_COOKIE_NAME,
-        cast("str", session.session_key),
+        cast("str", session._session_key),
         max_age=max_age,
         expires=expires,
         domain=settings.SESSION_COOKIE_DOMAIN,
@@ -934,7 +973,7 @@ def _save_late(session: SessionStore) -> None:
     observe = session._sessions.observe
     try:
         if session._stored is None or session._is_cleared or session._error is not None:
-            if session.accessed and session.session_key is None and session._session_cache:
+            if session.accessed and session._session_key is None and session._session_cache:
                 detail = "the response's head had been sent"
                 observe(SessionSaved("saved", False, detail))
         elif not session._is_refused and any(session._changes()):
