@@ -296,7 +296,7 @@ class SessionStore(SessionBase):
     def session_key(self) -> str | None:
         """The key; a response that depends on it is for this user alone."""
         self.accessed = True
-        return cast("str | None", self._session_key)
+        return self._session_key
 
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, value)
