@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from contextlib import suppress
 from typing import Any
 
@@ -36,8 +36,13 @@ def test_a_value_comes_back_as_pickle_brings_it_back(value: Any):
 
 @given(st.integers(0, 10_000), st.integers(1, 255))
 def test_a_pickle_that_was_changed_anywhere_is_not_loaded(place: int, change: int):
-    data = bytearray(CODEC.encode(Bomb()))
+    signed = CODEC.encode(Bomb())
+    data = bytearray(signed)
     data[place % len(data)] ^= change
+    with suppress(ValueError):  # the last character has bits that base64 does not use
+        assume(
+            b64decode(data[8:], validate=True) != b64decode(signed[8:]) or data[:8] != signed[:8]
+        )
     with pytest.raises(Unreadable):
         CODEC.decode(bytes(data))
     assert LOADED == []
