@@ -295,3 +295,35 @@ def test_to_ask_for_the_session_is_to_use_it(upstash: LocalUpstash) -> None:
     app = Starlette(routes=[Route("/", page)])
     app.add_middleware(SessionMiddleware, secret_key=SECRET, redis=upstash)
     assert TestClient(app).get("/").headers["vary"] == "Cookie"
+
+
+@pytest.mark.parametrize("path", ["/page", "/loud"])
+def test_no_stale_page_replaces_an_error_that_brings_a_new_id(
+    upstash: LocalUpstash, path: str
+) -> None:
+    """The old id is worth nothing by then, so the browser would be logged out."""
+    errors: list[int] = []
+
+    async def page(request: Request) -> Response:
+        if errors and request.url.path == "/page":
+            session(request).regenerate()
+        return PlainTextResponse("page", errors[0] if errors else 200)
+
+    rule = CacheRule("/{rest:path}", ttl=1, stale_if_error=600, vary_cookies=())
+    app = Starlette(routes=[Route("/page", page), Route("/loud", page), *Shop().routes])
+    app.add_middleware(
+        UpstashMiddleware,
+        cache=[rule],
+        sessions={"secret_key": SECRET},
+        redis=upstash,
+        default_limit=None,
+    )
+    ada = TestClient(app)
+    ada.get("/log_in?name=ada")
+    ada.get(path)
+    upstash.advance(5)
+    errors.append(500)
+    response = ada.get(path)
+    assert response.status_code == (500 if path == "/page" else 200)
+    assert ("set-cookie" in response.headers) is (path == "/page")
+    assert ada.get("/hello").text == "hello ada"

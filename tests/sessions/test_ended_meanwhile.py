@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 if TYPE_CHECKING:
     from tests.sessions.site import Site
 
@@ -38,3 +40,37 @@ def test_so_does_one_that_was_saved_before_its_id_is_changed(site: Site) -> None
 
     browser.does(log_in, "/sync")
     assert browser.entries() == {"user": "ada"}
+
+
+@pytest.mark.parametrize("order", [("bind", "revoke_all"), ("revoke_all", "bind")])
+def test_a_request_that_binds_and_ends_a_user_s_sessions_keeps_its_own(
+    site: Site, order: tuple[str, str]
+) -> None:
+    browser, other = site.browser(), site.browser()
+    other.does(lambda session: session.bind("bob"))
+    other.sets(cart=[7])
+
+    def change_password(session: Any) -> None:
+        session["user"] = "bob"
+        for name in order:
+            getattr(session, name)("bob")
+
+    browser.does(change_password)
+    assert browser.entries() == {"user": "bob"}
+    assert other.entries() == {}
+
+
+def test_to_end_another_user_s_sessions_does_not_save_a_login_from_revocation(site: Site) -> None:
+    browser = site.browser()
+    browser.sets(cart=[7])
+    browser.does(lambda session: session.bind("ada"))
+    other = site.browser()
+
+    def change(session: Any) -> None:
+        assert session["cart"] == [7]
+        other.does(lambda own: own.revoke_all("ada"))
+        session.revoke_all("bob")
+        session.bind("ada")
+
+    browser.does(change, "/sync")
+    assert browser.entries() == {}

@@ -188,25 +188,43 @@ def test_a_logout_that_the_handler_saves_in_vain_is_a_503_nevertheless(
     assert member.entries() == {"cart": [1]}
 
 
-def test_a_login_whose_reply_is_lost_is_not_sent_twice(
-    member: Browser, upstash: LocalUpstash
+@pytest.mark.parametrize("name", ["bind", "regenerate", "bind again"])
+def test_a_login_whose_reply_is_lost_is_sent_again_and_finds_what_it_has_done(
+    member: Browser, upstash: LocalUpstash, name: str
 ) -> None:
-    """The second RENAME would find nothing, and a new session would lack what the old one had."""
+    """The second RENAME finds nothing; the session has its new id and its entries."""
     visitor = member.site.browser()
     visitor.sets(cart=[7])
-    upstash.reset_bill()
-    visitor.does(lambda session: session.bind("grace"))
-    renames = upstash.bill().by_command["RENAME"]
-    upstash.reset_bill()
-    visitor.sets(cart=[8])
+    if name == "bind again":
+        visitor.does(lambda session: session.bind("ada"))
+    before = visitor.cookie
 
     def log_in(session: Any) -> None:
         session["user"] = "grace"
+        session.regenerate() if name == "regenerate" else session.bind("grace")
         upstash.set_faults(fault="drop-after", times=1)
-        session.regenerate()
+
+    assert visitor.does(log_in).status_code == 200
+    assert visitor.cookie != before
+    assert visitor.entries() == {"cart": [7], "user": "grace"}
+    ended = visitor.does(lambda session: session.revoke_all("grace"))
+    assert ended.status_code == 200
+    assert (visitor.entries() == {}) is (name != "regenerate")
+
+
+def test_a_login_that_ends_the_user_s_other_sessions_is_not_sent_twice(
+    member: Browser, upstash: LocalUpstash
+) -> None:
+    """The second DEL would end the session that the first call has bound."""
+    visitor = member.site.browser()
+    visitor.sets(cart=[7])
+
+    def log_in(session: Any) -> None:
+        session.revoke_all("grace")
+        session.bind("grace")
+        upstash.set_faults(fault="drop-after", times=1)
 
     assert visitor.does(log_in).status_code == 503
-    assert upstash.bill().by_command["RENAME"] == renames == 1
 
 
 def test_a_plain_save_whose_reply_is_lost_is_sent_again(

@@ -537,8 +537,9 @@ class Session(MutableMapping[str, Any]):
     def revoke_all(self, user: User) -> None:
         """End all sessions that are bound to a user, everywhere, such as after a new password.
 
-        This session ends as well if it is bound to the user, unless ``bind`` follows. If Upstash
-        is unreachable, the response is a 503 instead.
+        This session ends as well if it is bound to the user, unless the request also calls
+        ``bind``, before or after: users are revoked first when the session is saved. If Upstash is
+        unreachable, the response is a 503 instead.
 
         Args:
             user: As for ``bind``.
@@ -675,6 +676,10 @@ class SessionStore(Struct, frozen=True):
         text = b"user\n" + user.encode("utf-8", "surrogatepass")
         digests = [hmac.digest(key, text, "sha256") for key in self.secrets()]
         return [self.ids.user_hash(digest) for digest in digests]
+
+    def is_of(self, stored: StoredSession, users: Sequence[str]) -> bool:
+        """Whether a session is bound to one of these users."""
+        return any(stored.user in self.user_hashes(user) for user in users)
 
     # --- Loading --------------------------------------------------------------------------------
 
@@ -821,8 +826,9 @@ class SessionStore(Struct, frozen=True):
         )
         keys = [old.key if old else new.key, new.key]
         epoch, recorded = (old.epoch if old else ""), ""
+        epoch_key = self.epoch_key(hash_)
         if user is not None:
-            keys.append(self.epoch_key(hash_))
+            keys.append(epoch_key)
             epoch = urlsafe_b64encode(self.randomness(12)).decode()
             if old is not None:  # a login begins a new absolute timeout
                 new.created = now
@@ -842,7 +848,8 @@ class SessionStore(Struct, frozen=True):
             len(fields) // 2,
             *fields,
             *(f"={name}" for name in deleted),
-            again=old is None,
+            # Sent again, what ends the user's sessions would end the one that is bound already.
+            again=old is None or not any(epoch_key in each.args for each in first),
         )
         reply = await self._one(*first, command)
         if not isinstance(reply, bytes):
@@ -1136,7 +1143,7 @@ class Sessions(Part):
         first = [store.delete(each) for each in todo.ended]
         first += map(store.revoke_all, todo.revoked)
         if starts:
-            user = todo.user
+            user, revoked = todo.user, todo.revoked
             new = await store.start(
                 entries,
                 old=stored,
@@ -1144,7 +1151,7 @@ class Sessions(Part):
                 user=user,
                 first=first,
                 # Unless this request revokes them, what else ends a user's sessions wins.
-                despite_revocation=bool(todo.revoked),
+                despite_revocation=stored is not None and store.is_of(stored, revoked),
             )
             is_alone = new is None
             if new is None:  # it has ended meanwhile: go on with what this request has written

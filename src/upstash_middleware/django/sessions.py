@@ -206,8 +206,8 @@ class SessionStore(SessionBase):
         """Whether the middleware of this module can respond to that."""
         self._is_cleared = False
         self._has_ended = False
-        self._has_revoked = False
-        """Whether it has itself ended sessions of a user, perhaps its own, before ``bind``."""
+        self._revoked: list[str] = []
+        """The users whose sessions it has itself ended, perhaps its own, before ``bind``."""
         self._is_written = False
         """Whether it has been saved since its key was last changed, or created."""
 
@@ -581,7 +581,7 @@ class SessionStore(SessionBase):
                 user=user,
                 first=first,
                 idle=idle,
-                despite_revocation=self._has_revoked,
+                despite_revocation=old is not None and store.is_of(old, self._revoked),
             )
             if new is None:  # it has ended meanwhile: go on with what this request has written
                 self._session_cache = {
@@ -635,7 +635,7 @@ class SessionStore(SessionBase):
             sessions.observe(UpstashFailed("session save", error))
             self._refuse(error)
             return
-        self._has_revoked = True
+        self._revoked.append(user)
         sessions.observe(SessionSaved("ended", True))
 
     def _adopt(self, new: StoredSession, entries: Mapping[str, bytes]) -> None:

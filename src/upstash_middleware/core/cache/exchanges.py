@@ -263,6 +263,8 @@ class Miss(CacheExchange, kw_only=True, eq=False):
     """Why the adapter forbids storing the response."""
     unshared: NotShared | None = None
     """Why the response is not shared with those who wait."""
+    sets_cookie: bool = False
+    """Whether the response sets the session's cookie, so that no stored one may replace it."""
 
     @property
     def locks(self) -> bool:
@@ -311,6 +313,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
 
     def forbid_sharing(self, *, sets_cookie: bool) -> None:
         """Store no response that depends on a session, except under a rule that selects by user."""
+        self.sets_cookie = self.sets_cookie or sets_cookie
         if not self.forbidden and (sets_cookie or not self.found.target.private):
             self.forbid("it depends on the session", client_left=False)
 
@@ -631,7 +634,7 @@ class Revalidation(Miss, kw_only=True, eq=False):
 
     def _instead_of_error(self, status: int | None) -> Response | None:
         """Return the stored response if it may be used in place of an error (RFC 5861 §4)."""
-        if not reuse.usable_for_error(self.stored, self.found.now):
+        if self.sets_cookie or not reuse.usable_for_error(self.stored, self.found.now):
             return None
         if not self.in_background:
             self.found.context.revalidations.end(self.found.lookup.key, failed=True)

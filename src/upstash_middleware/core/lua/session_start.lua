@@ -5,6 +5,7 @@
 -- live in milliseconds; the reserved field's value without epoch; an epoch, which is the new one if
 -- the user has none; the epoch's time to live in milliseconds; what the last key has to contain; the
 -- number of fields to set; their names and values; the names of fields to delete.
+-- Sent again because its reply was lost, it finds what it has written and only returns the epoch.
 if KEYS[1] ~= KEYS[2] then
   if tonumber(ARGV[1]) <= 0 then
     redis.call('DEL', KEYS[1])
@@ -15,7 +16,12 @@ if KEYS[1] ~= KEYS[2] then
   end
   local moved = redis.pcall('RENAME', KEYS[1], KEYS[2])
   if type(moved) == 'table' and moved.err then
-    return 0
+    local written = redis.pcall('HGET', KEYS[2], '.')
+    local length = type(written) == 'string' and #written - #ARGV[2] - 1
+    if not length or length < 0 or written:sub(length + 1) ~= '\n' .. ARGV[2] then
+      return 0
+    end
+    return written:sub(1, length)
   end
 end
 local epoch = ARGV[3]
