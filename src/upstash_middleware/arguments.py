@@ -31,8 +31,8 @@ def from_arguments(
     for name, each in wanted.items():
         if name not in own.parameters and each.default is each.empty:
             raise ConfigurationError(
-                f"{given!r} has the parameter {name!r}, which {function.__qualname__}{own} does "
-                "not have"
+                f"{given!r} has the parameter {name!r}, which "
+                f"{getattr(function, '__qualname__', function)}{own} does not have"
             )
     by_place = [each for each in wanted.values() if each.kind is each.POSITIONAL_ONLY]
     by_name = [name for name in wanted if name in own.parameters and wanted[name] not in by_place]

@@ -306,10 +306,10 @@ class SyncData(_Data):
         """Keep the results of a function or method. See ``Data.memoize``."""
 
         _check_names("memoize", options, MemoizingOptions)
+        tags = _without_templates(key, tags)
 
         def decorate(function: Callable[P, R]) -> Memoized[P, R]:
             _check_function(self, function, is_async=False)
-            _check_templates(key, tags)
             find, find_tags = _keys_of(function, key), from_arguments(tags, function)
 
             @wraps(function)
@@ -464,6 +464,7 @@ class Data(_Data):
             strict: Whether a failure of Upstash is raised.
 
         Raises:
+            TypeError: ``delta`` is no integer.
             ValueError: The value is no integer or has tags, or the sum is beyond 2**53.
             ConfigurationError: ``cache_keys`` is set: Redis cannot count with what it cannot read.
         """
@@ -550,24 +551,25 @@ class Data(_Data):
             ttl: Seconds for which a result is kept, as for ``set``.
             key: The key; or a function that returns it, whose parameters are some of the
                 function's: ``key=lambda product_id: f"product:{product_id}"``. Without it, the
-                key is the function's name and all its arguments, which then have to be text,
-                numbers and the like.
+                key is the function's module, name and all its arguments, which then have to be
+                text, numbers and the like. A function inside another one, a lambda and one of the
+                module ``__main__`` need it: other functions have the same name.
             tags: As for ``set``; or a function that returns them, likewise.
             options: As for ``get_or_set``.
 
         Raises:
-            ConfigurationError: It is no async function, or a method without ``key``; or ``key``
-                or one of the tags is a template.
+            ConfigurationError: It is no async function, or a method or a function whose name
+                is not its own without ``key``; or ``key`` or one of the tags is a template.
             NotStorable: At a call: an argument cannot be part of a key.
         """
 
         _check_names("memoize", options, MemoizingOptions)
+        tags = _without_templates(key, tags)
 
         def decorate(
             function: Callable[P, Coroutine[Any, Any, R]],
         ) -> Memoized[P, Coroutine[Any, Any, R]]:
             _check_function(self, function, is_async=True)
-            _check_templates(key, tags)
             find, find_tags = _keys_of(function, key), from_arguments(tags, function)
 
             @wraps(function)
@@ -696,10 +698,14 @@ def _check_function(data: _Data, function: Any, *, is_async: bool) -> None:
         raise ConfigurationError(f"memoize of {data!r}: {function!r} is {problem}")
 
 
-def _check_templates(key: Any, tags: Any) -> None:
-    """Refuse ``key="product:{id}"``, which would be one key for all calls; and tags likewise."""
-    tags = () if callable(tags) else tuple(tags)
-    for name, text in [("key", key), *(("tags", tag) for tag in tags)]:
+def _without_templates(key: Any, tags: Any) -> Any:
+    """Return tags that can be used again and again, as an iterator cannot.
+
+    Refuse ``key="product:{id}"``, which would be one key for all calls; and tags likewise.
+    """
+    if not callable(tags) and not isinstance(tags, str):  # text is refused with the value's tags
+        tags = tuple(tags)
+    for name, text in [("key", key), *(("tags", tag) for tag in (() if callable(tags) else tags))]:
         if isinstance(text, str) and "{" in text:
             inner = text[text.index("{") + 1 :].partition("}")[0].partition(".")[0] or "id"
             right = f'lambda {inner}: {"[" if name == "tags" else ""}f"{text}"'
@@ -707,6 +713,7 @@ def _check_templates(key: Any, tags: Any) -> None:
                 f"memoize: {name}: {text!r} is the same text for all calls, and no template; write "
                 f"{name}={right}{']' if name == 'tags' else ''}"
             )
+    return tags
 
 
 def _keys_of(
@@ -717,7 +724,24 @@ def _keys_of(
         return from_arguments(key, function)
     signature = inspect.signature(function)
     parameters = list(signature.parameters)
-    name = f"{function.__module__}.{function.__qualname__}"
+    qualname = getattr(function, "__qualname__", None)
+    name = f"{function.__module__}.{qualname}"
+    problem = ""
+    if qualname is None:
+        problem = "has no name that could be its key"
+    elif "<" in qualname:  # <locals> or <lambda>
+        problem = "is made at each call of another function, or is a lambda: others have its name"
+    elif function.__module__ == "__main__":
+        problem = "is in the program itself, and every program has a module of this name"
+    if problem and parameters[:1] not in (["self"], ["cls"]):
+        what, given = getattr(function, "__name__", "name"), ", ".join(parameters)
+        what = what if what.isidentifier() else "name"
+        fields = "".join(f":{{{parameter}}}" for parameter in parameters)
+        right = f'lambda {given}: f"{what}{fields}"' if parameters else f'"{what}"'
+        raise ConfigurationError(
+            f"memoize: {function!r} {problem}; give a key that no other function has, such as "
+            f"key={right}"
+        )
     if parameters and parameters[0] in {"self", "cls"}:
         others = ", ".join(parameters[1:2])
         raise ConfigurationError(

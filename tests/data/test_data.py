@@ -443,3 +443,10 @@ class TestL1:
         data.set("a", 2, ttl=60)
         upstash.advance(6)
         assert remembering.get("a") == 2
+
+
+@pytest.mark.parametrize("delta", [1.5, True, "1", None])
+def test_a_counter_counts_with_integers_alone(data: Any, delta: Any):
+    with pytest.raises(TypeError, match="should be an integer"):
+        data.incr("n", delta, ttl=60)
+    assert data.get("n") is None

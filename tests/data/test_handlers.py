@@ -124,7 +124,7 @@ def test_flask(upstash: LocalUpstash):
     app, database = Flask("shop"), Database()
     extension = flask.UpstashMiddleware(app, default_limit="1000/minute", **CACHE)
 
-    @flask.data.memoize(60, tags=["product:7"])
+    @flask.data.memoize(60, key="seven", tags=["product:7"])
     def load() -> int:
         return database.query()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import date
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -12,13 +13,22 @@ import pytest
 from upstash_middleware import ConfigurationError, Data, NotStorable, SyncData
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from upstash_middleware.local import LocalUpstash
+
+
+def as_in_a_module(function: Callable[..., Any]) -> Any:
+    """Return a function of a test as if it were outside of it."""
+    function.__qualname__ = function.__name__
+    return function
 
 
 def test_a_function_is_called_once_for_each_of_its_arguments(data: Any, upstash: LocalUpstash):
     calls: list[Any] = []
 
     @data.memoize(60)
+    @as_in_a_module
     def price(product: int, currency: str = "EUR", *more: Any, on: Any = None, **rest: Any) -> Any:
         """Return a price."""
         calls.append((product, currency, more, on, rest))
@@ -103,6 +113,7 @@ def test_a_method_needs_a_key(upstash: LocalUpstash):
 
         @staticmethod
         @data.memoize(60)
+        @as_in_a_module
         def twice(size: int) -> int:
             return 2 * size
 
@@ -120,6 +131,7 @@ def test_a_method_needs_a_key(upstash: LocalUpstash):
 
 def test_arguments_that_cannot_be_part_of_a_key_are_refused(data: Any):
     @data.memoize(60)
+    @as_in_a_module
     def load(user: object) -> int:
         return 1
 
@@ -178,9 +190,51 @@ def test_typed_results(data: Any):
     calls: list[int] = []
 
     @data.memoize(60, type=list[int])
+    @as_in_a_module
     def load() -> list[int]:
         calls.append(1)
         return [1]
 
     assert load() == load() == [1]
     assert len(calls) == 1
+
+
+def test_a_function_whose_name_is_not_its_own_needs_a_key(data: Any):
+    def of(region: str) -> Any:
+        def price(product: int) -> str:
+            return f"{region} {product}"
+
+        return price
+
+    program = as_in_a_module(of("eu"))
+    program.__module__ = "__main__"
+    for function in (of("eu"), program, lambda product: product):
+        with pytest.raises(ConfigurationError, match=r'key=lambda product: f"\w+:{product}"'):
+            data.memoize(60)(function)
+    keyed = [
+        data.memoize(60, key=lambda product, region=region: f"{region}:{product}")(of(region))
+        for region in ("eu", "us")
+    ]
+    assert [price(7) for price in keyed] == ["eu 7", "us 7"]
+
+
+def test_a_partial_needs_a_key(upstash: LocalUpstash):
+    data = SyncData()
+    with pytest.raises(ConfigurationError, match="has no name"):
+        data.memoize(60)(partial(round, 2.5))
+    assert data.memoize(60, key="rounded")(partial(round, 2.5))() == 2
+
+
+def test_tags_may_be_given_by_an_iterator(data: Any):
+    calls: list[int] = []
+
+    @data.memoize(60, tags=iter(["x"]))
+    @as_in_a_module
+    def load(number: int) -> int:
+        calls.append(number)
+        return number
+
+    for _ in range(2):
+        assert [load(1), load(2)] == [1, 2]
+        data.purge(tags=["x"])
+    assert calls == [1, 2, 1, 2]

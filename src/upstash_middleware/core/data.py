@@ -17,6 +17,7 @@ import os
 import re
 from base64 import b64decode, b64encode
 from hashlib import sha256
+from operator import index
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct, json
@@ -32,16 +33,23 @@ from upstash_middleware.core.cache.exchanges import NotShared, Revalidations, Si
 from upstash_middleware.core.cache.keys import Names
 from upstash_middleware.core.cache.redis_store import (
     LARGEST_CALL,
+    UNSHARED,
     Lock,
     RedisStore,
     read_scripts,
     script_call,
     values_of,
 )
+from upstash_middleware.core.cache.store import UNSHARED_SECONDS
 from upstash_middleware.core.flow import Command, Pipeline, Sleep, Wait, call
 from upstash_middleware.core.lru import LRU
 from upstash_middleware.core.values import Codec, Unreadable
-from upstash_middleware.errors import ConfigurationError, Refused, UpstashError
+from upstash_middleware.errors import (
+    ConfigurationError,
+    DeadlineExceeded,
+    Refused,
+    UpstashError,
+)
 from upstash_middleware.events import (
     CacheEntryRefused,
     UpstashAnswered,
@@ -208,7 +216,7 @@ class _Loaded(Struct, frozen=True):
     """As read before it was loaded; None if Upstash was unreachable."""
     tags: tuple[str, ...]
     begun: float
-    """When it began to be loaded, by the monotonic clock."""
+    """When it began to be loaded, or was read, by the monotonic clock."""
 
 
 class _Failure(Struct, frozen=True):
@@ -228,7 +236,7 @@ class DataStore(RedisStore):
     """
 
     __slots__ = (
-        *("_any_tag", "_codec", "_deadlines", "_emit", "_epoch", "_flights", "_guesses"),
+        *("_any_tag", "_codec", "_deadlines", "_emit", "_ended", "_epoch", "_flights", "_guesses"),
         *("_ignored", "_l1", "_l1_changes", "_l1_seconds", "_lock_root", "_names", "_purges"),
         *("_refreshes", "_root", "_sealing", "_seen", "_seen_general", "_tagged_keep"),
         *("_written", "clock", "deadline", "max_keep", "randomness"),
@@ -285,6 +293,8 @@ class DataStore(RedisStore):
         """The epochs of everything and of any tag, likewise."""
         self._written: LRU[str, float] = LRU(_REMEMBERED)
         """When this process last wrote or deleted a value: what was being loaded is older."""
+        self._ended: LRU[str, None] = LRU(_REMEMBERED)
+        """Tokens of locks under which this process has loaded: nobody needs to wait for them."""
         self._l1: LRU[str, tuple[Found, Record]] = LRU(l1_bytes)
         self._l1_seconds = l1_seconds
         self._l1_changes = 0
@@ -402,7 +412,7 @@ class DataStore(RedisStore):
         found = []
         for key, data, record in zip(keys, values, records, strict=False):
             state = Validity.INVALID if record is None else validity(record.epochs, epochs)
-            done = record is not None and record.token == held
+            done = (record is not None and record.token == held) or held in self._ended
             of = None if lock is None else Lock(lock, held, done)
             each = Found(key, data, record, state, epochs, of, reading.wall, reading.monotonic)
             found.append(each)
@@ -463,7 +473,8 @@ class DataStore(RedisStore):
             return None
         found, clock = kept[0], self.clock
         age = max(clock.wall() - found.wall, clock.monotonic() - found.monotonic)
-        return found if age < self._l1_seconds else None
+        # A stale one may have been replaced on Redis.
+        return found if age < self._l1_seconds and self._is_fresh(found) else None
 
     def _keep(self, found: Found, record: Record, changes: int) -> None:
         if self._l1.room and found.state is Validity.VALID and changes == self._l1_changes:
@@ -497,7 +508,7 @@ class DataStore(RedisStore):
     def forget(self) -> None:
         """Clear what this process remembers; what is on Redis stays. Not a flow."""
         self.purged(None)
-        for table in (self._guesses, self._written):
+        for table in (self._guesses, self._written, self._ended):
             table.clear()
         self._flights = SingleFlight(self.clock)
         self._refreshes.clear()
@@ -748,6 +759,9 @@ class DataStore(RedisStore):
                 "count with them; count with the client's INCR (request.state.upstash, "
                 "flask.redis, django.redis), or leave out cache_keys"
             )
+        if isinstance(delta, bool) or not hasattr(delta, "__index__"):
+            raise TypeError(f"incr: delta={delta!r} should be an integer, such as 1 or -1")
+        delta = index(delta)
         if not -LARGEST_INTEGER <= delta <= LARGEST_INTEGER:
             raise ValueError(f"incr: {delta} should be less than 2**53 either way")
         key = self.key(name)
@@ -806,7 +820,7 @@ class DataStore(RedisStore):
         Raises what the loader raises, and NotStorable for a value that cannot be stored.
         """
         found = self._from_l1(self.key(loading.name))
-        if found is not None and self._is_fresh(found):
+        if found is not None:
             value = self._value(found, loading.type, MISSING)
             if value is not MISSING:
                 return value, None
@@ -846,6 +860,7 @@ class DataStore(RedisStore):
                 except Exception as error:
                     flights.resolve(flight, _Failure(error), in_time=True)
                     flights.forget(flight)
+                    del flight  # it refers to the error, whose traceback refers to this frame
                     raise
                 except BaseException:
                     flights.resolve(flight, NotShared.INTERRUPTED, in_time=True)
@@ -861,7 +876,10 @@ class DataStore(RedisStore):
                 break
             result = flight.result
             if isinstance(result, _Failure):
-                raise result.error
+                try:
+                    raise result.error
+                finally:
+                    del flight, result  # likewise
             if isinstance(result, _Loaded):
                 value = self._shared(loading, found, result)
                 if value is not MISSING:
@@ -872,7 +890,10 @@ class DataStore(RedisStore):
         return value
 
     def _shared(self, loading: Loading, found: Found, loaded: _Loaded) -> Any:
-        """Return what another call has loaded; MISSING if it may be older than a purge."""
+        """Return what another call has loaded; MISSING if it may be older than a purge or write."""
+        written = self._written.get(found.key)
+        if written is not None and written >= loaded.begun:
+            return MISSING
         if loaded.begun < found.monotonic:
             if loaded.epochs is None:
                 return MISSING
@@ -892,7 +913,7 @@ class DataStore(RedisStore):
         """Load a value unless another process does, whose value is waited for."""
         token, pause = "", _FIRST_PAUSE
         try:
-            while not token and (lock := found.lock) is not None:
+            while not token and (lock := found.lock) is not None and not lock.unshared:
                 if not lock.held:
                     # It ends before the value does that is stored under it.
                     token = await self.acquire(lock, min(loading.wait, loading.ttl)) or ""
@@ -906,7 +927,8 @@ class DataStore(RedisStore):
                 value = self._usable(loading, found)
                 if value is not MISSING and found.record is not None:
                     record = found.record
-                    loaded = _Loaded(record.payload, record.epochs, record.tags, -math.inf)
+                    at = found.monotonic
+                    loaded = _Loaded(record.payload, record.epochs, record.tags, at)
                     return value, loaded, _nothing()
         except UpstashError as error:
             self._failed("data read", error)
@@ -923,8 +945,7 @@ class DataStore(RedisStore):
         except GeneratorExit:  # nothing drives this flow any more
             raise
         except BaseException:
-            if token:
-                await self._release(loading, token)
+            await self._release(loading, token)
             raise
         epochs = None if found.unreachable else found.epochs
         loaded = _Loaded(payload, epochs, loading.tags, begun)
@@ -939,8 +960,7 @@ class DataStore(RedisStore):
         milliseconds = self.time_to_live(keep, found.wall, found.monotonic, longest)
         written = self._written.get(key)
         if milliseconds <= 0 or (written is not None and written >= loaded.begun):
-            if token:
-                await self._release(loading, token)
+            await self._release(loading, token)
             return
         is_dated = loading.stale > 0 or loading.early > 0
         record = Record(
@@ -955,17 +975,31 @@ class DataStore(RedisStore):
             await self.call(self._command(key, record, milliseconds / 1000))
         except UpstashError as error:
             self._failed("data write", error)
+            if not isinstance(error, DeadlineExceeded):  # then a release would take as long
+                # What is refused, such as a value that is too large, will be refused again.
+                mark = UNSHARED if isinstance(error, Refused) else ""
+                await self._release(loading, token, mark, reports=False)
         finally:
+            if token:
+                self._ended.put(token, None)
             if self._l1.room:
                 self._l1_changes += 1
                 self._l1.remove(key)
         self._learn(key, loading.tags)
 
-    async def _release(self, loading: Loading, token: str) -> None:
+    async def _release(
+        self, loading: Loading, token: str, mark: str = "", *, reports: bool = True
+    ) -> None:
+        """Release a lock, if one was acquired, and leave a mark for some time."""
+        if not token:
+            return
+        self._ended.put(token, None)
+        key, seconds = self._lock_root + _key_part(loading.name), UNSHARED_SECONDS
         try:
-            await self.release(self._lock_root + _key_part(loading.name), token)
+            await self.release(key, token, mark, seconds if mark else 0.0)
         except UpstashError as error:  # then it expires
-            self._failed("data write", error)
+            if reports:
+                self._failed("data write", error)
 
     # --- Loading again what is stale, or soon will be -------------------------------------------
 
