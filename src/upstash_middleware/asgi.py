@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from upstash_middleware.core.ratelimit.decision import UNCHECKED
 from upstash_middleware.decorators import REFRESH, Attached, HandlerCall, exempt_types
-from upstash_middleware.errors import ConfigurationError
+from upstash_middleware.errors import ConfigurationError, unknown_name
 from upstash_middleware.events import UserCodeFailed
 from upstash_middleware.messages import (
     NO_HEADERS,
@@ -29,6 +29,7 @@ from upstash_middleware.messages import (
     content_length,
 )
 from upstash_middleware.runtime import Features, LazyProxy, Runtime
+from upstash_middleware.settings import DEFAULTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from upstash_middleware.core.clock import Duration
     from upstash_middleware.core.engine import Exchange
     from upstash_middleware.core.ratelimit import Decision
+    from upstash_middleware.core.sessions import SessionSettings
     from upstash_middleware.data import Data
     from upstash_middleware.settings import Arguments
 
@@ -432,6 +434,7 @@ class SessionMiddleware(Middleware):
                 "sessions: SessionMiddleware takes its fields as arguments, such as "
                 "https_only=True; sessions= is for UpstashMiddleware"
             )
+        _check_arguments(arguments, SessionSettings)
         if type(secret_key).__name__ == "Secret":  # Starlette's
             secret_key = str(secret_key)
         settings = SessionSettings(
@@ -453,6 +456,33 @@ class SessionMiddleware(Middleware):
         )
         runtime = Runtime.of({**arguments, "sessions": settings}, self.features, own="AsyncClient")
         super().__init__(app, runtime)
+
+
+_NOT_OF_SESSIONS = (
+    "rate_limits",
+    "default_limit",
+    "match",
+    "remember_denials",
+    "deny_list",
+    "on_denied",
+    "cache",
+    "purge_path",
+    "purge_token",
+)
+"""Settings that would have no effect in SessionMiddleware."""
+
+
+def _check_arguments(arguments: Mapping[str, Any], fields: type[SessionSettings]) -> None:
+    """Raise ConfigurationError for arguments that SessionMiddleware does not have."""
+    for name in arguments:
+        if name in _NOT_OF_SESSIONS:
+            raise ConfigurationError(
+                f"{name}: it has no effect in SessionMiddleware, which has sessions only; use "
+                f"UpstashMiddleware({name}=…, sessions={{…}}), which has both"
+            )
+        if name not in DEFAULTS:
+            own = [field for field in fields.__struct_fields__ if field != "setting"]
+            raise unknown_name("SessionMiddleware", name, [*own, "url", "token", "redis", "prefix"])
 
 
 def _root_path_of(app: Any) -> str:

@@ -192,7 +192,7 @@ class Runtime:
         # for instance because only decorators limit.
         is_deliberate = features is not Features.CACHE and "default_limit" in arguments
         if settings.enabled and not is_deliberate:
-            _check_not_idle(settings, features, source)
+            _check_not_idle(settings, features, source, has_sessions=own == "AsyncClient")
         return cls(
             settings,
             features,
@@ -794,7 +794,9 @@ def _stores_first(settings: Settings) -> bool:
     return profile_named(settings.cache_profile).stores_first
 
 
-def _check_not_idle(settings: Settings, features: Features, source: str) -> None:
+def _check_not_idle(
+    settings: Settings, features: Features, source: str, *, has_sessions: bool
+) -> None:
     """Raise ConfigurationError for a middleware that would do nothing."""
     limits = bool(settings.rate_limits or settings.default_limit)
     if source:  # a mapping: Django's setting, Flask's config
@@ -809,8 +811,9 @@ def _check_not_idle(settings: Settings, features: Features, source: str) -> None
         )
     if features is Features.CACHE and not settings.cache:
         raise ConfigurationError(f"CacheMiddleware has no rule{where}: give for instance {cache}")
+    sessions, or_keep = (" nor sessions", ", or sessions=True") if has_sessions else ("", "")
     if features is Features.BOTH and not (limits or settings.cache or settings.sessions):
         raise ConfigurationError(
-            f"UpstashMiddleware has neither a limit nor a cache rule{where}: give for instance "
-            f"{limit} or {cache}"
+            f"UpstashMiddleware has neither a limit nor a cache rule{sessions}{where}: give for "
+            f"instance {limit} or {cache}{or_keep}"
         )

@@ -21,7 +21,7 @@ from upstash_middleware.core.identify import address_setting, detected_platform
 from upstash_middleware.core.ratelimit import RateLimitRule
 from upstash_middleware.core.ratelimit.rules import check_together as check_rules_together
 from upstash_middleware.core.ratelimit.rules import rule_from_mapping as rate_limit_rule
-from upstash_middleware.errors import ConfigurationError
+from upstash_middleware.errors import ConfigurationError, named_part
 
 if TYPE_CHECKING:
     from upstash_middleware.core.cache import CacheRule
@@ -527,7 +527,13 @@ def _sessions(name: str, value: Any) -> SessionSettings | None:
         return None
     from upstash_middleware.core.sessions import session_settings  # noqa: PLC0415 - if any
 
-    return session_settings(value, name)
+    found = session_settings(value, name)
+    if found is not None and any(len(key.strip()) < 16 for key in found.secret_key):
+        raise ConfigurationError(
+            f"{named_part(found.setting, 'secret_key')}: should be text of 16 characters at least, "
+            "such as that which secrets.token_urlsafe(32) makes"
+        )
+    return found
 
 
 def _anything(_name: str, value: Any) -> Any:

@@ -113,14 +113,24 @@ def session(connection: HTTPConnection) -> Session:
     In FastAPI: ``session: Annotated[Session, Depends(session)]``.
 
     Raises:
-        LookupError: No middleware keeps sessions for this path.
+        LookupError: No middleware of this package keeps sessions for this path.
     """
+    from upstash_middleware.core.sessions import Session  # noqa: PLC0415 - if there are sessions
+
     found: Any = connection.scope.get("session")
+    if isinstance(found, Session):
+        found.mark_accessed()  # as ``request.session`` does
+        return found
     if found is None:
-        raise LookupError("session: add SessionMiddleware, or UpstashMiddleware(sessions=True)")
-    if (mark := getattr(found, "mark_accessed", None)) is not None:  # as ``request.session`` does
-        mark()
-    return cast("Session", found)
+        path = connection.scope.get("path")
+        raise LookupError(
+            "session: add this package's SessionMiddleware, or UpstashMiddleware(sessions=True); "
+            f"if it is there, its paths= does not include {path!r}"
+        )
+    raise LookupError(
+        f"session: {type(found).__module__}.{type(found).__qualname__} is not this package's; "
+        "replace what keeps it by this package's SessionMiddleware"
+    )
 
 
 USERS.append((lambda native: isinstance(native, Mapping) and "type" in native, user))

@@ -348,6 +348,11 @@ def test_e001_a_setting_of_sessions_that_django_has_is_reported() -> None:
     assert "['https_only']: in Django, set SESSION_COOKIE_SECURE instead" in found["E001"]
 
 
+def test_e001_sessions_that_are_only_switched_on_are_reported() -> None:
+    found = reported(BOTH, setting=LIMITED | {"sessions": True})
+    assert "['sessions']: True has no effect in Django" in found["E001"]
+
+
 @override_settings(SESSION_ENGINE=OUR_ENGINE)
 def test_e004_an_engine_of_sessions_without_credentials_is_reported(
     monkeypatch: pytest.MonkeyPatch,

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from starlette.applications import Starlette
+from starlette.middleware.sessions import SessionMiddleware as StarlettesMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.starlette import SessionMiddleware, UpstashMiddleware, session
 
 if TYPE_CHECKING:
@@ -106,6 +108,26 @@ def test_a_logout_everywhere_ends_the_sessions_of_other_browsers(app: Starlette)
     there.get("/log_in")
     here.get("/log_out_everywhere")
     assert entries(here) == entries(there) == {}
+
+
+def test_a_request_without_a_session_is_told_why_there_is_none(upstash: LocalUpstash) -> None:
+    async def show_own(request: Request) -> Response:
+        return JSONResponse(dict(session(request)))
+
+    def served_by(middleware: Any, **arguments: Any) -> TestClient:
+        app = Starlette(routes=[Route("/", show_own)])
+        app.add_middleware(middleware, **arguments)
+        return TestClient(app)
+
+    with pytest.raises(LookupError, match=r"its paths= does not include '/'"):
+        served_by(SessionMiddleware, redis=upstash, paths=["/account"]).get("/")
+    with pytest.raises(LookupError, match=r"starlette\..* is not this package's"):
+        served_by(StarlettesMiddleware, secret_key=SECRET).get("/")
+
+
+def test_a_middleware_with_nothing_to_do_names_sessions_too() -> None:
+    with pytest.raises(ConfigurationError, match=r"nor sessions: .* or sessions=True"):
+        UpstashMiddleware(plain, sessions=False)  # type: ignore[arg-type]
 
 
 def test_an_unknown_id_is_not_adopted(app: Starlette) -> None:

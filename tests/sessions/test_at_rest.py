@@ -112,33 +112,37 @@ def test_sealing_keys_can_be_rotated(site_with: Callable[..., Site]) -> None:
 
 
 def test_the_key_of_ids_can_be_rotated(site_with: Callable[..., Site]) -> None:
-    old = site_with(secret_key="old").browser()
+    old = site_with(secret_key="the old key of this application").browser()
     old.does(lambda session: session.bind("ada"))
     old.sets(a=1)
-    both = site_with(secret_key=("new", "old")).browser()
+    both = site_with(
+        secret_key=("the new key of this application", "the old key of this application")
+    ).browser()
     both.client.cookies.set("session", old.cookie or "", domain="shop.example")
     assert both.entries() == {"a": 1}
     both.sets(b=2)
     both.does(lambda session: session.regenerate())
     assert both.entries() == {"a": 1, "b": 2}
-    new = site_with(secret_key="new").browser()
+    new = site_with(secret_key="the new key of this application").browser()
     new.client.cookies.set("session", both.cookie or "", domain="shop.example")
     assert new.entries() == {"a": 1, "b": 2}
 
 
 def test_a_logout_everywhere_ends_sessions_under_all_keys(site_with: Callable[..., Site]) -> None:
-    old = site_with(secret_key="old").browser()
+    old = site_with(secret_key="the old key of this application").browser()
     old.does(lambda session: session.bind("ada"))
     old.sets(a=1)
-    admin = site_with(secret_key=("new", "old")).browser()
+    admin = site_with(
+        secret_key=("the new key of this application", "the old key of this application")
+    ).browser()
     admin.does(lambda session: session.revoke_all("ada"))
     assert old.entries() == {}
 
 
 def test_another_key_opens_no_session(site_with: Callable[..., Site]) -> None:
-    one = site_with(secret_key="one").browser()
+    one = site_with(secret_key="the one key of this application").browser()
     one.sets(a=1)
-    other = site_with(secret_key="other").browser()
+    other = site_with(secret_key="the other key of this application").browser()
     other.client.cookies.set("session", one.cookie or "", domain="shop.example")
     assert other.entries() == {}
 

@@ -101,7 +101,9 @@ def test_reading_from_the_primary_costs_one_command_more(site_with: Callable[...
 
 
 def test_a_second_secret_costs_one_command_per_read(site_with: Callable[..., Site]) -> None:
-    browser = site_with(secret_key=("new", "old")).browser()
+    browser = site_with(
+        secret_key=("the new key of this application", "the old key of this application")
+    ).browser()
     browser.sets(a=1)
     assert browser.cost(dict) == (1, 2)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from starlette.middleware import sessions as starlettes
 
-from upstash_middleware import NotStorable
+from upstash_middleware import NotStorable, Session
 from upstash_middleware.starlette import SessionMiddleware
 
 if TYPE_CHECKING:
@@ -209,3 +209,8 @@ def test_an_exception_in_the_handler_saves_nothing(site: Site) -> None:
 
     assert browser.does(fail).status_code == 500
     assert browser.entries() == {"a": 1}
+
+
+def test_a_user_that_is_none_is_an_error_that_names_what_to_check() -> None:
+    with pytest.raises(TypeError, match="nobody is logged in, or the session is not available"):
+        Session().bind(None)  # type: ignore[arg-type]

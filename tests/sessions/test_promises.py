@@ -149,14 +149,17 @@ def test_a_session_that_is_used_lasts_and_one_that_is_not_ends(upstash: LocalUps
 
 
 def test_a_new_secret_key_before_the_old_one_logs_nobody_out(upstash: LocalUpstash) -> None:
-    browser = TestClient(application(upstash, secret_key="old"))
+    browser = TestClient(application(upstash, secret_key="the old key of this application"))
     browser.get("/put/a")
     cookies = dict(browser.cookies)
 
     def seen(*keys: str) -> str:
         return TestClient(application(upstash, secret_key=keys), cookies=cookies).get("/show").text
 
-    assert (seen("new", "old"), seen("new")) == ("a", "")
+    assert (
+        seen("the new key of this application", "the old key of this application"),
+        seen("the new key of this application"),
+    ) == ("a", "")
 
 
 def test_what_cannot_be_stored_is_refused_with_what_to_write(upstash: LocalUpstash) -> None:

@@ -116,6 +116,7 @@ class SessionSettings(Struct, frozen=True, metaclass=RuleMeta):
 
     def __post_init__(self) -> None:
         keys = (self.secret_key,) if isinstance(self.secret_key, str) else self.secret_key
+        given = self.idle_timeout
         idle = self.idle_timeout or self.max_age or 14 * _DAY
         values = {"secret_key": keys, "idle_timeout": idle, "same_site": _lower(self.same_site)}
         for name, value in values.items():
@@ -133,6 +134,11 @@ class SessionSettings(Struct, frozen=True, metaclass=RuleMeta):
             force_setattr(self, name, tuple(getattr(self, name)))
         for path in self.paths:
             PathPattern.parse(path)
+        if given is not None and self.idle_timeout > self.absolute_timeout:  # type: ignore[operator] # seconds
+            raise ConfigurationError(
+                f"{named_part(self.setting, 'idle_timeout')}: {given!r} is longer than "
+                "absolute_timeout, which ends the session before; make that longer too"
+            )
         for name, value in (("same_site", "none"), ("partitioned", True)):
             if getattr(self, name) == value and not self.https_only:
                 raise ConfigurationError(
@@ -315,9 +321,10 @@ def user_text(user: Any) -> str:
     """Return a user's id as text. Raises TypeError for what identifies no user."""
     if isinstance(user, str | int | UUID) and not isinstance(user, bool) and str(user):
         return str(user)
+    hint = "; nobody is logged in, or the session is not available" if user is None else ""
     raise TypeError(
         f"{type(user).__name__} is no user's id: give text that is not empty, an integer or a "
-        "UUID, such as user.id"
+        f"UUID, such as user.id{hint}"
     )
 
 

@@ -117,6 +117,14 @@ def check_settings(**_: Any) -> list[checks.CheckMessage]:
     except ConfigurationError as error:
         hint = f"Correct {SETTING} in the project's settings; without that no request is served."
         return [checks.Error(str(error), hint=hint, id="upstash_middleware.E001")]
+    if mapping.get("sessions") is True:
+        return [
+            checks.Error(
+                f"{SETTING}['sessions']: True has no effect in Django",
+                hint="Remove it, and set SESSION_ENGINE = 'upstash_middleware.django.sessions'.",
+                id="upstash_middleware.E001",
+            )
+        ]
     # Other settings are for decorators and limiters too.
     if ours or not (found.rate_limits or found.default_limit or found.cache):
         return []

@@ -246,7 +246,8 @@ def sessions_in_starlette() -> None:
     def made(app: Any, **own: Any) -> SessionMiddleware:
         settings = arguments()
         del settings["default_limit"]
-        return SessionMiddleware(app, **own, **settings)
+        key = f"{own.pop('secret_key')}, which is at least 16 characters long"
+        return SessionMiddleware(app, secret_key=key, **own, **settings)
 
     def render(_response: JSONResponse, content: Any) -> bytes:
         return json.dumps(content, default=dict).encode()
