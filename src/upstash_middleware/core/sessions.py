@@ -76,9 +76,10 @@ class SessionSettings(Struct, frozen=True, metaclass=RuleMeta):
     """
 
     secret_key: str | Sequence[str] = ()
-    """The key that hashes session ids, or several: the first hashes new ones, all of them are
-    accepted, so that a key is replaced by putting the new one first. By default the setting
-    ``secret``, or a key made from the token: then a new token logs everybody out."""
+    """The key that hashes session ids, of 16 characters at least, or several: the first hashes new
+    ones, all of them are accepted. To replace it, give every process ``(old, new)``, then ``(new,
+    old)``. By default the setting ``secret``, or a key made from the token: then a new token logs
+    everybody out."""
     session_cookie: str = "session"
     """The cookie's name. With ``https_only`` it gets the prefix ``__Host-``, or ``__Secure-`` if
     there is a ``domain`` or another ``path`` (RFC 6265bis §4.1.3)."""
