@@ -76,6 +76,8 @@ class FlaskSession(Session, SessionMixin):
         self._loads: Callable[[], Session] | None = None
         """What loads it when it is first used; None if that has been done."""
         self._had = self._entries.get(_PERMANENT)
+        self._only_renews = False
+        """Whether it gets another id for nothing but a login by the cookie "remember me"."""
 
     @property
     def accessed(self) -> bool:
@@ -118,6 +120,22 @@ class FlaskSession(Session, SessionMixin):
         """
         self.drop_lone_permanence()
         self.save_sync()
+
+    def regenerate(self) -> None:
+        """See Session."""
+        self._only_renews = False
+        super().regenerate()
+
+    def renew(self) -> None:
+        """Give it another id if it can be saved; for a login that each request repeats if not."""
+        if not self.available or self._regenerates:
+            return
+        self.regenerate()
+        self._only_renews = True
+
+    @property
+    def _is_certain(self) -> bool:
+        return bool(self._ended or self._revoked or (self._regenerates and not self._only_renews))
 
     def drop_lone_permanence(self) -> None:
         """Keep ``permanent``, which applications set for every request, from making a session."""
@@ -407,7 +425,7 @@ def _follow_logins(app: Flask) -> None:
         return
     for name in _LOGINS:
         getattr(module, name).connect(_regenerate, app)
-    module.user_loaded_from_cookie.connect(_regenerate_if_available, app)
+    module.user_loaded_from_cookie.connect(_renew, app)
 
 
 def _regenerate(_app: Flask, **_: object) -> None:
@@ -416,11 +434,11 @@ def _regenerate(_app: Flask, **_: object) -> None:
         session.regenerate()
 
 
-def _regenerate_if_available(_app: Flask, **_: object) -> None:
+def _renew(_app: Flask, **_: object) -> None:
     """Follow a login by the cookie "remember me", which happens again if it is not saved."""
     session = _current()
-    if session is not None and session.available:
-        session.regenerate()
+    if session is not None:
+        session.renew()
 
 
 def _current() -> FlaskSession | None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import flask
 import pytest
-from blinker import Namespace
 from flask import Flask, Response, flash, get_flashed_messages, redirect, stream_with_context
 from markupsafe import Markup
 
@@ -604,54 +601,6 @@ def test_a_plain_change_is_refused_during_an_outage_where_that_is_set(
         assert browser.get("/put/size/8").status_code == 503
         assert browser.get("/show").status_code == 200
     assert entries(browser) == {"size": 7}
-
-
-# --- Flask-Login --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def flask_login(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The signals of Flask-Login, under its name."""
-    module: Any = ModuleType("flask_login")
-    names = ("user_logged_in", "user_logged_out", "user_login_confirmed", "user_loaded_from_cookie")
-    for name in names:
-        setattr(module, name, Namespace().signal(name))
-    monkeypatch.setitem(sys.modules, "flask_login", module)
-    return module
-
-
-@pytest.mark.parametrize(
-    "signal",
-    ["user_logged_in", "user_logged_out", "user_login_confirmed", "user_loaded_from_cookie"],
-)
-def test_logins_and_logouts_of_flask_login_regenerate_the_session(
-    flask_login: Any, app: Flask, browser: FlaskClient, signal: str
-) -> None:
-    @app.get("/signal")
-    def send() -> str:
-        session["_user_id"] = "ada"
-        getattr(flask_login, signal).send(app, user="ada")
-        return "sent"
-
-    browser.get("/put/size/7")
-    before = cookie_of(browser).value
-    browser.get("/signal")
-    assert cookie_of(browser).value != before
-    assert entries(browser) == {"size": 7, "_user_id": "ada"}
-
-
-def test_a_remembered_user_is_served_during_an_outage(
-    flask_login: Any, app: Flask, browser: FlaskClient, upstash: LocalUpstash
-) -> None:
-    @app.get("/remembered")
-    def remembered() -> str:
-        session["_user_id"] = "ada"
-        flask_login.user_loaded_from_cookie.send(app, user="ada")
-        return "welcome back"
-
-    browser.get("/put/size/7")
-    with outage(app, upstash):
-        assert browser.get("/remembered").text == "welcome back"
 
 
 # --- Configuration ------------------------------------------------------------------------------
