@@ -831,7 +831,8 @@ class SessionMiddleware(DjangosSessionMiddleware):
 
     The session is read in the first pipeline of ``UpstashMiddleware``, or of its halves, above it.
     A response whose view has used the session is not shared by the cache. During an outage no
-    cookie is set or deleted, and a login or logout that did not happen is a 503. With
+    cookie is set or deleted, and a view whose ``login`` or ``logout`` did not happen is a 503; one
+    that first requires a login, as the admin's, sees nobody and redirects to the form. With
     ``SESSION_SAVE_EVERY_REQUEST`` the timeout is extended at most once in a twentieth of it.
 
     With another SESSION_ENGINE it is Django's own.
