@@ -391,6 +391,9 @@ class Sessions:
     loaded in the first round trip of a middleware of this module for the same database, in
     whichever order they are added to the application. Logins and logouts of Flask-Login give it
     another id.
+
+    With ``SESSION_COOKIE_SECURE`` the cookie's name begins with ``__Host-``: ``__Host-session``,
+    or ``__Secure-session`` if there is a domain or another path (RFC 6265bis §4.1.3).
     """
 
     def __init__(  # noqa: PLR0913
@@ -442,7 +445,10 @@ class Sessions:
         Raises:
             ConfigurationError: An argument or a setting of Flask's is wrong.
         """
-        from upstash_middleware.flask_sessions import UpstashSessionInterface  # noqa: PLC0415
+        from upstash_middleware.flask_sessions import (  # noqa: PLC0415
+            UpstashSessionInterface,
+            refuse_unknown,
+        )
 
         if _SESSIONS in app.extensions:
             raise ConfigurationError(
@@ -455,6 +461,7 @@ class Sessions:
                 "sessions: this setting is for ASGI applications; in Flask, give Sessions its "
                 "fields, such as absolute_timeout='30 days', and set Flask's SESSION_COOKIE_…"
             )
+        refuse_unknown(self._arguments, [*self._settings, "absolute_timeout"])
         # The middleware may be added later, so nothing is made of these before the first request.
         settings_from(settings, os.environ, source="" if self._arguments else CONFIG)
         interface = UpstashSessionInterface(app, self._runtimes, self._settings)

@@ -25,9 +25,15 @@ from upstash_middleware.core.sessions import (
 )
 from upstash_middleware.core.values import Codec, Form
 from upstash_middleware.decorators import REFRESH
-from upstash_middleware.errors import ConfigurationError, NotStorable, named_part
-from upstash_middleware.events import UserCodeFailed
+from upstash_middleware.errors import (
+    ConfigurationError,
+    NotStorable,
+    named_part,
+    unknown_name,
+)
+from upstash_middleware.events import SettingDoubted, UserCodeFailed
 from upstash_middleware.messages import NO_HEADERS, Response, ResponseHead
+from upstash_middleware.settings import DEFAULTS
 from upstash_middleware.wsgi import STREAMS, fields_of
 
 if TYPE_CHECKING:
@@ -235,10 +241,12 @@ class UpstashSessionInterface(SessionInterface):
             make=FlaskSession,
             dump=_CODEC.encode,
             load=_CODEC.decode,
+            key_setting="SECRET_KEY",
             sets_cookie=False,
             rolls=lambda: config["SESSION_REFRESH_EACH_REQUEST"],
         )
         joined.keep_sessions(part)
+        _doubt_settings(app, owner)
         _follow_logins(app)
         self._ready = _Ready(part, joined)
 
@@ -461,6 +469,17 @@ _FLASKS = {
     "idle_timeout": "PERMANENT_SESSION_LIFETIME",
 }
 """What Flask calls the fields of SessionSettings."""
+_FLASK_SESSIONS = (
+    "SESSION_TYPE",
+    "SESSION_REDIS",
+    "SESSION_KEY_PREFIX",
+    "SESSION_PERMANENT",
+    "SESSION_USE_SIGNER",
+    "SESSION_ID_LENGTH",
+    "SESSION_SERIALIZATION_FORMAT",
+    "SESSION_CLEANUP_N_REQUESTS",
+)
+"""Settings of Flask-Session, which nothing reads any more."""
 _SETTING = "Sessions"
 _DAY = 24 * 3600.0
 
@@ -491,6 +510,37 @@ def settings_of(app: Flask, settings: Mapping[str, Any]) -> SessionSettings:
         for field, name in _FLASKS.items():
             message = message.replace(f"{named_part(_SETTING, field)}:", f"{name}:")
         raise ConfigurationError(message) from None
+
+
+def refuse_unknown(arguments: Iterable[str], own: Iterable[str]) -> None:
+    """Refuse arguments that Sessions does not have, besides its own and the settings.
+
+    Raises ConfigurationError, which names the setting of Flask's, or the closest argument.
+    """
+    for name in arguments:
+        if name in DEFAULTS:
+            continue
+        from difflib import get_close_matches  # noqa: PLC0415 - for a mistake only
+
+        close = get_close_matches(name, [*own, *_FLASKS, *DEFAULTS], n=1, cutoff=0.7)
+        if (field := close[0] if close else name) in _FLASKS:
+            names = " or ".join(map("app.config[{!r}]".format, _FLASKS[field].split(", ")))
+            raise ConfigurationError(
+                f"{named_part(_SETTING, name)}: there is no such argument; set {names}"
+            )
+        raise unknown_name(_SETTING, name, [*own, "url", "token", "redis", "prefix"])
+
+
+def _doubt_settings(app: Flask, runtime: Runtime) -> None:
+    """Say which settings of Flask-Session have been left over."""
+    left = [name for name in _FLASK_SESSIONS if name in app.config]
+    if left:
+        runtime.observe(
+            SettingDoubted(
+                ", ".join(left),
+                "this is a setting of Flask-Session, and Sessions does not read it; remove it",
+            )
+        )
 
 
 def _text(key: Any) -> Any:

@@ -430,6 +430,7 @@ class Runtime:
         *,
         idle: float | None = None,
         absolute: float | None = None,
+        key_setting: str = "",
         **hooks: Any,
     ) -> Sessions:
         """Return the part of the engine that keeps sessions.
@@ -439,6 +440,7 @@ class Runtime:
             idle: Their idle timeout in seconds, where a framework has its own; otherwise that of
                 the settings.
             absolute: Their absolute timeout, likewise.
+            key_setting: What a framework calls the secret key.
             **hooks: What a framework does differently: the ``ids`` of a SessionStore, and the
                 arguments of Sessions.
         """
@@ -457,7 +459,7 @@ class Runtime:
             sealing = Sealing(own.cache_keys, encrypt=own.cache_encrypt, randomness=os.urandom)
         store = SessionStore(
             own.prefix,
-            cache(partial(self._session_secrets, settings)),
+            cache(partial(self._session_secrets, settings, key_setting)),
             SystemClock,
             os.urandom,
             own.deadline,
@@ -475,12 +477,12 @@ class Runtime:
         for engine in (self.engine, self.uncached):
             engine.parts = (*engine.parts, sessions)
 
-    def _session_secrets(self, settings: SessionSettings) -> tuple[bytes, ...]:
+    def _session_secrets(self, settings: SessionSettings, setting: str) -> tuple[bytes, ...]:
         if not (keys := settings.secret_key):
             if self.settings.secret is None:
                 self.observe(
                     SettingDoubted(
-                        named_part(settings.setting, "secret_key"),
+                        setting or named_part(settings.setting, "secret_key"),
                         "it is not set, nor is secret, so the key of sessions is made from the "
                         "token: a new token logs everybody out; set it to a long random text",
                     )

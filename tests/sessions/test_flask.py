@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from flask import Flask, Response, flash, get_flashed_messages, redirect, stream
 from markupsafe import Markup
 
 from upstash_middleware.errors import ConfigurationError, NotStorable
+from upstash_middleware.events import SettingDoubted
 from upstash_middleware.flask import (
     CacheMiddleware,
     RateLimitMiddleware,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from flask.testing import FlaskClient
 
+    from upstash_middleware.events import Event
     from upstash_middleware.local import LocalUpstash
 
 LIMIT: dict[str, Any] = {"default_limit": "100000/hour"}
@@ -636,6 +639,47 @@ def test_a_wrong_argument_is_an_error_at_startup(upstash: LocalUpstash) -> None:
         Sessions(shop(), on_error="maybe")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match=r"sessions: .*Sessions"):
         UpstashMiddleware(shop(), sessions=True, redis=upstash)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("secret_key", "set app.config['SECRET_KEY'] or app.config['SECRET_KEY_FALLBACKS']"),
+        ("maxage", "set app.config['PERMANENT_SESSION_LIFETIME']"),
+        ("max_sise", "did you mean 'max_size'?"),
+        ("absolut_timeout", "did you mean 'absolute_timeout'?"),
+    ],
+)
+def test_an_unknown_argument_is_an_error_with_what_to_write(name: str, hint: str) -> None:
+    arguments: Any = {name: 3}
+    with pytest.raises(ConfigurationError, match=rf"Sessions\.{name}: .*{re.escape(hint)}"):
+        Sessions(shop(), **arguments)
+
+
+def doubts(app: Flask, upstash: LocalUpstash) -> list[SettingDoubted]:
+    events: list[Event] = []
+    Sessions(app, redis=upstash, observers=[events.append])
+    browser = app.test_client()
+    for _ in range(2):
+        browser.get("/put/size/7")
+    return [event for event in events if isinstance(event, SettingDoubted)]
+
+
+def test_left_over_settings_of_flask_session_are_reported_once(upstash: LocalUpstash) -> None:
+    app = shop()
+    assert doubts(app, upstash) == []
+    app = shop()
+    app.config.update(SESSION_TYPE="redis", SESSION_USE_SIGNER=True, SESSION_COOKIE_PATH="/")
+    (doubt,) = doubts(app, upstash)
+    assert doubt.where == "SESSION_TYPE, SESSION_USE_SIGNER"
+    assert "Flask-Session" in doubt.advice
+
+
+def test_an_application_without_a_secret_key_is_told_of_flasks(upstash: LocalUpstash) -> None:
+    app = shop()
+    app.secret_key = None
+    (doubt,) = doubts(app, upstash)
+    assert doubt.where == "SECRET_KEY"
 
 
 def test_sessions_are_installed_once(upstash: LocalUpstash) -> None:
