@@ -308,7 +308,7 @@ def test_a_head_request_saves_like_a_get(browser: Browser) -> None:
 def test_paths_that_use_no_sessions_have_none(site_with: Callable[..., Site]) -> None:
     browser = site_with(paths=("/",)).browser()
     browser.sets(a=1)
-    with pytest.raises(LookupError, match="does not include '/elsewhere'"):
+    with pytest.raises(KeyError, match="session"):
         browser.does(dict, "/elsewhere")
     assert browser.entries() == {"a": 1}
 
