@@ -613,8 +613,8 @@ class ResponseStream(Struct, eq=False):
         if self._started:  # the application has ignored that the server refuses another head
             self.exchange.forbid("the response was begun twice")
         self._started = True
-        if (saving := self.exchange.save()) is not None:
-            await self._runtime.aperform(saving)
+        if self.exchange.saving is not None and (flow := self.exchange.save()) is not None:
+            await self._runtime.aperform(flow)
         fields = message.get("headers", ())
         head = own = ResponseHead(message["status"], Headers(map(tuple, fields)))
         for attached in reversed(self._attached):

@@ -484,7 +484,8 @@ class Exchange:
         After a whole Response the application's body is neither sent nor passed to ``chunk``.
         After a head without a body in place of one with a body, it is passed and not sent.
         """
-        self.forbid_sharing()
+        if self.session is not None:
+            self.forbid_sharing()
         outgoing: ResponseHead | Response = head
         for part in reversed(self._parts):
             try:
@@ -592,7 +593,8 @@ class Exchange:
         ``complete`` is False where not every byte was passed to ``chunk``: the application raised,
         the client left, the response was cut short, or the server read a file itself.
         """
-        self.forbid_sharing()
+        if self.session is not None:
+            self.forbid_sharing()
         pending: list[Flow[None]] = []
         if self.refresh is not None:
             self.refresh.drop()

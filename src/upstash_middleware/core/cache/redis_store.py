@@ -12,7 +12,7 @@ from upstash_middleware.core.flow import Command, Pipeline, Script, script
 from upstash_middleware.errors import CommandError, UnexpectedAnswer, UpstashError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from upstash_middleware.core.clock import Clock
     from upstash_middleware.core.flow import Argument, Reply
@@ -79,12 +79,9 @@ class RedisStore:
 
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
         """Return the values of keys, in one command."""
-        return values_of((await self.reading(keys))[0], len(keys))
-
-    def reading(self, keys: Iterable[str]) -> Pipeline:
-        """Return the pipeline that reads keys."""
         command = Command(("MGET", *keys), reads_only=True)
-        return Pipeline((command,), deadline=self.deadline, yields=True)
+        (reply,) = await Pipeline((command,), deadline=self.deadline, yields=True)
+        return values_of(reply, len(keys))
 
     async def call(self, *commands: Command) -> list[Reply]:
         """Send commands in one pipeline; raise the error of any that failed."""

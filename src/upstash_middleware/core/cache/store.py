@@ -219,7 +219,8 @@ class Store(Struct, RedisStore, frozen=True):
         entries = (target.key, self.variant(target, guess.vary)) if guess.vary else (target.key,)
         locks = (_lock_key(entries[-1]),) if self.locks else ()
         keys = entries + locks + target.epochs + guess.epochs
-        clock, pipeline = self.clock, self.reading(keys)
+        command, clock = Command(("MGET", *keys), reads_only=True), self.clock
+        pipeline = Pipeline((command,), deadline=self.deadline, yields=True)
         return Reading(target, guess, entries, keys, pipeline, clock.wall(), clock.monotonic())
 
     def receive(self, reading: Reading, replies: Sequence[Reply]) -> Lookup | None:
