@@ -68,6 +68,8 @@ class FlaskSession(Session, SessionMixin):
     session as it is; ``clear`` ends it. ``permanent`` alone does not create a session.
     """
 
+    cookie_change: CookieChange | None
+
     def __init__(
         self,
         stored: StoredSession | None = None,
@@ -174,7 +176,13 @@ class _NoSession(NullSession):
             "that Sessions was given."
         )
 
-    __setitem__ = __delitem__ = clear = pop = popitem = update = setdefault = _fail
+    __setitem__: Any = _fail
+    __delitem__: Any = _fail
+    clear: Any = _fail
+    pop: Any = _fail
+    popitem: Any = _fail
+    update: Any = _fail
+    setdefault: Any = _fail
     del _fail
 
 

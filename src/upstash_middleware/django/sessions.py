@@ -185,6 +185,9 @@ class SessionStore(SessionBase):
     ``available`` is False; what is written is dropped, and an event reports it.
     """
 
+    accessed: bool
+    modified: bool
+
     def __init__(self, session_key: str | None = None) -> None:
         """Begin with a session key, or without one for a new session; nothing is read yet."""
         super().__init__(session_key)
@@ -776,11 +779,11 @@ class SessionUse(PartExchange):
         runtime: Runtime | None = None,
         read: tuple[str, list[Reply] | UpstashError] | None = None,
     ) -> None:
-        self.runtime = runtime
-        self.read = read
+        self.runtime: Runtime | None = runtime
+        self.read: tuple[str, list[Reply] | UpstashError] | None = read
         """A session's key, and what was read for it."""
         self.session: SessionStore | None = None
-        self.sets_cookie = False
+        self.sets_cookie: bool = False
 
     @property
     def uses_session(self) -> bool:
