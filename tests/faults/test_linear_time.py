@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 SIZE = 64 * 1024
-ALLOWED_MS = 12.0
+ALLOWED_MS = 8.0
 """Above a request with a short value, for 64 kB."""
 WORTH_COMPARING_MS = 3.0
 """Above a request with a short value; below it, the growth is not measured."""
@@ -188,12 +188,14 @@ async def slow_values(
         allowed = usual + ALLOWED_MS
         text = value(size)
         whole = await least_ms(partial(send, text), under=usual + WORTH_COMPARING_MS)
+        if whole > allowed:  # measure once more, in case the machine was busy
+            whole = min(whole, await least_ms(partial(send, text)))
         if whole > allowed:
             found.append(f"{name}: {whole:.1f} ms for {size} characters")
         elif whole > usual + WORTH_COMPARING_MS:
             text = value(size // 2)
             half = max(await least_ms(partial(send, text)), 1.0)
-            if whole > GROWTH * half:  # measure once more, in case the machine was busy
+            if whole > GROWTH * half:  # likewise
                 text = value(size)
                 whole = min(whole, await least_ms(partial(send, text)))
             if whole > GROWTH * half:
