@@ -241,10 +241,14 @@ class World:
             self.cookie = change.value
 
     def check(self) -> None:
-        """All ids that were ever given out open what the model says."""
-        for id_ in self.model.by_id:
+        """All ids that were ever given out open what the model says; old ones leave no key."""
+        for id_, latest in self.model.by_id.items():
             kept = self.model.find(id_)
             assert self.read(id_) == (kept.entries if kept else {})
+            if latest.id != id_:
+                pipeline = self.sessions.store.prepare(id_)
+                assert pipeline is not None
+                assert self.client.execute(pipeline)[0] == []
 
     def read(self, id_: str) -> dict[str, Any]:
         calls = self.calls(self.sessions.load(id_))
