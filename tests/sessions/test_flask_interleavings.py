@@ -7,13 +7,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 from threading import Barrier
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from flask import Flask, request
 from werkzeug.http import parse_cookie
 from werkzeug.test import create_environ, run_wsgi_app
 
+from tests.sessions.overlapping import Done, Plan, after
 from upstash_middleware.flask import RateLimitMiddleware, Sessions, session
 
 if TYPE_CHECKING:
@@ -24,50 +25,6 @@ AT_ONCE = 8
 """How many are carried out at the same time, each with its own session."""
 NAMES = "abc"
 PLAN = "shop.plan"
-
-
-class Plan(NamedTuple):
-    """What one of the overlapping requests does."""
-
-    sets: dict[str, int]
-    deletes: list[str]
-    ending: str
-    """``regenerate`` or ``clear`` before it sets and deletes, or nothing."""
-    turns: tuple[int, int]
-    """How often it lets other threads run, before and after it."""
-    loaded: Barrier | None
-    """Where it waits until all have loaded the session, if they do."""
-
-
-class Done(NamedTuple):
-    """What it has done, as the application and the browser saw it."""
-
-    plan: Plan
-    was_new: bool
-    deleted: list[str]
-    cookie: str | None
-    """The cookie that it was given; empty if it was deleted, None if it was left alone."""
-
-
-Model = dict[str, dict[str, int]]
-
-
-def after(before: Model, sent: str, order: tuple[Done, ...]) -> Model:
-    """Return all sessions as they should be if the requests were saved in this order."""
-    sessions = {name: dict(entries) for name, entries in before.items()}
-    for plan, was_new, deleted, cookie in order:
-        if plan.ending == "clear":
-            sessions.pop(sent, None)
-        own = None if was_new or plan.ending == "clear" else sessions.get(sent)
-        if plan.ending == "regenerate" and cookie and own is not None:
-            sessions[cookie] = sessions.pop(sent)
-        elif cookie:  # created
-            sessions[cookie] = own = {}
-        if own is not None:
-            own.update(plan.sets)
-            for name in deleted:
-                own.pop(name, None)
-    return sessions
 
 
 @pytest.fixture(params=["loaded by the middleware", "loaded when it is used"])
@@ -88,12 +45,12 @@ def act() -> list[Any]:
     was_new = session.new
     if plan.loaded is not None:
         plan.loaded.wait()
-    let_others_run(plan.turns[0])
+    let_others_run(plan.pauses[0])
     if plan.ending:
         getattr(session, plan.ending)()
     deleted = [name for name in plan.deletes if session.pop(name, None) is not None]
     session.update(plan.sets)
-    let_others_run(plan.turns[1])
+    let_others_run(plan.pauses[1])
     return [was_new, deleted]
 
 

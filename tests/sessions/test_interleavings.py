@@ -6,12 +6,13 @@ import asyncio
 import json
 import random
 from itertools import permutations
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from tests.sessions.overlapping import Done, Plan, after
 from tests.sessions.site import SECRET
 from upstash_middleware.starlette import SessionMiddleware, session
 
@@ -24,48 +25,6 @@ if TYPE_CHECKING:
 
 INTERLEAVINGS = 1000
 NAMES = "abc"
-
-
-class Plan(NamedTuple):
-    """What one of the overlapping requests does."""
-
-    sets: dict[str, int]
-    deletes: list[str]
-    ending: str
-    """``regenerate`` or ``clear`` before it sets and deletes, or nothing."""
-    pauses: tuple[int, int]
-    """Turns of the event loop before and after it."""
-
-
-class Done(NamedTuple):
-    """What it has done, as the application and the browser saw it."""
-
-    plan: Plan
-    was_new: bool
-    deleted: list[str]
-    cookie: str | None
-    """The cookie that it was given; empty if it was deleted, None if it was left alone."""
-
-
-Sessions = dict[str, dict[str, int]]
-
-
-def after(before: Sessions, sent: str, order: tuple[Done, ...]) -> Sessions:
-    """Return all sessions as they should be if the requests were saved in this order."""
-    sessions = {name: dict(entries) for name, entries in before.items()}
-    for plan, was_new, deleted, cookie in order:
-        if plan.ending == "clear":
-            sessions.pop(sent, None)
-        own = None if was_new or plan.ending == "clear" else sessions.get(sent)
-        if plan.ending == "regenerate" and cookie and own is not None:
-            sessions[cookie] = sessions.pop(sent)
-        elif cookie:  # created
-            sessions[cookie] = own = {}
-        if own is not None:
-            own.update(plan.sets)
-            for name in deleted:
-                own.pop(name, None)
-    return sessions
 
 
 class Client:
