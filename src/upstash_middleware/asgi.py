@@ -29,7 +29,7 @@ from upstash_middleware.messages import (
     content_length,
 )
 from upstash_middleware.runtime import Features, LazyProxy, Runtime
-from upstash_middleware.settings import DEFAULTS
+from upstash_middleware.settings import DEFAULTS, NOT_OF_SESSIONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -458,24 +458,10 @@ class SessionMiddleware(Middleware):
         super().__init__(app, runtime)
 
 
-_NOT_OF_SESSIONS = (
-    "rate_limits",
-    "default_limit",
-    "match",
-    "remember_denials",
-    "deny_list",
-    "on_denied",
-    "cache",
-    "purge_path",
-    "purge_token",
-)
-"""Settings that would have no effect in SessionMiddleware."""
-
-
 def _check_arguments(arguments: Mapping[str, Any], fields: type[SessionSettings]) -> None:
     """Raise ConfigurationError for arguments that SessionMiddleware does not have."""
     for name in arguments:
-        if name in _NOT_OF_SESSIONS:
+        if name in NOT_OF_SESSIONS:
             raise ConfigurationError(
                 f"{name}: it has no effect in SessionMiddleware, which has sessions only; use "
                 f"UpstashMiddleware({name}=…, sessions={{…}}), which has both"

@@ -33,7 +33,7 @@ from upstash_middleware.errors import (
 )
 from upstash_middleware.events import SettingDoubted, UserCodeFailed
 from upstash_middleware.messages import NO_HEADERS, Response, ResponseHead
-from upstash_middleware.settings import DEFAULTS
+from upstash_middleware.settings import DEFAULTS, NOT_OF_SESSIONS
 from upstash_middleware.wsgi import STREAMS, fields_of
 
 if TYPE_CHECKING:
@@ -526,6 +526,11 @@ def refuse_unknown(arguments: Iterable[str], own: Iterable[str]) -> None:
     Raises ConfigurationError, which names the setting of Flask's, or the closest argument.
     """
     for name in arguments:
+        if name in NOT_OF_SESSIONS:
+            raise ConfigurationError(
+                f"{named_part(_SETTING, name)}: it has no effect in Sessions, which has sessions "
+                f"only; use UpstashMiddleware(app, {name}=…) beside it"
+            )
         if name in DEFAULTS:
             continue
         from difflib import get_close_matches  # noqa: PLC0415 - for a mistake only

@@ -40,6 +40,18 @@ FIELDS_VARIABLES = {
     "reflected_fields": "UPSTASH_MIDDLEWARE_REFLECTED_FIELDS",
 }
 """Field names, separated by commas, that are added to those in the settings."""
+NOT_OF_SESSIONS = (
+    "rate_limits",
+    "default_limit",
+    "match",
+    "remember_denials",
+    "deny_list",
+    "on_denied",
+    "cache",
+    "purge_path",
+    "purge_token",
+)
+"""Settings that have no effect where only sessions are kept, so that they are errors there."""
 
 
 class Arguments(TypedDict, total=False):
