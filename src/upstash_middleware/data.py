@@ -109,7 +109,7 @@ class MemoizingOptions(TypedDict, total=False):
 
 
 class Memoized(Protocol[P, R_co]):
-    """A function whose results are kept, or a method."""
+    """A memoized function or method."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Return a result that is kept, or call the function."""

@@ -1,5 +1,5 @@
 # ruff: noqa: SLF001 - the part and its exchanges read what sessions record
-"""Sessions: what a browser's cookie stands for, in one Redis hash with a field for each entry.
+"""Sessions: one Redis hash for each, with a field for each entry; a cookie contains the id.
 
 A request loads its session in the pipeline of its limits and its cache lookup, and saves it before
 its response's head is sent, if it has changed. Only changed entries are written, so two
@@ -352,7 +352,10 @@ class Session(MutableMapping[str, Any]):
         *,
         load: Callable[[bytes], Any] = decode,
     ) -> None:
-        """For this package; ``entries`` are the stored ones, opened."""
+        """Create a session; applications get theirs from the request.
+
+        ``entries`` are the stored ones, as plaintext.
+        """
         self._stored = stored
         self._entries: dict[str, bytes] = dict(entries or ())
         """As they are on Redis, as far as this request knows."""
@@ -764,7 +767,7 @@ class SessionStore(Struct, frozen=True):
     # --- Writing --------------------------------------------------------------------------------
 
     def seconds_left(self, stored: StoredSession, idle: float | None = None) -> float:
-        """Return for how long a session lasts that is used now; 0 or less if it is over."""
+        """Return how many seconds a session lasts if it is used now; 0 or less if it has ended."""
         left = stored.created + self.absolute - self.clock.wall()
         return min(self.idle if idle is None else idle, left)
 
@@ -1161,15 +1164,15 @@ class Sessions(Part):
                 # Unless this request revokes them, what else ends a user's sessions wins.
                 despite_revocation=stored is not None and store.is_of(stored, revoked),
             )
-            is_alone = new is None
+            is_replaced = new is None
             if new is None:  # it has ended meanwhile: go on with what this request has written
                 entries = {**entries, **self._set_entries(session)}
                 new = await store.start(entries, user=user)
             if new is None:
                 raise UnexpectedAnswer("a new session was not created")
             cookie = CookieChange(new.id, store.seconds_left(new))
-            change: Change = "created" if stored is None or is_alone else "regenerated"
-            return _Written(change, new, cookie, entries, is_alone=is_alone)
+            change: Change = "created" if stored is None or is_replaced else "regenerated"
+            return _Written(change, new, cookie, entries, is_replaced=is_replaced)
         changes = bool(entries or deleted)
         is_timely = not (session._is_sent or session._is_over) and (changes or self._rolls())
         touch = stored is not None and is_timely and self._is_old(stored)
@@ -1208,7 +1211,7 @@ class Sessions(Part):
             return
         session._stored = written.stored
         session.cookie_change = written.cookie or session.cookie_change
-        if written.is_alone:  # what was read belongs to the session that has ended
+        if written.is_replaced:  # what was read belongs to the session that has ended
             session._entries = {}
             kept = [name for name in entries if name in session._values]
             session._values = {name: session._values[name] for name in kept}
@@ -1274,8 +1277,8 @@ class _Written(NamedTuple):
     entries: Mapping[str, bytes]
     is_over: bool = False
     """Whether another request had ended the session."""
-    is_alone: bool = False
-    """Whether a new session had to take its place."""
+    is_replaced: bool = False
+    """Whether a new session had to replace it, since another request had ended it."""
 
 
 class SessionExchange(PartExchange):
