@@ -327,3 +327,33 @@ def test_no_stale_page_replaces_an_error_that_brings_a_new_id(
     assert response.status_code == (500 if path == "/page" else 200)
     assert ("set-cookie" in response.headers) is (path == "/page")
     assert ada.get("/hello").text == "hello ada"
+
+
+def test_no_stale_page_hides_the_exception_of_a_handler_that_has_saved_a_new_id(
+    upstash: LocalUpstash,
+) -> None:
+    """The new cookie is lost with the response, which therefore must not look like a success."""
+    fails: list[bool] = []
+
+    async def page(request: Request) -> Response:
+        if fails:
+            session(request).regenerate()
+            await session(request).save()
+            raise RuntimeError
+        return PlainTextResponse("page")
+
+    rule = CacheRule("/{rest:path}", ttl=1, stale_if_error=600, vary_cookies=())
+    app = Starlette(routes=[Route("/page", page), *Shop().routes])
+    app.add_middleware(
+        UpstashMiddleware,
+        cache=[rule],
+        sessions={"secret_key": SECRET},
+        redis=upstash,
+        default_limit=None,
+    )
+    ada = TestClient(app, raise_server_exceptions=False)
+    ada.get("/log_in?name=ada")
+    ada.get("/page")
+    upstash.advance(5)
+    fails.append(True)
+    assert ada.get("/page").status_code == 500

@@ -502,6 +502,8 @@ class Exchange:
 
         A stored response that may be used if there is an error (RFC 5861 §4).
         """
+        if self.session is not None:
+            self.forbid_sharing()
         for index, part in reversed(list(enumerate(self._parts))):
             try:
                 response = part.failed()
