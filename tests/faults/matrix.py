@@ -28,6 +28,9 @@ class Operation(Enum):
     PURGE = "purge"
     SESSION_LOAD = "session load"
     SESSION_SAVE = "session save"
+    DATA_GET = "data get"
+    DATA_SET = "data set"
+    DATA_SET_STRICT = "data set, strict"
 
 
 class Change(Enum):
@@ -155,6 +158,12 @@ class Outcome:
     """What the handler found in its session: ``there``, ``empty`` or ``unavailable``."""
     session_after: str = ""
     """What the session is once all is well again: ``unchanged``, ``saved`` or ``gone``."""
+    value: str = ""
+    """What the handler read: ``there`` or ``missing``."""
+    told: str = ""
+    """What the handler was told of storing a value: ``True``, ``False`` or ``an UpstashError``."""
+    value_after: str = ""
+    """What the value is once all is well again: ``unchanged`` or ``stored``."""
 
 
 def expected(name: str, operation: Operation, policy: str) -> Outcome:
@@ -175,6 +184,12 @@ def expected(name: str, operation: Operation, policy: str) -> Outcome:
             return _session_load(fault)
         case Operation.SESSION_SAVE:
             return _session_save(fault, policy)
+        case Operation.DATA_GET:
+            return _data_get(fault)
+        case Operation.DATA_SET:
+            return _data_set(fault, "False")
+        case Operation.DATA_SET_STRICT:
+            return _data_set(fault, "an UpstashError")
     assert_never(operation)
 
 
@@ -265,14 +280,33 @@ def _session_save(fault: Fault, policy: str) -> Outcome:
     )
 
 
+def _data_get(fault: Fault) -> Outcome:
+    """Whatever is in the way of a value, it is missing."""
+    failed = fails(fault, Operation.DATA_GET)
+    lost = fault.change in {Change.FLUSH, Change.WRONG_TYPE}
+    return Outcome(lines=int(failed), value="missing" if failed or lost else "there")
+
+
+def _data_set(fault: Fault, failure: str) -> Outcome:
+    """The handler gets ``failure`` if it is not certain that the value was stored."""
+    failed = fails(fault, Operation.DATA_SET)
+    return Outcome(
+        lines=int(failed),
+        told=failure if failed else "True",
+        value_after="stored" if fault.runs else "unchanged",
+    )
+
+
 _HEADING: Final = """# What happens when Upstash fails
 
 `make docs-tables` writes this page from the table that the tests hold Starlette, Flask and Django
 (sync and async) to: every line is produced with the local Upstash, for every operation, framework
-and policy; the columns about sessions with Starlette. Each request had a limit of 9 a day, of which
-one was used before; *remaining* is what `X-RateLimit-Remaining` said, *then* what the next request
-was told when all was well again: so it shows whether Redis had counted the one before. A session
-had one entry; *then* says what it contained when all was well again.
+and policy; the columns about sessions with Starlette, and those about data with Django's `CACHES`
+too. Each request had a limit of 9 a day, of which one was used before; *remaining* is what
+`X-RateLimit-Remaining` said, *then* what the next request was told when all was well again: so it
+shows whether Redis had counted the one before. A session had one entry; *then* says what it
+contained when all was well again. `data.get` read a value, and `data.set` replaced it, once with
+`strict=True`; *then* says whether the new value was found when all was well again.
 
 In every cell: the request took no longer than the deadline (with room for a slow machine), the log
 got one line where a call failed and none where it did not, a 503 carried `Retry-After`,
@@ -291,6 +325,9 @@ _COLUMNS: Final = {
     "a session that is loaded": (Operation.SESSION_LOAD, "open"),
     'a session that is saved, `"open"`': (Operation.SESSION_SAVE, "open"),
     '`"closed"`, saved': (Operation.SESSION_SAVE, "closed"),
+    "`data.get`": (Operation.DATA_GET, "open"),
+    "`data.set`": (Operation.DATA_SET, "open"),
+    "`strict=True`": (Operation.DATA_SET_STRICT, "open"),
 }
 
 
@@ -324,6 +361,11 @@ def _cell(name: str, operation: Operation, policy: str) -> str:
             return f"{outcome.status}, {outcome.session}, then {outcome.session_after}"
         case Operation.SESSION_SAVE:
             return f"{outcome.status}, then {outcome.session_after}"
+        case Operation.DATA_GET:
+            return outcome.value
+        case Operation.DATA_SET | Operation.DATA_SET_STRICT:
+            told = "an UpstashError" if "Error" in outcome.told else f"`{outcome.told}`"
+            return f"{told}, then {outcome.value_after}"
     assert_never(operation)
 
 
