@@ -19,7 +19,7 @@ PUBLIC = """
     CacheRule CircuitOpen CommandError ConfigurationError ConnectionLost DeadlineExceeded Decision
     FixedWindow GCRA HTTPRequest Headers Identifier MissingCredentials NotConnected PolicyState
     RateLimitRule Refused SlidingWindow TokenBucket UNLIMITED UnexpectedAnswer UpstashError
-    Data SyncData Limiter NotStorable RateLimited SyncLimiter
+    Data Lease SyncData Limiter NotStorable RateLimited SyncLimiter
     UpstashMiddlewareError client_ip combine cookie first_of form hashed header json_field query
 """
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         RateLimitExchange,
         RateLimitRule,
     )
-    from upstash_middleware.core.ratelimit.rules import Cost, OnError, Predicate, Settle
+    from upstash_middleware.core.ratelimit.rules import AnyLease, Cost, OnError, Predicate, Settle
     from upstash_middleware.messages import HTTPRequest, RequestBody, Response
 
 H = TypeVar("H")
@@ -80,6 +80,7 @@ class LimitArguments(TypedDict, total=False):
     challenge: str
     dynamic: bool
     deadline: float
+    lease: AnyLease
 
 
 class HandlerCall:

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from upstash_middleware.core.flow import Flow
     from upstash_middleware.core.ratelimit import RateLimitExchange, RateLimitRule
     from upstash_middleware.core.ratelimit.limiter import Who
-    from upstash_middleware.core.ratelimit.rules import OnError
+    from upstash_middleware.core.ratelimit.rules import AnyLease, OnError
     from upstash_middleware.events import Observer
     from upstash_middleware.messages import RequestBody
     from upstash_middleware.settings import Settings
@@ -217,6 +217,7 @@ class LimiterArguments(TypedDict, total=False):
     local_share: float
     dynamic: bool
     deadline: Duration
+    lease: AnyLease
     url: str
     token: str
     redis: Any

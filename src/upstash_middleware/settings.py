@@ -20,6 +20,7 @@ from upstash_middleware.core.clock import seconds_in
 from upstash_middleware.core.identify import address_setting, detected_platform
 from upstash_middleware.core.ratelimit import RateLimitRule
 from upstash_middleware.core.ratelimit.rules import check_together as check_rules_together
+from upstash_middleware.core.ratelimit.rules import lease_in
 from upstash_middleware.core.ratelimit.rules import rule_from_mapping as rate_limit_rule
 from upstash_middleware.errors import ConfigurationError, named_part
 
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
     from upstash_middleware.core.identify import AnyExtractor
     from upstash_middleware.core.ratelimit.charges import Match
     from upstash_middleware.core.ratelimit.decision import OnDenied
+    from upstash_middleware.core.ratelimit.rules import AnyLease, Lease
     from upstash_middleware.core.sessions import SessionSettings
     from upstash_middleware.events import Observer
 
 
 ENABLED_VARIABLE = "UPSTASH_MIDDLEWARE_ENABLED"
 _SECRETS = frozenset({"cache_keys", "purge_token", "token", "redis", "secret"})
+LEASE_VARIABLE = "UPSTASH_MIDDLEWARE_LEASE"
 FIELDS_VARIABLES = {
     "credential_fields": "UPSTASH_MIDDLEWARE_CREDENTIAL_FIELDS",
     "reflected_fields": "UPSTASH_MIDDLEWARE_REFLECTED_FIELDS",
@@ -45,6 +48,7 @@ NOT_OF_SESSIONS = (
     "default_limit",
     "match",
     "remember_denials",
+    "lease",
     "deny_list",
     "on_denied",
     "cache",
@@ -74,6 +78,12 @@ class Arguments(TypedDict, total=False):
     remember_denials: Duration
     """Seconds for which this process remembers a denial at most, without a call to Upstash; default
     60, 0 for not at all. Denials by rules with ``settle`` are not remembered."""
+    lease: AnyLease | None
+    """Reserve quota for busy identifiers, so that this process decides most of their requests
+    without a call: seconds or ``"1s"`` for how long, a Lease, or a mapping of its fields. For every
+    rule without a ``lease`` of its own whose quotas are at least 100, except those of
+    ``Concurrency`` and of ``upstash_ratelimit``. Default None, no leases. Also
+    UPSTASH_MIDDLEWARE_LEASE, such as ``1s``, where no setting is given."""
     client_ip: int | str | Sequence[str] | AnyExtractor | None
     """Where the client's address is: the number of trusted proxies in front (0: it is the
     connection's), their networks (``"10.0.0.0/8"``, or a list), a platform's name (``"vercel"``),
@@ -206,6 +216,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     cache: tuple[CacheRule, ...]
     match: Match
     remember_denials: float
+    lease: Lease | None
     client_ip: AnyExtractor | None
     deny_list: str | None
     analytics: str | None
@@ -279,6 +290,8 @@ def settings_from(
     }
     if value["enabled"]:
         value["enabled"] = _enabled_by(environ)
+    if "lease" not in given and environ.get(LEASE_VARIABLE):
+        value["lease"] = _lease(LEASE_VARIABLE, environ[LEASE_VARIABLE])
     for name, variable in FIELDS_VARIABLES.items():
         named = [text.strip() for text in environ.get(variable, "").split(",")]
         value[name] += _SETTINGS[name][0](variable, [text for text in named if text])
@@ -513,6 +526,13 @@ def _function(name: str, value: Any) -> Any:
     return value
 
 
+def _lease(name: str, value: Any) -> Lease | None:
+    try:
+        return None if value is None else lease_in(value) or None
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{name} = {value!r}: {error}") from None
+
+
 def _observers(name: str, value: Any) -> tuple[Observer, ...]:
     for observer in _items(name, value, "functions of one event"):
         if not callable(observer):
@@ -599,6 +619,7 @@ _SETTINGS: dict[str, tuple[_Reader, Any]] = {
     "cache": (_cache_rules, ()),
     "match": (_one_of("first", "all"), "first"),
     "remember_denials": (_duration(most=60), 60.0),
+    "lease": (_lease, None),
     "client_ip": (address_setting, None),
     "deny_list": (_text, None),
     "analytics": (_text, None),

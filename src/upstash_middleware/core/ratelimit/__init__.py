@@ -8,7 +8,12 @@ from upstash_middleware.core.ratelimit import algorithms
 from upstash_middleware.core.ratelimit.algorithms import *  # noqa: F403 - they are its __all__
 from upstash_middleware.core.ratelimit.decision import Decision, PolicyState
 from upstash_middleware.core.ratelimit.limiter import Explanation, RateLimiter, RateLimitExchange
-from upstash_middleware.core.ratelimit.rules import UNLIMITED, RateLimitRule, rule_from_mapping
+from upstash_middleware.core.ratelimit.rules import (
+    UNLIMITED,
+    Lease,
+    RateLimitRule,
+    rule_from_mapping,
+)
 
 if TYPE_CHECKING:
     from upstash_middleware.core.ratelimit.sdk import as_upstash_limiter
@@ -17,6 +22,7 @@ __all__ = [
     "UNLIMITED",
     "Decision",
     "Explanation",
+    "Lease",
     "PolicyState",
     "RateLimitExchange",
     "RateLimitRule",

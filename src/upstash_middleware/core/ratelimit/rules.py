@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -54,6 +55,90 @@ Cost = int | Callable[[HTTPRequest], int | Awaitable[int]]
 Settle = Callable[[HTTPRequest, ResponseHead], int | Awaitable[int]]
 """The response's head is that of a 500 where the application raised before it had one."""
 Predicate = Callable[[HTTPRequest], bool | Awaitable[bool]]
+
+LEAST_LEASED_QUOTA = 100
+"""Limits with a smaller quota get no lease from the application's setting."""
+_LONGEST_LEASE = 3600
+_UNITS_OF_BUSY = 10
+"""How many units within a lease's seconds make an identifier busy by default."""
+
+
+class Lease(Struct, frozen=True, dict=True, metaclass=RuleMeta):
+    """How much quota a process reserves for a busy identifier, to decide without a call to Upstash.
+
+    Args:
+        seconds: For how long a slice of the quota is used at most, and the traffic that it should
+            cover: seconds, a timedelta, or text such as ``"500ms"``; at most an hour, default 1.
+        share: The part of what remains of the quota that one slice takes at most, rounded up to
+            whole units; default 0.1.
+        from_rate: Units per second that this process has to see from one identifier before it
+            takes slices for it; None, the default, is ten units within ``seconds``.
+
+    Raises:
+        ConfigurationError: A value is wrong.
+    """
+
+    seconds: Duration = 1.0
+    share: float = 0.1
+    from_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        seconds, share, rate = seconds_in(self.seconds), self.share, self.from_rate
+        if seconds is None or not 0 < seconds <= _LONGEST_LEASE:
+            raise self._wrong(
+                "seconds",
+                f"above 0, {_LONGEST_LEASE} at most, a timedelta, or text such as '500ms'",
+            )
+        if not _is_number(share) or not 0 < share <= 1:
+            raise self._wrong("share", "a number above 0, 1 at most")
+        if rate is not None and not (_is_number(rate) and 0 < rate < math.inf):
+            raise self._wrong("from_rate", "units per second, a number above 0, or None")
+        force_setattr(self, "seconds", seconds)
+
+    def _wrong(self, name: str, should_be: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"{self}: {name} should be {should_be}, not {getattr(self, name)!r}"
+        )
+
+    @cached_property
+    def milliseconds(self) -> int:
+        """The seconds as whole milliseconds, 1 at least."""
+        return max(1, round(cast("float", self.seconds) * 1000))
+
+    @cached_property
+    def threshold(self) -> float:
+        """The units within ``seconds`` from which an identifier is busy, 2 at least."""
+        if self.from_rate is None:
+            return _UNITS_OF_BUSY
+        return max(2, self.from_rate * cast("float", self.seconds))
+
+
+AnyLease = Lease | Duration | Mapping[str, Any] | Literal[False]
+"""What users write: a Lease, its seconds, a mapping of its fields, or False for none."""
+
+
+def lease_in(given: object) -> Lease | Literal[False]:
+    """Return what users write of a lease in one form.
+
+    Raises ConfigurationError, which does not name the setting.
+    """
+    if given is False or isinstance(given, Lease):
+        return given
+    if isinstance(given, Mapping):
+        return Lease(**{str(name): value for name, value in given.items()})
+    seconds = seconds_in(given)
+    if seconds is None:
+        raise ConfigurationError(
+            "a lease is seconds, text such as '500ms', a Lease such as Lease(seconds=1, share=0.2),"
+            " a mapping of its fields, or False for none"
+        )
+    if seconds == 0:
+        raise ConfigurationError("a lease lasts longer than 0 seconds; False is no lease")
+    return Lease(seconds)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @runtime_checkable
@@ -139,6 +224,10 @@ class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     deadline: Duration | None = None
     """Seconds for the whole call to Upstash about a request; None for the setting ``deadline``.
     Rules that share a call use the longest of theirs."""
+    lease: AnyLease | None = None
+    """Reserve quota for a busy identifier, and decide its next requests without a call: seconds or
+    ``"500ms"`` for how long, a Lease, a mapping of its fields, or False for none. None is the
+    setting ``lease``. Also at the end of the limits' text: ``"10000/minute lease 1s"``."""
     setting: str = "RateLimitRule"
     """What errors and events call this rule: where it was set, such as ``rate_limits[0]``."""
 
@@ -153,6 +242,9 @@ class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
         _ = self.allowed, self.denied, self.pattern  # they raise for wrong values
         force_setattr(self, "methods", _methods(self))
         force_setattr(self, "hosts", _hosts(self))
+        limits, lease = _limits_and_lease(self)
+        force_setattr(self, "limits", limits)
+        force_setattr(self, "lease", lease)
         _ = self.parsed
         force_setattr(self, "name", self.name or _derived_name(self))
         force_setattr(self, "deadline", _deadline(self))
@@ -265,6 +357,35 @@ def _methods(rule: RateLimitRule) -> tuple[str, ...]:
     return tuple(dict.fromkeys(method.upper() for method in given))
 
 
+def _limits_and_lease(rule: RateLimitRule) -> tuple[Any, Lease | Literal[False] | None]:
+    """Return the limits without the lease that their text may end with, and the rule's lease."""
+    limits, *ends = _parts_of_lease(rule.limits)
+    if not ends:
+        try:
+            return rule.limits, None if rule.lease is None else lease_in(rule.lease)
+        except ConfigurationError as error:
+            raise _wrong(rule, "lease", str(error)) from None
+    if rule.lease is not None:
+        raise _wrong(rule, "lease", f"limits = {rule.limits!r} has a lease too; leave out one")
+    if len(ends) > 1 or re.search("[;,]", ends[0]):
+        raise _wrong(rule, "limits", _ONE_LEASE)
+    try:
+        return limits, lease_in(ends[0])
+    except ConfigurationError as error:
+        raise _wrong(rule, "limits", str(error)) from None
+
+
+def _parts_of_lease(limits: object) -> list[Any]:
+    """Return what the word ``lease`` separates in the text of limits."""
+    return re.split(r"(?i)\s+lease\s+", limits) if isinstance(limits, str) else [limits]
+
+
+_ONE_LEASE = (
+    "a lease belongs to the whole rule; write it once, at the end of one text, as in "
+    "'100/s; 10000/minute lease 1s', or as lease='1s' beside the limits"
+)
+
+
 def _parsed_limits(rule: RateLimitRule) -> tuple[Limit, ...] | Tiers | SdkLimiter | None:
     given = rule.limits
     if is_unlimited(given):
@@ -279,6 +400,8 @@ def _parsed_limits(rule: RateLimitRule) -> tuple[Limit, ...] | Tiers | SdkLimite
         if isinstance(part, Limit):
             limits.append(part)
         elif isinstance(part, str):
+            if len(_parts_of_lease(part)) > 1:
+                raise _wrong(rule, "limits", _ONE_LEASE)
             try:
                 limits += parse_limits(part)
             except ConfigurationError as error:
@@ -428,11 +551,27 @@ def _checks(rule: Any) -> Iterator[tuple[str, object, str]]:
             fits = cost <= limit.quota
             yield "cost", fits, f"no request could ever pass {limit}; the cost is above the limit"
 
+    yield from _checks_of_lease(rule, has_slots=has_slots)
+
     challenge = rule.challenge
     if challenge is not None:
         is_text = isinstance(challenge, str) and challenge.isascii() and challenge.isprintable()
         yield "challenge", is_text, "a challenge is text such as 'Bearer' (RFC 9110 §11.6.1)"
         yield "challenge", challenge.strip(), "it should not be empty; None requires no identity"
+
+
+def _checks_of_lease(rule: RateLimitRule, *, has_slots: bool) -> Iterator[tuple[str, object, str]]:
+    if not isinstance(rule.lease, Lease):
+        return
+    is_sdks = isinstance(rule.parsed, SdkLimiter)
+    its_own = "the script of an upstash_ratelimit limiter reserves nothing; leave it out"
+    yield "lease", not is_sdks, its_own
+    yield "lease", rule.parsed is not None, "'unlimited' has no quota to reserve; leave it out"
+    of_slots = (
+        "a slot is given back when its request ends, so there is nothing to reserve; leave it out, "
+        "or put the Concurrency into a rule of its own"
+    )
+    yield "lease", not has_slots, of_slots
 
 
 # ------------------------------------------------------------------------------------------------
@@ -489,6 +628,8 @@ class CompiledRule(Struct, frozen=True, kw_only=True):
     """What a request takes, unless a function returns that."""
     simple_by: ClientAddress | EventSource | SentValue | None
     """The rule's ``by``, if nothing else is needed to charge a request; None if more is."""
+    lease: Lease | None
+    """The rule's or the application's; under a function of tiers, what its tiers may get."""
 
     def named(self, part: str) -> str:
         """Return what logs and events call a part of this rule."""
@@ -554,16 +695,17 @@ def compile_rules(  # noqa: PLR0913
     *,
     is_watched: bool = False,
     at_handler: bool = False,
+    lease: Lease | None = None,
 ) -> tuple[CompiledRule, ...]:
     """Return the rules in order of matching, the default last.
 
     ``address`` finds a client's address for the application, and ``is_watched`` means that nobody
     has configured it; ``at_handler`` means that the rules are in front of a handler and not of an
-    application.
+    application. ``lease`` is the application's.
     Raises ConfigurationError for two rules of one name, or a default that does not cover all.
     """
     placed = check_together(rules, default)
-    compiled = [_compiled(rule, setting, prefix, address) for rule, setting in placed]
+    compiled = [_compiled(rule, setting, prefix, address, lease) for rule, setting in placed]
     sliding = {
         policy.limit.state(rule.base)
         for rule in compiled
@@ -639,8 +781,21 @@ def _completed(policy: Policy, rule: CompiledRule, sliding: set[tuple[str, int]]
     return replace(policy, limit=limit, words=words)
 
 
+def lease_of(rule: RateLimitRule, application: Lease | None) -> Lease | None:
+    """Return the lease of a rule, which may be the application's."""
+    if rule.lease is not None:
+        return rule.lease if isinstance(rule.lease, Lease) else None
+    if isinstance(rule.parsed, tuple):
+        suits = all(
+            limit.quota >= LEAST_LEASED_QUOTA and not limit.has_slots for limit in rule.parsed
+        )
+    else:
+        suits = isinstance(rule.parsed, Tiers)  # tier_of asks again, with the limits of each tier
+    return application if suits else None
+
+
 def _compiled(
-    rule: RateLimitRule, setting: str, prefix: str, address: AnyExtractor
+    rule: RateLimitRule, setting: str, prefix: str, address: AnyExtractor, lease: Lease | None
 ) -> CompiledRule:
     limits = rule.parsed if isinstance(rule.parsed, tuple) else ()
     methods = frozenset(rule.methods)
@@ -671,6 +826,7 @@ def _compiled(
         by=by,
         address=own_address(rule.extractor) or address,
         simple_by=None if any(needs_more) else cast("_Simple", by),
+        lease=lease_of(rule, lease),
     )
 
 
@@ -697,12 +853,12 @@ def tier_of(compiled: CompiledRule, limits: Any) -> CompiledRule:
     """
     if is_unlimited(limits):  # whatever else the rule holds is about limits
         exempt = RateLimitRule(None, UNLIMITED, name=compiled.rule.name)
-        return _compiled(exempt, compiled.setting, "", compiled.address)
+        return _compiled(exempt, compiled.setting, "", compiled.address, None)
     rule = replace(compiled.rule, limits=limits, setting=compiled.setting)
     if isinstance(rule.parsed, Tiers):
         raise ConfigurationError(f"{compiled.named('limits')}: it returned a function, not limits")
     return replace(
-        _compiled(rule, compiled.setting, "", compiled.address),
+        _compiled(rule, compiled.setting, "", compiled.address, compiled.lease),
         base=compiled.base,
         is_default=compiled.is_default,
         by=compiled.by,
