@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,7 +10,7 @@ from django.test import override_settings
 from flask import Flask
 
 from tests.django.project import Urls
-from upstash_middleware import asgi, client_ip, flask
+from upstash_middleware import Lease, asgi, client_ip, flask
 from upstash_middleware.django.checks import check_middleware
 from upstash_middleware.django.conf import Configured
 from upstash_middleware.errors import ConfigurationError
@@ -72,6 +73,39 @@ def test_every_framework_reads_the_same_file(rules: Path) -> None:
         )
 
 
+LEASES = """
+default_limit = "5000/minute lease 500ms"
+lease = "1s"
+
+[[rate_limits]]
+path = "/a"
+limits = "1000/minute"
+lease = { seconds = 2, share = 0.2 }
+
+[[rate_limits]]
+path = "/b"
+limits = "1000/minute"
+lease = false
+"""
+
+
+def test_leases_are_the_same_in_a_file_and_in_each_frameworks_settings(tmp_path: Path) -> None:
+    file = tmp_path / "leases.toml"
+    file.write_text(LEASES)
+    by_argument = asgi.UpstashMiddleware(nothing, config=file).runtime.settings
+    app = Flask("shop")
+    app.config["UPSTASH_MIDDLEWARE"] = {"config": str(file)}
+    flask.UpstashMiddleware(app)
+    (middleware,) = app.extensions["upstash_middleware"].values()
+    with override_settings(ROOT_URLCONF=Urls(), UPSTASH_MIDDLEWARE=tomllib.loads(LEASES)):
+        by_django = Configured(Features.BOTH).runtime().settings
+    for settings in (by_argument, middleware.runtime.settings, by_django):
+        assert settings.lease == Lease(1)
+        assert [rule.lease for rule in settings.rate_limits] == [Lease(2, 0.2), False]
+        assert settings.default_limit is not None
+        assert settings.default_limit.lease == Lease("500ms")
+
+
 def test_what_the_file_does_not_hold_is_given_beside_it(rules: Path) -> None:
     """Such as what is different on each machine."""
     settings = settings_from({"config": rules, "deadline": 2}, {})
@@ -90,6 +124,7 @@ def test_what_is_given_in_both_places_is_refused(rules: Path) -> None:
         ("deadline = 0", r"rules\.toml\['deadline'\]: 0 should be seconds above 0"),
         ("default_limt = '1/s'", r"rules\.toml\['default_limt'\]: there is no such setting; did"),
         ("[[cache]]\npath = '/a'\nttl = -1", r"rules\.toml\['cache'\]\[0\]\['ttl'\]"),
+        ("lease = 0", r"rules\.toml\['lease'\] = 0: a lease lasts longer than 0 seconds"),
         ("deadline = ", r"the rule file '.*rules\.toml' is not TOML: "),
         ("deadline = '\xff'", r"the rule file '.*rules\.toml' is not TOML: "),
     ],

@@ -69,6 +69,55 @@ def test_explain_names_the_rule_that_covers_a_request(
     assert [one["setting"] for one in get["rules"]] == ["default_limit"]
 
 
+LEASES = """
+from upstash_middleware import RateLimitRule
+
+def tiers(request):
+    return "500/s" if request.path.endswith("big") else "5/s"
+
+S = {
+    "lease": "2s",
+    "rate_limits": [
+        RateLimitRule("/own", "5/s lease 500ms", name="own"),
+        RateLimitRule("/none", "500/s", name="none", lease=False),
+        RateLimitRule("/small", "5/s", name="small"),
+        RateLimitRule("/tiers/{size}", tiers, name="tiers"),
+        RateLimitRule("/fast", "5/s", name="fast", lease={"share": 0.5, "from_rate": 20}),
+    ],
+    "default_limit": "500/s",
+}
+"""
+
+
+def test_limits_are_shown_with_the_lease_of_the_rule_or_the_application(
+    call: Call, module: Callable[[str], str], upstash: LocalUpstash
+) -> None:
+    app = f"{module(LEASES)}:S"
+    listed = call("limits", "list", "--app", app, "--json").data["limits"]
+    applications = {"seconds": 2, "share": 0.1, "from_rate": None}
+    assert {one["name"]: one["lease"] for one in listed if one["where"] != "code"} == {
+        "own": {"seconds": 0.5, "share": 0.1, "from_rate": None},
+        "none": None,
+        "small": None,
+        "tiers": applications,
+        "fast": {"seconds": 1, "share": 0.5, "from_rate": 20},
+        "default": applications,
+    }
+    assert "1 s, share 0.5, from 20/s" in call("limits", "list", "--app", app).out
+
+    def explained(path: str) -> Any:
+        (rule,) = call("limits", "explain", path, "--app", app, "--json").data["rules"]
+        return rule["lease"]
+
+    for path in ("/none", "/small", "/tiers/small"):
+        assert explained(path) is None
+        assert "lease" not in call("limits", "explain", path, "--app", app).out
+    for path in ("/tiers/big", "/elsewhere"):
+        assert explained(path) == applications
+    assert "lease       0.5 s, share 0.1" in call("limits", "explain", "/own", "--app", app).out
+    assert "lease       2 s, share 0.1" in call("limits", "peek", "default", WHO, "--app", app).out
+
+
 def test_a_key_is_looked_at_by_its_value_and_never_shown(
     call: Call, module: Callable[[str], str], upstash: LocalUpstash
 ) -> None:

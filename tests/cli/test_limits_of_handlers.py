@@ -145,6 +145,23 @@ def test_a_limit_is_changed_and_changed_back(
         assert (wrong.code, says in wrong.err) == (2, True)
 
 
+LEASED = {
+    "starlette": STARLETTE.replace('"log 3/h"', '"log 3/h lease 2s"'),
+    "fastapi": FASTAPI.replace('"log 3/h"', '"log 3/h", lease="2s"'),
+    "flask": FLASK.replace('"log 3/h"', '"log 3/h", lease={"seconds": 2}'),
+}
+
+
+@pytest.mark.parametrize("framework", LEASED)
+def test_a_limit_in_front_of_a_handler_has_its_own_lease(
+    call: Call, module: Callable[[str], str], upstash: LocalUpstash, framework: str
+) -> None:
+    app = f"{module(LEASED[framework])}:app"
+    listed = call("limits", "list", "--app", app, "--json").data["limits"]
+    leases = {one["limits"]: one["lease"] for one in listed if one["where"] == "/tea"}
+    assert leases["log 3/h"] == {"seconds": 2, "share": 0.1, "from_rate": None}
+
+
 def test_who_has_used_most_comes_first(
     call: Call, module: Callable[[str], str], upstash: LocalUpstash
 ) -> None:

@@ -63,6 +63,14 @@ def test_a_cost_is_a_whole_number_from_1(make: Make, cost: Any):
         make("log 2/h").hit("alice", cost)
 
 
+def test_limiters_of_one_name_agree_on_their_lease(make: Make):
+    first = make("log 9/h", lease=1)
+    assert first.hit("alice").remaining == 8
+    assert make("log 9/h lease 1s").hit("alice").remaining == 7
+    with pytest.raises(ConfigurationError, match=r"with lease=Lease.* has this name already"):
+        make("log 9/h", lease="2s").hit("alice")
+
+
 def test_a_peek_takes_nothing(make: Make):
     limiter = make("log 2/h")
     limiter.hit("alice")

@@ -17,7 +17,7 @@ from upstash_middleware.fastapi import (
     never_cached,
 )
 
-app = FastAPI(dependencies=[Depends(limit("100/minute", name="all"))])
+app = FastAPI(dependencies=[Depends(limit("100/minute", name="all", lease=1))])
 app.add_middleware(UpstashMiddleware, default_limit=None, cache=[{"path": "/", "ttl": 1}])
 router = APIRouter(dependencies=[Depends(limit("5/minute")), Depends(never_cached)])
 

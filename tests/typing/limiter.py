@@ -15,6 +15,7 @@ from upstash_middleware import Decision, Identifier, Limiter, RateLimited, SyncL
 
 messages = Limiter("5/minute", name="messages", app=Starlette(), dynamic=True)
 resets = SyncLimiter("5/hour", name="password resets", app=settings, on_error="closed")
+mails = SyncLimiter("500/s", name="mails", lease="1s")
 jobs = SyncLimiter("9/s", name="jobs", url="https://x.example", token="t", prefix="shop")
 assert_type(Limiter.of(Starlette(), "default"), Limiter)
 Limiter("5/minute")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

@@ -10,6 +10,7 @@ from upstash_middleware import (
     CommandError,
     Decision,
     HTTPRequest,
+    Lease,
     PolicyState,
     RateLimitRule,
     Refused,
@@ -36,6 +37,11 @@ by_object = RateLimitRule(limits=[SlidingWindow(5, 60)], by=client_ip(trusted_ho
 by_own = RateLimitRule("/b", "10/min", by=tenant, settle=lambda request, response: response.status)
 by_name = RateLimitRule("/c", "10/min", by="header:X-API-Key")
 by_body = RateLimitRule("/d", "10/min", by=combine(form("name"), json_field("a.b", normalise=None)))
+by_lease = RateLimitRule("/e", "9000/min", lease=Lease(timedelta(seconds=1), from_rate=50))
+RateLimitRule("/e", "9000/min lease 1s", lease=False)
+RateLimitRule("/e", "9000/min", lease={"seconds": "500ms", "share": 0.2})
+RateLimitRule("/e", "9000/min", lease=[1])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+Lease(secs=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 form("name", max_body=1024, normalise=str.lower)
 form("name", normalise="lower")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 RateLimitRule("/a", "1/min", by=7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

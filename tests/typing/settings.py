@@ -31,6 +31,7 @@ arguments: Arguments = {
     "default_limit": "100/minute",
     "cache": [CacheRule("/p", ttl=60), {"path": "/q", "ttl": 60}],
     "deadline": 0.5,
+    "lease": {"seconds": 1, "share": 0.2},
     "observers": observers,
     "on_denied": denied,
 }

@@ -13,6 +13,7 @@ from msgspec.structs import asdict
 from upstash_middleware.cli.invocation import Invocation, adapted, command, scan, with_credentials
 from upstash_middleware.cli.output import Answer, Exit, UsageError, duration, pairs, rows, text
 from upstash_middleware.core.identify import Identifier, identifier_of, of_address, parse_address
+from upstash_middleware.core.ratelimit.rules import LEAST_LEASED_QUOTA, Tiers, lease_of
 from upstash_middleware.events import UserCodeFailed
 from upstash_middleware.limiter import limits_in_code
 from upstash_middleware.messages import Headers, HTTPRequest
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from upstash_middleware.core.ratelimit import Explanation, RateLimiter, RateLimitRule
+    from upstash_middleware.core.ratelimit import Explanation, Lease, RateLimiter, RateLimitRule
 
 group: typer.Typer = typer.Typer(
     help="The state of rate limits, and why a request is denied.", no_args_is_help=True
@@ -62,6 +63,10 @@ class _Limit:
     runtime: Runtime
     limiter: RateLimiter
 
+    @property
+    def lease(self) -> Lease | None:
+        return lease_of(self.rule, self.runtime.settings.lease)
+
     def answer(self, identifiers: Sequence[str]) -> tuple[Explanation, ...]:
         return self.runtime.perform(self.limiter.look_at(self.rule.name, identifiers))
 
@@ -83,15 +88,23 @@ def list_(invocation: Invocation) -> Answer:
             "limits": _as_text(each.rule),
             "where": each.where,
             "on_error": each.rule.on_error,
+            "lease": None if each.lease is None else asdict(each.lease),
             "dynamic": each.rule.dynamic,
             "changed_to": changed.get(each.rule.name),
         }
         for each in found
     ]
-    columns = ("name", "limits", "where", "on_error", "changed to")
+    columns = ("name", "limits", "where", "on_error", "lease", "changed to")
     table = [
-        (each["name"], each["limits"], each["where"], each["on_error"], each["changed_to"])
-        for each in data
+        (
+            each.rule.name,
+            _as_text(each.rule),
+            each.where,
+            each.rule.on_error,
+            _lease_as_text(each.lease),
+            changed.get(each.rule.name),
+        )
+        for each in found
     ]
     shown = rows(columns, table) if table else text("there are no limits", "yellow")
     return Answer({"limits": data}, [shown])
@@ -108,7 +121,7 @@ def peek(
     """Show the state of a limit for an identifier; exit code 1 if it is denied."""
     limit = _find(invocation, rule)
     who = _parse_identifier(identifier, limit.rule)
-    return _answer([limit.runtime.perform(limit.limiter.look(rule, who, cost))])
+    return _answer([(limit.runtime.perform(limit.limiter.look(rule, who, cost)), limit.lease)])
 
 
 @command(group, "top")
@@ -227,9 +240,12 @@ def explain(  # noqa: PLR0913 - each is an option of the command
     if route is not None and route.exempt:
         shown = text(f"no rule limits this request: the handler of {route.path} is exempt", "green")
         return Answer({"limited": False, "allowed": True, "rules": [], "notes": []}, [shown])
-    explanations: list[Explanation] = []
+    explanations: list[tuple[Explanation, Lease | None]] = []
     for runtime in invocation.limiting():
-        explanations += runtime.perform(_limiter(runtime).explain(request))
+        explanations += [
+            (each, _lease_on(each, runtime))
+            for each in runtime.perform(_limiter(runtime).explain(request))
+        ]
     # Functions of the application may have raised: the request has no framework's object.
     notes = [
         f"{event.where} raised {type(event.error).__name__}: {event.error}"
@@ -348,12 +364,35 @@ def _parse_identifier(given: str, rule: RateLimitRule) -> str | Identifier:
     return identifier_of(rule.extractor, kind, value)
 
 
-def _answer(explanations: Sequence[Explanation], notes: Sequence[str] = ()) -> Answer:
-    enforced = [each for each in explanations if not each.shadow]
+def _lease_on(explanation: Explanation, runtime: Runtime) -> Lease | None:
+    """The lease of the rule of the middleware that has decided."""
+    settings = runtime.settings
+    for rule in (*settings.rate_limits, settings.default_limit):
+        if rule is not None and rule.parsed is not None and rule.name == explanation.rule:
+            lease = lease_of(rule, settings.lease)
+            is_small = any(
+                policy.limit < LEAST_LEASED_QUOTA for policy in explanation.decision.policies
+            )
+            of_tier = isinstance(rule.parsed, Tiers) and rule.lease is None
+            return None if of_tier and is_small else lease
+    return None
+
+
+def _lease_as_text(lease: Lease | None) -> str | None:
+    if lease is None:
+        return None
+    since = "" if lease.from_rate is None else f", from {lease.from_rate:g}/s"
+    return f"{duration(lease.milliseconds / 1000)}, share {lease.share:g}{since}"
+
+
+def _answer(
+    explanations: Sequence[tuple[Explanation, Lease | None]], notes: Sequence[str] = ()
+) -> Answer:
+    enforced = [each for each, _ in explanations if not each.shadow]
     denied = any(not each.decision.allowed for each in enforced)
     shown: list[RenderableType] = [text(f"note: {note}", "yellow") for note in notes]
     rules = []
-    for each in explanations:
+    for each, lease in explanations:
         decision = each.decision
         rules.append(
             {
@@ -361,6 +400,7 @@ def _answer(explanations: Sequence[Explanation], notes: Sequence[str] = ()) -> A
                 "setting": each.setting,
                 "identifier": each.identifier,
                 "cost": each.cost,
+                "lease": None if lease is None else asdict(lease),
                 "shadow": each.shadow,
                 "allowed": decision.allowed,
                 "limit": decision.limit,
@@ -371,14 +411,14 @@ def _answer(explanations: Sequence[Explanation], notes: Sequence[str] = ()) -> A
                 "keys": list(each.keys),
             }
         )
-        shown += _show(each)
+        shown += _show(each, lease)
     if not explanations:
         shown.append(text("no rule limits this request", "yellow"))
     data = {"limited": bool(enforced), "allowed": not denied, "rules": rules, "notes": list(notes)}
     return Answer(data, shown, Exit.NO if denied else Exit.DONE)
 
 
-def _show(one: Explanation) -> list[RenderableType]:
+def _show(one: Explanation, lease: Lease | None) -> list[RenderableType]:
     decision = one.decision
     rule = one.rule + (" (a shadow rule: it only reports)" if one.shadow else "")
     if decision.allowed:
@@ -392,6 +432,7 @@ def _show(one: Explanation) -> list[RenderableType]:
         "set in": one.setting,
         "identifier": one.identifier,
         "cost": one.cost if one.cost != 1 else None,
+        "lease": _lease_as_text(lease),
         "keys": one.keys,
     }
     policies = [
