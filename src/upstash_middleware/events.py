@@ -57,6 +57,19 @@ class RateLimitDecided(_AboutRequest, frozen=True):
     """The request; its ``native`` is the framework's own."""
 
 
+class QuotaLeased(Struct, frozen=True):
+    """Units of a quota were taken ahead for a lease, were given back, or are lost unused."""
+
+    rule: str
+    identifier: str
+    leased: int
+    """Units that a call has taken beyond the cost of its request."""
+    returned: int
+    """Units that the call has given back."""
+    wasted: int
+    """Units that nobody can use any more: they could not be given back."""
+
+
 class CacheLookedUp(_AboutRequest, frozen=True):
     """The cache looked for a stored response."""
 

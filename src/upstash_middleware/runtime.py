@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from upstash_middleware.core.flow import Flow
     from upstash_middleware.core.ratelimit import RateLimiter, RateLimitRule
     from upstash_middleware.core.ratelimit.charges import AddressWatch
+    from upstash_middleware.core.ratelimit.leases import Leases
     from upstash_middleware.core.sessions import Sessions, SessionSettings
     from upstash_middleware.core.values import Codec
     from upstash_middleware.events import Event, Observer
@@ -117,6 +118,7 @@ class Runtime:
         self._redis: tuple[tuple[Client, AsyncClient], tuple[Redis, AsyncRedis]] | None = None
         self._redis_breaker = OnePerProcess(self._breaker)
         self._denials = Denials(settings.remember_denials)
+        self._leases = OnePerProcess(self._make_leases)
         self._watch: AddressWatch | None = None
         self._serves = False
         self._limiters: list[weakref.ref[RateLimiter]] = []
@@ -373,6 +375,8 @@ class Runtime:
             deadline=settings.deadline,
             match=settings.match,
             denials=self._denials,
+            lease=settings.lease,
+            leases=self._leases.get,
             address=address,
             watch=self._watch,
             perform=self._settle_late,
@@ -386,6 +390,11 @@ class Runtime:
         if settings.analytics is not None:
             _sending_at_exit.add(self)
         return limiter
+
+    def _make_leases(self) -> Leases:
+        from upstash_middleware.core.ratelimit.leases import Leases  # noqa: PLC0415 - if it is used
+
+        return Leases(self.observe)
 
     @property
     def cache(self) -> Cache:

@@ -49,6 +49,44 @@ DenialKey = tuple[str, int, str, Any]
 """The base of the keys on Redis, the cost, the rule, and the tier."""
 
 
+class Slice(Struct, eq=False):
+    """Units that one call has taken ahead for a lease, the same number from all limits of a rule."""
+
+    units: int
+    """Those that are left."""
+    rule: CompiledRule
+    base: str
+    where: tuple[int, ...]
+    """Where they were taken, limit by limit, as in verdicts."""
+    taken_ms: int
+    ends_ms: int
+    """When they end by the database's time of day, in ms since 1970."""
+    ends_monotonic: float
+    """By the other clock: a wall clock that is set back must not make them last for longer."""
+    is_closed: bool = False
+    """Whether nothing is used from it any more, or put back into it."""
+
+    def returnable(self, units: int, now_ms: int) -> list[int]:
+        """Return how many of so many units may be given back, limit by limit."""
+        held = now_ms - self.taken_ms
+        return [policy.limit.returnable(units, held) for policy in self.rule.policies]
+
+
+class LeaseCall(Struct, eq=False):
+    """What a call does for a lease, beside taking the request's own cost."""
+
+    wanted: int
+    """The units to take ahead at most."""
+    share: float
+    """The part of the remaining quota to take ahead at most."""
+    unused: int = 0
+    """The units of a slice that are given back."""
+    given_back: Sequence[int] = ()
+    """The same, limit by limit."""
+    where: Sequence[int] = ()
+    """Where they were taken, limit by limit."""
+
+
 class RuleCharge(Struct):
     """What a request is charged under one rule, and then the rule's decision."""
 
@@ -66,6 +104,10 @@ class RuleCharge(Struct):
     decision: Decision | None = None
     where: tuple[int, ...] | None = None
     """Where units were taken, limit by limit; None if nothing was taken."""
+    lease: LeaseCall | None = None
+    """What the call about it does for the rule's lease, if anything."""
+    slice: Slice | None = None
+    """The slice that it was served from, or that its call has taken ahead."""
 
     @property
     def denial_key(self) -> DenialKey:
@@ -116,6 +158,23 @@ def limit_charges(charges: Sequence[RuleCharge], *, local: bool = False) -> list
         for charge in charges
         for policy in charge.rule.policies
     ]
+
+
+def lease_words(charges: Sequence[RuleCharge]) -> list[tuple[str, ...]]:
+    """Return the script's further arguments about leases, for each limit of these charges."""
+    words = []
+    for number, charge in enumerate(charges, start=1):
+        asked = charge.lease
+        for index in range(len(charge.rule.policies)):
+            if asked is None:
+                words.append(("0", "0", "0", "0", "0"))
+                continue
+            given, where = 0, 0
+            if asked.unused:
+                given, where = asked.given_back[index], asked.where[index]
+            share = round(asked.share * MILLION)
+            words.append(tuple(map(str, (number, asked.wanted, share, given, where))))
+    return words
 
 
 def decide(charges: Sequence[RuleCharge], verdicts: Sequence[Verdict], now_ms: int) -> None:
@@ -532,6 +591,7 @@ def _dominating(found: Identifier) -> str:
 # The Lua scripts that take charges and settle them.
 
 _NUMBERS_PER_LIMIT = 6
+MILLION = 1_000_000
 _INT = frozenset({int})
 FOLLOWS = -1
 """The group of a shadow rule's charges in a bucket that an enforced rule of the request counts in:
@@ -565,6 +625,8 @@ class Verdict(Struct, frozen=True):
     """Which part of the state it was taken from, for refunds: a window, an entry's time."""
     quota: int
     """The script's number a, or what a key overrides it with."""
+    leased: int = 0
+    """The units that were taken ahead for a lease."""
 
 
 class Settlement(Struct, frozen=True):
@@ -601,19 +663,28 @@ def _script(main: str) -> Script:
     return script(__package__, *algorithms, main, first_line="#!lua flags=allow-key-locking\n")
 
 
-def charge_command(charges: Sequence[Charge], now_ms: int, *, peek: bool = False) -> Command:
+def charge_command(
+    charges: Sequence[Charge],
+    now_ms: int,
+    *,
+    peek: bool = False,
+    leases: Sequence[tuple[str, ...]] = (),
+) -> Command:
     """Return the command that checks all charges and takes those of a group all or none.
 
-    With ``peek`` it takes nothing.
+    With ``peek`` it takes nothing. ``leases`` are the further arguments for each charge, if the
+    call does anything for a lease.
     """
     keys: list[Argument] = []
-    arguments: list[Argument] = [str(now_ms), "peek" if peek else "take"]
-    for charge in charges:
+    arguments: list[Argument] = [str(now_ms), "lease" if leases else "peek" if peek else "take"]
+    for index, charge in enumerate(charges):
         keys += charge.limit.keys(charge.base, now_ms)
         if charge.changed_at is not None:
             keys.append(charge.changed_at)
         changes = charge.changed_at is not None
         arguments += charge.limit.words(charge.cost, charge.group, charge.token, changes=changes)
+        if leases:
+            arguments += leases[index]
     return _command(limit_script(), keys, arguments)
 
 
@@ -640,23 +711,25 @@ def _command(called: Script, keys: list[Argument], arguments: list[Argument]) ->
     return Command(("EVALSHA", called.sha, str(len(keys)), *keys, *arguments), False, called)
 
 
-def read_verdicts(reply: Reply, count: int) -> tuple[Verdict, ...]:
-    """Return the script's verdicts on so many charges.
+def read_verdicts(reply: Reply, count: int, *, leases: bool = False) -> tuple[Verdict, ...]:
+    """Return the script's verdicts on so many charges, ``leases`` if the call did something for one.
 
     Raises the reply if it is an error, and UnexpectedAnswer if it is not such a reply.
     """
     if isinstance(reply, CommandError):
         raise reply
     numbers: list[Any] = reply if isinstance(reply, list) else []
-    if len(numbers) != _NUMBERS_PER_LIMIT * count:
+    each = _NUMBERS_PER_LIMIT + leases
+    if len(numbers) != each * count:
         raise UnexpectedAnswer(f"the rate limit script returned {type(reply).__name__}")
     if not _INT.issuperset(map(type, numbers)):
         raise UnexpectedAnswer("the rate limit script returned something other than integers")
     verdicts = []
-    for begin in range(0, len(numbers), _NUMBERS_PER_LIMIT):
+    for begin in range(0, len(numbers), each):
         allowed, remaining, reset, retry, where, quota = numbers[begin : begin + _NUMBERS_PER_LIMIT]
         if allowed not in {0, 1}:
             raise UnexpectedAnswer(f"the rate limit script returned {allowed}, not 0 or 1")
         wait = None if retry < 0 else retry
-        verdicts.append(Verdict(allowed == 1, remaining, reset, wait, where, quota))
+        leased = numbers[begin + _NUMBERS_PER_LIMIT] if leases else 0
+        verdicts.append(Verdict(allowed == 1, remaining, reset, wait, where, quota, leased))
     return tuple(verdicts)

@@ -121,7 +121,8 @@ class Decision(Struct, frozen=True):
     settled_by: str = "upstash"
     """What the decision is based on.
 
-    ``upstash``; ``memory``, where this process remembers a denial; ``deny list``;
+    ``upstash``; ``lease``, where this process had taken units ahead; ``memory``, where it
+    remembers a denial; ``deny list``;
     ``challenge``, where no identifier was found; or, where Upstash was unreachable, the rule's
     policy: ``open``, ``closed`` or ``local``. ``unchecked`` where no limit was checked: everything
     is switched off, the route is exempt, or no rule covers the request.
@@ -163,7 +164,12 @@ UNCHECKED = Decision(True, "", "", settled_by="unchecked", ledger=_NoLedger())
 
 
 def decided(
-    rule: str, identifier: str, policies: tuple[PolicyState, ...], *, shadow: bool = False
+    rule: str,
+    identifier: str,
+    policies: tuple[PolicyState, ...],
+    *,
+    shadow: bool = False,
+    settled_by: str = "upstash",
 ) -> Decision:
     """Return the combined decision of these limits."""
     # Of the limits that deny, the last one to pass; if none denies, the fullest.
@@ -178,6 +184,7 @@ def decided(
         leading.retry_after,
         policies,
         shadow,
+        settled_by,
     )
 
 

@@ -30,6 +30,7 @@ from upstash_middleware.core.ratelimit.charges import (
     charge_command,
     checked_cost,
     decide,
+    lease_words,
     limit_charges,
     limit_script,
     longest_deadline,
@@ -71,13 +72,22 @@ if TYPE_CHECKING:
     from upstash_middleware.core.identify import AnyExtractor
     from upstash_middleware.core.ratelimit.dashboard import Analytics, Counts, DenyList
     from upstash_middleware.core.ratelimit.decision import OnDenied
-    from upstash_middleware.core.ratelimit.rules import CompiledRule, RateLimitRule, SdkLimiter
+    from upstash_middleware.core.ratelimit.leases import Leases
+    from upstash_middleware.core.ratelimit.charges import Slice, Verdict
+    from upstash_middleware.core.ratelimit.rules import (
+        CompiledRule,
+        Lease,
+        RateLimitRule,
+        SdkLimiter,
+    )
     from upstash_middleware.events import Observer
     from upstash_middleware.messages import Response
 
 _DURING = "rate limit"
 _SETTLING = "rate limit settling"
 _ANSWERED = UpstashAnswered(_DURING)
+_SETTLED_TOGETHER = 100
+"""Settlements in one call, at most."""
 
 
 class Explanation(Struct, frozen=True):
@@ -104,6 +114,10 @@ class _Call(Prepared, eq=False):
     """When the TIME in the same pipeline was sent; None without one."""
     forgotten: int
     """How many denials had been forgotten: a refund since then makes a denial uncertain."""
+    served: Sequence[RuleCharge] = ()
+    """The charges that were taken from slices."""
+    leases: bool = False
+    """Whether the call does anything for a lease."""
 
 
 def _token() -> int:
@@ -137,6 +151,8 @@ class RateLimiter(Part):
         match: With ``"all"``, all rules that cover a request decide, and all or none is taken.
         remember_denials: Seconds for which a denial is remembered at most.
         denials: Remembers them where several limiters may count in the same keys.
+        lease: The lease of rules that set none of their own; None for no lease.
+        leases: Returns this process's slices of quotas, likewise shared by several limiters.
         deny_list: A prefix of the JavaScript SDK, ``"@upstash/ratelimit"`` by its default, whose
             deny list is obeyed.
         analytics: Such a prefix for the analytics of the dashboard in Upstash's console.
@@ -166,6 +182,8 @@ class RateLimiter(Part):
         match: Match = "first",
         remember_denials: float = 60.0,
         denials: Denials | None = None,
+        lease: Lease | None = None,
+        leases: Callable[[], Leases] | None = None,
         deny_list: str | None = None,
         analytics: str | None = None,
         at_handler: bool = False,
@@ -185,6 +203,7 @@ class RateLimiter(Part):
             address or client_ip(),
             is_watched=not self._watch.done,
             at_handler=at_handler,
+            lease=lease,
         )
         self.reads_body: bool = any(reads_body(rule.by) for rule in self._rules)
         """Whether the adapter has to give it the request's body."""
@@ -200,6 +219,10 @@ class RateLimiter(Part):
         self._on_denied = on_denied
         self._exempts = exempts
         self._denials = denials or Denials(remember_denials)
+        self._leases: Callable[[], Leases] | None = None
+        """None where no rule has a lease."""
+        if any(rule.lease is not None for rule in self._rules):
+            self._leases = leases or self._own_leases()
         self._deny_list_prefix = deny_list
         self._analytics_prefix = analytics
         self._needs_more = bool(deny_list or analytics)
@@ -207,6 +230,12 @@ class RateLimiter(Part):
         self._reads_paths = any(rule.rule.path or rule.rule.when for rule in self._rules)
         self._emits = bool(analytics) or hears(observe, RateLimitDecided)
         self._start()
+
+    def _own_leases(self) -> Callable[[], Leases]:
+        from upstash_middleware.core.ratelimit.leases import Leases  # noqa: PLC0415 - if it is used
+
+        own = Leases(self._observe)
+        return lambda: own
 
     @property
     def rules(self) -> dict[str, RateLimitRule]:
@@ -222,15 +251,17 @@ class RateLimiter(Part):
         return reads_body(self._rule(rule).by)
 
     def forget(self) -> None:
-        """Start again, with no remembered denials, local counts, server time or analytics."""
+        """Start again, with no remembered denials, slices, local counts, server time or analytics."""
         self._denials.clear()
+        if self._leases is not None:
+            self._leases().clear()
         self._start()
 
     def _start(self) -> None:
         self._time = ServerClock(self._clock)
         self._local = LocalCounters()
         self._settler = Settler(
-            self._time, self._observe, self._deadline, self._denials, self._perform
+            self._time, self._observe, self._deadline, self._denials, self._leases, self._perform
         )
         paths = {rule.setting: rule.rule.path for rule in self._rules if rule.rule.path is not None}
         self._unmatched = Unmatched(paths, self._observe)
@@ -276,11 +307,19 @@ class RateLimiter(Part):
             return self._begin_unusual(request)
         if not charges:
             return None
+        served: list[RuleCharge] = []
+        if self._leases is not None:
+            served, charges = self._serve(charges)
+            if not charges:
+                return self._exchange(request, served)
         bases = self._denials.bases
         if bases and (
             known := [each for each in charges if each.base in bases and self._recall(each)]
         ):
-            return self._exchange(request, known)
+            return self._exchange(request, [*served, *known])
+        if self._leases is not None:
+            deadline = longest_deadline(charges, self._deadline)
+            return self._call(charges, request, deadline, served)
         forgotten = self._denials.forgotten
         now_ms, time_sent = self._time.begin_call()
         keys: list[Argument] = []
@@ -334,6 +373,42 @@ class RateLimiter(Part):
                 break
         return charges
 
+    def _serve(self, charges: list[RuleCharge]) -> tuple[list[RuleCharge], list[RuleCharge]]:
+        """Take from slices where rules have leases; return what was served so, and the rest."""
+        leases = cast("Callable[[], Leases]", self._leases)()
+        served, others = [], []
+        for charge in charges:
+            may = charge.decision is None and charge.rule.lease is not None
+            if may and _is_alone(charge, charges) and leases.serve(charge, self._time):
+                served.append(charge)
+            else:
+                others.append(charge)
+        return served, others
+
+    def _call(
+        self,
+        charges: list[RuleCharge],
+        request: HTTPRequest,
+        deadline: float,
+        served: Sequence[RuleCharge] = (),
+    ) -> _Call:
+        """Return the call that takes charges, with what it does for leases."""
+        forgotten = self._denials.forgotten
+        now_ms, time_sent = self._time.begin_call()
+        words: list[tuple[str, ...]] = []
+        if self._leases is not None:
+            leases = self._leases()
+            for charge in charges:
+                if charge.rule.lease is not None and _is_alone(charge, charges):
+                    leases.ask(charge, self._time, deadline)
+            if any(charge.lease is not None for charge in charges):
+                words = lease_words(charges)
+        command = charge_command(limit_charges(charges), now_ms, leases=words)
+        pipeline = Pipeline((command,) if time_sent is None else (command, TIME), deadline)
+        return _Call(
+            pipeline, request, charges, now_ms, time_sent, forgotten, served, bool(words)
+        )
+
     def _recall(self, charge: RuleCharge) -> bool:
         """Decide by a remembered denial, if there is one."""
         charge.decision = self._denials.recall(charge.denial_key, self._time)
@@ -350,7 +425,10 @@ class RateLimiter(Part):
                 self._decide(prepared, replies)
             except Exception as error:  # noqa: BLE001 - a bug here must not lift the limit
                 self._decide_broken(prepared.charges, error)
-        return self._exchange(prepared.request, prepared.charges)
+        charges = prepared.charges
+        if prepared.served:
+            charges = [*prepared.served, *charges]
+        return self._exchange(prepared.request, charges)
 
     def _decide(self, call: _Call, replies: list[Reply]) -> None:
         """Decide by the script's verdicts, and remember denials."""
@@ -361,13 +439,15 @@ class RateLimiter(Part):
             count = 0
             for charge in charges:
                 count += len(charge.rule.policies)
-            verdicts = read_verdicts(replies[0], count)
+            verdicts = read_verdicts(replies[0], count, leases=call.leases)
         except UpstashError as error:
             self._fail(call, error)
             return
         if UpstashAnswered not in self._ignored:
             self._observe(_ANSWERED)
         decide(charges, verdicts, now_ms)
+        if self._leases is not None:
+            self._lease(charges, verdicts, now_ms)
         for charge in charges:
             # It may have been of another cost, tier, or rule of the bucket.
             if charge.where is not None and charge.base in denials.bases:
@@ -379,9 +459,24 @@ class RateLimiter(Part):
             if call.forgotten == denials.forgotten:
                 denials.remember(charge.denial_key, decision, now_ms, self._time, charge.rule.base)
 
+    def _lease(self, charges: list[RuleCharge], verdicts: Sequence[Verdict], now_ms: int) -> None:
+        """Take in slices, and use one for a request that the quota denies."""
+        leases, end = cast("Callable[[], Leases]", self._leases)(), 0
+        for charge in charges:
+            begin, end = end, end + len(charge.rule.policies)
+            if charge.rule.lease is None or not _is_alone(charge, charges):
+                continue
+            leases.receive(charge, verdicts[begin:end], now_ms, self._time)
+            # Other rules would have taken nothing.
+            if len(charges) == 1 and not cast("Decision", charge.decision).allowed:
+                leases.serve_denied(charge, self._time)
+
     def _fail(self, call: _Call, error: UpstashError) -> None:
         """Decide by each rule's policy; rules that count locally do so all or none."""
         self._observe(UpstashFailed(_DURING, error))
+        if self._leases is not None:
+            for charge in call.charges:
+                self._leases().lose(charge, self._time)
         local = [each for each in call.charges if each.rule.rule.on_error == "local"]
         self._count_locally(local, call.now_ms)
         for charge in call.charges:
@@ -508,7 +603,12 @@ class RateLimiter(Part):
                 charge.decide_by("deny list")
             elif charge.decision is None and charge.local:
                 self._count_locally([charge], self._time.now_ms())
-            elif charge.decision is None:
+        if self._leases is not None and not any(
+            charge.decision is not None and charge.decision.stops for charge in charges
+        ):
+            self._serve([charge for charge in charges if charge.rule.policies])
+        for charge in charges:
+            if charge.decision is None:
                 self._recall(charge)
         known = [charge for charge in charges if charge.decision is not None]
         if any(cast("Decision", charge.decision).stops for charge in known):
@@ -548,11 +648,7 @@ class RateLimiter(Part):
 
     async def _take(self, charges: list[RuleCharge], request: HTTPRequest, deadline: float) -> None:
         """Take the charges of this package's limits, all in one call of the script."""
-        forgotten = self._denials.forgotten
-        now_ms, time_sent = self._time.begin_call()
-        command = charge_command(limit_charges(charges), now_ms)
-        pipeline = Pipeline((command,) if time_sent is None else (command, TIME), deadline)
-        call = _Call(pipeline, request, charges, now_ms, time_sent, forgotten)
+        call = self._call(charges, request, deadline)
         try:
             replies = await call.pipeline
         except UpstashError as error:
@@ -606,7 +702,9 @@ class RateLimiter(Part):
             analytics.add(counts)  # to be sent with a later call
 
     async def flush(self) -> None:
-        """Send the analytics that have been collected, as at shutdown. A flow."""
+        """Send collected analytics and give back slices, as at shutdown. A flow."""
+        if self._leases is not None:
+            await self._settler.give_back(self._leases().clear())
         if self._analytics is not None and (due := self._analytics.take_due(at_once=True)):
             await self._send_analytics(self._analytics, due, self._deadline)
 
@@ -727,6 +825,8 @@ class RateLimiter(Part):
             base = compiled.key_base(self._text(who))
         await self._send(Command(("DEL", *_keys(compiled, base, self._time.now_ms()))))
         self._denials.forget(base)
+        if self._leases is not None:
+            self._leases().forget(base)
 
     async def set_limit(self, rule: str, limit: int | None) -> None:
         """Set what a dynamic rule allows, in all processes; None returns to its own limit.
@@ -754,6 +854,9 @@ class RateLimiter(Part):
         now_ms, limits = self._time.now_ms(), limit_charges(own)
         reply = await self._send(charge_command(limits, now_ms, peek=True))
         decide(own, read_verdicts(reply, len(limits)), now_ms)
+        if self._leases is not None:
+            for charge in own:
+                self._leases().include(charge, self._time)
         return tuple(
             Explanation(
                 rule=charge.rule.rule.name,
@@ -885,8 +988,8 @@ class RateLimitExchange(PartExchange):
         if not taken:
             return None
         if self.response is not None:
-            due = _settlements((charge, -charge.cost) for charge in taken)
-            return settler.settle(due, taken)
+            due = settler.settlements((charge, -charge.cost) for charge in taken)
+            return settler.settle(due, taken) if due else None
         charged = 0
         if self.decision is not None:
             charged = self.decision.ledger.close(partial(settler.charge_late, taken))
@@ -904,9 +1007,11 @@ class Settler:
         observe: Observer,
         deadline: float,
         denials: Denials,
+        leases: Callable[[], Leases] | None,
         perform: Callable[[Flow[None]], object],
     ) -> None:
         self.time = time
+        self._leases = leases
         self._observe = observe
         self._ignored = ignored_by(observe)
         self._deadline = deadline
@@ -925,7 +1030,7 @@ class Settler:
         ``charged`` is what the application charges in addition. ``head`` is None where the client
         left before there was a response: the cost remains, else leaving early would cost nothing.
         """
-        due = []
+        due: list[tuple[RuleCharge, int]] = []
         for charge in taken:
             cost, settle = charge.cost, charge.rule.rule.settle
             if settle is not None and head is not None:
@@ -935,14 +1040,14 @@ class Settler:
                     self._observe(UserCodeFailed(charge.rule.named("settle"), error))
             due.append((charge, cost + charged - charge.cost))
         self._mark_uncertain(due)
-        await self.carry_out(_settlements(due), taken)
+        await self.carry_out(self.settlements(due), taken)
 
     def charge_late(self, taken: Sequence[RuleCharge], units: int) -> None:
         """Charge for a request that is settled already, in a separate call."""
         if units:
             due = [(charge, units) for charge in taken]
             self._mark_uncertain(due)
-            late = [each for each in _settlements(due) if not each.limit.has_slots]
+            late = [each for each in self.settlements(due) if not each.limit.has_slots]
             self._perform(self.settle(late, taken))
 
     def release_slots(self, charges: Sequence[RuleCharge]) -> Flow[None]:
@@ -976,10 +1081,52 @@ class Settler:
                 self._denials.forget(settlement.base)
         return True
 
+    def settlements(self, due: Iterable[tuple[RuleCharge, int]]) -> list[Settlement]:
+        """Return the charges and refunds that a call has to settle, and the slots to release.
+
+        What can be settled with a slice of this process is. What rules of one bucket took together
+        is settled once, by the highest of their units.
+        """
+        settlements: dict[tuple[str, int], Settlement] = {}
+        for charge, units in due:
+            held = charge.slice
+            if held is not None and self._leases is not None:
+                units = self._leases().settle(charge, units, self.time)  # noqa: PLW2901
+            for index, (policy, where) in enumerate(
+                zip(charge.rule.policies, charge.where or (), strict=True)
+            ):
+                own = -1 if policy.limit.has_slots else units
+                if held is not None and units < 0:
+                    own = -held.returnable(-units, self.time.now_ms())[index]
+                state = policy.limit.state(charge.base)
+                if state not in settlements or own > settlements[state].units:
+                    settlements[state] = Settlement(charge.base, policy.limit, own, where)
+        return [settlement for settlement in settlements.values() if settlement.units]
+
+    async def give_back(self, slices: Sequence[Slice]) -> None:
+        """Give back what is left of slices. A flow; never raises UpstashError."""
+        now_ms = self.time.now_ms()
+        due = [
+            Settlement(each.base, policy.limit, -units, where)
+            for each in slices
+            for policy, units, where in zip(
+                each.rule.policies, each.returnable(each.units, now_ms), each.where, strict=True
+            )
+            if units
+        ]
+        for first in range(0, len(due), _SETTLED_TOGETHER):
+            if not await self.carry_out(due[first : first + _SETTLED_TOGETHER], ()):
+                return
+
     def _mark_uncertain(self, due: Iterable[tuple[RuleCharge, int]]) -> None:
         for charge, units in due:
             if units < 0:
                 self._denials.mark_uncertain(charge.rule.base)
+
+
+def _is_alone(charge: RuleCharge, charges: Sequence[RuleCharge]) -> bool:
+    """Whether no other charge counts in the same keys: these are taken together, without slices."""
+    return len(charges) == 1 or sum(each.base == charge.base for each in charges) == 1
 
 
 def _slots(charges: Sequence[RuleCharge], units: int) -> list[Settlement]:
@@ -989,18 +1136,3 @@ def _slots(charges: Sequence[RuleCharge], units: int) -> list[Settlement]:
         for policy in charge.rule.policies
         if policy.limit.has_slots
     ]
-
-
-def _settlements(due: Iterable[tuple[RuleCharge, int]]) -> list[Settlement]:
-    """Return the charges and refunds that remain, and the slots to release.
-
-    What rules of one bucket took together is settled once, by the highest of their units.
-    """
-    settlements: dict[tuple[str, int], Settlement] = {}
-    for charge, units in due:
-        for policy, where in zip(charge.rule.policies, charge.where or (), strict=True):
-            own = -1 if policy.limit.has_slots else units
-            state = policy.limit.state(charge.base)
-            if state not in settlements or own > settlements[state].units:
-                settlements[state] = Settlement(charge.base, policy.limit, own, where)
-    return [settlement for settlement in settlements.values() if settlement.units]

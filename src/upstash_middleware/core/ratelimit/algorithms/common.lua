@@ -10,7 +10,8 @@ local LONGEST = 34560000000
 -- The algorithms by their names in ARGV. Each has the number of `keys` that it reads; `check`, which
 -- computes what remains and when the request would pass; `take`, which returns what to store and
 -- until when that counts; and `give`, which refunds units and returns what to store.
--- After `check`, `where` is the part of the state that `take` would write to, for `give` to find.
+-- After `check`, `where` is the part of the state that `take` would write to, for `give` to find; with
+-- `windows` it is a window, and units can be given back to that one only.
 local algorithms = {}
 
 -- A key whose value this package has not written; once it is set, nothing is taken.

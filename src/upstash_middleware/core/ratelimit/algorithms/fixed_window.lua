@@ -1,7 +1,7 @@
 -- Fixed window: at most `quota` units in each window, cut at multiples of `window` ms.
 -- Keys: this window's counter, the next one's (which a process whose clock leads may have begun).
 
-algorithms.fixed = { keys = 2 }
+algorithms.fixed = { keys = 2, windows = true }
 
 function algorithms.fixed.check(limit, values, keys, now)
   local quota, window = limit.a, limit.b

@@ -46,6 +46,9 @@ class FixedWindow(Limit, frozen=True):
     def refund_keys(self, base: str, where: int, now_ms: int) -> tuple[str, ...]:  # noqa: ARG002
         return (f"{base}:{where}",)
 
+    def gives_back(self, taken_where: int, where: int) -> bool:
+        return taken_where == where
+
     def check(self, values: Sequence[Any], now: int, cost: int) -> Check:
         window = self.milliseconds
         key = 0 if values[1] is None else 1

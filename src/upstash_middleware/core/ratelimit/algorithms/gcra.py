@@ -65,6 +65,9 @@ class GCRA(Limit, frozen=True):
     def keys(self, base: str, now_ms: int) -> tuple[str, ...]:  # noqa: ARG002
         return (f"{base}:gcra.{self.milliseconds}",)
 
+    def returnable(self, units: int, held_ms: int) -> int:
+        return max(0, units - -(-held_ms * self.limit // self.milliseconds))
+
     def check(self, values: Sequence[Any], now: int, cost: int) -> Check:
         window, capacity = self.milliseconds, self.quota * self.milliseconds
         at, level, rate = values[0] or (now, 0, self.limit)

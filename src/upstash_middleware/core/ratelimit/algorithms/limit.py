@@ -127,6 +127,19 @@ class Limit(Struct, frozen=True, dict=True):
     def refund_keys(self, base: str, where: int, now_ms: int) -> tuple[str, ...]:  # noqa: ARG002
         return self.keys(base, now_ms)
 
+    # When units that were taken at `where` have to be used, in ms since 1970; `reset` is the script's.
+    def taken_until(self, where: int, reset: int) -> int:  # noqa: ARG002
+        return reset
+
+    # Whether a call whose verdict is about `where` can give back units that were taken elsewhere.
+    def gives_back(self, taken_where: int, where: int) -> bool:  # noqa: ARG002
+        return True
+
+    # How many of so many units may be given back after a time: those that have come back by
+    # themselves may have been used by others.
+    def returnable(self, units: int, held_ms: int) -> int:  # noqa: ARG002
+        return units
+
     # Equal for two limits if they count in the same keys.
     def state(self, base: str) -> tuple[str, int]:
         return self.keys(base, 0)[-1], self.milliseconds

@@ -31,7 +31,7 @@ local function sliding_passes(limit, now)
   return limit.start + 2 * window - longest_rest(limit.used, quota - limit.cost, window)
 end
 
-algorithms.sliding = { keys = 3 }
+algorithms.sliding = { keys = 3, windows = true }
 
 function algorithms.sliding.check(limit, values, keys, now)
   local quota, window = limit.a, limit.b

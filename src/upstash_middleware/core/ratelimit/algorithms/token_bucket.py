@@ -51,6 +51,9 @@ class TokenBucket(Limit, frozen=True):
     def keys(self, base: str, now_ms: int) -> tuple[str, ...]:  # noqa: ARG002
         return (f"{base}:bucket.{self.milliseconds}",)
 
+    def returnable(self, units: int, held_ms: int) -> int:
+        return max(0, units - (held_ms // self.milliseconds + 1) * self.refill)
+
     def check(self, values: Sequence[Any], now: int, cost: int) -> Check:
         interval = self.milliseconds
         refilled, used, rate = values[0] or (now, 0, self.refill)

@@ -1,0 +1,335 @@
+"""Leases: units that this process takes ahead for busy identifiers, and serves without a call.
+
+A rule with a lease counts the units that each identifier uses in this process. Once they come fast
+enough, the call for one of its requests also takes a *slice* of what remains of the quota. Further
+requests of the identifier use the slice, until it is used up or has ended. What has been taken is
+counted on Upstash, so however many processes have slices, no more is admitted than was taken.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, cast
+
+from msgspec import Struct, field
+
+from upstash_middleware.core.ratelimit.charges import LeaseCall, Slice
+from upstash_middleware.core.ratelimit.decision import Decision, PolicyState, decided
+from upstash_middleware.events import QuotaLeased, hears
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from upstash_middleware.core.ratelimit.charges import RuleCharge, Verdict
+    from upstash_middleware.core.ratelimit.memory import ServerClock
+    from upstash_middleware.core.ratelimit.rules import Lease
+    from upstash_middleware.events import Observer
+
+MOST_IDENTIFIERS = 10_000
+
+
+class _Holder(Struct, eq=False):
+    """What this process knows about one identifier under one rule."""
+
+    counting_since: float
+    counted: int = 0
+    """Units used since then."""
+    counted_before: int = 0
+    """Units used in the interval before that."""
+    slices: list[Slice] = field(default_factory=list)
+    """Those taken first come first."""
+    ended: Slice | None = None
+    """One that has ended with units left, to be given back by the next call."""
+    refill_at: int = 0
+    """Ask for another slice when no more units than this are left."""
+    policies: tuple[PolicyState, ...] = ()
+    """The state of the limits after the last call."""
+    asking_until: float = 0.0
+    """When the call that asks for a slice will have failed; past if there is none."""
+    paused_until: float = 0.0
+    """Until when no slice is asked for."""
+
+    def count(self, units: int, now: float, seconds: float) -> None:
+        """Count units that are used."""
+        passed = now - self.counting_since
+        if passed >= seconds:
+            self.counted_before = self.counted if passed < 2 * seconds else 0
+            self.counted, self.counting_since = 0, now
+        self.counted += units
+
+    @property
+    def expected(self) -> int:
+        """The units to be expected while a slice lasts."""
+        return max(self.counted, self.counted_before)
+
+    @property
+    def left(self) -> int:
+        """The units in all slices."""
+        return sum([each.units for each in self.slices])
+
+    def end(self, time: ServerClock) -> int:
+        """Take out the slices that have ended; return how many units are wasted by that."""
+        wasted = 0
+        for each in self.slices[:]:
+            if not _is_alive(each, time):
+                self.slices.remove(each)
+                each.is_closed = True
+                if each.units:
+                    wasted += 0 if self.ended is None else self.ended.units
+                    self.ended = each
+        return wasted
+
+    def asks(self, lease: Lease, now: float) -> bool:
+        """Whether a call may ask for a slice now."""
+        return (
+            self.expected >= lease.threshold
+            and now >= self.asking_until
+            and now >= self.paused_until
+        )
+
+
+class Leases:
+    """The slices of this process. Safe under threads; a forked child has to make its own.
+
+    Args:
+        observe: Gets events.
+        most: The identifiers that are remembered at most. The slices of the one that was not seen
+            for the longest time are dropped.
+    """
+
+    def __init__(self, observe: Observer, most: int = MOST_IDENTIFIERS) -> None:
+        self._holders: OrderedDict[tuple[str, str, object], _Holder] = OrderedDict()
+        self._lock = threading.Lock()
+        self._most = most
+        self._observe = observe
+        self._emits = hears(observe, QuotaLeased)
+
+    def serve(self, charge: RuleCharge, time: ServerClock) -> bool:
+        """Count a request, and decide about it by a slice; False if a call has to decide."""
+        lease, cost, now = cast("Lease", charge.rule.lease), charge.cost, time.monotonic()
+        with self._lock:
+            holder, wasted = self._holder(charge, now)
+            holder.count(cost, now, lease.milliseconds / 1000)
+            if not holder.slices:
+                return False
+            wasted += holder.end(time)
+            served = (
+                holder.left - cost >= holder.refill_at or not holder.asks(lease, now)
+            ) and _use(holder, charge)
+        self._emit(charge, wasted=wasted)
+        return served
+
+    def ask(self, charge: RuleCharge, time: ServerClock, deadline: float) -> None:
+        """Set what a call of at most ``deadline`` seconds does for the lease, None if nothing."""
+        lease, now = cast("Lease", charge.rule.lease), time.monotonic()
+        with self._lock:
+            holder, wasted = self._holder(charge, now)
+            wanted = 0
+            if holder.asks(lease, now):
+                wanted = max(0, holder.expected - holder.left)
+                holder.asking_until = now + deadline
+            unused, holder.ended = holder.ended, None
+            if unused is None and holder.slices and holder.left < charge.cost:
+                unused = holder.slices.pop()
+                unused.is_closed = True
+            if wanted or unused is not None:
+                charge.lease = LeaseCall(wanted, lease.share)
+            if unused is not None:
+                given = unused.returnable(unused.units, time.now_ms())
+                charge.lease = LeaseCall(wanted, lease.share, unused.units, given, unused.where)
+        self._emit(charge, wasted=wasted)
+
+    def receive(
+        self, charge: RuleCharge, verdicts: Sequence[Verdict], sent_ms: int, time: ServerClock
+    ) -> None:
+        """Take in the slice of a call that has decided, and include slices in the decision.
+
+        A request that the quota denies may still use a slice, unless other rules had a part in the
+        call: these have taken nothing.
+        """
+        asked, charge.lease = charge.lease, None
+        decision = cast("Decision", charge.decision)
+        leased = verdicts[0].leased if asked else 0
+        returned = wasted = 0
+        if asked and asked.unused:
+            fits = [
+                policy.limit.gives_back(where, verdict.where)
+                for policy, where, verdict in zip(
+                    charge.rule.policies, asked.where, verdicts, strict=True
+                )
+            ]
+            returned = min(asked.given_back) if all(fits) else 0
+            wasted = asked.unused - returned
+        now = time.monotonic()
+        with self._lock:
+            holder, evicted = self._holder(charge, now)
+            if asked and asked.wanted:
+                holder.asking_until = now
+            holder.policies = decision.policies
+            if leased:
+                taken = self._slice(charge, leased, verdicts, sent_ms, time)
+                holder.slices.append(taken)
+                holder.refill_at = leased // 4
+                charge.slice = taken
+            elif not decision.allowed:
+                holder.paused_until = now + (decision.retry_after or 0)
+            left = holder.left
+            if left and decision.allowed:
+                charge.decision = _including(decision, left)
+        self._emit(charge, leased, returned, wasted + evicted)
+
+    def serve_denied(self, charge: RuleCharge, time: ServerClock) -> bool:
+        """Decide by a slice about a request that the quota has just denied, if there is one."""
+        with self._lock:
+            holder = self._holders.get(_key(charge))
+            if holder is None or not holder.slices:
+                return False
+            wasted = holder.end(time)
+            served = _use(holder, charge)
+        self._emit(charge, wasted=wasted)
+        return served
+
+    def lose(self, charge: RuleCharge, time: ServerClock) -> None:
+        """Note that a call has failed: what it has taken ahead or given back is not known."""
+        asked, charge.lease = charge.lease, None
+        if asked is None:
+            return
+        lease, now = cast("Lease", charge.rule.lease), time.monotonic()
+        with self._lock:
+            holder, wasted = self._holder(charge, now)
+            if asked.wanted:
+                holder.asking_until = now
+                holder.paused_until = now + lease.milliseconds / 1000
+        self._emit(charge, wasted=wasted + asked.unused)
+
+    def settle(self, charge: RuleCharge, units: int, time: ServerClock) -> int:
+        """Settle units with the slice of a request; return those that a call has to settle."""
+        taken = charge.slice
+        if taken is None or not units:
+            return units
+        with self._lock:
+            if not _is_alive(taken, time) or units > taken.units:
+                return units
+            taken.units -= units
+        return 0
+
+    def include(self, charge: RuleCharge, time: ServerClock) -> None:
+        """Include this process's slices in a decision that has taken nothing."""
+        decision = cast("Decision", charge.decision)
+        with self._lock:
+            holder = self._holders.get(_key(charge))
+            slices = [] if holder is None else [each for each in holder.slices if _is_alive(each, time)]
+            left = sum(each.units for each in slices)
+            if left and (decision.allowed or any(each.units >= charge.cost for each in slices)):
+                charge.decision = _including(decision, left)
+
+    def forget(self, base: str) -> None:
+        """Drop the slices under keys that begin with this, as their units were reset."""
+        with self._lock:
+            for key in [known for known in self._holders if known[0] == base]:
+                _close(self._holders.pop(key))
+
+    def clear(self) -> list[Slice]:
+        """Drop all slices, and return those with units to be given back."""
+        with self._lock:
+            holders = [*self._holders.values()]
+            self._holders.clear()
+            return [each for holder in holders for each in _close(holder)]
+
+    def _holder(self, charge: RuleCharge, now: float) -> tuple[_Holder, int]:
+        """Return what is known of an identifier, and the units that are dropped for that."""
+        key = _key(charge)
+        holder = self._holders.get(key)
+        if holder is not None:
+            self._holders.move_to_end(key)
+            return holder, 0
+        holder = self._holders[key] = _Holder(now)
+        if len(self._holders) <= self._most:
+            return holder, 0
+        _, oldest = self._holders.popitem(last=False)
+        return holder, sum(each.units for each in _close(oldest))
+
+    @staticmethod
+    def _slice(
+        charge: RuleCharge,
+        units: int,
+        verdicts: Sequence[Verdict],
+        sent_ms: int,
+        time: ServerClock,
+    ) -> Slice:
+        where = tuple(verdict.where for verdict in verdicts)
+        lease = cast("Lease", charge.rule.lease)
+        ends = [
+            policy.limit.taken_until(verdict.where, sent_ms + verdict.reset_ms)
+            for policy, verdict in zip(charge.rule.policies, verdicts, strict=True)
+        ]
+        ends_ms = min(sent_ms + lease.milliseconds, *ends)
+        rest = (ends_ms - time.now_ms()) / 1000
+        return Slice(
+            units, charge.rule, charge.base, where, sent_ms, ends_ms, time.monotonic() + rest
+        )
+
+    def _emit(
+        self, charge: RuleCharge, leased: int = 0, returned: int = 0, wasted: int = 0
+    ) -> None:
+        if self._emits and (leased or returned or wasted):
+            rule = charge.rule.rule.name
+            self._observe(QuotaLeased(rule, charge.identifier, leased, returned, wasted))
+
+
+def _is_alive(taken: Slice, time: ServerClock) -> bool:
+    """Whether its units may be used now."""
+    return (
+        not taken.is_closed
+        and time.monotonic() < taken.ends_monotonic
+        and taken.taken_ms <= time.now_ms() < taken.ends_ms
+    )
+
+
+def _key(charge: RuleCharge) -> tuple[str, str, object]:
+    return (charge.base, charge.rule.rule.name, charge.rule.tier)
+
+
+def _use(holder: _Holder, charge: RuleCharge) -> bool:
+    """Take a charge's cost from one slice, and decide by that; False if none has enough."""
+    for each in holder.slices:
+        if each.units >= charge.cost:
+            each.units -= charge.cost
+            charge.slice, charge.where = each, each.where
+            rule, left = charge.rule.rule, holder.left
+            charge.decision = decided(
+                rule.name,
+                charge.identifier,
+                _with(holder.policies, left),
+                shadow=rule.shadow,
+                settled_by="lease",
+            )
+            return True
+    return False
+
+
+def _with(policies: Sequence[PolicyState], left: int) -> tuple[PolicyState, ...]:
+    return tuple(
+        [
+            PolicyState(
+                each.name, each.limit, each.window, each.remaining + left, each.reset, True
+            )
+            for each in policies
+        ]
+    )
+
+
+def _including(decision: Decision, left: int) -> Decision:
+    """Return a decision that allows, with what is left in slices."""
+    return decided(
+        decision.rule, decision.identifier, _with(decision.policies, left), shadow=decision.shadow
+    )
+
+
+def _close(holder: _Holder) -> list[Slice]:
+    """Close all slices of an identifier, and return those with units left."""
+    slices = [*holder.slices, *([] if holder.ended is None else [holder.ended])]
+    for each in slices:
+        each.is_closed = True
+    return [each for each in slices if each.units]
