@@ -1,0 +1,182 @@
+"""Leases: a process takes quota ahead for a busy identifier, and serves from it without a call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.ratelimit.test_limiter import Make, begin, get, passed
+from tests.ratelimit.test_settling import finish
+from upstash_middleware.core.ratelimit import (
+    GCRA,
+    FixedWindow,
+    Lease,
+    Limit,
+    RateLimiter,
+    RateLimitRule,
+    SlidingLog,
+    SlidingWindow,
+    TokenBucket,
+)
+from upstash_middleware.drivers import run
+from upstash_middleware.errors import ConnectionLost
+from upstash_middleware.events import Event, QuotaLeased
+
+if TYPE_CHECKING:
+    from tests.ratelimit.store import FakeClock, ValkeyStore
+
+EVERY: list[Limit] = [
+    FixedWindow(1000, 60),
+    SlidingWindow(1000, 60),
+    TokenBucket(1000, 1, 0.06),
+    GCRA(1000, 60),
+    SlidingLog(1000, 60),
+]
+EACH = pytest.mark.parametrize("limit", EVERY, ids=lambda limit: limit.name)
+
+
+def leasing(limiter_of: Make, limits: Any, lease: Any = 1, **fields: Any) -> RateLimiter:
+    return limiter_of(RateLimitRule("/a", limits, name="r", lease=lease, **fields))
+
+
+def calls(store: ValkeyStore) -> int:
+    """Return the calls since the last time."""
+    count = len(store.pipelines)
+    store.pipelines.clear()
+    return count
+
+
+@EACH
+def test_a_busy_identifier_needs_few_calls(
+    limiter_of: Make, store: ValkeyStore, limit: Limit
+) -> None:
+    limiter = leasing(limiter_of, limit)
+    assert passed(limiter, store, *[get("/a")] * 1000) == [True] * 1000
+    assert calls(store) <= 60
+    assert passed(limiter, store, get("/a")) == [False]
+
+
+@EACH
+def test_few_requests_take_no_slice_and_cost_what_they_did(
+    limiter_of: Make, store: ValkeyStore, clock: FakeClock, limit: Limit, events: list[Event]
+) -> None:
+    plain = limiter_of(RateLimitRule("/a", limit, name="r"))
+    begin(plain, store, get("/a", peer="192.0.2.9"))
+    (expected,) = store.pipelines[-1].commands[:1]
+    limiter = leasing(limiter_of, limit)
+    calls(store)
+    for _ in range(30):
+        begin(limiter, store, get("/a"))
+        clock.move(0.2)
+    assert len(store.pipelines) == 30
+    assert len(store.pipelines[-1].commands[0].args) == len(expected.args)
+    assert not [event for event in events if isinstance(event, QuotaLeased)]
+
+
+@EACH
+def test_remaining_is_the_counters_and_what_is_left_of_the_slice(
+    limiter_of: Make, store: ValkeyStore, limit: Limit
+) -> None:
+    limiter = leasing(limiter_of, limit)
+    remaining = []
+    for _ in range(300):
+        decision = begin(limiter, store, get("/a")).decision
+        assert decision is not None
+        remaining.append(decision.remaining)
+    assert remaining == [*range(999, 699, -1)]
+
+
+def test_no_request_exceeds_the_limit_with_two_processes(
+    limiter_of: Make, store: ValkeyStore
+) -> None:
+    one, two = (leasing(limiter_of, FixedWindow(1000, 60)) for _ in range(2))
+    allowed = []
+    for _ in range(700):
+        allowed += passed(one, store, get("/a")) + passed(two, store, get("/a"))
+    assert sum(allowed) == 1000
+
+
+def test_unused_units_are_given_back_by_the_next_call(
+    limiter_of: Make, store: ValkeyStore, clock: FakeClock, events: list[Event]
+) -> None:
+    limiter = leasing(limiter_of, FixedWindow(1000, 60))
+    passed(limiter, store, *[get("/a")] * 20)
+    clock.move(1)
+    decision = begin(limiter, store, get("/a")).decision
+    assert decision is not None
+    assert decision.remaining == 1000 - 21
+    other = leasing(limiter_of, FixedWindow(1000, 60))
+    decision = begin(other, store, get("/a")).decision
+    assert decision is not None
+    leased = [event for event in events if isinstance(event, QuotaLeased)]
+    assert decision.remaining == 1000 - 22 - sum(one.leased - one.returned for one in leased) + 0
+
+
+def test_a_lost_response_pauses_leases_and_loses_what_it_may_have_taken(
+    limiter_of: Make, store: ValkeyStore, clock: FakeClock
+) -> None:
+    limiter = leasing(limiter_of, FixedWindow(1000, 60))
+    passed(limiter, store, *[get("/a")] * 10)
+    store.fails_with = ConnectionLost("lost")
+    while not store.fails_with is None:
+        before = len(store.pipelines)
+        begin(limiter, store, get("/a"))
+        if len(store.pipelines) > before:
+            store.fails_with = None
+    calls(store)
+    passed(limiter, store, *[get("/a")] * 30)
+    assert calls(store) >= 15
+    clock.move(1)
+    passed(limiter, store, *[get("/a")] * 30)
+    clock.move(0.1)
+    calls(store)
+    passed(limiter, store, *[get("/a")] * 10)
+    assert calls(store) <= 2
+
+
+@EACH
+def test_a_refund_goes_into_the_slice(limiter_of: Make, store: ValkeyStore, limit: Limit) -> None:
+    limiter = leasing(limiter_of, limit, settle=lambda request, response: 0)
+    for _ in range(20):
+        finish(begin(limiter, store, get("/a")), store)
+    calls(store)
+    exchange = begin(limiter, store, get("/a"))
+    assert calls(store) == 0
+    assert not finish(exchange, store)
+
+
+@EACH
+def test_closing_gives_everything_back(
+    limiter_of: Make, store: ValkeyStore, limit: Limit
+) -> None:
+    limiter = leasing(limiter_of, limit)
+    passed(limiter, store, *[get("/a")] * 50)
+    run(limiter.flush(), store)
+    decision = begin(limiter_of(RateLimitRule("/a", limit, name="r")), store, get("/a")).decision
+    assert decision is not None
+    assert decision.remaining == 1000 - 51
+
+
+def test_a_denial_while_a_slice_is_left_uses_the_slice(
+    limiter_of: Make, store: ValkeyStore
+) -> None:
+    one, two = (leasing(limiter_of, FixedWindow(1000, 60)) for _ in range(2))
+    passed(one, store, *[get("/a")] * 200)
+    while passed(two, store, get("/a")) == [True]:
+        pass
+    rest = passed(one, store, *[get("/a")] * 200)
+    assert rest == sorted(rest, reverse=True)
+    assert sum(rest) > 0
+
+
+def test_several_limits_lease_the_same_number(limiter_of: Make, store: ValkeyStore) -> None:
+    limiter = leasing(limiter_of, "1000/min; 200/10s")
+    assert sum(passed(limiter, store, *[get("/a")] * 300)) == 200
+    assert calls(store) < 60
+
+
+def test_lease_share_of_one_takes_everything(limiter_of: Make, store: ValkeyStore) -> None:
+    limiter = leasing(limiter_of, FixedWindow(1000, 60), Lease(share=1, from_rate=2))
+    assert sum(passed(limiter, store, *[get("/a")] * 1100)) == 1000
+    assert calls(store) < 20
