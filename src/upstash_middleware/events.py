@@ -58,16 +58,14 @@ class RateLimitDecided(_AboutRequest, frozen=True):
 
 
 class QuotaLeased(Struct, frozen=True):
-    """Units of a quota were taken ahead for a lease, were given back, or are lost unused."""
+    """Units of a quota were taken ahead for a lease, or what was left of them was given back."""
 
     rule: str
     identifier: str
-    leased: int
-    """Units that a call has taken beyond the cost of its request."""
-    returned: int
-    """Units that the call has given back."""
-    wasted: int
-    """Units that nobody can use any more: they could not be given back."""
+    change: str
+    """``leased``, beyond the cost of a request; ``returned``, by a later call; or ``wasted``, where
+    unused units could not be given back."""
+    units: int
 
 
 class CacheLookedUp(_AboutRequest, frozen=True):
@@ -187,6 +185,7 @@ class InternalError(Struct, frozen=True):
 
 Event = (
     RateLimitDecided
+    | QuotaLeased
     | CacheLookedUp
     | CacheStored
     | CacheEntryRefused

@@ -82,7 +82,8 @@ _VERDICT = Label(
 _SETTLED_BY = Label(
     f"{_OWN}.rate_limit.settled_by",
     "settled_by",
-    "`upstash`, `memory`, `deny list`, `challenge`, or the policy: `open`, `closed`, `local`",
+    "`upstash`, `lease`, `memory`, `deny list`, `challenge`, or the policy: `open`, `closed`, "
+    "`local`",
 )
 _OUTCOME = Label(
     f"{_OWN}.cache.outcome", "outcome", "`hit`, or the reason for forwarding, from RFC 9211"

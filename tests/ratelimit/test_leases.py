@@ -106,11 +106,18 @@ def test_unused_units_are_given_back_by_the_next_call(
     decision = begin(limiter, store, get("/a")).decision
     assert decision is not None
     assert decision.remaining == 1000 - 21
+    by_slices = 21 - calls(store)
     other = leasing(limiter_of, FixedWindow(1000, 60))
     decision = begin(other, store, get("/a")).decision
     assert decision is not None
-    leased = [event for event in events if isinstance(event, QuotaLeased)]
-    assert decision.remaining == 1000 - 22 - sum(one.leased - one.returned for one in leased) + 0
+    units = dict.fromkeys(("leased", "returned", "wasted"), 0)
+    for event in events:
+        if isinstance(event, QuotaLeased):
+            units[event.change] += event.units
+    assert units["returned"] > 0
+    assert units["wasted"] == 0
+    held = units["leased"] - units["returned"] - by_slices
+    assert decision.remaining == 1000 - 22 - held
 
 
 def test_a_lost_response_pauses_leases_and_loses_what_it_may_have_taken(
@@ -119,7 +126,7 @@ def test_a_lost_response_pauses_leases_and_loses_what_it_may_have_taken(
     limiter = leasing(limiter_of, FixedWindow(1000, 60))
     passed(limiter, store, *[get("/a")] * 10)
     store.fails_with = ConnectionLost("lost")
-    while not store.fails_with is None:
+    while store.fails_with is not None:
         before = len(store.pipelines)
         begin(limiter, store, get("/a"))
         if len(store.pipelines) > before:
@@ -147,15 +154,14 @@ def test_a_refund_goes_into_the_slice(limiter_of: Make, store: ValkeyStore, limi
 
 
 @EACH
-def test_closing_gives_everything_back(
-    limiter_of: Make, store: ValkeyStore, limit: Limit
-) -> None:
+def test_closing_gives_everything_back(limiter_of: Make, store: ValkeyStore, limit: Limit) -> None:
     limiter = leasing(limiter_of, limit)
     passed(limiter, store, *[get("/a")] * 50)
     run(limiter.flush(), store)
     decision = begin(limiter_of(RateLimitRule("/a", limit, name="r")), store, get("/a")).decision
     assert decision is not None
-    assert decision.remaining == 1000 - 51
+    # A bucket's next refill may have come for somebody else already.
+    assert decision.remaining == 1000 - 51 - (limit.name == "bucket")
 
 
 def test_a_denial_while_a_slice_is_left_uses_the_slice(

@@ -50,7 +50,7 @@ DenialKey = tuple[str, int, str, Any]
 
 
 class Slice(Struct, eq=False):
-    """Units that one call has taken ahead for a lease, the same number from all limits of a rule."""
+    """Units that one call has taken ahead for a lease, as many from each limit of a rule."""
 
     units: int
     """Those that are left."""
@@ -162,7 +162,7 @@ def limit_charges(charges: Sequence[RuleCharge], *, local: bool = False) -> list
 
 def lease_words(charges: Sequence[RuleCharge]) -> list[tuple[str, ...]]:
     """Return the script's further arguments about leases, for each limit of these charges."""
-    words = []
+    words: list[tuple[str, ...]] = []
     for number, charge in enumerate(charges, start=1):
         asked = charge.lease
         for index in range(len(charge.rule.policies)):
@@ -712,7 +712,7 @@ def _command(called: Script, keys: list[Argument], arguments: list[Argument]) ->
 
 
 def read_verdicts(reply: Reply, count: int, *, leases: bool = False) -> tuple[Verdict, ...]:
-    """Return the script's verdicts on so many charges, ``leases`` if the call did something for one.
+    """Return the script's verdicts on so many charges; ``leases`` if it was called for some.
 
     Raises the reply if it is an error, and UnexpectedAnswer if it is not such a reply.
     """

@@ -75,9 +75,15 @@ class _Holder(Struct, eq=False):
             if not _is_alive(each, time):
                 self.slices.remove(each)
                 each.is_closed = True
-                if each.units:
-                    wasted += 0 if self.ended is None else self.ended.units
-                    self.ended = each
+                earlier = self.ended
+                if each.units == 0:
+                    continue
+                self.ended = each
+                if earlier is not None and earlier.where == each.where:
+                    each.units += earlier.units
+                    each.taken_ms = min(earlier.taken_ms, each.taken_ms)
+                elif earlier is not None:
+                    wasted += earlier.units
         return wasted
 
     def asks(self, lease: Lease, now: float) -> bool:
@@ -219,7 +225,9 @@ class Leases:
         decision = cast("Decision", charge.decision)
         with self._lock:
             holder = self._holders.get(_key(charge))
-            slices = [] if holder is None else [each for each in holder.slices if _is_alive(each, time)]
+            slices = (
+                [] if holder is None else [each for each in holder.slices if _is_alive(each, time)]
+            )
             left = sum(each.units for each in slices)
             if left and (decision.allowed or any(each.units >= charge.cost for each in slices)):
                 charge.decision = _including(decision, left)
@@ -273,9 +281,12 @@ class Leases:
     def _emit(
         self, charge: RuleCharge, leased: int = 0, returned: int = 0, wasted: int = 0
     ) -> None:
-        if self._emits and (leased or returned or wasted):
-            rule = charge.rule.rule.name
-            self._observe(QuotaLeased(rule, charge.identifier, leased, returned, wasted))
+        if not self._emits:
+            return
+        rule = charge.rule.rule.name
+        for change, units in (("leased", leased), ("returned", returned), ("wasted", wasted)):
+            if units:
+                self._observe(QuotaLeased(rule, charge.identifier, change, units))
 
 
 def _is_alive(taken: Slice, time: ServerClock) -> bool:
@@ -312,9 +323,7 @@ def _use(holder: _Holder, charge: RuleCharge) -> bool:
 def _with(policies: Sequence[PolicyState], left: int) -> tuple[PolicyState, ...]:
     return tuple(
         [
-            PolicyState(
-                each.name, each.limit, each.window, each.remaining + left, each.reset, True
-            )
+            PolicyState(each.name, each.limit, each.window, each.remaining + left, each.reset, True)
             for each in policies
         ]
     )

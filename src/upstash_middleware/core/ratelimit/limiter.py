@@ -70,10 +70,10 @@ if TYPE_CHECKING:
     from upstash_middleware.core.engine import Step
     from upstash_middleware.core.flow import Argument, Reply
     from upstash_middleware.core.identify import AnyExtractor
+    from upstash_middleware.core.ratelimit.charges import Slice, Verdict
     from upstash_middleware.core.ratelimit.dashboard import Analytics, Counts, DenyList
     from upstash_middleware.core.ratelimit.decision import OnDenied
     from upstash_middleware.core.ratelimit.leases import Leases
-    from upstash_middleware.core.ratelimit.charges import Slice, Verdict
     from upstash_middleware.core.ratelimit.rules import (
         CompiledRule,
         Lease,
@@ -251,7 +251,7 @@ class RateLimiter(Part):
         return reads_body(self._rule(rule).by)
 
     def forget(self) -> None:
-        """Start again, with no remembered denials, slices, local counts, server time or analytics."""
+        """Start again: with no denials, slices, local counts, server time or analytics."""
         self._denials.clear()
         if self._leases is not None:
             self._leases().clear()
@@ -261,7 +261,12 @@ class RateLimiter(Part):
         self._time = ServerClock(self._clock)
         self._local = LocalCounters()
         self._settler = Settler(
-            self._time, self._observe, self._deadline, self._denials, self._leases, self._perform
+            self._time,
+            self._observe,
+            self._deadline,
+            denials=self._denials,
+            leases=self._leases,
+            perform=self._perform,
         )
         paths = {rule.setting: rule.rule.path for rule in self._rules if rule.rule.path is not None}
         self._unmatched = Unmatched(paths, self._observe)
@@ -307,19 +312,13 @@ class RateLimiter(Part):
             return self._begin_unusual(request)
         if not charges:
             return None
-        served: list[RuleCharge] = []
         if self._leases is not None:
-            served, charges = self._serve(charges)
-            if not charges:
-                return self._exchange(request, served)
+            return self._prepare_with_leases(request, charges)
         bases = self._denials.bases
         if bases and (
             known := [each for each in charges if each.base in bases and self._recall(each)]
         ):
-            return self._exchange(request, [*served, *known])
-        if self._leases is not None:
-            deadline = longest_deadline(charges, self._deadline)
-            return self._call(charges, request, deadline, served)
+            return self._exchange(request, known)
         forgotten = self._denials.forgotten
         now_ms, time_sent = self._time.begin_call()
         keys: list[Argument] = []
@@ -373,6 +372,13 @@ class RateLimiter(Part):
                 break
         return charges
 
+    def _prepare_with_leases(self, request: HTTPRequest, charges: list[RuleCharge]) -> Step:
+        served, charges = self._serve(charges)
+        known = [charge for charge in charges if self._recall(charge)]
+        if known or not charges:
+            return self._exchange(request, [*served, *known])
+        return self._call(charges, request, longest_deadline(charges, self._deadline), served)
+
     def _serve(self, charges: list[RuleCharge]) -> tuple[list[RuleCharge], list[RuleCharge]]:
         """Take from slices where rules have leases; return what was served so, and the rest."""
         leases = cast("Callable[[], Leases]", self._leases)()
@@ -405,9 +411,7 @@ class RateLimiter(Part):
                 words = lease_words(charges)
         command = charge_command(limit_charges(charges), now_ms, leases=words)
         pipeline = Pipeline((command,) if time_sent is None else (command, TIME), deadline)
-        return _Call(
-            pipeline, request, charges, now_ms, time_sent, forgotten, served, bool(words)
-        )
+        return _Call(pipeline, request, charges, now_ms, time_sent, forgotten, served, bool(words))
 
     def _recall(self, charge: RuleCharge) -> bool:
         """Decide by a remembered denial, if there is one."""
@@ -1001,11 +1005,12 @@ class RateLimitExchange(PartExchange):
 class Settler:
     """Settles the final costs of requests, in separate calls; ``deadline`` is in seconds."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - it is made in one place
         self,
         time: ServerClock,
         observe: Observer,
         deadline: float,
+        *,
         denials: Denials,
         leases: Callable[[], Leases] | None,
         perform: Callable[[Flow[None]], object],

@@ -127,7 +127,8 @@ class Limit(Struct, frozen=True, dict=True):
     def refund_keys(self, base: str, where: int, now_ms: int) -> tuple[str, ...]:  # noqa: ARG002
         return self.keys(base, now_ms)
 
-    # When units that were taken at `where` have to be used, in ms since 1970; `reset` is the script's.
+    # Until when units that were taken at `where` may be used, in ms since 1970; `reset` is the
+    # script's.
     def taken_until(self, where: int, reset: int) -> int:  # noqa: ARG002
         return reset
 
