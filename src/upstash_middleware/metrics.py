@@ -20,6 +20,7 @@ from upstash_middleware.events import (
     CircuitClosed,
     CircuitOpened,
     InternalError,
+    QuotaLeased,
     RateLimitDecided,
     SessionSaved,
     UpstashCalled,
@@ -85,6 +86,11 @@ _SETTLED_BY = Label(
     "`upstash`, `lease`, `memory`, `deny list`, `challenge`, or the policy: `open`, `closed`, "
     "`local`",
 )
+_LEASE_CHANGE = Label(
+    f"{_OWN}.lease.change",
+    "change",
+    "`leased`, taken beyond a request's cost; `returned`, given back; or `wasted`, lost unused",
+)
 _OUTCOME = Label(
     f"{_OWN}.cache.outcome", "outcome", "`hit`, or the reason for forwarding, from RFC 9211"
 )
@@ -114,6 +120,13 @@ DECISIONS: Final = Metric(
     "{decision}",
     "Decisions of rate-limit rules about requests.",
     (_RULE, _VERDICT, _SETTLED_BY),
+)
+LEASED: Final = Metric(
+    f"{_OWN}.rate_limit.leased",
+    Kind.COUNTER,
+    "{unit}",
+    "Units that were taken ahead for leases, given back, or lost unused.",
+    (_RULE, _LEASE_CHANGE),
 )
 LOOKUPS: Final = Metric(
     f"{_OWN}.cache.lookups",
@@ -168,7 +181,10 @@ FAULTS: Final = Metric(
     "Exceptions in functions of the application, or in this package.",
     (_SETTING, _ERROR),
 )
-METRICS: Final = (DECISIONS, LOOKUPS, STORES, REFUSED, SAVES, CALLS, FAILURES, CIRCUIT, FAULTS)
+METRICS: Final = (
+    *(DECISIONS, LEASED, LOOKUPS, STORES, REFUSED, SAVES),
+    *(CALLS, FAILURES, CIRCUIT, FAULTS),
+)
 
 OTHER: Final = "_OTHER"
 """The conventions' name for an unknown error."""
@@ -251,6 +267,7 @@ _MEASURES: Mapping[type, Callable[[Any], Measurement]] = {
     CacheLookedUp: lambda event: Measurement(LOOKUPS, 1, (event.outcome,)),
     CacheStored: lambda event: Measurement(STORES, 1, (str(event.stored).lower(),)),
     CacheEntryRefused: lambda _event: Measurement(REFUSED, 1),
+    QuotaLeased: lambda event: Measurement(LEASED, event.units, (event.rule, event.change)),
     SessionSaved: lambda event: Measurement(SAVES, 1, (event.change, str(event.saved).lower())),
     UpstashCalled: _called,
     UpstashFailed: lambda event: Measurement(FAILURES, 1, (event.during, error_type(event.error))),
