@@ -6,6 +6,8 @@ own reading of the formats against the writer.
 
 from __future__ import annotations
 
+import datetime as dt
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
@@ -23,7 +25,7 @@ from upstash_middleware import (
     SlidingWindow,
     TokenBucket,
 )
-from upstash_middleware.starlette import UpstashMiddleware
+from upstash_middleware.starlette import UpstashMiddleware, session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,6 +67,15 @@ def api(_: Request) -> Response:
     return PlainTextResponse("done")
 
 
+def log_in(request: Request) -> Response:
+    """Bind the session to a customer."""
+    request.session["cart"] = [{"name": "tea", "price": Decimal("4.00")}]
+    request.session["since"] = dt.date(1865, 7, 4)
+    request.session["language"] = "en"
+    session(request).bind("ada")
+    return PlainTextResponse("welcome")
+
+
 def shop() -> Starlette:
     """The application."""
     app = Starlette(
@@ -72,11 +83,14 @@ def shop() -> Starlette:
             Route("/products/{name}", product),
             Route("/prices", prices),
             Route("/api/{name}", api, methods=["POST"]),
+            Route("/login", log_in, methods=["POST"]),
         ]
     )
     app.add_middleware(
         UpstashMiddleware,
         prefix="shop",
+        secret="a long random text of this shop",
+        sessions=True,
         default_limit="1000/minute",
         rate_limits=[RateLimitRule(path, limit) for path, limit in LIMITS.items()],
         cache=[
@@ -92,6 +106,8 @@ def shop() -> Starlette:
 def visits(upstash: LocalUpstash, rounds: int = 1) -> Iterator[None]:
     """Visit the shop; pauses after each round."""
     with TestClient(shop(), base_url="http://shop.example") as client:
+        client.post("/login").raise_for_status()
+        client.cookies.clear()  # the other requests are of visitors who share pages
         for turn in range(rounds):
             for name in ("tea", "coffee", "cocoa", "tea"):
                 client.get(f"/products/{name}").raise_for_status()

@@ -11,6 +11,8 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from upstash_redis import Redis
+
 from tests.local.browsing import chromium
 from tests.local.scene import visits
 from upstash_middleware.local import LocalUpstash
@@ -45,7 +47,9 @@ def play(upstash: LocalUpstash) -> None:
 
 def photograph(browser: Browser, upstash: LocalUpstash) -> None:
     """Take every picture."""
-    for name, address, scheme, size in SHOTS:
+    (session,) = Redis(upstash.url, upstash.token).keys("shop:session:*")
+    of_session = ("console-session", f"{handlers.KEY}?key={session}", "light", WIDE)
+    for name, address, scheme, size in (*SHOTS, of_session):
         upstash.set_faults(**({"fault": "quota", "probability": 0.1} if size is NARROW else {}))
         context = browser.new_context(
             base_url=upstash.url,

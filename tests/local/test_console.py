@@ -279,7 +279,8 @@ def test_keys_show_what_the_middleware_keeps_for_what_it_is(
         key = unescape(re.sub(r"<[^>]*>", "", row.partition("</th>")[0]))
         badge = re.search(r'class="badge [a-z]+">([^<]+)<', row)
         assert badge
-        kinds[re.sub(r"#[0-9a-f]{32}$", "#…", re.sub(r"(?<=[:.])\d{5,}$", "N", key))] = badge[1]
+        key = re.sub(r"(?<=:session:).*|(?<=:session-user:).*|(?<=#)[0-9a-f]{32}$", "…", key)
+        kinds[re.sub(r"(?<=[:.])\d{5,}$", "N", key)] = badge[1]
     entry = "shop:cache:entry:http://shop.example"
     assert kinds == {
         "shop:/api/fixed:peer=testclient:N": "fixed window",
@@ -288,6 +289,8 @@ def test_keys_show_what_the_middleware_keeps_for_what_it_is(
         "shop:/api/gcra:peer=testclient:gcra.N": "GCRA",
         "shop:/api/log:peer=testclient:log.N": "sliding log",
         "shop:/api/slots:peer=testclient:slots": "concurrency",
+        "shop:session:…": "session",
+        "shop:session-user:…": "session epoch",
         "shop:/api/slots:peer=testclient:N": "fixed window",
         "shop:default:peer=testclient:N": "sliding window",
         f"{entry}/products/tea": "cached response",

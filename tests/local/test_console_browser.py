@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import httpx
@@ -112,6 +113,52 @@ def test_a_key_is_found_opened_and_deleted_by_clicks(
     page.get_by_role("button", name="Delete this key").click()
     expect(page.get_by_role("status")).to_have_text("The key is deleted.")
     assert redis.exists(ENTRY) == 0
+
+
+def open_session(page: Page) -> str:
+    """Open the page of the only session by clicks; return its key."""
+    page.get_by_label("Keys beginning with").fill("shop:session:")
+    page.get_by_role("button", name="Search").click()
+    key = page.get_by_role("link", name="shop:session:").inner_text()
+    page.get_by_role("link", name=key).click()
+    expect(page.get_by_role("heading", name="Session", exact=True)).to_be_visible()
+    return key
+
+
+def test_a_session_is_found_read_and_ended_by_clicks(
+    upstash: LocalUpstash, redis: Redis, opened: Callable[..., Page]
+):
+    for _ in visits(upstash):
+        pass
+    page = opened()
+    key = open_session(page)
+    (user,) = (each.rpartition(":")[2] for each in redis.keys("shop:session-user:*"))
+    expect(page.get_by_text(user, exact=True)).to_be_visible()
+    entries = page.get_by_role("table", name="Entries").locator("tbody tr > *")
+    expect(entries).to_have_text(
+        [
+            *("cart", "list", "[{'name': 'tea', 'price': Decimal('4.00')}]"),
+            *("language", "str", "'en'"),
+            *("since", "date", "datetime.date(1865, 7, 4)"),
+        ]
+    )
+    redis.delete(f"shop:session-user:{user}")
+    page.reload()
+    expect(page.get_by_text("over ended with all sessions of its user")).to_be_visible()
+    page.get_by_role("button", name="Delete this key").click()
+    expect(page.get_by_role("status")).to_have_text("The key is deleted.")
+    assert redis.exists(key) == 0
+
+
+def test_what_a_session_contains_is_never_run(redis: Redis, opened: Callable[..., Page]):
+    key = f"shop:session:{'a' * 43}"
+    head = '[1795646797.5,1795646797.5,"salt",' + json.dumps(HOSTILE) + "]"
+    redis.hset(key, values={".": f"\n{head}", f"={HOSTILE}": json.dumps([HOSTILE])})
+    page = opened()
+    assert open_session(page) == key
+    expect(page.get_by_role("rowheader", name=HOSTILE)).to_be_visible()
+    assert page.locator("main img, main script").count() == 0
+    assert page.evaluate("window.hit") is None
 
 
 def test_everything_is_done_by_keyboard_alone(
@@ -272,12 +319,13 @@ def test_pages_fit_and_can_be_read(
     for _ in visits(upstash):
         pass
     redis.set("a:very:long:key:" + "x" * 300, "y" * 3000)
+    (session,) = redis.keys("shop:session:*")
     upstash.set_faults(fault="quota", latency_ms=20)
     page = opened(color_scheme=scheme, viewport={"width": width, "height": 800})
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(14, 21, 18)"
     assert dark is (scheme == "dark")
     long = page.get_by_role("link", name="a:very:long").get_attribute("href")
-    for address in [*PAGES, f"{handlers.KEY}?key={ENTRY}", long]:
+    for address in [*PAGES, *(f"{handlers.KEY}?key={key}" for key in (ENTRY, session)), long]:
         assert address
         page.goto(address)
         page.locator("#state.on").wait_for() if address == handlers.LIVE else None
