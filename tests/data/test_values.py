@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 import pydantic
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from upstash_middleware import NotStorable, UpstashMiddlewareError
@@ -279,6 +279,152 @@ PRODUCT = Product(7, Decimal("1.10"), {"a", "b"}, datetime(2026, 1, 31, tzinfo=U
 MODEL = Model(id=UUID(int=7), at=datetime(2026, 1, 31, tzinfo=UTC), part={"$tuple": (1, 2)})
 
 
+class Aliased(pydantic.BaseModel):
+    """A model each of whose fields has the alias of the other."""
+
+    first: int = pydantic.Field(alias="second")
+    second: str = pydantic.Field(alias="first")
+
+
+ALIASED = Aliased(second=1, first="a")
+
+LEAVES: dict[Any, Any] = {
+    bool: st.booleans(),
+    int: st.integers(),
+    float: st.floats(allow_nan=False, allow_infinity=False) | st.integers(-5, 5),
+    str: st.text(max_size=5),
+    bytes: st.binary(max_size=5),
+    datetime: st.datetimes(timezones=ZONES),
+    date: st.dates(),
+    time: st.times(timezones=ZONES),
+    timedelta: st.timedeltas(),
+    Decimal: st.decimals(allow_nan=False) | st.integers(-5, 5),
+    UUID: st.uuids(),
+    Color: st.just(Color.RED),
+    Any: VALUES,
+}
+WRONG = st.one_of(HASHABLE, st.lists(st.integers(0, 1), max_size=2), st.booleans().map(Decimal))
+
+
+def dataclass_of(fields: dict[str, Any]) -> tuple[Any, Any]:
+    made = dataclasses.make_dataclass("Made", fields.items())
+    return made, made
+
+
+def struct_of(fields: dict[str, Any]) -> tuple[Any, Any]:
+    made = msgspec.defstruct("Made", list(fields.items()), rename="camel")
+    return made, made
+
+
+def model_of(fields: dict[str, Any], aliases: list[str] | None = None) -> tuple[Any, Any]:
+    """Return a model, and what makes one without validating its fields."""
+    named = zip(fields.items(), aliases or fields, strict=True)
+    given: Any = {name: (kind, pydantic.Field(alias=alias)) for (name, kind), alias in named}
+    made = pydantic.create_model("Made", **given)
+    names = dict(zip(fields, aliases or fields, strict=True))
+    return made, lambda **values: made.model_construct(
+        **{names[name]: value for name, value in values.items()}
+    )
+
+
+def aliased_model_of(fields: dict[str, Any]) -> tuple[Any, Any]:
+    return model_of(fields, [*fields][::-1])
+
+
+MAKERS = [dataclass_of, struct_of, model_of, aliased_model_of]
+
+
+@st.composite
+def types(draw: Any, makers: Any = None, levels: int = 3) -> tuple[Any, Any]:
+    """Return a type, and a strategy of its values, some of which are not quite of that type."""
+    makers = makers or draw(st.sampled_from([MAKERS[:2], [dataclass_of, *MAKERS[2:]]]))
+    shape = draw(st.sampled_from(["leaf", "class", "class", "list", "tuple", "set", "dict", "?"]))
+    if levels == 0 or shape == "leaf":
+        leaf = draw(st.sampled_from([*LEAVES, float, float, float]))
+        return leaf, LEAVES[leaf]
+    if shape == "class":
+        inside = [draw(types(makers, levels - 1)) for _ in range(draw(st.integers(1, 3)))]
+        names = ["one", "two_three", "four"][: len(inside)]
+        fields = {name: kind for name, (kind, _) in zip(names, inside, strict=True)}
+        made, make = draw(st.sampled_from(makers))(fields)
+        values = {name: each for name, (_, each) in zip(names, inside, strict=True)}
+        if draw(st.integers(0, 3)) == 0:
+            values[names[0]] |= WRONG
+        return made, st.builds(make, **values)
+    kind: Any
+    kind, value = draw(types(makers, levels - 1))
+    if shape == "list":
+        return list[kind], st.lists(value, max_size=2)
+    if shape == "tuple":
+        return tuple[kind, ...], st.lists(value, max_size=2).map(tuple)
+    if shape == "dict":
+        return dict[str, kind], st.dictionaries(NAMES, value, max_size=2)
+    if shape == "set" and kind in LEAVES:
+        return set[kind], st.sets(LEAVES[kind].filter(is_hashable), max_size=3)
+    return kind | None, st.none() | value
+
+
+def is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def same_parts(one: Any, other: Any, *, in_model: bool = False) -> bool:
+    """Do the same as ``same``, also in fields."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        one, other = list(one.items()), list(other.items())
+    if isinstance(one, list | tuple):
+        pairs = zip(one, other, strict=False)
+        parts = (same_parts(*pair, in_model=in_model) for pair in pairs)
+        return len(one) == len(other) and all(parts)
+    is_model = isinstance(one, pydantic.BaseModel)
+    if is_model or hasattr(one, "__struct_fields__") or dataclasses.is_dataclass(one):
+        names: Any = type(one).model_fields if is_model else type(one).__annotations__
+        parts = (
+            same_parts(getattr(one, name), getattr(other, name), in_model=in_model or is_model)
+            for name in names
+        )
+        return all(parts) and bool(one == other)
+    if in_model and isinstance(one, datetime | time):  # pydantic has time zones of its own
+        return bool(one == other and one.utcoffset() == other.utcoffset())
+    return same(one, other)
+
+
+@settings(max_examples=300)
+@given(st.data(), types())
+def test_any_typed_value_comes_back_equal_and_of_the_same_type_or_is_refused(data, made):
+    kind, values = made
+    value = data.draw(values)
+    try:
+        encoded = encode(value, kind)
+    except NotStorable:
+        return
+    assert same_parts(decode(encoded, kind), value)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "words"),
+    [
+        (Model(id=UUID(int=7), at=MODEL.at).model_copy(update={"size": 1}), Model, [".size"]),
+        (Product(Color.RED, Decimal(1)), Product, ["value.id", "Color", "store a int"]),
+        (Product(1, 2), Product, ["value.price", "int", "Decimal"]),  # type: ignore[arg-type] # on purpose
+        ([1.0, 1], list[float], ["value[1]", "type int", "store a float"]),
+        ({"a": {1}}, dict[str, set[float]], ["value['a']{…}", "float"]),
+        ({Color.RED: 1}, dict[int, int], ["{…}", "Color"]),
+    ],
+)
+def test_a_part_that_would_come_back_as_another_type_is_refused(value, kind, words):
+    """A price of 10 would be 10 where it was loaded, and 10.0 where it was read."""
+    with pytest.raises(NotStorable) as refusal:
+        encode(value, kind)
+    assert all(word in str(refusal.value) for word in words), str(refusal.value)
+
+
 @pytest.mark.parametrize(
     ("value", "kind"),
     [
@@ -290,6 +436,9 @@ MODEL = Model(id=UUID(int=7), at=datetime(2026, 1, 31, tzinfo=UTC), part={"$tupl
         (MODEL, Model),
         ([MODEL], list[Model]),
         (None, Model | None),
+        (ALIASED, Aliased),
+        ([ALIASED], list[Aliased]),
+        ([Point(1, 2)], list[Point]),
         (7, int),
     ],
 )

@@ -25,7 +25,7 @@ from msgspec import Struct, json
 from upstash_middleware.errors import NotStorable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 MAX_DEPTH: Final = 100
 """How deep containers may be nested."""
@@ -108,7 +108,7 @@ class Codec:
             if type is None:
                 return value
             if (adapter := _pydantic(type)) is not None:
-                return adapter.validate_json(json.encode(value))
+                return adapter.validate_json(json.encode(value), **_by_name())
             return msgspec.convert(value, type, str_keys=True)
         except Exception as error:
             raise Unreadable(f"no value of the expected form: {error}") from error
@@ -194,7 +194,9 @@ class Codec:
         adapter = _pydantic(kind)
         try:
             if adapter is not None:
-                plain = adapter.dump_python(value, mode="json", warnings="error")
+                plain = adapter.dump_python(
+                    value, mode="json", by_alias=False, round_trip=True, warnings="error"
+                )
             else:
                 plain = msgspec.to_builtins(value, builtin_types=_AS_THEY_ARE, str_keys=True)
         except (ValueError, TypeError, RecursionError) as error:
@@ -209,12 +211,16 @@ class Codec:
                 f"value: {_a(value)} is no {_name(kind)}: {error.__cause__}; store one, or leave "
                 "out type="
             ) from error
-        if type(back) is not type(value) or back != value:
+        if type(back) is type(value) and back != value:
             raise NotStorable(
-                f"value: {_a(value)} does not come back equal as {_name(kind)}: it has the type "
-                f"{_name(type(back))} then, or its class has no comparison; store a "
-                f"{_name(kind)}, whose fields are all in its type"
+                f"value: {_a(value)} does not come back equal as {_name(kind)}: its class has no "
+                f"comparison, or its fields are not all in its type; store a {_name(kind)}, or "
+                "leave out type="
             )
+        try:
+            _check_same(value, back)
+        except _Refused as refused:
+            raise refused.error() from None
         return data
 
 
@@ -447,6 +453,50 @@ _UNPACK: dict[str, Callable[[Any], Any]] = {
 # --- Types --------------------------------------------------------------------------------------
 
 
+def _check_same(value: Any, back: Any) -> None:
+    """Raise _Refused if a part of a typed value comes back as another type, though it is equal.
+
+    Such is 1 in a field that is declared as ``float``.
+    """
+    if type(back) is not type(value):
+        raise _Refused(
+            f"{_a(value)} would come back as one of the type {_name(type(back))}, which it is "
+            f"declared as; store a {_name(type(back))}, or declare it as {_name(type(value))}"
+        )
+    for part, item, other in _parts_of(value, back):
+        try:
+            _check_same(item, other)
+        except _Refused as refused:
+            refused.parts.append(part)
+            raise
+
+
+def _parts_of(value: Any, back: Any) -> Iterable[tuple[str, Any, Any]]:
+    """Return the parts of two values of one type, with the name of each, for an error."""
+    if isinstance(value, dict):
+        yield from (("{…}", *keys) for keys in zip(value, back, strict=False))
+        yield from ((f"[{_shortened(key)}]", value[key], back.get(key)) for key in value)
+    elif isinstance(value, set | frozenset):
+        known = {item: item for item in back}
+        yield from (("{…}", item, known.get(item)) for item in value)
+    elif isinstance(value, list | tuple):
+        pairs = enumerate(zip(value, back, strict=False))
+        yield from ((f"[{place}]", *pair) for place, pair in pairs)
+    else:
+        for name in _fields_of(type(value)):
+            yield f".{name}", getattr(value, name, None), getattr(back, name, None)
+        extra = getattr(value, "__pydantic_extra__", None) or {}
+        yield from ((f".{name}", item, getattr(back, name, None)) for name, item in extra.items())
+
+
+def _fields_of(kind: Any) -> tuple[str, ...]:
+    """Return the names of the fields of a Struct, a dataclass, a model or a class of attrs."""
+    for attribute in ("__struct_fields__", "__dataclass_fields__", "model_fields"):
+        if names := getattr(kind, attribute, ()):
+            return tuple(names)
+    return tuple(field.name for field in getattr(kind, "__attrs_attrs__", ()))
+
+
 def _pydantic(kind: Any) -> Any:
     """Return pydantic's adapter for a type that has a model in it, None for any other."""
     pydantic = sys.modules.get("pydantic")
@@ -466,6 +516,15 @@ def _adapter(kind: Any) -> Any:
     from pydantic import TypeAdapter  # noqa: PLC0415 - it is loaded
 
     return TypeAdapter(kind)
+
+
+@lru_cache(maxsize=1)
+def _by_name() -> Mapping[str, bool]:
+    """Return the arguments with which pydantic reads fields by their names, not their aliases."""
+    from pydantic import VERSION  # noqa: PLC0415 - it is loaded
+
+    is_able = tuple(map(int, VERSION.split(".")[:2])) >= (2, 11)
+    return {"by_name": True, "by_alias": False} if is_able else {}
 
 
 _default = Codec()
