@@ -44,7 +44,8 @@ which names the setting, the value it got, and what would be right.
 ## Rate-limit rules
 
 Each of `rate_limits` is a `RateLimitRule`, or a mapping with these as keys; `default_limit` takes
-one too, or only its limits.
+one too, or only its limits. [Leases](leases.md) have fields of their own, `seconds`, `share` and
+`from_rate`.
 
 {rate_limits}
 

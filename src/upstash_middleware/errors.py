@@ -149,13 +149,13 @@ _USUAL_NAMES: Final = {
 
 
 def unknown_name(setting: str, name: object, known: Iterable[str]) -> ConfigurationError:
-    """Return the error for an unknown name in a rule, which suggests the closest known one."""
+    """Return the error for an unknown name, which suggests the closest known one."""
     import difflib  # noqa: PLC0415 - for a mistake only
 
     names = list(known)
     usual = [own for own in [_USUAL_NAMES.get(str(name), "")] if own in names]
     close = usual or difflib.get_close_matches(str(name), names, n=1, cutoff=0.7)
-    hint = f"did you mean {close[0]!r}?" if close else f"a rule has {', '.join(names)}"
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
     return ConfigurationError(f"{named_part(setting, str(name))}: there is no such setting; {hint}")
 
 

@@ -120,7 +120,7 @@ def test_rules_that_differ_in_the_lease_are_different() -> None:
             {"lease": {"second": 1}},
             "{'second': 1}: Lease.second: there is no such setting; did you mean 'seconds'?",
         ),
-        ({"lease": {5: 1}}, "Lease.5: there is no such setting"),
+        ({"lease": {5: 1}}, "Lease.5: there is no such setting; known: seconds, share, from_rate"),
         ({"lese": 1}, "rate_limits[3].lese: there is no such setting; did you mean 'lease'?"),
         ({"limits": "5/s lease 1h lease 1s"}, "a lease belongs to the whole rule; write it once"),
         ({"limits": "5/s lease 1s; 9/m"}, "'5/s lease 1s; 9/m': a lease belongs to the whole rule"),
