@@ -63,6 +63,15 @@ def test_a_cost_is_a_whole_number_from_1(make: Make, cost: Any):
         make("log 2/h").hit("alice", cost)
 
 
+@pytest.mark.parametrize("where", ["rule", "settings"])
+def test_a_lease_spares_calls(make: Make, upstash: LocalUpstash, where: str):
+    lease = {"seconds": 60, "share": 0.5, "from_rate": 0.05}
+    given = {"lease": lease} if where == "rule" else {"settings": {"lease": lease}}
+    limiter = make("1000/h", **given)
+    assert all(limiter.hit("alice").allowed for _ in range(30))
+    assert upstash.bill().requests < 15
+
+
 def test_limiters_of_one_name_agree_on_their_lease(make: Make):
     first = make("log 9/h", lease=1)
     assert first.hit("alice").remaining == 8
