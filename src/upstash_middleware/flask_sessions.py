@@ -16,6 +16,7 @@ import flask
 from flask.sessions import NullSession, SessionInterface, SessionMixin
 from markupsafe import Markup
 
+from upstash_middleware.core.clock import seconds_in
 from upstash_middleware.core.sessions import (
     CookieChange,
     Session,
@@ -500,6 +501,10 @@ def settings_of(app: Flask, settings: Mapping[str, Any]) -> SessionSettings:
     config, lifetime = app.config, app.permanent_session_lifetime.total_seconds()
     keys = [app.secret_key, *(config.get("SECRET_KEY_FALLBACKS") or ())] if app.secret_key else []
     own = {"absolute_timeout": max(90 * _DAY, lifetime), **settings}
+    # Whoever shortens only the absolute timeout has not asked for Flask's default lifetime.
+    if app.permanent_session_lifetime == app.default_config["PERMANENT_SESSION_LIFETIME"]:
+        absolute = seconds_in(own["absolute_timeout"])
+        lifetime = min(lifetime, absolute) if absolute and absolute > 0 else lifetime
     try:
         return SessionSettings(
             secret_key=[_text(key) for key in keys],

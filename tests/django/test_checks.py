@@ -20,7 +20,7 @@ from django.views import View
 
 from tests.django.fakes import OURS
 from tests.django.project import Urls
-from upstash_middleware import client_ip, first_of
+from upstash_middleware import SessionSettings, client_ip, first_of
 from upstash_middleware.django import CacheMiddleware, user
 
 if TYPE_CHECKING:
@@ -348,8 +348,20 @@ def test_e001_a_setting_of_sessions_that_django_has_is_reported() -> None:
     assert "['https_only']: in Django, set SESSION_COOKIE_SECURE instead" in found["E001"]
 
 
+@pytest.mark.parametrize("sessions", [{"max_size": 1000}, SessionSettings(on_error="closed")])
+def test_w011_settings_of_sessions_without_our_engine_are_reported(sessions: Any) -> None:
+    setting = LIMITED | {"sessions": sessions}
+    for layers in ((BOTH, SESSIONS), (BOTH, OUR_SESSIONS)):
+        found = reported(*layers, setting=setting)
+        assert "SESSION_ENGINE = 'django.contrib.sessions.backends.db' does" in found["W011"]
+    assert reported(BOTH, SESSIONS, setting=LIMITED | {"sessions": False}) == {}
+    with override_settings(SESSION_ENGINE=OUR_ENGINE):
+        assert reported(BOTH, OUR_SESSIONS, setting=setting) == {}
+
+
 def test_e001_sessions_that_are_only_switched_on_are_reported() -> None:
     found = reported(BOTH, setting=LIMITED | {"sessions": True})
+    assert found.keys() == {"E001"}
     assert "['sessions']: True has no effect in Django" in found["E001"]
 
 

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.sessions.site import stored_keys
+from tests.sessions.site import Site, stored_keys
 from upstash_middleware import ConfigurationError
+from upstash_middleware.core.clock import seconds_in
 from upstash_middleware.core.sessions import SessionSettings
 from upstash_middleware.starlette import SessionMiddleware
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.sessions.site import Browser, Site
+    from tests.sessions.site import Browser
     from upstash_middleware.local import LocalUpstash
 
 DAYS = 24 * 3600
@@ -213,6 +214,14 @@ def test_redis_does_not_contain_what_opens_a_session(
             {"idle_timeout": "2 days", "absolute_timeout": "1 day"},
             "idle_timeout: '2 days' is longer than absolute_timeout",
         ),
+        (
+            {"max_age": "100 days"},
+            "max_age: '100 days' is longer than absolute_timeout=7776000",
+        ),
+        (
+            {"max_age": "2 days", "idle_timeout": "1 hour", "absolute_timeout": "1 day"},
+            "max_age: '2 days' is longer than absolute_timeout='1 day'",
+        ),
         ({"maxage": 3}, "maxage: there is no such setting; did you mean 'max_age'?"),
         ({"max_sise": 3}, "max_sise: there is no such setting; did you mean 'max_size'?"),
         ({"default_limit": "1/min"}, "default_limit: it has no effect in SessionMiddleware"),
@@ -227,6 +236,25 @@ def test_a_wrong_setting_raises_at_startup(settings: Any, message: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
         SessionMiddleware(lambda *_: None, **settings)  # type: ignore[arg-type]
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"absolute_timeout": "8 hours"},
+        {"max_age": None, "absolute_timeout": "8 hours"},
+        {"max_age": "90 days"},
+        {"max_age": "100 days", "absolute_timeout": "100 days"},
+    ],
+)
+def test_the_default_of_max_age_is_no_longer_than_the_absolute_timeout(
+    upstash: LocalUpstash, settings: Any
+) -> None:
+    """Who shortens only the one has not asked for the other."""
+    browser = Site(upstash, **settings).browser()
+    cookie = browser.sets(cart=1).headers["set-cookie"]
+    longest = seconds_in(settings.get("absolute_timeout", "90 days"))
+    assert all(int(age) <= (longest or 0) for age in re.findall("Max-Age=([0-9]+)", cookie))
 
 
 def test_no_secret_is_shown(browser: Browser, upstash: LocalUpstash) -> None:

@@ -634,6 +634,21 @@ def test_a_wrong_setting_is_an_error_at_startup_by_its_name(
         Sessions(app)
 
 
+def test_a_lifetime_longer_than_the_absolute_timeout_is_an_error_unless_it_is_flasks_default() -> (
+    None
+):
+    Sessions(shop(), absolute_timeout="8 hours")
+    app = shop()
+    app.config["PERMANENT_SESSION_LIFETIME"] = timedelta(days=2)
+    with pytest.raises(
+        ConfigurationError,
+        match=r"PERMANENT_SESSION_LIFETIME: 172800.0 is longer than absolute_timeout='8 hours'",
+    ):
+        Sessions(app, absolute_timeout="8 hours")
+    app.config["PERMANENT_SESSION_LIFETIME"] = timedelta(days=200)
+    Sessions(app)
+
+
 def test_a_wrong_argument_is_an_error_at_startup(upstash: LocalUpstash) -> None:
     with pytest.raises(ConfigurationError, match=r"Sessions\.on_error: 'maybe' should be"):
         Sessions(shop(), on_error="maybe")  # type: ignore[arg-type]

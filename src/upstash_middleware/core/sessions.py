@@ -61,6 +61,8 @@ if TYPE_CHECKING:
 _DAY = 24 * 3600.0
 _LONGEST = 400 * _DAY
 """Browsers keep no cookie for longer (RFC 6265bis §5.5)."""
+_DEFAULT_AGE = 14 * _DAY
+_TIMES = ("max_age", "idle_timeout", "absolute_timeout")
 _SLACK = 3600.0
 """Seconds by which a user's epoch outlives the sessions that are bound to the user."""
 _LARGEST = 4 * 1024 * 1024
@@ -83,7 +85,7 @@ class SessionSettings(Struct, frozen=True, metaclass=RuleMeta):
     session_cookie: str = "session"
     """The cookie's name. With ``https_only`` it gets the prefix ``__Host-``, or ``__Secure-`` if
     there is a ``domain`` or another ``path`` (RFC 6265bis §4.1.3)."""
-    max_age: Duration | None = 14 * _DAY
+    max_age: Duration | None = _DEFAULT_AGE
     """Seconds for which browsers keep the cookie after the session was last used; None until they
     are closed."""
     path: str = "/"
@@ -117,8 +119,8 @@ class SessionSettings(Struct, frozen=True, metaclass=RuleMeta):
 
     def __post_init__(self) -> None:
         keys = (self.secret_key,) if isinstance(self.secret_key, str) else self.secret_key
-        given = self.idle_timeout
-        idle = self.idle_timeout or self.max_age or 14 * _DAY
+        given = {name: getattr(self, name) for name in _TIMES}
+        idle = self.idle_timeout or self.max_age or _DEFAULT_AGE
         values = {"secret_key": keys, "idle_timeout": idle, "same_site": _lower(self.same_site)}
         for name, value in values.items():
             force_setattr(self, name, value)
@@ -129,17 +131,20 @@ class SessionSettings(Struct, frozen=True, metaclass=RuleMeta):
                 raise ConfigurationError(
                     f"{named_part(self.setting, name)}: {shown}should be {should_be}"
                 )
-        for name in ("max_age", "idle_timeout", "absolute_timeout"):
+        for name in _TIMES:
             force_setattr(self, name, seconds_in(getattr(self, name)))
         for name in ("secret_key", "paths"):
             force_setattr(self, name, tuple(getattr(self, name)))
         for path in self.paths:
             PathPattern.parse(path)
-        if given is not None and self.idle_timeout > self.absolute_timeout:  # type: ignore[operator] # seconds
-            raise ConfigurationError(
-                f"{named_part(self.setting, 'idle_timeout')}: {given!r} is longer than "
-                "absolute_timeout, which ends the session before; make that longer too"
-            )
+        for name in ("max_age", "idle_timeout"):
+            is_default = given[name] is None or getattr(self, name) == _DEFAULT_AGE
+            if not is_default and getattr(self, name) > self.absolute_timeout:
+                raise ConfigurationError(
+                    f"{named_part(self.setting, name)}: {given[name]!r} is longer than "
+                    f"absolute_timeout={given['absolute_timeout']!r}, which ends the session "
+                    "before; make that longer, or this shorter"
+                )
         for name, value in (("same_site", "none"), ("partitioned", True)):
             if getattr(self, name) == value and not self.https_only:
                 raise ConfigurationError(

@@ -285,31 +285,38 @@ def check_paths(**_: Any) -> list[checks.CheckMessage]:
     ]
 
 
-def check_sessions(**_: Any) -> list[checks.CheckMessage]:
-    """Report an engine and a middleware of sessions that do not belong together: W009, W010."""
+def check_sessions(**_: Any) -> Iterator[checks.CheckMessage]:
+    """Report an engine and a middleware of sessions that do not belong together: W009, W010.
+
+    And settings of sessions that no engine reads, as W011.
+    """
     layers, is_ours = _layers(), is_upstash_engine(settings.SESSION_ENGINE)
+    known = _settings()
+    is_set = known is not None and known.sessions is not None
+    if is_set and not is_ours and mapping_set()["sessions"] is not True:  # which is an error
+        yield checks.Warning(
+            f"{SETTING}['sessions'] has no effect: SESSION_ENGINE = {settings.SESSION_ENGINE!r} "
+            "does not read it.",
+            hint="Remove it, or set SESSION_ENGINE = 'upstash_middleware.django.sessions'.",
+            id="upstash_middleware.W011",
+        )
     ours = [layer.name for layer in layers if layer.is_any_of(_OUR_SESSIONS)]
     if ours and not is_ours:
-        return [
-            checks.Warning(
-                f"SESSION_ENGINE = {settings.SESSION_ENGINE!r}: with this engine, "
-                "upstash_middleware.django.SessionMiddleware does what Django's own does.",
-                hint="Set SESSION_ENGINE = 'upstash_middleware.django.sessions'.",
-                id="upstash_middleware.W009",
-            )
-        ]
+        yield checks.Warning(
+            f"SESSION_ENGINE = {settings.SESSION_ENGINE!r}: with this engine, "
+            "upstash_middleware.django.SessionMiddleware does what Django's own does.",
+            hint="Set SESSION_ENGINE = 'upstash_middleware.django.sessions'.",
+            id="upstash_middleware.W009",
+        )
     djangos = [layer for layer in layers if layer.is_any_of(_SESSIONS)]
-    if not is_ours or ours or not djangos:
-        return []
-    return [
-        checks.Warning(
+    if is_ours and djangos and not ours:
+        yield checks.Warning(
             f"MIDDLEWARE contains {djangos[0].path!r}, and sessions are on Upstash: each request "
             "that uses its session takes a round trip for that, and during an outage a login or "
             "logout gets a 400 in place of a 503.",
             hint="Replace it by 'upstash_middleware.django.SessionMiddleware'.",
             id="upstash_middleware.W010",
         )
-    ]
 
 
 def check_denied_view(**_: Any) -> list[checks.CheckMessage]:
