@@ -257,7 +257,7 @@ class SyncData(_Data):
         return self._run(lambda store: self._add(store, key, value, ttl, options), False)
 
     def delete(self, *keys: str, strict: bool = False) -> bool:
-        """Delete values, and return whether any was there. See ``Data.delete``."""
+        """Delete values, and return whether any was on Redis. See ``Data.delete``."""
         return self._run(lambda store: store.delete(*keys, strict=strict), False)
 
     def touch(self, key: str, *, ttl: Duration, strict: bool = False) -> bool:
@@ -438,10 +438,11 @@ class Data(_Data):
         return await self._run(lambda store: self._add(store, key, value, ttl, options), False)
 
     async def delete(self, *keys: str, strict: bool = False) -> bool:
-        """Delete values, in one command, and return whether any was there.
+        """Delete values, in one command, and return whether any was on Redis.
 
-        A value that another process is loading meanwhile is stored nevertheless; a purge of a tag
-        prevents that.
+        One that a purge has made invalid counts until it expires, and so does one that is being
+        loaded: to know better would take another command. A value that another process is loading
+        meanwhile is stored nevertheless; a purge of a tag prevents that.
         """
         return await self._run(lambda store: store.delete(*keys, strict=strict), False)
 

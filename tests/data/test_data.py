@@ -77,6 +77,16 @@ def test_an_addition_is_exact_where_another_process_has_cleared(make: Make):
     assert other.get("a") == 1
 
 
+def test_delete_counts_a_value_that_a_purge_has_made_invalid(data: Any, upstash: LocalUpstash):
+    """It takes one command, which does not tell."""
+    data.set("a", 1, ttl=60, tags=["x"])
+    data.purge(tags=["x"])
+    upstash.reset_bill()
+    assert data.delete("a")
+    assert not data.delete("a")
+    assert upstash.bill().commands == 2
+
+
 def test_deleted_values_are_gone(data: Any):
     data.set_many({"a": 1, "b": 2}, ttl=60)
     assert data.delete("a", "b")
