@@ -35,17 +35,15 @@ class _Names(msgspec.Struct, frozen=True):
     """The position of the first line of each name, in lower case."""
     repeated: dict[str, list[int]]
     """The positions of all lines of the names that have several."""
-    lowered: tuple[bytes, ...]
 
 
 def _names_of(names: tuple[bytes, ...]) -> _Names:
-    lowered = tuple(map(bytes.lower, names))
     lines: dict[str, list[int]] = {}
-    for position, name in enumerate(lowered):
-        lines.setdefault(name.decode("latin-1"), []).append(position)
+    for position, name in enumerate(names):
+        lines.setdefault(name.lower().decode("latin-1"), []).append(position)
     first = {name: positions[0] for name, positions in lines.items()}
     repeated = {name: positions for name, positions in lines.items() if len(positions) > 1}
-    return _Names(first, repeated, lowered)
+    return _Names(first, repeated)
 
 
 _LONGEST_REMEMBERED = 1024
@@ -118,8 +116,8 @@ class Headers:
 
     def lowered(self) -> list[tuple[bytes, bytes]]:
         """Return the field lines with their names in lower case."""
-        lowered = (self._names or self._look_up()).lowered
-        return [*zip(lowered, map(_VALUE, self.raw), strict=True)]
+        raw = self.raw
+        return [*zip(map(bytes.lower, map(_NAME, raw)), map(_VALUE, raw), strict=True)]
 
     def without(self, *names: str) -> Headers:
         """Return these headers less the fields named (lower case)."""
@@ -238,10 +236,10 @@ WITHOUT_BODY = frozenset({204, 304})
 
 def content_length(headers: Headers) -> int | None:
     """Return the length of a message's body by Content-Length, None without a valid one."""
-    length = headers.get("content-length") or ""
-    if not (length.isascii() and length.isdecimal()):
+    length = headers.get("content-length")
+    if length is None or not (length.isascii() and length.isdecimal()):
         return None
-    return int(length) if len(length.lstrip("0")) < 19 else 10**18
+    return int(length) if len(length) < 19 or len(length.lstrip("0")) < 19 else 10**18
 
 
 def has_body(headers: Headers) -> bool:

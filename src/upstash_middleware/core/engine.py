@@ -197,6 +197,8 @@ class Engine:
                 self.observe(InternalError("begin", error))
                 step = None
             steps.append(step)
+            if step is None:
+                continue
             if isinstance(step, Prepared):
                 pipelines.append(step.pipeline)
             elif isinstance(step, PartExchange):
@@ -204,7 +206,7 @@ class Engine:
                     return self._begin_together(request, inner, parts, steps)
                 if step.response is not None:
                     break
-            elif step is not None:
+            else:
                 return self._begin_together(request, inner, parts, steps)
         if not pipelines:
             return self.exchange(request, inner, steps)
@@ -317,22 +319,29 @@ class Begun(Prepared, eq=False):
 
         Returns a flow where a part needs more than one pipeline.
         """
-        if not isinstance(replies, list | UpstashError):  # a bug, or a custom transport's error
+        own: list[Reply] | UpstashError
+        if isinstance(replies, (list, UpstashError)):
+            own = replies
+        else:  # a bug, or a custom transport's error
             self._engine.observe(InternalError("begin", replies))
-            replies = ConnectionLost(f"the call to Upstash raised {type(replies).__name__}")
+            own = ConnectionLost(f"the call to Upstash raised {type(replies).__name__}")
         steps, end, more = self._steps, 0, False
+        # The replies to one part's commands are passed on as they are.
+        divided = own if len(steps) > 1 and isinstance(own, list) else None
         for index, step in enumerate(steps):
             if not isinstance(step, Prepared):
                 continue
-            begin, end = end, end + len(step.pipeline.commands)
+            if divided is not None:
+                begin, end = end, end + len(step.pipeline.commands)
+                own = divided[begin:end]
             result: Received = None
             try:
-                own = replies[begin:end] if isinstance(replies, list) else replies
                 result = self._parts[index].receive(step, own)
             except Exception as error:  # noqa: BLE001 - a bug here must not break the response
                 self._engine.observe(InternalError("begin", error))
             steps[index] = result
-            more = more or not (result is None or isinstance(result, PartExchange))
+            if not (result is None or isinstance(result, PartExchange)):
+                more = True
         return self._go_on() if more else self._engine.exchange(self._request, self._inner, steps)
 
     async def _go_on(self) -> Exchange:
@@ -373,7 +382,7 @@ def _has_response(begun: PartExchange | None) -> bool:
     return begun is not None and begun.response is not None
 
 
-class Exchange:
+class Exchange(Struct, eq=False):
     """One request and its response in an engine.
 
     An adapter sends ``response`` at once if there is one. Else it calls the application with
@@ -382,64 +391,46 @@ class Exchange:
     is ``holding``. A part that fails is left out from there on.
     """
 
-    __slots__ = (
-        "_parts",
-        "_unreached",
-        "caches",
-        "decision",
-        "engine",
-        "holding",
-        "inner",
-        "locking",
-        "refresh",
-        "request",
-        "response",
-        "saving",
-        "session",
-        "watching",
-    )
+    engine: Engine
+    request: HTTPRequest
+    """The request to call the application with."""
+    _begun: Sequence[PartExchange | None]
+    """What the parts have begun, outermost first."""
+    inner: Exchange | None = None
+    """What the engine directly inside has begun, to be handed to it."""
+    _parts: list[PartExchange] = []
+    _unreached: Sequence[PartExchange] = ()
+    refresh: Exchange | None = None
+    """The background revalidation of a stale response, until it is taken."""
+    holding: Sequence[PartExchange] = ()
+    """The parts that hold something on Redis that has to be renewed; for most requests none."""
+    watching: Sequence[PartExchange] = ()
+    """The parts that see the body."""
+    locking: PartExchange | None = None
+    """The part that has a lock for which other processes wait."""
+    saving: PartExchange | None = None
+    """The part that has the client's session, to be saved before the head is sent."""
+    session: PartExchange | None = None
+    """The part that has the client's session: that of this exchange, or of one further out."""
+    caches: Sequence[Exchange] = ()
+    """Exchanges of middleware further out that may store this response."""
+    decision: Decision | None = None
+    """The rate limit's decision, for the application's handler to read."""
+    response: Response | None = None
+    """The response to send at once, or None: call the application."""
 
-    def __init__(  # noqa: PLR0915 - one field each
-        self,
-        engine: Engine,
-        request: HTTPRequest,
-        parts: Sequence[PartExchange | None],
-        inner: Exchange | None = None,
-    ) -> None:
-        self.engine: Engine = engine
-        self.inner = inner
-        """What the engine directly inside has begun, to be handed to it."""
-        self._parts: list[PartExchange] = []
-        self._unreached: Sequence[PartExchange] = ()
-        self.refresh: Exchange | None = None
-        """The background revalidation of a stale response, until it is taken."""
-        self.holding: Sequence[PartExchange] = ()
-        """The parts that hold something on Redis that has to be renewed; for most requests none."""
-        self.watching: Sequence[PartExchange] = ()
-        """The parts that see the body."""
-        self.locking: PartExchange | None = None
-        """The part that has a lock for which other processes wait."""
-        self.saving: PartExchange | None = None
-        """The part that has the client's session, to be saved before the head is sent."""
-        self.session: PartExchange | None = None
-        """The part that has the client's session: that of this exchange, or of one further out."""
-        self.caches: Sequence[Exchange] = ()
-        """Exchanges of middleware further out that may store this response."""
-        self.decision: Decision | None = None
-        """The rate limit's decision, for the application's handler to read."""
-        self.response: Response | None = None
-        """The response to send at once, or None: call the application."""
-        self.request: HTTPRequest = request
-        """The request to call the application with."""
-        for part in parts:
+    def __post_init__(self) -> None:
+        parts = self._parts
+        for part in self._begun:
             if part is None:
                 continue
             if self.response is not None:
                 self._unreached = (*self._unreached, part)
                 self._drop(part)
                 continue
-            self._parts.append(part)
-            self.decision = self.decision or part.decision
+            parts.append(part)
+            if self.decision is None:
+                self.decision = part.decision
             if part.holds:
                 self.holding = (*self.holding, part)
             if part.watches:
@@ -450,10 +441,10 @@ class Exchange:
                 self.saving = self.session = part
             if part.response is not None:
                 if (refresh := part.refresh) is not None:
-                    own = [refresh.exchange, *(each.detached() for each in engine.parts)]
-                    self.refresh = Exchange(engine, refresh.request, own)
-                self.response = self._outward_from(len(self._parts) - 1, part.response)
-        if self.response is not None:
+                    own = [refresh.exchange, *(each.detached() for each in self.engine.parts)]
+                    self.refresh = Exchange(self.engine, refresh.request, own)
+                self.response = self._outward_from(len(parts) - 1, part.response)
+        if not self.watching or self.response is not None:
             return
         for part in self.watching:
             try:
@@ -600,10 +591,11 @@ class Exchange:
         pending: list[Flow[None]] = []
         if self.refresh is not None:
             self.refresh.drop()
-        # Nothing has taken the last two.
-        for one in (*self._parts, *self._unreached, self.inner, self.refresh):
-            if one is None:
-                continue
+        ended: Sequence[Any] = self._parts
+        if self._unreached or self.inner or self.refresh:  # nothing has taken the last two
+            others = (*self._unreached, self.inner, self.refresh)
+            ended = [*self._parts, *[one for one in others if one is not None]]
+        for one in ended:
             try:
                 flow = one.finish(complete=complete and one in self._parts)
             except Exception as error:  # noqa: BLE001 - the response was sent long ago
