@@ -58,6 +58,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+_OF_CLIENTS = frozenset({"http", "websocket"})
+"""Scopes of requests and of connections."""
 RUNTIME = "upstash_middleware.runtime"
 """Where in a scope limits in front of handlers find the runtime that they share: that of the
 innermost middleware with its own limits, otherwise that of the outermost."""
@@ -124,11 +126,13 @@ class Middleware:
         self._redis = LazyProxy(runtime.async_redis)
         self._data: Data | None = None
         self._data_proxy = LazyProxy(self._find_data)
-        self._serving: Mapping[str, ASGIApp] = {
-            "http": self._http_with_body if runtime.reads_body else self._http,
-            "websocket": self._websocket,
-            "lifespan": self._lifespan,
-        }
+        self._serving: Mapping[str, ASGIApp] = {}
+        if runtime.enabled:
+            self._serving = {
+                "http": self._http_with_body if runtime.reads_body else self._http,
+                "websocket": self._websocket,
+                "lifespan": self._lifespan,
+            }
         self._lifespan_state: Mapping[str, Any] = {}
 
     def check_route(self, scope: Scope, looked_up: tuple[Any, Any]) -> None:
@@ -147,12 +151,12 @@ class Middleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope; see the ASGI specification, version 3."""
-        if scope["type"] in {"http", "websocket"}:
+        kind = scope["type"]
+        if kind in _OF_CLIENTS:
             self._add_to_state(scope)
-        looked_up = scope.get("path"), scope.get("method")
-        serve = self._serving.get(scope["type"]) if self.runtime.enabled else None
-        await (serve or self.app)(scope, receive, send)
-        if self._limits and exempt_types:
+        looked_up = (scope.get("path"), scope.get("method")) if exempt_types else None
+        await self._serving.get(kind, self.app)(scope, receive, send)
+        if looked_up is not None and self._limits:
             self.check_route(scope, looked_up)
         if self.runtime.late:  # charges of a background task, which the next request has to see
             await self.runtime.late_settled()
@@ -164,11 +168,12 @@ class Middleware:
         if self._caches or DATA not in scope:
             scope[DATA] = self._find_data
             # The application may have an object of that name in its lifespan's state.
-            if isinstance(state.get("data", self._data_proxy), LazyProxy):
+            if "data" not in state or isinstance(state["data"], LazyProxy):
                 state["data"] = self._data_proxy
         if self._leads or RUNTIME not in scope:
             scope[RUNTIME] = self.runtime
-        state.setdefault("rate_limit", UNCHECKED)
+        if "rate_limit" not in state:
+            state["rate_limit"] = UNCHECKED
         if self._caches:
             state["cache"] = self._cache_handle
 
@@ -203,9 +208,9 @@ class Middleware:
             self._show_session(scope, exchange)
         elif _SESSION in scope:
             exchange.session = scope[_SESSION]
-        scope[STREAM] = stream = ResponseStream(
-            self.runtime, exchange, receive, send, scope.get("http_version", "1.1") not in HTTP_1
-        )
+        sends_may_hang = scope.get("http_version", "1.1") not in HTTP_1
+        stream = ResponseStream(self.runtime, exchange, receive, send, sends_may_hang)
+        scope[STREAM] = stream
         try:
             if exchange.response is not None:
                 answer = await self.answer(scope, receive, exchange.response, exchange.decision)
@@ -215,7 +220,7 @@ class Middleware:
                 exchange.unseen(certainly=False)
             if exchange.inner is not None:
                 scope[_INNER] = (request, exchange.take_inner())
-            if exchange.request.headers is request.headers:
+            if exchange.request is request:
                 await self.app(scope, stream.receive, stream.send)
             else:
                 await self._forward(scope, exchange.request, stream)
@@ -504,6 +509,8 @@ class ResponseStream(Struct, eq=False):
     """The head of a 304 that replaces a response whose body is still to be seen."""
     _replaced: bool = False
     """Whether a whole Response has been sent in place of the application's."""
+    _passes: bool = False
+    """Whether nothing but the end of the body is of interest once the head has been sent."""
     _seen_whole: bool = True
     """Whether every byte of the body has passed here, so that it can be stored."""
     _client_left: bool = False
@@ -523,6 +530,7 @@ class ResponseStream(Struct, eq=False):
     def attach(self, attached: Attached) -> None:
         """Pass the response's head and end to a limit or cache in front of a handler."""
         self._attached.append(attached)
+        self._passes = False
 
     async def receive(self) -> Message:
         """Pass on the server's message, and note that the client has left.
@@ -553,7 +561,7 @@ class ResponseStream(Struct, eq=False):
             self.exchange.forbid(UNANNOUNCED_BODY)
         return message
 
-    async def send(self, message: Message) -> None:  # noqa: PLR0912
+    async def send(self, message: Message) -> None:
         """Pass on the application's message, and finish right after the last byte."""
         if self._replaced:
             return
@@ -561,22 +569,33 @@ class ResponseStream(Struct, eq=False):
         if kind == "http.response.start":
             await self._send_head(message)
             return
-        is_file = kind in _FILES
-        if is_file:
-            self._seen_whole = False
-            self.exchange.unseen()
         # Everything is read before the message is sent: middleware outside may write into it, the
         # application may fill its buffer again, and after the last byte every client leaves.
         piece = bytes(message.get("body", b""))
+        if kind == "http.response.body":
+            is_last = not (self._trailers or message.get("more_body", False))
+        else:
+            is_last = _ends(message, self._trailers)
+        if not is_last and piece and self._announced is not None:
+            self._announced -= len(piece)
+            is_last = self._announced == 0
+        if not self._passes:
+            await self._show_and_send(message, piece, is_last=is_last)
+            return
+        if is_last and self._runtime.finishes_first:
+            await self.finish(complete=True)
+        await self._send(message)
+        if is_last:
+            await self.finish(complete=True)
+
+    async def _show_and_send(self, message: Message, piece: bytes, *, is_last: bool) -> None:
+        """Show the exchange a message after the head, and pass it on."""
+        is_file = message["type"] in _FILES
+        if is_file:
+            self._seen_whole = False
+            self.exchange.unseen()
         if self.exchange.session is not None:
             self.exchange.forbid_sharing()
-        if self._announced is not None:
-            self._announced -= len(piece)
-        is_last = (
-            not (self._trailers or message.get("more_body", False))
-            if kind == "http.response.body"
-            else _ends(message, self._trailers)
-        ) or (self._announced == 0 and bool(piece))
         complete = self._seen_whole and not self._client_left
         if piece and self.exchange.watching and not self.finished:
             self.exchange.chunk(piece)
@@ -595,37 +614,46 @@ class ResponseStream(Struct, eq=False):
             elif piece or is_file:
                 await self._renew()
 
-    async def _send_head(self, message: Message) -> None:
+    async def _send_head(self, message: Message) -> None:  # noqa: PLR0912
+        exchange, method = self.exchange, self.exchange.request.method
         if self._started:  # the application has ignored that the server refuses another head
-            self.exchange.forbid("the response was begun twice")
+            exchange.forbid("the response was begun twice")
         self._started = True
-        if self.exchange.saving is not None and (flow := self.exchange.save()) is not None:
+        if exchange.saving is not None and (flow := exchange.save()) is not None:
             await self._runtime.aperform(flow)
         fields = message.get("headers", ())
         head = own = ResponseHead(message["status"], Headers(map(tuple, fields)))
-        for attached in reversed(self._attached):
-            head = attached.head(head)
-        answer = self.exchange.head(head)
-        if isinstance(answer, Response):
-            await self.send_whole(answer, self.exchange.request.method)
-            return
-        if answer is not own or not isinstance(fields, list | tuple):  # then read only once
+        if self._attached:
+            for attached in reversed(self._attached):
+                head = attached.head(head)
+        answer = exchange.head(head)
+        if answer is not own or not isinstance(fields, (list, tuple)):  # then read only once
+            if isinstance(answer, Response):
+                await self.send_whole(answer, method)
+                return
             lines = answer.headers.lowered()
             message = {**message, "status": answer.status, "headers": lines}
-        self._trailers = message.get("trailers", False)
-        is_head = self.exchange.request.method == "HEAD"
-        if not (self._trailers or is_head):
+        if message.get("trailers", False):
+            self._trailers = True
+        elif method != "HEAD":
             self._announced = content_length(head.headers)
-        if answer.status in WITHOUT_BODY and head.status not in WITHOUT_BODY:
+        if answer is not head and head.status not in WITHOUT_BODY and answer.status in WITHOUT_BODY:
             self._head_of_304 = {**message, "trailers": False}
             return
-        # Whether a client that has the head has everything, whatever the application sends.
-        is_all = is_head or answer.status in WITHOUT_BODY or self._announced == 0
-        if self._runtime.finishes_first and is_all and not self._trailers:
+        if (
+            self._runtime.finishes_first
+            and not self._trailers
+            # A client that has the head has everything, whatever the application sends.
+            and (method == "HEAD" or answer.status in WITHOUT_BODY or self._announced == 0)
+        ):
             await self.finish(complete=not self._client_left)
-        if self.exchange.locking is not None:
-            await self._release()
-        await self._send_on(message)
+        if self._attached or self._sends_may_hang or not exchange.passes_body:
+            if exchange.locking is not None:
+                await self._release()
+            await self._send_on(message)
+        else:
+            self._passes = True
+            await self._send(message)
 
     async def _send_304(self, start: Message, *, complete: bool) -> None:
         """Send the head of a 304 in place of a response that has been seen whole."""
@@ -664,15 +692,16 @@ class ResponseStream(Struct, eq=False):
 
     async def finish(self, *, complete: bool) -> None:
         """Finish the exchange, unless it is finished already."""
-        if not self.finished:
-            self.finished = True
-            if not self._attached:
-                await self._runtime.afinish(self.exchange, complete=complete)
-                return
+        if self.finished:
+            return
+        self.finished = True
+        if self._attached:
             async with AsyncExitStack() as ends:  # it calls all, also if the task is cancelled
                 ends.push_async_callback(self._runtime.afinish, self.exchange, complete=complete)
                 for attached in reversed(self._attached):
                     ends.push_async_callback(attached.afinish, complete=complete)
+        elif (flow := self.exchange.finish(complete=complete)) is not None:
+            await self._runtime.aperform_to_end(flow)
 
     async def _renew(self) -> None:
         """Renew the slots and locks on Redis while the response is sent, if that is due."""
@@ -919,6 +948,7 @@ def request_of(scope: Scope, root_path: str = "", body: RequestBody | None = Non
     sent = (scope.get("raw_path") or b"").decode("latin-1")
     if root_path:
         path, sent = _below(root_path, path, sent)
+        root_path = root_path.rstrip("/")
     elif sent != path and unquote(sent) != path:
         # Middleware outside may have rewritten the path alone. The raw path then belongs to
         # another resource, and two resources must never share a stored response.
@@ -939,7 +969,7 @@ def request_of(scope: Scope, root_path: str = "", body: RequestBody | None = Non
         host.lower(),
         (client[0] or None) if client else None,
         sent,
-        root_path.rstrip("/"),
+        root_path,
         scope,
         body,
     )

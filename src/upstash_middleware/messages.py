@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, overload
 from urllib.parse import quote
 
@@ -23,9 +22,6 @@ PATH_SAFE = "/-._~!$&'()*+,;=:@"
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 # Nearly every path needs no escaping.
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9/\-._~!$&'()*+,;=:@]*")
-
-
-_NAME, _VALUE = itemgetter(0), itemgetter(1)
 
 
 class _Names(msgspec.Struct, frozen=True):
@@ -74,8 +70,8 @@ class Headers:
         )
 
     def _look_up(self) -> _Names:
-        names = tuple(map(_NAME, self.raw))
-        known = sum(map(len, names)) <= _LONGEST_REMEMBERED
+        names = tuple([name for name, _ in self.raw])
+        known = len(b"".join(names)) <= _LONGEST_REMEMBERED
         found = self._names = (_remembered_names if known else _names_of)(names)
         return found
 
@@ -116,8 +112,7 @@ class Headers:
 
     def lowered(self) -> list[tuple[bytes, bytes]]:
         """Return the field lines with their names in lower case."""
-        raw = self.raw
-        return [*zip(map(bytes.lower, map(_NAME, raw)), map(_VALUE, raw), strict=True)]
+        return [(name.lower(), value) for name, value in self.raw]
 
     def without(self, *names: str) -> Headers:
         """Return these headers less the fields named (lower case)."""

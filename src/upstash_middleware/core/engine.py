@@ -419,7 +419,12 @@ class Exchange(Struct, eq=False):
     response: Response | None = None
     """The response to send at once, or None: call the application."""
 
-    def __post_init__(self) -> None:
+    @property
+    def passes_body(self) -> bool:
+        """Whether no part does anything between the head and the end of the body."""
+        return not (self.watching or self.holding or self.session)
+
+    def __post_init__(self) -> None:  # noqa: PLR0912
         parts = self._parts
         for part in self._begun:
             if part is None:

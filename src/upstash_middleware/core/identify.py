@@ -755,13 +755,12 @@ def peer_address(request: HTTPRequest, ipv6_prefix: int = _IPV6_PREFIX) -> Ident
 
 
 def _identifier_of(text: str, ipv6_prefix: int) -> Identifier | None:
-    text = text.strip().strip('"')
     return _of_short(text, ipv6_prefix) if len(text) <= _LONGEST_ADDRESS else None
 
 
 @lru_cache(maxsize=4096)
 def _of_short(text: str, ipv6_prefix: int) -> Identifier | None:
-    address = _parse_short(text)
+    address = parse_address(text)
     return None if address is None else of_address(address, ipv6_prefix)
 
 

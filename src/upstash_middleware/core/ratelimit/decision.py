@@ -264,19 +264,18 @@ def limit_fields(decision: Decision, now: float) -> Fields:
         return ()
     policies, states = [], []
     # The draft, §5: Retry-After should not be earlier than a `t` beside it; it may be left out.
-    latest = math.inf
-    if not decision.allowed and decision.retry_after is not None:
-        latest = _whole_seconds(decision.retry_after)
+    latest = None if decision.allowed else seconds_to_wait(decision)
     for each in decision.policies:
         name, policy = _policy(each.name, each.limit, each.window)
         policies.append(policy)
-        wait, until = each.retry_after, b""
-        if each.allowed or wait is not None:
-            # As in _whole_seconds.
-            seconds = -(-round((each.reset - now if wait is None else wait) * 1000) // 1000)
-            if 0 < seconds <= latest:
-                until = b";t=%d" % seconds
-        states.append(b"%b;r=%d%b" % (name, each.remaining, until))
+        wait = each.retry_after
+        if wait is None:
+            wait = each.reset - now if each.allowed else 0.0
+        seconds = -(-round(wait * 1000) // 1000)  # as in _whole_seconds
+        if seconds > 0 and (latest is None or seconds <= latest):
+            states.append(b"%b;r=%d;t=%d" % (name, each.remaining, seconds))
+        else:
+            states.append(b"%b;r=%d" % (name, each.remaining))
     return (
         (b"X-RateLimit-Limit", b"%d" % decision.limit),
         (b"X-RateLimit-Remaining", b"%d" % decision.remaining),
@@ -309,6 +308,18 @@ _DESPITE_AUTHORIZATION = frozenset({"public", "s-maxage", "must-revalidate"})
 _HEURISTIC = frozenset({200, 203, 204, 206, 300, 301, 304, 308, 404, 405, 410, 414, 501})
 
 
+def takes_fields(request: HTTPRequest, head: ResponseHead) -> bool:
+    """Whether a response gets the limits' fields.
+
+    Not if it has such fields already, or a shared cache might store them.
+    """
+    names = tuple(head.headers.names())
+    # Most responses of an API have no field that concerns limits or caches.
+    if not _concern_limits_or_caches(names):
+        return True
+    return LIMIT_FIELDS.isdisjoint(names) and not may_be_shared(request, head)
+
+
 def may_be_shared(request: HTTPRequest, head: ResponseHead) -> bool:
     """Whether a shared cache downstream might store this response, or has stored it already.
 
@@ -317,9 +328,6 @@ def may_be_shared(request: HTTPRequest, head: ResponseHead) -> bool:
     """
     headers = head.headers
     names = headers.names()
-    # Most responses of an API have no field that concerns a cache.
-    if not _concern_caches(tuple(names)):
-        return False
     targeted = [_directives(headers.combined(name)) for name in names if _is_targeted(name)]
     # RFC 9111 §5.1: with Age it comes from a cache, ours or one behind us. RFC 9213.
     if "age" in headers or any(not each & {"no-store", "private"} for each in targeted):
@@ -339,8 +347,9 @@ _ABOUT_CACHES = frozenset({"age", "cache-control", "etag", "expires", "last-modi
 
 
 @lru_cache(maxsize=512)
-def _concern_caches(names: tuple[str, ...]) -> bool:
-    return not _ABOUT_CACHES.isdisjoint(names) or any(map(_is_targeted, names))
+def _concern_limits_or_caches(names: tuple[str, ...]) -> bool:
+    concerned = _ABOUT_CACHES | LIMIT_FIELDS
+    return not concerned.isdisjoint(names) or any(map(_is_targeted, names))
 
 
 def _is_targeted(name: str) -> bool:

@@ -39,14 +39,13 @@ from upstash_middleware.core.ratelimit.charges import (
     settle_command,
 )
 from upstash_middleware.core.ratelimit.decision import (
-    LIMIT_FIELDS,
     Decision,
     combined,
     custom_denial,
     decided,
     denial,
     limit_fields,
-    may_be_shared,
+    takes_fields,
 )
 from upstash_middleware.core.ratelimit.memory import TIME, Denials, LocalCounters, ServerClock
 from upstash_middleware.core.ratelimit.rules import compile_rules, uncertain_bases
@@ -958,14 +957,9 @@ class RateLimitExchange(PartExchange):
             self._renew_at = settler.time.monotonic() + self._slot_life / 2
 
     def head(self, head: ResponseHead) -> ResponseHead:
-        """Return the head with the limits' fields.
-
-        Without them if it has such fields already, or a shared cache might store them.
-        """
+        """Return the head with the limits' fields, if it takes them."""
         self._head = head
-        if self.decision is None or not LIMIT_FIELDS.isdisjoint(head.headers.names()):
-            return head
-        if may_be_shared(self._request, head):
+        if self.decision is None or not takes_fields(self._request, head):
             return head
         fields = limit_fields(self.decision, self._settler.time.now())
         return ResponseHead(head.status, head.headers.adding(*fields)) if fields else head
