@@ -15,7 +15,8 @@ from django.test import AsyncClient, Client, override_settings
 import tests.django.project  # noqa: F401 - it configures Django
 from tests.django.project import Urls
 from upstash_middleware.core.flow import Pipeline
-from upstash_middleware.django.sessions import SessionStore, _Reading
+from upstash_middleware.core.sessions import SessionLookup
+from upstash_middleware.django.sessions import SessionStore
 from upstash_middleware.events import SessionSaved
 from upstash_middleware.local.faults import Fault
 
@@ -599,4 +600,5 @@ def test_a_page_that_shows_the_session_s_key_is_never_shared(
 
 
 def test_what_reads_a_session_shows_no_key() -> None:
-    assert "0secret0" not in repr(_Reading(Pipeline(()), "0secret0"))
+    lookup = SessionLookup(Pipeline(()), "0secret0", "", ("0secret0",))
+    assert "0secret0" not in repr(lookup)

@@ -246,9 +246,9 @@ class World:
             kept = self.model.find(id_)
             assert self.read(id_) == (kept.entries if kept else {})
             if latest.id != id_:
-                pipeline = self.sessions.store.prepare(id_)
-                assert pipeline is not None
-                assert self.client.execute(pipeline)[0] == []
+                lookup = self.sessions.store.prepare(id_)
+                assert lookup is not None
+                assert self.client.execute(lookup.pipeline)[0] == []
 
     def read(self, id_: str) -> dict[str, Any]:
         calls = self.calls(self.sessions.load(id_))

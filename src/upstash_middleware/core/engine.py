@@ -421,8 +421,10 @@ class Exchange(Struct, eq=False):
 
     @property
     def passes_body(self) -> bool:
-        """Whether no part does anything between the head and the end of the body."""
-        return not (self.watching or self.holding or self.session)
+        """Whether nothing happens between the head and the end of the body."""
+        if self.session is not None and self.caches:
+            return False
+        return not (self.watching or self.holding)
 
     def __post_init__(self) -> None:  # noqa: PLR0912
         parts = self._parts
@@ -463,12 +465,19 @@ class Exchange(Struct, eq=False):
         For an adapter to call if a part is ``saving``. The flow raises NotStorable for a value of
         the application's that cannot be stored.
         """
-        return None if self.saving is None else self._saved(self.saving)
-
-    async def _saved(self, part: PartExchange) -> None:
+        part = self.saving
+        if part is None:
+            return None
         try:
-            if (flow := part.save()) is not None:
-                await flow
+            flow = part.save()
+        except Exception as error:  # noqa: BLE001 - the response goes on without this part
+            self._leave_out(part, "save", error)
+            return None
+        return None if flow is None else self._saved(part, flow)
+
+    async def _saved(self, part: PartExchange, flow: Flow[None]) -> None:
+        try:
+            await flow
         except NotStorable:
             raise
         except Exception as error:  # noqa: BLE001 - the response goes on without this part
@@ -558,7 +567,7 @@ class Exchange(Struct, eq=False):
         ``head`` and ``finish`` do so too.
         """
         session = self.session
-        if session is None or not session.uses_session:
+        if session is None or not (self.watching or self.caches) or not session.uses_session:
             return
         for exchange in (self, *self.caches):
             exchange.note_session(sets_cookie=session.changes_cookie)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from datetime import datetime
 from math import inf
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, cast
 from uuid import UUID
 
 from msgspec import Struct, ValidationError, json
@@ -43,7 +43,7 @@ from upstash_middleware.errors import (
     named_part,
     unknown_name,
 )
-from upstash_middleware.events import SessionSaved, UpstashAnswered, UpstashFailed, hears
+from upstash_middleware.events import SessionSaved, UpstashAnswered, UpstashFailed, ignored_by
 from upstash_middleware.messages import Headers, Response, ResponseHead
 
 if TYPE_CHECKING:
@@ -652,8 +652,22 @@ class _Head(Struct, array_like=True, forbid_unknown_fields=True):
 
 
 _decode_head = json.Decoder(_Head).decode
+_BYTES = frozenset({bytes})
 _RESERVED: Final = "."
 Change = Literal["created", "saved", "touched", "regenerated", "ended", "nothing"]
+
+
+class SessionLookup(Prepared, eq=False):
+    """A session that is to be read."""
+
+    id: str
+    user: str
+    """The user's hash in the id; empty if there is none."""
+    keys: tuple[str, ...]
+    """Where it may be, under each secret."""
+
+    def __repr__(self) -> str:  # the id is a secret
+        return "SessionLookup()"
 
 
 class SessionStore(Struct, frozen=True):
@@ -699,15 +713,16 @@ class SessionStore(Struct, frozen=True):
 
     # --- Loading --------------------------------------------------------------------------------
 
-    def prepare(self, id_: str) -> Pipeline | None:
+    def prepare(self, id_: str) -> SessionLookup | None:
         """Return what reads a session; None for what is no id, which costs nothing."""
         user = self.ids.parse(id_)
         if user is None:
             return None
-        commands = [self._read(key) for key in self.keys_of(id_)]
+        keys = self.keys_of(id_)
+        commands = [self._read(key) for key in keys]
         if user:
             commands.append(Command(("GET", self.epoch_key(user)), reads_only=True))
-        return Pipeline(tuple(commands), deadline=self.deadline)
+        return SessionLookup(Pipeline(tuple(commands), self.deadline), id_, user, keys)
 
     def _read(self, key: str) -> Command:
         if not self.from_primary:
@@ -716,7 +731,7 @@ class SessionStore(Struct, frozen=True):
         return Command(("EVALSHA", chosen.sha, 1, key), reads_only=True, script=chosen)
 
     def receive(
-        self, id_: str, replies: Sequence[Reply]
+        self, lookup: SessionLookup, replies: Sequence[Reply]
     ) -> tuple[StoredSession, dict[str, bytes]] | None:
         """Return a session and its opened entries; None if there is none that is valid.
 
@@ -725,21 +740,18 @@ class SessionStore(Struct, frozen=True):
         for reply in replies:
             if isinstance(reply, CommandError):
                 raise reply
-        user = self.ids.parse(id_) or ""
-        *hashes, epoch = replies if user else (*replies, None)
-        for key, fields in zip(self.keys_of(id_), hashes, strict=True):
+        *hashes, epoch = replies if lookup.user else (*replies, None)
+        for key, fields in zip(lookup.keys, hashes, strict=True):
             if isinstance(fields, list) and fields:
-                return self._valid(id_, key, fields, user, epoch)
+                found = self.describe(key, fields)
+                if found is None:
+                    return None
+                stored = found[0]
+                if stored.user != lookup.user or not self.is_valid(stored, epoch):
+                    return None
+                stored.id = lookup.id
+                return found
         return None
-
-    def _valid(
-        self, id_: str, key: str, fields: list[Any], user: str, epoch: Reply
-    ) -> tuple[StoredSession, dict[str, bytes]] | None:
-        found = self.describe(key, fields)
-        if found is None or found[0].user != user or not self.is_valid(found[0], epoch):
-            return None
-        found[0].id = id_
-        return found
 
     def describe(
         self, key: str, fields: Sequence[Reply]
@@ -753,7 +765,7 @@ class SessionStore(Struct, frozen=True):
         Returns:
             None for what is no session: of another version, damaged, or sealed with another key.
         """
-        return read_session(key, fields, self._open)
+        return read_session(key, fields, None if self.sealing is None else self._open)
 
     def is_valid(self, stored: StoredSession, epoch: Reply) -> bool:
         """Whether a session can be used; ``epoch`` is what GET returns for its user, if any."""
@@ -762,9 +774,8 @@ class SessionStore(Struct, frozen=True):
         return stored.created + self.absolute > self.clock.wall()
 
     def _open(self, name: str, data: bytes) -> bytes:
-        if self.sealing is None:
-            return data
-        return bytes(self.sealing.open(name, memoryview(b64decode(data, validate=True))))
+        sealing = cast("Sealing", self.sealing)
+        return bytes(sealing.open(name, memoryview(b64decode(data, validate=True))))
 
     def _seal(self, name: str, data: bytes) -> bytes:
         return data if self.sealing is None else b64encode(self.sealing.seal(name, data))
@@ -912,7 +923,7 @@ def read_session(
 
     ``open_`` opens the sealed value of a name; by default, values are not sealed.
     """
-    if len(fields) % 2 or not all(isinstance(word, bytes) for word in fields):
+    if len(fields) % 2 or not _BYTES.issuperset(map(type, fields)):
         return None
     values: dict[bytes, bytes] = dict(zip(fields[::2], fields[1::2], strict=True))  # type: ignore[arg-type]
     epoch, _, sealed = values.pop(b".", b"").partition(b"\n")
@@ -982,15 +993,6 @@ _UNCHANGEABLE = frozenset({str, int, float, bool, bytes, NoneType, datetime, UUI
 """Types of values that cannot have changed after they were read."""
 
 
-class _Loading(Prepared, eq=False):
-    """A request whose session is to be read."""
-
-    id: str
-
-    def __repr__(self) -> str:  # the id is a secret
-        return "_Loading()"
-
-
 class Sessions(Part):
     """Loads and saves sessions; implements ``core.engine.Part``."""
 
@@ -1018,54 +1020,59 @@ class Sessions(Part):
         self._rolls = rolls
         self._dump = dump
         self._load = load
+        self._ignored = ignored_by(observe)
         self._patterns = [PathPattern.parse(path) for path in settings.paths]
         self._cookie = settings.cookie_name
+        idle, cookie = store.idle, settings.max_age
+        span = idle if cookie is None else min(idle, float(cookie))  # type: ignore[arg-type] # seconds
+        self._touched_for = span / 20
+        """Seconds after which a use extends the idle timeout, or the cookie's."""
 
     # --- One request ----------------------------------------------------------------------------
 
-    def prepare(self, request: HTTPRequest) -> SessionExchange | _Loading | None:
+    def prepare(self, request: HTTPRequest) -> SessionExchange | SessionLookup | None:
         """Begin a request: with a new session where it has no cookie, or with what reads it."""
-        if not self.covers(request.path):
+        if self._patterns and not self.covers(request.path):
             return None
         id_ = cookie_of(request.headers, self._cookie)
-        pipeline = None if id_ is None else self.store.prepare(id_)
-        if id_ is None or pipeline is None:
-            return SessionExchange(self, self.session())
-        return _Loading(pipeline, id_)
+        lookup = None if id_ is None else self.store.prepare(id_)
+        return SessionExchange(self, self.session()) if lookup is None else lookup
 
     def covers(self, path: str) -> bool:
         """Whether requests to a path use sessions."""
         return not self._patterns or any(each.match(path) is not None for each in self._patterns)
 
-    def receive(self, prepared: _Loading, replies: list[Reply] | UpstashError) -> SessionExchange:
+    def receive(
+        self, prepared: SessionLookup, replies: list[Reply] | UpstashError
+    ) -> SessionExchange:
         """Go on with the replies; an id that is unknown is never used (session fixation)."""
-        return SessionExchange(self, self.loaded(prepared.id, replies))
+        return SessionExchange(self, self.loaded(prepared, replies))
 
-    def loaded(self, id_: str, replies: list[Reply] | UpstashError) -> Session:
+    def loaded(self, lookup: SessionLookup, replies: list[Reply] | UpstashError) -> Session:
         """Return the session that the replies contain, or an empty one."""
         try:
             if isinstance(replies, UpstashError):
                 raise replies
-            found = self.store.receive(id_, replies)
+            found = self.store.receive(lookup, replies)
         except UpstashError as error:
             self.observe(UpstashFailed("session load", error))
             session = self.session()
             session._error = error
             return session
-        if hears(self.observe, UpstashAnswered):
+        if UpstashAnswered not in self._ignored:
             self.observe(_ANSWERED)
         return self.session() if found is None else self.session(*found)
 
     async def load(self, id_: str | None) -> Session:
         """Return the session with this id, or an empty one, outside of a pipeline. A flow."""
-        pipeline = None if id_ is None else self.store.prepare(id_)
-        if id_ is None or pipeline is None:
+        lookup = None if id_ is None else self.store.prepare(id_)
+        if lookup is None:
             return self.session()
         try:
-            replies: list[Reply] | UpstashError = await pipeline
+            replies: list[Reply] | UpstashError = await lookup.pipeline
         except UpstashError as error:
             replies = error
-        return self.loaded(id_, replies)
+        return self.loaded(lookup, replies)
 
     def session(
         self, stored: StoredSession | None = None, entries: Mapping[str, bytes] | None = None
@@ -1228,9 +1235,7 @@ class Sessions(Part):
 
     def _is_old(self, stored: StoredSession) -> bool:
         """Whether the timeout is to be extended: once in a twentieth of it, or of the cookie's."""
-        idle, cookie = self.store.idle, self.settings.max_age
-        span = idle if cookie is None else min(idle, float(cookie))  # type: ignore[arg-type] # seconds
-        return self.store.clock.wall() - stored.touched >= span / 20
+        return self.store.clock.wall() - stored.touched >= self._touched_for
 
     def _set_entries(self, session: Session) -> dict[str, bytes]:
         """Return all entries that this request has set, encoded, even those that are as before."""

@@ -31,7 +31,7 @@ from django.utils.http import http_date
 from django.utils.module_loading import import_string
 from msgspec.structs import replace
 
-from upstash_middleware.core.engine import Part, PartExchange, Prepared
+from upstash_middleware.core.engine import Part, PartExchange
 from upstash_middleware.core.flow import Command
 from upstash_middleware.core.sessions import (
     UNAVAILABLE,
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from django.http.response import HttpResponseBase
 
     from upstash_middleware.core.flow import Flow, Reply
-    from upstash_middleware.core.sessions import Sessions
+    from upstash_middleware.core.sessions import SessionLookup, Sessions
     from upstash_middleware.messages import HTTPRequest
     from upstash_middleware.runtime import Runtime
 
@@ -199,7 +199,7 @@ class SessionStore(SessionBase):
         """Its entries there, as far as this object knows."""
         self._runtime: Runtime | None = None
         """What makes its calls; None for that of the process."""
-        self._read: tuple[str, list[Reply] | UpstashError] | None = None
+        self._read: tuple[SessionLookup, list[Reply] | UpstashError] | None = None
         """A key, and what the request's first pipeline has read for it."""
         self._error: UpstashError | None = None
         """Why it could not be read or created."""
@@ -431,14 +431,16 @@ class SessionStore(SessionBase):
         sessions, key = self._sessions, self._session_key
         read, self._read = self._read, None
         self._stored, self._known, self._error = None, {}, None
-        pipeline = None if key is None else sessions.store.prepare(key)
+        if read is not None and read[0].id != key:
+            read = None
+        lookup = read[0] if read else sessions.store.prepare(key) if key is not None else None
         found = None
-        if key is not None and pipeline is not None:
+        if lookup is not None:
             try:
-                replies = read[1] if read is not None and read[0] == key else await pipeline
+                replies = await lookup.pipeline if read is None else read[1]
                 if isinstance(replies, UpstashError):
                     raise replies
-                found = sessions.store.receive(key, replies)
+                found = sessions.store.receive(lookup, replies)
             except UpstashError as error:
                 sessions.observe(UpstashFailed("session load", error))
                 self._error = error
@@ -467,11 +469,11 @@ class SessionStore(SessionBase):
 
     async def _exists(self, key: str | None) -> bool:
         sessions = self._sessions
-        pipeline = sessions.store.prepare(key) if key else None
-        if key is None or pipeline is None:
+        lookup = sessions.store.prepare(key) if key else None
+        if lookup is None:
             return False
         try:
-            found = sessions.store.receive(key, await pipeline)
+            found = sessions.store.receive(lookup, await lookup.pipeline)
         except UpstashError as error:
             sessions.observe(UpstashFailed("session load", error))
             return False
@@ -777,11 +779,11 @@ class SessionUse(PartExchange):
     def __init__(
         self,
         runtime: Runtime | None = None,
-        read: tuple[str, list[Reply] | UpstashError] | None = None,
+        read: tuple[SessionLookup, list[Reply] | UpstashError] | None = None,
     ) -> None:
         self.runtime: Runtime | None = runtime
-        self.read: tuple[str, list[Reply] | UpstashError] | None = read
-        """A session's key, and what was read for it."""
+        self.read: tuple[SessionLookup, list[Reply] | UpstashError] | None = read
+        """The session that was to be read, and what was read."""
         self.session: SessionStore | None = None
         self.sets_cookie: bool = False
 
@@ -796,28 +798,20 @@ class SessionUse(PartExchange):
         return self.sets_cookie
 
 
-class _Reading(Prepared, eq=False):
-    key: str
-
-    def __repr__(self) -> str:  # the key is a secret
-        return "_Reading()"
-
-
 class _Reader(Part):
     """Reads the session of a request in its first pipeline, for SessionMiddleware."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
 
-    def prepare(self, request: HTTPRequest) -> _Reading | None:
+    def prepare(self, request: HTTPRequest) -> SessionLookup | None:
         key = request.native.COOKIES.get(settings.SESSION_COOKIE_NAME)
         if not (key and is_upstash_engine(settings.SESSION_ENGINE)):
             return None
-        pipeline = sessions_of(self._runtime).store.prepare(key)
-        return None if pipeline is None else _Reading(pipeline, key)
+        return sessions_of(self._runtime).store.prepare(key)
 
-    def receive(self, prepared: _Reading, replies: list[Reply] | UpstashError) -> SessionUse:
-        return SessionUse(self._runtime, (prepared.key, replies))
+    def receive(self, prepared: SessionLookup, replies: list[Reply] | UpstashError) -> SessionUse:
+        return SessionUse(self._runtime, (prepared, replies))
 
 
 def join(runtime: Runtime) -> None:
