@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import cache
+from math import ceil
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import unquote
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from upstash_middleware.core.flow import Argument, Reply
     from upstash_middleware.core.patterns import Unmatched
+    from upstash_middleware.core.ratelimit.memory import ServerClock
     from upstash_middleware.events import Observer
     from upstash_middleware.messages import HTTPRequest
 
@@ -61,14 +63,18 @@ class Slice(Struct, eq=False):
     taken_ms: int
     ends_ms: int
     """When they end by the database's time of day, in ms since 1970."""
+    taken_monotonic: float
     ends_monotonic: float
     """By the other clock: a wall clock that is set back must not make them last for longer."""
+    used: int
+    """Those that requests have used, of these and of what was taken with them."""
     is_closed: bool = False
     """Whether nothing is used from it any more, or put back into it."""
 
-    def returnable(self, units: int, now_ms: int) -> list[int]:
-        """Return how many of so many units may be given back, limit by limit."""
-        held = now_ms - self.taken_ms
+    def returnable(self, units: int, time: ServerClock) -> list[int]:
+        """Return how many of so many units may be given back now, limit by limit."""
+        by_monotonic = ceil((time.monotonic() - self.taken_monotonic) * 1000)
+        held = max(by_monotonic, time.now_ms() - self.taken_ms)
         return [policy.limit.returnable(units, held) for policy in self.rule.policies]
 
 
@@ -79,6 +85,8 @@ class LeaseCall(Struct, eq=False):
     """The units to take ahead at most."""
     share: float
     """The part of the remaining quota to take ahead at most."""
+    began: float
+    """When, by the monotonic clock."""
     unused: int = 0
     """The units of a slice that are given back."""
     given_back: Sequence[int] = ()

@@ -82,17 +82,17 @@ class _Holder(Struct, eq=False):
                 if earlier is not None and earlier.where == each.where:
                     each.units += earlier.units
                     each.taken_ms = min(earlier.taken_ms, each.taken_ms)
+                    each.taken_monotonic = min(earlier.taken_monotonic, each.taken_monotonic)
                 elif earlier is not None:
                     wasted += earlier.units
         return wasted
 
-    def asks(self, lease: Lease, now: float) -> bool:
-        """Whether a call may ask for a slice now."""
-        return (
-            self.expected >= lease.threshold
-            and now >= self.asking_until
-            and now >= self.paused_until
-        )
+    def wanted(self, lease: Lease, now: float) -> int:
+        """Return the units that a call may ask for now, 0 if it may not."""
+        expected = self.expected
+        if expected < lease.threshold or now < self.asking_until or now < self.paused_until:
+            return 0
+        return max(0, expected - self.left)
 
 
 class Leases:
@@ -115,14 +115,13 @@ class Leases:
         """Count a request, and decide about it by a slice; False if a call has to decide."""
         lease, cost, now = cast("Lease", charge.rule.lease), charge.cost, time.monotonic()
         with self._lock:
-            holder, wasted = self._holder(charge, now)
+            holder, wasted = self._holder(charge, time)
             holder.count(cost, now, lease.milliseconds / 1000)
-            if not holder.slices:
-                return False
-            wasted += holder.end(time)
             served = (
-                holder.left - cost >= holder.refill_at or not holder.asks(lease, now)
-            ) and _use(holder, charge)
+                bool(holder.slices)
+                and (holder.left - cost >= holder.refill_at or not holder.wanted(lease, now))
+                and _use(holder, charge)
+            )
         self._emit(charge, wasted=wasted)
         return served
 
@@ -130,20 +129,20 @@ class Leases:
         """Set what a call of at most ``deadline`` seconds does for the lease, None if nothing."""
         lease, now = cast("Lease", charge.rule.lease), time.monotonic()
         with self._lock:
-            holder, wasted = self._holder(charge, now)
-            wanted = 0
-            if holder.asks(lease, now):
-                wanted = max(0, holder.expected - holder.left)
+            holder, wasted = self._holder(charge, time)
+            if wanted := holder.wanted(lease, now):
                 holder.asking_until = now + deadline
             unused, holder.ended = holder.ended, None
             if unused is None and holder.slices and holder.left < charge.cost:
                 unused = holder.slices.pop()
                 unused.is_closed = True
             if wanted or unused is not None:
-                charge.lease = LeaseCall(wanted, lease.share)
+                charge.lease = LeaseCall(wanted, lease.share, now)
             if unused is not None:
-                given = unused.returnable(unused.units, time.now_ms())
-                charge.lease = LeaseCall(wanted, lease.share, unused.units, given, unused.where)
+                given = unused.returnable(unused.units, time)
+                charge.lease = LeaseCall(
+                    wanted, lease.share, now, unused.units, given, unused.where
+                )
         self._emit(charge, wasted=wasted)
 
     def receive(
@@ -169,21 +168,25 @@ class Leases:
             wasted = asked.unused - returned
         now = time.monotonic()
         with self._lock:
-            holder, evicted = self._holder(charge, now)
+            holder, dropped = self._holder(charge, time)
             if asked and asked.wanted:
                 holder.asking_until = now
             holder.policies = decision.policies
-            if leased:
-                taken = self._slice(charge, leased, verdicts, sent_ms, time)
+            if asked and leased:
+                taken = self._slice(charge, leased, verdicts, sent_ms, asked.began)
+                for each in holder.slices:
+                    each.is_closed = not each.units
+                holder.slices = [each for each in holder.slices if each.units]
                 holder.slices.append(taken)
                 holder.refill_at = leased // 4
                 charge.slice = taken
+                dropped += holder.end(time)  # the reply may have come late
             elif not decision.allowed:
                 holder.paused_until = now + (decision.retry_after or 0)
             left = holder.left
             if left and decision.allowed:
                 charge.decision = _including(decision, left)
-        self._emit(charge, leased, returned, wasted + evicted)
+        self._emit(charge, leased, returned, wasted + dropped)
 
     def serve_denied(self, charge: RuleCharge, time: ServerClock) -> bool:
         """Decide by a slice about a request that the quota has just denied, if there is one."""
@@ -203,7 +206,7 @@ class Leases:
             return
         lease, now = cast("Lease", charge.rule.lease), time.monotonic()
         with self._lock:
-            holder, wasted = self._holder(charge, now)
+            holder, wasted = self._holder(charge, time)
             if asked.wanted:
                 holder.asking_until = now
                 holder.paused_until = now + lease.milliseconds / 1000
@@ -215,9 +218,10 @@ class Leases:
         if taken is None or not units:
             return units
         with self._lock:
-            if not _is_alive(taken, time) or units > taken.units:
+            if not (_is_alive(taken, time) and -taken.used <= units <= taken.units):
                 return units
             taken.units -= units
+            taken.used += units
         return 0
 
     def include(self, charge: RuleCharge, time: ServerClock) -> None:
@@ -245,14 +249,14 @@ class Leases:
             self._holders.clear()
             return [each for holder in holders for each in _close(holder)]
 
-    def _holder(self, charge: RuleCharge, now: float) -> tuple[_Holder, int]:
-        """Return what is known of an identifier, and the units that are dropped for that."""
+    def _holder(self, charge: RuleCharge, time: ServerClock) -> tuple[_Holder, int]:
+        """Return what is known of an identifier now, and the units that are dropped for that."""
         key = _key(charge)
         holder = self._holders.get(key)
         if holder is not None:
             self._holders.move_to_end(key)
-            return holder, 0
-        holder = self._holders[key] = _Holder(now)
+            return holder, holder.end(time) if holder.slices else 0
+        holder = self._holders[key] = _Holder(time.monotonic())
         if len(self._holders) <= self._most:
             return holder, 0
         _, oldest = self._holders.popitem(last=False)
@@ -264,7 +268,7 @@ class Leases:
         units: int,
         verdicts: Sequence[Verdict],
         sent_ms: int,
-        time: ServerClock,
+        began: float,
     ) -> Slice:
         where = tuple(verdict.where for verdict in verdicts)
         lease = cast("Lease", charge.rule.lease)
@@ -273,9 +277,16 @@ class Leases:
             for policy, verdict in zip(charge.rule.policies, verdicts, strict=True)
         ]
         ends_ms = min(sent_ms + lease.milliseconds, *ends)
-        rest = (ends_ms - time.now_ms()) / 1000
         return Slice(
-            units, charge.rule, charge.base, where, sent_ms, ends_ms, time.monotonic() + rest
+            units,
+            charge.rule,
+            charge.base,
+            where,
+            sent_ms,
+            ends_ms,
+            began,
+            began + (ends_ms - sent_ms) / 1000,
+            charge.cost,
         )
 
     def _emit(
@@ -307,6 +318,7 @@ def _use(holder: _Holder, charge: RuleCharge) -> bool:
     for each in holder.slices:
         if each.units >= charge.cost:
             each.units -= charge.cost
+            each.used += charge.cost
             charge.slice, charge.where = each, each.where
             rule, left = charge.rule.rule, holder.left
             charge.decision = decided(

@@ -1096,7 +1096,7 @@ class Settler:
             ):
                 own = -1 if policy.limit.has_slots else units
                 if held is not None and units < 0:
-                    own = -held.returnable(-units, self.time.now_ms())[index]
+                    own = -held.returnable(-units, self.time)[index]
                 state = policy.limit.state(charge.base)
                 if state not in settlements or own > settlements[state].units:
                     settlements[state] = Settlement(charge.base, policy.limit, own, where)
@@ -1104,12 +1104,11 @@ class Settler:
 
     async def give_back(self, slices: Sequence[Slice]) -> None:
         """Give back what is left of slices. A flow; never raises UpstashError."""
-        now_ms = self.time.now_ms()
         due = [
             Settlement(each.base, policy.limit, -units, where)
             for each in slices
             for policy, units, where in zip(
-                each.rule.policies, each.returnable(each.units, now_ms), each.where, strict=True
+                each.rule.policies, each.returnable(each.units, self.time), each.where, strict=True
             )
             if units
         ]

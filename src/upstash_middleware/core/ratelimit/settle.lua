@@ -2,15 +2,18 @@
 -- refunds what was taken in excess.
 -- KEYS: each limit's keys in order; for a refund to a window, only that window's. ARGV: the time
 -- in ms, then for each limit its algorithm, the units to charge (below 0: to refund), the three
--- numbers a, b, c, where the units were taken, and how many keys it has.
+-- numbers a, b, c, where the units were taken, and how many keys it has. Several may be about one key.
 -- Returns OK.
 
 local ARGUMENTS = 7
 local now = tonumber(ARGV[1])
 local values = redis.call('MGET', unpack(KEYS))
+-- What has been written, by its key.
+local written = {}
 
 local function charge(limit)
   local value, counts_until = limit.algorithm.take(limit, now)
+  written[limit.key] = value
   return store(limit, value, counts_until, now)
 end
 
@@ -23,6 +26,7 @@ local function refund(limit, text, key)
   if unreadable then
     return nil
   end
+  written[key] = value
   return redis.pcall('SET', key, value, 'KEEPTTL', 'GET')
 end
 
@@ -39,8 +43,8 @@ local function settle(first_argument, first_key)
   }
   local own_values, own_keys = {}, {}
   for index = 1, key_count do
-    own_values[index] = values[first_key + index - 1]
     own_keys[index] = KEYS[first_key + index - 1]
+    own_values[index] = written[own_keys[index]] or values[first_key + index - 1]
   end
   limit.algorithm.check(limit, own_values, own_keys, now)
   if unreadable then

@@ -1,0 +1,165 @@
+"""Units of leases: none is created, and none is lost where it need not be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.ratelimit.store import NOW
+from tests.ratelimit.test_leases import calls, leasing
+from tests.ratelimit.test_limiter import Make, begin, get, passed
+from tests.ratelimit.test_settling import finish
+from upstash_middleware.core.flow import Pipeline
+from upstash_middleware.core.ratelimit import (
+    GCRA,
+    FixedWindow,
+    Lease,
+    Limit,
+    RateLimiter,
+    RateLimitRule,
+    SlidingLog,
+    SlidingWindow,
+    TokenBucket,
+)
+from upstash_middleware.drivers import run
+from upstash_middleware.errors import ConnectionLost
+from upstash_middleware.events import Event, QuotaLeased
+
+if TYPE_CHECKING:
+    from tests.ratelimit.store import FakeClock, ValkeyStore
+
+
+def remaining(limiter: RateLimiter, store: ValkeyStore) -> int:
+    """Return what a request leaves of the quota."""
+    decision = begin(limiter, store, get("/a")).decision
+    assert decision is not None
+    assert decision.remaining is not None
+    return decision.remaining
+
+
+def by_the_counter(limiter_of: Make, store: ValkeyStore, limit: Limit) -> int:
+    """Return what the counter says is left."""
+    look = run(limiter_of(RateLimitRule("/a", limit, name="r")).peek(get("/a")), store)
+    assert look is not None
+    assert look.remaining is not None
+    return look.remaining
+
+
+@pytest.mark.parametrize(
+    "limit", [TokenBucket(1000, 100, 0.1), GCRA(1000, 1)], ids=lambda limit: limit.name
+)
+@pytest.mark.parametrize(("passes", "back"), [(0.9, 0.8), (20, 30)])
+def test_a_process_whose_clock_is_set_back_returns_no_units_that_have_come_back_by_themselves(
+    limiter_of: Make,
+    store: ValkeyStore,
+    clock: FakeClock,
+    limit: Limit,
+    passes: float,
+    back: float,
+) -> None:
+    limiter = leasing(limiter_of, limit, Lease(1, share=1))
+    passed(limiter, store, *[get("/a")] * 400)
+    clock.move(passes)
+    whole = RateLimitRule("/a", limit, name="r", cost=by_the_counter(limiter_of, store, limit))
+    assert passed(limiter_of(whole), store, get("/a")) == [True]
+    clock.time -= back
+    run(limiter.flush(), store)
+    clock.time = NOW + passes
+    assert by_the_counter(limiter_of, store, limit) == 0
+
+
+def test_a_refund_above_what_was_used_adds_nothing_to_a_slice(
+    limiter_of: Make, store: ValkeyStore, events: list[Event]
+) -> None:
+    limiter = leasing(limiter_of, FixedWindow(1000, 60))
+    passed(limiter, store, *[get("/a")] * 20)
+    calls(store)
+    exchange = begin(limiter, store, get("/a"))
+    assert not calls(store)
+    assert exchange.decision is not None
+    exchange.decision.charge(-100)
+    finish(exchange, store)
+    assert calls(store) == 1
+    taken = sum(
+        each.units for each in events if isinstance(each, QuotaLeased) and each.change == "leased"
+    )
+    passed(limiter, store, *[get("/a")] * taken)
+    assert calls(store) > 0
+
+
+@pytest.mark.parametrize(
+    "limit", [FixedWindow(1000, 60), SlidingWindow(1000, 60), GCRA(1000, 60), SlidingLog(1000, 60)]
+)
+def test_several_slices_of_one_identifier_are_all_given_back(
+    limiter_of: Make, store: ValkeyStore, clock: FakeClock, limit: Limit
+) -> None:
+    """In one call, of which each slice is a part."""
+    limiter = leasing(limiter_of, limit, 5, cost=7)
+    for _ in range(40):
+        passed(limiter, store, get("/a"))
+        clock.move(0.001)
+    calls(store)
+    run(limiter.flush(), store)
+    assert calls(store) == 1
+    # A refill in the meantime is not given back twice.
+    assert by_the_counter(limiter_of, store, limit) >= 1000 - 40 * 7 - 7
+
+
+def test_remaining_does_not_count_a_slice_that_ends_during_a_call(
+    limiter_of: Make, store: ValkeyStore, clock: FakeClock
+) -> None:
+    limit = FixedWindow(1000, 60)
+    limiter = leasing(limiter_of, limit)
+    passed(limiter, store, *[get("/a")] * 20)
+    calls(store)
+    left = remaining(limiter, store) - by_the_counter(limiter_of, store, limit)
+    calls(store)
+    assert left > 0
+    # A request that no slice is large enough for.
+    flow = limiter.begin_call("r", "ip=203.0.113.7", left + 1)
+    pipeline = flow.send(None)
+    assert isinstance(pipeline, Pipeline)
+    replies = store.execute(pipeline)
+    clock.move(1)
+    with pytest.raises(StopIteration) as end:
+        flow.send(replies)
+    assert end.value.value.decision.remaining == by_the_counter(limiter_of, store, limit)
+
+
+def test_a_slice_whose_reply_comes_late_lasts_no_longer(
+    limiter_of: Make, store: ValkeyStore, clock: FakeClock
+) -> None:
+    """Although the wall clock is set back in the meantime."""
+    limiter = leasing(limiter_of, FixedWindow(1000, 60))
+    # The tenth of these asks for a slice.
+    passed(limiter, store, *[get("/a")] * 9)
+    flow = limiter.begin(get("/a"))
+    pipeline = flow.send(None)
+    assert isinstance(pipeline, Pipeline)
+    assert "lease" in pipeline.commands[0].args
+    replies = store.execute(pipeline)
+    clock.since_boot += 0.8
+    with pytest.raises(StopIteration):
+        flow.send(replies)
+    clock.since_boot += 0.3
+    calls(store)
+    begin(limiter, store, get("/a"))
+    assert calls(store) == 1
+
+
+def test_a_call_that_fails_gives_nothing_back_twice(
+    limiter_of: Make, store: ValkeyStore, clock: FakeClock, events: list[Event]
+) -> None:
+    limiter = leasing(limiter_of, FixedWindow(1000, 60))
+    passed(limiter, store, *[get("/a")] * 20)
+    clock.move(1)
+    store.fails_with = ConnectionLost("lost")
+    begin(limiter, store, get("/a"))
+    store.fails_with = None
+    before = by_the_counter(limiter_of, store, FixedWindow(1000, 60))
+    begin(limiter, store, get("/a"))
+    run(limiter.flush(), store)
+    assert by_the_counter(limiter_of, store, FixedWindow(1000, 60)) <= before - 1
+    changes = [each.change for each in events if isinstance(each, QuotaLeased)]
+    assert changes.count("wasted") == 1
