@@ -189,10 +189,12 @@ def sessions_in_flask() -> None:
     init: Any = Flask.__init__
     own = Flask.session_interface
 
-    def __init__(app: Flask, *given: Any, **named: Any) -> None:  # noqa: N807
-        init(app, *given, **named)
+    def __init__(app: Flask, *positional: Any, **named: Any) -> None:  # noqa: N807
+        init(app, *positional, **named)
         if app.session_interface is own:
-            Sessions(app, **arguments())
+            given = arguments()
+            del given["default_limit"]  # Sessions limits nothing
+            Sessions(app, **given)
 
     Flask.__init__ = __init__  # type: ignore[method-assign, assignment]
 
