@@ -119,6 +119,7 @@ class Runtime:
         self._redis_breaker = OnePerProcess(self._breaker)
         self._denials = Denials(settings.remember_denials)
         self._leases = OnePerProcess(self._make_leases)
+        self._has_leases = False
         self._watch: AddressWatch | None = None
         self._serves = False
         self._limiters: list[weakref.ref[RateLimiter]] = []
@@ -387,8 +388,9 @@ class Runtime:
             exempts=exempts,
         )
         self._limiters.append(weakref.ref(limiter))
-        if settings.analytics is not None:
-            _sending_at_exit.add(self)
+        self._has_leases = self._has_leases or limiter.has_leases
+        if settings.analytics is not None or limiter.has_leases:
+            _flushing_at_exit.add(self)
         return limiter
 
     def _make_leases(self) -> Leases:
@@ -596,7 +598,10 @@ class Runtime:
         self._known_credentials()
 
     def close(self) -> None:
-        """Send pending counts and close all connections; a later call opens new ones."""
+        """Send pending counts, give back slices, and close all connections.
+
+        A later call opens new ones.
+        """
         if (clients := self._forget_clients()) is not None:
             run(self._flush(), clients[0])
             clients[0].close()
@@ -610,16 +615,18 @@ class Runtime:
             clients[0].close()
             await clients[1].aclose()
 
-    def send_counts(self) -> None:
-        """Send the collected analytics within the deadline, if there is a client."""
+    def flush(self) -> None:
+        """Send collected analytics and give back slices, if there is a client."""
         if (clients := self._clients) is not None:
             run(self._flush(), clients[0])
 
     def forget(self) -> None:
-        """Forget denials, local counts, stored responses and failures, as after a restart."""
+        """Forget denials, slices, local counts, stored responses and failures."""
         for limiter in self._live_limiters():
             limiter.forget()
         self._denials.clear()
+        if self._has_leases:
+            self._leases.get().clear()
         if self._cache is not None:
             self._cache.forget()
         for data in self._data.values():
@@ -768,14 +775,14 @@ def run_soon(*work: Callable[[], object]) -> threading.Event:
 
 # ASGI servers announce their shutdown; WSGI and Django do not. Nothing is closed at exit, since
 # the process ends.
-_sending_at_exit: weakref.WeakSet[Runtime] = weakref.WeakSet()
+_flushing_at_exit: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
 
 @atexit.register
-def _send_counts_at_exit() -> None:
-    for runtime in list(_sending_at_exit):
-        with suppress(Exception):  # counts are not worth a traceback at exit
-            runtime.send_counts()
+def _flush_at_exit() -> None:
+    for runtime in list(_flushing_at_exit):
+        with suppress(Exception):  # counts and quota are not worth a traceback at exit
+            runtime.flush()
 
 
 async def _run_to_end(work: Coroutine[Any, Any, None]) -> None:

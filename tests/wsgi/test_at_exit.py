@@ -1,4 +1,4 @@
-"""A process that ends without a word, as WSGI servers' do, still sends what it has counted."""
+"""What a process still sends when it ends without a word, as WSGI servers' do: counts, slices."""
 
 from __future__ import annotations
 
@@ -30,24 +30,31 @@ def page(environ, start_response):
 
 app = RateLimitMiddleware(
     page,
-    default_limit="9/hour",
-    analytics="shop",
+    default_limit=sys.argv[3],
+    analytics=sys.argv[4] or None,
     deadline=float(sys.argv[2]),
     transport=sys.argv[1],
 )
 environ = {"REMOTE_ADDR": "203.0.113.9"}
 setup_testing_defaults(environ)
-app(environ, lambda *_: None).close()
+for _ in range(int(sys.argv[5])):
+    app(environ, lambda *_: None).close()
 print("served", flush=True)
 sys.stdin.readline()
 """
 
 
 @contextmanager
-def worker(library: str, deadline: float) -> Iterator[subprocess.Popen[str]]:
-    """Run a process that has answered a request and ends when it is told to."""
+def worker(
+    library: str,
+    deadline: float,
+    limits: str = "9/hour",
+    analytics: str = "shop",
+    requests: int = 1,
+) -> Iterator[subprocess.Popen[str]]:
+    """Run a process that has answered requests and ends when it is told to."""
     with subprocess.Popen(
-        [sys.executable, "-c", WORKER, library, str(deadline)],
+        [sys.executable, "-c", WORKER, library, str(deadline), limits, analytics, str(requests)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -84,3 +91,16 @@ def test_an_upstash_that_does_not_answer_holds_up_the_exit_for_the_deadline_only
     upstash.set_faults()
     assert process.returncode == 0
     assert "Traceback" not in said
+
+
+def test_slices_are_given_back_when_the_interpreter_exits(upstash: LocalUpstash):
+    upstash.restore_time()
+    rule = "fixed 1000/day lease 1h"
+    with (
+        worker("sockets", PATIENCE, rule, "", requests=30) as process,
+        Redis(upstash.url, upstash.token) as redis,
+    ):
+        (key,) = redis.keys("*")
+        assert int(redis.get(key) or 0) > 30
+        process.communicate("end\n", PATIENCE)
+        assert int(redis.get(key) or 0) == 30

@@ -245,6 +245,11 @@ class RateLimiter(Part):
         """Whether a call has a slot of the rule until it ends."""
         return self._rule(rule).has_slots
 
+    @property
+    def has_leases(self) -> bool:
+        """Whether a rule has a lease."""
+        return self._leases is not None
+
     def needs_body(self, rule: str) -> bool:
         """Whether a rule identifies requests by their bodies."""
         return reads_body(self._rule(rule).by)
