@@ -8,6 +8,7 @@ import pytest
 
 from tests.ratelimit.test_limiter import Make, begin, get, passed
 from tests.ratelimit.test_settling import finish
+from upstash_middleware.core.engine import Prepared
 from upstash_middleware.core.ratelimit import (
     GCRA,
     FixedWindow,
@@ -25,6 +26,7 @@ from upstash_middleware.events import Event, QuotaLeased
 
 if TYPE_CHECKING:
     from tests.ratelimit.store import FakeClock, ValkeyStore
+    from upstash_middleware.core.flow import Pipeline, Reply
 
 EVERY: list[Limit] = [
     FixedWindow(1000, 60),
@@ -38,6 +40,14 @@ EACH = pytest.mark.parametrize("limit", EVERY, ids=lambda limit: limit.name)
 
 def leasing(limiter_of: Make, limits: Any, lease: Any = 1, **fields: Any) -> RateLimiter:
     return limiter_of(RateLimitRule("/a", limits, name="r", lease=lease, **fields))
+
+
+async def sent(pipeline: Pipeline) -> list[Reply]:
+    return await pipeline
+
+
+def carry_out(limiter: RateLimiter, call: Any, store: ValkeyStore) -> None:
+    limiter.receive(call, run(sent(call.pipeline), store))
 
 
 def calls(store: ValkeyStore) -> int:
@@ -186,3 +196,21 @@ def test_lease_share_of_one_takes_everything(limiter_of: Make, store: ValkeyStor
     limiter = leasing(limiter_of, FixedWindow(1000, 60), Lease(share=1, from_rate=2))
     assert sum(passed(limiter, store, *[get("/a")] * 1100)) == 1000
     assert calls(store) < 20
+
+
+def test_concurrent_requests_seldom_find_the_slice_used_up(
+    limiter_of: Make, store: ValkeyStore
+) -> None:
+    """Forty more requests come while a call is in flight, and a slice is about a hundred units."""
+    limiter = leasing(limiter_of, FixedWindow(100_000, 60), Lease(share=0.001))
+    passed(limiter, store, *[get("/a")] * 300)
+    own_calls = 0
+    for _ in range(20):
+        while not isinstance(asking := limiter.prepare(get("/a")), Prepared):
+            pass
+        for _ in range(40):
+            if isinstance(other := limiter.prepare(get("/a")), Prepared):
+                own_calls += 1
+                carry_out(limiter, other, store)
+        carry_out(limiter, asking, store)
+    assert own_calls <= 20

@@ -43,6 +43,8 @@ class _Holder(Struct, eq=False):
     """One that has ended with units left, to be given back by the next call."""
     refill_at: int = 0
     """Ask for another slice when no more units than this are left."""
+    used_since_asking: int = 0
+    """Units used since a slice was last asked for."""
     policies: tuple[PolicyState, ...] = ()
     """The state of the limits after the last call."""
     asking_until: float = 0.0
@@ -57,6 +59,7 @@ class _Holder(Struct, eq=False):
             self.counted_before = self.counted if passed < 2 * seconds else 0
             self.counted, self.counting_since = 0, now
         self.counted += units
+        self.used_since_asking += units
 
     @property
     def expected(self) -> int:
@@ -132,6 +135,7 @@ class Leases:
             holder, wasted = self._holder(charge, time)
             if wanted := holder.wanted(lease, now):
                 holder.asking_until = now + deadline
+                holder.used_since_asking = 0
             unused, holder.ended = holder.ended, None
             if unused is None and holder.slices and holder.left < charge.cost:
                 unused = holder.slices.pop()
@@ -178,7 +182,8 @@ class Leases:
                     each.is_closed = not each.units
                 holder.slices = [each for each in holder.slices if each.units]
                 holder.slices.append(taken)
-                holder.refill_at = leased // 4
+                # The next call should be back before concurrent requests need one of their own.
+                holder.refill_at = max(leased // 4, 2 * holder.used_since_asking)
                 charge.slice = taken
                 dropped += holder.end(time)  # the reply may have come late
             elif not decision.allowed:
