@@ -193,8 +193,8 @@ class Leases:
                 charge.decision = _including(decision, left)
         self._emit(charge, leased, returned, wasted + dropped)
 
-    def serve_denied(self, charge: RuleCharge, time: ServerClock) -> bool:
-        """Decide by a slice about a request that the quota has just denied, if there is one."""
+    def serve_without_call(self, charge: RuleCharge, time: ServerClock) -> bool:
+        """Decide by a slice, if there is one, where the call has denied or failed."""
         with self._lock:
             holder = self._holders.get(_key(charge))
             if holder is None or not holder.slices:

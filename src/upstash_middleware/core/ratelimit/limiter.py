@@ -477,17 +477,24 @@ class RateLimiter(Part):
             leases.receive(charge, verdicts[begin:end], now_ms, self._time)
             # Other rules would have taken nothing.
             if len(charges) == 1 and not cast("Decision", charge.decision).allowed:
-                leases.serve_denied(charge, self._time)
+                leases.serve_without_call(charge, self._time)
 
     def _fail(self, call: _Call, error: UpstashError) -> None:
-        """Decide by each rule's policy; rules that count locally do so all or none."""
+        """Decide by what is left of slices, and by the policies of rules that have none.
+
+        Rules that count locally do so all or none.
+        """
         self._observe(UpstashFailed(_DURING, error))
         if self._leases is not None:
+            leases = self._leases()
             for charge in call.charges:
-                self._leases().lose(charge, self._time)
-        local = [each for each in call.charges if each.rule.rule.on_error == "local"]
+                leases.lose(charge, self._time)
+                if charge.rule.lease is not None and _is_alone(charge, call.charges):
+                    leases.serve_without_call(charge, self._time)
+        failed = [each for each in call.charges if each.decision is None]
+        local = [each for each in failed if each.rule.rule.on_error == "local"]
         self._count_locally(local, call.now_ms)
-        for charge in call.charges:
+        for charge in failed:
             if charge.decision is None:
                 charge.decide_by(charge.rule.rule.on_error)
 
