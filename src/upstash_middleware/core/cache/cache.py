@@ -384,7 +384,9 @@ class Cache(Part):
         if unreachable:
             usable = reuse.usable_unverified(stored, now, unverified_for, found.wants)
         else:
-            usable = unverified_for < 0 and reuse.use(stored, age, found.wants) is Use.FRESH
+            immutable = found.is_immutable(stored)
+            chosen = reuse.use(stored, age, found.wants, immutable=immutable)
+            usable = unverified_for < 0 and chosen is Use.FRESH
         detail = "the store did not answer" if unreachable else ""
         response = _from_stored(found, stored, age, detail) if usable else None
         return None if response is None else Answered(response=response)
@@ -614,7 +616,10 @@ def choose(found: Found) -> CacheExchange:
     now = found.context.store.clock.wall()
     age = current_age(stored, now)
     softly, outdated = lookup.purged_softly, lookup.outdated
-    chosen = reuse.use(stored, age, wants, purged_softly=softly, outdated=outdated)
+    immutable = found.is_immutable(stored)
+    chosen = reuse.use(
+        stored, age, wants, purged_softly=softly, outdated=outdated, immutable=immutable
+    )
     detail = "of the previous version" if outdated else ""
     if chosen is not Use.FRESH:
         if _refreshable(found, stored):

@@ -132,6 +132,15 @@ class Found(Struct, frozen=True):
         expected = self.rule.ttl is not None or self.lookup.known
         return self.context.flights.expects(self.lookup.key, default=expected)
 
+    def is_immutable(self, stored: StoredResponse) -> bool:
+        """Whether a stored response does not change while it is fresh (RFC 8246), if that counts.
+
+        It counts where the client asks for a younger response.
+        """
+        if "max-age" not in self.wants:
+            return False
+        return "immutable" in directives.control_of(stored.headers, self.context.targets)
+
     def head_of(self, stored: StoredResponse, age: float, /, **status: Any) -> ResponseHead:
         """Return the head of a stored response as it is sent, with these parts of Cache-Status."""
         field = cache_status(ttl=stored.lifetime - age, key=self.shown_key, **status)

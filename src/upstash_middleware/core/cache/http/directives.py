@@ -107,6 +107,11 @@ class Directives(Struct, frozen=True):
         """Whether the directive is present and names no fields."""
         return name in self.arguments and not self.named_fields(name)
 
+    def without(self, name: str) -> Directives:
+        """Return the directives but for one."""
+        arguments = {each: text for each, text in self.arguments.items() if each != name}
+        return Directives(arguments, self.targeted)
+
 
 NO_DIRECTIVES = Directives({})
 _UNREADABLE = {"no-store": None, "no-cache": None}

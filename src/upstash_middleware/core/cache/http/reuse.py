@@ -74,6 +74,7 @@ def use(  # noqa: PLR0913 - all that it depends on
     purged_softly: bool = False,
     outdated: bool = False,
     can_refresh: bool = False,
+    immutable: bool = False,
 ) -> Use:
     """Return what happens to a request that selects this stored response, at its current age.
 
@@ -84,12 +85,15 @@ def use(  # noqa: PLR0913 - all that it depends on
         purged_softly: whether it counts as stale.
         outdated: whether the application's previous version made it.
         can_refresh: whether a stale response can be revalidated in the background.
+        immutable: whether it does not change while it is fresh (RFC 8246).
     """
     left = stored.lifetime - age
     if purged_softly:
         left = min(left, 0.0)
     unwanted = wants is not NO_DIRECTIVES and _unwanted(wants, age, left)
     if left > 0 and not outdated:
+        if immutable:  # RFC 8246 §2: a plain reload, with max-age=0, would change nothing
+            unwanted = _unwanted(wants.without("max-age"), age, left)
         return Use.FORWARD_REQUESTED if unwanted else Use.FRESH
     if left <= 0:
         if stored.stale.forbidden or "no-cache" in wants:
