@@ -279,12 +279,16 @@ def _pack_response(response: Response) -> list[Any]:
     state = dict(vars(response))
     for name in _OWN:
         state.pop(name, None)
+    kind = type(response)
+    try:
+        _check_state(kind, state)
+    except ValueError as error:
+        raise NotStorable(f"value: a {kind.__name__} with {error}") from None
     content = b"".join(response.iter_encoded())
     try:
         text: str | bytes = content.decode()
     except UnicodeDecodeError:
         text = content
-    kind = type(response)
     fields = [list(item) for item in response.headers]
     return [kind.__module__, kind.__qualname__, response.status, fields, text, state]
 
@@ -298,14 +302,24 @@ def _unpack_response(parts: Any) -> Response:
     if not isinstance(content, str | bytes):
         raise TypeError(f"a response with the content {content!r}")
     cls = cast("type[Response]", getattr(import_module(module), name))
+    _check_state(cls, state)
     response = cls.__new__(cls)
     vars(response).update(state)
     response.headers = Headers([(field, value) for field, value in fields])
+    for text in (status, *(text for field in response.headers for text in field)):
+        text.encode("latin-1")  # as a server will
     response.status = status
     response.response = [content.encode() if isinstance(content, str) else content]
     response.direct_passthrough = False
     response._on_close = []  # noqa: SLF001 - as its constructor does
     return response
+
+
+def _check_state(cls: type[Response], state: dict[str, Any]) -> None:
+    """Raise ValueError for attributes that replace what the class of a response needs."""
+    for name in state:
+        if hasattr(cls, name) and name != "timeout":  # of Flask-Caching's own class
+            raise ValueError(f"an attribute {name!r} in place of its class's")
 
 
 def _pack_exception(error: HTTPException) -> list[Any]:

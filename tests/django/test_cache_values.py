@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,7 +24,7 @@ from django.test import Client, RequestFactory, override_settings
 from django.utils.safestring import SafeString, mark_safe
 from django.views.decorators.cache import cache_page
 from django.views.decorators.clickjacking import xframe_options_exempt
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rest_framework.response import Response
 from rest_framework.throttling import SimpleRateThrottle
@@ -170,6 +172,14 @@ def test_other_objects_are_refused(value: Any):
         b'{"$response":["HttpResponse",200,null,null,[],[["a","b",5,{}]],"",{}]}',
         b'{"$response":["HttpResponse",200,null,null,[],[["a","b","b\\n",{}]],"",{}]}',
         b'{"$response":["HttpResponse",200,null,null,[],[["a","b","b",{"path":"a\\r"}]],"",{}]}',
+        b'{"$response":["HttpResponse",200,null,null,[],[],"",{"get":1}]}',
+        b'{"$response":["HttpResponse",200,null,null,[],[],"",{"has_header":1}]}',
+        b'{"$response":["HttpResponse",200,null,null,[],[],"",{"streaming":true}]}',
+        b'{"$response":["HttpResponse",null,null,null,[],[],"",{"status_code":"x"}]}',
+        b'{"$response":["HttpResponse",200,null,"no such charset",[],[],"",{}]}',
+        b'{"$response":["TemplateResponse",200,null,null,[],[],"",{}]}',
+        b'{"$response":["TemplateResponse",200,null,null,[],[],"",{"_is_rendered":false}]}',
+        b'{"$response":["Response",200,null,null,[],[],"",{"_is_rendered":1,"data":1}]}',
         b'{"$safe":1}',
     ],
 )
@@ -179,6 +189,76 @@ def test_what_no_response_was_stored_as_is_a_miss(stored: bytes):
 
     redis.set("upstash-middleware:data#django::1:a", stored.decode())
     assert cache.get("a", "miss") in {"miss", "1"}
+
+
+PARTS = st.one_of(st.none(), st.booleans(), st.integers(-5, 999), st.text(max_size=4))
+STATES = st.dictionaries(
+    st.sampled_from(
+        [
+            *("get", "items", "has_header", "set_cookie", "streaming", "content", "_container"),
+            *("closed", "status_code", "_handler_class", "_resource_closers", "__class__", "json"),
+            *("_is_rendered", "_request", "data", "render", "add_post_render_callback", "timing"),
+        ]
+    ),
+    PARTS | st.just({"$response": 1}),
+    max_size=3,
+)
+HEAD_FIELDS = st.tuples(
+    st.sampled_from(["Content-Type", "Content-Length", "ETag", "Last-Modified", "Vary", "X-A"]),
+    st.sampled_from(["", "x", "text/html", "W/", "*", "é"]) | PARTS,
+)
+COOKIES = st.tuples(st.just("a") | PARTS, st.just("b") | PARTS, st.just("b") | PARTS, STATES)
+FORGED = {
+    1: st.sampled_from([304, 204, None]) | PARTS,
+    2: PARTS,
+    3: st.sampled_from(["utf-8", "latin-1", "rot13", "x", "base64", "idna"]) | PARTS,
+    4: st.lists(HEAD_FIELDS, min_size=1, max_size=3) | PARTS,
+    5: st.lists(COOKIES, min_size=1, max_size=2) | PARTS,
+    6: st.sampled_from(["", "é" * 300]) | PARTS,
+    7: STATES,
+}
+
+
+@st.composite
+def forged(draw: st.DrawFn) -> list[Any]:
+    """Return a stored response of which up to two parts are another's."""
+    name = draw(st.sampled_from(["HttpResponse", "JsonResponse", "TemplateResponse", "Response"]))
+    parts: list[Any] = [name, 200, None, None, [], [], "<p>text</p>" * 30, {}]
+    for place in draw(st.sets(st.sampled_from([*FORGED]), max_size=2)):
+        parts[place] = draw(FORGED[place])
+    if draw(st.booleans()) and isinstance(parts[7], dict):
+        parts[7]["_is_rendered"] = True
+    return parts
+
+
+def from_cache(_request: HttpRequest) -> HttpResponse:
+    """A view that sends what is stored, as views do that cache their responses themselves."""
+    response = cache.get("a")
+    if not isinstance(response, HttpResponse):
+        return HttpResponse("a miss")
+    response.set_cookie("seen", "1")
+    response.write(b"more")
+    assert response.has_header("Content-Type") == ("Content-Type" in dict(response.items()))
+    with suppress(UnicodeError):  # of a charset that the content is not in
+        assert response.text is not None
+    return response
+
+
+@pytest.mark.usefixtures("project")
+@settings(
+    max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+@given(forged())
+def test_a_response_that_anybody_has_stored_works_or_is_a_miss(parts: Any):
+    from upstash_middleware.django import redis  # noqa: PLC0415 - it needs the settings
+
+    redis.set("upstash-middleware:data#django::1:a", json.dumps({"$response": parts}))
+    layers = ("gzip.GZip", "http.ConditionalGet", "common.Common", "clickjacking.XFrameOptions")
+    with override_settings(
+        MIDDLEWARE=[f"django.middleware.{layer}Middleware" for layer in layers],
+        ROOT_URLCONF=Urls(page=from_cache),
+    ):
+        Client().get("/page")  # raises what the view or a middleware raises
 
 
 # --- Its users ------------------------------------------------------------------------------------

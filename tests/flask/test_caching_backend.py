@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from flask import Flask, Response, abort, make_response
 from flask_caching import Cache, CachedResponse
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from markupsafe import Markup
 from werkzeug.exceptions import Forbidden
 
 from tests.data.test_values import VALUES, same
+from tests.sessions.site import ask
 from upstash_middleware.core.values import Unreadable
 from upstash_middleware.errors import ConfigurationError, NotStorable, UpstashError
 from upstash_middleware.events import UpstashFailed
@@ -246,6 +249,10 @@ def test_an_exception_with_a_response_comes_back():
         b'{"$response":["flask.wrappers","Response","200 OK",[["a","b\\r\\nc"]],"",{}]}',
         b'{"$response":["flask.wrappers","Response","200 OK",[],5,{}]}',
         b'{"$response":["flask.wrappers","Response","200 OK",[],"",5]}',
+        b'{"$response":["flask.wrappers","Response","200 OK",[],"",{"set_cookie":1}]}',
+        b'{"$response":["flask.wrappers","Response","200 OK",[],"",{"is_sequence":false}]}',
+        b'{"$response":["flask.wrappers","Response","200 OK",[],"",{"max_cookie_size":"x"}]}',
+        b'{"$exception":["NotFound",{"get_headers":1}]}',
         b'{"$exception":["OSError",{}]}',
         b'{"$exception":["NotFound",{"description":null,"response":5}]}',
         b'{"$exception":["NotFound",{"description":null,"response":null,"code":"abc"}]}',
@@ -255,3 +262,76 @@ def test_an_exception_with_a_response_comes_back():
 def test_what_no_response_was_stored_as_is_refused(stored: bytes):
     with pytest.raises(Unreadable):
         FlaskCodec().decode(stored)
+
+
+PARTS = st.one_of(st.none(), st.booleans(), st.integers(-5, 999), st.text(max_size=4))
+STATES = st.dictionaries(
+    st.sampled_from(
+        [
+            *("get", "data", "headers", "status", "set_cookie", "direct_passthrough", "timeout"),
+            *("implicit_sequence_conversion", "max_cookie_size", "_on_close", "call_on_close"),
+            *("response", "description", "code", "get_response", "get_body", "www_authenticate"),
+            *("valid_methods", "range", "length", "units", "original_exception", "retry_after"),
+        ]
+    ),
+    PARTS,
+    max_size=3,
+)
+FIELDS = st.tuples(
+    st.sampled_from(["Content-Type", "Content-Length", "ETag", "Vary", "Set-Cookie", "X-A"]),
+    st.sampled_from(["", "x", "text/html; charset=x", "é", "☃"]) | PARTS,
+)
+FORGED = {
+    2: st.sampled_from(["304 NOT MODIFIED", "204", "999 "]) | PARTS,
+    3: st.lists(FIELDS, min_size=1, max_size=3) | PARTS,
+    4: PARTS,
+    5: STATES,
+}
+
+
+@st.composite
+def forged(draw: st.DrawFn) -> dict[str, Any]:
+    """Return a stored response of which up to two parts are another's."""
+    parts: list[Any] = ["flask.wrappers", "Response", "200 OK", [], "text", {}]
+    for place in draw(st.sets(st.sampled_from([*FORGED]), min_size=1, max_size=2)):
+        parts[place] = draw(FORGED[place])
+    return {"$response": parts}
+
+
+EXCEPTIONS = st.tuples(
+    st.sampled_from(
+        [
+            *("NotFound", "Forbidden", "MethodNotAllowed", "Unauthorized", "InternalServerError"),
+            *("TooManyRequests", "RequestedRangeNotSatisfiable", "HTTPException"),
+        ]
+    ),
+    STATES,
+).map(lambda parts: {"$exception": parts})
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(forged() | EXCEPTIONS)
+def test_what_anybody_has_stored_is_sent_or_a_miss(app: Flask, upstash: LocalUpstash, stored: Any):
+    app = Flask(__name__)
+    app.testing = True  # the client raises what is no response
+    app.config["UPSTASH_MIDDLEWARE"] = {"redis": upstash, "prefix": PREFIX}
+    cache = Cache(app, config={"CACHE_TYPE": TYPE})
+
+    @app.get("/")
+    @cache.cached(key_prefix="page")
+    def page() -> str:
+        return "a miss"
+
+    @app.after_request
+    def mark(response: Response) -> Response:
+        response.set_cookie("seen", "1")
+        response.headers["X-Length"] = str(len(response.get_data()))
+        return response
+
+    with app.test_request_context():
+        cache.set("page", "x")
+    (key,) = ask(upstash, "KEYS", f"{PREFIX}:data#flask*")
+    ask(upstash, "SET", key, json.dumps(stored), "EX", 100)
+    response = app.test_client(use_cookies=False).get("/")
+    for text in (response.status, *response.headers.keys(), *response.headers.values()):
+        assert text.encode("latin-1") is not None  # as a server sends it

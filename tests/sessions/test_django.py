@@ -195,6 +195,17 @@ def test_a_session_above_max_size_is_refused(upstash: LocalUpstash) -> None:
             session.save()
 
 
+def test_an_entry_that_is_nested_too_deep_to_be_read_again_is_refused() -> None:
+    value: Any = {}
+    for level in range(300):
+        value = [value] if level % 2 else {"a": value}
+    with pytest.raises(NotStorable, match="nested more than 200 levels deep") as raised:
+        saved(deep=value)
+    assert "request.session['deep']" in str(raised.value.__notes__)
+    session = saved(wide=[{"a": [1]}] * 300, text="[" * 300)
+    assert entries(session.session_key)["text"] == "[" * 300
+
+
 @override_settings(SESSION_SERIALIZER=f"{__name__}.Pickled")
 def test_another_serializer_s_entries_are_signed(redis: Redis) -> None:
     session = saved(numbers={1, 2}, raw=b"\xff")

@@ -26,6 +26,7 @@ from msgspec.structs import replace
 from upstash_middleware.core.cache.entries import (
     Epochs,
     Validity,
+    epoch_text,
     validity,
     with_ancestors,
 )
@@ -45,6 +46,7 @@ from upstash_middleware.core.flow import Command, Pipeline, Sleep, Wait, call
 from upstash_middleware.core.lru import LRU
 from upstash_middleware.core.values import Codec, Unreadable
 from upstash_middleware.errors import (
+    CommandError,
     ConfigurationError,
     DeadlineExceeded,
     Refused,
@@ -406,9 +408,9 @@ class DataStore(RedisStore):
         }
         if unread:
             more = await self._values(list(map(self._names.tag, unread)))
-            parsed = Epochs.parse(["", "", "", *map(_text, more)], tuple(unread))
+            parsed = Epochs.parse(["", "", "", *map(epoch_text, more)], tuple(unread))
             epochs = replace(epochs, tags={**epochs.tags, **parsed.tags})
-        held = _text(values[-1]) if lock is not None else ""
+        held = (values[-1] or b"").decode("latin-1") if lock is not None else ""
         found = []
         for key, data, record in zip(keys, values, records, strict=False):
             state = Validity.INVALID if record is None else validity(record.epochs, epochs)
@@ -525,7 +527,7 @@ class DataStore(RedisStore):
 
     def _note(self, reading: _Reading, values: Sequence[bytes | None]) -> list[str]:
         begin = len(reading.keys)
-        texts = [_text(value) for value in values[begin : begin + 2 + len(reading.tags)]]
+        texts = [epoch_text(value) for value in values[begin : begin + 2 + len(reading.tags)]]
         if reading.purges == self._purges:  # otherwise they may have been read before a purge
             at = reading.wall, reading.monotonic
             self._seen_general = (texts[0], texts[1], *at)
@@ -666,7 +668,12 @@ class DataStore(RedisStore):
         return [reply, *values[: len(keys)]], _recorded(self._remember(reading, values), tags)
 
     async def _replace(self, key: str, before: bytes | str, record: Record, ttl: float) -> bool:
-        """Store a record in place of what was read, if that is still there or nothing is."""
+        """Store a record in place of what was read, if that is still there or nothing is.
+
+        Raises CommandError for what no call can contain, which this package has not written.
+        """
+        if isinstance(before, bytes) and not _is_utf8(before):
+            raise CommandError(f"ERR the value of {key!r} is none of this package's; delete it")
         data = self._packed(key, record)
         (done,) = await self.call(script_call("lock", [key], before, data, _milliseconds(ttl)))
         return done == 1
@@ -1066,8 +1073,12 @@ async def _nothing() -> None:
     pass
 
 
-def _text(value: bytes | None) -> str:
-    return value.decode("latin-1") if value else ""
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _milliseconds(seconds: float) -> int:

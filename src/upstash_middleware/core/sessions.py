@@ -32,7 +32,7 @@ from upstash_middleware.core.clock import Duration, seconds_in
 from upstash_middleware.core.engine import Part, PartExchange, Prepared
 from upstash_middleware.core.flow import Command, Latch, Pipeline, Script, Wait, script
 from upstash_middleware.core.patterns import PathPattern
-from upstash_middleware.core.values import decode, encode
+from upstash_middleware.core.values import MAX_DEPTH, decode, encode
 from upstash_middleware.errors import (
     CommandError,
     ConfigurationError,
@@ -1078,7 +1078,7 @@ class Sessions(Part):
         self, stored: StoredSession | None = None, entries: Mapping[str, bytes] | None = None
     ) -> Session:
         """Return a session, new or stored."""
-        session = self._make(stored, entries, load=self._load)
+        session = self._make(stored, entries, load=self._loaded_entry)
         session.part = self
         return session
 
@@ -1237,6 +1237,13 @@ class Sessions(Part):
         """Whether the timeout is to be extended: once in a twentieth of it, or of the cookie's."""
         return self.store.clock.wall() - stored.touched >= self._touched_for
 
+    def _loaded_entry(self, data: bytes) -> Any:
+        """Decode an entry. Raises an exception also if its value could not be saved again."""
+        value = self._load(data)
+        if data.count(b"[") + data.count(b"{") > MAX_DEPTH:  # perhaps nested too deep
+            self._dump(value)
+        return value
+
     def _set_entries(self, session: Session) -> dict[str, bytes]:
         """Return all entries that this request has set, encoded, even those that are as before."""
         values = session._values
@@ -1262,7 +1269,7 @@ class Sessions(Part):
 
     def _is_same(self, before: bytes, data: bytes) -> bool:
         try:
-            return self._dump(self._load(before)) == data
+            return self._dump(self._loaded_entry(before)) == data
         except Exception:  # noqa: BLE001 - as in reading
             return False
 

@@ -387,6 +387,13 @@ def _pack_decimal(value: Decimal) -> str:
     return str(value)
 
 
+def _unpack_decimal(content: Any) -> Decimal:
+    value = Decimal(content)
+    if value.is_nan():
+        raise ValueError(f"a Decimal that is not a number: {value}")
+    return value
+
+
 def _pack_moment(value: datetime | time) -> Any:
     """Return its text, or where that does not say all: naive text, fold, and the time zone."""
     zone = value.tzinfo
@@ -439,7 +446,7 @@ _FORMS = (
         lambda span: [span.days, span.seconds, span.microseconds],
         lambda parts: timedelta(*parts),
     ),
-    Form("decimal", Decimal, _pack_decimal, Decimal),
+    Form("decimal", Decimal, _pack_decimal, _unpack_decimal),
     Form("uuid", UUID, str, UUID),
 )
 _UNPACK: dict[str, Callable[[Any], Any]] = {

@@ -79,6 +79,11 @@ _BOUND: Final = 400 * 24 * 3600.0
 _LONGEST: Final = 100 * 365 * 24 * 3600.0
 """Seconds; Redis has no times to live that are much longer."""
 
+_EXPIRY: Final = "_session_expiry"
+"""The entry in which Django keeps the session's own timeout."""
+_LEVELS: Final = 200
+"""How deep an entry's containers may be nested."""
+
 # ------------------------------------------------------------------------------------------------
 # Settings
 
@@ -454,11 +459,20 @@ class SessionStore(SessionBase):
         values = {}
         for name, data in entries.items():
             try:
-                values[name] = self._deserialized(name, data)
+                value = self._deserialized(name, data)
+                self._check_read(name, value, data)
             except Exception:  # noqa: BLE001, S112 - as Django: signed otherwise, or damaged
                 continue
+            values[name] = value
             self._known[name] = data
         return values
+
+    def _check_read(self, name: str, value: Any, data: bytes) -> None:
+        """Raise an exception for an entry that would be an error when the session is saved."""
+        _name_of(name)
+        if name == _EXPIRY:
+            http_date(time.time() + float(self.get_expiry_age(expiry=value)))
+        _check_depth(value, data)
 
     async def _values(self) -> dict[str, Any]:
         """Return the entries, which are read if that has not been done."""
@@ -703,6 +717,7 @@ class SessionStore(SessionBase):
         try:
             if self._is_json:
                 data: bytes = self.serializer().dumps(value)
+                _check_depth(value, data)
                 return data
             return self._signer(name).sign_object(value, serializer=self.serializer).encode()
         except Exception as error:
@@ -723,7 +738,7 @@ class SessionStore(SessionBase):
 
     def _age(self) -> float:
         """Return the idle timeout in seconds."""
-        expiry = self._session_cache.get("_session_expiry") if self._has_values() else None
+        expiry = self._session_cache.get(_EXPIRY) if self._has_values() else None
         return min(float(self.get_expiry_age(expiry=expiry)), _LONGEST)
 
     def _has_values(self) -> bool:
@@ -741,6 +756,19 @@ class SessionStore(SessionBase):
         stored = self._stored
         now = self._sessions.store.clock.wall()
         return stored is not None and now - stored.touched >= self._age() / 20
+
+
+def _check_depth(value: Any, data: bytes) -> None:
+    """Raise for a value that is nested so deep that writing it again could be a RecursionError."""
+    if data.count(b"[") + data.count(b"{") <= _LEVELS:
+        return
+    inside = [value]
+    for _ in range(_LEVELS + 1):
+        items = [each.values() if isinstance(each, dict) else each for each in inside]
+        inside = [item for each in items for item in each if isinstance(item, dict | list | tuple)]
+        if not inside:
+            return
+    raise NotStorable(f"it is nested more than {_LEVELS} levels deep; store a flatter value")
 
 
 def _name_of(key: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any, cast
 from django.conf import settings
 from django.http import HttpResponse
 from django.http.response import ResponseHeaders
+from django.template.response import SimpleTemplateResponse
 from django.utils.safestring import SafeString
 
 from upstash_middleware.core.pickles import SignedPickles
@@ -68,6 +69,10 @@ class DjangoCodec(Codec):
             state.pop(name, None)
         if "data" in state and type(response).__name__ == "Response":
             state["data"] = self._data_of(state["data"])
+        try:
+            _check_state(type(response), state, charset)
+        except (ValueError, LookupError) as error:
+            raise NotStorable(f"value: a {type(response).__name__} with {error}") from None
         return [
             type(response).__name__,
             status,
@@ -99,6 +104,7 @@ def _unpack_response(parts: Any) -> HttpResponse:
     if not isinstance(content, str | bytes):
         raise TypeError(f"a response with the content {content!r}")
     cls: type[HttpResponse] = getattr(import_module(_RESPONSES[name]), name)
+    _check_state(cls, state, charset)
     response = cls.__new__(cls)
     headers = ResponseHeaders({})
     for field, value in fields:
@@ -117,6 +123,20 @@ def _unpack_response(parts: Any) -> HttpResponse:
     if status is not None:
         response.status_code = status
     return response
+
+
+def _check_state(cls: type[HttpResponse], state: dict[str, Any], charset: str | None) -> None:
+    """Raise ValueError or LookupError for attributes with which a response would not work.
+
+    Such are those that replace a method, and a template that is not rendered.
+    """
+    for name in state:
+        if hasattr(cls, name):
+            raise ValueError(f"an attribute {name!r} in place of its class's")
+    if issubclass(cls, SimpleTemplateResponse) and state.get("_is_rendered") is not True:
+        raise ValueError("a template that is not rendered")
+    if charset is not None:
+        "".encode(charset)
 
 
 def _text_or_bytes(content: bytes) -> str | bytes:

@@ -12,6 +12,7 @@ A value that does not parse is not an entry.
 from __future__ import annotations
 
 import hmac
+import re
 import zlib
 from base64 import b64decode, b64encode
 from enum import Enum, auto
@@ -57,6 +58,18 @@ class Epoch(NamedTuple):
 
 
 _ABSENT = Epoch()
+_EPOCH = re.compile(r"[A-Za-z0-9_:-]*")
+
+
+def epoch_text(value: bytes | None) -> str:
+    """Return the epoch at a key as text, empty if there is none.
+
+    What this package has not written becomes a digest: it could be no part of an entry.
+    """
+    if not value:
+        return ""
+    text = value.decode("latin-1")
+    return text if _EPOCH.fullmatch(text) else blake2b(value, digest_size=16).hexdigest()
 
 
 class Epochs(Struct, frozen=True):

@@ -12,6 +12,7 @@ from upstash_middleware.core.cache.entries import (
     Validity,
     VariantIndex,
     decode,
+    epoch_text,
     validity,
 )
 from upstash_middleware.core.cache.http.reuse import Use, current_age, use
@@ -75,8 +76,7 @@ async def explain(store: Store, target: Target, *, can_refresh: bool) -> CacheEx
     tags = stored.tags if stored is not None else target.tags
     all_tags = tuple(sorted({*tags, *(index.tags if index is not None else ())}))
     values = await store.read(store.names.epochs(target.url, all_tags))
-    texts = [(value or b"").decode("latin-1") for value in values]
-    current = Epochs.parse(texts, all_tags)
+    current = Epochs.parse(list(map(epoch_text, values)), all_tags)
     vary = index.vary if index is not None else ()
     # After a purge of tags it is still known that there are variants.
     outcome, why = "uri-miss", "nothing is stored for this URL"

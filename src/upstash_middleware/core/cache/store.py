@@ -34,6 +34,7 @@ from upstash_middleware.core.cache.entries import (
     decode,
     encode,
     encode_for_script,
+    epoch_text,
     opened,
     pack,
     tag_refused,
@@ -495,8 +496,7 @@ class _Values:
         locks = (_lock_key(keys[-1]),) if store.locks and keys else ()
         if unread := [key for key in (*keys, *locks, *epochs) if key not in self.values]:
             self.values.update(zip(unread, await store.read(unread), strict=True))
-        texts = [(self.values[key] or b"").decode("latin-1") for key in epochs]
-        return Epochs.parse(texts, self._tags)
+        return Epochs.parse([epoch_text(self.values[key]) for key in epochs], self._tags)
 
     def entry(self, key: str) -> Entry | None:
         """Return the entry at a key that was read, None if there is none; report a damaged one."""
