@@ -29,7 +29,7 @@ FILES = {
     "throttling.py": """
         from upstash_middleware.django.rest_framework import throttle
 
-        Default = throttle("2/hour", deadline=20)
+        Default = throttle("log 2/hour", deadline=20)
     """,
     "urls.py": """
         from django.urls import path

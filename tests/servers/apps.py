@@ -49,8 +49,8 @@ def guard(name: str, *paths: str, **more: Any) -> dict[str, Any]:
     return {
         "prefix": name,
         "rate_limits": [
-            *(RateLimitRule(path, "2/month") for path in ("/login", *paths)),
-            RateLimitRule("/echo", "99/month", by="form:name", name="by name"),
+            *(RateLimitRule(path, "log 2/month") for path in ("/login", *paths)),
+            RateLimitRule("/echo", "log 99/month", by="form:name", name="by name"),
         ],
         "default_limit": None,
         "cache": [CacheRule("/items/{id}", ttl=600)],

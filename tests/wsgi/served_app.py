@@ -69,7 +69,7 @@ def pages(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[b
 
 app = UpstashMiddleware(
     pages,
-    rate_limits=[RateLimitRule("/limited", "10/hour")],
+    rate_limits=[RateLimitRule("/limited", "log 10/hour")],
     default_limit=None,
     cache=[
         CacheRule("/stream", ttl=60),

@@ -31,6 +31,6 @@ app = Starlette(routes=[Route("/limited", limited), Route("/page", page)])
 app.add_middleware(
     UpstashMiddleware,
     client_ip=1,
-    default_limit="30/hour",
+    default_limit="log 30/hour",
     cache=[CacheRule("/page", ttl=60)],
 )

@@ -14,7 +14,7 @@ app = Flask(__name__)
 UpstashMiddleware(
     app,
     client_ip=1,
-    default_limit="30/hour",
+    default_limit="log 30/hour",
     cache=[CacheRule("/page", ttl=60)],
 )
 
