@@ -463,12 +463,8 @@ def test_a_transport_that_ends_on_a_running_event_loop_leaves_nothing_behind(run
                 await asyncio.wait_for(readable.wait(), 20)
                 asyncio.get_running_loop().remove_reader(near)
 
-    gc.freeze()  # what there is already need not be looked at twenty times
-    try:
-        with raw_server(A_ONE) as server:
-            run(main(server.url))
-    finally:
-        gc.unfreeze()
+    with raw_server(A_ONE) as server:
+        run(main(server.url))
 
 
 def test_event_loops_at_once_share_a_transport(run):
