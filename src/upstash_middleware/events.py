@@ -15,10 +15,10 @@ from msgspec import Struct
 
 # Not for type checkers only: inspect.signature evaluates the annotations.
 from upstash_middleware.errors import UpstashError  # noqa: TC001
-from upstash_middleware.messages import HTTPRequest  # noqa: TC001
+from upstash_middleware.messages import Discreet, HTTPRequest
 
 
-class _AboutRequest(Struct, frozen=True):
+class _AboutRequest(Discreet, Struct, frozen=True):
     """An event with a request, which its repr and comparison leave out."""
 
     def _shown(self) -> tuple[Any, ...]:

@@ -162,7 +162,16 @@ class RequestBody:
         raise NotImplementedError
 
 
-class HTTPRequest(msgspec.Struct, frozen=True):
+class Discreet:
+    """For Structs whose repr leaves out secrets: rich shows that in tracebacks, not all fields."""
+
+    __slots__ = ()
+
+    def __rich_repr__(self) -> Any:
+        return None
+
+
+class HTTPRequest(Discreet, msgspec.Struct, frozen=True):
     """A request's head as it reached the application's server."""
 
     method: str

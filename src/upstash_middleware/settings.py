@@ -23,6 +23,7 @@ from upstash_middleware.core.ratelimit.rules import check_together as check_rule
 from upstash_middleware.core.ratelimit.rules import lease_in
 from upstash_middleware.core.ratelimit.rules import rule_from_mapping as rate_limit_rule
 from upstash_middleware.errors import ConfigurationError, named_part
+from upstash_middleware.messages import Discreet
 
 if TYPE_CHECKING:
     from upstash_middleware.core.cache import CacheRule
@@ -206,7 +207,7 @@ class Arguments(TypedDict, total=False):
     """Functions that are called with every event, in addition to the log."""
 
 
-class Settings(Struct, frozen=True, kw_only=True):
+class Settings(Discreet, Struct, frozen=True, kw_only=True):
     """The checked settings; see Arguments for each of them."""
 
     config: str | None

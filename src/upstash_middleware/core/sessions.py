@@ -44,7 +44,7 @@ from upstash_middleware.errors import (
     unknown_name,
 )
 from upstash_middleware.events import SessionSaved, UpstashAnswered, UpstashFailed, ignored_by
-from upstash_middleware.messages import Headers, Response, ResponseHead
+from upstash_middleware.messages import Discreet, Headers, Response, ResponseHead
 
 if TYPE_CHECKING:
     from typing import Self
@@ -70,7 +70,7 @@ _LARGEST = 4 * 1024 * 1024
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - RFC 9110's token
 
 
-class SessionSettings(Struct, frozen=True, metaclass=RuleMeta):
+class SessionSettings(Discreet, Struct, frozen=True, metaclass=RuleMeta):
     """How sessions are kept: ``SessionMiddleware``'s arguments, and the setting ``sessions``.
 
     The first seven are those of Starlette's SessionMiddleware. Raises ConfigurationError, naming
@@ -618,7 +618,7 @@ class Performer(Protocol):
         ...
 
 
-class StoredSession(Struct):
+class StoredSession(Discreet, Struct):
     """A session on Redis, without its entries."""
 
     id: str
@@ -657,7 +657,7 @@ _RESERVED: Final = "."
 Change = Literal["created", "saved", "touched", "regenerated", "ended", "nothing"]
 
 
-class SessionLookup(Prepared, eq=False):
+class SessionLookup(Discreet, Prepared, eq=False):
     """A session that is to be read."""
 
     id: str

@@ -72,6 +72,9 @@ class Tokens(Struct, frozen=True):
     def __repr__(self) -> str:
         return "Tokens(…)"
 
+    def __rich_repr__(self) -> Any:
+        return None  # so that rich shows the repr, and not all fields, in tracebacks
+
 
 class LiveEvent(Struct, frozen=True):
     """A command and its reply, a request that a simulated fault has hit, or a number of missed."""

@@ -9,6 +9,7 @@ from msgspec import Struct
 from msgspec.structs import force_setattr
 
 from upstash_middleware.errors import ConfigurationError, MissingCredentials
+from upstash_middleware.messages import Discreet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +26,7 @@ _STRAY: Final = " \t\r\n\"'"
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-class Credentials(Struct, frozen=True):
+class Credentials(Discreet, Struct, frozen=True):
     """A database's REST URL and token, as the Upstash console shows them.
 
     Whitespace and quotes around both are removed. Raises ConfigurationError for what cannot be a

@@ -16,6 +16,7 @@ from upstash_middleware.core.ratelimit.algorithms.limit import MAX_QUOTA
 from upstash_middleware.messages import (
     LONGEST_VALUE,
     WITHOUT_BODY,
+    Discreet,
     Headers,
     HTTPRequest,
     Response,
@@ -90,7 +91,7 @@ class _NoLedger(Ledger):
         """Drop a charge."""
 
 
-class Decision(Struct, frozen=True):
+class Decision(Discreet, Struct, frozen=True):
     """Whether a request may pass, and the state of its limits: ``request.state.rate_limit``.
 
     ``limit``, ``remaining`` and ``reset`` are the tightest limit's. They are None where the rule's
