@@ -90,22 +90,51 @@ class CacheHandle:
         self.runtime = runtime
 
     async def purge(
-        self, *urls: str, tags: Sequence[str] = (), everything: bool = False, soft: bool = False
+        self,
+        *urls: str,
+        tags: Sequence[str] = (),
+        directories: Sequence[str] = (),
+        rules: Sequence[str] = (),
+        everything: bool = False,
+        soft: bool = False,
     ) -> None:
         """Invalidate stored responses: ``await request.state.cache.purge("/tea?size=2")``.
 
         ``urls`` are paths with their query, or whole URLs; each is purged with all its variants. A
-        tag includes its colon-descendants: ``product`` purges ``product:7``. ``soft`` lets them
-        still be served stale where their rule allows it. Does nothing where the middleware is
-        disabled. Raises UpstashError if Upstash cannot be reached.
+        tag includes its colon-descendants: ``product`` purges ``product:7``. A directory,
+        ``/products/``, includes all URLs that begin with it; ``rules`` are the paths of cache
+        rules, of which everything that they cover is purged. ``soft`` lets them still be served
+        stale where their rule allows it. Does nothing where the middleware is disabled. Raises
+        UpstashError if Upstash cannot be reached, and ValueError for an invalid URL or directory or
+        an unknown rule.
         """
-        await self.runtime.apurge(*urls, tags=tags, everything=everything, soft=soft)
+        await self.runtime.apurge(
+            *urls,
+            tags=tags,
+            directories=directories,
+            rules=rules,
+            everything=everything,
+            soft=soft,
+        )
 
     def purge_sync(
-        self, *urls: str, tags: Sequence[str] = (), everything: bool = False, soft: bool = False
+        self,
+        *urls: str,
+        tags: Sequence[str] = (),
+        directories: Sequence[str] = (),
+        rules: Sequence[str] = (),
+        everything: bool = False,
+        soft: bool = False,
     ) -> None:
         """Do the same as ``purge`` in a handler that runs in a thread (a plain ``def``)."""
-        self.runtime.purge(*urls, tags=tags, everything=everything, soft=soft)
+        self.runtime.purge(
+            *urls,
+            tags=tags,
+            directories=directories,
+            rules=rules,
+            everything=everything,
+            soft=soft,
+        )
 
 
 class Middleware:

@@ -276,17 +276,31 @@ class CacheMiddleware(_FlaskExtension):
 
 
 def purge(
-    *urls: str, tags: Sequence[str] = (), everything: bool = False, soft: bool = False
+    *urls: str,
+    tags: Sequence[str] = (),
+    directories: Sequence[str] = (),
+    rules: Sequence[str] = (),
+    everything: bool = False,
+    soft: bool = False,
 ) -> None:
     """Invalidate stored responses of the current application, in views, commands and tasks.
 
     ``urls`` are paths with their query, or whole URLs; each is purged with all its variants. A tag
-    includes its colon-descendants: ``product`` purges ``product:7``. ``soft`` lets them still be
-    served stale where their rule allows it. Raises UpstashError if Upstash cannot be reached,
-    RuntimeError outside an application context or where the application has no cache.
+    includes its colon-descendants: ``product`` purges ``product:7``. A directory, ``/products/``,
+    includes all URLs that begin with it; ``rules`` are the paths of cache rules, of which
+    everything that they cover is purged. ``soft`` lets them still be served stale where their rule
+    allows it. Raises UpstashError if Upstash cannot be reached, RuntimeError outside an application
+    context or where the application has no cache.
     """
     for runtime in caches_of(current_app):
-        runtime.purge(*urls, tags=tags, everything=everything, soft=soft)
+        runtime.purge(
+            *urls,
+            tags=tags,
+            directories=directories,
+            rules=rules,
+            everything=everything,
+            soft=soft,
+        )
 
 
 def caches_of(app: Any) -> list[Runtime]:

@@ -511,36 +511,66 @@ class Runtime:
         return PurgeEndpoint(path, token, self.invalidate, self.observe)
 
     def purge(
-        self, *urls: str, tags: Sequence[str] = (), everything: bool = False, soft: bool = False
+        self,
+        *urls: str,
+        tags: Sequence[str] = (),
+        directories: Sequence[str] = (),
+        rules: Sequence[str] = (),
+        everything: bool = False,
+        soft: bool = False,
     ) -> None:
-        """Invalidate stored responses: of URLs with all variants, of tags, or everything.
+        """Invalidate stored responses: of URLs, tags, directories, rules, or everything.
 
         ``urls`` are paths with their query (``/products/7``), under whatever host name they were
         stored, or whole URLs. A tag includes its colon-descendants: ``product`` purges
-        ``product:7``. ``soft`` lets them still be served stale where their rule allows it. Does
-        nothing where the middleware is disabled, so that handlers which purge need no credentials
-        then. Raises UpstashError if Upstash cannot be reached.
+        ``product:7``. A directory, ``/products/``, includes all URLs that begin with it; ``rules``
+        are the paths of cache rules, of which everything that they cover is purged. ``soft`` lets
+        them still be served stale where their rule allows it. Does nothing where the middleware is
+        disabled, so that handlers which purge need no credentials then. Raises UpstashError if
+        Upstash cannot be reached, ValueError for an invalid URL or directory or an unknown rule.
         """
         if self.enabled:
             client = self._client()
-            run(self._purge(urls, tags, everything=everything, soft=soft), client)
+            flow = self._purge(
+                urls,
+                tags=tags,
+                directories=directories,
+                rules=rules,
+                everything=everything,
+                soft=soft,
+            )
+            run(flow, client)
 
     async def apurge(
-        self, *urls: str, tags: Sequence[str] = (), everything: bool = False, soft: bool = False
+        self,
+        *urls: str,
+        tags: Sequence[str] = (),
+        directories: Sequence[str] = (),
+        rules: Sequence[str] = (),
+        everything: bool = False,
+        soft: bool = False,
     ) -> None:
         """Do the same as ``purge`` on an event loop."""
         if self.enabled:
             client = self._async_client()
-            await arun(self._purge(urls, tags, everything=everything, soft=soft), client)
+            flow = self._purge(
+                urls,
+                tags=tags,
+                directories=directories,
+                rules=rules,
+                everything=everything,
+                soft=soft,
+            )
+            await arun(flow, client)
 
-    def _purge(
-        self, urls: tuple[str, ...], tags: Sequence[str], *, everything: bool, soft: bool
-    ) -> Flow[None]:
+    def _purge(self, urls: tuple[str, ...], /, **given: Any) -> Flow[None]:
         from upstash_middleware.core.cache import Purge  # noqa: PLC0415 - if anything is cached
 
-        if isinstance(tags, str):
-            raise TypeError(f"purge: tags={tags!r} should be a sequence such as [{tags!r}]")
-        return self.invalidate(Purge(urls, tuple(tags), everything, soft))
+        for name in ("tags", "directories", "rules"):
+            if isinstance(value := given[name], str):
+                raise TypeError(f"purge: {name}={value!r} should be a sequence such as [{value!r}]")
+            given[name] = tuple(value)
+        return self.invalidate(Purge(urls, **given))
 
     async def invalidate(self, what: Purge) -> None:
         """Carry out a purge: of stored responses, and of values with the same tags. A flow."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-RULES = (CacheRule("/page", tags=("rule",)),)
+RULES = (CacheRule("/shop/{page}", tags=("rule",)),)
 FOREVER = "max-age=1000000"
 KEEP = 100
 
@@ -136,11 +136,11 @@ class Post:
 
     def __call__(self, world: World) -> Steps:
         site = world.process("conforming")
-        exchange = yield from perform(world, site.cache.begin(request(method="POST")))
+        exchange = yield from perform(world, site.cache.begin(request("/shop/page", method="POST")))
         world.version += 1
         version = world.version
         yield version
-        exchange.head(reply(cache_control=FOREVER, content_location="/page")[0])
+        exchange.head(reply(cache_control=FOREVER, content_location="/shop/page")[0])
         exchange.chunk(str(version).encode())
         if (flow := exchange.finish(complete=True)) is not None:
             yield from perform(world, flow)
@@ -246,4 +246,4 @@ def search(
     return len(known)
 
 
-PAGE = request()
+PAGE = request("/shop/page")

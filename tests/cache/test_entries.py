@@ -36,9 +36,20 @@ PLAIN = StoredResponse(
     packed=b"\x00\xff body",
     length=7,
     tags=("product:7", "product"),
-    epochs=Epochs(Epoch("a", ""), Epoch(), "g", {"product:7": Epoch("h", "s"), "product": Epoch()}),
+    epochs=Epochs(
+        Epoch("a", ""),
+        Epoch(),
+        "g",
+        {"product:7": Epoch("h", "s"), "product": Epoch()},
+        {"under:/shop/": Epoch("d", ""), "rule:/shop/{id}": Epoch()},
+    ),
 )
-INDEX = VariantIndex(("accept", "foo"), ("product",), {"0a1b": 1700000060}, Epochs(Epoch("a", "b")))
+INDEX = VariantIndex(
+    ("accept", "foo"),
+    ("product",),
+    {"0a1b": 1700000060},
+    Epochs(Epoch("a", "b"), scopes={"rule:/shop/{id}": Epoch("r", "")}),
+)
 
 
 @pytest.mark.parametrize("value", [PLAIN, INDEX], ids=["response", "index"])

@@ -14,12 +14,14 @@ from upstash_middleware.core.flow import Flow, Pipeline
 
 PLAIN = Visit(PAGE)
 TAGGED = Visit(PAGE, (("cache_tag", "late"),))
-VARIED = Visit(request(foo="1"), (("vary", "Foo"),))
-PLAIN_FOR_FOO = Visit(request(foo="1"))
-VARIED_AND_TAGGED = Visit(request(foo="1"), (("vary", "Foo"), ("cache_tag", "late")))
+VARIED = Visit(request("/shop/page", foo="1"), (("vary", "Foo"),))
+PLAIN_FOR_FOO = Visit(request("/shop/page", foo="1"))
+VARIED_AND_TAGGED = Visit(request("/shop/page", foo="1"), (("vary", "Foo"), ("cache_tag", "late")))
 
 PURGES: dict[str, dict[str, Any]] = {
-    "url": {"urls": ("/page",)},
+    "url": {"urls": ("/shop/page",)},
+    "directory": {"directories": ("/shop/",)},
+    "rule": {"rules": ("/shop/{page}",)},
     "rule-tag": {"tags": ("rule",)},
     "response-tag": {"tags": ("late",)},
     "everything": {"everything": True},
@@ -42,7 +44,7 @@ def test_no_order_of_two_renders_and_a_purge_serves_an_old_page(visit, kind, sof
 
 
 @softness
-@pytest.mark.parametrize("kind", ["url", "rule-tag", "everything"])
+@pytest.mark.parametrize("kind", ["url", "directory", "rule", "rule-tag", "everything"])
 def test_no_order_serves_an_old_page_where_all_tags_were_known_before(kind, soft):
     """The entry is stored without a script."""
     assert search([PLAIN, PLAIN, edit(kind, soft=soft)], last=PLAIN) > 100
@@ -63,6 +65,8 @@ def test_no_order_serves_an_old_page_where_some_responses_vary_and_some_do_not(s
         ("response-tag", "response-tag"),
         ("response-tag", "rule-tag"),
         ("url", "everything"),
+        ("directory", "directory"),
+        ("directory", "rule"),
     ],
 )
 def test_no_order_of_a_render_and_two_purges_serves_an_old_page(one, other, first, second):
@@ -80,7 +84,7 @@ def test_no_order_serves_an_old_page_when_epochs_expire(kind, soft):
 
 
 @softness
-@pytest.mark.parametrize("kind", ["url", "rule-tag", "everything"])
+@pytest.mark.parametrize("kind", ["url", "directory", "rule", "rule-tag", "everything"])
 def test_no_order_serves_an_old_page_when_a_post_stores_the_new_state(kind, soft):
     """It invalidates and stores at once, unless the URL was purged meanwhile."""
     assert search([PLAIN, Post(), edit(kind, soft=soft)], last=PLAIN) > 50

@@ -88,22 +88,30 @@ def test_its_seconds_count_from_the_lookup_and_not_from_the_last_use(site):
 
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize(
-    "what", [{"urls": True}, {"tags": ("t",)}, {"tags": ("x",)}, {"everything": True}]
+    "what",
+    [
+        {"urls": True},
+        {"tags": ("t",)},
+        {"tags": ("x",)},
+        {"directories": ("/shop/",)},
+        {"rules": ("/{rest:path}",)},
+        {"everything": True},
+    ],
 )
 def test_a_purge_made_in_this_process_is_heard_of_at_once(what, soft):
-    """By URL, by tag of the rule or an ancestor of the response's, or of everything."""
+    """By URL, by a tag of the rule or the response, by directory, by rule, or everything."""
     site = site_with_l1(CacheRule("/{rest:path}", tags=("t",)))
     site.app = lambda _: reply(cache_control="max-age=60", cache_tag="x:y")
-    fill(site)
-    urls = ("/page",) if "urls" in what else ()
+    fill(site, request("/shop/7"))
+    urls = ("/shop/7",) if "urls" in what else ()
     site.purge(*urls, soft=soft, **{k: v for k, v in what.items() if k != "urls"})
-    assert not site.visit().hit
+    assert not site.visit(request("/shop/7")).hit
 
 
 def test_a_purge_leaves_what_it_is_not_about(site):
-    """Neither another URL nor another tag."""
+    """Neither another URL nor another tag, directory or rule."""
     fill(site, request("/a"), request("/b"))
-    site.purge("/a", tags=("other",))
+    site.purge("/a", tags=("other",), directories=("/b/",))
     assert cost(site, request("/b")) == FREE
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.cache.world import Site, reply, request
@@ -77,6 +79,80 @@ def test_a_variants_tag_purges_it_also_if_it_was_read_during_the_purge(site, mon
     assert not site.visit(one).hit
 
 
+DEEP = ("/a/b/c/d/e/f", "/a/b/c/d/e", "/a/b/c/d/", "/a/b/x", "/a", "/ab/c")
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(
+    ("directory", "kept"),
+    [
+        ("/a/", ["/a", "/ab/c"]),
+        ("https://shop.test/a/", ["/a", "/ab/c"]),
+        ("/a/b/", ["/a", "/ab/c"]),
+        ("/a/b/c/", ["/a/b/x", "/a", "/ab/c"]),
+        ("/a/b/c/d/", ["/a/b/x", "/a", "/ab/c"]),
+        ("/a%2Fb/", list(DEEP)),
+    ],
+)
+def test_a_directory_is_purged_by_one_command_with_all_that_is_in_it(site, directory, kept, soft):
+    """Of a URL, the four outermost; a URL is in a directory if it begins with it."""
+    pages = [request(path, query="x=1") for path in DEEP]
+    warm(site, *pages)
+    before = len(site.store.billed)
+    site.purge(directories=(directory,), soft=soft)
+    assert site.store.billed[before:] == (["EVALSHA", "MGET", "SET"] if soft else ["SET"])
+    assert [page.path for page in pages if site.visit(page).hit] == kept
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_rule_is_purged_by_one_command_with_all_that_it_covers(soft):
+    """By its path; what an earlier rule covers is that one's."""
+    site = Site((CacheRule("/a/b", ttl=60), CacheRule("/a/{id}", ttl=60), CacheRule("/c", ttl=60)))
+    site.app = lambda _: reply()
+    pages = [request(path) for path in ("/a/b", "/a/1", "/a/2", "/c")]
+    warm(site, *pages)
+    before = len(site.store.billed)
+    site.purge(rules=("/a/{id}",), soft=soft)
+    assert site.store.billed[before:] == (["EVALSHA", "MGET", "SET"] if soft else ["SET"])
+    assert [page.path for page in pages if site.visit(page).hit] == ["/a/b", "/c"]
+
+
+def test_what_was_stored_under_another_rule_is_not_found(site):
+    """Its rule's purges are not known any more: a deploy can change a rule's path."""
+    warm(site, request())
+    after = Site((CacheRule("/page"),), site.clock, site.store)
+    after.app = site.app
+    assert not after.visit().hit
+    assert after.visit().hit
+
+
+def test_a_process_without_rules_purges_a_rule_by_its_path(site):
+    """A worker that serves no requests."""
+    warm(site, request())
+    Site((), site.clock, site.store, lambda size: b"w" * size).purge(rules=("/{rest:path}",))
+    assert not site.visit().hit
+
+
+@pytest.mark.parametrize(
+    ("what", "right"),
+    [
+        ({"directories": ("/a",)}, "write '/a/'"),
+        ({"directories": ("/a/?x",)}, "write '/a/'"),
+        ({"directories": ("/a//",)}, "write '/a/'"),
+        ({"directories": ("a/",)}, "a path such as '/products/'"),
+        ({"directories": ("/",)}, "purge everything instead"),
+        ({"directories": ("/a/b/c/d/e/",)}, "purge '/a/b/c/d/', or give the responses a tag"),
+        ({"rules": ("/a",)}, "its rules have '/{rest:path}'"),
+    ],
+)
+def test_a_directory_or_a_rule_that_is_none_is_refused(site, what, right):
+    """With what would be right; nothing else of the call is purged."""
+    warm(site, request())
+    with pytest.raises(ValueError, match=re.escape(right)):
+        site.purge("/page", **what)
+    assert site.visit().hit
+
+
 @pytest.mark.parametrize("soft", [False, True])
 def test_everything_is_purged_by_one_command(site, soft):
     """Of this prefix."""
@@ -135,19 +211,27 @@ def test_the_purge_of_an_unrelated_tag_costs_another_process_one_read_at_most(si
 
 
 @pytest.mark.parametrize(
-    "what", [{"everything": True}, {"tags": ("t",)}, {"tags": ("x",)}, {"urls": True}]
+    "what",
+    [
+        {"everything": True},
+        {"tags": ("t",)},
+        {"tags": ("x",)},
+        {"directories": ("/shop/",)},
+        {"rules": ("/shop/page",)},
+        {"urls": True},
+    ],
 )
 @pytest.mark.parametrize("soft", [False, True])
 def test_a_render_that_began_before_a_purge_is_dead_on_arrival(what, soft):
     """Whether its tag (t) was known before, or came with the response (x)."""
-    site = Site((CacheRule("/page", ttl=60, tags=("t",)),))
-    exchange = site.begin(request())
+    site = Site((CacheRule("/shop/page", ttl=60, tags=("t",)),))
+    exchange = site.begin(request("/shop/page"))
     exchange.head(reply(cache_tag="x")[0])
     exchange.chunk(b"old")
     what = dict(what)
-    site.purge(*(["/page"] if what.pop("urls", False) else []), soft=soft, **what)
+    site.purge(*(["/shop/page"] if what.pop("urls", False) else []), soft=soft, **what)
     site.finish(exchange)
-    assert not site.visit().hit
+    assert not site.visit(request("/shop/page")).hit
 
 
 def test_a_hard_purge_after_a_soft_one_is_hard(site):

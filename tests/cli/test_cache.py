@@ -68,6 +68,8 @@ def test_a_miss_says_why_and_is_an_exit_code_of_1(
     [
         (("/products/7",), "this URL has been purged"),
         (("--tag", "product"), "the tag 'product' has been purged"),
+        (("--directory", "/products/"), "the directory '/products/' has been purged"),
+        (("--rule", "/products/{id}"), "the rule '/products/{id}' has been purged"),
         (("--everything",), "everything has been purged"),
     ],
 )

@@ -27,7 +27,10 @@ def page(request: Seen) -> Reply:
     if request.method == "POST":
         assert request.purge is not None
         urls, _, tags = request.body.decode().partition(" ")
-        request.purge(*urls.split(), tags=tuple(tags.split()))
+        directories = [each for each in urls.split() if each.endswith("/")]
+        rules = [each for each in urls.split() if each.endswith("}")]
+        others = {*urls.split()} - {*directories, *rules}
+        request.purge(*others, tags=tags.split(), directories=directories, rules=rules)
     if request.query == "vary":
         return Reply(b"page", headers=(("vary", "Accept-Language"),))
     return Reply(b"page")
@@ -167,7 +170,9 @@ def test_a_cache_outside_a_limit_is_not_joined_and_its_hits_are_not_charged(
 
 
 @pytest.mark.parametrize(
-    ("what", "commands"), [(b"/page/1", 1), (b" page:1", 2)], ids=["a URL", "a tag"]
+    ("what", "commands"),
+    [(b"/page/1", 1), (b" page:1", 2), (b"/page/", 1), (b"/page/{id}", 1)],
+    ids=["a URL", "a tag", "a directory", "a rule"],
 )
 def test_a_purge_takes_one_round_trip(
     serve: Serve, upstash: LocalUpstash, what: bytes, commands: int

@@ -48,9 +48,10 @@ def test_a_url_or_a_tag_is_purged_and_nothing_else(serve: Serve, query: str):
     assert is_hit(served, "/p/2")
 
 
-def test_everything_is_purged(serve: Serve):
+@pytest.mark.parametrize("query", ["everything=1", "directory=/p/", "rule=/p/{id}"])
+def test_everything_and_all_of_a_directory_or_rule_is_purged(serve: Serve, query: str):
     served = served_pages(serve)
-    assert purge(served, "everything=1").status == 200
+    assert purge(served, query).status == 200
     assert not is_hit(served, "/p/1")
     assert not is_hit(served, "/p/2")
 
@@ -71,6 +72,8 @@ def test_without_the_token_nothing_is_purged(serve: Serve, token: str, upstash: 
         ("", b"Nothing to purge"),
         ("tags=a", b"Unknown parameter 'tags'"),
         ("url=", b"is empty"),
+        ("directory=/p", b"write '/p/'"),
+        ("rule=/q", b"no rule of the cache has this path"),
     ],
 )
 def test_what_is_wrong_with_a_purge_is_said(serve: Serve, query: str, detail: bytes):

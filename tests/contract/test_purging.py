@@ -87,6 +87,22 @@ def test_by_a_tag_that_only_the_response_names(serve: Serve):
     assert render(served, 1) == 2
 
 
+@pytest.mark.parametrize(
+    ("what", "purged"),
+    [
+        ({"directories": ("/products/",)}, {1, 2}),
+        ({"rules": ("/products/{id}",)}, {1, 2}),
+        ({"directories": ("/products/1/",)}, set()),
+    ],
+)
+def test_by_directory_and_by_rule(serve: Serve, what: dict[str, Any], purged: set[int]):
+    served = serve(Shop(**what), CACHE)
+    for number in (1, 2):
+        render(served, number)
+    served.request("POST", "/edit")
+    assert {number for number in (1, 2) if render(served, number) == 2} == purged
+
+
 def test_everything(serve: Serve):
     served = serve(Shop(everything=True), CACHE)
     for number in (1, 2):

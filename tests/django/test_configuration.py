@@ -127,15 +127,21 @@ class Purged(FakeRuntime):
 
 @pytest.mark.anyio
 async def test_purging_goes_through_the_client_of_the_middleware_that_stores() -> None:
-    purged = ("/page",), {"tags": ["page"], "everything": False, "soft": True}
+    given: dict[str, Any] = {
+        "tags": ["page"],
+        "directories": ["/a/"],
+        "rules": ["/{id}"],
+        "soft": True,
+    }
+    purged = ("/page",), {**given, "everything": False}
     runtimes: dict[Features, Any] = {
         half: Purged() for half in (Features.CACHE, Features.RATE_LIMIT)
     }
     with project(runtimes=runtimes):
         CacheMiddleware(hello)
         RateLimitMiddleware(hello)
-        purge("/page", tags=["page"], soft=True)
-        await apurge("/page", tags=["page"], soft=True)
+        purge("/page", **given)
+        await apurge("/page", **given)
     assert runtimes[Features.CACHE].purged == [purged, purged]
     assert runtimes[Features.RATE_LIMIT].purged == []
 

@@ -112,7 +112,7 @@ def _show(explanation: CacheExplanation) -> dict[str, object]:
 
 
 @command(group, "purge")
-def purge(
+def purge(  # noqa: PLR0913 - each is an option
     invocation: Invocation,
     urls: Annotated[
         list[str] | None,
@@ -123,6 +123,14 @@ def purge(
         list[str] | None,
         typer.Option("--tag", "-t", help="A tag; 'product' includes 'product:7'."),
     ] = None,
+    directory: Annotated[
+        list[str] | None,
+        typer.Option("--directory", "-d", help="All URLs that begin with it: '/products/'."),
+    ] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option("--rule", "-r", help="All that a rule covers, by its path: '/products/{id}'."),
+    ] = None,
     everything: Annotated[
         bool, typer.Option("--everything", help="All that is stored under the prefix.")
     ] = False,
@@ -131,19 +139,41 @@ def purge(
     ] = False,
 ) -> Answer:
     """Make stored responses unusable, at once and for all processes."""
-    if not (urls or tag or everything):
-        raise UsageError("name what to purge: URLs, --tag TAG, or --everything")
+    if not (urls or tag or directory or rule or everything):
+        raise UsageError(
+            "name what to purge: URLs, --tag TAG, --directory PATH, --rule PATH, or --everything"
+        )
     runtimes = invocation.caching()
     prefixes = list(dict.fromkeys(runtime.settings.prefix for runtime in runtimes))
     try:
         for runtime in runtimes:
-            runtime.purge(*urls or (), tags=tuple(tag or ()), everything=everything, soft=soft)
+            runtime.purge(
+                *urls or (),
+                tags=tag or (),
+                directories=directory or (),
+                rules=rule or (),
+                everything=everything,
+                soft=soft,
+            )
     except ValueError as error:
         if type(error) is not ValueError:  # a ConfigurationError
             raise
         raise UsageError(str(error)) from error
-    purged = {"urls": urls or [], "tags": tag or [], "everything": everything, "soft": soft}
-    named = [*(urls or ()), *(f"tag {each}" for each in tag or ()), *["everything"] * everything]
+    purged = {
+        "urls": urls or [],
+        "tags": tag or [],
+        "directories": directory or [],
+        "rules": rule or [],
+        "everything": everything,
+        "soft": soft,
+    }
+    named = [
+        *(urls or ()),
+        *(f"tag {each}" for each in tag or ()),
+        *(f"directory {each}" for each in directory or ()),
+        *(f"rule {each}" for each in rule or ()),
+        *["everything"] * everything,
+    ]
     how = "purged softly" if soft else "purged"
     shown = text(f"{how}: {', '.join(named)} (under {', '.join(prefixes)})", "green")
     return Answer({"purged": purged, "prefixes": prefixes}, [shown])

@@ -129,7 +129,12 @@ def runtime_for_purging() -> Runtime:
 
 
 def purge(
-    *urls: str, tags: Sequence[str] = (), everything: bool = False, soft: bool = False
+    *urls: str,
+    tags: Sequence[str] = (),
+    directories: Sequence[str] = (),
+    rules: Sequence[str] = (),
+    everything: bool = False,
+    soft: bool = False,
 ) -> None:
     """Invalidate stored responses: of URLs with all variants, of tags, or everything.
 
@@ -138,19 +143,40 @@ def purge(
 
         transaction.on_commit(partial(purge, tags=[f"product:{product.pk}"]), robust=True)
 
-    ``urls`` are paths with their query, or whole URLs; a tag includes its colon-descendants;
-    ``soft`` lets them still be served stale where their rule allows it. Does nothing with
-    ``enabled: False``. Raises UpstashError if Upstash cannot be reached, and ConfigurationError
-    where the setting is wrong or credentials are missing.
+    ``urls`` are paths with their query, or whole URLs; a tag includes its colon-descendants; a
+    directory, ``/products/``, includes all URLs that begin with it; ``rules`` are the paths of
+    cache rules, of which everything that they cover is purged. ``soft`` lets them still be served
+    stale where their rule allows it. Does nothing with ``enabled: False``. Raises UpstashError if
+    Upstash cannot be reached, ValueError for an invalid URL or directory or an unknown rule, and
+    ConfigurationError where the setting is wrong or credentials are missing.
     """
-    _for_purging.runtime().purge(*urls, tags=tags, everything=everything, soft=soft)
+    _for_purging.runtime().purge(
+        *urls,
+        tags=tags,
+        directories=directories,
+        rules=rules,
+        everything=everything,
+        soft=soft,
+    )
 
 
 async def apurge(
-    *urls: str, tags: Sequence[str] = (), everything: bool = False, soft: bool = False
+    *urls: str,
+    tags: Sequence[str] = (),
+    directories: Sequence[str] = (),
+    rules: Sequence[str] = (),
+    everything: bool = False,
+    soft: bool = False,
 ) -> None:
     """Do the same as ``purge`` on an event loop."""
-    await _for_purging.runtime().apurge(*urls, tags=tags, everything=everything, soft=soft)
+    await _for_purging.runtime().apurge(
+        *urls,
+        tags=tags,
+        directories=directories,
+        rules=rules,
+        everything=everything,
+        soft=soft,
+    )
 
 
 def runtime_for_data() -> Runtime:

@@ -128,6 +128,8 @@ class _Resource(Struct, frozen=True):
     """Its key in the application's previous version, if there is one."""
     tags: tuple[str, ...]
     """Those of its rule, with ancestors."""
+    scopes: tuple[str, ...]
+    """Its directories and its rule."""
     epochs: tuple[str, ...]
     """The keys of its epochs."""
     narrows: bool
@@ -435,6 +437,7 @@ class Cache(Part):
             own = [keyed(key, differing, b"") for key in own]
         expanded = with_ancestors(rule.tags_for(request.path))
         tags = () if isinstance(expanded, str) else expanded
+        scopes = keys.scopes_of(url, rule)
         hosts = request.headers.lines("host")
         if len(hosts) > 1:
             refused = "it has several Host fields"
@@ -455,7 +458,8 @@ class Cache(Part):
             own[0],
             own[1] if previous else "",
             tags,
-            names.epochs(url, tags),
+            scopes,
+            names.epochs(url, scopes, tags),
             bool(rule.vary_cookies or rule.vary_headers),
             rule.bypass is not None or rule.user is not None,
             refused,
@@ -506,6 +510,7 @@ class Cache(Part):
             resource.url,
             request.headers,
             resource.tags,
+            resource.scopes,
             resource.epochs,
             previous,
             user is not None,
@@ -526,7 +531,7 @@ class Cache(Part):
         """Make stored responses unusable, at once and for all processes.
 
         Raises UpstashError if it is not certain that all of it was done, ValueError for an invalid
-        URL.
+        URL or directory, and for the path of no rule.
         """
         await self._store.purge(what, self._rules)
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 #
 # Every stored response records the epochs that were read before the application was called; a
 # purge replaces one of them by a value that was never there before. There is one of everything
-# (``A``), one of each URL (``U``), one that changes with every purge of any tag (``G``), and one
-# of each tag (``T``).
+# (``A``), one of each URL (``U``), one of each directory and of each rule (``S``), one that changes
+# with every purge of any tag (``G``), and one of each tag (``T``).
 
 
 class Epoch(NamedTuple):
@@ -80,13 +80,17 @@ class Epochs(Struct, frozen=True):
     any_tag: str = ""
     """``G`` has no parts: it only says whether tags have to be compared."""
     tags: Mapping[str, Epoch] = field(default_factory=dict)
+    scopes: Mapping[str, Epoch] = field(default_factory=dict)
+    """Those of the URL's directories and of its rule, by their names in keys."""
 
     @classmethod
-    def parse(cls, texts: Sequence[str], tags: Sequence[str]) -> Epochs:
-        """Read the epochs of everything, a URL, any tag, and each of ``tags``."""
-        everything, url, any_tag, *of_tags = texts
-        epochs = dict(zip(tags, map(Epoch.parse, of_tags), strict=True))
-        return cls(Epoch.parse(everything), Epoch.parse(url), any_tag, epochs)
+    def parse(cls, texts: Sequence[str], tags: Sequence[str], scopes: Sequence[str] = ()) -> Epochs:
+        """Read the epochs of everything, a URL, the scopes, any tag, and each of ``tags``."""
+        everything, url, *others = texts
+        of_scopes = dict(zip(scopes, map(Epoch.parse, others[: len(scopes)]), strict=True))
+        any_tag, *last = others[len(scopes) :]
+        of_tags = dict(zip(tags, map(Epoch.parse, last), strict=True))
+        return cls(Epoch.parse(everything), Epoch.parse(url), any_tag, of_tags, of_scopes)
 
 
 class Validity(Enum):
@@ -103,9 +107,17 @@ class Validity(Enum):
 def validity(recorded: Epochs, current: Epochs) -> Validity:
     """Compare the epochs that a stored response recorded with the current ones."""
     same_tags = recorded.any_tag == current.any_tag
-    if same_tags and recorded.everything == current.everything and recorded.url == current.url:
+    if (
+        same_tags
+        and recorded.everything == current.everything
+        and recorded.url == current.url
+        and recorded.scopes == current.scopes
+    ):
         return Validity.VALID  # nothing was purged: nearly always
+    if recorded.scopes.keys() != current.scopes.keys():
+        return Validity.INVALID  # stored under another rule, whose purges are not known
     pairs = [(recorded.everything, current.everything), (recorded.url, current.url)]
+    pairs += [(epoch, current.scopes[scope]) for scope, epoch in recorded.scopes.items()]
     unread = not same_tags and not recorded.tags.keys() <= current.tags.keys()
     if not same_tags and not unread:
         pairs += [(epoch, current.tags[tag]) for tag, epoch in recorded.tags.items()]
@@ -272,6 +284,7 @@ class _ResponseFrame(Struct, array_like=True, tag="response", forbid_unknown_fie
     length: Annotated[int, Meta(ge=0, le=_LARGEST)]
     tags: tuple[str, ...]
     token: str
+    scopes: tuple[str, ...] = ()  # earlier versions had none
 
 
 class _IndexFrame(Struct, array_like=True, tag="stub", forbid_unknown_fields=True):
@@ -279,6 +292,7 @@ class _IndexFrame(Struct, array_like=True, tag="stub", forbid_unknown_fields=Tru
     tags: tuple[str, ...]
     variants: dict[str, int]
     token: str
+    scopes: tuple[str, ...] = ()
 
 
 _NOT_STALE = Staleness()
@@ -324,7 +338,7 @@ def decode(key: str, data: bytes | None, sealing: Sealing | None = None) -> Entr
         head = _decode_head(content[4:body_at])
         epochs = data[1:end].decode("latin-1").split("|")
         if isinstance(head, _IndexFrame):
-            read = Epochs.parse(epochs, ())
+            read = Epochs.parse(epochs, (), head.scopes)
             return VariantIndex(head.vary, head.tags, head.variants, read, head.token)
         return StoredResponse(
             head.status,
@@ -336,7 +350,7 @@ def decode(key: str, data: bytes | None, sealing: Sealing | None = None) -> Entr
             bytes(content[body_at:]),
             head.length,
             head.tags,
-            Epochs.parse(epochs, head.tags),
+            Epochs.parse(epochs, head.tags, head.scopes),
             head.compressed,
             head.token,
         )
@@ -365,8 +379,10 @@ def _field_name(text: str) -> bytes:
 
 def _payload(key: str, entry: Entry, sealing: Sealing | None) -> bytes:
     frame: _ResponseFrame | _IndexFrame
+    scopes = tuple(entry.epochs.scopes)
     if isinstance(entry, VariantIndex):
-        frame, body = _IndexFrame(entry.vary, entry.tags, {**entry.variants}, entry.token), b""
+        frame = _IndexFrame(entry.vary, entry.tags, {**entry.variants}, entry.token, scopes)
+        body = b""
     else:
         body = entry.packed
         frame = _ResponseFrame(
@@ -380,6 +396,7 @@ def _payload(key: str, entry: Entry, sealing: Sealing | None) -> bytes:
             entry.length,
             entry.tags,
             entry.token,
+            scopes,
         )
     head = _encode_head(frame)
     content = len(head).to_bytes(4, "big") + head + body
@@ -392,8 +409,9 @@ def _checksum(key: str, content: bytes | memoryview) -> bytes:
 
 
 def _epochs_text(epochs: Epochs) -> bytes:
-    known = [str(epochs.everything), str(epochs.url), epochs.any_tag]
-    return "|".join([*known, *map(str, epochs.tags.values())]).encode("latin-1")
+    texts = [str(epochs.everything), str(epochs.url), *map(str, epochs.scopes.values())]
+    texts += [epochs.any_tag, *map(str, epochs.tags.values())]
+    return "|".join(texts).encode("latin-1")
 
 
 # --- Sealing ------------------------------------------------------------------------------------

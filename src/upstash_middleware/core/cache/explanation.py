@@ -75,8 +75,8 @@ async def explain(store: Store, target: Target, *, can_refresh: bool) -> CacheEx
     stored = entry if isinstance(entry, StoredResponse) else None
     tags = stored.tags if stored is not None else target.tags
     all_tags = tuple(sorted({*tags, *(index.tags if index is not None else ())}))
-    values = await store.read(store.names.epochs(target.url, all_tags))
-    current = Epochs.parse(list(map(epoch_text, values)), all_tags)
+    values = await store.read(store.names.epochs(target.url, target.scopes, all_tags))
+    current = Epochs.parse(list(map(epoch_text, values)), all_tags, target.scopes)
     vary = index.vary if index is not None else ()
     # After a purge of tags it is still known that there are variants.
     outcome, why = "uri-miss", "nothing is stored for this URL"
@@ -84,7 +84,7 @@ async def explain(store: Store, target: Target, *, can_refresh: bool) -> CacheEx
         outcome = "vary-miss"
         why = f"it is stored for other values of {', '.join(vary)} than this request's"
     elif index is not None:
-        why = f"{_purged(index.epochs, current)} has been purged since"
+        why = f"{_why_invalid(index.epochs, current)} since"
     if stored is None:
         if data is not None:
             why = (
@@ -96,12 +96,12 @@ async def explain(store: Store, target: Target, *, can_refresh: bool) -> CacheEx
         )
     state, age = validity(stored.epochs, current), current_age(stored, store.clock.wall())
     if state is Validity.INVALID:
-        why = f"{_purged(stored.epochs, current)} has been purged since it was stored"
+        why = f"{_why_invalid(stored.epochs, current)} since it was stored"
     else:
         softly = state is Validity.STALE
         outcome, why = _USES[use(stored, age, purged_softly=softly, can_refresh=can_refresh)]
         if softly:
-            why = f"{_purged(stored.epochs, current)} has been purged softly; {why}"
+            why = f"{_why_invalid(stored.epochs, current)} softly; {why}"
     return CacheExplanation(
         outcome,
         why,
@@ -120,11 +120,18 @@ async def explain(store: Store, target: Target, *, can_refresh: bool) -> CacheEx
     )
 
 
-def _purged(recorded: Epochs, current: Epochs) -> str:
-    """Return, as text for people, which purge invalidated a stored response."""
+def _why_invalid(recorded: Epochs, current: Epochs) -> str:
+    """Return, as text for people, what has made a stored response invalid or stale."""
     if recorded.everything != current.everything:
-        return "everything"
+        return "everything has been purged"
     if recorded.url != current.url:
-        return "this URL"
+        return "this URL has been purged"
+    if recorded.scopes.keys() != current.scopes.keys():
+        return "the rule that covers this URL, or the version of this package, has changed"
+    for scope, epoch in recorded.scopes.items():
+        if current.scopes[scope] != epoch:
+            kind, _, path = scope.partition(":")
+            name = "the directory" if kind == "under" else "the rule"
+            return f"{name} {path!r} has been purged"
     tags = [tag for tag, epoch in recorded.tags.items() if current.tags[tag] != epoch]
-    return "the tag " + ", ".join(map(repr, tags))
+    return f"the tag {', '.join(map(repr, tags))} has been purged"

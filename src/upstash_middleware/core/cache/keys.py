@@ -40,9 +40,10 @@ class Names(Struct, frozen=True):
         below = f"[{_bounded(quote(root_path, safe=PATH_SAFE))}]" if root_path else ""
         return f"{self.prefix}:cache:entry:{of}{below}{_bounded(origin)}{_bounded(url)}"
 
-    def epochs(self, url: str, tags: Iterable[str]) -> tuple[str, ...]:
-        """Return the keys of the epochs of a URL: ``A``, ``U``, ``G``, and each ``T``."""
-        return (self.everything, self.url(url), self.any_tag, *map(self.tag, tags))
+    def epochs(self, url: str, scopes: Iterable[str], tags: Iterable[str]) -> tuple[str, ...]:
+        """Return the keys of the epochs of a URL: ``A``, ``U``, each ``S``, ``G``, each ``T``."""
+        of_scopes, of_tags = map(self.scope, scopes), map(self.tag, tags)
+        return (self.everything, self.url(url), *of_scopes, self.any_tag, *of_tags)
 
     @property
     def everything(self) -> str:
@@ -56,6 +57,10 @@ class Names(Struct, frozen=True):
         worker that serves no requests included, and purges the page under each of its host names.
         """
         return f"{self.prefix}:cache:epoch:url:{_bounded(url)}"
+
+    def scope(self, scope: str) -> str:
+        """Return ``S``, the key of the epoch of a directory or a rule."""
+        return f"{self.prefix}:cache:epoch:{_bounded(scope)}"
 
     @property
     def any_tag(self) -> str:
@@ -106,22 +111,79 @@ def urls_to_purge(text: str, rules: Iterable[CacheRule]) -> list[str]:
     rules do not have; so a rule counts if it covers any end of the path. Raises ValueError for
     text that is neither a URL nor a path.
     """
-    if text.startswith("/"):
-        path, _, query = text.partition("#")[0].partition("?")
-    else:
-        parts = urlsplit(text)
-        if parts.scheme not in _DEFAULT_PORTS or not parts.netloc:
-            raise ValueError(
-                f"cannot purge {text!r}: it should be a path such as '/products/7', or a whole URL "
-                "with http or https"
-            )
-        path, query = parts.path or "/", parts.query
-    path = normal_path(path)
+    path, query = _path_and_query(text, "'/products/7'")
     if not query:
         return [url_text(path, query)]
     covering = (rule for rule in rules if rule.pattern.matches_end(unquote(path)))
     queries = [query, *(normal_query(query, rule) for rule in covering)]
     return list(dict.fromkeys(url_text(path, each) for each in queries))
+
+
+def _path_and_query(text: str, example: str) -> tuple[str, str]:
+    """Return the normalised path and the query of a URL or path. Raises ValueError for others."""
+    if text.startswith("/"):
+        path, _, query = text.partition("#")[0].partition("?")
+        return normal_path(path), query
+    parts = urlsplit(text)
+    if parts.scheme not in _DEFAULT_PORTS or not parts.netloc:
+        raise ValueError(
+            f"cannot purge {text!r}: it should be a path such as {example}, or a whole URL "
+            "with http or https"
+        )
+    return normal_path(parts.path or "/"), parts.query
+
+
+# --- Scopes: the directories and the rule of a URL, by which it can be purged ---------------------
+
+MAX_DIRECTORIES = 4
+"""Of one URL, the outermost: each costs the read of its epoch with every lookup."""
+
+
+def scopes_of(url: str, rule: CacheRule) -> tuple[str, ...]:
+    """Return the scopes of a URL, as ``url_of`` returns it, under its rule."""
+    directories: list[str] = []
+    path, end = url.partition("?")[0], 0
+    while len(directories) < MAX_DIRECTORIES and (end := path.find("/", end + 1)) > 0:
+        directories.append(f"under:{path[: end + 1]}")
+    return (*directories, f"rule:{rule.path}")
+
+
+def scopes_to_purge(
+    directories: Iterable[str], paths: Iterable[str], rules: Iterable[CacheRule]
+) -> list[str]:
+    """Return the scopes of directories, and of rules by their paths.
+
+    Raises ValueError for what is no directory, is below more than four, or is the path of none of
+    the rules.
+    """
+    scopes, known = [], list(dict.fromkeys(rule.path for rule in rules))
+    for text in directories:
+        path, query = _path_and_query(text, "'/products/'")
+        if query or not path.endswith("/") or "//" in path:
+            without = path.rstrip("/")
+            right = f"; write {without + '/'!r}" if without else ""
+            raise ValueError(
+                f"cannot purge the directory {text!r}: a directory ends in a slash and has no "
+                f"query{right}"
+            )
+        depth = path.count("/") - 1
+        if depth == 0:
+            raise ValueError(f"cannot purge the directory {text!r}: purge everything instead")
+        if depth > MAX_DIRECTORIES:
+            outermost = "/".join(path.split("/")[: MAX_DIRECTORIES + 1]) + "/"
+            raise ValueError(
+                f"cannot purge the directory {text!r}: it is the {depth}th level, and responses "
+                f"record {MAX_DIRECTORIES}; purge {outermost!r}, or give the responses a tag"
+            )
+        scopes.append(f"under:{path}")
+    for path in paths:
+        if known and path not in known:  # a process that only purges may have no rules
+            raise ValueError(
+                f"cannot purge the rule {path!r}: no rule of the cache has this path; its rules "
+                f"have {', '.join(map(repr, known))}"
+            )
+        scopes.append(f"rule:{path}")
+    return list(dict.fromkeys(scopes))
 
 
 def normal_query(query: str, rule: CacheRule) -> str:

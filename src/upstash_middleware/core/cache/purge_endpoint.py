@@ -1,7 +1,7 @@
 """Purging over HTTP: the endpoint of the settings purge_path and purge_token.
 
-``POST /PATH?url=/products/7&tag=product:7&soft=1`` with ``Authorization: Bearer TOKEN``; ``url``
-and ``tag`` any number of times, or ``everything=1``.
+``POST /PATH?url=/products/7&tag=product:7&soft=1`` with ``Authorization: Bearer TOKEN``; ``url``,
+``tag``, ``directory`` and ``rule`` any number of times, or ``everything=1``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from upstash_middleware.events import Observer
     from upstash_middleware.messages import HTTPRequest
 
-_PARAMETERS = ("url", "tag", "everything", "soft")
+_PARAMETERS = ("url", "tag", "directory", "rule", "everything", "soft")
 _YES = frozenset({"1", "true", "yes", "on"})
 
 
@@ -93,9 +93,11 @@ def _parse_purge(query: str) -> Purge | str:
         tags=tuple(text for name, text in pairs if name == "tag"),
         everything="everything" in flags,
         soft="soft" in flags,
+        directories=tuple(text for name, text in pairs if name == "directory"),
+        rules=tuple(text for name, text in pairs if name == "rule"),
     )
-    if not (what.urls or what.tags or what.everything):
-        return "Nothing to purge: give url=, tag= or everything=1."
+    if what in {Purge(), Purge(soft=True)}:
+        return "Nothing to purge: give url=, tag=, directory=, rule= or everything=1."
     return what
 
 

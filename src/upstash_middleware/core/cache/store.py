@@ -42,7 +42,7 @@ from upstash_middleware.core.cache.entries import (
 )
 from upstash_middleware.core.cache.http.storing import MAX_VARY_FIELDS
 from upstash_middleware.core.cache.http.vary import merged_selectors, selected_values
-from upstash_middleware.core.cache.keys import keyed, urls_to_purge
+from upstash_middleware.core.cache.keys import keyed, scopes_to_purge, urls_to_purge
 from upstash_middleware.core.cache.redis_store import (
     LARGEST_CALL,
     Lock,
@@ -92,8 +92,10 @@ class Target(Struct, frozen=True):
     """The request's, which select a variant."""
     tags: tuple[str, ...]
     """Those of its rule, with ancestors."""
+    scopes: tuple[str, ...]
+    """Its directories and its rule."""
     epochs: tuple[str, ...]
-    """The keys of its epochs: of everything, its URL, any tag, and each of its tags."""
+    """The keys of its epochs: of everything, its URL, its scopes, any tag, and its tags."""
     previous: str = ""
     """Its key in the application's previous version, if those responses may be used."""
     private: bool = False
@@ -128,13 +130,16 @@ class Lookup(Struct, frozen=True):
 class Purge(Struct, frozen=True):
     """What to purge; ``soft`` leaves responses to be served stale where that is allowed.
 
-    ``urls`` are paths with query or whole URLs; ``tags`` include their colon-descendants.
+    ``urls`` are paths with query or whole URLs; ``tags`` include their colon-descendants;
+    ``directories`` are paths that end in a slash, ``rules`` the paths of rules.
     """
 
     urls: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     everything: bool = False
     soft: bool = False
+    directories: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
 
 
 class Guess(Struct, frozen=True):
@@ -454,18 +459,21 @@ class Store(Struct, RedisStore, frozen=True):
     async def purge(self, what: Purge, rules: Sequence[CacheRule]) -> None:
         """Carry out a purge; on an error it is not certain that all of it was done.
 
-        The rules say which parts of a query name a resource. Raises ValueError for an invalid URL.
+        The rules say which parts of a query name a resource. Raises ValueError for an invalid URL
+        or directory, and for the path of no rule.
         """
         urls = [url for text in what.urls for url in urls_to_purge(text, rules)]
+        scopes = scopes_to_purge(what.directories, what.rules, rules)
         epochs = [self.names.everything] if what.everything else []
         epochs += [self.names.url(url) for url in dict.fromkeys(urls)]
+        epochs += [self.names.scope(scope) for scope in scopes]
         # A tag that no response can have needs no epoch.
         tags = [self.names.tag(tag) for tag in dict.fromkeys(what.tags) if tag_refused(tag) is None]
         any_tag = self.names.any_tag if tags else None
         try:
             await self.replace_epochs([*epochs, *tags], any_tag, soft=what.soft)
         finally:  # also if it is not certain that it was carried out
-            self.l1.purged(what, urls)
+            self.l1.purged(what, [*urls, *scopes])
 
     def forget(self) -> None:
         """Clear what this process remembers; what is on Redis stays."""
@@ -492,11 +500,13 @@ class _Values:
         """
         store = self._store
         self._tags = tuple(dict.fromkeys((*self._tags, *tags)))
-        epochs = store.names.epochs(self._target.url, self._tags)
+        scopes = self._target.scopes
+        epochs = store.names.epochs(self._target.url, scopes, self._tags)
         locks = (_lock_key(keys[-1]),) if store.locks and keys else ()
         if unread := [key for key in (*keys, *locks, *epochs) if key not in self.values]:
             self.values.update(zip(unread, await store.read(unread), strict=True))
-        return Epochs.parse([epoch_text(self.values[key]) for key in epochs], self._tags)
+        texts = [epoch_text(self.values[key]) for key in epochs]
+        return Epochs.parse(texts, self._tags, scopes)
 
     def entry(self, key: str) -> Entry | None:
         """Return the entry at a key that was read, None if there is none; report a damaged one."""
@@ -600,14 +610,15 @@ class L1:
             self.changes += 1
             self._lookups.remove(*keys)
 
-    def purged(self, what: Purge, urls: Collection[str]) -> None:
-        """Drop the lookups that this process has purged; ``urls`` as in the names of epochs."""
-        tags = set(what.tags)
+    def purged(self, what: Purge, urls_and_scopes: Collection[str]) -> None:
+        """Drop the lookups that this process has purged; URLs and scopes as in names of epochs."""
+        tags, places = set(what.tags), set(urls_and_scopes)
 
         def concerns(found: tuple[Lookup, str]) -> bool:
             lookup, url = found
             of = lookup.entry.tags if lookup.entry is not None else ()
-            return what.everything or url in urls or not tags.isdisjoint(of)
+            own = (url, *lookup.epochs.scopes)
+            return what.everything or not places.isdisjoint(own) or not tags.isdisjoint(of)
 
         with self._lock:
             self.changes += 1

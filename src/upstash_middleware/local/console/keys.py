@@ -409,9 +409,10 @@ def read_body(stored: StoredResponse, most: int) -> tuple[bytes | None, str]:
 
 async def read_purges(store: Store, prefix: str, url: str, stored: StoredResponse) -> Validity:
     """What purges have done to a response.  Raises StoreUnreachable."""
-    names = Names(prefix).epochs(url, stored.tags)
+    scopes = tuple(stored.epochs.scopes)
+    names = Names(prefix).epochs(url, scopes, stored.tags)
     (values,) = await store.run([[b"MGET", *(name.encode() for name in names)]])
     if not isinstance(values, list):
         raise StoreUnreachable.from_reply(values)
     texts = [value.decode("latin-1") if isinstance(value, bytes) else "" for value in values]
-    return validity(stored.epochs, Epochs.parse(texts, stored.tags))
+    return validity(stored.epochs, Epochs.parse(texts, stored.tags, scopes))
