@@ -219,6 +219,29 @@ def decide(charges: Sequence[RuleCharge], verdicts: Sequence[Verdict], now_ms: i
                 charge.where = None
 
 
+def decide_allowed(charge: RuleCharge, reply: Reply, now_ms: int) -> bool:
+    """Do the same for the reply about one charge of one limit, if that has allowed it.
+
+    Returns whether it has; otherwise nothing is decided.
+    """
+    policies = charge.rule.policies
+    if type(reply) is not list or len(reply) != _NUMBERS_PER_LIMIT or len(policies) != 1:
+        return False
+    allowed, remaining, reset_ms, _, where, quota = cast("list[Any]", reply)
+    if allowed != 1 or not _INT.issuperset(map(type, reply)):
+        return False
+    rule, policy = charge.rule, policies[0]
+    limit = policy.quota if rule.changed_at is None else quota
+    reset = (now_ms + reset_ms) / 1000
+    state = PolicyState(policy.name, limit, policy.window, remaining, reset, True)
+    name, shadow = rule.rule.name, rule.rule.shadow
+    charge.decision = Decision(
+        True, name, charge.identifier, limit, remaining, reset, None, (state,), shadow
+    )
+    charge.where = (where,)
+    return True
+
+
 def share_buckets(charges: Sequence[RuleCharge]) -> None:
     """Charge rules of one bucket the same cost, the highest, and one slot: it is one request."""
     buckets: dict[str, list[RuleCharge]] = {}

@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -52,25 +52,33 @@ class PolicyState(Struct, frozen=True):
     """Whether the cost is above the limit, so that waiting does not help."""
 
 
+class LateCharges(Protocol):
+    """What settles the charges of requests that have been settled already."""
+
+    def charge_late(self, taken: Sequence[Any], units: int) -> None:
+        """Charge units for a request with these charges."""
+        ...
+
+
 class Ledger(Struct, eq=False):
     """What the application charges for a request beyond its cost; safe under threads."""
 
     units: list[int] = []
-    late: tuple[Callable[[int], None], ...] = ()
-    """Each settles a charge that comes after the limit has settled the request."""
+    late: tuple[tuple[LateCharges, Sequence[Any]], ...] = ()
+    """The limits that have settled the request, each with the charges that it took."""
 
     def add(self, units: int) -> None:
         """Charge units, or refund them below 0."""
         with _ledgers:
             self.units.append(units)
             late = self.late
-        for settle in late:
-            settle(units)
+        for limit, taken in late:
+            limit.charge_late(taken, units)
 
-    def close(self, settle: Callable[[int], None]) -> int:
-        """Return the total for a limit that now settles it; ``settle`` gets later charges."""
+    def close(self, limit: LateCharges, taken: Sequence[Any]) -> int:
+        """Return the total for a limit that now settles it, and that gets later charges."""
         with _ledgers:
-            self.late = (*self.late, settle)
+            self.late = (*self.late, (limit, taken))
             return sum(self.units)
 
     # It is not part of a decision's value.

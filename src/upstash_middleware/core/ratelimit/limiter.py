@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from os import urandom
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,6 +29,7 @@ from upstash_middleware.core.ratelimit.charges import (
     charge_command,
     checked_cost,
     decide,
+    decide_allowed,
     lease_words,
     limit_charges,
     limit_script,
@@ -194,6 +194,7 @@ class RateLimiter(Part):
         exempts: Callable[[HTTPRequest], bool] | None = None,
     ) -> None:
         read_scripts()
+        self._script = limit_script()
         self._watch = watch or AddressWatch(observe, None, done=address is not None)
         self._rules = compile_rules(
             tuple(rules),
@@ -227,6 +228,7 @@ class RateLimiter(Part):
         self._needs_more = bool(deny_list or analytics)
         """Whether requests need more than a script call."""
         self._reads_paths = any(rule.rule.path or rule.rule.when for rule in self._rules)
+        self._has_own_deadlines = any(rule.rule.deadline for rule in self._rules)
         self._emits = bool(analytics) or hears(observe, RateLimitDecided)
         self._start()
 
@@ -325,20 +327,20 @@ class RateLimiter(Part):
             return self._exchange(request, known)
         forgotten = self._denials.forgotten
         now_ms, time_sent = self._time.begin_call()
-        keys: list[Argument] = []
-        arguments: list[Argument] = [str(now_ms), "take"]
-        deadline = 0.0
+        keys: tuple[Argument, ...] = ()
+        arguments: tuple[Argument, ...] = ()
         for charge in charges:
             rule = charge.rule
-            deadline = max(deadline, cast("float", rule.rule.deadline or self._deadline))
             for policy in rule.policies:
                 keys += policy.limit.keys(charge.base, now_ms)
                 arguments += policy.words
             if rule.changed_at is not None:
-                keys.append(rule.changed_at)
-        script = limit_script()
-        words = ("EVALSHA", script.sha, str(len(keys)), *keys, *arguments)
-        command = Command(words, False, script)
+                keys += (rule.changed_at,)
+        script, count = self._script, str(len(keys))
+        words = ("EVALSHA", script.sha, count, *keys, str(now_ms), "take", *arguments)
+        command, deadline = Command(words, False, script), self._deadline
+        if self._has_own_deadlines:
+            deadline = longest_deadline(charges, deadline)
         pipeline = Pipeline((command,) if time_sent is None else (command, TIME), deadline)
         return _Call(pipeline, request, charges, now_ms, time_sent, forgotten)
 
@@ -370,8 +372,7 @@ class RateLimiter(Part):
                 return None
             self._charging.advisor.look(rule, found, request)
             text = key_text(found, self._secret)
-            base = rule.base + text if rule.rule.shared_prefix is None else rule.key_base(text)
-            charges.append(RuleCharge(rule, text, base, rule.cost))
+            charges.append(RuleCharge(rule, text, rule.key_base(text), rule.cost))
             if self._match == "first":
                 break
         return charges
@@ -426,17 +427,30 @@ class RateLimiter(Part):
         self, prepared: _Call, replies: list[Reply] | UpstashError
     ) -> RateLimitExchange | Flow[RateLimitExchange]:
         """Decide by the replies to a script call, or by each rule's policy if it failed."""
+        charges = prepared.charges
         if isinstance(replies, UpstashError):
             self._fail(prepared, replies)
         else:
             try:
-                self._decide(prepared, replies)
+                if len(charges) != 1 or not self._decide_allowed(prepared, charges[0], replies):
+                    self._decide(prepared, replies)
             except Exception as error:  # noqa: BLE001 - a bug here must not lift the limit
-                self._decide_broken(prepared.charges, error)
-        charges = prepared.charges
+                self._decide_broken(charges, error)
         if prepared.served:
             charges = [*prepared.served, *charges]
         return self._exchange(prepared.request, charges)
+
+    def _decide_allowed(self, call: _Call, charge: RuleCharge, replies: list[Reply]) -> bool:
+        """Decide as ``_decide`` does, in the usual case: the only limit allows the request."""
+        if call.time_sent is not None or charge.rule.lease is not None:
+            return False
+        if not decide_allowed(charge, replies[0], call.now_ms):
+            return False
+        if UpstashAnswered not in self._ignored:
+            self._observe(_ANSWERED)
+        if charge.base in self._denials.bases:
+            self._denials.forget(charge.base)
+        return True
 
     def _decide(self, call: _Call, replies: list[Reply]) -> None:
         """Decide by the script's verdicts, and remember denials."""
@@ -1002,7 +1016,7 @@ class RateLimitExchange(PartExchange):
             return settler.settle(due, taken) if due else None
         charged = 0
         if self.decision is not None:
-            charged = self.decision.ledger.close(partial(settler.charge_late, taken))
+            charged = self.decision.ledger.close(settler, taken)
         if not (self._settles or charged):
             return None
         return settler.settle_request(self._request, self._head, taken, charged)

@@ -619,6 +619,8 @@ class CompiledRule(Struct, frozen=True, kw_only=True):
     """What the rule's function of the request has returned, where it has one."""
     changed_at: str | None
     """The key of a quota that overrides the rule's; None for a rule that is not dynamic."""
+    shares_prefix: bool
+    """Whether its keys are those of upstash-ratelimit."""
     has_slots: bool
     settles: bool
     """Whether to settle after the response even if the application charges nothing."""
@@ -637,9 +639,7 @@ class CompiledRule(Struct, frozen=True, kw_only=True):
 
     def key_base(self, identifier: str) -> str:
         """Return the beginning of the keys of an identifier, as in decisions."""
-        if self.rule.shared_prefix is None:
-            return self.base + identifier
-        return self.base + bare_value(identifier)
+        return self.base + (bare_value(identifier) if self.shares_prefix else identifier)
 
     def covers(self, request: HTTPRequest, *, any_path: bool = False) -> bool:
         """Whether method, host and path are those of this rule; ``when`` is not called."""
@@ -819,6 +819,7 @@ def _compiled(
         # Frameworks answer HEAD with the handler of GET.
         methods=methods | {"HEAD"} if "GET" in methods else methods,
         selects=bool(methods or rule.hosts or rule.path),
+        shares_prefix=rule.shared_prefix is not None,
         has_slots=has_slots,
         settles=rule.settle is not None or has_slots,
         is_exempt=rule.parsed is None and rule.when is None,
