@@ -155,6 +155,16 @@ class Middleware:
         self._redis = LazyProxy(runtime.async_redis)
         self._data: Data | None = None
         self._data_proxy = LazyProxy(self._find_data)
+        self._for_scope: Mapping[str, Any] = {DATA: self._find_data, RUNTIME: runtime}
+        """What the outermost middleware adds to a scope."""
+        self._for_state: dict[str, Any] = {
+            "upstash": self._redis,
+            "data": self._data_proxy,
+            "rate_limit": UNCHECKED,
+        }
+        """What it adds to the scope's state."""
+        if self._caches:
+            self._for_state["cache"] = self._cache_handle
         self._serving: Mapping[str, ASGIApp] = {}
         if runtime.enabled:
             self._serving = {
@@ -193,16 +203,19 @@ class Middleware:
     def _add_to_state(self, scope: Scope) -> None:
         """Add the decision and the cache for handlers, even if nothing is limited or stored."""
         state = scope.setdefault("state", {})
+        if RUNTIME not in scope and self._for_state.keys().isdisjoint(state):
+            scope.update(self._for_scope)
+            state.update(self._for_state)
+            return
         state["upstash"] = self._redis
         if self._caches or DATA not in scope:
             scope[DATA] = self._find_data
             # The application may have an object of that name in its lifespan's state.
-            if "data" not in state or isinstance(state["data"], LazyProxy):
+            if isinstance(state.get("data", self._data_proxy), LazyProxy):
                 state["data"] = self._data_proxy
         if self._leads or RUNTIME not in scope:
             scope[RUNTIME] = self.runtime
-        if "rate_limit" not in state:
-            state["rate_limit"] = UNCHECKED
+        state.setdefault("rate_limit", UNCHECKED)
         if self._caches:
             state["cache"] = self._cache_handle
 
@@ -242,8 +255,7 @@ class Middleware:
         scope[STREAM] = stream
         try:
             if exchange.response is not None:
-                answer = await self.answer(scope, receive, exchange.response, exchange.decision)
-                await self._respond(scope, answer, exchange.take_refresh(), stream)
+                await self._respond(scope, receive, exchange.response, stream)
                 return
             if exchange.watching and not _FILES.isdisjoint(scope.get("extensions") or ()):
                 exchange.unseen(certainly=False)
@@ -292,13 +304,15 @@ class Middleware:
             scope["headers"] = shown = clients
 
     async def _respond(
-        self, scope: Scope, answer: Response, refresh: Exchange | None, stream: ResponseStream
+        self, scope: Scope, receive: Receive, response: Response, stream: ResponseStream
     ) -> None:
         """Send a response of ours, and revalidate it in the background if it was stale.
 
         Both at the same time: a client may take its response slowly, or never.
         """
-        if refresh is None:
+        exchange = stream.exchange
+        answer = await self.answer(scope, receive, response, exchange.decision)
+        if (refresh := exchange.take_refresh()) is None:
             await stream.send_whole(answer, scope["method"])
             return
         import anyio  # noqa: PLC0415 - only needed on an event loop
@@ -643,7 +657,7 @@ class ResponseStream(Struct, eq=False):
             elif piece or is_file:
                 await self._renew()
 
-    async def _send_head(self, message: Message) -> None:  # noqa: PLR0912
+    async def _send_head(self, message: Message) -> None:
         exchange, method = self.exchange, self.exchange.request.method
         if self._started:  # the application has ignored that the server refuses another head
             exchange.forbid("the response was begun twice")
@@ -662,27 +676,29 @@ class ResponseStream(Struct, eq=False):
                 return
             lines = answer.headers.lowered()
             message = {**message, "status": answer.status, "headers": lines}
+        finishes_first = self._runtime.finishes_first
+        passes = exchange.passes_body and not (self._attached or self._sends_may_hang)
         if message.get("trailers", False):
             self._trailers = True
-        elif method != "HEAD":
+        elif method != "HEAD" and (finishes_first or not passes):
             self._announced = content_length(head.headers)
         if answer is not head and head.status not in WITHOUT_BODY and answer.status in WITHOUT_BODY:
             self._head_of_304 = {**message, "trailers": False}
             return
         if (
-            self._runtime.finishes_first
+            finishes_first
             and not self._trailers
             # A client that has the head has everything, whatever the application sends.
             and (method == "HEAD" or answer.status in WITHOUT_BODY or self._announced == 0)
         ):
             await self.finish(complete=not self._client_left)
-        if self._attached or self._sends_may_hang or not exchange.passes_body:
-            if exchange.locking is not None:
-                await self._release()
-            await self._send_on(message)
-        else:
+        if passes:
             self._passes = True
             await self._send(message)
+            return
+        if exchange.locking is not None:
+            await self._release()
+        await self._send_on(message)
 
     async def _send_304(self, start: Message, *, complete: bool) -> None:
         """Send the head of a 304 in place of a response that has been seen whole."""

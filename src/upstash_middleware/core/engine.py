@@ -319,28 +319,24 @@ class Begun(Prepared, eq=False):
 
         Returns a flow where a part needs more than one pipeline.
         """
-        own: list[Reply] | UpstashError
-        if isinstance(replies, (list, UpstashError)):
-            own = replies
-        else:  # a bug, or a custom transport's error
+        if not isinstance(replies, (list, UpstashError)):  # a bug, or a custom transport's error
             self._engine.observe(InternalError("begin", replies))
-            own = ConnectionLost(f"the call to Upstash raised {type(replies).__name__}")
+            replies = ConnectionLost(f"the call to Upstash raised {type(replies).__name__}")
         steps, end, more = self._steps, 0, False
-        # The replies to one part's commands are passed on as they are.
-        divided = own if len(steps) > 1 and isinstance(own, list) else None
         for index, step in enumerate(steps):
             if not isinstance(step, Prepared):
                 continue
-            if divided is not None:
+            own = replies
+            if len(steps) > 1 and isinstance(replies, list):
                 begin, end = end, end + len(step.pipeline.commands)
-                own = divided[begin:end]
+                own = replies[begin:end]
             result: Received = None
             try:
                 result = self._parts[index].receive(step, own)
             except Exception as error:  # noqa: BLE001 - a bug here must not break the response
                 self._engine.observe(InternalError("begin", error))
             steps[index] = result
-            if not (result is None or isinstance(result, PartExchange)):
+            if result is not None and not isinstance(result, PartExchange):
                 more = True
         return self._go_on() if more else self._engine.exchange(self._request, self._inner, steps)
 

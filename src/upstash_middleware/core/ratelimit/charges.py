@@ -219,27 +219,25 @@ def decide(charges: Sequence[RuleCharge], verdicts: Sequence[Verdict], now_ms: i
                 charge.where = None
 
 
-def decide_allowed(charge: RuleCharge, reply: Reply, now_ms: int) -> bool:
-    """Do the same for the reply about one charge of one limit, if that has allowed it.
+def allowed_by(charge: RuleCharge, reply: Reply, now_ms: int) -> Decision | None:
+    """Return the decision about one charge of one limit, if the script's reply is that it allows.
 
-    Returns whether it has; otherwise nothing is decided.
+    ``decide`` does the same for all other replies, and for several limits.
     """
     policies = charge.rule.policies
-    if type(reply) is not list or len(reply) != _NUMBERS_PER_LIMIT or len(policies) != 1:
-        return False
-    allowed, remaining, reset_ms, _, where, quota = cast("list[Any]", reply)
-    if allowed != 1 or not _INT.issuperset(map(type, reply)):
-        return False
+    if len(policies) != 1 or not isinstance(reply, list) or len(reply) != _NUMBERS_PER_LIMIT:
+        return None
+    numbers: list[Any] = reply
+    allowed, remaining, reset_ms, _, where, quota = numbers
+    if allowed != 1 or not _INT.issuperset(map(type, numbers)):
+        return None
     rule, policy = charge.rule, policies[0]
     limit = policy.quota if rule.changed_at is None else quota
     reset = (now_ms + reset_ms) / 1000
     state = PolicyState(policy.name, limit, policy.window, remaining, reset, True)
-    name, shadow = rule.rule.name, rule.rule.shadow
-    charge.decision = Decision(
-        True, name, charge.identifier, limit, remaining, reset, None, (state,), shadow
-    )
     charge.where = (where,)
-    return True
+    name = rule.rule.name
+    return Decision(True, name, charge.identifier, limit, remaining, reset, None, (state,))
 
 
 def share_buckets(charges: Sequence[RuleCharge]) -> None:

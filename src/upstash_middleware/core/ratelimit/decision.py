@@ -225,19 +225,24 @@ def _strictness(decision: Decision) -> tuple[bool, bool, float, int]:
 def remembered(decision: Decision, milliseconds: int) -> Decision:
     """Return a denial made this long ago, with its remaining waits."""
 
-    def rest(seconds: float | None) -> float | None:
-        return None if seconds is None else max(0, round(seconds * 1000) - milliseconds) / 1000
-
-    policies = tuple(
-        replace(policy, retry_after=rest(policy.retry_after)) for policy in decision.policies
-    )
+    policies = [
+        policy
+        if policy.retry_after is None
+        else replace(policy, retry_after=_rest(policy.retry_after, milliseconds))
+        for policy in decision.policies
+    ]
+    wait = decision.retry_after
     return replace(
         decision,
-        retry_after=rest(decision.retry_after),
-        policies=policies,
+        retry_after=None if wait is None else _rest(wait, milliseconds),
+        policies=tuple(policies),
         settled_by="memory",
         ledger=Ledger(),
     )
+
+
+def _rest(seconds: float, milliseconds: int) -> float:
+    return max(0, round(seconds * 1000) - milliseconds) / 1000
 
 
 # ------------------------------------------------------------------------------------------------
@@ -337,9 +342,11 @@ def may_be_shared(request: HTTPRequest, head: ResponseHead) -> bool:
     """
     headers = head.headers
     names = headers.names()
+    # RFC 9111 §5.1: with Age it comes from a cache, ours or one behind us.
+    if "age" in names:
+        return True
     targeted = [_directives(headers.combined(name)) for name in names if _is_targeted(name)]
-    # RFC 9111 §5.1: with Age it comes from a cache, ours or one behind us. RFC 9213.
-    if "age" in headers or any(not each & {"no-store", "private"} for each in targeted):
+    if any(not each & {"no-store", "private"} for each in targeted):  # RFC 9213
         return True
     directives = _directives(headers.combined("cache-control"))
     if "no-store" in directives or "private" in directives:
@@ -417,22 +424,30 @@ def denial(request: HTTPRequest, decision: Decision, now: float) -> Response:
             problem = _Problem(401, "about:blank", "Unauthorized", "Authentication required.")
             fields = ((b"WWW-Authenticate", (decision.challenge or "").encode("ascii")),)
         case _:  # RFC 6585 §4
-            seconds = seconds_to_wait(decision)
+            seconds, policies = seconds_to_wait(decision), decision.policies
+            never = seconds is None and any(policy.never for policy in policies)
+            violated = tuple([policy.name for policy in policies if not policy.allowed])
+            problem = _quota_exceeded(seconds, violated, never=never)
+            fields = limit_fields(decision, now)
             if seconds is not None:
-                detail = f"Try again in {seconds} {'second' if seconds == 1 else 'seconds'}."
-                fields = ((b"Retry-After", b"%d" % seconds),)
-            elif any(policy.never for policy in decision.policies):
-                detail = "This request costs more than its quota; waiting does not help."
-            else:
-                detail = "Too many requests at once. Try again when others have ended."
-            violated = tuple([policy.name for policy in decision.policies if not policy.allowed])
-            kind = _PROBLEMS + "quota-exceeded"
-            problem = _Problem(429, kind, "Too many requests", detail, violated)
-            fields += limit_fields(decision, now)
+                fields = ((b"Retry-After", b"%d" % seconds), *fields)
     described, body = _represented(_media_type(request), problem)
     head = ResponseHead(problem.status, Headers(described + fields))
     # RFC 9110 §9.3.2: the fields are those of the GET, the body is left out.
     return Response(head, b"" if request.method == "HEAD" else body)
+
+
+@lru_cache(maxsize=256)
+def _quota_exceeded(seconds: int | None, violated: tuple[str, ...], *, never: bool) -> _Problem:
+    """Return the problem of a quota that is used up, for ``seconds`` if that is known."""
+    if seconds is not None:
+        detail = f"Try again in {seconds} {'second' if seconds == 1 else 'seconds'}."
+    elif never:
+        detail = "This request costs more than its quota; waiting does not help."
+    else:
+        detail = "Too many requests at once. Try again when others have ended."
+    kind = _PROBLEMS + "quota-exceeded"
+    return _Problem(429, kind, "Too many requests", detail, violated)
 
 
 def seconds_to_wait(decision: Decision) -> int | None:

@@ -26,10 +26,10 @@ from upstash_middleware.core.ratelimit.charges import (
     Match,
     RuleCharge,
     Settlement,
+    allowed_by,
     charge_command,
     checked_cost,
     decide,
-    decide_allowed,
     lease_words,
     limit_charges,
     limit_script,
@@ -339,8 +339,7 @@ class RateLimiter(Part):
         script, count = self._script, str(len(keys))
         words = ("EVALSHA", script.sha, count, *keys, str(now_ms), "take", *arguments)
         command, deadline = Command(words, False, script), self._deadline
-        if self._has_own_deadlines:
-            deadline = longest_deadline(charges, deadline)
+        deadline = longest_deadline(charges, deadline) if self._has_own_deadlines else deadline
         pipeline = Pipeline((command,) if time_sent is None else (command, TIME), deadline)
         return _Call(pipeline, request, charges, now_ms, time_sent, forgotten)
 
@@ -432,25 +431,32 @@ class RateLimiter(Part):
             self._fail(prepared, replies)
         else:
             try:
-                if len(charges) != 1 or not self._decide_allowed(prepared, charges[0], replies):
-                    self._decide(prepared, replies)
+                if (decision := self._allowed(prepared, replies)) is not None:
+                    return RateLimitExchange(prepared.request, self._settler, decision, charges)
+                self._decide(prepared, replies)
             except Exception as error:  # noqa: BLE001 - a bug here must not lift the limit
                 self._decide_broken(charges, error)
         if prepared.served:
             charges = [*prepared.served, *charges]
         return self._exchange(prepared.request, charges)
 
-    def _decide_allowed(self, call: _Call, charge: RuleCharge, replies: list[Reply]) -> bool:
-        """Decide as ``_decide`` does, in the usual case: the only limit allows the request."""
-        if call.time_sent is not None or charge.rule.lease is not None:
-            return False
-        if not decide_allowed(charge, replies[0], call.now_ms):
-            return False
+    def _allowed(self, call: _Call, replies: list[Reply]) -> Decision | None:
+        """Return the decision in the usual case: the only limit allows the request."""
+        if len(call.charges) != 1 or call.served or call.time_sent is not None:
+            return None
+        charge = call.charges[0]
+        if charge.rule.lease is not None:
+            return None
+        decision = allowed_by(charge, replies[0], call.now_ms)
+        if decision is None:
+            return None
         if UpstashAnswered not in self._ignored:
             self._observe(_ANSWERED)
         if charge.base in self._denials.bases:
             self._denials.forget(charge.base)
-        return True
+        if self._emits:
+            self._emit(decision, call.request)
+        return decision
 
     def _decide(self, call: _Call, replies: list[Reply]) -> None:
         """Decide by the script's verdicts, and remember denials."""
