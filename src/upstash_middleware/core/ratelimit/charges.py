@@ -219,25 +219,27 @@ def decide(charges: Sequence[RuleCharge], verdicts: Sequence[Verdict], now_ms: i
                 charge.where = None
 
 
-def allowed_by(charge: RuleCharge, reply: Reply, now_ms: int) -> Decision | None:
-    """Return the decision about one charge of one limit, if the script's reply is that it allows.
+def decide_allowed(charge: RuleCharge, reply: Reply, now_ms: int) -> bool:
+    """Do the same for one charge, in one step, if it has one limit and the script allows it.
 
-    ``decide`` does the same for all other replies, and for several limits.
+    Returns whether it has been decided.
     """
     policies = charge.rule.policies
     if len(policies) != 1 or not isinstance(reply, list) or len(reply) != _NUMBERS_PER_LIMIT:
-        return None
+        return False
     numbers: list[Any] = reply
     allowed, remaining, reset_ms, _, where, quota = numbers
     if allowed != 1 or not _INT.issuperset(map(type, numbers)):
-        return None
+        return False
     rule, policy = charge.rule, policies[0]
     limit = policy.quota if rule.changed_at is None else quota
     reset = (now_ms + reset_ms) / 1000
     state = PolicyState(policy.name, limit, policy.window, remaining, reset, True)
     charge.where = (where,)
-    name = rule.rule.name
-    return Decision(True, name, charge.identifier, limit, remaining, reset, None, (state,))
+    charge.decision = Decision(
+        True, rule.rule.name, charge.identifier, limit, remaining, reset, None, (state,)
+    )
+    return True
 
 
 def share_buckets(charges: Sequence[RuleCharge]) -> None:

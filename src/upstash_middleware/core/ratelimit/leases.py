@@ -125,7 +125,8 @@ class Leases:
                 and (holder.left - cost >= holder.refill_at or not holder.wanted(lease, now))
                 and _use(holder, charge)
             )
-        self._emit(charge, wasted=wasted)
+        if wasted:
+            self._emit(charge, wasted=wasted)
         return served
 
     def ask(self, charge: RuleCharge, time: ServerClock, deadline: float) -> None:

@@ -26,10 +26,10 @@ from upstash_middleware.core.ratelimit.charges import (
     Match,
     RuleCharge,
     Settlement,
-    allowed_by,
     charge_command,
     checked_cost,
     decide,
+    decide_allowed,
     lease_words,
     limit_charges,
     limit_script,
@@ -378,6 +378,8 @@ class RateLimiter(Part):
 
     def _prepare_with_leases(self, request: HTTPRequest, charges: list[RuleCharge]) -> Step:
         served, charges = self._serve(charges)
+        if not charges and len(served) == 1:
+            return self._admit(request, served[0])
         known = [charge for charge in charges if self._recall(charge)]
         if known or not charges:
             return self._exchange(request, [*served, *known])
@@ -431,8 +433,8 @@ class RateLimiter(Part):
             self._fail(prepared, replies)
         else:
             try:
-                if (decision := self._allowed(prepared, replies)) is not None:
-                    return RateLimitExchange(prepared.request, self._settler, decision, charges)
+                if self._is_allowed(prepared, replies):
+                    return self._admit(prepared.request, charges[0])
                 self._decide(prepared, replies)
             except Exception as error:  # noqa: BLE001 - a bug here must not lift the limit
                 self._decide_broken(charges, error)
@@ -440,23 +442,26 @@ class RateLimiter(Part):
             charges = [*prepared.served, *charges]
         return self._exchange(prepared.request, charges)
 
-    def _allowed(self, call: _Call, replies: list[Reply]) -> Decision | None:
-        """Return the decision in the usual case: the only limit allows the request."""
+    def _is_allowed(self, call: _Call, replies: list[Reply]) -> bool:
+        """Decide as ``_decide`` does, if this is the usual case: the only limit allows."""
         if len(call.charges) != 1 or call.served or call.time_sent is not None:
-            return None
+            return False
         charge = call.charges[0]
-        if charge.rule.lease is not None:
-            return None
-        decision = allowed_by(charge, replies[0], call.now_ms)
-        if decision is None:
-            return None
+        if charge.rule.lease is not None or not decide_allowed(charge, replies[0], call.now_ms):
+            return False
         if UpstashAnswered not in self._ignored:
             self._observe(_ANSWERED)
         if charge.base in self._denials.bases:
             self._denials.forget(charge.base)
+        return True
+
+    def _admit(self, request: HTTPRequest, charge: RuleCharge) -> RateLimitExchange:
+        """Return what ``_exchange`` does for the only charge of a request, which is allowed."""
+        decision = cast("Decision", charge.decision)
         if self._emits:
-            self._emit(decision, call.request)
-        return decision
+            self._emit(decision, request)
+        charge.decision = None  # as in _exchange
+        return RateLimitExchange(request, self._settler, decision, (charge,))
 
     def _decide(self, call: _Call, replies: list[Reply]) -> None:
         """Decide by the script's verdicts, and remember denials."""
