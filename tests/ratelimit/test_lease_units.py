@@ -163,3 +163,20 @@ def test_a_call_that_fails_gives_nothing_back_twice(
     assert by_the_counter(limiter_of, store, FixedWindow(1000, 60)) <= before - 1
     changes = [each.change for each in events if isinstance(each, QuotaLeased)]
     assert changes.count("wasted") == 1
+
+
+def test_a_denial_does_not_shorten_the_pause_after_a_lost_reply(
+    limiter_of: Make, store: ValkeyStore, clock: FakeClock
+) -> None:
+    limiter = leasing(limiter_of, GCRA(1000, 1), 5)
+    passed(limiter, store, *[get("/a")] * 9)
+    store.fails_with = ConnectionLost("lost")
+    begin(limiter, store, get("/a"))
+    store.fails_with = None
+    whole = RateLimitRule("/a", GCRA(1000, 1), name="r", cost=1000 - 9)
+    passed(limiter_of(whole), store, get("/a"))
+    assert passed(limiter, store, get("/a")) == [False]
+    clock.move(1)
+    calls(store)
+    passed(limiter, store, *[get("/a")] * 20)
+    assert calls(store) == 20

@@ -188,7 +188,7 @@ class Leases:
                 charge.slice = taken
                 dropped += holder.end(time)  # the reply may have come late
             elif not decision.allowed:
-                holder.paused_until = now + (decision.retry_after or 0)
+                holder.paused_until = max(holder.paused_until, now + (decision.retry_after or 0))
             left = holder.left
             if left and decision.allowed:
                 charge.decision = _including(decision, left)
