@@ -18,11 +18,13 @@ from markupsafe import Markup
 
 from upstash_middleware.core.clock import seconds_in
 from upstash_middleware.core.sessions import (
+    COOKIE_NOT_SHARED,
     CookieChange,
     Session,
     SessionExchange,
     Sessions,
     SessionSettings,
+    may_be_shared,
 )
 from upstash_middleware.core.values import Codec, Form
 from upstash_middleware.decorators import REFRESH
@@ -335,6 +337,9 @@ class UpstashSessionInterface(SessionInterface):
         }
         if app.config.get("SESSION_COOKIE_PARTITIONED"):  # of Flask 3.1
             attributes["partitioned"] = True
+        for field, value in [*response.headers]:
+            if may_be_shared(field, value):
+                response.headers.add(field, COOKIE_NOT_SHARED)
         name = self.get_cookie_name(app)
         if change.value is None:
             response.delete_cookie(name, **attributes)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from enum import Enum
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pytest
+from starlette.responses import PlainTextResponse
 
 from tests.sessions.site import Site, stored_keys
 from upstash_middleware import ConfigurationError
@@ -255,6 +258,56 @@ def test_the_default_of_max_age_is_no_longer_than_the_absolute_timeout(
     cookie = browser.sets(cart=1).headers["set-cookie"]
     longest = seconds_in(settings.get("absolute_timeout", "90 days"))
     assert all(int(age) <= (longest or 0) for age in re.findall("Max-Age=([0-9]+)", cookie))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "added"),
+    [
+        ("Cache-Control", "public, max-age=60", True),
+        ("Cache-Control", "max-age=60", True),
+        ("CDN-Cache-Control", "max-age=60", True),
+        ("Cache-Control", "private, max-age=60", False),
+        ("Cache-Control", "No-Store", False),
+        ("X-Other", "public", False),
+    ],
+)
+def test_no_cache_may_send_the_cookie_of_one_client_to_another(
+    browser: Browser, field: str, value: str, added: bool
+) -> None:
+    """Vary: Cookie does not prevent that among clients which have no cookie yet."""
+
+    def visit(session: Any) -> PlainTextResponse:
+        session["a"] = 1
+        return PlainTextResponse("", headers={field: value})
+
+    response = browser.does(visit)
+    assert "set-cookie" in response.headers
+    more = ', no-cache="Set-Cookie"' if added else ""
+    assert response.headers[field] == value + more
+    response = browser.does(visit)
+    assert "set-cookie" not in response.headers
+    assert response.headers[field] == value
+
+
+class Role(Enum):
+    ADMIN = "ada"
+
+
+class Name(str, Enum):  # noqa: UP042 - its str() is no value
+    ADA = "ada"
+
+
+@pytest.mark.parametrize(
+    ("user", "other"),
+    [(Role.ADMIN, "ada"), (Name.ADA, "ada"), (7, "7"), (UUID(int=7), UUID(int=7))],
+)
+def test_a_user_is_the_same_however_the_id_is_given(
+    browser: Browser, user: Any, other: Any
+) -> None:
+    browser.does(lambda session: session.bind(user))
+    browser.sets(a=1)
+    browser.site.browser().does(lambda session: session.revoke_all(other))
+    assert browser.entries() == {}
 
 
 def test_no_secret_is_shown(browser: Browser, upstash: LocalUpstash) -> None:

@@ -121,6 +121,11 @@ async def alate(request: Any) -> StreamingHttpResponse:
     return StreamingHttpResponse(body())
 
 
+def public(request: Any) -> HttpResponse:
+    request.session["a"] = 1
+    return HttpResponse("public", headers={"Cache-Control": "public, max-age=60"})
+
+
 def broken(request: Any) -> HttpResponse:
     request.session["a"] = "lost"
     return HttpResponse("broken", status=500)
@@ -130,7 +135,7 @@ VIEWS: dict[str, Callable[..., Any]] = {
     view.__name__: view
     for view in (
         *(show, ashow, put, aput, nested, swap, log_in, alog_in, bind, revoke_all, log_out),
-        *(alog_out, plain, late, alate, broken),
+        *(alog_out, plain, late, alate, public, broken),
     )
 }
 LIMITED = {"default_limit": "1000/hour"}
@@ -327,6 +332,12 @@ def test_a_change_within_an_entry_is_saved_though_modified_is_not_set(browser: B
     browser.get("/nested")
     browser.get("/nested")
     assert browser.entries()["cart"] == [1, 1]
+
+
+def test_no_cache_may_send_the_cookie_of_one_client_to_another(browser: Browser) -> None:
+    response = browser.get("/public")
+    assert browser.cookie
+    assert response["Cache-Control"] == 'public, max-age=60, no-cache="Set-Cookie"'
 
 
 def test_a_login_gives_another_key_and_a_logout_ends_the_session(browser: Browser) -> None:

@@ -157,6 +157,19 @@ def test_a_response_that_used_the_session_varies_by_cookie(browser: FlaskClient)
     assert "Vary" not in browser.get("/plain").headers
 
 
+def test_no_cache_may_send_the_cookie_of_one_client_to_another(
+    app: Flask, browser: FlaskClient
+) -> None:
+    @app.get("/public")
+    def public() -> Response:
+        session["a"] = 1
+        return Response("", headers={"Cache-Control": "public, max-age=60"})
+
+    said = browser.get("/public").headers.getlist("Cache-Control")
+    assert ", ".join(said) == 'public, max-age=60, no-cache="Set-Cookie"'
+    assert browser.get("/public").headers["Cache-Control"] == "public, max-age=60"
+
+
 def test_a_logout_ends_the_session_and_deletes_the_cookie(browser: FlaskClient) -> None:
     browser.get("/put/size/7")
     before = cookie_of(browser).value

@@ -20,6 +20,7 @@ import re
 from base64 import b64decode, b64encode, urlsafe_b64encode
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from datetime import datetime
+from enum import Enum
 from math import inf
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, cast
@@ -325,6 +326,8 @@ User = str | int | UUID
 
 def user_text(user: Any) -> str:
     """Return a user's id as text. Raises TypeError for what identifies no user."""
+    if isinstance(user, Enum):  # whose text would be the name of the class and the member
+        user = user.value
     if isinstance(user, str | int | UUID) and not isinstance(user, bool) and str(user):
         return str(user)
     hint = "; nobody is logged in, or the session is not available" if user is None else ""
@@ -1358,7 +1361,12 @@ class SessionExchange(PartExchange):
         headers = varying_by_cookie(head.headers)
         if self._part.sets_cookie and session.cookie_change is not None:
             field = self._part.settings.cookie_field(session.cookie_change)
-            headers = headers.adding((b"Set-Cookie", field))
+            shared = [
+                (name, COOKIE_NOT_SHARED.encode())
+                for name, value in headers.raw
+                if may_be_shared(name.decode("latin-1"), value.decode("latin-1"))
+            ]
+            headers = headers.adding((b"Set-Cookie", field), *shared)
         return head if headers is head.headers else ResponseHead(head.status, headers)
 
     def finish(self, *, complete: bool) -> Flow[None] | None:  # noqa: ARG002
@@ -1395,6 +1403,22 @@ def check_size(entries: Mapping[str, bytes], max_size: int) -> None:
             f"{largest!r}: store its data elsewhere, for instance with "
             "data.set(key, value, ttl=…), and only its key in the session"
         )
+
+
+COOKIE_NOT_SHARED: Final = 'no-cache="Set-Cookie"'
+"""What keeps caches from sending a stored Set-Cookie to other clients (RFC 9111 §5.2.2.4)."""
+
+
+def may_be_shared(name: str, value: str) -> bool:
+    """Whether a field such as ``Cache-Control: public`` lets caches store a response for all.
+
+    Also one for CDNs, which ignore Cache-Control then (RFC 9213). Vary: Cookie does not suffice:
+    clients without a cookie would all get the session of one of them.
+    """
+    if not name.lower().endswith("cache-control"):
+        return False
+    directives = {each.partition("=")[0].strip().lower() for each in value.split(",")}
+    return not directives & {"private", "no-store", "no-cache"}
 
 
 def varying_by_cookie(headers: Headers) -> Headers:

@@ -34,11 +34,13 @@ from msgspec.structs import replace
 from upstash_middleware.core.engine import Part, PartExchange
 from upstash_middleware.core.flow import Command
 from upstash_middleware.core.sessions import (
+    COOKIE_NOT_SHARED,
     UNAVAILABLE,
     SessionSettings,
     StoredSession,
     User,
     check_size,
+    may_be_shared,
     user_text,
 )
 from upstash_middleware.decorators import REFRESH
@@ -952,6 +954,7 @@ async def _respond(
         response = guarded(request, response)
     if accessed or use.sets_cookie:
         patch_vary_headers(response, ("Cookie",))
+        _keep_cookie_from_others(response)
     return response
 
 
@@ -962,6 +965,15 @@ def _refused(
     if not session._is_refused:
         return None
     return replacement(UNAVAILABLE, response, without_body=request.method == "HEAD")
+
+
+def _keep_cookie_from_others(response: HttpResponseBase) -> None:
+    """Keep caches that may share a response from sending its cookie of the session to others."""
+    if settings.SESSION_COOKIE_NAME not in response.cookies:
+        return
+    for field, value in list(response.items()):
+        if may_be_shared(field, value):
+            response[field] = f"{value}, {COOKIE_NOT_SHARED}"
 
 
 async def _is_due(session: SessionStore) -> bool:
