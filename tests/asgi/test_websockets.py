@@ -98,6 +98,14 @@ def test_an_accepted_handshake_carries_the_limits_fields_beside_the_applications
     assert headers[b"x-ratelimit-remaining"] == b"1"
 
 
+@pytest.mark.parametrize("client", [{"default_limit": "1000/hour lease 1m"}], indirect=True)
+def test_busy_clients_handshakes_are_decided_by_leases(client: TestClient, upstash: LocalUpstash):
+    assert [remaining(client) for _ in range(60)] == [*range(999, 939, -1)]
+    assert upstash.bill().requests < 30
+    assert remaining(client, "/chat?charge=5") == 939
+    assert remaining(client) == 933
+
+
 def test_an_exempt_endpoint_is_free(client: TestClient):
     assert [remaining(client, "/free") for _ in range(3)] == [None] * 3
 

@@ -81,16 +81,22 @@ def test_counts_are_sent_when_the_interpreter_exits(upstash: LocalUpstash, libra
 
 
 @pytest.mark.parametrize("library", ["sockets", "httpx"])
+@pytest.mark.parametrize(
+    ("limits", "analytics", "requests"),
+    [("9/hour", "shop", 1), ("1000/day lease 1h", "", 30)],
+    ids=["counts", "slices"],
+)
 def test_an_upstash_that_does_not_answer_holds_up_the_exit_for_the_deadline_only(
-    upstash: LocalUpstash, library: str
+    upstash: LocalUpstash, library: str, limits: str, analytics: str, requests: int
 ):
-    """And nothing is said of it: what is lost are counts."""
-    with worker(library, DEADLINE) as process:
+    """And nothing is said of it: what is lost are counts, and quota until its window ends."""
+    with worker(library, DEADLINE, limits, analytics, requests) as process:
         upstash.set_faults(latency_ms=LATENCY_MS)
         _, said = process.communicate("end\n", LATENCY_MS / 1000 - 10)
     upstash.set_faults()
     assert process.returncode == 0
     assert "Traceback" not in said
+    assert "rate limit settling" not in said
 
 
 def test_slices_are_given_back_when_the_interpreter_exits(upstash: LocalUpstash):

@@ -1097,9 +1097,16 @@ class Settler:
         await self.carry_out(settlements, charges)
 
     async def carry_out(
-        self, settlements: Sequence[Settlement], charges: Sequence[RuleCharge]
+        self,
+        settlements: Sequence[Settlement],
+        charges: Sequence[RuleCharge],
+        *,
+        reports: bool = True,
     ) -> bool:
-        """Return whether the settlements were carried out. A flow; never raises UpstashError."""
+        """Return whether the settlements were carried out. A flow; never raises UpstashError.
+
+        ``reports`` says whether an event reports that they were not.
+        """
         if not settlements:
             return True
         command = settle_command(settlements, self.time.now_ms())
@@ -1108,7 +1115,8 @@ class Settler:
             if isinstance(reply, CommandError):
                 raise reply
         except UpstashError as error:
-            self._observe(UpstashFailed(_SETTLING, error))
+            if reports:
+                self._observe(UpstashFailed(_SETTLING, error))
             return False
         self._observe(UpstashAnswered(_SETTLING))
         for settlement in settlements:
@@ -1140,7 +1148,10 @@ class Settler:
         return [settlement for settlement in settlements.values() if settlement.units]
 
     async def give_back(self, slices: Sequence[Slice]) -> None:
-        """Give back what is left of slices. A flow; never raises UpstashError."""
+        """Give back what is left of slices. A flow; never raises UpstashError.
+
+        Nothing is said of a failure: what is lost is given again when the quota's time has passed.
+        """
         due = [
             Settlement(each.base, policy.limit, -units, where)
             for each in slices
@@ -1150,7 +1161,7 @@ class Settler:
             if units
         ]
         for first in range(0, len(due), _SETTLED_TOGETHER):
-            if not await self.carry_out(due[first : first + _SETTLED_TOGETHER], ()):
+            if not await self.carry_out(due[first : first + _SETTLED_TOGETHER], (), reports=False):
                 return
 
     def _mark_uncertain(self, due: Iterable[tuple[RuleCharge, int]]) -> None:
