@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from tests.observing.conftest import request_by
+from upstash_middleware import RateLimitRule
 from upstash_middleware.errors import CommandError, ConnectionLost
 from upstash_middleware.events import CircuitClosed, CircuitOpened, UpstashCalled
 from upstash_middleware.local import Fault
@@ -223,6 +224,20 @@ def test_decisions_are_counted_by_rule_verdict_and_ground(opened: Opened, teleme
         ("login", "upstash", "denied"): 1,
         ("login", "memory", "denied"): 1,
     }
+
+
+def test_units_of_leases_are_counted_by_rule_and_change(
+    upstash: LocalUpstash, opened: Opened, telemetry: Telemetry
+):
+    rule = RateLimitRule("/login", "1000/h lease 1m", name="login")
+    with opened(telemetry.observer, rate_limits=[rule]) as runtime:
+        for _ in range(60):
+            runtime.begin(request_by(0))
+        upstash.advance(61)
+        runtime.begin(request_by(0))
+    leased = telemetry.counted("upstash_middleware.rate_limit.leased")
+    assert set(leased) == {("leased", "login"), ("returned", "login")}
+    assert leased["leased", "login"] > leased["returned", "login"] > 0
 
 
 def test_an_open_circuit_is_there_to_be_seen_before_it_opens_and_goes_down_again(

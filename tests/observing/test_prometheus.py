@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from upstash_redis import Redis
 
 from tests.observing.conftest import request_by
 from upstash_middleware import RateLimitRule
@@ -51,6 +52,12 @@ def scraped(registry: CollectorRegistry) -> dict[str, dict[tuple[str, ...], floa
     return found
 
 
+def units_used(upstash: LocalUpstash) -> int:
+    with Redis(upstash.url, upstash.token) as redis:
+        (key,) = redis.keys("*:login:*")
+        return int(redis.get(key) or 0)
+
+
 def test_decisions_lookups_and_calls_are_scraped(opened: Opened, registry: CollectorRegistry):
     with opened(PrometheusObserver(registry)) as runtime:
         for number in (0, 0, 0, 1):
@@ -70,6 +77,26 @@ def test_decisions_lookups_and_calls_are_scraped(opened: Opened, registry: Colle
         "MGET": 1,
     }
     assert samples["upstash_middleware_circuit_open"] == {(): 0}
+
+
+def test_units_of_leases_are_scraped(
+    upstash: LocalUpstash, opened: Opened, registry: CollectorRegistry
+):
+    rule = RateLimitRule("/login", "fixed 1000/h lease 1m", name="login")
+    with opened(PrometheusObserver(registry), rate_limits=[rule]) as runtime:
+        for _ in range(60):
+            runtime.begin(request_by(0))
+        upstash.advance(61)
+        runtime.begin(request_by(0))
+        samples, used = scraped(registry), units_used(upstash)
+    decisions = samples["upstash_middleware_rate_limit_decisions_total"]
+    by_lease, by_calls = (decisions["login", by, "allowed"] for by in ("lease", "upstash"))
+    assert by_lease + by_calls == 61
+    leased = samples["upstash_middleware_rate_limit_leased_total"]
+    assert set(leased) == {("leased", "login"), ("returned", "login")}
+    assert leased["returned", "login"] > 0
+    unused = leased["leased", "login"] - leased["returned", "login"] - by_lease
+    assert unused == used - 61
 
 
 def test_changes_of_sessions_are_scraped(upstash: LocalUpstash, registry: CollectorRegistry):
