@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from documentation.leases import lease_costs
 from documentation.pictures.limits import rows_of_algorithms
 from documentation.site import ROOT, table
 from upstash_middleware.core.cache.http.fields import (
@@ -149,6 +150,7 @@ REGIONS: Final[dict[tuple[str, str], Callable[[], str]]] = {
     ("behind-a-proxy.md", "platforms"): platforms,
     ("costs.md", "own"): own_costs,
     ("costs.md", "compared"): compared_costs,
+    ("costs.md", "leases"): lease_costs,
     ("concepts/windows.md", "algorithms"): algorithms,
     ("reference/known-fields.md", "credentials"): lambda: _fields(CREDENTIAL_FIELDS.items()),
     ("reference/known-fields.md", "reflected"): lambda: _fields(
