@@ -432,6 +432,7 @@ class Runtime:
                 encrypt=settings.cache_encrypt,
                 credential_fields=settings.credential_fields,
                 reflected_fields=settings.reflected_fields,
+                groups=settings.cache_groups,
             )
         return self._cache
 

@@ -115,6 +115,10 @@ class Arguments(TypedDict, total=False):
     cache_targets: Sequence[str]
     """Targeted fields (RFC 9213) that this cache obeys, the most specific first; default
     ``("CDN-Cache-Control",)``."""
+    cache_groups: bool
+    """Whether Cache-Groups and Cache-Group-Invalidation (RFC 9875) count; default True. Where
+    parties that do not trust each other share an origin, one of them could invalidate what
+    belongs to another."""
     cache_refresh: bool
     """Whether a response that was used under stale-while-revalidate is revalidated in the
     background once it has been sent; default True. Otherwise the next request waits for the new
@@ -227,6 +231,7 @@ class Settings(Discreet, Struct, frozen=True, kw_only=True):
     cache_grace: float
     cache_max_keep: float
     cache_targets: tuple[str, ...]
+    cache_groups: bool
     cache_refresh: bool
     cache_collapse: float
     cache_lock: bool
@@ -637,6 +642,7 @@ _SETTINGS: dict[str, tuple[_Reader, Any]] = {
     "cache_grace": (_duration(), 3600.0),
     "cache_max_keep": (_duration(60), 7 * 24 * 3600.0),
     "cache_targets": (_field_names("CDN-Cache-Control"), ("CDN-Cache-Control",)),
+    "cache_groups": (_boolean, True),
     "cache_refresh": (_boolean, True),
     "cache_collapse": (_duration(most=60), 5.0),
     "cache_lock": (_boolean, False),

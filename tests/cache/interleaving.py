@@ -149,6 +149,26 @@ class Post:
 
 
 @dataclass(frozen=True)
+class Change:
+    """A process that changes the data by a POST to another URL, whose response has these fields."""
+
+    fields: tuple[tuple[str, str], ...]
+
+    def __call__(self, world: World) -> Steps:
+        site = world.process()
+        exchange = yield from perform(world, site.cache.begin(request("/edit", "POST")))
+        world.version += 1
+        version = world.version
+        yield version
+        fields: dict[str, Any] = dict(self.fields)
+        exchange.head(reply(**fields)[0])
+        if (flow := exchange.finish(complete=True)) is not None:
+            yield from perform(world, flow)
+        world.purged = max(world.purged, version)
+        world.purged_hard = max(world.purged_hard, version)
+
+
+@dataclass(frozen=True)
 class Passing:
     """Time that passes."""
 

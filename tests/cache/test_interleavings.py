@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.cache.interleaving import PAGE, Actor, Edit, Passing, Post, Stale, Visit, search
+from tests.cache.interleaving import PAGE, Actor, Change, Edit, Passing, Post, Stale, Visit, search
 from tests.cache.world import FakeRedis, Site, request
 from upstash_middleware.core.cache import Purge
 from upstash_middleware.core.flow import Flow, Pipeline
@@ -17,6 +17,9 @@ TAGGED = Visit(PAGE, (("cache_tag", "late"),))
 VARIED = Visit(request("/shop/page", foo="1"), (("vary", "Foo"),))
 PLAIN_FOR_FOO = Visit(request("/shop/page", foo="1"))
 VARIED_AND_TAGGED = Visit(request("/shop/page", foo="1"), (("vary", "Foo"), ("cache_tag", "late")))
+
+GROUPED = Visit(PAGE, (("cache_groups", '"late"'), ("cache_tag", "late")))
+VARIED_AND_GROUPED = Visit(request(foo="1"), (("vary", "Foo"), ("cache_groups", '"late"')))
 
 PURGES: dict[str, dict[str, Any]] = {
     "url": {"urls": ("/shop/page",)},
@@ -90,6 +93,22 @@ def test_no_order_serves_an_old_page_when_a_post_stores_the_new_state(kind, soft
     assert search([PLAIN, Post(), edit(kind, soft=soft)], last=PLAIN) > 50
 
 
+INVALIDATING = Change((("cache_group_invalidation", '"late", "other"'),))
+
+
+@pytest.mark.parametrize("visit", [GROUPED, VARIED_AND_GROUPED], ids=["one", "variants"])
+def test_no_order_of_two_renders_and_a_groups_invalidation_serves_an_old_page(visit):
+    """RFC 9875: as of a tag that is known only with the response."""
+    assert search([visit, visit, INVALIDATING], last=visit) > 200
+
+
+@softness
+@pytest.mark.parametrize("kind", PURGES)
+def test_no_order_of_a_groups_invalidation_and_a_purge_serves_an_old_page(kind, soft):
+    """They keep each other's effect."""
+    assert search([GROUPED, INVALIDATING, edit(kind, soft=soft)], last=GROUPED) > 50
+
+
 class Hasty(FakeRedis):
     """Its superseding script does not look whether the URL was purged."""
 
@@ -138,6 +157,12 @@ def test_the_search_finds_a_script_that_does_not_look_at_g():
     """That look is what holds for tags that come with the response."""
     with pytest.raises(Stale):
         search([TAGGED, edit("response-tag", soft=False)], TAGGED, Forgetful)
+
+
+def test_the_search_finds_a_group_whose_purges_that_script_does_not_see():
+    """A group counts as a tag there."""
+    with pytest.raises(Stale):
+        search([GROUPED, INVALIDATING], GROUPED, Forgetful)
 
 
 def test_the_search_finds_a_soft_purge_that_forgets_a_hard_one():

@@ -15,6 +15,7 @@ import pytest
 from tests.conformance import (
     on_fields,
     on_freshness,
+    on_groups,
     on_immutable,
     on_invalidation,
     on_keys,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 PARTS = (
     on_fields,
     on_freshness,
+    on_groups,
     on_immutable,
     on_invalidation,
     on_keys,

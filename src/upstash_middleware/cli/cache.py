@@ -95,6 +95,7 @@ def _show(explanation: CacheExplanation) -> dict[str, object]:
         "varies by": explanation.vary,
         "variant": explanation.variant,
         "tags": explanation.tags,
+        "groups": explanation.groups,
     }
     if explanation.age is None or explanation.lifetime is None:
         return shown

@@ -186,6 +186,7 @@ class Cache(Part):
         selects: Callable[[HTTPRequest], str | None] | None = None,
         credential_fields: Sequence[str] = (),
         reflected_fields: Sequence[str] = (),
+        groups: bool = True,
         randomness: Callable[[int], bytes] = urandom,
     ) -> None:
         """Make a cache; nothing is sent to Upstash, and ``secret`` is not called, before a request.
@@ -236,6 +237,7 @@ class Cache(Part):
             collapse,
             shows_keys,
             known_fields(tuple(credential_fields), tuple(reflected_fields)),
+            groups,
         )
         paths = {f"cache[{index}]": rule.path for index, rule in enumerate(self._rules)}
         self._unmatched = Unmatched(paths, observe)
@@ -313,7 +315,8 @@ class Cache(Part):
             context.store.l1.put(target, lookup, prepared.changes)
         if UpstashAnswered not in self._ignored:
             self._emit(_ANSWERED)
-        if context.pending.until and target.url in context.pending:
+        entry, pending = lookup.entry, context.pending
+        if pending.until and entry is not None and pending.concern(target.url, entry.tags):
             lookup = replace(lookup, entry=None)
         found = self._found(prepared, lookup)
         exchange = choose(found)
@@ -376,7 +379,9 @@ class Cache(Part):
         """
         reading, l1 = prepared.reading, self._store.l1
         lookup = l1.find(reading.entries[-1])
-        if lookup is None or lookup.entry is None or reading.target.url in self._context.pending:
+        if lookup is None or lookup.entry is None:
+            return None
+        if self._context.pending.concern(reading.target.url, lookup.entry.tags):
             return None
         found, stored = self._found(prepared, lookup), lookup.entry
         if not reuse.satisfies(found.request, stored):

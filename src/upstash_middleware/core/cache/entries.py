@@ -27,7 +27,7 @@ from upstash_middleware.core.cache.http.directives import Staleness
 from upstash_middleware.messages import Headers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 # --- Epochs -------------------------------------------------------------------------------------
 #
@@ -134,6 +134,8 @@ MAX_TAGS = 128
 """Of one response, ancestors included: each costs the read of its epoch with every lookup."""
 MAX_TAG_PARTS = 16
 MAX_TAG_BYTES = 1024
+_GROUP = "\x1d"
+"""The first character of tags that are cache groups: the group separator of ASCII."""
 
 
 def with_ancestors(tags: Collection[str]) -> tuple[str, ...] | str:
@@ -158,6 +160,8 @@ def with_ancestors(tags: Collection[str]) -> tuple[str, ...] | str:
 
 def tag_refused(tag: str) -> str | None:
     """Return why no response can have this tag, None if one can."""
+    if tag.startswith(_GROUP):
+        return "a tag that begins with a control character"
     try:
         size = len(tag) if len(tag) > MAX_TAG_BYTES else len(tag.encode())
     except UnicodeEncodeError:
@@ -167,6 +171,31 @@ def tag_refused(tag: str) -> str | None:
     if tag.count(":") >= MAX_TAG_PARTS:
         return f"a tag of more than {MAX_TAG_PARTS} parts"
     return None
+
+
+def tag_of_group(origin: str, name: str) -> str:
+    """Return the tag that stands for a cache group of an origin (RFC 9875)."""
+    return f"{_GROUP}{origin} {name}"
+
+
+def group_of_tag(tag: str) -> tuple[str, str] | None:
+    """Return the origin and the name of the cache group that a tag stands for, None if for none."""
+    if not tag.startswith(_GROUP):
+        return None
+    origin, _, name = tag[1:].partition(" ")
+    return origin, name
+
+
+def tags_and_groups(tags: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return which of these are tags of applications, and the names of the cache groups."""
+    named, groups = [], []
+    for tag in tags:
+        group = group_of_tag(tag)
+        if group is None:
+            named.append(tag)
+        else:
+            groups.append(group[1])
+    return tuple(named), tuple(groups)
 
 
 # --- What is stored -----------------------------------------------------------------------------

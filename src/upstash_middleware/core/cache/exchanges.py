@@ -26,6 +26,7 @@ from upstash_middleware.core.cache import keys
 from upstash_middleware.core.cache.http import directives, reuse, storing
 from upstash_middleware.core.cache.http.directives import NO_DIRECTIVES
 from upstash_middleware.core.cache.http.fields import shows_any
+from upstash_middleware.core.cache.http.groups import CACHE_GROUP_INVALIDATION, groups_in
 from upstash_middleware.core.cache.http.reuse import CONDITIONS, cache_status, current_age
 from upstash_middleware.core.cache.http.storing import Candidate, Plan
 from upstash_middleware.core.cache.http.vary import vary_fields
@@ -94,6 +95,8 @@ class Context(Struct, frozen=True):
     shows_keys: bool
     """Whether Cache-Status contains the keys of responses."""
     fields: KnownFields
+    has_groups: bool
+    """Whether Cache-Groups and Cache-Group-Invalidation count."""
 
 
 class Found(Struct, frozen=True):
@@ -407,6 +410,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
             found.now,
             context.fields,
             found.target.private,
+            context.has_groups,
         )
         return storing.plan(self.candidate, found.lookup.wall, context.grace, found.target.tags)
 
@@ -671,10 +675,12 @@ class Invalidation(CacheExchange, kw_only=True, eq=False):
     context: Context
     request: HTTPRequest
     urls: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    """The cache groups that its response invalidates, as tags."""
     pending: list[str] = []
 
     def head(self, head: ResponseHead) -> ResponseHead | Response:
-        """Determine which URLs the request has changed: none if the response is an error."""
+        """Determine what the request has changed: no URLs if the response is an error."""
         own, rules = _url_of_target(self.request), self.context.rules
         covered = self._covers(self.request.path)
         if 200 <= head.status < 400:
@@ -684,14 +690,22 @@ class Invalidation(CacheExchange, kw_only=True, eq=False):
             self.urls = tuple(
                 url for url in urls if (covered if url == own else self._is_covered(url))
             )
+        detail = ""
+        if self.context.has_groups:  # RFC 9875 §3
+            groups = groups_in(CACHE_GROUP_INVALIDATION, head.headers, self.request)
+            self.groups, detail = ((), groups) if isinstance(groups, str) else (groups, "")
         self.pending = [name for url in self.urls for name in keys.urls_to_purge(url, rules)]
+        self.pending += self.groups
         self.context.pending.begin(self.pending)
-        return _with_status(head, cache_status(fwd="method")) if covered else head
+        status = cache_status(fwd="method", detail=detail)
+        return _with_status(head, status) if covered else head
 
     def finish(self, *, complete: bool) -> Flow[None] | None:
         """Invalidate, even if the client did not wait for the response."""
         del complete
-        return self._carry_out(self._invalidate(self.urls)) if self.urls else None
+        if not self.urls and not self.groups:
+            return None
+        return self._carry_out(self._invalidate(self.urls))
 
     async def _carry_out(self, flow: Flow[None]) -> None:
         try:
@@ -700,7 +714,7 @@ class Invalidation(CacheExchange, kw_only=True, eq=False):
             self.context.pending.end(self.pending)
 
     async def _invalidate(self, urls: tuple[str, ...]) -> None:
-        await _purge(self.context, Purge(urls))
+        await _purge(self.context, Purge(urls), self.groups)
 
     def _is_covered(self, url: str) -> bool:
         """Whether a URL named by the response is one of the application's, and under a rule."""
@@ -764,13 +778,13 @@ class PostInvalidation(Invalidation, kw_only=True, eq=False):
         found = self.found
         flow = found.context.store.supersede(found.target, found.lookup, whole)
         await _store(found, "invalidation", flow)
-        if self.urls[1:]:  # others in Location
+        if self.urls[1:] or self.groups:  # others in Location
             await self._invalidate(self.urls[1:])
 
 
-async def _purge(context: Context, what: Purge) -> None:
+async def _purge(context: Context, what: Purge, groups: tuple[str, ...] = ()) -> None:
     try:
-        await context.store.purge(what, context.rules)
+        await context.store.purge(what, context.rules, groups)
     except UpstashError as error:
         context.emit(UpstashFailed("invalidation", error))
     else:
@@ -925,7 +939,7 @@ class Revalidations:
 
 
 class PendingInvalidations:
-    """The URLs that this process is about to invalidate; what is stored for them is not used.
+    """What this process is about to invalidate: URLs and cache groups. What is stored is not used.
 
     An invalidation reaches Redis after its response was sent, and the client's next request must
     see its own change. Safe under threads.
@@ -934,24 +948,28 @@ class PendingInvalidations:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.until: dict[str, list[float]] = {}
-        """When each counts as dropped, by URL; nearly always empty."""
+        """When each counts as dropped, by URL or group; nearly always empty."""
         self._lock = threading.Lock()
 
-    def begin(self, urls: Iterable[str]) -> None:
-        """Add URLs, as in the names of epochs."""
+    def begin(self, names: Iterable[str]) -> None:
+        """Add URLs, as in the names of epochs, and groups, as tags."""
         until = self._clock.monotonic() + _LONGEST_WORK
         with self._lock:
-            for url in urls:
-                self.until.setdefault(url, []).append(until)
+            for name in names:
+                self.until.setdefault(name, []).append(until)
 
-    def end(self, urls: Iterable[str]) -> None:
-        """Remove URLs, unless another request is invalidating them as well."""
+    def end(self, names: Iterable[str]) -> None:
+        """Remove URLs and groups, unless another request is invalidating them as well."""
         with self._lock:
-            for url in urls:
-                if pending := self.until.pop(url, [])[1:]:
-                    self.until[url] = pending
+            for name in names:
+                if pending := self.until.pop(name, [])[1:]:
+                    self.until[name] = pending
 
-    def __contains__(self, url: str) -> bool:
+    def concern(self, url: str, tags: Iterable[str]) -> bool:
+        """Whether a stored response with this URL and these tags is about to be invalidated."""
+        if not self.until:
+            return False
+        now = self._clock.monotonic()
         with self._lock:
-            pending = self.until.get(url)
-        return pending is not None and pending[-1] > self._clock.monotonic()
+            found = [self.until[name][-1] for name in (url, *tags) if name in self.until]
+        return any(until > now for until in found)

@@ -13,6 +13,7 @@ from upstash_middleware.core.cache.entries import (
     VariantIndex,
     decode,
     epoch_text,
+    tags_and_groups,
     validity,
 )
 from upstash_middleware.core.cache.http.reuse import Use, current_age, use
@@ -51,6 +52,8 @@ class CacheExplanation(Struct, frozen=True):
     """Seconds of staleness during which it may be used in place of an error."""
     length: int | None = None
     """Bytes of its body."""
+    groups: tuple[str, ...] = ()
+    """Its cache groups (RFC 9875)."""
 
 
 _USES = {
@@ -73,8 +76,9 @@ async def explain(store: Store, target: Target, *, can_refresh: bool) -> CacheEx
         (data,) = await store.read([variant])
         entry = decode(variant, data, store.sealing)
     stored = entry if isinstance(entry, StoredResponse) else None
-    tags = stored.tags if stored is not None else target.tags
-    all_tags = tuple(sorted({*tags, *(index.tags if index is not None else ())}))
+    of_entry = stored.tags if stored is not None else target.tags
+    all_tags = tuple(sorted({*of_entry, *(index.tags if index is not None else ())}))
+    tags, groups = tags_and_groups(of_entry)
     values = await store.read(store.names.epochs(target.url, target.scopes, all_tags))
     current = Epochs.parse(list(map(epoch_text, values)), all_tags, target.scopes)
     vary = index.vary if index is not None else ()
@@ -117,6 +121,7 @@ async def explain(store: Store, target: Target, *, can_refresh: bool) -> CacheEx
         stored.stale.while_revalidate,
         stored.stale.if_error,
         stored.length,
+        groups,
     )
 
 
@@ -133,5 +138,9 @@ def _why_invalid(recorded: Epochs, current: Epochs) -> str:
             kind, _, path = scope.partition(":")
             name = "the directory" if kind == "under" else "the rule"
             return f"{name} {path!r} has been purged"
-    tags = [tag for tag, epoch in recorded.tags.items() if current.tags[tag] != epoch]
-    return f"the tag {', '.join(map(repr, tags))} has been purged"
+    changed = [tag for tag, epoch in recorded.tags.items() if current.tags[tag] != epoch]
+    tags, groups = tags_and_groups(changed)
+    named = [("the tag", tags)] if tags else []
+    named += [("the cache group", groups)] if groups else []
+    purged = [f"{kind} {', '.join(map(repr, names))}" for kind, names in named]
+    return f"{' and '.join(purged)} has been purged"

@@ -9,6 +9,7 @@ from urllib.parse import quote, unquote, unquote_plus, urlsplit
 
 from msgspec import Struct
 
+from upstash_middleware.core.cache.entries import group_of_tag
 from upstash_middleware.messages import LONGEST_VALUE, PATH_SAFE, normal_path
 
 if TYPE_CHECKING:
@@ -68,7 +69,9 @@ class Names(Struct, frozen=True):
         return f"{self.prefix}:cache:epoch:tags"
 
     def tag(self, tag: str) -> str:
-        """Return ``T``, the key of a tag's epoch."""
+        """Return ``T``, the key of the epoch of a tag or of a cache group."""
+        if (group := group_of_tag(tag)) is not None:
+            return f"{self.prefix}:cache:epoch:group:{_bounded(' '.join(group))}"
         return f"{self.prefix}:cache:epoch:tag:{_bounded(tag)}"
 
 

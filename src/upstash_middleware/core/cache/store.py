@@ -456,11 +456,13 @@ class Store(Struct, RedisStore, frozen=True):
 
     # --- Purging: new epochs in place of the old, in one call -----------------------------------
 
-    async def purge(self, what: Purge, rules: Sequence[CacheRule]) -> None:
+    async def purge(
+        self, what: Purge, rules: Sequence[CacheRule], groups: tuple[str, ...] = ()
+    ) -> None:
         """Carry out a purge; on an error it is not certain that all of it was done.
 
-        The rules say which parts of a query name a resource. Raises ValueError for an invalid URL
-        or directory, and for the path of no rule.
+        The rules say which parts of a query name a resource. ``groups`` are cache groups, as tags.
+        Raises ValueError for an invalid URL or directory, and for the path of no rule.
         """
         urls = [url for text in what.urls for url in urls_to_purge(text, rules)]
         scopes = scopes_to_purge(what.directories, what.rules, rules)
@@ -468,7 +470,9 @@ class Store(Struct, RedisStore, frozen=True):
         epochs += [self.names.url(url) for url in dict.fromkeys(urls)]
         epochs += [self.names.scope(scope) for scope in scopes]
         # A tag that no response can have needs no epoch.
-        tags = [self.names.tag(tag) for tag in dict.fromkeys(what.tags) if tag_refused(tag) is None]
+        possible = (tag for tag in dict.fromkeys(what.tags) if tag_refused(tag) is None)
+        what = replace(what, tags=(*possible, *groups))
+        tags = list(map(self.names.tag, what.tags))
         any_tag = self.names.any_tag if tags else None
         try:
             await self.replace_epochs([*epochs, *tags], any_tag, soft=what.soft)

@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from msgspec.structs import replace
 
 from upstash_middleware.clock import SystemClock
+from upstash_middleware.core.cache.entries import tags_and_groups
 from upstash_middleware.core.cache.http.reuse import current_age
 from upstash_middleware.local.billing import DOLLARS_PER_COMMAND
 from upstash_middleware.local.console import auth, formats, keys
@@ -341,5 +342,6 @@ _ENVIRONMENT.globals.update(
     kind_of=keys.kind_of,
     no_faults=NO_FAULTS,
     read_body=keys.read_body,
+    tags_and_groups=tags_and_groups,
     view_bytes=formats.view_bytes,
 )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from msgspec import Struct
 
+from upstash_middleware.core.cache.http.structured import FALSE, TRUE, dictionary, unquoted
 from upstash_middleware.messages import LONGEST_VALUE, split_list
 
 if TYPE_CHECKING:
@@ -154,18 +155,6 @@ def control_of(headers: Headers, targets: Iterable[str]) -> Directives:
     return cache_control(headers)
 
 
-# A Dictionary of RFC 8941 §4.2, one member at a time.
-_KEY = r"[a-z*][a-z0-9_\-.*]*+"
-_BARE_ITEM = (
-    r"(?:-?[0-9]{1,12}\.[0-9]{1,3}(?![0-9.])|-?[0-9]{1,15}(?![0-9.])"
-    r'|"(?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*+"'
-    r"|[A-Za-z*][!#$%&'*+\-.^_`|~0-9A-Za-z:/]*+|:[A-Za-z0-9+/=]*+:|\?[01])"
-)
-_PARAMETERS = rf"(?:; *+{_KEY}(?:={_BARE_ITEM})?+)*+"
-_INNER_LIST = rf"\( *+(?:{_BARE_ITEM}{_PARAMETERS}(?: ++|(?=\))))*+\)"
-_DICTIONARY_MEMBER = re.compile(
-    rf"({_KEY})(?:=({_BARE_ITEM}|{_INNER_LIST}))?+{_PARAMETERS}(?:[ \t]*+(,)[ \t]*+|\Z)"
-)
 _OF_SECONDS = frozenset({"max-age", "s-maxage", "stale-while-revalidate", "stale-if-error"})
 
 
@@ -175,31 +164,22 @@ def targeted_directives(value: str) -> dict[str, str | None] | None:
     It is a Dictionary: of a repeated key the last counts. A directive of delta-seconds with a
     value of another type makes the field invalid; the value False means that it does not apply.
     """
-    text = value.strip(" ")
-    found: dict[str, str | None] = {}
-    at = 0
-    while at < len(text):
-        member = _DICTIONARY_MEMBER.match(text, at)
-        if member is None or (member[3] and member.end() == len(text)):
-            return None
-        found[member[1]] = member[2]
-        at = member.end()
-    if not found:
+    given = dictionary(value)
+    if not given:
         return None
-    for name, item in [*found.items()]:
-        is_integer = item is not None and item[0] in "-0123456789" and "." not in item
+    found: dict[str, str | None] = {}
+    for name, item in given.items():
+        is_integer = item[0] in "-0123456789" and "." not in item
         if name in _OF_SECONDS and not is_integer:
             return None
-        if item == "?0":
-            del found[name]
-        elif item is None or item == "?1":
+        if item == TRUE:
             found[name] = None
         elif item[0] == '"':
-            found[name] = _ESCAPE.sub(r"\1", item[1:-1])
+            found[name] = unquoted(item)
         elif is_integer:
             found[name] = str(int(item))
-        elif item[0] in ":(-0123456789":
-            found[name] = ""
+        elif item != FALSE:
+            found[name] = "" if item[0] in "@%:(-0123456789" else item
     return found
 
 

@@ -23,6 +23,7 @@ from upstash_middleware.core.cache.http.directives import (
     staleness,
 )
 from upstash_middleware.core.cache.http.fields import client_addresses, shows_any
+from upstash_middleware.core.cache.http.groups import CACHE_GROUPS, groups_in
 from upstash_middleware.core.cache.http.reuse import has_validator, parse_part
 from upstash_middleware.core.cache.http.vary import selector_of_codings
 from upstash_middleware.core.cache.keys import drops_parameters
@@ -85,6 +86,8 @@ class Candidate(Struct, frozen=True):
     fields: KnownFields
     private: bool = False
     """Whether only the requesting user can ever get it."""
+    has_groups: bool = True
+    """Whether Cache-Groups counts."""
 
     @property
     def selecting(self) -> tuple[str, ...]:
@@ -96,7 +99,7 @@ class Plan(Struct, frozen=True):
     """A response to be stored, as far as it is known from its head."""
 
     stored: StoredResponse
-    """Without its body; with the tags of its rule and its own, and their ancestors."""
+    """Without its body; with the tags of its rule and its own, their ancestors, and its groups."""
     vary: tuple[str, ...]
     """The fields that select it."""
     keep: float
@@ -160,7 +163,7 @@ def plan(  # noqa: PLR0911 - one for each reason
     )
     if keep <= 0 or (lifetime <= age and not useful_stale):
         return "stale already"
-    all_tags = _tags(head.headers, tags)
+    all_tags = _tags_and_groups(candidate, tags)
     if isinstance(all_tags, str):
         return all_tags
     stored = StoredResponse(
@@ -253,6 +256,16 @@ def _selectors(candidate: Candidate) -> tuple[str, ...]:
         coding = candidate.head.headers.combined("content-encoding") or ""
         selectors.append(selector_of_codings(candidate.request.headers, coding))
     return tuple(selectors)
+
+
+def _tags_and_groups(candidate: Candidate, of_rule: tuple[str, ...]) -> tuple[str, ...] | str:
+    """Return a response's tags with their ancestors and its groups, or why it has too many."""
+    headers = candidate.head.headers
+    tags = _tags(headers, of_rule)
+    if isinstance(tags, str) or not candidate.has_groups:
+        return tags
+    groups = groups_in(CACHE_GROUPS, headers, candidate.request)
+    return groups if isinstance(groups, str) else tags + groups
 
 
 def _tags(headers: Headers, of_rule: tuple[str, ...]) -> tuple[str, ...] | str:

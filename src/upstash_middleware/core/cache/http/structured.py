@@ -1,0 +1,79 @@
+"""Structured fields (RFC 9651): Dictionaries, and lists of Strings.
+
+A value is parsed strictly and as a whole: one that does not parse is None. Quantifiers are
+possessive where a pattern could backtrack otherwise, so that the work is linear in the length.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_KEY = r"[a-z*][a-z0-9_\-.*]*+"
+_STRING = r'"(?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*+"'
+_BARE_ITEM = (
+    r"(?:-?[0-9]{1,12}\.[0-9]{1,3}(?![0-9.])|@?-?[0-9]{1,15}(?![0-9.])"
+    rf"|{_STRING}|[A-Za-z*][!#$%&'*+\-.^_`|~0-9A-Za-z:/]*+|:[A-Za-z0-9+/=]*+:|\?[01]"
+    r'|%"(?:[\x20\x21\x23\x24\x26-\x7e]|%[0-9a-f]{2})*+")'
+)
+_PARAMETERS = rf"(?:; *+{_KEY}(?:={_BARE_ITEM})?+)*+"
+_INNER_LIST = rf"\( *+(?:{_BARE_ITEM}{_PARAMETERS}(?: ++|(?=\))))*+\)"
+_END = r"(?:[ \t]*+(,)[ \t]*+|\Z)"
+_DICTIONARY_MEMBER = re.compile(rf"({_KEY})(?:=({_BARE_ITEM}|{_INNER_LIST}))?+{_PARAMETERS}{_END}")
+_STRING_MEMBER = re.compile(rf"({_STRING}){_PARAMETERS}{_END}")
+_INNER_STRING = re.compile(rf"({_STRING}){_PARAMETERS}(?: ++|(?=\)))")
+_ESCAPE = re.compile(r"\\(.)")
+
+TRUE: Final = "?1"
+FALSE: Final = "?0"
+
+
+def dictionary(value: str) -> dict[str, str] | None:
+    """Return a Dictionary's members as they are written, without their parameters (§4.2.2).
+
+    A member without a value is true. Of a repeated key the last counts.
+    """
+    text = value.strip(" ")
+    found: dict[str, str] = {}
+    at = 0
+    while at < len(text):
+        member = _DICTIONARY_MEMBER.match(text, at)
+        if member is None or (member[3] and member.end() == len(text)):
+            return None
+        found[member[1]] = member[2] or TRUE
+        at = member.end()
+    return found
+
+
+def strings(value: str) -> tuple[str, ...] | None:
+    """Return the members of a List of Strings (§4.2.1), None if one of them is anything else."""
+    text = value.strip(" ")
+    found = []
+    at = 0
+    while at < len(text):
+        member = _STRING_MEMBER.match(text, at)
+        if member is None or (member[2] and member.end() == len(text)):
+            return None
+        found.append(unquoted(member[1]))
+        at = member.end()
+    return tuple(found)
+
+
+def inner_strings(item: str) -> tuple[str, ...] | None:
+    """Return the Strings of an Inner List as it is written, None for any other item."""
+    if not item.startswith("("):
+        return None
+    found = []
+    at = 1 + len(item[1:]) - len(item[1:].lstrip(" "))
+    while item[at] != ")":
+        member = _INNER_STRING.match(item, at)
+        if member is None:
+            return None
+        found.append(unquoted(member[1]))
+        at = member.end()
+    return tuple(found)
+
+
+def unquoted(string: str) -> str:
+    """Return the text of a String as it is written."""
+    return _ESCAPE.sub(r"\1", string[1:-1])
