@@ -628,7 +628,7 @@ class ResponseStream(Struct, eq=False):
         if is_last and self._runtime.finishes_first:
             await self.finish(complete=True)
         await self._send(message)
-        if is_last:
+        if is_last and not self.finished:
             await self.finish(complete=True)
 
     async def _show_and_send(self, message: Message, piece: bytes, *, is_last: bool) -> None:

@@ -407,6 +407,37 @@ class _Problem(Struct, frozen=True):
 
 def denial(request: HTTPRequest, decision: Decision, now: float) -> Response:
     """Return the response for a request that a decision stops; ``now`` in seconds since 1970."""
+    seconds, media_type = seconds_to_wait(decision), _media_type(request)
+    if len(decision.policies) == 1 and seconds is not None:
+        (policy,) = decision.policies
+        reset = math.ceil(policy.reset)
+        response = _denial_of_one(
+            media_type, policy.name, policy.limit, policy.window, policy.remaining, reset, seconds
+        )
+    else:
+        response = _denial(media_type, decision, now)
+    # RFC 9110 §9.3.2: the fields are those of the GET, the body is left out.
+    return Response(response.head) if request.method == "HEAD" else response
+
+
+@lru_cache(maxsize=1024)
+def _denial_of_one(  # noqa: PLR0913, PLR0917 - what the response depends on
+    media_type: str,
+    name: str,
+    limit: int,
+    window: int | None,
+    remaining: int,
+    reset: int,
+    seconds: int,
+) -> Response:
+    """Return the response where a single limit denies, for the whole seconds to wait."""
+    state = PolicyState(name, limit, window, remaining, reset, False, seconds)
+    decision = Decision(False, name, "", limit, remaining, reset, seconds, (state,))
+    return _denial(media_type, decision, reset)
+
+
+def _denial(media_type: str, decision: Decision, now: float) -> Response:
+    """Return a denial's representation of a media type."""
     fields: Fields = ()
     match decision.settled_by:
         case "closed":
@@ -427,27 +458,19 @@ def denial(request: HTTPRequest, decision: Decision, now: float) -> Response:
             seconds, policies = seconds_to_wait(decision), decision.policies
             never = seconds is None and any(policy.never for policy in policies)
             violated = tuple([policy.name for policy in policies if not policy.allowed])
-            problem = _quota_exceeded(seconds, violated, never=never)
+            if seconds is not None:
+                detail = f"Try again in {seconds} {'second' if seconds == 1 else 'seconds'}."
+            elif never:
+                detail = "This request costs more than its quota; waiting does not help."
+            else:
+                detail = "Too many requests at once. Try again when others have ended."
+            kind = _PROBLEMS + "quota-exceeded"
+            problem = _Problem(429, kind, "Too many requests", detail, violated)
             fields = limit_fields(decision, now)
             if seconds is not None:
                 fields = ((b"Retry-After", b"%d" % seconds), *fields)
-    described, body = _represented(_media_type(request), problem)
-    head = ResponseHead(problem.status, Headers(described + fields))
-    # RFC 9110 §9.3.2: the fields are those of the GET, the body is left out.
-    return Response(head, b"" if request.method == "HEAD" else body)
-
-
-@lru_cache(maxsize=256)
-def _quota_exceeded(seconds: int | None, violated: tuple[str, ...], *, never: bool) -> _Problem:
-    """Return the problem of a quota that is used up, for ``seconds`` if that is known."""
-    if seconds is not None:
-        detail = f"Try again in {seconds} {'second' if seconds == 1 else 'seconds'}."
-    elif never:
-        detail = "This request costs more than its quota; waiting does not help."
-    else:
-        detail = "Too many requests at once. Try again when others have ended."
-    kind = _PROBLEMS + "quota-exceeded"
-    return _Problem(429, kind, "Too many requests", detail, violated)
+    described, body = _represented(media_type, problem)
+    return Response(ResponseHead(problem.status, Headers(described + fields)), body)
 
 
 def seconds_to_wait(decision: Decision) -> int | None:
