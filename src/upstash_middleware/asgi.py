@@ -203,7 +203,7 @@ class Middleware:
     def _add_to_state(self, scope: Scope) -> None:
         """Add the decision and the cache for handlers, even if nothing is limited or stored."""
         state = scope.setdefault("state", {})
-        if RUNTIME not in scope and self._for_state.keys().isdisjoint(state):
+        if not state and RUNTIME not in scope:
             scope.update(self._for_scope)
             state.update(self._for_state)
             return

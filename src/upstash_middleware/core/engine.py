@@ -187,7 +187,7 @@ class Engine:
         """
         parts = self.parts if inner is None else self.parts + inner.parts
         steps: list[Any] = []
-        pipelines: list[Pipeline] = []
+        pipeline: Pipeline | None = None
         for part in parts:
             try:
                 step = part.prepare(request)
@@ -200,17 +200,18 @@ class Engine:
             if step is None:
                 continue
             if isinstance(step, Prepared):
-                pipelines.append(step.pipeline)
+                own = step.pipeline
+                pipeline = own if pipeline is None else joined([pipeline, own])
             elif isinstance(step, PartExchange):
-                if step.refresh is not None and pipelines:  # an interruption would have to undo it
+                if pipeline is not None and step.refresh is not None:
+                    # An interruption would have to undo it.
                     return self._begin_together(request, inner, parts, steps)
                 if step.response is not None:
                     break
             else:
                 return self._begin_together(request, inner, parts, steps)
-        if not pipelines:
+        if pipeline is None:
             return self.exchange(request, inner, steps)
-        pipeline = pipelines[0] if len(pipelines) == 1 else joined(pipelines)
         return Begun(pipeline, self, request, inner, parts, steps)
 
     async def begin(self, request: HTTPRequest, inner: Engine | None = None) -> Exchange:
@@ -423,11 +424,11 @@ class Exchange(Struct, eq=False):
         return not (self.watching or self.holding)
 
     def __post_init__(self) -> None:  # noqa: PLR0912
-        parts = self._parts
+        parts, response = self._parts, None
         for part in self._begun:
             if part is None:
                 continue
-            if self.response is not None:
+            if response is not None:
                 self._unreached = (*self._unreached, part)
                 self._drop(part)
                 continue
@@ -442,12 +443,12 @@ class Exchange(Struct, eq=False):
                     self.locking = part
             if part.saves:
                 self.saving = self.session = part
-            if part.response is not None:
+            if (response := part.response) is not None:
                 if (refresh := part.refresh) is not None:
                     own = [refresh.exchange, *(each.detached() for each in self.engine.parts)]
                     self.refresh = Exchange(self.engine, refresh.request, own)
-                self.response = self._outward_from(len(parts) - 1, part.response)
-        if not self.watching or self.response is not None:
+                self.response = self._outward_from(len(parts) - 1, response)
+        if response is not None or not self.watching:
             return
         for part in self.watching:
             try:
