@@ -120,11 +120,11 @@ class Leases:
         with self._lock:
             holder, wasted = self._holder(charge, time)
             holder.count(cost, now, lease.milliseconds / 1000)
-            served = (
-                bool(holder.slices)
-                and (holder.left - cost >= holder.refill_at or not holder.wanted(lease, now))
-                and _use(holder, charge)
-            )
+            served = False
+            if holder.slices:
+                left = holder.left - cost
+                is_enough = left >= holder.refill_at or not holder.wanted(lease, now)
+                served = is_enough and _use(holder, charge, left)
         if wasted:
             self._emit(charge, wasted=wasted)
         return served
@@ -201,7 +201,7 @@ class Leases:
             if holder is None or not holder.slices:
                 return False
             wasted = holder.end(time)
-            served = _use(holder, charge)
+            served = _use(holder, charge, holder.left - charge.cost)
         self._emit(charge, wasted=wasted)
         return served
 
@@ -319,14 +319,17 @@ def _key(charge: RuleCharge) -> tuple[str, str, object]:
     return (charge.base, charge.rule.rule.name, charge.rule.tier)
 
 
-def _use(holder: _Holder, charge: RuleCharge) -> bool:
-    """Take a charge's cost from one slice, and decide by that; False if none has enough."""
+def _use(holder: _Holder, charge: RuleCharge, left: int) -> bool:
+    """Take a charge's cost from one slice, and decide by that; False if none has enough.
+
+    ``left`` are the units in all slices after that.
+    """
     for each in holder.slices:
         if each.units >= charge.cost:
             each.units -= charge.cost
             each.used += charge.cost
             charge.slice, charge.where = each, each.where
-            rule, left = charge.rule.rule, holder.left
+            rule = charge.rule.rule
             charge.decision = decided(
                 rule.name,
                 charge.identifier,

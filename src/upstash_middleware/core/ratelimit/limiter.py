@@ -378,7 +378,7 @@ class RateLimiter(Part):
 
     def _prepare_with_leases(self, request: HTTPRequest, charges: list[RuleCharge]) -> Step:
         served, charges = self._serve(charges)
-        if not charges and len(served) == 1:
+        if not charges and len(served) == 1:  # as most requests of a busy identifier
             return self._admit(request, served[0])
         known = [charge for charge in charges if self._recall(charge)]
         if known or not charges:
@@ -390,8 +390,12 @@ class RateLimiter(Part):
         leases = cast("Callable[[], Leases]", self._leases)()
         served, others = [], []
         for charge in charges:
-            may = charge.decision is None and charge.rule.lease is not None
-            if may and _is_alone(charge, charges) and leases.serve(charge, self._time):
+            if (
+                charge.decision is None
+                and charge.rule.lease is not None
+                and _is_alone(charge, charges)
+                and leases.serve(charge, self._time)
+            ):
                 served.append(charge)
             else:
                 others.append(charge)
