@@ -123,14 +123,14 @@ def test_what_is_done_after_the_last_byte_does_not_delay_it(
     upstash: LocalUpstash, monkeypatch: pytest.MonkeyPatch
 ):
     go = threading.Event()
-    afinish = Runtime.afinish
+    perform = Runtime.aperform_to_end
 
-    async def held_up(*arguments: Any, complete: bool) -> None:
-        with anyio.CancelScope(shield=True):  # as afinish itself does
+    async def held_up(runtime: Runtime, flow: Any) -> None:
+        with anyio.CancelScope(shield=True):  # as aperform_to_end itself does
             await until(go)
-        await afinish(*arguments, complete=complete)
+        await perform(runtime, flow)
 
-    monkeypatch.setattr(Runtime, "afinish", held_up)
+    monkeypatch.setattr(Runtime, "aperform_to_end", held_up)
     route, _ = piecemeal("page")
     with served_by_uvicorn(guarded(route)) as port:
         assert httpx.get(f"http://127.0.0.1:{port}/page", timeout=PATIENCE).text == "page"
