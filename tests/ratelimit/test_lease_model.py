@@ -54,6 +54,8 @@ DEADLINE = 1.0
 MOST_PROCESSES = 4
 LONGEST_SKEW = 1.0
 """Seconds: a tenth of the windows."""
+TAKEN = {"upstash", "lease"}
+"""By what a decision is settled if units were taken."""
 _prefixes = count()
 
 
@@ -343,6 +345,8 @@ class LeaseMachine(RuleBasedStateMachine):
         self.note_slices(process, call, exchange)
         for name, decision in decisions.items():
             assert decision.remaining >= 0
+            if exchange.response is None and decision.allowed and decision.settled_by in TAKEN:
+                assert name in charges, "admitted, and taken from nothing"
             # What a shadow rule counts for a request that another rule denies is not to be settled.
             if decision.settled_by == "lease" and name in charges:
                 self.check_alive(process, name, charges[name], call)

@@ -180,3 +180,129 @@ def test_a_denial_does_not_shorten_the_pause_after_a_lost_reply(
     calls(store)
     passed(limiter, store, *[get("/a")] * 20)
     assert calls(store) == 20
+
+
+def test_no_slice_outlasts_the_window_that_it_was_taken_from(
+    limiter_of: Make, store: ValkeyStore, clock: FakeClock
+) -> None:
+    limiter = leasing(limiter_of, "fixed 1000/10s; 5000/min", 5)
+    clock.move(9.5)
+    passed(limiter, store, *[get("/a")] * 20)
+    calls(store)
+    clock.move(0.499)
+    passed(limiter, store, get("/a"))
+    assert not calls(store)
+    clock.move(0.001)
+    passed(limiter, store, get("/a"))
+    assert calls(store) == 1
+
+
+@pytest.mark.parametrize("clocks", [("time",), ("since_boot",)])
+def test_a_slice_ends_by_either_clock(
+    limiter_of: Make, store: ValkeyStore, clock: FakeClock, clocks: tuple[str, ...]
+) -> None:
+    """A machine that slept has none, and setting the clock does not prolong one."""
+    limiter = leasing(limiter_of, FixedWindow(1000, 60))
+    passed(limiter, store, *[get("/a")] * 20)
+    calls(store)
+    for each in clocks:
+        setattr(clock, each, getattr(clock, each) + 1)
+    passed(limiter, store, get("/a"))
+    assert calls(store) == 1
+
+
+def test_what_is_left_of_a_window_is_not_given_back_to_the_next_one(
+    limiter_of: Make, store: ValkeyStore, clock: FakeClock, events: list[Event]
+) -> None:
+    limit = FixedWindow(1000, 10)
+    limiter = leasing(limiter_of, limit)
+    passed(limiter, store, *[get("/a")] * 20)
+    clock.move(10)
+    whole = RateLimitRule("/a", limit, name="r", cost=500)
+    passed(limiter_of(whole), store, get("/a"))
+    passed(limiter, store, get("/a"))
+    assert by_the_counter(limiter_of, store, limit) == 1000 - 500 - 1
+    assert {each.change for each in events if isinstance(each, QuotaLeased)} == {"leased", "wasted"}
+
+
+def test_one_call_at_a_time_asks_for_a_slice_of_at_most_the_share(
+    limiter_of: Make, store: ValkeyStore, events: list[Event]
+) -> None:
+    limiter = leasing(limiter_of, FixedWindow(1000, 60), Lease(share=0.01))
+    flows = [limiter.begin(get("/a")) for _ in range(40)]
+    pipelines = [flow.send(None) for flow in flows]
+    for flow, pipeline in zip(flows, pipelines, strict=True):
+        assert isinstance(pipeline, Pipeline)
+        with pytest.raises(StopIteration):
+            flow.send(store.execute(pipeline))
+    (leased,) = [each.units for each in events if isinstance(each, QuotaLeased)]
+    assert leased == 10  # of the 990 that the tenth request leaves
+
+
+def test_a_refund_never_goes_into_another_slice(
+    limiter_of: Make, store: ValkeyStore, clock: FakeClock
+) -> None:
+    limit = FixedWindow(1000, 10)
+    limiter = leasing(limiter_of, limit, settle=lambda request, response: 0)
+    for _ in range(20):
+        exchange = begin(limiter, store, get("/a"))
+    clock.move(10)
+    passed(limiter, store, *[get("/a")] * 12)
+    calls(store)
+    remaining_before = remaining(limiter, store)
+    assert not calls(store)
+    assert finish(exchange, store)
+    assert remaining(limiter, store) == remaining_before - 1
+
+
+def test_a_refund_after_a_slice_was_given_back_reaches_the_counter(
+    limiter_of: Make, store: ValkeyStore
+) -> None:
+    limit = FixedWindow(1000, 60)
+    limiter = leasing(limiter_of, limit, settle=lambda request, response: 0)
+    exchanges = [begin(limiter, store, get("/a")) for _ in range(20)]
+    run(limiter.flush(), store)
+    for exchange in exchanges:
+        finish(exchange, store)
+    assert by_the_counter(limiter_of, store, limit) == 1000
+
+
+def test_a_rule_that_denies_beside_others_is_not_overruled_by_its_slice(
+    limiter_of: Make, store: ValkeyStore
+) -> None:
+    """The others have taken nothing."""
+    rules = (
+        RateLimitRule("/a", FixedWindow(1000, 60), name="r", lease=Lease(share=0.5)),
+        RateLimitRule("/a", FixedWindow(5000, 60), name="other"),
+    )
+    limiter = limiter_of(*rules, match="all", remember_denials=0)
+    admitted = sum(passed(limiter, store, *[get("/a")] * 30))
+    left = by_the_counter(limiter_of, store, FixedWindow(1000, 60))
+    whole = RateLimitRule("/a", FixedWindow(1000, 60), name="r", cost=left)
+    passed(limiter_of(whole), store, get("/a"))
+    admitted += sum(passed(limiter, store, *[get("/a")] * 100))
+    other = limiter_of(RateLimitRule("/a", FixedWindow(5000, 60), name="other"))
+    seen = run(other.peek(get("/a")), store)
+    assert seen is not None
+    assert seen.remaining == 5000 - admitted
+
+
+def test_a_reset_drops_the_slices_of_its_process(limiter_of: Make, store: ValkeyStore) -> None:
+    limit = FixedWindow(1000, 60)
+    limiter = leasing(limiter_of, limit, Lease(share=1))
+    passed(limiter, store, *[get("/a")] * 60)
+    run(limiter.reset("r", "ip=203.0.113.7"), store)
+    assert sum(passed(limiter, store, *[get("/a")] * 1100)) == 1000
+
+
+def test_a_slice_that_is_given_back_for_a_higher_cost_is_not_used_any_more(
+    limiter_of: Make, store: ValkeyStore
+) -> None:
+    limit = FixedWindow(1000, 60)
+    limiter = leasing(limiter_of, limit)
+    passed(limiter, store, *[get("/a")] * 20)
+    left = remaining(limiter, store) - by_the_counter(limiter_of, store, limit)
+    assert left > 0
+    run(limiter.begin_call("r", "ip=203.0.113.7", left + 1), store)
+    run(limiter.flush(), store)
+    assert by_the_counter(limiter_of, store, limit) == 1000 - 21 - (left + 1)

@@ -79,3 +79,11 @@ def test_real_processes_on_skewed_clocks_admit_what_the_definition_does(
 ) -> None:
     """``benchmarks/skewed_processes.py`` with fewer requests than its 50,000."""
     assert skewed_processes.measure(upstash, limit, 4000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", skewed_processes.LEASED, ids=str)
+def test_real_processes_with_leases_admit_no_more_than_the_definition_does(
+    upstash: LocalUpstash, limit: Limit
+) -> None:
+    assert skewed_processes.measure(upstash, limit, 50_000, skewed_processes.LEASE)
