@@ -325,7 +325,7 @@ class LeaseMachine(RuleBasedStateMachine):
             else:
                 call.flow.send(call.replies)
         except StopIteration as end:
-            self.decided(process, call.identifier, end.value, call, fresh=fresh)
+            self.decided(process, call.identifier, end.value, call, fresh=fresh and not lost)
         else:
             raise AssertionError("a decision takes one call")
 

@@ -244,8 +244,7 @@ def test_a_refund_never_goes_into_another_slice(
 ) -> None:
     limit = FixedWindow(1000, 10)
     limiter = leasing(limiter_of, limit, settle=lambda request, response: 0)
-    for _ in range(20):
-        exchange = begin(limiter, store, get("/a"))
+    *_, exchange = [begin(limiter, store, get("/a")) for _ in range(20)]
     clock.move(10)
     passed(limiter, store, *[get("/a")] * 12)
     calls(store)
