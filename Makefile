@@ -37,11 +37,15 @@ test: lint ## format, lint, types, import contract, all tests, coverage
 	test -z "$$failed" || $(AGAIN)
 	@$(BIN)/coverage report --fail-under=$(COVERAGE) > $(VENV)/coverage.log 2>&1 || { cat $(VENV)/coverage.log; exit 1; }
 
-test-all: test docs ## the same, the site, a soak, and what needs Node (the JavaScript SDKs, pyright) and Chromium (the console)
+test-all: test docs ## the same, the site, a soak, and what needs Node (the JavaScript SDKs, pyright), Chromium (the console) and Varnish (a CDN)
 	@command -v npm >/dev/null || { $(ROOT) apt-get -qq update && $(ROOT) apt-get -qq install -y nodejs npm; }
 	@cd tests/node && npm ci --silent --no-audit --no-fund
 	@$(CHROMIUM)
+	@$(VARNISH)
 	@$(BIN)/python -m pytest -q --numprocesses=auto -m "node or slow or browser" || $(AGAIN) -m "node or slow or browser"
+
+VARNISH := command -v varnishd >/dev/null || \
+    { $(ROOT) apt-get -qq update && $(ROOT) apt-get -qq install -y --no-install-recommends varnish; }
 
 test-frameworks: $(READY) ## run the frameworks' own tests through the middleware; ONLY="flask django", MODE=cache
 	@$(BIN)/python -m tests.frameworks $(foreach name,$(ONLY),--framework $(name)) $(foreach mode,$(MODE),--mode $(mode))

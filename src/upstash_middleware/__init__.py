@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from upstash_middleware.core.cache import CacheRule
+    from upstash_middleware.core.cache import CacheRule, Purge
     from upstash_middleware.core.identify import (
         Identifier,
         client_ip,
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         MissingCredentials,
         NotConnected,
         NotStorable,
+        PurgeNotPassedOn,
         Refused,
         UnexpectedAnswer,
         UpstashError,
@@ -88,6 +89,8 @@ __all__ = [
     "NotConnected",
     "NotStorable",
     "PolicyState",
+    "Purge",
+    "PurgeNotPassedOn",
     "RateLimitRule",
     "RateLimited",
     "Redis",

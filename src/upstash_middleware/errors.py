@@ -3,6 +3,7 @@
 UpstashMiddlewareError
 ├── ConfigurationError            a setting is wrong; raised at startup
 │   └── MissingCredentials        no URL or token; raised when they are first needed
+├── PurgeNotPassedOn              the function of the setting on_purge raised
 ├── NotStorable                   a value would not come back equal and of the same type
 ├── RateLimited                   a Limiter denied a call; it is in limiter.py
 └── UpstashError                  a call to Upstash failed
@@ -67,6 +68,13 @@ class ConfigurationError(UpstashMiddlewareError, ValueError):
 
 class MissingCredentials(ConfigurationError):
     """Neither the settings nor the environment contain the database's URL and token."""
+
+
+class PurgeNotPassedOn(UpstashMiddlewareError):
+    """A purge was carried out on Redis, and the function of the setting ``on_purge`` then raised.
+
+    What it raised is the ``__cause__``. The CDN may still serve what was purged; purge again.
+    """
 
 
 class NotStorable(UpstashMiddlewareError, TypeError):

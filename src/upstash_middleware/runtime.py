@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from upstash_middleware.clock import SystemClock, remembering
 from upstash_middleware.core.engine import Begun, Engine, Exchange, Part
-from upstash_middleware.core.flow import together
+from upstash_middleware.core.flow import call, together
 from upstash_middleware.core.identify import (
     PLATFORMS,
     application_address,
@@ -30,7 +30,7 @@ from upstash_middleware.core.identify import (
 )
 from upstash_middleware.core.ratelimit.memory import Denials
 from upstash_middleware.drivers import arun, run
-from upstash_middleware.errors import ConfigurationError, named_part
+from upstash_middleware.errors import ConfigurationError, PurgeNotPassedOn, named_part
 from upstash_middleware.events import SettingDoubted, UpstashAnswered, UpstashCalled
 from upstash_middleware.logs import LogObserver, logger
 from upstash_middleware.settings import Settings, settings_from
@@ -433,6 +433,7 @@ class Runtime:
                 credential_fields=settings.credential_fields,
                 reflected_fields=settings.reflected_fields,
                 groups=settings.cache_groups,
+                cdn=settings.cdn,
             )
         return self._cache
 
@@ -574,13 +575,25 @@ class Runtime:
         return self.invalidate(Purge(urls, **given))
 
     async def invalidate(self, what: Purge) -> None:
-        """Carry out a purge: of stored responses, and of values with the same tags. A flow."""
+        """Carry out a purge: of stored responses, and of values with the same tags. A flow.
+
+        Then pass it on to the function of the setting ``on_purge``. Raises UpstashError,
+        PurgeNotPassedOn, and ValueError for an invalid URL or directory or an unknown rule.
+        """
         try:
             await self.cache.purge(what)
         finally:
             if what.tags:
                 for data in list(self._data.values()):
                     data.get().purged(what.tags)
+        if (on_purge := self.settings.on_purge) is not None:
+            try:
+                await call(on_purge, self.cache.for_cdn(what))
+            except Exception as error:
+                raise PurgeNotPassedOn(
+                    "on_purge: the purge was carried out on Redis, and the function that passes it "
+                    f"on raised {type(error).__name__}: {error}"
+                ) from error
 
     def data(self, kind: str = "data", codec: Codec | None = None) -> DataStore:
         """Return the application's values of a kind, whose methods are flows.

@@ -26,7 +26,7 @@ from upstash_middleware.errors import ConfigurationError, named_part
 from upstash_middleware.messages import Discreet
 
 if TYPE_CHECKING:
-    from upstash_middleware.core.cache import CacheRule
+    from upstash_middleware.core.cache import CacheRule, Purge
     from upstash_middleware.core.clock import Duration
     from upstash_middleware.core.identify import AnyExtractor
     from upstash_middleware.core.ratelimit.charges import Match
@@ -53,6 +53,8 @@ NOT_OF_SESSIONS = (
     "deny_list",
     "on_denied",
     "cache",
+    "cdn",
+    "on_purge",
     "purge_path",
     "purge_token",
 )
@@ -172,6 +174,14 @@ class Arguments(TypedDict, total=False):
     """Request fields whose value the application may put into a page or a redirect, such as
     ``("X-Brand",)``, beside those that the package knows, such as X-Forwarded-Host. Each value has
     its own stored responses. Also UPSTASH_MIDDLEWARE_REFLECTED_FIELDS, separated by commas."""
+    cdn: str
+    """The CDN in front: ``"cloudflare"``, ``"fastly"``, ``"vercel"``, ``"netlify"`` or
+    ``"akamai"``. What is stored here gets the tags that this CDN reads, in its own field, so that
+    ``on_purge`` can purge it there too; default None."""
+    on_purge: Callable[[Purge], Any]
+    """A function, sync or async, that gets each Purge after it was carried out on Redis, for
+    instance to pass its ``cdn_tags`` on to a CDN; default None. If it raises, ``purge`` raises
+    PurgeNotPassedOn. The invalidation by an unsafe request (RFC 9111 §4.4) is not passed on."""
     purge_path: str
     """The path where ``POST ?url=…&tag=…`` purges, such as ``"/internal/purge"``; default None."""
     purge_token: str
@@ -248,6 +258,8 @@ class Settings(Discreet, Struct, frozen=True, kw_only=True):
     data_l1_seconds: float
     credential_fields: tuple[str, ...]
     reflected_fields: tuple[str, ...]
+    cdn: str | None
+    on_purge: Callable[[Purge], Any] | None
     purge_path: str | None
     purge_token: str | None
     url: str | None
@@ -368,6 +380,12 @@ def _check_together(settings: Settings, arguments: Mapping[str, Any], source: st
             f"{_named(source, missing)}: it is missing; purge_path and purge_token go together"
         )
     _check_encryption(settings, source)
+    for index, rule in enumerate(settings.cache):
+        if rule.downstream_cdn is not None and settings.cdn is None:
+            named = named_part(f"{_named(source, 'cache')}[{index}]", "downstream_cdn")
+            raise ConfigurationError(
+                f"{named}: it needs the setting cdn, such as 'fastly', which says in which field"
+            )
     if settings.cache_previous_version and settings.cache_version in (
         None,
         settings.cache_previous_version,
@@ -532,6 +550,21 @@ def _function(name: str, value: Any) -> Any:
     return value
 
 
+def _on_purge(name: str, value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise ConfigurationError(f"{name}: {value!r} should be a function of one Purge")
+    return value
+
+
+def _cdn(name: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    from upstash_middleware.core.cache.cdn import CDNS  # noqa: PLC0415 - only with a CDN
+
+    cdn: str = _one_of(*CDNS)(name, value)
+    return cdn
+
+
 def _lease(name: str, value: Any) -> Lease | None:
     try:
         return None if value is None else lease_in(value) or None
@@ -662,6 +695,8 @@ _SETTINGS: dict[str, tuple[_Reader, Any]] = {
     "data_l1_seconds": (_duration(most=60, above=True), 5.0),
     "credential_fields": (_field_names("X-Company-Token"), ()),
     "reflected_fields": (_field_names("X-Brand"), ()),
+    "cdn": (_cdn, None),
+    "on_purge": (_on_purge, None),
     "purge_path": (_matching(r"/[^?#%{}]*", "a path such as '/internal/purge'"), None),
     "purge_token": (_secret, None),
     "url": (_text, None),

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from upstash_redis import Redis
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.cli.conftest import Call
     from upstash_middleware.local import LocalUpstash
@@ -87,6 +87,41 @@ def test_what_was_purged_says_by_what(
     assert why in told.data["why"]
     status = client.get("/products/7?vary=X-A").headers["cache-status"]
     assert f"fwd={told.data['outcome']};" in status
+
+
+PASSING_ON = """
+from upstash_middleware import CacheRule
+from upstash_middleware.asgi import CacheMiddleware
+
+passed = []
+
+
+async def application(scope, receive, send):
+    pass
+
+
+def on_purge(purge):
+    passed.append(purge.cdn_tags)
+    if purge.everything:
+        raise RuntimeError("the CDN is down")
+
+
+app = CacheMiddleware(application, cache=[CacheRule("/a")], cdn="fastly", on_purge=on_purge)
+"""
+
+
+def test_a_purge_is_passed_on_by_the_application_s_function_and_a_failure_has_its_own_exit_code(
+    call: Call, module: Callable[[str], str], upstash: LocalUpstash
+) -> None:
+    """The purge itself is done then."""
+    name = module(PASSING_ON)
+    assert call("cache", "purge", "/a", "--app", f"{name}:app").code == 0
+    told = call("cache", "purge", "--everything", "--app", f"{name}:app", "--json")
+    assert (told.code, told.data["error"]["kind"]) == (6, "on_purge")
+    assert "RuntimeError: the CDN is down" in told.data["error"]["message"]
+    assert importlib.import_module(name).passed == [("url:/a",), ("everything",)]
+    with Redis(upstash.url, upstash.token) as redis:
+        assert redis.exists("upstash-middleware:cache:epoch:all")
 
 
 def test_a_soft_purge_leaves_it_stale(call: Call, shop: str, client: TestClient) -> None:

@@ -96,6 +96,7 @@ def _show(explanation: CacheExplanation) -> dict[str, object]:
         "variant": explanation.variant,
         "tags": explanation.tags,
         "groups": explanation.groups,
+        "CDN tags": explanation.cdn_tags,
     }
     if explanation.age is None or explanation.lifetime is None:
         return shown

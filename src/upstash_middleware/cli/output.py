@@ -23,6 +23,7 @@ from upstash_middleware.errors import (
     DeadlineExceeded,
     MissingCredentials,
     NotConnected,
+    PurgeNotPassedOn,
     Refusal,
     Refused,
     UpstashError,
@@ -50,13 +51,15 @@ class Exit(IntEnum):
     """Upstash could not be reached, or did not answer as expected."""
     REFUSED = 5
     """Upstash refused: the token, its permission, the quota."""
+    NOT_PASSED_ON = 6
+    """A purge was carried out on Redis, and the application's ``on_purge`` failed."""
 
 
 class UsageError(Exception):
     """The command line is wrong; the message says what would be right."""
 
 
-EXPECTED = (UsageError, ConfigurationError, UpstashError)
+EXPECTED = (UsageError, ConfigurationError, PurgeNotPassedOn, UpstashError)
 """Errors that are explained; all others are bugs in this program and show their traceback."""
 
 
@@ -115,7 +118,7 @@ _HINTS: dict[type[Exception], str] = {
 }
 
 
-def _explain(error: Exception) -> tuple[Exit, str, str]:
+def _explain(error: Exception) -> tuple[Exit, str, str]:  # noqa: PLR0911 - one for each kind
     """The exit code of an error, its kind in JSON, and what may help."""
     match error:
         case UsageError():
@@ -125,6 +128,8 @@ def _explain(error: Exception) -> tuple[Exit, str, str]:
             return Exit.CONFIGURATION, "credentials", hint
         case ConfigurationError():
             return Exit.CONFIGURATION, "configuration", ""
+        case PurgeNotPassedOn():
+            return Exit.NOT_PASSED_ON, "on_purge", "purge again, or purge the CDN in another way"
         case Refused():
             return Exit.REFUSED, "refused", _REMEDIES[error.kind]
         case CommandError() if refusal := refusal_in(str(error)):

@@ -19,6 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from upstash_middleware.core.cache import keys
+from upstash_middleware.core.cache.cdn import CDNS
 from upstash_middleware.core.cache.entries import (
     Damaged,
     Epoch,
@@ -187,6 +188,7 @@ class Cache(Part):
         credential_fields: Sequence[str] = (),
         reflected_fields: Sequence[str] = (),
         groups: bool = True,
+        cdn: str | None = None,
         randomness: Callable[[int], bytes] = urandom,
     ) -> None:
         """Make a cache; nothing is sent to Upstash, and ``secret`` is not called, before a request.
@@ -238,6 +240,7 @@ class Cache(Part):
             shows_keys,
             known_fields(tuple(credential_fields), tuple(reflected_fields)),
             groups,
+            None if cdn is None else CDNS[cdn],
         )
         paths = {f"cache[{index}]": rule.path for index, rule in enumerate(self._rules)}
         self._unmatched = Unmatched(paths, observe)
@@ -540,6 +543,11 @@ class Cache(Part):
         """
         await self._store.purge(what, self._rules)
 
+    def for_cdn(self, what: Purge) -> Purge:
+        """Return a purge with the tags by which the CDN finds all of it."""
+        cdn = self._context.cdn
+        return what if cdn is None else replace(what, cdn_tags=cdn.tags_of_purge(what, self._rules))
+
     def forget(self) -> None:
         """Clear what this process remembers; what is on Redis stays."""
         self._store.forget()
@@ -566,6 +574,9 @@ class Cache(Part):
         if isinstance(target, str):
             return CacheExplanation("bypass", target, setting)
         explanation = await explain(self._store, target, can_refresh=self._context.can_refresh)
+        cdn = self._context.cdn
+        if cdn is not None and not target.private:
+            explanation = replace(explanation, cdn_tags=cdn.tags_of(target, explanation.tags))
         return replace(explanation, rule=setting)
 
 
@@ -654,7 +665,9 @@ def choose(found: Found) -> CacheExchange:
 def _from_stored(found: Found, stored: StoredResponse, age: float, detail: str) -> Response | None:
     """Return the response from a stored one, None if that is damaged."""
     # Age and Cache-Status have whole seconds, so a popular response has the same head many times.
-    made_of = floor(age), floor(stored.lifetime - age), detail, found.rule.downstream
+    rule = found.rule
+    sent = rule.downstream, rule.downstream_cdn
+    made_of = floor(age), floor(stored.lifetime - age), detail, sent
     last_made_of, head = found.lookup.last_head[0]
     if last_made_of != made_of:
         head = found.head_of(stored, age, hit=True, detail=detail)

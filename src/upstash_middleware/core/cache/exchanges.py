@@ -47,6 +47,7 @@ from upstash_middleware.messages import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from upstash_middleware.core.cache.cdn import CDN
     from upstash_middleware.core.cache.entries import StoredResponse
     from upstash_middleware.core.cache.http.directives import Directives
     from upstash_middleware.core.cache.http.fields import KnownFields
@@ -97,6 +98,8 @@ class Context(Struct, frozen=True):
     fields: KnownFields
     has_groups: bool
     """Whether Cache-Groups and Cache-Group-Invalidation count."""
+    cdn: CDN | None
+    """The CDN in front, if the application has said which."""
 
 
 class Found(Struct, frozen=True):
@@ -148,7 +151,7 @@ class Found(Struct, frozen=True):
         """Return the head of a stored response as it is sent, with these parts of Cache-Status."""
         field = cache_status(ttl=stored.lifetime - age, key=self.shown_key, **status)
         head = reuse.head_of(stored, age, self.context.store.profile, field)
-        return _for_downstream(head, self.rule)
+        return _for_downstream(head, self, stored.tags)
 
     def may_be_stored(self) -> bool:
         """Whether the response could be stored, as far as the request decides."""
@@ -231,14 +234,28 @@ def _with_status(head: ResponseHead, status: tuple[bytes, bytes]) -> ResponseHea
     return ResponseHead(head.status, headers.adding(status))
 
 
-def _for_downstream(head: ResponseHead, rule: CacheRule) -> ResponseHead:
-    """Return the head of a response that is stored here with the rule's own Cache-Control.
+def _for_downstream(head: ResponseHead, found: Found, tags: Iterable[str]) -> ResponseHead:
+    """Return the head of a response that is stored here as clients and other caches get it.
+
+    With the rule's own Cache-Control, and the tags by which a CDN finds it.
+    """
+    rule, cdn = found.rule, found.context.cdn
+    if rule.downstream is not None:
+        head = _with_downstream(head, rule)
+    if cdn is None or found.target.private:
+        return head
+    if rule.downstream_cdn is None and rule.forbids_downstream:
+        return head
+    tags = cdn.tags_of(found.target, tags)
+    return ResponseHead(head.status, cdn.sent(head.headers, tags, rule.downstream_cdn))
+
+
+def _with_downstream(head: ResponseHead, rule: CacheRule) -> ResponseHead:
+    """Return a head with the rule's Cache-Control.
 
     Its Vary names what the rule selects by, which other caches cannot know otherwise.
     """
-    if rule.downstream is None:
-        return head
-    headers = head.headers.without("expires").setting("cache-control", rule.downstream)
+    headers = head.headers.without("expires").setting("cache-control", rule.downstream or "")
     selecting = [*rule.vary_headers, *(["Cookie"] if rule.vary_cookies else [])]
     named = vary_fields(headers)
     if added := [name for name in selecting if name.lower() not in named and "*" not in named]:
@@ -348,7 +365,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
             self._finish_body()
         elif length is None and head.status not in WITHOUT_BODY:  # it streams, perhaps for ever
             self.resolve(NotShared.UNSHAREABLE)
-        sent = _for_downstream(head, found.rule)
+        sent = _for_downstream(head, found, planned.stored.tags)
         return self._sent(head, sent, stored=self._is_certain(planned))
 
     def chunk(self, data: bytes) -> None:

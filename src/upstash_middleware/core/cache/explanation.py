@@ -54,6 +54,8 @@ class CacheExplanation(Struct, frozen=True):
     """Bytes of its body."""
     groups: tuple[str, ...] = ()
     """Its cache groups (RFC 9875)."""
+    cdn_tags: tuple[str, ...] = ()
+    """By which the CDN finds it, with the setting ``cdn``."""
 
 
 _USES = {

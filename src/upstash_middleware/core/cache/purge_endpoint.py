@@ -15,8 +15,8 @@ from urllib.parse import parse_qsl
 from upstash_middleware.core.cache.exchanges import Answered
 from upstash_middleware.core.cache.store import Purge
 from upstash_middleware.core.engine import Part
-from upstash_middleware.errors import UpstashError
-from upstash_middleware.events import UpstashFailed
+from upstash_middleware.errors import PurgeNotPassedOn, UpstashError
+from upstash_middleware.events import UpstashFailed, UserCodeFailed
 from upstash_middleware.messages import Headers, Response, ResponseHead
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class PurgeEndpoint(Part):
         """Answer a request: 200, or why nothing was purged."""
         return Answered(response=await self._answer(request))
 
-    async def _answer(self, request: HTTPRequest) -> Response:
+    async def _answer(self, request: HTTPRequest) -> Response:  # noqa: PLR0911 - one each
         # First, because limits may not count such requests, and they must reveal no token.
         if request.method != "POST":
             return _response(405, "Purge with POST.", allow="POST")
@@ -67,6 +67,10 @@ class PurgeEndpoint(Part):
         except UpstashError as error:
             self._emit(UpstashFailed("purge", error))
             return _response(503, "The purge may be incomplete; try again.")
+        except PurgeNotPassedOn as error:
+            cause = error.__cause__
+            self._emit(UserCodeFailed("on_purge", cause if isinstance(cause, Exception) else error))
+            return _response(502, "Purged, and not passed on to the CDN; try again.")
         return _response(200, "Purged.")
 
     def _is_authorized(self, request: HTTPRequest) -> bool:

@@ -84,6 +84,10 @@ class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     """The Cache-Control that clients and other caches get for what is stored here, in place of the
     response's own; under a rule with ``user`` it says ``private``. Fields and cookies that the
     rule selects by are added to Vary."""
+    downstream_cdn: str | None = None
+    """What the CDN in front gets in place of Cache-Control for what is stored here, such as
+    ``max-age=86400``, in the field that only this CDN reads: ``Surrogate-Control`` with the setting
+    ``cdn="fastly"``."""
     deadline: Duration | None = None
     """Seconds that a call for these requests and the cache alone may take; None for the setting
     ``cache_deadline``."""
@@ -113,6 +117,11 @@ class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     def __hash__(self) -> int:
         # Without negative_ttl, which may be a mapping.
         return hash(tuple(getattr(self, name) for name in FIELDS if name != "negative_ttl"))
+
+    @cached_property
+    def forbids_downstream(self) -> bool:
+        """Whether ``downstream`` forbids other shared caches to store its responses."""
+        return self.downstream is not None and not _words(self.downstream).isdisjoint(_FORBIDDING)
 
     def covers(self, path: str) -> bool:
         """Whether the rule is for this path, whatever the method."""
@@ -242,14 +251,28 @@ def _check(rule: CacheRule) -> None:
         _check_tag(tag, rule.pattern)
 
 
+_FORBIDDING = frozenset({"private", "no-store"})
+
+
+def _words(control: str) -> set[str]:
+    return {word.strip().lower() for word in control.split(",")}
+
+
 def _check_downstream(rule: CacheRule) -> None:
     downstream = rule.downstream
+    for_cdn: Any = rule.downstream_cdn
+    if for_cdn is not None and not (isinstance(for_cdn, str) and re.fullmatch("[ -~]+", for_cdn)):
+        raise _invalid("downstream_cdn", for_cdn, "text such as 'max-age=86400'")
+    if for_cdn is not None and rule.user is not None:
+        raise ConfigurationError(
+            f"CacheRule.downstream_cdn = {for_cdn!r}: with user=, the CDN would give one user's "
+            "page to the next; leave it out"
+        )
     if downstream is None:
         return
     if not isinstance(downstream, str):
         raise _invalid("downstream", downstream, "text such as 'max-age=5'")
-    words = {word.strip().lower() for word in downstream.split(",")}
-    if rule.user is not None and ('"' in downstream or words.isdisjoint({"private", "no-store"})):
+    if rule.user is not None and ('"' in downstream or not rule.forbids_downstream):
         raise ConfigurationError(
             f"CacheRule.downstream = {downstream!r}: with user=, other caches would give one "
             f"user's page to the next; write {f'private, {downstream}'!r}"

@@ -140,6 +140,9 @@ class Purge(Struct, frozen=True):
     soft: bool = False
     directories: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
+    cdn_tags: tuple[str, ...] = ()
+    """For ``on_purge``, with the setting ``cdn``: the tags by which the CDN finds all of this, as
+    they are spelled in the field that it reads."""
 
 
 class Guess(Struct, frozen=True):

@@ -1,0 +1,91 @@
+"""A CDN in front: the fields by which it tags what it stores and limits how long, and its purges.
+
+Whatever a purge here reaches, the CDN finds by a tag: of the response, of its URL, of its
+directories and its rule, and of everything. So each purge is passed on as tags alone.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
+
+from msgspec import Struct
+
+from upstash_middleware.core.cache.entries import tags_and_groups
+from upstash_middleware.core.cache.keys import scopes_to_purge, urls_to_purge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from upstash_middleware.core.cache.rules import CacheRule
+    from upstash_middleware.core.cache.store import Purge, Target
+    from upstash_middleware.messages import Headers
+
+_PRINTABLE: Final = "!#$&'()*+./:;<=>?@[]^`{|}~"
+"""What a tag keeps beside letters, digits, ``_`` and ``-``; not what separates tags, nor ``%``."""
+
+
+class CDN(Struct, frozen=True):
+    """How one CDN reads tags and lifetimes."""
+
+    tag_field: str
+    separator: str
+    control_field: str
+    """The field that only this CDN reads in place of Cache-Control."""
+    longest_tag: int
+    """Characters of one tag."""
+    longest_field: int
+    """Bytes of the field with the tags."""
+    most_tags: int
+    safe: str = _PRINTABLE
+    """The characters that a tag may have beside letters, digits, ``_``, ``-``, ``.`` and ``~``."""
+
+    def spelled(self, tag: str) -> str:
+        """Return a tag as the CDN can read it: percent-encoded, and a digest if it is too long."""
+        text = quote(tag, safe=self.safe)
+        if len(text) <= self.longest_tag:
+            return text
+        return f"~{sha256(tag.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+    def tags_of(self, target: Target, tags: Iterable[str]) -> tuple[str, ...]:
+        """Return what the CDN finds a response by, as spelled in its field."""
+        own, _ = tags_and_groups(tags)  # a CDN that knows cache groups reads their field itself
+        named = ("everything", *target.scopes, f"url:{target.url}", *own)
+        return tuple(dict.fromkeys(map(self.spelled, named)))
+
+    def tags_of_purge(self, what: Purge, rules: Sequence[CacheRule]) -> tuple[str, ...]:
+        """Return the tags of all that a purge reaches. Raises ValueError as the purge does."""
+        named = ["everything"] if what.everything else []
+        named += [f"url:{url}" for text in what.urls for url in urls_to_purge(text, rules)]
+        named += [*scopes_to_purge(what.directories, what.rules, rules), *what.tags]
+        return tuple(dict.fromkeys(map(self.spelled, named)))
+
+    def sent(self, headers: Headers, tags: Sequence[str], control: str | None) -> Headers:
+        """Return a response's fields with the CDN's in place of the application's.
+
+        ``control`` is what the CDN gets in place of Cache-Control. If the tags are more than the
+        CDN reads, it is told not to store the response: no purge would find it there.
+        """
+        headers = headers.without("cache-tag", "surrogate-key", self.tag_field.lower())
+        text = self.separator.join(tags)
+        if len(text) > self.longest_field or len(tags) > self.most_tags:
+            return headers.setting(self.control_field, "no-store, max-age=0")
+        if control is not None:
+            headers = headers.setting(self.control_field, control)
+        return headers.setting(self.tag_field, text)
+
+
+CDNS: Final = {
+    # https://developers.cloudflare.com/cache/how-to/purge-cache/purge-by-tags/
+    "cloudflare": CDN("Cache-Tag", ",", "Cloudflare-CDN-Cache-Control", 1024, 16_000, 1000),
+    # https://www.fastly.com/documentation/reference/http/http-headers/Surrogate-Key/
+    "fastly": CDN("Surrogate-Key", " ", "Surrogate-Control", 1024, 16_384, 1000),
+    # https://vercel.com/docs/caching/cdn-cache/purge
+    "vercel": CDN("Vercel-Cache-Tag", ",", "Vercel-CDN-Cache-Control", 256, 8192, 128),
+    # https://docs.netlify.com/build/caching/caching-overview/
+    "netlify": CDN("Netlify-Cache-Tag", ",", "Netlify-CDN-Cache-Control", 1024, 8192, 128),
+    # https://techdocs.akamai.com/purge-cache/docs/purge-content-cache-tag
+    "akamai": CDN("Edge-Cache-Tag", ",", "Edge-Control", 128, 8192, 128, safe="!#$'+./^`|"),
+}
+"""By the names of the setting ``cdn``."""
