@@ -48,7 +48,8 @@ def main() -> int:
         print("no such row; there are:", *[row.name for row in ROWS], sep="\n  ")
         return 2
     begun, rounds = time.monotonic(), []
-    with Stage() as stage:
+    latencies = {0, *(row.latency for row, _ in chain(*blocks))}
+    with Stage(sorted(latencies)) as stage:
         for number in range(options.rounds or (_QUICK_ROUNDS if options.quick else _ROUNDS)):
             print(f"round {number + 1}", file=sys.stderr, flush=True)
             random.shuffle(blocks)
@@ -104,10 +105,10 @@ def _measure(stage: Stage, row: Row, connections: int, seconds: float) -> Measur
     request = get(row.path, cookie_of(port, row.login) if row.login else "")
     load(port, request, 1, _SETTLE_SECONDS / 3)  # alone, so that caches fill without a stampede
     load(port, request, connections, _SETTLE_SECONDS)
-    before, cpu = stage.counts(), stage.cpu_seconds(row)
+    before, cpu = stage.counts(row.latency), stage.cpu_seconds(row)
     result = load(port, request, connections, seconds)
     time.sleep(0.02)  # for what comes after the last byte: stores
-    after, cpu_after = stage.counts(), stage.cpu_seconds(row)
+    after, cpu_after = stage.counts(row.latency), stage.cpu_seconds(row)
     if set(result.statuses) != {row.status}:
         raise RuntimeError(f"{row.name} answered {result.statuses}, expected {row.status}")
     count = len(result.latencies)

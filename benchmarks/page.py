@@ -51,7 +51,8 @@ _TOP = """\
 Requests per second of an application with this package, beside the same application with something
 else. A ratio above 1 means that this package is faster. Each ratio is of two measurements in one
 round, soon after each other; shown are the median over all rounds, and the lowest and the highest.
-No network's latency is included: where Upstash is milliseconds away, it outweighs all of this.
+No network's latency is included, except where a row's name says so: where Upstash is milliseconds
+away, it outweighs all of this.
 
 ## Beside others
 """

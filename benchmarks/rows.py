@@ -22,6 +22,8 @@ class Row:
     status: int = 200
     login: str = ""
     """The path whose response sets the cookie that the request then has."""
+    latency: int = 0
+    """Milliseconds for which the stand-in of Upstash waits before it answers a call."""
 
     @property
     def framework(self) -> str:
@@ -44,6 +46,9 @@ ROWS = (
     Row("Starlette: bare", "bare"),
     Row("Starlette: bare, 1 KB", "bare", "/1k"),
     Row("Starlette: one limit", "one limit"),
+    Row("Starlette: one limit with a lease", "one limit with a lease"),
+    Row("Starlette: one limit, 5 ms", "one limit", latency=5),
+    Row("Starlette: one limit with a lease, 5 ms", "one limit with a lease", latency=5),
     Row("Starlette: three limits", "three limits"),
     Row("Starlette: remembered denial", "blocked", status=429),
     Row("Starlette: hit, 1 KB", "cache", "/1k"),
@@ -68,6 +73,7 @@ ROWS = (
     Row("FastAPI: fastapi-cache2, hit", "fastapi-cache2", "/1k"),
     Row("Flask: bare", "bare"),
     Row("Flask: one limit", "one limit"),
+    Row("Flask: one limit with a lease", "one limit with a lease"),
     Row("Flask: hit, 1 KB", "cache", "/1k"),
     Row("Flask: upstash_ratelimit", "upstash_ratelimit"),
     Row("Flask: Flask-Limiter", "Flask-Limiter"),
@@ -127,8 +133,18 @@ COMPARISONS = (
         "a value as JSON read by hand, Redis over TCP",
         (1, USUAL, 64),
     ),
+    Comparison("Starlette: one limit with a lease", "Starlette: bare", "nothing around it"),
+    Comparison("Starlette: one limit with a lease", "Starlette: one limit", "without a lease"),
+    Comparison(
+        "Starlette: one limit with a lease, 5 ms",
+        "Starlette: one limit, 5 ms",
+        "without a lease, where a call takes 5 ms longer",
+        (1, USUAL),
+    ),
     Comparison("Starlette: remembered denial", "Starlette: bare", "nothing around it"),
     Comparison("Starlette: hit from L1, 1 KB", "Starlette: bare, 1 KB", "nothing around it"),
+    Comparison("Flask: one limit with a lease", "Flask: bare", "nothing around it"),
+    Comparison("Flask: one limit with a lease", "Flask: one limit", "without a lease"),
     Comparison("Flask: one limit", "Flask: Flask-Limiter", "Redis over TCP"),
     Comparison("Flask: one limit", "Flask: upstash_ratelimit", "in the view, Upstash over HTTP"),
     Comparison("Flask: session load", "Flask: Flask-Session", "Redis over TCP"),

@@ -57,7 +57,8 @@ class Stage:
     def __init__(self, latencies: Sequence[int] = (0,)) -> None:
         self._latencies = latencies
         self._exit = ExitStack()
-        self._apps: dict[tuple[str, str], tuple[subprocess.Popen[str], int]] = {}
+        self._apps: dict[tuple[str, str, int], tuple[subprocess.Popen[str], int]] = {}
+        self._standins: dict[int, subprocess.Popen[str]] = {}
 
     def __enter__(self) -> Self:
         LOG.parent.mkdir(exist_ok=True)
@@ -82,8 +83,9 @@ class Stage:
             port = free_port()
             command = [sys.executable, "-m", "benchmarks.standin", f"{port}"]
             command += [f"{directory}/valkey.sock", f"{latency}"]
-            self._standin = self._start(command, os.environ, subprocess.PIPE)
-            _wait_for(port, self._standin, "the stand-in")
+            standin = self._start(command, os.environ, subprocess.PIPE)
+            self._standins[latency] = standin
+            _wait_for(port, standin, "the stand-in")
             self.upstash_urls[latency] = f"http://127.0.0.1:{port}"
         return self
 
@@ -102,14 +104,14 @@ class Stage:
 
     def serve(self, row: Row) -> int:
         """Return the port on which a row's application is served, starting it if need be."""
-        key = row.framework, row.app
+        key = row.framework, row.app, row.latency
         if key not in self._apps:
             port = free_port()
             environment = {
                 **os.environ,
                 "BENCH_ROW": f"{row.framework}: {row.app}",
                 "BENCH_REDIS_URL": f"redis://127.0.0.1:{self._redis_port}/0",
-                "UPSTASH_REDIS_REST_URL": self.upstash_url,
+                "UPSTASH_REDIS_REST_URL": self.upstash_urls[row.latency],
                 "UPSTASH_REDIS_REST_TOKEN": "benchmark",
             }
             process = self._start(_command(row, port), environment, self._log)
@@ -119,15 +121,16 @@ class Stage:
 
     def cpu_seconds(self, row: Row) -> float:
         """Return what the row's application has used so far, in all its processes."""
-        return _cpu_seconds(self._apps[row.framework, row.app][0].pid)
+        return _cpu_seconds(self._apps[row.framework, row.app, row.latency][0].pid)
 
-    def counts(self) -> Counts:
-        """Return what has been used so far, of the stand-in started last."""
-        assert self._standin.stdin is not None
-        assert self._standin.stdout is not None
-        self._standin.stdin.write("\n")
-        self._standin.stdin.flush()
-        calls = int(self._standin.stdout.readline())
+    def counts(self, latency: int = 0) -> Counts:
+        """Return what has been used so far, of the stand-in with this latency."""
+        standin = self._standins[latency]
+        assert standin.stdin is not None
+        assert standin.stdout is not None
+        standin.stdin.write("\n")
+        standin.stdin.flush()
+        calls = int(standin.stdout.readline())
         commands: dict[str, Any] = self._redis.info("commandstats")
         billed = [
             int(used["calls"])

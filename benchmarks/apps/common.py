@@ -40,6 +40,7 @@ CACHED = [CacheRule("/{rest:path}", ttl=3600)]
 
 OURS: dict[str, dict[str, Any]] = {
     "one limit": {"default_limit": LIMIT},
+    "one limit with a lease": {"default_limit": f"{LIMIT} lease 1s"},
     "three limits": {"default_limit": THREE_LIMITS},
     "blocked": {"default_limit": "1/hour"},
     "cache": {"cache": CACHED},
