@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import re
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from tests.local.scene import visits
-from upstash_middleware import RateLimitRule
+from upstash_middleware import RateLimitRule, SyncLimiter
 from upstash_middleware.core.ratelimit.algorithms import ALGORITHMS
 from upstash_middleware.core.ratelimit.algorithms.limit import Limit, State
 from upstash_middleware.local import LocalUpstash
@@ -715,6 +716,18 @@ def test_commands_are_seen_as_they_come(upstash: LocalUpstash, redis: Redis, bro
         with upstash.faults(fault="drop-before", times=1), pytest.raises(httpx.HTTPError):
             redis.get("<k>")
         assert "drop-before" in next(lines)
+
+
+def test_the_live_view_shows_what_limits_reserve_for_leases(
+    upstash: LocalUpstash, browser: httpx.Client
+):
+    limiter = SyncLimiter("fixed 1000/h", name="calls", lease="1m", redis=upstash, deadline=20)
+    with browser.stream("GET", handlers.EVENTS, timeout=30) as answer:
+        lines = watched(answer)
+        for _ in range(12):
+            limiter.hit("alice")
+        seen = "".join(itertools.takewhile(lambda line: "reserves" not in line, lines))
+    assert seen.count("EVALSHA") >= 9
 
 
 def test_a_refused_command_is_seen_too(

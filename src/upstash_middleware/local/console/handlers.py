@@ -202,7 +202,9 @@ def render_event(event: LiveEvent) -> str:
     """A live event as a list item, on one line."""
     time = dt.datetime.fromtimestamp(event.at, dt.UTC)
     failed = isinstance(event.reply, Failure)
-    return render("event.html", event=event, time=time, failed=failed).replace("\n", "")
+    reserved = keys.units_reserved(event.command, event.reply)
+    markup = render("event.html", event=event, time=time, failed=failed, reserved=reserved)
+    return markup.replace("\n", "")
 
 
 async def _faults(

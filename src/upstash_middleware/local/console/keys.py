@@ -29,6 +29,7 @@ from upstash_middleware.core.cache.entries import (
 from upstash_middleware.core.cache.keys import Names
 from upstash_middleware.core.ratelimit.algorithms import ALGORITHMS
 from upstash_middleware.core.ratelimit.algorithms.fixed_window import read_counter
+from upstash_middleware.core.ratelimit.charges import limit_script
 from upstash_middleware.local.console.formats import text
 from upstash_middleware.local.valkey import Reply, Status, StoreUnreachable
 
@@ -416,3 +417,21 @@ async def read_purges(store: Store, prefix: str, url: str, stored: StoredRespons
         raise StoreUnreachable.from_reply(values)
     texts = [value.decode("latin-1") if isinstance(value, bytes) else "" for value in values]
     return validity(stored.epochs, Epochs.parse(texts, stored.tags, scopes))
+
+
+_ARGUMENTS, _NUMBERS = 13, 7
+"""For each limit, of a limits' script call for leases and of its reply; see ``charge.lua``."""
+
+
+def units_reserved(command: Sequence[bytes], reply: Reply) -> int:
+    """Return the units that a limits' script call has reserved for leases; 0 for other commands."""
+    words, script = command[1:], limit_script()
+    if not words or words[0] not in {script.sha.encode(), script.text.encode()}:
+        return 0
+    if not isinstance(reply, list):
+        return 0  # the script has failed, perhaps by arguments of another form
+    _, mode, *limits = words[2 + int(words[1]) :]
+    if mode != b"lease":
+        return 0
+    reserved = dict(zip(limits[8::_ARGUMENTS], reply[_NUMBERS - 1 :: _NUMBERS], strict=True))
+    return sum(units for units in reserved.values() if isinstance(units, int))
