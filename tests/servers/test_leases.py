@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import httpx
@@ -85,3 +86,56 @@ def test_slices_are_given_back(upstash: LocalUpstash, tmp_path: Path, server: st
                 assert int(redis.get(key) or 0) == REQUESTS
             finally:
                 process.terminate()
+
+
+WORKER = """
+import sys
+from wsgiref.util import setup_testing_defaults
+from upstash_middleware.wsgi import RateLimitMiddleware
+
+def page(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"page"]
+
+app = RateLimitMiddleware(page, default_limit="fixed 10000/30d lease 5s", deadline=20)
+environ = {"REMOTE_ADDR": "203.0.113.9"}
+setup_testing_defaults(environ)
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(int(sys.argv[1])):
+    app(environ, lambda *_: None).close()
+"""
+
+
+def test_a_client_of_8_processes_costs_15_round_trips_for_100_requests_at_most(
+    upstash: LocalUpstash,
+):
+    upstash.restore_time()
+    command = [sys.executable, "-c", WORKER, "250"]
+    with ExitStack() as running:
+        workers = [
+            running.enter_context(
+                subprocess.Popen(
+                    command,
+                    env=patient_environment() | upstash.env,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for _ in range(8)
+        ]
+        for worker in workers:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == "ready\n"
+        upstash.reset_bill()
+        for worker in workers:
+            assert worker.stdin is not None
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        assert [worker.wait(PATIENCE) for worker in workers] == [0] * 8
+    bill = upstash.bill()
+    assert bill.requests <= 0.15 * 8 * 250
+    with Redis(upstash.url, upstash.token) as redis:
+        (key,) = redis.keys("*")
+        assert int(redis.get(key) or 0) == 8 * 250, "all slices have been given back"
