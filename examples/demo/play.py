@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 LIMIT = 10
 _WINDOW_SECONDS = 10
 _BURST_SECONDS = 7
+_BUSY = 200
 _SETTLED_SECONDS = 0.06
 
 
@@ -55,6 +56,12 @@ class Stage:
         response = self._client.request(method, path, headers=headers, json=json)
         return response, self._settled_cost()
 
+    def ask_often(self, path: str, count: int) -> tuple[list[httpx.Response], Cost]:
+        """Send requests one after the other, and count what all of them took."""
+        self._upstash.reset_bill()
+        responses = [self._client.get(path) for _ in range(count)]
+        return responses, self._settled_cost()
+
     def outage(self) -> AbstractContextManager[None]:
         """Have Upstash refuse connections for the length of a ``with`` block."""
         return self._upstash.faults(fault="refuse")
@@ -82,6 +89,7 @@ def play(server: Server, upstash: LocalUpstash, transcript: Transcript) -> None:
     """Play all acts against one example."""
     with Stage(server.url, upstash) as stage:
         _limit(stage, transcript)
+        _lease(stage, transcript)
         _cache(stage, transcript)
         _data(stage, transcript)
     with Stage(server.url, upstash) as stage:
@@ -122,6 +130,21 @@ def _limit(stage: Stage, transcript: Transcript) -> None:
         right=response.status_code == 200,
         should="200",
     )
+
+
+def _lease(stage: Stage, transcript: Transcript) -> None:
+    transcript.act("GET /: 1000 requests per minute, of which the process reserves some ahead")
+    for name in ("200 requests", "200 more"):
+        responses, cost = stage.ask_often("/", _BUSY)
+        remaining = responses[-1].headers.get("x-ratelimit-remaining", "")
+        statuses = {response.status_code for response in responses}
+        transcript.step(
+            name,
+            f"{', '.join(map(str, statuses))}, remaining {remaining}",
+            cost,
+            right=statuses == {200} and cost.round_trips <= _BUSY / 5,
+            should=f"200, with {_BUSY // 5} round trips at most",
+        )
 
 
 def _cache(stage: Stage, transcript: Transcript) -> None:

@@ -19,7 +19,10 @@ app.secret_key = os.environ.get("SECRET_KEY", "not secret: an example")
 UpstashMiddleware(
     app,
     default_limit="100/minute",
-    rate_limits=[RateLimitRule("/api/generate", "10/10s", methods=["POST"])],
+    rate_limits=[
+        RateLimitRule("/api/generate", "10/10s", methods=["POST"]),
+        RateLimitRule("/", "1000/minute lease 10s"),
+    ],
     cache=[CacheRule("/catalogue/{slug}", ttl=60, tags=("product:{slug}",))],
 )
 Sessions(app)

@@ -31,7 +31,10 @@ UPSTASH_MIDDLEWARE = {
     # Clients are told apart by the address that the connection comes from. Behind a proxy that
     # is the proxy's for everybody: say "client_ip": 1 for one proxy of your own.
     "default_limit": "100/minute",
-    "rate_limits": [{"path": "/api/generate", "methods": ["POST"], "limits": "10/10s"}],
+    "rate_limits": [
+        {"path": "/api/generate", "methods": ["POST"], "limits": "10/10s"},
+        {"path": "/", "limits": "1000/minute lease 10s"},
+    ],
     "cache": [{"path": "/catalogue/{slug}", "ttl": 60, "tags": ["product:{slug}"]}],
 }
 
