@@ -46,8 +46,9 @@ def test_its_application_passes_the_tests_that_stand_beside_it(page: Path, tmp_p
         if block.file:
             write(block, tmp_path)
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "--rootdir", str(tmp_path)]
-    # Plugins that no page's tests use; Hypothesis alone takes seconds to import.
-    for plugin in ("cacheprovider", "hypothesispytest", "pytest_cov", "randomly", "xdist"):
+    # Plugins that no page's tests use; Hypothesis and Trio, for anyio, take long to import.
+    unused = ("anyio", "cacheprovider", "hypothesispytest", "pytest_cov", "randomly", "timeout")
+    for plugin in (*unused, "valkey", "xdist"):
         command += ["-p", f"no:{plugin}"]
     done = subprocess.run(
         command,
