@@ -37,12 +37,16 @@ test: lint ## format, lint, types, import contract, all tests, coverage
 	test -z "$$failed" || $(AGAIN)
 	@$(BIN)/coverage report --fail-under=$(COVERAGE) > $(VENV)/coverage.log 2>&1 || { cat $(VENV)/coverage.log; exit 1; }
 
+# One at a time, as some measure; only their files are collected, since collecting all takes ten seconds.
+MARKED := "node or slow or browser"
+
 test-all: test docs ## the same, the site, a soak, and what needs Node (the JavaScript SDKs, pyright), Chromium (the console) and Varnish (a CDN)
 	@command -v npm >/dev/null || { $(ROOT) apt-get -qq update && $(ROOT) apt-get -qq install -y nodejs npm; }
 	@cd tests/node && npm ci --silent --no-audit --no-fund
 	@$(CHROMIUM)
 	@$(VARNISH)
-	@$(BIN)/python -m pytest -q --numprocesses=auto -m "node or slow or browser" || $(AGAIN) -m "node or slow or browser"
+	@$(BIN)/python -m pytest -q -m $(MARKED) $$(grep -rlE 'mark\.(node|slow|browser)' tests --include='*.py') \
+	    || $(AGAIN) -m $(MARKED)
 
 VARNISH := command -v varnishd >/dev/null || \
     { $(ROOT) apt-get -qq update && $(ROOT) apt-get -qq install -y --no-install-recommends varnish; }
