@@ -114,7 +114,8 @@ def test_limits_are_shown_with_the_lease_of_the_rule_or_the_application(
         assert "lease" not in call("limits", "explain", path, "--app", app).out
     for path in ("/tiers/big", "/elsewhere"):
         assert explained(path) == applications
-    assert "lease       0.5 s, share 0.1" in call("limits", "explain", "/own", "--app", app).out
+    shown = call("limits", "explain", "/own", "--app", app).out
+    assert "lease       0.5 s, share 0.1; reserved units count as used" in shown
     assert "lease       2 s, share 0.1" in call("limits", "peek", "default", WHO, "--app", app).out
 
 

@@ -432,7 +432,7 @@ def _show(one: Explanation, lease: Lease | None) -> list[RenderableType]:
         "set in": one.setting,
         "identifier": one.identifier,
         "cost": one.cost if one.cost != 1 else None,
-        "lease": _lease_as_text(lease),
+        "lease": lease and f"{_lease_as_text(lease)}; reserved units count as used",
         "keys": one.keys,
     }
     policies = [
