@@ -98,9 +98,8 @@ class Headers:
 
     def combined(self, name: str) -> str | None:
         """Return all lines as one value joined by commas (RFC 9110 §5.2), None if absent."""
-        if not self.repeats(name):
-            return self.get(name)
-        return ", ".join(self.lines(name))
+        names = self._names or self._look_up()
+        return ", ".join(self.lines(name)) if name in names.repeated else self.get(name)
 
     def repeats(self, name: str) -> bool:
         """Whether there are several field lines of this name, in lower case."""

@@ -447,7 +447,8 @@ class Exchange(Struct, eq=False):
                 if (refresh := part.refresh) is not None:
                     own = [refresh.exchange, *(each.detached() for each in self.engine.parts)]
                     self.refresh = Exchange(self.engine, refresh.request, own)
-                self.response = self._outward_from(len(parts) - 1, response)
+                outside = len(parts) - 1
+                self.response = self._outward_from(outside, response) if outside else response
         if response is not None or not self.watching:
             return
         for part in self.watching:

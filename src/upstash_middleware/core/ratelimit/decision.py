@@ -225,16 +225,19 @@ def _strictness(decision: Decision) -> tuple[bool, bool, float, int]:
 def remembered(decision: Decision, milliseconds: int) -> Decision:
     """Return a denial made this long ago, with its remaining waits."""
 
-    policies = [
-        policy
-        if policy.retry_after is None
-        else replace(policy, retry_after=_rest(policy.retry_after, milliseconds))
-        for policy in decision.policies
-    ]
     wait = decision.retry_after
+    rest = None if wait is None else _rest(wait, milliseconds)
+    policies: list[PolicyState] = []
+    for policy in decision.policies:
+        own = policy.retry_after
+        if own is not None:
+            left = rest if own == wait else _rest(own, milliseconds)
+            policies.append(replace(policy, retry_after=left))
+        else:
+            policies.append(policy)
     return replace(
         decision,
-        retry_after=None if wait is None else _rest(wait, milliseconds),
+        retry_after=rest,
         policies=tuple(policies),
         settled_by="memory",
         ledger=Ledger(),
