@@ -19,7 +19,9 @@ PLAIN_FOR_FOO = Visit(request("/shop/page", foo="1"))
 VARIED_AND_TAGGED = Visit(request("/shop/page", foo="1"), (("vary", "Foo"), ("cache_tag", "late")))
 
 GROUPED = Visit(PAGE, (("cache_groups", '"late"'), ("cache_tag", "late")))
-VARIED_AND_GROUPED = Visit(request(foo="1"), (("vary", "Foo"), ("cache_groups", '"late"')))
+VARIED_AND_GROUPED = Visit(
+    request("/shop/page", foo="1"), (("vary", "Foo"), ("cache_groups", '"late"'))
+)
 
 PURGES: dict[str, dict[str, Any]] = {
     "url": {"urls": ("/shop/page",)},
