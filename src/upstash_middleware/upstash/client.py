@@ -135,12 +135,13 @@ class _Client(Generic[T]):
         if here is None or here.process != current_process():
             here = _InProcess(self._opened, self._breaker, self._quick_breaker, here)
             self._process = here
-        if here.breaker is not None and here.breaker.is_open:
-            here.breaker.check()
-        seconds = self._deadline if pipeline.deadline is None else pipeline.deadline
-        quick = here.quick_breaker if seconds < self._deadline else None
-        if quick is not None and quick.is_open:
-            quick.check()
+        breaker, seconds = here.breaker, pipeline.deadline
+        if breaker is not None and breaker.is_open:
+            breaker.check()
+        if seconds is None:
+            return here, self._deadline
+        if seconds < self._deadline and here.quick_breaker is not None:
+            here.quick_breaker.check()
         return here, seconds
 
 
@@ -272,7 +273,8 @@ class Client(_Client["Transport"]):
         here, token = self._process, self._sync_token
         assert here is not None  # noqa: S101
         opened = here.opened
-        ahead = time.time() - time.monotonic()
+        now = time.monotonic()
+        ahead = time.time() - now
         retired = opened.retire_if_suspended(ahead) if ahead - opened.ahead > GAP_SECONDS else None
         if retired is not None:
             retired.close()
@@ -286,15 +288,16 @@ class Client(_Client["Transport"]):
         try:
             while True:
                 number = next(token.numbers)
-                if (left := until - time.monotonic()) <= 0:
+                if (left := until - now) <= 0:
                     raise exceeded(seconds)  # noqa: TRY301
-                to_send = Call(call.path, call.headers, call.body, token.latest)
+                latest = token.latest
+                to_send = Call(call.path, call.headers, call.body, latest) if latest else call
                 try:
                     response = transport.send(to_send, left)
                 except (NotConnected, ConnectionLost) as failed:
                     if not (may_resend and _is_repeatable(failed, sent, may_repeat)):
                         raise
-                    may_resend = False
+                    may_resend, now = False, time.monotonic()
                     continue
                 if response.sync_token is not None:
                     token.keep(number, response.sync_token)
@@ -309,7 +312,7 @@ class Client(_Client["Transport"]):
                 if not unknown:
                     return replies
                 sent, may_resend = [_with_text(commands[index]) for index in unknown], True
-                call = encode(sent)
+                call, now = encode(sent), time.monotonic()
         except BaseException as raised:
             error = raised
             raise
@@ -409,7 +412,8 @@ class AsyncClient(_Client["AsyncTransport"]):
         here, token = self._process, self._sync_token
         assert here is not None  # noqa: S101
         opened = here.opened
-        ahead = time.time() - time.monotonic()
+        now = time.monotonic()
+        ahead = time.time() - now
         retired = opened.retire_if_suspended(ahead) if ahead - opened.ahead > GAP_SECONDS else None
         if retired is not None:
             await retired.aclose()
@@ -423,15 +427,16 @@ class AsyncClient(_Client["AsyncTransport"]):
         try:
             while True:
                 number = next(token.numbers)
-                if (left := until - time.monotonic()) <= 0:
+                if (left := until - now) <= 0:
                     raise exceeded(seconds)  # noqa: TRY301
-                to_send = Call(call.path, call.headers, call.body, token.latest)
+                latest = token.latest
+                to_send = Call(call.path, call.headers, call.body, latest) if latest else call
                 try:
                     response = await transport.send(to_send, left)
                 except (NotConnected, ConnectionLost) as failed:
                     if not (may_resend and _is_repeatable(failed, sent, may_repeat)):
                         raise
-                    may_resend = False
+                    may_resend, now = False, time.monotonic()
                     continue
                 if response.sync_token is not None:
                     token.keep(number, response.sync_token)
@@ -446,7 +451,7 @@ class AsyncClient(_Client["AsyncTransport"]):
                 if not unknown:
                     return replies
                 sent, may_resend = [_with_text(commands[index]) for index in unknown], True
-                call = encode(sent)
+                call, now = encode(sent), time.monotonic()
         except BaseException as raised:
             error = raised
             raise
@@ -722,6 +727,9 @@ class Breaker:
         """End a call, with the error that it ended with, which may be a cancellation."""
         began, is_probe = call
         now = self._clock()
+        if error is None and not is_probe and not self.is_open and now - began <= self._slow:
+            self._calls.append((now, False))
+            return
         outcome = None if error is None else _outcome(error)
         if now - began > self._slow and outcome in {None, _CUT_OFF}:
             outcome = f"it took {now - began:.2g} s"

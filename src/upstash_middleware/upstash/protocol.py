@@ -31,7 +31,7 @@ from upstash_middleware.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from upstash_middleware.core.flow import Argument, Command, Reply
 
@@ -70,7 +70,7 @@ class Response(msgspec.Struct, frozen=True):
 # Requests ----------------------------------------------------------------------------------------
 
 _SET_OPTIONS_WITH_VALUE: Final = frozenset({"EX", "PX", "EXAT", "PXAT"})
-_TEXT_ALONE: Final = frozenset({str})
+_join: Callable[[Any], str] = "".join
 _encode_json = msgspec.json.Encoder().encode
 
 
@@ -107,12 +107,12 @@ def as_members(commands: Sequence[Command]) -> list[bytes] | None:
     for command in commands:
         words = command.args
         try:
-            is_text = _TEXT_ALONE.issuperset(map(type, words))
-            members.append(_encode_json(words if is_text else _text(words)))
-        except ValueError:
+            _join(words)  # the quickest way to find what is not text: a TypeError
+            members.append(_encode_json(words))
+        except (TypeError, ValueError):
             if len(commands) == 1 and _raw_position(words) >= 0:
                 return None
-            _member(command.args)  # raises the error that names the command
+            members.append(_member(words))
     return members
 
 
@@ -204,6 +204,8 @@ _LONG_ARRAY: Final = re.compile(rb"\*[0-9]{3}")
 _PLAIN: Final = frozenset({bytes, int, type(None), CommandError})
 """The types of replies that are no arrays."""
 _INCOMPLETE: Final = object()
+_idle_readers: Final[list[hiredis.Reader]] = []
+"""Those that have no data left: creating one takes longer than reading a small response."""
 _decode_json = msgspec.json.Decoder().decode
 
 
@@ -263,9 +265,12 @@ def decode_replies(data: bytes) -> list[Reply]:
         raise ValueError("its first reply has no RESP2 type")
     if _LONG_ARRAY.search(data) or data.count(b"*") * 99 > MAX_MEMBERS:
         _check_arrays(data)
-    reader = hiredis.Reader(
-        protocolError=ValueError, replyError=CommandError, notEnoughData=_INCOMPLETE
-    )
+    try:
+        reader = _idle_readers.pop()
+    except IndexError:
+        reader = hiredis.Reader(
+            protocolError=ValueError, replyError=CommandError, notEnoughData=_INCOMPLETE
+        )
     reader.feed(data)
     replies: list[Reply] = []
     while reader.has_data():
@@ -273,21 +278,19 @@ def decode_replies(data: bytes) -> list[Reply]:
         if reply is _INCOMPLETE:
             raise ValueError("it is truncated")
         replies.append(reply)
-        if type(reply) is list:
-            if not _PLAIN.issuperset(map(type, reply)):
-                _check_type(reply)
-        elif type(reply) not in _PLAIN:
-            _check_type(reply)
+    _idle_readers.append(reader)
+    _check_types(replies)
     return replies
 
 
-def _check_type(reply: Any) -> None:
+def _check_types(replies: list[Any]) -> None:
     """Reject what only RESP3 has: booleans, floating-point numbers, maps."""
-    if type(reply) is list:
-        for member in reply:
-            _check_type(member)
-    elif type(reply) not in _PLAIN:
-        raise ValueError(f"a reply is a {type(reply).__name__}, which RESP2 does not have")
+    for reply in replies:
+        if type(reply) is list:
+            if not _PLAIN.issuperset(map(type, reply)):
+                _check_types(reply)
+        elif type(reply) not in _PLAIN:
+            raise ValueError(f"a reply is a {type(reply).__name__}, which RESP2 does not have")
 
 
 def _check_arrays(data: bytes) -> None:
@@ -387,6 +390,10 @@ _PATH_CHARACTERS: Final = "/%:@!$&'()*+,;=~"
 _TARGET = re.compile(r"[!-~]+")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"[\t -~]*")
+_LENGTHS: Final = frozenset(
+    map(len, ("content-type", "content-length", "transfer-encoding", "upstash-sync-token"))
+)
+"""Of the names of the fields that are read: no other needs to be compared."""
 
 
 class Requests:
@@ -453,31 +460,38 @@ class ResponseReader:
         "_parser",
         "_received",
         "_response",
+        "_status",
         "_sync_token",
+        "_version",
         "reusable",
     )
 
     def __init__(self) -> None:
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        """None once the connection is of no further use, which breaks the reference cycle."""
+        self.expect()
+
+    def expect(self) -> None:
+        """Begin to read a response, the first or the next on the connection."""
         self.reusable: bool = False
         """Whether another request may follow on the connection, once the response is complete."""
-        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
-        """None once the response is complete, which breaks the reference cycle."""
         self._response: Response | None = None
         self._received = 0
         self._interim = 0
-        self._body: bytes | bytearray = b""
         self._in_head = True
-        self._head = 0
-        self._framed = False
-        self._content_type = b""
-        self._sync_token: bytes | None = None
+        self._sync_token: bytes | None
+        self._body: bytes | bytearray
+
+    def close(self) -> None:
+        """Read nothing more."""
+        self._parser = None
 
     def feed(self, data: bytes) -> Response | None:
         """Take the next bytes; return the response if they complete it.
 
         Raises UnexpectedAnswer for what is not HTTP/1.x or exceeds a bound.
         """
-        assert self._parser is not None, "the response is complete"  # noqa: S101
+        assert self._parser is not None, "nothing more is to be read"  # noqa: S101
         self._received += len(data)
         try:
             if self._received > MAX_RESPONSE_BYTES:
@@ -500,7 +514,8 @@ class ResponseReader:
                     else UnexpectedAnswer(f"the response is not HTTP/1.1: {error}")
                 ) from None
             self.reusable = False  # bytes after its end belong to no response
-        self._parser = None
+        if not self.reusable:
+            self._parser = None
         return self._response
 
     def end(self, *, orderly: bool = True) -> Response:
@@ -520,20 +535,25 @@ class ResponseReader:
     def on_message_begin(self) -> None:
         if self._response is not None:  # bytes after its end belong to no response
             self.reusable = False
+            return
+        self._in_head, self._head, self._framed = True, 0, False
+        self._content_type, self._body = b"", b""
+        self._sync_token = None
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._head += len(name) + len(value)
+        length = len(name)
+        self._head += length + len(value)
         if self._head > MAX_HEAD_BYTES:
             raise _too_long(MAX_HEAD_BYTES)
-        if not self._in_head:
-            return  # a trailer (RFC 9112 §7.1.2)
+        if length not in _LENGTHS or not self._in_head:
+            return  # none of the fields below, or a trailer (RFC 9112 §7.1.2)
         name = name.lower()
-        if name == b"content-type":
+        if name == b"content-length":
+            self._framed = True
+        elif name == b"content-type":
             self._content_type = value
         elif name == b"upstash-sync-token":
             self._sync_token = value
-        elif name == b"content-length":
-            self._framed = True
         elif name == b"transfer-encoding":
             if value.strip(b" \t").lower() != b"chunked":
                 raise UnexpectedAnswer("the response has a transfer coding that was not requested")
@@ -542,8 +562,9 @@ class ResponseReader:
     def on_headers_complete(self) -> None:
         assert self._parser is not None  # noqa: S101
         self._in_head = False
-        status = self._parser.get_status_code()
-        if status < 100 or not self._parser.get_http_version().startswith("1."):
+        self._status = status = self._parser.get_status_code()
+        self._version = self._parser.get_http_version()
+        if status < 100 or self._version not in {"1.0", "1.1"}:
             raise UnexpectedAnswer("the response is not HTTP/1.1: it has an unexpected status line")
         if status == 101:  # RFC 9110 §15.2.2: the request did not ask for it
             raise UnexpectedAnswer("the response switches to another protocol")
@@ -563,19 +584,17 @@ class ResponseReader:
         parser = self._parser
         if parser is None or self._response is not None:
             return
-        status = parser.get_status_code()
-        if status < 200:
+        if self._status < 200:
             self._interim += 1
             if self._interim > _MAX_INTERIM:
                 raise UnexpectedAnswer(f"more than {_MAX_INTERIM} interim responses arrived")
-            self._in_head, self._head, self._framed = True, 0, False
-            self._content_type, self._sync_token = b"", None
+            self._in_head = True
             return
         token = self._sync_token
         # RFC 9112 §9.3: persistence in HTTP/1.0 is not reliable.
-        self.reusable = parser.should_keep_alive() and parser.get_http_version() == "1.1"
+        self.reusable = parser.should_keep_alive() and self._version == "1.1"
         self._response = Response(
-            status,
+            self._status,
             self._content_type.decode("latin-1"),
             bytes(self._body),
             None if token is None else token.decode("latin-1"),

@@ -137,14 +137,10 @@ class AsyncSocketsTransport:
                 if connection.on_proactor:
                     response = await _exchange_on_proactor(connection, request, loop, until)
                 else:
-                    waiter = connection.waiter = loop.create_future()
-                    timer = loop.call_at(until, _time_out, waiter)
-                    try:
-                        connection.begin(request)
-                        response = await waiter  # set when the loop has the connection read
-                    finally:
-                        connection.waiter = None
-                        timer.cancel()
+                    waiter = connection.wait_on_loop(loop, until)
+                    connection.begin(request)
+                    response = await waiter  # set when the loop has the connection read
+                    connection.waiter = None
             except BaseException:
                 connection.close()
                 raise
@@ -205,11 +201,6 @@ async def _exchange_on_proactor(
             response = connection.receive(data)
             if response is not None:
                 return response
-
-
-def _time_out(waiter: asyncio.Future[Response]) -> None:
-    if not waiter.done():
-        waiter.set_exception(TimeoutError())
 
 
 def _resolver(future: asyncio.Future[Found]) -> Callable[[Found], None]:
@@ -304,6 +295,8 @@ class Connection:
         "_poll",
         "_process",
         "_reader",
+        "_timer_at",
+        "_until",
         "idle_since",
         "loop",
         "on_proactor",
@@ -332,7 +325,8 @@ class Connection:
         """Whether that loop waits until the socket takes more."""
         self._number = sock.fileno()
         self._process = current_process()
-        self._reader: ResponseReader | None = None
+        self._reader = ResponseReader()
+        self._until = self._timer_at = math.inf
         self._poll: select.poll | None = None
         if hasattr(select, "poll"):
             self._poll = select.poll()
@@ -343,7 +337,7 @@ class Connection:
 
         Raises NotConnected if the connection was closed before: the server has received nothing.
         """
-        self._reader = ResponseReader()
+        self._reader.expect()
         data = request if self.tls is None else self.tls.begin(request)
         try:
             sent = self.sock.send(data)
@@ -386,7 +380,6 @@ class Connection:
         Raises NotConnected, ConnectionLost and UnexpectedAnswer.
         """
         reader, ended = self._reader, not data
-        assert reader is not None  # noqa: S101
         if self.tls is not None:
             try:
                 to_send, data, ended = self.tls.receive(data)
@@ -400,7 +393,6 @@ class Connection:
         response = reader.feed(data) if data else None
         if response is None:
             return reader.end() if ended else None
-        self._reader = None
         self.reusable = reader.reusable and not ended and not self.unsent
         return response
 
@@ -418,9 +410,36 @@ class Connection:
         if before is not None and not before.is_closed():
             _stop(before, self._number)
         self.writing = False
+        self._timer_at = math.inf
         self.on_proactor = _is_proactor(loop)
         if not self.on_proactor:
             loop.add_reader(self._number, _on_readable, ref(self))
+
+    def wait_on_loop(
+        self, loop: asyncio.AbstractEventLoop, until: float
+    ) -> asyncio.Future[Response]:
+        """Return what gets the response, or a TimeoutError.
+
+        A timer stays for as long as it runs, since the next call's deadline is later.
+        """
+        self.waiter = loop.create_future()
+        self._until = until
+        if until < self._timer_at:
+            self._timer_at = until
+            loop.call_at(until, _on_time, ref(self), loop)
+        return self.waiter
+
+    def on_time(self, loop: asyncio.AbstractEventLoop) -> None:
+        """End the call in flight if its deadline is over, or wait for its deadline."""
+        self._timer_at = math.inf
+        waiter = self.waiter
+        if waiter is None or waiter.done():
+            return
+        if loop.time() >= self._until:
+            waiter.set_exception(TimeoutError())
+        else:
+            self._timer_at = self._until
+            loop.call_at(self._until, _on_time, ref(self), loop)
 
     def wait(self, seconds: float) -> bool:
         """Wait until the socket is readable, or writable if there are unsent bytes."""
@@ -439,7 +458,7 @@ class Connection:
 
     def is_usable(self) -> bool:
         """Whether the server, as far as is known here, has neither closed it nor sent anything."""
-        if not self.reusable or self.sock.fileno() < 0:
+        if not self.reusable:
             return False
         if not (self.wait(0) if self._poll is None else self._poll.poll(0)):
             return True
@@ -460,6 +479,8 @@ class Connection:
     def close(self) -> None:
         """Close it, without close_notify: the process that it was inherited from may use it."""
         self.reusable = False
+        self.waiter = None
+        self._reader.close()
         loop = self.loop
         if loop is not None and not loop.is_closed() and self._process == current_process():
             self.loop = None
@@ -520,6 +541,12 @@ def _on_readable(reference: ref[Connection]) -> None:
             waiter.set_result(response)
 
 
+def _on_time(reference: ref[Connection], loop: asyncio.AbstractEventLoop) -> None:
+    connection = reference()
+    if connection is not None and connection.loop is loop:
+        connection.on_time(loop)
+
+
 def _on_writable(reference: ref[Connection]) -> None:
     """Send more, until all is sent."""
     connection = reference()
@@ -533,61 +560,62 @@ class Pool:
     """The connections that are idle, the latest last; for all threads and event loops."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._idle: deque[Connection] = deque()
         self._closed = False
 
     def take(self, loop: asyncio.AbstractEventLoop | None = None) -> Connection | None:
         """Return one that can be used here, if there is one."""
         while True:
-            with self._lock:
-                idle = self._idle
-                if not idle:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return None
+            if connection.loop is not loop:
+                self._idle.append(connection)
+                if (found := self._find(loop)) is None:
                     return None
-                connection = idle.pop() if idle[-1].loop is loop else self._find(loop)
-                if connection is None:
-                    return None
-                connection.sock.idle = False
+                connection = found
+            connection.sock.idle = False
             if time.monotonic() - connection.idle_since < IDLE_SECONDS and connection.is_usable():
                 return connection
             connection.close()
 
     def _find(self, loop: asyncio.AbstractEventLoop | None) -> Connection | None:
         """Remove and return one of this loop, or else one that no running loop reads from."""
-        idle = self._idle
-        found = next((each for each in reversed(idle) if each.loop is loop), None)
-        if found is None:
-            found = next((each for each in reversed(idle) if _is_free(each.loop)), None)
-        if found is not None:
-            idle.remove(found)
-        return found
+        known = self._idle.copy()
+        known.reverse()
+        own = [each for each in known if each.loop is loop]
+        for found in own or [each for each in known if _is_free(each.loop)]:
+            with suppress(ValueError):  # another thread has taken it
+                self._idle.remove(found)
+                return found
+        return None
 
     def keep(self, connection: Connection) -> None:
         """Take one whose call is over, and close those that have been idle for too long."""
         if not connection.reusable:
             connection.close()
             return
+        idle = self._idle
         now = connection.idle_since = time.monotonic()
-        with self._lock:
-            if self._closed or len(self._idle) >= IDLE_CONNECTIONS:
-                expired = [connection]
-            else:
-                self._idle.append(connection)
-                connection.sock.idle = True
-                expired = []
-                while now - self._idle[0].idle_since >= IDLE_SECONDS:
-                    expired.append(self._idle.popleft())
-        for each in expired:
-            each.close()
+        connection.sock.idle = True
+        idle.append(connection)
+        if self._closed:
+            self.close()
+        try:
+            while len(idle) > IDLE_CONNECTIONS or now - idle[0].idle_since >= IDLE_SECONDS:
+                oldest = idle[0]
+                idle.remove(oldest)
+                oldest.close()
+        except (IndexError, ValueError):  # other threads have taken them
+            pass
 
     def close(self) -> None:
         """Close all, and later those that are in use."""
-        with self._lock:
-            self._closed = True
-            idle = list(self._idle)
-            self._idle.clear()
-        for connection in idle:
-            connection.close()
+        self._closed = True
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().close()
 
 
 def _is_free(loop: asyncio.AbstractEventLoop | None) -> bool:
