@@ -18,7 +18,7 @@ PUBLIC = """
     AsyncRedis Concurrency Redis Session SessionSettings SlidingLog as_upstash_limiter jwt_claim
     CacheRule CircuitOpen CommandError ConfigurationError ConnectionLost DeadlineExceeded Decision
     FixedWindow GCRA HTTPRequest Headers Identifier MissingCredentials NotConnected PolicyState
-    Purge PurgeNotPassedOn
+    Purge PurgeNotPassedOn Warmed awarm warm
     RateLimitRule Refused SlidingWindow TokenBucket UNLIMITED UnexpectedAnswer UpstashError
     Data Lease SyncData Limiter NotStorable RateLimited SyncLimiter
     UpstashMiddlewareError client_ip combine cookie first_of form hashed header json_field query

@@ -59,11 +59,12 @@ if TYPE_CHECKING:
     from upstash_middleware.limiter import Limiter, RateLimited, SyncLimiter
     from upstash_middleware.messages import Headers, HTTPRequest
     from upstash_middleware.redis import AsyncRedis, Redis
+    from upstash_middleware.warming import Warmed, awarm, warm
 
 # The modules that define them; those that are fast to import come first.
 _HOMES = (
     *("errors", "messages", "core.identify", "core.ratelimit", "core.cache"),
-    *("limiter", "core.sessions", "data", "redis"),
+    *("limiter", "core.sessions", "data", "redis", "warming"),
 )
 
 __all__ = [
@@ -105,7 +106,9 @@ __all__ = [
     "UnexpectedAnswer",
     "UpstashError",
     "UpstashMiddlewareError",
+    "Warmed",
     "as_upstash_limiter",
+    "awarm",
     "client_ip",
     "combine",
     "cookie",
@@ -116,6 +119,7 @@ __all__ = [
     "json_field",
     "jwt_claim",
     "query",
+    "warm",
 ]
 
 

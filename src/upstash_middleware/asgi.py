@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 from msgspec import Struct
 
 from upstash_middleware.core.ratelimit.decision import UNCHECKED
-from upstash_middleware.decorators import REFRESH, Attached, HandlerCall, exempt_types
+from upstash_middleware.decorators import Attached, HandlerCall, exempt_types
 from upstash_middleware.errors import ConfigurationError, unknown_name
 from upstash_middleware.events import UserCodeFailed
 from upstash_middleware.messages import (
@@ -28,7 +28,7 @@ from upstash_middleware.messages import (
     announces_no_body,
     content_length,
 )
-from upstash_middleware.runtime import Features, LazyProxy, Runtime
+from upstash_middleware.runtime import OF_NO_VISITOR, Features, LazyProxy, Runtime
 from upstash_middleware.settings import DEFAULTS, NOT_OF_SESSIONS
 
 if TYPE_CHECKING:
@@ -277,7 +277,7 @@ class Middleware:
     def _show_session(self, scope: Scope, exchange: Exchange) -> None:
         """Show handlers their session, and caches further in whether it is used."""
         saving: Any = exchange.saving
-        if REFRESH in scope:  # a cache further out revalidates: there is no client
+        if OF_NO_VISITOR in scope:  # a cache further out revalidates: there is no client
             saving.detach()
         saving.session.performer = self.runtime
         scope["session"], scope[_SESSION] = saving.session, saving
@@ -955,7 +955,7 @@ class ScopeCall(HandlerCall):
         self.scope["state"]["rate_limit"] = decision
 
     def is_free(self) -> bool:
-        return REFRESH in self.scope or bool(exempt_types and self.is_exempt())
+        return OF_NO_VISITOR in self.scope or bool(exempt_types and self.is_exempt())
 
     def is_exempt(self) -> bool:
         """Whether the handler is exempt."""
@@ -1101,7 +1101,7 @@ def refresh_scope(scope: Scope, request: HTTPRequest, lifespan_state: Mapping[st
         "headers": list(request.headers.raw),
         "client": None,
         "state": {**lifespan_state},
-        REFRESH: True,
+        OF_NO_VISITOR: True,
     }
 
 

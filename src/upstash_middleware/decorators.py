@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 H = TypeVar("H")
 F = TypeVar("F", bound="Callable[..., Any]")
 
-REFRESH = "upstash_middleware.refresh"
-"""Marks, in a scope or an environ, the request of a background revalidation."""
 LONGEST_NAME = 64
 _LIMITS = "_upstash_middleware_limits"
 """Where a decorated handler has the limits in front of it, outermost first."""

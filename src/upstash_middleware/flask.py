@@ -29,7 +29,6 @@ from upstash_middleware.core.identify import needs_user
 from upstash_middleware.core.ratelimit.decision import UNCHECKED
 from upstash_middleware.core.ratelimit.rules import is_preflight
 from upstash_middleware.decorators import (
-    REFRESH,
     Attached,
     CachedDecorator,
     HandlerCall,
@@ -46,7 +45,7 @@ from upstash_middleware.decorators import (
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.events import UserCodeFailed
 from upstash_middleware.messages import Response
-from upstash_middleware.runtime import Features, LazyProxy, Runtime
+from upstash_middleware.runtime import OF_NO_VISITOR, Features, LazyProxy, Runtime
 from upstash_middleware.settings import settings_from
 from upstash_middleware.wsgi import (
     RATE_LIMIT_KEY,
@@ -641,7 +640,7 @@ class _ViewCall(HandlerCall):
         g.rate_limit = request.environ[RATE_LIMIT_KEY] = decision
 
     def is_free(self) -> bool:
-        if REFRESH in request.environ:
+        if OF_NO_VISITOR in request.environ:
             return True
         if is_exempt_view(self._app, request.endpoint, self.wrapper, self.method):
             return True

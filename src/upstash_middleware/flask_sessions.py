@@ -27,7 +27,6 @@ from upstash_middleware.core.sessions import (
     may_be_shared,
 )
 from upstash_middleware.core.values import Codec, Form
-from upstash_middleware.decorators import REFRESH
 from upstash_middleware.errors import (
     ConfigurationError,
     NotStorable,
@@ -36,6 +35,7 @@ from upstash_middleware.errors import (
 )
 from upstash_middleware.events import SettingDoubted, UserCodeFailed
 from upstash_middleware.messages import NO_HEADERS, Response, ResponseHead
+from upstash_middleware.runtime import OF_NO_VISITOR
 from upstash_middleware.settings import DEFAULTS, NOT_OF_SESSIONS
 from upstash_middleware.wsgi import STREAMS, fields_of
 
@@ -281,7 +281,7 @@ class UpstashSessionInterface(SessionInterface):
         streams: Sequence[ref[ResponseStream]] = request.environ.get(STREAMS, ())
         session = cast("FlaskSession | None", _loaded(part, streams))
         if session is None:
-            if REFRESH in request.environ:
+            if OF_NO_VISITOR in request.environ:
                 session = cast("FlaskSession", part.detached().session)
             else:
                 session = cast("FlaskSession", part.session())

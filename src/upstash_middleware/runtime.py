@@ -62,6 +62,10 @@ if TYPE_CHECKING:
     from upstash_middleware.redis import AsyncRedis, Redis
     from upstash_middleware.upstash import Called
 
+OF_NO_VISITOR = "upstash_middleware.refresh"
+"""In the scope or environ of a request that no visitor has sent: a background revalidation, or one
+that fills the cache. No limit counts it, and its session has no client."""
+
 T = TypeVar("T")
 _hinted: list[str] = []
 """The hints that were logged, once for a process: its middleware classes serve one application."""
@@ -141,6 +145,8 @@ class Runtime:
         self.engine: Engine = Engine([*limits, *cache], observe=self.observe)
         self.uncached: Engine = Engine(limits, observe=self.observe)
         """All but the cache, for requests that it does not answer: handshakes of WebSockets."""
+        self.unlimited: Engine = Engine(cache, observe=self.observe)
+        """All but the limits, for requests that no visitor has sent."""
         self.sessions: Sessions | None = None
         """What keeps the sessions of handlers, if anything does."""
         keeps = features is Features.BOTH or Features.SESSIONS in features
@@ -250,6 +256,8 @@ class Runtime:
             self._begin_serving()
         if engine is not None:
             return engine.prepare(request)
+        if request.peer is None and _is_of_no_visitor(request.native):
+            return self.unlimited.prepare(request)
         endpoint = self.purge_endpoint
         if endpoint is not None and endpoint.covers(request):
             return self._purge_engine.begin_in_turn(request)
@@ -487,7 +495,7 @@ class Runtime:
     def keep_sessions(self, sessions: Sessions) -> None:
         """Load and save these sessions with each request, inside the limits and the cache."""
         self.sessions = sessions
-        for engine in (self.engine, self.uncached):
+        for engine in (self.engine, self.uncached, self.unlimited):
             engine.parts = (*engine.parts, sessions)
 
     def _session_secrets(self, settings: SessionSettings, setting: str) -> tuple[bytes, ...]:
@@ -753,6 +761,12 @@ class Runtime:
     def _breaker(self) -> Breaker:
         slow = self.settings.breaker_slow or self.settings.deadline / 2
         return Breaker(slow=slow, clock=time.monotonic, emit=self.observe)
+
+
+def _is_of_no_visitor(native: Any) -> bool:
+    """Whether a framework's request, a scope or an environ says that no visitor has sent it."""
+    held = native if isinstance(native, dict) else getattr(native, "META", ())
+    return OF_NO_VISITOR in held or OF_NO_VISITOR in getattr(native, "scope", ())
 
 
 def _all_but(

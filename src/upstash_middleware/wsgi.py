@@ -17,7 +17,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from upstash_middleware.core.ratelimit.decision import UNCHECKED
-from upstash_middleware.decorators import REFRESH
 from upstash_middleware.events import UserCodeFailed
 from upstash_middleware.messages import (
     PATH_SAFE,
@@ -31,7 +30,7 @@ from upstash_middleware.messages import (
     announces_no_body,
     content_length,
 )
-from upstash_middleware.runtime import Features, LazyProxy, Runtime, run_soon
+from upstash_middleware.runtime import OF_NO_VISITOR, Features, LazyProxy, Runtime, run_soon
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -829,5 +828,5 @@ def refresh_environ(environ: WSGIEnvironment, request: HTTPRequest) -> WSGIEnvir
         "REMOTE_ADDR": "",
         "REQUEST_METHOD": request.method,
         "wsgi.input": BytesIO(),
-        REFRESH: True,
+        OF_NO_VISITOR: True,
     }

@@ -14,6 +14,8 @@ from upstash_middleware.cli.output import Exit
 from upstash_middleware.settings import settings_from
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.cli.conftest import Call
     from upstash_middleware.local import LocalUpstash
 
@@ -28,12 +30,19 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_of_the_page_answers(
-    call: Call, shop: str, upstash: LocalUpstash, command: str
+    call: Call,
+    shop: str,
+    upstash: LocalUpstash,
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Yes or no, and not that it was called wrongly."""
     if "completion" in command:  # it writes to the shell's own files
         assert "--install-completion" in call("--help").out
         return
+    (tmp_path / "urls.txt").write_text("https://shop.example/products/7\n")
+    monkeypatch.chdir(tmp_path)
     told = call(*shlex.split(command.replace("shop:app", shop)))
     assert (told.code in {Exit.DONE, Exit.NO}, told.err) == (True, "")
     assert told.out

@@ -24,6 +24,7 @@ from django.test import override_settings
 
 from tests.contract.neutral import Answer, Reply, Seen, limited
 from tests.django.project import Urls
+from upstash_middleware import Warmed, awarm, warm
 from upstash_middleware.django import limit, purge
 
 if TYPE_CHECKING:
@@ -160,6 +161,9 @@ class WSGIServed:
         ((status, fields),) = started
         return Answer(int(status[:3]), tuple(fields), _sent(method, pieces))
 
+    def warm(self, *urls: str, **options: Any) -> list[Warmed]:
+        return warm(self._handler, urls, **options)
+
 
 def _environ(method: str, target: str, headers: Fields, body: bytes, peer: str) -> dict[str, Any]:
     path, _, query = target.partition("?")
@@ -204,6 +208,9 @@ class ASGIServed:
         scope["path"] = root_path + scope["path"]
         scope["raw_path"] = root_path.encode("ascii") + scope["raw_path"]
         return self._portal.call(partial(self._serve, scope, body))
+
+    def warm(self, *urls: str, **options: Any) -> list[Warmed]:
+        return self._portal.call(partial(awarm, self._handler, urls, **options))
 
     async def _serve(self, scope: dict[str, Any], body: bytes) -> Answer:
         sent: list[Mapping[str, Any]] = []

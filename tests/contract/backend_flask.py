@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 from flask import Flask, Response, g, request
 
 from tests.contract.neutral import Answer, Seen, limited
-from upstash_middleware import flask
+from upstash_middleware import Warmed, flask, warm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,6 +112,9 @@ class ServedByWSGI:
         if body and announced:
             environ["CONTENT_LENGTH"] = str(len(body))
         return _answered(self._app, environ)
+
+    def warm(self, *urls: str, **options: Any) -> list[Warmed]:
+        return warm(self._app, urls, **options)
 
 
 def _header_variables(headers: Fields) -> dict[str, str]:

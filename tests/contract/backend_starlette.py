@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from tests.contract.neutral import Answer, Seen, limited
-from upstash_middleware import starlette
+from upstash_middleware import Warmed, awarm, starlette
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,6 +126,9 @@ class ServedByASGI:
             "state": {},
         }
         return self._portal.call(_exchanged, self._app, scope, body)
+
+    def warm(self, *urls: str, **options: Any) -> list[Warmed]:
+        return self._portal.call(partial(awarm, self._app, urls, **options))
 
 
 def _request_headers(headers: Fields, body: bytes, host: str) -> list[tuple[bytes, bytes]]:

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from upstash_middleware import Warmed
 
 Fields = tuple[tuple[str, str], ...]
 
@@ -86,6 +89,10 @@ class Served(Protocol):
         ``root_path`` is the prefix under which the server says that the application is mounted;
         ``target`` is what follows it.
         """
+        ...
+
+    def warm(self, *urls: str, **options: Any) -> list[Warmed]:
+        """Warm URLs through the application, as code inside it would."""
         ...
 
 

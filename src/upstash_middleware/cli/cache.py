@@ -1,4 +1,4 @@
-"""``cache explain|purge|list|stats``: what is stored, why a request missed, and purging.
+"""``cache explain|purge|warm|list|stats``: what is stored, why a request missed, and purging.
 
 `list` and `stats` use SCAN, which goes through the whole database whatever the pattern, and is
 billed by the call, as is each key that is read.
@@ -7,12 +7,15 @@ billed by the call, as is each key that is read.
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from msgspec import structs
 
+from upstash_middleware import warming
 from upstash_middleware.cli.invocation import (
     Invocation,
     command,
@@ -20,7 +23,7 @@ from upstash_middleware.cli.invocation import (
     run_commands,
     scan_in_view,
 )
-from upstash_middleware.cli.limits import RootPath, make_request
+from upstash_middleware.cli.limits import RootPath, fields_of, make_request
 from upstash_middleware.cli.output import (
     Answer,
     Exit,
@@ -33,7 +36,7 @@ from upstash_middleware.cli.output import (
 )
 from upstash_middleware.core.cache.keys import Names
 from upstash_middleware.core.flow import Command
-from upstash_middleware.errors import CommandError, refusal_in
+from upstash_middleware.errors import CommandError, ConfigurationError, refusal_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -179,6 +182,69 @@ def purge(  # noqa: PLR0913 - each is an option
     how = "purged softly" if soft else "purged"
     shown = text(f"{how}: {', '.join(named)} (under {', '.join(prefixes)})", "green")
     return Answer({"purged": purged, "prefixes": prefixes}, [shown])
+
+
+@command(group, "warm")
+def warm(  # noqa: PLR0913 - each is an option
+    invocation: Invocation,
+    urls: Annotated[
+        list[str] | None, typer.Argument(help="Whole URLs, as the application gets them.")
+    ] = None,
+    *,
+    file: Annotated[
+        str | None,
+        typer.Option("--file", "-f", help="A file with one URL a line; '-' is standard input."),
+    ] = None,
+    header: Annotated[
+        list[str] | None,
+        typer.Option("--header", "-H", help="A header field of each request, 'Name: value'."),
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option(help="How many requests are under way at a time.", min=1)
+    ] = 8,
+    root_path: RootPath = "",
+) -> Answer:
+    """Render pages through the application, in this process, so that they are stored."""
+    invocation.caching()
+    subject = invocation.subject
+    app = subject.app
+    if subject.is_django:
+        from django.core.wsgi import get_wsgi_application  # noqa: PLC0415 - in a Django project
+
+        app = get_wsgi_application()
+    if app is None:
+        raise UsageError("name the application that renders the pages, with --app MODULE:NAME")
+    every = [*(urls or ()), *(_lines(file) if file is not None else ())]
+    if not every:
+        raise UsageError("name what to warm: URLs, or --file FILE")
+    try:
+        warmed = warming.warm(
+            app,
+            every,
+            headers=dict(fields_of(header or ())),
+            concurrency=concurrency,
+            root_path=root_path,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except RuntimeError as error:  # of its lifespan
+        raise ConfigurationError(f"--app {invocation.app!r}: {error}") from error
+    table = rows(
+        ("url", "status", "outcome", "why"),
+        [(each.url, each.status, each.outcome, each.why or None) for each in warmed],
+    )
+    stored = sum(each.is_stored for each in warmed)
+    summary = text(f"{stored} of {len(warmed)} are stored", "green" if stored else "yellow")
+    code = Exit.DONE if stored == len(warmed) else Exit.NO
+    return Answer({"warmed": [structs.asdict(each) for each in warmed]}, [table, summary], code)
+
+
+def _lines(file: str) -> list[str]:
+    try:
+        content = sys.stdin.read() if file == "-" else Path(file).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--file {file!r} cannot be read: {error}") from error
+    return [line.strip() for line in content.splitlines() if line.strip()]
 
 
 @command(group, "list")

@@ -255,6 +255,17 @@ def explain(  # noqa: PLR0913 - each is an option of the command
     return _answer(explanations, notes)
 
 
+def fields_of(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """The header fields of options ``Name: value``.  Raises UsageError."""
+    fields = []
+    for each in texts:
+        name, colon, value = each.partition(":")
+        if not colon or not name.strip() or not each.isprintable():
+            raise UsageError(f"--header {each!r}: write 'Name: value'")
+        fields.append((name.strip(), value.strip()))
+    return fields
+
+
 def make_request(
     url: str, method: str, fields: Sequence[str], peer: str, root_path: str = ""
 ) -> HTTPRequest:
@@ -263,11 +274,7 @@ def make_request(
     if not (url.startswith("/") or (parts.scheme in {"http", "https"} and parts.netloc)):
         raise UsageError(f"{url!r}: give a path such as '/products/7', or a whole URL")
     raw = [("host", parts.netloc)] if parts.netloc else []
-    for each in fields:
-        name, colon, value = each.partition(":")
-        if not colon or not name.strip() or not each.isprintable():
-            raise UsageError(f"--header {each!r}: write 'Name: value'")
-        raw.append((name.strip(), value.strip()))
+    raw += fields_of(fields)
     headers = Headers((name.encode(), value.encode()) for name, value in raw)
     path, prefix = unquote(parts.path) or "/", root_path.rstrip("/")
     if not path.startswith(f"{prefix}/"):

@@ -17,7 +17,6 @@ from django.http import Http404, HttpRequest, StreamingHttpResponse
 
 from upstash_middleware.core.ratelimit.decision import UNCHECKED
 from upstash_middleware.decorators import (
-    REFRESH,
     CachedDecorator,
     HandlerCall,
     LimitDecorator,
@@ -38,6 +37,7 @@ from upstash_middleware.django.requests import (
 )
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.messages import NO_HEADERS, ResponseHead
+from upstash_middleware.runtime import OF_NO_VISITOR
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
@@ -135,7 +135,7 @@ class ViewCall(HandlerCall):
 
     def is_free(self) -> bool:
         request = self.native
-        if REFRESH in request.META or REFRESH in getattr(request, "scope", ()):
+        if OF_NO_VISITOR in request.META or OF_NO_VISITOR in getattr(request, "scope", ()):
             return True
         if not exempt_types:
             return False

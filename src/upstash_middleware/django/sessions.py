@@ -43,7 +43,6 @@ from upstash_middleware.core.sessions import (
     may_be_shared,
     user_text,
 )
-from upstash_middleware.decorators import REFRESH
 from upstash_middleware.django.conf import (
     SETTING,
     is_upstash_engine,
@@ -60,6 +59,7 @@ from upstash_middleware.events import (
     UserCodeFailed,
     hears,
 )
+from upstash_middleware.runtime import OF_NO_VISITOR
 from upstash_middleware.settings import settings_from
 
 if TYPE_CHECKING:
@@ -923,7 +923,7 @@ async def _respond(
     """Do what Django's ``process_response`` does; see SessionMiddleware. A flow."""
     use: SessionUse = vars(request).pop(_USE, None) or SessionUse()
     name, accessed = settings.SESSION_COOKIE_NAME, session.accessed
-    if REFRESH in request.META or REFRESH in getattr(request, "scope", ()):
+    if OF_NO_VISITOR in request.META or OF_NO_VISITOR in getattr(request, "scope", ()):
         pass  # a background revalidation has no client: nothing is kept of its session
     elif refused := _refused(request, session, response):
         return refused
