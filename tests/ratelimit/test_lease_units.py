@@ -228,7 +228,7 @@ def test_what_is_left_of_a_window_is_not_given_back_to_the_next_one(
 def test_one_call_at_a_time_asks_for_a_slice_of_at_most_the_share(
     limiter_of: Make, store: ValkeyStore, events: list[Event]
 ) -> None:
-    limiter = leasing(limiter_of, FixedWindow(1000, 60), Lease(share=0.01))
+    limiter = leasing(limiter_of, FixedWindow(1000, 60), Lease(share=0.005))
     flows = [limiter.begin(get("/a")) for _ in range(40)]
     pipelines = [flow.send(None) for flow in flows]
     for flow, pipeline in zip(flows, pipelines, strict=True):
@@ -236,7 +236,7 @@ def test_one_call_at_a_time_asks_for_a_slice_of_at_most_the_share(
         with pytest.raises(StopIteration):
             flow.send(store.execute(pipeline))
     (leased,) = [each.units for each in events if isinstance(each, QuotaLeased)]
-    assert leased == 10  # of the 990 that the tenth request leaves
+    assert leased == 5  # of the 990 that the tenth request leaves
 
 
 def test_a_refund_never_goes_into_another_slice(
@@ -264,6 +264,9 @@ def test_a_refund_after_a_slice_was_given_back_reaches_the_counter(
     for exchange in exchanges:
         finish(exchange, store)
     assert by_the_counter(limiter_of, store, limit) == 1000
+    calls(store)
+    begin(limiter, store, get("/a"))
+    assert calls(store) == 1
 
 
 def test_a_rule_that_denies_beside_others_is_not_overruled_by_its_slice(
@@ -305,3 +308,19 @@ def test_a_slice_that_is_given_back_for_a_higher_cost_is_not_used_any_more(
     run(limiter.begin_call("r", "ip=203.0.113.7", left + 1), store)
     run(limiter.flush(), store)
     assert by_the_counter(limiter_of, store, limit) == 1000 - 21 - (left + 1)
+    # Nor is it given back once more.
+    begin(limiter, store, get("/a"))
+    assert by_the_counter(limiter_of, store, limit) == 1000 - 21 - (left + 1) - 1
+
+
+def test_a_call_that_is_denied_gives_back_as_well(limiter_of: Make, store: ValkeyStore) -> None:
+    limit = FixedWindow(1000, 60)
+    limiter = leasing(limiter_of, limit)
+    passed(limiter, store, *[get("/a")] * 20)
+    left = remaining(limiter, store) - by_the_counter(limiter_of, store, limit)
+    assert left > 0
+    whole = by_the_counter(limiter_of, store, limit)
+    passed(limiter_of(RateLimitRule("/a", limit, name="r", cost=whole)), store, get("/a"))
+    denied = run(limiter.begin_call("r", "ip=203.0.113.7", left + 1), store)
+    assert denied.response is not None
+    assert by_the_counter(limiter_of, store, limit) == left
