@@ -49,8 +49,25 @@ def test_a_request_that_no_rule_matches_passes_untouched():
             r"cache\[2\]\.tags: 'p:\{id:d\}' cannot be filled",
         ),
         ({"path": "/a", "grace": -1}, r"cache\[2\]\.grace = -1 should be seconds from 0"),
-        ({"path": "/a", "negative_ttl": {404: 0}}, r"cache\[2\]\.negative_ttl\[404\] = 0 should"),
-        ({"path": "/a", "negative_ttl": {200: 5}}, r"cache\[2\]\.negative_ttl: 200 should be a st"),
+        ({"path": "/a", "ttl": {404: 0}}, r"cache\[2\]\.ttl\[404\] = 0 should"),
+        ({"path": "/a", "ttl": {"4xx": 5}}, r"cache\[2\]\.ttl: '4xx' should be a status from 200"),
+        ({"path": "/a", "ttl": {429: 5}}, r"cache\[2\]\.ttl: responses with status 429 are never"),
+        ({"path": "/a", "ttl": {}}, r"cache\[2\]\.ttl = \{\} should be seconds by status"),
+        ({"path": "/a", "errors_per_minute": -1}, r"cache\[2\]\.errors_per_minute = -1 should be"),
+        (
+            {"path": "/a", "max_body": 10**7},
+            r"cache\[2\]\.max_body = 10000000 should .* 9437184 at",
+        ),
+        (
+            {"path": "/a", "bypass": "sessionid"},
+            r"cache\[2\]\.bypass: 'sessionid' should be 'cookie",
+        ),
+        (
+            {"path": "/a", "bypass": ["form:a"]},
+            r"cache\[2\]\.bypass: 'form:a' should be 'cookie:NA",
+        ),
+        ({"path": "/a", "bypass": "cookie:a b"}, r"cache\[2\]\.bypass: cookie\('a b'\): a name"),
+        ({"path": "/a", "bypass": 7}, r"cache\[2\]\.bypass = 7 should be text such as 'cookie:"),
         ({"path": "/a", "tll": 60}, r"cache\[2\]\.tll: there is no such setting; known: path, "),
         ({"path": "/a", "vary_cookies": ["a=b"]}, r"cache\[2\]\.vary_cookies: 'a=b' should be the"),
         (
@@ -88,7 +105,7 @@ def test_a_mapping_makes_the_same_rule_as_the_class():
 )
 def test_a_rule_says_for_each_status_how_long_it_is_fresh(status, fresh):
     """In TOML the statuses are text."""
-    given = {"path": "/page", "ttl": 60, "negative_ttl": {"404": 30, 503: 5, "302": 7}}
+    given = {"path": "/page", "ttl": {200: 60, "404": 30, 503: 5, "302": 7}}
     site = Site((rule_from_mapping(given),))
     site.app = lambda _: reply(status=status)
     site.visit()
@@ -264,8 +281,8 @@ def test_what_is_sent_downstream_of_a_private_cache_is_private():
 
 
 def test_a_rule_may_have_a_ttl_for_what_is_not_there():
-    """404 and its kin, and no other errors."""
-    site = Site((CacheRule("/page", ttl=60, negative_ttl=5),))
+    """Each error that has one is stored, and no other."""
+    site = Site((CacheRule("/page", ttl={200: 60, 404: 5, 410: 5}),))
     for status, hit in ((404, True), (410, True), (500, False), (403, False)):
         site.app = lambda asked: reply(status=int(asked.query))
         site.visit(request(query=str(status)))

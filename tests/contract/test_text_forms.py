@@ -65,8 +65,7 @@ def test_other_durations_may_be_text_too(serve: Serve, upstash: LocalUpstash, re
 
 DURATIONS: list[Any] = [
     lambda value: CacheRule("/a", ttl=value),
-    lambda value: CacheRule("/a", negative_ttl=value),
-    lambda value: CacheRule("/a", negative_ttl={404: value}),
+    lambda value: CacheRule("/a", ttl={404: value}),
     lambda value: CacheRule("/a", grace=value),
     lambda value: CacheRule("/a", stale_while_revalidate=value),
     lambda value: CacheRule("/a", stale_if_error=value),

@@ -46,6 +46,7 @@ from upstash_middleware.core.cache.exchanges import (
     Revalidations,
     Shared,
     SingleFlight,
+    StoredErrors,
 )
 from upstash_middleware.core.cache.explanation import CacheExplanation, explain
 from upstash_middleware.core.cache.http import reuse, vary
@@ -241,6 +242,7 @@ class Cache(Part):
             known_fields(tuple(credential_fields), tuple(reflected_fields)),
             groups,
             None if cdn is None else CDNS[cdn],
+            StoredErrors(clock),
         )
         paths = {f"cache[{index}]": rule.path for index, rule in enumerate(self._rules)}
         self._unmatched = Unmatched(paths, observe)
@@ -269,6 +271,8 @@ class Cache(Part):
             why = resource.refused or _bypass_reason(request, self._store.profile)
             if why:
                 return Bypassed(detail=why)
+        if resource.rule.bypassed_by and (why := _named_by_bypass(resource.rule, request)):
+            return Bypassed(detail=why)
         if resource.calls_user_code:
             return self._prepare_by_user_code(resource, request)
         return self._prepare(resource, request, self._target(resource, request))
@@ -357,7 +361,7 @@ class Cache(Part):
         target: Target | str = ""
         if resource is not None and not resource.refused:
             target = await self._target_by_user_code(resource, request)
-        if resource is None or isinstance(target, str):
+        if resource is None or isinstance(target, str) or _named_by_bypass(resource.rule, request):
             return Invalidation(context=self._context, request=request)
         context = resource.context
         try:
@@ -469,7 +473,7 @@ class Cache(Part):
             scopes,
             names.epochs(url, scopes, tags),
             bool(rule.vary_cookies or rule.vary_headers),
-            rule.bypass is not None or rule.user is not None,
+            callable(rule.bypass) or rule.user is not None,
             refused,
         )
 
@@ -485,7 +489,7 @@ class Cache(Part):
 
     async def _call_user_code(self, resource: _Resource, request: HTTPRequest) -> Target | str:
         rule = resource.rule
-        if rule.bypass is not None and await call(rule.bypass, request):
+        if callable(rule.bypass) and await call(rule.bypass, request):
             return "bypass of the rule"
         return self._target(resource, request, await _user(rule, request))
 
@@ -528,10 +532,13 @@ class Cache(Part):
         return f"cache[{self._rules.index(resource.rule)}]"
 
     def _context_of(self, rule: CacheRule) -> Context:
-        if rule.deadline is None:
-            return self._context
-        deadline = cast("float", rule.deadline)
-        return replace(self._context, store=replace(self._store, deadline=deadline))
+        context = self._context
+        if rule.max_body is not None:
+            context = replace(context, max_body=rule.max_body)
+        if rule.deadline is not None:
+            store = replace(self._store, deadline=cast("float", rule.deadline))
+            context = replace(context, store=store)
+        return context
 
     # --- Purging and explaining -----------------------------------------------------------------
 
@@ -563,7 +570,8 @@ class Cache(Part):
         if resource is None:
             return CacheExplanation("bypass", "no rule of the cache covers it")
         setting = self._setting(resource)
-        if why := resource.refused or _bypass_reason(request, self._store.profile):
+        why = resource.refused or _bypass_reason(request, self._store.profile)
+        if why := why or _named_by_bypass(resource.rule, request):
             return CacheExplanation("bypass", why, setting)
         try:
             target = await self._call_user_code(resource, request)
@@ -578,6 +586,14 @@ class Cache(Part):
         if cdn is not None and not target.private:
             explanation = replace(explanation, cdn_tags=cdn.tags_of(target, explanation.tags))
         return replace(explanation, rule=setting)
+
+
+def _named_by_bypass(rule: CacheRule, request: HTTPRequest) -> str:
+    """Return which of the values that a rule's ``bypass`` names a request has; empty if none."""
+    for sent in rule.bypassed_by:
+        if sent.read(request, sent.name):
+            return f"bypass of the rule: {sent.kind}:{sent.name}"
+    return ""
 
 
 def _bypass_reason(request: HTTPRequest, profile: Profile) -> str:

@@ -100,6 +100,7 @@ class Context(Struct, frozen=True):
     """Whether Cache-Groups and Cache-Group-Invalidation count."""
     cdn: CDN | None
     """The CDN in front, if the application has said which."""
+    errors: StoredErrors
 
 
 class Found(Struct, frozen=True):
@@ -135,7 +136,7 @@ class Found(Struct, frozen=True):
     @property
     def is_expected(self) -> bool:
         """Whether a response that may be stored is expected, as far as is known."""
-        expected = self.rule.ttl is not None or self.lookup.known
+        expected = self.rule.ttl_for(200) is not None or self.lookup.known
         return self.context.flights.expects(self.lookup.key, default=expected)
 
     def is_immutable(self, stored: StoredResponse) -> bool:
@@ -354,6 +355,8 @@ class Miss(CacheExchange, kw_only=True, eq=False):
             planned = _UNSEEN
         if isinstance(planned, Plan) and (length or 0) > found.context.max_body:
             planned = self._too_large
+        if isinstance(planned, Plan) and not found.context.errors.admits(found.rule, head.status):
+            planned = f"{found.rule.errors_per_minute} errors of its rule were stored this minute"
         if isinstance(planned, str):
             self.resolve(NotShared.UNSHAREABLE)
             candidate = self.candidate
@@ -953,6 +956,34 @@ class Revalidations:
     def clear(self) -> None:
         """Forget all of them."""
         self._known.clear()
+
+
+class StoredErrors:
+    """How many errors of each rule this process has stored in the current minute.
+
+    Nearly every request for a random path ends in an error, so each could cause a write.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._minute = 0.0
+        self._counts: dict[int, int] = {}
+        """By the identity of the rule, which lives as long as the cache."""
+        self._lock = threading.Lock()
+
+    def admits(self, rule: CacheRule, status: int) -> bool:
+        """Whether a response that may be stored is stored; if it is an error, it is counted."""
+        if status < 400:
+            return True
+        with self._lock:
+            if (minute := self._clock.monotonic() // 60) != self._minute:
+                self._minute = minute
+                self._counts.clear()
+            stored = self._counts.get(id(rule), 0)
+            if stored >= rule.errors_per_minute:
+                return False
+            self._counts[id(rule)] = stored + 1
+            return True
 
 
 class PendingInvalidations:

@@ -13,14 +13,18 @@ from msgspec import Struct
 from msgspec.structs import force_setattr
 
 from upstash_middleware.core.clock import Duration, seconds_in
+from upstash_middleware.core.identify import SentValue, cookie, header, query
 from upstash_middleware.core.patterns import PathPattern
 from upstash_middleware.errors import ConfigurationError, RuleMeta, named_part, unknown_name
 from upstash_middleware.messages import HTTPRequest  # noqa: TC001 - for signatures
 
 SUCCESSFUL = frozenset({200, 203, 204, 300, 301, 308})
-"""The statuses to which a rule's ``ttl`` applies; not errors."""
-NEGATIVE = frozenset({404, 405, 410, 414, 501})
-"""The errors to which a rule's ``negative_ttl`` applies."""
+"""The statuses to which a ``ttl`` in seconds applies; not errors."""
+NEVER_STORED = frozenset({304, 412, 416, 428, 429, 431, 511})
+"""Responses to conditions and ranges, which select no stored response (RFC 9110 §15.4.5, §15.5.13,
+§15.5.17), and those that RFC 6585 forbids to store."""
+LARGEST_BODY = 9 * 1024 * 1024
+"""Bytes of a body that one request to Upstash can carry: it may have 10 MB in all."""
 LONGEST_DEADLINE = 60.0
 
 
@@ -37,12 +41,15 @@ class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     path: str
     """A pattern of the paths that the application routes on, without the prefix under which it is
     mounted: in ``/products/{id}``, one segment; in ``/files/{rest:path}``, everything after it."""
-    ttl: Duration | None = None
-    """Seconds of freshness of a successful response that does not state its own; None to store
-    only responses that do."""
-    negative_ttl: Duration | Mapping[int, Duration] | None = None
-    """The same for 404, 405, 410, 414 and 501, or by status: ``{404: 60, 503: 5}``; None to store
-    only those that state their own."""
+    ttl: Duration | Mapping[int, Duration] | None = None
+    """Seconds of freshness of a successful response (200, 203, 204, 300, 301, 308) that does not
+    state its own, or seconds by status: ``{200: 60, 404: 5}``; None to store only responses that
+    state their own."""
+    errors_per_minute: int = 60
+    """How many responses with a status of 400 or above each process stores in a minute at most, so
+    that requests for random paths cause no more writes than that; 0 for none."""
+    max_body: int | None = None
+    """Bytes of the largest body that is stored; None for the setting ``cache_max_body``."""
     grace: Duration | None = None
     """Seconds for which a response is kept after it has become stale, to be validated; None for
     the setting ``cache_grace``."""
@@ -76,8 +83,10 @@ class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     Text, an integer, a UUID, or a user of Django or Flask-Login. None, False, an empty text, or an
     object whose ``is_authenticated`` is False mean no user. With anything else the request
     bypasses the cache, and the error is logged."""
-    bypass: Callable[[HTTPRequest], Any] | None = None
-    """Whether a request bypasses the cache, from a function of it, sync or async."""
+    bypass: str | Sequence[str] | Callable[[HTTPRequest], Any] | None = None
+    """Which requests bypass the cache: those with a cookie, ``"cookie:sessionid"``, a header field,
+    ``"header:Authorization"``, or a query parameter, ``"query:preview"``; several of them; or those
+    for which a function of the request, sync or async, returns something true."""
     etag: bool = False
     """Whether a stored body without an ETag gets one, made from its bytes."""
     downstream: str | None = None
@@ -102,8 +111,7 @@ class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
                 set_field(self, name, tuple(sorted(set(_texts(name, value)))))
         names = {name.lower() for name in _texts("vary_headers", self.vary_headers)}
         set_field(self, "vary_headers", tuple(sorted(names)))
-        set_field(self, "negative_ttl", _negative_ttl(self.negative_ttl))
-        set_field(self, "ttl", _seconds("ttl", self.ttl))
+        set_field(self, "ttl", _ttl(self.ttl))
         set_field(self, "deadline", _seconds("deadline", self.deadline, most=LONGEST_DEADLINE))
         for name in ("grace", "stale_while_revalidate", "stale_if_error"):
             set_field(self, name, _seconds(name, getattr(self, name), or_zero=True))
@@ -114,9 +122,17 @@ class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
         """The parsed path."""
         return _pattern(self.path)
 
+    @cached_property
+    def bypassed_by(self) -> tuple[SentValue, ...]:
+        """What of a request makes it bypass the cache, where ``bypass`` names that."""
+        bypass: Any = self.bypass
+        if bypass is None or callable(bypass):
+            return ()
+        return tuple(map(_sent_value, [bypass] if isinstance(bypass, str) else bypass))
+
     def __hash__(self) -> int:
-        # Without negative_ttl, which may be a mapping.
-        return hash(tuple(getattr(self, name) for name in FIELDS if name != "negative_ttl"))
+        # Without ttl, which may be a mapping, and bypass, which may be a list.
+        return hash(tuple(getattr(self, n) for n in FIELDS if n not in {"ttl", "bypass"}))
 
     @cached_property
     def forbids_downstream(self) -> bool:
@@ -129,12 +145,9 @@ class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
 
     def ttl_for(self, status: int) -> float | None:
         """Return the seconds of freshness of a response that states none, None if it has none."""
-        own = self.ttl if status in SUCCESSFUL else None
-        if isinstance(self.negative_ttl, Mapping):
-            own = self.negative_ttl.get(status, own)
-        elif status in NEGATIVE:
-            own = self.negative_ttl
-        return cast("float | None", own)
+        if isinstance(self.ttl, Mapping):
+            return cast("float | None", self.ttl.get(status))
+        return cast("float | None", self.ttl if status in SUCCESSFUL else None)
 
     def tags_for(self, path: str) -> tuple[str, ...]:
         """Return its tags with the path's named parts filled in."""
@@ -209,26 +222,60 @@ def _seconds(name: str, value: Any, *, or_zero: bool = False, most: float = inf)
     return seconds
 
 
-def _negative_ttl(given: Any) -> Any:
+def _ttl(given: Any) -> Any:
     if not isinstance(given, Mapping):
-        return _seconds("negative_ttl", given)
+        return _seconds("ttl", given)
     by_status = {}
     for status, seconds in given.items():
-        if not re.fullmatch("[345][0-9][0-9]", str(status)):  # in TOML the keys are text
+        if not re.fullmatch("[2-5][0-9][0-9]", str(status)):  # in TOML the keys are text
             raise ConfigurationError(
-                f"CacheRule.negative_ttl: {status!r} should be a status from 300 to 599"
+                f"CacheRule.ttl: {status!r} should be a status from 200 to 599, as in "
+                "{200: 60, 404: 5}"
             )
-        by_status[int(status)] = _seconds(f"negative_ttl[{status}]", seconds or 0)
+        if int(status) in NEVER_STORED:
+            raise ConfigurationError(
+                f"CacheRule.ttl: responses with status {status} are never stored; leave it out"
+            )
+        by_status[int(status)] = _seconds(f"ttl[{status}]", seconds or 0)
+    if not by_status:
+        raise _invalid("ttl", given, "seconds by status, such as {200: 60, 404: 5}")
     return by_status
+
+
+_SENT = {"cookie": cookie, "header": header, "query": query}
+
+
+def _sent_value(text: Any) -> SentValue:
+    kind, _, name = text.partition(":") if isinstance(text, str) else ("", "", "")
+    if kind not in _SENT or not name:
+        raise ConfigurationError(
+            f"CacheRule.bypass: {text!r} should be 'cookie:NAME', 'header:NAME' or 'query:NAME', "
+            "such as 'cookie:sessionid', a list of them, or a function of the request"
+        )
+    try:
+        return _SENT[kind](name)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"CacheRule.bypass: {error}") from None
 
 
 def _check(rule: CacheRule) -> None:
     for name in ("narrow_vary_cookie", "sort_query", "etag"):
         if not isinstance(value := getattr(rule, name), bool):
             raise _invalid(name, value, "True or False")
-    for name in ("user", "bypass"):
-        if (value := getattr(rule, name)) is not None and not callable(value):
-            raise _invalid(name, value, "a function of the request, or None")
+    if rule.user is not None and not callable(rule.user):
+        raise _invalid("user", rule.user, "a function of the request, or None")
+    if isinstance(rule.bypass, Mapping | bytes) or not (
+        rule.bypass is None or callable(rule.bypass) or hasattr(rule.bypass, "__iter__")
+    ):
+        raise _invalid("bypass", rule.bypass, "text such as 'cookie:sessionid', or a function")
+    _ = rule.bypassed_by  # raises for a wrong text
+    for name, most in (("errors_per_minute", inf), ("max_body", LARGEST_BODY)):
+        number: Any = getattr(rule, name)
+        if name == "max_body" and number is None:
+            continue
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= most:
+            bound = "" if most == inf else f", {most} at most, which one request to Upstash carries"
+            raise _invalid(name, number, f"a whole number from 0{bound}")
     for name in rule.vary_cookies or ():
         if not re.fullmatch(r"[!-~]+", name) or not {*name}.isdisjoint('"=;,'):
             raise ConfigurationError(

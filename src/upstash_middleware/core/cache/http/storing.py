@@ -27,6 +27,7 @@ from upstash_middleware.core.cache.http.groups import CACHE_GROUPS, groups_in
 from upstash_middleware.core.cache.http.reuse import has_validator, parse_part
 from upstash_middleware.core.cache.http.vary import selector_of_codings
 from upstash_middleware.core.cache.keys import drops_parameters
+from upstash_middleware.core.cache.rules import NEVER_STORED
 from upstash_middleware.messages import LONGEST_VALUE
 
 if TYPE_CHECKING:
@@ -64,9 +65,6 @@ _UNDERSTOOD = frozenset(
     {*range(200, 207), *range(300, 306), 307, 308, *range(400, 418), 421, 422, 426}
     | {*range(500, 506)}
 )
-# Responses to conditions and ranges, which select no stored response (RFC 9110 §15.4.5, §15.5.13,
-# §15.5.17), and those that RFC 6585 forbids to store.
-_NEVER_STORED = frozenset({304, 412, 416, 428, 429, 431, 511})
 # RFC 9111 §3.5: what lets a shared cache store the response to a request with Authorization.
 _SHARED_DESPITE_AUTHORIZATION = ("public", "s-maxage", "must-revalidate")
 
@@ -189,7 +187,7 @@ def _refusal(candidate: Candidate) -> str | None:  # noqa: C901, PLR0911, PLR091
         return "only responses to GET are stored"
     if head.status == 206 and not (profile.stores_parts and parse_part(headers)):
         return "partial content"
-    if head.status < 200 or head.status in _NEVER_STORED:
+    if head.status < 200 or head.status in NEVER_STORED:
         return f"status {head.status}"
     # Frameworks redirect with the query as it was sent, for instance to add a slash to the path.
     is_redirect = 300 <= head.status < 400 and "location" in headers
