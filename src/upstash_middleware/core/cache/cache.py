@@ -98,6 +98,7 @@ if TYPE_CHECKING:
     from upstash_middleware.core.cache.store import Lookup, Reading
     from upstash_middleware.core.clock import Clock
     from upstash_middleware.core.flow import Flow, Reply
+    from upstash_middleware.core.identify import SentValue
     from upstash_middleware.events import Observer
     from upstash_middleware.messages import HTTPRequest, Response
 
@@ -136,6 +137,8 @@ class _Resource(Struct, frozen=True):
     """The keys of its epochs."""
     narrows: bool
     """Whether cookies or fields named by its rule narrow its key."""
+    bypassed_by: tuple[SentValue, ...]
+    """What of a request makes it bypass the cache."""
     calls_user_code: bool
     """Whether its rule has functions to call."""
     refused: str
@@ -267,11 +270,10 @@ class Cache(Part):
             return _IGNORED
         if self._unmatched.left:
             self._unmatched.waiting.pop(self._setting(resource), None)
-        if resource.refused or not _INSPECTED.isdisjoint(request.headers.names()):
-            why = resource.refused or _bypass_reason(request, self._store.profile)
-            if why:
-                return Bypassed(detail=why)
-        if resource.rule.bypassed_by and (why := _named_by_bypass(resource.rule, request)):
+        why = resource.refused
+        if not why and not _INSPECTED.isdisjoint(request.headers.names()):
+            why = _bypass_reason(request, self._store.profile)
+        if why or (resource.bypassed_by and (why := _named_by_bypass(resource, request))):
             return Bypassed(detail=why)
         if resource.calls_user_code:
             return self._prepare_by_user_code(resource, request)
@@ -361,7 +363,7 @@ class Cache(Part):
         target: Target | str = ""
         if resource is not None and not resource.refused:
             target = await self._target_by_user_code(resource, request)
-        if resource is None or isinstance(target, str) or _named_by_bypass(resource.rule, request):
+        if resource is None or isinstance(target, str) or _named_by_bypass(resource, request):
             return Invalidation(context=self._context, request=request)
         context = resource.context
         try:
@@ -473,6 +475,7 @@ class Cache(Part):
             scopes,
             names.epochs(url, scopes, tags),
             bool(rule.vary_cookies or rule.vary_headers),
+            rule.bypassed_by,
             callable(rule.bypass) or rule.user is not None,
             refused,
         )
@@ -571,7 +574,7 @@ class Cache(Part):
             return CacheExplanation("bypass", "no rule of the cache covers it")
         setting = self._setting(resource)
         why = resource.refused or _bypass_reason(request, self._store.profile)
-        if why := why or _named_by_bypass(resource.rule, request):
+        if why := why or _named_by_bypass(resource, request):
             return CacheExplanation("bypass", why, setting)
         try:
             target = await self._call_user_code(resource, request)
@@ -588,9 +591,9 @@ class Cache(Part):
         return replace(explanation, rule=setting)
 
 
-def _named_by_bypass(rule: CacheRule, request: HTTPRequest) -> str:
+def _named_by_bypass(resource: _Resource, request: HTTPRequest) -> str:
     """Return which of the values that a rule's ``bypass`` names a request has; empty if none."""
-    for sent in rule.bypassed_by:
+    for sent in resource.bypassed_by:
         if sent.read(request, sent.name):
             return f"bypass of the rule: {sent.kind}:{sent.name}"
     return ""

@@ -264,10 +264,9 @@ def _check(rule: CacheRule) -> None:
             raise _invalid(name, value, "True or False")
     if rule.user is not None and not callable(rule.user):
         raise _invalid("user", rule.user, "a function of the request, or None")
-    if isinstance(rule.bypass, Mapping | bytes) or not (
-        rule.bypass is None or callable(rule.bypass) or hasattr(rule.bypass, "__iter__")
-    ):
-        raise _invalid("bypass", rule.bypass, "text such as 'cookie:sessionid', or a function")
+    bypass: Any = rule.bypass
+    if not (bypass is None or callable(bypass) or isinstance(bypass, str | list | tuple)):
+        raise _invalid("bypass", bypass, "text such as 'cookie:sessionid', or a function")
     _ = rule.bypassed_by  # raises for a wrong text
     for name, most in (("errors_per_minute", inf), ("max_body", LARGEST_BODY)):
         number: Any = getattr(rule, name)
