@@ -351,7 +351,9 @@ class LeaseMachine(RuleBasedStateMachine):
             if decision.settled_by == "lease" and name in charges:
                 self.check_alive(process, name, charges[name], call)
         if exchange.response is not None:
-            if fresh and call is not None:
+            # A slice that another rule has used is given back by the next call, if it is needed.
+            by_slices = any(each.settled_by == "lease" for each in decisions.values())
+            if fresh and call is not None and not by_slices:
                 self.check_retry_after(exchange, call)
             self.settle(process, exchange, 0)
             return
