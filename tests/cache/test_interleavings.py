@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.cache.interleaving import PAGE, Actor, Change, Edit, Passing, Post, Stale, Visit, search
-from tests.cache.world import FakeRedis, Site, request
+from tests.cache.world import FakeClock, FakeRedis, Site, request
 from upstash_middleware.core.cache import Purge
 from upstash_middleware.core.flow import Flow, Pipeline
 
@@ -109,6 +109,64 @@ def test_no_order_of_two_renders_and_a_groups_invalidation_serves_an_old_page(vi
 def test_no_order_of_a_groups_invalidation_and_a_purge_serves_an_old_page(kind, soft):
     """They keep each other's effect."""
     assert search([GROUPED, INVALIDATING, edit(kind, soft=soft)], last=GROUPED) > 50
+
+
+SEARCHING = (("no_vary_search", 'params=("x")'),)
+CANONICAL = request("/shop/page", query="a=1")
+SPELLED = request("/shop/page", query="x=1&a=1")
+
+
+class Recorded(FakeRedis):
+    """It has the record of the path already."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock)
+        until = int(clock.now + 1_000_000)
+        self.set("test:cache:query:/shop/page", f"{until} {SEARCHING[0][1]}", "PX", 1_000_000_000)
+
+
+@softness
+@pytest.mark.parametrize("learned", [False, True], ids=["new", "learned"])
+@pytest.mark.parametrize("redis", [FakeRedis, Recorded], ids=["first", "recorded"])
+@pytest.mark.parametrize("last", [CANONICAL, SPELLED], ids=["canonical", "spelled"])
+def test_no_order_serves_an_old_page_once_its_canonical_url_was_purged(last, redis, learned, soft):
+    """No-Vary-Search: whichever of its URLs are requested, and whoever knows of the field."""
+    one, other = (Visit(asked, SEARCHING, learned) for asked in (CANONICAL, SPELLED))
+    actors: list[Actor] = [one, other, Edit(Purge(("/shop/page?a=1",), soft=soft))]
+    assert search(actors, Visit(last, SEARCHING, learned), redis) > 100
+
+
+@softness
+@pytest.mark.parametrize("learned", [False, True], ids=["new", "learned"])
+@pytest.mark.parametrize("redis", [FakeRedis, Recorded], ids=["first", "recorded"])
+def test_no_order_serves_an_old_page_for_a_url_that_was_purged(redis, learned, soft):
+    """Also if whoever purged it could not know its canonical form."""
+    visit = Visit(SPELLED, SEARCHING, learned)
+    actors: list[Actor] = [visit, visit, Edit(Purge(("/shop/page?x=1&a=1",), soft=soft))]
+    assert search(actors, visit, redis) > 50
+
+
+@softness
+@pytest.mark.parametrize("learned", [False, True], ids=["new", "learned"])
+def test_no_order_serves_an_old_page_for_the_canonical_form_of_a_url_that_was_purged(learned, soft):
+    """Where the record of the path says what that is."""
+    one, other = (Visit(asked, SEARCHING, learned) for asked in (CANONICAL, SPELLED))
+    actors: list[Actor] = [one, other, Edit(Purge(("/shop/page?x=1&a=1",), soft=soft))]
+    assert search(actors, one, Recorded) > 100
+
+
+class Unpurgeable(FakeRedis):
+    """It shows no epoch of an exact URL."""
+
+    def get(self, key: Any) -> bytes | None:
+        return None if str(key).endswith("epoch:url:/shop/page?x=1&a=1") else super().get(key)
+
+
+def test_the_search_finds_a_canonical_form_that_answers_a_url_that_was_purged():
+    """The epoch of the exact URL is what holds where the record was not there to be read."""
+    visit = Visit(SPELLED, SEARCHING, has_learned=True)
+    with pytest.raises(Stale):
+        search([visit, Edit(Purge(("/shop/page?x=1&a=1",)))], visit, Unpurgeable)
 
 
 class Hasty(FakeRedis):

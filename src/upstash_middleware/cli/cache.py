@@ -99,6 +99,7 @@ def _show(explanation: CacheExplanation) -> dict[str, object]:
         "variant": explanation.variant,
         "tags": explanation.tags,
         "groups": explanation.groups,
+        "No-Vary-Search": explanation.no_vary_search,
         "CDN tags": explanation.cdn_tags,
     }
     if explanation.age is None or explanation.lifetime is None:

@@ -47,6 +47,8 @@ from upstash_middleware.core.cache.exchanges import (
     Shared,
     SingleFlight,
     StoredErrors,
+    Variations,
+    purge,
 )
 from upstash_middleware.core.cache.explanation import CacheExplanation, explain
 from upstash_middleware.core.cache.http import reuse, vary
@@ -61,6 +63,7 @@ from upstash_middleware.core.cache.http.fields import (
     reflected_fields,
     reflected_key,
 )
+from upstash_middleware.core.cache.http.no_vary_search import Variation, variation_of
 from upstash_middleware.core.cache.http.reuse import Use, current_age
 from upstash_middleware.core.cache.http.storing import Plan
 from upstash_middleware.core.cache.keys import Names, keyed
@@ -70,6 +73,7 @@ from upstash_middleware.core.cache.store import (
     L1,
     REMEMBERED_BYTES,
     Purge,
+    Record,
     Store,
     Target,
 )
@@ -246,6 +250,8 @@ class Cache(Part):
             groups,
             None if cdn is None else CDNS[cdn],
             StoredErrors(clock),
+            Variations(),
+            self._canonical_target,
         )
         paths = {f"cache[{index}]": rule.path for index, rule in enumerate(self._rules)}
         self._unmatched = Unmatched(paths, observe)
@@ -286,7 +292,7 @@ class Cache(Part):
         lookup = prepared.resource.context.store.receive(prepared.reading, replies)
         if lookup is None:
             return self._read_on(prepared, replies)
-        return self._choose(prepared, lookup)
+        return self._choose(prepared, lookup, prepared.reading.target)
 
     async def _prepare_by_user_code(
         self, resource: _Resource, request: HTTPRequest
@@ -300,7 +306,9 @@ class Cache(Part):
     ) -> CacheExchange | PreparedLookup:
         if isinstance(target, str):
             return Bypassed(detail=target)
-        store = resource.context.store
+        store, variations = resource.context.store, self._context.variations
+        if variations and (variation := variations.of(resource.rule, resource.url)) is not None:
+            target = self._canonical(resource, request, target, variation)
         reading = store.prepare(target)
         changes = store.l1.changes
         prepared = PreparedLookup(reading.pipeline, request, resource, reading, changes)
@@ -309,25 +317,47 @@ class Cache(Part):
         return prepared
 
     async def _read_on(self, prepared: PreparedLookup, replies: list[Reply]) -> CacheExchange:
-        reading, store = prepared.reading, prepared.resource.context.store
+        store, target = prepared.resource.context.store, prepared.reading.target
         try:
-            lookup = await store.read_on(reading, replies)
-            lookup = await store.look_up_previous(reading.target, lookup)
+            lookup = await store.read_on(prepared.reading, replies)
+            if (other := self._learn(prepared, lookup)) is not None:
+                target = other
+                lookup = await store.look_up(target)
+            target = lookup.exact or target
+            lookup = await store.look_up_previous(target, lookup)
         except UpstashError as error:
             return self._failed(prepared, error)
-        chosen = self._choose(prepared, lookup)
+        chosen = self._choose(prepared, lookup, target)
         return chosen if isinstance(chosen, CacheExchange) else await chosen
 
-    def _choose(self, prepared: PreparedLookup, lookup: Lookup) -> Received:
-        context, target = prepared.resource.context, prepared.reading.target
+    def _learn(self, prepared: PreparedLookup, lookup: Lookup) -> Target | None:
+        """Learn from a lookup how queries select; return what to look up instead, if anything."""
+        target, variations = prepared.reading.target, self._context.variations
+        variations.informed = True
+        rule, url = prepared.resource.rule, target.url
+        if target.variation is None:
+            if lookup.entry is not None:
+                variations.learn(rule, url, variation_of(lookup.entry.headers))
+            return None
+        if not lookup.record:
+            return None
+        variation = Record.parse(lookup.record).variation
+        if variation == target.variation:
+            return None
+        variations.learn(rule, url, variation)
+        exact = target.exact or target
+        return self._canonical(prepared.resource, prepared.request, exact, variation)
+
+    def _choose(self, prepared: PreparedLookup, lookup: Lookup, target: Target) -> Received:
+        context = prepared.resource.context
         if self._has_l1:
             context.store.l1.put(target, lookup, prepared.changes)
         if UpstashAnswered not in self._ignored:
             self._emit(_ANSWERED)
         entry, pending = lookup.entry, context.pending
-        if pending.until and entry is not None and pending.concern(target.url, entry.tags):
+        if pending.until and entry is not None and pending.concern(*target.urls, *entry.tags):
             lookup = replace(lookup, entry=None)
-        found = self._found(prepared, lookup)
+        found = self._found(prepared, lookup, target)
         exchange = choose(found)
         if self._emits_lookups:
             self._emitted(prepared, exchange)
@@ -343,12 +373,11 @@ class Cache(Part):
         exchange = self._from_memory(prepared, unreachable=True)
         return self._emitted(prepared, exchange or Bypassed(detail="the store did not answer"))
 
-    def _found(self, prepared: PreparedLookup, lookup: Lookup) -> Found:
+    def _found(self, prepared: PreparedLookup, lookup: Lookup, target: Target) -> Found:
         resource, request = prepared.resource, prepared.request
         fwd = "uri-miss" if lookup.index is None else "vary-miss"
         obeys = self._store.profile.obeys_clients
         wants = client_control(request.headers) if obeys else NO_DIRECTIVES
-        target = prepared.reading.target
         return Found(resource.context, resource.rule, request, target, lookup, fwd, wants)
 
     def _emitted(self, prepared: PreparedLookup, exchange: CacheExchange) -> CacheExchange:
@@ -387,12 +416,14 @@ class Cache(Part):
         to be validated, refreshed or forwarded, which takes the current epochs.
         """
         reading, l1 = prepared.reading, self._store.l1
-        lookup = l1.find(reading.entries[-1])
+        target, lookup = reading.target, l1.find(reading.entries[-1])
         if lookup is None or lookup.entry is None:
             return None
-        if self._context.pending.concern(reading.target.url, lookup.entry.tags):
+        if target.exact is not None:  # whether that was purged is not known here
             return None
-        found, stored = self._found(prepared, lookup), lookup.entry
+        if self._context.pending.concern(target.url, *lookup.entry.tags):
+            return None
+        found, stored = self._found(prepared, lookup, target), lookup.entry
         if not reuse.satisfies(found.request, stored):
             return None
         now, unverified_for = found.now, l1.unverified_for(lookup)
@@ -496,11 +527,43 @@ class Cache(Part):
             return "bypass of the rule"
         return self._target(resource, request, await _user(rule, request))
 
+    def _canonical(
+        self, resource: _Resource, request: HTTPRequest, target: Target, variation: Variation
+    ) -> Target:
+        """Return the target of the canonical form of a request's URL (No-Vary-Search)."""
+        target = replace(target, variation=variation)
+        query = variation.canonical(request.query)
+        if query == request.query:
+            return target
+        canonical = self._resource(replace(request, query=query), request.method)
+        if canonical is None or canonical.rule is not resource.rule or canonical.url == target.url:
+            return target
+        key, previous = canonical.key, canonical.previous
+        if target.selected:
+            secret = self._store.secret()
+            key = keyed(key, target.selected, secret)
+            previous = previous and keyed(previous, target.selected, secret)
+        return replace(
+            target,
+            key=key,
+            previous=previous,
+            url=canonical.url,
+            epochs=canonical.epochs,
+            exact=replace(target, variation=None),
+        )
+
+    def _canonical_target(
+        self, request: HTTPRequest, target: Target, variation: Variation
+    ) -> Target:
+        resource = self._resource(request, "GET")
+        return target if resource is None else self._canonical(resource, request, target, variation)
+
     def _target(
         self, resource: _Resource, request: HTTPRequest, user: str | None = None
     ) -> Target | str:
         """Return what a request is for, or why that is not clear."""
         key, previous, rule = resource.key, resource.previous, resource.rule
+        selected = ""
         besides = "" if self._selects is None else self._selects(request)
         if besides is None:
             return "its language or time zone is not known yet"
@@ -529,6 +592,7 @@ class Cache(Part):
             resource.epochs,
             previous,
             user is not None,
+            selected,
         )
 
     def _setting(self, resource: _Resource) -> str:
@@ -551,17 +615,23 @@ class Cache(Part):
         Raises UpstashError if it is not certain that all of it was done, ValueError for an invalid
         URL or directory, and for the path of no rule.
         """
-        await self._store.purge(what, self._rules)
+        await purge(self._context, what)
 
     def for_cdn(self, what: Purge) -> Purge:
         """Return a purge with the tags by which the CDN finds all of it."""
-        cdn = self._context.cdn
-        return what if cdn is None else replace(what, cdn_tags=cdn.tags_of_purge(what, self._rules))
+        cdn, rules = self._context.cdn, self._rules
+        if cdn is None:
+            return what
+        names = [name for url in what.urls for name in keys.urls_to_purge(url, rules)]
+        canonical = self._context.variations.canonical(names, rules)
+        whole = replace(what, urls=(*what.urls, *canonical))
+        return replace(what, cdn_tags=cdn.tags_of_purge(whole, rules))
 
     def forget(self) -> None:
         """Clear what this process remembers; what is on Redis stays."""
         self._store.forget()
         self._context.flights.clear()
+        self._context.variations.clear()
         self._context.revalidations.clear()
 
     async def explain(self, request: HTTPRequest) -> CacheExplanation:
@@ -584,11 +654,34 @@ class Cache(Part):
             target = f"a function of the rule raised {type(error).__name__}: {error}"
         if isinstance(target, str):
             return CacheExplanation("bypass", target, setting)
-        explanation = await explain(self._store, target, can_refresh=self._context.can_refresh)
+        explanation = await self._explain(resource, request, target)
         cdn = self._context.cdn
         if cdn is not None and not target.private:
             explanation = replace(explanation, cdn_tags=cdn.tags_of(target, explanation.tags))
         return replace(explanation, rule=setting)
+
+    async def _explain(
+        self, resource: _Resource, request: HTTPRequest, target: Target
+    ) -> CacheExplanation:
+        """Explain a target, or the canonical form of its URL if that would answer in its place."""
+        store, can_refresh = self._store, self._context.can_refresh
+        explanation = await explain(store, target, can_refresh=can_refresh)
+        if not request.query or explanation.outcome == "hit":
+            return explanation
+        record, purged = await store.read(
+            (store.names.record(target.url), store.names.url(target.url))
+        )
+        variation = Record.parse((record or b"").decode("latin-1")).variation
+        canonical = self._canonical(resource, request, target, variation)
+        if canonical.exact is not None and purged is None:
+            other = await explain(store, canonical, can_refresh=can_refresh)
+            if other.no_vary_search == str(variation):
+                return other
+        if explanation.status is None:  # what was stored of its path may say why
+            without_query = self._canonical(resource, request, target, Variation(are_kept=True))
+            other = await explain(store, without_query, can_refresh=can_refresh)
+            explanation = replace(explanation, no_vary_search=other.no_vary_search)
+        return explanation
 
 
 def _named_by_bypass(resource: _Resource, request: HTTPRequest) -> str:
@@ -684,8 +777,8 @@ def choose(found: Found) -> CacheExchange:
 def _from_stored(found: Found, stored: StoredResponse, age: float, detail: str) -> Response | None:
     """Return the response from a stored one, None if that is damaged."""
     # Age and Cache-Status have whole seconds, so a popular response has the same head many times.
-    rule = found.rule
-    sent = rule.downstream, rule.downstream_cdn
+    rule, exact = found.rule, found.target.exact
+    sent = rule.downstream, rule.downstream_cdn, exact and exact.url
     made_of = floor(age), floor(stored.lifetime - age), detail, sent
     last_made_of, head = found.lookup.last_head[0]
     if last_made_of != made_of:
@@ -761,11 +854,14 @@ def _request_of_no_user(found: Found, stored: StoredResponse) -> HTTPRequest:
     if "forwarded" not in carried and (text := headers.combined("forwarded")):
         of_url = forwarded_of_url(text)
         pairs += [(b"forwarded", of_url.encode("latin-1"))] if of_url else []
+    query, target = keys.normal_query(found.request.query, rule), found.target
+    if target.exact is not None:
+        query = target.url.partition("?")[2]
     return replace(
         found.request,
         method="GET",
         headers=Headers(pairs),
-        query=keys.normal_query(found.request.query, rule),
+        query=query,
         peer=None,
         native=None,
     )
@@ -846,6 +942,8 @@ def _from_shared(found: Found, shared: Shared) -> Answered | None:
     age = current_age(stored, found.now)
     left = stored.lifetime - age
     theirs = vary.selected_values(fields, shared.found.request.headers, profile)
+    if not found.target.may_share(shared.found.target, stored):
+        return None
     if left <= 0 or theirs != vary.selected_values(fields, found.request.headers, profile):
         return None
     # A tag whose epoch was not read counts as purged if any tag was.
@@ -882,7 +980,8 @@ async def _acquire_lock_or_wait(found: Found, exchange: Miss) -> CacheExchange:
                 break
             await Sleep(min(pause, left))
             pause = min(pause * 1.5, _LONGEST_PAUSE)
-            found = replace(found, lookup=await context.store.look_up(found.target))
+            lookup = await context.store.look_up(found.target)
+            found = replace(found, lookup=lookup, target=lookup.exact or found.target)
             chosen = choose(found)
             if not isinstance(chosen, Miss):
                 _share_lookup(found, exchange)

@@ -51,7 +51,8 @@ class CDN(Struct, frozen=True):
     def tags_of(self, target: Target, tags: Iterable[str]) -> tuple[str, ...]:
         """Return what the CDN finds a response by, as spelled in its field."""
         own, _ = tags_and_groups(tags)  # a CDN that knows cache groups reads their field itself
-        named = ("everything", *target.scopes, f"url:{target.url}", *own)
+        urls = (f"url:{url}" for url in target.urls)
+        named = ("everything", *target.scopes, *urls, *own)
         return tuple(dict.fromkeys(map(self.spelled, named)))
 
     def tags_of_purge(self, what: Purge, rules: Sequence[CacheRule]) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ class Epoch(NamedTuple):
         return f"{self.hard}:{self.soft}"
 
 
-_ABSENT = Epoch()
+ABSENT = Epoch()
 _EPOCH = re.compile(r"[A-Za-z0-9_:-]*")
 
 
@@ -75,8 +75,8 @@ def epoch_text(value: bytes | None) -> str:
 class Epochs(Struct, frozen=True):
     """The epochs that apply to one URL, as read at some moment."""
 
-    everything: Epoch = _ABSENT
-    url: Epoch = _ABSENT
+    everything: Epoch = ABSENT
+    url: Epoch = ABSENT
     any_tag: str = ""
     """``G`` has no parts: it only says whether tags have to be compared."""
     tags: Mapping[str, Epoch] = field(default_factory=dict)

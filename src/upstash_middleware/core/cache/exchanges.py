@@ -23,10 +23,12 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from upstash_middleware.core.cache import keys
+from upstash_middleware.core.cache.entries import ABSENT
 from upstash_middleware.core.cache.http import directives, reuse, storing
 from upstash_middleware.core.cache.http.directives import NO_DIRECTIVES
 from upstash_middleware.core.cache.http.fields import shows_any
 from upstash_middleware.core.cache.http.groups import CACHE_GROUP_INVALIDATION, groups_in
+from upstash_middleware.core.cache.http.no_vary_search import EXACT, variation_of
 from upstash_middleware.core.cache.http.reuse import CONDITIONS, cache_status, current_age
 from upstash_middleware.core.cache.http.storing import Candidate, Plan
 from upstash_middleware.core.cache.http.vary import vary_fields
@@ -45,12 +47,13 @@ from upstash_middleware.messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from upstash_middleware.core.cache.cdn import CDN
     from upstash_middleware.core.cache.entries import StoredResponse
     from upstash_middleware.core.cache.http.directives import Directives
     from upstash_middleware.core.cache.http.fields import KnownFields
+    from upstash_middleware.core.cache.http.no_vary_search import Variation
     from upstash_middleware.core.cache.rules import CacheRule
     from upstash_middleware.core.cache.store import Lookup, Store, Target
     from upstash_middleware.core.clock import Clock
@@ -101,6 +104,9 @@ class Context(Struct, frozen=True):
     cdn: CDN | None
     """The CDN in front, if the application has said which."""
     errors: StoredErrors
+    variations: Variations
+    canonical: Callable[[HTTPRequest, Target, Variation], Target]
+    """Returns the target of the canonical form of a request's URL, from that of the URL."""
 
 
 class Found(Struct, frozen=True):
@@ -147,6 +153,24 @@ class Found(Struct, frozen=True):
         if "max-age" not in self.wants:
             return False
         return "immutable" in directives.control_of(stored.headers, self.context.targets)
+
+    def place_of(self, stored: StoredResponse) -> tuple[Target, Lookup]:
+        """Return the target under whose key a response is stored, and what was read for it.
+
+        That is the canonical form of the requested URL by the response's own No-Vary-Search.
+        """
+        lookup, exact, variation = self.lookup, self.target.exact, variation_of(stored.headers)
+        if exact is None and variation == EXACT:
+            return self.target, lookup
+        target = exact or self.target
+        if variation != EXACT:
+            target = self.context.canonical(self.request, target, variation)
+        if target.key == self.target.key or (exact is None and lookup.epochs.url != ABSENT):
+            return self.target, lookup  # where the URL was purged, only its own key answers it
+        # The epoch of this URL was not read before the application was called. That it is absent
+        # when the response is found says that it was absent then: it would not have expired since.
+        epochs = replace(lookup.epochs, url=ABSENT)
+        return target, replace(lookup, key=target.key, entry=None, index=None, epochs=epochs)
 
     def head_of(self, stored: StoredResponse, age: float, /, **status: Any) -> ResponseHead:
         """Return the head of a stored response as it is sent, with these parts of Cache-Status."""
@@ -518,17 +542,22 @@ class Miss(CacheExchange, kw_only=True, eq=False):
 
     async def _store(self, planned: Plan) -> None:
         found = self.found
+        variation = variation_of(planned.stored.headers)
+        if variation != EXACT or planned.stored.status == 200:
+            found.context.variations.learn(found.rule, found.target.url, variation)
         if self.lock is not None:
             stored = replace(planned.stored, token=self.lock[1])
             planned = replace(planned, stored=stored)
         try:
-            flow = found.context.store.put(found.target, found.lookup, planned)
+            target, lookup = found.place_of(planned.stored)
+            flow = found.context.store.put(target, lookup, planned)
             stores = await _store(found, "cache store", flow)
         finally:
             self._forget_flight()
         self._ended(stored=stores)
-        # The entry shows that the lock is done with, as long as there is an entry.
-        if not stores or planned.keep < found.context.collapse / 2:
+        # The entry shows that the lock is done with, as long as there is an entry at its key.
+        is_shown = stores and target.key == found.target.key
+        if not is_shown or planned.keep < found.context.collapse / 2:
             await self._unlock()
 
     async def _unlock(self) -> None:
@@ -714,6 +743,8 @@ class Invalidation(CacheExchange, kw_only=True, eq=False):
         if self.context.has_groups:  # RFC 9875 §3
             groups = groups_in(CACHE_GROUP_INVALIDATION, head.headers, self.request)
             self.groups, detail = ((), groups) if isinstance(groups, str) else (groups, "")
+        names = [name for url in self.urls for name in keys.urls_to_purge(url, rules)]
+        self.urls += tuple(self.context.variations.canonical(names, rules))
         self.pending = [name for url in self.urls for name in keys.urls_to_purge(url, rules)]
         self.pending += self.groups
         self.context.pending.begin(self.pending)
@@ -798,13 +829,29 @@ class PostInvalidation(Invalidation, kw_only=True, eq=False):
         found = self.found
         flow = found.context.store.supersede(found.target, found.lookup, whole)
         await _store(found, "invalidation", flow)
-        if self.urls[1:] or self.groups:  # others in Location
+        if self.urls[1:] or self.groups:  # others in Location, and canonical forms
             await self._invalidate(self.urls[1:])
+
+
+async def purge(context: Context, what: Purge, groups: tuple[str, ...] = ()) -> None:
+    """Carry out a purge, also of the canonical forms of its URLs; ``groups`` as tags.
+
+    Raises as ``Store.purge``.
+    """
+    store, rules, variations = context.store, context.rules, context.variations
+    names = [name for url in what.urls for name in keys.urls_to_purge(url, rules)]
+    known = variations.canonical(names, rules)
+    what = replace(what, urls=(*what.urls, *known))
+    unread = variations.unread(names)
+    records = await store.purge(what, rules, groups, unread)
+    others = dict.fromkeys(map(canonical_url, unread, records))
+    if more := tuple(url for url in others if url not in {*names, *known}):
+        await store.purge(Purge(more, soft=what.soft), rules)
 
 
 async def _purge(context: Context, what: Purge, groups: tuple[str, ...] = ()) -> None:
     try:
-        await context.store.purge(what, context.rules, groups)
+        await purge(context, what, groups)
     except UpstashError as error:
         context.emit(UpstashFailed("invalidation", error))
     else:
@@ -986,6 +1033,73 @@ class StoredErrors:
             return True
 
 
+def canonical_url(url: str, variation: Variation) -> str:
+    """Return a path and query with the canonical form of the query."""
+    path, _, query = url.partition("?")
+    canonical = variation.canonical(query)
+    return f"{path}?{canonical}" if canonical else path
+
+
+def _path_of(url: str) -> str:
+    return url.partition("?")[0]
+
+
+class Variations:
+    """How the queries of paths select responses (No-Vary-Search), as far as this process knows.
+
+    A rule none of whose responses has had the field costs nothing: nothing more is read for it.
+    Otherwise the record of each path is read with its responses; until it is known, the path counts
+    as if it had what was seen last under its rule.
+    """
+
+    def __init__(self) -> None:
+        self._of_rules: dict[str, Variation] = {}
+        self._of_paths: LRU[str, Variation] = LRU(_REMEMBERED)
+        self.informed: bool = False
+        """Whether this process has looked anything up; otherwise it knows of no rule."""
+
+    def __bool__(self) -> bool:
+        return bool(self._of_rules)
+
+    def of(self, rule: CacheRule, url: str) -> Variation | None:
+        """Return how queries of a URL's path select; None if no response of the rule has said."""
+        if rule.path not in self._of_rules:
+            return None
+        return self._of_paths.use(_path_of(url)) or self._of_rules[rule.path]
+
+    def learn(self, rule: CacheRule, url: str, variation: Variation) -> None:
+        """Remember what a response of this URL, or the record of its path, has said."""
+        if variation != EXACT:
+            self._of_rules[rule.path] = variation
+        elif rule.path not in self._of_rules:
+            return
+        self._of_paths.put(_path_of(url), variation)
+
+    def canonical(self, urls: Sequence[str], rules: Iterable[CacheRule]) -> list[str]:
+        """Return the canonical forms of URLs that are not among them, as far as they are known."""
+        if not self:
+            return []
+        found = []
+        for rule in rules:
+            for url in urls:
+                variation = self.of(rule, url)
+                if variation is not None and rule.pattern.matches_end(unquote(_path_of(url))):
+                    found.append(canonical_url(url, variation))
+        return [url for url in dict.fromkeys(found) if url not in urls]
+
+    def unread(self, urls: Iterable[str]) -> list[str]:
+        """Return those of these URLs whose canonical form the record of their path has to tell."""
+        if self.informed and not self:
+            return []
+        return [url for url in urls if "?" in url and _path_of(url) not in self._of_paths]
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._of_rules.clear()
+        self._of_paths.clear()
+        self.informed = False
+
+
 class PendingInvalidations:
     """What this process is about to invalidate: URLs and cache groups. What is stored is not used.
 
@@ -1013,11 +1127,11 @@ class PendingInvalidations:
                 if pending := self.until.pop(name, [])[1:]:
                     self.until[name] = pending
 
-    def concern(self, url: str, tags: Iterable[str]) -> bool:
-        """Whether a stored response with this URL and these tags is about to be invalidated."""
+    def concern(self, *names: str) -> bool:
+        """Whether what is stored of one of these URLs or groups is about to be invalidated."""
         if not self.until:
             return False
         now = self._clock.monotonic()
         with self._lock:
-            found = [self.until[name][-1] for name in (url, *tags) if name in self.until]
+            found = [self.until[name][-1] for name in names if name in self.until]
         return any(until > now for until in found)

@@ -16,6 +16,7 @@ from upstash_middleware.core.cache.entries import (
     tags_and_groups,
     validity,
 )
+from upstash_middleware.core.cache.http.no_vary_search import parsed
 from upstash_middleware.core.cache.http.reuse import Use, current_age, use
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class CacheExplanation(Struct, frozen=True):
     """Its cache groups (RFC 9875)."""
     cdn_tags: tuple[str, ...] = ()
     """By which the CDN finds it, with the setting ``cdn``."""
+    no_vary_search: str = ""
+    """Which differences between queries make none, or why its No-Vary-Search is not valid."""
 
 
 _USES = {
@@ -124,7 +127,15 @@ async def explain(store: Store, target: Target, *, can_refresh: bool) -> CacheEx
         stored.stale.if_error,
         stored.length,
         groups,
+        no_vary_search=_no_vary_search(stored),
     )
+
+
+def _no_vary_search(stored: StoredResponse) -> str:
+    found = parsed(stored.headers.combined("no-vary-search") or "")
+    if isinstance(found, str):
+        return f"not valid, so only the exact URL is answered: {found}"
+    return str(found)
 
 
 def _why_invalid(recorded: Epochs, current: Epochs) -> str:

@@ -59,6 +59,13 @@ class Names(Struct, frozen=True):
         """
         return f"{self.prefix}:cache:epoch:url:{_bounded(url)}"
 
+    def record(self, url: str) -> str:
+        """Return ``P``, the key of the record of a URL's path: how the query selects (``Record``).
+
+        Like the epoch of a URL it contains neither scheme nor host.
+        """
+        return f"{self.prefix}:cache:query:{_bounded(url.partition('?')[0])}"
+
     def scope(self, scope: str) -> str:
         """Return ``S``, the key of the epoch of a directory or a rule."""
         return f"{self.prefix}:cache:epoch:{_bounded(scope)}"

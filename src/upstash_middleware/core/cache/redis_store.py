@@ -106,24 +106,27 @@ class RedisStore:
     # --- Epochs ---------------------------------------------------------------------------------
 
     async def replace_epochs(
-        self, epochs: Sequence[str], any_tag: str | None, *, soft: bool
-    ) -> None:
+        self, epochs: Sequence[str], any_tag: str | None, *, soft: bool, then: Sequence[str] = ()
+    ) -> list[bytes | None]:
         """Replace epochs by new ones, and before them that of any tag, if its key is given.
 
-        ``soft`` replaces their soft parts only. On an error it is not certain that all of it was
-        done.
+        ``soft`` replaces their soft parts only. Returns the values of the keys ``then``, as they
+        are after that. On an error it is not certain that all of it was done.
         """
         commands = [] if any_tag is None else [self.set_epoch(any_tag, self.fresh_part())]
         if soft and epochs:
             commands.append(script_call("soften", epochs, self.fresh_part(), self.epoch_lifetime()))
         else:
             commands += [self.set_epoch(epoch, f"{self.fresh_part()}:") for epoch in epochs]
+        if then:
+            commands.append(Command(("MGET", *then), reads_only=True))
         if not commands:
-            return
+            return []
         replies = await self.call(*commands)
         for command, reply in zip(commands, replies, strict=True):
             if command.args[0] == "SET" and reply not in (b"OK", "OK"):
                 raise UnexpectedAnswer(f"the reply to a purge was {reply!r:.40}, not OK")
+        return values_of(replies[-1], len(then)) if then else []
 
     def set_epoch(self, epoch: str, value: str) -> Command:
         """Return the command that sets an epoch."""

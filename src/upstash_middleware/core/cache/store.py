@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -40,6 +40,13 @@ from upstash_middleware.core.cache.entries import (
     tag_refused,
     validity,
 )
+from upstash_middleware.core.cache.http.no_vary_search import (
+    EXACT,
+    Variation,
+    parsed,
+    variation_of,
+)
+from upstash_middleware.core.cache.http.reuse import current_age
 from upstash_middleware.core.cache.http.storing import MAX_VARY_FIELDS
 from upstash_middleware.core.cache.http.vary import merged_selectors, selected_values
 from upstash_middleware.core.cache.keys import keyed, scopes_to_purge, urls_to_purge
@@ -100,6 +107,30 @@ class Target(Struct, frozen=True):
     """Its key in the application's previous version, if those responses may be used."""
     private: bool = False
     """Whether its key contains a user, so that only this user gets what is stored."""
+    selected: str = ""
+    """The text of what narrows its key, so that another URL's key can be narrowed alike."""
+    variation: Variation | None = None
+    """How queries of its path select, as far as is known; None if that is not looked at."""
+    exact: Target | None = None
+    """That of the URL as it was requested, if this one's URL is its canonical form."""
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The URLs whose invalidation it must not outlive."""
+        return (self.url,) if self.exact is None else (self.url, self.exact.url)
+
+    def is_of(self, stored: StoredResponse) -> bool:
+        """Whether the URL of a stored response is equivalent to the requested one.
+
+        That is so if it was stored at this key, by a field that means what this target is made by.
+        """
+        return self.exact is None or variation_of(stored.headers) == self.variation
+
+    def may_share(self, other: Target, stored: StoredResponse) -> bool:
+        """Whether a response to a request for one of these resources is for both of them."""
+        if self.urls[-1] == other.urls[-1]:
+            return True
+        return self.is_of(stored) and other.is_of(stored)
 
 
 class Lookup(Struct, frozen=True):
@@ -123,6 +154,10 @@ class Lookup(Struct, frozen=True):
     """Whether the entry was made by the application's previous version."""
     known: bool = False
     """Whether anything is stored, even if it was purged: so a response could be stored before."""
+    record: str | None = None
+    """The record of its path as it was read, empty if there is none; None if it was not read."""
+    exact: Target | None = None
+    """The target that this is the lookup of, if it is not the one that was looked up."""
     last_head: list[Any] = field(default_factory=lambda: [(None, None)])
     """One pair: what the head last made from the entry depended on, and that head."""
 
@@ -162,10 +197,32 @@ class Reading(Struct, frozen=True):
     entries: tuple[str, ...]
     """The keys of the resource and, if one is guessed, of the variant."""
     keys: tuple[str, ...]
-    """All that is read: these, the lock of the last, and the epochs."""
+    """These, the lock of the last, and the epochs."""
+    beside: tuple[str, ...]
+    """What is read after these: the record of the path, and the key and epoch of the exact URL."""
     pipeline: Pipeline
     wall: float
     monotonic: float
+
+
+class Record(NamedTuple):
+    """What is stored of a path: how the queries of its URLs select a response, and until when."""
+
+    until: int
+    """When it expires, in seconds since 1970."""
+    variation: Variation
+
+    @classmethod
+    def parse(cls, text: str) -> Record:
+        """Read a record; one that cannot be read has expired and means the default."""
+        until, _, value = text.partition(" ")
+        found = parsed(value)
+        if not until.isdecimal() or len(until) > 12 or isinstance(found, str):
+            return cls(0, EXACT)
+        return cls(int(until), found)
+
+    def __str__(self) -> str:
+        return f"{self.until} {self.variation}"
 
 
 class Remembered(Struct, frozen=True):
@@ -228,26 +285,78 @@ class Store(Struct, RedisStore, frozen=True):
         entries = (target.key, self.variant(target, guess.vary)) if guess.vary else (target.key,)
         locks = (_lock_key(entries[-1]),) if self.locks else ()
         keys = entries + locks + target.epochs + guess.epochs
-        command, clock = Command(("MGET", *keys), reads_only=True), self.clock
+        beside: tuple[str, ...] = ()
+        if target.variation is not None:
+            beside = (self.names.record(target.url),)
+            if target.exact is not None:
+                beside += (target.exact.key, self.names.url(target.exact.url))
+        command, clock = Command(("MGET", *keys, *beside), reads_only=True), self.clock
         pipeline = Pipeline((command,), deadline=self.deadline, yields=True)
-        return Reading(target, guess, entries, keys, pipeline, clock.wall(), clock.monotonic())
+        now = clock.wall(), clock.monotonic()
+        return Reading(target, guess, entries, keys, beside, pipeline, *now)
 
     def receive(self, reading: Reading, replies: Sequence[Reply]) -> Lookup | None:
         """Return the lookup from these replies if they are the same as last time.
 
         Nearly all hits: nothing is parsed, and no checksum is computed. Otherwise, ``read_on``.
         """
+        values, record = replies[0], None
+        if reading.beside:
+            count, target = len(reading.keys), reading.target
+            if not isinstance(values, list) or len(values) != count + len(reading.beside):
+                return None
+            if values[count + 1 :] not in ([], [None, None]):
+                return None
+            record = _record_text(values[count])
+            if record and Record.parse(record).variation != target.variation:
+                return None
+            values = values[:count]
         last = self.remembered.get(reading.entries[-1])
-        if last is None or last.values != replies[0] or last.keys != reading.keys:
+        if last is None or last.values != values or last.keys != reading.keys:
+            return None
+        entry = last.lookup.entry
+        if reading.beside and (entry is None or not reading.target.is_of(entry)):
             return None
         if last.lookup.index is not None:
             self.used.put(last.lookup.key, next(self.uses))
-        return replace(last.lookup, wall=reading.wall, monotonic=reading.monotonic)
+        return replace(last.lookup, wall=reading.wall, monotonic=reading.monotonic, record=record)
 
     async def read_on(self, reading: Reading, replies: Sequence[Reply]) -> Lookup:
-        """Return the lookup from these replies, and read more if the guess was wrong."""
+        """Return the lookup from these replies, and read more if the guess was wrong.
+
+        An exact URL has its own lookup in place of that of its canonical form if it was purged, or
+        if a fresh response is stored for it.
+        """
+        target, count = reading.target, len(reading.keys)
+        values = values_of(replies[0], count + len(reading.beside))
+        if not reading.beside:
+            return await self._complete(reading, values)
+        record, exact = _record_text(values[count]), target.exact
+        if exact is not None and (values[-2] is not None or values[-1] is not None):
+            known = dict(zip((*reading.keys, *reading.beside), values, strict=True))
+            lookup = await self._look_up_exact(reading, exact, known)
+            if values[-1] is not None or _is_fresh(lookup, self.clock.wall()):
+                return replace(lookup, record=record, exact=exact)
+        lookup = await self._complete(reading, values[:count])
+        if lookup.entry is not None and not target.is_of(lookup.entry):
+            lookup = replace(lookup, entry=None)
+        return replace(lookup, record=record)
+
+    async def _look_up_exact(
+        self, reading: Reading, exact: Target, known: dict[str, bytes | None]
+    ) -> Lookup:
+        """Return the lookup of the exact URL from values that were read with its canonical form."""
+        own = self.prepare(exact)
+        if unread := [key for key in own.keys if key not in known]:
+            known.update(zip(unread, await self.read(unread), strict=True))
+        own = replace(own, wall=reading.wall, monotonic=reading.monotonic)
+        values = [known[key] for key in own.keys]
+        replies: list[Reply] = [[*values]]
+        return self.receive(own, replies) or await self._complete(own, values)
+
+    async def _complete(self, reading: Reading, values: list[bytes | None]) -> Lookup:
+        """Return the lookup from the values of its keys, and read more if the guess was wrong."""
         target, guess, keys = reading.target, reading.guess, reading.entries
-        values = values_of(replies[0], len(reading.keys))
         read = _Values(self, target, dict(zip(reading.keys, values, strict=True)))
         epochs = await read.epochs((), guess.tags)
         index = read.entry(target.key)
@@ -321,8 +430,10 @@ class Store(Struct, RedisStore, frozen=True):
         """
         if lookup.entry is not None or not target.previous:
             return lookup
-        before = await self.look_up(replace(target, key=target.previous))
-        if before.entry is None:
+        before = await self.look_up(
+            replace(target, key=target.previous, variation=None, exact=None)
+        )
+        if before.entry is None or not target.is_of(before.entry):
             return lookup
         softly = before.purged_softly
         return replace(lookup, entry=before.entry, purged_softly=softly, outdated=True)
@@ -350,6 +461,8 @@ class Store(Struct, RedisStore, frozen=True):
         milliseconds = self.time_to_live(plan.keep, lookup.wall, lookup.monotonic)
         if milliseconds <= 0:
             return "kept too long before it was stored"
+        # First: a purge that does not find the record is older than the entry's epochs.
+        record = self._recording_path(target, lookup, plan.stored, milliseconds)
         index = lookup.index
         # All fields that the resource's responses have named. A response without Vary beside others
         # with it is stored for the values that its request had.
@@ -376,18 +489,37 @@ class Store(Struct, RedisStore, frozen=True):
             keys = [self.names.any_tag, key, *map(self.names.tag, unread)]
             command = script_call("store", keys, response.epochs.any_tag, start, end, milliseconds)
         else:
-            entry = encode(key, response, raw=listing is None, sealing=self.sealing)
+            raw = listing is None and not record
+            entry = encode(key, response, raw=raw, sealing=self.sealing)
             command = Command(("SET", key, entry, "PX", milliseconds))
         if sum(len(word) for word in command.args if not isinstance(word, int)) > LARGEST_CALL:
             return "too large for one call"
         try:
-            replies = await self.call(command, *([listing] if listing is not None else []))
+            replies = await self.call(*record, command, *([listing] if listing is not None else []))
         finally:
             self.l1.replaced(target.key, key)
         if listing is not None:
             self.used.put(key, next(self.uses))
             self._leave(target.key, unlisted)
-        return "a tag was purged meanwhile" if unread and replies[0] == 0 else None
+        return "a tag was purged meanwhile" if unread and replies[len(record)] == 0 else None
+
+    def _recording_path(
+        self, target: Target, lookup: Lookup, stored: StoredResponse, milliseconds: int
+    ) -> list[Command]:
+        """Return the command that records how the path's queries select, if it is needed.
+
+        The record outlives the responses that depend on it. It says the default only in place of
+        something else, after a response that was no error and no redirect.
+        """
+        variation, now = variation_of(stored.headers), self.clock.wall()
+        if variation == EXACT and (not lookup.record or stored.status != 200):
+            return []
+        before = Record.parse(lookup.record or "")
+        if before.variation == variation and before.until > now + milliseconds / 1000:
+            return []
+        lifetime = 2 * int(self.max_keep) + 1
+        text = str(Record(int(now) + lifetime, variation))
+        return [Command(("SET", self.names.record(target.url), text, "PX", lifetime * 1000))]
 
     async def supersede(self, target: Target, lookup: Lookup, plan: Plan) -> str | None:
         """Invalidate a URL and store a response as its new state, at once; returns as ``put``."""
@@ -460,12 +592,17 @@ class Store(Struct, RedisStore, frozen=True):
     # --- Purging: new epochs in place of the old, in one call -----------------------------------
 
     async def purge(
-        self, what: Purge, rules: Sequence[CacheRule], groups: tuple[str, ...] = ()
-    ) -> None:
+        self,
+        what: Purge,
+        rules: Sequence[CacheRule],
+        groups: tuple[str, ...] = (),
+        recorded: Sequence[str] = (),
+    ) -> list[Variation]:
         """Carry out a purge; on an error it is not certain that all of it was done.
 
         The rules say which parts of a query name a resource. ``groups`` are cache groups, as tags.
-        Raises ValueError for an invalid URL or directory, and for the path of no rule.
+        Returns what the records of the paths of the URLs ``recorded`` say. Raises ValueError for an
+        invalid URL or directory, and for the path of no rule.
         """
         urls = [url for text in what.urls for url in urls_to_purge(text, rules)]
         scopes = scopes_to_purge(what.directories, what.rules, rules)
@@ -478,9 +615,15 @@ class Store(Struct, RedisStore, frozen=True):
         tags = list(map(self.names.tag, what.tags))
         any_tag = self.names.any_tag if tags else None
         try:
-            await self.replace_epochs([*epochs, *tags], any_tag, soft=what.soft)
+            values = await self.replace_epochs(
+                [*epochs, *tags],
+                any_tag,
+                soft=what.soft,
+                then=list(map(self.names.record, recorded)),
+            )
         finally:  # also if it is not certain that it was carried out
             self.l1.purged(what, [*urls, *scopes])
+        return [Record.parse(_record_text(value)).variation for value in values]
 
     def forget(self) -> None:
         """Clear what this process remembers; what is on Redis stays."""
@@ -540,6 +683,18 @@ def _preference(entry: StoredResponse) -> tuple[bool, float]:
     One without Vary may be a default response that omitted it.
     """
     return "vary" in entry.headers, entry.stored_at
+
+
+def _record_text(value: Reply) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else ""
+
+
+def _is_fresh(lookup: Lookup, now: float) -> bool:
+    """Whether a lookup has found a response that is fresh."""
+    stored = lookup.entry
+    if stored is None or lookup.purged_softly:
+        return False
+    return current_age(stored, now) < stored.lifetime
 
 
 def _lock_key(key: str) -> str:

@@ -1,0 +1,98 @@
+"""No-Vary-Search: which differences between queries make no difference.
+
+Pure functions of a response's field and of queries. Sections are those of
+draft-ietf-httpbis-no-vary-search-10.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote, unquote_to_bytes, urlencode
+
+from msgspec import Struct
+
+from upstash_middleware.core.cache.http.structured import FALSE, TRUE, dictionary, inner_strings
+from upstash_middleware.messages import LONGEST_VALUE
+
+if TYPE_CHECKING:
+    from upstash_middleware.messages import Headers
+
+MAX_NAMES: Final = 128
+"""Of parameters in one field."""
+
+
+class Variation(Struct, frozen=True):
+    """How the query selects a response: the draft's URL variation config (§4)."""
+
+    names: frozenset[str] = frozenset()
+    """The parameters that make no difference, or the only ones that do."""
+    are_kept: bool = False
+    """Whether these are the only ones that make a difference."""
+    ignores_order: bool = False
+    """Whether the order of parameters with different names makes none."""
+
+    def canonical(self, query: str) -> str:
+        """Return the same text for all queries that are equivalent (§6), itself one of them.
+
+        A query that is too long, and every query under the default, is equivalent to itself alone.
+        """
+        if self == EXACT or len(query) > LONGEST_VALUE:
+            return query
+        pairs = []
+        for part in filter(None, query.split("&")):
+            name, _, value = part.partition("=")
+            if ((decoded := _decoded(name)) in self.names) is self.are_kept:
+                pairs.append((decoded, _decoded(value)))
+        if self.ignores_order:
+            pairs.sort(key=lambda pair: pair[0])
+        return urlencode(pairs)
+
+    def __str__(self) -> str:
+        """Return the field's value in one form for each meaning; empty for the default."""
+        names = " ".join(f'"{quote(name, safe="")}"' for name in sorted(self.names))
+        members = ["key-order"] if self.ignores_order else []
+        if names or self.are_kept:
+            members.append(f"{'except' if self.are_kept else 'params'}=({names})")
+        return ", ".join(members)
+
+
+EXACT: Final = Variation()
+"""The default: the whole query selects, as it is spelled."""
+
+
+def variation_of(headers: Headers) -> Variation:
+    """Return how the query selects a response; an invalid field means the default (§5.1)."""
+    if "no-vary-search" not in headers:
+        return EXACT
+    found = parsed(headers.combined("no-vary-search") or "")
+    return EXACT if isinstance(found, str) else found
+
+
+def parsed(value: str) -> Variation | str:
+    """Return the meaning of a field's value, or why it is not valid (§5.1)."""
+    return _parsed(value) if len(value) <= LONGEST_VALUE else "it is too long"
+
+
+@lru_cache(maxsize=128)
+def _parsed(value: str) -> Variation | str:
+    members = dictionary(value)
+    if members is None:
+        return 'it should be a Dictionary of RFC 9651, such as key-order, params=("a" "b")'
+    order = members.get("key-order", FALSE)
+    if order not in {TRUE, FALSE}:
+        return "key-order should be a Boolean"
+    if "params" in members and "except" in members:
+        return "params and except exclude each other; except=(…) alone ignores all the others"
+    kind = "except" if "except" in members else "params"
+    names = inner_strings(members.get(kind, "()"))
+    if names is None:
+        return f'{kind} should be a list of Strings, such as {kind}=("a" "b")'
+    if len(names) > MAX_NAMES:
+        return f"{kind} should name {MAX_NAMES} parameters at most"
+    return Variation(frozenset(map(_decoded, names)), kind == "except", order == TRUE)
+
+
+def _decoded(text: str) -> str:
+    """Return a name or value of the format application/x-www-form-urlencoded (§5.3)."""
+    return unquote_to_bytes(text.replace("+", " ")).decode("utf-8", "replace")
