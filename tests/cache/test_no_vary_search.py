@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.cache.world import Answer, Site, reply, request
-from upstash_middleware.core.cache import CacheRule
+from upstash_middleware.core.cache import CacheRule, Purge
 from upstash_middleware.core.cache.cache import PreparedLookup
 from upstash_middleware.core.cache.exchanges import Answered
 from upstash_middleware.core.cache.http.no_vary_search import EXACT, parsed, variation_of
@@ -660,6 +660,21 @@ def test_tags_and_everything_reach_it_as_before():
         assert ask(site, "a=1").hit
         site.purge(**what)
         assert not ask(site, "a=1&utm_source=2").hit
+
+
+def test_a_cdn_gets_the_tags_of_both_urls():
+    """So a purge of either reaches its copy, and one URL's head is not sent for another."""
+    site = searching(cdn="cloudflare")
+    ask(site, "a=1")
+    for number in (1, 2, 1):
+        tags = (ask(site, f"a=1&utm_source={number}").headers.get("cache-tag") or "").split(",")
+        assert [tag for tag in tags if "url:" in tag] == [
+            "url:/page?a=1",
+            f"url:/page?a=1&utm_source={number}",
+        ]
+    site.purge("/page?utm_source=9&a=1")
+    passed_on = site.cache.for_cdn(Purge(("/page?utm_source=9&a=1",)))
+    assert passed_on.cdn_tags == ("url:/page?utm_source=9&a=1", "url:/page?a=1")
 
 
 # --- Explaining ---------------------------------------------------------------------------------
