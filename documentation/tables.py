@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from documentation.leases import lease_costs
 from documentation.pictures.limits import rows_of_algorithms
 from documentation.site import ROOT, table
+from upstash_middleware.core.cache.http.cookies import ANALYTICS_COOKIES
 from upstash_middleware.core.cache.http.fields import (
     CLIENT_FIELDS,
     CREDENTIAL_FIELDS,
@@ -146,6 +147,12 @@ def platforms() -> str:
     return table(heading, rows)
 
 
+def analytics_cookies() -> str:
+    """Return the table of the cookies that are ignored by default."""
+    rows = [(f"`{name}`", source) for name, source in ANALYTICS_COOKIES.items()]
+    return table(("cookie", "what sets it, and where that is described"), rows)
+
+
 REGIONS: Final[dict[tuple[str, str], Callable[[], str]]] = {
     ("behind-a-proxy.md", "platforms"): platforms,
     ("costs.md", "own"): own_costs,
@@ -157,6 +164,7 @@ REGIONS: Final[dict[tuple[str, str], Callable[[], str]]] = {
         (name, reason) for name, (_, reason) in REFLECTED_FIELDS.items()
     ),
     ("reference/known-fields.md", "clients"): lambda: _fields(CLIENT_FIELDS.items()),
+    ("reference/known-fields.md", "cookies"): analytics_cookies,
     ("reference/known-fields.md", "lists"): list_fields,
 }
 """By the page and the region's name, what it contains."""

@@ -185,6 +185,7 @@ class Extension:
             refreshes=True,
             has_users=False,
             own="Client",
+            kept_cookies={app.config["SESSION_COOKIE_NAME"]: "SESSION_COOKIE_NAME"},
         )
 
 

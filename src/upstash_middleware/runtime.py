@@ -33,7 +33,7 @@ from upstash_middleware.drivers import arun, run
 from upstash_middleware.errors import ConfigurationError, PurgeNotPassedOn, named_part
 from upstash_middleware.events import SettingDoubted, UpstashAnswered, UpstashCalled
 from upstash_middleware.logs import LogObserver, logger
-from upstash_middleware.settings import Settings, settings_from
+from upstash_middleware.settings import Settings, check_kept_cookies, settings_from
 from upstash_middleware.upstash import (
     AsyncClient,
     Breaker,
@@ -173,15 +173,21 @@ class Runtime:
         has_users: bool = True,
         own: Literal["Client", "AsyncClient"] | None = None,
         keeps_sessions: bool = True,
+        kept_cookies: Mapping[str, str] | None = None,
     ) -> Runtime:
         """Create a runtime from a middleware's arguments, or from a framework's settings.
 
         ``source`` is the name of the mapping in error messages; ``has_users`` says whether
         ``by="user"`` has a meaning in the framework; ``own`` is the kind of httpx client that the
-        framework can use, if only one. Raises ConfigurationError for a wrong argument, and for a
+        framework can use, if only one; ``kept_cookies`` are cookies that no cache rule may ignore,
+        each with the setting of its name. Raises ConfigurationError for a wrong argument, and for a
         middleware that would do nothing.
         """
         settings = settings_from(arguments, environ, source=source)
+        kept = dict(kept_cookies or {})
+        if settings.sessions is not None:
+            kept[settings.sessions.cookie_name] = settings.sessions.setting or "sessions"
+        check_kept_cookies(settings, kept, source)
         if own is not None:
             own_client(settings.transport, own)
         if own == "Client" and settings.sessions is not None:
@@ -442,6 +448,7 @@ class Runtime:
                 reflected_fields=settings.reflected_fields,
                 groups=settings.cache_groups,
                 cdn=settings.cdn,
+                ignore_cookies=settings.cache_ignore_cookies,
             )
         return self._cache
 

@@ -121,6 +121,10 @@ class Arguments(TypedDict, total=False):
     """Whether Cache-Groups and Cache-Group-Invalidation (RFC 9875) count; default True. Where
     parties that do not trust each other share an origin, one of them could invalidate what
     belongs to another."""
+    cache_ignore_cookies: Sequence[str] | None
+    """Cookies that make no difference to what is cached, and that the application does not get
+    there: names, or patterns such as ``_ga*``, for rules without their own ``ignore_cookies``.
+    Default None: those of analytics in profile ``"safe"``, none in ``"conforming"``."""
     cache_refresh: bool
     """Whether a response that was used under stale-while-revalidate is revalidated in the
     background once it has been sent; default True. Otherwise the next request waits for the new
@@ -242,6 +246,7 @@ class Settings(Discreet, Struct, frozen=True, kw_only=True):
     cache_max_keep: float
     cache_targets: tuple[str, ...]
     cache_groups: bool
+    cache_ignore_cookies: tuple[str, ...] | None
     cache_refresh: bool
     cache_collapse: float
     cache_lock: bool
@@ -418,6 +423,40 @@ def _check_encryption(settings: Settings, source: str) -> None:
         )
 
 
+def check_kept_cookies(settings: Settings, kept: Mapping[str, str], source: str) -> None:
+    """Refuse cache rules that ignore a cookie which the application needs on every path.
+
+    Args:
+        settings: those of the middleware.
+        kept: the names of such cookies, each with the setting that says its name.
+        source: what precedes a setting's name in errors.
+
+    Raises ConfigurationError.
+    """
+    if not settings.cache:
+        return
+    from upstash_middleware.core.cache.http.cookies import (  # noqa: PLC0415 - only with a cache
+        ignored_cookies,
+        ignoring,
+    )
+    from upstash_middleware.core.cache.rules import profile_named  # noqa: PLC0415
+
+    profile = profile_named(settings.cache_profile)
+    for index, rule in enumerate(settings.cache):
+        for pattern in ignored_cookies(rule, settings.cache_ignore_cookies, profile):
+            ignored = ignoring([pattern], rule.vary_cookies or ())
+            for name, setting in kept.items():
+                if ignored is None or not ignored.fullmatch(name):
+                    continue
+                where = _named(source, "cache_ignore_cookies")
+                if rule.ignore_cookies is not None:
+                    where = named_part(f"{_named(source, 'cache')}[{index}]", "ignore_cookies")
+                raise ConfigurationError(
+                    f"{where}: {pattern!r} matches {name!r}, the cookie of {setting}: the "
+                    "application would not get it; name the cookies of your analytics alone"
+                )
+
+
 def read_rule_file(path: str | PathLike[str]) -> dict[str, Any]:
     """Return the settings in a rule file. Raises ConfigurationError if it cannot be read."""
     import tomllib  # noqa: PLC0415 - slow to import, as pathlib
@@ -542,6 +581,16 @@ def _field_names(example: str) -> _Reader:
         return tuple(value)
 
     return read
+
+
+def _cookie_patterns(name: str, value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    from upstash_middleware.core.cache.rules import check_cookie_pattern  # noqa: PLC0415 - if any
+
+    for pattern in _items(name, value, "cookies such as '_ga*'"):
+        check_cookie_pattern(name, pattern)
+    return tuple(value)
 
 
 def _function(name: str, value: Any) -> Any:
@@ -676,6 +725,7 @@ _SETTINGS: dict[str, tuple[_Reader, Any]] = {
     "cache_max_keep": (_duration(60), 7 * 24 * 3600.0),
     "cache_targets": (_field_names("CDN-Cache-Control"), ("CDN-Cache-Control",)),
     "cache_groups": (_boolean, True),
+    "cache_ignore_cookies": (_cookie_patterns, None),
     "cache_refresh": (_boolean, True),
     "cache_collapse": (_duration(most=60), 5.0),
     "cache_lock": (_boolean, False),

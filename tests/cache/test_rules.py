@@ -52,6 +52,12 @@ def test_a_request_that_no_rule_matches_passes_untouched():
         ({"path": "/a", "ttl": {404: 0}}, r"cache\[2\]\.ttl\[404\] = 0 should"),
         ({"path": "/a", "ttl": {"4xx": 5}}, r"cache\[2\]\.ttl: '4xx' should be a status from 200"),
         ({"path": "/a", "ttl": {429: 5}}, r"cache\[2\]\.ttl: responses with status 429 are never"),
+        ({"path": "/a", "ignore_cookies": "_ga"}, r"cache\[2\]\.ignore_cookies = '_ga' should be"),
+        ({"path": "/a", "ignore_cookies": ["a b"]}, r"cache\[2\]\.ignore_cookies: 'a b' should be"),
+        (
+            {"path": "/a", "ignore_cookies": ["a"], "vary_cookies": ["a"]},
+            r"cache\[2\]\.ignore_cookies: 'a' selects responses by vary_cookies; leave out one",
+        ),
         ({"path": "/a", "ttl": {}}, r"cache\[2\]\.ttl = \{\} should be seconds by status"),
         ({"path": "/a", "errors_per_minute": -1}, r"cache\[2\]\.errors_per_minute = -1 should be"),
         (

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from upstash_middleware.local import LocalUpstash
 
 
+TAGGED: Fields = (("content-type", "text/plain"), ("etag", '"v1"'))
+
+
 def counting(*fields: tuple[str, str], status: int = 200) -> Callable[[Seen], Reply]:
     """Return a handler whose body tells how often it was called."""
     numbers = itertools.count(1)
@@ -140,3 +143,108 @@ def test_a_rule_may_store_larger_or_only_smaller_bodies_than_the_others(
         assert first.body == second.body == b"x" * 100
     if announced:
         assert 'detail="body above 99 bytes"' in status_of(served.request("GET", "/small"))
+
+
+# --- ignore_cookies -------------------------------------------------------------------------------
+
+
+def seen_cookies(request: Seen) -> Reply:
+    """Answer with the Cookie field and two cookies as the framework shows them."""
+    return Reply(
+        f"{request.header('cookie')} {request.cookies('_ga')} {request.cookies('b')}".encode()
+    )
+
+
+@pytest.mark.parametrize(
+    ("sent", "seen"),
+    [
+        ("_ga=GA1.2.3; _ga_ABC=GS1; _fbp=fb.1", "None None None"),
+        ("_ga=1; b=2; _gid=3", "b=2 None 2"),
+        ("b=2; _ga=1", "b=2 None 2"),
+        ("_gax=1; b=2", "_gax=1; b=2 None 2"),
+    ],
+)
+@pytest.mark.parametrize("name", ["UpstashMiddleware", "CacheMiddleware"])
+def test_the_application_does_not_get_cookies_of_analytics(
+    serve: Serve, name: str, sent: str, seen: str
+):
+    rule = CacheRule("/{name}", ttl=60)
+    layer: dict[str, Any] = {"cache": [rule]}
+    if name == "UpstashMiddleware":
+        layer["default_limit"] = None
+    served = serve(seen_cookies, (name, layer))
+    assert served.request("GET", "/page", (("cookie", sent),)).body.decode() == seen
+
+
+def test_a_request_with_ignored_cookies_alone_counts_as_one_without(serve: Serve):
+    served = serve(counting(), cache(ttl=60))
+    stored = served.request("GET", "/page", (("cookie", "_ga=1; _hjSession_7=x"),))
+    assert "stored" in status_of(stored)
+    assert was_hit(served.request("GET", "/page"))
+    other = served.request("GET", "/other", (("cookie", "_ga=1; theme=dark"),))
+    assert 'detail="request with cookies, and no Vary: Cookie"' in status_of(other)
+
+
+def test_visitors_with_other_ignored_cookies_share_a_page_that_varies_by_cookie(serve: Serve):
+    served = serve(counting(("vary", "Cookie")), cache(ttl=60))
+    for sent in ("_ga=1; b=2", "_ga=2; b=2", "b=2", "b=2; _gid=3"):
+        assert served.request("GET", "/page", (("cookie", sent),)).body == b"1"
+    assert served.request("GET", "/page", (("cookie", "b=3"),)).body == b"2"
+
+
+def test_a_rule_names_what_it_ignores_in_place_of_the_setting(serve: Serve):
+    """The first that is given counts: the rule's, the setting, the profile's."""
+
+    def handler(request: Seen) -> Reply:
+        return Reply((request.header("cookie") or "none").encode())
+
+    rules = [{"path": "/a", "ttl": 60, "ignore_cookies": ["track_*"]}, {"path": "/b", "ttl": 60}]
+    served = serve(handler, ("CacheMiddleware", {"cache": rules, "cache_ignore_cookies": ["x"]}))
+    sent = (("cookie", "_ga=1; track_9=2; x=3"),)
+    assert served.request("GET", "/a", sent).body == b"_ga=1; x=3"
+    assert served.request("GET", "/b", sent).body == b"_ga=1; track_9=2"
+
+
+@pytest.mark.parametrize("more", [{"cache_profile": "conforming"}, {"cache_ignore_cookies": ()}])
+def test_without_a_list_the_application_gets_all_cookies(serve: Serve, more: dict[str, Any]):
+    served = serve(
+        seen_cookies, ("CacheMiddleware", {"cache": [CacheRule("/page", ttl=60)], **more})
+    )
+    answer = served.request("GET", "/page", (("cookie", "_ga=1; b=2"),))
+    assert answer.body == b"_ga=1; b=2 1 2"
+
+
+def test_what_passes_by_the_cache_is_passed_on_as_it_came(serve: Serve):
+    """Unsafe methods, other paths, and what a rule's bypass names."""
+    layer = {"cache": [CacheRule("/page", ttl=60, bypass="query:preview")]}
+    served = serve(seen_cookies, ("CacheMiddleware", layer))
+    for method, target in (("POST", "/page"), ("GET", "/other"), ("GET", "/page?preview")):
+        answer = served.request(method, target, (("cookie", "_ga=1; b=2"),))
+        assert answer.body == b"_ga=1; b=2 1 2"
+
+
+def test_cookies_that_select_a_response_are_not_ignored(serve: Serve):
+    served = serve(seen_cookies, cache(ttl=60, vary_cookies=["_ga"]))
+    assert served.request("GET", "/page", (("cookie", "_ga=1; _gid=2"),)).body == b"_ga=1 1 None"
+    assert served.request("GET", "/page", (("cookie", "_ga=2"),)).body == b"_ga=2 2 None"
+    assert was_hit(served.request("GET", "/page", (("cookie", "_ga=1; _gid=3"),)))
+
+
+def test_a_field_that_parsers_read_differently_is_passed_on_as_it_came(serve: Serve):
+    served = serve(lambda asked: Reply((asked.header("cookie") or "").encode()), cache(ttl=60))
+    sent = 'b="1; _ga=2"; _gid=3'
+    assert served.request("GET", "/page", (("cookie", sent),)).body == sent.encode()
+
+
+def test_a_validated_page_is_requested_without_them(serve: Serve, upstash: LocalUpstash):
+    seen: list[str | None] = []
+
+    def handler(request: Seen) -> Reply:
+        seen.append(request.header("cookie"))
+        return Reply(b"", 304) if request.header("if-none-match") else Reply(b"a", 200, TAGGED)
+
+    served = serve(handler, cache(ttl=5, bypass=lambda _: False))
+    served.request("GET", "/page", (("cookie", "_ga=1"),))
+    upstash.advance(6)
+    assert served.request("GET", "/page", (("cookie", "_ga=2"),)).body == b"a"
+    assert seen == [None, None]

@@ -89,6 +89,12 @@ def test_e001_a_middleware_with_nothing_to_do_is_reported() -> None:
     assert "CacheMiddleware has no rule" in reported(CACHE, setting=LIMITED)["E001"]
 
 
+@pytest.mark.parametrize("pattern", ["session*", "csrf*", "*language"])
+def test_e001_a_cookie_of_django_that_is_ignored_is_reported(pattern: str) -> None:
+    found = reported(CACHE, setting=CACHED | {"cache_ignore_cookies": [pattern]})
+    assert f"UPSTASH_MIDDLEWARE['cache_ignore_cookies']: '{pattern}' matches" in found["E001"]
+
+
 @pytest.mark.parametrize("setting", [["/page"], {"cache": "/page"}])
 def test_e001_a_setting_of_the_wrong_kind_is_reported_and_stops_no_other_check(
     setting: object,

@@ -22,6 +22,7 @@ from upstash_middleware.django.conf import (
     DENIED_VIEW,
     SETTING,
     is_upstash_engine,
+    kept_cookies,
     mapping_set,
 )
 from upstash_middleware.django.middleware import Middleware
@@ -109,7 +110,13 @@ def check_settings(**_: Any) -> list[checks.CheckMessage]:
         mapping = mapping_set()
         found = settings_from(mapping, os.environ, source=SETTING)
         for layer in ours:
-            Runtime.of(mapping, layer.features, source=SETTING, keeps_sessions=False)
+            Runtime.of(
+                mapping,
+                layer.features,
+                source=SETTING,
+                keeps_sessions=False,
+                kept_cookies=kept_cookies(),
+            )
         if is_upstash_engine(settings.SESSION_ENGINE):
             from upstash_middleware.django import sessions  # noqa: PLC0415 - if it is used
 

@@ -83,6 +83,7 @@ class Configured:
                 refreshes=self._refreshes,
                 selects=localized,
                 keeps_sessions=False,
+                kept_cookies=kept_cookies(),
             )
             if self._joins_sessions:
                 from upstash_middleware.django.sessions import join  # noqa: PLC0415 - if any
@@ -96,6 +97,12 @@ class Configured:
     def is_current(self) -> bool:
         """Whether the runtime has been made from the current setting."""
         return self._made is not None and self._made[0] is mapping_set()
+
+
+def kept_cookies() -> dict[str, str]:
+    """Return the cookies that no cache rule may ignore, each with the setting of its name."""
+    names = "SESSION_COOKIE_NAME", "CSRF_COOKIE_NAME", "LANGUAGE_COOKIE_NAME"
+    return {getattr(settings, name): name for name in names}
 
 
 _alone = Configured(Features(0))

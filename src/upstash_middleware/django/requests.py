@@ -168,9 +168,31 @@ def forwarding(request: HttpRequest, came: Headers, wanted: Headers) -> Iterator
     try:
         with SwappedFields(request.META, came, wanted):
             vars(request).pop("headers", None)  # a cached property over META
-            yield
+            with _without_removed_cookies(request, came, wanted):
+                yield
     finally:
         vars(request).pop("headers", None)
+
+
+@contextmanager
+def _without_removed_cookies(
+    request: HttpRequest, came: Headers, wanted: Headers
+) -> Iterator[None]:
+    """Show the application a request's cookies without those that its fields no longer have.
+
+    What middleware further out has changed in ``COOKIES`` stays.
+    """
+    before, after = came.lines("cookie"), wanted.lines("cookie")
+    if before == after:
+        yield
+        return
+    gone = parse_cookie("; ".join(before)).keys() - parse_cookie("; ".join(after)).keys()
+    cookies = request.COOKIES
+    try:
+        request.COOKIES = {name: cookies[name] for name in cookies if name not in gone}
+        yield
+    finally:
+        request.COOKIES = cookies
 
 
 def head_from(request: HttpRequest, response: HttpResponseBase) -> ResponseHead:

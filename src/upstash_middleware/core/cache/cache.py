@@ -52,6 +52,11 @@ from upstash_middleware.core.cache.exchanges import (
 )
 from upstash_middleware.core.cache.explanation import CacheExplanation, explain
 from upstash_middleware.core.cache.http import reuse, vary
+from upstash_middleware.core.cache.http.cookies import (
+    ignored_cookies,
+    ignoring,
+    without_cookies,
+)
 from upstash_middleware.core.cache.http.directives import (
     CDN_CACHE_CONTROL,
     NO_DIRECTIVES,
@@ -141,6 +146,8 @@ class _Resource(Struct, frozen=True):
     """The keys of its epochs."""
     narrows: bool
     """Whether cookies or fields named by its rule narrow its key."""
+    ignored: re.Pattern[str] | None
+    """What matches the cookies that are ignored."""
     bypassed_by: tuple[SentValue, ...]
     """What of a request makes it bypass the cache."""
     calls_user_code: bool
@@ -197,6 +204,7 @@ class Cache(Part):
         reflected_fields: Sequence[str] = (),
         groups: bool = True,
         cdn: str | None = None,
+        ignore_cookies: Sequence[str] | None = None,
         randomness: Callable[[int], bytes] = urandom,
     ) -> None:
         """Make a cache; nothing is sent to Upstash, and ``secret`` is not called, before a request.
@@ -256,6 +264,12 @@ class Cache(Part):
         paths = {f"cache[{index}]": rule.path for index, rule in enumerate(self._rules)}
         self._unmatched = Unmatched(paths, observe)
         self._covering = [(rule, self._context_of(rule)) for rule in self._rules]
+        self._ignored_cookies = {
+            id(rule): ignoring(
+                ignored_cookies(rule, ignore_cookies, self._store.profile), rule.vary_cookies or ()
+            )
+            for rule in self._rules
+        }
         self._resources: dict[tuple[str, ...], _Resource] = {}
         self._reflected = frozenset(self._context.fields.reflected.keys() - {"host"})
 
@@ -283,6 +297,8 @@ class Cache(Part):
             return Bypassed(detail=why)
         if resource.calls_user_code:
             return self._prepare_by_user_code(resource, request)
+        if resource.ignored is not None and "cookie" in request.headers:
+            request = _as_forwarded(resource, request)
         return self._prepare(resource, request, self._target(resource, request))
 
     def receive(self, prepared: PreparedLookup, replies: list[Reply] | UpstashError) -> Received:
@@ -298,6 +314,7 @@ class Cache(Part):
         self, resource: _Resource, request: HTTPRequest
     ) -> CacheExchange:
         target = await self._target_by_user_code(resource, request)
+        request = _as_forwarded(resource, request)
         exchange = await self.go_on(self._prepare(resource, request, target))
         return cast("CacheExchange", exchange)
 
@@ -506,6 +523,7 @@ class Cache(Part):
             scopes,
             names.epochs(url, scopes, tags),
             bool(rule.vary_cookies or rule.vary_headers),
+            self._ignored_cookies[id(rule)],
             rule.bypassed_by,
             callable(rule.bypass) or rule.user is not None,
             refused,
@@ -525,7 +543,8 @@ class Cache(Part):
         rule = resource.rule
         if callable(rule.bypass) and await call(rule.bypass, request):
             return "bypass of the rule"
-        return self._target(resource, request, await _user(rule, request))
+        user = await _user(rule, request)
+        return self._target(resource, _as_forwarded(resource, request), user)
 
     def _canonical(
         self, resource: _Resource, request: HTTPRequest, target: Target, variation: Variation
@@ -682,6 +701,14 @@ class Cache(Part):
             other = await explain(store, without_query, can_refresh=can_refresh)
             explanation = replace(explanation, no_vary_search=other.no_vary_search)
         return explanation
+
+
+def _as_forwarded(resource: _Resource, request: HTTPRequest) -> HTTPRequest:
+    """Return a request as the application gets it: without the ignored cookies."""
+    if resource.ignored is None or "cookie" not in request.headers:
+        return request
+    headers = without_cookies(request.headers, resource.ignored)
+    return request if headers is request.headers else replace(request, headers=headers)
 
 
 def _named_by_bypass(resource: _Resource, request: HTTPRequest) -> str:

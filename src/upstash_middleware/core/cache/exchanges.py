@@ -346,10 +346,11 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         )
 
     def request_to_forward(self, request: HTTPRequest) -> HTTPRequest:
-        if not self.fills:
-            return request
-        self.evaluates = True
-        return replace(request, headers=request.headers.without(*CONDITIONS))
+        headers = self.found.request.headers  # without the ignored cookies
+        if self.fills:
+            self.evaluates = True
+            headers = headers.without(*CONDITIONS)
+        return request if headers is request.headers else replace(request, headers=headers)
 
     def unseen(self, *, certainly: bool) -> None:
         """Note that ``chunk`` will not see the body, or may not see it."""
@@ -614,7 +615,7 @@ class Revalidation(Miss, kw_only=True, eq=False):
         """Add the stored validators (§4.3.1), unless another version made the response."""
         if self.found.lookup.outdated:
             return super().request_to_forward(request)
-        headers = reuse.conditional(request.headers, self.stored.headers)
+        headers = reuse.conditional(self.found.request.headers, self.stored.headers)
         return replace(request, headers=headers)
 
     def head(self, head: ResponseHead) -> ResponseHead | Response:

@@ -69,6 +69,10 @@ class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     """Whether ``Vary: Cookie`` of these paths' responses means only the cookies of
     ``vary_cookies``. Anything else that such a page shows, such as a session, is then shown to
     others."""
+    ignore_cookies: Sequence[str] | None = None
+    """Cookies that make no difference, and that the application does not get: names, or patterns
+    such as ``_ga*``. A request that has no others counts as one without cookies. None for the
+    setting ``cache_ignore_cookies``; those of ``vary_cookies`` are never ignored."""
     vary_headers: Sequence[str] = ()
     """Request header fields that always select the response, whatever its Vary says."""
     ignore_query: Sequence[str] = ()
@@ -106,7 +110,7 @@ class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
         _ = self.pattern  # raises for a wrong path
         for name in ("tags", "ignore_query"):
             set_field(self, name, _texts(name, getattr(self, name)))
-        for name in ("vary_cookies", "keep_query"):
+        for name in ("vary_cookies", "ignore_cookies", "keep_query"):
             if (value := getattr(self, name)) is not None:
                 set_field(self, name, tuple(sorted(set(_texts(name, value)))))
         names = {name.lower() for name in _texts("vary_headers", self.vary_headers)}
@@ -275,12 +279,22 @@ def _check(rule: CacheRule) -> None:
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= most:
             bound = "" if most == inf else f", {most} at most, which one request to Upstash carries"
             raise _invalid(name, number, f"a whole number from 0{bound}")
+    _check_cookies(rule)
+    _check_downstream(rule)
+    for tag in rule.tags:
+        _check_tag(tag, rule.pattern)
+
+
+def _check_cookies(rule: CacheRule) -> None:
     for name in rule.vary_cookies or ():
-        if not re.fullmatch(r"[!-~]+", name) or not {*name}.isdisjoint('"=;,'):
-            raise ConfigurationError(
-                f"CacheRule.vary_cookies: {name!r} should be the name of a cookie, in ASCII and "
-                "without spaces, quotes, '=', ';' or ','"
-            )
+        _check_cookie("CacheRule.vary_cookies", name, "the name of a cookie")
+    for name in rule.ignore_cookies or ():
+        check_cookie_pattern("CacheRule.ignore_cookies", name)
+    if both := {*(rule.ignore_cookies or ())} & {*(rule.vary_cookies or ())}:
+        raise ConfigurationError(
+            f"CacheRule.ignore_cookies: {min(both)!r} selects responses by vary_cookies; leave out "
+            "one of them"
+        )
     if rule.narrow_vary_cookie and not rule.vary_cookies:
         raise ConfigurationError(
             "CacheRule.narrow_vary_cookie = True needs vary_cookies, such as ('theme',): the only "
@@ -292,9 +306,19 @@ def _check(rule: CacheRule) -> None:
             "site, including pages with sessions; set it on a rule that matches only the pages "
             "that depend on no other cookies"
         )
-    _check_downstream(rule)
-    for tag in rule.tags:
-        _check_tag(tag, rule.pattern)
+
+
+def check_cookie_pattern(setting: str, pattern: Any) -> None:
+    """Refuse what is no pattern of a cookie's name. Raises ConfigurationError."""
+    _check_cookie(setting, pattern, "the name of a cookie, or a pattern such as '_ga*'")
+
+
+def _check_cookie(setting: str, name: Any, should_be: str) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"[!#-+\--:<>-~]+", name):
+        raise ConfigurationError(
+            f"{setting}: {name!r} should be {should_be}, in ASCII and without spaces, quotes, "
+            "'=', ';' or ','"
+        )
 
 
 _FORBIDDING = frozenset({"private", "no-store"})
@@ -369,6 +393,8 @@ class Profile(Struct, frozen=True, kw_only=True):
     stores_posts: bool = False
     """Whether the response to a POST may answer a later GET where it says so (RFC 9110 §9.3.3),
     which costs each POST a lookup."""
+    ignores_analytics: bool = False
+    """Whether cookies of analytics are ignored if no setting says which are."""
     uses_heuristics: bool = False
     """Whether a response without explicit freshness may get heuristic freshness (§4.2.2)."""
     stores_to_validate: bool = False
@@ -396,7 +422,7 @@ class Profile(Struct, frozen=True, kw_only=True):
     does not read ``GZIP`` as ``gzip``."""
 
 
-SAFE = Profile(name="safe", fills_despite_conditions=True)
+SAFE = Profile(name="safe", ignores_analytics=True, fills_despite_conditions=True)
 CONFORMING = Profile(
     name="conforming",
     stores_set_cookie=True,

@@ -159,7 +159,7 @@ def _accepted_codings(line: str) -> frozenset[str] | None:
 # --- Cookies ------------------------------------------------------------------------------------
 
 # A quoted value that does not end before the next semicolon.
-_OPEN_QUOTE = re.compile(r'[ \t]*+"(?:[^"\\]|\\.)*+\\?+\Z', re.DOTALL)
+OPEN_QUOTE = re.compile(r'[ \t]*+"(?:[^"\\]|\\.)*+\\?+\Z', re.DOTALL)
 
 
 def selected_cookies(names: Collection[str], headers: Headers) -> str | None:
@@ -177,7 +177,7 @@ def selected_cookies(names: Collection[str], headers: Headers) -> str | None:
             bare = name.strip()
             if not equals and not bare:
                 continue
-            if _OPEN_QUOTE.match(value):
+            if OPEN_QUOTE.match(value):
                 return None
             if bare in names:
                 if not equals or name.lstrip(" \t") != bare:
