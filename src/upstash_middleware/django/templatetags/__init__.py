@@ -1,0 +1,1 @@
+"""Tags for templates; Django finds them by this package's name."""
