@@ -118,7 +118,7 @@ def test_text_without_escaping_is_never_found_where_it_has_to_be_escaped():
 
 def test_the_language_and_the_time_zone_select_a_fragment():
     source, database = '{% cached 60 "page" %}{{ query }}{% endcached %}', Database()
-    texts = {}
+    texts: dict[tuple[str, str], str] = {}
     for _ in range(2):
         for language in ("en", "de"):
             for zone in ("UTC", "Europe/Berlin"):
@@ -290,10 +290,10 @@ async def test_one_purge_covers_page_value_and_fragment(
     client: Callable[[], Any], view: Callable[..., Any]
 ):
     @sync_to_async
-    def get() -> HttpResponse:
+    def get() -> Any:
         return Client().get("/p/7")
 
-    async def visit() -> HttpResponse:
+    async def visit() -> Any:
         return await (get() if client is Client else AsyncClient().get("/p/7"))
 
     def value() -> int:
