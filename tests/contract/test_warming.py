@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.contract.neutral import Reply, Seen
-from upstash_middleware import CacheRule
+from upstash_middleware import CacheRule, RateLimitRule
 
 if TYPE_CHECKING:
     from tests.contract.conftest import Serve
@@ -92,13 +92,19 @@ def test_no_more_requests_are_under_way_than_are_allowed(serve: Serve):
     assert shop.most == 2
 
 
-def test_no_limit_counts_it_and_no_address_is_shown(serve: Serve):
+def everyone(_: object) -> str:
+    return "everyone"
+
+
+@pytest.mark.parametrize("outside", [True, False], ids=["middleware", "handler"])
+def test_no_limit_counts_it(serve: Serve, outside: bool):
     """Neither one of the middleware nor one in front of the handler."""
-    shop = Shop()
-    limits = ("RateLimitMiddleware", {"default_limit": "2/hour"})
-    served = serve(shop, limits, CACHE)
+    rule = RateLimitRule("/{rest:path}", "2/hour", by=everyone)
+    layers = [("RateLimitMiddleware", {"rate_limits": [rule], "default_limit": None})] * outside
+    at_handler = [] if outside else [("2/hour", {"by": everyone})]
+    served = serve(Shop(), *layers, CACHE, limits=at_handler)
     urls = [f"{ORIGIN}/products/{number}" for number in range(4)]
-    assert all(each.outcome == "stored" for each in served.warm(*urls))
+    assert [each.outcome for each in served.warm(*urls)] == ["stored"] * 4
     statuses = [served.request("GET", "/other").status for _ in range(3)]
     assert statuses == [200, 200, 429]
 
