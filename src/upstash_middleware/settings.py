@@ -55,6 +55,7 @@ NOT_OF_SESSIONS = (
     "cache",
     "cdn",
     "on_purge",
+    "purge_directories",
     "purge_path",
     "purge_token",
 )
@@ -186,6 +187,10 @@ class Arguments(TypedDict, total=False):
     """A function, sync or async, that gets each Purge after it was carried out on Redis, for
     instance to pass its ``cdn_tags`` on to a CDN; default None. If it raises, ``purge`` raises
     PurgeNotPassedOn. The invalidation by an unsafe request (RFC 9111 §4.4) is not passed on."""
+    purge_directories: bool
+    """Whether whole directories and rules can be purged; default False. Each lookup then reads the
+    purges of up to four directories and of the rule in its one command, which takes about 50 bytes
+    for each. Set it in every process: what was stored without it is not used with it."""
     purge_path: str
     """The path where ``POST ?url=…&tag=…`` purges, such as ``"/internal/purge"``; default None."""
     purge_token: str
@@ -265,6 +270,7 @@ class Settings(Discreet, Struct, frozen=True, kw_only=True):
     reflected_fields: tuple[str, ...]
     cdn: str | None
     on_purge: Callable[[Purge], Any] | None
+    purge_directories: bool
     purge_path: str | None
     purge_token: str | None
     url: str | None
@@ -747,6 +753,7 @@ _SETTINGS: dict[str, tuple[_Reader, Any]] = {
     "reflected_fields": (_field_names("X-Brand"), ()),
     "cdn": (_cdn, None),
     "on_purge": (_on_purge, None),
+    "purge_directories": (_boolean, False),
     "purge_path": (_matching(r"/[^?#%{}]*", "a path such as '/internal/purge'"), None),
     "purge_token": (_secret, None),
     "url": (_text, None),

@@ -44,6 +44,7 @@ class Served:
             observe=self.events.append,
             deadline=60.0,
             randomness=counting_bytes(),
+            directories=True,
             **options,
         )
 

@@ -212,7 +212,7 @@ class Site:
             clock=self.clock,
             observe=self.events.append,
             randomness=self.randomness,
-            **self.options,
+            **{"directories": True, **self.options},
         )
 
     def another_process(self, **options: Any) -> Site:

@@ -50,6 +50,7 @@ SETTINGS = {
     "default_limit": "100/minute",
     "sessions": {"secret_key": "a long random text"},
     "cache": [CacheRule("/products/{id}", ttl=60, tags=("product:{id}",))],
+    "purge_directories": True,
 }
 app = Starlette(
     routes=[

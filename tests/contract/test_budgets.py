@@ -177,8 +177,10 @@ def test_a_cache_outside_a_limit_is_not_joined_and_its_hits_are_not_charged(
 def test_a_purge_takes_one_round_trip(
     serve: Serve, upstash: LocalUpstash, what: bytes, commands: int
 ):
-    meter = Meter(serve(page, CACHE), upstash)
+    cache = ("CacheMiddleware", {"cache": RULES, "purge_directories": True})
+    meter = Meter(serve(page, cache), upstash)
     meter.cost("GET", "/page/1")
+    assert meter.cost("GET", "/page/1") == (1, 1)
     assert meter.cost("POST", "/other", body=what) == (1, commands)
 
 

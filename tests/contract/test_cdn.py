@@ -31,7 +31,8 @@ ALL_TAG_FIELDS = {
 
 
 def cached(*rules: CacheRule, **settings: Any) -> tuple[str, Any]:
-    return "CacheMiddleware", {"cache": list(rules) or [RULE], **settings}
+    given = {"cache": list(rules) or [RULE], "purge_directories": True, **settings}
+    return "CacheMiddleware", given
 
 
 def page(request: Seen) -> Reply:

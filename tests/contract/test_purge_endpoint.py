@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 TOKEN = "a token that is long enough"
 RULES = [{"path": "/p/{id}", "ttl": 60, "tags": ["product:{id}"]}]
-CACHE: dict[str, Any] = {"cache": RULES, "purge_path": "/purge", "purge_token": TOKEN}
+CACHE: dict[str, Any] = {
+    "cache": RULES,
+    "purge_directories": True,
+    "purge_path": "/purge",
+    "purge_token": TOKEN,
+}
 
 
 def served_pages(serve: Serve, **arguments: Any) -> Served:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.contract.neutral import Reply, Seen
 from upstash_middleware.core.cache import CacheRule
-from upstash_middleware.errors import UpstashError
+from upstash_middleware.errors import ConfigurationError, UpstashError
 
 if TYPE_CHECKING:
     from tests.contract.conftest import Serve
@@ -96,11 +96,31 @@ def test_by_a_tag_that_only_the_response_names(serve: Serve):
     ],
 )
 def test_by_directory_and_by_rule(serve: Serve, what: dict[str, Any], purged: set[int]):
-    served = serve(Shop(**what), CACHE)
+    served = serve(Shop(**what), ("CacheMiddleware", {"cache": [RULE], "purge_directories": True}))
     for number in (1, 2):
         render(served, number)
+    assert render(served, 1) == 1, "it was stored"
     served.request("POST", "/edit")
     assert {number for number in (1, 2) if render(served, number) == 2} == purged
+
+
+@pytest.mark.parametrize("what", ["directories", "rules"])
+def test_where_lookups_do_not_read_them_a_purge_of_a_directory_or_rule_raises(
+    serve: Serve, what: str
+):
+    """It would reach nothing."""
+    raised: list[ConfigurationError] = []
+
+    def editing(request: Seen) -> Reply:
+        assert request.purge is not None
+        try:
+            request.purge(**{what: ("/products/",)})
+        except ConfigurationError as error:
+            raised.append(error)
+        return Reply()
+
+    serve(editing, CACHE).request("GET", "/other")
+    assert "purge_directories" in str(raised[0])
 
 
 def test_everything(serve: Serve):

@@ -141,7 +141,7 @@ class _Resource(Struct, frozen=True):
     tags: tuple[str, ...]
     """Those of its rule, with ancestors."""
     scopes: tuple[str, ...]
-    """Its directories and its rule."""
+    """Its directories and its rule, if these can be purged."""
     epochs: tuple[str, ...]
     """The keys of its epochs."""
     narrows: bool
@@ -205,6 +205,7 @@ class Cache(Part):
         groups: bool = True,
         cdn: str | None = None,
         ignore_cookies: Sequence[str] | None = None,
+        directories: bool = False,
         randomness: Callable[[int], bytes] = urandom,
     ) -> None:
         """Make a cache; nothing is sent to Upstash, and ``secret`` is not called, before a request.
@@ -213,7 +214,8 @@ class Cache(Part):
         returns the key for hashes of what selects responses, ``selects`` what else of a request
         selects its response (None if that is unknown), and with ``background_refresh`` the caller
         carries out the ``refresh`` of exchanges. ``remember`` is the number of resources whose Vary
-        and tags are remembered; ``max_keep`` is the longest lifetime of an entry in seconds.
+        and tags are remembered; ``max_keep`` is the longest lifetime of an entry in seconds;
+        ``directories`` says whether directories and rules can be purged.
         """
         read_scripts("lock", "soften", "store", "supersede")
         self._rules = tuple(rules)
@@ -223,6 +225,7 @@ class Cache(Part):
         self._ignored = ignored_by(observe)
         self._versions = version, previous_version
         self._has_l1 = l1_bytes > 0
+        self._reads_scopes = directories
         self._store = Store(
             Names(prefix),
             secret,
@@ -499,7 +502,7 @@ class Cache(Part):
             own = [keyed(key, differing, b"") for key in own]
         expanded = with_ancestors(rule.tags_for(request.path))
         tags = () if isinstance(expanded, str) else expanded
-        scopes = keys.scopes_of(url, rule)
+        scopes = keys.scopes_of(url, rule) if self._reads_scopes else ()
         hosts = request.headers.lines("host")
         if len(hosts) > 1:
             refused = "it has several Host fields"
@@ -634,6 +637,11 @@ class Cache(Part):
         Raises UpstashError if it is not certain that all of it was done, ValueError for an invalid
         URL or directory, and for the path of no rule.
         """
+        if (what.directories or what.rules) and self._rules and not self._reads_scopes:
+            raise ConfigurationError(
+                "purge_directories: it is False, so stored responses do not record purges of "
+                "directories and rules; set it to True in every process, or purge by tags"
+            )
         await purge(self._context, what)
 
     def for_cdn(self, what: Purge) -> Purge:
@@ -676,7 +684,8 @@ class Cache(Part):
         explanation = await self._explain(resource, request, target)
         cdn = self._context.cdn
         if cdn is not None and not target.private:
-            explanation = replace(explanation, cdn_tags=cdn.tags_of(target, explanation.tags))
+            cdn_tags = cdn.tags_of(target, resource.rule, explanation.tags)
+            explanation = replace(explanation, cdn_tags=cdn_tags)
         return replace(explanation, rule=setting)
 
     async def _explain(

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from msgspec import Struct
 
 from upstash_middleware.core.cache.entries import tags_and_groups
-from upstash_middleware.core.cache.keys import scopes_to_purge, urls_to_purge
+from upstash_middleware.core.cache.keys import scopes_of, scopes_to_purge, urls_to_purge
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -48,11 +48,11 @@ class CDN(Struct, frozen=True):
             return text
         return f"~{sha256(tag.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
-    def tags_of(self, target: Target, tags: Iterable[str]) -> tuple[str, ...]:
+    def tags_of(self, target: Target, rule: CacheRule, tags: Iterable[str]) -> tuple[str, ...]:
         """Return what the CDN finds a response by, as spelled in its field."""
         own, _ = tags_and_groups(tags)  # a CDN that knows cache groups reads their field itself
         urls = (f"url:{url}" for url in target.urls)
-        named = ("everything", *target.scopes, *urls, *own)
+        named = ("everything", *scopes_of(target.url, rule), *urls, *own)
         return tuple(dict.fromkeys(map(self.spelled, named)))
 
     def tags_of_purge(self, what: Purge, rules: Sequence[CacheRule]) -> tuple[str, ...]:

@@ -271,7 +271,7 @@ def _for_downstream(head: ResponseHead, found: Found, tags: Iterable[str]) -> Re
         return head
     if rule.downstream_cdn is None and rule.forbids_downstream:
         return head
-    tags = cdn.tags_of(found.target, tags)
+    tags = cdn.tags_of(found.target, rule, tags)
     return ResponseHead(head.status, cdn.sent(head.headers, tags, rule.downstream_cdn))
 
 

@@ -145,7 +145,7 @@ def _why_invalid(recorded: Epochs, current: Epochs) -> str:
     if recorded.url != current.url:
         return "this URL has been purged"
     if recorded.scopes.keys() != current.scopes.keys():
-        return "the rule that covers this URL, or the version of this package, has changed"
+        return "the rule that covers this URL, or purge_directories, has changed"
     for scope, epoch in recorded.scopes.items():
         if current.scopes[scope] != epoch:
             kind, _, path = scope.partition(":")

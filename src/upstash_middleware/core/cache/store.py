@@ -100,7 +100,7 @@ class Target(Struct, frozen=True):
     tags: tuple[str, ...]
     """Those of its rule, with ancestors."""
     scopes: tuple[str, ...]
-    """Its directories and its rule."""
+    """Its directories and its rule, if these can be purged."""
     epochs: tuple[str, ...]
     """The keys of its epochs: of everything, its URL, its scopes, any tag, and its tags."""
     previous: str = ""
