@@ -64,7 +64,7 @@ class Route(msgspec.Struct, frozen=True):
 
     def serves(self, pattern: PathPattern) -> bool:
         """Whether some request that a rule's pattern matches would be routed here."""
-        if pattern.match(self.sample) is not None:
+        if pattern.covers(self.sample):
             return True
         expression = re.compile(_expression(self.path))
         return any(expression.fullmatch(path) for path in _samples_of(pattern))

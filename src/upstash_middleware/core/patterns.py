@@ -64,6 +64,10 @@ class PathPattern(Struct, frozen=True):
         """The placeholders' names, in order."""
         return tuple(self._regex.groupindex)
 
+    def covers(self, path: str) -> bool:
+        """Whether ``path`` matches."""
+        return self._regex.fullmatch(path) is not None
+
     def match(self, path: str) -> dict[str, str] | None:
         """Return the values of the placeholders in ``path``, or None if it does not match."""
         found = self._regex.fullmatch(path)

@@ -145,7 +145,7 @@ class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
 
     def covers(self, path: str) -> bool:
         """Whether the rule is for this path, whatever the method."""
-        return self.pattern.match(path) is not None
+        return self.pattern.covers(path)
 
     def ttl_for(self, status: int) -> float | None:
         """Return the seconds of freshness of a response that states none, None if it has none."""

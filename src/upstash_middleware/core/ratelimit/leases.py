@@ -71,11 +71,11 @@ class _Holder(Struct, eq=False):
         """The units in all slices."""
         return sum([each.units for each in self.slices])
 
-    def end(self, time: ServerClock) -> int:
+    def end(self, now: float, now_ms: int) -> int:
         """Take out the slices that have ended; return how many units are wasted by that."""
         wasted = 0
         for each in self.slices[:]:
-            if not _is_alive(each, time):
+            if not _is_alive(each, now, now_ms):
                 self.slices.remove(each)
                 each.is_closed = True
                 earlier = self.ended
@@ -116,9 +116,10 @@ class Leases:
 
     def serve(self, charge: RuleCharge, time: ServerClock) -> bool:
         """Count a request, and decide about it by a slice; False if a call has to decide."""
-        lease, cost, now = cast("Lease", charge.rule.lease), charge.cost, time.monotonic()
+        lease, cost = cast("Lease", charge.rule.lease), charge.cost
+        now, now_ms = time.monotonic(), time.now_ms()
         with self._lock:
-            holder, wasted = self._holder(charge, time)
+            holder, wasted = self._holder(charge, now, now_ms)
             holder.count(cost, now, lease.milliseconds / 1000)
             served = False
             if holder.slices:
@@ -131,9 +132,10 @@ class Leases:
 
     def ask(self, charge: RuleCharge, time: ServerClock, deadline: float) -> None:
         """Set what a call of at most ``deadline`` seconds does for the lease, None if nothing."""
-        lease, now = cast("Lease", charge.rule.lease), time.monotonic()
+        lease = cast("Lease", charge.rule.lease)
+        now, now_ms = time.monotonic(), time.now_ms()
         with self._lock:
-            holder, wasted = self._holder(charge, time)
+            holder, wasted = self._holder(charge, now, now_ms)
             if wanted := holder.wanted(lease, now):
                 holder.asking_until = now + deadline
                 holder.used_since_asking = 0
@@ -171,9 +173,9 @@ class Leases:
             ]
             returned = min(asked.given_back) if all(fits) else 0
             wasted = asked.unused - returned
-        now = time.monotonic()
+        now, now_ms = time.monotonic(), time.now_ms()
         with self._lock:
-            holder, dropped = self._holder(charge, time)
+            holder, dropped = self._holder(charge, now, now_ms)
             if asked and asked.wanted:
                 holder.asking_until = now
             holder.policies = decision.policies
@@ -186,7 +188,7 @@ class Leases:
                 # The next call should be back before concurrent requests need one of their own.
                 holder.refill_at = max(leased // 4, 2 * holder.used_since_asking)
                 charge.slice = taken
-                dropped += holder.end(time)  # the reply may have come late
+                dropped += holder.end(now, now_ms)  # the reply may have come late
             elif not decision.allowed:
                 holder.paused_until = max(holder.paused_until, now + (decision.retry_after or 0))
             left = holder.left
@@ -200,7 +202,7 @@ class Leases:
             holder = self._holders.get(_key(charge))
             if holder is None or not holder.slices:
                 return False
-            wasted = holder.end(time)
+            wasted = holder.end(time.monotonic(), time.now_ms())
             served = _use(holder, charge, holder.left - charge.cost)
         self._emit(charge, wasted=wasted)
         return served
@@ -210,9 +212,10 @@ class Leases:
         asked, charge.lease = charge.lease, None
         if asked is None:
             return
-        lease, now = cast("Lease", charge.rule.lease), time.monotonic()
+        lease = cast("Lease", charge.rule.lease)
+        now, now_ms = time.monotonic(), time.now_ms()
         with self._lock:
-            holder, wasted = self._holder(charge, time)
+            holder, wasted = self._holder(charge, now, now_ms)
             if asked.wanted:
                 holder.asking_until = now
                 holder.paused_until = now + lease.milliseconds / 1000
@@ -224,7 +227,8 @@ class Leases:
         if taken is None or not units:
             return units
         with self._lock:
-            if not (_is_alive(taken, time) and -taken.used <= units <= taken.units):
+            is_alive = _is_alive(taken, time.monotonic(), time.now_ms())
+            if not (is_alive and -taken.used <= units <= taken.units):
                 return units
             taken.units -= units
             taken.used += units
@@ -233,10 +237,11 @@ class Leases:
     def include(self, charge: RuleCharge, time: ServerClock) -> None:
         """Include this process's slices in a decision that has taken nothing."""
         decision = cast("Decision", charge.decision)
+        now = time.monotonic(), time.now_ms()
         with self._lock:
             holder = self._holders.get(_key(charge))
             slices = (
-                [] if holder is None else [each for each in holder.slices if _is_alive(each, time)]
+                [] if holder is None else [each for each in holder.slices if _is_alive(each, *now)]
             )
             left = sum(each.units for each in slices)
             if left and (decision.allowed or any(each.units >= charge.cost for each in slices)):
@@ -255,14 +260,14 @@ class Leases:
             self._holders.clear()
             return [each for holder in holders for each in _close(holder)]
 
-    def _holder(self, charge: RuleCharge, time: ServerClock) -> tuple[_Holder, int]:
+    def _holder(self, charge: RuleCharge, now: float, now_ms: int) -> tuple[_Holder, int]:
         """Return what is known of an identifier now, and the units that are dropped for that."""
         key = _key(charge)
         holder = self._holders.get(key)
         if holder is not None:
             self._holders.move_to_end(key)
-            return holder, holder.end(time) if holder.slices else 0
-        holder = self._holders[key] = _Holder(time.monotonic())
+            return holder, holder.end(now, now_ms) if holder.slices else 0
+        holder = self._holders[key] = _Holder(now)
         if len(self._holders) <= self._most:
             return holder, 0
         _, oldest = self._holders.popitem(last=False)
@@ -306,12 +311,12 @@ class Leases:
                 self._observe(QuotaLeased(rule, charge.identifier, change, units))
 
 
-def _is_alive(taken: Slice, time: ServerClock) -> bool:
-    """Whether its units may be used now."""
+def _is_alive(taken: Slice, now: float, now_ms: int) -> bool:
+    """Whether its units may be used now, by the monotonic clock and the database's."""
     return (
         not taken.is_closed
-        and time.monotonic() < taken.ends_monotonic
-        and taken.taken_ms <= time.now_ms() < taken.ends_ms
+        and now < taken.ends_monotonic
+        and taken.taken_ms <= now_ms < taken.ends_ms
     )
 
 

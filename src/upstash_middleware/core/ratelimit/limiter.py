@@ -377,9 +377,14 @@ class RateLimiter(Part):
         return charges
 
     def _prepare_with_leases(self, request: HTTPRequest, charges: list[RuleCharge]) -> Step:
-        served, charges = self._serve(charges)
-        if not charges and len(served) == 1:  # as most requests of a busy identifier
-            return self._admit(request, served[0])
+        if len(charges) == 1:  # as most requests of a busy identifier
+            (charge,) = charges
+            leases = cast("Callable[[], Leases]", self._leases)()
+            if charge.rule.lease is not None and leases.serve(charge, self._time):
+                return self._admit(request, charge)
+            served: list[RuleCharge] = []
+        else:
+            served, charges = self._serve(charges)
         known = [charge for charge in charges if self._recall(charge)]
         if known or not charges:
             return self._exchange(request, [*served, *known])

@@ -651,7 +651,7 @@ class CompiledRule(Struct, frozen=True, kw_only=True):
         if self.rule.hosts and not any(_is_host(request, host) for host in self.rule.hosts):
             return False
         pattern = self.rule.pattern
-        return any_path or pattern is None or pattern.match(request.path) is not None
+        return any_path or pattern is None or pattern.covers(request.path)
 
     def client_address(self, request: HTTPRequest) -> Identifier | None:
         """Return the client's address; None if it is not known, or a flow finds it."""
