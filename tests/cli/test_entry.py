@@ -188,6 +188,31 @@ def test_django_is_found_by_its_settings_module(upstash: LocalUpstash) -> None:
         assert json.loads(told.stdout)["subject"] == "shop.settings"
 
 
+DJANGO = """
+from django.http import HttpResponse
+from django.urls import path
+
+SECRET_KEY = "not secret: this is a test"
+ALLOWED_HOSTS = ["shop.example"]
+ROOT_URLCONF = __name__
+WSGI_APPLICATION = None
+MIDDLEWARE = ["upstash_middleware.django.CacheMiddleware"]
+UPSTASH_MIDDLEWARE = {"cache": [{"path": "/products/{id}", "ttl": 60}]}
+urlpatterns = [path("products/<int:id>", lambda request, id: HttpResponse(f"product {id}"))]
+"""
+
+
+def test_a_django_project_is_warmed(upstash: LocalUpstash, tmp_path: Path) -> None:
+    """Through all of its middleware."""
+    (tmp_path / "project.py").write_text(DJANGO)
+    warm = (COMMAND, "cache", "warm", "http://shop.example/products/7", "--json")
+    for outcome in ("stored", "hit"):
+        told = process(*warm, cwd=tmp_path, DJANGO_SETTINGS_MODULE="project")
+        assert (told.returncode, told.stderr) == (0, "")
+        (page,) = json.loads(told.stdout)["warmed"]
+        assert (page["status"], page["outcome"]) == (200, outcome)
+
+
 def test_a_django_command_calls_it_too(upstash: LocalUpstash) -> None:
     """What fails raises Django's CommandError with the exit code."""
     program = """
