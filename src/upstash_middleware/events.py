@@ -86,6 +86,16 @@ class CacheStored(Struct, frozen=True):
     detail: str = ""
 
 
+class CacheNotStored(Struct, frozen=True):
+    """A response was not stored; emitted for the first one of each rule and reason."""
+
+    where: str
+    """The rule, for instance ``cache[0]``."""
+    why: str
+    advice: str = ""
+    """The setting that would change it; empty if nothing suggests that it should change."""
+
+
 class CacheEntryRefused(Struct, frozen=True):
     """What was found in place of a stored response or value cannot be used: a miss."""
 
@@ -188,6 +198,7 @@ Event = (
     | QuotaLeased
     | CacheLookedUp
     | CacheStored
+    | CacheNotStored
     | CacheEntryRefused
     | SessionSaved
     | UpstashFailed

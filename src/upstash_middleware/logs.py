@@ -3,7 +3,9 @@
 The logger is ``upstash_middleware``. An outage is logged when it begins and when it ends; a command
 that fails while others succeed, and a stored response that cannot be used, at most once a minute; a
 command that fails because of the value of its key, only the first time; an exception in a function
-of the application or in this package with its traceback, the first time at each place.
+of the application or in this package with its traceback, the first time at each place; a response
+that was not stored, the first time for each rule and reason, as a warning if a setting would change
+that.
 
 Each record has attributes for programs: ``upstash_event``, the event's class, and with it
 ``upstash_during``, ``upstash_where``, ``upstash_error`` (the exception's class),
@@ -23,6 +25,7 @@ from upstash_middleware.errors import CircuitOpen, CommandError, Refusal, Refuse
 from upstash_middleware.events import (
     CacheEntryRefused,
     CacheLookedUp,
+    CacheNotStored,
     CacheStored,
     CircuitClosed,
     CircuitOpened,
@@ -101,6 +104,21 @@ class LogObserver:
                 self._opened(bad, of, last)
             case CircuitClosed(after):
                 self._closed(after)
+            case CacheNotStored(where, why, advice):
+                extra = _fields("CacheNotStored", where=where)
+                if advice:
+                    logger.warning(
+                        "%s: a response was not stored: %s; %s (this rule's further ones are not "
+                        "logged)",
+                        where,
+                        one_line(why),
+                        one_line(advice),
+                        extra=extra,
+                    )
+                else:
+                    logger.info(
+                        "%s: a response was not stored: %s", where, one_line(why), extra=extra
+                    )
             case SettingDoubted(where, advice):
                 extra = _fields("SettingDoubted", where=where)
                 logger.warning("%s: %s", where, advice, extra=extra)

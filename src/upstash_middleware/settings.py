@@ -124,8 +124,9 @@ class Arguments(TypedDict, total=False):
     belongs to another."""
     cache_ignore_cookies: Sequence[str] | None
     """Cookies that make no difference to what is cached, and that the application does not get
-    there: names, or patterns such as ``_ga*``, for rules without their own ``ignore_cookies``.
-    Default None: those of analytics in profile ``"safe"``, none in ``"conforming"``."""
+    there: names, or patterns such as ``visitor_*``, for rules without their own
+    ``ignore_cookies``. In profile ``"safe"`` those of analytics are added, unless the list is
+    empty, which ignores none; default None, only those."""
     cache_refresh: bool
     """Whether a response that was used under stale-while-revalidate is revalidated in the
     background once it has been sent; default True. Otherwise the next request waits for the new

@@ -246,3 +246,22 @@ def test_what_is_stored_below_a_prefix_is_found_purged_and_listed_by_its_url(
         assert {one["url"] for one in listed} == {url}
         assert call("cache", "purge", "/shop/products/7", "--app", shop).code == 0
         assert call(*words).data["outcome"] != "hit"
+
+
+@pytest.mark.usefixtures("client")
+@pytest.mark.parametrize(
+    ("path", "fields", "why", "advice"),
+    [
+        ("/products/9", ["Cookie: _ga=1; visitor=7"], "cookies ('visitor')", "('visitor',)"),
+        ("/products/9", ["Authorization: Bearer 7"], "has Authorization", "set user="),
+        ("/products/9", ["Cookie: _ga=1"], "nothing is stored for this URL", "Cache-Status"),
+    ],
+)
+def test_a_miss_is_explained_with_the_setting_that_would_change_it(
+    shop: str, call: Call, path: str, fields: list[str], why: str, advice: str
+) -> None:
+    words = [word for field in fields for word in ("-H", field)]
+    told = call("cache", "explain", f"{ORIGIN}{path}", *words, "--app", shop, "--json")
+    assert told.data["outcome"] == "uri-miss"
+    assert why in told.data["why"]
+    assert advice in told.data["advice"]

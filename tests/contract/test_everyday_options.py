@@ -192,17 +192,15 @@ def test_visitors_with_other_ignored_cookies_share_a_page_that_varies_by_cookie(
     assert served.request("GET", "/page", (("cookie", "b=3"),)).body == b"2"
 
 
-def test_a_rule_names_what_it_ignores_in_place_of_the_setting(serve: Serve):
-    """The first that is given counts: the rule's, the setting, the profile's."""
-
+def test_a_rule_adds_to_the_list_of_analytics_in_place_of_the_setting(serve: Serve):
     def handler(request: Seen) -> Reply:
         return Reply((request.header("cookie") or "none").encode())
 
     rules = [{"path": "/a", "ttl": 60, "ignore_cookies": ["track_*"]}, {"path": "/b", "ttl": 60}]
     served = serve(handler, ("CacheMiddleware", {"cache": rules, "cache_ignore_cookies": ["x"]}))
     sent = (("cookie", "_ga=1; track_9=2; x=3"),)
-    assert served.request("GET", "/a", sent).body == b"_ga=1; x=3"
-    assert served.request("GET", "/b", sent).body == b"_ga=1; track_9=2"
+    assert served.request("GET", "/a", sent).body == b"x=3"
+    assert served.request("GET", "/b", sent).body == b"track_9=2"
 
 
 @pytest.mark.parametrize("more", [{"cache_profile": "conforming"}, {"cache_ignore_cookies": ()}])
@@ -248,3 +246,91 @@ def test_a_validated_page_is_requested_without_them(serve: Serve, upstash: Local
     upstash.advance(6)
     assert served.request("GET", "/page", (("cookie", "_ga=2"),)).body == b"a"
     assert seen == [None, None]
+
+
+# --- Why was this page not cached? ----------------------------------------------------------------
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    """Return what was logged of responses that were not stored."""
+    return [
+        (record.levelname, record.getMessage())
+        for record in caplog.records
+        if vars(record).get("upstash_event") == "CacheNotStored"
+    ]
+
+
+def test_the_first_response_that_is_not_stored_is_logged_with_the_setting_that_would_change_it(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+):
+    """One line for each rule and reason; the most frequent one is a cookie."""
+    rules = [{"path": "/a/{n}", "ttl": 60}, {"path": "/b/{n}", "ttl": 60}]
+    served = serve(counting(), ("CacheMiddleware", {"cache": rules}))
+    for path in ("/a/1", "/a/2", "/b/1"):
+        served.request("GET", path, (("cookie", "_ga=1; visitor=2"),))
+    (level, first), (_, second) = lines(caplog)
+    assert level == "WARNING"
+    assert first.startswith(
+        "cache[0]: a response was not stored: the request has cookies ('visitor')"
+    )
+    assert "set ignore_cookies=('visitor',)" in first
+    assert second.startswith("cache[1]: ")
+    assert served.request("GET", "/a/3").body == b"4"
+    assert len(lines(caplog)) == 2
+
+
+@pytest.mark.parametrize(
+    ("reply", "sent", "said"),
+    [
+        (Reply(b"", 200, (("set-cookie", "a=1"),)), (), "the response sets a cookie"),
+        (Reply(b"", 404), (), "set ttl={404: 60}"),
+        (Reply(b"x" * 9), (), "raise the rule's max_body"),
+        (Reply([b"x" * 5, b"x" * 4]), (), "raise the rule's max_body"),
+        (Reply(b""), (("authorization", "Bearer 1"),), "the request has Authorization"),
+        (Reply(b""), (("x-api-key", "1"),), "the request has X-Api-Key"),
+        (
+            Reply(b"", 302, (("location", "/"), ("cache-control", "max-age=9"))),
+            (),
+            "set keep_query or ignore_query",
+        ),
+    ],
+)
+def test_each_reason_has_its_remedy(
+    serve: Serve, caplog: pytest.LogCaptureFixture, reply: Reply, sent: Fields, said: str
+):
+    served = serve(lambda _: reply, cache(ttl=60, max_body=8, ignore_query=["utm_*"]))
+    served.request("GET", "/page?utm_source=a", sent)
+    ((level, line),) = lines(caplog)
+    assert (level, said in line) == ("WARNING", True), line
+
+
+@pytest.mark.parametrize("control", ["no-store", "private", "max-age=0"])
+def test_what_a_response_says_itself_is_no_warning(
+    serve: Serve, caplog: pytest.LogCaptureFixture, control: str
+):
+    caplog.set_level("INFO", "upstash_middleware")
+    served = serve(counting(("cache-control", control)), cache(ttl=60))
+    for number in range(3):
+        served.request("GET", f"/{number}")
+    ((level, _),) = lines(caplog)
+    assert level == "INFO"
+
+
+def test_a_rule_without_a_ttl_is_for_pages_that_state_their_own(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO", "upstash_middleware")
+    serve(counting(), cache()).request("GET", "/page")
+    ((level, line),) = lines(caplog)
+    assert level == "INFO"
+    assert "neither the response nor the rule says for how long" in line
+
+
+def test_cookies_of_any_name_make_one_short_line(serve: Serve, caplog: pytest.LogCaptureFixture):
+    served = serve(counting(), cache(ttl=60))
+    names = ["a" * 500, "b\x7f", "café", "\x1b[31m", *(f"n{number}" for number in range(50))]
+    sent = "; ".join(f"{name}=1" for name in names).encode().decode("latin-1")
+    served.request("GET", "/page", (("cookie", sent),))
+    ((_, line),) = lines(caplog)
+    assert "('n0', 'n1', 'n2')" in line
+    assert line.isprintable()

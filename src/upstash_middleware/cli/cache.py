@@ -92,6 +92,7 @@ def explain(
 
 def _show(explanation: CacheExplanation) -> dict[str, object]:
     shown: dict[str, object] = {
+        "to change it": explanation.advice or None,
         "rule": explanation.rule,
         "purged as": explanation.url,
         "key": explanation.key,

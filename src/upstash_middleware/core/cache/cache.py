@@ -50,7 +50,7 @@ from upstash_middleware.core.cache.exchanges import (
     Variations,
     purge,
 )
-from upstash_middleware.core.cache.explanation import CacheExplanation, explain
+from upstash_middleware.core.cache.explanation import NOTHING_STORED, CacheExplanation, explain
 from upstash_middleware.core.cache.http import reuse, vary
 from upstash_middleware.core.cache.http.cookies import (
     ignored_cookies,
@@ -72,6 +72,7 @@ from upstash_middleware.core.cache.http.no_vary_search import Variation, variati
 from upstash_middleware.core.cache.http.reuse import Use, current_age
 from upstash_middleware.core.cache.http.storing import Plan
 from upstash_middleware.core.cache.keys import Names, keyed
+from upstash_middleware.core.cache.reasons import FirstReasons, cookie_names, reason_of
 from upstash_middleware.core.cache.redis_store import read_scripts
 from upstash_middleware.core.cache.rules import profile_named
 from upstash_middleware.core.cache.store import (
@@ -261,6 +262,7 @@ class Cache(Part):
             groups,
             None if cdn is None else CDNS[cdn],
             StoredErrors(clock),
+            FirstReasons(self._rules, observe),
             Variations(),
             self._canonical_target,
         )
@@ -681,7 +683,9 @@ class Cache(Part):
             target = f"a function of the rule raised {type(error).__name__}: {error}"
         if isinstance(target, str):
             return CacheExplanation("bypass", target, setting)
+        request = _as_forwarded(resource, request)
         explanation = await self._explain(resource, request, target)
+        explanation = _advised(explanation, resource, request)
         cdn = self._context.cdn
         if cdn is not None and not target.private:
             cdn_tags = cdn.tags_of(target, resource.rule, explanation.tags)
@@ -710,6 +714,39 @@ class Cache(Part):
             other = await explain(store, without_query, can_refresh=can_refresh)
             explanation = replace(explanation, no_vary_search=other.no_vary_search)
         return explanation
+
+
+def _advised(
+    explanation: CacheExplanation, resource: _Resource, request: HTTPRequest
+) -> CacheExplanation:
+    """Add what would turn a miss into a hit, as far as the request shows that."""
+    has_cookies, rule = "cookie" in request.headers, resource.rule
+    names = cookie_names(request.headers)
+    why = explanation.why
+    if explanation.outcome == "vary-miss" and "cookie" in explanation.vary and has_cookies:
+        advice = (
+            f"each Cookie field has its own response: set ignore_cookies=({names},) for cookies on "
+            "which the page does not depend, or vary_cookies and narrow_vary_cookie=True for those "
+            "on which it does"
+        )
+    elif explanation.why != NOTHING_STORED:
+        return explanation
+    elif has_cookies and rule.vary_cookies is None and rule.user is None:
+        reason = reason_of("request with cookies, and no Vary: Cookie", 200, request.headers)
+        why += f"; the response to this request is not stored without Vary: Cookie: {reason.why}"
+        advice = reason.advice
+    elif "authorization" in request.headers and rule.user is None:
+        reason = reason_of("request with Authorization", 200, request.headers)
+        why, advice = f"{why}; {reason.why}", reason.advice
+    elif rule.ttl_for(200) is None:
+        why += "; the rule has no ttl, so only responses that state their own freshness are stored"
+        advice = "set ttl=60, or send Cache-Control: max-age=60"
+    else:
+        advice = (
+            "if it was requested, see detail in its Cache-Status and the log's line about this "
+            "rule, or render it with upstash-middleware cache warm"
+        )
+    return replace(explanation, why=why, advice=advice)
 
 
 def _as_forwarded(resource: _Resource, request: HTTPRequest) -> HTTPRequest:

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from upstash_middleware.core.cache.http.directives import Directives
     from upstash_middleware.core.cache.http.fields import KnownFields
     from upstash_middleware.core.cache.http.no_vary_search import Variation
+    from upstash_middleware.core.cache.reasons import FirstReasons
     from upstash_middleware.core.cache.rules import CacheRule
     from upstash_middleware.core.cache.store import Lookup, Store, Target
     from upstash_middleware.core.clock import Clock
@@ -104,6 +105,7 @@ class Context(Struct, frozen=True):
     cdn: CDN | None
     """The CDN in front, if the application has said which."""
     errors: StoredErrors
+    reasons: FirstReasons
     variations: Variations
     canonical: Callable[[HTTPRequest, Target, Variation], Target]
     """Returns the target of the canonical form of a request's URL, from that of the URL."""
@@ -383,6 +385,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         if isinstance(planned, Plan) and not found.context.errors.admits(found.rule, head.status):
             planned = f"{found.rule.errors_per_minute} errors of its rule were stored this minute"
         if isinstance(planned, str):
+            self._note(planned, head.status)
             self.resolve(NotShared.UNSHAREABLE)
             candidate = self.candidate
             if head.status == 304 and candidate and storing.states_freshness(candidate):
@@ -521,7 +524,13 @@ class Miss(CacheExchange, kw_only=True, eq=False):
     def _too_large(self) -> str:
         return f"body above {self.found.context.max_body} bytes"
 
+    def _note(self, detail: str, status: int) -> None:
+        found = self.found
+        found.context.reasons.note(found.rule, detail, status, found.request.headers)
+
     def _drop(self, detail: str) -> None:
+        if self.planned is not None:
+            self._note(detail, self.planned.stored.status)
         self.planned, self.body = None, []
         self.resolve(NotShared.UNSHAREABLE)
         self._forget_flight()

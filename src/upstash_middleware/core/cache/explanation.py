@@ -59,8 +59,11 @@ class CacheExplanation(Struct, frozen=True):
     """By which the CDN finds it, with the setting ``cdn``."""
     no_vary_search: str = ""
     """Which differences between queries make none, or why its No-Vary-Search is not valid."""
+    advice: str = ""
+    """The setting that would change the outcome, or where to see more."""
 
 
+NOTHING_STORED = "nothing is stored for this URL"
 _USES = {
     Use.FRESH: ("hit", "it is fresh"),
     Use.STALE: ("hit", "it is stale, and the client accepts it"),
@@ -88,7 +91,7 @@ async def explain(store: Store, target: Target, *, can_refresh: bool) -> CacheEx
     current = Epochs.parse(list(map(epoch_text, values)), all_tags, target.scopes)
     vary = index.vary if index is not None else ()
     # After a purge of tags it is still known that there are variants.
-    outcome, why = "uri-miss", "nothing is stored for this URL"
+    outcome, why = "uri-miss", NOTHING_STORED
     if index is not None and validity(index.epochs, current) is not Validity.INVALID:
         outcome = "vary-miss"
         why = f"it is stored for other values of {', '.join(vary)} than this request's"

@@ -71,8 +71,9 @@ class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     others."""
     ignore_cookies: Sequence[str] | None = None
     """Cookies that make no difference, and that the application does not get: names, or patterns
-    such as ``_ga*``. A request that has no others counts as one without cookies. None for the
-    setting ``cache_ignore_cookies``; those of ``vary_cookies`` are never ignored."""
+    such as ``visitor_*``, beside those of analytics in profile ``safe``. A request that has no
+    others counts as one without cookies. An empty list ignores none, and None is the setting
+    ``cache_ignore_cookies``; those of ``vary_cookies`` are never ignored."""
     vary_headers: Sequence[str] = ()
     """Request header fields that always select the response, whatever its Vary says."""
     ignore_query: Sequence[str] = ()
@@ -394,7 +395,7 @@ class Profile(Struct, frozen=True, kw_only=True):
     """Whether the response to a POST may answer a later GET where it says so (RFC 9110 §9.3.3),
     which costs each POST a lookup."""
     ignores_analytics: bool = False
-    """Whether cookies of analytics are ignored if no setting says which are."""
+    """Whether cookies of analytics are ignored, unless a setting says that none is."""
     uses_heuristics: bool = False
     """Whether a response without explicit freshness may get heuristic freshness (§4.2.2)."""
     stores_to_validate: bool = False

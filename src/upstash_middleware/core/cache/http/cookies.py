@@ -59,11 +59,10 @@ def ignored_cookies(
     rule: CacheRule, setting: Iterable[str] | None, profile: Profile
 ) -> tuple[str, ...]:
     """Return the patterns of the cookies that a rule ignores, by itself or by the setting."""
-    if rule.ignore_cookies is not None:
-        return tuple(rule.ignore_cookies)
-    if setting is not None:
-        return tuple(setting)
-    return tuple(ANALYTICS_COOKIES) if profile.ignores_analytics else ()
+    named = setting if rule.ignore_cookies is None else rule.ignore_cookies
+    if named is not None and not (named := tuple(named)):
+        return ()
+    return (*(named or ()), *(ANALYTICS_COOKIES if profile.ignores_analytics else ()))
 
 
 def ignoring(patterns: Iterable[str], except_for: Iterable[str]) -> re.Pattern[str] | None:
