@@ -13,7 +13,7 @@ from tests.cache.world import Site, reply, request
 from upstash_middleware.core.cache import CacheRule
 
 if TYPE_CHECKING:
-    from upstash_middleware.messages import HTTPRequest
+    from upstash_middleware.messages import Headers, HTTPRequest
 
 IDENTITIES = st.fixed_dictionaries(
     {
@@ -63,7 +63,7 @@ class Rendered:
     def allows(self, asked: HTTPRequest) -> str | None:
         """Return what forbids to send this to a request, None if nothing does."""
         control, vary = self.fields["cache_control"].lower(), self.fields.get("vary", "")
-        mine, theirs = self.asked.headers, asked.headers
+        mine, theirs = _shown(self.asked), _shown(asked)
         forbidden = {
             "another resource": _resource(self.asked) != _resource(asked),
             "no-store": "no-store" in control,
@@ -84,6 +84,15 @@ class Rendered:
             present = (name in mine) == (name in theirs)
             forbidden[f"Vary: {name}"] = name in vary.lower() and not (same and present)
         return next((reason for reason, holds in forbidden.items() if holds), None)
+
+
+def _shown(asked: HTTPRequest) -> Headers:
+    """Return the fields that the application may see: without the cookie of analytics."""
+    headers = asked.headers
+    if (cookie := headers.get("cookie")) is None or "_ga=1" not in cookie:
+        return headers
+    others = cookie.removeprefix("_ga=1").removeprefix("; ")
+    return headers.setting("cookie", others) if others else headers.without("cookie")
 
 
 def _resource(asked: HTTPRequest) -> tuple[str, str, str]:
@@ -108,6 +117,7 @@ def test_nobody_is_sent_what_was_rendered_for_somebody_else(l1_bytes, visits):
         asked = asked_by(identity)
 
         def app(seen, asked=asked, fields=fields):
+            assert "_ga" not in (seen.headers.get("cookie") or "")
             renders.append(Rendered(asked, fields))
             reflected = seen.headers.get("x-forwarded-host") or ""
             if seen.headers.get("x-forwarded-for") == "192.0.2.66":
