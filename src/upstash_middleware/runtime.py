@@ -449,6 +449,7 @@ class Runtime:
                 groups=settings.cache_groups,
                 cdn=settings.cdn,
                 ignore_cookies=settings.cache_ignore_cookies,
+                debug=settings.cache_debug,
                 directories=settings.purge_directories,
             )
         return self._cache

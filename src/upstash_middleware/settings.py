@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 ENABLED_VARIABLE = "UPSTASH_MIDDLEWARE_ENABLED"
-_SECRETS = frozenset({"cache_keys", "purge_token", "token", "redis", "secret"})
+_SECRETS = frozenset({"cache_debug", "cache_keys", "purge_token", "token", "redis", "secret"})
 LEASE_VARIABLE = "UPSTASH_MIDDLEWARE_LEASE"
 FIELDS_VARIABLES = {
     "credential_fields": "UPSTASH_MIDDLEWARE_CREDENTIAL_FIELDS",
@@ -158,6 +158,10 @@ class Arguments(TypedDict, total=False):
     read for each miss; default None."""
     cache_status_key: bool
     """Whether Cache-Status includes the key of each response, for debugging; default False."""
+    cache_debug: str
+    """A secret of at least 32 characters. The response to a request with it in the field
+    ``Upstash-Cache-Debug`` says there which rule covers it, its key, the outcome and the reason,
+    and is stored nowhere. Default None."""
     cache_keys: Sequence[str]
     """Keys that sign stored responses: the first one signs, all of them verify, and a response that
     none verifies is a miss. At least 32 characters each, the same in every process; by default
@@ -263,6 +267,7 @@ class Settings(Discreet, Struct, frozen=True, kw_only=True):
     cache_version: str | None
     cache_previous_version: str | None
     cache_status_key: bool
+    cache_debug: str | None
     cache_keys: tuple[str, ...]
     cache_encrypt: bool
     data_l1_bytes: int
@@ -511,6 +516,15 @@ def _secret(name: str, value: Any) -> str | None:
     return value
 
 
+def _debug_secret(name: str, value: Any) -> str | None:
+    if value is not None and not (isinstance(value, str) and re.fullmatch("[!-~]{32,}", value)):
+        raise ConfigurationError(
+            f"{name}: should be text of 32 characters at least, in ASCII and without spaces, such "
+            "as that which secrets.token_urlsafe(32) makes"
+        )
+    return value
+
+
 def _keys(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, tuple | list) or not all(isinstance(key, str) for key in value):
         raise ConfigurationError(f'{name}: should be a list of keys such as ("new key", "old key")')
@@ -746,6 +760,7 @@ _SETTINGS: dict[str, tuple[_Reader, Any]] = {
     "cache_version": (_version, None),
     "cache_previous_version": (_version, None),
     "cache_status_key": (_boolean, False),
+    "cache_debug": (_debug_secret, None),
     "cache_keys": (_keys, ()),
     "cache_encrypt": (_boolean, False),
     "data_l1_bytes": (_integer(0, math.inf, "of bytes such as 16 * 1024 * 1024, or 0"), 0),

@@ -334,3 +334,94 @@ def test_cookies_of_any_name_make_one_short_line(serve: Serve, caplog: pytest.Lo
     ((_, line),) = lines(caplog)
     assert "('n0', 'n1', 'n2')" in line
     assert line.isprintable()
+
+
+# --- The debug field ----------------------------------------------------------------------------
+
+SECRET = "a secret of more than 32 characters".replace(" ", "-")
+DEBUG: Fields = (("upstash-cache-debug", SECRET),)
+
+
+def debugged(**fields: Any) -> tuple[str, Any]:
+    return "CacheMiddleware", {"cache": [{"path": "/{name}", **fields}], "cache_debug": SECRET}
+
+
+def test_a_request_with_the_secret_is_told_rule_key_outcome_and_reason(serve: Serve):
+    served = serve(
+        counting(("cdn-cache-control", "max-age=60"), ("expires", "0")), debugged(ttl=60)
+    )
+    key = 'key="upstash-middleware:cache:entry:http://shop.example/page"'
+    missed = served.request("GET", "/page", DEBUG)
+    told = missed.header("upstash-cache-debug") or ""
+    assert 'outcome="uri-miss", reason="nothing is stored for this URL"' in told
+    assert 'rule="cache[0]"' in told
+    assert key in told
+    served.request("GET", "/page")
+    hit = served.request("GET", "/page", DEBUG)
+    told = hit.header("upstash-cache-debug") or ""
+    assert 'outcome="hit", reason="it is fresh", rule="cache[0]"' in told
+    assert key in told
+    assert (missed.body, hit.body) == (b"1", b"2")
+    for answer in (missed, hit):
+        assert answer.lines("cache-control") == ["private, no-store"]
+        assert answer.header("cdn-cache-control") is None
+        assert answer.header("expires") is None
+
+
+def test_the_response_to_it_is_not_stored_and_the_application_does_not_see_the_secret(serve: Serve):
+    seen: list[str | None] = []
+
+    def handler(request: Seen) -> Reply:
+        seen.append(request.header("upstash-cache-debug"))
+        return Reply(b"%d" % len(seen))
+
+    served = serve(handler, debugged(ttl=60))
+    served.request("GET", "/page", DEBUG)
+    answer = served.request("GET", "/page")
+    assert (answer.body, was_hit(answer)) == (b"2", False)
+    assert answer.header("cache-control") is None
+    assert answer.header("upstash-cache-debug") is None
+    assert was_hit(served.request("GET", "/page"))
+    assert seen == [None, None]
+
+
+def test_it_is_told_why_its_response_would_not_be_stored(serve: Serve):
+    served = serve(counting(("set-cookie", "a=1")), debugged(ttl=60))
+    told = served.request("GET", "/page", DEBUG).header("upstash-cache-debug") or ""
+    assert 'not-stored="the response sets a cookie' in told
+    told = served.request("POST", "/page", DEBUG).header("upstash-cache-debug") or ""
+    assert 'outcome="bypass"' in told
+    assert 'reason="unsafe requests invalidate what is stored"' in told
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        (("upstash-cache-debug", SECRET[:-1]),),
+        (("upstash-cache-debug", SECRET.upper()),),
+        (("upstash-cache-debug", ""),),
+        (("upstash-cache-debug", SECRET), ("upstash-cache-debug", SECRET)),
+        (("upstash-cache-debug", "caf\xe9"),),
+    ],
+)
+def test_without_the_secret_nothing_is_told(serve: Serve, sent: Fields):
+    served = serve(counting(), debugged(ttl=60))
+    served.request("GET", "/page", sent)
+    answer = served.request("GET", "/page", sent)
+    assert was_hit(answer)
+    assert answer.header("upstash-cache-debug") is None
+
+
+def test_without_the_setting_nobody_is_told(serve: Serve):
+    served = serve(counting(), cache(ttl=60))
+    served.request("GET", "/page", (("upstash-cache-debug", ""),))
+    assert was_hit(served.request("GET", "/page", (("upstash-cache-debug", ""),)))
+
+
+def test_a_debugged_request_works_while_upstash_refuses_calls(
+    serve: Serve, upstash: LocalUpstash, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("UPSTASH_REDIS_REST_TOKEN", "not-the-token")
+    answer = serve(counting(), debugged(ttl=60)).request("GET", "/page", DEBUG)
+    assert answer.body == b"1"
+    assert "the store did not answer" in (answer.header("upstash-cache-debug") or "")

@@ -9,6 +9,7 @@ lock on Redis.
 from __future__ import annotations
 
 import re
+from hmac import compare_digest
 from math import floor
 from os import urandom
 from typing import TYPE_CHECKING, TypeAlias, cast
@@ -30,11 +31,13 @@ from upstash_middleware.core.cache.entries import (
     with_ancestors,
 )
 from upstash_middleware.core.cache.exchanges import (
+    DEBUG_FIELD,
     SAFE_METHODS,
     Answered,
     Bypassed,
     CacheExchange,
     Context,
+    Debugged,
     Found,
     Invalidation,
     Miss,
@@ -206,6 +209,7 @@ class Cache(Part):
         groups: bool = True,
         cdn: str | None = None,
         ignore_cookies: Sequence[str] | None = None,
+        debug: str | None = None,
         directories: bool = False,
         randomness: Callable[[int], bytes] = urandom,
     ) -> None:
@@ -222,6 +226,7 @@ class Cache(Part):
         self._rules = tuple(rules)
         self._emit = observe
         self._selects = selects
+        self._debug = (debug or "").encode()
         self._emits_lookups = hears(observe, CacheLookedUp)
         self._ignored = ignored_by(observe)
         self._versions = version, previous_version
@@ -284,12 +289,12 @@ class Cache(Part):
 
     def prepare(self, request: HTTPRequest) -> Step:
         """Return what to read for a request, its exchange if that is clear, or a flow to it."""
+        if self._debug and DEBUG_FIELD in request.headers and self._is_debugged(request):
+            return self._begin_debugged(request)
         if self._unmatched.left:
             self._unmatched.count()
         if request.method not in SAFE_METHODS:
-            if request.method == "POST" and self._store.profile.stores_posts:
-                return self._begin_post(request)
-            return Invalidation(context=self._context, request=request) if self._rules else _IGNORED
+            return self._begin_unsafe(request)
         resource = self._resource(request, request.method)
         if resource is None:
             return _IGNORED
@@ -407,6 +412,28 @@ class Cache(Part):
             url = prepared.reading.target.url
             self._emit(CacheLookedUp(url, exchange.outcome, prepared.request))
         return exchange
+
+    def _is_debugged(self, request: HTTPRequest) -> bool:
+        """Whether a request has the secret with which the cache is debugged."""
+        sent = request.headers.lines(DEBUG_FIELD)
+        return len(sent) == 1 and compare_digest(sent[0].encode("latin-1"), self._debug)
+
+    async def _begin_debugged(self, request: HTTPRequest) -> CacheExchange:
+        request = replace(request, headers=request.headers.without(DEBUG_FIELD))
+        if request.method not in SAFE_METHODS:
+            explained = CacheExplanation("method", "unsafe requests invalidate what is stored")
+        else:
+            try:
+                explained = await self.explain(request)
+            except UpstashError as error:
+                explained = CacheExplanation("bypass", f"the store did not answer: {error}")
+        exchange = await self.go_on(self.prepare(request))
+        return Debugged(within=cast("CacheExchange", exchange), explained=explained)
+
+    def _begin_unsafe(self, request: HTTPRequest) -> CacheExchange | Flow[CacheExchange]:
+        if request.method == "POST" and self._store.profile.stores_posts:
+            return self._begin_post(request)
+        return Invalidation(context=self._context, request=request) if self._rules else _IGNORED
 
     async def _begin_post(self, request: HTTPRequest) -> CacheExchange:
         """Look up the target of a POST, whose response may become its stored state."""

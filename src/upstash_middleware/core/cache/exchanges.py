@@ -8,6 +8,7 @@ Each of these exchanges is a ``PartExchange``:
   may store its own response in their place.
 - ``Bypassed``: the request is forwarded, and the cache only says why.
 - ``Answered``: the cache answers itself, and nothing is forwarded.
+- ``Debugged``: any of these, for somebody who debugs the cache.
 
 ``cache.py`` decides which.
 """
@@ -29,9 +30,15 @@ from upstash_middleware.core.cache.http.directives import NO_DIRECTIVES
 from upstash_middleware.core.cache.http.fields import shows_any
 from upstash_middleware.core.cache.http.groups import CACHE_GROUP_INVALIDATION, groups_in
 from upstash_middleware.core.cache.http.no_vary_search import EXACT, variation_of
-from upstash_middleware.core.cache.http.reuse import CONDITIONS, cache_status, current_age
+from upstash_middleware.core.cache.http.reuse import (
+    CONDITIONS,
+    cache_status,
+    current_age,
+    quoted,
+)
 from upstash_middleware.core.cache.http.storing import Candidate, Plan
 from upstash_middleware.core.cache.http.vary import vary_fields
+from upstash_middleware.core.cache.reasons import reason_of
 from upstash_middleware.core.cache.redis_store import FAILED, UNSHARED
 from upstash_middleware.core.cache.store import UNSHARED_SECONDS, Purge
 from upstash_middleware.core.engine import PartExchange
@@ -42,6 +49,7 @@ from upstash_middleware.events import CacheStored, UpstashAnswered, UpstashFaile
 from upstash_middleware.messages import (
     LONGEST_VALUE,
     WITHOUT_BODY,
+    Response,
     ResponseHead,
     content_length,
 )
@@ -51,6 +59,7 @@ if TYPE_CHECKING:
 
     from upstash_middleware.core.cache.cdn import CDN
     from upstash_middleware.core.cache.entries import StoredResponse
+    from upstash_middleware.core.cache.explanation import CacheExplanation
     from upstash_middleware.core.cache.http.directives import Directives
     from upstash_middleware.core.cache.http.fields import KnownFields
     from upstash_middleware.core.cache.http.no_vary_search import Variation
@@ -60,7 +69,7 @@ if TYPE_CHECKING:
     from upstash_middleware.core.clock import Clock
     from upstash_middleware.core.flow import Flow
     from upstash_middleware.events import Observer
-    from upstash_middleware.messages import Headers, HTTPRequest, Response
+    from upstash_middleware.messages import Headers, HTTPRequest
 
 SAFE_METHODS = frozenset(
     {"GET", "HEAD", "OPTIONS", "PRI", "PROPFIND", "QUERY", "REPORT", "SEARCH", "TRACE"}
@@ -75,6 +84,7 @@ BACK_OFF = 5.0
 _REMEMBERED = 10_000
 _LONGEST_WORK = 60.0
 """Seconds after which a render, revalidation or invalidation counts as dropped by its owner."""
+_DEBUGGED = "a response for debugging"
 _UNSEEN = "the server sends the file itself"
 
 
@@ -251,6 +261,91 @@ class Answered(CacheExchange, kw_only=True, eq=False):
 
     def finish(self, *, complete: bool) -> Flow[None] | None:  # noqa: ARG002
         return None if self.dropped is None else self.dropped.finish(complete=False)
+
+
+DEBUG_FIELD = "upstash-cache-debug"
+"""The request field that contains the secret, and the response field with the explanation."""
+
+
+class Debugged(CacheExchange, kw_only=True, eq=False):
+    """A request of somebody who debugs the cache, and is told what became of it.
+
+    Its response is for nobody else: neither this cache nor another one stores it.
+    """
+
+    watches = True
+    within: CacheExchange
+    explained: CacheExplanation
+
+    def __post_init__(self) -> None:
+        within = self.within
+        self.outcome, self.refresh = within.outcome, within.refresh
+        if isinstance(within, Miss):
+            within.debug()
+        if (response := within.response) is not None:
+            self.response = Response(self._told(response.head), response.body)
+
+    @property
+    def locks(self) -> bool:
+        return self.within.locks
+
+    @property
+    def keeps(self) -> bool:
+        return self.within.watches and self.within.keeps
+
+    def request_to_forward(self, request: HTTPRequest) -> HTTPRequest:
+        """Withhold the secret from the application."""
+        request = replace(request, headers=request.headers.without(DEBUG_FIELD))
+        return self.within.request_to_forward(request)
+
+    def head(self, head: ResponseHead) -> ResponseHead | Response:
+        not_stored = self.within.refusal(head) if isinstance(self.within, Miss) else ""
+        sent = self.within.head(head)
+        if isinstance(sent, Response):
+            return Response(self._told(sent.head), sent.body)
+        return self._told(sent, not_stored)
+
+    def failed(self) -> Response | None:
+        response = self.within.failed()
+        return None if response is None else Response(self._told(response.head), response.body)
+
+    def chunk(self, data: bytes) -> None:
+        self.within.chunk(data)
+
+    def unseen(self, *, certainly: bool) -> None:
+        self.within.unseen(certainly=certainly)
+
+    def release(self) -> Flow[None] | None:
+        return self.within.release()
+
+    def drop(self) -> None:
+        self.refresh: Refresh | None = None
+        self.within.drop()
+
+    def finish(self, *, complete: bool) -> Flow[None] | None:
+        return self.within.finish(complete=complete)
+
+    def _told(self, head: ResponseHead, not_stored: str = "") -> ResponseHead:
+        """Return a head with the explanation, and so that no cache stores the response."""
+        explained, within = self.explained, self.within
+        reason = explained.why
+        if isinstance(within, Bypassed):
+            reason = within.detail
+        if explained.outcome == "hit" and within.outcome != "hit":
+            reason = "it was stored meanwhile"
+        told = {
+            "outcome": within.outcome,
+            "reason": reason,
+            "advice": explained.advice,
+            "rule": explained.rule or "",
+            "key": explained.variant or explained.key,
+            "not-stored": not_stored,
+        }
+        text = ", ".join(f"{name}={quoted(value)}" for name, value in told.items() if value)
+        names = [name for name in head.headers.names() if name.endswith("-cache-control")]
+        headers = head.headers.without("expires", "surrogate-control", DEBUG_FIELD, *names)
+        headers = headers.setting("cache-control", "private, no-store")
+        return ResponseHead(head.status, headers.setting(DEBUG_FIELD, text))
 
 
 def _with_status(head: ResponseHead, status: tuple[bytes, bytes]) -> ResponseHead:
@@ -435,6 +530,24 @@ class Miss(CacheExchange, kw_only=True, eq=False):
     def release(self) -> Flow[None] | None:
         """Return the flow that releases the lock; None while other processes may wait for it."""
         return None if self.lock is None or self.unshared is None else self._unlock()
+
+    def debug(self) -> None:
+        """Neither store nor share the response, since the client debugs the cache."""
+        self.forbid(_DEBUGGED, client_left=True)
+
+    def refusal(self, head: ResponseHead) -> str:
+        """Return why the response would not be stored if its client did not debug the cache."""
+        found, forbidden = self.found, self.forbidden
+        self.forbidden = "" if forbidden == _DEBUGGED else forbidden
+        planned = self.plan(found.request, head)
+        self.forbidden = forbidden
+        if isinstance(planned, Plan):
+            is_large = (content_length(head.headers) or 0) > found.context.max_body
+            planned = self._too_large if is_large else ""
+        if not planned:
+            return ""
+        reason = reason_of(planned, head.status, found.request.headers)
+        return f"{reason.why}; {reason.advice}" if reason.advice else reason.why
 
     def resolve(self, result: Shared | NotShared) -> None:
         """Wake the requests that wait for this one; only the first call counts."""

@@ -484,13 +484,13 @@ def cache_status(  # noqa: PLR0913 - the parameters of RFC 9211 §2, in its orde
     if collapsed:
         text += "; collapsed"
     if key:
-        text += f"; key={_string(key)}"
+        text += f"; key={quoted(key)}"
     if detail:
-        text += f"; detail={_string(detail)}"
+        text += f"; detail={quoted(detail)}"
     return b"cache-status", text.encode("ascii")
 
 
-def _string(text: str) -> str:
+def quoted(text: str) -> str:
     """Return text as a String of a structured field (RFC 8941 §3.3.3)."""
     escaped = _UNPRINTABLE.sub("?", text).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'

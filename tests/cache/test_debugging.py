@@ -1,0 +1,22 @@
+"""The secret with which the cache is debugged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from upstash_middleware import ConfigurationError
+from upstash_middleware.settings import settings_from
+
+SECRET = "d" * 32
+
+
+@pytest.mark.parametrize("secret", ["d" * 31, "with space" * 4, "é" * 32, 7])
+def test_a_secret_that_can_be_guessed_or_not_be_sent_is_refused(secret: Any):
+    with pytest.raises(ConfigurationError, match=r"^cache_debug: should be text of 32 characters"):
+        settings_from({"cache_debug": secret}, {})
+
+
+def test_the_secret_is_in_no_repr():
+    assert SECRET not in repr(settings_from({"cache_debug": SECRET}, {}))
