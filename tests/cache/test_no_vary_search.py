@@ -327,6 +327,52 @@ def test_a_response_without_the_field_answers_its_own_url_alone():
     assert not ask(site, "").hit
 
 
+@pytest.mark.parametrize("field", [None, 'params=("a")'], ids=["none", "another"])
+@pytest.mark.parametrize("is_remembered", [False, True], ids=["read", "remembered"])
+def test_what_is_stored_at_the_canonical_url_has_to_say_so_itself(field, is_remembered):
+    """Another process has stored it; this one only guesses by what its rule had elsewhere."""
+    other = searching(None)
+    ask(other, "b=1")
+    site = other.another_process()
+    answers(site, UTM)
+    ask(site, "", "/other")
+    if field is not None:
+        other.purge("/page?b=1")
+        answers(other, field)
+        ask(other, "b=1")
+        site.store.values.pop(PATH)
+    if is_remembered:
+        assert ask(site, "b=1").hit
+        assert ask(site, "b=1").hit
+    answer = ask(site, "b=1&utm_source=1")
+    assert (answer.hit, answer.body) == (False, b"/page?b=1&utm_source=1")
+
+
+def test_what_the_previous_version_stored_has_to_say_so_itself():
+    """It had no such field."""
+    old = searching(None, version="1")
+    ask(old, "b=1")
+    new = old.another_process(version="2", previous_version="1", background_refresh=True)
+    answers(new, UTM)
+    ask(new, "", "/other")
+    assert not ask(new, "b=1&utm_source=1").hit
+
+
+def test_a_lock_is_given_back_where_the_response_is_stored_for_another_url():
+    """Nobody would find it at the key that others wait for."""
+    site = Site((CacheRule("/{page}", ttl=60),), options={"lock": True})
+    answers(site, UTM)
+    ask(site, "", "/other")
+    other = site.another_process()
+    ask(other, "x=1", "/other")
+    answers(site, None)
+    answers(other, None)
+    ask(site, "b=1&utm_source=1")
+    answer = ask(other, "b=1&utm_source=2")
+    assert (answer.hit, answer.billed[0]) == (False, "MGET")
+    assert answer.billed.count("MGET") == 1, "it has not waited"
+
+
 def test_a_response_with_another_field_answers_by_that():
     """The field of the stored response decides, and the newest of a path is looked for."""
     site = searching()
@@ -349,7 +395,8 @@ def test_a_redirect_without_the_field_does_not_end_it():
     answers(site, None)
     site.app = lambda _: reply(b"", 404, cache_control="max-age=60")
     ask(site, "a=1")
-    assert ask(site, "utm_source=1").hit
+    answer = ask(site, "utm_source=1")
+    assert (answer.hit, answer.billed) == (True, ["MGET"])
 
 
 def test_an_exact_match_that_is_fresh_comes_first():
@@ -632,6 +679,20 @@ def test_the_next_request_of_a_spelling_sees_its_own_change():
     asked = request("/page", "POST", query="a=1")
     change = site.begin(asked)
     change.head(reply(b"")[0])
+    assert site.begin(request("/page", query="a=1&utm_source=1")).response is None
+    site.finish(change)
+
+
+def test_a_change_that_is_not_sent_yet_is_seen_where_the_field_became_known_meanwhile():
+    """The process did not know the canonical form when the request began."""
+    stored = searching()
+    ask(stored, "a=1")
+    site = stored.another_process()
+    asked = request("/page", "POST", query="a=1&utm_source=1")
+    change = site.begin(asked)
+    change.head(reply(b"")[0])
+    ask(site, "", "/other")
+    assert site.begin(request("/page", query="a=1&utm_source=2")).response is not None
     assert site.begin(request("/page", query="a=1&utm_source=1")).response is None
     site.finish(change)
 
