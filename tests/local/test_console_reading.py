@@ -83,6 +83,12 @@ def cached_view(cached: Cached, now: float, purges: str = "VALID") -> str:
     return render("cached.html", cached=cached, key=key, purges=purges, now=now, ttl=60.0).strip()
 
 
+def test_a_record_of_a_path_is_the_caches():
+    """And no limit, although it begins with a number."""
+    record = Key(b"shop:cache:query:/products/tea", "string", 60_000, 0, b"1700000000 key-order")
+    assert kind_of(record, NOW) == ("cache record", "cache")
+
+
 def kind(data: bytes) -> str:
     """What a list of keys says of an entry."""
     return kind_of(Key(KEY.encode(), "string", 60_000, 0, data[:200]), NOW)[0]

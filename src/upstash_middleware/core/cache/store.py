@@ -10,6 +10,10 @@ The order of reads and writes makes purges safe:
   known only with its response is stored by a script, which reads their epochs and writes only if
   ``G`` has not changed since before the application was called. In the other order, the script
   could read the new epoch of the tag.
+- A response with No-Vary-Search is stored under the canonical form of its URL and records the epoch
+  of that. A purge of another spelling replaces the epoch of that spelling, then reads the record of
+  the path, and replaces the epoch of the canonical form. A spelling whose own epoch is there is not
+  answered by the canonical form, in case the record was not there yet.
 - An entry expires before the epochs that could have been set since its own were read, so it cannot
   become valid again when those expire.
 """

@@ -217,8 +217,8 @@ def _texts(members: list[Reply]) -> list[bytes]:
 def kind_of(key: Key, now_ms: int) -> tuple[str, str]:
     """What a key is and of which part: a limit, the cache, sessions; or a Redis type."""
     name = key.name.decode("utf-8", "replace")
-    if key.type == "string" and _EPOCH in name:
-        return "cache epoch", "cache"
+    if key.type == "string" and (_EPOCH in name or _RECORD in name):
+        return "cache epoch" if _EPOCH in name else "cache record", "cache"
     if key.type == "string" and _ENTRY in name:
         if name.endswith(_LOCK):
             return "cache lock", "cache"
@@ -343,6 +343,8 @@ def read_limit(key: str, value: bytes, now_ms: int, ttl_ms: int | None) -> Limit
 
 _ENTRY: Final = ":cache:entry:"
 _EPOCH: Final = ":cache:epoch:"
+_RECORD: Final = ":cache:query:"
+"""Of a path: how its queries select (No-Vary-Search), as text."""
 _LOCK: Final = "#lock"
 _GZIP_CODINGS: Final = frozenset({"gzip", "x-gzip", "deflate"})
 _GZIP_OR_ZLIB: Final = 47
