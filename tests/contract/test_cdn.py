@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -51,6 +52,8 @@ def page(request: Seen) -> Reply:
 
 PURGES: dict[str, dict[str, Any]] = {
     "/tag": {"tags": ["product:7"], "soft": True},
+    "/refused": {"tags": ["\ud800", "x" * 1025, "a, b"]},
+    "/long": {"tags": ["x" * 1024]},
     "/directory": {"directories": ["/products/"]},
     "/rule": {"rules": ["/products/{id}"]},
     "/everything": {"everything": True},
@@ -209,6 +212,21 @@ def test_a_purge_is_passed_on_with_the_tags_that_responses_carry(
     assert purge.cdn_tags == tags
     assert set(tags) <= {*carried}
     assert purge.soft is (path == "/tag")
+
+
+@pytest.mark.parametrize(
+    ("path", "tags"),
+    [
+        ("/refused", ("a%2C%20b",)),
+        ("/long", ("~" + sha256(b"x" * 1024).hexdigest(),)),
+    ],
+)
+def test_tags_are_passed_on_as_the_cdn_reads_them(serve: Serve, path: str, tags: tuple[str, ...]):
+    """Escaped, or a digest of one that is too long; and none that no response can have."""
+    passed = Passed()
+    served = serve(page, cached(cdn="vercel", on_purge=passed))
+    assert served.request("POST", path).body == b"purged"
+    assert passed.purges[0].cdn_tags == tags
 
 
 def is_hit(served: Served) -> bool:

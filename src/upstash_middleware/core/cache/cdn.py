@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from msgspec import Struct
 
-from upstash_middleware.core.cache.entries import tags_and_groups
+from upstash_middleware.core.cache.entries import tag_refused, tags_and_groups
 from upstash_middleware.core.cache.keys import scopes_of, scopes_to_purge, urls_to_purge
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class CDN(Struct, frozen=True):
         text = quote(tag, safe=self.safe)
         if len(text) <= self.longest_tag:
             return text
-        return f"~{sha256(tag.encode('utf-8', 'surrogatepass')).hexdigest()}"
+        return f"~{sha256(tag.encode()).hexdigest()}"
 
     def tags_of(self, target: Target, rule: CacheRule, tags: Iterable[str]) -> tuple[str, ...]:
         """Return what the CDN finds a response by, as spelled in its field."""
@@ -59,7 +59,8 @@ class CDN(Struct, frozen=True):
         """Return the tags of all that a purge reaches. Raises ValueError as the purge does."""
         named = ["everything"] if what.everything else []
         named += [f"url:{url}" for text in what.urls for url in urls_to_purge(text, rules)]
-        named += [*scopes_to_purge(what.directories, what.rules, rules), *what.tags]
+        named += scopes_to_purge(what.directories, what.rules, rules)
+        named += [tag for tag in what.tags if tag_refused(tag) is None]
         return tuple(dict.fromkeys(map(self.spelled, named)))
 
     def sent(self, headers: Headers, tags: Sequence[str], control: str | None) -> Headers:
