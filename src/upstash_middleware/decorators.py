@@ -603,7 +603,7 @@ def limits_before(handler: Any, others: Iterable[Any] = ()) -> tuple[RateLimitRu
 # How a handler's responses are stored. A handler says it to the cache outside by fields of the
 # response, the only thing that both see.
 
-_Fields = tuple[tuple[str, str], ...]
+Fields = tuple[tuple[str, str], ...]
 
 _OWN_FRESHNESS = ("cache-control", "cdn-cache-control", "expires")
 _warned_of: set[str] = set()
@@ -632,12 +632,12 @@ class CachedAs(Decorator):
             raise ConfigurationError(f"cached: tags={tags!r} should be a sequence of texts")
         self._tags = tuple(tags)
         for tag in self._tags:
-            if not _is_tag(tag):
+            if not is_tag(tag):
                 raise ConfigurationError(f"cached: the tag {tag!r} should be text without commas")
 
     def begin(self, call: HandlerCall) -> Attached:
         if call.method in {"GET", "HEAD"}:
-            _warn_if_not_looked_up(call.cache_runtime(), call.path, call.handler)
+            warn_if_not_looked_up("cached", call)
         return Attached(partial(self._mark, call.path_params))
 
     def _mark(self, path_params: Mapping[str, Any], head: ResponseHead) -> ResponseHead:
@@ -652,12 +652,12 @@ class CachedAs(Decorator):
             return head
         tags = [_filled(tag, path_params) for tag in self._tags]
         if None in tags:  # without its tag, no purge would find it
-            return _with_fields(head, ((FROM_HANDLERS, "no-store"),))
+            return with_fields(head, ((FROM_HANDLERS, "no-store"),))
         named = ", ".join(filter(None, tags))
-        fields: _Fields = (("cache-tag", named),) if named else ()
+        fields: Fields = (("cache-tag", named),) if named else ()
         if not any(name in head.headers for name in _OWN_FRESHNESS):
             fields = (*fields, (FROM_HANDLERS, self._directives))
-        return _with_fields(head, fields)
+        return with_fields(head, fields)
 
 
 class NeverCached(Decorator):
@@ -670,38 +670,39 @@ class NeverCached(Decorator):
 
     def _mark(self, head: ResponseHead) -> ResponseHead:
         rest = ResponseHead(head.status, head.headers.without("cache-control", "expires"))
-        fields: _Fields = (("cache-control", "no-store"),)
+        fields: Fields = (("cache-control", "no-store"),)
         if any(name.endswith("control") for name in rest.headers.names()):
             # A targeted field (RFC 9213), which would take precedence in the cache.
             from upstash_middleware.core.cache.http.directives import FROM_HANDLERS  # noqa: PLC0415
 
             fields = (*fields, (FROM_HANDLERS, "no-store"))
-        return _with_fields(rest, fields)
+        return with_fields(rest, fields)
 
 
-def _with_fields(head: ResponseHead, fields: _Fields) -> ResponseHead:
+def with_fields(head: ResponseHead, fields: Fields) -> ResponseHead:
     if not fields:
         return head
     lines = ((name.encode("latin-1"), value.encode("latin-1")) for name, value in fields)
     return ResponseHead(head.status, head.headers.adding(*lines))
 
 
-def _warn_if_not_looked_up(runtime: Runtime | None, path: str, handler: object) -> None:
+def warn_if_not_looked_up(decorator: str, call: HandlerCall) -> None:
     """Warn, once for each handler, that no cache outside has looked up a request for it."""
-    if runtime is not None:
+    if (runtime := call.cache_runtime()) is not None:
         if not runtime.enabled:
             return
         has_cache = Features.CACHE in runtime.features
-        if has_cache and any(rule.covers(path) for rule in runtime.settings.cache):
+        if has_cache and any(rule.covers(call.path) for rule in runtime.settings.cache):
             return
-    name = handler_name(handler)
+    name = handler_name(call.handler)
     if name not in _warned_of:
         _warned_of.add(name)
         logger.warning(
-            "@cached on %s stores nothing: no cache rule covers %s; add the middleware with "
+            "@%s on %s stores nothing: no cache rule covers %s; add the middleware with "
             "cache=[CacheRule('/{rest:path}')], which stores the responses of decorated handlers",
+            decorator,
             name,
-            path,
+            call.path,
         )
 
 
@@ -715,7 +716,7 @@ def _seconds(name: str, value: object, *, at_least: int = 0) -> int:
     return int(seconds)
 
 
-def _is_tag(tag: object) -> bool:
+def is_tag(tag: object) -> bool:
     """Whether a tag can be a member of a list in a field: printable ASCII without commas."""
     is_plain = isinstance(tag, str) and tag.isascii() and tag.isprintable()
     return is_plain and bool(tag) and "," not in str(tag)
@@ -727,7 +728,7 @@ def _filled(tag: str, path_params: Mapping[str, Any]) -> str | None:
         text = Formatter().vformat(tag, (), path_params)
     except (KeyError, IndexError, ValueError):
         return None
-    return text if _is_tag(text) else None
+    return text if is_tag(text) else None
 
 
 # ------------------------------------------------------------------------------------------------

@@ -5,16 +5,16 @@
 "upstash_middleware.django.sessions"``, ``SessionMiddleware`` takes the place of Django's. The
 setting ``UPSTASH_MIDDLEWARE`` configures them, with the keys of
 ``upstash_middleware.settings.Arguments``. ``purge`` and ``apurge`` invalidate stored responses;
-``data`` and ``async_data`` cache the project's own values; ``limit``, ``cached`` and ``exempt``
-decorate views. With ``upstash_middleware.django`` in ``INSTALLED_APPS``, system checks check all of
-this. Importing this module needs no configured settings.
+``data`` and ``async_data`` cache the project's own values; ``limit``, ``cached``, ``cache_page``
+and ``exempt`` decorate views. With ``upstash_middleware.django`` in ``INSTALLED_APPS``, system
+checks check all of this. Importing this module needs no configured settings.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from upstash_middleware.decorators import exempt
 from upstash_middleware.django.conf import apurge, aredis, purge, redis
-from upstash_middleware.django.decorators import cached, limit, never_cached
+from upstash_middleware.django.decorators import cache_page, cached, limit, never_cached
 from upstash_middleware.django.middleware import (
     CacheMiddleware,
     RateLimitedRequest,
@@ -39,6 +39,7 @@ __all__ = [
     "apurge",
     "aredis",
     "async_data",
+    "cache_page",
     "cached",
     "data",
     "exempt",

@@ -1,30 +1,37 @@
-"""``@limit``, ``@cached`` and ``@never_cached`` for views: functions, sync or async, or methods."""
+"""``@limit``, ``@cached``, ``@cache_page`` and ``@never_cached`` for views, sync or async."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
+from django.conf import settings
 from django.core.exceptions import (
     BadRequest,
     PermissionDenied,
     RequestDataTooBig,
     SuspiciousOperation,
 )
-from django.http import Http404, HttpRequest, StreamingHttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.utils.cache import get_max_age, has_vary_header, patch_response_headers
 
 from upstash_middleware.core.ratelimit.decision import UNCHECKED
 from upstash_middleware.decorators import (
+    Attached,
     CachedDecorator,
+    Decorator,
     HandlerCall,
     LimitDecorator,
     NeverCached,
     PendingExchange,
     exempt_types,
     is_exempt_class,
+    is_tag,
     owner_of,
+    warn_if_not_looked_up,
+    with_fields,
 )
 from upstash_middleware.django.conf import runtime_for_handlers, runtime_for_purging
 from upstash_middleware.django.middleware import at_end, guarded, ready_response
@@ -40,18 +47,16 @@ from upstash_middleware.messages import NO_HEADERS, ResponseHead
 from upstash_middleware.runtime import OF_NO_VISITOR
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     from django.http.response import HttpResponseBase
 
     from upstash_middleware.core.ratelimit import Decision
-    from upstash_middleware.decorators import (
-        Attached,
-        Decorator,
-    )
     from upstash_middleware.django.middleware import RateLimitedRequest
     from upstash_middleware.messages import HTTPRequest, RequestBody
     from upstash_middleware.runtime import Runtime
+
+F = TypeVar("F", bound="Callable[..., Any]")
 
 _STATUS_OF: dict[type[Exception], int] = {
     Http404: 404,
@@ -191,3 +196,99 @@ async def _arenewing(attached: Attached, content: AsyncIterator[bytes]) -> Async
 limit: LimitDecorator = LimitDecorator(ViewCall)
 cached: CachedDecorator = CachedDecorator(ViewCall)
 never_cached: NeverCached = NeverCached(ViewCall)
+
+
+def cache_page(
+    timeout: int | None, *, cache: str | None = None, key_prefix: str | None = None
+) -> Callable[[F], F]:
+    """Store a view's pages as ``django.views.decorators.cache.cache_page`` does, by this cache.
+
+    A rule of the middleware has to cover the path: ``{"path": "/{rest:path}"}``. As in Django,
+    pages with status 200 to GET and HEAD are stored, ``timeout`` outweighs the response's own
+    max-age, a response with ``private``, ``no-cache`` or ``no-store`` is not stored, and browsers
+    are sent Expires and max-age.
+
+    What is above it in the view is not called for a stored page, and neither is middleware below
+    this package's.
+
+    Args:
+        timeout: Seconds for which a page is stored; 0 for none. None for the response's own
+            max-age, or else the setting CACHE_MIDDLEWARE_SECONDS.
+        cache: ``"default"`` or None: pages are on the database of UPSTASH_MIDDLEWARE.
+        key_prefix: A tag of the pages, which ``purge(tags=[…])`` makes invalid together. Pages of
+            several sites differ by their hosts anyway.
+
+    Raises:
+        ConfigurationError: An argument is wrong.
+    """
+    return _CachePage(timeout, cache, key_prefix)
+
+
+class _PageCall(ViewCall):
+    """A call of a view whose streams are not stored, as in Django."""
+
+    __slots__ = ()
+
+    def attach(self, attached: Attached, response: HttpResponseBase) -> HttpResponseBase:
+        return response if response.streaming else super().attach(attached, response)
+
+
+class _CachePage(Decorator):
+    name = "cache_page"
+
+    def __init__(self, timeout: int | None, cache: str | None, key_prefix: str | None) -> None:
+        super().__init__(_PageCall)
+        if timeout is not None and (type(timeout) is not int or not 0 <= timeout < 2**31):
+            raise ConfigurationError(
+                f"cache_page: timeout={timeout!r} should be whole seconds, such as 60 * 15, or None"
+            )
+        if cache not in {None, "default"}:
+            raise ConfigurationError(
+                f"cache_page: cache={cache!r}: pages are on the database of the setting "
+                "UPSTASH_MIDDLEWARE; leave it out"
+            )
+        if key_prefix and not is_tag(key_prefix):
+            raise ConfigurationError(
+                f"cache_page: key_prefix={key_prefix!r} should be ASCII text without commas"
+            )
+        self._timeout = timeout
+        self._key_prefix = key_prefix
+
+    def begin(self, call: HandlerCall) -> Attached | None:
+        if call.method not in {"GET", "HEAD"}:
+            return None
+        warn_if_not_looked_up(self.name, call)
+        return Attached(self._mark)
+
+    def _mark(self, head: ResponseHead) -> ResponseHead:
+        """Return a response's head with the fields that Django adds, and those for the cache."""
+        from upstash_middleware.core.cache.http.directives import FROM_HANDLERS  # noqa: PLC0415
+
+        response = HttpResponse()
+        for name in ("Cache-Control", "Expires", "Vary"):
+            if (value := head.headers.combined(name.lower())) is not None:
+                response.headers[name] = value
+        control = response.get("Cache-Control", "").lower()
+        if (
+            head.status != 200
+            or any(each in control for each in ("private", "no-cache", "no-store"))
+            or has_vary_header(response, "*")
+            or ("set-cookie" in head.headers and has_vary_header(response, "Cookie"))
+        ):
+            return head
+        if (timeout := self._timeout) is None:
+            timeout = get_max_age(response)
+            if timeout == 0:
+                return head
+            if timeout is None:
+                timeout = settings.CACHE_MIDDLEWARE_SECONDS
+        patch_response_headers(response, timeout)
+        fields = [
+            ("Cache-Control", response.headers["Cache-Control"]),
+            ("Expires", response.headers["Expires"]),
+            (FROM_HANDLERS, f"max-age={timeout}" if timeout else "no-store"),
+        ]
+        if self._key_prefix:
+            fields.append(("Cache-Tag", self._key_prefix))
+        rest = head.headers.without("cache-control", "expires")
+        return with_fields(ResponseHead(head.status, rest), tuple(fields))
