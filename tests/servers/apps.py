@@ -1,39 +1,44 @@
 """One application in each framework, for real servers: ``asgi`` and ``wsgi`` choose by the host.
 
-Each has ``/login`` with a limit, ``/items/{id}`` that is cached and ``/purge``; below ``/sub`` is
-an application with a middleware of its own, below ``/open`` one that only the outer one guards.
+Each has ``/login`` with a limit, ``/items/{id}`` that is cached, ``/large`` whose body is too large
+for its cache rule, and ``/purge``; below ``/sub`` is an application with a middleware of its own,
+below ``/open`` one that only the outer one guards.
 """
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import sys
+import time
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import django
 from django.conf import settings
-from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.asgi import ASGIHandler, ASGIRequest
 from django.core.handlers.wsgi import WSGIHandler
-from django.http import HttpResponse
+from django.http import HttpResponse, StreamingHttpResponse
 from django.urls import path
 from fastapi import FastAPI
-from flask import Flask
+from flask import Flask, Response
 from flask import request as flask_request
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads it
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
 
+from tests.servers.running import PATIENCE
 from upstash_middleware import CacheRule, RateLimitRule, fastapi, flask, starlette
 from upstash_middleware.django import purge as purge_django
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import AsyncIterator, Iterable, Iterator
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
     from django.http import HttpRequest
@@ -53,13 +58,44 @@ def guard(name: str, *paths: str, **more: Any) -> dict[str, Any]:
             RateLimitRule("/echo", "log 99/month", by="form:name", name="by name"),
         ],
         "default_limit": None,
-        "cache": [CacheRule("/items/{id}", ttl=600)],
+        "cache": [
+            CacheRule("/items/{id}", ttl=600),
+            CacheRule("/large", ttl=600, max_body=10_000),
+        ],
         "cache_store_first": True,  # what a client has read is stored
         "remember_denials": 0,
         "deadline": 20.0,
         "cache_deadline": 20.0,
         **more,
     }
+
+
+def pieces(marker: str) -> Iterator[bytes]:
+    """Yield the first piece of a large body, nothing until a file exists, and the last piece."""
+    yield b"x" * 20_000
+    deadline = time.monotonic() + PATIENCE / 2
+    while not Path(marker).exists() and time.monotonic() < deadline:
+        yield b""
+    yield b"last" if Path(marker).exists() else b"the first piece was not sent at once"
+
+
+async def pieces_in_turn(marker: str) -> AsyncIterator[bytes]:
+    for piece in pieces(marker):
+        await asyncio.sleep(0 if piece else 0.02)
+        if piece:
+            yield piece
+
+
+def pieces_in_a_thread(marker: str) -> Iterator[bytes]:
+    for piece in pieces(marker):
+        if piece:
+            yield piece
+        else:
+            time.sleep(0.02)
+
+
+async def large(request: Request) -> StreamingResponse:
+    return StreamingResponse(pieces_in_turn(request.query_params["marker"]))
 
 
 async def login(_: Request) -> PlainTextResponse:
@@ -86,6 +122,7 @@ def in_starlette() -> Starlette:
         Route("/unlimited", echo, methods=BOTH),
         Route("/items/{id}", item),
         Route("/purge", purge),
+        Route("/large", large),
     ]
     sub = Starlette(
         routes=routes,
@@ -105,6 +142,7 @@ def in_fastapi() -> FastAPI:
         each.add_api_route("/unlimited", echo, methods=BOTH)
         each.add_api_route("/items/{id}", item)
         each.add_api_route("/purge", purge)
+        each.add_api_route("/large", large)
     app.mount("/open", opened)
     app.add_middleware(fastapi.UpstashMiddleware, **guard("fastapi", "/open/login"))
     return app
@@ -125,6 +163,10 @@ def flask_app(name: str) -> Flask:
     @app.get("/items/<number>")
     def item(number: str) -> str:
         return f"page {next(_pages)}"
+
+    @app.get("/large")
+    def large() -> Response:
+        return Response(pieces_in_a_thread(flask_request.args["marker"]))
 
     @app.get("/purge")
     def purge() -> str:
@@ -153,6 +195,7 @@ def configure_django() -> None:
         path("unlimited", lambda request: HttpResponse(request.body)),
         path("items/<int:number>", lambda _, number: HttpResponse(f"page {next(_pages)}")),
         path("purge", _purge_in_django),
+        path("large", _large_in_django),
     ]
     sys.modules[urls.__name__] = urls
     settings.configure(
@@ -168,6 +211,12 @@ def configure_django() -> None:
         WSGI_APPLICATION="tests.servers.apps.in_django_wsgi",
     )
     django.setup()
+
+
+def _large_in_django(request: HttpRequest) -> StreamingHttpResponse:
+    is_async = isinstance(request, ASGIRequest)
+    stream = pieces_in_turn if is_async else pieces_in_a_thread
+    return StreamingHttpResponse(stream(request.GET["marker"]))
 
 
 def _purge_in_django(request: HttpRequest) -> HttpResponse:
