@@ -566,6 +566,26 @@ def test_a_path_whose_field_differs_from_its_rules_costs_one_more_read_once():
     assert (answer.hit, answer.billed) == (True, ["MGET"])
 
 
+def test_a_path_that_never_had_the_field_costs_one_key_more_where_its_rule_had_it():
+    """A hit of an exact URL says so; that key shows when the field comes."""
+    stored = searching(None)
+    asked = request("/page", query="a=1&utm_source=1")
+    stored.visit(asked)
+    site = stored.another_process()
+    answers(site, UTM)
+    ask(site, "", "/other")
+    assert site.visit(asked).billed == ["MGET"]
+    prepared = site.cache.prepare(asked)
+    assert isinstance(prepared, PreparedLookup)
+    (command,) = prepared.pipeline.commands
+    assert command.args[-1] == PATH
+    assert len(command.args) == 1 + 5 + 1
+    answers(stored, UTM)
+    ask(stored, "b=1")
+    assert ask(site, "b=1&utm_source=1").billed == ["MGET", "MGET"]
+    assert ask(site, "b=1&utm_source=2").billed == ["MGET"]
+
+
 @pytest.mark.parametrize("value", [b"", b"x", b"9 \xff", b"99999999999 params", b"1 key-order=1"])
 def test_a_record_that_cannot_be_read_means_the_exact_url(value):
     """And is written over."""

@@ -362,11 +362,9 @@ class Cache(Part):
         target, variations = prepared.reading.target, self._context.variations
         variations.informed = True
         rule, url = prepared.resource.rule, target.url
-        if target.variation is None:
+        if target.variation is None or not lookup.record:
             if lookup.entry is not None:
                 variations.learn(rule, url, variation_of(lookup.entry.headers))
-            return None
-        if not lookup.record:
             return None
         variation = Record.parse(lookup.record).variation
         if variation == target.variation:
