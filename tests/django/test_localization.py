@@ -258,3 +258,58 @@ def test_an_exempt_view_is_looked_up_in_the_language_of_the_request(visit: Visit
                 translation.activate(left_active)
                 for language in ("en", "de"):
                     assert visit(f"/{language}/health").status_code == 200
+
+
+def activating(request: HttpRequest) -> HttpResponse:
+    """Choose by a field of its own, inside of the cache, and show what was chosen."""
+    if chosen := request.headers.get("X-Language"):
+        translation.activate(chosen)
+    return page(request)
+
+
+class Unprefixed:
+    """URLs whose language is the visitor's."""
+
+    urlpatterns = (path("page", page), path("de/page", page), path("chosen", activating))
+
+
+class OftenPrefixed:
+    """URLs whose language is the path's."""
+
+    urlpatterns = (
+        *i18n_patterns(path("page", page), prefix_default_language=False),
+        path("chosen", activating),
+    )
+
+
+@pytest.mark.parametrize("zones", ["above", "below"])
+@pytest.mark.parametrize(
+    ("urls", "languages"),
+    [(Unprefixed, {"en", "de", "fr", "it"}), (OftenPrefixed, {"en", "de", "it"})],
+)
+def test_with_the_cache_every_visitor_gets_the_page_that_the_view_would_make(
+    visit: Visit, urls: type, languages: set[str], zones: str
+) -> None:
+    """Whatever chooses the language and the time zone, and whoever has asked before."""
+    zone = f"{HERE}zone_by_cookie"
+    cached = (zone, OURS, LOCALE) if zones == "above" else (OURS, zone, LOCALE)
+    order: list[dict[str, str]] = [
+        {"target": target, "cookie": cookie, "accept_language": accepted, "x_language": chosen}
+        for target, chosen in (("/page", ""), ("/de/page", ""), ("/chosen", "it"), ("/chosen", ""))
+        for cookie in ("", "django_language=fr", "zone=Europe/Berlin", "django_language=xx")
+        for accepted in ("en", "de,en;q=0.5", "fr")
+    ]
+    order += order[::-1]
+    with project(zone, LOCALE, ROOT_URLCONF=urls):
+        expected = [visit(**each).content for each in order]
+    zone_names = ("UTC", "Europe/Berlin")
+    assert {text.decode() for text in expected} == {
+        f"{language} {name}" for language in languages for name in zone_names
+    }
+    # What is chosen above is known; what is chosen below, by a cookie, has to be named.
+    cookies = ["seen" if zones == "above" else "zone"]
+    rule = {"vary_cookies": cookies, "vary_headers": ["X-Language"]}
+    with project(*cached, ROOT_URLCONF=urls, rule=rule):
+        answers = [visit(**each) for each in order]
+    assert [answer.content for answer in answers] == expected
+    assert any(map(was_hit, answers))
