@@ -214,3 +214,24 @@ def test_concurrent_requests_seldom_find_the_slice_used_up(
                 carry_out(limiter, other, store)
         carry_out(limiter, asking, store)
     assert own_calls <= 20
+
+
+@EACH
+@pytest.mark.parametrize("cost", [2, 7, 10, 30])
+def test_higher_costs_use_up_the_whole_quota(
+    limiter_of: Make, store: ValkeyStore, limit: Limit, cost: int
+) -> None:
+    """Slices that are each too small for a request serve it together."""
+    limiter = leasing(limiter_of, limit, 10, cost=cost)
+    results = passed(limiter, store, *[get("/a")] * 600)
+    # Each time that a bucket is given units back, one refill fewer: it may have come already.
+    assert 1000 // cost - sum(results) <= (3 if limit.name == "bucket" else 0)
+    assert results == sorted(results, reverse=True)
+
+
+def test_limits_that_a_function_returns_may_have_a_lease(
+    limiter_of: Make, store: ValkeyStore
+) -> None:
+    limiter = limiter_of(RateLimitRule("/a", lambda request: "fixed 1000/min lease 10s", name="r"))
+    assert passed(limiter, store, *[get("/a")] * 100) == [True] * 100
+    assert calls(store) <= 20

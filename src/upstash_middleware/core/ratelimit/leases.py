@@ -83,9 +83,7 @@ class _Holder(Struct, eq=False):
                     continue
                 self.ended = each
                 if earlier is not None and earlier.where == each.where:
-                    each.units += earlier.units
-                    each.taken_ms = min(earlier.taken_ms, each.taken_ms)
-                    each.taken_monotonic = min(earlier.taken_monotonic, each.taken_monotonic)
+                    _add(each, earlier)
                 elif earlier is not None:
                     wasted += earlier.units
         return wasted
@@ -143,6 +141,11 @@ class Leases:
             if unused is None and holder.slices and holder.left < charge.cost:
                 unused = holder.slices.pop()
                 unused.is_closed = True
+                for each in holder.slices[:]:
+                    if each.where == unused.where:
+                        holder.slices.remove(each)
+                        each.is_closed = True
+                        _add(unused, each)
             if wanted or unused is not None:
                 charge.lease = LeaseCall(wanted, lease.share, now)
             if unused is not None:
@@ -244,7 +247,7 @@ class Leases:
                 [] if holder is None else [each for each in holder.slices if _is_alive(each, *now)]
             )
             left = sum(each.units for each in slices)
-            if left and (decision.allowed or any(each.units >= charge.cost for each in slices)):
+            if left and (decision.allowed or left >= charge.cost):
                 charge.decision = _including(decision, left)
 
     def forget(self, base: str) -> None:
@@ -324,26 +327,39 @@ def _key(charge: RuleCharge) -> tuple[str, str, object]:
     return (charge.base, charge.rule.rule.name, charge.rule.tier)
 
 
-def _use(holder: _Holder, charge: RuleCharge, left: int) -> bool:
-    """Take a charge's cost from one slice, and decide by that; False if none has enough.
+def _add(unused: Slice, other: Slice) -> None:
+    """Add the units of a slice to another that is to be given back, as if taken at its time."""
+    unused.units += other.units
+    unused.taken_ms = min(unused.taken_ms, other.taken_ms)
+    unused.taken_monotonic = min(unused.taken_monotonic, other.taken_monotonic)
 
-    ``left`` are the units in all slices after that.
+
+def _use(holder: _Holder, charge: RuleCharge, left: int) -> bool:
+    """Take a charge's cost from the slices, and decide by that; False if they have too little.
+
+    ``left`` are the units in all slices after that. A refund goes into the last one that is used,
+    and not more than was taken from it.
     """
+    if left < 0:
+        return False
+    cost = charge.cost
     for each in holder.slices:
-        if each.units >= charge.cost:
-            each.units -= charge.cost
-            each.used += charge.cost
+        part = min(each.units, cost)
+        each.units -= part
+        each.used += part
+        cost -= part
+        if not cost:
             charge.slice, charge.where = each, each.where
-            rule = charge.rule.rule
-            charge.decision = decided(
-                rule.name,
-                charge.identifier,
-                _with(holder.policies, left),
-                shadow=rule.shadow,
-                settled_by="lease",
-            )
-            return True
-    return False
+            break
+    rule = charge.rule.rule
+    charge.decision = decided(
+        rule.name,
+        charge.identifier,
+        _with(holder.policies, left),
+        shadow=rule.shadow,
+        settled_by="lease",
+    )
+    return True
 
 
 def _with(policies: Sequence[PolicyState], left: int) -> tuple[PolicyState, ...]:

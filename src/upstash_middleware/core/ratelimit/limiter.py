@@ -48,7 +48,7 @@ from upstash_middleware.core.ratelimit.decision import (
     takes_fields,
 )
 from upstash_middleware.core.ratelimit.memory import TIME, Denials, LocalCounters, ServerClock
-from upstash_middleware.core.ratelimit.rules import compile_rules, uncertain_bases
+from upstash_middleware.core.ratelimit.rules import Tiers, compile_rules, uncertain_bases
 from upstash_middleware.errors import CommandError, ConfigurationError, UpstashError
 from upstash_middleware.events import (
     InternalError,
@@ -221,7 +221,8 @@ class RateLimiter(Part):
         self._denials = denials or Denials(remember_denials)
         self._leases: Callable[[], Leases] | None = None
         """None where no rule has a lease."""
-        if any(rule.lease is not None for rule in self._rules):
+        # A function may return limits with a lease of their own.
+        if any(each.lease or isinstance(each.rule.parsed, Tiers) for each in self._rules):
             self._leases = leases or self._own_leases()
         self._deny_list_prefix = deny_list
         self._analytics_prefix = analytics

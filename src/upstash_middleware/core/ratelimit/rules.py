@@ -129,8 +129,8 @@ def lease_in(given: object) -> Lease | Literal[False]:
     seconds = seconds_in(given)
     if seconds is None:
         raise ConfigurationError(
-            "a lease is seconds, text such as '500ms', a Lease such as Lease(seconds=1, share=0.2),"
-            " a mapping of its fields, or False for none"
+            "a lease is seconds, text such as '500ms' with a unit, a Lease such as "
+            "Lease(seconds=1, share=0.2), a mapping of its fields, or False for none"
         )
     if seconds == 0:
         raise ConfigurationError("a lease lasts longer than 0 seconds; False is no lease")
