@@ -276,6 +276,9 @@ class Debugged(CacheExchange, kw_only=True, eq=False):
     watches = True
     within: CacheExchange
     explained: CacheExplanation
+    response: Response | None = None
+    refresh: Refresh | None = None
+    outcome: str = "bypass"
 
     def __post_init__(self) -> None:
         within = self.within

@@ -47,6 +47,8 @@ class _Holder(Struct, eq=False):
     """Units used since a slice was last asked for."""
     policies: tuple[PolicyState, ...] = ()
     """The state of the limits after the last call."""
+    asking: LeaseCall | None = None
+    """The last call that asks for a slice."""
     asking_until: float = 0.0
     """When the call that asks for a slice will have failed; past if there is none."""
     paused_until: float = 0.0
@@ -153,6 +155,8 @@ class Leases:
                 charge.lease = LeaseCall(
                     wanted, lease.share, now, unused.units, given, unused.where
                 )
+            if wanted:
+                holder.asking = charge.lease
         self._emit(charge, wasted=wasted)
 
     def receive(
@@ -179,7 +183,7 @@ class Leases:
         now, now_ms = time.monotonic(), time.now_ms()
         with self._lock:
             holder, dropped = self._holder(charge, now, now_ms)
-            if asked and asked.wanted:
+            if asked is not None and asked is holder.asking:
                 holder.asking_until = now
             holder.policies = decision.policies
             if asked and leased:
@@ -220,7 +224,8 @@ class Leases:
         with self._lock:
             holder, wasted = self._holder(charge, now, now_ms)
             if asked.wanted:
-                holder.asking_until = now
+                if asked is holder.asking:
+                    holder.asking_until = now
                 holder.paused_until = now + lease.milliseconds / 1000
         self._emit(charge, wasted=wasted + asked.unused)
 

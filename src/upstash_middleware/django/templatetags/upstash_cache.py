@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from django.template import Context, NodeList
     from django.template.base import Parser, Token
 
-register = Library()
+register: Library = Library()
 
 _fragments: SyncData = SyncData.over(runtime_for_data, kind="fragments")
 _USAGE = (

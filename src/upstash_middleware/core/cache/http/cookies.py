@@ -88,8 +88,14 @@ def without_cookies(headers: Headers, ignored: re.Pattern[str]) -> Headers:
     return headers if tuple(raw) == headers.raw else Headers(raw)
 
 
+_MOST_COOKIES = 300
+"""Cookies in one field up to which it is searched for ignored ones; browsers send fewer."""
+
+
 def _kept(line: str, ignored: re.Pattern[str]) -> str:
     """Return a Cookie field without the ignored cookies, the others as they were sent."""
+    if line.count(";") >= _MOST_COOKIES:
+        return line
     pairs = [pair.partition("=") for pair in line.split(";")]
     if any(OPEN_QUOTE.match(value) for _, _, value in pairs):
         return line  # what is one cookie to one parser is several to another
