@@ -76,6 +76,9 @@ def ignoring(patterns: Iterable[str], except_for: Iterable[str]) -> re.Pattern[s
 
 def without_cookies(headers: Headers, ignored: re.Pattern[str]) -> Headers:
     """Return header fields without the ignored cookies; the same object if there are none."""
+    lines = [value for name, value in headers.raw if name.lower() == b"cookie"]
+    if sum(line.count(b";") + 1 for line in lines) > _MOST_COOKIES:
+        return headers
     raw = []
     for pair in headers.raw:
         if pair[0].lower() == b"cookie":
@@ -89,13 +92,11 @@ def without_cookies(headers: Headers, ignored: re.Pattern[str]) -> Headers:
 
 
 _MOST_COOKIES = 300
-"""Cookies in one field up to which it is searched for ignored ones; browsers send fewer."""
+"""Cookies of a request up to which ignored ones are looked for; browsers send fewer."""
 
 
 def _kept(line: str, ignored: re.Pattern[str]) -> str:
     """Return a Cookie field without the ignored cookies, the others as they were sent."""
-    if line.count(";") >= _MOST_COOKIES:
-        return line
     pairs = [pair.partition("=") for pair in line.split(";")]
     if any(OPEN_QUOTE.match(value) for _, _, value in pairs):
         return line  # what is one cookie to one parser is several to another
