@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -12,7 +14,7 @@ from upstash_middleware.core.cache.http.directives import is_token
 from upstash_middleware.events import CacheNotStored
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from upstash_middleware.core.cache.rules import CacheRule
     from upstash_middleware.events import Observer
@@ -41,11 +43,11 @@ def reason_of(detail: str, status: int, headers: Headers) -> Reason:
         status: the response's status.
         headers: the request's header fields, without the ignored cookies.
     """
-    for kind, pattern, make in _KINDS:
-        if (found := re.match(pattern, detail)) is not None:
-            why, advice = make(found, status, headers)
-            return Reason(kind, why or detail, advice)
-    return Reason("other", detail)
+    known = _kind_of(detail)
+    if known is None:
+        return Reason("other", detail)
+    kind, found, make = known
+    return Reason(kind, *make(found, status, headers))
 
 
 def cookie_names(headers: Headers) -> str:
@@ -57,6 +59,7 @@ def cookie_names(headers: Headers) -> str:
 
 
 _Made = tuple[str, str]
+_Make = Callable[[re.Match[str], int, "Headers"], _Made]
 
 
 def _cookies(_found: re.Match[str], _status: int, headers: Headers) -> _Made:
@@ -93,11 +96,11 @@ def _credentials(found: re.Match[str], _status: int, _headers: Headers) -> _Made
     )
 
 
-def _said(why: str, advice: str = "") -> Callable[[re.Match[str], int, Headers], _Made]:
+def _said(why: str, advice: str = "") -> _Make:
     return lambda _found, _status, _headers: (why, advice)
 
 
-_KINDS: Sequence[tuple[str, str, Callable[[re.Match[str], int, Headers], tuple[str, str]]]] = (
+_KINDS: Sequence[tuple[str, str, _Make]] = (
     ("cookies", "request with cookies, and no Vary: Cookie", _cookies),
     ("lifetime", "no freshness lifetime", _no_lifetime),
     ("credentials", r"request with (\S+)\Z", _credentials),
@@ -153,6 +156,15 @@ _KINDS: Sequence[tuple[str, str, Callable[[re.Match[str], int, Headers], tuple[s
 )
 
 
+@lru_cache(maxsize=256)
+def _kind_of(detail: str) -> tuple[str, re.Match[str], _Make] | None:
+    """Return the kind of a detail, what its pattern found, and what makes its reason, if known."""
+    for kind, pattern, make in _KINDS:
+        if (found := re.match(pattern, detail)) is not None:
+            return kind, found, make
+    return None
+
+
 class FirstReasons:
     """Emits the first response of each rule that was not stored for each reason."""
 
@@ -164,13 +176,14 @@ class FirstReasons:
 
     def note(self, rule: CacheRule, detail: str, status: int, headers: Headers) -> None:
         """Emit CacheNotStored if this is the first of its rule and kind."""
-        reason = reason_of(detail, status, headers)
-        if reason.kind == "other" or (id(rule), reason.kind) in self._known:
+        known = _kind_of(detail)
+        if known is None or (id(rule), known[0]) in self._known:
             return
         with self._lock:
-            if (id(rule), reason.kind) in self._known:
+            if (id(rule), known[0]) in self._known:
                 return
-            self._known.add((id(rule), reason.kind))
+            self._known.add((id(rule), known[0]))
+        reason = reason_of(detail, status, headers)
         # A rule without a ttl is for responses that state their own freshness.
         advice = "" if rule.ttl is None and reason.kind == "lifetime" else reason.advice
         self._emit(CacheNotStored(self._settings.get(id(rule), "cache"), reason.why, advice))
