@@ -67,7 +67,7 @@ class CDN(Struct, frozen=True):
         """Return a response's fields with the CDN's in place of the application's.
 
         ``control`` is what the CDN gets in place of Cache-Control. If the tags are more than the
-        CDN reads, it is told not to store the response: no purge would find it there.
+        CDN reads, it may not store the response: no purge would find it there.
         """
         headers = headers.without("cache-tag", "surrogate-key", self.tag_field.lower())
         text = self.separator.join(tags)

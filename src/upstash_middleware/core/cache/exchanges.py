@@ -268,9 +268,9 @@ DEBUG_FIELD = "upstash-cache-debug"
 
 
 class Debugged(CacheExchange, kw_only=True, eq=False):
-    """A request of somebody who debugs the cache, and is told what became of it.
+    """A request with the secret of ``cache_debug``, whose response explains what the cache did.
 
-    Its response is for nobody else: neither this cache nor another one stores it.
+    Neither this cache nor another one stores that response.
     """
 
     watches = True
@@ -286,7 +286,7 @@ class Debugged(CacheExchange, kw_only=True, eq=False):
         if isinstance(within, Miss):
             within.debug()
         if (response := within.response) is not None:
-            self.response = Response(self._told(response.head), response.body)
+            self.response = Response(self._explaining(response.head), response.body)
 
     @property
     def locks(self) -> bool:
@@ -305,12 +305,14 @@ class Debugged(CacheExchange, kw_only=True, eq=False):
         not_stored = self.within.refusal(head) if isinstance(self.within, Miss) else ""
         sent = self.within.head(head)
         if isinstance(sent, Response):
-            return Response(self._told(sent.head), sent.body)
-        return self._told(sent, not_stored)
+            return Response(self._explaining(sent.head), sent.body)
+        return self._explaining(sent, not_stored)
 
     def failed(self) -> Response | None:
         response = self.within.failed()
-        return None if response is None else Response(self._told(response.head), response.body)
+        return (
+            None if response is None else Response(self._explaining(response.head), response.body)
+        )
 
     def chunk(self, data: bytes) -> None:
         self.within.chunk(data)
@@ -328,7 +330,7 @@ class Debugged(CacheExchange, kw_only=True, eq=False):
     def finish(self, *, complete: bool) -> Flow[None] | None:
         return self.within.finish(complete=complete)
 
-    def _told(self, head: ResponseHead, not_stored: str = "") -> ResponseHead:
+    def _explaining(self, head: ResponseHead, not_stored: str = "") -> ResponseHead:
         """Return a head with the explanation, and so that no cache stores the response."""
         explained, within = self.explained, self.within
         reason = explained.why
@@ -336,7 +338,7 @@ class Debugged(CacheExchange, kw_only=True, eq=False):
             reason = within.detail
         if explained.outcome == "hit" and within.outcome != "hit":
             reason = "it was stored meanwhile"
-        told = {
+        explanation = {
             "outcome": within.outcome,
             "reason": reason,
             "advice": explained.advice,
@@ -344,7 +346,7 @@ class Debugged(CacheExchange, kw_only=True, eq=False):
             "key": explained.variant or explained.key,
             "not-stored": not_stored,
         }
-        text = ", ".join(f"{name}={quoted(value)}" for name, value in told.items() if value)
+        text = ", ".join(f"{name}={quoted(value)}" for name, value in explanation.items() if value)
         names = [name for name in head.headers.names() if name.endswith("-cache-control")]
         headers = head.headers.without("expires", "surrogate-control", DEBUG_FIELD, *names)
         headers = headers.setting("cache-control", "private, no-store")

@@ -1160,7 +1160,7 @@ class Settler:
     async def give_back(self, slices: Sequence[Slice]) -> None:
         """Give back what is left of slices. A flow; never raises UpstashError.
 
-        Nothing is said of a failure: what is lost is given again when the quota's time has passed.
+        A failure is not reported: the units then count as used until their window ends.
         """
         due = [
             Settlement(each.base, policy.limit, -units, where)
