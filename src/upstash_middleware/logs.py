@@ -108,8 +108,8 @@ class LogObserver:
                 extra = _fields("CacheNotStored", where=where)
                 if advice:
                     logger.warning(
-                        "%s: a response was not stored: %s; %s (this rule's further ones are not "
-                        "logged)",
+                        "%s: a response was not stored: %s; %s (further ones of this rule and "
+                        "reason are not logged)",
                         where,
                         one_line(why),
                         one_line(advice),

@@ -336,6 +336,17 @@ def test_cookies_of_any_name_make_one_short_line(serve: Serve, caplog: pytest.Lo
     assert line.isprintable()
 
 
+@pytest.mark.parametrize("sent", ["=evil", "\x01=1", "a" * 500 + "=1"])
+def test_the_log_names_no_cookie_that_nobody_could_name(
+    serve: Serve, caplog: pytest.LogCaptureFixture, sent: str
+):
+    served = serve(counting(), cache(ttl=60))
+    served.request("GET", "/page", (("cookie", sent),))
+    ((_, line),) = lines(caplog)
+    assert "the request has cookies, and" in line
+    assert "set ignore_cookies; name those" in line
+
+
 # --- The debug field ----------------------------------------------------------------------------
 
 SECRET = "a secret of more than 32 characters".replace(" ", "-")

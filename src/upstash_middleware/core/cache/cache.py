@@ -747,10 +747,11 @@ def _advised(
     """Add what would turn a miss into a hit, as far as the request shows that."""
     has_cookies, rule = "cookie" in request.headers, resource.rule
     names = cookie_names(request.headers)
+    setting = f"ignore_cookies=({names},)" if names else "ignore_cookies"
     why = explanation.why
     if explanation.outcome == "vary-miss" and "cookie" in explanation.vary and has_cookies:
         advice = (
-            f"each Cookie field has its own response: set ignore_cookies=({names},) for cookies on "
+            f"each Cookie field has its own response: set {setting} for cookies on "
             "which the page does not depend, or vary_cookies and narrow_vary_cookie=True for those "
             "on which it does"
         )

@@ -51,11 +51,14 @@ def reason_of(detail: str, status: int, headers: Headers) -> Reason:
 
 
 def cookie_names(headers: Headers) -> str:
-    """Return the names of a request's cookies as they are written in a setting, a few of them."""
+    """Return a few names of a request's cookies, as they are written in a setting.
+
+    Names that are no tokens, or too long, are left out: nobody should copy them into a setting.
+    """
     pairs = [pair for line in headers.lines("cookie") for pair in line.split(";")]
     names = dict.fromkeys(pair.partition("=")[0].strip() for pair in pairs)
     known = [name for name in names if is_token(name) and len(name) <= _LONGEST_COOKIE]
-    return ", ".join(map(repr, known[:_MOST_COOKIES])) or "'NAME'"
+    return ", ".join(map(repr, known[:_MOST_COOKIES]))
 
 
 _Made = tuple[str, str]
@@ -64,15 +67,14 @@ _Make = Callable[[re.Match[str], int, "Headers"], _Made]
 
 def _cookies(_found: re.Match[str], _status: int, headers: Headers) -> _Made:
     names = cookie_names(headers)
+    sent = f"cookies ({names})" if names else "cookies"
+    setting = f"ignore_cookies=({names},)" if names else "ignore_cookies"
     return (
         (
-            f"the request has cookies ({names}), and neither the response's Vary nor the rule says "
-            "whether the page depends on them"
+            f"the request has {sent}, and neither the response's Vary nor the rule says whether "
+            "the page depends on them"
         ),
-        (
-            f"if it does not, set ignore_cookies=({names},); name those on which "
-            "it depends in vary_cookies"
-        ),
+        f"if it does not, set {setting}; name those on which it depends in vary_cookies",
     )
 
 
@@ -147,7 +149,11 @@ _KINDS: Sequence[tuple[str, str, _Make]] = (
     (
         "errors",
         ".* errors of its rule",
-        _said("enough errors were stored in this minute", "raise the rule's errors_per_minute"),
+        _said(
+            "enough errors were stored in this minute",
+            "raise the rule's errors_per_minute if these are responses that many visitors get, and "
+            "not those to random paths",
+        ),
     ),
     ("no-store", r"no-store\Z", _said("the response says no-store")),
     ("private", r"private\Z", _said("the response says private: it is for one user alone")),
