@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from documentation.leases import lease_costs
+from documentation.messages import LISTS
 from documentation.pictures.limits import rows_of_algorithms
 from documentation.site import ROOT, table
 from upstash_middleware.core.cache.http.cookies import ANALYTICS_COOKIES
@@ -166,5 +167,6 @@ REGIONS: Final[dict[tuple[str, str], Callable[[], str]]] = {
     ("reference/known-fields.md", "clients"): lambda: _fields(CLIENT_FIELDS.items()),
     ("reference/known-fields.md", "cookies"): analytics_cookies,
     ("reference/known-fields.md", "lists"): list_fields,
+    **{("messages.md", name): made for name, made in LISTS.items()},
 }
 """By the page and the region's name, what it contains."""

@@ -816,7 +816,7 @@ class ResponseStream(Struct, eq=False):
 
 
 def _ends(message: Message, trailers: bool) -> bool:
-    """Whether a message that is no piece of the body is the last one of a response."""
+    """Whether a message that is not a piece of the body is the last one of a response."""
     match message["type"]:
         case "http.response.zerocopysend":
             return not (message.get("more_body", False) or trailers)

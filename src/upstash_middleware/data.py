@@ -146,7 +146,7 @@ class _Data:
             if name not in known:
                 raise unknown_name(type(self).__name__, name, known)
         runtime = Runtime(settings_from(settings, os.environ), Features(0))
-        runtime.data(kind)  # raises ConfigurationError for a kind that is no name
+        runtime.data(kind)  # raises ConfigurationError for a kind that is not a name
         self._kind = kind
         self._find: Callable[[], Runtime] = lambda: runtime
 
@@ -187,8 +187,8 @@ class _Data:
     ) -> Loading:
         if not callable(loader):
             raise TypeError(
-                f"get_or_set: {loader!r:.80} is no function; write for instance lambda: …, or pass "
-                "an async function itself and not what it returns"
+                f"get_or_set: {loader!r:.80} is not a function; write for instance lambda: …, or "
+                "pass an async function itself and not what it returns"
             )
         _check_names("get_or_set", options, LoadingOptions)
         store, tags = self._use()[1], expanded(options.get("tags", ()))
@@ -465,8 +465,8 @@ class Data(_Data):
             strict: Whether a failure of Upstash is raised.
 
         Raises:
-            TypeError: ``delta`` is no integer.
-            ValueError: The value is no integer or has tags, or the sum is beyond 2**53.
+            TypeError: ``delta`` is not an integer.
+            ValueError: The value is not an integer or has tags, or the sum is beyond 2**53.
             ConfigurationError: ``cache_keys`` is set: Redis cannot count with what it cannot read.
         """
         return await self._run(
@@ -559,7 +559,7 @@ class Data(_Data):
             options: As for ``get_or_set``.
 
         Raises:
-            ConfigurationError: It is no async function, or a method or a function whose name
+            ConfigurationError: It is not an async function, or a method or a function whose name
                 is not its own without ``key``; or ``key`` or one of the tags is a template.
             NotStorable: At a call: an argument cannot be part of a key.
         """
@@ -687,7 +687,7 @@ def _check_function(data: _Data, function: Any, *, is_async: bool) -> None:
     """Raise ConfigurationError for what ``memoize`` cannot decorate."""
     if not callable(function) or isinstance(function, type):
         raise ConfigurationError(
-            f"memoize: {function!r} is no function; write it directly above the function, below "
+            f"memoize: {function!r} is not a function; write it directly above the function, below "
             "@classmethod, @staticmethod or @property"
         )
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):

@@ -1,4 +1,4 @@
-"""``Limiter`` and ``SyncLimiter``: limits from code, for calls that are no requests.
+"""``Limiter`` and ``SyncLimiter``: limits from code, for calls that are not requests.
 
 Both are one class over the core's flows, which ``Limiter`` drives on an event loop and
 ``SyncLimiter`` in a thread. The rules, keys and policies are those of the middleware.
@@ -590,10 +590,10 @@ class SyncLimiter(_Limiter):
 class Limiter(_Limiter):
     """A limit for any call, on event loops: ``Limiter("5/minute", name="messages", app=app)``.
 
-    For what is no request to the application, such as a message of a WebSocket, a job, an outgoing
-    call; or for what a handler alone knows. One call takes one round trip, as a rule of the
-    middleware does, with the same policies if Upstash is unreachable. ``SyncLimiter`` is the same
-    for threads, and limiters of both classes with one name and the same limits share a quota.
+    For calls other than requests, such as a message of a WebSocket, a job or an outgoing call, and
+    for limits that depend on what only a handler knows. One call takes one round trip, as a rule of
+    the middleware does, with the same policies if Upstash is unreachable. ``SyncLimiter`` is the
+    same for threads, and limiters of both classes with one name and the same limits share a quota.
     """
 
     async def hit(self, caller: Caller, /, cost: int = 1) -> Decision:

@@ -297,7 +297,7 @@ def normal_path(raw_path: str) -> str:
     if "%" not in raw_path:
         return quote(raw_path, safe=PATH_SAFE)
     head, *escaped = quote(raw_path, safe=PATH_SAFE + "%").split("%")
-    # A percent sign without two digits is no escape.
+    # A percent sign without two digits is not an escape.
     parts = [_NORMAL_ESCAPES.get(part[:2], "%25" + part[:2]) + part[2:] for part in escaped]
     return head + "".join(parts)
 

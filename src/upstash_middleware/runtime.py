@@ -617,12 +617,12 @@ class Runtime:
 
         Each kind has its own keys, and is cleared by itself. ``codec`` counts where a kind is
         first used; a kind that has one, a framework's cache, keeps nothing in this process's
-        memory. Raises ConfigurationError for a kind that is no name.
+        memory. Raises ConfigurationError for a kind that is not a name.
         """
         found = self._data.get(kind)
         if found is None:
             made = OnePerProcess(lambda: self._make_data(kind, codec))
-            made.get()  # raises for a kind that is no name
+            made.get()  # raises for a kind that is not a name
             found = self._data.setdefault(kind, made)
         return found.get()
 

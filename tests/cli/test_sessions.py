@@ -298,8 +298,8 @@ def test_what_is_no_session_is_counted_and_not_read(
     ("words", "says"),
     [
         (("list", "--older", "old"), "write an age such as '30 days' or 12h"),
-        (("show", "shop:session-user:abc"), "this is no key of a session under shop"),
-        (("end", "other:session:" + "a" * 43), "this is no key of a session under shop"),
+        (("show", "shop:session-user:abc"), "this is not the key of a session under shop"),
+        (("end", "other:session:" + "a" * 43), "this is not the key of a session under shop"),
         (("end",), "name what to end: keys of sessions, or --user ID"),
         (("end", "a" * 43, "--user", "ada"), "name what to end: keys of sessions, or --user ID"),
     ],

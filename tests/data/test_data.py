@@ -155,7 +155,7 @@ def test_a_counter_is_purged_with_everything(data: Any, upstash: LocalUpstash):
 @pytest.mark.parametrize("value", ["text", 1.5, True, None, [1], {"1": 1}])
 def test_what_is_no_integer_does_not_count(data: Any, value: Any):
     data.set("a", value, ttl=60)
-    with pytest.raises(ValueError, match="'a' is no integer"):
+    with pytest.raises(ValueError, match="'a' is not an integer"):
         data.incr("a", ttl=60)
     assert data.get("a") == value
     data.clear()
@@ -179,7 +179,7 @@ def test_counters_count_exactly_or_not_at_all(data: Any):
     assert data.get("a") == 2**53 - 1
     assert data.incr("a", 1 - 2**53, ttl=60) == 0
     data.set("a", 10**30, ttl=60)
-    with pytest.raises(ValueError, match="is no integer below"):
+    with pytest.raises(ValueError, match="is not an integer below"):
         data.incr("a", ttl=60)
     with pytest.raises(ValueError, match="less than"):
         data.incr("a", 2**60, ttl=60)

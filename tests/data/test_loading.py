@@ -415,5 +415,5 @@ def test_options_of_loading_are_checked(data: Any, options: dict[str, Any], word
 
 
 def test_a_loader_is_a_function(data: Any):
-    with pytest.raises(TypeError, match="is no function"):
+    with pytest.raises(TypeError, match="is not a function"):
         data.get_or_set("a", 60, 7)

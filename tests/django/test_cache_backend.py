@@ -122,7 +122,7 @@ def test_incr_keeps_the_timeout(upstash: LocalUpstash):
 @pytest.mark.parametrize("value", [None, "text", 1.5, True, [1]])
 def test_what_is_no_integer_is_not_counted(value: Any):
     cache.set("a", value)
-    with pytest.raises(TypeError, match="is no integer"):
+    with pytest.raises(TypeError, match="is not an integer"):
         cache.incr("a")
     assert cache.get("a") == value
 

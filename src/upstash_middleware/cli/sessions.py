@@ -219,13 +219,13 @@ def end(
 
 
 def _whole_key(store: SessionStore, given: str) -> str:
-    """The key on Redis of a session. Raises UsageError for what is no key of a session."""
+    """The key on Redis of a session. Raises UsageError for what is not a key of a session."""
     short = given.removeprefix(store.key_start)
     if not _SHORT_KEY.fullmatch(short):
         # What was given is not repeated: it may be a cookie's value.
         raise UsageError(
-            f"this is no key of a session under {store.prefix}: give one as `sessions list` shows "
-            "it, with 43 characters, not the cookie's value"
+            f"this is not the key of a session under {store.prefix}: give one as `sessions list` "
+            "shows it, with 43 characters, not the cookie's value"
         )
     return store.key_start + short
 
@@ -331,7 +331,7 @@ def _valid(
 def _read(runtime: Runtime, *commands: Command) -> list[Reply]:
     replies = run_commands(runtime, *commands)
     for reply in replies:
-        # One of many keys may have another type: it is no session, and not a reason to stop.
+        # One of many keys may have another type: it is not a session, and not a reason to stop.
         if isinstance(reply, CommandError) and (len(replies) == 1 or refusal_in(str(reply))):
             raise reply
     return replies

@@ -228,7 +228,7 @@ class _Failure(Struct, frozen=True):
 
 
 class NotCountable(ValueError, TypeError):
-    """What is stored is no integer, or not one that Redis can count with."""
+    """What is stored is not an integer, or not one that Redis can count with."""
 
 
 class DataStore(RedisStore):
@@ -757,8 +757,8 @@ class DataStore(RedisStore):
         """Add to a stored integer and return the sum; its time to live stays as it is.
 
         If there is none, it begins at 0 with ``ttl`` seconds; without them the result is None, as
-        it is if the store fails. Raises ValueError for a value that is no integer or has tags, and
-        ConfigurationError if values are sealed.
+        it is if the store fails. Raises ValueError for a value that is not an integer or has tags,
+        and ConfigurationError if values are sealed.
         """
         if self._sealing is not None:
             raise ConfigurationError(
@@ -792,7 +792,7 @@ class DataStore(RedisStore):
                 )
             (found,) = await self._read([key])
             if found.record is not None and self._is_fresh(found):
-                what = "has tags" if found.record.tags else "is no integer below 2**53"
+                what = "has tags" if found.record.tags else "is not an integer below 2**53"
                 if found.record.fresh_until and not found.record.tags:
                     what = "is loaded with stale= or early="
                 raise NotCountable(

@@ -913,7 +913,7 @@ def address_setting(name: str, value: Any) -> AnyExtractor | None:
     except ConfigurationError as error:
         known = ", ".join(PLATFORMS)
         is_number = isinstance(value, str) and value.isdecimal()
-        hint = f"; a number of proxies is no text: {value}" if is_number else _meant(value)
+        hint = f"; a number of proxies is not text: {value}" if is_number else _meant(value)
         raise ConfigurationError(f"{name} = {value!r}: {error}{hint}; platforms: {known}") from None
     raise ConfigurationError(
         f"{name} = {value!r}: should be the number of proxies in front, their networks such as "

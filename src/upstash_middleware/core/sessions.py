@@ -291,7 +291,7 @@ class SessionIds(Protocol):
         ...
 
     def parse(self, text: str) -> str | None:
-        """Return the user's hash in an id, empty if there is none; None for what is no id."""
+        """Return the user's hash in an id, empty if there is none; None for what is not an id."""
         ...
 
     def user_hash(self, digest: bytes) -> str:
@@ -332,7 +332,7 @@ def user_text(user: Any) -> str:
         return str(user)
     hint = "; nobody is logged in, or the session is not available" if user is None else ""
     raise TypeError(
-        f"{type(user).__name__} is no user's id: give text that is not empty, an integer or a "
+        f"{type(user).__name__} is not a user's id: give text that is not empty, an integer or a "
         f"UUID, such as user.id{hint}"
     )
 
@@ -717,7 +717,7 @@ class SessionStore(Struct, frozen=True):
     # --- Loading --------------------------------------------------------------------------------
 
     def prepare(self, id_: str) -> SessionLookup | None:
-        """Return what reads a session; None for what is no id, which costs nothing."""
+        """Return what reads a session; None for what is not an id, which costs nothing."""
         user = self.ids.parse(id_)
         if user is None:
             return None
@@ -766,7 +766,7 @@ class SessionStore(Struct, frozen=True):
             fields: What HGETALL returns, or of that the field ``.`` and any others.
 
         Returns:
-            None for what is no session: of another version, damaged, or sealed with another key.
+            None for what is not a session: of another version, damaged, or sealed with another key.
         """
         return read_session(key, fields, None if self.sealing is None else self._open)
 

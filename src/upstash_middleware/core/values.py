@@ -40,7 +40,7 @@ _AS_THEY_ARE = (bytes, datetime, date, time, timedelta, Decimal, UUID)
 
 
 class Unreadable(ValueError):
-    """The bytes are no value of this form, or not one of the type."""
+    """The bytes are not a value of this form, or not one of the type."""
 
 
 class Form(Struct, frozen=True):

@@ -268,7 +268,7 @@ class UpstashCache(BaseCache):
         """Add to an integer and return the sum; its timeout stays as it is. Atomic.
 
         Raises ValueError if there is none, or Upstash fails, or the sum is beyond 2**53; and for a
-        value that is no integer an error that is a TypeError and a ValueError.
+        value that is not an integer an error that is a TypeError and a ValueError.
         """
         return _counted(key, self._run(self._incr(key, delta, version), None))
 

@@ -27,7 +27,7 @@ _UNSET: Mapping[str, Any] = {}
 def mapping_set() -> Mapping[str, Any]:
     """Return the project's mapping, an empty one if it has none.
 
-    Raises ConfigurationError for a value that is no mapping.
+    Raises ConfigurationError for a value that is not a mapping.
     """
     value = getattr(settings, SETTING, _UNSET)
     if not isinstance(value, Mapping):

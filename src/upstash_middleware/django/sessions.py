@@ -362,7 +362,7 @@ class SessionStore(SessionBase):
         Raises:
             UpdateError: The session does not exist any more. Also if ``cycle_key`` or ``flush`` has
                 failed, so that Django's own SessionMiddleware sends a 400 and no confirmation.
-            NotStorable: The session is too large, or the name of an entry is no text.
+            NotStorable: The session is too large, or the name of an entry is not text.
             TypeError: ``SESSION_SERIALIZER`` cannot serialize a value.
         """
         self._perform(self._save(must_create=must_create))
@@ -789,7 +789,7 @@ def _name_of(key: Any) -> str:
 
 
 def _deleting(sessions: Sessions, key: str | None) -> list[Command]:
-    """Return the command that deletes the session with a key; none for what is no key."""
+    """Return the command that deletes the session with a key; none for what is not a key."""
     if key is None or sessions.store.ids.parse(key) is None:
         return []
     return [Command(("DEL", *sessions.store.keys_of(key)), reads_only=True)]

@@ -164,7 +164,7 @@ def _unpack_cookies(cookies: Any) -> SimpleCookie:
 
 
 def _check_line(text: Any) -> None:
-    if re.search("[\r\n]", text):  # which raises TypeError for what is no text
+    if re.search("[\r\n]", text):  # which raises TypeError for what is not text
         raise ValueError(f"more than one line in a response's head: {text!r}")
 
 

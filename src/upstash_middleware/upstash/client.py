@@ -527,7 +527,7 @@ def open_async_transport(credentials: Credentials, choice: Any) -> AsyncTranspor
 def own_client(choice: Any, kind: Literal["Client", "AsyncClient"]) -> Any:
     """Return the application's own httpx client of this kind; None if it chose none.
 
-    Raises ConfigurationError for what is no choice, and if there is only one of the other kind.
+    Raises ConfigurationError for what is not a choice, and if there is only one of the other kind.
     """
     if choice is None or (isinstance(choice, str) and choice in {"sockets", "httpx"}):
         return None

@@ -202,7 +202,7 @@ _JSON_FORMAT: Final = "application/json"
 _ARRAY: Final = re.compile(rb"\*([0-9]{1,12})\r\n")
 _LONG_ARRAY: Final = re.compile(rb"\*[0-9]{3}")
 _PLAIN: Final = frozenset({bytes, int, type(None), CommandError})
-"""The types of replies that are no arrays."""
+"""The types of replies that are not arrays."""
 _INCOMPLETE: Final = object()
 _idle_readers: Final[list[hiredis.Reader]] = []
 """Those that have no data left: creating one takes longer than reading a small response."""
@@ -236,7 +236,7 @@ def decode(
             replies = _from_json(response, expected, transaction=transaction)
     except (ValueError, RecursionError) as error:
         raise _unexpected(response, secret, str(error)) from None
-    if isinstance(replies, CommandError):  # about the whole call, so it is no member's error
+    if isinstance(replies, CommandError):  # about the whole call, so it is not a member's error
         if refusal_in(str(replies)):
             raise Refused(_excerpt(str(replies), secret))
         if transaction:

@@ -240,7 +240,7 @@ class _Origin:
         if credentials.url.startswith("https:"):
             from upstash_middleware.upstash import tls  # noqa: PLC0415 - loads ssl
 
-            tls.context()  # reading the authorities takes long, which is no call's fault
+            tls.context()  # reading the authorities takes long, which is not a call's fault
             self._resumption = tls.Resumption()
 
     def connection(self, sock: Socket) -> Connection:

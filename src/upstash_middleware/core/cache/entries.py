@@ -348,7 +348,7 @@ def encode_for_script(
 
 
 def decode(key: str, data: bytes | None, sealing: Sealing | None = None) -> Entry | None:
-    """Read the entry at a key; None if the bytes are no entry."""
+    """Read the entry at a key; None if the bytes are not an entry."""
     if not data or (end := data.find(b"\n")) < 0:
         return None
     payload = memoryview(data)[end + 1 :]  # so that a large body is not copied
@@ -388,7 +388,7 @@ def decode(key: str, data: bytes | None, sealing: Sealing | None = None) -> Entr
 
 
 def is_index(beginning: bytes) -> bool | None:
-    """Whether an entry is a variant index, by its first bytes; None if it is no entry."""
+    """Whether an entry is a variant index, by its first bytes; None if it is not an entry."""
     _, _, payload = beginning.partition(b"\n")
     try:
         if beginning[:1] == _TEXT:

@@ -163,8 +163,8 @@ def scopes_to_purge(
 ) -> list[str]:
     """Return the scopes of directories, and of rules by their paths.
 
-    Raises ValueError for what is no directory, is below more than four, or is the path of none of
-    the rules.
+    Raises ValueError for what is not a directory, is below more than four, or is the path of none
+    of the rules.
     """
     scopes, known = [], list(dict.fromkeys(rule.path for rule in rules))
     for text in directories:

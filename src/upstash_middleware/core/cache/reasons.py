@@ -53,7 +53,7 @@ def reason_of(detail: str, status: int, headers: Headers) -> Reason:
 def cookie_names(headers: Headers) -> str:
     """Return a few names of a request's cookies, as they are written in a setting.
 
-    Names that are no tokens, or too long, are left out: nobody should copy them into a setting.
+    Names that are not tokens, or too long, are left out: nobody should copy them into a setting.
     """
     pairs = [pair for line in headers.lines("cookie") for pair in line.split(";")]
     names = dict.fromkeys(pair.partition("=")[0].strip() for pair in pairs)

@@ -310,7 +310,7 @@ def _check_cookies(rule: CacheRule) -> None:
 
 
 def check_cookie_pattern(setting: str, pattern: Any) -> None:
-    """Refuse what is no pattern of a cookie's name. Raises ConfigurationError."""
+    """Refuse what is not a pattern of a cookie's name. Raises ConfigurationError."""
     _check_cookie(setting, pattern, "the name of a cookie, or a pattern such as '_ga*'")
 
 

@@ -759,7 +759,7 @@ class RateLimiter(Part):
             await self._send_analytics(self._analytics, due, self._deadline)
 
     # --------------------------------------------------------------------------------------------
-    # Calls that are no requests, by a rule's name and an identifier. All of these are flows that
+    # Calls that are not requests, by a rule's name and an identifier. All of these are flows that
     # raise ValueError for an unknown rule, and no UpstashError.
 
     def identifier(self, rule: str, value: str) -> Identifier:
@@ -767,7 +767,7 @@ class RateLimiter(Part):
         return identifier_of(self._rule(rule).rule.extractor, None, value)
 
     async def begin_call(self, rule: str, who: Who, cost: int) -> RateLimitExchange:
-        """Decide about a call that is no request, as the rule does about requests."""
+        """Decide about a call that is not a request, as the rule does about requests."""
         charge = await self._charge_of(rule, who, cost)
         if charge is None:
             return RateLimitExchange(NO_REQUEST, self._settler)

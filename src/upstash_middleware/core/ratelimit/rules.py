@@ -133,7 +133,7 @@ def lease_in(given: object) -> Lease | Literal[False]:
             "Lease(seconds=1, share=0.2), a mapping of its fields, or False for none"
         )
     if seconds == 0:
-        raise ConfigurationError("a lease lasts longer than 0 seconds; False is no lease")
+        raise ConfigurationError("a lease lasts longer than 0 seconds; False is not a lease")
     return Lease(seconds)
 
 
