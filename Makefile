@@ -12,7 +12,7 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input
 
-.PHONY: help demo test test-all test-frameworks wheel wheel-test bench lint fuzz docs docs-tables screenshots changelog lock clean
+.PHONY: help demo test test-all test-frameworks wheel wheel-test bench lint fuzz docs docs-tables prose screenshots changelog lock clean
 
 help: ## list what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,7 +40,7 @@ test: lint ## format, lint, types, import contract, all tests, coverage
 # One at a time, as some measure; only their files are collected, since collecting all takes ten seconds.
 MARKED := "node or slow or browser"
 
-test-all: test docs ## the same, the site, a soak, and what needs Node (the JavaScript SDKs, pyright), Chromium (the console) and Varnish (a CDN)
+test-all: test docs prose ## the same, the site, a soak, and what needs Node (the JavaScript SDKs, pyright), Chromium (the console) and Varnish (a CDN)
 	@command -v npm >/dev/null || { $(ROOT) apt-get -qq update && $(ROOT) apt-get -qq install -y nodejs npm; }
 	@cd tests/node && npm ci --silent --no-audit --no-fund
 	@$(CHROMIUM)
@@ -90,6 +90,9 @@ fuzz: $(READY) ## fuzz the entry codec, the wire and HTTP with atheris, SECONDS=
 docs: $(DOCS)/ready ## build the documentation's site into site/, strictly, and check its links
 	@PYTHONPATH=. $(DOCS)/bin/zensical build --clean --strict > $(DOCS)/build.log 2>&1 || { cat $(DOCS)/build.log; exit 1; }
 	@$(DOCS)/bin/python -m documentation.site site
+
+prose: $(DOCS)/ready ## check that the pages are easy to read; PAGES=docs/caching.md, ALL=1 prints what is accepted for now, RECORD=1 fewer
+	@PYTHONPATH=. $(DOCS)/bin/python -m documentation.prose $(if $(ALL),--all) $(if $(RECORD),--record) $(PAGES)
 
 docs-tables: $(READY) ## write the documentation's tables and pictures that the tests hold us to
 	@WRITE_DOCS_TABLES=1 $(BIN)/python -m pytest -q tests/faults tests/docs -k documentation
