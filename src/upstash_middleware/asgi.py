@@ -29,7 +29,7 @@ from upstash_middleware.messages import (
     content_length,
 )
 from upstash_middleware.runtime import OF_NO_VISITOR, Features, LazyProxy, Runtime
-from upstash_middleware.settings import DEFAULTS, NOT_OF_SESSIONS
+from upstash_middleware.settings import DEFAULTS, NOT_OF_SESSIONS, check_kept_cookies
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -166,13 +166,24 @@ class Middleware:
         if self._caches:
             self._for_state["cache"] = self._cache_handle
         self._serving: Mapping[str, ASGIApp] = {}
+        self._serves_http = self._http_with_body if runtime.reads_body else self._http
         if runtime.enabled:
             self._serving = {
-                "http": self._http_with_body if runtime.reads_body else self._http,
+                "http": self._first_http if runtime.caches else self._serves_http,
                 "websocket": self._websocket,
                 "lifespan": self._lifespan,
             }
         self._lifespan_state: Mapping[str, Any] = {}
+
+    async def _first_http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._check_cookies(scope)  # not every server has a lifespan
+        self._serving = {**self._serving, "http": self._serves_http}
+        await self._serves_http(scope, receive, send)
+
+    def _check_cookies(self, scope: Scope) -> None:
+        """Refuse to ignore the cookie of sessions that are loaded further out."""
+        if self.runtime.caches:
+            check_kept_cookies(self.runtime.settings, _cookies_outside(scope.get("app")), "")
 
     def check_route(self, scope: Scope, looked_up: tuple[Any, Any]) -> None:
         """Compare where a request was routed to where it was looked up; for a framework's class."""
@@ -382,6 +393,7 @@ class Middleware:
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self.runtime.check_credentials()
+            self._check_cookies(scope)
         except ConfigurationError as error:
             await receive()
             await send({"type": "lifespan.startup.failed", "message": str(error)})
@@ -401,8 +413,53 @@ class _Configured(Middleware):
     features: ClassVar[Features]
 
     def __init__(self, app: ASGIApp, **arguments: Unpack[Arguments]) -> None:
-        runtime = Runtime.of(arguments, self.features, refreshes=True, own="AsyncClient")
+        runtime = Runtime.of(
+            arguments,
+            self.features,
+            refreshes=True,
+            own="AsyncClient",
+            kept_cookies=cookies_of(app),
+        )
         super().__init__(app, runtime)
+
+
+def cookies_of(app: object) -> dict[str, str]:
+    """Return the cookies of middleware around an application, each with the class that reads it.
+
+    Those of this package and of Starlette, and of others that name their cookie in the same way.
+    """
+    found = {}
+    while app is not None:
+        name: Any = getattr(app, "session_cookie", None) or getattr(app, "cookie_name", None)
+        if isinstance(app, Middleware) and app.runtime.settings.sessions is not None:
+            name = app.runtime.settings.sessions.cookie_name
+        if isinstance(name, str):
+            found[name] = type(app).__name__
+        app = getattr(app, "app", None)
+    return found
+
+
+def _cookies_outside(app: object) -> dict[str, str]:
+    """Return the cookies of an application's other middleware, each with the class that reads it.
+
+    A page that is made with a session loaded further out depends on it, although the cache and what
+    is inside never see its cookie.
+    """
+    import inspect  # noqa: PLC0415 - slow to import, and only needed at startup
+
+    found = {}
+    for each in getattr(app, "user_middleware", ()):
+        if isinstance(each.cls, type) and issubclass(each.cls, Middleware):
+            continue  # the cache knows when a session of this package is used
+        try:
+            given = inspect.signature(each.cls).bind_partial(app, *each.args, **each.kwargs)
+        except (TypeError, ValueError):
+            continue
+        given.apply_defaults()
+        name = given.arguments.get("session_cookie")
+        if isinstance(name, str):
+            found[name] = getattr(each.cls, "__name__", "middleware")
+    return found
 
 
 class UpstashMiddleware(_Configured):

@@ -87,13 +87,15 @@ class CacheStored(Struct, frozen=True):
 
 
 class CacheNotStored(Struct, frozen=True):
-    """A response was not stored; emitted for the first one of each rule and reason."""
+    """A response was not stored; emitted for up to three paths of each rule and reason an hour."""
 
     where: str
     """The rule, for instance ``cache[0]``."""
     why: str
     advice: str = ""
     """The setting that would change it; empty if nothing suggests that it should change."""
+    path: str = ""
+    """The path of the request."""
 
 
 class CacheEntryRefused(Struct, frozen=True):

@@ -3,9 +3,9 @@
 The logger is ``upstash_middleware``. An outage is logged when it begins and when it ends; a command
 that fails while others succeed, and a stored response that cannot be used, at most once a minute; a
 command that fails because of the value of its key, only the first time; an exception in a function
-of the application or in this package with its traceback, the first time at each place; a response
-that was not stored, the first time for each rule and reason, as a warning if a setting would change
-that.
+of the application or in this package with its traceback, the first time at each place; responses
+that were not stored, for up to three paths of each rule and reason an hour, as a warning if a
+setting would change that.
 
 Each record has attributes for programs: ``upstash_event``, the event's class, and with it
 ``upstash_during``, ``upstash_where``, ``upstash_error`` (the exception's class),
@@ -69,6 +69,12 @@ _REMEDIES: Final = {
     "cache rules, or raise the plan in the Upstash console",
 }
 
+_RAISED: Final = {
+    "on_purge": "%s raised: the purge is done on Redis, but was not passed on, so a CDN in front "
+    "may still have what was purged; purge again, or purge the CDN in another way",
+}
+"""What it means that a function of the application raised, where that is not only its rule's."""
+
 
 class LogObserver:
     """Logs the events that people should know of; safe under threads.
@@ -104,21 +110,19 @@ class LogObserver:
                 self._opened(bad, of, last)
             case CircuitClosed(after):
                 self._closed(after)
-            case CacheNotStored(where, why, advice):
+            case CacheNotStored(where, why, advice, path):
                 extra = _fields("CacheNotStored", where=where)
+                said = where, one_line(path), one_line(why)
                 if advice:
                     logger.warning(
-                        "%s: a response was not stored: %s; %s (further ones of this rule and "
-                        "reason are not logged)",
-                        where,
-                        one_line(why),
+                        "%s: the response for %s was not stored: %s; %s (logged for three paths "
+                        "an hour at most, for each rule and reason)",
+                        *said,
                         one_line(advice),
                         extra=extra,
                     )
                 else:
-                    logger.info(
-                        "%s: a response was not stored: %s", where, one_line(why), extra=extra
-                    )
+                    logger.info("%s: the response for %s was not stored: %s", *said, extra=extra)
             case SettingDoubted(where, advice):
                 extra = _fields("SettingDoubted", where=where)
                 logger.warning("%s: %s", where, advice, extra=extra)
@@ -152,7 +156,7 @@ class LogObserver:
             case UserCodeFailed(where, failure):
                 if self._is_news(where, type(failure).__name__):
                     logger.error(
-                        "%s raised; its rule continued without it",
+                        _RAISED.get(where, "%s raised; its rule continued without it"),
                         where,
                         exc_info=failure,
                         extra=_fields("UserCodeFailed", where=where, error=failure),

@@ -288,6 +288,16 @@ class Runtime:
                 settings.platform,
                 extra={"upstash_event": "PlatformDetected", "upstash_where": "client_ip"},
             )
+        if self.caches and settings.cdn is not None and settings.on_purge is None:
+            self.observe(
+                SettingDoubted(
+                    "cdn",
+                    f"it is {settings.cdn!r}, and on_purge is not set: a purge does not reach the "
+                    "CDN, which may send what it has until that has expired there; set on_purge to "
+                    "a function that purges the CDN by purge.cdn_tags, or to one that does nothing "
+                    "if that is intended",
+                )
+            )
         is_shared = self._credentials is not None and not self._credentials.local
         if "prefix" in settings.unset and is_shared and not _hinted:
             _hinted.append("prefix")

@@ -465,7 +465,7 @@ def check_kept_cookies(settings: Settings, kept: Mapping[str, str], source: str)
                     where = named_part(f"{_named(source, 'cache')}[{index}]", "ignore_cookies")
                 raise ConfigurationError(
                     f"{where}: {pattern!r} matches {name!r}, the cookie of {setting}: the "
-                    "application would not get it; name the cookies of your analytics alone"
+                    "application needs it; name only cookies on which no page depends"
                 )
 
 

@@ -31,6 +31,7 @@ from upstash_middleware.asgi import (
     ResponseStream,
     ScopeCall,
     SessionMiddleware,
+    cookies_of,
     headers_of,
 )
 from upstash_middleware.core.identify import USERS, Identifier
@@ -362,7 +363,12 @@ class _StarletteMiddleware(asgi.Middleware):
         self._reroutes = False
         """Whether middleware further in has been seen to change a request's path or method."""
         runtime = Runtime.of(
-            arguments, self.features, exempts=self._exempts, refreshes=True, own="AsyncClient"
+            arguments,
+            self.features,
+            exempts=self._exempts,
+            refreshes=True,
+            own="AsyncClient",
+            kept_cookies=cookies_of(app),
         )
         super().__init__(app, runtime)
         inside: object = app

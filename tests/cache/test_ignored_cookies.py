@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from flask import Flask
 from starlette.applications import Starlette
+from starlette.middleware.sessions import SessionMiddleware
+from starlette.testclient import TestClient
 
-from upstash_middleware import CacheRule, ConfigurationError, flask, starlette
+from upstash_middleware import CacheRule, ConfigurationError, asgi, flask, starlette
 from upstash_middleware.core.cache.http.cookies import ANALYTICS_COOKIES, ignoring, without_cookies
 from upstash_middleware.messages import Headers
 
@@ -32,12 +34,62 @@ def test_a_pattern_that_matches_the_cookie_of_the_session_is_an_error_at_startup
     start: Callable[..., None],
 ):
     """In Django, tests/django/test_checks.py has the same."""
-    message = r"'s\*' matches 'session', the cookie of .*: the application would not get it"
+    message = r"'s\*' matches 'session', the cookie of .*: the application needs it"
     with pytest.raises(ConfigurationError, match=rf"^cache\[0\]\.ignore_cookies: {message}"):
         start(cache=[RULE])
     with pytest.raises(ConfigurationError, match=rf"^cache_ignore_cookies: {message}"):
         start(cache=[CacheRule("/page")], cache_ignore_cookies=["a", "s*"])
     start(cache=[CacheRule("/page")])
+
+
+class Middleware:
+    """Any other middleware that says which cookie it reads."""
+
+    def __init__(self, app: Any, cookie_name: str) -> None:
+        self.app, self.cookie_name = app, cookie_name
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(scope, receive, send)
+
+
+@pytest.mark.usefixtures("upstash")
+@pytest.mark.parametrize("cls", [starlette.CacheMiddleware, asgi.CacheMiddleware])
+def test_the_cookie_of_middleware_further_in_is_not_ignored(cls: Any):
+    """Starlette's sessions, those of this package, and what names its cookie likewise."""
+    for inside in (
+        SessionMiddleware(Starlette(), "secret", session_cookie="sid"),
+        asgi.SessionMiddleware(Starlette(), "secret" * 6, session_cookie="sid"),
+        Middleware(Starlette(), cookie_name="sid"),
+    ):
+        with pytest.raises(
+            ConfigurationError, match=f"'sid', the cookie of {type(inside).__name__}"
+        ):
+            cls(Middleware(inside, cookie_name="other"), cache=[RULE])
+        cls(inside, cache=[CacheRule("/page", ignore_cookies=["other"])])
+
+
+@pytest.mark.usefixtures("upstash")
+@pytest.mark.parametrize("has_lifespan", [True, False])
+def test_the_cookie_of_starlettes_sessions_further_out_is_not_ignored(has_lifespan: bool):
+    """The cache would take the pages made with a session for those of visitors without cookies."""
+    app = Starlette()
+    app.add_middleware(starlette.CacheMiddleware, cache=[RULE])
+    app.add_middleware(SessionMiddleware, "secret", session_cookie="sid")
+    client = TestClient(app)
+    start = client.__enter__ if has_lifespan else lambda: client.get("/page")
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=r"'s\*' matches 'sid', the cookie of Session"):
+            start()
+
+
+@pytest.mark.usefixtures("upstash")
+def test_a_session_further_out_whose_cookie_is_not_ignored_is_served():
+    app = Starlette()
+    app.add_middleware(starlette.CacheMiddleware, cache=[RULE])
+    app.add_middleware(SessionMiddleware, "secret", session_cookie="login")
+    app.add_middleware(Middleware, cookie_name="x")
+    with TestClient(app) as client:
+        assert [client.get("/page").status_code for _ in range(2)] == [404, 404]
 
 
 @pytest.mark.parametrize("name", ["session", "sessionid", "csrftoken", "theme", "_gax", "__utmp"])

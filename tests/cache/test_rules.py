@@ -58,6 +58,10 @@ def test_a_request_that_no_rule_matches_passes_untouched():
             {"path": "/a", "ignore_cookies": ["a"], "vary_cookies": ["a"]},
             r"cache\[2\]\.ignore_cookies: 'a' selects responses by vary_cookies; leave out one",
         ),
+        (
+            {"path": "/a", "keep_query": [], "ignore_query": ["a"]},
+            r"cache\[2\]\.ignore_query = \('a',\): with keep_query, .*; leave out one of them",
+        ),
         ({"path": "/a", "ttl": {}}, r"cache\[2\]\.ttl = \{\} should be seconds by status"),
         ({"path": "/a", "errors_per_minute": -1}, r"cache\[2\]\.errors_per_minute = -1 should be"),
         (

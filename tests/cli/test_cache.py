@@ -89,6 +89,31 @@ def test_what_was_purged_says_by_what(
     assert f"fwd={told.data['outcome']};" in status
 
 
+def test_without_the_application_a_purge_says_that_nothing_was_checked(
+    call: Call, shop: str, client: TestClient
+) -> None:
+    """Nor whether any application uses the prefix."""
+    told = call("cache", "purge", "/products/7", "--prefix", "another")
+    assert told.code == 0
+    assert told.out.startswith("recorded as purged: /products/7 (under another)")
+    assert "nothing was checked" in told.out
+    told = call("cache", "purge", "/products/7", "--app", shop)
+    assert told.out.strip() == "purged: /products/7 (under upstash-middleware)"
+    assert call("cache", "purge", "--everything", "--json").data["checked"] is False
+
+
+def test_a_miss_says_where_to_see_what_only_the_real_request_shows(
+    call: Call, shop: str, client: TestClient
+) -> None:
+    told = call("cache", "explain", f"{ORIGIN}/products/8", "--app", shop)
+    assert "Upstash-Cache-Debug" in told.out
+    client.get("/products/7", headers={"Accept": "text/html"})
+    url = ("cache", "explain", f"{ORIGIN}/products/7", "-H", "Accept: text/html")
+    told = call(*url, "--app", shop)
+    assert told.code == 0
+    assert "Upstash-Cache-Debug" not in told.out
+
+
 PASSING_ON = """
 from upstash_middleware import CacheRule
 from upstash_middleware.asgi import CacheMiddleware

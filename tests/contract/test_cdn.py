@@ -298,3 +298,32 @@ def test_the_purge_endpoint_passes_on_and_says_so_if_that_fails(serve: Serve):
 def test_wrong_settings_of_a_cdn_are_refused(settings: dict[str, Any], message: str):
     with pytest.raises(ConfigurationError, match=message):
         settings_from({"cache": [RULE], **settings}, {})
+
+
+@pytest.mark.parametrize("on_purge", [None, lambda _: None])
+def test_a_cdn_that_no_purge_reaches_is_reported(
+    serve: Serve, caplog: pytest.LogCaptureFixture, on_purge: Any
+):
+    """Once, with the first request."""
+    served = serve(page, cached(cdn="fastly", **({"on_purge": on_purge} if on_purge else {})))
+    for _ in range(2):
+        served.request("GET", "/products/7")
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    about = [line for line in said if line.startswith("cdn: it is 'fastly', and on_purge is not")]
+    assert len(about) == (1 if on_purge is None else 0)
+
+
+def test_the_log_says_what_a_failure_of_on_purge_means(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+):
+    """In the endpoint nobody else is told more than that it failed."""
+
+    def on_purge(_: Purge) -> None:
+        raise RuntimeError("the CDN is down")
+
+    given = {"purge_path": "/purge", "purge_token": TOKEN, "on_purge": on_purge}
+    served = serve(page, cached(cdn="fastly", **given))
+    sent = (("authorization", f"Bearer {TOKEN}"),)
+    assert served.request("POST", "/purge?url=/a", sent).status == 502
+    (said,) = [e.getMessage() for e in caplog.records if e.name == "upstash_middleware"]
+    assert said.startswith("on_purge raised: the purge is done on Redis, but was")

@@ -13,6 +13,7 @@ from upstash_middleware.core.cache import CacheRule
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.clocks import MovableClock
     from tests.contract.conftest import Serve
     from upstash_middleware.local import LocalUpstash
 
@@ -263,20 +264,46 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
 def test_the_first_response_that_is_not_stored_is_logged_with_the_setting_that_would_change_it(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ):
-    """One line for each rule and reason; the most frequent one is a cookie."""
+    """The most frequent reason is a cookie."""
     rules = [{"path": "/a/{n}", "ttl": 60}, {"path": "/b/{n}", "ttl": 60}]
     served = serve(counting(), ("CacheMiddleware", {"cache": rules}))
-    for path in ("/a/1", "/a/2", "/b/1"):
+    for path in ("/a/1", "/a/1", "/b/1"):
         served.request("GET", path, (("cookie", "_ga=1; visitor=2"),))
     (level, first), (_, second) = lines(caplog)
     assert level == "WARNING"
     assert first.startswith(
-        "cache[0]: a response was not stored: the request has cookies ('visitor')"
+        "cache[0]: the response for /a/1 was not stored: the request has cookies ('visitor')"
     )
     assert "set ignore_cookies=('visitor',)" in first
-    assert second.startswith("cache[1]: ")
+    assert second.startswith("cache[1]: the response for /b/1 ")
     assert served.request("GET", "/a/3").body == b"4"
     assert len(lines(caplog)) == 2
+
+
+def test_each_rule_and_reason_is_logged_for_three_paths_an_hour(
+    serve: Serve, caplog: pytest.LogCaptureFixture, clock: MovableClock
+):
+    """So that a robot's odd request does not use up the line about the real pages."""
+    served = serve(counting(), cache(ttl=60))
+    sent = (("cookie", "visitor=2"),)
+    for path in ("/odd", "/odd", "/a", "/b", "/c", "/d"):
+        served.request("GET", path, sent)
+    said = [line.split()[4] for _, line in lines(caplog)]
+    assert said == ["/odd", "/a", "/b"]
+    clock.advance(3601)
+    served.request("GET", "/c", sent)
+    assert len(lines(caplog)) == 4
+
+
+def test_where_user_finds_nobody_that_is_the_reason(serve: Serve, caplog: pytest.LogCaptureFixture):
+    """No other setting would help a request whose user the function should have found."""
+    served = serve(counting(), cache(user=lambda _: None, ttl=60))
+    for sent in (("cookie", "session=1"), ("authorization", "Bearer 1"), ("x-api-key", "1")):
+        served.request("GET", f"/{sent[0]}", (sent,))
+    assert len(lines(caplog)) == 3
+    for _, line in lines(caplog):
+        assert "the function of user= returned no user for this request, and " in line
+        assert "return its id from the function of user=" in line
 
 
 @pytest.mark.parametrize(
@@ -310,8 +337,7 @@ def test_what_a_response_says_itself_is_no_warning(
 ):
     caplog.set_level("INFO", "upstash_middleware")
     served = serve(counting(("cache-control", control)), cache(ttl=60))
-    for number in range(3):
-        served.request("GET", f"/{number}")
+    served.request("GET", "/page")
     ((level, _),) = lines(caplog)
     assert level == "INFO"
 
@@ -403,6 +429,26 @@ def test_it_is_told_why_its_response_would_not_be_stored(serve: Serve):
     told = served.request("POST", "/page", DEBUG).header("upstash-cache-debug") or ""
     assert 'outcome="bypass"' in told
     assert 'reason="unsafe requests invalidate what is stored"' in told
+
+
+@pytest.mark.parametrize("control", ["private", "no-store"])
+def test_what_the_response_says_is_told_and_not_what_its_request_suggests(
+    serve: Serve, control: str
+):
+    """A ttl would change nothing."""
+    served = serve(counting(("cache-control", control)), debugged())
+    told = served.request("GET", "/page", DEBUG).header("upstash-cache-debug") or ""
+    assert f'not-stored="the response says {control} in its Cache-Control' in told
+    assert f"send no {control}" in told
+    assert 'reason="nothing is stored for this URL", rule=' in told
+    assert "ttl" not in told
+
+
+def test_it_is_told_that_user_has_found_nobody(serve: Serve):
+    served = serve(counting(("cache-control", "private")), debugged(user=lambda _: None))
+    told = served.request("GET", "/page", DEBUG).header("upstash-cache-debug") or ""
+    assert "the function of user= returned no user for this request, and the response says" in told
+    assert "ttl" not in told
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,9 @@ def test_a_url_or_a_tag_is_purged_and_nothing_else(serve: Serve, query: str):
     assert is_hit(served, "/p/2")
 
 
-@pytest.mark.parametrize("query", ["everything=1", "directory=/p/", "rule=/p/{id}"])
+@pytest.mark.parametrize(
+    "query", ["everything=1", "everything=yes", "directory=/p/", "rule=/p/{id}"]
+)
 def test_everything_and_all_of_a_directory_or_rule_is_purged(serve: Serve, query: str):
     served = served_pages(serve)
     assert purge(served, query).status == 200
@@ -77,6 +79,9 @@ def test_without_the_token_nothing_is_purged(serve: Serve, token: str, upstash: 
         ("", b"Nothing to purge"),
         ("tags=a", b"Unknown parameter 'tags'"),
         ("url=", b"is empty"),
+        ("everything=ja&url=/p/1", b"The parameter 'everything' is 'ja'; it should be 1 or 0."),
+        ("soft=2&url=/p/1", b"The parameter 'soft' is '2'; it should be 1 or 0."),
+        ("everything=no", b"Nothing to purge"),
         ("directory=/p", b"write '/p/'"),
         ("rule=/q", b"no rule of the cache has this path"),
     ],

@@ -49,6 +49,17 @@ group: typer.Typer = typer.Typer(
     help="What is stored, why a request missed, and purging.", no_args_is_help=True
 )
 
+_SEE_MORE = (
+    "This reads what is stored, and does not call the application. What only a real request shows, "
+    "such as the response's own Cache-Control, is explained in its field Upstash-Cache-Debug: see "
+    "the setting cache_debug."
+)
+_UNCHECKED = (
+    "No cache rules are known here, so nothing was checked: not whether the application uses this "
+    "prefix, nor that URLs are written as its rules store them, nor that purge_directories is on, "
+    "without which directories and rules have no effect. No on_purge was called. Name the "
+    "application with --app MODULE:NAME."
+)
 _LARGEST = 5
 _SPANS = ((60, "a minute"), (3600, "an hour"), (86400, "a day"))
 _VARIANT = re.compile(r"#[0-9a-f]{32}$")
@@ -87,7 +98,9 @@ def explain(
     else:
         words = f"no hit ({explanation.outcome}): {explanation.why}"
         headline, code = text(words, "bold yellow"), Exit.NO
-    return Answer(structs.asdict(explanation), [headline, pairs(_show(explanation))], code)
+    more = [text(_SEE_MORE, "dim")] * (code is Exit.NO and explanation.rule is not None)
+    shown = pairs(_show(explanation))
+    return Answer(structs.asdict(explanation), [headline, shown, *more], code)
 
 
 def _show(explanation: CacheExplanation) -> dict[str, object]:
@@ -181,9 +194,14 @@ def purge(  # noqa: PLR0913 - each is an option
         *(f"rule {each}" for each in rule or ()),
         *["everything"] * everything,
     ]
-    how = "purged softly" if soft else "purged"
-    shown = text(f"{how}: {', '.join(named)} (under {', '.join(prefixes)})", "green")
-    return Answer({"purged": purged, "prefixes": prefixes}, [shown])
+    is_checked = any(runtime.settings.cache for runtime in runtimes)
+    how = "purged" if is_checked or everything else "recorded as purged"
+    how += " softly" if soft else ""
+    shown = [text(f"{how}: {', '.join(named)} (under {', '.join(prefixes)})", "green")]
+    if not is_checked:
+        shown.append(text(_UNCHECKED, "dim"))
+    data = {"purged": purged, "prefixes": prefixes, "checked": is_checked}
+    return Answer(data, shown)
 
 
 @command(group, "warm")

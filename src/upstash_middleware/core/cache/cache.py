@@ -267,7 +267,7 @@ class Cache(Part):
             groups,
             None if cdn is None else CDNS[cdn],
             StoredErrors(clock),
-            FirstReasons(self._rules, observe),
+            FirstReasons(self._rules, observe, clock),
             Variations(),
             self._canonical_target,
         )
@@ -710,7 +710,8 @@ class Cache(Part):
             return CacheExplanation("bypass", target, setting)
         request = _as_forwarded(resource, request)
         explanation = await self._explain(resource, request, target)
-        explanation = _advised(explanation, resource, request)
+        no_user = resource.rule.user is not None and not target.private
+        explanation = _advised(explanation, resource, request, no_user=no_user)
         cdn = self._context.cdn
         if cdn is not None and not target.private:
             cdn_tags = cdn.tags_of(target, resource.rule, explanation.tags)
@@ -742,13 +743,13 @@ class Cache(Part):
 
 
 def _advised(
-    explanation: CacheExplanation, resource: _Resource, request: HTTPRequest
+    explanation: CacheExplanation, resource: _Resource, request: HTTPRequest, *, no_user: bool
 ) -> CacheExplanation:
     """Add what would turn a miss into a hit, as far as the request shows that."""
-    has_cookies, rule = "cookie" in request.headers, resource.rule
+    has_cookies, rule, why = "cookie" in request.headers, resource.rule, explanation.why
     names = cookie_names(request.headers)
     setting = f"ignore_cookies=({names},)" if names else "ignore_cookies"
-    why = explanation.why
+    is_anonymous = rule.user is None or no_user
     if explanation.outcome == "vary-miss" and "cookie" in explanation.vary and has_cookies:
         advice = (
             f"each Cookie field has its own response: set {setting} for cookies on "
@@ -757,21 +758,28 @@ def _advised(
         )
     elif explanation.why != NOTHING_STORED:
         return explanation
-    elif has_cookies and rule.vary_cookies is None and rule.user is None:
-        reason = reason_of("request with cookies, and no Vary: Cookie", 200, request.headers)
+    elif has_cookies and rule.vary_cookies is None and is_anonymous:
+        detail = "request with cookies, and no Vary: Cookie"
+        reason = reason_of(detail, 200, request.headers, no_user=no_user)
         why += f"; the response to this request is not stored without Vary: Cookie: {reason.why}"
         advice = reason.advice
-    elif "authorization" in request.headers and rule.user is None:
-        reason = reason_of("request with Authorization", 200, request.headers)
+    elif "authorization" in request.headers and is_anonymous:
+        detail = "request with Authorization"
+        reason = reason_of(detail, 200, request.headers, no_user=no_user)
         why, advice = f"{why}; {reason.why}", reason.advice
     elif rule.ttl_for(200) is None:
         why += "; the rule has no ttl, so only responses that state their own freshness are stored"
-        advice = "set ttl=60, or send Cache-Control: max-age=60"
+        advice = (
+            "set ttl=60, or send Cache-Control: max-age=60; neither helps a response that says "
+            "private or no-store"
+        )
     else:
         advice = (
             "if it was requested, see detail in its Cache-Status and the log's line about this "
             "rule, or render it with upstash-middleware cache warm"
         )
+    if no_user and "user=" not in why:
+        why += "; the function of user= returned no user for this request"
     return replace(explanation, why=why, advice=advice)
 
 

@@ -25,6 +25,7 @@ from msgspec.structs import replace
 
 from upstash_middleware.core.cache import keys
 from upstash_middleware.core.cache.entries import ABSENT
+from upstash_middleware.core.cache.explanation import NOTHING_STORED
 from upstash_middleware.core.cache.http import directives, reuse, storing
 from upstash_middleware.core.cache.http.directives import NO_DIRECTIVES
 from upstash_middleware.core.cache.http.fields import shows_any
@@ -145,6 +146,11 @@ class Found(Struct, frozen=True):
     def now(self) -> float:
         """Seconds since 1970."""
         return self.context.store.clock.wall()
+
+    @property
+    def has_no_user(self) -> bool:
+        """Whether its rule selects by user, and the request has none."""
+        return self.rule.user is not None and not self.target.private
 
     @property
     def varying(self) -> tuple[str, ...]:
@@ -333,15 +339,17 @@ class Debugged(CacheExchange, kw_only=True, eq=False):
     def _explaining(self, head: ResponseHead, not_stored: str = "") -> ResponseHead:
         """Return a head with the explanation, and so that no cache stores the response."""
         explained, within = self.explained, self.within
-        reason = explained.why
+        reason, advice = explained.why, explained.advice
         if isinstance(within, Bypassed):
             reason = within.detail
+        if isinstance(within, Miss) and reason.startswith(NOTHING_STORED):
+            reason, advice = NOTHING_STORED, ""  # the response says more than the request
         if explained.outcome == "hit" and within.outcome != "hit":
             reason = "it was stored meanwhile"
         explanation = {
             "outcome": within.outcome,
             "reason": reason,
-            "advice": explained.advice,
+            "advice": advice,
             "rule": explained.rule or "",
             "key": explained.variant or explained.key,
             "not-stored": not_stored,
@@ -551,7 +559,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
             planned = self._too_large if is_large else ""
         if not planned:
             return ""
-        reason = reason_of(planned, head.status, found.request.headers)
+        reason = reason_of(planned, head.status, found.request.headers, no_user=found.has_no_user)
         return f"{reason.why}; {reason.advice}" if reason.advice else reason.why
 
     def resolve(self, result: Shared | NotShared) -> None:
@@ -644,7 +652,9 @@ class Miss(CacheExchange, kw_only=True, eq=False):
 
     def _note(self, detail: str, status: int) -> None:
         found = self.found
-        found.context.reasons.note(found.rule, detail, status, found.request.headers)
+        found.context.reasons.note(
+            found.rule, detail, status, found.request, no_user=found.has_no_user
+        )
 
     def _drop(self, detail: str) -> None:
         if self.planned is not None:

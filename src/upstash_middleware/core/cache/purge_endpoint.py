@@ -1,7 +1,8 @@
 """Purging over HTTP: the endpoint of the settings purge_path and purge_token.
 
 ``POST /PATH?url=/products/7&tag=product:7&soft=1`` with ``Authorization: Bearer TOKEN``; ``url``,
-``tag``, ``directory`` and ``rule`` any number of times, or ``everything=1``.
+``tag``, ``directory`` and ``rule`` any number of times, or ``everything=1``; ``true``, ``yes`` and
+``on`` mean the same as ``1``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from upstash_middleware.messages import HTTPRequest
 
 _PARAMETERS = ("url", "tag", "directory", "rule", "everything", "soft")
-_YES = frozenset({"1", "true", "yes", "on"})
+_FLAGS = dict.fromkeys(("1", "true", "yes", "on"), True)
+_FLAGS |= dict.fromkeys(("0", "false", "no", "off"), False)
 
 
 class PurgeEndpoint(Part):
@@ -91,7 +93,9 @@ def _parse_purge(query: str) -> Purge | str:
             return f"Unknown parameter {name!r}; known: {', '.join(_PARAMETERS)}."
         if not text:
             return f"The parameter {name!r} is empty."
-    flags = {name for name, text in pairs if text.lower() in _YES}
+        if name in {"everything", "soft"} and text.lower() not in _FLAGS:
+            return f"The parameter {name!r} is {text!r}; it should be 1 or 0."
+    flags = {name for name, text in pairs if _FLAGS.get(text.lower())}
     what = Purge(
         urls=tuple(text for name, text in pairs if name == "url"),
         tags=tuple(text for name, text in pairs if name == "tag"),

@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable
 from functools import lru_cache
+from math import inf
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from upstash_middleware.core.cache.rules import CacheRule
+    from upstash_middleware.core.clock import Clock
     from upstash_middleware.events import Observer
-    from upstash_middleware.messages import Headers
+    from upstash_middleware.messages import Headers, HTTPRequest
 
 _MOST_COOKIES = 3
 _LONGEST_COOKIE = 40
@@ -35,19 +37,30 @@ class Reason(Struct, frozen=True):
     """The setting that would change it, or what else would; empty if nothing has to change."""
 
 
-def reason_of(detail: str, status: int, headers: Headers) -> Reason:
+_OF_USERS = frozenset({"cookies", "credentials", "private", "session"})
+"""What is no reason where ``user=`` has found a user."""
+_INTENDED = frozenset({"no-store", "private", "stale"})
+"""What a response says itself, so that nothing suggests that it should be stored."""
+
+
+def reason_of(detail: str, status: int, headers: Headers, *, no_user: bool = False) -> Reason:
     """Return the reason that a ``detail`` of Cache-Status stands for.
 
     Args:
         detail: why the response was not stored, as in Cache-Status.
         status: the response's status.
         headers: the request's header fields, without the ignored cookies.
+        no_user: whether the rule has ``user=``, and that has found no user.
     """
     known = _kind_of(detail)
     if known is None:
         return Reason("other", detail)
     kind, found, make = known
-    return Reason(kind, *make(found, status, headers))
+    why, advice = make(found, status, headers)
+    if no_user and kind in _OF_USERS:
+        why = f"the function of user= returned no user for this request, and {why}"
+        advice = "if the request has a user, return its id from the function of user="
+    return Reason(kind, why, advice)
 
 
 def cookie_names(headers: Headers) -> str:
@@ -155,9 +168,30 @@ _KINDS: Sequence[tuple[str, str, _Make]] = (
             "not those to random paths",
         ),
     ),
-    ("no-store", r"no-store\Z", _said("the response says no-store")),
-    ("private", r"private\Z", _said("the response says private: it is for one user alone")),
-    ("stale", "stale already", _said("its own freshness is over when it arrives")),
+    (
+        "no-store",
+        r"no-store\Z",
+        _said(
+            "the response says no-store in its Cache-Control",
+            "send no no-store if it may be stored",
+        ),
+    ),
+    (
+        "private",
+        r"private\Z",
+        _said(
+            "the response says private in its Cache-Control: it is for one user alone",
+            "set user= for a response for each user, or send no private if it is the same for all",
+        ),
+    ),
+    (
+        "stale",
+        "stale already",
+        _said(
+            "its own freshness is over when it arrives",
+            "send a longer max-age, or no freshness, so that the rule's ttl counts",
+        ),
+    ),
     ("Vary", r"Vary: \*", _said("the response says Vary: *, so that no request selects it")),
 )
 
@@ -171,25 +205,50 @@ def _kind_of(detail: str) -> tuple[str, re.Match[str], _Make] | None:
     return None
 
 
-class FirstReasons:
-    """Emits the first response of each rule that was not stored for each reason."""
+_HOUR = 3600.0
+_PATHS = 3
+"""How many paths of each rule and reason are reported in an hour."""
 
-    def __init__(self, rules: Sequence[CacheRule], emit: Observer) -> None:
+
+class FirstReasons:
+    """Emits the first responses of each rule that were not stored for each reason, in each hour.
+
+    Those of a few paths, so that one odd request does not use up the report of its rule.
+    """
+
+    def __init__(self, rules: Sequence[CacheRule], emit: Observer, clock: Clock) -> None:
         self._settings = {id(rule): f"cache[{index}]" for index, rule in enumerate(rules)}
         self._emit = emit
-        self._known: set[tuple[int, str]] = set()
+        self._clock = clock
+        self._known: dict[tuple[int, str], tuple[float, frozenset[str]]] = {}
+        """Until when, and for which paths, by rule and kind."""
         self._lock = threading.Lock()
 
-    def note(self, rule: CacheRule, detail: str, status: int, headers: Headers) -> None:
-        """Emit CacheNotStored if this is the first of its rule and kind."""
+    def note(
+        self, rule: CacheRule, detail: str, status: int, request: HTTPRequest, *, no_user: bool
+    ) -> None:
+        """Emit CacheNotStored if this is among the first of its rule and kind."""
         known = _kind_of(detail)
-        if known is None or (id(rule), known[0]) in self._known:
+        if known is None or not self._is_news((id(rule), known[0]), request.path):
             return
-        with self._lock:
-            if (id(rule), known[0]) in self._known:
-                return
-            self._known.add((id(rule), known[0]))
-        reason = reason_of(detail, status, headers)
+        reason = reason_of(detail, status, request.headers, no_user=no_user)
+        advice = reason.advice
         # A rule without a ttl is for responses that state their own freshness.
-        advice = "" if rule.ttl is None and reason.kind == "lifetime" else reason.advice
-        self._emit(CacheNotStored(self._settings.get(id(rule), "cache"), reason.why, advice))
+        if reason.kind in _INTENDED or (rule.ttl is None and reason.kind == "lifetime"):
+            advice = ""
+        where = self._settings.get(id(rule), "cache")
+        self._emit(CacheNotStored(where, reason.why, advice, request.path))
+
+    def _is_news(self, place: tuple[int, str], path: str) -> bool:
+        now, path = self._clock.monotonic(), path[:_LONGEST_PATH]
+        with self._lock:
+            until, paths = self._known.get(place, (-inf, frozenset()))
+            if now >= until:
+                until, paths = now + _HOUR, frozenset()
+            if path in paths or len(paths) >= _PATHS:
+                return False
+            self._known[place] = until, paths | {path}
+            return True
+
+
+_LONGEST_PATH = 400

@@ -280,6 +280,11 @@ def _check(rule: CacheRule) -> None:
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= most:
             bound = "" if most == inf else f", {most} at most, which one request to Upstash carries"
             raise _invalid(name, number, f"a whole number from 0{bound}")
+    if rule.keep_query is not None and rule.ignore_query:
+        raise ConfigurationError(
+            f"CacheRule.ignore_query = {rule.ignore_query!r}: with keep_query, all other "
+            "parameters are ignored already; leave out one of them"
+        )
     _check_cookies(rule)
     _check_downstream(rule)
     for tag in rule.tags:
