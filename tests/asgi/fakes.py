@@ -90,6 +90,7 @@ class FakeRuntime:
     finishes_first = False
     reads_body = False
     has_limits = True
+    caches = False
     late: tuple[()] = ()
 
     def __init__(

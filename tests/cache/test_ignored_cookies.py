@@ -92,7 +92,9 @@ def test_a_session_further_out_whose_cookie_is_not_ignored_is_served():
         assert [client.get("/page").status_code for _ in range(2)] == [404, 404]
 
 
-@pytest.mark.parametrize("name", ["session", "sessionid", "csrftoken", "theme", "_gax", "__utmp"])
+@pytest.mark.parametrize(
+    "name", ["session", "sessionid", "csrftoken", "theme", "_gax", "__utmp", "__utmx"]
+)
 def test_the_list_of_analytics_matches_no_other_cookies(name: str):
     ignored = ignoring(ANALYTICS_COOKIES, ())
     assert ignored is not None

@@ -20,39 +20,39 @@ if TYPE_CHECKING:
     from upstash_middleware.core.cache.rules import CacheRule, Profile
 
 # Set and read by scripts in the browser. Not in the list: cookies that a server reads to choose
-# what it renders, such as those of experiments, feature flags and consent.
+# what it renders, such as those of experiments (``__utmx``), feature flags and consent.
 ANALYTICS_COOKIES: Mapping[str, str] = {
-    "_ga": "Google Analytics: support.google.com/analytics/answer/11397207",
-    "_ga_*": "the same, one for each property",
-    "_gid": "Google Analytics: developers.google.com/analytics, cookie usage of gtag.js",
-    "_gat": "the same",
-    "_gat_*": "the same, one for each tracker",
-    "_gac_*": "the same, for campaigns",
-    "_dc_gtm_*": "the same, set by Google Tag Manager",
-    "__utm[abctvxz]": "Google Analytics: developers.google.com/analytics, cookie usage of ga.js",
-    "_gcl_*": "Google Ads: policies.google.com/technologies/cookies",
+    "_ga": "Google Analytics: developers.google.com/analytics, cookie usage of gtag.js",
+    "_ga_*": "Google Analytics 4: support.google.com/analytics/answer/11397207",
+    "_gid": "Google Analytics: cookie usage of gtag.js",
+    "_gat": "Google Analytics: cookie usage of gtag.js",
+    "_gat_*": "Google Analytics, one for each tracker: seen as _gat_gtag_UA_1_2 and _gat_UA-1-2",
+    "_gac_*": "Google Analytics, for campaigns: cookie usage of gtag.js",
+    "_dc_gtm_*": "Google Tag Manager, in place of _gat: cookie usage of gtag.js",
+    "__utm[abctvz]": "Google Analytics: developers.google.com/analytics, cookie usage of ga.js",
+    "_gcl_*": "Google Ads, conversion linker: business.safety.google/adscookies",
     "_fbp": "Meta Pixel: developers.facebook.com, Conversions API, fbp and fbc",
-    "_fbc": "the same",
+    "_fbc": "Meta Pixel: developers.facebook.com, Conversions API, fbp and fbc",
     "_clck": "Microsoft Clarity: learn.microsoft.com/clarity, cookie list",
-    "_clsk": "the same",
-    "_uetsid": "Microsoft Advertising: help.ads.microsoft.com, UET tag",
-    "_uetvid": "the same",
-    "_hjSession_*": "Hotjar: help.hotjar.com, cookies set by the tracking code",
-    "_hjSessionUser_*": "the same",
-    "_pk_id.*": "Matomo: matomo.org/faq, cookies of the JavaScript tracker",
-    "_pk_ses.*": "the same",
-    "_pk_ref.*": "the same, for referrers",
-    "_pk_cvar.*": "the same, for custom variables",
-    "mp_*_mixpanel": "Mixpanel: docs.mixpanel.com, JavaScript SDK",
+    "_clsk": "Microsoft Clarity: learn.microsoft.com/clarity, cookie list",
+    "_uetsid": "Microsoft Advertising, UET tag: seen, and in lists of consent managers",
+    "_uetvid": "Microsoft Advertising, UET tag: seen, and in lists of consent managers",
+    "_hjSession_*": "Hotjar, one for each site: seen, and in lists of consent managers",
+    "_hjSessionUser_*": "Hotjar, one for each site: seen, and in lists of consent managers",
+    "_pk_id.*": "Matomo: matomo.org/faq/general/faq_146",
+    "_pk_ses.*": "Matomo: matomo.org/faq/general/faq_146",
+    "_pk_ref.*": "Matomo, referrers: matomo.org/faq/general/faq_146",
+    "_pk_cvar.*": "Matomo, custom variables: matomo.org/faq/general/faq_146",
+    "mp_*_mixpanel": "Mixpanel: the source of its JavaScript SDK, mp_TOKEN_mixpanel",
     "__hstc": "HubSpot: knowledge.hubspot.com, cookies set in a visitor's browser",
-    "__hssc": "the same",
-    "__hssrc": "the same",
-    "_ym_uid": "Yandex Metrica: yandex.com/support/metrica, cookies",
-    "_ym_d": "the same",
-    "_ym_isad": "the same",
-    "_ttp": "TikTok Pixel: ads.tiktok.com/help, cookies of the pixel",
+    "__hssc": "HubSpot: knowledge.hubspot.com, cookies set in a visitor's browser",
+    "__hssrc": "HubSpot: knowledge.hubspot.com, cookies set in a visitor's browser",
+    "_ym_uid": "Yandex Metrica: seen, and in the cookie policies of sites",
+    "_ym_d": "Yandex Metrica: seen, and in the cookie policies of sites",
+    "_ym_isad": "Yandex Metrica, ad blockers: seen, and in the cookie policies of sites",
+    "_ttp": "TikTok Pixel: ads.tiktok.com, Events API, ttp",
 }
-"""Patterns of names, each with what sets it and where its maker describes it."""
+"""Patterns of names, each with who sets it and where that is described."""
 
 
 def ignored_cookies(
