@@ -69,12 +69,6 @@ _REMEDIES: Final = {
     "cache rules, or raise the plan in the Upstash console",
 }
 
-_RAISED: Final = {
-    "on_purge": "%s raised: the purge is done on Redis, but was not passed on, so a CDN in front "
-    "may still have what was purged; purge again, or purge the CDN in another way",
-}
-"""What it means that a function of the application raised, where that is not only its rule's."""
-
 
 class LogObserver:
     """Logs the events that people should know of; safe under threads.
@@ -153,10 +147,19 @@ class LogObserver:
                         detail,
                         extra=_fields("SessionSaved"),
                     )
+            case UserCodeFailed("on_purge", failure):
+                if self._is_news("on_purge", type(failure).__name__):
+                    logger.error(
+                        "on_purge raised: the purge is done on Redis, but was not passed on, so a "
+                        "CDN in front may still have what was purged; purge again, or purge the "
+                        "CDN in another way",
+                        exc_info=failure,
+                        extra=_fields("UserCodeFailed", where="on_purge", error=failure),
+                    )
             case UserCodeFailed(where, failure):
                 if self._is_news(where, type(failure).__name__):
                     logger.error(
-                        _RAISED.get(where, "%s raised; its rule continued without it"),
+                        "%s raised; its rule continued without it",
                         where,
                         exc_info=failure,
                         extra=_fields("UserCodeFailed", where=where, error=failure),
