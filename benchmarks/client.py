@@ -46,12 +46,14 @@ def measured(url: str, seconds: float, rounds: int) -> dict[str, str]:
     for _ in range(rounds):
         for concurrency in (1, 16, 64):
             cpu = _in_process(url, "AsyncClient", concurrency, seconds)["cpu"]
-            found[f"CPU of a call, {concurrency} at once, µs"].append(cpu * 1e6)
+            found[f"CPU of a call, {concurrency} in flight, µs"].append(cpu * 1e6)
         for kind, concurrency in itertools.product(("Redis", "AsyncRedis"), (1, 16)):
             ours = _in_process(url, kind, concurrency, seconds)["rate"]
             theirs = _in_process(url, f"upstash_redis.{kind}", concurrency, seconds)["rate"]
             who = ("thread" if kind == "Redis" else "task") + "s" * (concurrency > 1)
-            name = f"`{kind}.get` beside upstash_redis, {concurrency} {who}: ratio of calls/s"
+            name = (
+                f"`{kind}.get` compared with upstash_redis, {concurrency} {who}: ratio of calls/s"
+            )
             found[name].append(ours / theirs)
     return {
         name: spread(values, "{:.0f}" if name.startswith("CPU") else "{:.1f}")

@@ -48,48 +48,60 @@ _TOP = """\
 
 <!-- Made by `make bench`; do not edit. -->
 
-Requests per second of an application with this package, beside the same application with something
-else. A ratio above 1 means that this package is faster. Each ratio is of two measurements in one
-round, soon after each other; shown are the median over all rounds, and the lowest and the highest.
-No network's latency is included, except where a row's name says so: where Upstash is milliseconds
-away, it outweighs all of this.
+How fast is an application with upstash-middleware, compared with the same application with another
+package or with nothing? This page shows requests per second, response times, processor time, and
+what Upstash bills.
 
-## Beside others
+- All programs run on one machine, so the figures contain no network latency, except where a row's
+  name says so. If Upstash is several milliseconds away, that latency outweighs all of these
+  differences.
+- Packages for Redis over TCP use a local Valkey. Packages for Upstash, also this one, use a
+  stand-in for Upstash on the same Valkey.
+- A ratio above 1 means that upstash-middleware is faster. The two measurements of a ratio run
+  shortly after each other. The tables show the median of all rounds, and in brackets the lowest and
+  the highest value.
+
+## Compared with other packages
 """
 
 _CLIENT = """
 ## The client
 
-`CPU` is the processor time that one more call takes in the process that makes it, on an event loop
-of uvloop, when so many calls are made concurrently. `Redis` and `AsyncRedis` are
-[the SDK's commands](redis.md) over this client.
+The client sends the calls to Upstash. `Redis` and `AsyncRedis` are [the SDK's commands](redis.md)
+with this client. `CPU` is the processor time of one call in the process that makes it, on an event
+loop of uvloop.
 """
 
 _ROWS = f"""
-## All rows
+## All measurements
 
-With {USUAL} connections. `CPU` is the processor time of a request in the application's process, and
-`added` the part that the bare application does not take; `calls` are HTTP requests to Upstash for
-each request, and `commands` what Upstash bills, or would bill if it were used in place of Redis.
+All rows are measured with {USUAL} connections.
+
+- `p50` and `p99` are response times.
+- `CPU` is the processor time of a request in the application's process. `added` is the part of it
+  that the application without any package does not need.
+- `calls` are HTTP requests to Upstash for each request. `commands` are what Upstash bills for it,
+  or would bill if the package used Upstash instead of Redis.
 """
 
 _IMPORTS = """
-## Importing
+## Import time
 
-Processor time that an import adds to a process that has imported nothing, or only what the row
-names beside it.
+The processor time that an import adds to a process that has imported nothing, or only what the row
+names.
 """
 
 _METHOD = """
 ## How it is measured
 
-`make bench` runs the programs in `benchmarks/` in 10 minutes; `make bench QUICK=1` runs one short
-round without writing this page, and `make bench ROWS='Flask*'` some rows. Each application runs in
-one process: ASGI under uvicorn with uvloop and httptools, WSGI under gunicorn with 16 threads. The
-load comes from a process with plain sockets, each of which sends a request when it has received the
-response to the last. Upstash is a stand-in over Valkey's Unix socket, which spends less time than
-any real server; peers on Redis over TCP use the same Valkey. All rows run once in each round, in
-random order.
+Each application runs in one process: ASGI under uvicorn with uvloop and httptools, WSGI under
+gunicorn with 16 threads. Another process sends the requests over plain sockets. Each socket sends
+its next request when it has received the response. The stand-in for Upstash uses a Unix socket to
+Valkey, and takes less time than a real server. All rows run once in each round, in random order.
+
+`make bench` runs the programs in `benchmarks/` in 10 minutes and writes this page.
+`make bench QUICK=1` runs one short round without writing the page.
+`make bench ROWS='Flask*'` runs some rows.
 """
 
 
@@ -120,7 +132,10 @@ def _compared(rounds: Sequence[Round]) -> str:
                 (each.ours, f"{what} ({each.note})", f"{connections}", f"{ours:.0f}",
                  f"{other:.0f}", spread(ratios))
             )  # fmt: skip
-    head = ("this package", "beside", ">connections", ">requests/s", ">beside", ">ratio")
+    head = (
+        "upstash-middleware", "compared with", ">connections",
+        ">requests/s", ">the other", ">ratio",
+    )  # fmt: skip
     return table(head, lines)
 
 
@@ -162,9 +177,9 @@ def _machine(rounds: int) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     return (
         f"Measured in {rounds} rounds on {os.cpu_count()} processors ({_processor()}), "
-        f"{platform.system()} {platform.release()}, CPython {platform.python_version()}, which the "
-        "load, the stores and other programs shared; load average at the end "
-        f"{os.getloadavg()[1]:.1f}. With {versions}.\n"
+        f"{platform.system()} {platform.release()}, CPython {platform.python_version()}. The load, "
+        "the stores and other programs shared the processors; the load average at the end was "
+        f"{os.getloadavg()[1]:.1f}. Versions: {versions}.\n"
     )
 
 

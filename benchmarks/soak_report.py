@@ -164,19 +164,34 @@ def quantile(durations: Sequence[float], share: float) -> float:
     return durations[min(len(durations) - 1, int(len(durations) * share))] if durations else 0.0
 
 
-_HEADING = """# A soak
+_HEADING = """# Soak test
 
-`python -m benchmarks.soak --seconds 1800 --write` makes this page: mixed requests of six clients to
-four gunicorn workers of four threads each. The local Upstash beside them simulates other faults
-every few seconds, through a dozen kinds of those in [the fault matrix](fault-matrix.md); at every
-fifth change a worker is killed with SIGKILL, but for the first one. `/closed` has a limit of
-{closed} in any {window:g} seconds with `on_error="closed"`, `/local` one of {local} with
-`"local"`; each body carries its own checksum; the deadline is {deadline:g} seconds.
+A soak test runs an application for a long time while Upstash fails in different ways and workers
+are killed. It checks that limits stay exact, that no response is damaged, and that memory does not
+grow.
 
-What must never happen: a status beside 200, 429 and 503; a byte that is wrong; one request more
-past a limit than its policy says; more than one of a thousand requests that takes longer than the
-deadline and {slack:.0f} ms; a worker that, once it has settled, grows by {flat:.0f} MB or by
-{descriptors} descriptors.
+Six clients send mixed requests to four gunicorn workers of four threads each. The local Upstash
+changes its simulated fault every few seconds, between a dozen of the faults in
+[the fault matrix](fault-matrix.md). At every fifth change, one of the workers is
+killed with SIGKILL, but never the first one.
+
+The test fails if one of these happens:
+
+- a response has a status other than 200, 429 and 503,
+- a body is damaged; each body contains its own checksum,
+- more requests pass than a limit and its policy allow: `/closed` has a limit of {closed} requests
+  in any {window:g} seconds with `on_error="closed"`, `/local` one of {local} with
+  `on_error="local"`,
+- more than one request in a thousand takes longer than the deadline of {deadline:g} seconds plus
+  {slack:.0f} ms,
+- a worker that has settled grows by {flat:.0f} MB or by {descriptors} file descriptors.
+
+## Result
+"""
+
+_FOOT = """## Reproduce
+
+`python -m benchmarks.soak --seconds 1800 --write` runs the test and writes this page.
 """
 
 
@@ -186,27 +201,27 @@ def report(soaked: Soaked) -> str:
     settled = list(lives(soaked).values())
     rows = [
         ("machine", f"{os.cpu_count()} cores, Python {platform.python_version()}"),
-        ("seconds", f"{soaked.seconds:g}"),
+        ("duration", f"{soaked.seconds:g} s"),
         ("requests", f"{len(durations)}, of which {seen.hits} from the cache"),
         ("statuses", ", ".join(f"{code}: {n}" for code, n in sorted(seen.statuses.items()))),
-        ("changes of the simulated faults", str(len(soaked.phases))),
-        ("workers killed", f"{len(soaked.killed)}, and with them {seen.cut} connections"),
+        ("changes of the simulated fault", str(len(soaked.phases))),
+        ("workers killed", f"{len(soaked.killed)}; {seen.cut} connections ended with them"),
         *(
-            (f"most past `{path}` within {WINDOW:g} s", f"{passed} of {bound}")
+            (f"most requests that `{path}` allowed within {WINDOW:g} s", f"{passed} of {bound}")
             for path, bound in _bounds(soaked).items()
             for passed in [most_in_a_stretch(seen.admitted[path], WINDOW)]
         ),
-        ("wrong bytes", str(len(seen.wrong))),
+        ("damaged bodies", str(len(seen.wrong))),
         *(
-            (f"p{share * 100:g}", f"{quantile(durations, share) * 1000:.1f} ms")
+            (f"response time, p{share * 100:g}", f"{quantile(durations, share) * 1000:.1f} ms")
             for share in (0.5, 0.9, 0.99, 0.999)
         ),
-        ("a worker's memory grew by", f"{_most_grown(settled, 'kilobytes') / 1024:.1f} MB at most"),
-        ("its descriptors by", f"{_most_grown(settled, 'descriptors')} at most"),
+        ("memory growth of a worker", f"{_most_grown(settled, 'kilobytes') / 1024:.1f} MB at most"),
+        ("growth of its file descriptors", f"{_most_grown(settled, 'descriptors')} at most"),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     broken = violations(soaked)
-    verdict = "\n".join(f"- {one}" for one in broken) or "Nothing that must never happen did."
+    verdict = "\n".join(f"- {one}" for one in broken) or "None of the failures above happened."
     heading = _HEADING.format(
         closed=CLOSED_QUOTA,
         local=LOCAL_QUOTA,
@@ -217,7 +232,7 @@ def report(soaked: Soaked) -> str:
         descriptors=FLAT_DESCRIPTORS,
     )
     image = f"![response times, memory and descriptors]({PLOTS.relative_to(PAGE.parent)})"
-    return f"{heading}\n| | |\n| --- | --- |\n{table}\n\n{verdict}\n\n{image}\n"
+    return f"{heading}\n{verdict}\n\n| | |\n| --- | --- |\n{table}\n\n{image}\n\n{_FOOT}"
 
 
 def _most_grown(settled: Sequence[tuple[Sample, Sample]], name: str) -> int:

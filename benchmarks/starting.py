@@ -17,9 +17,18 @@ _CACHE = f"{_ASGI}, upstash_middleware.core.cache"
 _WSGI = "import upstash_middleware.wsgi, upstash_middleware.upstash.sockets"
 IMPORTS = {
     "upstash_middleware": ("pass", "import upstash_middleware"),
-    "… with the WSGI middleware and its client, beside Flask": ("import flask", _WSGI),
-    "… with the ASGI middleware and its client, beside asyncio": ("import asyncio", _ASGI),
-    "… and the cache, beside asyncio": ("import asyncio", _CACHE),
+    "upstash_middleware with the WSGI middleware and its client, after Flask": (
+        "import flask",
+        _WSGI,
+    ),
+    "upstash_middleware with the ASGI middleware and its client, after asyncio": (
+        "import asyncio",
+        _ASGI,
+    ),
+    "upstash_middleware with the ASGI middleware, its client and the cache, after asyncio": (
+        "import asyncio",
+        _CACHE,
+    ),
     "asyncio": ("pass", "import asyncio"),
     "upstash_ratelimit and upstash_redis": ("pass", "import upstash_ratelimit, upstash_redis"),
 }

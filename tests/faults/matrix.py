@@ -66,73 +66,77 @@ def _json(body: bytes) -> Answer:
 
 LOST: Final = ("ConnectionLost", "NotConnected")
 FAULTS: Final = {
-    "slow": Fault("answers take 100 ms", {"latency_ms": 100}),
+    "slow": Fault("responses take 100 ms", {"latency_ms": 100}),
     "too slow": Fault(
-        "answers take longer than the deadline; the commands are run all the same",
+        "responses take longer than the deadline; the commands are executed",
         {"latency_ms": SHORT * 1500},
         errors=("DeadlineExceeded",),
         late=SHORT * 0.5,
         costs_deadline=True,
     ),
     "silent": Fault(
-        "half of the answer, then nothing more",
+        "half of the response arrives, then nothing",
         {"fault": "stall"},
         errors=("DeadlineExceeded",),
         costs_deadline=True,
     ),
     "trickling": Fault(
-        "the answer comes a byte every 20 ms",
+        "the response arrives one byte every 20 ms",
         {"fault": "trickle"},
         errors=("DeadlineExceeded",),
         costs_deadline=True,
     ),
-    "refused": Fault("no connection can be made", {"fault": "refuse"}, errors=LOST, runs=False),
+    "refused": Fault("no connection is possible", {"fault": "refuse"}, errors=LOST, runs=False),
     "reset before": Fault(
-        "the connection ends before the commands are run",
+        "the connection closes before the commands are executed",
         {"fault": "drop-before"},
         errors=LOST,
         runs=False,
     ),
     "reset after": Fault(
-        "the connection ends after they were run", {"fault": "drop-after"}, errors=LOST
+        "the connection closes after the commands were executed",
+        {"fault": "drop-after"},
+        errors=LOST,
     ),
     "truncated": Fault(
-        "half of the answer, then the end of the connection",
+        "half of the response arrives, then the connection closes",
         {"fault": "truncate"},
         errors=("UnexpectedAnswer", "ConnectionLost"),
     ),
     "500": Fault("status 500", {"fault": "server-error"}, errors=("UnexpectedAnswer",), runs=False),
     "502": Fault(
-        "status 502 with a page of HTML",
+        "status 502 with an HTML page",
         {"fault": "bad-gateway"},
         errors=("UnexpectedAnswer",),
         runs=False,
     ),
     "401": Fault(
-        "the token is refused", {"fault": "unauthorized"}, errors=("Refused",), runs=False
+        "Upstash rejects the token", {"fault": "unauthorized"}, errors=("Refused",), runs=False
     ),
     "quota": Fault(
-        "the plan's requests are used up", {"fault": "quota"}, errors=("Refused",), runs=False
+        "the plan's quota is used up", {"fault": "quota"}, errors=("Refused",), runs=False
     ),
     "cut JSON": Fault(
-        "JSON that breaks off",
+        "incomplete JSON",
         {"fault": "bad-gateway"},
         instead=_json(b'[{"result":"O'),
         errors=("UnexpectedAnswer",),
         runs=False,
     ),
     "wrong JSON": Fault(
-        "JSON of another shape",
+        "JSON with another structure",
         {"fault": "bad-gateway"},
         instead=_json(b'{"hello":["world"]}'),
         errors=("UnexpectedAnswer",),
         runs=False,
     ),
-    "no script": Fault("the server has forgotten all scripts", {"fault": "noscript"}),
-    "data lost": Fault("a restart with nothing left", change=Change.FLUSH),
-    "wrong type": Fault("other data stands at our keys", change=Change.WRONG_TYPE),
-    "clock ahead": Fault("this machine's clock jumps two minutes ahead", change=Change.CLOCK_AHEAD),
-    "clock back": Fault("it jumps two minutes back", change=Change.CLOCK_BACK),
+    "no script": Fault("the server has lost all scripts", {"fault": "noscript"}),
+    "data lost": Fault("the server restarts with an empty database", change=Change.FLUSH),
+    "wrong type": Fault("the middleware's keys contain other data", change=Change.WRONG_TYPE),
+    "clock ahead": Fault(
+        "the application's clock jumps two minutes ahead", change=Change.CLOCK_AHEAD
+    ),
+    "clock back": Fault("the application's clock jumps two minutes back", change=Change.CLOCK_BACK),
 }
 
 
@@ -299,47 +303,83 @@ def _data_set(fault: Fault, failure: str) -> Outcome:
 
 _HEADING: Final = """# What happens when Upstash fails
 
-`make docs-tables` writes this page from the table that the tests hold Starlette, Flask and Django
-(sync and async) to: every line is produced with the local Upstash, for every operation, framework
-and policy; the columns about sessions with Starlette, and those about data with Django's `CACHES`
-too. Each request had a limit of 9 a day, of which one was used before; *remaining* is what
-`X-RateLimit-Remaining` said, *then* what the next request was told when all was well again: so it
-shows whether Redis had counted the one before. A session had one entry; *then* says what it
-contained when all was well again. `data.get` read a value, and `data.set` replaced it, once with
-`strict=True`; *then* says whether the new value was found when all was well again.
+These tables show what clients and handlers see when Upstash, the network or the clock fails. [When
+Upstash is down](failure.md) explains the settings. The most important one is `on_error` of a rule:
+`"open"`, the default, lets requests pass; `"closed"` answers 503; `"local"` counts in the process.
 
-In every cell: the request took no longer than the deadline (with room for a slow machine), the log
-got one line where a call failed and none where it did not, a 503 carried `Retry-After`,
-`Cache-Control: no-store` and the problem type `temporary-reduced-capacity`, and all that was left
-on Redis had a time to live.
+In every case,
+
+- a request waits no longer than the deadline,
+- a 503 carries `Retry-After`, `Cache-Control: no-store` and the problem type
+  `temporary-reduced-capacity`,
+- the log contains one line if a call failed, and none otherwise,
+- every key that the request leaves on Redis expires.
 """
 
-_COLUMNS: Final = {
-    '`on_error="open"`': (Operation.LIMIT, "open"),
-    '`"closed"`': (Operation.LIMIT, "closed"),
-    '`"local"`': (Operation.LIMIT, "local"),
-    'a page in the cache, `"open"`': (Operation.LOOKUP, "open"),
-    "taking a page's lock": (Operation.LOCK, "open"),
-    "storing a page": (Operation.STORE, "open"),
-    "a handler that purges": (Operation.PURGE, "open"),
-    "a session that is loaded": (Operation.SESSION_LOAD, "open"),
-    'a session that is saved, `"open"`': (Operation.SESSION_SAVE, "open"),
-    '`"closed"`, saved': (Operation.SESSION_SAVE, "closed"),
-    "`data.get`": (Operation.DATA_GET, "open"),
-    "`data.set`": (Operation.DATA_SET, "open"),
-    "`strict=True`": (Operation.DATA_SET_STRICT, "open"),
+_SECTIONS: Final = {
+    """## Rate limits
+
+The client has used 1 of 9 requests a day. A cell shows the status of its next request and
+`X-RateLimit-Remaining`, if it is sent. *Then* is `X-RateLimit-Remaining` of another request after
+the failure: 6 if Redis has counted the first one, 7 if not.
+""": {
+        '`on_error="open"`': (Operation.LIMIT, "open"),
+        '`on_error="closed"`': (Operation.LIMIT, "closed"),
+        '`on_error="local"`': (Operation.LIMIT, "local"),
+    },
+    """## Cache
+
+The limit has `on_error="open"`. The first two columns show a request for a stored page and a
+request that takes the lock of a page. The others show the storing of a page and a handler that
+purges one.
+""": {
+        "stored page": (Operation.LOOKUP, "open"),
+        "lock of a page": (Operation.LOCK, "open"),
+        "storing a page": (Operation.STORE, "open"),
+        "purge": (Operation.PURGE, "open"),
+    },
+    """## Sessions
+
+A session contains one entry. A cell shows the status of the response and what the handler finds in
+the session, then what is stored after the failure.
+""": {
+        "load": (Operation.SESSION_LOAD, "open"),
+        'save, `on_error="open"`': (Operation.SESSION_SAVE, "open"),
+        'save, `on_error="closed"`': (Operation.SESSION_SAVE, "closed"),
+    },
+    """## Data
+
+A handler reads a value, or replaces it. A cell shows what the call returns or raises, then whether
+the new value is stored.
+""": {
+        "`data.get`": (Operation.DATA_GET, "open"),
+        "`data.set`": (Operation.DATA_SET, "open"),
+        "`data.set` with `strict=True`": (Operation.DATA_SET_STRICT, "open"),
+    },
 }
+
+_FOOT: Final = """## How the tables are made
+
+The tests cause every failure with the local Upstash, and compare each cell with what they see.
+Limits and the cache are tested in Starlette, Flask and Django (sync and async), sessions in
+Starlette, and data in Starlette and with Django's `CACHES`. `make docs-tables` writes this page.
+"""
 
 
 def document() -> str:
-    """Return the documentation's page: what is expected above, as a table."""
-    heads = ["what happens", *_COLUMNS]
-    rows = [
-        [fault.said, *(_cell(name, *column) for column in _COLUMNS.values())]
-        for name, fault in FAULTS.items()
-    ]
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join([_HEADING, *(f"| {' | '.join(line)} |" for line in lines), ""])
+    """Return the documentation's page: what is expected above, as tables."""
+    parts = [_HEADING]
+    for heading, columns in _SECTIONS.items():
+        rows = [
+            ["what happens", *columns],
+            ["---"] * (1 + len(columns)),
+            *(
+                [fault.said, *(_cell(name, *column) for column in columns.values())]
+                for name, fault in FAULTS.items()
+            ),
+        ]
+        parts += [heading, *(f"| {' | '.join(row)} |" for row in rows), ""]
+    return "\n".join([*parts, _FOOT])
 
 
 def _cell(name: str, operation: Operation, policy: str) -> str:
@@ -355,18 +395,23 @@ def _cell(name: str, operation: Operation, policy: str) -> str:
         case Operation.STORE:
             return "stored" if outcome.cached_after else "not stored"
         case Operation.PURGE:
-            told = "done" if outcome.purged else "an UpstashError"
-            return f"told: {told}; the page is {'still there' if outcome.cached_after else 'gone'}"
+            result = "success" if outcome.purged else "UpstashError"
+            return f"{result}, {'still stored' if outcome.cached_after else 'purged'}"
         case Operation.SESSION_LOAD:
-            return f"{outcome.status}, {outcome.session}, then {outcome.session_after}"
+            return f"{outcome.status}, {_LOADED[outcome.session]}, {_KEPT[outcome.session_after]}"
         case Operation.SESSION_SAVE:
-            return f"{outcome.status}, then {outcome.session_after}"
+            return f"{outcome.status}, {_SAVED[outcome.session_after]}"
         case Operation.DATA_GET:
-            return outcome.value
+            return "the value" if outcome.value == "there" else "missing"
         case Operation.DATA_SET | Operation.DATA_SET_STRICT:
-            told = "an UpstashError" if "Error" in outcome.told else f"`{outcome.told}`"
-            return f"{told}, then {outcome.value_after}"
+            result = "UpstashError" if "Error" in outcome.told else f"`{outcome.told}`"
+            return f"{result}, {'stored' if outcome.value_after == 'stored' else 'not stored'}"
     assert_never(operation)
+
+
+_LOADED: Final = {"there": "loaded", "empty": "empty", "unavailable": "unavailable"}
+_KEPT: Final = {"unchanged": "still stored", "gone": "lost"}
+_SAVED: Final = {"saved": "saved", "unchanged": "not saved", "gone": "lost"}
 
 
 def _counted(outcome: Outcome) -> list[str]:
@@ -374,5 +419,4 @@ def _counted(outcome: Outcome) -> list[str]:
 
 
 def _after(outcome: Outcome) -> str:
-    told = "not told" if outcome.remaining_after is None else outcome.remaining_after
-    return f"then {told}"
+    return f"then {'unknown' if outcome.remaining_after is None else outcome.remaining_after}"
