@@ -126,7 +126,7 @@ def platforms() -> str:
         ]
         is_list = preset.header == "x-forwarded-for"
         read = f"{field}, {which}" if is_list else field or which
-        known = " and ".join(f"`{variable}`" for variable in preset.variables) or "not"
+        known = " and ".join(f"`{variable}`" for variable in preset.variables)
         rows.append(
             (
                 f"[{preset.title}]({preset.documentation})",

@@ -32,7 +32,7 @@ _SAID: Final[dict[Use, Phase]] = {
     Use.FRESH: ("fresh", "used"),
     Use.STALE: ("stale", "used stale"),
     Use.STALE_WHILE_REVALIDATE: ("stale", "refreshed"),
-    Use.FORWARD_STALE: ("ask", "the application is asked If-None-Match"),
+    Use.FORWARD_STALE: ("ask", "the application is called with If-None-Match"),
     Use.FORWARD_REQUESTED: ("ask", "the application is asked"),
 }
 _GONE: Final[Phase] = ("", "")
@@ -68,7 +68,7 @@ def when_failing(second: int) -> Phase:
     if found in (_GONE, _SAID[Use.FRESH], _SAID[Use.STALE_WHILE_REVALIDATE]):
         return found
     stands_in = usable_for_error(stored().stored, second)
-    return ("stale", "stands in") if stands_in else ("error", "the 503")
+    return ("stale", "fallback") if stands_in else ("error", "the 503")
 
 
 def purged_softly(second: int) -> Phase:

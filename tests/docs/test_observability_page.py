@@ -106,7 +106,7 @@ def test_the_documentation_shows_every_attribute_of_a_span():
 def test_the_documentation_shows_every_field_of_a_log_record():
     source = inspect.getsource(logs)
     named = set(re.findall(r"(\w+)=", "".join(re.findall(r"_fields\((.*?)\)", source))))
-    assert first_column("The log") == {f"upstash_{name}" for name in {*named, "event", "refusal"}}
+    assert first_column("Logging") == {f"upstash_{name}" for name in {*named, "event", "refusal"}}
 
 
 @pytest.mark.usefixtures("upstash")

@@ -48,5 +48,5 @@ def test_only_the_fixed_window_lets_more_than_the_limit_pass_within_its_length()
 
 def test_the_phases_end_where_the_directives_say() -> None:
     assert [end for _, end, _ in phases(ordinarily)][:3] == [60, 90, 60 + int(GRACE)]
-    assert (90, 180, ("stale", "stands in")) in phases(when_failing)
+    assert (90, 180, ("stale", "fallback")) in phases(when_failing)
     assert [end for _, end, _ in phases(purged_softly)][:3] == [30, 90, 60 + int(GRACE)]

@@ -488,7 +488,7 @@ PLATFORMS = {
         "Koyeb",
         "x-forwarded-for",
         1,
-        "it tells the client's address",
+        "it contains the client's address",
         "https://www.koyeb.com/docs/reference/edge-network",
         ("KOYEB_APP_NAME",),
     ),
