@@ -22,6 +22,8 @@ from flask import (
     request_tearing_down,
 )
 from flask import session as current_session
+from flask.globals import request_ctx
+from flask.sessions import NullSession, SecureCookieSession
 from werkzeug.exceptions import Forbidden, HTTPException, ServiceUnavailable, TooManyRequests
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -49,6 +51,7 @@ from upstash_middleware.runtime import OF_NO_VISITOR, Features, LazyProxy, Runti
 from upstash_middleware.settings import settings_from
 from upstash_middleware.wsgi import (
     RATE_LIMIT_KEY,
+    STREAMS,
     EnvironBody,
     Middleware,
     fields_of,
@@ -74,6 +77,7 @@ if TYPE_CHECKING:
     from upstash_middleware.flask_sessions import FlaskSession
     from upstash_middleware.messages import HTTPRequest, RequestBody
     from upstash_middleware.settings import Arguments
+    from upstash_middleware.wsgi import ResponseStream
 
 __all__ = [
     "CONFIG",
@@ -376,6 +380,26 @@ redis: Any = LazyProxy(lambda: runtime_for_handlers(current_app).redis())
 def _show_decision(_app: Flask, **_: object) -> None:
     """Set ``g.rate_limit`` before any function of the application is called."""
     g.rate_limit = request.environ.get(RATE_LIMIT_KEY, UNCHECKED)
+    if STREAMS in request.environ:
+        _forbid_for_invalid_session(request.environ[STREAMS])
+
+
+def _forbid_for_invalid_session(streams: Sequence[ref[ResponseStream]]) -> None:
+    """Store no response to a request whose session cookie is not valid, or has expired.
+
+    It would be stored for that whole Cookie field. Where a key is being replaced, another process
+    may find a login in the same cookie.
+    """
+    if current_app.config["SESSION_COOKIE_NAME"] not in request.cookies:
+        return
+    context = vars(request_ctx._get_current_object())  # type: ignore[attr-defined] # noqa: SLF001 - documented by Werkzeug
+    # By the public name it would count as used by the application.
+    session = context.get("_session", context.get("session"))
+    if not isinstance(session, SecureCookieSession) or isinstance(session, NullSession) or session:
+        return  # of another interface, without a key, or valid
+    for each in streams:
+        if (stream := each()) is not None:
+            stream.exchange.forbid("its session cookie is not valid", client_left=True)
 
 
 def _flask_within(wsgi_app: WSGIApplication) -> Flask:

@@ -134,6 +134,11 @@ _KINDS: Sequence[tuple[str, str, _Make]] = (
         _said("the handler has used the session", "set user= for a response for each user"),
     ),
     (
+        "invalid session",
+        "its session cookie is not valid",
+        _said("the session cookie of the request is not valid, or has expired"),
+    ),
+    (
         "size",
         "body above",
         _said(
