@@ -1,14 +1,39 @@
-"""How decorators find values, such as identifiers and keys, in the arguments of a call."""
+"""Arguments: which ones a caller gave, and values that decorators find in those of a call."""
 
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from upstash_middleware.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+
+def passing_to(implementation: Callable[..., Any] | str) -> Callable[[F], F]:
+    """Make a function that passes on the arguments that a caller gives, and no defaults.
+
+    The decorated function has the signature and the documentation, and is not called: whether an
+    argument was given matters, since a rule file or an environment variable may set the others.
+
+    Args:
+        implementation: A function, or the name of a method of the same object.
+    """
+
+    def decorate(signature: F) -> F:
+        @wraps(signature)
+        def function(*args: Any, **given: Any) -> Any:
+            if isinstance(implementation, str):
+                return getattr(args[0], implementation)(*args[1:], **given)
+            return implementation(*args, **given)
+
+        return cast("F", function)
+
+    return decorate
 
 
 def from_arguments(

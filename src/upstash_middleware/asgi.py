@@ -11,6 +11,7 @@ from urllib.parse import quote, unquote
 
 from msgspec import Struct
 
+from upstash_middleware.arguments import passing_to
 from upstash_middleware.core.ratelimit.decision import UNCHECKED
 from upstash_middleware.decorators import Attached, HandlerCall, exempt_types
 from upstash_middleware.errors import ConfigurationError, unknown_name
@@ -29,10 +30,16 @@ from upstash_middleware.messages import (
     content_length,
 )
 from upstash_middleware.runtime import OF_NO_VISITOR, Features, LazyProxy, Runtime
-from upstash_middleware.settings import DEFAULTS, NOT_OF_SESSIONS, check_kept_cookies
+from upstash_middleware.settings import (
+    DEFAULTS,
+    NOT_OF_SESSIONS,
+    WithSettings,
+    check_kept_cookies,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from os import PathLike
     from typing import Literal, Unpack
 
     import anyio
@@ -42,6 +49,7 @@ if TYPE_CHECKING:
     from upstash_middleware.core.ratelimit import Decision
     from upstash_middleware.core.sessions import SessionSettings
     from upstash_middleware.data import Data
+    from upstash_middleware.events import Observer
     from upstash_middleware.settings import Arguments
 
 __all__ = [
@@ -100,13 +108,21 @@ class CacheHandle:
     ) -> None:
         """Invalidate stored responses: ``await request.state.cache.purge("/tea?size=2")``.
 
-        ``urls`` are paths with their query, or whole URLs; each is purged with all its variants. A
-        tag includes its colon-descendants: ``product`` purges ``product:7``. A directory,
-        ``/products/``, includes all URLs that begin with it; ``rules`` are the paths of cache
-        rules, of which everything that they cover is purged. ``soft`` lets them still be served
-        stale where their rule allows it. Does nothing where the middleware is disabled. Raises
-        UpstashError if Upstash cannot be reached, and ValueError for an invalid URL or directory or
-        an unknown rule.
+        It does nothing where the middleware is disabled.
+
+        Args:
+            *urls: Paths with their query, or whole URLs; each is purged with all its variants.
+            tags: Tags, with their colon-descendants: ``product`` purges ``product:7``.
+            directories: Paths that end in a slash: ``/products/`` includes all URLs that begin with
+                it. They need the setting ``purge_directories``.
+            rules: Paths of cache rules, of which everything that they cover is purged. They need
+                the setting ``purge_directories``.
+            everything: Whether all stored responses are purged.
+            soft: Whether they may still be served stale where their rule allows it.
+
+        Raises:
+            UpstashError: Upstash cannot be reached.
+            ValueError: A URL or directory is invalid, or there is no such rule.
         """
         await self.runtime.apurge(
             *urls,
@@ -126,7 +142,22 @@ class CacheHandle:
         everything: bool = False,
         soft: bool = False,
     ) -> None:
-        """Do the same as ``purge`` in a handler that runs in a thread (a plain ``def``)."""
+        """Do the same as ``purge`` in a handler that runs in a thread (a plain ``def``).
+
+        Args:
+            *urls: Paths with their query, or whole URLs; each is purged with all its variants.
+            tags: Tags, with their colon-descendants: ``product`` purges ``product:7``.
+            directories: Paths that end in a slash: ``/products/`` includes all URLs that begin with
+                it. They need the setting ``purge_directories``.
+            rules: Paths of cache rules, of which everything that they cover is purged. They need
+                the setting ``purge_directories``.
+            everything: Whether all stored responses are purged.
+            soft: Whether they may still be served stale where their rule allows it.
+
+        Raises:
+            UpstashError: Upstash cannot be reached.
+            ValueError: A URL or directory is invalid, or there is no such rule.
+        """
         self.runtime.purge(
             *urls,
             tags=tags,
@@ -409,10 +440,10 @@ class Middleware:
         await self.app(scope, receive, send_after_closing)
 
 
-class _Configured(Middleware):
+class _Configured(WithSettings["ASGIApp"], Middleware):
     features: ClassVar[Features]
 
-    def __init__(self, app: ASGIApp, **arguments: Unpack[Arguments]) -> None:
+    def _configure(self, app: ASGIApp, **arguments: Unpack[Arguments]) -> None:
         runtime = Runtime.of(
             arguments,
             self.features,
@@ -420,7 +451,7 @@ class _Configured(Middleware):
             own="AsyncClient",
             kept_cookies=cookies_of(app),
         )
-        super().__init__(app, runtime)
+        Middleware.__init__(self, app, runtime)
 
 
 def cookies_of(app: object) -> dict[str, str]:
@@ -489,7 +520,75 @@ class SessionMiddleware(Middleware):
 
     features: ClassVar[Features] = Features.SESSIONS
 
+    @passing_to("_configure")
     def __init__(  # noqa: PLR0913, PLR0917 - Starlette's, and this package's settings
+        self,
+        app: ASGIApp,
+        secret_key: str | Sequence[str] = (),
+        session_cookie: str = "session",
+        max_age: Duration | None = 14 * 24 * 3600,
+        path: str = "/",
+        same_site: str = "lax",
+        https_only: bool = False,
+        domain: str | None = None,
+        *,
+        partitioned: bool = False,
+        idle_timeout: Duration | None = None,
+        absolute_timeout: Duration = 90 * 24 * 3600,
+        paths: Sequence[str] = (),
+        max_size: int = 256 * 1024,
+        on_error: Literal["open", "closed"] = "open",
+        read_from: Literal["nearest", "primary"] = "nearest",
+        config: str | PathLike[str] | None = None,
+        enabled: bool = True,
+        url: str | None = None,
+        token: str | None = None,
+        redis: Any = None,
+        transport: Any = None,
+        prefix: str = "upstash-middleware",
+        secret: str | None = None,
+        deadline: Duration = 1.0,
+        breaker: bool = True,
+        breaker_slow: Duration | None = None,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        """Wrap an application.
+
+        Args:
+            app: The application.
+            secret_key: One key, or several of which the first signs; see SessionSettings.
+            session_cookie: The cookie's name.
+            max_age: Seconds for which browsers keep the cookie; None until they are closed.
+            path: The paths that browsers send it to.
+            same_site: ``"lax"``, ``"strict"`` or ``"none"``.
+            https_only: Whether it is sent over HTTPS only.
+            domain: The domain whose subdomains get it too.
+            partitioned: Whether each site that embeds this one has its own.
+            idle_timeout: Seconds after which an unused session ends.
+            absolute_timeout: Seconds after which a session ends in any case.
+            paths: Patterns of the paths that use sessions; empty for all.
+            max_size: Bytes of all entries.
+            on_error: What happens if a session cannot be saved.
+            read_from: Which replica sessions are read from.
+            config: The path of a rule file: these settings in TOML.
+            enabled: False turns the sessions off, as does UPSTASH_MIDDLEWARE_ENABLED=0.
+            url: The database's REST URL; default UPSTASH_REDIS_REST_URL, then KV_REST_API_URL.
+            token: Its token; default UPSTASH_REDIS_REST_TOKEN, then KV_REST_API_TOKEN.
+            redis: The application's own upstash_redis.Redis, or a LocalUpstash, instead of both.
+            transport: How calls are made: ``"sockets"``, ``"httpx"``, or a client of httpx.
+            prefix: The beginning of every key, one for each application.
+            secret: The key that hashes identifiers; default: derived from the token.
+            deadline: Seconds that a call to Upstash may take in all; default 1.
+            breaker: Whether a circuit breaker stops calls while half of the latest ones fail.
+            breaker_slow: Seconds from which a call counts as failed for it; default half of
+                ``deadline``.
+            observers: Functions that are called with every event, in addition to the log.
+
+        Raises:
+            ConfigurationError: An argument is wrong.
+        """
+
+    def _configure(  # noqa: PLR0913, PLR0917 - Starlette's, and this package's settings
         self,
         app: ASGIApp,
         secret_key: str | Sequence[str] = (),
@@ -509,29 +608,6 @@ class SessionMiddleware(Middleware):
         read_from: Literal["nearest", "primary"] = "nearest",
         **arguments: Unpack[Arguments],
     ) -> None:
-        """Wrap ``app``.
-
-        Args:
-            app: The application.
-            secret_key: See SessionSettings, as for all but the last.
-            session_cookie: The cookie's name.
-            max_age: Seconds for which browsers keep the cookie; None until they are closed.
-            path: The paths that browsers send it to.
-            same_site: ``"lax"``, ``"strict"`` or ``"none"``.
-            https_only: Whether it is sent over HTTPS only.
-            domain: The domain whose subdomains get it too.
-            partitioned: Whether each site that embeds this one has its own.
-            idle_timeout: Seconds after which an unused session ends.
-            absolute_timeout: Seconds after which a session ends in any case.
-            paths: Patterns of the paths that use sessions; empty for all.
-            max_size: Bytes of all entries.
-            on_error: What happens if a session cannot be saved.
-            read_from: Which replica sessions are read from.
-            **arguments: Settings of the middleware, such as ``url``, ``token`` and ``prefix``.
-
-        Raises:
-            ConfigurationError: An argument is wrong.
-        """
         from upstash_middleware.core.sessions import SessionSettings  # noqa: PLC0415 - if any
 
         if "sessions" in arguments:
@@ -560,7 +636,7 @@ class SessionMiddleware(Middleware):
             setting="SessionMiddleware",
         )
         runtime = Runtime.of({**arguments, "sessions": settings}, self.features, own="AsyncClient")
-        super().__init__(app, runtime)
+        Middleware.__init__(self, app, runtime)
 
 
 def _check_arguments(arguments: Mapping[str, Any], fields: type[SessionSettings]) -> None:

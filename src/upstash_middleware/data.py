@@ -24,7 +24,7 @@ from typing import (
     overload,
 )
 
-from upstash_middleware.arguments import from_arguments
+from upstash_middleware.arguments import from_arguments, passing_to
 from upstash_middleware.core.cache import Purge
 from upstash_middleware.core.clock import seconds_in
 from upstash_middleware.core.data import MISSING, Loading, expanded
@@ -79,7 +79,7 @@ class DataArguments(TypedDict, total=False):
     observers: Sequence[Observer]
 
 
-class StoringOptions(TypedDict, total=False):
+class StoringOptions(TypedDict):
     """How a value is stored; see ``Data.set``."""
 
     tags: Iterable[str]
@@ -87,7 +87,7 @@ class StoringOptions(TypedDict, total=False):
     strict: bool
 
 
-class LoadingOptions(TypedDict, total=False):
+class LoadingOptions(TypedDict):
     """How a missing value is loaded, and loaded again; see ``Data.get_or_set``."""
 
     tags: Iterable[str]
@@ -98,7 +98,7 @@ class LoadingOptions(TypedDict, total=False):
     wait: Duration
 
 
-class MemoizingOptions(TypedDict, total=False):
+class MemoizingOptions(TypedDict):
     """How a function's results are kept; see ``Data.memoize``."""
 
     type: Any
@@ -130,17 +130,59 @@ class Memoized(Protocol[P, R_co]):
 class _Data:
     """What ``Data`` and ``SyncData`` share."""
 
-    def __init__(self, *, kind: str = "data", **settings: Unpack[DataArguments]) -> None:
+    @passing_to("_configure")
+    def __init__(  # noqa: PLR0913 - settings
+        self,
+        *,
+        kind: str = "data",
+        config: str | PathLike[str] | None = None,
+        enabled: bool = True,
+        url: str | None = None,
+        token: str | None = None,
+        redis: Any = None,
+        transport: Any = None,
+        prefix: str = "upstash-middleware",
+        deadline: Duration = 1.0,
+        cache_deadline: Duration = 0.25,
+        cache_max_keep: Duration = 7 * 24 * 3600.0,
+        cache_keys: Sequence[str] = (),
+        cache_encrypt: bool = False,
+        data_l1_bytes: int = 0,
+        data_l1_seconds: Duration = 5.0,
+        breaker: bool = True,
+        breaker_slow: Duration | None = None,
+        observers: Sequence[Observer] = (),
+    ) -> None:
         """Create it; nothing is connected.
 
         Args:
-            kind: A name for keys of their own, which ``clear()`` removes by themselves.
-            settings: Such as ``url``, ``token`` and ``prefix``. By default the environment names
-                the database.
+            kind: A name for separate keys, which ``clear()`` removes by themselves.
+            config: The path of a rule file: these settings in TOML.
+            enabled: False finds and stores nothing, as does UPSTASH_MIDDLEWARE_ENABLED=0.
+            url: The database's REST URL; default UPSTASH_REDIS_REST_URL, then KV_REST_API_URL.
+            token: Its token; default UPSTASH_REDIS_REST_TOKEN, then KV_REST_API_TOKEN.
+            redis: The application's own upstash_redis.Redis, or a LocalUpstash, instead of both.
+            transport: How calls are made: ``"sockets"``, ``"httpx"``, or a client of httpx.
+            prefix: The beginning of every key, one for each application.
+            deadline: Seconds that a call of ``purge`` may take in all; default 1.
+            cache_deadline: Seconds that any other call may take in all; default 0.25.
+            cache_max_keep: Seconds for which a value with tags is kept at most; default 7 days, and
+                the same in every process that purges.
+            cache_keys: Keys of 32 characters at least that sign values: the first one signs, all
+                verify. Default none.
+            cache_encrypt: Whether values are encrypted with these keys instead of signed.
+            data_l1_bytes: Bytes of this process's memory for values that were read; default 0.
+            data_l1_seconds: Seconds for which they are used; default 5, 60 at most.
+            breaker: Whether a circuit breaker stops calls while half of the latest ones fail.
+            breaker_slow: Seconds from which a call counts as failed for it; default half of
+                ``deadline``.
+            observers: Functions that are called with every event, in addition to the log.
 
         Raises:
             ConfigurationError: A setting is wrong.
         """
+
+    def _configure(self, *, kind: str = "data", **settings: Unpack[DataArguments]) -> None:
         known = DataArguments.__annotations__
         for name in settings:
             if name not in known:
@@ -152,7 +194,12 @@ class _Data:
 
     @classmethod
     def over(cls, find: Callable[[], Runtime], kind: str = "data") -> Self:
-        """Return one over the runtime that a function returns, at each call."""
+        """Return one over the runtime that a function returns, at each call.
+
+        Args:
+            find: Returns the runtime of a middleware.
+            kind: A name for separate keys.
+        """
         made = cls.__new__(cls)
         made._kind, made._find = kind, find  # noqa: SLF001 - it is one of these
         return made
@@ -169,7 +216,7 @@ class _Data:
     def _set(
         self, store: DataStore, values: Mapping[str, object], ttl: Duration, options: StoringOptions
     ) -> Flow[bool]:
-        kind, seconds, tags, strict = _storing("set", store, ttl, options)
+        kind, seconds, tags, strict = _storing(store, ttl, options)
         payloads = {key: store.encode(value, kind) for key, value in values.items()}
         if len(payloads) == 1:
             ((key, payload),) = payloads.items()
@@ -179,7 +226,7 @@ class _Data:
     def _add(
         self, store: DataStore, key: str, value: object, ttl: Duration, options: StoringOptions
     ) -> Flow[bool]:
-        kind, seconds, tags, strict = _storing("add", store, ttl, options)
+        kind, seconds, tags, strict = _storing(store, ttl, options)
         return store.add(key, store.encode(value, kind), seconds, tags, strict=strict)
 
     def _loading(
@@ -190,16 +237,15 @@ class _Data:
                 f"get_or_set: {loader!r:.80} is not a function; write for instance lambda: …, or "
                 "pass an async function itself and not what it returns"
             )
-        _check_names("get_or_set", options, LoadingOptions)
-        store, tags = self._use()[1], expanded(options.get("tags", ()))
+        store, tags = self._use()[1], expanded(options["tags"])
         seconds = _seconds("ttl", ttl, store, tags)
-        stale: Any = options.get("stale", 0)
+        stale: Any = options["stale"]
         stale = _seconds("stale", stale, store, tags, above=seconds) if stale else 0.0
-        early = options.get("early", 0.0)
+        early = options["early"]
         if not 0 <= early <= 100:
             raise ValueError(f"early={early!r} should be from 0 to 100; 1 is the optimum")
-        wait = _seconds("wait", options.get("wait", _WAIT), store, ())
-        kind, lock = options.get("type"), options.get("lock", True)
+        wait = _seconds("wait", options["wait"], store, ())
+        kind, lock = options["type"], options["lock"]
         return Loading(key, loader, seconds, tags, kind, stale, early, lock, wait)
 
     async def _purge(
@@ -231,61 +277,181 @@ class SyncData(_Data):
     @overload
     def get(self, key: str, default: Any = None, *, type: Any = None) -> Any: ...
     def get(self, key: str, default: Any = None, *, type: Any = None) -> Any:  # noqa: A002 - what it is
-        """Return a value; ``default`` if there is none, or Upstash fails. See ``Data.get``."""
+        """Return a value; ``default`` if there is none, or Upstash fails.
+
+        Args:
+            key: Text.
+            default: What is returned if there is none, or Upstash fails. A stored None is a value.
+            type: The dataclass, Struct or pydantic model that it is to become, or a type made of
+                these such as ``list[Product]``; what is stored and is not of it counts as missing.
+        """
         return self._run(lambda store: store.get(key, default, type), default)
 
     def get_many(self, keys: Iterable[str], *, type: Any = None) -> dict[str, Any]:  # noqa: A002 - what it is
-        """Return the values that there are, by key, in one command. See ``Data.get_many``."""
+        """Return the values that there are, by key, in one command.
+
+        Args:
+            keys: The keys.
+            type: What each is to become, as for ``get``.
+        """
         return self._run(lambda store: store.get_many(keys, type), {})
 
-    def set(
-        self, key: str, value: object, *, ttl: Duration, **options: Unpack[StoringOptions]
+    def set(  # noqa: PLR0913
+        self,
+        key: str,
+        value: object,
+        *,
+        ttl: Duration,
+        tags: Iterable[str] = (),
+        type: Any = None,  # noqa: A002 - what it is
+        strict: bool = False,
     ) -> bool:
-        """Store a value, and return whether that succeeded. See ``Data.set``."""
+        """Store a value, and return whether that succeeded.
+
+        Args:
+            key: Text.
+            value: See the class; integers can be counted with ``incr``.
+            ttl: Seconds for which it is kept, 400 days at most; with tags at most the setting
+                ``cache_max_keep``, 7 days by default.
+            tags: A purge of one of them, or of an ancestor (``product`` of ``product:7``), makes
+                the value missing.
+            type: Of what type the value is, if it is not one of those that the class names.
+            strict: Whether a failure of Upstash is raised.
+
+        Raises:
+            NotStorable: The value would not come back equal and of the same type.
+            ValueError: ``ttl`` or a tag is wrong.
+            UpstashError: If ``strict``.
+        """
+        options = StoringOptions(tags=tags, type=type, strict=strict)
         return self._run(lambda store: self._set(store, {key: value}, ttl, options), False)
 
     def set_many(
-        self, values: Mapping[str, object], *, ttl: Duration, **options: Unpack[StoringOptions]
+        self,
+        values: Mapping[str, object],
+        *,
+        ttl: Duration,
+        tags: Iterable[str] = (),
+        type: Any = None,  # noqa: A002 - what it is
+        strict: bool = False,
     ) -> bool:
-        """Store several values in one call, one command each. See ``Data.set_many``."""
+        """Store several values in one call, one command each.
+
+        Args:
+            values: The values by key.
+            ttl: Seconds for which each is kept; see ``set``.
+            tags: Tags of each; see ``set``.
+            type: Of what type each is; see ``set``.
+            strict: Whether a failure of Upstash is raised.
+        """
+        options = StoringOptions(tags=tags, type=type, strict=strict)
         return self._run(lambda store: self._set(store, values, ttl, options), False)
 
-    def add(
-        self, key: str, value: object, *, ttl: Duration, **options: Unpack[StoringOptions]
+    def add(  # noqa: PLR0913
+        self,
+        key: str,
+        value: object,
+        *,
+        ttl: Duration,
+        tags: Iterable[str] = (),
+        type: Any = None,  # noqa: A002 - what it is
+        strict: bool = False,
     ) -> bool:
-        """Store a value if there is none, and return whether it did. See ``Data.add``."""
+        """Store a value if there is none, and return whether it did.
+
+        Args:
+            key: Text.
+            value: The value; see ``set``.
+            ttl: Seconds for which it is kept; see ``set``.
+            tags: Its tags; see ``set``.
+            type: Of what type it is; see ``set``.
+            strict: Whether a failure of Upstash is raised.
+        """
+        options = StoringOptions(tags=tags, type=type, strict=strict)
         return self._run(lambda store: self._add(store, key, value, ttl, options), False)
 
     def delete(self, *keys: str, strict: bool = False) -> bool:
-        """Delete values, and return whether any was on Redis. See ``Data.delete``."""
+        """Delete values, and return whether any was on Redis.
+
+        Args:
+            *keys: Their keys.
+            strict: Whether a failure of Upstash is raised.
+        """
         return self._run(lambda store: store.delete(*keys, strict=strict), False)
 
     def touch(self, key: str, *, ttl: Duration, strict: bool = False) -> bool:
-        """Keep a value for ``ttl`` from now, and return whether there is one."""
+        """Keep a value for ``ttl`` from now, and return whether there is one.
+
+        Args:
+            key: Text.
+            ttl: Seconds for which it is kept; see ``set``.
+            strict: Whether a failure of Upstash is raised.
+        """
         return self._run(
             lambda store: store.touch(key, _seconds("ttl", ttl, store, ()), strict=strict), False
         )
 
     def incr(self, key: str, delta: int = 1, *, ttl: Duration, strict: bool = False) -> int | None:
-        """Add to a counter and return the sum; None if Upstash fails. See ``Data.incr``."""
+        """Add to a counter and return the sum; None if Upstash fails.
+
+        Args:
+            key: Text.
+            delta: What is added; negative to subtract.
+            ttl: Seconds for which a counter is kept that this call creates, at 0. One that is
+                there keeps its own.
+            strict: Whether a failure of Upstash is raised.
+
+        Raises:
+            TypeError: ``delta`` is no integer.
+            ValueError: The value is no integer or has tags, or the sum is beyond 2**53.
+            ConfigurationError: ``cache_keys`` is set: Redis cannot count with what it cannot read.
+        """
         return self._run(
             lambda store: store.incr(key, delta, _seconds("ttl", ttl, store, ()), strict=strict),
             None,
         )
 
-    def get_or_set(
+    def get_or_set(  # noqa: PLR0913
         self,
         key: str,
         ttl: Duration,
         loader: Callable[[], R],
-        **options: Unpack[LoadingOptions],
+        *,
+        tags: Iterable[str] = (),
+        type: Any = None,  # noqa: A002 - what it is
+        stale: Duration = 0,
+        early: float = 0.0,
+        lock: bool = True,
+        wait: Duration = _WAIT,
     ) -> R:
-        """Return a value; if it is missing, load and store it. See ``Data.get_or_set``.
+        """Return a value; if it is missing, load and store it.
 
         With ``stale`` or ``early``, the one call that loads the value again waits for it, and the
         others get the old one.
+
+        Args:
+            key: Text.
+            ttl: Seconds for which the value is kept, as for ``set``.
+            loader: A function without arguments, sync or async, that returns the value.
+            tags: As for ``set``.
+            type: As for ``get``.
+            stale: Seconds after ``ttl`` for which the old value is returned while one call loads it
+                again, in the background; also while the loader fails. Default 0.
+            early: From 0, never, to about 1, the optimum: how likely one call loads the value again
+                before it ends, so that no call has to wait. Values that take long to load are
+                loaded earlier.
+            lock: Whether other processes wait too, which costs a missing value one more round trip
+                and command.
+            wait: Seconds to wait at most for another call's loader; then this one calls its own.
+
+        Raises:
+            NotStorable: The value would not come back equal and of the same type.
+            ValueError: An argument is wrong.
         """
         runtime, store = self._use()
+        options = LoadingOptions(
+            tags=tags, type=type, stale=stale, early=early, lock=lock, wait=wait
+        )
         loading = self._loading(key, ttl, loader, options)
         if not runtime.enabled:
             return loader()
@@ -295,17 +461,41 @@ class SyncData(_Data):
             value = value if again is MISSING else again
         return cast("R", value)
 
-    def memoize(
+    def memoize(  # noqa: PLR0913
         self,
         ttl: Duration,
         *,
         key: str | Callable[..., str] | None = None,
         tags: Iterable[str] | Callable[..., Iterable[str]] = (),
-        **options: Unpack[MemoizingOptions],
+        type: Any = None,  # noqa: A002 - what it is
+        stale: Duration = 0,
+        early: float = 0.0,
+        lock: bool = True,
+        wait: Duration = _WAIT,
     ) -> Callable[[Callable[P, R]], Memoized[P, R]]:
-        """Keep the results of a function or method. See ``Data.memoize``."""
+        """Keep the results of a function or method.
 
-        _check_names("memoize", options, MemoizingOptions)
+        Args:
+            ttl: Seconds for which a result is kept, as for ``set``.
+            key: The key; or a function that returns it, whose parameters are some of the
+                function's: ``key=lambda product_id: f"product:{product_id}"``. Without it, the
+                key is the function's module, name and all its arguments, which then have to be
+                text, numbers and the like. A function inside another one, a lambda and one of the
+                module ``__main__`` need it: other functions have the same name.
+            tags: As for ``set``; or a function that returns them, as for ``key``.
+            type: As for ``get``.
+            stale: As for ``get_or_set``.
+            early: As for ``get_or_set``.
+            lock: As for ``get_or_set``.
+            wait: As for ``get_or_set``.
+
+        Raises:
+            ConfigurationError: It is no async function, or a method or a function whose name
+                is not its own without ``key``; or ``key`` or one of the tags is a template.
+            NotStorable: At a call: an argument cannot be part of a key.
+        """
+
+        options = MemoizingOptions(type=type, stale=stale, early=early, lock=lock, wait=wait)
         tags = _without_templates(key, tags)
 
         def decorate(function: Callable[P, R]) -> Memoized[P, R]:
@@ -327,7 +517,17 @@ class SyncData(_Data):
     def purge(
         self, *, tags: Iterable[str] = (), everything: bool = False, soft: bool = False
     ) -> None:
-        """Invalidate the values and pages with these tags, or all values. See ``Data.purge``."""
+        """Invalidate the values and pages with these tags, or all values.
+
+        Args:
+            tags: Those of values and of stored responses, each with its descendants: ``product``
+                purges ``product:7``. The middleware's ``purge(tags=…)`` does the same.
+            everything: Whether all values of this kind are invalidated; pages are not.
+            soft: Whether they may still be used where ``stale`` allows it.
+
+        Raises:
+            UpstashError: It is not certain that all of it was done.
+        """
         self._run(lambda store: self._purge(store, tags, everything=everything, soft=soft), None)
 
     def clear(self) -> None:
@@ -388,11 +588,23 @@ class Data(_Data):
         return await self._run(lambda store: store.get(key, default, type), default)
 
     async def get_many(self, keys: Iterable[str], *, type: Any = None) -> dict[str, Any]:  # noqa: A002 - what it is
-        """Return the values that there are, by key, in one command; ``type`` as for ``get``."""
+        """Return the values that there are, by key, in one command.
+
+        Args:
+            keys: The keys.
+            type: What each is to become, as for ``get``.
+        """
         return await self._run(lambda store: store.get_many(keys, type), {})
 
-    async def set(
-        self, key: str, value: object, *, ttl: Duration, **options: Unpack[StoringOptions]
+    async def set(  # noqa: PLR0913
+        self,
+        key: str,
+        value: object,
+        *,
+        ttl: Duration,
+        tags: Iterable[str] = (),
+        type: Any = None,  # noqa: A002 - what it is
+        strict: bool = False,
     ) -> bool:
         """Store a value, in one command, and return whether that succeeded.
 
@@ -404,37 +616,65 @@ class Data(_Data):
             value: See the class; integers can be counted with ``incr``.
             ttl: Seconds for which it is kept, 400 days at most; with tags at most the setting
                 ``cache_max_keep``, 7 days by default.
-            options: How it is stored.
-
-                - ``tags``: a purge of one of them, or of an ancestor (``product`` of
-                  ``product:7``), makes the value missing. Default none.
-                - ``type``: of what type the value is, if it is not one of those above.
-                - ``strict``: whether a failure of Upstash is raised. Default False.
+            tags: A purge of one of them, or of an ancestor (``product`` of ``product:7``), makes
+                the value missing.
+            type: Of what type the value is, if it is not one of those that the class names.
+            strict: Whether a failure of Upstash is raised.
 
         Raises:
             NotStorable: The value would not come back equal and of the same type.
             ValueError: ``ttl`` or a tag is wrong.
             UpstashError: If ``strict``.
         """
+        options = StoringOptions(tags=tags, type=type, strict=strict)
         return await self._run(lambda store: self._set(store, {key: value}, ttl, options), False)
 
     async def set_many(
-        self, values: Mapping[str, object], *, ttl: Duration, **options: Unpack[StoringOptions]
+        self,
+        values: Mapping[str, object],
+        *,
+        ttl: Duration,
+        tags: Iterable[str] = (),
+        type: Any = None,  # noqa: A002 - what it is
+        strict: bool = False,
     ) -> bool:
         """Store several values in one call, one command each; the arguments are those of ``set``.
 
         They are not stored all or none: if the result is False, some may have been.
+
+        Args:
+            values: The values by key.
+            ttl: Seconds for which each is kept; see ``set``.
+            tags: Tags of each; see ``set``.
+            type: Of what type each is; see ``set``.
+            strict: Whether a failure of Upstash is raised.
         """
+        options = StoringOptions(tags=tags, type=type, strict=strict)
         return await self._run(lambda store: self._set(store, values, ttl, options), False)
 
-    async def add(
-        self, key: str, value: object, *, ttl: Duration, **options: Unpack[StoringOptions]
+    async def add(  # noqa: PLR0913
+        self,
+        key: str,
+        value: object,
+        *,
+        ttl: Duration,
+        tags: Iterable[str] = (),
+        type: Any = None,  # noqa: A002 - what it is
+        strict: bool = False,
     ) -> bool:
         """Store a value if there is none, and return whether it was stored.
 
-        Of several callers at once, one gets True. False if Upstash fails. The arguments are those
-        of ``set``.
+        Of several callers at once, one gets True. False if Upstash fails.
+
+        Args:
+            key: Text.
+            value: The value; see ``set``.
+            ttl: Seconds for which it is kept; see ``set``.
+            tags: Its tags; see ``set``.
+            type: Of what type it is; see ``set``.
+            strict: Whether a failure of Upstash is raised.
         """
+        options = StoringOptions(tags=tags, type=type, strict=strict)
         return await self._run(lambda store: self._add(store, key, value, ttl, options), False)
 
     async def delete(self, *keys: str, strict: bool = False) -> bool:
@@ -443,11 +683,21 @@ class Data(_Data):
         One that a purge has made invalid counts until it expires, and so does one that is being
         loaded: to know better would take another command. A value that another process is loading
         meanwhile is stored nevertheless; a purge of a tag prevents that.
+
+        Args:
+            *keys: Their keys.
+            strict: Whether a failure of Upstash is raised.
         """
         return await self._run(lambda store: store.delete(*keys, strict=strict), False)
 
     async def touch(self, key: str, *, ttl: Duration, strict: bool = False) -> bool:
-        """Keep a value for ``ttl`` from now, and return whether there is one."""
+        """Keep a value for ``ttl`` from now, and return whether there is one.
+
+        Args:
+            key: Text.
+            ttl: Seconds for which it is kept; see ``set``.
+            strict: Whether a failure of Upstash is raised.
+        """
         return await self._run(
             lambda store: store.touch(key, _seconds("ttl", ttl, store, ()), strict=strict), False
         )
@@ -480,7 +730,13 @@ class Data(_Data):
         key: str,
         ttl: Duration,
         loader: Callable[[], Awaitable[R]],
-        **options: Unpack[LoadingOptions],
+        *,
+        tags: Iterable[str] = (),
+        type: Any = None,
+        stale: Duration = 0,
+        early: float = 0.0,
+        lock: bool = True,
+        wait: Duration = _WAIT,
     ) -> R: ...
     @overload
     async def get_or_set(
@@ -488,14 +744,26 @@ class Data(_Data):
         key: str,
         ttl: Duration,
         loader: Callable[[], R],
-        **options: Unpack[LoadingOptions],
+        *,
+        tags: Iterable[str] = (),
+        type: Any = None,
+        stale: Duration = 0,
+        early: float = 0.0,
+        lock: bool = True,
+        wait: Duration = _WAIT,
     ) -> R: ...
-    async def get_or_set(
+    async def get_or_set(  # noqa: PLR0913
         self,
         key: str,
         ttl: Duration,
         loader: Callable[[], Any],
-        **options: Unpack[LoadingOptions],
+        *,
+        tags: Iterable[str] = (),
+        type: Any = None,  # noqa: A002 - what it is
+        stale: Duration = 0,
+        early: float = 0.0,
+        lock: bool = True,
+        wait: Duration = _WAIT,
     ) -> Any:
         """Return a value; if it is missing, load and store it.
 
@@ -507,24 +775,25 @@ class Data(_Data):
             key: Text.
             ttl: Seconds for which the value is kept, as for ``set``.
             loader: A function without arguments, sync or async, that returns the value.
-            options: How it is loaded.
-
-                - ``tags``, ``type``: as for ``set`` and ``get``.
-                - ``stale``: seconds after ``ttl`` for which the old value is returned while one
-                  call loads it again, in the background; also while the loader fails. Default 0.
-                - ``early``: from 0, never, to about 1, the optimum: how likely one call loads the
-                  value again before it ends, so that no call has to wait. Values that take long to
-                  load are loaded earlier. Default 0.
-                - ``lock``: whether other processes wait too, which costs a missing value one more
-                  round trip and command. Default True.
-                - ``wait``: seconds to wait at most for another call's loader; then this one calls
-                  its own. Default 5.
+            tags: As for ``set``.
+            type: As for ``get``.
+            stale: Seconds after ``ttl`` for which the old value is returned while one call loads it
+                again, in the background; also while the loader fails. Default 0.
+            early: From 0, never, to about 1, the optimum: how likely one call loads the value again
+                before it ends, so that no call has to wait. Values that take long to load are
+                loaded earlier.
+            lock: Whether other processes wait too, which costs a missing value one more round trip
+                and command.
+            wait: Seconds to wait at most for another call's loader; then this one calls its own.
 
         Raises:
             NotStorable: The value would not come back equal and of the same type.
             ValueError: An argument is wrong.
         """
         runtime, store = self._use()
+        options = LoadingOptions(
+            tags=tags, type=type, stale=stale, early=early, lock=lock, wait=wait
+        )
         loading = self._loading(key, ttl, loader, options)
         if not runtime.enabled:
             loaded: Any = loader()
@@ -535,17 +804,21 @@ class Data(_Data):
             value = value if again is MISSING else again
         return value
 
-    def memoize(
+    def memoize(  # noqa: PLR0913
         self,
         ttl: Duration,
         *,
         key: str | Callable[..., str] | None = None,
         tags: Iterable[str] | Callable[..., Iterable[str]] = (),
-        **options: Unpack[MemoizingOptions],
+        type: Any = None,  # noqa: A002 - what it is
+        stale: Duration = 0,
+        early: float = 0.0,
+        lock: bool = True,
+        wait: Duration = _WAIT,
     ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Memoized[P, Coroutine[Any, Any, R]]]:
         """Keep the results of an async function or method; ``SyncData.memoize`` those of others.
 
-        The result must depend on nothing but the key: a function that reads the current request or
+        The result must depend on nothing but the key. A function that reads the current request or
         its user returns one user's data to another, unless the user's id is in the key.
 
         Args:
@@ -555,8 +828,12 @@ class Data(_Data):
                 key is the function's module, name and all its arguments, which then have to be
                 text, numbers and the like. A function inside another one, a lambda and one of the
                 module ``__main__`` need it: other functions have the same name.
-            tags: As for ``set``; or a function that returns them, likewise.
-            options: As for ``get_or_set``.
+            tags: As for ``set``; or a function that returns them, as for ``key``.
+            type: As for ``get``.
+            stale: As for ``get_or_set``.
+            early: As for ``get_or_set``.
+            lock: As for ``get_or_set``.
+            wait: As for ``get_or_set``.
 
         Raises:
             ConfigurationError: It is not an async function, or a method or a function whose name
@@ -564,7 +841,7 @@ class Data(_Data):
             NotStorable: At a call: an argument cannot be part of a key.
         """
 
-        _check_names("memoize", options, MemoizingOptions)
+        options = MemoizingOptions(type=type, stale=stale, early=early, lock=lock, wait=wait)
         tags = _without_templates(key, tags)
 
         def decorate(
@@ -644,21 +921,12 @@ def _in_background(runtime: Runtime, flow: Flow[Any]) -> bool:
 
 
 def _storing(
-    what: str, store: DataStore, ttl: Duration, options: StoringOptions
+    store: DataStore, ttl: Duration, options: StoringOptions
 ) -> tuple[Any, float, tuple[str, ...], bool]:
     """Return the type of values, for how long they are kept, their tags, and whether to raise."""
-    _check_names(what, options, StoringOptions)
-    tags = expanded(options.get("tags", ()))
+    tags = expanded(options["tags"])
     seconds = _seconds("ttl", ttl, store, tags)
-    return options.get("type"), seconds, tags, options.get("strict", False)
-
-
-def _check_names(what: str, options: Any, known: Any) -> None:
-    for name in options:
-        if name not in known.__annotations__:
-            raise TypeError(
-                f"{what}: there is no argument {name!r}; it has {', '.join(known.__annotations__)}"
-            )
+    return options["type"], seconds, tags, options["strict"]
 
 
 def _seconds(

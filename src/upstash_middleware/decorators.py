@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, TypeVar, cast
 
 from msgspec import structs
 
+from upstash_middleware.arguments import passing_to
 from upstash_middleware.core.clock import seconds_in
 from upstash_middleware.core.engine import Engine, Part
 from upstash_middleware.core.ratelimit import rule_from_mapping
@@ -43,7 +44,14 @@ if TYPE_CHECKING:
         RateLimitExchange,
         RateLimitRule,
     )
-    from upstash_middleware.core.ratelimit.rules import AnyLease, Cost, OnError, Predicate, Settle
+    from upstash_middleware.core.ratelimit.rules import (
+        AnyLease,
+        AnyLimits,
+        Cost,
+        OnError,
+        Predicate,
+        Settle,
+    )
     from upstash_middleware.messages import HTTPRequest, RequestBody, Response
 
 H = TypeVar("H")
@@ -68,17 +76,17 @@ class LimitArguments(TypedDict, total=False):
     name: str
     on_error: OnError
     cost: Cost
-    when: Predicate
+    when: Predicate | None
     allow: Iterable[str]
     deny: Iterable[str]
     shadow: bool
-    shared_prefix: str
+    shared_prefix: str | None
     local_share: float
-    settle: Settle
-    challenge: str
+    settle: Settle | None
+    challenge: str | None
     dynamic: bool
-    deadline: float
-    lease: AnyLease
+    deadline: Duration | None
+    lease: AnyLease | None
 
 
 class HandlerCall:
@@ -210,7 +218,11 @@ class Decorator:
         self._hooks = hooks
 
     def __call__(self, handler: F, /) -> F:
-        """Put it in front of a handler."""
+        """Put it in front of a handler.
+
+        Args:
+            handler: The handler.
+        """
         hooks = self._hooks
         if inspect.isclass(handler) or not callable(handler):
             raise ConfigurationError(f"{self.name}: {handler!r} should be {hooks.expected}")
@@ -231,27 +243,80 @@ class Decorator:
 class LimitDecorator:
     """Limit the requests for a handler: ``@limit("5/minute")``.
 
-    The limit applies after routing and authentication, and takes a round trip of its own.
-    Each handler has a quota of its own, under its qualified name; handlers that are decorated
-    with one limit object that has a ``name`` share a quota. A Starlette endpoint reads
+    The limit applies after routing and authentication, and takes a separate round trip. Each
+    handler has its own quota, under its qualified name; handlers that are decorated with one limit
+    object that has a ``name`` share a quota. A Starlette endpoint reads
     ``request.state.rate_limit``, and a denial raises RequestDenied. A Django view reads
     ``request.rate_limit``, and a denial gets a 429, or the response of the view that
     UPSTASH_MIDDLEWARE_DENIED_VIEW names; a class is decorated by
     ``@method_decorator(limit("5/minute"), name="dispatch")``.
-
-    Args:
-        limits: See RateLimitRule.
-        arguments: Other fields of RateLimitRule, without ``path`` and ``methods``.
-
-    Raises:
-        ConfigurationError: An argument is wrong.
     """
 
     def __init__(self, hooks: type[HandlerCall]) -> None:
         self._hooks = hooks
 
-    def __call__(self, limits: Any, **arguments: Unpack[LimitArguments]) -> HandlerLimit:
-        """See the class."""
+    @passing_to("_limit")
+    def __call__(  # noqa: PLR0913 - the fields of a rule
+        self,
+        limits: AnyLimits,
+        *,
+        by: AnyExtractor | str = "ip",
+        name: str = "",
+        on_error: OnError = "open",
+        cost: Cost = 1,
+        when: Predicate | None = None,
+        allow: Iterable[str] = (),
+        deny: Iterable[str] = (),
+        shadow: bool = False,
+        shared_prefix: str | None = None,
+        local_share: float = 1.0,
+        settle: Settle | None = None,
+        challenge: str | None = None,
+        dynamic: bool = False,
+        deadline: Duration | None = None,
+        lease: AnyLease | None = None,
+    ) -> HandlerLimit:
+        """Return a decorator that limits the requests for a handler.
+
+        Args:
+            limits: Text such as ``"5/minute"`` or ``"10/s burst 20; 1000/day"``; an algorithm such
+                as ``SlidingWindow(5, per=60)``; several of these, of which a request takes from all
+                or from none; a limiter of ``upstash_ratelimit``; or a function of the request that
+                returns one of these, sync or async.
+            by: Whose quota a request uses: an extractor such as ``header("X-API-Key")``, a function
+                of the request, or text such as ``"user"`` or ``"header:X-API-Key"``. Default: the
+                client's address.
+            name: What the counters are named after; handlers with one name share a quota. Default:
+                the handler's qualified name, so that each has its own.
+            on_error: If Upstash is unreachable: ``"open"`` lets the request pass, ``"closed"``
+                answers 503, ``"local"`` counts in this process. Default ``"open"``.
+            cost: The units that a request takes, or a function of the request that returns them.
+                Default 1.
+            when: A function of the request that returns whether the limit applies; None for always.
+            allow: Networks and identities that pass uncounted: ``10.0.0.0/8``, ``user=7``,
+                ``alice``.
+            deny: Networks and identities that get a 403.
+            shadow: Whether to report denials only, and to deny nothing. Default False.
+            shared_prefix: The prefix of an ``upstash_ratelimit``, in Python or JavaScript, whose
+                counters this limit uses; None for its own.
+            local_share: The part of the quota that this process has under ``on_error="local"``,
+                above 0 and 1 at most. Default 1.
+            settle: A function of request and response that returns the final cost in units, in
+                place of ``cost``, which is taken before; None for ``cost``.
+            challenge: The challenge of a 401, such as ``"Bearer"``, for requests without an
+                identifier; None counts these by their address.
+            dynamic: Whether ``Limiter.set_limit`` can change the limit at run time. Default False.
+            deadline: Seconds for the call to Upstash; None for the setting ``deadline``.
+            lease: Seconds for which this process reserves quota for a busy identifier, text such as
+                ``"500ms"``, a Lease, a mapping of its fields, or False for none; None for the
+                setting ``lease``.
+
+        Raises:
+            ConfigurationError: An argument is wrong.
+        """
+        raise NotImplementedError
+
+    def _limit(self, limits: AnyLimits, **arguments: Unpack[LimitArguments]) -> HandlerLimit:
         return HandlerLimit(limits, arguments, self._hooks)
 
 
@@ -260,18 +325,7 @@ class CachedDecorator:
 
     The rules of the middleware decide which requests are looked up:
     ``cache=[CacheRule("/{rest:path}")]`` looks up all of them, and stores the responses of
-    decorated handlers. A response with a freshness of its own keeps that.
-
-    Args:
-        ttl: Seconds for which a response is fresh.
-        tags: Tags to purge by, which may contain parts of the route's path:
-            ``product:{id}``.
-        stale_while_revalidate: Seconds for which a stale response is used while it is
-            revalidated in the background.
-        stale_if_error: Seconds for which a stale response is used in place of an error.
-
-    Raises:
-        ConfigurationError: An argument is wrong.
+    decorated handlers. A response that states its own freshness keeps that.
     """
 
     def __init__(self, hooks: type[HandlerCall]) -> None:
@@ -285,7 +339,19 @@ class CachedDecorator:
         stale_while_revalidate: Duration = 0,
         stale_if_error: Duration = 0,
     ) -> Callable[[F], F]:
-        """See the class."""
+        """Return a decorator that stores a handler's successful responses.
+
+        Args:
+            ttl: Seconds for which a response is fresh.
+            tags: Tags to purge by, which may contain parts of the route's path:
+                ``product:{id}``.
+            stale_while_revalidate: Seconds for which a stale response is used while it is
+                revalidated in the background.
+            stale_if_error: Seconds for which a stale response is used in place of an error.
+
+        Raises:
+            ConfigurationError: An argument is wrong.
+        """
         return CachedAs(ttl, tags, stale_while_revalidate, stale_if_error, self._hooks)
 
 
@@ -343,7 +409,7 @@ class HandlerLimit(Decorator):
     """One rule in front of handlers; each has its own counters, unless the rule has a name."""
 
     def __init__(
-        self, limits: Any, arguments: LimitArguments, hooks: type[HandlerCall] = HandlerCall
+        self, limits: AnyLimits, arguments: LimitArguments, hooks: type[HandlerCall] = HandlerCall
     ) -> None:
         """Raises ConfigurationError, as RateLimitRule does."""
         super().__init__(hooks)
@@ -778,6 +844,9 @@ def exempt(handler: H) -> H:
     classes, to those of the middleware, which look up a request's route before they count. A
     handler is a function, a class or a method of a class. Flask's blueprints, FastAPI's routers,
     and applications and routers that Starlette mounts are exempt with all handlers in them.
+
+    Args:
+        handler: The handler, or the blueprint, router or application.
 
     Raises:
         ConfigurationError: The object is none of these, such as a list of Django's URL patterns.

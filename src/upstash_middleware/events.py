@@ -43,8 +43,11 @@ class RateLimitDecided(_AboutRequest, frozen=True):
     """A rule decided about a request; or its policy did, because Upstash was unreachable."""
 
     rule: str
+    """The name of the rule."""
     identifier: str
+    """Whose quota it is, as in keys: secrets are hashed."""
     allowed: bool
+    """Whether the request may pass."""
     remaining: int
     """Of the limit that is closest to being used up; 0 if nothing was counted."""
     retry_after: float | None = None
@@ -61,17 +64,21 @@ class QuotaLeased(Struct, frozen=True):
     """Units of a quota were taken ahead for a lease, or what was left of them was given back."""
 
     rule: str
+    """The name of the rule."""
     identifier: str
+    """Whose quota it is, as in keys: secrets are hashed."""
     change: str
     """``leased``, beyond the cost of a request; ``returned``, by a later call; or ``wasted``, where
     unused units could not be given back."""
     units: int
+    """How many units."""
 
 
 class CacheLookedUp(_AboutRequest, frozen=True):
     """The cache looked for a stored response."""
 
     url: str
+    """The URL of the request."""
     outcome: str
     """``hit``, or why the request was forwarded: an RFC 9211 ``fwd`` reason."""
     request: HTTPRequest | None = None
@@ -82,8 +89,11 @@ class CacheStored(Struct, frozen=True):
     """A response was stored, or could not be stored."""
 
     url: str
+    """The URL of the request."""
     stored: bool
+    """Whether it was stored."""
     detail: str = ""
+    """Why it could not be stored."""
 
 
 class CacheNotStored(Struct, frozen=True):
@@ -92,6 +102,7 @@ class CacheNotStored(Struct, frozen=True):
     where: str
     """The rule, for instance ``cache[0]``."""
     why: str
+    """The reason."""
     advice: str = ""
     """The setting that would change it; empty if nothing suggests that it should change."""
     path: str = ""
@@ -104,6 +115,7 @@ class CacheEntryRefused(Struct, frozen=True):
     key: str
     """The key on Redis."""
     detail: str
+    """Why it cannot be used."""
 
 
 class SessionSaved(Struct, frozen=True):
@@ -113,6 +125,7 @@ class SessionSaved(Struct, frozen=True):
     """``created``, ``saved``, ``touched`` if only its timeout was extended, ``regenerated``,
     ``ended``"""
     saved: bool
+    """Whether the change was saved."""
     detail: str = ""
     """Why it was dropped."""
 
@@ -124,12 +137,14 @@ class UpstashFailed(Struct, frozen=True):
     """``rate limit``, ``cache lookup``, ``cache store``, ``invalidation``, ``session load``,
     ``session save``, ``data read``, ``data write``"""
     error: UpstashError
+    """The error."""
 
 
 class UpstashAnswered(Struct, frozen=True):
     """A call to Upstash succeeded."""
 
     during: str
+    """As for ``UpstashFailed``."""
 
 
 class UpstashCalled(Struct, frozen=True):
@@ -143,9 +158,11 @@ class UpstashCalled(Struct, frozen=True):
     server: str
     """The host name of the database."""
     port: int
+    """Its port."""
     commands: tuple[str, ...]
     """The names of the Redis commands in it."""
     seconds: float
+    """How long it took, in seconds."""
     error: BaseException | None = None
     """The error of the call, or of the first of its commands that failed; or a cancellation."""
 
@@ -157,6 +174,7 @@ class CircuitOpened(Struct, frozen=True):
     """
 
     bad: int
+    """How many of the latest calls failed or were slow."""
     of: int
     """The latest calls, of which ``bad`` failed or were slow."""
     last: str
@@ -177,6 +195,7 @@ class UserCodeFailed(Struct, frozen=True):
     """The setting of the function, for instance ``rate_limits[0].by``; ``the application`` if a
     WSGI application raised and a stale response was sent in place of its response."""
     error: Exception
+    """The exception."""
 
 
 class SettingDoubted(Struct, frozen=True):
@@ -192,7 +211,9 @@ class InternalError(Struct, frozen=True):
     """This package failed; the request went on without the part that failed."""
 
     where: str
+    """The part that failed."""
     error: Exception
+    """The exception."""
 
 
 Event = (
@@ -216,14 +237,22 @@ Observer = Callable[[Event], None]
 
 
 def ignored_by(observer: Observer) -> AbstractSet[type[Event]]:
-    """Return the kinds of events that need not be created for an observer; this may change.
+    """Return the kinds of events that an observer does not need; this may change.
 
     An observer may have a set of kinds as its ``ignores``; events that all ignore are not created.
+
+    Args:
+        observer: The observer.
     """
     ignored: AbstractSet[type[Event]] = getattr(observer, "ignores", frozenset())
     return ignored
 
 
 def hears(observer: Observer, kind: type[Event]) -> bool:
-    """Whether an observer uses events of a kind."""
+    """Whether an observer uses events of a kind.
+
+    Args:
+        observer: The observer.
+        kind: The class of the events.
+    """
     return kind not in ignored_by(observer)

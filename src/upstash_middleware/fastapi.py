@@ -13,11 +13,20 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from upstash_middleware import starlette
+from upstash_middleware.arguments import passing_to
 from upstash_middleware.asgi import CacheHandle, CacheMiddleware, data_of, headers_of
 from upstash_middleware.core.clock import Duration
-from upstash_middleware.core.identify import Identifier
+from upstash_middleware.core.identify import AnyExtractor, Identifier
 from upstash_middleware.core.ratelimit import Decision
 from upstash_middleware.core.ratelimit.decision import LIMIT_FIELDS
+from upstash_middleware.core.ratelimit.rules import (
+    AnyLease,
+    AnyLimits,
+    Cost,
+    OnError,
+    Predicate,
+    Settle,
+)
 from upstash_middleware.decorators import (
     CachedAs,
     Decorator,
@@ -68,38 +77,18 @@ D = TypeVar("D", bound=Callable[..., Any])
 def data(connection: HTTPConnection) -> "Data":
     """Return a cache for the application's own values: ``Annotated[Data, Depends(data)]``.
 
+    Args:
+        connection: The request or WebSocket, from FastAPI.
+
     Raises:
         ConfigurationError: The application has no middleware of this package.
     """
     return data_of(connection.scope)
 
 
-def limit(
-    limits: Any, **arguments: Unpack[LimitArguments]
+def _limit(
+    limits: AnyLimits, **arguments: Unpack[LimitArguments]
 ) -> Callable[..., AsyncIterator[Decision]]:
-    """Return a dependency that limits requests, and whose value is the Decision.
-
-    ``Annotated[Decision, Depends(limit("5/minute"))]`` in a route, ``dependencies=[…]`` of a
-    route, a router or the application. Each route's function has its own quota, under its
-    qualified name; with a ``name`` they share one. A denial raises RequestDenied.
-
-    A dependency does not see the response. With an UpstashMiddleware or one of its halves outside,
-    that adds the limit's fields to each response and settles. Without it, a Response that the
-    function returns has no fields, and ``settle`` is refused.
-
-    Args:
-        limits: See RateLimitRule.
-        arguments: Other fields of RateLimitRule, without ``path`` and ``methods``. ``by`` may be
-            another dependency, ``by=Depends(current_user)``, which FastAPI calls once for a
-            request, wherever else it is used. Its value identifies by itself, if it is text, a
-            number or a UUID, or else by its ``id``; by None, the client's address is used. A
-            request that the dependency refuses is not counted. What a security scheme of FastAPI
-            returns is hashed wherever it is written; text of other dependencies is written as it
-            is, unless they return ``Identifier("id", text, secret=True)``.
-
-    Raises:
-        ConfigurationError: An argument is wrong.
-    """
     by: Any = arguments.get("by")
     depends = _is_dependency(by)
     if depends:
@@ -149,6 +138,79 @@ def limit(
     return _no_decorator(rate_limit, handler_limit.name)
 
 
+@passing_to(_limit)
+def limit(  # noqa: PLR0913 - the fields of a rule
+    limits: AnyLimits,
+    *,
+    by: AnyExtractor | str = "ip",
+    name: str = "",
+    on_error: OnError = "open",
+    cost: Cost = 1,
+    when: Predicate | None = None,
+    allow: Iterable[str] = (),
+    deny: Iterable[str] = (),
+    shadow: bool = False,
+    shared_prefix: str | None = None,
+    local_share: float = 1.0,
+    settle: Settle | None = None,
+    challenge: str | None = None,
+    dynamic: bool = False,
+    deadline: Duration | None = None,
+    lease: AnyLease | None = None,
+) -> Callable[..., AsyncIterator[Decision]]:
+    """Return a dependency that limits requests, and whose value is the Decision.
+
+    ``Annotated[Decision, Depends(limit("5/minute"))]`` in a route, ``dependencies=[…]`` of a
+    route, a router or the application. Each route's function has its own quota, under its
+    qualified name; with a ``name`` they share one. A denial raises RequestDenied.
+
+    A dependency does not see the response. With an UpstashMiddleware or one of its halves outside,
+    that adds the limit's fields to each response and settles. Without it, a Response that the
+    function returns has no fields, and ``settle`` is refused.
+
+    Args:
+        limits: Text such as ``"5/minute"`` or ``"10/s burst 20; 1000/day"``; an algorithm such as
+            ``SlidingWindow(5, per=60)``; several of these, of which a request takes from all or
+            from none; a limiter of ``upstash_ratelimit``; or a function of the request that returns
+            one of these, sync or async.
+        by: Whose quota a request uses: an extractor such as ``header("X-API-Key")``, a function of
+            the request, or text such as ``"user"`` or ``"header:X-API-Key"``. Default: the client's
+            address. May be another dependency, ``by=Depends(current_user)``, which FastAPI calls
+            once for a request, wherever else it is used. Its value identifies by itself, if it is
+            text, a number or a UUID, or else by its ``id``; by None, the client's address is used.
+            A request that the dependency refuses is not counted. What a security scheme of FastAPI
+            returns is hashed wherever it is written; text of other dependencies is written as it
+            is, unless they return ``Identifier("id", text, secret=True)``.
+        name: What the counters are named after; routes with one name share a quota. Default: the
+            function's qualified name, so that each has its own.
+        on_error: If Upstash is unreachable: ``"open"`` lets the request pass, ``"closed"`` answers
+            503, ``"local"`` counts in this process. Default ``"open"``.
+        cost: The units that a request takes, or a function of the request that returns them.
+            Default 1.
+        when: A function of the request that returns whether the limit applies; None for always.
+        allow: Networks and identities that pass uncounted: ``10.0.0.0/8``, ``user=7``, ``alice``.
+        deny: Networks and identities that get a 403.
+        shadow: Whether to report denials only, and to deny nothing. Default False.
+        shared_prefix: The prefix of an ``upstash_ratelimit``, in Python or JavaScript, whose
+            counters this limit uses; None for its own.
+        local_share: The part of the quota that this process has under ``on_error="local"``, above 0
+            and 1 at most. Default 1.
+        settle: A function of request and response that returns the final cost in units, in place of
+            ``cost``, which is taken before; None for ``cost``.
+        challenge: The challenge of a 401, such as ``"Bearer"``, for requests without an identifier;
+            None counts these by their address.
+        dynamic: Whether ``Limiter.set_limit`` can change the limit at run time. Default False.
+        deadline: Seconds for the call to Upstash; None for the setting ``deadline``.
+        lease: Seconds for which this process reserves quota for a busy identifier, text such as
+            ``"500ms"``, a Lease, a mapping of its fields, or False for none; None for the setting
+            ``lease``.
+
+    Raises:
+        ConfigurationError: An argument is wrong.
+    """
+    raise NotImplementedError
+
+
 def cached(
     ttl: Duration,
     *,
@@ -158,8 +220,18 @@ def cached(
 ) -> Callable[..., Awaitable[None]]:
     """Return a dependency that stores a route's successful responses.
 
-    ``dependencies=[Depends(cached(ttl=60, tags=("product:{id}",)))]``; see ``cached`` of
-    ``upstash_middleware.starlette``. Raises ConfigurationError.
+    ``dependencies=[Depends(cached(ttl=60, tags=("product:{id}",)))]``. The rules of the middleware
+    decide which requests are looked up.
+
+    Args:
+        ttl: Seconds for which a response is fresh.
+        tags: Tags to purge by, which may contain parts of the route's path: ``product:{id}``.
+        stale_while_revalidate: Seconds for which a stale response is used while it is revalidated
+            in the background.
+        stale_if_error: Seconds for which a stale response is used in place of an error.
+
+    Raises:
+        ConfigurationError: An argument is wrong.
     """
     stored = CachedAs(ttl, tags, stale_while_revalidate, stale_if_error)
 
@@ -171,7 +243,12 @@ def cached(
 
 
 async def never_cached(request: Request, response: Response) -> None:
-    """Keep a route's responses out of every cache: ``dependencies=[Depends(never_cached)]``."""
+    """Keep a route's responses out of every cache: ``dependencies=[Depends(never_cached)]``.
+
+    Args:
+        request: The request, from FastAPI.
+        response: The response, from FastAPI.
+    """
     if _mark(request, starlette.never_cached).stream is None:  # no middleware sees the response
         response.headers["cache-control"] = "no-store"
 
@@ -184,6 +261,9 @@ def document_limits(app: Any) -> None:
     exempt ones. The response has its fields and its body; no body if the application makes it, by
     an exception handler or ``on_denied``. What an operation declares for 429 stays. Call it once,
     at any point: the document is made when it is first requested.
+
+    Args:
+        app: The FastAPI application.
     """
     describe: Callable[[], dict[str, Any]] = app.openapi
 

@@ -27,6 +27,7 @@ from flask.sessions import NullSession, SecureCookieSession
 from werkzeug.exceptions import Forbidden, HTTPException, ServiceUnavailable, TooManyRequests
 from werkzeug.middleware.proxy_fix import ProxyFix
 
+from upstash_middleware.arguments import passing_to
 from upstash_middleware.core.identify import needs_user
 from upstash_middleware.core.ratelimit.decision import UNCHECKED
 from upstash_middleware.core.ratelimit.rules import is_preflight
@@ -48,7 +49,7 @@ from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.events import UserCodeFailed
 from upstash_middleware.messages import Response
 from upstash_middleware.runtime import OF_NO_VISITOR, Features, LazyProxy, Runtime
-from upstash_middleware.settings import settings_from
+from upstash_middleware.settings import WithSettings, settings_from
 from upstash_middleware.wsgi import (
     RATE_LIMIT_KEY,
     STREAMS,
@@ -61,19 +62,34 @@ from upstash_middleware.wsgi import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from os import PathLike
     from typing import Literal, Unpack
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
     from flask.wrappers import Request
     from flask.wrappers import Response as FlaskResponse
 
+    from upstash_middleware.core.cache import CacheRule, Purge
     from upstash_middleware.core.clock import Duration
-    from upstash_middleware.core.ratelimit import Decision
+    from upstash_middleware.core.identify import AnyExtractor
+    from upstash_middleware.core.ratelimit import Decision, RateLimitRule
+    from upstash_middleware.core.ratelimit.charges import Match
+    from upstash_middleware.core.ratelimit.decision import OnDenied
+    from upstash_middleware.core.ratelimit.rules import (
+        AnyLease,
+        AnyLimits,
+        Cost,
+        OnError,
+        Predicate,
+        Settle,
+    )
+    from upstash_middleware.core.sessions import SessionSettings
     from upstash_middleware.data import SyncData
     from upstash_middleware.decorators import (
         F,
         LimitArguments,
     )
+    from upstash_middleware.events import Observer
     from upstash_middleware.flask_sessions import FlaskSession
     from upstash_middleware.messages import HTTPRequest, RequestBody
     from upstash_middleware.settings import Arguments
@@ -207,15 +223,72 @@ def _with_config(app: Any, arguments: Mapping[str, Any], given_to: str) -> dict[
     return {**config, **arguments}
 
 
-class _FlaskExtension(Extension):
-    def __init__(
+class _FlaskExtension(WithSettings["Flask | WSGIApplication | None"], Extension):
+    @passing_to("_configure")
+    def __init__(  # noqa: PLR0913 - as WithSettings, whose documentation this has
+        self,
+        app: Flask | WSGIApplication | None = None,
+        *,
+        config: str | PathLike[str] | None = None,
+        enabled: bool = True,
+        rate_limits: Sequence[RateLimitRule | Mapping[str, Any]] = (),
+        default_limit: AnyLimits | RateLimitRule | Mapping[str, Any] | None = None,
+        cache: Sequence[CacheRule | Mapping[str, Any]] = (),
+        match: Match = "first",
+        remember_denials: Duration = 60.0,
+        lease: AnyLease | None = None,
+        client_ip: int | str | Sequence[str] | AnyExtractor | None = None,
+        deny_list: str | None = None,
+        analytics: str | None = None,
+        on_denied: OnDenied | None = None,
+        cache_profile: str = "safe",
+        cache_max_body: int = 1024 * 1024,
+        cache_grace: Duration = 3600.0,
+        cache_max_keep: Duration = 7 * 24 * 3600.0,
+        cache_targets: Sequence[str] = ("CDN-Cache-Control",),
+        cache_groups: bool = True,
+        cache_ignore_cookies: Sequence[str] | None = None,
+        cache_refresh: bool = True,
+        cache_collapse: Duration = 5.0,
+        cache_lock: bool = False,
+        cache_store_first: bool | None = None,
+        cache_max_variants: int = 100,
+        cache_l1_bytes: int = 0,
+        cache_l1_seconds: Duration = 5.0,
+        cache_version: str | None = None,
+        cache_previous_version: str | None = None,
+        cache_status_key: bool = False,
+        cache_debug: str | None = None,
+        cache_keys: Sequence[str] = (),
+        cache_encrypt: bool = False,
+        data_l1_bytes: int = 0,
+        data_l1_seconds: Duration = 5.0,
+        credential_fields: Sequence[str] = (),
+        reflected_fields: Sequence[str] = (),
+        cdn: str | None = None,
+        on_purge: Callable[[Purge], Any] | None = None,
+        purge_directories: bool = False,
+        purge_path: str | None = None,
+        purge_token: str | None = None,
+        url: str | None = None,
+        token: str | None = None,
+        redis: Any = None,
+        transport: Any = None,
+        sessions: bool | Mapping[str, Any] | SessionSettings | None = None,
+        prefix: str = "upstash-middleware",
+        secret: str | None = None,
+        deadline: Duration = 1.0,
+        cache_deadline: Duration = 0.25,
+        breaker: bool = True,
+        breaker_slow: Duration | None = None,
+        observers: Sequence[Observer] = (),
+    ) -> None: ...
+
+    def _configure(
         self, app: Flask | WSGIApplication | None = None, **arguments: Unpack[Arguments]
     ) -> None:
-        """Wrap ``app``, a Flask application or its ``wsgi_app``; without one, call ``init_app``.
-
-        Raises ConfigurationError, which names the setting that is wrong.
-        """
-        super().__init__(arguments)
+        """Wrap a Flask application or its ``wsgi_app``; without one, wait for ``init_app``."""
+        Extension.__init__(self, arguments)
         self.wsgi_app: WSGIApplication = self._without_app  # the name that Flask uses
         if isinstance(app, Flask):
             self.init_app(app)
@@ -226,7 +299,11 @@ class _FlaskExtension(Extension):
     def init_app(self, app: Flask) -> None:
         """Wrap an application; several applications may use one extension.
 
-        Raises ConfigurationError, which names the setting that is wrong.
+        Args:
+            app: The Flask application.
+
+        Raises:
+            ConfigurationError: A setting is wrong; the message names it.
         """
         app.wsgi_app = self._middleware(app, app.wsgi_app)  # type: ignore[method-assign]  # Flask's own way to do this
 
@@ -289,12 +366,20 @@ def purge(
 ) -> None:
     """Invalidate stored responses of the current application, in views, commands and tasks.
 
-    ``urls`` are paths with their query, or whole URLs; each is purged with all its variants. A tag
-    includes its colon-descendants: ``product`` purges ``product:7``. A directory, ``/products/``,
-    includes all URLs that begin with it; ``rules`` are the paths of cache rules, of which
-    everything that they cover is purged. ``soft`` lets them still be served stale where their rule
-    allows it. Raises UpstashError if Upstash cannot be reached, RuntimeError outside an application
-    context or where the application has no cache.
+    Args:
+        *urls: Paths with their query, or whole URLs; each is purged with all its variants.
+        tags: Tags, with their colon-descendants: ``product`` purges ``product:7``.
+        directories: Paths that end in a slash: ``/products/`` includes all URLs that begin with it.
+            They need the setting ``purge_directories``.
+        rules: Paths of cache rules, of which everything that they cover is purged. They need the
+            setting ``purge_directories``.
+        everything: Whether all stored responses are purged.
+        soft: Whether they may still be served stale where their rule allows it.
+
+    Raises:
+        UpstashError: Upstash cannot be reached.
+        ValueError: A URL or directory is invalid, or there is no such rule.
+        RuntimeError: There is no application context, or the application has no cache.
     """
     for runtime in caches_of(current_app):
         runtime.purge(
@@ -434,6 +519,7 @@ class Sessions:
     or ``__Secure-session`` if there is a domain or another path (RFC 6265bis §4.1.3).
     """
 
+    @passing_to("_configure")
     def __init__(  # noqa: PLR0913
         self,
         app: Flask | None = None,
@@ -443,9 +529,23 @@ class Sessions:
         max_size: int = 256 * 1024,
         on_error: Literal["open", "closed"] = "open",
         read_from: Literal["nearest", "primary"] = "nearest",
-        **arguments: Unpack[Arguments],
+        config: str | PathLike[str] | None = None,
+        enabled: bool = True,
+        url: str | None = None,
+        token: str | None = None,
+        redis: Any = None,
+        transport: Any = None,
+        prefix: str = "upstash-middleware",
+        secret: str | None = None,
+        deadline: Duration = 1.0,
+        breaker: bool = True,
+        breaker_slow: Duration | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         """Set the ``session_interface`` of ``app``; without one, call ``init_app``.
+
+        The settings, from ``config`` on, are by default those of the application's innermost
+        middleware, or ``app.config["UPSTASH_MIDDLEWARE"]``.
 
         Args:
             app: The application.
@@ -457,12 +557,35 @@ class Sessions:
                 cookie, ``"closed"`` a 503. What logs in or out gets the 503 in any case.
             read_from: Which replica of a Global database sessions are read from: ``"nearest"``, or
                 ``"primary"``, which costs one command more.
-            **arguments: Settings such as ``url``, ``token`` and ``prefix``. By default those of the
-                application's innermost middleware, or ``app.config["UPSTASH_MIDDLEWARE"]``.
+            config: The path of a rule file: these settings in TOML.
+            enabled: False turns the sessions off, as does UPSTASH_MIDDLEWARE_ENABLED=0.
+            url: The database's REST URL; default UPSTASH_REDIS_REST_URL, then KV_REST_API_URL.
+            token: Its token; default UPSTASH_REDIS_REST_TOKEN, then KV_REST_API_TOKEN.
+            redis: The application's own upstash_redis.Redis, or a LocalUpstash, instead of both.
+            transport: How calls are made: ``"sockets"``, ``"httpx"``, or a client of httpx.
+            prefix: The beginning of every key, one for each application.
+            secret: The key that hashes identifiers; default: derived from the token.
+            deadline: Seconds that a call to Upstash may take in all; default 1.
+            breaker: Whether a circuit breaker stops calls while half of the latest ones fail.
+            breaker_slow: Seconds from which a call counts as failed for it; default half of
+                ``deadline``.
+            observers: Functions that are called with every event, in addition to the log.
 
         Raises:
             ConfigurationError: An argument or a setting of Flask's is wrong.
         """
+
+    def _configure(  # noqa: PLR0913
+        self,
+        app: Flask | None = None,
+        *,
+        absolute_timeout: Duration | None = None,
+        paths: Sequence[str] = (),
+        max_size: int = 256 * 1024,
+        on_error: Literal["open", "closed"] = "open",
+        read_from: Literal["nearest", "primary"] = "nearest",
+        **arguments: Unpack[Arguments],
+    ) -> None:
         self._arguments = arguments
         self._settings: dict[str, Any] = {
             "paths": paths,
@@ -479,6 +602,9 @@ class Sessions:
         """Set an application's ``session_interface``; several may use one object.
 
         With ``enabled=False`` Flask's own stays.
+
+        Args:
+            app: The Flask application.
 
         Raises:
             ConfigurationError: An argument or a setting of Flask's is wrong.
@@ -750,7 +876,36 @@ def unrouted() -> None:
     """Placeholder view for requests that no route matches."""
 
 
-def limit(limits: Any, **arguments: Unpack[LimitArguments]) -> Limit:
+def _limit(limits: AnyLimits, **arguments: Unpack[LimitArguments]) -> Limit:
+    made = Limit(limits, arguments, _ViewCall)
+    if needs_user(made.rule.extractor):
+        raise ConfigurationError(
+            f"limit({limits!r}, by='user'): Flask has no user that this package knows; give a "
+            "function of the request, such as lambda _: flask_login.current_user.get_id()"
+        )
+    return made
+
+
+@passing_to(_limit)
+def limit(  # noqa: PLR0913 - the fields of a rule
+    limits: AnyLimits,
+    *,
+    by: AnyExtractor | str = "ip",
+    name: str = "",
+    on_error: OnError = "open",
+    cost: Cost = 1,
+    when: Predicate | None = None,
+    allow: Iterable[str] = (),
+    deny: Iterable[str] = (),
+    shadow: bool = False,
+    shared_prefix: str | None = None,
+    local_share: float = 1.0,
+    settle: Settle | None = None,
+    challenge: str | None = None,
+    dynamic: bool = False,
+    deadline: Duration | None = None,
+    lease: AnyLease | None = None,
+) -> Limit:
     """Limit the requests for a view: ``@limit("5/minute")``, below ``@app.route``.
 
     For the views of a blueprint, or for all: ``blueprint.before_request(limit("100/minute"))``;
@@ -760,19 +915,41 @@ def limit(limits: Any, **arguments: Unpack[LimitArguments]) -> Limit:
     raises RateLimitExceeded; the view reads ``g.rate_limit``.
 
     Args:
-        limits: See RateLimitRule.
-        arguments: Other fields of RateLimitRule, without ``path`` and ``methods``.
+        limits: Text such as ``"5/minute"`` or ``"10/s burst 20; 1000/day"``; an algorithm such as
+            ``SlidingWindow(5, per=60)``; several of these, of which a request takes from all or
+            from none; a limiter of ``upstash_ratelimit``; or a function of the request that returns
+            one of these, sync or async.
+        by: Whose quota a request uses: an extractor such as ``header("X-API-Key")``, a function of
+            the request, or text such as ``"user"`` or ``"header:X-API-Key"``. Default: the client's
+            address.
+        name: What the counters are named after; handlers with one name share a quota. Default: the
+            handler's qualified name, so that each has its own.
+        on_error: If Upstash is unreachable: ``"open"`` lets the request pass, ``"closed"`` answers
+            503, ``"local"`` counts in this process. Default ``"open"``.
+        cost: The units that a request takes, or a function of the request that returns them.
+            Default 1.
+        when: A function of the request that returns whether the limit applies; None for always.
+        allow: Networks and identities that pass uncounted: ``10.0.0.0/8``, ``user=7``, ``alice``.
+        deny: Networks and identities that get a 403.
+        shadow: Whether to report denials only, and to deny nothing. Default False.
+        shared_prefix: The prefix of an ``upstash_ratelimit``, in Python or JavaScript, whose
+            counters this limit uses; None for its own.
+        local_share: The part of the quota that this process has under ``on_error="local"``, above 0
+            and 1 at most. Default 1.
+        settle: A function of request and response that returns the final cost in units, in place of
+            ``cost``, which is taken before; None for ``cost``.
+        challenge: The challenge of a 401, such as ``"Bearer"``, for requests without an identifier;
+            None counts these by their address.
+        dynamic: Whether ``Limiter.set_limit`` can change the limit at run time. Default False.
+        deadline: Seconds for the call to Upstash; None for the setting ``deadline``.
+        lease: Seconds for which this process reserves quota for a busy identifier, text such as
+            ``"500ms"``, a Lease, a mapping of its fields, or False for none; None for the setting
+            ``lease``.
 
     Raises:
         ConfigurationError: An argument is wrong.
     """
-    made = Limit(limits, arguments, _ViewCall)
-    if needs_user(made.rule.extractor):
-        raise ConfigurationError(
-            f"limit({limits!r}, by='user'): Flask has no user that this package knows; give a "
-            "function of the request, such as lambda _: flask_login.current_user.get_id()"
-        )
-    return made
+    raise NotImplementedError
 
 
 cached: CachedDecorator = CachedDecorator(_ViewCall)

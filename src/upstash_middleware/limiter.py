@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -25,13 +25,14 @@ from weakref import WeakSet, WeakValueDictionary
 
 from msgspec.structs import replace
 
-from upstash_middleware.arguments import from_arguments
+from upstash_middleware.arguments import from_arguments, passing_to
 from upstash_middleware.clock import SystemClock
 from upstash_middleware.core.clock import seconds_in
 from upstash_middleware.core.engine import Engine, Part
 from upstash_middleware.core.flow import Sleep
 from upstash_middleware.core.identify import Identifier
 from upstash_middleware.core.ratelimit import Decision, RateLimiter, rule_from_mapping
+from upstash_middleware.core.ratelimit.algorithms import Limit
 from upstash_middleware.core.ratelimit.algorithms.limit import MAX_QUOTA
 from upstash_middleware.core.ratelimit.decision import UNCHECKED, Ledger
 from upstash_middleware.core.ratelimit.limiter import NO_REQUEST
@@ -43,7 +44,7 @@ from upstash_middleware.settings import settings_from
 from upstash_middleware.upstash.process import ForkSafeLock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator
     from os import PathLike
     from typing import Unpack
 
@@ -60,6 +61,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+
+Limits = str | Limit | Sequence[str | Limit]
+"""What a limiter takes as limits: text, an algorithm of this package, or several of these."""
 
 
 class RateLimited(UpstashMiddlewareError):
@@ -241,31 +245,100 @@ _OF_RULES = frozenset(_ARGUMENTS) & frozenset(FIELDS)
 class _Limiter:
     """What ``Limiter`` and ``SyncLimiter`` share: how they find their limits, and their flows."""
 
-    def __init__(
+    @passing_to("_configure")
+    def __init__(  # noqa: PLR0913 - fields of a rule, and settings
         self,
-        limits: Any,
+        limits: Limits,
         /,
         *,
         name: str,
         app: object = None,
-        **arguments: Unpack[LimiterArguments],
+        on_error: OnError = "open",
+        bucket: str = "",
+        allow: Iterable[str] = (),
+        deny: Iterable[str] = (),
+        shadow: bool = False,
+        shared_prefix: str | None = None,
+        local_share: float = 1.0,
+        dynamic: bool = False,
+        deadline: Duration | None = None,
+        lease: AnyLease | None = None,
+        url: str | None = None,
+        token: str | None = None,
+        redis: Any = None,
+        transport: Any = None,
+        prefix: str = "upstash-middleware",
+        secret: str | None = None,
+        config: str | PathLike[str] | None = None,
+        enabled: bool = True,
+        remember_denials: Duration = 60.0,
+        analytics: str | None = None,
+        deny_list: str | None = None,
+        breaker: bool = True,
+        breaker_slow: Duration | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         """Create a limiter; nothing is connected.
 
+        The arguments from ``url`` on are settings, for a limiter without ``app``.
+
         Args:
-            limits: Text (``"5/minute"``), a limit, or several of them; see RateLimitRule.
+            limits: Text such as ``"5/minute"``, an algorithm such as ``SlidingWindow(5, per=60)``,
+                or several of these, of which a call takes from all or from none.
             name: What its counters are named after. Limiters with one name and the same limits
                 share their counters.
             app: The application whose middleware's settings, connections and events it uses: one
                 of Starlette, FastAPI or Flask, what a middleware wraps it as, or
                 ``django.conf.settings``; or where it is, ``"shop.main:app"``, which is imported at
                 the first call. Without one, the environment names the database.
-            arguments: Fields of RateLimitRule, such as ``on_error`` and ``dynamic``; and settings,
-                such as ``url``, ``token`` and ``prefix``, for a limiter without an application.
+            on_error: If Upstash is unreachable: ``"open"`` lets the call pass, ``"closed"`` denies
+                it, ``"local"`` counts in this process. Default ``"open"``.
+            bucket: Rules and limiters with one bucket share their counters.
+            allow: Networks and identities that pass uncounted: ``10.0.0.0/8``, ``user=7``.
+            deny: Networks and identities that are denied.
+            shadow: Whether to report denials only, and to deny nothing. Default False.
+            shared_prefix: The prefix of an ``upstash_ratelimit``, in Python or JavaScript, whose
+                counters it uses; None for its own.
+            local_share: The part of the quota that this process has under ``on_error="local"``,
+                above 0 and 1 at most. Default 1.
+            dynamic: Whether ``set_limit`` can change the limit at run time. Default False.
+            deadline: Seconds that a call to Upstash may take in all; default 1, or the setting of
+                ``app``.
+            lease: Seconds for which this process reserves quota for a busy identifier, text such
+                as ``"500ms"``, a Lease, a mapping of its fields, or False for none; None for the
+                setting of ``app``.
+            url: The database's REST URL; default UPSTASH_REDIS_REST_URL, then KV_REST_API_URL.
+            token: Its token; default UPSTASH_REDIS_REST_TOKEN, then KV_REST_API_TOKEN.
+            redis: The application's own upstash_redis.Redis, or a LocalUpstash, instead of both.
+            transport: How calls are made: ``"sockets"``, ``"httpx"``, or a client of httpx.
+            prefix: The beginning of every key, one for each application.
+            secret: The key that hashes identifiers; default: derived from the token.
+            config: The path of a rule file: these settings in TOML.
+            enabled: False lets every call pass, as does UPSTASH_MIDDLEWARE_ENABLED=0.
+            remember_denials: Seconds for which this process remembers a denial at most, without a
+                call to Upstash; default 60, 0 for not at all.
+            analytics: The prefix under which the Rate Limit dashboard of Upstash's console finds
+                the counts; None for no counts.
+            deny_list: The prefix of a JavaScript upstash-ratelimit whose deny list applies; None
+                for none.
+            breaker: Whether a circuit breaker stops calls while half of the latest ones fail.
+            breaker_slow: Seconds from which a call counts as failed for it; default half of
+                ``deadline``.
+            observers: Functions that are called with every event, in addition to the log.
 
         Raises:
             ConfigurationError: An argument is wrong.
         """
+
+    def _configure(
+        self,
+        limits: Limits,
+        /,
+        *,
+        name: str,
+        app: object = None,
+        **arguments: Unpack[LimiterArguments],
+    ) -> None:
         setting = f"{type(self).__name__}({limits!r}, name={name!r})"
         for each in arguments:
             if each not in _ARGUMENTS:
@@ -304,6 +377,10 @@ class _Limiter:
 
         A rule of the middleware, a limit in front of a handler, or another limiter; decisions,
         logs and ``upstash-middleware limits list`` name them.
+
+        Args:
+            app: The application, or where it is: ``"shop.main:app"``.
+            name: The name of the rule.
 
         Raises:
             ConfigurationError: At the first call, if the application has no such rule.
@@ -478,21 +555,44 @@ class SyncLimiter(_Limiter):
     def hit(self, caller: Caller, /, cost: int = 1) -> Decision:
         """Take a cost from an identifier's quota.
 
+        Args:
+            caller: Text, a number, an Identifier, a Decision or a request, by which the quota is
+                found.
+            cost: The units that it takes.
+
         Raises:
             RateLimited: It is used up; nothing was taken.
         """
         return self._run(self._take(caller, cost), UNCHECKED)
 
     def try_hit(self, caller: Caller, /, cost: int = 1) -> Decision:
-        """Do the same as ``hit``, and return the decision also if it denies."""
+        """Do the same as ``hit``, and return the decision also if it denies.
+
+        Args:
+            caller: Text, a number, an Identifier, a Decision or a request, by which the quota is
+                found.
+            cost: The units that it takes.
+        """
         return self._run(self._try(caller, cost), UNCHECKED)
 
     def peek(self, caller: Caller, /, cost: int = 1) -> Decision:
-        """Return what ``try_hit`` would decide; take nothing."""
+        """Return what ``try_hit`` would decide; take nothing.
+
+        Args:
+            caller: Text, a number, an Identifier, a Decision or a request, by which the quota is
+                found.
+            cost: The units that it would take.
+        """
         return self._run(self._peek(caller, cost), UNCHECKED)
 
     def wait(self, caller: Caller, /, timeout: Duration, cost: int = 1) -> Decision:
         """Take a cost as soon as it passes, within ``timeout`` seconds.
+
+        Args:
+            caller: Text, a number, an Identifier, a Decision or a request, by which the quota is
+                found.
+            timeout: Seconds to wait at most, a timedelta, or text such as ``"30s"``.
+            cost: The units that it takes.
 
         Raises:
             RateLimited: It would not pass in that time. Raised at once where that is known.
@@ -503,11 +603,24 @@ class SyncLimiter(_Limiter):
         """Take units, whatever is left: the cost of a call that is known only after it.
 
         What is above the limit is paid off by waiting. In an outage the charge is lost.
+
+        Args:
+            caller: Text, a number, an Identifier, a Decision or a request, by which the quota is
+                found.
+            units: How many units, 1 at least.
         """
         self._run(self._charge(caller, units), None)
 
     def reset(self, caller: Caller, /) -> None:
-        """Give an identifier its whole quota again. Raises UpstashError."""
+        """Give an identifier its whole quota again.
+
+        Args:
+            caller: Text, a number, an Identifier, a Decision or a request, by which the quota is
+                found.
+
+        Raises:
+            UpstashError: Upstash cannot be reached.
+        """
         self._run(self._reset(caller), None)
 
     def set_limit(self, limit: int | None) -> None:
@@ -544,7 +657,7 @@ class SyncLimiter(_Limiter):
             caller: Whose quota the block uses.
             by: Whose quota a call of the function uses; or a function that returns it, whose
                 parameters are some of the function's.
-            cost: What is taken; likewise.
+            cost: The units that it takes; or a function that returns them, as for ``by``.
             timeout: Seconds to wait until it passes.
 
         Raises:
@@ -599,17 +712,34 @@ class Limiter(_Limiter):
     async def hit(self, caller: Caller, /, cost: int = 1) -> Decision:
         """Take a cost from an identifier's quota.
 
+        Args:
+            caller: Text, a number, an Identifier, a Decision or a request, by which the quota is
+                found.
+            cost: The units that it takes.
+
         Raises:
             RateLimited: It is used up; nothing was taken.
         """
         return await self._run(self._take(caller, cost), UNCHECKED)
 
     async def try_hit(self, caller: Caller, /, cost: int = 1) -> Decision:
-        """Do the same as ``hit``, and return the decision also if it denies."""
+        """Do the same as ``hit``, and return the decision also if it denies.
+
+        Args:
+            caller: Text, a number, an Identifier, a Decision or a request, by which the quota is
+                found.
+            cost: The units that it takes.
+        """
         return await self._run(self._try(caller, cost), UNCHECKED)
 
     async def peek(self, caller: Caller, /, cost: int = 1) -> Decision:
-        """Return what ``try_hit`` would decide; take nothing."""
+        """Return what ``try_hit`` would decide; take nothing.
+
+        Args:
+            caller: Text, a number, an Identifier, a Decision or a request, by which the quota is
+                found.
+            cost: The units that it would take.
+        """
         return await self._run(self._peek(caller, cost), UNCHECKED)
 
     async def wait(
@@ -621,6 +751,12 @@ class Limiter(_Limiter):
     ) -> Decision:
         """Take a cost as soon as it passes, within ``timeout`` seconds.
 
+        Args:
+            caller: Text, a number, an Identifier, a Decision or a request, by which the quota is
+                found.
+            timeout: Seconds to wait at most, a timedelta, or text such as ``"30s"``.
+            cost: The units that it takes.
+
         Raises:
             RateLimited: It would not pass in that time. Raised at once where that is known.
         """
@@ -630,11 +766,24 @@ class Limiter(_Limiter):
         """Take units, whatever is left: the cost of a call that is known only after it.
 
         What is above the limit is paid off by waiting. In an outage the charge is lost.
+
+        Args:
+            caller: Text, a number, an Identifier, a Decision or a request, by which the quota is
+                found.
+            units: How many units, 1 at least.
         """
         await self._run(self._charge(caller, units), None)
 
     async def reset(self, caller: Caller, /) -> None:
-        """Give an identifier its whole quota again. Raises UpstashError."""
+        """Give an identifier its whole quota again.
+
+        Args:
+            caller: Text, a number, an Identifier, a Decision or a request, by which the quota is
+                found.
+
+        Raises:
+            UpstashError: Upstash cannot be reached.
+        """
         await self._run(self._reset(caller), None)
 
     async def set_limit(self, limit: int | None) -> None:
@@ -671,7 +820,7 @@ class Limiter(_Limiter):
             caller: Whose quota the block uses.
             by: Whose quota a call of the function uses; or a function that returns it, whose
                 parameters are some of the function's.
-            cost: What is taken; likewise.
+            cost: The units that it takes; or a function that returns them, as for ``by``.
             timeout: Seconds to wait until it passes.
 
         Raises:

@@ -52,6 +52,9 @@ class Headers:
 
     ``raw`` holds pairs of bytes. Text is Latin-1, as RFC 9110 §5.5 reads field values, so that
     every byte survives.
+
+    Args:
+        raw: Pairs of name and value.
     """
 
     __slots__ = ("_names", "raw")
@@ -63,7 +66,11 @@ class Headers:
 
     @classmethod
     def of(cls, **fields: str) -> Headers:
-        """Build from keywords, for literals: ``Headers.of(content_type="text/plain")``."""
+        """Build from keywords, for literals: ``Headers.of(content_type="text/plain")``.
+
+        Args:
+            **fields: The values by name, with ``_`` in place of ``-``.
+        """
         return cls(
             (name.replace("_", "-").encode("latin-1"), value.encode("latin-1"))
             for name, value in fields.items()
@@ -83,12 +90,21 @@ class Headers:
     @overload
     def get(self, name: str, default: str) -> str: ...
     def get(self, name: str, default: str | None = None) -> str | None:
-        """Return the first field line's value, or the default; ``name`` in lower case."""
+        """Return the first field line's value, or the default.
+
+        Args:
+            name: The name of the field, in lower case.
+            default: What is returned if there is no such field.
+        """
         position = (self._names or self._look_up()).first.get(name)
         return default if position is None else self.raw[position][1].decode("latin-1")
 
     def lines(self, name: str) -> list[str]:
-        """Return every field line's value, in order; ``name`` in lower case."""
+        """Return every field line's value, in order.
+
+        Args:
+            name: The name of the field, in lower case.
+        """
         names = self._names or self._look_up()
         position = names.first.get(name)
         if position is None:
@@ -97,12 +113,20 @@ class Headers:
         return [self.raw[each][1].decode("latin-1") for each in positions]
 
     def combined(self, name: str) -> str | None:
-        """Return all lines as one value joined by commas (RFC 9110 §5.2), None if absent."""
+        """Return all lines as one value joined by commas (RFC 9110 §5.2), None if absent.
+
+        Args:
+            name: The name of the field, in lower case.
+        """
         names = self._names or self._look_up()
         return ", ".join(self.lines(name)) if name in names.repeated else self.get(name)
 
     def repeats(self, name: str) -> bool:
-        """Whether there are several field lines of this name, in lower case."""
+        """Whether there are several field lines of this name.
+
+        Args:
+            name: The name of the field, in lower case.
+        """
         return name in (self._names or self._look_up()).repeated
 
     def names(self) -> KeysView[str]:
@@ -114,16 +138,29 @@ class Headers:
         return [(name.lower(), value) for name, value in self.raw]
 
     def without(self, *names: str) -> Headers:
-        """Return these headers less the fields named (lower case)."""
+        """Return these headers without some fields.
+
+        Args:
+            *names: Names of fields, in lower case.
+        """
         gone = {name.encode("latin-1") for name in names}
         return Headers(pair for pair in self.raw if pair[0].lower() not in gone)
 
     def adding(self, *pairs: tuple[bytes, bytes]) -> Headers:
-        """Return these headers with more field lines at the end."""
+        """Return these headers with more field lines at the end.
+
+        Args:
+            *pairs: Pairs of name and value.
+        """
         return Headers(self.raw + pairs)
 
     def setting(self, name: str, value: str) -> Headers:
-        """Return these headers with exactly one line of ``name``, at the end."""
+        """Return these headers with exactly one line of ``name``, at the end.
+
+        Args:
+            name: The name of the field, in lower case.
+            value: Its value.
+        """
         return self.without(name).adding((name.encode("latin-1"), value.encode("latin-1")))
 
     def __eq__(self, other: object) -> bool:

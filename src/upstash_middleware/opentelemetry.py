@@ -53,6 +53,10 @@ class OpenTelemetryObserver:
     """Records events with the given providers, or with the global ones; safe under threads.
 
     The request's own span gets the rule that denied it and the outcome of the cache.
+
+    Args:
+        tracer_provider: The provider of tracers; None for the global one.
+        meter_provider: The provider of meters; None for the global one.
     """
 
     def __init__(

@@ -38,6 +38,9 @@ class PrometheusObserver:
 
     Observers of one registry share their metrics, so that each middleware may have its own. In
     multiprocess mode the circuit gauges of all running processes are summed.
+
+    Args:
+        registry: The registry; default the global one.
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
@@ -57,7 +60,11 @@ class PrometheusObserver:
 
 
 def name_of(metric: Metric) -> str:
-    """Return a metric's name as OpenTelemetry translates it for Prometheus; without ``_total``."""
+    """Return a metric's name as OpenTelemetry translates it for Prometheus; without ``_total``.
+
+    Args:
+        metric: The metric.
+    """
     unit = "_seconds" if metric.unit == "s" else ""
     return metric.name.replace(".", "_") + unit
 

@@ -154,8 +154,18 @@ class RedisPipeline(SyncPipeline):
 class AsyncRedis(upstash_redis.asyncio.Redis):
     """A drop-in replacement for ``upstash_redis.asyncio.Redis``, for asyncio and trio.
 
-    Several event loops may use one, also concurrently. The arguments are those of
-    ``Redis``.
+    Several event loops may use one, also concurrently.
+
+    Args:
+        url: The REST URL; default UPSTASH_REDIS_REST_URL.
+        token: The REST token; default UPSTASH_REDIS_REST_TOKEN.
+        deadline: Seconds that a command, pipeline or transaction may take in all; default 1.
+        decode: Whether strings are returned as ``str``; False returns ``bytes``.
+        transport: How calls are made: ``"sockets"``, ``"httpx"``, or your own
+            ``httpx.AsyncClient``, which is not closed.
+
+    Raises:
+        ConfigurationError: The URL, token or transport is wrong or missing.
     """
 
     def __init__(

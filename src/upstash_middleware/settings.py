@@ -12,10 +12,11 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 
 from msgspec import Struct
 
+from upstash_middleware.arguments import passing_to
 from upstash_middleware.core.clock import seconds_in
 from upstash_middleware.core.identify import address_setting, detected_platform
 from upstash_middleware.core.ratelimit import RateLimitRule
@@ -31,10 +32,11 @@ if TYPE_CHECKING:
     from upstash_middleware.core.identify import AnyExtractor
     from upstash_middleware.core.ratelimit.charges import Match
     from upstash_middleware.core.ratelimit.decision import OnDenied
-    from upstash_middleware.core.ratelimit.rules import AnyLease, Lease
+    from upstash_middleware.core.ratelimit.rules import AnyLease, AnyLimits, Lease
     from upstash_middleware.core.sessions import SessionSettings
     from upstash_middleware.events import Observer
 
+A = TypeVar("A")
 
 ENABLED_VARIABLE = "UPSTASH_MIDDLEWARE_ENABLED"
 _SECRETS = frozenset({"cache_debug", "cache_keys", "purge_token", "token", "redis", "secret"})
@@ -63,180 +65,275 @@ NOT_OF_SESSIONS = (
 
 
 class Arguments(TypedDict, total=False):
-    """The settings as keyword arguments of every middleware class, and as a mapping's keys."""
+    """The settings as a mapping's keys; the arguments of ``WithSettings`` explain them."""
 
     config: str | PathLike[str]
-    """The path of a rule file: these settings in TOML. A setting in the file cannot be passed as an
-    argument too."""
     enabled: bool
-    """False turns the middleware off, as does the variable UPSTASH_MIDDLEWARE_ENABLED=0."""
     rate_limits: Sequence[RateLimitRule | Mapping[str, Any]]
-    """Rules for chosen requests; the first that matches a request decides."""
-    default_limit: Any
-    """The limit for requests that no rule matches, such as ``"100/minute"``; None for no limit."""
+    default_limit: AnyLimits | RateLimitRule | Mapping[str, Any] | None
     cache: Sequence[CacheRule | Mapping[str, Any]]
-    """Rules that select the responses to store; the first that matches a request decides."""
     match: Match
-    """``"first"``, the default: the first of the rate_limits that matches a request decides;
-    ``"all"``: all that match decide together, and all of them are charged or none."""
     remember_denials: Duration
-    """Seconds for which this process remembers a denial at most, without a call to Upstash; default
-    60, 0 for not at all. Denials by rules with ``settle`` are not remembered."""
     lease: AnyLease | None
-    """Reserve quota for busy identifiers, so that this process decides most of their requests
-    without a call: seconds or ``"1s"`` for how long, a Lease, or a mapping of its fields. For every
-    rule without a ``lease`` of its own whose quotas are at least 100, except those of
-    ``Concurrency`` and of ``upstash_ratelimit``. Default None, no leases. Also
-    UPSTASH_MIDDLEWARE_LEASE, such as ``1s``, where no setting is given."""
     client_ip: int | str | Sequence[str] | AnyExtractor | None
-    """Where the client's address is: the number of trusted proxies in front (0: it is the
-    connection's), their networks (``"10.0.0.0/8"``, or a list), a platform's name (``"vercel"``),
-    ``client_ip(...)``, or a function of the request. Every rule without its own, ``client_ip()``
-    and every fallback use it. Default: the platform's, where that is certain, or the
-    connection's."""
     deny_list: str
-    """The prefix of a JavaScript upstash-ratelimit, by default ``"@upstash/ratelimit"`` there. The
-    deny list that it keeps on Redis is applied with a 403; one more command for each decision."""
     analytics: str
-    """The prefix under which the Rate Limit dashboard of Upstash's console finds this traffic.
-    Counts are sent every ten seconds with a call that is made anyway, and at shutdown."""
     on_denied: OnDenied
-    """A function of request and Decision, sync or async, that returns the response to a denied
-    request: status, header fields and body; None for the package's own. ``decision.settled_by``
-    distinguishes a 403 (``"deny list"``) and a 503 (``"closed"``) from a 429."""
     cache_profile: str
-    """``"safe"``, the default, does not store what often leaks; ``"conforming"`` stores whatever
-    RFC 9111 permits and sends the stored Date: run the server without its own Date."""
     cache_max_body: int
-    """Bytes of the largest body that is stored; default 1 MiB."""
     cache_grace: Duration
-    """Seconds for which a stale response is kept, to be validated; default one hour."""
     cache_max_keep: Duration
-    """Seconds for which a response is kept at most, grace included; default 7 days. It has to be
-    the same in every process that purges, since the record of a purge has to outlive the
-    responses."""
     cache_targets: Sequence[str]
-    """Targeted fields (RFC 9213) that this cache obeys, the most specific first; default
-    ``("CDN-Cache-Control",)``."""
     cache_groups: bool
-    """Whether Cache-Groups and Cache-Group-Invalidation (RFC 9875) count; default True. Where
-    parties that do not trust each other share an origin, one of them could invalidate what
-    belongs to another."""
     cache_ignore_cookies: Sequence[str] | None
-    """Cookies that make no difference to what is cached, and that the application does not get
-    there: names, or patterns such as ``visitor_*``, for rules without their own
-    ``ignore_cookies``. In profile ``"safe"`` those of analytics are added, unless the list is
-    empty, which ignores none; default None, only those."""
     cache_refresh: bool
-    """Whether a response that was used under stale-while-revalidate is revalidated in the
-    background once it has been sent; default True. Otherwise the next request waits for the new
-    one."""
     cache_collapse: Duration
-    """Seconds for which a request waits at most for another request in this process that fetches
-    the same response; default 5, 0 for not at all."""
     cache_lock: bool
-    """Whether it waits for other processes too, through a lock that costs each miss one more round
-    trip and command; default False."""
     cache_store_first: bool
-    """Whether a response is stored before its last byte is sent, so that every process finds it
-    once the client has it; this delays the end by one round trip. Default False, and True in
-    profile ``"conforming"``. Otherwise the response is stored right after its last byte."""
     cache_max_variants: int
-    """How many variants (RFC 9111 §4.1) of one resource are kept; default 100. The least recently
-    used one is dropped for another."""
     cache_l1_bytes: int
-    """Bytes of this process's memory for responses that were read from Upstash, so that the next
-    hit costs no round trip and no command; default 0, none."""
     cache_l1_seconds: Duration
-    """Seconds for which they are used; default 5. A purge or a new response takes effect within
-    them in other processes, and at once in this one."""
     cache_version: str
-    """The application's version, such as ``"2026-11-23"``, which becomes a part of every stored
-    response's key, so that a deploy uses no older response; default None."""
     cache_previous_version: str
-    """The version before. Its stored responses are used while they are fetched again, at one more
-    read for each miss; default None."""
     cache_status_key: bool
-    """Whether Cache-Status includes the key of each response, for debugging; default False."""
     cache_debug: str
-    """A secret of at least 32 characters. The response to a request with it in the field
-    ``Upstash-Cache-Debug`` says there which rule covers it, its key, the outcome and the reason,
-    and is stored nowhere. Default None."""
     cache_keys: Sequence[str]
-    """Keys that sign stored responses: the first one signs, all of them verify, and a response that
-    none verifies is a miss. At least 32 characters each, the same in every process; by default
-    none, and a checksum only detects damage."""
     cache_encrypt: bool
-    """Whether stored responses are encrypted with these keys instead of signed; default False.
-    Needs ``pip install upstash-middleware[encryption]``."""
     data_l1_bytes: int
-    """Bytes of this process's memory for values of ``data`` that were read from Upstash, so that
-    reading them again costs no round trip and no command; default 0, none."""
     data_l1_seconds: Duration
-    """Seconds for which they are used; default 5. A change takes effect within them in other
-    processes, and at once in this one; a value may be used for so much longer than its TTL."""
     credential_fields: Sequence[str]
-    """Request fields that identify a user, such as ``("X-Company-Token",)``, beside those that the
-    package knows, such as X-Api-Key. In profile ``"safe"`` the response to a request with one of
-    them is not shared, as with Authorization. Also UPSTASH_MIDDLEWARE_CREDENTIAL_FIELDS, separated
-    by commas."""
     reflected_fields: Sequence[str]
-    """Request fields whose value the application may put into a page or a redirect, such as
-    ``("X-Brand",)``, beside those that the package knows, such as X-Forwarded-Host. Each value has
-    its own stored responses. Also UPSTASH_MIDDLEWARE_REFLECTED_FIELDS, separated by commas."""
     cdn: str
-    """The CDN in front: ``"cloudflare"``, ``"fastly"``, ``"vercel"``, ``"netlify"`` or
-    ``"akamai"``. What is stored here gets the tags that this CDN reads, in its own field, so that
-    ``on_purge`` can purge it there too; default None."""
     on_purge: Callable[[Purge], Any]
-    """A function, sync or async, that gets each Purge after it was carried out on Redis, for
-    instance to pass its ``cdn_tags`` on to a CDN; default None. If it raises, ``purge`` raises
-    PurgeNotPassedOn. The invalidation by an unsafe request (RFC 9111 §4.4) is not passed on."""
     purge_directories: bool
-    """Whether whole directories and rules can be purged; default False. Each lookup then reads the
-    purges of up to four directories and of the rule in its one command, which takes about 50 bytes
-    for each. Set it in every process: what was stored without it is not used with it."""
     purge_path: str
-    """The path where ``POST ?url=…&tag=…`` purges, such as ``"/internal/purge"``; default None."""
     purge_token: str
-    """The bearer token that it requires, of at least 16 characters."""
     url: str
-    """The database's REST URL; default UPSTASH_REDIS_REST_URL, then KV_REST_API_URL."""
     token: str
-    """Its token; default UPSTASH_REDIS_REST_TOKEN, then KV_REST_API_TOKEN."""
     redis: Any
-    """The application's own upstash_redis.Redis, sync or async, instead of URL and token; or a
-    LocalUpstash, which is then reached without a socket."""
     transport: Any
-    """How calls are made: ``"sockets"``, or ``"httpx"``, the default behind a proxy; or the
-    application's own httpx.Client (Flask, WSGI, Django) or httpx.AsyncClient (ASGI), or a tuple of
-    both, for instance for mutual TLS. It is not closed, and the deadlines apply to it too."""
     sessions: bool | Mapping[str, Any] | SessionSettings | None
-    """Sessions for handlers, in ``UpstashMiddleware`` under ASGI: True, SessionSettings, or a
-    mapping of its fields, such as ``{"https_only": True}``; default None, none. Flask has its own
-    settings of sessions, and Django for all but ``max_size``, ``on_error`` and ``read_from``."""
     prefix: str
-    """The beginning of every key, one for each application; default ``upstash-middleware``. Two
-    applications with one prefix share the quotas of rules of the same name, stored responses of
-    the same URLs, and purges."""
     secret: str
-    """The key that hashes identifiers made from secrets; the same in every process. Default:
-    derived from the token."""
     deadline: Duration
-    """Seconds that a call with rate limits may take in all; default 1."""
     cache_deadline: Duration
-    """Seconds that a call for the cache alone may take in all; default 0.25."""
     breaker: bool
-    """Whether a circuit breaker stops calls to Upstash while half of the latest ones fail; default
-    True."""
     breaker_slow: Duration
-    """Seconds from which a call counts as failed for it; default half of ``deadline``."""
     observers: Sequence[Observer]
-    """Functions that are called with every event, in addition to the log."""
+
+
+class WithSettings(Generic[A]):
+    """Takes an application and the settings, and passes those that are given to ``_configure``."""
+
+    @passing_to("_configure")
+    def __init__(  # noqa: PLR0913 - they are explicit for editors and type checkers
+        self,
+        app: A,
+        *,
+        config: str | PathLike[str] | None = None,
+        enabled: bool = True,
+        rate_limits: Sequence[RateLimitRule | Mapping[str, Any]] = (),
+        default_limit: AnyLimits | RateLimitRule | Mapping[str, Any] | None = None,
+        cache: Sequence[CacheRule | Mapping[str, Any]] = (),
+        match: Match = "first",
+        remember_denials: Duration = 60.0,
+        lease: AnyLease | None = None,
+        client_ip: int | str | Sequence[str] | AnyExtractor | None = None,
+        deny_list: str | None = None,
+        analytics: str | None = None,
+        on_denied: OnDenied | None = None,
+        cache_profile: str = "safe",
+        cache_max_body: int = 1024 * 1024,
+        cache_grace: Duration = 3600.0,
+        cache_max_keep: Duration = 7 * 24 * 3600.0,
+        cache_targets: Sequence[str] = ("CDN-Cache-Control",),
+        cache_groups: bool = True,
+        cache_ignore_cookies: Sequence[str] | None = None,
+        cache_refresh: bool = True,
+        cache_collapse: Duration = 5.0,
+        cache_lock: bool = False,
+        cache_store_first: bool | None = None,
+        cache_max_variants: int = 100,
+        cache_l1_bytes: int = 0,
+        cache_l1_seconds: Duration = 5.0,
+        cache_version: str | None = None,
+        cache_previous_version: str | None = None,
+        cache_status_key: bool = False,
+        cache_debug: str | None = None,
+        cache_keys: Sequence[str] = (),
+        cache_encrypt: bool = False,
+        data_l1_bytes: int = 0,
+        data_l1_seconds: Duration = 5.0,
+        credential_fields: Sequence[str] = (),
+        reflected_fields: Sequence[str] = (),
+        cdn: str | None = None,
+        on_purge: Callable[[Purge], Any] | None = None,
+        purge_directories: bool = False,
+        purge_path: str | None = None,
+        purge_token: str | None = None,
+        url: str | None = None,
+        token: str | None = None,
+        redis: Any = None,
+        transport: Any = None,
+        sessions: bool | Mapping[str, Any] | SessionSettings | None = None,
+        prefix: str = "upstash-middleware",
+        secret: str | None = None,
+        deadline: Duration = 1.0,
+        cache_deadline: Duration = 0.25,
+        breaker: bool = True,
+        breaker_slow: Duration | None = None,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        """Wrap an application.
+
+        Args:
+            app: The application.
+            config: The path of a rule file: these settings in TOML. A setting in the file cannot be
+                passed as an argument too.
+            enabled: False turns the middleware off, as does the variable
+                UPSTASH_MIDDLEWARE_ENABLED=0.
+            rate_limits: Rules for chosen requests; the first that matches a request decides.
+            default_limit: The limit for requests that no rule matches, such as ``"100/minute"``;
+                None for no limit.
+            cache: Rules that select the responses to store; the first that matches a request
+                decides.
+            match: ``"first"``, the default: the first of the rate_limits that matches a request
+                decides; ``"all"``: all that match decide together, and all of them are charged or
+                none.
+            remember_denials: Seconds for which this process remembers a denial at most, without a
+                call to Upstash; default 60, 0 for not at all. Denials by rules with ``settle`` are
+                not remembered.
+            lease: Reserve quota for busy identifiers, so that this process decides most of their
+                requests without a call. The value is seconds or ``"1s"`` for how long, a Lease, or
+                a mapping of its fields. It applies to rules without ``lease`` whose quotas are at
+                least 100, but not to ``Concurrency`` and limiters of ``upstash_ratelimit``. Default
+                None, no leases. Also UPSTASH_MIDDLEWARE_LEASE, such as ``1s``, where no setting is
+                given.
+            client_ip: Where the client's address is. Give the number of trusted proxies in front
+                (0: it is the connection's), their networks (``"10.0.0.0/8"``, or a list), or a
+                platform's name (``"vercel"``). Or give ``client_ip(...)``, or a function of the
+                request. Every rule without its own, ``client_ip()`` and every fallback use it.
+                Default: the platform's, where that is certain, or the connection's.
+            deny_list: The prefix of a JavaScript upstash-ratelimit, by default
+                ``"@upstash/ratelimit"`` there. The deny list that it keeps on Redis is applied with
+                a 403; one more command for each decision.
+            analytics: The prefix under which the Rate Limit dashboard of Upstash's console finds
+                this traffic. Counts are sent every ten seconds with a call that is made anyway, and
+                at shutdown.
+            on_denied: A function of request and Decision, sync or async, that returns the response
+                to a denied request: status, header fields and body; None for the package's own.
+                ``decision.settled_by`` distinguishes a 403 (``"deny list"``) and a 503
+                (``"closed"``) from a 429.
+            cache_profile: ``"safe"``, the default, does not store what often leaks;
+                ``"conforming"`` stores whatever RFC 9111 permits and sends the stored Date: run the
+                server without its own Date.
+            cache_max_body: Bytes of the largest body that is stored; default 1 MiB.
+            cache_grace: Seconds for which a stale response is kept, to be validated; default one
+                hour.
+            cache_max_keep: Seconds for which a response is kept at most, grace included; default 7
+                days. It has to be the same in every process that purges, since the record of a
+                purge has to outlive the responses.
+            cache_targets: Targeted fields (RFC 9213) that this cache obeys, the most specific
+                first; default ``("CDN-Cache-Control",)``.
+            cache_groups: Whether Cache-Groups and Cache-Group-Invalidation (RFC 9875) count;
+                default True. Where parties that do not trust each other share an origin, one of
+                them could invalidate what belongs to another.
+            cache_ignore_cookies: Cookies that make no difference to what is cached, and that the
+                application does not get there: names, or patterns such as ``visitor_*``, for rules
+                without their own ``ignore_cookies``. In profile ``"safe"`` those of analytics are
+                added, unless the list is empty, which ignores none; default None, only those.
+            cache_refresh: Whether a response that was used under stale-while-revalidate is
+                revalidated in the background once it has been sent; default True. Otherwise the
+                next request waits for the new one.
+            cache_collapse: Seconds for which a request waits at most for another request in this
+                process that fetches the same response; default 5, 0 for not at all.
+            cache_lock: Whether it waits for other processes too, through a lock that costs each
+                miss one more round trip and command; default False.
+            cache_store_first: Whether a response is stored before its last byte is sent, so that
+                every process finds it once the client has it; this delays the end by one round
+                trip. Default False, and True in profile ``"conforming"``. Otherwise the response is
+                stored right after its last byte.
+            cache_max_variants: How many variants (RFC 9111 §4.1) of one resource are kept; default
+                100. The least recently used one is dropped for another.
+            cache_l1_bytes: Bytes of this process's memory for responses that were read from
+                Upstash, so that the next hit costs no round trip and no command; default 0, none.
+            cache_l1_seconds: Seconds for which they are used; default 5. A purge or a new response
+                takes effect within them in other processes, and at once in this one.
+            cache_version: The application's version, such as ``"2026-11-23"``, which becomes a part
+                of every stored response's key, so that a deploy uses no older response; default
+                None.
+            cache_previous_version: The version before. Its stored responses are used while they are
+                fetched again, at one more read for each miss; default None.
+            cache_status_key: Whether Cache-Status includes the key of each response, for debugging;
+                default False.
+            cache_debug: A secret of at least 32 characters. The response to a request with it in
+                the field ``Upstash-Cache-Debug`` says there which rule covers it, its key, the
+                outcome and the reason, and is stored nowhere. Default None.
+            cache_keys: Keys that sign stored responses: the first one signs, all of them verify,
+                and a response that none verifies is a miss. At least 32 characters each, the same
+                in every process; by default none, and a checksum only detects damage.
+            cache_encrypt: Whether stored responses are encrypted with these keys instead of signed;
+                default False. Needs ``pip install upstash-middleware[encryption]``.
+            data_l1_bytes: Bytes of this process's memory for values of ``data`` that were read from
+                Upstash, so that reading them again costs no round trip and no command; default 0,
+                none.
+            data_l1_seconds: Seconds for which they are used; default 5. A change takes effect
+                within them in other processes, and at once in this one; a value may be used for so
+                much longer than its TTL.
+            credential_fields: Request fields that identify a user, such as
+                ``("X-Company-Token",)``, beside those that the package knows, such as X-Api-Key. In
+                profile ``"safe"`` the response to a request with one of them is not shared, as with
+                Authorization. Also UPSTASH_MIDDLEWARE_CREDENTIAL_FIELDS, separated by commas.
+            reflected_fields: Request fields whose value the application may put into a page or a
+                redirect, such as ``("X-Brand",)``, beside those that the package knows, such as
+                X-Forwarded-Host. Each value has its own stored responses. Also
+                UPSTASH_MIDDLEWARE_REFLECTED_FIELDS, separated by commas.
+            cdn: The CDN in front: ``"cloudflare"``, ``"fastly"``, ``"vercel"``, ``"netlify"`` or
+                ``"akamai"``. What is stored here gets the tags that this CDN reads, in its own
+                field, so that ``on_purge`` can purge it there too; default None.
+            on_purge: A function, sync or async, that gets each Purge after it was carried out on
+                Redis, for instance to pass its ``cdn_tags`` on to a CDN; default None. If it
+                raises, ``purge`` raises PurgeNotPassedOn. The invalidation by an unsafe request
+                (RFC 9111 §4.4) is not passed on.
+            purge_directories: Whether whole directories and rules can be purged; default False.
+                Each lookup then reads the purges of up to four directories and of the rule in its
+                one command, which takes about 50 bytes for each. Set it in every process: what was
+                stored without it is not used with it.
+            purge_path: The path where ``POST ?url=…&tag=…`` purges, such as ``"/internal/purge"``;
+                default None.
+            purge_token: The bearer token that it requires, of at least 16 characters.
+            url: The database's REST URL; default UPSTASH_REDIS_REST_URL, then KV_REST_API_URL.
+            token: Its token; default UPSTASH_REDIS_REST_TOKEN, then KV_REST_API_TOKEN.
+            redis: The application's own upstash_redis.Redis, sync or async, instead of URL and
+                token; or a LocalUpstash, which is then reached without a socket.
+            transport: How calls are made: ``"sockets"``, or ``"httpx"``, the default behind a
+                proxy; or the application's own httpx.Client (Flask, WSGI, Django) or
+                httpx.AsyncClient (ASGI), or a tuple of both, for instance for mutual TLS. It is not
+                closed, and the deadlines apply to it too.
+            sessions: Sessions for handlers, in ``UpstashMiddleware`` under ASGI: True,
+                SessionSettings, or a mapping of its fields, such as ``{"https_only": True}``;
+                default None, none. Flask has its own settings of sessions, and Django for all but
+                ``max_size``, ``on_error`` and ``read_from``.
+            prefix: The beginning of every key, one for each application; default
+                ``upstash-middleware``. Two applications with one prefix share the quotas of rules
+                of the same name, stored responses of the same URLs, and purges.
+            secret: The key that hashes identifiers made from secrets; the same in every process.
+                Default: derived from the token.
+            deadline: Seconds that a call with rate limits may take in all; default 1.
+            cache_deadline: Seconds that a call for the cache alone may take in all; default 0.25.
+            breaker: Whether a circuit breaker stops calls to Upstash while half of the latest ones
+                fail; default True.
+            breaker_slow: Seconds from which a call counts as failed for it; default half of
+                ``deadline``.
+            observers: Functions that are called with every event, in addition to the log.
+
+        Raises:
+            ConfigurationError: A setting is wrong; the message names it, its value and the remedy.
+        """
 
 
 class Settings(Discreet, Struct, frozen=True, kw_only=True):
-    """The checked settings; see Arguments for each of them."""
+    """The checked settings; see WithSettings for each of them."""
 
     config: str | None
     enabled: bool

@@ -54,6 +54,7 @@ from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.events import SettingDoubted, UserCodeFailed
 from upstash_middleware.messages import Headers, RequestBody, Response, ResponseHead
 from upstash_middleware.runtime import Features, Runtime
+from upstash_middleware.settings import WithSettings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -91,6 +92,9 @@ def user(request: HTTPRequest) -> Identifier | None:
     The user's ``identity``, or its ``display_name`` where the class has none. None for visitors
     who are not authenticated, so that the address is used.
 
+    Args:
+        request: The request.
+
     Raises:
         LookupError: There is no AuthenticationMiddleware outside the limit.
     """
@@ -112,6 +116,9 @@ def session(connection: HTTPConnection) -> Session:
     The response is then for this user alone, and not shared by the response cache.
 
     In FastAPI: ``session: Annotated[Session, Depends(session)]``.
+
+    Args:
+        connection: The request or WebSocket.
 
     Raises:
         LookupError: No middleware of this package keeps sessions for this path.
@@ -354,12 +361,12 @@ _CORS_INSIDE = (
 )
 
 
-class _StarletteMiddleware(asgi.Middleware):
+class _StarletteMiddleware(WithSettings["ASGIApp"], asgi.Middleware):
     """Passes denials to the application's exception handlers; limits no exempt endpoint."""
 
     features: ClassVar[Features]
 
-    def __init__(self, app: ASGIApp, **arguments: Unpack[Arguments]) -> None:
+    def _configure(self, app: ASGIApp, **arguments: Unpack[Arguments]) -> None:
         self._reroutes = False
         """Whether middleware further in has been seen to change a request's path or method."""
         runtime = Runtime.of(
@@ -370,7 +377,7 @@ class _StarletteMiddleware(asgi.Middleware):
             own="AsyncClient",
             kept_cookies=cookies_of(app),
         )
-        super().__init__(app, runtime)
+        asgi.Middleware.__init__(self, app, runtime)
         inside: object = app
         while inside is not None and Features.RATE_LIMIT in self.features:
             if isinstance(inside, CORSMiddleware):

@@ -33,6 +33,7 @@ class Warmed(Struct, frozen=True):
     """What came of warming one URL."""
 
     url: str
+    """The URL."""
     outcome: str
     """``"stored"``, ``"hit"`` if it was stored already, ``"not stored"`` or ``"failed"``."""
     why: str = ""
@@ -126,7 +127,15 @@ def warm(  # noqa: PLR0913 - keyword arguments
 ) -> list[Warmed]:
     """Do the same as ``awarm`` without an event loop: in threads for a WSGI application.
 
-    For an ASGI application it runs an event loop of its own, and the application's lifespan on it.
+    For an ASGI application it runs its own event loop, and the application's lifespan on it.
+
+    Args:
+        app: The ASGI or WSGI application, with the middleware.
+        urls: Whole URLs, as the application gets them.
+        headers: Header fields of each request, such as those that select a variant.
+        concurrency: How many requests are in progress at a time.
+        deadline: Seconds after which a request counts as failed.
+        root_path: The prefix under which the application is mounted, with which the paths begin.
     """
     urls = list(urls)
     requests = _requests(urls, headers, root_path)

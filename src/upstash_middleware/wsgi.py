@@ -31,6 +31,7 @@ from upstash_middleware.messages import (
     content_length,
 )
 from upstash_middleware.runtime import OF_NO_VISITOR, Features, LazyProxy, Runtime, run_soon
+from upstash_middleware.settings import WithSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -173,16 +174,15 @@ class Middleware:
             stream.close()
 
 
-class _Configured(Middleware):
+class _Configured(WithSettings["WSGIApplication"], Middleware):
     features: ClassVar[Features]
 
-    def __init__(self, app: WSGIApplication, **arguments: Unpack[Arguments]) -> None:
-        """Wrap ``app``. Raises ConfigurationError, which names the setting that is wrong."""
+    def _configure(self, app: WSGIApplication, **arguments: Unpack[Arguments]) -> None:
         has_users = self.features is Features.CACHE  # which has no rules that identify
         runtime = Runtime.of(
             arguments, self.features, refreshes=True, has_users=has_users, own="Client"
         )
-        super().__init__(app, runtime)
+        Middleware.__init__(self, app, runtime)
 
 
 class UpstashMiddleware(_Configured):

@@ -162,7 +162,7 @@ def test_wrong_uses_are_refused_where_they_are_written(upstash: LocalUpstash):
             data.memoize(60)(function)
     with pytest.raises(ConfigurationError, match="'other'"):
         SyncData().memoize(60, key=lambda other: other)(now)
-    with pytest.raises(TypeError, match="no argument 'maxsize'"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'maxsize'"):
         SyncData().memoize(60, maxsize=1)  # type: ignore[call-arg]
 
 

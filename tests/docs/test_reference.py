@@ -1,25 +1,40 @@
-"""docs/settings.md and docs/reference/names.md say what the code says."""
+"""docs/settings.md and docs/reference/ have what the code has, and the code documents all of it."""
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
 import subprocess
 import sys
+import tomllib
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from documentation.reference import settings_page
+from documentation.docstrings import parameters_of
+from documentation.settings import GROUPS, settings_page
 from tests.docs.pages import ROOT
+from upstash_middleware import CacheRule, RateLimitRule, Redis, asgi, data, fastapi, flask, limiter
+from upstash_middleware.decorators import LimitArguments, LimitDecorator
+from upstash_middleware.prometheus import PrometheusObserver
+from upstash_middleware.settings import DEFAULTS, Arguments, WithSettings, settings_from
+
+if TYPE_CHECKING:
+    from documentation.settings import Entry
 
 DOCUMENT = ROOT / "docs" / "settings.md"
-NAMES = ROOT / "docs" / "reference" / "names.md"
+REFERENCE = ROOT / "docs" / "reference"
 # In a process of its own: Django's settings can be made once only.
 MADE = """
+import json
 from django.conf import settings
 settings.configure()
-from documentation.reference import names_page
-print(names_page(), end="")
+from documentation import reference
+print(json.dumps([reference.reference_pages(), sorted(reference.undocumented())]))
 """
+ENTRIES = [(name, entry) for entries in GROUPS.values() for name, entry in entries.items()]
+SECRET = "a secret of 32 characters or more"
 
 
 @pytest.fixture(autouse=True)
@@ -27,11 +42,14 @@ def patient_calls() -> None:
     """Leave the deadlines at their defaults, which the page shows."""
 
 
-def names() -> str:
+@pytest.fixture(scope="module")
+def reference() -> tuple[dict[str, str], list[str]]:
+    """The pages by name, and the parameters without documentation."""
     done = subprocess.run(
         [sys.executable, "-c", MADE], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    return done.stdout
+    pages, undocumented = json.loads(done.stdout)
+    return pages, undocumented
 
 
 def test_the_documentation_shows_every_setting():
@@ -41,28 +59,128 @@ def test_the_documentation_shows_every_setting():
     assert DOCUMENT.read_text() == settings_page()
 
 
+def test_every_setting_is_in_one_group():
+    assert sorted(name for name, _ in ENTRIES) == sorted(DEFAULTS)
+
+
 def test_every_setting_has_a_meaning():
-    """A row without one would help nobody."""
-    rows = [line for line in settings_page().splitlines() if line.startswith("| `")]
-    assert len(rows) > 50
-    assert not [row for row in rows if row.endswith("|  |")]
+    """So has every field of a rule."""
+    documented = [*parameters_of(WithSettings), *parameters_of(RateLimitRule)]
+    documented += parameters_of(CacheRule)
+    assert len(documented) > 90
+    assert [each.name for each in documented if not each.meaning] == []
 
 
-def test_the_documentation_shows_every_public_name():
+def given(text: str) -> dict[str, Any]:
+    names: dict[str, Any] = {"RateLimitRule": RateLimitRule, "CacheRule": CacheRule, "Redis": Redis}
+    names |= {"PrometheusObserver": PrometheusObserver, "os": os}
+    made: dict[str, Any] = eval(f"dict({text})", names)
+    return made
+
+
+@pytest.mark.parametrize(("name", "entry"), ENTRIES, ids=[name for name, _ in ENTRIES])
+def test_an_example_of_a_setting_is_accepted(
+    name: str, entry: Entry, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+):
+    """In a rule file it is the same setting."""
+    for variable in ("TOKEN", "SECRET", "CACHE_KEY", "PURGE_TOKEN", "CACHE_DEBUG"):
+        monkeypatch.setenv(f"SHOP_{variable}", SECRET.replace(" ", "-"))
+    monkeypatch.setenv("UPSTASH_REDIS_REST_URL", "https://eu1-example.upstash.io")
+    monkeypatch.setenv("UPSTASH_REDIS_REST_TOKEN", "token")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "limits.toml").write_text("")
+    together = given(entry.together)
+    example = given(entry.example)
+    assert list(example) == [name]
+    settings = settings_from({**together, **example}, {})
+    assert name not in settings.unset
+    if entry.toml:
+        file = {**together, **tomllib.loads(entry.toml)}
+        assert getattr(settings_from(file, {}), name) == getattr(settings, name)
+
+
+def test_the_documentation_shows_every_public_name(reference: tuple[dict[str, str], list[str]]):
     """``make docs-tables`` writes it."""
-    made = names()
-    if os.environ.get("WRITE_DOCS_TABLES"):
-        NAMES.write_text(made)
-    assert NAMES.read_text() == made
+    for name, text in reference[0].items():
+        path = REFERENCE / f"{name}.md"
+        if os.environ.get("WRITE_DOCS_TABLES"):
+            path.write_text(text)
+        assert path.read_text() == text, name
+
+
+def test_every_public_parameter_is_documented(reference: tuple[dict[str, str], list[str]]):
+    assert reference[1] == []
 
 
 def test_every_public_name_is_said_something_about():
     """Its docstring, or that it is another module's."""
-    entries = NAMES.read_text().split("\n### `")[1:]
-    assert len(entries) > 80
+    entries = [
+        entry
+        for page in REFERENCE.glob("*.md")
+        for entry in page.read_text().split("\n## `upstash_middleware")[1:]
+    ]
+    assert len(entries) > 120
     silent = [
         entry.partition("`")[0]
         for entry in entries
-        if not entry.partition("`\n")[2].rpartition("```\n")[2].partition("\n## ")[0].strip()
+        if not entry.partition("`\n")[2].rpartition("```\n")[2].partition("\nSource: ")[0].strip()
     ]
     assert silent == []
+
+
+# What is written in more than one place, for type checkers and editors.
+
+
+def of(function: Any, *, without: frozenset[str] = frozenset()) -> dict[str, tuple[str, Any]]:
+    found = inspect.signature(function).parameters.values()
+    return {
+        each.name: (each.annotation, each.default)
+        for each in found
+        if each.kind is each.KEYWORD_ONLY and each.name not in without
+    }
+
+
+def test_the_arguments_of_the_middleware_are_the_settings():
+    """With their defaults; in Flask the same."""
+    arguments = of(WithSettings.__init__)
+    assert {name: default for name, (_, default) in arguments.items()} == DEFAULTS
+    assert arguments == of(flask.UpstashMiddleware.__init__)
+    assert list(arguments) == list(Arguments.__annotations__)
+
+
+@pytest.mark.parametrize("limit", [LimitDecorator.__call__, fastapi.limit, flask.limit])
+def test_the_arguments_of_a_limit_are_fields_of_a_rule(limit: Any):
+    assert of(limit).keys() == LimitArguments.__annotations__.keys()
+    rule = RateLimitRule("/", "1/min")
+    fields = {name: default for name, (_, default) in of(limit).items() if name != "by"}
+    assert {name: getattr(rule, name) for name in fields if name != "name"} == {
+        name: default for name, default in fields.items() if name != "name"
+    }
+    by: Any = of(limit)["by"][1]
+    assert RateLimitRule("/", "1/min", by=by).extractor == rule.extractor
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "own"),
+    [
+        (limiter.Limiter.__init__, limiter.LimiterArguments, {"name", "app"}),
+        (data.Data.__init__, data.DataArguments, {"kind"}),
+    ],
+)
+def test_arguments_that_are_settings_have_the_settings_defaults(
+    function: Any, arguments: Any, own: set[str]
+):
+    found = of(function, without=frozenset(own))
+    assert found.keys() == arguments.__annotations__.keys()
+    rule = RateLimitRule("/", "1/min")
+    of_rules = {"lease": None, "deadline": None} if function is limiter.Limiter.__init__ else {}
+    for name, (_, default) in found.items():
+        expected = DEFAULTS[name] if name in DEFAULTS else getattr(rule, name)
+        assert default == of_rules.get(name, expected), name
+
+
+@pytest.mark.parametrize("function", [asgi.SessionMiddleware.__init__, flask.Sessions.__init__])
+def test_sessions_take_settings_with_their_defaults(function: Any):
+    found = {name: default for name, (_, default) in of(function).items() if name in DEFAULTS}
+    assert {"url", "token", "redis", "prefix", "deadline"} <= found.keys()
+    assert found == {name: DEFAULTS[name] for name in found}

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from upstash_middleware.core.ratelimit.algorithms import Limit
     from upstash_middleware.local import LocalUpstash
 
 PAGE = """<!doctype html>
@@ -42,7 +43,7 @@ PAGE = """<!doctype html>
 <p>A good cup of {name}, and the story of how it came to us over the mountains.</p>
 </html>
 """
-LIMITS = {
+LIMITS: dict[str, Limit | list[Limit]] = {
     "/api/fixed": FixedWindow(100, 60),
     "/api/sliding": SlidingWindow(1000, 3600),
     "/api/bucket": TokenBucket(20, 5, 10),

@@ -19,6 +19,7 @@ mails = SyncLimiter("500/s", name="mails", lease="1s")
 jobs = SyncLimiter("9/s", name="jobs", url="https://x.example", token="t", prefix="shop")
 assert_type(Limiter.of(Starlette(), "default"), Limiter)
 Limiter("5/minute")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+Limiter(len, name="a")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 Limiter("5/minute", name="a", by="user")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 

@@ -85,6 +85,7 @@ async def answer(request: Request, error: RequestDenied) -> Response:
 
 
 limit("5/minute", path="/tea")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+limit(7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 limit("5/minute", shadow="no")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 app = Starlette(middleware=[Middleware(CacheMiddleware, cache=[{"path": "/", "ttl": 1}])])

@@ -153,17 +153,29 @@ class SentValue(Struct, frozen=True):
 
 
 def header(name: str) -> SentValue:
-    """Identify by a request header field, for instance ``X-API-Key``."""
+    """Identify by a request header field, for instance ``X-API-Key``.
+
+    Args:
+        name: The name of the field, in any case.
+    """
     return SentValue("header", _checked_name("header", name).lower(), _header)
 
 
 def cookie(name: str) -> SentValue:
-    """Identify by a cookie."""
+    """Identify by a cookie.
+
+    Args:
+        name: The name of the cookie.
+    """
     return SentValue("cookie", _checked_name("cookie", name), _cookie)
 
 
 def query(name: str) -> SentValue:
-    """Identify by a parameter of the URL's query."""
+    """Identify by a parameter of the URL's query.
+
+    Args:
+        name: The name of the parameter.
+    """
     return SentValue("query", _checked_name("query", name), _query)
 
 
@@ -312,8 +324,15 @@ def json_field(
     """Identify by a text or whole number in the request's body, which is JSON.
 
     Whatever its Content-Type says, unless that is a form's: such a request has no value, since
-    an application may read its body as a form. ``path`` is the names of members with dots between
-    them: ``user.name``. For everything else, see ``form``.
+    an application may read its body as a form. For everything else, see ``form``.
+
+    Args:
+        path: The names of members with dots between them: ``user.name``.
+        max_body: Bytes of the longest body that is read; default 64 KiB.
+        normalise: As for ``form``.
+
+    Raises:
+        ConfigurationError: A value is wrong.
     """
     given: object = path
     if not isinstance(given, str) or not all(path.split(".")) or len(path) > 64:
@@ -1098,9 +1117,16 @@ class JwtClaim(Finder, frozen=True):
 def jwt_claim(claim: str, verify: Verify, *, header: str = "Authorization") -> JwtClaim:
     """Identify by a claim, ``"sub"`` for instance, of the bearer token in a header field.
 
-    ``verify`` takes the token, verifies it, and returns its claims or raises; sync or async:
-    ``lambda token: jwt.decode(token, key, algorithms=["RS256"])`` with PyJWT. A request whose
-    token does not verify has no such identifier. Raises ConfigurationError.
+    A request whose token does not verify has no such identifier.
+
+    Args:
+        claim: The name of the claim, such as ``"sub"``.
+        verify: A function, sync or async, that verifies the token and returns its claims, or
+            raises: ``lambda token: jwt.decode(token, key, algorithms=["RS256"])`` with PyJWT.
+        header: The field with the token; default ``Authorization``.
+
+    Raises:
+        ConfigurationError: A value is wrong.
     """
     given: object = verify
     if not callable(given) or not claim:
@@ -1162,17 +1188,30 @@ class Hashed(Finder, frozen=True):
 
 
 def combine(*extractors: AnyExtractor | str) -> Combined:
-    """Identify by several things at once: one quota for each pair of address and account."""
+    """Identify by several things at once: one quota for each pair of address and account.
+
+    Args:
+        *extractors: Extractors, functions of the request, or text such as ``"header:X-API-Key"``.
+    """
     return Combined(_checked("combine", extractors))
 
 
 def first_of(*extractors: AnyExtractor | str) -> FirstOf:
-    """Identify by the first of several things that a request has."""
+    """Identify by the first of several things that a request has.
+
+    Args:
+        *extractors: Extractors, functions of the request, or text such as ``"header:X-API-Key"``.
+            The first that finds a value identifies.
+    """
     return FirstOf(_checked("first_of", extractors))
 
 
 def hashed(extractor: AnyExtractor | str) -> Hashed:
-    """Hash the values of a custom extractor: for credentials and personal data."""
+    """Hash the values of a custom extractor: for credentials and personal data.
+
+    Args:
+        extractor: The extractor, a function of the request, or text that names one.
+    """
     return Hashed(*_checked("hashed", (extractor,)))
 
 

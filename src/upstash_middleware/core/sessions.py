@@ -74,49 +74,53 @@ _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - RFC 9110's token
 class SessionSettings(Discreet, Struct, frozen=True, metaclass=RuleMeta):
     """How sessions are kept: ``SessionMiddleware``'s arguments, and the setting ``sessions``.
 
-    The first seven are those of Starlette's SessionMiddleware. Raises ConfigurationError, naming
-    the field, for invalid values.
+    The first seven are those of Starlette's SessionMiddleware.
+
+    Args:
+        secret_key: The key that hashes session ids, of 16 characters at least, or several: the
+            first hashes new ones, all of them are accepted. To replace it, give every process
+            ``(old, new)``, then ``(new, old)``. By default the setting ``secret``, or a key made
+            from the token: then a new token logs everybody out.
+        session_cookie: The cookie's name. With ``https_only`` it gets the prefix ``__Host-``, or
+            ``__Secure-`` if there is a ``domain`` or another ``path`` (RFC 6265bis §4.1.3).
+        max_age: Seconds for which browsers keep the cookie after the session was last used; None
+            until they are closed.
+        path: The paths that browsers send the cookie to.
+        same_site: ``"lax"``, ``"strict"`` or ``"none"``, which needs ``https_only``.
+        https_only: Whether browsers send the cookie over HTTPS only.
+        domain: The domain whose subdomains get the cookie too; None for this host alone.
+        partitioned: Whether the cookie is a different one within each other site that embeds this
+            one (CHIPS); needs ``https_only``.
+        idle_timeout: Seconds after which an unused session ends; None for ``max_age``, or 14 days
+            without one. It is extended when a session is used, at most once in a twentieth of it.
+        absolute_timeout: Seconds after which a session ends in any case.
+        paths: Patterns of the paths that use sessions; empty for all.
+        max_size: Bytes of all entries as they are stored; storing more raises NotStorable.
+        on_error: If a session cannot be saved: ``"open"`` sends the response without a new cookie,
+            ``"closed"`` a 503. What logs in or out gets the 503 in any case.
+        read_from: Which replica of a Global database sessions are read from. The nearest may not
+            have the latest changes of other regions; ``"primary"`` costs one command more.
+        setting: What errors call it.
+
+    Raises:
+        ConfigurationError: A value is wrong; the message names the field.
     """
 
     secret_key: str | Sequence[str] = ()
-    """The key that hashes session ids, of 16 characters at least, or several: the first hashes new
-    ones, all of them are accepted. To replace it, give every process ``(old, new)``, then ``(new,
-    old)``. By default the setting ``secret``, or a key made from the token: then a new token logs
-    everybody out."""
     session_cookie: str = "session"
-    """The cookie's name. With ``https_only`` it gets the prefix ``__Host-``, or ``__Secure-`` if
-    there is a ``domain`` or another ``path`` (RFC 6265bis §4.1.3)."""
     max_age: Duration | None = _DEFAULT_AGE
-    """Seconds for which browsers keep the cookie after the session was last used; None until they
-    are closed."""
     path: str = "/"
-    """The paths that browsers send the cookie to."""
     same_site: str = "lax"
-    """``"lax"``, ``"strict"`` or ``"none"``, which needs ``https_only``."""
     https_only: bool = False
-    """Whether browsers send the cookie over HTTPS only."""
     domain: str | None = None
-    """The domain whose subdomains get the cookie too; None for this host alone."""
     partitioned: bool = False
-    """Whether the cookie is a different one within each other site that embeds this one (CHIPS);
-    needs ``https_only``."""
     idle_timeout: Duration | None = None
-    """Seconds after which an unused session ends; None for ``max_age``, or 14 days without one. It
-    is extended when a session is used, at most once in a twentieth of it."""
     absolute_timeout: Duration = 90 * _DAY
-    """Seconds after which a session ends in any case."""
     paths: Sequence[str] = ()
-    """Patterns of the paths that use sessions; empty for all."""
     max_size: int = 256 * 1024
-    """Bytes of all entries as they are stored; storing more raises NotStorable."""
     on_error: Literal["open", "closed"] = "open"
-    """If a session cannot be saved: ``"open"`` sends the response without a new cookie,
-    ``"closed"`` a 503. What logs in or out gets the 503 in any case."""
     read_from: Literal["nearest", "primary"] = "nearest"
-    """Which replica of a Global database sessions are read from. The nearest may not have the
-    latest changes of other regions; ``"primary"`` costs one command more."""
     setting: str = "sessions"
-    """What errors call it."""
 
     def __post_init__(self) -> None:
         keys = (self.secret_key,) if isinstance(self.secret_key, str) else self.secret_key

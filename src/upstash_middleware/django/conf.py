@@ -150,12 +150,22 @@ def purge(
 
         transaction.on_commit(partial(purge, tags=[f"product:{product.pk}"]), robust=True)
 
-    ``urls`` are paths with their query, or whole URLs; a tag includes its colon-descendants; a
-    directory, ``/products/``, includes all URLs that begin with it; ``rules`` are the paths of
-    cache rules, of which everything that they cover is purged. ``soft`` lets them still be served
-    stale where their rule allows it. Does nothing with ``enabled: False``. Raises UpstashError if
-    Upstash cannot be reached, ValueError for an invalid URL or directory or an unknown rule, and
-    ConfigurationError where the setting is wrong or credentials are missing.
+    It does nothing with ``enabled: False``.
+
+    Args:
+        *urls: Paths with their query, or whole URLs; each is purged with all its variants.
+        tags: Tags, with their colon-descendants: ``product`` purges ``product:7``.
+        directories: Paths that end in a slash: ``/products/`` includes all URLs that begin with it.
+            They need the setting ``purge_directories``.
+        rules: Paths of cache rules, of which everything that they cover is purged. They need the
+            setting ``purge_directories``.
+        everything: Whether all stored responses are purged.
+        soft: Whether they may still be served stale where their rule allows it.
+
+    Raises:
+        UpstashError: Upstash cannot be reached.
+        ValueError: A URL or directory is invalid, or there is no such rule.
+        ConfigurationError: The setting is wrong, or credentials are missing.
     """
     _for_purging.runtime().purge(
         *urls,
@@ -175,7 +185,18 @@ async def apurge(
     everything: bool = False,
     soft: bool = False,
 ) -> None:
-    """Do the same as ``purge`` on an event loop."""
+    """Do the same as ``purge`` on an event loop.
+
+    Args:
+        *urls: Paths with their query, or whole URLs; each is purged with all its variants.
+        tags: Tags, with their colon-descendants: ``product`` purges ``product:7``.
+        directories: Paths that end in a slash: ``/products/`` includes all URLs that begin with it.
+            They need the setting ``purge_directories``.
+        rules: Paths of cache rules, of which everything that they cover is purged. They need the
+            setting ``purge_directories``.
+        everything: Whether all stored responses are purged.
+        soft: Whether they may still be served stale where their rule allows it.
+    """
     await _for_purging.runtime().apurge(
         *urls,
         tags=tags,

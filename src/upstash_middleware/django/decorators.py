@@ -204,9 +204,9 @@ def cache_page(
     """Store a view's pages as ``django.views.decorators.cache.cache_page`` does, by this cache.
 
     A rule of the middleware has to cover the path: ``{"path": "/{rest:path}"}``. As in Django,
-    pages with status 200 to GET and HEAD are stored, ``timeout`` outweighs the response's own
-    max-age, a response with ``private``, ``no-cache`` or ``no-store`` is not stored, and browsers
-    are sent Expires and max-age.
+    pages with status 200 to GET and HEAD are stored, and ``timeout`` outweighs the response's own
+    max-age. A response with ``private``, ``no-cache`` or ``no-store`` is not stored. Browsers are
+    sent Expires and max-age.
 
     What is above it in the view is not called for a stored page, and neither is middleware below
     this package's.

@@ -94,7 +94,14 @@ class Middleware:
     features: ClassVar[Features]
 
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
-        """Raises ImproperlyConfigured where the setting UPSTASH_MIDDLEWARE is wrong."""
+        """Create it, as Django does for each entry of ``MIDDLEWARE``.
+
+        Args:
+            get_response: The next middleware or view, from Django.
+
+        Raises:
+            ImproperlyConfigured: The setting UPSTASH_MIDDLEWARE is wrong.
+        """
         self._get_response = get_response
         self._refreshes = self._is_outermost()
         self.configured: Configured = Configured(

@@ -135,6 +135,9 @@ def user(request: HTTPRequest) -> Identifier | Awaitable[Identifier | None] | No
 
     By primary key; None for visitors who are not authenticated, so that the address is used.
 
+    Args:
+        request: The request.
+
     Raises:
         LookupError: AuthenticationMiddleware is not above the limit.
     """

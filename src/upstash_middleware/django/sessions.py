@@ -190,6 +190,9 @@ class SessionStore(SessionBase):
     Beside Django's interface it has ``bind``, ``regenerate``, ``revoke`` and ``revoke_all``, each
     with an async form. If Upstash is unreachable, the session reads as empty, keeps its key, and
     ``available`` is False; what is written is dropped, and an event reports it.
+
+    Args:
+        session_key: The key of the session; None for a new one.
     """
 
     accessed: bool
@@ -248,7 +251,11 @@ class SessionStore(SessionBase):
         self._raise_alone()
 
     async def abind(self, user: User) -> None:
-        """Do the same as ``bind`` on an event loop."""
+        """Do the same as ``bind`` on an event loop.
+
+        Args:
+            user: As for ``bind``.
+        """
         await self._aperform(self._cycle(user_text(user)))
         self._raise_alone()
 
@@ -296,7 +303,11 @@ class SessionStore(SessionBase):
         self._raise_alone()
 
     async def arevoke_all(self, user: User) -> None:
-        """Do the same as ``revoke_all`` on an event loop."""
+        """Do the same as ``revoke_all`` on an event loop.
+
+        Args:
+            user: As for ``bind``.
+        """
         await self._aperform(self._revoke_all(user_text(user)))
         self._raise_alone()
 
@@ -868,7 +879,14 @@ class SessionMiddleware(DjangosSessionMiddleware):
     reads_session = True
 
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
-        """Raises ImproperlyConfigured where the setting UPSTASH_MIDDLEWARE is wrong."""
+        """Create it, as Django does for its entry of ``MIDDLEWARE``.
+
+        Args:
+            get_response: The next middleware or view, from Django.
+
+        Raises:
+            ImproperlyConfigured: The setting UPSTASH_MIDDLEWARE is wrong.
+        """
         super().__init__(get_response)
         try:
             if is_upstash_engine(settings.SESSION_ENGINE):

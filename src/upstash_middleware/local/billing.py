@@ -21,8 +21,10 @@ _MAX_SECONDS: Final = 3600
 class Bill:
     """What was used since the last reset.
 
-    `requests` counts HTTP requests; `commands` counts billed commands, each call inside a script
-    included; `by_command` splits the latter by command name (``{"EVAL": 1, "GET": 2}``).
+    Args:
+        requests: HTTP requests.
+        commands: Billed commands, each call inside a script included.
+        by_command: Billed commands by name: ``{"EVAL": 1, "GET": 2}``.
     """
 
     requests: int = 0

@@ -86,11 +86,18 @@ def _is_number(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """Which faults are simulated: `latency_ms` for every request, and `fault` for some.
+    """Which faults are simulated.
 
-    `jitter_ms` adds a random part between 0 and itself.  `probability` (0 to 1) is the share of
-    requests that the fault hits; `times` is how many it hits before it is over; after `seconds`
-    all of it is over.  Raises ValueError, naming the setting.
+    Args:
+        latency_ms: Milliseconds by which every request is delayed.
+        jitter_ms: Milliseconds: a random part from 0 to this is added.
+        fault: The fault, or its name; None for none.
+        probability: The share of the requests that the fault hits, from 0 to 1.
+        times: How many requests it hits before it is over; None for no limit.
+        seconds: Seconds after which all of it is over; None for no limit.
+
+    Raises:
+        ValueError: A setting is wrong; the message names it.
     """
 
     latency_ms: float = 0.0

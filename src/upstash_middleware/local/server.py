@@ -60,13 +60,23 @@ class LocalUpstash:
         with LocalUpstash() as upstash:
             redis = upstash_redis.Redis(url=upstash.url, token=upstash.token)
 
-    Use it with ``with`` or ``async with``.  It runs in a separate thread, beside a Valkey that
-    it starts and stops, in memory unless `data` names a directory to keep the data in; or over the
-    server at `redis`, a URL such as ``redis://127.0.0.1:6379/0``.  `port` 0 chooses a free one.
-    With ``listen=False`` there is no socket for HTTP, and requests go through `transport`.
+    Use it with ``with`` or ``async with``. It runs in a separate thread, beside a Valkey that it
+    starts and stops.
 
-    Raises ValueError for settings that contradict each other; entering raises LocalUpstashError
-    when the port is taken, or when no Valkey is available.
+    Args:
+        host: The address to listen on.
+        port: The port; 0 chooses a free one.
+        token: The token; None makes one.
+        read_only_token: A second token, for commands that only read; None makes one.
+        redis: The URL of a Redis server of yours, such as ``redis://127.0.0.1:6379/0``, in place of
+            the embedded Valkey.
+        data: A directory that keeps the data; None keeps it in memory.
+        faults: The faults that are simulated from the start.
+        listen: Whether there is a socket for HTTP; without one, requests go through ``transport``.
+
+    Raises:
+        ValueError: Settings contradict each other.
+        LocalUpstashError: When it is entered: the port is taken, or no Valkey is available.
     """
 
     def __init__(  # noqa: PLR0913 - each is a separate setting
@@ -234,13 +244,25 @@ class LocalUpstash:
     def set_faults(self, faults: Faults | None = None, /, **settings: Any) -> None:
         """Simulate these faults, given as a `Faults` or by its settings; none without any.
 
-        ``set_faults(fault="drop-after", times=1)``.  Raises ValueError, naming the setting.
+        ``set_faults(fault="drop-after", times=1)``.
+
+        Args:
+            faults: The faults; None for none.
+            **settings: Fields of ``Faults``, in place of it.
+
+        Raises:
+            ValueError: A setting is wrong; the message names it.
         """
         self._alive.change_faults(parse_faults(settings) if faults is None else faults)
 
     @contextmanager
     def faults(self, faults: Faults | None = None, /, **settings: Any) -> Iterator[None]:
-        """The same for the length of a ``with`` block; then the faults are as they were before."""
+        """The same for the length of a ``with`` block; then the faults are as they were before.
+
+        Args:
+            faults: The faults; None for none.
+            **settings: Fields of ``Faults``, in place of it.
+        """
         before = self._alive.service.faults.current
         self.set_faults(faults, **settings)
         try:

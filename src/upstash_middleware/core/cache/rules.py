@@ -35,76 +35,83 @@ class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     ``ttl``: the code that made it knows more than a pattern of paths. So a rule can cover many
     pages, and one of them can still ask for less, or for none.
 
-    Raises ConfigurationError, naming the field, for invalid values.
+    Args:
+        path: A pattern of the paths that the application routes on, without the prefix under which
+            it is mounted: in ``/products/{id}``, one segment; in ``/files/{rest:path}``, everything
+            after it.
+        ttl: Seconds of freshness of a successful response (200, 203, 204, 300, 301, 308) that does
+            not state its own, or seconds by status: ``{200: 60, 404: 5}``; None to store only
+            responses that state their own.
+        errors_per_minute: How many responses with a status of 400 or above each process stores in a
+            minute at most, so that requests for random paths cause no more writes than that; 0 for
+            none.
+        max_body: Bytes of the largest body that is stored; None for the setting ``cache_max_body``.
+        grace: Seconds for which a response is kept after it has become stale, to be validated; None
+            for the setting ``cache_grace``.
+        stale_while_revalidate: Seconds for which a stale response may be used while it is
+            revalidated in the background, if the response does not state its own.
+        stale_if_error: Seconds for which a stale response may be used in place of an error, if the
+            response does not state its own.
+        tags: What its responses are purged by, ``product:{id}`` with the path's named parts.
+        vary_cookies: Cookies that always select the response, whatever its Vary says. Responses to
+            requests with other cookies are stored too, under the whole Cookie field if they have
+            ``Vary: Cookie``. With None they are stored only if they have ``Vary: Cookie``.
+        narrow_vary_cookie: Whether ``Vary: Cookie`` of these paths' responses means only the
+            cookies of ``vary_cookies``. Anything else that such a page shows, such as a session, is
+            then shown to others.
+        ignore_cookies: Cookies that make no difference, and that the application does not get:
+            names, or patterns such as ``visitor_*``, beside those of analytics in profile ``safe``.
+            A request that has no others counts as one without cookies. An empty list ignores none,
+            and None is the setting ``cache_ignore_cookies``; those of ``vary_cookies`` are never
+            ignored.
+        vary_headers: Request header fields that always select the response, whatever its Vary says.
+        ignore_query: Query parameters that select nothing: names, or patterns such as ``utm_*``.
+        keep_query: The only query parameters that select something; None for all.
+        sort_query: Whether the order of query parameters with different names makes no difference.
+        user: The user's id, from a function of the request, sync or async. It selects the response
+            as in a private cache: ``private`` does not prevent storing it, nor do cookies or
+            credentials. Text, an integer, a UUID, or a user of Django or Flask-Login. None, False,
+            an empty text, or an object whose ``is_authenticated`` is False mean no user. With
+            anything else the request bypasses the cache, and the error is logged.
+        bypass: Which requests bypass the cache: those with a cookie, ``"cookie:sessionid"``, a
+            header field, ``"header:Authorization"``, or a query parameter, ``"query:preview"``;
+            several of them; or those for which a function of the request, sync or async, returns
+            something true.
+        etag: Whether a stored body without an ETag gets one, made from its bytes.
+        downstream: The Cache-Control that clients and other caches get for what is stored here, in
+            place of the response's own; under a rule with ``user`` it says ``private``. Fields and
+            cookies that the rule selects by are added to Vary.
+        downstream_cdn: What the CDN in front gets in place of Cache-Control for what is stored
+            here, such as ``max-age=86400``, in the field that only this CDN reads:
+            ``Surrogate-Control`` with the setting ``cdn="fastly"``.
+        deadline: Seconds that a call for these requests and the cache alone may take; None for the
+            setting ``cache_deadline``.
+
+    Raises:
+        ConfigurationError: A value is wrong; the message names the field.
     """
 
     path: str
-    """A pattern of the paths that the application routes on, without the prefix under which it is
-    mounted: in ``/products/{id}``, one segment; in ``/files/{rest:path}``, everything after it."""
     ttl: Duration | Mapping[int, Duration] | None = None
-    """Seconds of freshness of a successful response (200, 203, 204, 300, 301, 308) that does not
-    state its own, or seconds by status: ``{200: 60, 404: 5}``; None to store only responses that
-    state their own."""
     errors_per_minute: int = 60
-    """How many responses with a status of 400 or above each process stores in a minute at most, so
-    that requests for random paths cause no more writes than that; 0 for none."""
     max_body: int | None = None
-    """Bytes of the largest body that is stored; None for the setting ``cache_max_body``."""
     grace: Duration | None = None
-    """Seconds for which a response is kept after it has become stale, to be validated; None for
-    the setting ``cache_grace``."""
     stale_while_revalidate: Duration = 0.0
-    """Seconds for which a stale response may be used while it is revalidated in the background,
-    if the response does not state its own."""
     stale_if_error: Duration = 0.0
-    """Seconds for which a stale response may be used in place of an error, if the response does
-    not state its own."""
     tags: Sequence[str] = ()
-    """What its responses are purged by, ``product:{id}`` with the path's named parts."""
     vary_cookies: Sequence[str] | None = None
-    """Cookies that always select the response, whatever its Vary says. Responses to requests with
-    other cookies are stored too, under the whole Cookie field if they have ``Vary: Cookie``.
-    With None they are stored only if they have ``Vary: Cookie``."""
     narrow_vary_cookie: bool = False
-    """Whether ``Vary: Cookie`` of these paths' responses means only the cookies of
-    ``vary_cookies``. Anything else that such a page shows, such as a session, is then shown to
-    others."""
     ignore_cookies: Sequence[str] | None = None
-    """Cookies that make no difference, and that the application does not get: names, or patterns
-    such as ``visitor_*``, beside those of analytics in profile ``safe``. A request that has no
-    others counts as one without cookies. An empty list ignores none, and None is the setting
-    ``cache_ignore_cookies``; those of ``vary_cookies`` are never ignored."""
     vary_headers: Sequence[str] = ()
-    """Request header fields that always select the response, whatever its Vary says."""
     ignore_query: Sequence[str] = ()
-    """Query parameters that select nothing: names, or patterns such as ``utm_*``."""
     keep_query: Sequence[str] | None = None
-    """The only query parameters that select something; None for all."""
     sort_query: bool = False
-    """Whether the order of query parameters with different names makes no difference."""
     user: Callable[[HTTPRequest], Any] | None = None
-    """The user's id, from a function of the request, sync or async. It selects the response as
-    in a private cache: ``private`` does not prevent storing it, nor do cookies or credentials.
-    Text, an integer, a UUID, or a user of Django or Flask-Login. None, False, an empty text, or an
-    object whose ``is_authenticated`` is False mean no user. With anything else the request
-    bypasses the cache, and the error is logged."""
     bypass: str | Sequence[str] | Callable[[HTTPRequest], Any] | None = None
-    """Which requests bypass the cache: those with a cookie, ``"cookie:sessionid"``, a header field,
-    ``"header:Authorization"``, or a query parameter, ``"query:preview"``; several of them; or those
-    for which a function of the request, sync or async, returns something true."""
     etag: bool = False
-    """Whether a stored body without an ETag gets one, made from its bytes."""
     downstream: str | None = None
-    """The Cache-Control that clients and other caches get for what is stored here, in place of the
-    response's own; under a rule with ``user`` it says ``private``. Fields and cookies that the
-    rule selects by are added to Vary."""
     downstream_cdn: str | None = None
-    """What the CDN in front gets in place of Cache-Control for what is stored here, such as
-    ``max-age=86400``, in the field that only this CDN reads: ``Surrogate-Control`` with the setting
-    ``cdn="fastly"``."""
     deadline: Duration | None = None
-    """Seconds that a call for these requests and the cache alone may take; None for the setting
-    ``cache_deadline``."""
 
     def __post_init__(self) -> None:
         set_field = force_setattr  # the rule is frozen

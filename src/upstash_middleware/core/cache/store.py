@@ -167,10 +167,19 @@ class Lookup(Struct, frozen=True):
 
 
 class Purge(Struct, frozen=True):
-    """What to purge; ``soft`` leaves responses to be served stale where that is allowed.
+    """What to purge.
 
-    ``urls`` are paths with query or whole URLs; ``tags`` include their colon-descendants;
-    ``directories`` are paths that end in a slash, ``rules`` the paths of rules.
+    Args:
+        urls: Paths with their query, or whole URLs; each is purged with all its variants.
+        tags: Tags, with their colon-descendants: ``product`` purges ``product:7``.
+        directories: Paths that end in a slash: ``/products/`` includes all URLs that begin with it.
+            They need the setting ``purge_directories``.
+        rules: Paths of cache rules, of which everything that they cover is purged. They need the
+            setting ``purge_directories``.
+        everything: Whether all stored responses are purged.
+        soft: Whether they may still be served stale where their rule allows it.
+        cdn_tags: For ``on_purge``, with the setting ``cdn``: the tags by which the CDN finds all of
+            this, as they are spelled in the field that it reads.
     """
 
     urls: tuple[str, ...] = ()
@@ -180,8 +189,6 @@ class Purge(Struct, frozen=True):
     directories: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
     cdn_tags: tuple[str, ...] = ()
-    """For ``on_purge``, with the setting ``cdn``: the tags by which the CDN finds all of this, as
-    they are spelled in the field that it reads."""
 
 
 class Guess(Struct, frozen=True):

@@ -137,7 +137,9 @@ class Decision(Discreet, Struct, frozen=True):
     is switched off, the route is exempt, or no rule covers the request.
     """
     challenge: str | None = None
+    """The challenge of a 401; None for other decisions."""
     ledger: Ledger = field(default_factory=Ledger)
+    """What ``charge`` writes to; of this package."""
 
     @property
     def stops(self) -> bool:
@@ -153,6 +155,9 @@ class Decision(Discreet, Struct, frozen=True):
         of times. Charges that are made before the last byte is sent are settled together; a later
         one, as in a background task, is settled at once, in a separate round trip. Without
         effect where Upstash did not decide, and where no limit was checked.
+
+        Args:
+            units: How many units; below 0 to refund.
 
         Raises:
             ValueError: `units` is not a whole number.

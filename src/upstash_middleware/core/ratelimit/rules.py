@@ -150,10 +150,20 @@ class SdkLimiter(Protocol):
         ...
 
 
+AnyLimit = str | Limit | SdkLimiter
+"""One limit as users write it: text, an algorithm of this package, or one of the SDK's limiters."""
+LimitsOfARequest = AnyLimit | Sequence[str | Limit]
+AnyLimits = (
+    LimitsOfARequest | Callable[[HTTPRequest], LimitsOfARequest | Awaitable[LimitsOfARequest]]
+)
+"""What users write as limits: one limit, several, or a function of the request, sync or async, that
+returns either."""
+
+
 class Tiers(Struct, frozen=True):
     """Limits that a function of the request returns."""
 
-    of: Callable[[HTTPRequest], Any]
+    of: Callable[[HTTPRequest], LimitsOfARequest | Awaitable[LimitsOfARequest]]
 
 
 def is_unlimited(value: object) -> bool:
@@ -165,71 +175,83 @@ class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     """Selects requests, identifies whose quota they use, and sets its size.
 
     ``RateLimitRule("/api/generate", "10/10s", methods=("POST",))``. Functions of the request may
-    be async. Raises ConfigurationError.
+    be async.
+
+    Args:
+        path: A pattern of the paths that the application routes on, without the prefix under which
+            it is mounted: ``/p/{id}`` is one quota whatever the id. None is every path.
+        limits: Text (``"10/10s"``), a limit, several of them, of which a request takes from all or
+            from none; a limiter of ``upstash_ratelimit``; ``"unlimited"``, which exempts; or a
+            function of the request that returns one of these, for tiers.
+        methods: The methods that it covers; GET covers HEAD. Empty is all except browsers' CORS
+            preflights, which only a rule that names OPTIONS covers.
+        by: Whose quota it is: an extractor, a function of the request, or text: ``"user"``,
+            ``"ip"``, ``"header:X-API-Key"``, ``"cookie:NAME"``, ``"query:NAME"``,
+            ``"form:username"``, ``"json:user.name"``; ``"client_ip:2"`` trusts two hops,
+            ``"client_ip:vercel"`` a platform. A user is only known behind the authentication. If
+            the middleware is outside of that, a limit in front of the handler finds the user, and
+            takes a second round trip. The default is the client's address by the setting
+            ``client_ip``, which is also used if no identifier is found, unless ``by`` contains a
+            ``client_ip(…)`` too.
+        name: Printable ASCII without colons; made from methods and path where none is given.
+        on_error: When Upstash is unreachable: ``"open"`` lets the request pass, ``"closed"``
+            answers 503, ``"local"`` counts in this process.
+        cost: The units that a request takes, or a function of the request that returns them. 0 is
+            free: such a request is not checked or charged later; under a rule with ``settle`` it
+            takes 1.
+        when: A function of the request that restricts further which requests are covered.
+        allow: Networks and identities that pass uncounted: ``10.0.0.0/8``, ``user=7``, ``alice``.
+        deny: Networks and identities that get a 403.
+        shadow: Only report: stop nothing, and let the rules after it apply as if it were not there.
+        shared_prefix: Count on the keys of an upstash-ratelimit with this prefix, in Python or
+            JavaScript; for fixed and sliding windows.
+        local_share: Which part of the quota this process counts under ``"local"``: 0.25 for one of
+            four.
+        settle: A function of request and response that returns the final cost of the request,
+            instead of ``cost``, which is taken before: ``lambda request, response:
+            int(response.status == 401)``. A handler adds to that with ``Decision.charge``.
+        challenge: Answer 401 with this challenge, ``"Bearer"`` for instance, if ``by`` finds no
+            identifier.
+        dynamic: Whether the limit, one fixed or sliding window, can be changed at run time, with
+            ``Limiter.set_limit``, or with a shared prefix by the JavaScript SDK.
+        hosts: The hosts that it covers: ``api.example.com``, ``*.example.com``, with any port
+            unless one is given. Empty is all.
+        bucket: Rules that name the same bucket share their counters, and each decides by its own
+            limit.
+        deadline: Seconds for the whole call to Upstash about a request; None for the setting
+            ``deadline``. Rules that share a call use the longest of theirs.
+        lease: Reserve quota for a busy identifier, and decide its next requests without a call. The
+            value is seconds or ``"500ms"`` for how long, a Lease, a mapping of its fields, or False
+            for none. None is the setting ``lease``. Also at the end of the limits' text:
+            ``"10000/minute lease 1s"``.
+        setting: What errors and events call this rule: where it was set, such as
+            ``rate_limits[0]``.
+
+    Raises:
+        ConfigurationError: A value is wrong; the message names the field.
     """
 
     path: str | None = None
-    """A pattern of the paths that the application routes on, without the prefix under which it is
-    mounted: ``/p/{id}`` is one quota whatever the id. None is every path."""
-    limits: Any = None
-    """Text (``"10/10s"``), a limit, several of them, of which a request takes from all or from
-    none; a limiter of ``upstash_ratelimit``; ``"unlimited"``, which exempts; or a function of the
-    request that returns one of these, for tiers."""
+    limits: AnyLimits | None = None
     methods: Iterable[str] = ()
-    """The methods that it covers; GET covers HEAD. Empty is all except browsers' CORS preflights,
-    which only a rule that names OPTIONS covers."""
     by: AnyExtractor | str = field(default_factory=client_ip)
-    """Whose quota it is: an extractor, a function of the request, or text: ``"user"``, ``"ip"``,
-    ``"header:X-API-Key"``, ``"cookie:NAME"``, ``"query:NAME"``, ``"form:username"``,
-    ``"json:user.name"``; ``"client_ip:2"`` trusts two hops, ``"client_ip:vercel"`` a platform. A
-    user is only known behind the authentication: if the middleware is outside of that, a limit in
-    front of the handler finds the user, and takes a second round trip. The default is the client's
-    address by the setting ``client_ip``, which is also used if no identifier is found, unless
-    ``by`` contains a ``client_ip(…)`` of its own."""
     name: str = ""
-    """Printable ASCII without colons; made from methods and path where none is given."""
     on_error: OnError = "open"
-    """When Upstash is unreachable: ``"open"`` lets the request pass, ``"closed"`` answers 503,
-    ``"local"`` counts in this process."""
     cost: Cost = 1
-    """The units that a request takes, or a function of the request that returns them. 0 is free:
-    such a request is not checked or charged later; under a rule with ``settle`` it takes 1."""
     when: Predicate | None = None
-    """A function of the request that restricts further which requests are covered."""
     allow: Iterable[str] = ()
-    """Networks and identities that pass uncounted: ``10.0.0.0/8``, ``user=7``, ``alice``."""
     deny: Iterable[str] = ()
-    """Networks and identities that get a 403."""
     shadow: bool = False
-    """Only report: stop nothing, and let the rules after it apply as if it were not there."""
     shared_prefix: str | None = None
-    """Count on the keys of an upstash-ratelimit with this prefix, in Python or JavaScript; for
-    fixed and sliding windows."""
     local_share: float = 1.0
-    """Which part of the quota this process counts under ``"local"``: 0.25 for one of four."""
     settle: Settle | None = None
-    """A function of request and response that returns the final cost of the request, instead of
-    ``cost``, which is taken before: ``lambda request, response: int(response.status == 401)``.
-    A handler adds to that with ``Decision.charge``."""
     challenge: str | None = None
-    """Answer 401 with this challenge, ``"Bearer"`` for instance, if ``by`` finds no identifier."""
     dynamic: bool = False
-    """Whether the limit, one fixed or sliding window, can be changed at run time, with
-    ``Limiter.set_limit``, or with a shared prefix by the JavaScript SDK."""
     hosts: Iterable[str] = ()
-    """The hosts that it covers: ``api.example.com``, ``*.example.com``, with any port unless one is
-    given. Empty is all."""
     bucket: str = ""
-    """Rules that name the same bucket share their counters, and each decides by its own limit."""
     deadline: Duration | None = None
-    """Seconds for the whole call to Upstash about a request; None for the setting ``deadline``.
-    Rules that share a call use the longest of theirs."""
     lease: AnyLease | None = None
-    """Reserve quota for a busy identifier, and decide its next requests without a call: seconds or
-    ``"500ms"`` for how long, a Lease, a mapping of its fields, or False for none. None is the
-    setting ``lease``. Also at the end of the limits' text: ``"10000/minute lease 1s"``."""
     setting: str = "RateLimitRule"
-    """What errors and events call this rule: where it was set, such as ``rate_limits[0]``."""
 
     def __post_init__(self) -> None:
         if isinstance(self.by, str):

@@ -113,8 +113,14 @@ def as_upstash_limiter(limit: Limit, *, wall: Callable[[], float] = time.time) -
     """Return a limit as a limiter of ``upstash_ratelimit``.
 
     ``Ratelimit(redis=Redis.from_env(), limiter=as_upstash_limiter(SlidingWindow(10, per=10)))``
-    then decides by it. Its ``reset`` is, for a denial, when the same request would pass. ``wall``
-    returns the time in seconds since 1970. Raises ConfigurationError.
+    then decides by it. Its ``reset`` is, for a denial, when the same request would pass.
+
+    Args:
+        limit: The limit, such as ``SlidingWindow(10, per=10)``.
+        wall: Returns the time in seconds since 1970.
+
+    Raises:
+        ConfigurationError: A value is wrong.
     """
     from upstash_ratelimit.limiter import Limiter, Response  # noqa: PLC0415 - slow to import
 

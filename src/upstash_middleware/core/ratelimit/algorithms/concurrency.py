@@ -19,10 +19,16 @@ class Concurrency(Limit, frozen=True):
 
     A slot is released when its request ends, however it ends; if the process crashes first, after
     ``longest`` seconds. While a response streams, its slot is renewed once half of that time has
-    passed. So ``longest`` should be longer than a response takes to begin, and twice as long as
-    the pause between two of its pieces: one that is silent for longer loses its slot.
-    When a slot will be free is not known, so no Retry-After is given.
-    Raises ConfigurationError.
+    passed. So ``longest`` should be longer than a response takes to begin, and twice as long as the
+    pause between two of its pieces. A response that is silent for longer loses its slot. When a
+    slot will be free is not known, so no Retry-After is given.
+
+    Args:
+        limit: Requests at once, 1 at least.
+        longest: Seconds for which a slot is taken at most without being renewed; default 60.
+
+    Raises:
+        ConfigurationError: A value is wrong.
     """
 
     limit: int

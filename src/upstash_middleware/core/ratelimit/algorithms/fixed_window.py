@@ -24,7 +24,13 @@ class FixedWindow(Limit, frozen=True):
     """At most ``limit`` units in each window of ``per`` seconds, cut at multiples of ``per``.
 
     Across a boundary twice the limit may pass within one window's length.
-    Raises ConfigurationError.
+
+    Args:
+        limit: Units in a window, 1 at least.
+        per: The window: seconds, a timedelta, or text such as ``"1 minute"``.
+
+    Raises:
+        ConfigurationError: A value is wrong.
     """
 
     limit: int

@@ -26,7 +26,14 @@ class GCRA(Limit, frozen=True):
 
     The generic cell rate algorithm (ITU-T I.371), in its leaky-bucket form; the same as a token
     bucket that refills continuously. ``burst`` is ``limit`` by default.
-    Raises ConfigurationError.
+
+    Args:
+        limit: Units in ``per`` seconds, 1 at least.
+        per: The window: seconds, a timedelta, or text such as ``"1 minute"``.
+        burst: Units that may pass at once; None for ``limit``.
+
+    Raises:
+        ConfigurationError: A value is wrong.
     """
 
     limit: int

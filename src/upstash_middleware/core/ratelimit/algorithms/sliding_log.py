@@ -17,7 +17,14 @@ _MAX_LIMIT = 1000
 class SlidingLog(Limit, frozen=True):
     """At most ``limit`` units in any ``per`` seconds, exactly, each request being remembered.
 
-    What is stored grows with the limit, so that is at most 1000. Raises ConfigurationError.
+    What is stored grows with the limit, so that is at most 1000.
+
+    Args:
+        limit: Units in a window, from 1 to 1000.
+        per: The window: seconds, a timedelta, or text such as ``"1 minute"``.
+
+    Raises:
+        ConfigurationError: A value is wrong.
     """
 
     limit: int

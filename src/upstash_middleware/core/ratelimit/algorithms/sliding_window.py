@@ -18,7 +18,14 @@ class SlidingWindow(Limit, frozen=True):
     """About ``limit`` units in any ``per`` seconds, estimated from two fixed windows.
 
     The previous window counts with the share of it that a window ending now still covers,
-    rounded down. Raises ConfigurationError.
+    rounded down.
+
+    Args:
+        limit: Units in a window, 1 at least.
+        per: The window: seconds, a timedelta, or text such as ``"1 minute"``.
+
+    Raises:
+        ConfigurationError: A value is wrong.
     """
 
     limit: int

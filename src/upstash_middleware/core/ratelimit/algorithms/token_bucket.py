@@ -21,7 +21,14 @@ class TokenBucket(Limit, frozen=True):
     """A bucket of ``capacity`` tokens that gets ``refill`` tokens at the end of each ``per``.
 
     The intervals (seconds) are counted from the moment at which the bucket was last full.
-    Raises ConfigurationError.
+
+    Args:
+        capacity: Tokens that the bucket has at most.
+        refill: Tokens that it gets in each interval.
+        per: The interval: seconds, a timedelta, or text such as ``"1 minute"``.
+
+    Raises:
+        ConfigurationError: A value is wrong.
     """
 
     capacity: int
