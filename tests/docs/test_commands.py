@@ -30,7 +30,8 @@ def commands(page: Path, program: str) -> list[str]:
     ]
     lines += [found[1] for found in _INLINE.finditer(page.read_text())]
     called = [re.split(r"\s#|[;|&]|\s->", line)[0].strip() for line in lines]
-    return [line for line in called if line.startswith(f"{program} ")]
+    # With an ellipsis it is a pattern or the text of a message, and not a call.
+    return [line for line in called if line.startswith(f"{program} ") and "…" not in line]
 
 
 OURS = sorted({line for page in PAGES for line in commands(page, "upstash-middleware")})
