@@ -144,6 +144,27 @@ def test_a_successful_unsafe_request_invalidates_its_own_url(serve: Serve):
     assert "; hit" not in (served.request("GET", "/products/1").header("cache-status") or "")
 
 
+@pytest.mark.parametrize(
+    ("more", "location", "left"),
+    [({}, "", True), ({}, "/products/1", False), ({"keep_query": ()}, "", False)],
+)
+def test_a_query_is_a_part_of_the_url_that_an_unsafe_request_invalidates(
+    serve: Serve, more: dict[str, Any], location: str, left: bool
+):
+    """RFC 9111 §4.4 speaks of the target URI; Location, or the rule, says what else is meant."""
+
+    def shop(request: Seen) -> Reply:
+        if request.method == "POST" and location:
+            return Reply(b"", 303, (("location", location),))
+        return Reply(b"page")
+
+    served = serve(shop, ("CacheMiddleware", {"cache": [{"path": "/{p}/{id}", "ttl": 60, **more}]}))
+    served.request("GET", "/products/1")
+    served.request("POST", "/products/1?a=1")
+    status = served.request("GET", "/products/1").header("cache-status") or ""
+    assert ("; hit" in status) is left
+
+
 def test_a_failed_unsafe_request_invalidates_nothing(serve: Serve):
     """RFC 9111 §4.4: only a non-error response does."""
     served = serve(lambda request: Reply(b"", 400 if request.method == "PUT" else 200), CACHE)

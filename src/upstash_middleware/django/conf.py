@@ -163,9 +163,13 @@ def purge(
         soft: Whether they may still be served stale where their rule allows it.
 
     Raises:
-        UpstashError: Upstash cannot be reached.
-        ValueError: A URL or directory is invalid, or there is no such rule.
-        ConfigurationError: The setting is wrong, or credentials are missing.
+        UpstashError: It is not certain that all of it was done: Upstash cannot be reached, for
+            instance. Repeat the purge.
+        PurgeNotPassedOn: It was done, and the function of the setting ``on_purge`` raised.
+        ValueError: What is no URL, a directory without a slash at its end, or the path of no rule.
+        TypeError: Text in place of a sequence, such as ``tags="product:7"``.
+        ConfigurationError: Directories or rules without the setting ``purge_directories``; the
+            setting is wrong, or credentials are missing.
     """
     _for_purging.runtime().purge(
         *urls,
