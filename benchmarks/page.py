@@ -174,7 +174,7 @@ def _rows(rounds: Sequence[Round]) -> str:
 
 
 def _machine(rounds: int) -> str:
-    versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+    versions = "; ".join(f"{name} {version(name)}" for name in _PACKAGES)
     return (
         f"Measured in {rounds} rounds on {os.cpu_count()} processors ({_processor()}), "
         f"{platform.system()} {platform.release()}, CPython {platform.python_version()}. The load, "
