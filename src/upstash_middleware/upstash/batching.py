@@ -10,10 +10,8 @@ cancellation and error, and is retried only if it may be. A large pipeline is se
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections import deque
 from itertools import chain, count
 from operator import attrgetter
@@ -21,16 +19,15 @@ from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 from weakref import ref
 
 from upstash_middleware.errors import CommandError, ConnectionLost, Refused, UpstashError
-from upstash_middleware.upstash.protocol import join_members, refuse
+from upstash_middleware.upstash.protocol import refuse
 from upstash_middleware.upstash.transport import exceeded
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from typing import Any
 
     from upstash_middleware.core.flow import Command, Reply
-    from upstash_middleware.upstash.protocol import Call
 
 MIN_CALLS: Final = 2
 """Calls that an event loop may always have in flight; those that hang do not count."""
@@ -65,32 +62,26 @@ ALONE_BYTES: Final = 16 * 1024
 """A pipeline with more than this to send joins no batch."""
 
 
-class Pending(ABC):
+class Pending(Protocol):
     """A pipeline that waits to be sent in a batch and for its replies."""
 
-    __slots__ = ("commands", "members", "seconds", "size", "until")
+    commands: Sequence[Command]
+    members: bytes
+    """The commands, encoded."""
+    seconds: float
+    until: float
 
-    def __init__(
-        self, commands: Sequence[Command], members: list[bytes], seconds: float, until: float
-    ) -> None:
-        self.commands: Sequence[Command] = commands
-        self.members: list[bytes] = members
-        """The commands, encoded."""
-        self.size: int = sum(map(len, members))
-        self.seconds: float = seconds
-        self.until: float = until
-
-    @abstractmethod
     def done(self) -> bool:
         """Whether its caller no longer waits: it has its replies, timed out, or was cancelled."""
+        ...
 
-    @abstractmethod
-    def resolve(self, replies: list[Reply]) -> None:
+    def resolve(self, replies: list[Reply], /) -> None:
         """Return the replies to the caller."""
+        ...
 
-    @abstractmethod
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: Exception, /) -> None:
         """Raise an error in the caller."""
+        ...
 
 
 P = TypeVar("P", bound=Pending)
@@ -103,7 +94,7 @@ class _Batcher(Generic[P]):
     def __init__(self, min_calls: int, secret: str) -> None:
         self._secret = secret
         self._waiting: deque[P] = deque()
-        self._numbers = count()
+        self._numbers = count(1)
         self._sent_at: dict[int, float] = {}
         """By the number of a call in flight, when it was sent."""
         self._hanging: dict[int, float] = {}
@@ -112,19 +103,20 @@ class _Batcher(Generic[P]):
         self._max_calls = min_calls
         self._min_seconds = 0.0
         self._reply_bytes = 0.0
-        self._has_room = True
-        """Whether one more call may be sent."""
 
     @property
     def waiting(self) -> int:
         """How many pipelines wait."""
         return len(self._waiting)
 
+    def _has_room(self) -> bool:
+        """Whether one more call may be sent."""
+        return len(self._sent_at) < self._max_calls
+
     def _count(self) -> int:
         """Count a call that is sent now, and return its number."""
         number = next(self._numbers)
         self._sent_at[number] = time.monotonic()
-        self._has_room = len(self._sent_at) < self._max_calls
         return number
 
     def _discount(self, number: int) -> None:
@@ -132,10 +124,9 @@ class _Batcher(Generic[P]):
         sent_at = self._sent_at.pop(number, None) or self._hanging.pop(number, None)
         if sent_at is None:
             return
-        took = time.monotonic() - sent_at
-        self._min_seconds = min(took, self._min_seconds * MINIMUM_DECAY or took)
+        took, least = time.monotonic() - sent_at, self._min_seconds * MINIMUM_DECAY
+        self._min_seconds = least if 0.0 < least < took else took
         self._max_calls = max(self._min_calls, int(self._min_seconds / SECONDS_BETWEEN_CALLS))
-        self._has_room = len(self._sent_at) < self._max_calls
 
     def _ignore_hanging(self) -> None:
         """Stop counting the calls that seem to hang; if they end, that is how long the way is."""
@@ -143,7 +134,6 @@ class _Batcher(Generic[P]):
         for number, sent_at in [*self._sent_at.items()]:
             if sent_at <= late:
                 self._hanging[number] = self._sent_at.pop(number)
-        self._has_room = len(self._sent_at) < self._max_calls
 
     def _next_batch(self) -> list[P]:
         """Take from the waiting pipelines those that the next call carries."""
@@ -161,8 +151,8 @@ class _Batcher(Generic[P]):
             pending = waiting.popleft()
             if pending.done():
                 continue
-            commands += len(pending.members)
-            size += pending.size
+            commands += len(pending.commands)
+            size += len(pending.members)
             if batch and (commands > MAX_COMMANDS or size > MAX_BYTES):
                 waiting.appendleft(pending)
                 break
@@ -173,7 +163,7 @@ class _Batcher(Generic[P]):
         """Give each pipeline its own replies."""
         end = 0
         for pending in batch:
-            begin, end = end, end + len(pending.members)
+            begin, end = end, end + len(pending.commands)
             if pending.done():
                 continue
             own = replies[begin:end]
@@ -197,12 +187,12 @@ class _Batcher(Generic[P]):
         self._reply_bytes = (self._reply_bytes + size / pipelines) / 2
 
 
-def _merged(batch: Sequence[Pending]) -> tuple[Call, list[Command], float, float]:
-    """Return the call for a batch, its commands, and the latest deadline."""
+def _merged(batch: Sequence[Pending]) -> tuple[bytes, list[Command], float, float]:
+    """Return the members of a batch's call, their commands, and the latest deadline."""
     last = max(batch, key=_until)
-    members = [*chain.from_iterable([each.members for each in batch])]
+    members = b",".join([each.members for each in batch])
     commands = [*chain.from_iterable([each.commands for each in batch])]
-    return join_members(members), commands, last.seconds, last.until
+    return members, commands, last.seconds, last.until
 
 
 def _after_loss(batch: Sequence[P], error: ConnectionLost, *, repeated: bool) -> list[P]:
@@ -236,47 +226,29 @@ def _fail(batch: Sequence[Pending], error: Exception) -> None:
 # Event loops -------------------------------------------------------------------------------------
 
 
-class _AsyncPerform(Protocol):
-    """Sends a call and returns the replies, within the deadline."""
-
-    def __call__(
-        self,
-        call: Call,
-        commands: Sequence[Command],
-        seconds: float,
-        until: float,
-        *,
-        may_repeat: bool = True,
-    ) -> Coroutine[Any, Any, list[Reply]]: ...
-
-
-class _PendingTask(Pending):
+class _PendingTask:
     """A task that waits for its replies."""
 
-    __slots__ = ("future", "since", "timer")
+    __slots__ = (
+        *("commands", "members", "seconds", "until"),
+        *("done", "resolve", "fail", "future", "timer"),
+    )
 
     def __init__(
         self,
         commands: Sequence[Command],
-        members: list[bytes],
+        members: bytes,
         seconds: float,
         until: float,
-        loop: asyncio.AbstractEventLoop,
+        future: asyncio.Future[list[Reply]],
     ) -> None:
-        super().__init__(commands, members, seconds, until)
-        self.future: asyncio.Future[list[Reply]] = loop.create_future()
-        self.since: float = loop.time()
+        self.commands, self.members, self.seconds, self.until = commands, members, seconds, until
+        self.future: asyncio.Future[list[Reply]] = future
+        self.done: Callable[[], bool] = future.done
+        self.resolve: Callable[[list[Reply]], None] = future.set_result
+        self.fail: Callable[[Exception], None] = future.set_exception
         self.timer: asyncio.TimerHandle | None = None
         """Ends the wait where this pipeline's deadline is earlier than the batch's."""
-
-    def done(self) -> bool:
-        return self.future.done()
-
-    def resolve(self, replies: list[Reply]) -> None:
-        self.future.set_result(replies)
-
-    def fail(self, error: Exception) -> None:
-        self.future.set_exception(error)
 
     def expire_in(self, seconds: float) -> None:
         """End the wait after so many seconds."""
@@ -291,7 +263,10 @@ class AsyncBatcher(_Batcher[_PendingTask]):
     """Sends the pipelines of one event loop."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, perform: _AsyncPerform, secret: str
+        self,
+        loop: asyncio.AbstractEventLoop,
+        perform: Callable[..., Coroutine[Any, Any, list[Reply]]],
+        secret: str,
     ) -> None:
         super().__init__(MIN_CALLS, secret)
         self.loop: ref[asyncio.AbstractEventLoop] = ref(loop)
@@ -304,24 +279,23 @@ class AsyncBatcher(_Batcher[_PendingTask]):
         self._next_turn: asyncio.Handle | None = None
         """Sends those that wait for nothing but the end of this turn."""
 
-    async def execute(
-        self, commands: Sequence[Command], members: list[bytes], seconds: float, until: float
+    def begin(self, members: bytes) -> int | None:
+        """Return the number of a call that is made for one pipeline; 0 if the pipeline has to wait.
+
+        None for a large pipeline that does not wait: its call is not counted.
+        """
+        if not (self._crowded or self._waiting) and len(self._sent_at) < self._max_calls:
+            return self._count()
+        return None if len(members) > ALONE_BYTES else 0
+
+    async def wait(
+        self, commands: Sequence[Command], members: bytes, seconds: float, until: float
     ) -> list[Reply]:
-        """Perform a pipeline, whose encoded commands are ``members``, by itself or in a batch."""
-        if self._has_room and not self._crowded and not self._waiting:
-            number = self._count()
-            try:
-                return await self._perform(join_members(members), commands, seconds, until)
-            finally:
-                self._discount(number)
-                if self._waiting:
-                    self._send_waiting()
-        if sum(map(len, members)) > ALONE_BYTES:
-            return await self._perform(join_members(members), commands, seconds, until)
-        loop = sys.modules["asyncio"].get_running_loop()
-        pending = _PendingTask(commands, members, seconds, until, loop)
+        """Perform a pipeline, whose encoded commands are ``members``, in a batch."""
+        loop = self._loop()
+        pending = _PendingTask(commands, members, seconds, until, loop.create_future())
         self._waiting.append(pending)
-        if self._next_turn is None and self._has_room:
+        if self._next_turn is None and self._has_room():
             self._next_turn = loop.call_soon(self._send_waiting)
         if self._fallback is None:
             self._fallback = loop.call_later(PATIENCE_SECONDS, self._send_overdue)
@@ -337,31 +311,37 @@ class AsyncBatcher(_Batcher[_PendingTask]):
             if pending.timer is not None:
                 pending.timer.cancel()
 
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        loop = self.loop()
+        assert loop is not None, "it runs"  # noqa: S101
+        return loop
+
     def _send_overdue(self) -> None:
         """Send the pipelines that have waited too long."""
-        loop = sys.modules["asyncio"].get_running_loop()
         self._fallback = None
         self._ignore_hanging()
-        waited_since = loop.time() - PATIENCE_SECONDS
-        while self._waiting and self._waiting[0].since <= waited_since:
-            self._send_next()
-        if self._waiting:
-            wait = self._waiting[0].since - waited_since
-            self._fallback = loop.call_later(wait, self._send_overdue)
+        waited_since = time.monotonic() - PATIENCE_SECONDS
+        while self._waiting:
+            wait = self._waiting[0].until - self._waiting[0].seconds - waited_since
+            if wait <= 0:
+                self._send_next()
+                continue
+            self._fallback = self._loop().call_later(wait, self._send_overdue)
+            break
 
     def _send_waiting(self) -> None:
         if self._next_turn is not None:
             self._next_turn.cancel()
             self._next_turn = None
-        while self._waiting and self._has_room:
+        while self._waiting and self._has_room():
             self._send_next()
 
     def _send_next(self) -> None:
         batch = self._next_batch()
         self._crowded = len(batch) > 1 or bool(self._waiting)
         if batch:
-            loop = sys.modules["asyncio"].get_running_loop()
-            task = loop.create_task(self._send(batch, self._count()))
+            sending = self._send(batch, self._count())
+            task = self._loop().create_task(sending)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -373,18 +353,15 @@ class AsyncBatcher(_Batcher[_PendingTask]):
         remaining, repeated = batch, False
         try:
             while remaining:
-                call, commands, seconds, until = _merged(remaining)
                 try:
-                    replies = await self._perform(
-                        call, commands, seconds, until, may_repeat=not repeated
-                    )
+                    replies = await self._perform(*_merged(remaining), may_repeat=not repeated)
                 except ConnectionLost as error:
                     remaining = _after_loss(remaining, error, repeated=repeated)
                     repeated = True
                     continue
                 self._learn_size(replies, len(remaining))
                 # The next call is sent before these replies are used, which takes long.
-                self._end(number)
+                self.end(number)
                 self._deliver(remaining, replies)
                 return
         except Exception as error:  # noqa: BLE001 - it belongs to those that wait
@@ -394,9 +371,10 @@ class AsyncBatcher(_Batcher[_PendingTask]):
                 pending.future.cancel()
             raise
         finally:
-            self._end(number)
+            self.end(number)
 
-    def _end(self, number: int) -> None:
+    def end(self, number: int) -> None:
+        """Stop counting a call, and send those that wait for its end."""
         self._discount(number)
         if self._waiting:
             self._send_waiting()
@@ -405,69 +383,38 @@ class AsyncBatcher(_Batcher[_PendingTask]):
 # Threads -----------------------------------------------------------------------------------------
 
 
-class _Perform(Protocol):
-    """Sends a call and returns the replies, within the deadline."""
-
-    def __call__(
-        self,
-        call: Call,
-        commands: Sequence[Command],
-        seconds: float,
-        until: float,
-        *,
-        may_repeat: bool = True,
-    ) -> list[Reply]: ...
-
-
-class _PendingThread(Pending):
+class _PendingThread:
     """A thread that waits for its replies, or until it has to send the next batch."""
 
-    __slots__ = ("_done", "_error", "_replies", "_wakeup", "batch", "number", "taken")
+    __slots__ = (
+        *("commands", "members", "seconds", "until"),
+        *("outcome", "taken", "batch", "number", "wakeup"),
+    )
 
     def __init__(
-        self, commands: Sequence[Command], members: list[bytes], seconds: float, until: float
+        self, commands: Sequence[Command], members: bytes, seconds: float, until: float
     ) -> None:
-        super().__init__(commands, members, seconds, until)
-        self._wakeup = threading.Lock()
-        self._wakeup.acquire()
-        self._done = False
-        self._replies: list[Reply] = []
-        self._error: Exception | None = None
+        self.commands, self.members, self.seconds, self.until = commands, members, seconds, until
+        self.outcome: list[Reply] | Exception | None = None
         self.taken: bool = False
         """Whether it is part of a batch."""
         self.batch: list[_PendingThread] | None = None
         """The batch that this thread has to send."""
         self.number: int = 0
+        self.wakeup: threading.Lock = threading.Lock()
+        """Locked while this thread waits."""
+        self.wakeup.acquire()
 
     def done(self) -> bool:
-        return self._done
+        return self.outcome is not None
 
     def resolve(self, replies: list[Reply]) -> None:
-        self._replies, self._done = replies, True
-        self._wakeup.release()
+        self.outcome = replies
+        self.wakeup.release()
 
     def fail(self, error: Exception) -> None:
-        self._error, self._done = error, True
-        self._wakeup.release()
-
-    def lead(self, batch: list[_PendingThread], number: int) -> None:
-        """Wake this thread to send a batch."""
-        self.batch, self.number = batch, number
-        self._wakeup.release()
-
-    def wait(self, seconds: float) -> bool:
-        """Wait until this thread is woken, or the seconds are over; return whether it was woken."""
-        return self._wakeup.acquire(timeout=max(seconds, 0.0))
-
-    def give_up(self) -> None:
-        """Stop waiting: later replies are dropped."""
-        self._done = True
-
-    def result(self) -> list[Reply]:
-        """Return the replies, or raise the error."""
-        if self._error is not None:
-            raise self._error
-        return self._replies
+        self.outcome = error
+        self.wakeup.release()
 
 
 class ThreadBatcher(_Batcher[_PendingThread]):
@@ -477,21 +424,20 @@ class ThreadBatcher(_Batcher[_PendingThread]):
     woken, and sends the next batch for all of them.
     """
 
-    def __init__(self, perform: _Perform, secret: str) -> None:
+    def __init__(self, perform: Callable[..., list[Reply]], secret: str) -> None:
         super().__init__(MIN_CALLS_OF_THREADS, secret)
         self._perform = perform
         self._lock = threading.Lock()
 
     def execute(
-        self, commands: Sequence[Command], members: list[bytes], seconds: float, until: float
+        self, commands: Sequence[Command], members: bytes, seconds: float, until: float
     ) -> list[Reply]:
         """Perform a pipeline, whose encoded commands are ``members``, by itself or in a batch."""
-        if sum(map(len, members)) > ALONE_BYTES:
-            return self._perform(join_members(members), commands, seconds, until)
-        pending: _PendingThread | None = None
-        number = 0
+        if len(members) > ALONE_BYTES:
+            return self._perform(members, commands, seconds, until)
         with self._lock:
-            if self._has_room:
+            number, pending = 0, None
+            if self._has_room():
                 number = self._count()
             else:
                 pending = _PendingThread(commands, members, seconds, until)
@@ -499,14 +445,15 @@ class ThreadBatcher(_Batcher[_PendingThread]):
         if pending is not None:
             return self._wait(pending)
         try:
-            return self._perform(join_members(members), commands, seconds, until)
+            return self._perform(members, commands, seconds, until)
         finally:
             self._end(number)
 
     def _wait(self, pending: _PendingThread) -> list[Reply]:
-        while not pending.done():
+        while pending.outcome is None:
             left = pending.until - time.monotonic()
-            if not pending.wait(left if pending.taken else min(left, PATIENCE_SECONDS)):
+            patience = left if pending.taken else min(left, PATIENCE_SECONDS)
+            if not pending.wakeup.acquire(timeout=max(patience, 0.0)):
                 self._send_overdue(pending)
             elif pending.batch is not None:
                 batch, number = pending.batch, pending.number
@@ -518,7 +465,9 @@ class ThreadBatcher(_Batcher[_PendingThread]):
                     interrupted = "the thread that sent the call for others was interrupted"
                     _fail(batch, ConnectionLost(interrupted))
                     self._end(number)
-        return pending.result()
+        if isinstance(pending.outcome, Exception):
+            raise pending.outcome
+        return pending.outcome
 
     def _send_overdue(self, pending: _PendingThread) -> None:
         """Send an overdue pipeline, or raise DeadlineExceeded; nothing if it was just woken."""
@@ -526,8 +475,8 @@ class ThreadBatcher(_Batcher[_PendingThread]):
             if pending.done() or pending.batch is not None:
                 return
             if pending.until <= time.monotonic():
-                pending.give_up()
-                raise exceeded(pending.seconds)
+                pending.outcome = error = exceeded(pending.seconds)
+                raise error
             if not pending.taken:
                 self._ignore_hanging()
                 self._choose_sender()
@@ -535,7 +484,7 @@ class ThreadBatcher(_Batcher[_PendingThread]):
     def _end(self, number: int) -> None:
         with self._lock:
             self._discount(number)
-            while self._waiting and self._has_room:
+            while self._waiting and self._has_room():
                 self._choose_sender()
 
     def _choose_sender(self) -> None:
@@ -545,15 +494,16 @@ class ThreadBatcher(_Batcher[_PendingThread]):
             pending.taken = True
         if batch:
             # The call may last until the latest deadline, so that thread has to send it.
-            max(batch, key=_until).lead(batch, self._count())
+            sender = max(batch, key=_until)
+            sender.batch, sender.number = batch, self._count()
+            sender.wakeup.release()
 
     def _send(self, batch: list[_PendingThread], number: int) -> None:
         remaining, repeated = batch, False
         try:
             while remaining:
-                call, commands, seconds, until = _merged(remaining)
                 try:
-                    replies = self._perform(call, commands, seconds, until, may_repeat=not repeated)
+                    replies = self._perform(*_merged(remaining), may_repeat=not repeated)
                 except ConnectionLost as error:
                     remaining = _after_loss(remaining, error, repeated=repeated)
                     repeated = True

@@ -22,6 +22,7 @@ from copy import copy
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from upstash_middleware.core.flow import Command
 from upstash_middleware.errors import (
@@ -39,14 +40,16 @@ from upstash_middleware.upstash.process import ForkSafeLock, OnePerProcess, curr
 from upstash_middleware.upstash.protocol import (
     TRANSACTION_PATH,
     Call,
-    as_members,
     decode,
     encode,
+    encode_members,
     encode_transaction,
+    joined_call,
 )
 from upstash_middleware.upstash.transport import exceeded, warn_once
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Coroutine, Sequence
 
     from upstash_middleware.core.flow import Pipeline, Reply
@@ -133,6 +136,7 @@ class _Client(Generic[T]):
         """
         here = self._process
         if here is None or here.process != current_process():
+            self._opened.get().transport()  # loading it once in a process does not count
             here = _InProcess(self._opened, self._breaker, self._quick_breaker, here)
             self._process = here
         breaker, seconds = here.breaker, pipeline.deadline
@@ -202,7 +206,7 @@ class _Opened(Generic[T]):
                 self.current = self._open()
             return self.current
 
-    def retire_if_suspended(self, ahead: float) -> T | None:
+    def retire_suspended(self, ahead: float) -> T | None:
         """Do the same as ``retire`` if the wall clock has gained GAP_SECONDS, once."""
         with self._lock:
             suspended, self.ahead = ahead - self.ahead > GAP_SECONDS, ahead
@@ -227,15 +231,16 @@ class Client(_Client["Transport"]):
         Raises UpstashError for the call as a whole, within the pipeline's deadline; ValueError
         for arguments that cannot be sent.
         """
-        if self._watch is None:
+        watch = self._watch
+        if watch is None:
             return self._execute(pipeline)
         began = time.perf_counter()
         try:
             replies = self._execute(pipeline)
         except BaseException as error:
-            _report(self._watch, pipeline, began, (), error)
+            _report(watch, pipeline, began, (), error)
             raise
-        _report(self._watch, pipeline, began, replies, None)
+        _report(watch, pipeline, began, replies, None)
         return replies
 
     @property
@@ -249,11 +254,11 @@ class Client(_Client["Transport"]):
         if not commands:
             return []
         here, seconds = self._begin(pipeline)
-        if here.opened.current is None:
-            here.opened.transport()  # loading it once in a process does not count
         until = time.monotonic() + seconds
-        if not self._coalesce or (members := as_members(commands)) is None:
-            return self._perform(encode(commands), commands, seconds, until)
+        if not self._coalesce or (members := encode_members(commands)) is None:
+            return self._perform(
+                encode(commands, self._sync_token.latest), commands, seconds, until
+            )
         if here.batcher is None:
             from upstash_middleware.upstash.batching import ThreadBatcher  # noqa: PLC0415 - when used
 
@@ -262,63 +267,56 @@ class Client(_Client["Transport"]):
 
     def _perform(
         self,
-        call: Call,
+        call: Call | bytes,
         commands: Sequence[Command],
         seconds: float,
         until: float,
         *,
         may_repeat: bool = True,
     ) -> list[Reply]:
-        """Send the call, with retries if needed, and return the replies to the commands."""
-        here, token = self._process, self._sync_token
+        """Send the call, or the encoded commands in one, and return the replies to the commands."""
+        if isinstance(call, bytes):
+            call = joined_call(call, len(commands), self._sync_token.latest)
+        here, token, now = self._process, self._sync_token, time.monotonic()
         assert here is not None  # noqa: S101
-        opened = here.opened
-        now = time.monotonic()
-        ahead = time.time() - now
-        retired = opened.retire_if_suspended(ahead) if ahead - opened.ahead > GAP_SECONDS else None
-        if retired is not None:
-            retired.close()
-        opened.ahead = ahead
-        transport = opened.current or opened.transport()
+        opened, ahead = here.opened, time.time() - now
         breaker = here.quick_breaker if seconds < self._deadline else here.breaker
-        attempt = None if breaker is None else breaker.begin()
-        replies: list[Reply] = []
-        unknown: list[int] = []
-        sent, may_resend, error = commands, True, None
+        attempt = error = None
         try:
-            while True:
-                number = next(token.numbers)
-                if (left := until - now) <= 0:
-                    raise exceeded(seconds)  # noqa: TRY301
-                latest = token.latest
-                to_send = Call(call.path, call.headers, call.body, latest) if latest else call
-                try:
-                    response = transport.send(to_send, left)
-                except (NotConnected, ConnectionLost) as failed:
-                    if not (may_resend and _is_repeatable(failed, sent, may_repeat)):
-                        raise
-                    may_resend, now = False, time.monotonic()
-                    continue
-                if response.sync_token is not None:
-                    token.keep(number, response.sync_token)
-                is_transaction = call.path == TRANSACTION_PATH
-                received = decode(response, len(sent), self._secret, transaction=is_transaction)
-                if unknown:
-                    for index, reply in zip(unknown, received, strict=True):
-                        replies[index] = reply
-                    return replies
-                replies = received
-                unknown = _unknown(replies, commands) if CommandError in map(type, replies) else []
-                if not unknown:
-                    return replies
-                sent, may_resend = [_with_text(commands[index]) for index in unknown], True
-                call, now = encode(sent), time.monotonic()
+            if ahead - opened.ahead > GAP_SECONDS and (retired := opened.retire_suspended(ahead)):
+                retired.close()
+            opened.ahead = ahead
+            transport = opened.current or opened.transport()
+            attempt = None if breaker is None else breaker.begin()
+            number = next(token.numbers)
+            if now >= until:
+                raise exceeded(seconds)  # noqa: TRY301
+            try:
+                response = transport.send(call, until - now)
+            except (NotConnected, ConnectionLost) as lost:
+                now = time.monotonic()
+                if now >= until or not _is_repeatable(lost, commands, may_repeat):
+                    raise
+                number, call = next(token.numbers), replace(call, sync_token=token.latest)
+                response = transport.send(call, until - now)
+            if response.sync_token is not None:
+                token.keep(number, response.sync_token)
+            is_transaction = call.path == TRANSACTION_PATH
+            replies = decode(response, len(commands), self._secret, transaction=is_transaction)
         except BaseException as raised:
             error = raised
             raise
         finally:
             if breaker is not None and attempt is not None:
                 breaker.end(attempt, error)
+        if CommandError in map(type, replies) and (unknown := _unknown(replies, commands)):
+            sent = [_with_text(commands[index]) for index in unknown]
+            received = self._perform(
+                encode(sent, token.latest), sent, seconds, until, may_repeat=may_repeat
+            )
+            for index, reply in zip(unknown, received, strict=True):
+                replies[index] = reply
+        return replies
 
     def execute_transaction(self, pipeline: Pipeline) -> list[Reply]:
         """Perform the pipeline as a transaction, in a separate call; see ``execute``.
@@ -327,9 +325,8 @@ class Client(_Client["Transport"]):
         """
         if not pipeline.commands:
             return []
-        here, seconds = self._begin(pipeline)
-        here.opened.transport()
-        call = encode_transaction(pipeline.commands)
+        _, seconds = self._begin(pipeline)
+        call = encode_transaction(pipeline.commands, self._sync_token.latest)
         until = time.monotonic() + seconds
         return self._perform(call, pipeline.commands, seconds, until, may_repeat=False)
 
@@ -362,102 +359,97 @@ class AsyncClient(_Client["AsyncTransport"]):
 
         What is known without waiting is raised at once: CircuitOpen, and the ValueError.
         """
-        if self._watch is None:
-            return self._execute(pipeline)
-        return self._watched(self._watch, pipeline)
-
-    async def _watched(self, watch: Watch, pipeline: Pipeline) -> list[Reply]:
-        began = time.perf_counter()
-        try:
-            replies = await self._execute(pipeline)
-        except BaseException as error:
-            _report(watch, pipeline, began, (), error)
-            raise
-        _report(watch, pipeline, began, replies, None)
-        return replies
-
-    def _execute(self, pipeline: Pipeline) -> Coroutine[Any, Any, list[Reply]]:
         commands = pipeline.commands
         if not commands:
             return _nothing()
         trio = sys.modules.get("trio")
         if trio is not None and self._under_trio is not None and trio.lowlevel.in_trio_run():
-            return self._under_trio._execute(pipeline)  # noqa: SLF001
+            return self._under_trio.execute(pipeline)
         here, seconds = self._begin(pipeline)
-        if here.opened.current is None:
-            here.opened.transport()  # loading it once in a process does not count
         until = time.monotonic() + seconds
-        if not self._coalesce or (members := as_members(commands)) is None:
-            return self._perform(encode(commands), commands, seconds, until)
-        loop = sys.modules["asyncio"].get_running_loop()
-        batcher = here.batchers.get(id(loop))
-        if batcher is None or batcher.loop() is not loop:
-            from upstash_middleware.upstash.batching import AsyncBatcher  # noqa: PLC0415 - when used
+        if not self._coalesce or (members := encode_members(commands)) is None:
+            performing = self._perform(
+                encode(commands, self._sync_token.latest), commands, seconds, until
+            )
+        else:
+            loop = sys.modules["asyncio"].get_running_loop()
+            batcher = here.batchers.get(id(loop))
+            if batcher is None or batcher.loop() is not loop:
+                batcher = self._new_batcher(here, loop)
+            performing = self._perform(members, commands, seconds, until, batcher)
+        return performing if self._watch is None else _watched(self._watch, pipeline, performing)
 
-            known = tuple(here.batchers.items())  # another thread may insert its loop's
-            here.batchers = {key: each for key, each in known if each.loop() is not None}
-            batcher = here.batchers[id(loop)] = AsyncBatcher(loop, self._perform, self._secret)
-        return batcher.execute(commands, members, seconds, until)
+    def _new_batcher(
+        self, here: _InProcess[AsyncTransport], loop: asyncio.AbstractEventLoop
+    ) -> AsyncBatcher:
+        from upstash_middleware.upstash.batching import AsyncBatcher  # noqa: PLC0415 - when used
 
-    async def _perform(
+        known = tuple(here.batchers.items())  # another thread may insert its loop's
+        here.batchers = {key: each for key, each in known if each.loop() is not None}
+        batcher = here.batchers[id(loop)] = AsyncBatcher(loop, self._perform, self._secret)
+        return batcher
+
+    async def _perform(  # noqa: PLR0912, PLR0913 - one coroutine less
         self,
-        call: Call,
+        call: Call | bytes,
         commands: Sequence[Command],
         seconds: float,
         until: float,
+        batcher: AsyncBatcher | None = None,
         *,
         may_repeat: bool = True,
     ) -> list[Reply]:
-        """Send the call, with retries if needed, and return the replies to the commands."""
-        here, token = self._process, self._sync_token
+        """Send the call, with retries if needed, and return the replies to the commands.
+
+        In place of a call, the encoded commands may be given; they may then wait to join others.
+        """
+        in_flight = None
+        if isinstance(call, bytes):
+            if batcher is not None and (in_flight := batcher.begin(call)) == 0:
+                return await batcher.wait(commands, call, seconds, until)
+            call = joined_call(call, len(commands), self._sync_token.latest)
+        here, token, now = self._process, self._sync_token, time.monotonic()
         assert here is not None  # noqa: S101
-        opened = here.opened
-        now = time.monotonic()
-        ahead = time.time() - now
-        retired = opened.retire_if_suspended(ahead) if ahead - opened.ahead > GAP_SECONDS else None
-        if retired is not None:
-            await retired.aclose()
-        opened.ahead = ahead
-        transport = opened.current or opened.transport()
+        opened, ahead = here.opened, time.time() - now
         breaker = here.quick_breaker if seconds < self._deadline else here.breaker
-        attempt = None if breaker is None else breaker.begin()
-        replies: list[Reply] = []
-        unknown: list[int] = []
-        sent, may_resend, error = commands, True, None
+        attempt = error = None
         try:
-            while True:
-                number = next(token.numbers)
-                if (left := until - now) <= 0:
-                    raise exceeded(seconds)  # noqa: TRY301
-                latest = token.latest
-                to_send = Call(call.path, call.headers, call.body, latest) if latest else call
-                try:
-                    response = await transport.send(to_send, left)
-                except (NotConnected, ConnectionLost) as failed:
-                    if not (may_resend and _is_repeatable(failed, sent, may_repeat)):
-                        raise
-                    may_resend, now = False, time.monotonic()
-                    continue
-                if response.sync_token is not None:
-                    token.keep(number, response.sync_token)
-                is_transaction = call.path == TRANSACTION_PATH
-                received = decode(response, len(sent), self._secret, transaction=is_transaction)
-                if unknown:
-                    for index, reply in zip(unknown, received, strict=True):
-                        replies[index] = reply
-                    return replies
-                replies = received
-                unknown = _unknown(replies, commands) if CommandError in map(type, replies) else []
-                if not unknown:
-                    return replies
-                sent, may_resend = [_with_text(commands[index]) for index in unknown], True
-                call, now = encode(sent), time.monotonic()
+            if ahead - opened.ahead > GAP_SECONDS and (retired := opened.retire_suspended(ahead)):
+                await retired.aclose()
+            opened.ahead = ahead
+            transport = opened.current or opened.transport()
+            attempt = None if breaker is None else breaker.begin()
+            number = next(token.numbers)
+            if now >= until:
+                raise exceeded(seconds)  # noqa: TRY301
+            try:
+                response = await transport.send(call, until - now)
+            except (NotConnected, ConnectionLost) as lost:
+                now = time.monotonic()
+                if now >= until or not _is_repeatable(lost, commands, may_repeat):
+                    raise
+                number, call = next(token.numbers), replace(call, sync_token=token.latest)
+                response = await transport.send(call, until - now)
+            if response.sync_token is not None:
+                token.keep(number, response.sync_token)
+            is_transaction = call.path == TRANSACTION_PATH
+            replies = decode(response, len(commands), self._secret, transaction=is_transaction)
         except BaseException as raised:
             error = raised
             raise
         finally:
             if breaker is not None and attempt is not None:
                 breaker.end(attempt, error)
+            if batcher is not None and in_flight is not None:
+                batcher.end(in_flight)
+        if CommandError in map(type, replies) and (unknown := _unknown(replies, commands)):
+            sent = [_with_text(commands[index]) for index in unknown]
+            received = await self._perform(
+                encode(sent, token.latest), sent, seconds, until, may_repeat=may_repeat
+            )
+            for index, reply in zip(unknown, received, strict=True):
+                replies[index] = reply
+        return replies
 
     async def execute_transaction(self, pipeline: Pipeline) -> list[Reply]:
         """Do the same as ``Client.execute_transaction`` on an event loop."""
@@ -466,9 +458,8 @@ class AsyncClient(_Client["AsyncTransport"]):
         trio = sys.modules.get("trio")
         if trio is not None and self._under_trio is not None and trio.lowlevel.in_trio_run():
             return await self._under_trio.execute_transaction(pipeline)
-        here, seconds = self._begin(pipeline)
-        here.opened.transport()
-        call = encode_transaction(pipeline.commands)
+        _, seconds = self._begin(pipeline)
+        call = encode_transaction(pipeline.commands, self._sync_token.latest)
         until = time.monotonic() + seconds
         return await self._perform(call, pipeline.commands, seconds, until, may_repeat=False)
 
@@ -606,6 +597,19 @@ _keeping = ForkSafeLock()
 
 async def _nothing() -> list[Reply]:
     return []
+
+
+async def _watched(
+    watch: Watch, pipeline: Pipeline, performing: Coroutine[Any, Any, list[Reply]]
+) -> list[Reply]:
+    began = time.perf_counter()
+    try:
+        replies = await performing
+    except BaseException as error:
+        _report(watch, pipeline, began, (), error)
+        raise
+    _report(watch, pipeline, began, replies, None)
+    return replies
 
 
 def _report(

@@ -74,7 +74,7 @@ _join: Callable[[Any], str] = "".join
 _encode_json = msgspec.json.Encoder().encode
 
 
-def encode(commands: Sequence[Command]) -> Call:
+def encode(commands: Sequence[Command], sync_token: str | None = None) -> Call:
     """Return the call that performs the commands, at least one, in order.
 
     One command may hold bytes that are not UTF-8 as its last argument, or as the value of a SET:
@@ -85,21 +85,22 @@ def encode(commands: Sequence[Command]) -> Call:
     if len(commands) == 1 and (raw_at := _raw_position(words)) >= 0:
         value = words[raw_at]
         assert isinstance(value, bytes)  # noqa: S101
-        return Call(_raw_path(words, raw_at), _RAW, value)
-    return join_members([_member(command.args) for command in commands])
+        return Call(_raw_path(words, raw_at), _RAW, value, sync_token)
+    members = b",".join([_member(command.args) for command in commands])
+    return joined_call(members, len(commands), sync_token)
 
 
-def encode_transaction(commands: Sequence[Command]) -> Call:
+def encode_transaction(commands: Sequence[Command], sync_token: str | None = None) -> Call:
     """Return the call that performs the commands, at least one, in order and as one.
 
     Raises ValueError for arguments that are neither text nor UTF-8.
     """
     body = b",".join([_member(command.args) for command in commands])
-    return Call(TRANSACTION_PATH, _BASE64, b"[%b]" % body)
+    return Call(TRANSACTION_PATH, _BASE64, b"[%b]" % body, sync_token)
 
 
-def as_members(commands: Sequence[Command]) -> list[bytes] | None:
-    """Return each command as it appears in a pipeline's body, to be joined with others.
+def encode_members(commands: Sequence[Command]) -> bytes | None:
+    """Return the commands as they appear in a pipeline's body, to be joined with others by commas.
 
     None for a single command whose value is the request's body. Raises ValueError like ``encode``.
     """
@@ -113,14 +114,14 @@ def as_members(commands: Sequence[Command]) -> list[bytes] | None:
             if len(commands) == 1 and _raw_position(words) >= 0:
                 return None
             members.append(_member(words))
-    return members
+    return members[0] if len(members) == 1 else b",".join(members)
 
 
-def join_members(members: Sequence[bytes]) -> Call:
-    """Return one call for commands that ``as_members`` has encoded; replies keep their order."""
-    if len(members) == 1:
-        return Call("/", _JSON, members[0])
-    return Call("/pipeline", _JSON, b"[%b]" % b",".join(members))
+def joined_call(members: bytes, number: int, sync_token: str | None) -> Call:
+    """Return the call for so many commands that ``encode_members`` has encoded."""
+    if number == 1:
+        return Call("/", _JSON, members, sync_token)
+    return Call("/pipeline", _JSON, b"[%b]" % members, sync_token)
 
 
 def _member(command: tuple[Argument, ...]) -> bytes:
@@ -201,6 +202,7 @@ _RESP2_FORMAT: Final = "application/octet-stream"
 _JSON_FORMAT: Final = "application/json"
 _ARRAY: Final = re.compile(rb"\*([0-9]{1,12})\r\n")
 _LONG_ARRAY: Final = re.compile(rb"\*[0-9]{3}")
+_RESP2_TYPES: Final = frozenset({b"+", b"-", b":", b"$", b"*"})
 _PLAIN: Final = frozenset({bytes, int, type(None), CommandError})
 """The types of replies that are not arrays."""
 _INCOMPLETE: Final = object()
@@ -261,9 +263,10 @@ def decode_replies(data: bytes) -> list[Reply]:
     Source: https://redis.io/docs/latest/develop/reference/protocol-spec/. Raises ValueError if
     anything is not RESP2, is truncated, or is left over.
     """
-    if data[:1] not in b"+-:$*":
+    if data[:1] not in _RESP2_TYPES:
         raise ValueError("its first reply has no RESP2 type")
-    if _LONG_ARRAY.search(data) or data.count(b"*") * 99 > MAX_MEMBERS:
+    # One array with a length of two digits, as of a limit, needs no search.
+    if data.rfind(b"*") > 0 or data.find(b"\r", 0, 4) < 0:
         _check_arrays(data)
     try:
         reader = _idle_readers.pop()
@@ -274,12 +277,12 @@ def decode_replies(data: bytes) -> list[Reply]:
     reader.feed(data)
     replies: list[Reply] = []
     while reader.has_data():
-        reply = reader.gets()
-        if reply is _INCOMPLETE:
+        if (reply := reader.gets()) is _INCOMPLETE:
             raise ValueError("it is truncated")
         replies.append(reply)
     _idle_readers.append(reader)
-    _check_types(replies)
+    if not _PLAIN.issuperset(map(type, replies)):
+        _check_types(replies)
     return replies
 
 
@@ -299,6 +302,8 @@ def _check_arrays(data: bytes) -> None:
     A value may contain what looks like an array, so where these are too large in sum, the strings
     are skipped by their lengths and only the arrays themselves are counted.
     """
+    if _LONG_ARRAY.search(data) is None and data.count(b"*") * 99 <= MAX_MEMBERS:
+        return
     if sum([int(found) for found in _ARRAY.findall(data)]) <= MAX_MEMBERS:
         return
     members = position = 0
@@ -390,10 +395,6 @@ _PATH_CHARACTERS: Final = "/%:@!$&'()*+,;=~"
 _TARGET = re.compile(r"[!-~]+")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"[\t -~]*")
-_LENGTHS: Final = frozenset(
-    map(len, ("content-type", "content-length", "transfer-encoding", "upstash-sync-token"))
-)
-"""Of the names of the fields that are read: no other needs to be compared."""
 
 
 class Requests:
@@ -417,9 +418,13 @@ class Requests:
         head = self._usual.get(call.path) if call.headers is _JSON else None
         if head is None:
             head = self._head(call.path, call.headers)
-        if call.sync_token is not None:  # apart from the others, since it changes with each call
-            head += b"Upstash-Sync-Token: %b\r\n" % call.sync_token.encode("ascii")
-        return b"%bContent-Length: %d\r\n\r\n%b" % (head, len(call.body), call.body)
+        body = call.body
+        length = str(len(body)).encode()
+        if call.sync_token is None:
+            return b"".join((head, b"Content-Length: ", length, b"\r\n\r\n", body))
+        token = call.sync_token.encode("ascii")  # apart from the others, since it changes
+        between = b"\r\nContent-Length: "
+        return b"".join((head, b"Upstash-Sync-Token: ", token, between, length, b"\r\n\r\n", body))
 
     def _head(self, path: str, headers: tuple[Header, ...]) -> bytes:
         if _TARGET.fullmatch(path) is None:
@@ -451,19 +456,8 @@ class ResponseReader:
     """
 
     __slots__ = (
-        "_body",
-        "_content_type",
-        "_framed",
-        "_head",
-        "_in_head",
-        "_interim",
-        "_parser",
-        "_received",
-        "_response",
-        "_status",
-        "_sync_token",
-        "_version",
-        "reusable",
+        *("_begins_usual", "_body", "_content_type", "_framed", "_in_head", "_interim", "_parser"),
+        *("_received", "_response", "_status", "_sync_token", "_trailers", "reusable"),
     )
 
     def __init__(self) -> None:
@@ -476,11 +470,14 @@ class ResponseReader:
         self.reusable: bool = False
         """Whether another request may follow on the connection, once the response is complete."""
         self._response: Response | None = None
-        self._received = 0
-        self._interim = 0
-        self._in_head = True
-        self._sync_token: bytes | None
-        self._body: bytes | bytearray
+        self._received = self._interim = self._trailers = 0
+        self._body: bytes | bytearray = b""
+        self._begin_head()
+
+    def _begin_head(self) -> None:
+        self._in_head, self._framed = True, False
+        self._content_type: bytes = b""
+        self._sync_token: bytes | None = None
 
     def close(self) -> None:
         """Read nothing more."""
@@ -492,14 +489,18 @@ class ResponseReader:
         Raises UnexpectedAnswer for what is not HTTP/1.x or exceeds a bound.
         """
         assert self._parser is not None, "nothing more is to be read"  # noqa: S101
-        self._received += len(data)
+        before = self._received
+        if not before:
+            self._begins_usual = data.startswith(b"HTTP/1.1 ")
+        self._received = received = before + len(data)
         try:
-            if self._received > MAX_RESPONSE_BYTES:
-                raise _too_long(MAX_RESPONSE_BYTES)
+            if received > MAX_HEAD_BYTES:
+                if received > MAX_RESPONSE_BYTES:
+                    raise _too_long(MAX_RESPONSE_BYTES)
+                if self._in_head and data.find(b"\r\n\r\n", 0, max(MAX_HEAD_BYTES - before, 0)) < 0:
+                    raise _too_long(MAX_HEAD_BYTES)
             self._parser.feed_data(data)
             if self._response is None:
-                if self._in_head and self._received > MAX_HEAD_BYTES:
-                    raise _too_long(MAX_HEAD_BYTES)
                 return None
         except UnexpectedAnswer:
             self._parser = None
@@ -535,26 +536,21 @@ class ResponseReader:
     def on_message_begin(self) -> None:
         if self._response is not None:  # bytes after its end belong to no response
             self.reusable = False
-            return
-        self._in_head, self._head, self._framed = True, 0, False
-        self._content_type, self._body = b"", b""
-        self._sync_token = None
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        length = len(name)
-        self._head += length + len(value)
-        if self._head > MAX_HEAD_BYTES:
-            raise _too_long(MAX_HEAD_BYTES)
-        if length not in _LENGTHS or not self._in_head:
-            return  # none of the fields below, or a trailer (RFC 9112 §7.1.2)
-        name = name.lower()
-        if name == b"content-length":
-            self._framed = True
-        elif name == b"content-type":
+        if not self._in_head:
+            self._trailers += len(name) + len(value)  # without a meaning here (RFC 9112 §7.1.2)
+            if self._trailers > MAX_HEAD_BYTES:
+                raise _too_long(MAX_HEAD_BYTES)
+            return
+        length = len(name)  # is quicker to compare than the name, which has any case
+        if length == 12 and name.lower() == b"content-type":
             self._content_type = value
-        elif name == b"upstash-sync-token":
+        elif length == 14 and name.lower() == b"content-length":
+            self._framed = True
+        elif length == 18 and name.lower() == b"upstash-sync-token":
             self._sync_token = value
-        elif name == b"transfer-encoding":
+        elif length == 17 and name.lower() == b"transfer-encoding":
             if value.strip(b" \t").lower() != b"chunked":
                 raise UnexpectedAnswer("the response has a transfer coding that was not requested")
             self._framed = True
@@ -563,8 +559,8 @@ class ResponseReader:
         assert self._parser is not None  # noqa: S101
         self._in_head = False
         self._status = status = self._parser.get_status_code()
-        self._version = self._parser.get_http_version()
-        if status < 100 or self._version not in {"1.0", "1.1"}:
+        is_http = self._begins_usual or self._parser.get_http_version() in {"1.0", "1.1"}
+        if status < 100 or not is_http:
             raise UnexpectedAnswer("the response is not HTTP/1.1: it has an unexpected status line")
         if status == 101:  # RFC 9110 §15.2.2: the request did not ask for it
             raise UnexpectedAnswer("the response switches to another protocol")
@@ -588,15 +584,18 @@ class ResponseReader:
             self._interim += 1
             if self._interim > _MAX_INTERIM:
                 raise UnexpectedAnswer(f"more than {_MAX_INTERIM} interim responses arrived")
-            self._in_head = True
+            self._begin_head()
+            self._begins_usual = False
             return
-        token = self._sync_token
+        token, body = self._sync_token, self._body
         # RFC 9112 §9.3: persistence in HTTP/1.0 is not reliable.
-        self.reusable = parser.should_keep_alive() and self._version == "1.1"
+        self.reusable = parser.should_keep_alive() and (
+            self._begins_usual or parser.get_http_version() == "1.1"
+        )
         self._response = Response(
             self._status,
             self._content_type.decode("latin-1"),
-            bytes(self._body),
+            body if type(body) is bytes else bytes(body),
             None if token is None else token.decode("latin-1"),
         )
 
