@@ -302,7 +302,7 @@ class Dead:
 
 
 class AsyncDead(Dead):
-    async def send(self, call: object, seconds: float) -> Response:  # type: ignore[override]
+    async def send(self, call: object, seconds: float, loop: object = None) -> Response:  # type: ignore[override]
         return super().send(call, seconds)
 
     async def aclose(self) -> None:

@@ -104,7 +104,7 @@ class Async:
     def __init__(self, play):
         self.play = play
 
-    async def send(self, call, seconds):
+    async def send(self, call, seconds, loop=None):
         return self.play.send(call, seconds)
 
 

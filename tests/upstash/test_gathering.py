@@ -47,7 +47,7 @@ class Wire:
         self.calls = []
         self.ends = []
 
-    async def send(self, call, seconds):
+    async def send(self, call, seconds, loop=None):
         self.calls.append(call)
         self.ends.append(asyncio.get_running_loop().create_future())
         return await self.ends[-1]
@@ -661,7 +661,7 @@ def test_event_loops_of_several_threads_may_begin_at_once():
     """Another thread's loop may begin while one removes those that have ended."""
 
     class Answering(Wire):
-        async def send(self, call, seconds):
+        async def send(self, call, seconds, loop=None):
             return Response(200, "application/octet-stream", b":1\r\n")
 
     client = AsyncClient(Credentials("https://db.example", "t"), transport=Answering)

@@ -403,10 +403,12 @@ class AsyncClient(_Client["AsyncTransport"]):
 
         In place of a call, the encoded commands may be given; they may then wait to join others.
         """
-        in_flight = None
+        in_flight = loop = None
         if isinstance(call, bytes):
-            if batcher is not None and (in_flight := batcher.begin(call)) == 0:
-                return await batcher.wait(commands, call, seconds, until)
+            if batcher is not None:
+                in_flight, loop = batcher.begin(call), batcher.loop()
+                if in_flight == 0:
+                    return await batcher.wait(commands, call, seconds, until)
             call = joined_call(call, len(commands), self._sync_token.latest)
         here, token, now = self._process, self._sync_token, time.monotonic()
         assert here is not None  # noqa: S101
@@ -423,13 +425,13 @@ class AsyncClient(_Client["AsyncTransport"]):
             if now >= until:
                 raise exceeded(seconds)  # noqa: TRY301
             try:
-                response = await transport.send(call, until - now)
+                response = await transport.send(call, until - now, loop)
             except (NotConnected, ConnectionLost) as lost:
                 now = time.monotonic()
                 if now >= until or not _is_repeatable(lost, commands, may_repeat):
                     raise
                 number, call = next(token.numbers), replace(call, sync_token=token.latest)
-                response = await transport.send(call, until - now)
+                response = await transport.send(call, until - now, loop)
             if response.sync_token is not None:
                 token.keep(number, response.sync_token)
             is_transaction = call.path == TRANSACTION_PATH

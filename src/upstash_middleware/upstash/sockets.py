@@ -29,7 +29,7 @@ from upstash_middleware.upstash.transport import IDLE_SECONDS, common_headers, e
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from upstash_middleware.upstash.credentials import Credentials
     from upstash_middleware.upstash.protocol import Call, Response
@@ -122,9 +122,11 @@ class AsyncSocketsTransport:
         self._origin = _Origin(credentials)
         self._pool = Pool()
 
-    async def send(self, call: Call, seconds: float) -> Response:
+    async def send(
+        self, call: Call, seconds: float, loop: asyncio.AbstractEventLoop | None = None
+    ) -> Response:
         """See AsyncTransport."""
-        loop = sys.modules["asyncio"].get_running_loop()
+        loop = loop or sys.modules["asyncio"].get_running_loop()
         until = loop.time() + seconds
         request = self._origin.requests.request(call)
         connection = self._pool.take(loop)
@@ -132,15 +134,7 @@ class AsyncSocketsTransport:
             if connection is None:
                 connection = await self._connect(loop, until)
             try:
-                if connection.loop is not loop:
-                    connection.attach(loop)
-                if connection.on_proactor:
-                    response = await _exchange_on_proactor(connection, request, loop, until)
-                else:
-                    waiter = connection.wait_on_loop(loop, until)
-                    connection.begin(request)
-                    response = await waiter  # set when the loop has the connection read
-                    connection.waiter = None
+                response = await connection.exchange(request, loop, until)
             except BaseException:
                 connection.close()
                 raise
@@ -404,7 +398,7 @@ class Connection:
             return handshake_failed(error)
         return ConnectionLost(f"the connection to Upstash was lost: {error}")
 
-    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have this event loop read from it, if the loop can do that."""
         before, self.loop = self.loop, loop
         if before is not None and not before.is_closed():
@@ -415,19 +409,24 @@ class Connection:
         if not self.on_proactor:
             loop.add_reader(self._number, _on_readable, ref(self))
 
-    def wait_on_loop(
-        self, loop: asyncio.AbstractEventLoop, until: float
-    ) -> asyncio.Future[Response]:
-        """Return what gets the response, or a TimeoutError.
+    def exchange(
+        self, request: bytes, loop: asyncio.AbstractEventLoop, until: float
+    ) -> Awaitable[Response]:
+        """Send a request on this event loop; return what waits for its response until then.
 
-        A timer stays for as long as it runs, since the next call's deadline is later.
+        A timer stays for as long as it runs, since the next call's deadline is usually later.
         """
-        self.waiter = loop.create_future()
+        if self.loop is not loop:
+            self._attach(loop)
+        if self.on_proactor:
+            return _exchange_on_proactor(self, request, loop, until)
+        self.waiter = waiter = loop.create_future()  # which the loop resolves when it has read it
         self._until = until
         if until < self._timer_at:
             self._timer_at = until
             loop.call_at(until, _on_time, ref(self), loop)
-        return self.waiter
+        self.begin(request)
+        return waiter
 
     def on_time(self, loop: asyncio.AbstractEventLoop) -> None:
         """End the call in flight if its deadline is over, or wait for its deadline."""
@@ -460,7 +459,8 @@ class Connection:
         """Whether the server, as far as is known here, has neither closed it nor sent anything."""
         if not self.reusable:
             return False
-        if not (self.wait(0) if self._poll is None else self._poll.poll(0)):
+        poll = self._poll
+        if not (self.wait(0) if poll is None else poll.poll(0)):
             return True
         self.reusable = False
         if self.tls is None:
@@ -538,6 +538,7 @@ def _on_readable(reference: ref[Connection]) -> None:
         waiter.set_exception(error)
     else:
         if response is not None:
+            connection.waiter = None
             waiter.set_result(response)
 
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 from upstash_middleware.errors import DeadlineExceeded
 
 if TYPE_CHECKING:
+    import asyncio
+
     from upstash_middleware.upstash.credentials import Credentials
     from upstash_middleware.upstash.protocol import Call, Header, Response
 
@@ -47,8 +49,10 @@ class Transport(Protocol):
 class AsyncTransport(Protocol):
     """Sends calls for event loops; may be used from several."""
 
-    async def send(self, call: Call, seconds: float) -> Response:
-        """Do the same as ``Transport.send`` on an event loop."""
+    async def send(
+        self, call: Call, seconds: float, loop: asyncio.AbstractEventLoop | None = None
+    ) -> Response:
+        """Do the same as ``Transport.send`` on an event loop, which may be given if it is known."""
         ...
 
     async def aclose(self) -> None:
