@@ -279,14 +279,16 @@ class AsyncBatcher(_Batcher[_PendingTask]):
         self._next_turn: asyncio.Handle | None = None
         """Sends those that wait for nothing but the end of this turn."""
 
-    def begin(self, members: bytes) -> int | None:
+    def begin(self, members: bytes, now: float) -> int | None:
         """Return the number of a call that is made for one pipeline; 0 if the pipeline has to wait.
 
         None for a large pipeline that does not wait: its call is not counted.
         """
-        if not (self._crowded or self._waiting) and len(self._sent_at) < self._max_calls:
-            return self._count()
-        return None if len(members) > ALONE_BYTES else 0
+        if self._crowded or self._waiting or len(self._sent_at) >= self._max_calls:
+            return None if len(members) > ALONE_BYTES else 0
+        number = next(self._numbers)
+        self._sent_at[number] = now
+        return number
 
     async def wait(
         self, commands: Sequence[Command], members: bytes, seconds: float, until: float

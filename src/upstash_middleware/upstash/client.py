@@ -139,9 +139,9 @@ class _Client(Generic[T]):
             self._opened.get().transport()  # loading it once in a process does not count
             here = _InProcess(self._opened, self._breaker, self._quick_breaker, here)
             self._process = here
-        breaker, seconds = here.breaker, pipeline.deadline
-        if breaker is not None and breaker.is_open:
+        if (breaker := here.breaker) is not None and breaker.is_open:
             breaker.check()
+        seconds = pipeline.deadline
         if seconds is None:
             return here, self._deadline
         if seconds < self._deadline and here.quick_breaker is not None:
@@ -275,10 +275,10 @@ class Client(_Client["Transport"]):
         may_repeat: bool = True,
     ) -> list[Reply]:
         """Send the call, or the encoded commands in one, and return the replies to the commands."""
-        if isinstance(call, bytes):
-            call = joined_call(call, len(commands), self._sync_token.latest)
         here, token, now = self._process, self._sync_token, time.monotonic()
         assert here is not None  # noqa: S101
+        if isinstance(call, bytes):
+            call = joined_call(call, len(commands), token.latest)
         opened, ahead = here.opened, time.time() - now
         breaker = here.quick_breaker if seconds < self._deadline else here.breaker
         attempt = error = None
@@ -403,15 +403,15 @@ class AsyncClient(_Client["AsyncTransport"]):
 
         In place of a call, the encoded commands may be given; they may then wait to join others.
         """
+        here, token, now = self._process, self._sync_token, time.monotonic()
+        assert here is not None  # noqa: S101
         in_flight = loop = None
         if isinstance(call, bytes):
             if batcher is not None:
-                in_flight, loop = batcher.begin(call), batcher.loop()
-                if in_flight == 0:
+                loop = batcher.loop()
+                if (in_flight := batcher.begin(call, now)) == 0:
                     return await batcher.wait(commands, call, seconds, until)
-            call = joined_call(call, len(commands), self._sync_token.latest)
-        here, token, now = self._process, self._sync_token, time.monotonic()
-        assert here is not None  # noqa: S101
+            call = joined_call(call, len(commands), token.latest)
         opened, ahead = here.opened, time.time() - now
         breaker = here.quick_breaker if seconds < self._deadline else here.breaker
         attempt = error = None

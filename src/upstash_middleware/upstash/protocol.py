@@ -281,8 +281,7 @@ def decode_replies(data: bytes) -> list[Reply]:
             raise ValueError("it is truncated")
         replies.append(reply)
     _idle_readers.append(reader)
-    if not _PLAIN.issuperset(map(type, replies)):
-        _check_types(replies)
+    _check_types(replies)
     return replies
 
 
@@ -470,14 +469,10 @@ class ResponseReader:
         self.reusable: bool = False
         """Whether another request may follow on the connection, once the response is complete."""
         self._response: Response | None = None
-        self._received = self._interim = self._trailers = 0
-        self._body: bytes | bytearray = b""
-        self._begin_head()
-
-    def _begin_head(self) -> None:
-        self._in_head, self._framed = True, False
-        self._content_type: bytes = b""
-        self._sync_token: bytes | None = None
+        self._received = self._interim = 0
+        self._in_head = True
+        self._sync_token: bytes | None
+        self._body: bytes | bytearray
 
     def close(self) -> None:
         """Read nothing more."""
@@ -488,18 +483,15 @@ class ResponseReader:
 
         Raises UnexpectedAnswer for what is not HTTP/1.x or exceeds a bound.
         """
-        assert self._parser is not None, "nothing more is to be read"  # noqa: S101
-        before = self._received
+        parser, before = self._parser, self._received
+        assert parser is not None, "nothing more is to be read"  # noqa: S101
         if not before:
             self._begins_usual = data.startswith(b"HTTP/1.1 ")
         self._received = received = before + len(data)
         try:
             if received > MAX_HEAD_BYTES:
-                if received > MAX_RESPONSE_BYTES:
-                    raise _too_long(MAX_RESPONSE_BYTES)
-                if self._in_head and data.find(b"\r\n\r\n", 0, max(MAX_HEAD_BYTES - before, 0)) < 0:
-                    raise _too_long(MAX_HEAD_BYTES)
-            self._parser.feed_data(data)
+                self._check_size(data, before)
+            parser.feed_data(data)
             if self._response is None:
                 return None
         except UnexpectedAnswer:
@@ -531,11 +523,21 @@ class ResponseReader:
         close_notify = "" if orderly else ", without close_notify"
         raise UnexpectedAnswer(f"the response was cut short{close_notify}")
 
+    def _check_size(self, data: bytes, before: int) -> None:
+        if self._received > MAX_RESPONSE_BYTES:
+            raise _too_long(MAX_RESPONSE_BYTES)
+        if self._in_head and data.find(b"\r\n\r\n", 0, max(MAX_HEAD_BYTES - before, 0)) < 0:
+            raise _too_long(MAX_HEAD_BYTES)
+
     # Called by the parser.
 
     def on_message_begin(self) -> None:
         if self._response is not None:  # bytes after its end belong to no response
             self.reusable = False
+            return
+        self._in_head, self._framed, self._trailers = True, False, 0
+        self._content_type, self._body = b"", b""
+        self._sync_token = None
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:
@@ -584,8 +586,7 @@ class ResponseReader:
             self._interim += 1
             if self._interim > _MAX_INTERIM:
                 raise UnexpectedAnswer(f"more than {_MAX_INTERIM} interim responses arrived")
-            self._begin_head()
-            self._begins_usual = False
+            self._in_head, self._begins_usual = True, False
             return
         token, body = self._sync_token, self._body
         # RFC 9112 §9.3: persistence in HTTP/1.0 is not reliable.

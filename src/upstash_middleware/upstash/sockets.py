@@ -597,19 +597,21 @@ class Pool:
         if not connection.reusable:
             connection.close()
             return
-        idle = self._idle
         now = connection.idle_since = time.monotonic()
         connection.sock.idle = True
+        idle = self._idle
         idle.append(connection)
         if self._closed:
             self.close()
-        try:
-            while len(idle) > IDLE_CONNECTIONS or now - idle[0].idle_since >= IDLE_SECONDS:
+        while len(idle) > 1:
+            try:
                 oldest = idle[0]
+                if len(idle) <= IDLE_CONNECTIONS and now - oldest.idle_since < IDLE_SECONDS:
+                    return
                 idle.remove(oldest)
-                oldest.close()
-        except (IndexError, ValueError):  # other threads have taken them
-            pass
+            except (IndexError, ValueError):  # other threads have taken it
+                return
+            oldest.close()
 
     def close(self) -> None:
         """Close all, and later those that are in use."""
