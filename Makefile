@@ -62,9 +62,10 @@ WHEEL_PARTS := tests/test_package.py tests/test_readme.py tests/contract/test_bu
     tests/cli/test_entry.py tests/local/test_plugin.py
 PYTHONS ?= $(PYTHON)
 
-wheel: $(READY) ## build the wheel and the sdist into dist
+wheel: $(READY) $(DOCS)/ready ## build the wheel and the sdist into dist, and check what PyPI will show of them
 	@rm -rf dist
 	@$(BIN)/uv build --quiet --out-dir dist
+	@$(DOCS)/bin/twine check --strict dist/* > $(DOCS)/twine.log 2>&1 || { cat $(DOCS)/twine.log; exit 1; }
 
 wheel-test: $(READY) $(if $(WHEEL),,wheel) ## test the wheel, not the tree; PYTHONS="3.12 3.13", WHEEL=PATH for one that is built
 	@for python in $(PYTHONS); do .ci/wheel $(BIN)/uv $$python "$(or $(WHEEL),dist/*.whl)" $(WHEEL_PARTS) || exit 1; done
@@ -90,6 +91,7 @@ fuzz: $(READY) ## fuzz the entry codec, the wire and HTTP with atheris, SECONDS=
 docs: $(DOCS)/ready ## build the documentation's site into site/, strictly, and check its links
 	@PYTHONPATH=. $(DOCS)/bin/zensical build --clean --strict > $(DOCS)/build.log 2>&1 || { cat $(DOCS)/build.log; exit 1; }
 	@$(DOCS)/bin/python -m documentation.site site
+	@$(DOCS)/bin/python -m documentation.readme
 
 prose: $(DOCS)/ready ## check that the pages are easy to read; PAGES=docs/caching.md, ALL=1 prints what is accepted for now, RECORD=1 fewer
 	@PYTHONPATH=. $(DOCS)/bin/python -m documentation.prose $(if $(ALL),--all) $(if $(RECORD),--record) $(PAGES)

@@ -1,8 +1,8 @@
 """Tables within pages that programs write, between ``<!-- made: NAME -->`` and ``<!-- /made -->``.
 
 What a million requests cost is the commands as they were measured, times Upstash's price. Those of
-this package are in the README's table, which the tests count on the wire; those of the peers are
-what `make bench` counted and docs/benchmarks.md says.
+this package are in a table below, which the tests count on the wire; those of the peers are what
+`make bench` counted and docs/benchmarks.md says.
 """
 
 from __future__ import annotations
@@ -45,6 +45,21 @@ _COMPARED: Final = {
         "Django WSGI: cache middleware, hit",
     ),
 }
+_COSTS: Final = (
+    ("allowed, one limit", "1", "3"),
+    ("allowed, N limits", "1", "2 + N"),
+    ("denied", "1", "2"),
+    ("denied again, until it would pass, for a minute at most", "0", "0"),
+    ("a cache hit", "1", "1"),
+    ("a limit and a cache hit", "1", "4"),
+    ("a limit, a session and a cache hit", "1", "5"),
+    ("a cache miss: look up, and store", "2", "2 (3 with variants)"),
+    ("a session; one that is bound to a user", "0 more", "1; 2"),
+    ("a change of a session; binding it to a user, at a login", "1 more", "3; 6"),
+    ("reading a value of your data; counting", "1", "1; 3"),
+    ("loading a missing value with `get_or_set`; with `lock=False`", "3; 2", "3; 2"),
+    ("a purge of URLs or of everything; of a tag", "1", "1; 2"),
+)
 _OVER_HTTP: Final = ("upstash_ratelimit", "upstash-redis")
 
 
@@ -60,16 +75,16 @@ def with_region(page: str, name: str, text: str) -> str:
 
 
 def own_costs() -> str:
-    """Return the table of this package's costs, by the README's."""
-    readme = (ROOT / "README.md").read_text()
-    section = readme.partition("## What it costs")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| ([^|]+) \| [^|]+ \| ([^|]+) \|$", section, re.MULTILINE)
-    priced = [
-        (what, commands, re.sub(r"\d+", lambda found: _dollars(int(found[0])), commands))
-        for what, commands in rows
-        if commands[0].isdecimal() and "N" not in commands
-    ]
-    return table(("a request that is …", ">commands", ">a million of them"), priced)
+    """Return the table of this package's costs."""
+    rows = [(what, trips, commands, _priced(commands)) for what, trips, commands in _COSTS]
+    heading = ("request", ">HTTP requests to Upstash", ">billed commands", ">price of a million")
+    return table(heading, rows)
+
+
+def _priced(commands: str) -> str:
+    if "N" in commands:
+        return ""
+    return re.sub(r"\d+", lambda found: _dollars(int(found[0])), commands)
 
 
 def compared_costs() -> str:
@@ -157,6 +172,7 @@ def analytics_cookies() -> str:
 REGIONS: Final[dict[tuple[str, str], Callable[[], str]]] = {
     ("behind-a-proxy.md", "platforms"): platforms,
     ("costs.md", "own"): own_costs,
+    ("../README.md", "own"): own_costs,
     ("costs.md", "compared"): compared_costs,
     ("costs.md", "leases"): lease_costs,
     ("concepts/windows.md", "algorithms"): algorithms,

@@ -1,7 +1,7 @@
 """The README's first examples behind each kind of proxy, with two clients.
 
-They have quotas of their own: with the example as printed where the platform is known, and with the
-value of ``client_ip`` that the log names where it is not.
+Each client has its own quota: as printed, behind one proxy that appends; without ``client_ip`` on
+a platform that is known; and elsewhere with the value of ``client_ip`` that the log names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from examples.platforms.aws_lambda import events
 from tests.identify.test_platforms import AUTOMATIC, CLIENT, DEPLOYED, FORGED, FRONTS
 from tests.patience import patient_calls, patient_environment  # noqa: F401 - a fixture
-from tests.test_readme import python_blocks
+from tests.test_readme import section
 from upstash_middleware import client_ip
 from upstash_middleware.clock import SystemClock
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 FIRST, SECOND = "198.51.100.7", "192.0.2.8"
 AS_PRINTED = "as printed"
+APPENDING = ["nginx on the same machine", "nginx on another", "a proxy at a public address"]
 
 
 class Arriving(NamedTuple):
@@ -140,7 +141,7 @@ def checked(
     front: Front, serve: Callable[[Any], Callable[[Arriving], str]], lines: list[str]
 ) -> None:
     lines.clear()
-    ask = serve(AS_PRINTED)
+    ask = serve(None)
     texts = [ask(front.arriving(client, False)) for client in (FIRST, FIRST, SECOND)]
     if front.automatic:
         assert texts == ["9 left", "8 left", "9 left"]
@@ -162,6 +163,21 @@ def checked(
         "7 left",
     ]
     assert lines == [line]
+
+
+def hold_as_printed(serve: Callable[[Any], Callable[[Arriving], str]], lines: list[str]) -> None:
+    """Check the example as printed behind one proxy, with what clients may forge."""
+
+    def check() -> None:
+        for name in APPENDING:
+            lines.clear()
+            ask = serve(AS_PRINTED)
+            asked = [(FIRST, False), (FIRST, True), (SECOND, False), (SECOND, True)]
+            texts = [ask(ALL[name].arriving(*each)) for each in asked]
+            assert texts == ["9 left", "8 left", "9 left", "8 left"], name
+            assert lines == [], name
+
+    in_one_window(check)
 
 
 class Lines(logging.Handler):
@@ -196,9 +212,14 @@ def begun(upstash: LocalUpstash) -> LocalUpstash:
 
 def block(heading: str, value: Any) -> str:
     """Return a block of the README with another value of ``client_ip``."""
-    code = python_blocks()[heading]
-    assert len(re.findall(r"client_ip\"?[=:] ?None", code)) == 1
-    return code if value is AS_PRINTED else re.sub(r"(client_ip\"?[=:]) ?None", r"\1 VALUE", code)
+    code = section(heading)[0].text
+    assert len(re.findall(r"client_ip\"?[=:] ?1,", code)) == 1
+    return code if value is AS_PRINTED else re.sub(r"(client_ip\"?[=:]) ?1,", r"\1 VALUE,", code)
+
+
+def left(body: str) -> str:
+    """Return what an example answers, in the words of these tests."""
+    return f"{json.loads(body)['remaining']} left"
 
 
 def application(heading: str, value: Any) -> Any:
@@ -207,19 +228,36 @@ def application(heading: str, value: Any) -> Any:
     return names["app"]
 
 
+@pytest.mark.parametrize("heading", ["FastAPI", "Starlette"])
 @fronts
-def test_starlette(
-    front: Front, begun: LocalUpstash, lines: list[str], monkeypatch: pytest.MonkeyPatch
+def test_asgi(
+    front: Front,
+    heading: str,
+    begun: LocalUpstash,
+    lines: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, value in front.environ.items():
         monkeypatch.setenv(name, value)
 
     def serve(value: Any) -> Callable[[Arriving], str]:
         begun.flush()
-        app = application("Starlette and FastAPI", value)
+        app = application(heading, value)
         return lambda arriving: anyio.run(asked_by_asgi, app, arriving)
 
     hold(front, serve, lines)
+
+
+@pytest.mark.parametrize("heading", ["FastAPI", "Starlette", "Flask"])
+def test_as_printed_behind_one_proxy(heading: str, begun: LocalUpstash, lines: list[str]) -> None:
+    def serve(value: Any) -> Callable[[Arriving], str]:
+        begun.flush()
+        app = application(heading, value)
+        if heading == "Flask":
+            return lambda arriving: asked_by_flask(app, arriving)
+        return lambda arriving: anyio.run(asked_by_asgi, app, arriving)
+
+    hold_as_printed(serve, lines)
 
 
 async def asked_by_asgi(app: Any, arriving: Arriving) -> str:
@@ -248,7 +286,7 @@ async def asked_by_asgi(app: Any, arriving: Arriving) -> str:
         sent.append(message)
 
     await app(scope, receive, send)
-    return b"".join(message.get("body", b"") for message in sent).decode()
+    return left(b"".join(message.get("body", b"") for message in sent).decode())
 
 
 @fronts
@@ -273,8 +311,7 @@ def asked_by_flask(app: Any, arriving: Arriving) -> str:
         environ_overrides={"REMOTE_ADDR": arriving.peer, **arriving.around},
         buffered=True,
     ) as answer:
-        text: str = answer.text
-        return text
+        return left(answer.text)
 
 
 def test_flask_with_proxy_fix_needs_no_setting(begun: LocalUpstash, lines: list[str]) -> None:
@@ -282,7 +319,7 @@ def test_flask_with_proxy_fix_needs_no_setting(begun: LocalUpstash, lines: list[
 
     def check() -> None:
         begun.flush()
-        app = application("Flask", AS_PRINTED)
+        app = application("Flask", None)
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=1)
         arriving = ALL["nginx on another"].arriving
         asked = [(FIRST, False), (FIRST, True), (SECOND, True)]
@@ -309,7 +346,7 @@ def in_django(upstash_server: LocalUpstash) -> Mapping[str, str]:
     return results
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, AS_PRINTED])
 def test_django(in_django: Mapping[str, str], name: str) -> None:
     assert not in_django[name]
 
@@ -369,11 +406,14 @@ def run_in_django() -> None:
 
     results = {}
     before = dict(os.environ)
-    for name, front in ALL.items():
-        os.environ |= front.environ
+    for name, front in [*ALL.items(), (AS_PRINTED, None)]:
+        os.environ |= front.environ if front else {}
         results[name] = ""
         try:
-            hold(front, serve, handler.lines)
+            if front:
+                hold(front, serve, handler.lines)
+            else:
+                hold_as_printed(serve, handler.lines)
         except Exception:  # noqa: BLE001 - reported by the test
             results[name] = format_exc()
         os.environ.clear()

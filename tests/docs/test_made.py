@@ -20,8 +20,8 @@ def test_the_documentation_shows_what_its_programs_make(page: str, name: str) ->
 
 
 def test_the_price_of_a_row_is_its_commands_times_the_price_of_one() -> None:
-    assert "| allowed, one limit | 3 | $6.00 |" in own_costs()
-    assert "| limited, and a cache hit | 4 | $8.00 |" in own_costs()
+    assert "| allowed, one limit | 1 | 3 | $6.00 |" in own_costs()
+    assert "| a limit and a cache hit | 1 | 4 | $8.00 |" in own_costs()
 
 
 def test_a_page_without_the_region_is_refused() -> None:
