@@ -4,6 +4,8 @@
   site has no such page, so the repository's address, the ``repo_url`` of zensical.toml, takes the
   place of the root.
 - A bar within code in a table's cell is written ``\\|``, and shown as a bar.
+- ``<!-- changelog -->`` is invisible on GitHub, where the changelog is a file. On the site the
+  changelog takes the comment's place.
 """
 
 from __future__ import annotations
@@ -11,16 +13,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from markdown.extensions import Extension
+from markdown.preprocessors import Preprocessor
 from markdown.treeprocessors import Treeprocessor
 from markdown.util import AtomicString
 from zensical.extensions.context import ContextPreprocessor
 
+from documentation.changelog import changelog
 from documentation.site import on_site, repository
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
     from markdown import Markdown
+
+
+class _Changelog(Preprocessor):
+    def run(self, lines: list[str]) -> list[str]:
+        """Put the changelog in the place of its comment."""
+        text = "\n".join(lines)
+        return text.replace("<!-- changelog -->", changelog()).splitlines()
 
 
 class _AsOnGitHub(Treeprocessor):
@@ -40,7 +51,8 @@ class AsOnGitHub(Extension):
     """The extension, as zensical.toml names it: ``documentation.as_on_github``."""
 
     def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802 - Markdown's name for it
-        """Have pages changed once inline Markdown, at 20, has made links and code of them."""
+        """Change pages before all else, and when inline Markdown, at 20, has made links."""
+        md.preprocessors.register(_Changelog(md), "changelog", 100)
         md.treeprocessors.register(_AsOnGitHub(md), "as-on-github", 15)
 
 

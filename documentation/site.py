@@ -1,13 +1,14 @@
 """The built site: where links of the pages lead on it, and the check that nothing is broken.
 
 ``python -m documentation.site site`` prints what is wrong with a site that was built: links that
-lead nowhere, and anything that a browser would load from another host. Addresses of other hosts are
-not requested, because a build needs no network; a link to the repository is checked against the
-files that are here.
+lead nowhere, anything that a browser would load from another host, and pages that its search does
+not find. Addresses of other hosts are not requested, because a build needs no network; a link to
+the repository is checked against the files that are here.
 """
 
 from __future__ import annotations
 
+import json
 import posixpath
 import sys
 import tomllib
@@ -90,6 +91,16 @@ def faults(site: Path) -> Iterator[str]:
                 yield f"{where}: {link} {wrong}"
 
 
+def unfound(site: Path) -> Iterator[str]:
+    """Say which pages the site's search does not find by their title, a line each."""
+    items = json.loads((site / "search.json").read_text())["items"]
+    titles = {item["location"]: item["title"] for item in items}
+    for path in sorted(site.rglob("index.html")):
+        location = path.parent.relative_to(site).as_posix() + "/"
+        if path.parent != site and not titles.get(location):
+            yield f"{location}: is not in search.json"
+
+
 def _wrong(link: str, path: Path, pages: dict[Path, _Page]) -> str | None:
     parts = urlsplit(link)
     if parts.scheme or parts.netloc:
@@ -110,6 +121,7 @@ def _file(page: Path, target: str) -> Path:
 
 
 if __name__ == "__main__":
-    found = list(faults(Path(sys.argv[1]).resolve()))
+    built = Path(sys.argv[1]).resolve()
+    found = [*faults(built), *unfound(built)]
     sys.stderr.writelines(f"{fault}\n" for fault in found)
     sys.exit(bool(found))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from documentation.changelog import changelog
 from tests.docs.pages import ROOT
 
 if TYPE_CHECKING:
@@ -62,3 +63,21 @@ def test_each_fragment_becomes_a_line_of_the_section():
     assert section.count(" - ") == len(fragments)
     for fragment in fragments:
         assert " ".join(fragment.read_text().split()) in section
+
+
+def test_the_site_shows_what_has_changed_since_the_last_version(tmp_path: Path):
+    (tmp_path / "changelog.d").mkdir()
+    (tmp_path / "CHANGELOG.md").write_text(
+        "# Changelog\n\n<!-- towncrier release notes start -->\n\n## 1.0.0\n\n- It works.\n"
+    )
+    assert changelog(tmp_path) == "## 1.0.0\n\n- It works.\n"
+    (tmp_path / "changelog.d" / "b.fixed.md").write_text("One bug\nless.\n")
+    (tmp_path / "changelog.d" / "a.added.md").write_text(
+        "A [feature](docs/a.md), [b](b.md), [c](https://c.example).\n"
+    )
+    (tmp_path / "changelog.d" / "README.md").write_text("About.\n")
+    assert changelog(tmp_path) == (
+        "## Not yet released\n\n### Added\n\n- A [feature](a.md), [b](../b.md), [c](https://c.example).\n\n"
+        "### Fixed\n\n- One bug\n  less.\n\n"
+        "## 1.0.0\n\n- It works.\n"
+    )

@@ -27,6 +27,7 @@ def commands(page: Path, program: str) -> list[str]:
         for block in blocks(page)
         if block.language in _SHELL
         for line in block.text.replace("\\\n", " ").splitlines()
+        if block.language != "console" or line.startswith("$ ")  # the others are printed
     ]
     lines += [found[1] for found in _INLINE.finditer(page.read_text())]
     called = [re.split(r"\s#|[;|&]|\s->", line)[0].strip() for line in lines]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from documentation.site import faults, on_site, repository
+from documentation.site import faults, on_site, repository, unfound
 from tests.docs.pages import ROOT, blocks, prose
 
 if TYPE_CHECKING:
@@ -70,6 +70,16 @@ def test_what_is_wrong_with_a_site_is_found(tmp_path: Path, body: str, wrong: st
     """Each of these would otherwise be seen by a reader first."""
     found = site_of(tmp_path, body)
     assert found == [] if wrong is None else wrong in found[0]
+
+
+def test_a_page_that_the_search_does_not_find_is_found(tmp_path: Path) -> None:
+    """The search's own index has a title for each page."""
+    for name in ("troubleshooting", "secret"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "index.html").write_text("")
+    items = [{"location": "troubleshooting/", "title": "Troubleshooting"}]
+    (tmp_path / "search.json").write_text(json.dumps({"items": items}))
+    assert list(unfound(tmp_path)) == ["secret/: is not in search.json"]
 
 
 def test_every_page_begins_with_its_one_title() -> None:
