@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Final, assert_never
 
+from documentation.site import table
 from upstash_middleware.local.http1 import Answer
 
 POLICIES: Final = ("open", "closed", "local")
@@ -68,7 +69,7 @@ LOST: Final = ("ConnectionLost", "NotConnected")
 FAULTS: Final = {
     "slow": Fault("responses take 100 ms", {"latency_ms": 100}),
     "too slow": Fault(
-        "responses take longer than the deadline; the commands are executed",
+        "responses take longer than the deadline",
         {"latency_ms": SHORT * 1500},
         errors=("DeadlineExceeded",),
         late=SHORT * 0.5,
@@ -303,8 +304,8 @@ def _data_set(fault: Fault, failure: str) -> Outcome:
 
 _HEADING: Final = """# What happens when Upstash fails
 
-These tables show what clients and handlers see when Upstash, the network or the clock fails. [When
-Upstash is down](failure.md) explains the settings. The most important one is `on_error` of a rule:
+These tables show what clients and handlers see when Upstash, the network or the clock fails.
+[When Upstash fails](failure.md) explains the settings. The most important one is `on_error`:
 `"open"`, the default, lets requests pass; `"closed"` answers 503; `"local"` counts in the process.
 
 In every case,
@@ -312,8 +313,12 @@ In every case,
 - a request waits no longer than the deadline,
 - a 503 carries `Retry-After`, `Cache-Control: no-store` and the problem type
   `temporary-reduced-capacity`,
-- the log contains one line if a call failed, and none otherwise,
+- the log contains one line for failed calls, except for a purge, which raises the error,
 - every key that the request leaves on Redis expires.
+
+## Failures
+
+Failures with the same consequences form a group. The tables below have one row for each group.
 """
 
 _SECTIONS: Final = {
@@ -368,18 +373,34 @@ Starlette, and data in Starlette and with Django's `CACHES`. `make docs-tables` 
 
 def document() -> str:
     """Return the documentation's page: what is expected above, as tables."""
-    parts = [_HEADING]
+    groups: dict[str, list[str]] = {}
+    for name, fault in FAULTS.items():
+        groups.setdefault(_group(fault), []).append(name)
+    failures = [
+        (group, "; ".join(FAULTS[name].said for name in names)) for group, names in groups.items()
+    ]
+    parts = [_HEADING, table(("group", "failures"), failures), ""]
     for heading, columns in _SECTIONS.items():
-        rows = [
-            ["what happens", *columns],
-            ["---"] * (1 + len(columns)),
-            *(
-                [fault.said, *(_cell(name, *column) for column in columns.values())]
-                for name, fault in FAULTS.items()
-            ),
-        ]
-        parts += [heading, *(f"| {' | '.join(row)} |" for row in rows), ""]
+        rows = []
+        for group, names in groups.items():
+            (cells,) = {  # the same for each fault of a group
+                tuple(_cell(name, *column) for column in columns.values()) for name in names
+            }
+            rows.append((group, *cells))
+        parts += [heading, table(("group", *columns), rows), ""]
     return "\n".join([*parts, _FOOT])
+
+
+def _group(fault: Fault) -> str:
+    match fault.change:
+        case Change.FLUSH:
+            return "database empty"
+        case Change.WRONG_TYPE:
+            return "other data"
+        case _ if not fault.errors:
+            return "call succeeded"
+        case _:
+            return f"call failed, {'commands' if fault.runs else 'nothing'} executed"
 
 
 def _cell(name: str, operation: Operation, policy: str) -> str:
