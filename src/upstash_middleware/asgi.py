@@ -12,6 +12,7 @@ from urllib.parse import quote, unquote
 from msgspec import Struct
 
 from upstash_middleware.arguments import passing_to
+from upstash_middleware.core.engine import Exchange
 from upstash_middleware.core.ratelimit.decision import UNCHECKED
 from upstash_middleware.decorators import Attached, HandlerCall, exempt_types
 from upstash_middleware.errors import ConfigurationError, unknown_name
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     import anyio
 
     from upstash_middleware.core.clock import Duration
-    from upstash_middleware.core.engine import Exchange
     from upstash_middleware.core.ratelimit import Decision
     from upstash_middleware.core.sessions import SessionSettings
     from upstash_middleware.data import Data
@@ -281,13 +281,14 @@ class Middleware:
     async def _http(  # noqa: PLR0912
         self, scope: Scope, receive: Receive, send: Send, body: RequestBody | None = None
     ) -> None:
-        begun: tuple[HTTPRequest, Exchange] | None = scope.get(_INNER)
+        begun: Any = scope.get(_INNER)
         if begun is not None and begun[1].engine is self.runtime.engine:
-            request, exchange = begun
+            request, begun = begun
             del scope[_INNER]
         else:
             request = request_of(scope, self._root_path, body)
-            exchange = await self.runtime.abegin(request, self._inner)
+            begun = self.runtime.prepare(request, self._inner)
+        exchange = begun if isinstance(begun, Exchange) else await self.runtime.abegun(begun)
         if exchange.decision is not None:
             scope["state"]["rate_limit"] = exchange.decision
         if (outer := scope.get(STREAM)) is not None:

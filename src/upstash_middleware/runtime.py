@@ -225,39 +225,50 @@ class Runtime:
         By another engine than the runtime's own, if one is given. Raises ConfigurationError, and
         nothing that Upstash or the network can cause.
         """
-        client = (self._clients or self._create_clients())[0]
-        begun = self._prepare(request, inner, engine)
-        if isinstance(begun, Begun):
-            try:
-                replies = client.execute(begun.pipeline)
-            except ConfigurationError:
-                raise
-            except Exception as error:  # noqa: BLE001 - each part handles it
-                begun = begun.receive(error)
-            else:
-                begun = begun.receive(replies)
-        return begun if isinstance(begun, Exchange) else run(begun, client)
+        begun = self.prepare(request, inner, engine)
+        if isinstance(begun, Exchange):
+            return begun
+        client = self._client()
+        if not isinstance(begun, Begun):
+            return run(begun, client)
+        try:
+            replies = client.execute(begun.pipeline)
+        except ConfigurationError:
+            raise
+        except Exception as error:  # noqa: BLE001 - each part handles it
+            received = begun.receive(error)
+        else:
+            received = begun.receive(replies)
+        return received if isinstance(received, Exchange) else run(received, client)
 
     async def abegin(
         self, request: HTTPRequest, inner: Runtime | None = None, *, engine: Engine | None = None
     ) -> Exchange:
         """Do the same as ``begin`` on an event loop."""
-        client = (self._clients or self._create_clients())[1]
-        begun = self._prepare(request, inner, engine)
-        if isinstance(begun, Begun):
-            try:
-                replies = await client.execute(begun.pipeline)
-            except ConfigurationError:
-                raise
-            except Exception as error:  # noqa: BLE001 - each part handles it
-                begun = begun.receive(error)
-            else:
-                begun = begun.receive(replies)
-        return begun if isinstance(begun, Exchange) else await arun(begun, client)
+        begun = self.prepare(request, inner, engine)
+        return begun if isinstance(begun, Exchange) else await self.abegun(begun)
 
-    def _prepare(
-        self, request: HTTPRequest, inner: Runtime | None, engine: Engine | None
+    async def abegun(self, begun: Begun | Flow[Exchange]) -> Exchange:
+        """Return the exchange of a request for which ``prepare`` has returned something else."""
+        client = self._async_client()
+        if not isinstance(begun, Begun):
+            return await arun(begun, client)
+        try:
+            replies = await client.execute(begun.pipeline)
+        except ConfigurationError:
+            raise
+        except Exception as error:  # noqa: BLE001 - each part handles it
+            received = begun.receive(error)
+        else:
+            received = begun.receive(replies)
+        return received if isinstance(received, Exchange) else await arun(received, client)
+
+    def prepare(
+        self, request: HTTPRequest, inner: Runtime | None = None, engine: Engine | None = None
     ) -> Begun | Exchange | Flow[Exchange]:
+        """Begin a request as ``begin`` does; return its exchange if that takes no call."""
+        if self._clients is None:
+            self._create_clients()
         if not self._serves:
             self._begin_serving()
         if engine is not None:

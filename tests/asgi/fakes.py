@@ -114,9 +114,15 @@ class FakeRuntime:
     def observe(self, event: Any) -> None:
         self.observed.append(event)
 
-    async def abegin(self, request: HTTPRequest, inner: FakeRuntime | None = None) -> Exchange:
+    def prepare(self, request: HTTPRequest, inner: FakeRuntime | None = None) -> Flow[Exchange]:
         self.inners.append(inner)
-        return await arun(self.engine.begin(request, inner.engine if inner else None), self)
+        return self.engine.begin(request, inner.engine if inner else None)
+
+    async def abegun(self, begun: Flow[Exchange]) -> Exchange:
+        return await arun(begun, self)
+
+    async def abegin(self, request: HTTPRequest) -> Exchange:
+        return await self.abegun(self.prepare(request))
 
     async def afinish(self, exchange: Exchange, *, complete: bool) -> None:
         await self.aperform_to_end(exchange.finish(complete=complete))

@@ -181,7 +181,6 @@ def decided(
     rule: str,
     identifier: str,
     policies: tuple[PolicyState, ...],
-    *,
     shadow: bool = False,
     settled_by: str = "upstash",
 ) -> Decision:
@@ -284,26 +283,37 @@ def limit_fields(decision: Decision, now: float) -> Fields:
     """
     if decision.limit is None or decision.remaining is None or decision.reset is None:
         return ()
-    policies, states = [], []
+    policies = states = b""
     # The draft, §5: Retry-After should not be earlier than a `t` beside it; it may be left out.
     latest = None if decision.allowed else seconds_to_wait(decision)
     for each in decision.policies:
         name, policy = _policy(each.name, each.limit, each.window)
-        policies.append(policy)
         wait = each.retry_after
         if wait is None:
             wait = each.reset - now if each.allowed else 0.0
         seconds = -(-round(wait * 1000) // 1000)  # as in _whole_seconds
         if seconds > 0 and (latest is None or seconds <= latest):
-            states.append(b"%b;r=%d;t=%d" % (name, each.remaining, seconds))
+            state = b"%b;r=%d;t=%d" % (name, each.remaining, seconds)
         else:
-            states.append(b"%b;r=%d" % (name, each.remaining))
+            state = b"%b;r=%d" % (name, each.remaining)
+        policies = policies + b", " + policy if policies else policy
+        states = states + b", " + state if states else state
+    limit, reset = _constant(decision.limit, decision.reset)
     return (
-        (b"X-RateLimit-Limit", b"%d" % decision.limit),
+        limit,
         (b"X-RateLimit-Remaining", b"%d" % decision.remaining),
-        (b"X-RateLimit-Reset", b"%d" % math.ceil(decision.reset)),
-        (b"RateLimit-Policy", b", ".join(policies)),
-        (b"RateLimit", b", ".join(states)),
+        reset,
+        (b"RateLimit-Policy", policies),
+        (b"RateLimit", states),
+    )
+
+
+@lru_cache(maxsize=256)
+def _constant(limit: int, reset: float) -> Fields:
+    """Return the fields that are the same for many decisions."""
+    return (
+        (b"X-RateLimit-Limit", b"%d" % limit),
+        (b"X-RateLimit-Reset", b"%d" % math.ceil(reset)),
     )
 
 
@@ -335,11 +345,10 @@ def takes_fields(request: HTTPRequest, head: ResponseHead) -> bool:
 
     Not if it has such fields already, or a shared cache might store them.
     """
-    names = tuple(head.headers.names())
     # Most responses of an API have no field that concerns limits or caches.
-    if not _concern_limits_or_caches(names):
+    if not _concern_limits_or_caches(tuple([name for name, _ in head.headers.raw])):
         return True
-    return LIMIT_FIELDS.isdisjoint(names) and not may_be_shared(request, head)
+    return LIMIT_FIELDS.isdisjoint(head.headers.names()) and not may_be_shared(request, head)
 
 
 def may_be_shared(request: HTTPRequest, head: ResponseHead) -> bool:
@@ -371,7 +380,9 @@ _ABOUT_CACHES = frozenset({"age", "cache-control", "etag", "expires", "last-modi
 
 
 @lru_cache(maxsize=512)
-def _concern_limits_or_caches(names: tuple[str, ...]) -> bool:
+def _concern_limits_or_caches(lines: tuple[bytes, ...]) -> bool:
+    """Whether field lines with these names may concern limits or caches."""
+    names = [line.lower().decode("latin-1") for line in lines]
     concerned = _ABOUT_CACHES | LIMIT_FIELDS
     return not concerned.isdisjoint(names) or any(map(_is_targeted, names))
 

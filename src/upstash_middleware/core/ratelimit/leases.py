@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import Struct, field
 
@@ -54,15 +54,6 @@ class _Holder(Struct, eq=False):
     paused_until: float = 0.0
     """Until when no slice is asked for."""
 
-    def count(self, units: int, now: float, seconds: float) -> None:
-        """Count units that are used."""
-        passed = now - self.counting_since
-        if passed >= seconds:
-            self.counted_before = self.counted if passed < 2 * seconds else 0
-            self.counted, self.counting_since = 0, now
-        self.counted += units
-        self.used_since_asking += units
-
     @property
     def expected(self) -> int:
         """The units to be expected while a slice lasts."""
@@ -71,10 +62,18 @@ class _Holder(Struct, eq=False):
     @property
     def left(self) -> int:
         """The units in all slices."""
-        return sum([each.units for each in self.slices])
+        units = 0
+        for each in self.slices:  # nearly always one
+            units += each.units
+        return units
 
     def end(self, now: float, now_ms: int) -> int:
         """Take out the slices that have ended; return how many units are wasted by that."""
+        for each in self.slices:
+            if not _is_alive(each, now, now_ms):
+                break
+        else:
+            return 0
         wasted = 0
         for each in self.slices[:]:
             if not _is_alive(each, now, now_ms):
@@ -116,11 +115,17 @@ class Leases:
 
     def serve(self, charge: RuleCharge, time: ServerClock) -> bool:
         """Count a request, and decide about it by a slice; False if a call has to decide."""
-        lease, cost = cast("Lease", charge.rule.lease), charge.cost
-        now, now_ms = time.monotonic(), time.now_ms()
+        lease: Any = charge.rule.lease
+        cost = charge.cost
+        now, now_ms = time.both()
         with self._lock:
             holder, wasted = self._holder(charge, now, now_ms)
-            holder.count(cost, now, lease.milliseconds / 1000)
+            passed, seconds = now - holder.counting_since, lease.seconds
+            if passed >= seconds:
+                holder.counted_before = holder.counted if passed < 2 * seconds else 0
+                holder.counted, holder.counting_since = 0, now
+            holder.counted += cost
+            holder.used_since_asking += cost
             served = False
             if holder.slices:
                 left = holder.left - cost
@@ -206,7 +211,7 @@ class Leases:
     def serve_without_call(self, charge: RuleCharge, time: ServerClock) -> bool:
         """Decide by a slice, if there is one, where the call has denied or failed."""
         with self._lock:
-            holder = self._holders.get(_key(charge))
+            holder = self._known(charge)
             if holder is None or not holder.slices:
                 return False
             wasted = holder.end(time.monotonic(), time.now_ms())
@@ -247,7 +252,7 @@ class Leases:
         decision = cast("Decision", charge.decision)
         now = time.monotonic(), time.now_ms()
         with self._lock:
-            holder = self._holders.get(_key(charge))
+            holder = self._known(charge)
             slices = (
                 [] if holder is None else [each for each in holder.slices if _is_alive(each, *now)]
             )
@@ -268,9 +273,12 @@ class Leases:
             self._holders.clear()
             return [each for holder in holders for each in _close(holder)]
 
+    def _known(self, charge: RuleCharge) -> _Holder | None:
+        return self._holders.get((charge.base, charge.rule.rule.name, charge.rule.tier))
+
     def _holder(self, charge: RuleCharge, now: float, now_ms: int) -> tuple[_Holder, int]:
         """Return what is known of an identifier now, and the units that are dropped for that."""
-        key = _key(charge)
+        key = (charge.base, charge.rule.rule.name, charge.rule.tier)
         holder = self._holders.get(key)
         if holder is not None:
             self._holders.move_to_end(key)
@@ -328,10 +336,6 @@ def _is_alive(taken: Slice, now: float, now_ms: int) -> bool:
     )
 
 
-def _key(charge: RuleCharge) -> tuple[str, str, object]:
-    return (charge.base, charge.rule.rule.name, charge.rule.tier)
-
-
 def _add(unused: Slice, other: Slice) -> None:
     """Add the units of a slice to another that is to be given back, as if taken at its time."""
     unused.units += other.units
@@ -358,28 +362,23 @@ def _use(holder: _Holder, charge: RuleCharge, left: int) -> bool:
             break
     rule = charge.rule.rule
     charge.decision = decided(
-        rule.name,
-        charge.identifier,
-        _with(holder.policies, left),
-        shadow=rule.shadow,
-        settled_by="lease",
+        rule.name, charge.identifier, _with(holder.policies, left), rule.shadow, "lease"
     )
     return True
 
 
 def _with(policies: Sequence[PolicyState], left: int) -> tuple[PolicyState, ...]:
-    return tuple(
-        [
-            PolicyState(each.name, each.limit, each.window, each.remaining + left, each.reset, True)
-            for each in policies
-        ]
-    )
+    states: tuple[PolicyState, ...] = ()
+    for each in policies:  # nearly always one
+        remaining = each.remaining + left
+        states += (PolicyState(each.name, each.limit, each.window, remaining, each.reset, True),)
+    return states
 
 
 def _including(decision: Decision, left: int) -> Decision:
     """Return a decision that allows, with what is left in slices."""
     return decided(
-        decision.rule, decision.identifier, _with(decision.policies, left), shadow=decision.shadow
+        decision.rule, decision.identifier, _with(decision.policies, left), decision.shadow
     )
 
 

@@ -320,7 +320,7 @@ class RateLimiter(Part):
         if not charges:
             return None
         if self._leases is not None:
-            return self._prepare_with_leases(request, charges)
+            return self._prepare_with_leases(request, charges, self._leases)
         bases = self._denials.bases
         if bases and (
             known := [each for each in charges if each.base in bases and self._recall(each)]
@@ -377,15 +377,14 @@ class RateLimiter(Part):
                 break
         return charges
 
-    def _prepare_with_leases(self, request: HTTPRequest, charges: list[RuleCharge]) -> Step:
-        if len(charges) == 1:  # as most requests of a busy identifier
-            (charge,) = charges
-            leases = cast("Callable[[], Leases]", self._leases)()
-            if charge.rule.lease is not None and leases.serve(charge, self._time):
-                return self._admit(request, charge)
-            served: list[RuleCharge] = []
-        else:
+    def _prepare_with_leases(
+        self, request: HTTPRequest, charges: list[RuleCharge], leases: Callable[[], Leases]
+    ) -> Step:
+        served: list[RuleCharge] = []
+        if len(charges) > 1:
             served, charges = self._serve(charges)
+        elif charges[0].rule.lease is not None and leases().serve(charges[0], self._time):
+            return self._admit(request, charges[0])
         known = [charge for charge in charges if self._recall(charge)]
         if known or not charges:
             return self._exchange(request, [*served, *known])
@@ -467,7 +466,7 @@ class RateLimiter(Part):
 
     def _admit(self, request: HTTPRequest, charge: RuleCharge) -> RateLimitExchange:
         """Return what ``_exchange`` does for the only charge of a request, which is allowed."""
-        decision = cast("Decision", charge.decision)
+        decision: Any = charge.decision
         if self._emits:
             self._emit(decision, request)
         charge.decision = None  # as in _exchange

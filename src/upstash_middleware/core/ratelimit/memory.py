@@ -149,6 +149,11 @@ class ServerClock:
         """Return seconds since some moment, by a clock that is never set."""
         return self._clock.monotonic()
 
+    def both(self) -> tuple[float, int]:
+        """Return what ``monotonic`` and ``now_ms`` do."""
+        clock = self._clock
+        return clock.monotonic(), round((clock.wall() + self._offset) * 1000)
+
     def begin_call(self) -> tuple[int, float | None]:
         """Return the time of day in ms since 1970, and for ``learn`` when TIME is sent, if it is.
 
