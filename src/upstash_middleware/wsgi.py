@@ -673,7 +673,7 @@ class SwappedFields:
 
 _FIRST, _SECOND = itemgetter(0), itemgetter(1)
 _WITHOUT_PREFIX = ("CONTENT_TYPE", "CONTENT_LENGTH")
-_EMPTY_IF_ABSENT = (b"content-type", b"content-length")
+_EMPTY_IF_ABSENT = (b"content-type", b"content-length", b"cookie")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 

@@ -43,6 +43,12 @@ def test_long_names_are_read_and_not_remembered():
     assert grown < 1_000_000
 
 
+def test_a_cookie_field_without_cookies_is_none():
+    """apig-wsgi sets it in each request, so that nothing would be stored."""
+    assert "cookie" not in request_of(environ_of(HTTP_COOKIE="")).headers
+    assert "x-a" in request_of(environ_of(HTTP_X_A="")).headers
+
+
 def test_a_method_in_lower_case_meets_the_same_rules():
     """Werkzeug routes ``post`` to the handlers of POST."""
     assert request_of(environ_of("post")).method == "POST"
