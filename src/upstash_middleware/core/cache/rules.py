@@ -399,7 +399,7 @@ class Profile(Struct, frozen=True, kw_only=True):
     """Whether a response may be stored that shows an address from X-Forwarded-For or similar."""
     stores_parts: bool = False
     """Whether a partial response is stored (§3.3). It serves only requests for the same range, and
-    replaces a stored whole."""
+    may end in the middle of a client's address, which is then not found in it."""
     ignores_bodies: bool = False
     """Whether the body of a GET or HEAD is ignored, since it has no meaning (RFC 9110 §9.3.1).
     Applications may read it nevertheless."""
