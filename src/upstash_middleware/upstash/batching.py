@@ -167,7 +167,7 @@ class _Batcher(Generic[P]):
             if pending.done():
                 continue
             own = replies[begin:end]
-            if len(own) == 1 and isinstance(own[0], CommandError):
+            if type(own[0]) is CommandError and len(own) == 1:
                 try:
                     refuse(own[0], self._secret)
                 except Refused as error:
@@ -179,11 +179,10 @@ class _Batcher(Generic[P]):
         """Update the estimated size of replies, from those with stored values: others are small."""
         size = 0
         for reply in replies:
-            if type(reply) is list:
-                if reply and type(reply[0]) is not int:  # numbers are a limit's reply
-                    size += sum([len(each) for each in reply if type(each) is bytes])
-            elif type(reply) is bytes:
+            if type(reply) is bytes:
                 size += len(reply)
+            elif type(reply) is list and reply and type(reply[0]) is not int:  # as a limit's are
+                size += sum([len(each) for each in reply if type(each) is bytes])
         self._reply_bytes = (self._reply_bytes + size / pipelines) / 2
 
 
@@ -258,6 +257,13 @@ class _PendingTask:
         if not self.done():
             self.fail(exceeded(self.seconds))
 
+    def leave(self) -> None:
+        """End the wait of a task that was cancelled, or whose wait has ended."""
+        if self.timer is not None:
+            self.timer.cancel()
+        if self.future.done() and not self.future.cancelled():
+            self.future.exception()  # it arrived while the task was being cancelled
+
 
 class AsyncBatcher(_Batcher[_PendingTask]):
     """Sends the pipelines of one event loop."""
@@ -290,10 +296,10 @@ class AsyncBatcher(_Batcher[_PendingTask]):
         self._sent_at[number] = now
         return number
 
-    async def wait(
+    def join(
         self, commands: Sequence[Command], members: bytes, seconds: float, until: float
-    ) -> list[Reply]:
-        """Perform a pipeline, whose encoded commands are ``members``, in a batch."""
+    ) -> _PendingTask:
+        """Have a pipeline, whose encoded commands are ``members``, sent in a batch."""
         loop = self._loop()
         pending = _PendingTask(commands, members, seconds, until, loop.create_future())
         self._waiting.append(pending)
@@ -303,15 +309,7 @@ class AsyncBatcher(_Batcher[_PendingTask]):
             self._fallback = loop.call_later(PATIENCE_SECONDS, self._send_overdue)
         if seconds <= PATIENCE_SECONDS:
             pending.expire_in(seconds)
-        try:
-            return await pending.future
-        except BaseException:
-            if pending.future.done() and not pending.future.cancelled():
-                pending.future.exception()  # it arrived while this task was being cancelled
-            raise
-        finally:
-            if pending.timer is not None:
-                pending.timer.cancel()
+        return pending
 
     def _loop(self) -> asyncio.AbstractEventLoop:
         loop = self.loop()

@@ -405,16 +405,19 @@ class AsyncClient(_Client["AsyncTransport"]):
         """
         here, token, now = self._process, self._sync_token, time.monotonic()
         assert here is not None  # noqa: S101
-        in_flight = loop = None
+        in_flight = loop = attempt = error = None
         if isinstance(call, bytes):
             if batcher is not None:
-                loop = batcher.loop()
                 if (in_flight := batcher.begin(call, now)) == 0:
-                    return await batcher.wait(commands, call, seconds, until)
+                    pending = batcher.join(commands, call, seconds, until)
+                    try:
+                        return await pending.future
+                    finally:
+                        pending.leave()
+                loop = batcher.loop()
             call = joined_call(call, len(commands), token.latest)
         opened, ahead = here.opened, time.time() - now
         breaker = here.quick_breaker if seconds < self._deadline else here.breaker
-        attempt = error = None
         try:
             if ahead - opened.ahead > GAP_SECONDS and (retired := opened.retire_suspended(ahead)):
                 await retired.aclose()
