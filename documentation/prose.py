@@ -181,7 +181,8 @@ def main(arguments: list[str]) -> int:
         if too_many and page in recorded:
             print(f"{page}: {len(found)} findings, {recorded[page]} before")  # noqa: T201
     if "--record" in arguments:
-        _record({page: min(n, recorded.get(page, n)) for page, n in (recorded | now).items() if n})
+        left = {page: min(n, now.get(page, n)) for page, n in recorded.items()}
+        _record({page: n for page, n in left.items() if n})
     return int(failed)
 
 
