@@ -123,16 +123,63 @@ class Deployed:
         )
 
 
+DJANGO = {
+    "shop/__init__.py": "",
+    "shop/settings.py": """
+ALLOWED_HOSTS = ["*"]
+MIDDLEWARE = ["upstash_middleware.django.UpstashMiddleware"]
+ROOT_URLCONF = "shop.urls"
+SECRET_KEY = "a long random text of this shop, for tests alone"
+USE_TZ = True
+""",
+    "shop/urls.py": """
+from django.http import HttpResponse
+from django.urls import path
+from upstash_middleware.django import exempt
+
+@exempt
+def health(request):
+    return HttpResponse("well")
+
+def whoami(request):
+    return HttpResponse(request.rate_limit.identifier)
+
+urlpatterns = [path("health", health), path("whoami", whoami)]
+""",
+    "shop/wsgi.py": """
+import os
+from django.core.wsgi import get_wsgi_application
+os.environ["DJANGO_SETTINGS_MODULE"] = "shop.settings"
+application = get_wsgi_application()
+""",
+}
+
+
+def write_django(guide: str, folder: Path) -> str:
+    """Write a project with the settings of a guide, and return the command for it."""
+    (settings,) = (
+        block.text
+        for block in blocks(GUIDES / f"{guide}.md")
+        if block.text.startswith("# in settings.py")
+    )
+    for name, text in DJANGO.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        added = patient(settings) if name == "shop/settings.py" else ""
+        (folder / name).write_text(text + added)
+    command = re.search(r"`((?:exec )?gunicorn .*shop\.wsgi:application)`", text_of(guide))
+    assert command is not None
+    return command[1]
+
+
 @contextmanager
 def deployed(
-    guide: Guide, folder: Path, upstash: LocalUpstash
+    guide: Guide, folder: Path, upstash: LocalUpstash, command: str
 ) -> Iterator[tuple[Deployed, subprocess.Popen[bytes]]]:
-    write_files(guide.page, folder)
     port = free_port()
     log = folder / "log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            ["bash", "-c", start_command(guide.page)],
+            ["bash", "-c", command],
             cwd=folder,
             env=environment() | upstash.env | guide.variables | {"PORT": str(port)},
             stdout=output,
@@ -180,7 +227,9 @@ def test_the_application_of_a_guide_serves_and_stops_as_it_says(
     guide: Guide, tmp_path: Path, upstash: LocalUpstash
 ) -> None:
     upstash.restore_time()  # the process knows no other
-    with deployed(guide, tmp_path, upstash) as (served, process):
+    write_files(guide.page, tmp_path)
+    command = start_command(guide.page)
+    with deployed(guide, tmp_path, upstash, command) as (served, process):
         upstash.reset_bill()
         assert served.get("/health").status_code == 200
         assert upstash.bill().commands == 0
@@ -195,6 +244,17 @@ def test_the_application_of_a_guide_serves_and_stops_as_it_says(
         if guide.sends_counts:
             assert redis.keys("@upstash/ratelimit:events:*")
         redis.close()
+
+
+@pytest.mark.parametrize("guide", SERVED, ids=str)
+def test_a_django_application_serves_as_a_guide_says(
+    guide: Guide, tmp_path: Path, upstash: LocalUpstash
+) -> None:
+    upstash.restore_time()
+    command = write_django(guide.page, tmp_path)
+    with deployed(guide, tmp_path, upstash, command) as (served, _):
+        clear_of_a_minutes_end()
+        check_limits(served)
 
 
 def credentials(upstash: LocalUpstash) -> dict[str, Any]:
