@@ -23,12 +23,13 @@ from upstash_middleware import (
     RateLimitRule,
     SlidingLog,
     SlidingWindow,
+    SyncData,
     TokenBucket,
 )
 from upstash_middleware.starlette import UpstashMiddleware, session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from starlette.requests import Request
     from starlette.responses import Response
@@ -104,7 +105,7 @@ def shop() -> Starlette:
     return app
 
 
-def visits(upstash: LocalUpstash, rounds: int = 1) -> Iterator[None]:
+def visits(upstash: LocalUpstash, rounds: int = 1) -> Generator[None, None, None]:
     """Visit the shop; pauses after each round."""
     with TestClient(shop(), base_url="http://shop.example") as client:
         client.post("/login").raise_for_status()
@@ -118,3 +119,11 @@ def visits(upstash: LocalUpstash, rounds: int = 1) -> Iterator[None]:
                 for _ in range(1 + turn % 3):
                     client.post(path)
             yield
+
+
+def values(upstash: LocalUpstash) -> None:
+    """Some values of the application itself."""
+    with SyncData(redis=upstash, prefix="shop") as data:
+        data.set("rates", {"EUR": Decimal("1.08"), "on": dt.date(2026, 1, 31)}, ttl=3600)
+        data.set("basket:7", ["tea", "cocoa"], ttl="2 days", tags=("basket:7",))
+        data.incr("orders", ttl="30 days")

@@ -32,6 +32,12 @@ from upstash_middleware.core.ratelimit import (
 )
 from upstash_middleware.local.billing import Meter
 from upstash_middleware.local.console import formats
+from upstash_middleware.local.console.activity import (
+    MAX_PENDING_EVENTS,
+    Activity,
+    Event,
+    Watcher,
+)
 from upstash_middleware.local.console.formats import bill_chart
 from upstash_middleware.local.console.handlers import render, render_event
 from upstash_middleware.local.console.keys import (
@@ -44,11 +50,6 @@ from upstash_middleware.local.console.keys import (
     read_limit,
 )
 from upstash_middleware.local.faults import Fault
-from upstash_middleware.local.service import (
-    MAX_PENDING_EVENTS,
-    LiveEvent,
-    Watcher,
-)
 from upstash_middleware.local.valkey import Failure, Reply, Status
 from upstash_middleware.messages import Headers
 
@@ -74,7 +75,7 @@ RESPONSE = StoredResponse(
 
 def limit_view(limit: LimitState, now_ms: int) -> str:
     """The part of a key's page that shows a limit."""
-    return render("limit.html", limit=limit, now=now_ms / 1000).strip()
+    return render("limit.html", limit=limit, quota=None, now=now_ms / 1000).strip()
 
 
 def cached_view(cached: Cached, now: float, purges: str = "VALID") -> str:
@@ -326,19 +327,23 @@ def test_the_chart_puts_samples_in_their_place_and_the_smallest_commands_togethe
         ([b"GET"], Failure(b"ERR <wrong>"), ('class="failed"', "ERR &lt;wrong&gt;")),
     ],
 )
-def test_a_line_of_the_live_page_is_short(words: list[bytes], reply: Reply, shown: tuple[str, str]):
-    line = render_event(LiveEvent(0.0, words, {}, reply))
+def test_a_line_of_the_history_is_short(words: list[bytes], reply: Reply, shown: tuple[str, str]):
+    activity = Activity()
+    activity.add_command(words, {}, reply, 1)
+    line = render_event(replace(activity.history[-1], at=0.0))
     for part in ("00:00:00.000", *shown):
         assert part in line
-    assert "\n" not in render_event(LiveEvent(0.0, [b"GET", b"a\nb"], {"GET": 2}, b"a\nb"))
-    assert "12 more" in render_event(LiveEvent(0.0, missed=12))
+    activity.add_command([b"GET", b"a\nb"], {"GET": 2}, b"a\nb", 3)
+    assert "\n" not in render_event(activity.history[-1])
+    assert "3 billed" in render_event(activity.history[-1])
+    assert "12 more" in render_event(Event(0.0, missed=12))
 
 
 def test_a_slow_watcher_is_told_how_much_it_missed():
     async def scenario() -> None:
         watcher = Watcher()
         for _ in range(MAX_PENDING_EVENTS + 7):
-            watcher.put(LiveEvent(0.0, fault=Fault.QUOTA))
+            watcher.put(Event(0.0, fault=Fault.QUOTA))
         events = await watcher.take()
         assert len(events) == MAX_PENDING_EVENTS + 1
         assert events[-1].missed == 7
@@ -350,6 +355,10 @@ def test_a_slow_watcher_is_told_how_much_it_missed():
     ("said", "expected"),
     [
         (formats.duration(0.25), "250 ms"),
+        (formats.duration(0.00035), "0.35 ms"),
+        (formats.share(0.001), "< 1 %"),
+        (formats.share(0.999), "> 99 %"),
+        (formats.share(0.25), "25 %"),
         (formats.duration(8.52), "8.5 s"),
         (formats.duration(7200), "2 h"),
         (formats.duration(172_800), "2 d"),

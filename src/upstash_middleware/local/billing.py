@@ -55,15 +55,16 @@ class Meter:
     def add_request(self) -> None:
         self._requests += 1
 
-    def add_command(self, name: str, times: int = 1) -> None:
-        """Count a command by its upper-case name, unless it is free."""
+    def add_command(self, name: str, times: int = 1) -> int:
+        """Count a command by its upper-case name, unless it is free; return what is billed."""
         if name in _FREE_COMMANDS:
-            return
+            return 0
         self._commands[name] += times
         second = int(SystemClock.wall())
         if not self.history or self.history[-1][0] != second:
             self.history.append((second, Counter()))
         self.history[-1][1][name] += times
+        return times
 
     def read(self) -> Bill:
         return Bill(self._requests, self._commands.total(), dict(self._commands))

@@ -51,6 +51,8 @@ class Request(Struct, frozen=True):
     query: bytes = b""
     headers: Mapping[bytes, bytes] = {}
     body: bytes = b""
+    client: str = ""
+    """The address that the connection comes from; empty if there is none."""
 
 
 class Answer(Struct, frozen=True):
@@ -199,7 +201,9 @@ class HttpConnection:
             target = b"/" + target.split(b"/", 3)[3] if target.count(b"/") > 2 else b"/"
         path, _, query = target.partition(b"?")
         method = self._parser.get_method().decode("ascii")
-        request = Request(method, path, query, self._headers, b"".join(self._body))
+        peer = self._writer.get_extra_info("peername") or ("",)
+        body = b"".join(self._body)
+        request = Request(method, path, query, self._headers, body, peer[0])
         self._requests.append((request, self._parser.should_keep_alive()))
 
     def _count_head(self, size: int) -> None:

@@ -177,7 +177,7 @@ class LocalUpstash:
 
     def reset_bill(self) -> None:
         """Begin a new bill."""
-        self._alive.service.meter.reset()
+        self._alive.service.reset_bill()
 
     def flush(self) -> None:
         """Empty the database, scripts and functions included; costs nothing on the bill."""

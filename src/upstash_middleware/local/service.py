@@ -22,6 +22,7 @@ from msgspec.structs import replace
 
 from upstash_middleware.local.billing import Meter
 from upstash_middleware.local.commands import is_unknown, prepare, reject
+from upstash_middleware.local.console.activity import Activity
 from upstash_middleware.local.faults import (
     EFFECTS,
     NO_FAULTS,
@@ -43,15 +44,12 @@ from upstash_middleware.local.valkey import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from upstash_middleware.local.commands import Command, CommandTable, Prepared
     from upstash_middleware.local.faults import Faults
     from upstash_middleware.local.http1 import Request, Response
     from upstash_middleware.local.valkey import Address, Reply, Store
-
-MAX_PENDING_EVENTS: Final = 500
-"""Live events that wait for a watcher slower than the traffic; further ones are only counted."""
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT"})
 _STREAMS: Final = frozenset({b"SUBSCRIBE", b"PSUBSCRIBE", b"MONITOR"})
@@ -76,45 +74,6 @@ class Tokens(Struct, frozen=True):
         return None  # so that rich shows the repr, and not all fields, in tracebacks
 
 
-class LiveEvent(Struct, frozen=True):
-    """A command and its reply, a request that a simulated fault has hit, or a number of missed."""
-
-    at: float
-    """Seconds since 1970."""
-    command: Sequence[bytes] = ()
-    """As the client sent it."""
-    calls: Mapping[str, int] = {}
-    """The calls that a script made, by command."""
-    reply: Reply = None
-    fault: Fault | None = None
-    missed: int = 0
-    """How many events the watcher was too slow to receive."""
-
-
-class Watcher:
-    """The live events that one watcher has not received yet."""
-
-    def __init__(self) -> None:
-        self._events: asyncio.Queue[LiveEvent] = asyncio.Queue(MAX_PENDING_EVENTS)
-        self._missed = 0
-
-    def put(self, event: LiveEvent) -> None:
-        try:
-            self._events.put_nowait(event)
-        except asyncio.QueueFull:
-            self._missed += 1
-
-    async def take(self) -> list[LiveEvent]:
-        """Wait for at least one event; return all."""
-        events = [await self._events.get()]
-        while not self._events.empty():
-            events.append(self._events.get_nowait())
-        if self._missed:
-            events.append(LiveEvent(time.time(), missed=self._missed))
-            self._missed = 0
-        return events
-
-
 class Service:
     """Answers requests over one store."""
 
@@ -122,7 +81,7 @@ class Service:
         self.store = store
         self.tokens = tokens
         self.meter: Meter = Meter()
-        self.watchers: set[Watcher] = set()
+        self.activity: Activity = Activity()
         self.faults: FaultInjector = FaultInjector(faults)
         self._table = table
         self._shas: dict[str, str] = {}
@@ -131,12 +90,19 @@ class Service:
 
     async def answer(self, request: Request) -> tuple[Response, Delivery]:
         """Upstash's answer to a request and how to send it; no request makes this raise."""
+        began = time.perf_counter()
+        try:
+            return await self._answer(request)
+        finally:
+            self.activity.latencies.append(time.perf_counter() - began)
+
+    async def _answer(self, request: Request) -> tuple[Response, Delivery]:
         self.meter.add_request()
         latency, fault = self.faults.for_next_request()
         effect = EFFECTS[fault] if fault else Effect("none")
         delivery = effect.delivery
         if fault:
-            self._emit(LiveEvent(time.time(), fault=fault))
+            self.activity.add_fault(fault)
         if latency:
             await asyncio.sleep(latency)
         if effect.instead is not None:
@@ -146,8 +112,10 @@ class Service:
                 await self.store.run([[b"SCRIPT", b"FLUSH"]])
             return await self._authorize(request), delivery
         except InvalidRequest as error:
+            self.activity.add_error(f"HTTP {error.status}")
             return error_answer(error.status, str(error)), delivery
         except StoreUnreachable as error:
+            self.activity.add_error("HTTP 500")
             text = f"ERR the local server lost its database: {error}"
             return error_answer(500, text), delivery
         except RecursionError:
@@ -172,9 +140,24 @@ class Service:
     def restore_time(self) -> None:
         self._advanced_ms = 0
 
-    def _emit(self, event: LiveEvent) -> None:
-        for watcher in self.watchers:
-            watcher.put(event)
+    def reset_bill(self) -> None:
+        """Begin a new bill, and count anew what was seen."""
+        self.meter.reset()
+        self.activity.reset()
+
+    async def run_command(self, command: Command) -> tuple[Reply, int]:
+        """Run a command as if a client had sent it; return the reply, and what is billed.
+
+        Raises StoreUnreachable.
+        """
+        self.meter.add_request()
+        (reply,) = await self._run([command], [self._prepare(command, reads_only=False)])
+        return reply, self.activity.history[-1].billed
+
+    async def run_unbilled(self, command: Command) -> Reply:
+        """Run a command without counting it.  Raises StoreUnreachable."""
+        prepared = self._prepare(command, reads_only=False)
+        return prepared.finish((await self.store.run([prepared.command]))[0])[0]
 
     # Upstash's REST interface.
 
@@ -185,6 +168,7 @@ class Service:
         for known, reads_only in ((self.tokens.full, False), (self.tokens.read_only, True)):
             if token and hmac.compare_digest(token, known.encode()):
                 return await self._run_request(request, reads_only=reads_only)
+        self.activity.add_error("HTTP 401")
         return _UNAUTHORIZED
 
     async def _run_request(self, request: Request, *, reads_only: bool) -> Response:
@@ -258,13 +242,13 @@ class Service:
         finished: list[Reply] = []
         for command, each, raw in zip(commands, prepared, replies, strict=True):
             reply, calls = each.finish(raw)
+            billed = 0
             if each.rejected is None and not is_unknown(raw):
                 self._writes += self._table.may_write(each)
-                self.meter.add_command(each.name)
+                billed = self.meter.add_command(each.name)
             for name, times in calls.items():
-                self.meter.add_command(name, times)
-            if self.watchers:
-                self._emit(LiveEvent(time.time(), command, calls, reply))
+                billed += self.meter.add_command(name, times)
+            self.activity.add_command(command, calls, reply, billed)
             finished.append(reply)
         return finished
 
@@ -279,7 +263,7 @@ class Service:
             case "GET", b"/-/bill":
                 return self._bill()
             case "POST", b"/-/bill/reset":
-                self.meter.reset()
+                self.reset_bill()
                 return self._bill()
             case "GET", b"/-/faults":
                 return json_answer(200, plain_faults(self.faults.current))

@@ -1,11 +1,11 @@
 """Authentication of the console.
 
 The console shows every key, so it requires a secret.  It is open in a browser that also shows other
-sites' pages, and four checks keep those out.  The request must address this machine by IP address
-or as localhost, because anyone can point a DNS name at this address.  By the browser's
-Origin and Fetch Metadata fields, it must not come from a page of another site.  It must carry the
-cookie, which no other page can read.  And to change something, it must carry a second secret, which
-only the console's own forms contain.
+sites' pages, and four checks keep those out.  Host must be an IP address or localhost, because
+anyone can point a DNS name at this address (DNS rebinding).  Origin and the Fetch Metadata fields
+must not name a page of another site.  The request must carry the cookie, which no other page can
+read.  And to change something, it must have an Origin and a second secret, which only the console's
+own forms contain (CSRF), and it must come from this machine.
 """
 
 from __future__ import annotations
@@ -65,37 +65,53 @@ class ConsoleAuth:
         return _cookie_name(request) + f"={self._derive('cookie')}; {attributes}".encode()
 
 
-def addresses_this_machine(request: Request) -> bool:
+def has_safe_host(request: Request) -> bool:
     """Whether Host is an IP address or localhost."""
-    found = _host(request)
-    if found is None:
-        return False
-    name = (found[1] or found[2]).lower()
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
+    return _is_localhost(_host_name(request)) or _address(_host_name(request)) is not None
 
 
-def sent_by_another_page(request: Request) -> bool:
-    """Whether a page of another site sent this, by Origin and Fetch Metadata.
+def is_on_this_machine(request: Request) -> bool:
+    """Whether both the connection and Host are of a loopback address."""
+    name = _host_name(request)
+    addresses = [_address(request.client)] + [_address(name)] * (not _is_localhost(name))
+    return all(address is not None and address.is_loopback for address in addresses)
+
+
+def comes_from_own_page(request: Request) -> bool:
+    """Whether Origin and Fetch Metadata name the console itself, or the user who opens it.
 
     Following a link to the console is allowed: only the user sees the page.
     """
+    reads = request.method in ("GET", "HEAD")
     origin = request.headers.get(b"origin")
-    if origin is not None and origin.partition(b"://")[2] != request.headers.get(b"host"):
-        return True
-    if request.headers.get(b"sec-fetch-site", b"none") in (b"none", b"same-origin"):
+    if origin is None and not reads:
         return False
-    is_link = (
-        request.method in ("GET", "HEAD")
+    if origin is not None and origin.partition(b"://")[2] != request.headers.get(b"host"):
+        return False
+    if request.headers.get(b"sec-fetch-site", b"none") in (b"none", b"same-origin"):
+        return True
+    return (
+        reads
         and request.headers.get(b"sec-fetch-mode") == b"navigate"
         and request.headers.get(b"sec-fetch-dest") == b"document"
     )
-    return not is_link
+
+
+def _is_localhost(name: str) -> bool:
+    return name == "localhost" or name.endswith(".localhost")
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _host_name(request: Request) -> str:
+    found = _host(request)
+    return (found[1] or found[2]).lower() if found else ""
 
 
 def _host(request: Request) -> re.Match[str] | None:

@@ -24,12 +24,12 @@ MAX_SHOWN: Final = 16 * 1024
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: ``8.5 s``, ``2 min``, ``3 h``, ``5 d``; ``120 ms``."""
+    """Seconds for people: ``8.5 s``, ``2 min``, ``3 h``, ``5 d``; ``120 ms``, ``0.35 ms``."""
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{round(seconds / length, 1):g} {unit}"
     if 0 < seconds < 1:
-        return f"{round(seconds * 1000):d} ms"
+        return f"{seconds * 1000:.{0 if seconds >= 0.01 else 2}f} ms"
     return f"{round(seconds, 1):g} s"
 
 
@@ -37,6 +37,13 @@ def amount(count: float) -> str:
     """A number with separated thousands, and two decimals if it has a fraction."""
     whole = count == int(count)
     return f"{count:,.{0 if whole else 2}f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def share(part: float) -> str:
+    """A part of 1 in percent; small ones are not rounded to nothing, nor large ones to all."""
+    if 0 < part < 0.01 or 0.99 < part < 1:
+        return "< 1 %" if part < 0.5 else "> 99 %"
+    return f"{part * 100:.0f} %"
 
 
 def dollars(value: float) -> str:
@@ -88,6 +95,39 @@ def summarize_reply(reply: Reply) -> str:
             return f"[{len(reply)}]"
         case _:
             return str(reply)
+
+
+def reply_lines(reply: Reply, indent: str = "") -> str:  # noqa: PLR0911 - a table of cases
+    """A reply as redis-cli shows it."""
+    match reply:
+        case None | NullArray():
+            return "(nil)"
+        case int():
+            return f"(integer) {reply}"
+        case bytes():
+            shown = shorten(reply, MAX_SHOWN)
+            return f'"{shown.replace(chr(34), chr(92) + chr(34))}"'
+        case Status():
+            return text(reply.text)
+        case Failure():
+            return f"(error) {text(reply.text)}"
+        case list() if len(indent) > _DEEPEST:
+            return "…"
+        case []:
+            return "(empty array)"
+    lines: list[str] = []
+    for number, member in enumerate(reply[:_MEMBERS], start=1):
+        mark = f"{number}) "
+        deeper = indent + " " * len(mark)
+        lines.append(f"{indent if lines else ''}{mark}{reply_lines(member, deeper)}")
+    if len(reply) > _MEMBERS:
+        lines.append(f"{indent}… {len(reply) - _MEMBERS} more")
+    return "\n".join(lines)
+
+
+_MEMBERS: Final = 200
+_DEEPEST: Final = 60
+"""Characters of indentation."""
 
 
 def summarize_faults(faults: Faults) -> str:

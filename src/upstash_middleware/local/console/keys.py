@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections import Counter
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
@@ -23,31 +25,48 @@ from upstash_middleware.core.cache.entries import (
     VariantIndex,
     body_of,
     decode,
+    epoch_text,
     is_index,
     validity,
 )
+from upstash_middleware.core.cache.http.reuse import current_age
 from upstash_middleware.core.cache.keys import Names
-from upstash_middleware.core.ratelimit.algorithms import ALGORITHMS
+from upstash_middleware.core.data import Record, unpack
+from upstash_middleware.core.ratelimit.algorithms import ALGORITHMS, GCRA, Concurrency, Limit
 from upstash_middleware.core.ratelimit.algorithms.fixed_window import read_counter
-from upstash_middleware.core.ratelimit.charges import limit_script
-from upstash_middleware.local.console.formats import text
+from upstash_middleware.core.ratelimit.charges import (
+    Charge,
+    charge_command,
+    limit_script,
+    read_verdicts,
+)
+from upstash_middleware.errors import UnexpectedAnswer
+from upstash_middleware.local.console.formats import MAX_SHOWN, shorten, text
 from upstash_middleware.local.valkey import Reply, Status, StoreUnreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from upstash_middleware.core.ratelimit.algorithms.limit import State
     from upstash_middleware.core.sessions import StoredSession
+    from upstash_middleware.local.service import Service
     from upstash_middleware.local.valkey import Store
 
-_PAGE: Final = 50
+PAGE: Final = 50
+"""Keys on one page of a list."""
+MAX_SORTED: Final = 2000
+"""Keys that are read so that a list can be sorted by something other than their names."""
+_MAX_NAMES: Final = 20_000
+_MAX_SCANS: Final = 400
+_SCANNED: Final = b"1000"
+_DELETED_AT_ONCE: Final = 500
+_MAX_CHILDREN: Final = 100
 _MAX_MEMBERS: Final = 100
 _LARGEST_VALUE: Final = 24 * 1024 * 1024
 """The largest string that is read completely; stored responses are smaller."""
 _LARGEST_STATE: Final = 64 * 1024
 """Bytes of a limit's state; a log has at most a thousand entries."""
 _BEGINNING: Final = 1024
-_MAX_SCANS: Final = 60
 _PATTERN: Final = re.compile(rb"[*?\[]")
 _SPECIAL: Final = re.compile(rb"([\\*?\[\]])")
 
@@ -65,14 +84,17 @@ class Key(Struct, frozen=True):
     """Of a string's value."""
 
 
-class Page(Struct, frozen=True):
-    """One page of a search."""
+class Namespace(Struct):
+    """The keys whose names begin alike, up to a colon."""
 
-    keys: Sequence[Key]
-    start: int
-    """SCAN's cursor at the beginning of the page; 0 for the first."""
-    cursor: int
-    """SCAN's cursor of the next page; 0 at the end."""
+    path: bytes
+    """What the names begin with, the colon included."""
+    name: bytes
+    """The last part of the path."""
+    count: int
+    children: Sequence[Namespace] = ()
+    more: int = 0
+    """How many namespaces below this one are not in `children`."""
 
 
 class Value(Struct, frozen=True):
@@ -91,29 +113,49 @@ async def count_keys(store: Store) -> int:
     return size if isinstance(size, int) else 0
 
 
-async def find_keys(store: Store, search: bytes, cursor: int) -> Page:
-    """The next keys, about 50; fewer if many others do not match.  Raises StoreUnreachable.
+async def find_names(store: Store, search: bytes) -> tuple[list[bytes], bool]:
+    """The sorted names that match a search, and whether those are all.  Raises StoreUnreachable.
 
-    A search with ``*``, ``?`` or ``[`` is a pattern; any other is the beginning of a key.
+    A search with ``*``, ``?`` or ``[`` is a pattern of whole names; any other is a part of them.
     """
-    pattern = search if _PATTERN.search(search) else _SPECIAL.sub(rb"\\\1", search) + b"*"
-    start = cursor
+    pattern = search if _PATTERN.search(search) else b"*" + _SPECIAL.sub(rb"\\\1", search) + b"*"
     names: set[bytes] = set()  # SCAN may return a key twice
-    for scans in range(_MAX_SCANS):
-        count = b"%d" % min(50 << scans, 400)
-        scan = [b"SCAN", b"%d" % cursor, b"MATCH", pattern, b"COUNT", count]
+    cursor = b"0"
+    for _ in range(_MAX_SCANS):
+        scan = [b"SCAN", cursor, b"MATCH", pattern, b"COUNT", _SCANNED]
         match (await store.run([scan]))[0]:
-            case [bytes() as following, list() as found]:
+            case [bytes() as cursor, list() as found]:
                 names.update(name for name in found if isinstance(name, bytes))
-                cursor = int(following)
             case other:
                 raise StoreUnreachable.from_reply(other)
-        if not cursor or len(names) >= _PAGE:
+        if cursor == b"0" or len(names) >= _MAX_NAMES:
             break
-    return Page(await _read_keys(store, sorted(names)), start, cursor)
+    return sorted(names)[:_MAX_NAMES], cursor == b"0"
 
 
-async def _read_keys(store: Store, names: Sequence[bytes]) -> list[Key]:
+def tree_of(names: Sequence[bytes], path: bytes) -> list[Namespace]:
+    """The namespaces of the first level, and those below the ones that `path` leads through."""
+    counts: Counter[bytes] = Counter()
+    open_paths = {path[: end + 1] for end, byte in enumerate(path) if byte == _COLON} | {b""}
+    for name in names:
+        end = -1
+        while name[: end + 1] in open_paths and (end := name.find(b":", end + 1)) >= 0:
+            counts[name[: end + 1]] += 1
+    levels: dict[bytes, list[Namespace]] = {}
+    for child in sorted(counts, reverse=True):  # those below a namespace come before it
+        parent = child[: child.rfind(b":", 0, -1) + 1]
+        below = levels.pop(child, [])[::-1]
+        kept, more = below[:_MAX_CHILDREN], max(0, len(below) - _MAX_CHILDREN)
+        here = Namespace(child, child[len(parent) : -1], counts[child], kept, more)
+        levels.setdefault(parent, []).append(here)
+    return levels.get(b"", [])[::-1]
+
+
+_COLON: Final = ord(":")
+
+
+async def read_keys(store: Store, names: Sequence[bytes]) -> list[Key]:
+    """These keys, without those that are gone.  Raises StoreUnreachable."""
     if not names:
         return []
     last = b"%d" % (_BEGINNING - 1)
@@ -145,7 +187,7 @@ async def _read_keys(store: Store, names: Sequence[bytes]) -> list[Key]:
 
 async def read_value(store: Store, name: bytes) -> Value | None:
     """The value at a key; None if there is none.  Raises StoreUnreachable."""
-    keys = await _read_keys(store, [name])
+    keys = await read_keys(store, [name])
     if not keys:
         return None
     key = keys[0]
@@ -164,10 +206,34 @@ async def read_value(store: Store, name: bytes) -> Value | None:
     return Value(key, length, data if isinstance(data, bytes) else b"")
 
 
-async def delete_key(store: Store, name: bytes) -> bool:
-    """Delete a key; whether it existed.  Raises StoreUnreachable."""
-    (deleted,) = await store.run([[b"DEL", name]])
-    return deleted == 1
+async def delete_keys(store: Store, names: Sequence[bytes]) -> int:
+    """Delete keys; return how many there were.  Raises StoreUnreachable."""
+    deleted = 0
+    for begin in range(0, len(names), _DELETED_AT_ONCE):
+        (reply,) = await store.run([[b"UNLINK", *names[begin : begin + _DELETED_AT_ONCE]]])
+        deleted += reply if isinstance(reply, int) else 0
+    return deleted
+
+
+SETTERS: Final[dict[str, tuple[bytes, Sequence[str]]]] = {
+    "string": (b"SET", ["Value"]),
+    "list": (b"LSET", ["Place", "Member"]),
+    "set": (b"SADD", ["Member"]),
+    "hash": (b"HSET", ["Field", "Value"]),
+    "zset": (b"ZADD", ["Score", "Member"]),
+}
+"""By type, the command that sets a value or a member, and its arguments after the key."""
+
+
+def editable(value: Value) -> str | None:
+    """A string that a form can show and send back unchanged; None if it cannot."""
+    if value.key.type != "string" or value.length > MAX_SHOWN:
+        return None
+    try:
+        text = value.data.decode()
+    except UnicodeDecodeError:
+        return None
+    return text if all(each in "\n\t" or each.isprintable() for each in text) else None
 
 
 _MOST: Final = b"%d" % _MAX_MEMBERS
@@ -216,35 +282,66 @@ def _texts(members: list[Reply]) -> list[bytes]:
 
 def kind_of(key: Key, now_ms: int) -> tuple[str, str]:
     """What a key is and of which part: a limit, the cache, sessions; or a Redis type."""
-    name = key.name.decode("utf-8", "replace")
-    if key.type == "string" and (_EPOCH in name or _RECORD in name):
-        return "cache epoch" if _EPOCH in name else "cache record", "cache"
-    if key.type == "string" and _ENTRY in name:
-        if name.endswith(_LOCK):
-            return "cache lock", "cache"
-        if (index := is_index(key.beginning)) is not None:
-            return "cache variants" if index else "cached response", "cache"
-    elif kind := _session_kind(key.type, name):
+    name, value = key.name.decode("utf-8", "replace"), key.beginning
+    kind = kind_by_name(key.name)
+    if kind == "session" and key.type == "hash":
         return kind, "session"
-    elif key.type == "string":
-        value = key.beginning
+    if not kind or key.type != "string":
         if len(value) == _BEGINNING:
             value = value.rpartition(b",")[0]  # of a list, only whole entries
-        if limit := read_limit(name, value, now_ms, key.ttl_ms):
+        if key.type == "string" and (limit := read_limit(name, value, now_ms, key.ttl_ms)):
             return limit.title, "limit"
-    return key.type, "other"
+        return key.type, "other"
+    if kind == "cached response":
+        if (index := is_index(value)) is None:
+            return key.type, "other"
+        kind = "cache variants" if index else kind
+    return kind, "session" if kind.startswith("session") else "cache"
+
+
+def kind_by_name(name: bytes) -> str:
+    """What the name says of a key; empty for limits, and for what the middleware does not write."""
+    text = name.decode("utf-8", "replace")
+    return next((kind for pattern, kind in _KINDS if pattern.search(text)), "")
+
+
+_KINDS: Final = tuple(
+    (re.compile(pattern, re.DOTALL), kind)
+    for pattern, kind in (
+        (r":session:[A-Za-z0-9_-]{43}$", "session"),
+        (r":session-user:[A-Za-z0-9_-]+$", "session epoch"),
+        (r":cache:epoch:", "cache epoch"),
+        (r":cache:query:", "cache record"),
+        (r":cache:entry:.*#lock$", "cache lock"),
+        (r":cache:entry:", "cached response"),
+        (r":data#[A-Za-z0-9_.-]{1,64}#epoch$", "data epoch"),
+        (r":data#[A-Za-z0-9_.-]{1,64}#lock:", "data lock"),
+        (r":data(#[A-Za-z0-9_.-]{1,64})?:", "data"),
+    )
+)
+"""By their names; the first that matches."""
+
+
+async def describe(store: Store, name: bytes) -> str:
+    """A session or a value of the application in a few words.  Raises StoreUnreachable."""
+    value = await read_value(store, name)
+    if value is None:
+        return ""
+    if session := await read_session(store, value):
+        if session.stored is None:
+            return "sealed"
+        user = f"user {session.stored.user}" if session.stored.user else "no user"
+        state = "ended, " if session.is_ended else ""
+        return f"{state}{user}, {value.length - 1} entries"
+    if data := read_data(name.decode("utf-8", "replace"), value.data):
+        shown = f"{data.type} {data.value}".strip() if data.record else "sealed"
+        return shorten(shown.encode(), 120)
+    return ""
 
 
 # Sessions.
 
 _SESSION: Final = re.compile(r":session:[A-Za-z0-9_-]{43}$")
-_SESSION_EPOCH: Final = re.compile(r":session-user:[A-Za-z0-9_-]+$")
-
-
-def _session_kind(kind: str, name: str) -> str:
-    if kind == "hash" and _SESSION.search(name):
-        return "session"
-    return "session epoch" if kind == "string" and _SESSION_EPOCH.search(name) else ""
 
 
 class ShownSession(Struct, frozen=True):
@@ -319,24 +416,137 @@ def read_limit(key: str, value: bytes, now_ms: int, ttl_ms: int | None) -> Limit
     if not base or len(value) > _LARGEST_STATE:
         return None
     text = value.decode("latin-1")
-    is_sdk = base.startswith(f"{_SDK}:")
     for algorithm in ALGORITHMS.values():
         ttl = -1 if ttl_ms is None else ttl_ms
         if state := algorithm.read_state(last_part, text, now_ms, ttl):
-            title = algorithm.title
-            break
-    else:
-        state = read_counter(last_part, text, now_ms, None) if is_sdk else None
-        title = "window"
-    if state is None:
-        return None
-    if is_sdk:
-        return LimitState(_SDK, "", "", base.removeprefix(f"{_SDK}:"), title, state)
+            return LimitState(*_owner(base), algorithm.title, state)
+    state = read_counter(last_part, text, now_ms, None) if base.startswith(f"{_SDK}:") else None
+    return None if state is None else LimitState(*_owner(base), "window", state)
+
+
+def _owner(base: str) -> tuple[str, str, str, str]:
+    """Prefix, rule, kind of identifier and identifier of a limit's keys."""
+    if base.startswith(f"{_SDK}:"):
+        return _SDK, "", "", base.removeprefix(f"{_SDK}:")
     prefix, rule, identifier = ["", "", *base.rsplit(":", 2)][-3:]
     kind, equals, name = identifier.partition("=")
     if not equals:
         kind, name = "", identifier
-    return LimitState(prefix, unquote(rule), unquote(kind), unquote(name), title, state)
+    return prefix, unquote(rule), unquote(kind), unquote(name)
+
+
+class ChargedLimit(Struct, frozen=True):
+    """One limit of a call of the limits' script, and what the script has decided about it."""
+
+    base: str
+    """What its keys begin with: ``PREFIX:RULE:IDENTIFIER``."""
+    keys: Sequence[str]
+    """Of its state."""
+    limit: Limit
+    changed_at: str | None
+    """The key of a quota that overrides the limit's, if the rule is dynamic."""
+    allowed: bool
+    reserved: int
+    """Units that were taken ahead for a lease."""
+    returned: int
+    """Units of an earlier lease that were given back."""
+
+    @property
+    def owner(self) -> tuple[str, str, str, str]:
+        """Prefix, rule, kind of identifier and identifier."""
+        return _owner(self.base)
+
+    @property
+    def text(self) -> str:
+        """The limit in the notation of rules, or as it is called in code."""
+        if isinstance(self.limit, Concurrency):
+            return f"{self.limit.limit} at once"
+        if self.limit.word is None:
+            return repr(self.limit)
+        span = self.limit.milliseconds
+        unit, length = next(each for each in _UNITS if span % each[1] == 0)
+        count = "" if span == length else span // length
+        burst = f" burst {self.limit.quota}" if isinstance(self.limit, GCRA) else ""
+        return f"{self.limit.word} {self.limit.limit}/{count}{unit}{burst}"  # type: ignore[attr-defined]
+
+
+_UNITS: Final = (("day", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1000), ("ms", 1))
+
+
+def read_charges(command: Sequence[bytes], reply: Reply) -> list[ChargedLimit]:
+    """What a call of the limits' script has decided; nothing for other calls, and for failed ones.
+
+    Its arguments and its reply are described in ``charge.lua``.
+    """
+    script = limit_script()
+    if len(command) < 2 or command[1] not in (script.sha.encode(), script.text.encode()):
+        return []
+    try:
+        count = int(command[2])
+        names = [name.decode() for name in command[3 : 3 + count]]
+        _, mode, *words = command[3 + count :]
+        if mode == b"peek" or not isinstance(reply, list):
+            return []
+        step, numbers = (13, 7) if mode == b"lease" else (8, 6)
+        charges, at = [], 0
+        for place in range(0, len(words), step):
+            _, name, _, a, b, c, _, changes, *lease = words[place : place + step]
+            limit = _limit(name.decode(), int(a), int(b), 0 if name == b"slots" else int(c))
+            end = at + len(limit.keys("", 0))
+            changed_at = names[end] if changes == b"1" else None
+            verdict = reply[place // step * numbers : place // step * numbers + numbers]
+            charges.append(
+                ChargedLimit(
+                    names[at].rpartition(":")[0],
+                    names[at:end],
+                    limit,
+                    changed_at,
+                    verdict[0] == 1,
+                    verdict[6] if lease and isinstance(verdict[6], int) else 0,
+                    int(lease[3]) if lease else 0,
+                )
+            )
+            at = end + (changed_at is not None)
+    except (ValueError, IndexError, StopIteration):
+        return []  # written by hand, or by another version
+    return charges
+
+
+@lru_cache(maxsize=256)
+def _limit(name: str, a: int, b: int, c: int) -> Limit:
+    algorithm = next(each for each in ALGORITHMS.values() if each.name == name)
+    return algorithm.from_script(a, b, c)
+
+
+class Quota(Struct, frozen=True):
+    """The quota of a limit, as a further request of cost 1 would find it."""
+
+    total: int
+    remaining: int
+    allowed: bool
+    reset_ms: int
+    """Until the whole quota remains."""
+    retry_ms: int
+    """Until a request is allowed."""
+
+    @property
+    def used(self) -> int:
+        return self.total - self.remaining
+
+
+async def read_quota(service: Service, charged: ChargedLimit, now_ms: int) -> Quota | None:
+    """Ask the limits' script, which takes nothing.  Raises StoreUnreachable."""
+    charge = Charge(charged.base, charged.limit, 1, changed_at=charged.changed_at)
+    _, _, *words = charge_command([charge], now_ms, peek=True).args
+    text = limit_script().text.encode()
+    reply = await service.run_unbilled([b"EVAL", text, *(str(word).encode() for word in words)])
+    try:
+        (verdict,) = read_verdicts(reply, 1)  # type: ignore[arg-type]
+    except UnexpectedAnswer:
+        return None
+    total = charged.limit.quota if charged.changed_at is None else verdict.quota
+    left = min(verdict.remaining, total)
+    return Quota(total, left, verdict.allowed, verdict.reset_ms, verdict.retry_ms or 0)
 
 
 # The cache.
@@ -412,28 +622,70 @@ def read_body(stored: StoredResponse, most: int) -> tuple[bytes | None, str]:
 
 async def read_purges(store: Store, prefix: str, url: str, stored: StoredResponse) -> Validity:
     """What purges have done to a response.  Raises StoreUnreachable."""
-    scopes = tuple(stored.epochs.scopes)
-    names = Names(prefix).epochs(url, scopes, stored.tags)
-    (values,) = await store.run([[b"MGET", *(name.encode() for name in names)]])
+    names = Names(prefix)
+    keys = names.epochs(url, tuple(stored.epochs.scopes), stored.tags)
+    (values,) = await store.run([[b"MGET", *(key.encode() for key in keys)]])
     if not isinstance(values, list):
         raise StoreUnreachable.from_reply(values)
-    texts = [value.decode("latin-1") if isinstance(value, bytes) else "" for value in values]
-    return validity(stored.epochs, Epochs.parse(texts, stored.tags, scopes))
+    return _validity(stored, names, url, dict(zip(keys, values, strict=True)))
 
 
-_ARGUMENTS, _NUMBERS = 13, 7
-"""For each limit, of a limits' script call for leases and of its reply; see ``charge.lua``."""
+def read_lookup(names: Sequence[bytes], values: Reply, now: float) -> str | None:
+    """What a lookup of the response cache has found: ``fresh``, ``stale`` or ``missing``.
+
+    None if that cannot be known: for sealed entries, and where the variant is still to be read.
+    """
+    if not isinstance(values, list) or len(values) != len(names):
+        return None
+    read = dict(zip((name.decode("utf-8", "replace") for name in names), values, strict=True))
+    entries = [name for name in read if _ENTRY in name and not name.endswith(_LOCK)]
+    index_found = False
+    for name in entries:
+        value = read[name]
+        cached = read_cached(name, value) if isinstance(value, bytes) else None
+        if value is not None and cached is None:
+            return None
+        index_found = index_found or (cached is not None and cached.index is not None)
+        if cached is not None and (stored := cached.response) is not None:
+            state = _validity(stored, Names(cached.prefix), cached.url, read)
+            if state is not Validity.INVALID:
+                is_fresh = current_age(stored, now) < stored.lifetime
+                return "fresh" if is_fresh and state is not Validity.STALE else "stale"
+    return None if index_found and len(entries) == 1 else "missing"
 
 
-def units_reserved(command: Sequence[bytes], reply: Reply) -> int:
-    """Return the units that a limits' script call has reserved for leases; 0 for other commands."""
-    words, script = command[1:], limit_script()
-    if not words or words[0] not in {script.sha.encode(), script.text.encode()}:
-        return 0
-    if not isinstance(reply, list):
-        return 0  # the script has failed, perhaps by arguments of another form
-    _, mode, *limits = words[2 + int(words[1]) :]
-    if mode != b"lease":
-        return 0
-    reserved = dict(zip(limits[8::_ARGUMENTS], reply[_NUMBERS - 1 :: _NUMBERS], strict=True))
-    return sum(units for units in reserved.values() if isinstance(units, int))
+def _validity(
+    stored: StoredResponse, names: Names, url: str, read: Mapping[str, Reply]
+) -> Validity:
+    """What the epochs among the values that were read say about a response."""
+
+    def text_at(name: str) -> str:
+        return epoch_text(value if isinstance(value := read.get(name), bytes) else None)
+
+    tags = [tag for tag in stored.tags if names.tag(tag) in read]
+    scopes = tuple(stored.epochs.scopes)
+    texts = [text_at(name) for name in names.epochs(url, scopes, tags)]
+    return validity(stored.epochs, Epochs.parse(texts, tags, scopes))
+
+
+# Values of the application.
+
+
+class ShownData(Struct, frozen=True):
+    """A value of the application, as far as it could be read."""
+
+    record: Record | None
+    """None if it is sealed, or damaged."""
+    type: str = ""
+    value: str = ""
+    """As Python shows it; empty if another serializer has written it."""
+
+
+def read_data(key: str, data: bytes) -> ShownData | None:
+    """The value at a key; None if the key is not that of one."""
+    if kind_by_name(key.encode("utf-8", "surrogateescape")) != "data":
+        return None
+    record = unpack(key, data)
+    if record is None:
+        return ShownData(None)
+    return ShownData(record, *_read_entry(record.payload))

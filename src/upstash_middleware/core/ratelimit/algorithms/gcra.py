@@ -69,6 +69,10 @@ class GCRA(Limit, frozen=True):
     def script_numbers(self) -> tuple[int, int, int]:
         return (self.limit, self.milliseconds, self.quota)
 
+    @classmethod
+    def from_script(cls, a: int, b: int, c: int) -> GCRA:
+        return cls(a, b / 1000, c)
+
     def keys(self, base: str, now_ms: int) -> tuple[str, ...]:  # noqa: ARG002
         return (f"{base}:gcra.{self.milliseconds}",)
 

@@ -178,6 +178,11 @@ class Limit(Struct, frozen=True, dict=True):
     def script_numbers(self) -> tuple[int, int, int]:
         return (self.quota, self.milliseconds, 0)
 
+    # The limit with these numbers of the script. Raises ConfigurationError.
+    @classmethod
+    def from_script(cls, a: int, b: int, c: int) -> Limit:  # noqa: ARG003
+        return cls(a, b / 1000)
+
     def __post_init__(self) -> None:
         for name in self.quotas:
             self.check_units(name)

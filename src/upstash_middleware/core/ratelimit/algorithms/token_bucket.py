@@ -55,6 +55,10 @@ class TokenBucket(Limit, frozen=True):
     def script_numbers(self) -> tuple[int, int, int]:
         return (self.capacity, self.refill, self.milliseconds)
 
+    @classmethod
+    def from_script(cls, a: int, b: int, c: int) -> TokenBucket:
+        return cls(a, b, c / 1000)
+
     def keys(self, base: str, now_ms: int) -> tuple[str, ...]:  # noqa: ARG002
         return (f"{base}:bucket.{self.milliseconds}",)
 
