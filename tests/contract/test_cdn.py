@@ -86,6 +86,28 @@ def test_a_miss_and_a_hit_carry_the_tags_in_the_field_that_the_cdn_reads(
         assert all(answer.header(other) is None for other in ALL_TAG_FIELDS - {field})
 
 
+def test_no_tag_of_the_application_stands_for_more_than_its_own(serve: Serve):
+    """Somebody may call a category "everything", or "url:/"; a purge of it is one of that tag."""
+    passed: list[Purge] = []
+
+    def tagging(request: Seen) -> Reply:
+        if request.method == "POST":
+            assert request.purge is not None
+            request.purge(tags=["everything", "url:/", "tag:url", "urls"])
+            return Reply(b"")
+        return Reply(b"page", headers=(("cache-tag", "everything, url:/, tag:url, urls"),))
+
+    rule = CacheRule("/about", ttl=60)
+    served = serve(tagging, cached(rule, cdn="fastly", on_purge=passed.append))
+    answer = served.request("GET", "/about")
+    served.request("POST", "/purge")
+    own = ["tag:everything", "tag:url:/", "tag:tag:url", "urls"]
+    assert list(passed[0].cdn_tags) == own
+    sent = (answer.header("surrogate-key") or "").split()
+    assert sent[:3] == ["everything", "rule:/about", "url:/about"]
+    assert {*own} <= {*sent}
+
+
 def test_the_application_s_tags_are_sent_in_the_field_that_the_cdn_reads(serve: Serve):
     """And in no other."""
 

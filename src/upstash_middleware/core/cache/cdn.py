@@ -52,7 +52,7 @@ class CDN(Struct, frozen=True):
         """Return what the CDN finds a response by, as spelled in its field."""
         own, _ = tags_and_groups(tags)  # a CDN that knows cache groups reads their field itself
         urls = (f"url:{url}" for url in target.urls)
-        named = ("everything", *scopes_of(target.url, rule), *urls, *own)
+        named = ("everything", *scopes_of(target.url, rule), *urls, *map(_own, own))
         return tuple(dict.fromkeys(map(self.spelled, named)))
 
     def tags_of_purge(self, what: Purge, rules: Sequence[CacheRule]) -> tuple[str, ...]:
@@ -60,7 +60,7 @@ class CDN(Struct, frozen=True):
         named = ["everything"] if what.everything else []
         named += [f"url:{url}" for text in what.urls for url in urls_to_purge(text, rules)]
         named += scopes_to_purge(what.directories, what.rules, rules)
-        named += [tag for tag in what.tags if tag_refused(tag) is None]
+        named += [_own(tag) for tag in what.tags if tag_refused(tag) is None]
         return tuple(dict.fromkeys(map(self.spelled, named)))
 
     def sent(self, headers: Headers, tags: Sequence[str], control: str | None) -> Headers:
@@ -76,6 +76,15 @@ class CDN(Struct, frozen=True):
         if control is not None:
             headers = headers.setting(self.control_field, control)
         return headers.setting(self.tag_field, text)
+
+
+_OURS: Final = frozenset({"everything", "rule", "tag", "under", "url"})
+"""The first parts of the tags that are not the application's own, and what its own get before."""
+
+
+def _own(tag: str) -> str:
+    """Return a tag of the application as no other tag is called, for instance ``everything``."""
+    return f"tag:{tag}" if tag.partition(":")[0] in _OURS else tag
 
 
 CDNS: Final = {
