@@ -40,6 +40,16 @@ A = TypeVar("A")
 
 ENABLED_VARIABLE = "UPSTASH_MIDDLEWARE_ENABLED"
 _SECRETS = frozenset({"cache_debug", "cache_keys", "purge_token", "token", "redis", "secret"})
+_WITH_FIELDS = {
+    "rate_limits": "rate_limits",
+    "default_limit": "rate_limits",
+    "cache": "cache",
+    "sessions": "sessions",
+}
+DOCUMENTATION = (
+    "https://github.com/upstash-middleware/upstash-middleware/blob/main/docs/settings.md"
+)
+"""Where each setting and each field of a rule has an anchor."""
 LEASE_VARIABLE = "UPSTASH_MIDDLEWARE_LEASE"
 FIELDS_VARIABLES = {
     "credential_fields": "UPSTASH_MIDDLEWARE_CREDENTIAL_FIELDS",
@@ -414,12 +424,14 @@ def settings_from(
     _refuse_unknown(arguments, source)
     file, from_file = _rule_file(arguments, source)
     given = {**from_file, **arguments}
-    value = {
-        name: read(_named(file if name in from_file else source, name), given[name])
-        if name in given
-        else DEFAULTS[name]
-        for name, (read, _) in _SETTINGS.items()
-    }
+    value = dict(DEFAULTS)
+    for name, (read, _) in _SETTINGS.items():
+        if name in given:
+            try:
+                value[name] = read(_named(file if name in from_file else source, name), given[name])
+            except ConfigurationError as error:
+                error.add_note(f"See {DOCUMENTATION}#{_anchor(name, str(error))}")
+                raise
     if value["enabled"]:
         value["enabled"] = _enabled_by(environ)
     if "lease" not in given and environ.get(LEASE_VARIABLE):
@@ -431,6 +443,14 @@ def settings_from(
     settings = Settings(**value, unset=frozenset(_SETTINGS.keys() - given.keys()))
     _check_together(settings, given, source)
     return settings
+
+
+def _anchor(name: str, message: str) -> str:
+    """Return the anchor of what an error is about: a setting, or a field of its rules."""
+    field = re.search(rf"\b{name}(?:'\])?(?:\[\d+\])?(?:\.|\[')(\w+)", message)
+    if field is None or name not in _WITH_FIELDS or "there is no such setting" in message:
+        return name
+    return f"{_WITH_FIELDS[name]}-{field[1]}"
 
 
 def _rule_file(arguments: Mapping[str, Any], source: str) -> tuple[str, Mapping[str, Any]]:

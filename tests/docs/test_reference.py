@@ -17,8 +17,15 @@ from documentation.settings import GROUPS, settings_page
 from tests.docs.pages import ROOT
 from upstash_middleware import CacheRule, RateLimitRule, Redis, asgi, data, fastapi, flask, limiter
 from upstash_middleware.decorators import LimitArguments, LimitDecorator
+from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.prometheus import PrometheusObserver
-from upstash_middleware.settings import DEFAULTS, Arguments, WithSettings, settings_from
+from upstash_middleware.settings import (
+    DEFAULTS,
+    DOCUMENTATION,
+    Arguments,
+    WithSettings,
+    settings_from,
+)
 
 if TYPE_CHECKING:
     from documentation.settings import Entry
@@ -97,6 +104,29 @@ def test_an_example_of_a_setting_is_accepted(
     if entry.toml:
         file = {**together, **tomllib.loads(entry.toml)}
         assert getattr(settings_from(file, {}), name) == getattr(settings, name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "anchor"),
+    [
+        ({"cache_max_body": -1}, "cache_max_body"),
+        ({"rate_limits": [{"path": "/a", "limits": "x"}]}, "rate_limits-limits"),
+        ({"rate_limits": [{"paht": "/a"}]}, "rate_limits"),
+        ({"default_limit": "x"}, "rate_limits-limits"),
+        ({"cache": [{"ttl": 1}]}, "cache-path"),
+        ({"sessions": {"max_size": -1}}, "sessions-max_size"),
+    ],
+)
+@pytest.mark.parametrize("source", ["", "UPSTASH_MIDDLEWARE"])
+def test_an_error_about_a_setting_has_the_address_of_its_entry(
+    arguments: dict[str, Any], anchor: str, source: str
+):
+    """As a note, which tracebacks show."""
+    with pytest.raises(ConfigurationError) as raised:
+        settings_from(arguments, {}, source=source)
+    assert raised.value.__notes__ == [f"See {DOCUMENTATION}#{anchor}"]
+    page = DOCUMENT.read_text()
+    assert f'<a id="{anchor}"></a>' in page or f"\n### `{anchor}`\n" in page
 
 
 def test_the_documentation_shows_every_public_name(reference: tuple[dict[str, str], list[str]]):
