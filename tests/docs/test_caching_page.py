@@ -50,4 +50,4 @@ def test_its_numbers_are_the_codes():
     text = " ".join(prose(PAGE).split())
     *most, last = sorted(SUCCESSFUL)
     assert f"{', '.join(map(str, most))} and {last}" in text
-    assert f"more than {MAX_TAGS} is not stored" in text
+    assert f"more than {MAX_TAGS} tags is not stored" in text
