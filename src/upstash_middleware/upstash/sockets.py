@@ -289,6 +289,7 @@ class Connection:
         "_poll",
         "_process",
         "_reader",
+        "_timer",
         "_timer_at",
         "_until",
         "idle_since",
@@ -321,6 +322,7 @@ class Connection:
         self._process = current_process()
         self._reader = ResponseReader()
         self._until = self._timer_at = math.inf
+        self._timer: asyncio.TimerHandle | None = None
         self._poll: select.poll | None = None
         if hasattr(select, "poll"):
             self._poll = select.poll()
@@ -402,9 +404,8 @@ class Connection:
         """Have this event loop read from it, if the loop can do that."""
         before, self.loop = self.loop, loop
         if before is not None and not before.is_closed():
-            _stop(before, self._number)
-        self.writing = False
-        self._timer_at = math.inf
+            self._detach(before)
+        self.writing, self._timer, self._timer_at = False, None, math.inf
         self.on_proactor = _is_proactor(loop)
         if not self.on_proactor:
             loop.add_reader(self._number, _on_readable, ref(self))
@@ -414,7 +415,7 @@ class Connection:
     ) -> Awaitable[Response]:
         """Send a request on this event loop; return what waits for its response until then.
 
-        A timer stays for as long as it runs, since the next call's deadline is usually later.
+        There is one timer, which stays when a call ends, since the next deadline is usually later.
         """
         if self.loop is not loop:
             self._attach(loop)
@@ -423,22 +424,25 @@ class Connection:
         self.waiter = waiter = loop.create_future()  # which the loop resolves when it has read it
         self._until = until
         if until < self._timer_at:
-            self._timer_at = until
-            loop.call_at(until, _on_time, ref(self), loop)
+            if self._timer is not None:
+                self._timer.cancel()
+            self._set_timer(loop)
         self.begin(request)
         return waiter
 
+    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer_at = self._until
+        self._timer = loop.call_at(self._until, _on_time, ref(self), loop)
+
     def on_time(self, loop: asyncio.AbstractEventLoop) -> None:
         """End the call in flight if its deadline is over, or wait for its deadline."""
-        self._timer_at = math.inf
-        waiter = self.waiter
+        self._timer, self._timer_at, waiter = None, math.inf, self.waiter
         if waiter is None or waiter.done():
             return
         if loop.time() >= self._until:
             waiter.set_exception(TimeoutError())
         else:
-            self._timer_at = self._until
-            loop.call_at(self._until, _on_time, ref(self), loop)
+            self._set_timer(loop)
 
     def wait(self, seconds: float) -> bool:
         """Wait until the socket is readable, or writable if there are unsent bytes."""
@@ -485,18 +489,25 @@ class Connection:
         if loop is not None and not loop.is_closed() and self._process == current_process():
             self.loop = None
             if loop.is_running() and loop is not _running_loop():  # only its own thread may
-                sock, number = self.sock, self._number
-                sock.idle = True
+                self.sock.idle = True
 
                 def close() -> None:
-                    _stop(loop, number)
-                    sock.close()
+                    self._detach(loop)
+                    self.sock.close()
 
                 with suppress(RuntimeError):  # it has been closed meanwhile
                     loop.call_soon_threadsafe(close)
                     return
-            _stop(loop, self._number)
+            self._detach(loop)
         self.sock.close()
+
+    def _detach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have the event loop forget it."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if not _is_proactor(loop):
+            loop.remove_reader(self._number)
+            loop.remove_writer(self._number)
 
     def stop_reading(self) -> None:
         """Remove the reader from the loop, since a closed connection stays readable."""
@@ -513,12 +524,6 @@ class Connection:
         # An unclosed socket in use gets Python's own ResourceWarning.
         if self.loop is not None and self.sock.idle:
             self.close()
-
-
-def _stop(loop: asyncio.AbstractEventLoop, number: int) -> None:
-    if not _is_proactor(loop):
-        loop.remove_reader(number)
-        loop.remove_writer(number)
 
 
 def _on_readable(reference: ref[Connection]) -> None:
