@@ -30,7 +30,7 @@ class TimedLoop(asyncio.SelectorEventLoop):
         super().__init__()
         self.timers: list[asyncio.TimerHandle] = []
 
-    def call_at(
+    def call_at(  # type: ignore[override]  # whose types are private
         self, when: float, callback: Any, *args: Any, context: Any = None
     ) -> asyncio.TimerHandle:
         self.timers.append(super().call_at(when, callback, *args, context=context))

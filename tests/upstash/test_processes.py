@@ -19,7 +19,7 @@ import pytest
 from tests.upstash.raw_server import answer, raw_server, silent
 from tests.upstash.support import pipeline
 from upstash_middleware.upstash import AsyncClient, Client, Credentials, Response, transport
-from upstash_middleware.upstash.client import open_async_transport
+from upstash_middleware.upstash.client import open_transport
 
 GET = ("GET", "k")
 ONE = answer(b":1\r\n")
@@ -353,7 +353,7 @@ def test_a_proxy_that_is_for_the_url_has_calls_go_over_httpx(monkeypatch, variab
     for name, text in variables.items():
         monkeypatch.setenv(name, text)
     credentials = Credentials("https://db.upstash.io", "token")
-    opened = open_async_transport(credentials, None)
+    opened = open_transport(credentials, None, "AsyncClient")
     assert library in type(opened).__module__.rpartition(".")[2]
-    by_name = open_async_transport(credentials, "sockets")
+    by_name = open_transport(credentials, "sockets", "AsyncClient")
     assert type(by_name).__module__.endswith(".sockets")

@@ -18,6 +18,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 from weakref import ref
 
+from msgspec import Struct, field
+
 from upstash_middleware.errors import CommandError, ConnectionLost, Refused, UpstashError
 from upstash_middleware.upstash.protocol import refuse
 from upstash_middleware.upstash.transport import exceeded
@@ -225,29 +227,19 @@ def _fail(batch: Sequence[Pending], error: Exception) -> None:
 # Event loops -------------------------------------------------------------------------------------
 
 
-class _PendingTask:
+class _PendingTask(Struct, eq=False):
     """A task that waits for its replies."""
 
-    __slots__ = (
-        *("commands", "members", "seconds", "until"),
-        *("done", "resolve", "fail", "future", "timer"),
-    )
-
-    def __init__(
-        self,
-        commands: Sequence[Command],
-        members: bytes,
-        seconds: float,
-        until: float,
-        future: asyncio.Future[list[Reply]],
-    ) -> None:
-        self.commands, self.members, self.seconds, self.until = commands, members, seconds, until
-        self.future: asyncio.Future[list[Reply]] = future
-        self.done: Callable[[], bool] = future.done
-        self.resolve: Callable[[list[Reply]], None] = future.set_result
-        self.fail: Callable[[Exception], None] = future.set_exception
-        self.timer: asyncio.TimerHandle | None = None
-        """Ends the wait where this pipeline's deadline is earlier than the batch's."""
+    commands: Sequence[Command]
+    members: bytes
+    seconds: float
+    until: float
+    future: asyncio.Future[list[Reply]]
+    done: Callable[[], bool]
+    resolve: Callable[[list[Reply]], None]
+    fail: Callable[[Exception], None]
+    timer: asyncio.TimerHandle | None = None
+    """Ends the wait where this pipeline's deadline is earlier than the batch's."""
 
     def expire_in(self, seconds: float) -> None:
         """End the wait after so many seconds."""
@@ -301,7 +293,9 @@ class AsyncBatcher(_Batcher[_PendingTask]):
     ) -> _PendingTask:
         """Have a pipeline, whose encoded commands are ``members``, sent in a batch."""
         loop = self._loop()
-        pending = _PendingTask(commands, members, seconds, until, loop.create_future())
+        future: asyncio.Future[list[Reply]] = loop.create_future()
+        ends = future.done, future.set_result, future.set_exception
+        pending = _PendingTask(commands, members, seconds, until, future, *ends)
         self._waiting.append(pending)
         if self._next_turn is None and self._has_room():
             self._next_turn = loop.call_soon(self._send_waiting)
@@ -383,27 +377,27 @@ class AsyncBatcher(_Batcher[_PendingTask]):
 # Threads -----------------------------------------------------------------------------------------
 
 
-class _PendingThread:
+def _locked() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
+class _PendingThread(Struct, eq=False):
     """A thread that waits for its replies, or until it has to send the next batch."""
 
-    __slots__ = (
-        *("commands", "members", "seconds", "until"),
-        *("outcome", "taken", "batch", "number", "wakeup"),
-    )
-
-    def __init__(
-        self, commands: Sequence[Command], members: bytes, seconds: float, until: float
-    ) -> None:
-        self.commands, self.members, self.seconds, self.until = commands, members, seconds, until
-        self.outcome: list[Reply] | Exception | None = None
-        self.taken: bool = False
-        """Whether it is part of a batch."""
-        self.batch: list[_PendingThread] | None = None
-        """The batch that this thread has to send."""
-        self.number: int = 0
-        self.wakeup: threading.Lock = threading.Lock()
-        """Locked while this thread waits."""
-        self.wakeup.acquire()
+    commands: Sequence[Command]
+    members: bytes
+    seconds: float
+    until: float
+    outcome: list[Reply] | Exception | None = None
+    taken: bool = False
+    """Whether it is part of a batch."""
+    batch: list[_PendingThread] | None = None
+    """The batch that this thread has to send."""
+    number: int = 0
+    wakeup: threading.Lock = field(default_factory=_locked)
+    """Locked while this thread waits."""
 
     def done(self) -> bool:
         return self.outcome is not None

@@ -19,9 +19,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from copy import copy
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, Self, TypeVar, cast
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from upstash_middleware.core.flow import Command
@@ -92,6 +92,8 @@ class _Client(Generic[T]):
         watch: Called with how each pipeline ended, in the thread that began it.
     """
 
+    kind: ClassVar[Literal["Client", "AsyncClient"]]
+
     def __init__(  # noqa: PLR0913 - keyword arguments, each a separate setting
         self,
         credentials: Credentials,
@@ -117,7 +119,7 @@ class _Client(Generic[T]):
         self._process: _InProcess[T] | None = None
 
     def _open(self) -> T:
-        raise NotImplementedError
+        return cast("T", open_transport(self._credentials, self._transport, self.kind))
 
     def separate(self, breaker: OnePerProcess[Breaker] | None) -> Self:
         """Return a client over the same connections that shares no call and no circuit with this.
@@ -136,9 +138,11 @@ class _Client(Generic[T]):
         """
         here = self._process
         if here is None or here.process != current_process():
-            self._opened.get().transport()  # loading it once in a process does not count
-            here = _InProcess(self._opened, self._breaker, self._quick_breaker, here)
-            self._process = here
+            opened = self._opened.get()
+            opened.transport()  # loading it once in a process does not count
+            breaker = None if self._breaker is None else self._breaker.get()
+            quick = None if self._quick_breaker is None else self._quick_breaker.get()
+            here = self._process = _InProcess(current_process(), opened, breaker, quick, here)
         if (breaker := here.breaker) is not None and breaker.is_open:
             breaker.check()
         seconds = pipeline.deadline
@@ -149,35 +153,18 @@ class _Client(Generic[T]):
         return here, seconds
 
 
-class _InProcess(Generic[T]):
+class _InProcess(Struct, Generic[T], eq=False):
     """What a client has in one process: its circuits, its batches, and what it has opened."""
 
-    __slots__ = (
-        "_inherited",
-        "batcher",
-        "batchers",
-        "breaker",
-        "opened",
-        "process",
-        "quick_breaker",
-    )
-
-    def __init__(
-        self,
-        opened: OnePerProcess[_Opened[T]],
-        breaker: OnePerProcess[Breaker] | None,
-        quick_breaker: OnePerProcess[Breaker] | None,
-        inherited: _InProcess[T] | None,
-    ) -> None:
-        self._inherited = inherited
-        """What a forked process neither uses nor drops: its tasks and threads are the parent's."""
-        self.process: int = current_process()
-        self.opened: _Opened[T] = opened.get()
-        self.breaker: Breaker | None = None if breaker is None else breaker.get()
-        self.quick_breaker: Breaker | None = None if quick_breaker is None else quick_breaker.get()
-        self.batcher: ThreadBatcher | None = None
-        self.batchers: dict[int, AsyncBatcher] = {}
-        """By the identity of their event loops."""
+    process: int
+    opened: _Opened[T]
+    breaker: Breaker | None
+    quick_breaker: Breaker | None
+    inherited: _InProcess[T] | None
+    """What a forked process neither uses nor drops: its tasks and threads are the parent's."""
+    batcher: ThreadBatcher | None = None
+    batchers: dict[int, AsyncBatcher] = field(default_factory=dict)
+    """By the identity of their event loops."""
 
 
 GAP_SECONDS: Final = 5.0
@@ -186,44 +173,40 @@ the machine to have been suspended: more than clocks are corrected by, less than
 silent connection. A wall clock that was set forward counts too, which costs one connection."""
 
 
-class _Opened(Generic[T]):
+class _Opened(Struct, Generic[T], eq=False):
     """The transport of one process, and the one before."""
 
-    __slots__ = ("_lock", "_open", "_retired", "ahead", "current")
-
-    def __init__(self, open_: Callable[[], T]) -> None:
-        self._open = open_
-        self._lock = threading.Lock()
-        self._retired: T | None = None
-        self.current: T | None = None
-        self.ahead: float = time.time() - time.monotonic()
-        """How far the wall clock was ahead at the last call."""
+    open_: Callable[[], T]
+    current: T | None = None
+    retired: T | None = None
+    ahead: float = field(default_factory=lambda: time.time() - time.monotonic())
+    """How far the wall clock was ahead at the last call."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def transport(self) -> T:
         """Return the transport, which is opened on first use."""
-        with self._lock:
+        with self.lock:
             if self.current is None:
-                self.current = self._open()
+                self.current = self.open_()
             return self.current
 
     def retire_suspended(self, ahead: float) -> T | None:
         """Do the same as ``retire`` if the wall clock has gained GAP_SECONDS, once."""
-        with self._lock:
+        with self.lock:
             suspended, self.ahead = ahead - self.ahead > GAP_SECONDS, ahead
         return self.retire() if suspended else None
 
     def retire(self) -> T | None:
         """Leave the transport to the calls in flight; return the one before, to be closed."""
-        with self._lock:
-            before, self._retired, self.current = self._retired, self.current, None
+        with self.lock:
+            before, self.retired, self.current = self.retired, self.current, None
             return before
 
 
 class Client(_Client["Transport"]):
     """Performs pipelines for threads; one client may be used by all of them."""
 
-    def _open(self) -> Transport:
-        return open_transport(self._credentials, self._transport)
+    kind = "Client"
 
     def execute(self, pipeline: Pipeline) -> list[Reply]:
         """Perform the pipeline and return its replies in order, each failed one as its error.
@@ -341,6 +324,8 @@ class Client(_Client["Transport"]):
 class AsyncClient(_Client["AsyncTransport"]):
     """Performs pipelines for event loops; several may use one client, also concurrently."""
 
+    kind = "AsyncClient"
+
     def __init__(
         self, credentials: Credentials, *, is_under_trio: bool = False, **options: Any
     ) -> None:
@@ -350,9 +335,6 @@ class AsyncClient(_Client["AsyncTransport"]):
             options |= {"transport": self._transport or "httpx", "coalesce": False}
             options["sync_token"] = self._sync_token
             self._under_trio = AsyncClient(credentials, is_under_trio=True, **options)
-
-    def _open(self) -> AsyncTransport:
-        return open_async_transport(self._credentials, self._transport)
 
     def execute(self, pipeline: Pipeline) -> Coroutine[Any, Any, list[Reply]]:
         """Return a coroutine that does the same as ``Client.execute`` on an event loop.
@@ -490,34 +472,25 @@ class AsyncClient(_Client["AsyncTransport"]):
 # Transports --------------------------------------------------------------------------------------
 
 
-def open_transport(credentials: Credentials, choice: Any) -> Transport:
-    """Return a transport for threads; the choice is Client's ``transport``."""
+def open_transport(
+    credentials: Credentials, choice: Any, kind: Literal["Client", "AsyncClient"]
+) -> Transport | AsyncTransport:
+    """Return what sends the calls of a client; the choice is its ``transport``."""
     if callable(choice):
         return choice(credentials)  # type: ignore[no-any-return]
-    own = own_client(choice, "Client")
+    own = own_client(choice, kind)
     if own is not None or _library(choice, credentials) == "httpx":
         from upstash_middleware.upstash import httpx_transport  # noqa: PLC0415 - loads httpx
 
+        if kind == "AsyncClient":
+            return httpx_transport.AsyncHttpxTransport(credentials, own)
         if own is not None:
             return httpx_transport.OwnClientTransport(credentials, own)
         return httpx_transport.HttpxTransport(credentials)
-    from upstash_middleware.upstash.sockets import SocketsTransport  # noqa: PLC0415 - loads socket
+    from upstash_middleware.upstash import sockets  # noqa: PLC0415 - loads socket
 
-    return SocketsTransport(credentials)
-
-
-def open_async_transport(credentials: Credentials, choice: Any) -> AsyncTransport:
-    """Return a transport for event loops, like ``open_transport``."""
-    if callable(choice):
-        return choice(credentials)  # type: ignore[no-any-return]
-    own = own_client(choice, "AsyncClient")
-    if own is not None or _library(choice, credentials) == "httpx":
-        from upstash_middleware.upstash import httpx_transport  # noqa: PLC0415 - loads httpx
-
-        return httpx_transport.AsyncHttpxTransport(credentials, own)
-    from upstash_middleware.upstash.sockets import AsyncSocketsTransport  # noqa: PLC0415 - loads socket
-
-    return AsyncSocketsTransport(credentials)
+    opened = sockets.AsyncSocketsTransport if kind == "AsyncClient" else sockets.SocketsTransport
+    return opened(credentials)
 
 
 def own_client(choice: Any, kind: Literal["Client", "AsyncClient"]) -> Any:
