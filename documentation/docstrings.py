@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from inspect import isroutine
+from textwrap import dedent
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from griffe import Docstring, Object, Parameters
 
 SOURCE: Final = ROOT / "src"
+_LITERAL: Final = re.compile(r"(.*)::\n\n((?:    .*\n|\n)+(?:    .*)?)")
+"""A block of code after ``::``, indented."""
+_CONSTANT: Final = re.compile(r"\b_[A-Z][A-Z_]*\b")
 _VARIADIC: Final = {"variadic positional": "*", "variadic keyword": "**"}
 
 
@@ -84,7 +89,12 @@ def is_async(value: Any) -> bool:
 
 def plain(text: str) -> str:
     """Return the text of a docstring in Markdown."""
-    return text.replace("``", "`")
+    return _LITERAL.sub(_fenced, text).replace("``", "`").replace("\0", "`" * 3)
+
+
+def _fenced(found: re.Match[str]) -> str:
+    before = f"{found[1]}:\n\n" if found[1].strip() else ""
+    return f"{before}\0text\n{dedent(found[2]).strip()}\n\0\n\n"
 
 
 def _of_class(value: type[Any]) -> list[Parameter]:
@@ -119,7 +129,7 @@ def _fields_of(value: type[Struct]) -> list[Parameter]:
             meaning = _joined(member.docstring.value) if member.docstring else ""
             default = getattr(member, "value", None)
             found[name] = Parameter(
-                name, str(annotation), None if default is None else _default(default), meaning
+                name, str(annotation), None if default is None else _default(default, made), meaning
             )
     return [
         Parameter(
@@ -133,8 +143,11 @@ def _fields_of(value: type[Struct]) -> list[Parameter]:
     ]
 
 
-def _default(value: Any) -> str:
+def _default(value: Any, of: Object) -> str:
+    """Return a default as it is written, with the values of private constants."""
     text = str(value)
+    if _CONSTANT.search(text):
+        return repr(eval(text, vars(import_module(of.module.path))))  # noqa: S307 - this package's
     factory = re.fullmatch(r"field\(default_factory=(?:lambda: )?(.+)\)", text)
     if factory is None:
         return text
@@ -147,7 +160,9 @@ def _parameters(function: Function, meanings: dict[str, str]) -> list[Parameter]
         Parameter(
             each.name,
             str(each.annotation or ""),
-            None if each.default is None or "variadic" in str(each.kind) else str(each.default),
+            None
+            if each.default is None or "variadic" in str(each.kind)
+            else _default(each.default, function),
             meanings.get(each.name, ""),
             each.kind.value if each.kind else "positional or keyword",
         )

@@ -112,6 +112,8 @@ _INTERNAL: Final = frozenset(
 """Methods that this package calls itself."""
 _CREATED: Final = frozenset({"CacheHandle", "Session", "UpstashCache", "caching_backend"})
 """Whose parameters no application gives: this package or another one calls them."""
+_FULLY_SHOWN: Final = "upstash_middleware.starlette.UpstashMiddleware"
+"""Of the classes with all settings, the one whose signature shows them."""
 _WIDEST: Final = 88
 _GENERATED: Final = "`make docs-tables` writes this page from the code."
 
@@ -303,8 +305,13 @@ def _callable(path: str, name: str, value: Any) -> Iterator[str]:
             yield "\n" + ", ".join(f"`{member.value}`" for member in value) + "\n"
     else:
         every = [_of_module(module, each) for each in arguments_of(value)]
-        yield f"```text\n{_signature(name, value, every)}\n```\n\n{_text(value)}\n"
         takes_settings = isinstance(value, type) and issubclass(value, WithSettings)
+        if takes_settings and path != _FULLY_SHOWN:
+            every = every[:1]
+            shown = _signature(name, value, every).replace(")", ", *, …)")
+        else:
+            shown = _signature(name, value, every)
+        yield f"```text\n{shown}\n```\n\n{_text(value)}\n"
         if takes_settings:
             every = every[:1]
         rows = [
@@ -319,7 +326,12 @@ def _callable(path: str, name: str, value: Any) -> Iterator[str]:
         if rows:
             yield "\n" + table(("parameter", "type", "default", "meaning"), rows) + "\n"
         if takes_settings:
-            yield "\nThe other parameters are [the settings](../settings.md).\n"
+            yield "\nThe other parameters are [the settings](../settings.md)"
+            yield (
+                ".\n"
+                if path == _FULLY_SHOWN
+                else f", as for [`{_FULLY_SHOWN}`](#{anchor(_FULLY_SHOWN)}).\n"
+            )
         if returns := described(value).returns:
             yield f"\nReturns: {returns}\n"
         raises = described(value).raises
