@@ -218,9 +218,24 @@ class Middleware:
         await self._serves_http(scope, receive, send)
 
     def _check_cookies(self, scope: Scope) -> None:
-        """Refuse to ignore the cookie of sessions that are loaded further out."""
-        if self.runtime.caches:
-            check_kept_cookies(self.runtime.settings, _cookies_outside(scope.get("app")), "")
+        """Refuse rules that would share pages made with a session that is loaded further out.
+
+        Such a session adds its ``Vary: Cookie`` outside the cache.
+        """
+        if not self.runtime.caches:
+            return
+        outside = _cookies_outside(scope.get("app"), type(self))
+        check_kept_cookies(self.runtime.settings, outside, "")
+        for index, rule in enumerate(self.runtime.settings.cache):
+            bypassing = {sent.name for sent in rule.bypassed_by if sent.kind == "cookie"}
+            for name, reader in outside.items():
+                if rule.vary_cookies is not None and name not in {*rule.vary_cookies, *bypassing}:
+                    raise ConfigurationError(
+                        f"cache[{index}].vary_cookies = {rule.vary_cookies!r}: {reader} is outside "
+                        f"the cache, so pages made with the session of {name!r} would be given to "
+                        f"others; add {reader} before this middleware, so that it is inside, or "
+                        f"name {name!r} too"
+                    )
 
     def check_route(self, scope: Scope, looked_up: tuple[Any, Any]) -> None:
         """Compare where a request was routed to where it was looked up; for a framework's class."""
@@ -477,8 +492,8 @@ def cookies_of(app: object) -> dict[str, str]:
     return found
 
 
-def _cookies_outside(app: object) -> dict[str, str]:
-    """Return the cookies of an application's other middleware, each with the class that reads it.
+def _cookies_outside(app: object, cache: type) -> dict[str, str]:
+    """Return the cookies of middleware outside a cache, each with the class that reads it.
 
     A page that is made with a session loaded further out depends on it, although the cache and what
     is inside never see its cookie.
@@ -486,7 +501,9 @@ def _cookies_outside(app: object) -> dict[str, str]:
     import inspect  # noqa: PLC0415 - slow to import, and only needed at startup
 
     found = {}
-    for each in getattr(app, "user_middleware", ()):
+    for each in getattr(app, "user_middleware", ()):  # the outermost first
+        if each.cls is cache:
+            break
         if isinstance(each.cls, type) and issubclass(each.cls, Middleware):
             continue  # the cache knows when a session of this package is used
         try:

@@ -83,6 +83,34 @@ def test_the_cookie_of_starlettes_sessions_further_out_is_not_ignored(has_lifesp
 
 
 @pytest.mark.usefixtures("upstash")
+@pytest.mark.parametrize("is_inside", [True, False])
+@pytest.mark.parametrize("named", [["theme"], ["sid", "theme"], None])
+def test_no_rule_shares_the_pages_of_a_session_further_out(named: Any, is_inside: bool):
+    """The cache does not see the Vary: Cookie that Starlette adds outside of it."""
+    app = Starlette()
+    middleware: list[tuple[Any, dict[str, Any]]] = [
+        (
+            starlette.CacheMiddleware,
+            {
+                "cache": [
+                    CacheRule("/page", vary_cookies=named),
+                    CacheRule("/{p}", vary_cookies=[], bypass="cookie:sid"),
+                ]
+            },
+        ),
+        (SessionMiddleware, {"secret_key": "secret", "session_cookie": "sid"}),
+    ]
+    for cls, options in reversed(middleware) if is_inside else middleware:
+        app.add_middleware(cls, **options)
+    if is_inside or named != ["theme"]:
+        with TestClient(app) as client:
+            assert client.get("/page").status_code == 404
+    else:
+        with pytest.raises(ConfigurationError, match=r"^cache\[0\]\.vary_cookies = \('theme',\): "):
+            TestClient(app).get("/page")
+
+
+@pytest.mark.usefixtures("upstash")
 def test_a_session_further_out_whose_cookie_is_not_ignored_is_served():
     app = Starlette()
     app.add_middleware(starlette.CacheMiddleware, cache=[RULE])
