@@ -180,7 +180,13 @@ class TestResp2:
             decode_replies(b"*1\r\n" * 50_000 + b":1\r\n")
 
     @pytest.mark.parametrize(
-        "data", [b"*2500000\r\n", b"*60000\r\n" + b":1\r\n" * 60_000 + b"*60000\r\n"]
+        "data",
+        [
+            b"*2500000\r\n",
+            b"*60000\r\n" + b":1\r\n" * 60_000 + b"*60000\r\n",
+            b":1\r\n>2500000\r\n",
+            b"*2\r\n:1\r\n>2500000\r\n",
+        ],
     )
     def test_arrays_beyond_all_bounds_are_refused_before_they_are_read(self, data):
         with pytest.raises(ValueError, match="more than 100000 members"):

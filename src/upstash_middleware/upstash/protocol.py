@@ -200,8 +200,10 @@ MAX_MEMBERS: Final = 100_000
 
 _RESP2_FORMAT: Final = "application/octet-stream"
 _JSON_FORMAT: Final = "application/json"
-_ARRAY: Final = re.compile(rb"\*([0-9]{1,12})\r\n")
+_ARRAY: Final = re.compile(rb"[*>]([0-9]{1,12})\r\n")
+"""Also RESP3's pushes, for whose members memory would be reserved before they are refused."""
 _LONG_ARRAY: Final = re.compile(rb"\*[0-9]{3}")
+_LONG_PUSH: Final = re.compile(rb">[0-9]{3}")
 _RESP2_TYPES: Final = frozenset({b"+", b"-", b":", b"$", b"*"})
 _PLAIN: Final = frozenset({bytes, int, type(None), CommandError})
 """The types of replies that are not arrays."""
@@ -266,7 +268,7 @@ def decode_replies(data: bytes) -> list[Reply]:
     if data[:1] not in _RESP2_TYPES:
         raise ValueError("its first reply has no RESP2 type")
     # One array with a length of two digits, as of a limit, needs no search.
-    if data.rfind(b"*") > 0 or data.find(b"\r", 0, 4) < 0:
+    if data.rfind(b"*") > 0 or data.find(b"\r", 0, 4) < 0 or data.find(b">") >= 0:
         _check_arrays(data)
     try:
         reader = _idle_readers.pop()
@@ -301,7 +303,9 @@ def _check_arrays(data: bytes) -> None:
     A value may contain what looks like an array, so where these are too large in sum, the strings
     are skipped by their lengths and only the arrays themselves are counted.
     """
-    if _LONG_ARRAY.search(data) is None and data.count(b"*") * 99 <= MAX_MEMBERS:
+    if not (_LONG_ARRAY.search(data) or _LONG_PUSH.search(data)) and (
+        len(data) * 33 <= MAX_MEMBERS or (data.count(b"*") + data.count(b">")) * 99 <= MAX_MEMBERS
+    ):  # an array of two digits takes at least three bytes
         return
     if sum([int(found) for found in _ARRAY.findall(data)]) <= MAX_MEMBERS:
         return
@@ -313,7 +317,7 @@ def _check_arrays(data: bytes) -> None:
             continue
         if kind == b"$":
             position += int(length) + 2
-        elif kind == b"*":
+        elif kind in {b"*", b">"}:
             members += int(length)
             if members > MAX_MEMBERS:
                 raise ValueError(f"its arrays have more than {MAX_MEMBERS} members")
