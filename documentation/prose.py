@@ -8,8 +8,9 @@ It reads the pages' text without code, and reports
 
 ``prose.toml`` has the findings that are accepted: each exception with its reason, and for pages
 that were written before this check the number of findings that they may have. That number can only
-become smaller. ``python -m documentation.prose [--all] [PAGE…]`` checks some pages, and with
-``--all`` also prints findings within that number; ``--record`` writes the smaller numbers.
+become smaller, and an exception without a finding is an error. ``python -m documentation.prose
+[--all] [PAGE…]`` checks some pages, and with ``--all`` also prints findings within that number;
+``--record`` writes the smaller numbers.
 """
 
 from __future__ import annotations
@@ -153,12 +154,21 @@ def pages() -> list[Path]:
 
 def is_accepted(finding: Finding, exceptions: Iterable[dict[str, str]]) -> bool:
     """Return whether an entry of ``prose.toml`` has the finding's page, rule and text."""
-    return any(
-        fnmatch(finding.page, each["page"])
-        and fnmatch(finding.rule, each.get("rule", "*"))
-        and fnmatch(finding.text.lower(), each.get("text", "*").lower())
-        for each in exceptions
+    return any(_is_about(each, finding) for each in exceptions)
+
+
+def _is_about(exception: dict[str, str], finding: Finding) -> bool:
+    return (
+        fnmatch(finding.page, exception["page"])
+        and fnmatch(finding.rule, exception.get("rule", "*"))
+        and fnmatch(finding.text.lower(), exception.get("text", "*").lower())
     )
+
+
+def unused(found: Iterable[Finding], exceptions: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    """Return the entries of ``prose.toml`` that no finding needs any more."""
+    found = list(found)
+    return [each for each in exceptions if not any(_is_about(each, one) for one in found)]
 
 
 def main(arguments: list[str]) -> int:
@@ -167,11 +177,13 @@ def main(arguments: list[str]) -> int:
     settings = tomllib.loads(ACCEPTED.read_text())
     exceptions, recorded = settings["accepted"], settings.get("recorded", {})
     now: Counter[str] = Counter()
+    all_found: list[Finding] = []
     failed = False
     for path in named or pages():
         page = path.relative_to(ROOT).as_posix()
         text = path.read_text()
         everything = [*findings(page, text), *proselint_findings(page, text)]
+        all_found += everything
         found = [each for each in everything if not is_accepted(each, exceptions)]
         now[page] = len(found)
         too_many = len(found) > recorded.get(page, 0)
@@ -180,6 +192,9 @@ def main(arguments: list[str]) -> int:
             print(*found, sep="\n", end="\n" * bool(found))  # noqa: T201 - it is a command
         if too_many and page in recorded:
             print(f"{page}: {len(found)} findings, {recorded[page]} before")  # noqa: T201
+    for each in [] if named else unused(all_found, exceptions):
+        print(f"{ACCEPTED.name}: no finding is accepted by {each}; remove it")  # noqa: T201
+        failed = True
     if "--record" in arguments:
         left = {page: min(n, now.get(page, n)) for page, n in recorded.items()}
         _record({page: n for page, n in left.items() if n})

@@ -6,7 +6,15 @@ import tomllib
 
 import pytest
 
-from documentation.prose import ACCEPTED, Finding, findings, is_accepted, pages, prose_blocks
+from documentation.prose import (
+    ACCEPTED,
+    Finding,
+    findings,
+    is_accepted,
+    pages,
+    prose_blocks,
+    unused,
+)
 from tests.docs.pages import ROOT
 
 
@@ -53,6 +61,12 @@ def test_an_exception_has_a_page_a_rule_and_a_text() -> None:
     assert not is_accepted(finding, [{"page": "docs/b.md"}])
     assert not is_accepted(finding, [{"page": "docs/a.md", "rule": "long"}])
     assert not is_accepted(finding, [{"page": "docs/a.md", "text": "stood"}])
+
+
+def test_an_exception_without_a_finding_is_found() -> None:
+    needed, gone = {"page": "docs/a.md", "text": "stand?"}, {"page": "docs/b.md"}
+    finding = Finding("docs/a.md", 1, "plain", "Stands", "")
+    assert unused([finding], [needed, gone]) == [gone]
 
 
 def test_each_exception_has_a_reason_and_is_about_a_page() -> None:
