@@ -111,7 +111,7 @@ client.get("/basket/tea", **options), client.get("/basket/tea", **options)
 client.get("/basket/cake", **options)
 assert client.get("/basket", **options).json() == {"tea": 2, "cake": 1}
 """,
-    "An own 429 page": """
+    "A custom 429 page": """
 assert client.get("/").status_code == 200
 denied = client.get("/")
 assert denied.status_code == 429

@@ -203,7 +203,7 @@ def test_a_basket_keeps_each_product() -> None:
 
 
 def test_a_denial_is_the_applications_page() -> None:
-    with shop("An own 429 response") as (_, client):
+    with shop("A custom 429 response") as (_, client):
         assert client.get("/").status_code == 200
         denied = client.get("/")
         assert denied.status_code == 429
@@ -212,7 +212,7 @@ def test_a_denial_is_the_applications_page() -> None:
 
 
 def test_each_tenant_has_its_own_quota() -> None:
-    with shop("An own identifier") as (_, client):
+    with shop("A custom identifier") as (_, client):
         for name in ("a", "b"):
             host = {"Host": f"{name}.shop.example"}
             assert statuses(client, "/", 3, headers=host) == [200, 200, 429]
@@ -348,7 +348,7 @@ def test_in_flask_a_login_lasts_until_the_logout() -> None:
 
 
 def test_in_flask_a_denial_is_the_applications_page() -> None:
-    with flask_shop("An own 429 page") as (_, client):
+    with flask_shop("A custom 429 page") as (_, client):
         assert client.get("/").status_code == 200
         denied = client.get("/")
         assert denied.status_code == 429
