@@ -237,6 +237,9 @@ class Runtime:
             raise
         except Exception as error:  # noqa: BLE001 - each part handles it
             received = begun.receive(error)
+        except BaseException:
+            begun.interrupted()
+            raise
         else:
             received = begun.receive(replies)
         return received if isinstance(received, Exchange) else run(received, client)
@@ -259,6 +262,9 @@ class Runtime:
             raise
         except Exception as error:  # noqa: BLE001 - each part handles it
             received = begun.receive(error)
+        except BaseException:
+            begun.interrupted()
+            raise
         else:
             received = begun.receive(replies)
         return received if isinstance(received, Exchange) else await arun(received, client)

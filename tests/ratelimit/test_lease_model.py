@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 from msgspec import Struct
 
 from tests.ratelimit.store import NOW, FakeClock, ValkeyStore
-from upstash_middleware.core.flow import Pipeline
+from upstash_middleware.core.flow import Pipeline, Wait
 from upstash_middleware.core.ratelimit import (
     GCRA,
     FixedWindow,
@@ -118,9 +118,19 @@ class Call(Struct, eq=False):
     identifier: str
     pipeline: Pipeline
     began: float
+    until: float
+    """When it will have failed."""
     asks: set[str]
     """The keys' beginnings for which it asks for a slice."""
     replies: list[Reply] | None = None
+
+
+class Waiting(Struct, eq=False):
+    """A request that waits for the slice of another's call."""
+
+    flow: Flow[RateLimitExchange]
+    identifier: str
+    wait: Wait
 
 
 class Taken(Struct):
@@ -139,6 +149,7 @@ class Process:
         self.clock = clock
         self.machine = machine
         self.calls: list[Call] = []
+        self.waiting: list[Waiting] = []
         self.open: list[RateLimitExchange] = []
         self.start()
 
@@ -162,6 +173,9 @@ class Process:
         for call in self.calls:
             call.flow.close()
         self.calls.clear()
+        for each in self.waiting:
+            each.flow.close()
+        self.waiting.clear()
         self.open.clear()
         self.start()
 
@@ -291,22 +305,31 @@ class LeaseMachine(RuleBasedStateMachine):
 
     def start_call(self, process: Process, identifier: str) -> Call | None:
         """Begin a request; return the call that it waits for, None if it needs none."""
-        request = HTTPRequest("GET", "/a", peer=identifier)
+        flow = process.limiter.begin(HTTPRequest("GET", "/a", peer=identifier))
+        return self.go_on(process, identifier, flow, None)
+
+    def go_on(
+        self, process: Process, identifier: str, flow: Flow[RateLimitExchange], value: Any
+    ) -> Call | None:
+        """Resume a request; return the call that it waits for, None if it waits for none."""
         process.events.clear()
-        flow = process.limiter.begin(request)
         try:
-            pipeline = flow.send(None)
+            pipeline = flow.send(value)
         except StopIteration as end:
             self.decided(process, identifier, end.value, None)
+            return None
+        if isinstance(pipeline, Wait):
+            assert any(each.identifier == identifier for each in process.calls), "in vain"
+            process.waiting.append(Waiting(flow, identifier, pipeline))
             return None
         assert isinstance(pipeline, Pipeline)
         now = process.clock.monotonic()
         asks = {ask.base for ask in asks_of(pipeline.commands[0]) if ask.wanted}
         for base in asks:
             others = [each for each in process.calls if base in each.asks]
-            assert all(now >= each.began + DEADLINE for each in others), "two ask at once"
+            assert all(now >= each.until for each in others), "two ask at once"
             assert now >= process.paused.get(base, now), "asks after a lost reply"
-        call = Call(flow, identifier, pipeline, now, asks)
+        call = Call(flow, identifier, pipeline, now, now + (pipeline.deadline or DEADLINE), asks)
         process.calls.append(call)
         return call
 
@@ -555,6 +578,15 @@ class LeaseMachine(RuleBasedStateMachine):
                 call.replies = call.replies or self.perform(call.pipeline)
             else:
                 self.end_call(process, call, lost=fate < 0.45)
+
+    @rule(number=st.integers(0, 3), seed=st.integers(0, 2**16), most=st.integers(1, 20))
+    def wakes(self, number: int, seed: int, most: int) -> None:
+        """Have requests that wait for a slice go on, or give up, in any order."""
+        self._chance = chance = random.Random(seed)
+        process = self.process(number)
+        for each in chance.sample(process.waiting, min(most, len(process.waiting))):
+            process.waiting.remove(each)
+            self.go_on(process, each.identifier, each.flow, each.wait.latch.opened)
 
     @rule(number=st.integers(0, 3), seed=st.integers(0, 2**16), most=st.integers(1, 20))
     def ends(self, number: int, seed: int, most: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tests.ratelimit.test_limiter import Make, begin, get, passed
 from tests.ratelimit.test_settling import finish
 from upstash_middleware.core.engine import Prepared
+from upstash_middleware.core.flow import Pipeline, Wait
 from upstash_middleware.core.ratelimit import (
     GCRA,
     FixedWindow,
@@ -26,7 +28,7 @@ from upstash_middleware.events import Event, QuotaLeased
 
 if TYPE_CHECKING:
     from tests.ratelimit.store import FakeClock, ValkeyStore
-    from upstash_middleware.core.flow import Pipeline, Reply
+    from upstash_middleware.core.flow import Reply
 
 EVERY: list[Limit] = [
     FixedWindow(1000, 60),
@@ -208,12 +210,80 @@ def test_concurrent_requests_seldom_find_the_slice_used_up(
     for _ in range(20):
         while not isinstance(asking := limiter.prepare(get("/a")), Prepared):
             pass
+        waiting: list[Any] = []
         for _ in range(40):
-            if isinstance(other := limiter.prepare(get("/a")), Prepared):
+            other = limiter.prepare(get("/a"))
+            if isinstance(other, Prepared):
                 own_calls += 1
                 carry_out(limiter, other, store)
+            elif isinstance(other, Coroutine):
+                waiting.append(other)
         carry_out(limiter, asking, store)
+        calls(store)
+        assert {run(each, store).decision.settled_by for each in waiting} <= {"lease"}
+        assert not calls(store)
     assert own_calls <= 20
+
+
+@EACH
+def test_requests_that_find_the_slice_used_up_wait_for_the_next_one(
+    limiter_of: Make, store: ValkeyStore, limit: Limit
+) -> None:
+    """If its call is in flight, and brings units for all of them; then they make no call."""
+    limiter = leasing(limiter_of, limit)
+    passed(limiter, store, *[get("/a")] * 9)
+    asking = limiter.prepare(get("/a"))
+    flows = [limiter.begin(get("/a")) for _ in range(8)]
+    assert all(isinstance(flow.send(None), Wait) for flow in flows)
+    carry_out(limiter, asking, store)
+    calls(store)
+    for flow in flows:
+        with pytest.raises(StopIteration) as end:
+            flow.send(True)
+        assert end.value.value.decision.settled_by == "lease"
+    assert not calls(store)
+
+
+@pytest.mark.parametrize("end", ["lost", "interrupted", "late"])
+def test_requests_do_not_wait_for_a_call_that_brings_nothing(
+    limiter_of: Make, store: ValkeyStore, clock: FakeClock, end: str
+) -> None:
+    """They make a call of their own, in what is left of the time of one."""
+    limiter = leasing(limiter_of, FixedWindow(1000, 60), deadline=2)
+    passed(limiter, store, *[get("/a")] * 9)
+    asking = limiter.prepare(get("/a"))
+    flow = limiter.begin(get("/a"))
+    wait = flow.send(None)
+    assert isinstance(wait, Wait)
+    assert wait.timeout == 1
+    assert not wait.latch.opened
+    if end == "lost":
+        limiter.receive(asking, ConnectionLost("lost"))
+    elif end == "interrupted":
+        limiter.interrupted(asking)
+    clock.move(1 if end == "late" else 0.25)
+    assert wait.latch.opened == (end != "late")
+    pipeline = flow.send(wait.latch.opened)
+    assert isinstance(pipeline, Pipeline)
+    assert pipeline.deadline == (1 if end == "late" else 1.75)
+    flow.close()
+
+
+def test_a_request_that_waits_is_denied_without_a_call_if_the_quota_is_used_up(
+    limiter_of: Make, store: ValkeyStore
+) -> None:
+    limiter, other = (leasing(limiter_of, FixedWindow(20, 60)) for _ in range(2))
+    passed(limiter, store, *[get("/a")] * 9)
+    asking = limiter.prepare(get("/a"))
+    flow = limiter.begin(get("/a"))
+    assert isinstance(flow.send(None), Wait)
+    while passed(other, store, get("/a")) == [True]:
+        pass
+    carry_out(limiter, asking, store)
+    with pytest.raises(StopIteration) as end:
+        flow.send(True)
+    assert end.value.value.response is not None
+    assert end.value.value.decision.settled_by == "memory"
 
 
 @EACH

@@ -153,6 +153,9 @@ class Part:
         """Go on with the replies to the commands of ``prepare``, or with the error of the call."""
         raise NotImplementedError
 
+    def interrupted(self, prepared: Any) -> None:
+        """Note that the call was interrupted: ``receive`` is not called."""
+
     async def begin(self, request: HTTPRequest) -> PartExchange | None:
         """Decide about a request by this part alone. A flow."""
         return await self.go_on(self.prepare(request))
@@ -164,6 +167,11 @@ class Part:
                 replies = await step.pipeline
             except UpstashError as error:
                 step = self.receive(step, error)
+            except (Exception, GeneratorExit):
+                raise
+            except BaseException:
+                self.interrupted(step)
+                raise
             else:
                 step = self.receive(step, replies)
         return step if step is None or isinstance(step, PartExchange) else await step
@@ -340,6 +348,12 @@ class Begun(Prepared, eq=False):
             if result is not None and not isinstance(result, PartExchange):
                 more = True
         return self._go_on() if more else self._engine.exchange(self._request, self._inner, steps)
+
+    def interrupted(self) -> None:
+        """Note that the call was interrupted."""
+        for part, step in zip(self._parts, self._steps):  # noqa: B905 - the last were not begun
+            if isinstance(step, Prepared):
+                part.interrupted(step)
 
     async def _go_on(self) -> Exchange:
         """Run the flows of parts that need more, outermost first, until one has a response."""

@@ -13,10 +13,10 @@ from math import ceil
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import unquote
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
-from upstash_middleware.core.flow import Command, Script, call, script
+from upstash_middleware.core.flow import Command, Latch, Script, call, script
 from upstash_middleware.core.identify import (
     Finder,
     Identifier,
@@ -93,6 +93,10 @@ class LeaseCall(Struct, eq=False):
     """The same, limit by limit."""
     where: Sequence[int] = ()
     """Where they were taken, limit by limit."""
+    arrival: Latch = field(default_factory=Latch)
+    """Opens when the call has ended."""
+    promised: int = 0
+    """The units for which requests may still wait."""
 
 
 class RuleCharge(Struct):

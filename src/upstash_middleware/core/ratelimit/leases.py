@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from math import ceil
 from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import Struct, field
@@ -21,6 +22,7 @@ from upstash_middleware.events import QuotaLeased, hears
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from upstash_middleware.core.flow import Latch
     from upstash_middleware.core.ratelimit.charges import RuleCharge, Verdict
     from upstash_middleware.core.ratelimit.memory import ServerClock
     from upstash_middleware.core.ratelimit.rules import Lease
@@ -160,9 +162,27 @@ class Leases:
                 charge.lease = LeaseCall(
                     wanted, lease.share, now, unused.units, given, unused.where
                 )
-            if wanted:
+            if wanted and charge.lease is not None:
                 holder.asking = charge.lease
+                left = [each.remaining for each in holder.policies]
+                most = min(left or [each.quota for each in charge.rule.policies])
+                charge.lease.promised = min(wanted, ceil(most * lease.share))
         self._emit(charge, wasted=wasted)
+
+    def arrival(self, charge: RuleCharge, time: ServerClock) -> Latch | None:
+        """Return what opens when the call that asks for a slice has ended.
+
+        None if there is no such call, or if its slice will be used up by those that wait already.
+        """
+        with self._lock:
+            holder = self._known(charge)
+            asked = None if holder is None else holder.asking
+            if holder is None or asked is None or time.monotonic() >= holder.asking_until:
+                return None
+            if asked.promised < charge.cost:
+                return None
+            asked.promised -= charge.cost
+            return asked.arrival
 
     def receive(
         self, charge: RuleCharge, verdicts: Sequence[Verdict], sent_ms: int, time: ServerClock
@@ -206,10 +226,12 @@ class Leases:
             left = holder.left
             if left and decision.allowed:
                 charge.decision = _including(decision, left)
+        if asked is not None:
+            asked.arrival.open()
         self._emit(charge, leased, returned, wasted + dropped)
 
     def serve_without_call(self, charge: RuleCharge, time: ServerClock) -> bool:
-        """Decide by a slice, if there is one, where the call has denied or failed."""
+        """Decide by a slice, if there is one, about a request that has been counted already."""
         with self._lock:
             holder = self._known(charge)
             if holder is None or not holder.slices:
@@ -232,6 +254,7 @@ class Leases:
                 if asked is holder.asking:
                     holder.asking_until = now
                 holder.paused_until = now + lease.milliseconds / 1000
+        asked.arrival.open()
         self._emit(charge, wasted=wasted + asked.unused)
 
     def settle(self, charge: RuleCharge, units: int, time: ServerClock) -> int:

@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from upstash_middleware.core.engine import Part, PartExchange, Prepared
-from upstash_middleware.core.flow import Command, Flow, Pipeline, call, together
+from upstash_middleware.core.flow import Command, Flow, Pipeline, Wait, call, together
 from upstash_middleware.core.identify import (
     Identifier,
     client_ip,
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
     from upstash_middleware.core.clock import Clock
     from upstash_middleware.core.engine import Step
-    from upstash_middleware.core.flow import Argument, Reply
+    from upstash_middleware.core.flow import Argument, Latch, Reply
     from upstash_middleware.core.identify import AnyExtractor
     from upstash_middleware.core.ratelimit.charges import Slice, Verdict
     from upstash_middleware.core.ratelimit.dashboard import Analytics, Counts, DenyList
@@ -383,8 +383,11 @@ class RateLimiter(Part):
         served: list[RuleCharge] = []
         if len(charges) > 1:
             served, charges = self._serve(charges)
-        elif charges[0].rule.lease is not None and leases().serve(charges[0], self._time):
-            return self._admit(request, charges[0])
+        elif charges[0].rule.lease is not None:
+            if leases().serve(charges[0], self._time):
+                return self._admit(request, charges[0])
+            if (arrival := leases().arrival(charges[0], self._time)) is not None:
+                return self._begin_after(arrival, request, charges)
         known = [charge for charge in charges if self._recall(charge)]
         if known or not charges:
             return self._exchange(request, [*served, *known])
@@ -450,6 +453,12 @@ class RateLimiter(Part):
         if prepared.served:
             charges = [*prepared.served, *charges]
         return self._exchange(prepared.request, charges)
+
+    def interrupted(self, prepared: _Call) -> None:
+        """Let requests that wait for a slice go on: nobody will take it in."""
+        if self._leases is not None:
+            for charge in prepared.charges:
+                self._leases().lose(charge, self._time)
 
     def _is_allowed(self, call: _Call, replies: list[Reply]) -> bool:
         """Decide as ``_decide`` does, if this is the usual case: the only limit allows."""
@@ -614,14 +623,22 @@ class RateLimiter(Part):
     # Requests that need more: code of the application, slots, lists, analytics, SDK limiters.
 
     async def _begin_unusual(self, request: HTTPRequest) -> RateLimitExchange:
-        charges = await self._settled(await self._charging.charges_for(request), request)
+        return await self._begin_after(None, request, await self._charging.charges_for(request))
+
+    async def _begin_after(
+        self, arrival: Latch | None, request: HTTPRequest, charges: list[RuleCharge]
+    ) -> RateLimitExchange:
+        """Decide about charges: about a single one by the slice that it waits for, if possible."""
+        charges = await self._settled(charges, request, arrival)
         answered = self._exchange(request, charges)
         return answered if isinstance(answered, RateLimitExchange) else await answered
 
-    async def _settled(self, charges: list[RuleCharge], request: HTTPRequest) -> list[RuleCharge]:
+    async def _settled(
+        self, charges: list[RuleCharge], request: HTTPRequest, arrival: Latch | None = None
+    ) -> list[RuleCharge]:
         """Return the charges that decide, each with its decision."""
         try:
-            return await self._decide_all(charges, request)
+            return await self._decide_all(charges, request, arrival)
         except ConfigurationError:
             raise
         except Exception as error:  # noqa: BLE001 - a bug here must not lift the limit
@@ -642,7 +659,7 @@ class RateLimiter(Part):
         self._count_locally(local, self._time.now_ms())
 
     async def _decide_all(
-        self, charges: list[RuleCharge], request: HTTPRequest
+        self, charges: list[RuleCharge], request: HTTPRequest, arrival: Latch | None
     ) -> list[RuleCharge]:
         address = None
         if self._deny_list is not None and charges:
@@ -652,10 +669,16 @@ class RateLimiter(Part):
                 charge.decide_by("deny list")
             elif charge.decision is None and charge.local:
                 self._count_locally([charge], self._time.now_ms())
+        waited = 0.0
         if self._leases is not None and not any(
             charge.decision is not None and charge.decision.stops for charge in charges
         ):
-            self._serve([charge for charge in charges if charge.rule.policies])
+            if arrival is None:
+                _, others = self._serve([charge for charge in charges if charge.rule.policies])
+                if len(charges) == len(others) == 1 and others[0].rule.lease is not None:
+                    arrival = self._leases().arrival(others[0], self._time)
+            if arrival is not None:
+                waited = await self._wait_for_slice(arrival, charges[0], self._leases())
         for charge in charges:
             if charge.decision is None:
                 self._recall(charge)
@@ -663,8 +686,27 @@ class RateLimiter(Part):
         if any(cast("Decision", charge.decision).stops for charge in known):
             return known
         if pending := [charge for charge in charges if charge.decision is None]:
-            await self._decide_pending(pending, address, request)
+            deadline = longest_deadline(pending, self._deadline) - waited
+            await self._decide_pending(pending, address, request, deadline)
         return charges
+
+    async def _wait_for_slice(self, arrival: Latch, charge: RuleCharge, leases: Leases) -> float:
+        """Decide by a slice that another request's call brings; return the seconds of waiting.
+
+        The other half of the time that a call may take is for one of its own, if there is none.
+        """
+        began, waited = self._time.monotonic(), 0.0
+        longest = longest_deadline([charge], self._deadline) / 2
+        while waited < longest:
+            has_arrived = await Wait(arrival, longest - waited)
+            waited = self._time.monotonic() - began
+            if leases.serve_without_call(charge, self._time) or self._recall(charge):
+                break
+            further = leases.arrival(charge, self._time) if has_arrived else None
+            if further is None:
+                break
+            arrival = further
+        return min(waited, longest)  # the machine may have slept meanwhile
 
     def _is_listed(self, charge: RuleCharge, address: str | None, request: HTTPRequest) -> bool:
         listed = self._deny_list
@@ -673,9 +715,12 @@ class RateLimiter(Part):
         )
 
     async def _decide_pending(
-        self, charges: list[RuleCharge], address: str | None, request: HTTPRequest
+        self,
+        charges: list[RuleCharge],
+        address: str | None,
+        request: HTTPRequest,
+        deadline: float,
     ) -> None:
-        deadline = longest_deadline(charges, self._deadline)
         flows: list[Flow[object]] = [
             self._call_sdk_limiter(charge, deadline)
             for charge in charges
@@ -705,6 +750,7 @@ class RateLimiter(Part):
         except GeneratorExit:  # nothing drives this any more
             raise
         except BaseException:  # interrupted: it may have been carried out nevertheless
+            self.interrupted(call)
             await self._settler.release_slots(charges)
             raise
         else:
