@@ -73,6 +73,8 @@ LEASES = """
 from upstash_middleware import RateLimitRule
 
 def tiers(request):
+    if request.path.endswith("own"):
+        return "5/s lease 3s"
     return "500/s" if request.path.endswith("big") else "5/s"
 
 S = {
@@ -114,6 +116,7 @@ def test_limits_are_shown_with_the_lease_of_the_rule_or_the_application(
         assert "lease" not in call("limits", "explain", path, "--app", app).out
     for path in ("/tiers/big", "/elsewhere"):
         assert explained(path) == applications
+    assert explained("/tiers/own") == {**applications, "seconds": 3}
     shown = call("limits", "explain", "/own", "--app", app).out
     assert "lease       0.5 s, share 0.1; reserved units count as used" in shown
     assert "lease       2 s, share 0.1" in call("limits", "peek", "default", WHO, "--app", app).out

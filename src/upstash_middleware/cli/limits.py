@@ -13,7 +13,7 @@ from msgspec.structs import asdict
 from upstash_middleware.cli.invocation import Invocation, adapted, command, scan, with_credentials
 from upstash_middleware.cli.output import Answer, Exit, UsageError, duration, pairs, rows, text
 from upstash_middleware.core.identify import Identifier, identifier_of, of_address, parse_address
-from upstash_middleware.core.ratelimit.rules import LEAST_LEASED_QUOTA, Tiers, lease_of
+from upstash_middleware.core.ratelimit.rules import lease_of
 from upstash_middleware.events import UserCodeFailed
 from upstash_middleware.limiter import limits_in_code
 from upstash_middleware.messages import Headers, HTTPRequest
@@ -121,7 +121,7 @@ def peek(
     """Show the state of a limit for an identifier; exit code 1 if it is denied."""
     limit = _find(invocation, rule)
     who = _parse_identifier(identifier, limit.rule)
-    return _answer([(limit.runtime.perform(limit.limiter.look(rule, who, cost)), limit.lease)])
+    return _answer([limit.runtime.perform(limit.limiter.look(rule, who, cost))])
 
 
 @command(group, "top")
@@ -240,12 +240,9 @@ def explain(  # noqa: PLR0913 - each is an option of the command
     if route is not None and route.exempt:
         shown = text(f"no rule limits this request: the handler of {route.path} is exempt", "green")
         return Answer({"limited": False, "allowed": True, "rules": [], "notes": []}, [shown])
-    explanations: list[tuple[Explanation, Lease | None]] = []
+    explanations: list[Explanation] = []
     for runtime in invocation.limiting():
-        explanations += [
-            (each, _lease_on(each, runtime))
-            for each in runtime.perform(_limiter(runtime).explain(request))
-        ]
+        explanations += runtime.perform(_limiter(runtime).explain(request))
     # Functions of the application may have raised: the request has no framework's object.
     notes = [
         f"{event.where} raised {type(event.error).__name__}: {event.error}"
@@ -371,20 +368,6 @@ def _parse_identifier(given: str, rule: RateLimitRule) -> str | Identifier:
     return identifier_of(rule.extractor, kind, value)
 
 
-def _lease_on(explanation: Explanation, runtime: Runtime) -> Lease | None:
-    """The lease of the rule of the middleware that has decided."""
-    settings = runtime.settings
-    for rule in (*settings.rate_limits, settings.default_limit):
-        if rule is not None and rule.parsed is not None and rule.name == explanation.rule:
-            lease = lease_of(rule, settings.lease)
-            is_small = any(
-                policy.limit < LEAST_LEASED_QUOTA for policy in explanation.decision.policies
-            )
-            of_tier = isinstance(rule.parsed, Tiers) and rule.lease is None
-            return None if of_tier and is_small else lease
-    return None
-
-
 def _lease_as_text(lease: Lease | None) -> str | None:
     if lease is None:
         return None
@@ -392,15 +375,13 @@ def _lease_as_text(lease: Lease | None) -> str | None:
     return f"{duration(lease.milliseconds / 1000)}, share {lease.share:g}{since}"
 
 
-def _answer(
-    explanations: Sequence[tuple[Explanation, Lease | None]], notes: Sequence[str] = ()
-) -> Answer:
-    enforced = [each for each, _ in explanations if not each.shadow]
+def _answer(explanations: Sequence[Explanation], notes: Sequence[str] = ()) -> Answer:
+    enforced = [each for each in explanations if not each.shadow]
     denied = any(not each.decision.allowed for each in enforced)
     shown: list[RenderableType] = [text(f"note: {note}", "yellow") for note in notes]
     rules = []
-    for each, lease in explanations:
-        decision = each.decision
+    for each in explanations:
+        decision, lease = each.decision, each.lease
         rules.append(
             {
                 "rule": each.rule,
@@ -418,14 +399,14 @@ def _answer(
                 "keys": list(each.keys),
             }
         )
-        shown += _show(each, lease)
+        shown += _show(each)
     if not explanations:
         shown.append(text("no rule limits this request", "yellow"))
     data = {"limited": bool(enforced), "allowed": not denied, "rules": rules, "notes": list(notes)}
     return Answer(data, shown, Exit.NO if denied else Exit.DONE)
 
 
-def _show(one: Explanation, lease: Lease | None) -> list[RenderableType]:
+def _show(one: Explanation) -> list[RenderableType]:
     decision = one.decision
     rule = one.rule + (" (a shadow rule: it only reports)" if one.shadow else "")
     if decision.allowed:
@@ -439,7 +420,7 @@ def _show(one: Explanation, lease: Lease | None) -> list[RenderableType]:
         "set in": one.setting,
         "identifier": one.identifier,
         "cost": one.cost if one.cost != 1 else None,
-        "lease": lease and f"{_lease_as_text(lease)}; reserved units count as used",
+        "lease": one.lease and f"{_lease_as_text(one.lease)}; reserved units count as used",
         "keys": one.keys,
     }
     policies = [

@@ -101,6 +101,8 @@ class Explanation(Struct, frozen=True):
     """The keys of its counters on Redis at this time."""
     shadow: bool
     decision: Decision
+    lease: Lease | None
+    """The lease of its limits: the rule's, the application's, or that of the request's tier."""
 
 
 class _Call(Prepared, eq=False):
@@ -961,6 +963,7 @@ class RateLimiter(Part):
                 keys=_keys(charge.rule, charge.base, now_ms),
                 shadow=charge.rule.rule.shadow,
                 decision=cast("Decision", charge.decision),
+                lease=charge.rule.lease,
             )
             for charge in own
         )
