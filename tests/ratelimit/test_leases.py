@@ -251,7 +251,7 @@ def test_requests_do_not_wait_for_a_call_that_brings_nothing(
     """They make a call of their own, in what is left of the time of one."""
     limiter = leasing(limiter_of, FixedWindow(1000, 60), deadline=2)
     passed(limiter, store, *[get("/a")] * 9)
-    asking = limiter.prepare(get("/a"))
+    asking: Any = limiter.prepare(get("/a"))
     flow = limiter.begin(get("/a"))
     wait = flow.send(None)
     assert isinstance(wait, Wait)
