@@ -30,7 +30,6 @@ MOST_BYTES = 120_000
 WIDE, NARROW = {"width": 1100, "height": 720}, {"width": 400, "height": 1000}
 SHOTS = (
     ("console-light", handlers.OVERVIEW, "light", WIDE),
-    ("console-dark", handlers.OVERVIEW, "dark", WIDE),
     ("console-keys", f"{handlers.KEYS}?under=shop:cache:", "light", WIDE),
     ("console-commands", handlers.COMMANDS, "light", WIDE),
     ("console-narrow", handlers.FAULTS, "light", NARROW),
