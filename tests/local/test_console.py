@@ -749,7 +749,8 @@ def test_calls_that_only_look_like_those_of_the_middleware_are_not_counted(
 ):
     script = limit_script()
     http.post("/", json=["SCRIPT", "LOAD", script.text])
-    for arguments in (["0"], ["x"], ["1", "k"], ["1", "k", "1", "take", "0", "fixed"], []):
+    huge = ["1", "k", "1", "take", "0", "fixed", "1", "1", "9" * 400, "0", "1", "0"]
+    for arguments in (["0"], ["x"], ["1", "k"], ["1", "k", "1", "take", "0", "fixed"], [], huge):
         http.post("/", json=["EVALSHA", script.sha, *arguments])
     http.post("/", json=["MGET", "p:cache:entry:http://h/x", "p:cache:entry:http://h/x#lock"])
     http.post("/", json=["SET", "p:cache:entry:http://h/y", "not an entry"])

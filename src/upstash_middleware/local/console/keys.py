@@ -32,6 +32,7 @@ from upstash_middleware.core.cache.entries import (
 from upstash_middleware.core.cache.http.reuse import current_age
 from upstash_middleware.core.cache.keys import Names
 from upstash_middleware.core.data import Record, unpack
+from upstash_middleware.core.lru import LRU
 from upstash_middleware.core.ratelimit.algorithms import ALGORITHMS, GCRA, Concurrency, Limit
 from upstash_middleware.core.ratelimit.algorithms.fixed_window import read_counter
 from upstash_middleware.core.ratelimit.charges import (
@@ -507,7 +508,7 @@ def read_charges(command: Sequence[bytes], reply: Reply) -> list[ChargedLimit]:
                 )
             )
             at = end + (changed_at is not None)
-    except (ValueError, IndexError, StopIteration):
+    except (ValueError, IndexError, StopIteration, OverflowError):
         return []  # written by hand, or by another version
     return charges
 
@@ -642,7 +643,7 @@ def read_lookup(names: Sequence[bytes], values: Reply, now: float) -> str | None
     index_found = False
     for name in entries:
         value = read[name]
-        cached = read_cached(name, value) if isinstance(value, bytes) else None
+        cached = _read_again(name, value) if isinstance(value, bytes) else None
         if value is not None and cached is None:
             return None
         index_found = index_found or (cached is not None and cached.index is not None)
@@ -652,6 +653,19 @@ def read_lookup(names: Sequence[bytes], values: Reply, now: float) -> str | None
                 is_fresh = current_age(stored, now) < stored.lifetime
                 return "fresh" if is_fresh and state is not Validity.STALE else "stale"
     return None if index_found and len(entries) == 1 else "missing"
+
+
+_DECODED: Final[LRU[str, tuple[bytes, Cached | None]]] = LRU(16 * 1024 * 1024)
+"""By key: the entries that lookups have found last, and what they contain."""
+
+
+def _read_again(key: str, value: bytes) -> Cached | None:
+    """The same as `read_cached`, quicker for the value that the last lookup found."""
+    known = _DECODED.use(key)
+    if known is None or known[0] != value:
+        known = value, read_cached(key, value)
+        _DECODED.put(key, known, len(value) * 2)
+    return known[1]
 
 
 def _validity(
