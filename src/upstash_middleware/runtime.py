@@ -228,7 +228,7 @@ class Runtime:
         begun = self.prepare(request, inner, engine)
         if isinstance(begun, Exchange):
             return begun
-        client = self._client()
+        client = (self._clients or self._create_clients())[0]
         if not isinstance(begun, Begun):
             return run(begun, client)
         try:
@@ -253,7 +253,7 @@ class Runtime:
 
     async def abegun(self, begun: Begun | Flow[Exchange]) -> Exchange:
         """Return the exchange of a request for which ``prepare`` has returned something else."""
-        client = self._async_client()
+        client = (self._clients or self._create_clients())[1]
         if not isinstance(begun, Begun):
             return await arun(begun, client)
         try:
