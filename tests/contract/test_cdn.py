@@ -140,16 +140,17 @@ def test_what_is_not_stored_here_gets_no_tags(serve: Serve, headers: tuple[tuple
     assert served.request("GET", "/products/7").header("surrogate-key") is None
 
 
-def test_what_is_stored_for_one_user_gets_no_tags(serve: Serve):
-    """The CDN may not store it."""
+def test_under_a_rule_that_selects_by_user_the_cdn_may_not_store_anything(serve: Serve):
+    """It does not know the user, and would send anonymous visitors' pages to users as well."""
     rule = CacheRule("/products/{id}", ttl=60, user=lambda request: request.headers.get("x-user"))
     served = serve(page, cached(rule, cdn="fastly"))
-    for user, tagged in (("7", False), (None, True)):
+    for user in ("7", None):
         headers = () if user is None else (("x-user", user),)
         for hit in (False, True):
             answer = served.request("GET", "/products/7", headers)
             assert ("; hit" in (answer.header("cache-status") or "")) is hit
-            assert (answer.header("surrogate-key") is not None) is tagged
+            assert answer.header("surrogate-key") is None
+            assert answer.header("surrogate-control") == "no-store, max-age=0"
 
 
 @pytest.mark.parametrize(
@@ -170,6 +171,116 @@ def test_a_rule_says_how_long_the_cdn_keeps_its_responses(serve: Serve, cdn: str
         answer = served.request("GET", "/products/7")
         assert answer.header(field) == "max-age=86400"
         assert answer.header("cache-control") == "private"
+
+
+CONTROLS = {
+    "cloudflare": "Cloudflare-CDN-Cache-Control",
+    "fastly": "Surrogate-Control",
+    "vercel": "Vercel-CDN-Cache-Control",
+    "netlify": "Netlify-CDN-Cache-Control",
+    "akamai": "Edge-Control",
+}
+
+
+@pytest.mark.parametrize("vary", ["Cookie", "Accept-Language", "Accept-Encoding, Cookie"])
+@pytest.mark.parametrize("cdn", CONTROLS)
+def test_only_a_cdn_that_honours_vary_may_store_a_page_that_varies(
+    serve: Serve, cdn: str, vary: str
+):
+    """Another one would send the page of one visitor, with its session, to all."""
+    rule = CacheRule("/products/{id}", 60, downstream_cdn="max-age=86400")
+    served = serve(lambda _: Reply(b"yours", headers=(("vary", vary),)), cached(rule, cdn=cdn))
+    sent = (("cookie", "session=ada"), ("accept-language", "de"), ("accept-encoding", "gzip"))
+    for hit in (False, True):
+        answer = served.request(
+            "GET", "/products/7", sent if vary != "Accept-Language" else sent[1:]
+        )
+        assert ("; hit" in (answer.header("cache-status") or "")) is hit
+        tags = [answer.header(name) for name in ALL_TAG_FIELDS]
+        if cdn in {"fastly", "netlify"}:
+            assert answer.header(CONTROLS[cdn]) == "max-age=86400"
+            assert any(tags)
+        else:
+            assert answer.header(CONTROLS[cdn]) == "no-store, max-age=0"
+            assert not any(tags)
+
+
+@pytest.mark.parametrize("cdn", CONTROLS)
+def test_a_page_in_several_codings_is_stored_by_each_cdn(serve: Serve, cdn: str):
+    """Each distinguishes them."""
+    rule = CacheRule("/products/{id}", 60, downstream_cdn="max-age=86400")
+    headers = (("vary", "Accept-Encoding"),)
+    served = serve(lambda _: Reply(b"page", headers=headers), cached(rule, cdn=cdn))
+    assert served.request("GET", "/products/7").header(CONTROLS[cdn]) == "max-age=86400"
+
+
+@pytest.mark.parametrize("downstream", [None, "max-age=30", "private"])
+@pytest.mark.parametrize(
+    ("selects", "named"),
+    [({"vary_cookies": ("theme",)}, "Cookie"), ({"vary_headers": ("X-Tenant",)}, "x-tenant")],
+)
+def test_what_a_rule_selects_by_keeps_a_page_from_a_cdn_that_cannot(
+    serve: Serve, selects: dict[str, Any], named: str, downstream: str | None
+):
+    """Whatever the application says to it, whose Vary does not name that."""
+    headers = (("cdn-cache-control", "max-age=60"), ("cache-tag", "a"))
+    rule = CacheRule("/about", 60, downstream=downstream, **selects)
+    for_cdn = CacheRule("/news", 60, downstream=downstream, downstream_cdn="max-age=9", **selects)
+    for path in ("/about", "/news"):
+        settings = {"cache_targets": ("CDN-Cache-Control",)}
+        given = cached(rule, for_cdn, cdn="cloudflare", **settings)
+        served = serve(lambda _: Reply(b"page", headers=headers), given)
+        for _ in range(2):
+            answer = served.request("GET", path)
+            assert answer.header("cloudflare-cdn-cache-control") == "no-store, max-age=0"
+            assert answer.header("cache-tag") is None
+    served = serve(page, cached(for_cdn, cdn="fastly"))
+    for _ in range(2):
+        answer = served.request("GET", "/news")
+        assert answer.header("surrogate-control") == "max-age=9"
+        assert answer.header("vary") == named
+
+
+@pytest.mark.parametrize(
+    ("status", "given", "sent"),
+    [
+        (200, "max-age=3600", "max-age=3600"),
+        (301, "max-age=3600", "max-age=3600"),
+        (404, "max-age=3600", "max-age=5"),
+        (
+            404,
+            "public, s-maxage=1h, stale-while-revalidate=60",
+            "public, s-maxage=5, stale-while-revalidate=5",
+        ),
+        (404, "max-age=3600+600", "max-age=5"),
+        (404, "max-age=0, must-revalidate", "max-age=0, must-revalidate"),
+        (404, "private, no-store", "private, no-store"),
+        (503, "max-age=1m", "max-age=5"),
+    ],
+)
+def test_other_caches_keep_an_error_no_longer_than_its_own_ttl(
+    serve: Serve, status: int, given: str, sent: str
+):
+    """``downstream`` and ``downstream_cdn`` are written for pages."""
+    ttl = {200: 60, 301: 60, 404: 5, 503: 5}
+    rule = CacheRule("/products/{id}", ttl, downstream=given, downstream_cdn=given)
+    served = serve(lambda _: Reply(b"page", status), cached(rule, cdn="akamai"))
+    for hit in (False, True):
+        answer = served.request("GET", "/products/7")
+        assert ("; hit" in (answer.header("cache-status") or "")) is hit
+        assert answer.header("cache-control") == sent
+        assert answer.header("edge-control") == sent
+
+
+def test_a_response_that_explains_itself_is_for_no_cdn(serve: Serve):
+    secret = "s" * 32
+    rule = CacheRule("/products/{id}", 60, downstream_cdn="max-age=86400")
+    for cdn, control in CONTROLS.items():
+        served = serve(page, cached(rule, cdn=cdn, cache_debug=secret))
+        served.request("GET", "/products/7")
+        answer = served.request("GET", "/products/7", (("upstash-cache-debug", secret),))
+        assert answer.header("cache-control") == "private, no-store"
+        assert answer.header(control) is None
 
 
 def test_what_has_more_tags_than_the_cdn_reads_is_not_stored_there(serve: Serve):

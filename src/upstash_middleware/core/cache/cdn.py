@@ -38,6 +38,8 @@ class CDN(Struct, frozen=True):
     longest_field: int
     """Bytes of the field with the tags."""
     most_tags: int
+    honours_vary: bool
+    """Whether it compares all request fields that Vary names; otherwise Accept-Encoding alone."""
     safe: str = _PRINTABLE
     """The characters that a tag may have beside letters, digits, ``_``, ``-``, ``.`` and ``~``."""
 
@@ -63,16 +65,28 @@ class CDN(Struct, frozen=True):
         named += [_own(tag) for tag in what.tags if tag_refused(tag) is None]
         return tuple(dict.fromkeys(map(self.spelled, named)))
 
+    def tells_apart(self, selecting: Iterable[str]) -> bool:
+        """Whether the CDN sends a response only to requests with the same values of these fields.
+
+        Each CDN has one copy for each coding.
+        """
+        return self.honours_vary or {*selecting} <= {"accept-encoding"}
+
+    def forbidden(self, headers: Headers) -> Headers:
+        """Return a response's fields for one that the CDN may not store."""
+        headers = headers.without("cache-tag", "surrogate-key", self.tag_field.lower())
+        return headers.setting(self.control_field, "no-store, max-age=0")
+
     def sent(self, headers: Headers, tags: Sequence[str], control: str | None) -> Headers:
         """Return a response's fields with the CDN's in place of the application's.
 
         ``control`` is what the CDN gets in place of Cache-Control. If the tags are more than the
         CDN reads, it may not store the response: no purge would find it there.
         """
-        headers = headers.without("cache-tag", "surrogate-key", self.tag_field.lower())
         text = self.separator.join(tags)
         if len(text) > self.longest_field or len(tags) > self.most_tags:
-            return headers.setting(self.control_field, "no-store, max-age=0")
+            return self.forbidden(headers)
+        headers = headers.without("cache-tag", "surrogate-key", self.tag_field.lower())
         if control is not None:
             headers = headers.setting(self.control_field, control)
         return headers.setting(self.tag_field, text)
@@ -89,14 +103,34 @@ def _own(tag: str) -> str:
 
 CDNS: Final = {
     # https://developers.cloudflare.com/cache/how-to/purge-cache/purge-by-tags/
-    "cloudflare": CDN("Cache-Tag", ",", "Cloudflare-CDN-Cache-Control", 1024, 16_000, 1000),
+    # https://developers.cloudflare.com/cache/concepts/vary/: only as far as a rule of the zone says
+    "cloudflare": CDN(
+        "Cache-Tag", ",", "Cloudflare-CDN-Cache-Control", 1024, 16_000, 1000, honours_vary=False
+    ),
     # https://www.fastly.com/documentation/reference/http/http-headers/Surrogate-Key/
-    "fastly": CDN("Surrogate-Key", " ", "Surrogate-Control", 1024, 16_384, 1000),
+    # https://www.fastly.com/documentation/reference/http/http-headers/Vary/
+    "fastly": CDN("Surrogate-Key", " ", "Surrogate-Control", 1024, 16_384, 1000, honours_vary=True),
     # https://vercel.com/docs/caching/cdn-cache/purge
-    "vercel": CDN("Vercel-Cache-Tag", ",", "Vercel-CDN-Cache-Control", 256, 8192, 128),
-    # https://docs.netlify.com/build/caching/caching-overview/
-    "netlify": CDN("Netlify-Cache-Tag", ",", "Netlify-CDN-Cache-Control", 1024, 8192, 128),
+    # https://vercel.com/changelog/vary-cookie-responses-no-longer-cached: not with Vary: Cookie;
+    # of other fields, only those that it supports
+    "vercel": CDN(
+        "Vercel-Cache-Tag", ",", "Vercel-CDN-Cache-Control", 256, 8192, 128, honours_vary=False
+    ),
+    # https://docs.netlify.com/build/caching/caching-overview/: Vary is a part of its keys
+    "netlify": CDN(
+        "Netlify-Cache-Tag", ",", "Netlify-CDN-Cache-Control", 1024, 8192, 128, honours_vary=True
+    ),
     # https://techdocs.akamai.com/purge-cache/docs/purge-content-cache-tag
-    "akamai": CDN("Edge-Cache-Tag", ",", "Edge-Control", 128, 8192, 128, safe="!#$'+./^`|"),
+    # https://techdocs.akamai.com/property-mgr/docs/rm-vary-header: some products remove Vary
+    "akamai": CDN(
+        "Edge-Cache-Tag",
+        ",",
+        "Edge-Control",
+        128,
+        8192,
+        128,
+        honours_vary=False,
+        safe="!#$'+./^`|",
+    ),
 }
 """By the names of the setting ``cdn``."""

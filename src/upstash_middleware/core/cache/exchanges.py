@@ -15,8 +15,10 @@ Each of these exchanges is a ``PartExchange``:
 
 from __future__ import annotations
 
+import re
 import threading
 from enum import Enum, auto
+from math import floor
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -41,6 +43,7 @@ from upstash_middleware.core.cache.http.storing import Candidate, Plan
 from upstash_middleware.core.cache.http.vary import vary_fields
 from upstash_middleware.core.cache.reasons import reason_of
 from upstash_middleware.core.cache.redis_store import FAILED, UNSHARED
+from upstash_middleware.core.cache.rules import SUCCESSFUL
 from upstash_middleware.core.cache.store import UNSHARED_SECONDS, Purge
 from upstash_middleware.core.engine import PartExchange
 from upstash_middleware.core.flow import Latch
@@ -194,7 +197,7 @@ class Found(Struct, frozen=True):
         """Return the head of a stored response as it is sent, with these parts of Cache-Status."""
         field = cache_status(ttl=stored.lifetime - age, key=self.shown_key, **status)
         head = reuse.head_of(stored, age, self.context.store.profile, field)
-        return _for_downstream(head, self, stored.tags)
+        return _for_downstream(head, self, stored)
 
     def may_be_stored(self) -> bool:
         """Whether the response could be stored, as far as the request decides."""
@@ -356,7 +359,9 @@ class Debugged(CacheExchange, kw_only=True, eq=False):
         }
         text = ", ".join(f"{name}={quoted(value)}" for name, value in explanation.items() if value)
         names = [name for name in head.headers.names() if name.endswith("-cache-control")]
-        headers = head.headers.without("expires", "surrogate-control", DEBUG_FIELD, *names)
+        headers = head.headers.without(
+            "expires", "surrogate-control", "edge-control", DEBUG_FIELD, *names
+        )
         headers = headers.setting("cache-control", "private, no-store")
         return ResponseHead(head.status, headers.setting(DEBUG_FIELD, text))
 
@@ -369,34 +374,60 @@ def _with_status(head: ResponseHead, status: tuple[bytes, bytes]) -> ResponseHea
     return ResponseHead(head.status, headers.adding(status))
 
 
-def _for_downstream(head: ResponseHead, found: Found, tags: Iterable[str]) -> ResponseHead:
+def _for_downstream(head: ResponseHead, found: Found, stored: StoredResponse) -> ResponseHead:
     """Return the head of a response that is stored here as clients and other caches get it.
 
-    With the rule's own Cache-Control, and the tags by which a CDN finds it.
+    With the rule's own Cache-Control, and the tags by which a CDN finds it. A CDN that would send
+    it to other visitors than this cache does may not store it.
     """
-    rule, cdn = found.rule, found.context.cdn
+    rule, cdn, headers = found.rule, found.context.cdn, head.headers
+    most = None if head.status in {*SUCCESSFUL, 206} else stored.lifetime
     if rule.downstream is not None:
-        head = _with_downstream(head, rule)
-    if cdn is None or found.target.private:
-        return head
-    if rule.downstream_cdn is None and rule.forbids_downstream:
-        return head
-    tags = cdn.tags_of(found.target, rule, tags)
-    return ResponseHead(head.status, cdn.sent(head.headers, tags, rule.downstream_cdn))
+        control = _at_most(rule.downstream, most)
+        headers = headers.without("expires").setting("cache-control", control)
+    if rule.downstream is not None or cdn is not None:
+        headers = _naming_what_selects(headers, rule)
+    if cdn is not None and (rule.user is not None or not cdn.tells_apart(vary_fields(headers))):
+        headers = cdn.forbidden(headers)
+    elif cdn is not None and (rule.downstream_cdn is not None or not rule.forbids_downstream):
+        for_cdn = rule.downstream_cdn and _at_most(rule.downstream_cdn, most)
+        headers = cdn.sent(headers, cdn.tags_of(found.target, rule, stored.tags), for_cdn)
+    return head if headers is head.headers else ResponseHead(head.status, headers)
 
 
-def _with_downstream(head: ResponseHead, rule: CacheRule) -> ResponseHead:
-    """Return a head with the rule's Cache-Control.
+def _naming_what_selects(headers: Headers, rule: CacheRule) -> Headers:
+    """Return a response's fields with a Vary that names what its rule selects by.
 
-    Its Vary names what the rule selects by, which other caches cannot know otherwise.
+    Other caches cannot know that otherwise.
     """
-    headers = head.headers.without("expires").setting("cache-control", rule.downstream or "")
     selecting = [*rule.vary_headers, *(["Cookie"] if rule.vary_cookies else [])]
     named = vary_fields(headers)
-    if added := [name for name in selecting if name.lower() not in named and "*" not in named]:
-        before = headers.combined("vary")
-        headers = headers.setting("vary", ", ".join([before, *added] if before else added))
-    return ResponseHead(head.status, headers)
+    added = [name for name in selecting if name.lower() not in named and "*" not in named]
+    if not added:
+        return headers
+    before = headers.combined("vary")
+    return headers.setting("vary", ", ".join([before, *added] if before else added))
+
+
+_LIFETIME = re.compile(
+    r"\b((?:[a-z]+-)?max-?age|stale-while-revalidate|stale-if-error)"
+    r"\s*=\s*\"?(\d+)([smhd]?)\"?(?:\+\d+)?",
+    re.IGNORECASE,
+)
+"""A directive with seconds; Akamai's Edge-Control also has units, Surrogate-Control two numbers."""
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _at_most(control: str, seconds: float | None) -> str:
+    """Return directives with no lifetime above these seconds; None for no bound."""
+    if seconds is None:
+        return control
+    most = floor(seconds)
+
+    def bounded(found: re.Match[str]) -> str:
+        return f"{found[1]}={min(int(found[2]) * _UNITS[found[3].lower()], most)}"
+
+    return _LIFETIME.sub(bounded, control)
 
 
 # --- Forwarding and storing ---------------------------------------------------------------------
@@ -504,7 +535,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
             self._finish_body()
         elif length is None and head.status not in WITHOUT_BODY:  # it streams, perhaps for ever
             self.resolve(NotShared.UNSHAREABLE)
-        sent = _for_downstream(head, found, planned.stored.tags)
+        sent = _for_downstream(head, found, planned.stored)
         return self._sent(head, sent, stored=self._is_certain(planned))
 
     def chunk(self, data: bytes) -> None:

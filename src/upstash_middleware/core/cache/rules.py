@@ -80,10 +80,12 @@ class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
         etag: Whether a stored body without an ETag gets one, made from its bytes.
         downstream: The Cache-Control that clients and other caches get for what is stored here, in
             place of the response's own; under a rule with ``user`` it says ``private``. Fields and
-            cookies that the rule selects by are added to Vary.
+            cookies that the rule selects by are added to Vary. For an error, no lifetime in it is
+            longer than the error's own.
         downstream_cdn: What the CDN in front gets in place of Cache-Control for what is stored
             here, such as ``max-age=86400``, in the field that only this CDN reads:
-            ``Surrogate-Control`` with the setting ``cdn="fastly"``.
+            ``Surrogate-Control`` with the setting ``cdn="fastly"``. A CDN that ignores Vary gets
+            ``no-store`` if the response varies; an error has no longer lifetime than its own.
         deadline: Seconds that a call for these requests and the cache alone may take; None for the
             setting ``cache_deadline``.
 
