@@ -226,6 +226,7 @@ class Middleware:
             return
         outside = _cookies_outside(scope.get("app"), type(self))
         check_kept_cookies(self.runtime.settings, outside, "")
+        self.runtime.kept_cookies.update(outside)
         for index, rule in enumerate(self.runtime.settings.cache):
             bypassing = {sent.name for sent in rule.bypassed_by if sent.kind == "cookie"}
             for name, reader in outside.items():

@@ -156,6 +156,14 @@ class LogObserver:
                         exc_info=failure,
                         extra=_fields("UserCodeFailed", where="on_purge", error=failure),
                     )
+            case UserCodeFailed(where, failure) if where.startswith("cache["):
+                if self._is_news(where, type(failure).__name__):
+                    logger.error(
+                        "%s raised, so the request bypassed the cache",
+                        where,
+                        exc_info=failure,
+                        extra=_fields("UserCodeFailed", where=where, error=failure),
+                    )
             case UserCodeFailed(where, failure):
                 if self._is_news(where, type(failure).__name__):
                     logger.error(

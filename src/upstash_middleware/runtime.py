@@ -92,18 +92,21 @@ class Runtime:
         refreshes: bool = False,
         selects: Callable[[HTTPRequest], str | None] | None = None,
         keeps_sessions: bool = True,
+        kept_cookies: Mapping[str, str] | None = None,
     ) -> None:
         """Create the engine; no connection is opened.
 
         ``exempts`` tells which requests no limit counts, ``selects`` which stored response the
         framework selects (a part of the cache key); ``refreshes`` says that the adapter performs
         background revalidations, ``keeps_sessions`` that the engine keeps the sessions of the
-        setting, if any.
+        setting, if any. ``kept_cookies`` are cookies that no cache rule may ignore, each with the
+        setting of its name.
         """
         self.settings = settings
         self.features = features
         self.enabled: bool = settings.enabled
         self.selects = selects
+        self.kept_cookies: dict[str, str] = dict(kept_cookies or {})
         self.observe: Observer = _Observers(LogObserver(), settings.observers)
         self.late: set[Any] = set()
         """Tasks of event loops that settle charges made after their exchange was finished."""
@@ -215,6 +218,7 @@ class Runtime:
             refreshes=refreshes,
             selects=selects,
             keeps_sessions=keeps_sessions,
+            kept_cookies=kept,
         )
 
     def begin(
@@ -478,6 +482,7 @@ class Runtime:
                 ignore_cookies=settings.cache_ignore_cookies,
                 debug=settings.cache_debug,
                 directories=settings.purge_directories,
+                kept_cookies=self.kept_cookies,
             )
         return self._cache
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _QUERY_SAFE: Final = "%!$&'()*+,;=:@/?-._~[]"
 _DETAIL: Final = re.compile(r'; detail="((?:[^"\\]|\\.)*)"')
+_MEMBER: Final = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*")+')
+"""One cache's part of Cache-Status, whose texts may contain commas (RFC 9211)."""
+_ESCAPED: Final = re.compile(r"\\(.)")
 _PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -195,14 +198,8 @@ def _requests(
 
 def _result(request: _Request, answer: _Answer, *, again: bool) -> Warmed | None:
     """Return what a response says of itself; None if only another request can tell."""
-    ours = next(
-        (
-            part
-            for part in answer.cache_status.split(", ")
-            if part.startswith("upstash-middleware;")
-        ),
-        None,
-    )
+    members = (part.strip() for part in _MEMBER.findall(answer.cache_status))
+    ours = next((part for part in members if part.startswith("upstash-middleware;")), None)
     if ours is None:
         return Warmed(request.url, "not stored", "no cache rule covers it", answer.status)
     if ours.startswith("upstash-middleware; hit"):
@@ -210,7 +207,7 @@ def _result(request: _Request, answer: _Answer, *, again: bool) -> Warmed | None
     if "; stored" in ours:
         return Warmed(request.url, "stored", "", answer.status)
     if (detail := _DETAIL.search(ours)) is not None:
-        return Warmed(request.url, "not stored", detail[1], answer.status)
+        return Warmed(request.url, "not stored", _ESCAPED.sub(r"\1", detail[1]), answer.status)
     if "; collapsed" in ours or again:
         why = "" if "; collapsed" in ours else "the store failed, or its body may not be stored"
         return Warmed(request.url, "not stored" if why else "hit", why, answer.status)

@@ -235,7 +235,7 @@ def test_a_function_of_the_rule_that_raises_costs_the_response_nothing(name):
     assert (answer.status, answer.round_trips) == (200, 0)
     (event,) = site.events
     assert isinstance(event, UserCodeFailed)
-    assert event.where == "cache[0]"
+    assert event.where == f"cache[0].{name}"
 
 
 def test_a_rule_may_have_an_etag_made_for_bodies_without_one():

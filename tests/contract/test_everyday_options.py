@@ -310,7 +310,7 @@ def test_where_user_finds_nobody_that_is_the_reason(serve: Serve, caplog: pytest
     ("reply", "sent", "said"),
     [
         (Reply(b"", 200, (("set-cookie", "a=1"),)), (), "the response sets a cookie"),
-        (Reply(b"", 404), (), "set ttl={404: 60}"),
+        (Reply(b"", 404), (), "set ttl={200: 60, 404: 5}"),
         (Reply(b"x" * 9), (), "raise the rule's max_body"),
         (Reply([b"x" * 5, b"x" * 4]), (), "raise the rule's max_body"),
         (Reply(b""), (("authorization", "Bearer 1"),), "the request has Authorization"),

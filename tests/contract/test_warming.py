@@ -66,6 +66,14 @@ def test_each_url_is_reported_in_order_with_why_it_was_not_stored(serve: Serve):
     assert [each.is_stored for each in warmed] == [each == "stored" for each in outcomes]
 
 
+def test_the_reason_is_the_whole_one_with_its_commas(serve: Serve):
+    """As a request of a visitor with a cookie would get it in Cache-Status."""
+    served = serve(Shop(), CACHE)
+    (warmed,) = served.warm(f"{ORIGIN}/products/1", headers={"Cookie": "visitor=7"})
+    why = "request with cookies, and no Vary: Cookie"
+    assert (warmed.outcome, warmed.why) == ("not stored", why)
+
+
 def test_what_fails_does_not_keep_others_from_being_warmed(serve: Serve, backend: Any):
     """Where the framework answers with a 500, its status says so."""
     served = serve(Shop(), CACHE)

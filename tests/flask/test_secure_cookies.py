@@ -75,6 +75,20 @@ def test_a_page_is_not_stored_for_a_session_that_does_not_verify(client: FlaskCl
     assert visit(client, "") == ("hello stranger", "hit")
 
 
+def test_whoever_debugs_is_told_that_the_session_does_not_verify(upstash: LocalUpstash):
+    """As Cache-Status says without the secret, whatever the status of the page."""
+    app, secret = application("a key"), "d" * 32
+    app.config["UPSTASH_MIDDLEWARE"]["cache_debug"] = secret
+    middleware = CacheMiddleware(app)
+    fields = {"Cookie": "session=forged", "Upstash-Cache-Debug": secret}
+    for path in ("/hello", "/none"):
+        answer = app.test_client(use_cookies=False).get(path, headers=fields)
+        explained = answer.headers["Upstash-Cache-Debug"]
+        assert 'not-stored="the session cookie of the request is not valid' in explained
+        assert "ttl" not in explained
+    app.extensions["upstash_middleware"][middleware].runtime.close()
+
+
 def test_a_login_is_not_hidden_by_a_process_that_has_another_key(
     client: FlaskClient, upstash: LocalUpstash
 ):

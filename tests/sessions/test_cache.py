@@ -357,3 +357,24 @@ def test_no_stale_page_hides_the_exception_of_a_handler_that_has_saved_a_new_id(
     upstash.advance(5)
     fails.append(True)
     assert ada.get("/page").status_code == 500
+
+
+def test_whoever_debugs_is_told_that_the_page_depends_on_the_session(upstash: LocalUpstash):
+    """As Cache-Status says without the secret."""
+    app = Starlette(routes=Shop().routes)
+    secret = "d" * 32
+    app.add_middleware(
+        UpstashMiddleware,
+        default_limit=None,
+        sessions={"secret_key": SECRET},
+        cache=[RULE],
+        cache_debug=secret,
+        redis=upstash,
+    )
+    with TestClient(app, base_url="https://shop.example") as client:
+        client.get("/log_in?name=ada")
+        assert 'detail="it depends on the session"' in client.get("/hello").headers["cache-status"]
+        told = client.get("/hello", headers={"Upstash-Cache-Debug": secret}).headers
+        explained = told["upstash-cache-debug"]
+        assert 'not-stored="the handler has used the session; set user=' in explained
+        assert "ignore_cookies" not in explained

@@ -321,7 +321,13 @@ def adapted(runtime: Runtime, prefix: str | None, events: list[Event]) -> Runtim
         prefix=prefix or runtime.settings.prefix,
     )
     # All adapters can refresh stale responses in the background.
-    result = Runtime(settings, runtime.features, refreshes=True, selects=runtime.selects)
+    result = Runtime(
+        settings,
+        runtime.features,
+        refreshes=True,
+        selects=runtime.selects,
+        kept_cookies=runtime.kept_cookies,
+    )
     if runtime.sessions is not None:  # the framework may have made it in its own way
         sessions = result.sessions = copy(runtime.sessions)
         sessions.store = structs.replace(
@@ -427,6 +433,7 @@ def _find_django() -> Subject:
         from upstash_middleware.django.conf import (  # noqa: PLC0415
             SETTING,
             is_upstash_engine,
+            kept_cookies,
             mapping_set,
         )
         from upstash_middleware.django.middleware import Middleware  # noqa: PLC0415
@@ -439,7 +446,12 @@ def _find_django() -> Subject:
                 if isinstance(middleware, type) and issubclass(middleware, Middleware):
                     features |= middleware.features
         runtime = Runtime.of(
-            mapping_set(), features, source=SETTING, selects=localized, keeps_sessions=False
+            mapping_set(),
+            features,
+            source=SETTING,
+            selects=localized,
+            keeps_sessions=False,
+            kept_cookies=kept_cookies(),
         )
         if is_upstash_engine(settings.SESSION_ENGINE):
             from upstash_middleware.django.sessions import sessions_of  # noqa: PLC0415

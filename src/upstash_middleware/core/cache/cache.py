@@ -73,9 +73,9 @@ from upstash_middleware.core.cache.http.fields import (
 )
 from upstash_middleware.core.cache.http.no_vary_search import Variation, variation_of
 from upstash_middleware.core.cache.http.reuse import Use, current_age
-from upstash_middleware.core.cache.http.storing import Plan
+from upstash_middleware.core.cache.http.storing import Candidate, Plan, plan
 from upstash_middleware.core.cache.keys import Names, keyed
-from upstash_middleware.core.cache.reasons import FirstReasons, cookie_names, reason_of
+from upstash_middleware.core.cache.reasons import Reasons, cookie_advice, reason_of
 from upstash_middleware.core.cache.redis_store import read_scripts
 from upstash_middleware.core.cache.rules import profile_named
 from upstash_middleware.core.cache.store import (
@@ -100,10 +100,10 @@ from upstash_middleware.events import (
     hears,
     ignored_by,
 )
-from upstash_middleware.messages import LONGEST_VALUE, Headers, has_body
+from upstash_middleware.messages import LONGEST_VALUE, Headers, ResponseHead, has_body
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from upstash_middleware.core.cache.entries import StoredResponse
     from upstash_middleware.core.cache.http.directives import Directives
@@ -211,6 +211,7 @@ class Cache(Part):
         ignore_cookies: Sequence[str] | None = None,
         debug: str | None = None,
         directories: bool = False,
+        kept_cookies: Mapping[str, str] | None = None,
         randomness: Callable[[int], bytes] = urandom,
     ) -> None:
         """Make a cache; nothing is sent to Upstash, and ``secret`` is not called, before a request.
@@ -220,7 +221,8 @@ class Cache(Part):
         selects its response (None if that is unknown), and with ``background_refresh`` the caller
         carries out the ``refresh`` of exchanges. ``remember`` is the number of resources whose Vary
         and tags are remembered; ``max_keep`` is the longest lifetime of an entry in seconds;
-        ``directories`` says whether directories and rules can be purged.
+        ``directories`` says whether directories and rules can be purged; ``kept_cookies`` are those
+        that no rule may ignore, each with the setting of its name.
         """
         read_scripts("lock", "soften", "store", "supersede")
         self._rules = tuple(rules)
@@ -267,7 +269,7 @@ class Cache(Part):
             groups,
             None if cdn is None else CDNS[cdn],
             StoredErrors(clock),
-            FirstReasons(self._rules, observe, clock),
+            Reasons(self._rules, kept_cookies or {}, observe, clock),
             Variations(),
             self._canonical_target,
         )
@@ -566,7 +568,7 @@ class Cache(Part):
         except ConfigurationError:  # credentials are missing
             raise
         except Exception as error:  # noqa: BLE001 - it is the application's code
-            self._emit(UserCodeFailed(self._setting(resource), error))
+            self._emit(UserCodeFailed(_functions(self._setting(resource), resource.rule), error))
             return "a function of the rule failed"
 
     async def _call_user_code(self, resource: _Resource, request: HTTPRequest) -> Target | str:
@@ -706,12 +708,17 @@ class Cache(Part):
             raise
         except Exception as error:  # noqa: BLE001 - it is the application's code
             target = f"a function of the rule raised {type(error).__name__}: {error}"
+            if request.native is None:
+                target += (
+                    "; request.native, the framework's own request, is None here, so a function "
+                    "that reads it works only in the application: see cache_debug"
+                )
         if isinstance(target, str):
             return CacheExplanation("bypass", target, setting)
         request = _as_forwarded(resource, request)
         explanation = await self._explain(resource, request, target)
         no_user = resource.rule.user is not None and not target.private
-        explanation = _advised(explanation, resource, request, no_user=no_user)
+        explanation = self._advised(explanation, resource, request, target, no_user=no_user)
         cdn = self._context.cdn
         if cdn is not None and not target.private:
             cdn_tags = cdn.tags_of(target, resource.rule, explanation.tags)
@@ -741,46 +748,75 @@ class Cache(Part):
             explanation = replace(explanation, no_vary_search=other.no_vary_search)
         return explanation
 
+    def _advised(
+        self,
+        explanation: CacheExplanation,
+        resource: _Resource,
+        request: HTTPRequest,
+        target: Target,
+        *,
+        no_user: bool,
+    ) -> CacheExplanation:
+        """Add what would turn a miss into a hit, as far as the request shows that."""
+        rule, why, advice = resource.rule, explanation.why, ""
+        varies = explanation.outcome == "vary-miss"
+        if explanation.status is not None or not (varies or why == NOTHING_STORED):
+            return explanation
+        case = self._context.reasons.case(rule, 200, request.headers)
+        if varies and "cookie" in explanation.vary and "cookie" in request.headers:
+            each = cookie_advice(case, each_has_its_own=True)
+            advice = f"each Cookie field has its own response: {each}"
+        detail = self._refused(resource, request, target, explanation.vary)
+        reason = reason_of(detail, case, no_user=no_user)
+        if reason.kind == "lifetime":
+            why += "; the rule has no ttl, so only responses that state their own are stored"
+            advice = advice or (
+                "set ttl=60, or send Cache-Control: max-age=60; neither helps a response that says "
+                "private or no-store"
+            )
+        elif reason.kind == "cookies":
+            why += (
+                f"; the response to this request is not stored without Vary: Cookie: {reason.why}"
+            )
+            advice = reason.advice
+        elif detail:
+            why += f"; the response to this request is not stored: {reason.why}"
+            advice = reason.advice
+        elif not varies:
+            advice = (
+                "if it was requested, see detail in its Cache-Status and the log's line about this "
+                "rule, or render it with upstash-middleware cache warm"
+            )
+        if no_user and "user=" not in why:
+            why += "; the function of user= returned no user for this request"
+        return replace(explanation, why=why, advice=advice)
 
-def _advised(
-    explanation: CacheExplanation, resource: _Resource, request: HTTPRequest, *, no_user: bool
-) -> CacheExplanation:
-    """Add what would turn a miss into a hit, as far as the request shows that."""
-    has_cookies, rule, why = "cookie" in request.headers, resource.rule, explanation.why
-    names = cookie_names(request.headers)
-    setting = f"ignore_cookies=({names},)" if names else "ignore_cookies"
-    is_anonymous = rule.user is None or no_user
-    if explanation.outcome == "vary-miss" and "cookie" in explanation.vary and has_cookies:
-        advice = (
-            f"each Cookie field has its own response: set {setting} for cookies on "
-            "which the page does not depend, or vary_cookies and narrow_vary_cookie=True for those "
-            "on which it does"
+    def _refused(
+        self, resource: _Resource, request: HTTPRequest, target: Target, vary: tuple[str, ...]
+    ) -> str:
+        """Return why a plain response to a request would not be stored; empty if it would."""
+        context = resource.context
+        now = context.store.clock.wall()
+        candidate = Candidate(
+            request,
+            resource.rule,
+            context.store.profile,
+            ResponseHead(200, Headers()),
+            NO_DIRECTIVES,
+            tuple(name.partition("=")[0] for name in vary),
+            now,
+            context.fields,
+            target.private,
+            context.has_groups,
         )
-    elif explanation.why != NOTHING_STORED:
-        return explanation
-    elif has_cookies and rule.vary_cookies is None and is_anonymous:
-        detail = "request with cookies, and no Vary: Cookie"
-        reason = reason_of(detail, 200, request.headers, no_user=no_user)
-        why += f"; the response to this request is not stored without Vary: Cookie: {reason.why}"
-        advice = reason.advice
-    elif "authorization" in request.headers and is_anonymous:
-        detail = "request with Authorization"
-        reason = reason_of(detail, 200, request.headers, no_user=no_user)
-        why, advice = f"{why}; {reason.why}", reason.advice
-    elif rule.ttl_for(200) is None:
-        why += "; the rule has no ttl, so only responses that state their own freshness are stored"
-        advice = (
-            "set ttl=60, or send Cache-Control: max-age=60; neither helps a response that says "
-            "private or no-store"
-        )
-    else:
-        advice = (
-            "if it was requested, see detail in its Cache-Status and the log's line about this "
-            "rule, or render it with upstash-middleware cache warm"
-        )
-    if no_user and "user=" not in why:
-        why += "; the function of user= returned no user for this request"
-    return replace(explanation, why=why, advice=advice)
+        planned = plan(candidate, now, context.grace, target.tags)
+        return planned if isinstance(planned, str) else ""
+
+
+def _functions(setting: str, rule: CacheRule) -> str:
+    """Return the settings of a rule's functions, of which one has raised."""
+    names = [name for name in ("bypass", "user") if callable(getattr(rule, name))]
+    return " or ".join(f"{setting}.{name}" for name in names)
 
 
 def _as_forwarded(resource: _Resource, request: HTTPRequest) -> HTTPRequest:

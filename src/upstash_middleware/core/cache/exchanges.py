@@ -27,7 +27,6 @@ from msgspec.structs import replace
 
 from upstash_middleware.core.cache import keys
 from upstash_middleware.core.cache.entries import ABSENT
-from upstash_middleware.core.cache.explanation import NOTHING_STORED
 from upstash_middleware.core.cache.http import directives, reuse, storing
 from upstash_middleware.core.cache.http.directives import NO_DIRECTIVES
 from upstash_middleware.core.cache.http.fields import shows_any
@@ -67,7 +66,7 @@ if TYPE_CHECKING:
     from upstash_middleware.core.cache.http.directives import Directives
     from upstash_middleware.core.cache.http.fields import KnownFields
     from upstash_middleware.core.cache.http.no_vary_search import Variation
-    from upstash_middleware.core.cache.reasons import FirstReasons
+    from upstash_middleware.core.cache.reasons import Reasons
     from upstash_middleware.core.cache.rules import CacheRule
     from upstash_middleware.core.cache.store import Lookup, Store, Target
     from upstash_middleware.core.clock import Clock
@@ -119,7 +118,7 @@ class Context(Struct, frozen=True):
     cdn: CDN | None
     """The CDN in front, if the application has said which."""
     errors: StoredErrors
-    reasons: FirstReasons
+    reasons: Reasons
     variations: Variations
     canonical: Callable[[HTTPRequest, Target, Variation], Target]
     """Returns the target of the canonical form of a request's URL, from that of the URL."""
@@ -329,6 +328,12 @@ class Debugged(CacheExchange, kw_only=True, eq=False):
     def unseen(self, *, certainly: bool) -> None:
         self.within.unseen(certainly=certainly)
 
+    def forbid(self, why: str, *, client_left: bool) -> None:
+        self.within.forbid(why, client_left=client_left)
+
+    def forbid_sharing(self, *, sets_cookie: bool) -> None:
+        self.within.forbid_sharing(sets_cookie=sets_cookie)
+
     def release(self) -> Flow[None] | None:
         return self.within.release()
 
@@ -345,8 +350,8 @@ class Debugged(CacheExchange, kw_only=True, eq=False):
         reason, advice = explained.why, explained.advice
         if isinstance(within, Bypassed):
             reason = within.detail
-        if isinstance(within, Miss) and reason.startswith(NOTHING_STORED):
-            reason, advice = NOTHING_STORED, ""  # the response says more than the request
+        if isinstance(within, Miss) and explained.status is None:
+            reason, advice = reason.partition("; ")[0], ""  # the response says more
         if explained.outcome == "hit" and within.outcome != "hit":
             reason = "it was stored meanwhile"
         explanation = {
@@ -456,6 +461,8 @@ class Miss(CacheExchange, kw_only=True, eq=False):
     """Whether the client's conditions are evaluated here instead of by the application."""
     forbidden: str = ""
     """Why the adapter forbids storing the response."""
+    is_debugged: bool = False
+    """Whether the client debugs the cache, so that the response is for it alone."""
     unshared: NotShared | None = None
     """Why the response is not shared with those who wait."""
     sets_cookie: bool = False
@@ -577,20 +584,20 @@ class Miss(CacheExchange, kw_only=True, eq=False):
 
     def debug(self) -> None:
         """Neither store nor share the response, since the client debugs the cache."""
-        self.forbid(_DEBUGGED, client_left=True)
+        self.is_debugged = True
+        self.resolve(NotShared.INTERRUPTED)
 
     def refusal(self, head: ResponseHead) -> str:
         """Return why the response would not be stored if its client did not debug the cache."""
-        found, forbidden = self.found, self.forbidden
-        self.forbidden = "" if forbidden == _DEBUGGED else forbidden
-        planned = self.plan(found.request, head)
-        self.forbidden = forbidden
+        found = self.found
+        planned = self._planned(found.request, head)
         if isinstance(planned, Plan):
             is_large = (content_length(head.headers) or 0) > found.context.max_body
             planned = self._too_large if is_large else ""
         if not planned:
             return ""
-        reason = reason_of(planned, head.status, found.request.headers, no_user=found.has_no_user)
+        case = found.context.reasons.case(found.rule, head.status, found.request.headers)
+        reason = reason_of(planned, case, no_user=found.has_no_user)
         return f"{reason.why}; {reason.advice}" if reason.advice else reason.why
 
     def resolve(self, result: Shared | NotShared) -> None:
@@ -602,6 +609,10 @@ class Miss(CacheExchange, kw_only=True, eq=False):
 
     def plan(self, request: HTTPRequest, head: ResponseHead) -> Plan | str:
         """Return what to store of a response with this head, or the reason why nothing is."""
+        planned = self._planned(request, head)
+        return _DEBUGGED if self.is_debugged else planned
+
+    def _planned(self, request: HTTPRequest, head: ResponseHead) -> Plan | str:
         if self.forbidden:
             return self.forbidden
         found, context = self.found, self.found.context

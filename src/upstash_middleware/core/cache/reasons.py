@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from msgspec import Struct
 
 from upstash_middleware.core.cache.http.directives import is_token
+from upstash_middleware.core.cache.rules import SUCCESSFUL
 from upstash_middleware.events import CacheNotStored
 
 if TYPE_CHECKING:
@@ -43,65 +44,141 @@ _INTENDED = frozenset({"no-store", "private", "stale"})
 """What a response says itself, so that nothing suggests that it should be stored."""
 
 
-def reason_of(detail: str, status: int, headers: Headers, *, no_user: bool = False) -> Reason:
+def reason_of(detail: str, case: Case, *, no_user: bool = False) -> Reason:
     """Return the reason that a ``detail`` of Cache-Status stands for.
 
     Args:
         detail: why the response was not stored, as in Cache-Status.
-        status: the response's status.
-        headers: the request's header fields, without the ignored cookies.
+        case: its status, its request and its rule.
         no_user: whether the rule has ``user=``, and that has found no user.
     """
     known = _kind_of(detail)
     if known is None:
         return Reason("other", detail)
     kind, found, make = known
-    why, advice = make(found, status, headers)
+    why, advice = make(found, case)
     if no_user and kind in _OF_USERS:
         why = f"the function of user= returned no user for this request, and {why}"
         advice = "if the request has a user, return its id from the function of user="
     return Reason(kind, why, advice)
 
 
-def cookie_names(headers: Headers) -> str:
-    """Return a few names of a request's cookies, as they are written in a setting.
+class Case(NamedTuple):
+    """What a reason is about."""
+
+    status: int
+    """The response's."""
+    headers: Headers
+    """The request's header fields, without the ignored cookies."""
+    rule: CacheRule
+    kept: Mapping[str, str]
+    """The cookies that no rule may ignore, each with the setting of its name."""
+
+
+def cookie_advice(case: Case, *, each_has_its_own: bool = False) -> str:
+    """Return what to set for a request's cookies, by what each of them is.
+
+    Args:
+        case: the request.
+        each_has_its_own: whether there is a response for each Cookie field.
+    """
+    names, kept = cookie_names(case.headers), {unprefixed(n): s for n, s in case.kept.items()}
+    of = {name: kept.get(unprefixed(name), "") for name in names}
+    others = _listed([name for name in names if not of[name]])
+    languages = _listed([name for name in names if of[name] == _LANGUAGE])
+    tokens = _listed([name for name in names if of[name] == _CSRF])
+    sessions = _listed([name for name in names if of[name] not in {"", _LANGUAGE, _CSRF}])
+    advice = []
+    if sessions:
+        advice.append(
+            f"for the session ({sessions}), set user= for a response for each user, or keep these "
+            "pages out of the cache"
+        )
+    if languages or tokens:
+        chosen = f"({languages},)" if languages else "()"
+        advice.append(
+            f"set vary_cookies={chosen} if views and templates read no other cookie themselves; "
+            "Django adds Vary: Cookie where a page uses the session or a CSRF token"
+        )
+    if others or not names:
+        setting = f"ignore_cookies=({others},)" if others else "ignore_cookies"
+        if each_has_its_own:
+            advice.append(
+                f"set {setting} for cookies on which the page does not depend, or vary_cookies and "
+                "narrow_vary_cookie=True for those on which it does"
+            )
+        elif advice:
+            advice.append(f"if the page does not depend on the others, set {setting}")
+        else:
+            advice.append(
+                f"if it does not, set {setting}; name those on which it depends in vary_cookies"
+            )
+    return "; ".join(advice)
+
+
+_LANGUAGE, _CSRF = "LANGUAGE_COOKIE_NAME", "CSRF_COOKIE_NAME"
+"""Django's settings for the cookies that are not those of sessions."""
+
+
+def unprefixed(name: str) -> str:
+    """Return a cookie's name without the prefix that it has over HTTPS."""
+    return name.removeprefix("__Host-").removeprefix("__Secure-")
+
+
+def cookie_names(headers: Headers) -> list[str]:
+    """Return the names of a request's cookies that can be written in a setting.
 
     Names that are not tokens, or too long, are left out: nobody should copy them into a setting.
     """
     pairs = [pair for line in headers.lines("cookie") for pair in line.split(";")]
     names = dict.fromkeys(pair.partition("=")[0].strip() for pair in pairs)
-    known = [name for name in names if is_token(name) and len(name) <= _LONGEST_COOKIE]
-    return ", ".join(map(repr, known[:_MOST_COOKIES]))
+    return [name for name in names if is_token(name) and len(name) <= _LONGEST_COOKIE]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return a few names as they are written in a setting."""
+    return ", ".join(map(repr, names[:_MOST_COOKIES]))
 
 
 _Made = tuple[str, str]
-_Make = Callable[[re.Match[str], int, "Headers"], _Made]
+_Make = Callable[[re.Match[str], Case], _Made]
 
 
-def _cookies(_found: re.Match[str], _status: int, headers: Headers) -> _Made:
-    names = cookie_names(headers)
+def _cookies(_found: re.Match[str], case: Case) -> _Made:
+    names = _listed(cookie_names(case.headers))
     sent = f"cookies ({names})" if names else "cookies"
-    setting = f"ignore_cookies=({names},)" if names else "ignore_cookies"
     return (
         (
             f"the request has {sent}, and neither the response's Vary nor the rule says whether "
             "the page depends on them"
         ),
-        f"if it does not, set {setting}; name those on which it depends in vary_cookies",
+        cookie_advice(case),
     )
 
 
-def _no_lifetime(_found: re.Match[str], status: int, _headers: Headers) -> _Made:
-    return (
-        (
-            f"neither the response nor the rule says for how long a response with status {status} "
-            "is fresh"
-        ),
-        f"set ttl={{{status}: 60}}, or send Cache-Control: max-age=60",
-    )
+_WORTH_STORING = SUCCESSFUL | {302, 307, 404, 410}
+"""The statuses for which a ttl is suggested; another one says that something is wrong."""
 
 
-def _credentials(found: re.Match[str], _status: int, _headers: Headers) -> _Made:
+def _no_lifetime(_found: re.Match[str], case: Case) -> _Made:
+    status, ttl = case.status, case.rule.ttl
+    why = f"neither the response nor the rule says for how long a response with status {status} "
+    if status not in _WORTH_STORING:
+        return f"{why}is fresh", ""
+    if ttl is None and status in SUCCESSFUL:
+        return f"{why}is fresh", "set ttl=60, or send Cache-Control: max-age=60"
+    by_status = ttl if isinstance(ttl, Mapping) else {} if ttl is None else {200: ttl}
+    by_status = {**by_status, status: 60 if status in SUCCESSFUL else 5}
+    text = ", ".join(f"{key}: {_number(cast('float', each))}" for key, each in by_status.items())
+    seconds = by_status[status]
+    return f"{why}is fresh", f"set ttl={{{text}}}, or send Cache-Control: max-age={seconds}"
+
+
+def _number(seconds: float) -> str:
+    return str(int(seconds)) if seconds == int(seconds) else str(seconds)
+
+
+def _credentials(found: re.Match[str], _case: Case) -> _Made:
     return (
         f"the request has {found[1]}, so the response may be its user's own",
         (
@@ -112,7 +189,7 @@ def _credentials(found: re.Match[str], _status: int, _headers: Headers) -> _Made
 
 
 def _said(why: str, advice: str = "") -> _Make:
-    return lambda _found, _status, _headers: (why, advice)
+    return lambda _found, _case: (why, advice)
 
 
 _KINDS: Sequence[tuple[str, str, _Make]] = (
@@ -197,6 +274,11 @@ _KINDS: Sequence[tuple[str, str, _Make]] = (
             "send a longer max-age, or no freshness, so that the rule's ttl counts",
         ),
     ),
+    (
+        "method",
+        "only responses to GET",
+        _said("only responses to GET are stored", "request it with GET"),
+    ),
     ("Vary", r"Vary: \*", _said("the response says Vary: *, so that no request selects it")),
 )
 
@@ -215,19 +297,28 @@ _PATHS = 3
 """How many paths of each rule and reason are reported in an hour."""
 
 
-class FirstReasons:
-    """Emits the first responses of each rule that were not stored for each reason, in each hour.
+class Reasons:
+    """Why responses are not stored.
 
-    Those of a few paths, so that one odd request does not use up the report of its rule.
+    It emits the first of each rule that were not stored for each reason, in each hour: those of a
+    few paths, so that one odd request does not use up the report of its rule.
     """
 
-    def __init__(self, rules: Sequence[CacheRule], emit: Observer, clock: Clock) -> None:
+    def __init__(
+        self, rules: Sequence[CacheRule], kept: Mapping[str, str], emit: Observer, clock: Clock
+    ) -> None:
+        """``kept`` are the cookies that no rule may ignore, each with the setting of its name."""
         self._settings = {id(rule): f"cache[{index}]" for index, rule in enumerate(rules)}
+        self._kept = kept
         self._emit = emit
         self._clock = clock
         self._known: dict[tuple[int, str], tuple[float, frozenset[str]]] = {}
         """Until when, and for which paths, by rule and kind."""
         self._lock = threading.Lock()
+
+    def case(self, rule: CacheRule, status: int, headers: Headers) -> Case:
+        """Return what a reason is about, by the status and the request's header fields."""
+        return Case(status, headers, rule, self._kept)
 
     def note(
         self, rule: CacheRule, detail: str, status: int, request: HTTPRequest, *, no_user: bool
@@ -236,7 +327,7 @@ class FirstReasons:
         known = _kind_of(detail)
         if known is None or not self._is_news((id(rule), known[0]), request.path):
             return
-        reason = reason_of(detail, status, request.headers, no_user=no_user)
+        reason = reason_of(detail, self.case(rule, status, request.headers), no_user=no_user)
         advice = reason.advice
         # A rule without a ttl is for responses that state their own freshness.
         if reason.kind in _INTENDED or (rule.ttl is None and reason.kind == "lifetime"):
