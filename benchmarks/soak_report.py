@@ -125,7 +125,7 @@ def violations(soaked: Soaked, *, slack: float = SLACK) -> list[str]:
             found.append(f"{most} passed {path} within {WINDOW:g} s, {bound} at most were to")
     slowest = quantile(seen.durations(), 0.999)
     if slowest > DEADLINE + slack:
-        found.append(f"p99.9 is {slowest:.3f} s")
+        found.append(f"one request in a thousand took {slowest:.3f} s or longer")
     for worker, (first, last) in lives(soaked).items():
         if last.kilobytes - first.kilobytes > FLAT_KB:
             found.append(f"worker {worker} grew by {last.kilobytes - first.kilobytes} kB")
@@ -221,7 +221,9 @@ def report(soaked: Soaked) -> str:
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     broken = violations(soaked)
-    verdict = "\n".join(f"- {one}" for one in broken) or "None of the failures above happened."
+    verdict = "None of the failures above happened."
+    if broken:
+        verdict = "Of the failures above, these happened:\n\n" + "\n".join(f"- {one}" for one in broken)
     heading = _HEADING.format(
         closed=CLOSED_QUOTA,
         local=LOCAL_QUOTA,

@@ -58,7 +58,7 @@ assert codes("/profile", 4) == [200, 200, 200, 429]
 client.force_login(bob)
 assert client.get("/profile").content == b"bob"
 """,
-    "Slow down password guessing": """
+    "Limit login attempts": """
 from pathlib import Path
 Path("login.html").write_text("<form>{{ form }}</form>")
 

@@ -90,7 +90,7 @@ def test_only_failed_logins_count() -> None:
         form = {"username": name, "password": password}
         return client.post("/login", data=form).status_code
 
-    with shop("Slow down password guessing") as (_, client):
+    with shop("Limit login attempts") as (_, client):
         assert [log_in(client, "ada", "correct horse") for _ in range(7)] == [200] * 7
         assert [log_in(client, "ada", "x") for _ in range(6)] == [401] * 5 + [429]
         assert log_in(client, "ada", "correct horse") == 429
@@ -290,7 +290,7 @@ def test_in_flask_only_failed_logins_count() -> None:
         form = {"username": name, "password": password}
         return client.post("/login", data=form).status_code
 
-    with flask_shop("Slow down password guessing") as (_, client):
+    with flask_shop("Limit login attempts") as (_, client):
         assert [log_in(client, "ada", "correct horse") for _ in range(7)] == [200] * 7
         assert [log_in(client, "ada", "x") for _ in range(6)] == [401] * 5 + [429]
         assert log_in(client, "bob", "correct horse") == 200
