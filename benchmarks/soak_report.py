@@ -223,7 +223,8 @@ def report(soaked: Soaked) -> str:
     broken = violations(soaked)
     verdict = "None of the failures above happened."
     if broken:
-        verdict = "Of the failures above, these happened:\n\n" + "\n".join(f"- {one}" for one in broken)
+        happened = "\n".join(f"- {one}" for one in broken)
+        verdict = f"Of the failures above, these happened:\n\n{happened}"
     heading = _HEADING.format(
         closed=CLOSED_QUOTA,
         local=LOCAL_QUOTA,

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 TESTED_ELSEWHERE = {
     "README.md": "tests/test_readme.py",
     "docs/local.md": "tests/local/test_docs.py",
-    "docs/platforms.md": "examples/platforms/aws_lambda/test_app.py",
 }
 PYTHON = [block for page in PAGES for block in blocks(page) if block.language == "python"]
 APPLICATIONS = [
