@@ -934,8 +934,8 @@ def limit(  # noqa: PLR0913 - the fields of a rule
         cost: The units that a request takes, or a function of the request that returns them.
             Default 1.
         when: A function of the request that returns whether the limit applies; None for always.
-        allow: Networks and identities that pass uncounted: ``10.0.0.0/8``, ``user=7``, ``alice``.
-        deny: Networks and identities that get a 403.
+        allow: Networks and identifiers that pass uncounted: ``10.0.0.0/8``, ``user=7``, ``alice``.
+        deny: Networks and identifiers that get a 403.
         shadow: Whether to report denials only, and to deny nothing. Default False.
         shared_prefix: The prefix of an ``upstash_ratelimit``, in Python or JavaScript, whose
             counters this limit uses; None for its own.

@@ -294,8 +294,8 @@ class _Limiter:
             on_error: If Upstash is unreachable: ``"open"`` lets the call pass, ``"closed"`` denies
                 it, ``"local"`` counts in this process. Default ``"open"``.
             bucket: Rules and limiters with one bucket share their counters.
-            allow: Networks and identities that pass uncounted: ``10.0.0.0/8``, ``user=7``.
-            deny: Networks and identities that are denied.
+            allow: Networks and identifiers that pass uncounted: ``10.0.0.0/8``, ``user=7``.
+            deny: Networks and identifiers that are denied.
             shadow: Whether to report denials only, and to deny nothing. Default False.
             shared_prefix: The prefix of an ``upstash_ratelimit``, in Python or JavaScript, whose
                 counters it uses; None for its own.

@@ -200,8 +200,8 @@ class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
             free: such a request is not checked or charged later; under a rule with ``settle`` it
             takes 1.
         when: A function of the request that restricts further which requests are covered.
-        allow: Networks and identities that pass uncounted: ``10.0.0.0/8``, ``user=7``, ``alice``.
-        deny: Networks and identities that get a 403.
+        allow: Networks and identifiers that pass uncounted: ``10.0.0.0/8``, ``user=7``, ``alice``.
+        deny: Networks and identifiers that get a 403.
         shadow: Only report: stop nothing, and let the rules after it apply as if it were not there.
         shared_prefix: Count on the keys of an upstash-ratelimit with this prefix, in Python or
             JavaScript; for fixed and sliding windows.
@@ -291,7 +291,7 @@ class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
 
     @cached_property
     def allowed(self) -> IdentityList:
-        """The networks and identities of ``allow``."""
+        """The networks and identifiers of ``allow``."""
         return _identity_list(self, "allow")
 
     @cached_property
