@@ -88,7 +88,7 @@ from django.contrib.auth.models import User  # noqa: E402
 from django.contrib.auth.signals import user_logged_in  # noqa: E402
 from django.core.management import call_command  # noqa: E402
 from django.http import HttpResponse, HttpResponseRedirect  # noqa: E402
-from django.test import AsyncClient, Client  # noqa: E402
+from django.test import AsyncClient, Client, override_settings  # noqa: E402
 from django.urls import path  # noqa: E402
 
 
@@ -111,6 +111,17 @@ def who(request: Any) -> HttpResponse:
     return HttpResponse(request.user.username or "nobody")
 
 
+def overtaken(request: Any) -> HttpResponse:
+    """Another request renews the login between the loading of the session and its use here."""
+    browser = Client()
+    browser.cookies["sessionid"] = request.COOKIES["sessionid"]
+    assert browser.get("/who").cookies["sessionid"].value, "the other request renews it"
+    shown = HttpResponse(request.user.username or "nobody")
+    if request.GET:
+        request.session.update(request.GET.dict())
+    return shown
+
+
 def log_out(request: Any) -> HttpResponse:
     logout(request)
     return HttpResponse("bye")
@@ -126,10 +137,11 @@ def bind_session(request: Any) -> HttpResponse:
     return HttpResponse("bound")
 
 
+VIEWS = (log_in, alog_in, me, who, overtaken, log_out, alog_out)
 urlpatterns = [
     path("bind", bind_session),
     path("admin/", admin.site.urls),
-    *(path(view.__name__, view) for view in (log_in, alog_in, me, who, log_out, alog_out)),
+    *(path(view.__name__, view) for view in VIEWS),
 ]
 
 
@@ -196,6 +208,19 @@ def test_a_login_keeps_what_an_anonymous_visitor_stored_and_another_user_does_no
     browser.get("/log_in?name=grace")
     assert "cart" not in browser.session
     assert browser.get("/who").content == b"grace"
+
+
+def test_of_two_requests_that_renew_a_login_under_a_new_key_one_sets_the_cookie(
+    upstash: LocalUpstash,
+) -> None:
+    for query, status in (("", 200), ("?cart=7", 400)):
+        browser = Client()
+        browser.get("/log_in?name=ada")
+        with override_settings(SECRET_KEY="the new one", SECRET_KEY_FALLBACKS=[settings.SECRET_KEY]):
+            page = browser.get(f"/overtaken{query}")
+            assert page.status_code == status, "what cannot be saved is not confirmed"
+            assert "sessionid" not in page.cookies, "the browser keeps that of the other response"
+            assert query or page.content == b"ada"
 
 
 def test_an_outage_logs_nobody_out(upstash: LocalUpstash) -> None:

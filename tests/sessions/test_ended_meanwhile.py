@@ -74,3 +74,56 @@ def test_to_end_another_user_s_sessions_does_not_save_a_login_from_revocation(si
 
     browser.does(change, "/sync")
     assert browser.entries() == {}
+
+
+@pytest.mark.parametrize("path", ["/", "/sync"])
+def test_of_two_requests_that_change_the_id_one_sets_the_cookie(site: Site, path: str) -> None:
+    """The browser would otherwise replace the cookie of the session by that of an empty one."""
+    browser = site.browser()
+    browser.sets(user="ada")
+    other = browser.like()
+
+    def change(session: Any) -> None:
+        assert session["user"] == "ada"
+        other.does(lambda own: own.regenerate())
+        session.regenerate()
+
+    response = browser.does(change, path)
+    assert response.status_code == 200
+    assert "set-cookie" not in response.headers
+    assert other.entries() == {"user": "ada"}
+
+
+def test_no_cookie_is_set_of_an_id_that_was_changed_after_a_save(site: Site) -> None:
+    browser = site.browser()
+    browser.sets(user="ada")
+    site.upstash.advance(3 * 86400)  # the next save sends the cookie again
+    other = browser.like()
+
+    def change(session: Any) -> None:
+        session["seen"] = 1
+        session.save_sync()
+        other.does(lambda own: own.regenerate())
+        session["seen"] = 2
+
+    assert "set-cookie" not in browser.does(change, "/sync").headers
+    assert other.entries() == {"user": "ada", "seen": 1}
+
+
+def test_what_is_written_after_an_id_could_not_be_changed_goes_into_a_new_session(
+    site: Site,
+) -> None:
+    browser = site.browser()
+    browser.sets(cart=[7])
+    other = browser.like()
+
+    def log_in(session: Any) -> None:
+        assert session["cart"] == [7]
+        other.does(lambda own: own.clear())
+        session.regenerate()
+        session.save_sync()
+        assert dict(session) == {}
+        session["user"] = "ada"
+
+    browser.does(log_in, "/sync")
+    assert browser.entries() == {"user": "ada"}

@@ -995,6 +995,8 @@ UNAVAILABLE: Final = Response(
 """What is sent where a login or logout did not happen."""
 
 
+ENDED_MEANWHILE: Final = "the session was ended meanwhile"
+"""Why something was not saved: another request has ended the session, or given it another id."""
 _ANSWERED = UpstashAnswered("session load")
 _UNCHANGEABLE = frozenset({str, int, float, bool, bytes, NoneType, datetime, UUID})
 """Types of values that cannot have changed after they were read."""
@@ -1186,6 +1188,8 @@ class Sessions(Part):
             is_replaced = new is None
             if new is None:  # it has ended meanwhile: go on with what this request has written
                 entries = {**entries, **self._set_entries(session)}
+                if not entries and user is None:  # the client keeps the cookie of what ended it
+                    return _Written("regenerated", None, None, entries, is_replaced=True)
                 new = await store.start(entries, user=user)
             if new is None:
                 raise UnexpectedAnswer("a new session was not created")
@@ -1216,12 +1220,16 @@ class Sessions(Part):
         """Take over what has been written, in a session that may have been changed meanwhile."""
         entries = written.entries
         if written.is_over:
-            self.observe(SessionSaved(written.change, False, "the session was ended meanwhile"))
+            self.observe(SessionSaved(written.change, False, ENDED_MEANWHILE))
+            session.cookie_change = None  # of an id that is not valid any more
             if not is_cleared:
                 session._is_over = True
                 session._entries, session._values, session._deleted = {}, {}, set()
             return
-        if written.change != "nothing":
+        if written.is_replaced and written.stored is None:
+            self.observe(SessionSaved(written.change, False, ENDED_MEANWHILE))
+            session.cookie_change = None
+        elif written.change != "nothing":
             self.observe(SessionSaved(written.change, True))
         if is_cleared:
             if written.stored is not None and written.stored not in session._ended:
@@ -1302,7 +1310,8 @@ class _Written(NamedTuple):
     is_over: bool = False
     """Whether another request had ended the session."""
     is_replaced: bool = False
-    """Whether a new session had to replace it, since another request had ended it."""
+    """Whether another request had ended the session, and another one replaces it if anything has
+    been written."""
 
 
 class SessionExchange(PartExchange):

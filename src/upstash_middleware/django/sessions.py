@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
+from django.contrib.auth import HASH_SESSION_KEY, SESSION_KEY
 from django.contrib.sessions.backends.base import SessionBase, UpdateError
 from django.contrib.sessions.exceptions import SessionInterrupted
 from django.contrib.sessions.middleware import SessionMiddleware as DjangosSessionMiddleware
@@ -35,6 +36,7 @@ from upstash_middleware.core.engine import Part, PartExchange
 from upstash_middleware.core.flow import Command
 from upstash_middleware.core.sessions import (
     COOKIE_NOT_SHARED,
+    ENDED_MEANWHILE,
     UNAVAILABLE,
     SessionSettings,
     StoredSession,
@@ -219,6 +221,8 @@ class SessionStore(SessionBase):
         """Whether the middleware of this module can respond to that."""
         self._is_cleared = False
         self._has_ended = False
+        self._is_over = False
+        """Whether another request has ended this login, or given it another key."""
         self._revoked: list[str] = []
         """The users whose sessions it has itself ended, perhaps its own, before ``bind``."""
         self._is_written = False
@@ -528,6 +532,11 @@ class SessionStore(SessionBase):
             return False
         if must_create or self._session_key is None or self._is_cleared:
             return await self._start(sessions)
+        if self._is_over:
+            changed, deleted = self._changes()
+            if deleted or changed.keys() - {HASH_SESSION_KEY}:
+                raise UpdateError
+            return False
         return await self._update(sessions, values)
 
     async def _update(self, sessions: Sessions, values: dict[str, Any]) -> bool:
@@ -551,8 +560,7 @@ class SessionStore(SessionBase):
             return self._dropped()
         change = "saved" if entries or deleted else "touched"
         if not saved and idle > 0:
-            detail = "the session was ended meanwhile"
-            sessions.observe(SessionSaved(change, False, detail))
+            sessions.observe(SessionSaved(change, False, ENDED_MEANWHILE))
             raise UpdateError
         self._known.update(entries)
         for name in deleted:
@@ -615,6 +623,12 @@ class SessionStore(SessionBase):
                 idle=idle,
                 despite_revocation=old is not None and store.is_of(old, self._revoked),
             )
+            if new is None and user is None and self._is_login_read(values):
+                # The client keeps the cookie of the request that has ended it, as where two renew
+                # a login after SECRET_KEY has changed.
+                sessions.observe(SessionSaved("regenerated", False, ENDED_MEANWHILE))
+                self._is_over = True
+                return
             if new is None:  # it has ended meanwhile: go on with what this request has written
                 self._session_cache = {
                     key: value
@@ -632,6 +646,10 @@ class SessionStore(SessionBase):
             self._known.pop(name, None)
         self._adopt(cast("StoredSession", new), {**self._known, **entries})
         sessions.observe(SessionSaved("created" if old is None else "regenerated", True))
+
+    def _is_login_read(self, values: dict[str, Any]) -> bool:
+        """Whether the session is that of a user who had logged in before this request."""
+        return SESSION_KEY in values and SESSION_KEY not in self._set
 
     async def _flush(self) -> None:
         self.clear()
@@ -674,7 +692,7 @@ class SessionStore(SessionBase):
         """Go on with a session that has just been created or got another key."""
         self._stored, self._known = new, dict(entries)
         self._session_key = new.id
-        self._is_cleared = self._has_ended = False
+        self._is_cleared = self._has_ended = self._is_over = False
         self._is_written = self.modified = True
 
     def _refuse(self, error: UpstashError) -> None:
