@@ -34,7 +34,7 @@ from upstash_middleware.errors import (
     unknown_name,
 )
 from upstash_middleware.events import SettingDoubted, UserCodeFailed
-from upstash_middleware.messages import NO_HEADERS, Response, ResponseHead
+from upstash_middleware.messages import NO_HEADERS, Headers, Response, ResponseHead
 from upstash_middleware.runtime import OF_NO_VISITOR
 from upstash_middleware.settings import DEFAULTS, NOT_OF_SESSIONS
 from upstash_middleware.wsgi import STREAMS, fields_of
@@ -305,7 +305,8 @@ class UpstashSessionInterface(SessionInterface):
             return
         part, runtime = ready
         session.drop_lone_permanence()
-        exchange = SessionExchange(part, session)
+        accept = flask.request.headers.get("Accept", "").encode("latin-1", "replace")
+        exchange = SessionExchange(part, session, Headers(((b"Accept", accept),)))
         runtime.perform(exchange.save())
         session.note_permanence(part)
         head = exchange.head(ResponseHead(response.status_code, NO_HEADERS))

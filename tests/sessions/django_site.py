@@ -216,7 +216,9 @@ def test_of_two_requests_that_renew_a_login_under_a_new_key_one_sets_the_cookie(
     for query, status in (("", 200), ("?cart=7", 400)):
         browser = Client()
         browser.get("/log_in?name=ada")
-        with override_settings(SECRET_KEY="the new one", SECRET_KEY_FALLBACKS=[settings.SECRET_KEY]):
+        with override_settings(
+            SECRET_KEY="the new one", SECRET_KEY_FALLBACKS=[settings.SECRET_KEY]
+        ):
             page = browser.get(f"/overtaken{query}")
             assert page.status_code == status, "what cannot be saved is not confirmed"
             assert "sessionid" not in page.cookies, "the browser keeps that of the other response"
@@ -233,6 +235,10 @@ def test_an_outage_logs_nobody_out(upstash: LocalUpstash) -> None:
         for client, url in ((browser, "/log_out"), (browser, "/alog_out"), (other, "/log_in")):
             page = client.get(f"{url}?name=ada")
             assert page.status_code == 503, (url, page.status_code)
+            assert page["Content-Type"] == "application/problem+json"
+            page = client.get(f"{url}?name=ada", headers={"Accept": "text/html,*/*;q=0.8"})
+            assert (page.status_code, page["Content-Type"]) == (503, "text/html; charset=utf-8")
+            assert b"The session cannot be changed at the moment." in page.content
             assert not page.cookies
         form = {"username": "ada", "password": "secret", "next": "/admin/"}
         assert other.post("/admin/login/", form).status_code == 503

@@ -589,6 +589,15 @@ def test_during_an_outage_nobody_is_told_that_a_login_or_logout_happened(
     assert entries(browser) == {"size": 7}
 
 
+def test_a_browser_gets_a_page_that_says_so(
+    app: Flask, browser: FlaskClient, upstash: LocalUpstash
+) -> None:
+    with outage(app, upstash):
+        response = browser.get("/log-in", headers={"Accept": "text/html,*/*;q=0.8"})
+    assert (response.status_code, response.mimetype) == (503, "text/html")
+    assert "The session cannot be changed at the moment." in response.text
+
+
 def test_a_script_of_another_origin_can_read_that_a_login_did_not_happen(
     app: Flask, browser: FlaskClient, upstash: LocalUpstash
 ) -> None:

@@ -23,7 +23,7 @@ from upstash_middleware.core.sessions import (
     SessionStore,
     read_scripts,
 )
-from upstash_middleware.messages import Headers, ResponseHead
+from upstash_middleware.messages import NO_HEADERS, Headers, ResponseHead
 from upstash_middleware.upstash import Client, Credentials
 
 if TYPE_CHECKING:
@@ -128,7 +128,8 @@ class Request:
     def commit(self) -> Kept | bool | None:
         """Carry out the first call; return the session that gets a new id, if one does.
 
-        True if nothing is left of the old one, so that a second call creates one.
+        True if nothing is left of the old one, so that a second call creates one, for what this
+        request has written.
         """
         for old, id_ in self.ended:
             if old.id == id_:
@@ -139,7 +140,7 @@ class Request:
         if kept is None:
             return self.create() if self.sets or self.user else None
         if kept.id != self.id:  # it has ended meanwhile
-            return True if self.regenerates else None
+            return True if self.regenerates and (self.sets or self.user) else None
         if self.user and not self.revoked and not self.model.is_valid(kept):
             return True
         for name in self.read.keys() - self.now.keys():
@@ -215,7 +216,7 @@ class World:
         for step in steps:
             request.act(step, session)
         assert dict(session) == request.now
-        exchange = SessionExchange(self.sessions, session)
+        exchange = SessionExchange(self.sessions, session, NO_HEADERS)
         given: Kept | bool | None = None
 
         def commit(number: int) -> None:

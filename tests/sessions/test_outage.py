@@ -118,6 +118,20 @@ def test_what_logs_in_or_out_is_a_503_under_every_policy(
     assert member.entries() == {"cart": [1]}
 
 
+@pytest.mark.parametrize("accept", ["text/html", "text/plain", "application/json"])
+def test_the_503_is_in_the_form_that_the_client_accepts(
+    member: Browser, upstash: LocalUpstash, accept: str
+) -> None:
+    for browser in (member, member.site.browser()):  # with a session, and without one
+        with dropping(upstash):
+            response = browser.does(CERTAIN["a login"], headers={"Accept": accept})
+        assert response.status_code == 503
+        written = response.headers["content-type"].partition(";")[0]
+        assert written == accept.replace("/json", "/problem+json")
+        assert "The session cannot be changed at the moment." in response.text
+        assert (accept == "text/html") == response.text.startswith("<!doctype html>")
+
+
 def test_a_first_login_that_cannot_be_saved_is_a_503(
     member: Browser, upstash: LocalUpstash
 ) -> None:

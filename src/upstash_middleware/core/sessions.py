@@ -33,6 +33,7 @@ from upstash_middleware.core.clock import Duration, seconds_in
 from upstash_middleware.core.engine import Part, PartExchange, Prepared
 from upstash_middleware.core.flow import Command, Latch, Pipeline, Script, Wait, script
 from upstash_middleware.core.patterns import PathPattern
+from upstash_middleware.core.ratelimit import decision
 from upstash_middleware.core.values import MAX_DEPTH, decode, encode
 from upstash_middleware.errors import (
     CommandError,
@@ -45,7 +46,7 @@ from upstash_middleware.errors import (
     unknown_name,
 )
 from upstash_middleware.events import SessionSaved, UpstashAnswered, UpstashFailed, ignored_by
-from upstash_middleware.messages import Discreet, Headers, Response, ResponseHead
+from upstash_middleware.messages import NO_HEADERS, Discreet, ResponseHead
 
 if TYPE_CHECKING:
     from typing import Self
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from upstash_middleware.core.clock import Clock
     from upstash_middleware.core.flow import Argument, Flow, Reply
     from upstash_middleware.events import Observer
-    from upstash_middleware.messages import HTTPRequest
+    from upstash_middleware.messages import Headers, HTTPRequest, Response
 
 # ------------------------------------------------------------------------------------------------
 # Settings
@@ -672,6 +673,8 @@ class SessionLookup(Discreet, Prepared, eq=False):
     """The user's hash in the id; empty if there is none."""
     keys: tuple[str, ...]
     """Where it may be, under each secret."""
+    headers: Headers = NO_HEADERS
+    """The fields of the request that it is read for."""
 
     def __repr__(self) -> str:  # the id is a secret
         return "SessionLookup()"
@@ -975,26 +978,6 @@ def _hashed(key: bytes, id_: str) -> str:
 # ------------------------------------------------------------------------------------------------
 # The part of the engine
 
-_RETRY = 5
-"""Seconds after which a client that got a 503 may try again: there is no better estimate."""
-UNAVAILABLE: Final = Response(
-    ResponseHead(
-        503,
-        Headers(
-            (
-                (b"Content-Type", b"application/problem+json"),
-                (b"Cache-Control", b"no-store"),
-                (b"Retry-After", b"%d" % _RETRY),
-            )
-        ),
-    ),
-    b'{"type": "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity", '
-    b'"title": "Service unavailable", "status": 503, '
-    b'"detail": "The session cannot be changed at the moment."}',
-)
-"""What is sent where a login or logout did not happen."""
-
-
 ENDED_MEANWHILE: Final = "the session was ended meanwhile"
 """Why something was not saved: another request has ended the session, or given it another id."""
 _ANSWERED = UpstashAnswered("session load")
@@ -1045,7 +1028,10 @@ class Sessions(Part):
             return None
         id_ = cookie_of(request.headers, self._cookie)
         lookup = None if id_ is None else self.store.prepare(id_)
-        return SessionExchange(self, self.session()) if lookup is None else lookup
+        if lookup is None:
+            return SessionExchange(self, self.session(), request.headers)
+        lookup.headers = request.headers
+        return lookup
 
     def covers(self, path: str) -> bool:
         """Whether requests to a path use sessions."""
@@ -1055,7 +1041,7 @@ class Sessions(Part):
         self, prepared: SessionLookup, replies: list[Reply] | UpstashError
     ) -> SessionExchange:
         """Go on with the replies; an id that is unknown is never used (session fixation)."""
-        return SessionExchange(self, self.loaded(prepared, replies))
+        return SessionExchange(self, self.loaded(prepared, replies), prepared.headers)
 
     def loaded(self, lookup: SessionLookup, replies: list[Reply] | UpstashError) -> Session:
         """Return the session that the replies contain, or an empty one."""
@@ -1095,7 +1081,7 @@ class Sessions(Part):
         """Return the exchange of a request without a client, such as a background revalidation."""
         session = self.session()
         session._is_detached = True
-        return SessionExchange(self, session)
+        return SessionExchange(self, session, NO_HEADERS)
 
     # --- Saving ---------------------------------------------------------------------------------
 
@@ -1317,11 +1303,13 @@ class _Written(NamedTuple):
 class SessionExchange(PartExchange):
     """One request and its session."""
 
-    __slots__ = ("_part", "session")
+    __slots__ = ("_headers", "_part", "session")
 
     saves = True
 
-    def __init__(self, part: Sessions, session: Session) -> None:
+    def __init__(self, part: Sessions, session: Session, headers: Headers) -> None:
+        """``headers`` are the fields of the request."""
+        self._headers = headers
         self._part = part
         self.session: Session = session
 
@@ -1368,7 +1356,7 @@ class SessionExchange(PartExchange):
         session = self.session
         session._is_sent = True
         if session._is_refused and not session._is_detached:
-            return UNAVAILABLE
+            return unavailable(self._headers)
         if not session.accessed:
             return head
         headers = varying_by_cookie(head.headers)
@@ -1404,6 +1392,11 @@ class SessionExchange(PartExchange):
 
     async def _drop_late(self) -> None:
         self._part.observe(SessionSaved("saved", False, "the response's head had been sent"))
+
+
+def unavailable(headers: Headers) -> Response:
+    """Return the response where a login or logout did not happen; ``headers`` of the request."""
+    return decision.unavailable(headers, "The session cannot be changed at the moment.")
 
 
 def check_size(entries: Mapping[str, bytes], max_size: int) -> None:

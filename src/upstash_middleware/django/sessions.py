@@ -37,12 +37,12 @@ from upstash_middleware.core.flow import Command
 from upstash_middleware.core.sessions import (
     COOKIE_NOT_SHARED,
     ENDED_MEANWHILE,
-    UNAVAILABLE,
     SessionSettings,
     StoredSession,
     User,
     check_size,
     may_be_shared,
+    unavailable,
     user_text,
 )
 from upstash_middleware.django.conf import (
@@ -61,6 +61,7 @@ from upstash_middleware.events import (
     UserCodeFailed,
     hears,
 )
+from upstash_middleware.messages import Headers
 from upstash_middleware.runtime import OF_NO_VISITOR
 from upstash_middleware.settings import settings_from
 
@@ -1000,7 +1001,9 @@ def _refused(
     """Return the 503 to send where a session's change has failed, which a response may confirm."""
     if not session._is_refused:
         return None
-    return replacement(UNAVAILABLE, response, without_body=request.method == "HEAD")
+    accept = request.META.get("HTTP_ACCEPT", "").encode("latin-1", "replace")
+    answer = unavailable(Headers(((b"Accept", accept),)))
+    return replacement(answer, response, without_body=request.method == "HEAD")
 
 
 def _keep_cookie_from_others(response: HttpResponseBase) -> None:

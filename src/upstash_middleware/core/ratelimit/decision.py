@@ -426,7 +426,7 @@ class _Problem(Struct, frozen=True):
 
 def denial(request: HTTPRequest, decision: Decision, now: float) -> Response:
     """Return the response for a request that a decision stops; ``now`` in seconds since 1970."""
-    seconds, media_type = seconds_to_wait(decision), _media_type(request)
+    seconds, media_type = seconds_to_wait(decision), _media_type(request.headers)
     if len(decision.policies) == 1 and seconds is not None:
         (policy,) = decision.policies
         reset = math.ceil(policy.reset)
@@ -460,14 +460,8 @@ def _denial(media_type: str, decision: Decision, now: float) -> Response:
     fields: Fields = ()
     match decision.settled_by:
         case "closed":
-            problem = _Problem(
-                503,
-                _PROBLEMS + "temporary-reduced-capacity",
-                "Service unavailable",
-                "Requests cannot be counted at the moment.",
-                (decision.rule,),
-            )
-            fields = ((b"Retry-After", b"%d" % RETRY_UNAVAILABLE),)
+            detail = "Requests cannot be counted at the moment."
+            return _unavailable(media_type, detail, (decision.rule,))
         case "deny list":
             problem = _Problem(403, "about:blank", "Forbidden", "Access is denied.")
         case "challenge":  # RFC 9110 §15.5.2
@@ -490,6 +484,19 @@ def _denial(media_type: str, decision: Decision, now: float) -> Response:
                 fields = ((b"Retry-After", b"%d" % seconds), *fields)
     described, body = _represented(media_type, problem)
     return Response(ResponseHead(problem.status, Headers(described + fields)), body)
+
+
+def unavailable(headers: Headers, detail: str) -> Response:
+    """Return the 503 for a request with these header fields, in the form that it accepts."""
+    return _unavailable(_media_type(headers), detail)
+
+
+def _unavailable(media_type: str, detail: str, violated: tuple[str, ...] | None = None) -> Response:
+    kind = _PROBLEMS + "temporary-reduced-capacity"
+    problem = _Problem(503, kind, "Service unavailable", detail, violated)
+    described, body = _represented(media_type, problem)
+    retry = (b"Retry-After", b"%d" % RETRY_UNAVAILABLE)
+    return Response(ResponseHead(503, Headers((*described, retry))), body)
 
 
 def seconds_to_wait(decision: Decision) -> int | None:
@@ -595,8 +602,8 @@ _LONGEST_REMEMBERED = 256
 """Characters of an Accept field whose meaning is remembered: browsers' have some 130."""
 
 
-def _media_type(request: HTTPRequest) -> str:
-    accept = request.headers.combined("accept") or "*/*"
+def _media_type(headers: Headers) -> str:
+    accept = headers.combined("accept") or "*/*"
     if len(accept) <= _LONGEST_REMEMBERED:
         return _preferred(accept)
     return _preferred.__wrapped__(accept if len(accept) <= LONGEST_VALUE else "*/*")
