@@ -189,6 +189,19 @@ def test_w006_a_locale_middleware_of_ones_own_below_the_cache_is_reported() -> N
     assert reported(CACHE, LOCALE, setting=CACHED) == {}
 
 
+def test_w012_a_cache_that_cannot_revalidate_in_the_background_is_reported() -> None:
+    """Only what certainly adds nothing to requests may be above."""
+    rule = {"path": "/page", "ttl": 60, "stale_while_revalidate": 600}
+    stale: dict[str, Any] = {"cache": [rule]}
+    found = reported(COMMON, CACHE, setting=stale)
+    assert found.keys() == {"W012"}
+    assert "is below CommonMiddleware in MIDDLEWARE, so visitors wait" in found["W012"]
+    assert reported(COMMON, CACHE, setting=CACHED) == {}
+    assert reported(COMMON, CACHE, setting={**stale, "cache_refresh": False}) == {}
+    for above in (LIMIT, "django.middleware.security.SecurityMiddleware"):
+        assert "W012" not in reported(above, CACHE, setting=stale)
+
+
 def test_a_limit_above_the_cors_middleware_is_warned_of() -> None:
     assert set(reported(LIMIT, CORS, setting=LIMITED)) == {"W004"}
     assert reported(CORS, LIMIT, setting=LIMITED) == {}

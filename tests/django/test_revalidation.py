@@ -11,6 +11,7 @@ from asgiref.sync import sync_to_async
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpRequest, HttpResponse
+from django.middleware.security import SecurityMiddleware
 from django.test import Client, override_settings
 from django.urls import path, reverse
 
@@ -38,6 +39,10 @@ class Named:
         self.urlpatterns = [path("tea", view, name="tea")]
 
 
+class OwnSecurity(SecurityMiddleware):
+    """Middleware of a project, which may do more."""
+
+
 class Seen:
     """Remembers each request with what was around it."""
 
@@ -56,9 +61,10 @@ class Seen:
         return await sync_to_async(self.view)(request)
 
 
-def project(view: Any) -> Any:
+def project(view: Any, *above: str) -> Any:
     return override_settings(
         MIDDLEWARE=[
+            *above,
             "upstash_middleware.django.RateLimitMiddleware",
             "upstash_middleware.django.CacheMiddleware",
         ],
@@ -112,6 +118,31 @@ def test_its_request_and_its_context_variables_are_nobodys(upstash: LocalUpstash
             upstash.advance(20)
     visitor.set("nobody")
     check(seen)
+
+
+@pytest.mark.parametrize(
+    ("above", "in_background"),
+    [
+        ("django.middleware.security.SecurityMiddleware", True),
+        ("django.middleware.clickjacking.XFrameOptionsMiddleware", True),
+        ("django.middleware.common.CommonMiddleware", False),
+        (f"{__name__}.OwnSecurity", False),
+    ],
+)
+def test_middleware_above_that_leaves_requests_as_they_are_prevents_none(
+    upstash: LocalUpstash, above: str, *, in_background: bool
+):
+    """SecurityMiddleware is above in the documented order. Other middleware may add to requests."""
+    seen = Seen()
+    with project(seen.view, above):
+        handler = WSGIHandler()
+        environ = {"path": "/tea", "REMOTE_ADDR": "192.0.2.7"}
+        served(handler, environ_of(**environ))
+        upstash.advance(20)
+        answer = served(handler, environ_of(**environ))
+    assert len(seen.requests) == 2
+    assert ("; hit" in (answer.field("cache-status") or "")) is in_background
+    assert (seen.requests[1].META["REMOTE_ADDR"] == "") is in_background
 
 
 @pytest.mark.anyio

@@ -25,7 +25,7 @@ from upstash_middleware.django.conf import (
     kept_cookies,
     mapping_set,
 )
-from upstash_middleware.django.middleware import Middleware
+from upstash_middleware.django.middleware import Middleware, adds_nothing
 from upstash_middleware.django.requests import chooses_language_itself, user
 from upstash_middleware.errors import ConfigurationError, MissingCredentials
 from upstash_middleware.routes import django_resolves, never_served, of_django
@@ -71,6 +71,8 @@ class _Layer(msgspec.Struct, frozen=True):
     """What it enables, if it is this package's middleware."""
     chooses_language: bool
     """Whether it is a LocaleMiddleware that chooses the language with its own code."""
+    adds_nothing: bool
+    """Whether a view gets the same request without it."""
 
     @property
     def name(self) -> str:
@@ -91,7 +93,8 @@ def _layers() -> list[_Layer]:
         names = {f"{base.__module__}.{base.__qualname__}" for base in bases}
         features = middleware.features if Middleware in bases else Features(0)
         chooses_language = settings.USE_I18N and chooses_language_itself(middleware)
-        layers.append(_Layer(path, frozenset({path, *names}), features, chooses_language))
+        every, passive = frozenset({path, *names}), adds_nothing(middleware)
+        layers.append(_Layer(path, every, features, chooses_language, passive))
     return layers
 
 
@@ -168,6 +171,7 @@ def check_middleware(**_: Any) -> list[checks.CheckMessage]:
         above, below = layers[:place], layers[place + 1 :]
         if Features.CACHE in layer.features and known is not None and known.cache:
             found += _around_cache(layer, above, below)
+            found += _above_stale(layer, above, known)
         if Features.RATE_LIMIT in layer.features:
             found += _below_limit(layer, below, known)
     return found
@@ -211,6 +215,21 @@ def _around_cache(
                 hint=f"Move {layer.path!r} above {cache.path!r}.",
                 id="upstash_middleware.W006",
             )
+
+
+def _above_stale(
+    cache: _Layer, above: list[_Layer], known: Settings
+) -> Iterator[checks.CheckMessage]:
+    """Report what keeps the cache from revalidating in the background, as W012."""
+    names = [layer.name for layer in above if not layer.adds_nothing]
+    if names and any(rule.stale_while_revalidate for rule in known.cache) and known.cache_refresh:
+        yield checks.Warning(
+            f"{cache.name} is below {', '.join(names)} in MIDDLEWARE, so visitors wait while a "
+            "stale page is rendered, in spite of stale_while_revalidate: in the background, views "
+            "would miss what is added above.",
+            hint=f"Move {cache.path!r} above, or remove stale_while_revalidate.",
+            id="upstash_middleware.W012",
+        )
 
 
 def _below_limit(

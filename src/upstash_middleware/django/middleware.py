@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import Context
 from functools import partial
 from io import SEEK_END, BytesIO
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
 
 from asgiref.sync import (
     SyncToAsync,
@@ -124,7 +124,7 @@ class Middleware:
             markcoroutinefunction(cast("Any", self))
 
     def _is_outermost(self) -> bool:
-        """Whether nothing but our rate limit is above this middleware in ``MIDDLEWARE``.
+        """Whether nothing above this middleware in ``MIDDLEWARE`` changes requests.
 
         Only then it revalidates in the background: views would miss what other middleware adds to
         a request, and a page rendered without that would be stored for all users.
@@ -133,7 +133,7 @@ class Middleware:
             entry = import_string(path)
             if entry is type(self):
                 return True
-            if not (inspect.isclass(entry) and issubclass(entry, RateLimitMiddleware)):
+            if not adds_nothing(entry):
                 return False
         return False
 
@@ -537,6 +537,26 @@ def _drop_body(response: Any) -> None:
 
 # ------------------------------------------------------------------------------------------------
 # Background revalidation of a stale response (RFC 5861 §3), after its request has been closed
+
+
+_ADDING_NOTHING: Final = frozenset(
+    {
+        "corsheaders.middleware.CorsMiddleware",
+        "django.middleware.clickjacking.XFrameOptionsMiddleware",
+        "django.middleware.gzip.GZipMiddleware",
+        "django.middleware.http.ConditionalGetMiddleware",
+        "django.middleware.security.SecurityMiddleware",
+    }
+)
+"""Middleware whose requests views get unchanged; subclasses may do more."""
+
+
+def adds_nothing(entry: object) -> bool:
+    """Whether a middleware adds nothing to a request that a view could read."""
+    if not inspect.isclass(entry):
+        return False
+    name = f"{entry.__module__}.{entry.__qualname__}"
+    return name in _ADDING_NOTHING or issubclass(entry, RateLimitMiddleware)
 
 
 def _revalidate(
