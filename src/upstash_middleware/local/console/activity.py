@@ -1,6 +1,6 @@
 """What the local Upstash has seen: the last commands, and what limits and the cache decided.
 
-Everything is bounded.  What decodes commands is imported when the middleware sends the first one.
+Everything is bounded.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from upstash_middleware.local.valkey import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from types import ModuleType
 
     from upstash_middleware.local.console.keys import ChargedLimit
     from upstash_middleware.local.faults import Fault
@@ -107,6 +108,11 @@ class Activity:
     """What was seen since the start or the last reset."""
 
     def __init__(self) -> None:
+        # What decodes commands takes long to import: with the first command, it could take a
+        # test's whole deadline.
+        from upstash_middleware.local.console import keys  # noqa: PLC0415
+
+        self._keys: ModuleType = keys
         self.watchers: set[Watcher] = set()
         self.reset()
 
@@ -139,11 +145,12 @@ class Activity:
             self.add_error(reply.text.partition(b" ")[0][:40].decode("latin-1"))
         elif name in ("EVALSHA", "EVAL"):
             reserved = self._add_charges(command, reply)
-        elif name == "MGET" and b":cache:entry:" in command[1]:
-            from upstash_middleware.local.console.keys import read_lookup  # noqa: PLC0415
-
-            if outcome := read_lookup(command[1:], reply, SystemClock.wall()):
-                self.lookups[outcome] += 1
+        elif (
+            name == "MGET"
+            and b":cache:entry:" in command[1]
+            and (outcome := self._keys.read_lookup(command[1:], reply, SystemClock.wall()))
+        ):
+            self.lookups[outcome] += 1
         words = [word[:_SHOWN_BYTES] for word in command[1 : _SHOWN_WORDS + 1]]
         more = max(0, len(command) - 1 - _SHOWN_WORDS)
         text, failed = summarize_reply(reply), isinstance(reply, Failure)
@@ -151,9 +158,7 @@ class Activity:
 
     def _add_charges(self, command: Sequence[bytes], reply: Reply) -> int:
         """Count what a limits' script has decided; return the units reserved for leases."""
-        from upstash_middleware.local.console.keys import read_charges  # noqa: PLC0415
-
-        charged = read_charges(command, reply)
+        charged = self._keys.read_charges(command, reply)
         by_rule: dict[str, list[ChargedLimit]] = {}
         for each in charged:
             by_rule.setdefault(each.base, []).append(each)
