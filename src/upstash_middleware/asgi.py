@@ -217,6 +217,27 @@ class Middleware:
         self._serving = {**self._serving, "http": self._serves_http}
         await self._serves_http(scope, receive, send)
 
+    def _refuse(self, app: ASGIApp, error: ConfigurationError) -> None:
+        """Become a middleware that only raises an error of its configuration, or raise it at once.
+
+        Starlette creates its middleware in the first call of the application, the one for the
+        lifespan. A server takes an exception there for an application without a lifespan, and
+        starts. So this middleware answers that startup has failed, which ends the server.
+        """
+        if not _is_inside_starlette(app):
+            raise error
+
+        async def startup_failed(_scope: Scope, receive: Receive, send: Send) -> None:
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            raise error
+
+        async def fail(_scope: Scope, _receive: Receive, _send: Send) -> None:
+            raise error
+
+        Middleware.__init__(self, app, Runtime.of({"enabled": False}, Features(0), {}))
+        self._serving = {"http": fail, "websocket": fail, "lifespan": startup_failed}
+
     def _check_cookies(self, scope: Scope) -> None:
         """Refuse rules that would share pages made with a session that is loaded further out.
 
@@ -467,13 +488,17 @@ class _Configured(WithSettings["ASGIApp"], Middleware):
     features: ClassVar[Features]
 
     def _configure(self, app: ASGIApp, **arguments: Unpack[Arguments]) -> None:
-        runtime = Runtime.of(
-            arguments,
-            self.features,
-            refreshes=True,
-            own="AsyncClient",
-            kept_cookies=cookies_of(app),
-        )
+        try:
+            runtime = Runtime.of(
+                arguments,
+                self.features,
+                refreshes=True,
+                own="AsyncClient",
+                kept_cookies=cookies_of(app),
+            )
+        except ConfigurationError as error:
+            self._refuse(app, error)
+            return
         Middleware.__init__(self, app, runtime)
 
 
@@ -613,9 +638,16 @@ class SessionMiddleware(Middleware):
             ConfigurationError: An argument is wrong.
         """
 
-    def _configure(  # noqa: PLR0913, PLR0917 - Starlette's, and this package's settings
+    def _configure(self, app: ASGIApp, *args: Any, **arguments: Any) -> None:
+        try:
+            runtime = self._runtime_of(*args, **arguments)
+        except ConfigurationError as error:
+            self._refuse(app, error)
+            return
+        Middleware.__init__(self, app, runtime)
+
+    def _runtime_of(  # noqa: PLR0913, PLR0917 - Starlette's, and this package's settings
         self,
-        app: ASGIApp,
         secret_key: str | Sequence[str] = (),
         session_cookie: str = "session",
         max_age: Duration | None = 14 * 24 * 3600,
@@ -632,7 +664,7 @@ class SessionMiddleware(Middleware):
         on_error: Literal["open", "closed"] = "open",
         read_from: Literal["nearest", "primary"] = "nearest",
         **arguments: Unpack[Arguments],
-    ) -> None:
+    ) -> Runtime:
         from upstash_middleware.core.sessions import SessionSettings  # noqa: PLC0415 - if any
 
         if "sessions" in arguments:
@@ -660,8 +692,7 @@ class SessionMiddleware(Middleware):
             read_from=read_from,
             setting="SessionMiddleware",
         )
-        runtime = Runtime.of({**arguments, "sessions": settings}, self.features, own="AsyncClient")
-        Middleware.__init__(self, app, runtime)
+        return Runtime.of({**arguments, "sessions": settings}, self.features, own="AsyncClient")
 
 
 def _check_arguments(arguments: Mapping[str, Any], fields: type[SessionSettings]) -> None:
@@ -675,6 +706,18 @@ def _check_arguments(arguments: Mapping[str, Any], fields: type[SessionSettings]
         if name not in DEFAULTS:
             own = [field for field in fields.__struct_fields__ if field != "setting"]
             raise unknown_name("SessionMiddleware", name, [*own, "url", "token", "redis", "prefix"])
+
+
+def _is_inside_starlette(app: Any) -> bool:
+    """Whether an application, around which a middleware is created, is Starlette's middleware.
+
+    Then Starlette creates that, and nobody who could catch an exception.
+    """
+    while app is not None:
+        if type(app).__module__ == "starlette.middleware.exceptions":
+            return True
+        app = getattr(app, "app", None)
+    return False
 
 
 def _root_path_of(app: Any) -> str:

@@ -369,14 +369,18 @@ class _StarletteMiddleware(WithSettings["ASGIApp"], asgi.Middleware):
     def _configure(self, app: ASGIApp, **arguments: Unpack[Arguments]) -> None:
         self._reroutes = False
         """Whether middleware further in has been seen to change a request's path or method."""
-        runtime = Runtime.of(
-            arguments,
-            self.features,
-            exempts=self._exempts,
-            refreshes=True,
-            own="AsyncClient",
-            kept_cookies=cookies_of(app),
-        )
+        try:
+            runtime = Runtime.of(
+                arguments,
+                self.features,
+                exempts=self._exempts,
+                refreshes=True,
+                own="AsyncClient",
+                kept_cookies=cookies_of(app),
+            )
+        except ConfigurationError as error:
+            self._refuse(app, error)
+            return
         asgi.Middleware.__init__(self, app, runtime)
         inside: object = app
         while inside is not None and Features.RATE_LIMIT in self.features:
