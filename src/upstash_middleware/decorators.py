@@ -25,7 +25,7 @@ from upstash_middleware.core.clock import seconds_in
 from upstash_middleware.core.engine import Engine, Part
 from upstash_middleware.core.ratelimit import rule_from_mapping
 from upstash_middleware.core.ratelimit.charges import read_scripts
-from upstash_middleware.core.ratelimit.decision import UNCHECKED, combined, completing
+from upstash_middleware.core.ratelimit.decision import UNCHECKED, Ledger, combined, completing
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.logs import logger
 from upstash_middleware.messages import ResponseHead
@@ -544,6 +544,17 @@ class PendingExchange(Attached):
         """The response of an exchange that denies."""
         return cast("Response", self.exchange.response)
 
+    def own_decision(self) -> Decision:
+        """Return the decision of this limit alone, whose charges count in no other limit."""
+        for part in self.exchange.parts:
+            if part.decision is None:
+                break
+            if part.own is None:  # there is no limit further out, but there may be one further in
+                part.own = structs.replace(part.decision, ledger=Ledger())
+            own: Decision = part.own
+            return own
+        return UNCHECKED
+
     @property
     def finished(self) -> bool:
         """Whether the exchange has been finished, or taken to be."""
@@ -599,7 +610,8 @@ class _Behind(Part):
     async def prepare(self, request: HTTPRequest) -> RateLimitExchange:
         exchange = await self._limiter.begin(request)
         if exchange.decision is not None:
-            both = combined([self._prior, exchange.decision])
+            exchange.own = exchange.decision
+            both = combined([self._prior, exchange.own])
             exchange.decision = structs.replace(both, ledger=self._prior.ledger)
         return exchange
 

@@ -18,7 +18,7 @@ from upstash_middleware.asgi import CacheHandle, CacheMiddleware, data_of, heade
 from upstash_middleware.core.clock import Duration
 from upstash_middleware.core.identify import AnyExtractor, Identifier
 from upstash_middleware.core.ratelimit import Decision
-from upstash_middleware.core.ratelimit.decision import LIMIT_FIELDS
+from upstash_middleware.core.ratelimit.decision import LIMIT_FIELDS, UNCHECKED
 from upstash_middleware.core.ratelimit.rules import (
     AnyLease,
     AnyLimits,
@@ -109,20 +109,22 @@ def _limit(
                 "UpstashMiddleware to the application, which does (with default_limit=None, if it "
                 "should not limit anything itself)"
             )
+        own: dict[HandlerLimit, Decision] = connection.scope.setdefault(_DECISIONS, {})
         pending = await handler_limit.abegin(call)
         if pending is None:
-            yield call.decision()
+            yield own.get(handler_limit, UNCHECKED)  # an application around this one may have it
             return
         if pending.denies:
             call.deny(pending)
         call.enter(pending)
+        own[handler_limit] = decision = pending.own_decision()
         if pending.handed_over:
-            yield pending.decision
+            yield decision
             return
         _add_fields(pending, response)
         complete = False
         try:
-            yield pending.decision
+            yield decision
             complete = True
         except BaseException as error:
             call.failed(pending, error)
@@ -158,11 +160,15 @@ def limit(  # noqa: PLR0913 - the fields of a rule
     deadline: Duration | None = None,
     lease: AnyLease | None = None,
 ) -> Callable[..., AsyncIterator[Decision]]:
-    """Return a dependency that limits requests, and whose value is the Decision.
+    """Return a dependency that limits requests, and whose value is its own Decision.
 
     ``Annotated[Decision, Depends(limit("5/minute"))]`` in a route, ``dependencies=[…]`` of a
     route, a router or the application. Each route's function has its own quota, under its
     qualified name; with a ``name`` they share one. A denial raises RequestDenied.
+
+    The Decision is that of this limit alone, and so is what its ``charge`` charges;
+    ``request.state.rate_limit`` is that of all limits of the request. Where the limit does not
+    apply, it is a Decision without figures.
 
     A dependency does not see the response. With an UpstashMiddleware or one of its halves outside,
     that adds the limit's fields to each response and settles. Without it, a Response that the
@@ -286,7 +292,8 @@ def document_limits(app: Any) -> None:
 
 _RESOLVED = "upstash_middleware.resolved"
 """In a scope: the values of the dependencies that limits identify by."""
-
+_DECISIONS = "upstash_middleware.decisions"
+"""In a scope: the decisions of the limits that are dependencies."""
 
 _CREDENTIALS = {
     "fastapi.security.http.HTTPAuthorizationCredentials": "credentials",

@@ -238,6 +238,88 @@ def test_a_background_task_charges_the_request_that_it_belongs_to(
     assert [served.get("/").json() for _ in range(3)] == [99, 88, 77]
 
 
+def policies(client: TestClient, path: str) -> str:
+    return ", ".join(client.get(path).headers.get_list("ratelimit"))
+
+
+@pytest.mark.parametrize("outside", [True, False], ids=["in a middleware", "alone"])
+@pytest.mark.parametrize("late", [True, False])
+def test_a_decision_of_a_dependency_charges_its_own_limit_only(
+    client: Serve, outside: bool, late: bool
+):
+    app = FastAPI(dependencies=[Depends(limit("100/hour", name="outer"))])
+    tokens = limit("1000/hour", name="tokens")
+    calls = limit("10/hour", name="calls")
+
+    @app.get("/")
+    def chat(
+        budget: Annotated[Decision, Depends(tokens)],
+        other: Annotated[Decision, Depends(calls)],
+        tasks: BackgroundTasks,
+    ) -> list[int | None]:
+        if late:
+            tasks.add_task(budget.charge, 120)
+        else:
+            budget.charge(120)
+        return [budget.remaining, other.remaining]
+
+    if outside:
+        app.add_middleware(UpstashMiddleware, default_limit="50/hour")
+    served = client(app)
+    assert served.get("/").json() == [999, 9]
+    states = policies(served, "/")
+    assert '"tokens";r=878' in states
+    assert '"outer";r=98' in states
+    assert '"calls";r=8' in states
+    assert ('"default";r=48' in states) is outside
+
+
+def test_the_decision_of_a_request_charges_every_limit_beside_those_of_dependencies(client: Serve):
+    app = FastAPI()
+
+    @app.get("/")
+    def chat(
+        request: Request, budget: Annotated[Decision, Depends(limit("1000/hour", name="tokens"))]
+    ) -> None:
+        budget.charge(100)
+        request.state.rate_limit.charge(4)
+
+    app.add_middleware(UpstashMiddleware, default_limit="50/hour")
+    served = client(app)
+    served.get("/")
+    states = policies(served, "/")
+    assert '"tokens";r=894' in states
+    assert '"default";r=44' in states
+
+
+def test_a_dependency_that_does_not_apply_charges_nothing(client: Serve):
+    app = FastAPI()
+    never = limit("1000/hour", name="tokens", when=lambda _: False)
+
+    @app.get("/")
+    def chat(budget: Annotated[Decision, Depends(never)]) -> int | None:
+        budget.charge(40)
+        return budget.remaining
+
+    app.add_middleware(UpstashMiddleware, default_limit="50/hour")
+    served = client(app)
+    assert served.get("/").json() is None
+    assert '"default";r=48' in policies(served, "/")
+
+
+def test_a_limit_that_a_request_passes_twice_counts_once_and_can_be_charged(client: Serve):
+    tokens = limit("1000/hour", name="tokens")
+    app = FastAPI()
+
+    @app.get("/", dependencies=[Depends(tokens)])
+    def chat(budget: Annotated[Decision, Depends(tokens, use_cache=False)]) -> None:
+        budget.charge(100)
+
+    served = client(app)
+    served.get("/")
+    assert '"tokens";r=898' in policies(served, "/")
+
+
 def test_an_exempt_route_gets_a_decision_without_figures(client: Serve):
     app = FastAPI(dependencies=[Depends(limit("1/hour"))])
 

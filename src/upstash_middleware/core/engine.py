@@ -431,6 +431,11 @@ class Exchange(Struct, eq=False):
     """The response to send at once, or None: call the application."""
 
     @property
+    def parts(self) -> Sequence[PartExchange]:
+        """What its parts have begun, outermost first."""
+        return self._parts
+
+    @property
     def passes_body(self) -> bool:
         """Whether nothing happens between the head and the end of the body."""
         if self.session is not None and self.caches:

@@ -1014,6 +1014,7 @@ class RateLimitExchange(PartExchange):
         "_slot_life",
         "decision",
         "holds",
+        "own",
         "response",
         "taken",
     )
@@ -1028,6 +1029,11 @@ class RateLimitExchange(PartExchange):
     ) -> None:
         self.decision: Decision | None = decision
         """None for a request that is exempt or that no rule covers."""
+        self.own: Decision | None = None
+        """The decision of its rules alone, where ``decision`` includes limits further out.
+
+        What is charged to it counts in these rules only.
+        """
         self.response: Response | None = response
         self.taken: Sequence[RuleCharge] = taken
         """The charges that were taken.
@@ -1086,6 +1092,8 @@ class RateLimitExchange(PartExchange):
         charged = 0
         if self.decision is not None:
             charged = self.decision.ledger.close(settler, taken)
+        if self.own is not None:
+            charged += self.own.ledger.close(settler, taken)
         if not (self._settles or charged):
             return None
         return settler.settle_request(self._request, self._head, taken, charged)
