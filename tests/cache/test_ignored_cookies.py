@@ -8,6 +8,8 @@ import pytest
 from flask import Flask
 from starlette.applications import Starlette
 from starlette.middleware.sessions import SessionMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from upstash_middleware import CacheRule, ConfigurationError, asgi, flask, starlette
@@ -143,3 +145,18 @@ def test_a_name_in_linear_time():
     assert ignored is not None
     headers = Headers.of(cookie="a" * 8000 + "=1")
     assert without_cookies(headers, ignored) is headers
+
+
+@pytest.mark.usefixtures("upstash")
+def test_nobody_is_advised_to_ignore_the_cookie_of_sessions_further_out(
+    caplog: pytest.LogCaptureFixture,
+):
+    """They are found at the first request."""
+    page = Route("/page", lambda _: PlainTextResponse("page"))
+    app = Starlette(routes=[page])
+    app.add_middleware(starlette.CacheMiddleware, cache=[CacheRule("/page", ttl=60)])
+    app.add_middleware(SessionMiddleware, "secret", session_cookie="sid")
+    TestClient(app, cookies={"sid": "1"}).get("/page")
+    (said,) = [text for text in caplog.messages if "was not stored" in text]
+    assert "for the session ('sid'), set user=" in said
+    assert "ignore_cookies" not in said

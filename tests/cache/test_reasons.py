@@ -130,3 +130,19 @@ def test_an_explanation_says_that_a_function_gets_no_native_request_here():
     explained = explain(site, request())
     assert explained.outcome == "bypass"
     assert "request.native, the framework's own request, is None here" in explained.why
+
+
+@pytest.mark.parametrize(
+    ("cdn", "fields", "has_tags"),
+    [
+        ("cloudflare", {}, True),
+        ("cloudflare", {"vary_cookies": ("theme",)}, False),
+        ("fastly", {"vary_cookies": ("theme",)}, True),
+        ("fastly", {"user": lambda _: None}, False),
+    ],
+)
+def test_an_explanation_shows_tags_only_if_the_cdn_gets_them(
+    cdn: str, fields: dict[str, Any], has_tags: bool
+):
+    site = Site((CacheRule("/page", ttl=60, **fields),), options={"cdn": cdn})
+    assert bool(explain(site, request()).cdn_tags) is has_tags

@@ -269,7 +269,7 @@ class Cache(Part):
             groups,
             None if cdn is None else CDNS[cdn],
             StoredErrors(clock),
-            Reasons(self._rules, kept_cookies or {}, observe, clock),
+            Reasons(self._rules, {} if kept_cookies is None else kept_cookies, observe, clock),
             Variations(),
             self._canonical_target,
         )
@@ -720,7 +720,9 @@ class Cache(Part):
         no_user = resource.rule.user is not None and not target.private
         explanation = self._advised(explanation, resource, request, target, no_user=no_user)
         cdn = self._context.cdn
-        if cdn is not None and not target.private:
+        rule, varies = resource.rule, {name.partition("=")[0] for name in explanation.vary}
+        varies |= {*rule.vary_headers, *(["cookie"] if rule.vary_cookies else [])}
+        if cdn is not None and rule.user is None and cdn.tells_apart(varies):
             cdn_tags = cdn.tags_of(target, resource.rule, explanation.tags)
             explanation = replace(explanation, cdn_tags=cdn_tags)
         return replace(explanation, rule=setting)

@@ -386,7 +386,7 @@ def _for_downstream(head: ResponseHead, found: Found, stored: StoredResponse) ->
     it to other visitors than this cache does may not store it.
     """
     rule, cdn, headers = found.rule, found.context.cdn, head.headers
-    most = None if head.status in {*SUCCESSFUL, 206} else stored.lifetime
+    most = None if head.status in _PAGES else stored.lifetime
     if rule.downstream is not None:
         control = _at_most(rule.downstream, most)
         headers = headers.without("expires").setting("cache-control", control)
@@ -414,6 +414,8 @@ def _naming_what_selects(headers: Headers, rule: CacheRule) -> Headers:
     return headers.setting("vary", ", ".join([before, *added] if before else added))
 
 
+_PAGES = SUCCESSFUL | {206}
+"""The statuses for which the lifetimes of ``downstream`` and ``downstream_cdn`` are meant."""
 _LIFETIME = re.compile(
     r"\b((?:[a-z]+-)?max-?age|stale-while-revalidate|stale-if-error)"
     r"\s*=\s*\"?(\d+)([smhd]?)\"?(?:\+\d+)?",
