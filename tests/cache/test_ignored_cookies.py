@@ -160,3 +160,24 @@ def test_nobody_is_advised_to_ignore_the_cookie_of_sessions_further_out(
     (said,) = [text for text in caplog.messages if "was not stored" in text]
     assert "for the session ('sid'), set user=" in said
     assert "ignore_cookies" not in said
+
+
+@pytest.mark.usefixtures("upstash")
+def test_the_log_says_that_user_raised_and_that_the_request_bypassed_the_cache(
+    caplog: pytest.LogCaptureFixture,
+):
+    """Sessions of the same middleware are loaded with the page, so that user= has none yet."""
+    app = Starlette(routes=[Route("/page", lambda _: PlainTextResponse("page"))])
+    rule = CacheRule("/page", ttl=60, user=lambda request: request.native["session"].get("user"))
+    app.add_middleware(
+        starlette.UpstashMiddleware,
+        default_limit=None,
+        sessions={"secret_key": "secret" * 6},
+        cache=[rule],
+    )
+    answer = TestClient(app).get("/page")
+    assert 'detail="a function of the rule failed"' in answer.headers["cache-status"]
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.getMessage() == "cache[0].user raised, so the request bypassed the cache"
+    assert record.exc_info is not None
+    assert repr(record.exc_info[1]) == "KeyError('session')"
