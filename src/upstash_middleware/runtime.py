@@ -67,6 +67,7 @@ OF_NO_VISITOR = "upstash_middleware.refresh"
 that fills the cache. No limit counts it, and its session has no client."""
 
 T = TypeVar("T")
+C = TypeVar("C")
 _hinted: list[str] = []
 """The hints that were logged, once for a process: its middleware classes serve one application."""
 
@@ -346,11 +347,19 @@ class Runtime:
     def perform(self, flow: Flow[T] | None) -> T | None: ...
     def perform(self, flow: Flow[T] | None) -> T | None:
         """Run a flow of the core in this thread, if there is one, and return its result."""
-        return None if flow is None else run(flow, self._client())
+        return None if flow is None else run(flow, self._opened(flow, self._client))
 
     async def aperform(self, flow: Flow[T]) -> T:
         """Run a flow of the core on the event loop and return its result."""
-        return await arun(flow, self._async_client())
+        return await arun(flow, self._opened(flow, self._async_client))
+
+    def _opened(self, flow: Flow[Any], client: Callable[[], C]) -> C:
+        """Return the client for a flow, which is closed if there is none: without credentials."""
+        try:
+            return client()
+        except BaseException:
+            flow.close()
+            raise
 
     async def aperform_to_end(self, flow: Flow[None] | None) -> None:
         """Run a flow on the event loop, to the end even if the task is cancelled."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import pickle
 import re
 import threading
@@ -18,7 +20,7 @@ from django.test import override_settings
 import tests.django.project  # noqa: F401 - it configures Django
 from upstash_middleware import CommandError, NotStorable, Redis
 from upstash_middleware.django.sessions import SessionStore
-from upstash_middleware.errors import ConfigurationError, UpstashError
+from upstash_middleware.errors import ConfigurationError, MissingCredentials, UpstashError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -243,6 +245,20 @@ def test_a_new_secret_key_keeps_sessions_while_the_old_one_is_a_fallback() -> No
         session.cycle_key()
     with override_settings(SECRET_KEY="new"):
         assert entries(session.session_key) == {"a": 1}
+
+
+def test_without_credentials_nothing_is_left_unawaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warning about a coroutine would be an error here, and hides the reason."""
+    for name in ("URL", "TOKEN"):
+        monkeypatch.delenv(f"UPSTASH_REDIS_REST_{name}", raising=False)
+    with override_settings(UPSTASH_MIDDLEWARE={}):
+        session = SessionStore()
+        session["a"] = 1
+        with pytest.raises(MissingCredentials):
+            session.save()
+        with pytest.raises(MissingCredentials):
+            asyncio.run(session.asave())
+        gc.collect()
 
 
 def test_revoke_all_ends_all_sessions_of_a_user_and_no_others() -> None:
