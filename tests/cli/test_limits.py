@@ -144,7 +144,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from upstash_middleware import RateLimitRule, form, hashed, json_field
+from upstash_middleware import RateLimitRule, client_ip, combine, form, hashed, json_field
 from upstash_middleware.starlette import RateLimitMiddleware
 
 
@@ -161,6 +161,7 @@ app.add_middleware(
         RateLimitRule("/form", "1/h", name="form", by=form("name")),
         RateLimitRule("/key", "1/h", name="key", by="header:X-API-Key"),
         RateLimitRule("/json", "1/h", name="json", by=json_field("user.name", normalise=str.upper)),
+        RateLimitRule("/pair", "1/h", name="pair", by=combine(form("name"), client_ip())),
         RateLimitRule("/hashed", "1/h", name="hashed", by=hashed(lambda request: "ada")),
     ],
 )
@@ -175,6 +176,7 @@ app.add_middleware(
         ("key", {"headers": {"X-API-Key": "Sesame"}}, "Sesame"),
         ("json", {"json": {"user": {"name": "Ada"}}}, "json.user.name=ada"),
         ("hashed", {}, "id=ada"),
+        ("pair", {"data": {"name": "Ada"}}, f"form.name=ada&ip={WHO}"),
     ],
 )
 def test_an_account_is_unlocked_by_its_name_in_plain_text(
@@ -187,11 +189,66 @@ def test_an_account_is_unlocked_by_its_name_in_plain_text(
 ) -> None:
     """However the name is written, as for requests."""
     name = module(LOGINS)
-    with TestClient(importlib.import_module(name).app) as client:
+    with TestClient(importlib.import_module(name).app, client=(WHO, 1)) as client:
         assert [client.post(f"/{rule}", **sent).status_code for _ in range(2)] == [200, 429]
         assert call("limits", "peek", rule, who, "--app", name).code == 1
         assert call("limits", "reset", rule, who, "--app", name).code == 0
         assert call("limits", "peek", rule, who, "--app", name).code == 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "who", "kinds"),
+    [
+        ("pair", "form.name=ada", "form.name=…&ip=…"),
+        ("pair", "name=ada", "form.name=…&ip=…"),
+        ("pair", WHO, "form.name=…&ip=…"),
+        ("pair", "ada", "form.name=…&ip=…"),
+        ("form", "nonsense=ada", "form.name=…"),
+        ("form", WHO, "form.name=…"),
+        ("key", "user=ada", "header.x-api-key=… or ip=…"),
+    ],
+)
+@pytest.mark.parametrize("command", ["peek", "reset"])
+def test_an_identifier_that_a_rule_never_counts_by_is_refused(
+    call: Call,
+    module: Callable[[str], str],
+    upstash: LocalUpstash,
+    command: str,
+    rule: str,
+    who: str,
+    kinds: str,
+) -> None:
+    done = call("limits", command, rule, who, "--app", module(LOGINS))
+    assert (done.code, done.out) == (2, "")
+    assert f"{who!r}: {rule!r} identifies clients by {kinds}" in " ".join(done.err.split())
+
+
+def test_explain_takes_the_body_that_rules_count_by(
+    call: Call, module: Callable[[str], str], upstash: LocalUpstash
+) -> None:
+    app = module(LOGINS)
+    with TestClient(importlib.import_module(app).app) as client:
+        client.post("/form", data={"name": "ada"})
+        client.post("/json", json={"user": {"name": "ada"}})
+    words = ("limits", "explain", "--app", app)
+    as_json = ("-H", "Content-Type: application/json")
+    for path, more, code in (
+        ("/form", ("--data", "name=Ada"), 1),
+        ("/form", ("-d", "name=grace"), 0),
+        ("/json", ("-d", '{"user": {"name": "Ada"}}', *as_json), 1),
+        ("/json", ("-d", '{"user": {"name": "grace"}}', *as_json), 0),
+    ):
+        assert call(*words, path, *more).code == code, more
+
+
+@pytest.mark.parametrize("command", [("peek", "tiers", WHO), ("top", "tiers")])
+def test_limits_that_are_a_function_are_said_to_need_a_request(
+    call: Call, module: Callable[[str], str], upstash: LocalUpstash, command: tuple[str, ...]
+) -> None:
+    done = call("limits", *command, "--app", f"{module(LEASES)}:S")
+    assert done.code == 2
+    said = " ".join(done.err.split())
+    assert "the limits of 'tiers' are a function, and only a request tells which apply" in said
 
 
 @pytest.mark.parametrize(

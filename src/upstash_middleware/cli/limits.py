@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import unquote, urlsplit
 
 import typer
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from upstash_middleware.cli.invocation import Invocation, adapted, command, scan, with_credentials
 from upstash_middleware.cli.output import Answer, Exit, UsageError, duration, pairs, rows, text
-from upstash_middleware.core.identify import Identifier, identifier_of, of_address, parse_address
+from upstash_middleware.core.identify import (
+    Identifier,
+    identifier_of,
+    joined,
+    kinds_of,
+    of_address,
+    parse_address,
+)
 from upstash_middleware.core.ratelimit.rules import lease_of
 from upstash_middleware.events import UserCodeFailed
 from upstash_middleware.limiter import limits_in_code
-from upstash_middleware.messages import Headers, HTTPRequest
+from upstash_middleware.messages import Headers, HTTPRequest, RequestBody
 from upstash_middleware.runtime import Features, Runtime
 
 if TYPE_CHECKING:
@@ -37,7 +45,8 @@ _Rule = Annotated[
 _Who = Annotated[
     str,
     typer.Argument(
-        help="An address, KIND=VALUE (user=alice, header.x-api-key=KEY), or as in logs."
+        help="An address, KIND=VALUE (user=alice, header.x-api-key=KEY), several of them joined "
+        "by & for combine(…), or as in logs."
     ),
 ]
 
@@ -120,7 +129,7 @@ def peek(
 ) -> Answer:
     """Show the state of a limit for an identifier; exit code 1 if it is denied."""
     limit = _find(invocation, rule)
-    who = _parse_identifier(identifier, limit.rule)
+    who = _parse_identifier(identifier, limit)
     return _answer([limit.runtime.perform(limit.limiter.look(rule, who, cost))])
 
 
@@ -180,7 +189,7 @@ def top(
 def reset(invocation: Invocation, rule: _Rule, identifier: _Who) -> Answer:
     """Give an identifier the whole quota of a limit again."""
     limit = _find(invocation, rule)
-    who = _parse_identifier(identifier, limit.rule)
+    who = _parse_identifier(identifier, limit)
     limit.runtime.perform(limit.limiter.reset(rule, who))
     remembered = limit.runtime.settings.remember_denials
     shown = f"{identifier} has the whole quota of {rule!r} again{_noticed(limit.runtime)}"
@@ -223,17 +232,29 @@ def explain(  # noqa: PLR0913 - each is an option of the command
     invocation: Invocation,
     url: Annotated[str, typer.Argument(help="The request's URL, or its path.")],
     *,
-    method: Annotated[str, typer.Option("--method", "-X", help="The request's method.")] = "GET",
+    method: Annotated[
+        str, typer.Option("--method", "-X", help="The method; GET, or POST with --data.")
+    ] = "",
     header: Annotated[
         list[str] | None, typer.Option("--header", "-H", help="A header field, 'Name: value'.")
     ] = None,
+    data: Annotated[
+        str, typer.Option("--data", "-d", help="The body: 'username=ada', or JSON with its type.")
+    ] = "",
     peer: Annotated[
         str, typer.Option(help="The address from which the request comes.")
     ] = "127.0.0.1",
     root_path: RootPath = "",
 ) -> Answer:
     """Show which rules cover a request, under which keys, and whether they would allow it."""
-    request = make_request(url, method, header or (), peer, root_path)
+    if data:
+        typed = any(each.lower().startswith("content-type:") for each in header or ())
+        form = "Content-Type: application/x-www-form-urlencoded"
+        header = [*(header or ()), *[form] * (not typed)]
+    request = make_request(
+        url, method or ("POST" if data else "GET"), header or (), peer, root_path
+    )
+    request = replace(request, body=_Data(data.encode()))
     subject = invocation.subject
     routes = subject.routes or ()
     route = next((each for each in routes if each.takes(request.method, request.path)), None)
@@ -250,6 +271,21 @@ def explain(  # noqa: PLR0913 - each is an option of the command
         if isinstance(event, UserCodeFailed)
     ]
     return _answer(explanations, notes)
+
+
+class _Data(RequestBody):
+    """The body of the option --data."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def read(self, limit: int) -> bytes | None:
+        return self._data if len(self._data) <= limit else None
+
+    def is_at_hand(self, *, waits: bool) -> bool:  # noqa: ARG002 - the base's
+        return True
 
 
 def fields_of(texts: Sequence[str]) -> list[tuple[str, str]]:
@@ -336,6 +372,11 @@ def _find(invocation: Invocation, rule: str) -> _Limit:
         if limit.rule.name == rule and rule in limit.limiter.rules:
             with_credentials([limit.runtime])
             return limit
+        if limit.rule.name == rule:
+            raise UsageError(
+                f"the limits of {rule!r} are a function, and only a request tells which apply; "
+                "for a rule of the middleware, run 'limits explain URL'"
+            )
     names = [each.rule.name for each in known if each.rule.name in each.limiter.rules]
     raise UsageError(
         f"no rule with limits of this package is called {rule!r}; there are: "
@@ -353,19 +394,44 @@ def _batched(values: list[str], size: int) -> list[list[str]]:
     return [values[begin : begin + size] for begin in range(0, len(values), size)]
 
 
-def _parse_identifier(given: str, rule: RateLimitRule) -> str | Identifier:
-    """An identifier; as in logs, hashed or escaped, it is used unchanged."""
-    address = parse_address(given)
+def _parse_identifier(given: str, limit: _Limit) -> str | Identifier:
+    """An identifier; as in logs, hashed or escaped, it is used unchanged.
+
+    Raises UsageError for one of a kind that the rule does not use.
+    """
+    extractor = limit.rule.extractor
+    kinds = None if limit.where == "code" else kinds_of(extractor)
+    for each in kinds or ():
+        names = each.split("+")
+        pattern = "&".join(f"{re.escape(name)}=(.+)" for name in names)
+        if len(names) > 1 and (found := re.fullmatch(pattern, given)):
+            return joined(
+                [_of_kind(limit, *one) for one in zip(names, found.groups(), strict=True)]
+            )
+    if (address := parse_address(given)) is not None:
+        who: str | Identifier = of_address(address, _IPV6_PREFIX)
+        kind = "ip"
+    else:
+        kind, equals, value = given.partition("=")
+        if not equals:
+            who = identifier_of(extractor, None, given)
+            kind = who.kind
+        elif not kind or not value:
+            raise UsageError(f"{given!r}: write KIND=VALUE, such as user=alice or ip=203.0.113.7")
+        else:
+            is_as_in_logs = value.startswith("#") or "%" in value
+            who = given if is_as_in_logs else _of_kind(limit, kind, value)
+    if kinds is not None and unquote(kind) not in kinds:
+        shown = " or ".join("&".join(f"{name}=…" for name in each.split("+")) for each in kinds)
+        raise UsageError(f"{given!r}: {limit.rule.name!r} identifies clients by {shown}")
+    return who
+
+
+def _of_kind(limit: _Limit, kind: str, value: str) -> Identifier:
+    address = parse_address(value) if kind == "ip" else None
     if address is not None:
         return of_address(address, _IPV6_PREFIX)
-    kind, equals, value = given.partition("=")
-    if not equals:
-        return identifier_of(rule.extractor, None, given)
-    if not kind or not value:
-        raise UsageError(f"{given!r}: write KIND=VALUE, such as user=alice or ip=203.0.113.7")
-    if value.startswith("#") or "%" in value:
-        return given
-    return identifier_of(rule.extractor, kind, value)
+    return identifier_of(limit.rule.extractor, kind, value)
 
 
 def _lease_as_text(lease: Lease | None) -> str | None:

@@ -6,6 +6,7 @@ import ipaddress
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import lru_cache
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 from urllib.parse import quote, unquote_plus
 
@@ -17,7 +18,7 @@ from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.messages import HTTPRequest, content_length
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 _LONGEST_PLAIN = 128
 """Characters, escaped; a longer value is hashed, so that no key grows with what a client sent."""
@@ -1151,10 +1152,7 @@ class Combined(Finder, frozen=True):
         found = [part for part in parts if part is not None]
         if len(found) < len(parts):
             return None
-        # Lengths come first, so that no two lists of values read the same.
-        value = "&".join(f"{len(part.value)}.{part.value}" for part in found)
-        kind = "+".join(part.kind for part in found)
-        return Identifier(kind, value, secret=any(part.secret for part in found))
+        return joined(found)
 
 
 class FirstOf(Finder, frozen=True):
@@ -1244,6 +1242,48 @@ def _parts_of(extractor: AnyExtractor) -> Iterator[AnyExtractor]:
             yield from _parts_of(part)
         case _:
             yield extractor
+
+
+def joined(parts: Sequence[Identifier]) -> Identifier:
+    """Return the identifier that ``combine`` makes of several."""
+    # Lengths come first, so that no two lists of values read the same.
+    value = "&".join(f"{len(part.value)}.{part.value}" for part in parts)
+    kind = "+".join(part.kind for part in parts)
+    return Identifier(kind, value, secret=any(part.secret for part in parts))
+
+
+def kinds_of(extractor: AnyExtractor) -> list[str] | None:
+    """Return the kinds of what an extractor identifies a client by; None if that is unknown.
+
+    Where it may find nothing, the client's address is one.
+    """
+    kinds = _kinds_of(extractor)
+    surely = BodyField | ClientAddress | EventSource
+    if kinds is None or all(isinstance(part, surely) for part in _parts_of(extractor)):
+        return kinds
+    return [*kinds, "ip"]
+
+
+def _kinds_of(extractor: AnyExtractor) -> list[str] | None:
+    match extractor:
+        case EventSource():
+            return ["ip", _WITHOUT_SOURCE.kind]
+        case ClientAddress():
+            return ["ip"]
+        case Combined(parts):
+            kinds = [_kinds_of(part) for part in parts]
+            known = [each for each in kinds if each is not None]
+            return (
+                ["+".join(each) for each in product(*known)] if len(known) == len(kinds) else None
+            )
+        case FirstOf(parts):
+            kinds = [_kinds_of(part) for part in parts]
+            return None if None in kinds else [kind for each in kinds for kind in each or ()]
+        case Hashed(part):
+            return _kinds_of(part)
+        case _:
+            kind = _kind_of(extractor)
+            return None if kind == "id" else [kind]
 
 
 _SECRET_KINDS = frozenset({"header", "cookie", "query", "form", "json", "jwt"})
