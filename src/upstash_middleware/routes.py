@@ -147,7 +147,7 @@ def _of_routes(app: Any, prefix: str) -> Iterator[Route]:
             yield from _of_routes(
                 mounted if getattr(mounted, "routes", None) else route, prefix + path
             )
-        elif hasattr(route, "endpoint"):
+        elif getattr(route, "endpoint", None) is not None:
             # A WebSocket's handshake counts as a GET.
             methods = tuple(sorted(getattr(route, "methods", ("GET",)) or ()))
             before = _dependencies(getattr(route, "dependant", None))

@@ -204,7 +204,7 @@ class WithSettings(Generic[A]):
                 UPSTASH_MIDDLEWARE_ENABLED=0.
             rate_limits: Rules for chosen requests; the first that matches a request decides.
             default_limit: The limit for requests that no rule matches, such as ``"100/minute"``;
-                None for no limit.
+                None for no limit. Has to be given where there are ``rate_limits``.
             cache: Rules that select the responses to store; the first that matches a request
                 decides.
             match: ``"first"``, the default: the first of the rate_limits that matches a request
@@ -582,7 +582,8 @@ def check_kept_cookies(settings: Settings, kept: Mapping[str, str], source: str)
                     where = named_part(f"{_named(source, 'cache')}[{index}]", "ignore_cookies")
                 raise ConfigurationError(
                     f"{where}: {pattern!r} matches {name!r}, the cookie of {setting}: the "
-                    "application needs it; name only cookies on which no page depends"
+                    "application needs it; name only cookies on which no page depends; if the "
+                    "pages are the same for all users, give the cache rule vary_cookies=() instead"
                 )
 
 

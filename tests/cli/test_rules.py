@@ -244,6 +244,28 @@ def test_rules_outside_of_werkzeug_s_mounts_name_their_routes(call: Call) -> Non
     ]
 
 
+def test_a_rule_for_what_fastapi_mounts_is_served(call: Call, module: Callable[[str], str]) -> None:
+    """All paths below a mounted application without routes, such as Prometheus's."""
+    name = module("""
+from fastapi import FastAPI
+from upstash_middleware import RateLimitRule
+from upstash_middleware.fastapi import UpstashMiddleware
+
+async def metrics(scope, receive, send): ...
+
+app = FastAPI(openapi_url=None)
+app.mount("/metrics", metrics)
+app.add_middleware(
+    UpstashMiddleware,
+    default_limit="5/minute",
+    rate_limits=[RateLimitRule("/metrics/{rest:path}", "unlimited")],
+)
+""")
+    told = call("rules", "check", "--app", name, "--json").data
+    assert told["findings"] == []
+    assert [one["path"] for one in told["routes"]] == ["/metrics/{path:path}"]
+
+
 def test_a_rule_for_a_websocket_is_named(call: Call, module: Callable[[str], str]) -> None:
     """Its handshake is a GET."""
     name = module("""

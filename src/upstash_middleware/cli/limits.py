@@ -180,7 +180,8 @@ def top(
             for one in shown
         ],
     )
-    summary = f"{len(used)} identifiers have used {rule!r}; {commands} commands were billed"
+    who = "1 identifier has" if len(used) == 1 else f"{len(used)} identifiers have"
+    summary = f"{who} used {rule!r}; {commands} commands were billed"
     data = {"rule": rule, "count": len(used), "top": shown, "billed_commands": commands}
     return Answer(data, [*[table] * bool(shown), text(summary, "dim")])
 
