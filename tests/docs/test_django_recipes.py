@@ -136,6 +136,27 @@ from settings import would_deny
 assert codes("/api/tea", 4) == [200] * 4
 assert len(would_deny) == 2
 """,
+    "Metrics for Prometheus": """
+import os, runpy, subprocess, sys
+from types import SimpleNamespace
+COUNTED = 'upstash_middleware_rate_limit_decisions_total{'
+codes("/", 2)
+shown = client.get("/metrics")
+assert shown.headers["Content-Type"].startswith("text/plain")
+(line,) = [each for each in shown.content.decode().splitlines() if each.startswith(COUNTED)]
+assert line.endswith(" 2.0"), "a scrape is not counted"
+os.mkdir("metrics")
+several = os.environ | {"PROMETHEUS_MULTIPROC_DIR": "metrics"}
+VISIT = "import django; django.setup(); from django.test import Client; "
+visits = VISIT + "Client().get('/'); print(Client().get('/metrics').content.decode())"
+for count in (1, 2):
+    command = [sys.executable, "-W", "error", "-c", visits]
+    seen = subprocess.run(command, env=several, capture_output=True, text=True, check=True).stdout
+    (line,) = [each for each in seen.splitlines() if each.startswith(COUNTED)]
+    assert line.endswith(f" {count}.0"), "the counts of all processes are added"
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = "metrics"
+runpy.run_path("gunicorn.conf.py")["child_exit"](None, SimpleNamespace(pid=1))
+""",
 }
 
 
@@ -162,7 +183,8 @@ def test_a_recipe_does_what_its_heading_says(
     clear_of_a_minutes_end()
     middleware, files = recipes()["Recipes for Django"]["MIDDLEWARE"], recipes()[heading]
     (tmp_path / "settings.py").write_text(SETTINGS + middleware + files["settings.py"])
-    (tmp_path / "urls.py").write_text(files["urls.py"])
+    for name in files.keys() - {"settings.py"}:
+        (tmp_path / name).write_text(files[name])
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", BEFORE + CHECKS[heading]],
         cwd=tmp_path,
