@@ -228,6 +228,13 @@ def test_code_that_raises_is_said_once_at_each_place_with_its_traceback(log):
     assert all(record.exc_info for record in log.records)
 
 
+@pytest.mark.parametrize("name", ["limits", "cost", "when"])
+def test_a_function_that_raises_may_lift_the_limit_and_the_log_says_so(log, name):
+    (line,) = said(log, UserCodeFailed(f"rate_limits[0].{name}", ZeroDivisionError()))
+    assert f"rate_limits[0].{name} raised" in line
+    assert "the request was not limited by this rule" in line
+
+
 @pytest.mark.parametrize("text", ["a\r\nERROR forged", "a\x1b[2Jb", "a\u2028b", "a\x85b", "a\x00b"])
 def test_nothing_that_a_server_says_makes_a_second_line_or_a_terminal_obey(log, text):
     lines = said(log, failed(ConnectionLost(text)), CircuitOpened(5, 5, f"ConnectionLost: {text}"))

@@ -317,7 +317,7 @@ class UpstashSessionInterface(SessionInterface):
         elif session.accessed:
             response.vary.add("Cookie")
             self._set_cookie(app, session, response)
-        _note(session)
+        _note(session, exchange)
         if response.is_streamed and not response.direct_passthrough:
             response.response = _Body(response.response, session, exchange, runtime)
 
@@ -363,12 +363,14 @@ def _loaded(part: Sessions, streams: Sequence[ref[ResponseStream]]) -> Session |
     return None
 
 
-def _note(session: FlaskSession) -> None:
+def _note(session: FlaskSession, exchange: SessionExchange) -> None:
     """Keep a response that depends on the session from being stored for others."""
     if session.accessed:
         for each in session.outer:
             if (stream := each()) is not None:
-                stream.exchange.note_session(sets_cookie=session.cookie_change is not None)
+                stream.exchange.note_session(
+                    sets_cookie=exchange.changes_cookie, absent_cookie=exchange.absent_cookie
+                )
 
 
 class _Body:
@@ -399,7 +401,7 @@ class _Body:
         except BaseException:
             self._end()
             raise
-        _note(self._session)
+        _note(self._session, self._exchange)
         return piece
 
     def close(self) -> None:
@@ -415,7 +417,7 @@ class _Body:
         if self._is_over:
             return
         self._is_over = True
-        _note(self._session)
+        _note(self._session, self._exchange)
         try:
             self._runtime.perform(self._exchange.finish(complete=True))
         except NotStorable as error:  # the response has been sent

@@ -127,7 +127,7 @@ class LogObserver:
             case _:
                 pass
 
-    def _fault(
+    def _fault(  # noqa: C901, PLR0912 - one case for each event
         self, event: CacheEntryRefused | SessionSaved | UserCodeFailed | InternalError
     ) -> None:
         """Log a fault that has nothing to do with the connection to Upstash."""
@@ -160,6 +160,15 @@ class LogObserver:
                 if self._is_news(where, type(failure).__name__):
                     logger.error(
                         "%s raised, so the request bypassed the cache",
+                        where,
+                        exc_info=failure,
+                        extra=_fields("UserCodeFailed", where=where, error=failure),
+                    )
+            case UserCodeFailed(where, failure) if where.endswith((".limits", ".cost", ".when")):
+                if self._is_news(where, type(failure).__name__):
+                    logger.error(
+                        "%s raised, so on_error of its rule applied: with 'open', the default, the "
+                        "request was not limited by this rule",
                         where,
                         exc_info=failure,
                         extra=_fields("UserCodeFailed", where=where, error=failure),

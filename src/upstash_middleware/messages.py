@@ -83,7 +83,9 @@ class Headers:
         return found
 
     def __contains__(self, name: str) -> bool:
-        return name in (self._names or self._look_up()).first
+        first = (self._names or self._look_up()).first
+        # Callers in this package write names in lower case.
+        return name in first or (not name.islower() and name.lower() in first)
 
     @overload
     def get(self, name: str) -> str | None: ...
@@ -93,20 +95,26 @@ class Headers:
         """Return the first field line's value, or the default.
 
         Args:
-            name: The name of the field, in lower case.
+            name: The name of the field, in any case.
             default: What is returned if there is no such field.
         """
-        position = (self._names or self._look_up()).first.get(name)
+        first = (self._names or self._look_up()).first
+        position = first.get(name)
+        if position is None and not name.islower():
+            position = first.get(name.lower())
         return default if position is None else self.raw[position][1].decode("latin-1")
 
     def lines(self, name: str) -> list[str]:
         """Return every field line's value, in order.
 
         Args:
-            name: The name of the field, in lower case.
+            name: The name of the field, in any case.
         """
         names = self._names or self._look_up()
         position = names.first.get(name)
+        if position is None and not name.islower():
+            name = name.lower()
+            position = names.first.get(name)
         if position is None:
             return []
         positions = names.repeated.get(name) or (position,)
@@ -116,18 +124,18 @@ class Headers:
         """Return all lines as one value joined by commas (RFC 9110 §5.2), None if absent.
 
         Args:
-            name: The name of the field, in lower case.
+            name: The name of the field, in any case.
         """
-        names = self._names or self._look_up()
-        return ", ".join(self.lines(name)) if name in names.repeated else self.get(name)
+        return ", ".join(self.lines(name)) if self.repeats(name) else self.get(name)
 
     def repeats(self, name: str) -> bool:
         """Whether there are several field lines of this name.
 
         Args:
-            name: The name of the field, in lower case.
+            name: The name of the field, in any case.
         """
-        return name in (self._names or self._look_up()).repeated
+        repeated = (self._names or self._look_up()).repeated
+        return bool(repeated) and name.lower() in repeated
 
     def names(self) -> KeysView[str]:
         """Return the distinct names, in lower case, in order of first appearance."""
@@ -141,9 +149,9 @@ class Headers:
         """Return these headers without some fields.
 
         Args:
-            *names: Names of fields, in lower case.
+            *names: Names of fields, in any case.
         """
-        gone = {name.encode("latin-1") for name in names}
+        gone = {name.lower().encode("latin-1") for name in names}
         return Headers(pair for pair in self.raw if pair[0].lower() not in gone)
 
     def adding(self, *pairs: tuple[bytes, bytes]) -> Headers:
@@ -158,7 +166,7 @@ class Headers:
         """Return these headers with exactly one line of ``name``, at the end.
 
         Args:
-            name: The name of the field, in lower case.
+            name: The name of the field, in any case.
             value: Its value.
         """
         return self.without(name).adding((name.encode("latin-1"), value.encode("latin-1")))

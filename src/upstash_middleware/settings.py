@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from upstash_middleware.arguments import passing_to
 from upstash_middleware.core.clock import seconds_in
-from upstash_middleware.core.identify import address_setting, detected_platform
+from upstash_middleware.core.identify import address_setting, detected_platform, takes
 from upstash_middleware.core.ratelimit import RateLimitRule
 from upstash_middleware.core.ratelimit.rules import check_together as check_rules_together
 from upstash_middleware.core.ratelimit.rules import lease_in
@@ -735,6 +735,11 @@ def _cookie_patterns(name: str, value: Any) -> tuple[str, ...] | None:
 def _function(name: str, value: Any) -> Any:
     if value is not None and not callable(value):
         raise ConfigurationError(f"{name}: {value!r} should be a function of request and decision")
+    if value is not None and not takes(value, 2):
+        raise ConfigurationError(
+            f"{name}: {value!r} is called with request and decision; write for instance "
+            "'lambda request, decision: …'"
+        )
     return value
 
 

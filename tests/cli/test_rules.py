@@ -219,6 +219,34 @@ def test_rules_that_apply_together_are_joined_by_and(
     assert route["limits"] == re.split(" and | or ", shown)
 
 
+@pytest.mark.parametrize("match", ["all", "first"])
+def test_a_default_limit_beside_a_rule_for_everything_never_applies(call: Call, match: str) -> None:
+    everything = RateLimitRule(None, "9/s", name="application")
+    app = flask_with("/x", match=match, rate_limits=[everything], default_limit="1/s")
+    (finding,) = findings(call, app)
+    assert finding.startswith("default_limit: never applies: the rule 'application' names every")
+
+
+def test_without_a_default_limit_a_rule_for_everything_leaves_nothing_unlimited(call: Call) -> None:
+    assert (
+        findings(
+            call, flask_with("/x", rate_limits=[RateLimitRule(None, "9/s")], default_limit=None)
+        )
+        == []
+    )
+    some = RateLimitRule(None, "9/s", methods=("POST",))
+    (finding,) = findings(call, flask_with("/x", rate_limits=[some], default_limit=None))
+    assert "pass unlimited" in finding
+
+
+def test_a_rule_for_other_hosts_hides_none(call: Call) -> None:
+    rules = [
+        RateLimitRule("/x", "1/s", hosts=("api.example.com",), name="api"),
+        RateLimitRule("/x", "9/s", name="others"),
+    ]
+    assert findings(call, flask_with("/x", rate_limits=rules, default_limit="9/s")) == []
+
+
 def test_the_limits_of_a_handler_apply_together_with_those_of_rules(call: Call) -> None:
     """They are joined by and, whatever ``match`` is."""
     app = flask_with(default_limit="9/s")

@@ -51,6 +51,21 @@ def test_a_request_without_a_raw_path_gets_one_from_its_path():
     assert HTTPRequest("GET", "/a b/c").raw_path == "/a%20b/c"
 
 
+def test_each_method_takes_a_name_in_any_case():
+    headers = Headers([(b"X-API-Key", b"1"), (b"x-api-key", b"2"), (b"Accept", b"*/*")])
+    for name in ("X-API-Key", "x-api-key", "X-Api-KEY"):
+        assert name in headers
+        assert headers.get(name) == "1"
+        assert headers.lines(name) == ["1", "2"]
+        assert headers.combined(name) == "1, 2"
+        assert headers.repeats(name)
+        assert headers.without(name).raw == ((b"Accept", b"*/*"),)
+        assert headers.setting(name, "3").lines(name) == ["3"]
+    assert headers.get("X-Other") is None
+    assert headers.lines("X-Other") == []
+    assert "X-Other" not in headers
+
+
 def test_a_default_is_given_for_an_absent_field():
     headers = Headers.of(x_tokens="3")
     assert headers.get("x-tokens", "1") == "3"

@@ -23,6 +23,35 @@ def refusal(**mapping: Any) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("field", "function"),
+    [
+        ("limits", lambda: "2/minute"),
+        ("by", lambda: "ada"),
+        ("cost", lambda: 1),
+        ("when", lambda: True),
+        ("when", lambda request, response: True),
+        ("settle", lambda response: 1),
+    ],
+)
+def test_a_function_that_cannot_take_the_request_is_refused(field: str, function: Any) -> None:
+    """Otherwise it would raise for each request, which then passes unlimited."""
+    message = refusal(**{field: function})
+    assert message.startswith(f"rate_limits[3].{field} = ")
+    assert "it is called with" in message
+    assert "'lambda request" in message
+
+
+def test_functions_may_have_more_parameters_with_defaults() -> None:
+    def when(request: Any, least: int = 1) -> bool:
+        return bool(request) and bool(least)
+
+    def cost(*_: Any) -> int:
+        return 1
+
+    RateLimitRule("/", lambda *_: "1/s", when=when, cost=cost)
+
+
 def test_a_mapping_makes_the_same_rule_as_code() -> None:
     """Django's settings and TOML say what a RateLimitRule says."""
     data = {"path": "/api", "limits": "10/10s", "methods": ["post"], "by": "client_ip", "cost": 2}

@@ -124,6 +124,27 @@ def test_a_page_that_reads_the_session_is_shared_with_nobody(
     assert ada.get("/hello").text == "hello ada"
 
 
+@pytest.mark.parametrize("path", ["/hello", "/late"])
+def test_a_page_of_an_empty_session_is_stored_for_clients_without_its_cookie(
+    app: Any, ada: TestClient, shop: Shop, path: str
+) -> None:
+    """If the head says that it depends on the cookie, where the cache decides about it."""
+    pages = [TestClient(app).get(path) for _ in range(2)]
+    assert [page.text for page in pages] == ["hello None"] * 2
+    cookie = ada.cookies["session"]
+    for cookies in (f"session={cookie}", f"a=1; session={cookie}", "session=", "session=other"):
+        page = TestClient(app).get(path, headers={"cookie": cookies})
+        assert page.text == ("hello ada" if cookie in cookies else "hello None")
+        assert "; hit" not in page.headers["cache-status"]
+        assert "stored" not in page.headers["cache-status"]
+    rendered = shop.rendered
+    assert TestClient(app).get(path).text == "hello None"
+    if "; hit" in pages[1].headers["cache-status"]:
+        assert path == "/hello"
+        assert pages[1].headers["vary"] == "Cookie"
+        assert shop.rendered == rendered
+
+
 def test_it_varies_by_cookie_and_a_page_that_does_not_read_it_does_not(
     app: Any, ada: TestClient
 ) -> None:
@@ -152,6 +173,55 @@ def app_with(shop: Shop, upstash: LocalUpstash, **settings: Any) -> Any:
     sessions = {"sessions": {"secret_key": SECRET}, "default_limit": None, "redis": upstash}
     app.add_middleware(UpstashMiddleware, **{**sessions, **settings})
     return app
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_stored"),
+    [
+        ({}, True),
+        ({"vary_cookies": ()}, True),
+        ({"ignore_cookies": ("theme",)}, True),
+        ({"vary_cookies": ("theme",), "narrow_vary_cookie": True}, False),
+    ],
+)
+def test_a_page_of_an_empty_session_is_stored_where_the_whole_cookie_field_selects_it(
+    shop: Shop, upstash: LocalUpstash, rule: dict[str, Any], is_stored: bool
+) -> None:
+    app = app_with(shop, upstash, cache=[CacheRule("/hello", ttl=600, **rule)])
+    ada = TestClient(app)
+    ada.get("/log_in?name=ada")
+    pages = [TestClient(app).get("/hello") for _ in range(2)]
+    assert ("; hit" in pages[1].headers["cache-status"]) is is_stored
+    assert ada.get("/hello").text == "hello ada"
+    assert TestClient(app).get("/hello").text == "hello None"
+
+
+def test_a_page_that_ends_an_empty_session_is_not_stored(upstash: LocalUpstash) -> None:
+    async def page(request: Request) -> Response:
+        session(request).clear()
+        return PlainTextResponse("page")
+
+    app = Starlette(routes=[Route("/page", page)])
+    sessions = {"secret_key": SECRET}
+    app.add_middleware(
+        UpstashMiddleware, sessions=sessions, cache=[RULE], redis=upstash, default_limit=None
+    )
+    for _ in range(2):
+        assert "stored" not in TestClient(app).get("/page").headers["cache-status"]
+
+
+def test_a_page_of_an_empty_session_is_revalidated_in_the_background_without_one(
+    shop: Shop, upstash: LocalUpstash
+) -> None:
+    rule = CacheRule("/{rest:path}", ttl=60, stale_while_revalidate=600)
+    with TestClient(app_with(shop, upstash, cache=[rule])) as client:
+        client.get("/hello")
+        upstash.advance(90)
+        assert client.get("/hello").text == "hello None"  # stale
+        client.get("/plain")
+        status = client.get("/hello").headers["cache-status"]
+        assert "; hit; ttl=" in status
+        assert "ttl=-" not in status
 
 
 def test_under_a_rule_by_user_a_page_that_reads_the_session_is_stored_for_the_user(
@@ -249,7 +319,7 @@ def test_a_304_of_a_page_that_reads_the_session_is_not_stored_with_it(
             return Response(status_code=304, headers={"etag": '"1"'})
         return PlainTextResponse("page", headers={"etag": '"1"'})
 
-    app = Starlette(routes=[Route("/tagged", tagged)])
+    app = Starlette(routes=[Route("/tagged", tagged), *shop.routes])
     app.add_middleware(
         UpstashMiddleware,
         cache=[RULE],
@@ -258,6 +328,7 @@ def test_a_304_of_a_page_that_reads_the_session_is_not_stored_with_it(
         default_limit=None,
     )
     client = TestClient(app)
+    client.get("/log_in?name=ada")
     for _ in range(2):
         assert client.get("/tagged?reads=1").text == "page"
     response = client.get("/tagged?reads=1", headers={"if-none-match": '"1"'})
@@ -376,5 +447,8 @@ def test_whoever_debugs_is_told_that_the_page_depends_on_the_session(upstash: Lo
         assert 'detail="it depends on the session"' in client.get("/hello").headers["cache-status"]
         told = client.get("/hello", headers={"Upstash-Cache-Debug": secret}).headers
         explained = told["upstash-cache-debug"]
-        assert 'not-stored="the handler has used the session; set user=' in explained
+        assert (
+            'not-stored="the handler has used the session of a client that has one; set user='
+            in explained
+        )
         assert "ignore_cookies" not in explained

@@ -289,7 +289,7 @@ def test_reading_from_the_primary_costs_one_command_more(upstash: LocalUpstash) 
 def test_without_a_cookie_or_with_a_malformed_one_nothing_is_read(browser: Browser) -> None:
     browser.get("/plain")
     browser.get("/show")
-    assert browser.cost == (1, 4)
+    assert browser.cost == (2, 4 + 2)  # the page is stored for visitors without a session
     browser.cookie = "A" * 32
     browser.get("/show")
     assert browser.cost == (1, 4)
@@ -300,6 +300,23 @@ def test_a_session_that_a_view_does_not_use_is_no_reason_not_to_share(browser: B
     browser.get("/put?a=1")
     assert "Vary" not in browser.get("/plain").headers
     assert "hit" in browser.get("/plain").headers["Cache-Status"]
+
+
+@pytest.mark.parametrize("middleware", [(BOTH, SESSIONS), (LIMIT, COMMON, CACHE, SESSIONS)])
+def test_a_view_that_has_found_no_session_is_cached_for_visitors_without_one(
+    upstash: LocalUpstash, is_async: bool, middleware: tuple[str, ...]
+) -> None:
+    with project(*middleware, upstash=upstash, **LIMITED, **CACHED):
+        first, second = (Browser(upstash, is_async=is_async).get("/show") for _ in range(2))
+        assert "; hit" in second.headers["Cache-Status"]
+        assert second.headers["Vary"] == "Cookie"
+        browser = Browser(upstash, is_async=is_async)
+        browser.get("/put?a=mine")
+        for _ in range(2):
+            mine = browser.get("/show")
+            assert "depends on the session" in mine.headers["Cache-Status"]
+            assert mine.content != first.content
+        assert Browser(upstash, is_async=is_async).get("/show").content == first.content
 
 
 @pytest.mark.parametrize("middleware", [(BOTH, SESSIONS), (LIMIT, COMMON, CACHE, SESSIONS)])

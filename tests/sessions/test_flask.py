@@ -498,13 +498,34 @@ def cached(request: pytest.FixtureRequest, upstash: LocalUpstash) -> Flask:
 
 
 def test_a_response_is_shared_only_if_its_view_did_not_use_the_session(cached: Flask) -> None:
-    def status(path: str) -> str:
-        return cached.test_client().get(path, buffered=True).headers["Cache-Status"]
+    browser = cached.test_client()
+    browser.get("/put/size/7")
 
-    assert "stored" in status("/plain")
+    def status(path: str) -> str:
+        return browser.get(path, buffered=True).headers["Cache-Status"]
+
+    cached.test_client().get("/plain", buffered=True)
     assert "hit" in status("/plain")
     assert "it depends on the session" in status("/show")
     assert "it depends on the session" in status("/show")
+
+
+def test_a_view_that_has_found_no_session_is_cached_for_visitors_without_one(cached: Flask) -> None:
+    """Also where each request sets ``permanent``, as Flask's documentation shows."""
+
+    @cached.before_request
+    def make_permanent() -> None:
+        session.permanent = True
+
+    first, second = (cached.test_client().get("/show", buffered=True) for _ in range(2))
+    assert "hit" in second.headers["Cache-Status"]
+    assert second.headers["Vary"] == "Cookie"
+    browser = cached.test_client()
+    browser.get("/put/size/7")
+    mine = browser.get("/show", buffered=True)
+    assert "depends on the session" in mine.headers["Cache-Status"]
+    assert mine.data != first.data
+    assert cached.test_client().get("/show", buffered=True).data == first.data
 
 
 def test_a_late_read_keeps_a_stream_from_being_stored(cached: Flask) -> None:

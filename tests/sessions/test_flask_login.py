@@ -18,6 +18,7 @@ from flask_login import (
     user_logged_in,
 )
 
+from upstash_middleware import CacheRule
 from upstash_middleware.flask import Sessions, UpstashMiddleware, runtimes_of, session
 
 if TYPE_CHECKING:
@@ -34,6 +35,26 @@ pytestmark = pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:Depreca
 class User(UserMixin):  # type: ignore[misc] # Flask-Login has no types
     def __init__(self, id_: str) -> None:
         self.id = id_
+
+
+def test_a_page_under_flask_login_is_cached_for_visitors_without_a_session(
+    upstash: LocalUpstash,
+) -> None:
+    """Flask-Login looks into the session after each request."""
+    app = site()
+    UpstashMiddleware(
+        app, redis=upstash, default_limit=None, cache=[CacheRule("/{rest:path}", ttl=60)]
+    )
+    Sessions(app)
+    first, second = (app.test_client().get("/", buffered=True) for _ in range(2))
+    assert "; hit" in second.headers["Cache-Status"]
+    assert first.headers["Vary"] == second.headers["Vary"] == "Cookie"
+    ada = app.test_client()
+    ada.get("/login/ada")
+    page = ada.get("/", buffered=True)
+    assert page.text == "user ada"
+    assert "depends on the session" in page.headers["Cache-Status"]
+    assert app.test_client().get("/", buffered=True).text == "user None"
 
 
 def site() -> Flask:

@@ -226,7 +226,15 @@ def _check_limits(
             what = _unserved(rule.pattern, rule.methods, "covers", routes, resolves)
         if what:
             yield _Finding("warning", f"rate_limits[{index}] {rule.name!r}", what)
-    if settings.default_limit is None:
+    whole = next((rule for rule in rules if _covers_everything(rule)), None)
+    if settings.default_limit is not None and whole is not None:
+        yield _Finding(
+            "warning",
+            "default_limit",
+            f"never applies: the rule {whole.name!r} names every request, and default_limit is for "
+            "those that no rule names; give that rule both limits, or leave one of them out",
+        )
+    if settings.default_limit is None and whole is None:
         unlimited = [
             each.path
             for each in routes or ()
@@ -275,8 +283,13 @@ def _unserved(
     return None
 
 
+def _covers_everything(rule: RateLimitRule) -> bool:
+    is_restricted = rule.methods or rule.hosts or rule.when is not None or rule.shadow
+    return rule.pattern is None and not is_restricted
+
+
 def _hides(earlier: RateLimitRule, later: RateLimitRule) -> bool:
-    if earlier.when is not None or earlier.shadow:
+    if earlier.when is not None or earlier.shadow or earlier.hosts not in {(), later.hosts}:
         return False
     if not _covers_methods(earlier.methods, tuple(later.methods)):
         return False

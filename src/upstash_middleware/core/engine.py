@@ -68,6 +68,14 @@ class PartExchange:
         """Whether the response sets the session's cookie."""
         return False
 
+    @property
+    def absent_cookie(self) -> str:
+        """The name of the session's cookie if the session is empty, and nothing saves it.
+
+        Without that cookie, every client has such a session.
+        """
+        return ""
+
     def request_to_forward(self, request: HTTPRequest) -> HTTPRequest:
         """Return the request to call the application with, perhaps with a validator."""
         return request
@@ -98,10 +106,11 @@ class PartExchange:
     def forbid(self, why: str, *, client_left: bool) -> None:
         """Forbid storing the response, for a reason that only the adapter sees."""
 
-    def forbid_sharing(self, *, sets_cookie: bool) -> None:
+    def forbid_sharing(self, *, sets_cookie: bool, absent_cookie: str = "") -> None:
         """Forbid sharing the response, which depends on the client's session.
 
-        One that sets the session's cookie must not be stored for its own user either.
+        One that sets the session's cookie must not be stored for its own user either. One that
+        depends on an empty session is right for all clients without ``absent_cookie``.
         """
 
     def renewal(self) -> Flow[None] | None:
@@ -587,12 +596,17 @@ class Exchange(Struct, eq=False):
         if session is None or not (self.watching or self.caches) or not session.uses_session:
             return
         for exchange in (self, *self.caches):
-            exchange.note_session(sets_cookie=session.changes_cookie)
+            exchange.note_session(
+                sets_cookie=session.changes_cookie, absent_cookie=session.absent_cookie
+            )
 
-    def note_session(self, *, sets_cookie: bool) -> None:
-        """Forbid sharing the response, which depends on a session, whoever has loaded it."""
+    def note_session(self, *, sets_cookie: bool, absent_cookie: str) -> None:
+        """Forbid sharing the response, which depends on a session, whoever has loaded it.
+
+        ``absent_cookie`` is that of the session, see ``PartExchange``.
+        """
         for part in self.watching:
-            part.forbid_sharing(sets_cookie=sets_cookie)
+            part.forbid_sharing(sets_cookie=sets_cookie, absent_cookie=absent_cookie)
 
     @property
     def kept(self) -> bool:

@@ -55,6 +55,21 @@ def is_extractor(value: object) -> TypeGuard[AnyExtractor]:
     return callable(value) or isinstance(value, Finder)
 
 
+def takes(function: object, count: int) -> bool:
+    """Whether a function can be called with so many arguments, as far as its signature says."""
+    import inspect  # noqa: PLC0415 - slow to import, and only for functions of the application
+
+    try:
+        signature = inspect.signature(function)  # type: ignore[arg-type] # raises if it is none
+    except Exception:  # noqa: BLE001 - of some that are written in C, and of proxies
+        return True
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
 async def extract(extractor: AnyExtractor, request: HTTPRequest) -> Identifier | None:
     """Return what an extractor, sync or async, finds; its own text or number is kind ``id``.
 

@@ -480,6 +480,13 @@ class Session(MutableMapping[str, Any]):
         """Note a change, as Starlette's session needs it; here it is found in any case."""
         self.accessed = self.modified = True
 
+    @property
+    def _stays_empty(self) -> bool:
+        """Whether it is what each client without a cookie has, and nothing is to be saved."""
+        holds = self._values or self._entries or self._stored or self._error or self._clears
+        saves = self._is_certain or self._binds is not None or self._is_over or self.cookie_change
+        return not (holds or saves)
+
     def _names(self) -> list[str]:
         return [name for name in {**self._entries, **self._values} if self._has(name)]
 
@@ -1322,6 +1329,11 @@ class SessionExchange(PartExchange):
     def changes_cookie(self) -> bool:
         """Whether the response sets the cookie."""
         return self.session.cookie_change is not None
+
+    @property
+    def absent_cookie(self) -> str:
+        """The cookie's name if the session is empty, and nothing saves it."""
+        return self._part.settings.cookie_name if self.session._stays_empty else ""
 
     def detach(self) -> None:
         """Go on with an empty session that belongs to no client: nothing of it is saved."""

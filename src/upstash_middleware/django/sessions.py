@@ -857,6 +857,14 @@ class SessionUse(PartExchange):
         """Whether the response sets the cookie."""
         return self.sets_cookie
 
+    @property
+    def absent_cookie(self) -> str:
+        """The cookie's name if the session is empty, and nothing saves it."""
+        session = self.session
+        if self.sets_cookie or session is None or session.modified or not session.is_empty():
+            return ""
+        return str(settings.SESSION_COOKIE_NAME)
+
 
 class _Reader(Part):
     """Reads the session of a request in its first pipeline, for SessionMiddleware."""

@@ -405,7 +405,16 @@ class Cache(Part):
         fwd = "uri-miss" if lookup.index is None else "vary-miss"
         obeys = self._store.profile.obeys_clients
         wants = client_control(request.headers) if obeys else NO_DIRECTIVES
-        return Found(resource.context, resource.rule, request, target, lookup, fwd, wants)
+        return Found(
+            resource.context,
+            resource.rule,
+            request,
+            target,
+            lookup,
+            fwd,
+            wants,
+            ignored=resource.ignored,
+        )
 
     def _emitted(self, prepared: PreparedLookup, exchange: CacheExchange) -> CacheExchange:
         if self._emits_lookups:

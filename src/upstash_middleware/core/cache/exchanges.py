@@ -89,6 +89,7 @@ _LONGEST_WORK = 60.0
 """Seconds after which a render, revalidation or invalidation counts as dropped by its owner."""
 _DEBUGGED = "a response for debugging"
 _UNSEEN = "the server sends the file itself"
+_OF_SESSION = "it depends on the session"
 
 
 class Context(Struct, frozen=True):
@@ -138,6 +139,8 @@ class Found(Struct, frozen=True):
     """The request's directives, if they are obeyed."""
     part: StoredResponse | None = None
     """A stored part that lacks the requested range, to be combined with the response."""
+    ignored: re.Pattern[str] | None = None
+    """What matches the cookies that are ignored."""
 
     @property
     def shown_key(self) -> str:
@@ -213,6 +216,12 @@ class Found(Struct, frozen=True):
         selecting = (*self.varying, *rule.vary_headers)
         known = self.context.fields
         return profile.stores_for_credentials or known.credential_of(headers, selecting) is None
+
+    def lacks_cookie(self, name: str) -> bool:
+        """Whether the request has no cookie of this name, and its absence can select responses."""
+        if self.ignored is not None and self.ignored.fullmatch(name):
+            return False
+        return not any(name in line for line in self.request.headers.lines("cookie"))
 
     def selecting_fields(self, stored: StoredResponse) -> set[str]:
         """Return the request fields that select a stored response."""
@@ -331,8 +340,8 @@ class Debugged(CacheExchange, kw_only=True, eq=False):
     def forbid(self, why: str, *, client_left: bool) -> None:
         self.within.forbid(why, client_left=client_left)
 
-    def forbid_sharing(self, *, sets_cookie: bool) -> None:
-        self.within.forbid_sharing(sets_cookie=sets_cookie)
+    def forbid_sharing(self, *, sets_cookie: bool, absent_cookie: str = "") -> None:
+        self.within.forbid_sharing(sets_cookie=sets_cookie, absent_cookie=absent_cookie)
 
     def release(self) -> Flow[None] | None:
         return self.within.release()
@@ -469,6 +478,8 @@ class Miss(CacheExchange, kw_only=True, eq=False):
     """Why the response is not shared with those who wait."""
     sets_cookie: bool = False
     """Whether the response sets the session's cookie, so that no stored one may replace it."""
+    is_without_session: bool = False
+    """Whether it depends on an empty session, so that the Cookie field has to select it."""
 
     @property
     def locks(self) -> bool:
@@ -516,11 +527,20 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         if self.planned is not None:
             self._drop(why)
 
-    def forbid_sharing(self, *, sets_cookie: bool) -> None:
-        """Store no response that depends on a session, except under a rule that selects by user."""
+    def forbid_sharing(self, *, sets_cookie: bool, absent_cookie: str = "") -> None:
+        """Store no response that depends on a session, except under a rule that selects by user.
+
+        And except one that depends on an empty session and is selected by the Cookie field, if
+        the request does not have the session's cookie: then no request that has it is answered.
+        """
         self.sets_cookie = self.sets_cookie or sets_cookie
-        if not self.forbidden and (sets_cookie or not self.found.target.private):
-            self.forbid("it depends on the session", client_left=False)
+        if self.forbidden or (self.found.target.private and not sets_cookie):
+            return
+        if not sets_cookie and absent_cookie and self.found.lacks_cookie(absent_cookie):
+            self.is_without_session = True
+            if self.planned is None or "cookie" in self.planned.vary:
+                return
+        self.forbid(_OF_SESSION, client_left=False)
 
     def head(self, head: ResponseHead) -> ResponseHead | Response:
         """Decide whether the response is to be stored; say so in Cache-Status if it is certain."""
@@ -630,7 +650,10 @@ class Miss(CacheExchange, kw_only=True, eq=False):
             found.target.private,
             context.has_groups,
         )
-        return storing.plan(self.candidate, found.lookup.wall, context.grace, found.target.tags)
+        planned = storing.plan(self.candidate, found.lookup.wall, context.grace, found.target.tags)
+        if isinstance(planned, Plan) and self.is_without_session and "cookie" not in planned.vary:
+            return _OF_SESSION
+        return planned
 
     def whole(self, *, complete: bool) -> Plan | None:
         """Return the plan of what to store, if the response is complete (RFC 9111 §3.3)."""

@@ -208,7 +208,10 @@ _KINDS: Sequence[tuple[str, str, _Make]] = (
     (
         "session",
         "it depends on the session",
-        _said("the handler has used the session", "set user= for a response for each user"),
+        _said(
+            "the handler has used the session of a client that has one",
+            "set user= for a response for each user; clients without a session share theirs",
+        ),
     ),
     (
         "invalid session",

@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import force_setattr
 
 from upstash_middleware.core.clock import Duration, seconds_in
-from upstash_middleware.core.identify import SentValue, cookie, header, query
+from upstash_middleware.core.identify import SentValue, cookie, header, query, takes
 from upstash_middleware.core.patterns import PathPattern
 from upstash_middleware.errors import ConfigurationError, RuleMeta, named_part, unknown_name
 from upstash_middleware.messages import HTTPRequest  # noqa: TC001 - for signatures
@@ -281,6 +281,9 @@ def _check(rule: CacheRule) -> None:
     bypass: Any = rule.bypass
     if not (bypass is None or callable(bypass) or isinstance(bypass, str | list | tuple)):
         raise _invalid("bypass", bypass, "text such as 'cookie:sessionid', or a function")
+    for name in ("user", "bypass"):
+        if callable(function := getattr(rule, name)) and not takes(function, 1):
+            raise _invalid(name, function, "called with the request, as 'lambda request: …'")
     _ = rule.bypassed_by  # raises for a wrong text
     for name, most in (("errors_per_minute", inf), ("max_body", LARGEST_BODY)):
         number: Any = getattr(rule, name)

@@ -30,6 +30,7 @@ from upstash_middleware.core.identify import (
     is_extractor,
     own_address,
     peer_address,
+    takes,
 )
 from upstash_middleware.core.patterns import PathPattern
 from upstash_middleware.core.ratelimit.algorithms import (
@@ -535,12 +536,7 @@ def _checks(rule: Any) -> Iterator[tuple[str, object, str]]:
     is_called = rule.by not in EXTRACTORS
     yield "by", is_called, "call it, as in header('X-API-Key') and client_ip()"
     yield "by", is_extractor(rule.by), f"{forms}, or a function of the request"
-    for name, takes_and_returns in (
-        ("when", "the request that returns True or False"),
-        ("settle", "request and response that returns a cost"),
-    ):
-        value = getattr(rule, name)
-        yield name, value is None or callable(value), f"a function of {takes_and_returns}"
+    yield from _checks_of_functions(rule)
     settled = rule.settle is None or own
     yield "settle", settled, "only limits of this package can be settled afterwards"
 
@@ -580,6 +576,26 @@ def _checks(rule: Any) -> Iterator[tuple[str, object, str]]:
         is_text = isinstance(challenge, str) and challenge.isascii() and challenge.isprintable()
         yield "challenge", is_text, "a challenge is text such as 'Bearer' (RFC 9110 §11.6.1)"
         yield "challenge", challenge.strip(), "it should not be empty; None requires no identity"
+
+
+def _checks_of_functions(rule: RateLimitRule) -> Iterator[tuple[str, object, str]]:
+    for name, takes_and_returns in (
+        ("when", "the request that returns True or False"),
+        ("settle", "request and response that returns a cost"),
+    ):
+        value = getattr(rule, name)
+        yield name, value is None or callable(value), f"a function of {takes_and_returns}"
+    for name, takes_one in (
+        ("limits", isinstance(rule.parsed, Tiers)),
+        ("by", callable(rule.by)),
+        ("cost", callable(rule.cost)),
+        ("when", rule.when is not None),
+    ):
+        right = not takes_one or takes(getattr(rule, name), 1)
+        yield name, right, "it is called with the request; write for instance 'lambda request: …'"
+    right = rule.settle is None or takes(rule.settle, 2)
+    written = "it is called with request and response; write 'lambda request, response: …'"
+    yield "settle", right, written
 
 
 def _checks_of_lease(rule: RateLimitRule, *, has_slots: bool) -> Iterator[tuple[str, object, str]]:
