@@ -201,7 +201,7 @@ class WithSettings(Generic[A]):
             config: The path of a rule file: these settings in TOML. A setting in the file cannot be
                 passed as an argument too.
             enabled: False turns the middleware off, as does the variable
-                UPSTASH_MIDDLEWARE_ENABLED=0.
+                UPSTASH_MIDDLEWARE_ENABLED=0. Django's session engine still needs Upstash.
             rate_limits: Rules for chosen requests; the first that matches a request decides.
             default_limit: The limit for requests that no rule matches, such as ``"100/minute"``;
                 None for no limit. Has to be given where there are ``rate_limits``.
