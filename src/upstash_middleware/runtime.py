@@ -545,6 +545,16 @@ class Runtime:
     def keep_sessions(self, sessions: Sessions) -> None:
         """Load and save these sessions with each request, inside the limits and the cache."""
         self.sessions = sessions
+        configured, name = sessions.settings.session_cookie, sessions.settings.cookie_name
+        for index, rule in enumerate(self.settings.cache if name != configured else ()):
+            if any((each.kind, each.name) == ("cookie", configured) for each in rule.bypassed_by):
+                self.observe(
+                    SettingDoubted(
+                        f"cache[{index}].bypass",
+                        f"no request has the cookie {configured!r}: that of sessions is named "
+                        f"{name!r}, since it is only sent over HTTPS; write 'cookie:{name}'",
+                    )
+                )
         for engine in (self.engine, self.uncached, self.unlimited):
             engine.parts = (*engine.parts, sessions)
 

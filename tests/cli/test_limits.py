@@ -307,6 +307,27 @@ S = {
     assert (page.code, "a function of the rule raised TypeError" in page.out) == (1, True)
 
 
+def test_an_explanation_names_the_limits_of_a_handler_that_it_does_not_include(
+    call: Call, module: Callable[[str], str], upstash: LocalUpstash
+) -> None:
+    name = module("""
+from flask import Flask
+from upstash_middleware.flask import UpstashMiddleware, limit
+
+def create_app():
+    app = Flask("shop")
+    UpstashMiddleware(app, default_limit="9/s")
+    app.get("/a")(limit("1/s", name="own")(lambda: "a"))
+    return app
+""")
+    told = call("limits", "explain", "/a", "--app", f"{name}:create_app()", "--json").data
+    assert [one["rule"] for one in told["rules"]] == ["default"]
+    (note,) = told["notes"]
+    assert note.startswith("the handler of /a also has the limits 'own', which are not included")
+    failed = call("limits", "list", "--app", name)
+    assert f"add the name, as in '{name}:create_app()'" in failed.err
+
+
 def test_a_request_that_no_rule_limits_is_said_to_be_so(
     call: Call, module: Callable[[str], str], upstash: LocalUpstash
 ) -> None:

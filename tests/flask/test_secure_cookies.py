@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 from flask import Flask, session
 
-from upstash_middleware.flask import CacheMiddleware, UpstashMiddleware
+from upstash_middleware import CacheRule
+from upstash_middleware.flask import CacheMiddleware, Sessions, UpstashMiddleware
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +54,21 @@ def visit(client: FlaskClient, cookie: str, path: str = "/hello") -> tuple[str, 
 
 def logged_in(client: FlaskClient) -> str:
     return client.post("/login").headers["Set-Cookie"].partition(";")[0]
+
+
+def test_a_bypass_on_the_session_s_cookie_by_its_other_name_is_logged(
+    upstash: LocalUpstash, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Flask("shop")
+    app.config.update(SECRET_KEY="a key", SESSION_COOKIE_SECURE=True)
+    rules = [CacheRule("/a", ttl=60, bypass=f"cookie:{name}session") for name in ("", "__Host-")]
+    UpstashMiddleware(app, default_limit=None, cache=rules, redis=upstash)
+    Sessions(app)
+    app.get("/a")(lambda: "a")
+    app.test_client().get("/a")
+    (message,) = [each.getMessage() for each in caplog.records if "bypass" in each.getMessage()]
+    assert message.startswith("cache[0].bypass: no request has the cookie 'session'")
+    assert "write 'cookie:__Host-session'" in message
 
 
 def test_a_page_is_stored_for_each_valid_session(client: FlaskClient):

@@ -537,5 +537,11 @@ def _add_working_directory() -> None:
 def _likely_name(module: Any) -> str:
     """The name in a module that looks like an application's."""
     public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
-    likely = (name for name, value in public.items() if callable(value) and "app" in name.lower())
-    return next(likely, "app")
+    likely = [name for name, value in public.items() if callable(value) and "app" in name.lower()]
+    # A factory is a function of the module, and its name has to be called.
+    factories = [
+        f"{name}()"
+        for name in likely
+        if getattr(public[name], "__module__", "") == module.__name__ and "_" in name
+    ]
+    return next(iter([*factories, *likely]), "app")

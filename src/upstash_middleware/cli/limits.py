@@ -271,6 +271,12 @@ def explain(  # noqa: PLR0913 - each is an option of the command
         for event in subject.events
         if isinstance(event, UserCodeFailed)
     ]
+    if route is not None and route.limits:
+        names = ", ".join(repr(each.name) for each in route.limits)
+        notes.append(
+            f"the handler of {route.path} also has the limits {names}, which are not included: "
+            "they decide inside the application"
+        )
     return _answer(explanations, notes)
 
 
