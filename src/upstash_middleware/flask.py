@@ -46,7 +46,7 @@ from upstash_middleware.decorators import (
     owner_of,
 )
 from upstash_middleware.errors import ConfigurationError
-from upstash_middleware.events import UserCodeFailed
+from upstash_middleware.events import SettingDoubted, UserCodeFailed
 from upstash_middleware.messages import Response
 from upstash_middleware.runtime import OF_NO_VISITOR, Features, LazyProxy, Runtime
 from upstash_middleware.settings import WithSettings, settings_from
@@ -324,6 +324,7 @@ class _FlaskExtension(WithSettings["Flask | WSGIApplication | None"], Extension)
 
         runtime = self.runtime_for(app, exempts if _routes(app, wsgi_app) else None)
         runtime.before_serving.append(partial(_prepare_sessions, app))
+        runtime.before_serving.append(partial(_doubt_later_config, app, runtime, _copy_of(app)))
         middleware = _FlaskMiddleware(wsgi_app, runtime, app)
         app.extensions[EXTENSION][self] = middleware
         request_started.connect(_show_decision, app)
@@ -650,6 +651,25 @@ class Sessions:
             if own.enabled and each.enabled and own.settings.same_database(each.settings):
                 return own, each
         return own, own
+
+
+def _copy_of(app: Flask) -> dict[str, Any]:
+    """Return a copy of the settings in an application's config, as they are now."""
+    return dict(app.config.get(CONFIG, {}))
+
+
+def _doubt_later_config(app: Flask, runtime: Runtime, installed: dict[str, Any]) -> None:
+    """Say that settings were changed after the middleware had read them."""
+    now = app.config.get(CONFIG, {})
+    changed = [name for name in {**installed, **now} if installed.get(name) != now.get(name)]
+    if changed:
+        runtime.observe(
+            SettingDoubted(
+                f"app.config[{CONFIG!r}]",
+                f"{', '.join(changed)}: changed after the middleware was installed, so the change "
+                "has no effect; set it before UpstashMiddleware(app) or init_app(app)",
+            )
+        )
 
 
 def _prepare_sessions(app: Any) -> None:

@@ -173,6 +173,17 @@ def test_a_setting_in_both_places_is_refused_by_name(app: Flask):
         RateLimitMiddleware(app, **LIMIT)
 
 
+def test_a_configuration_that_comes_too_late_is_logged(
+    app: Flask, upstash: LocalUpstash, caplog: pytest.LogCaptureFixture
+):
+    UpstashMiddleware(app, **LIMIT)
+    app.config["UPSTASH_MIDDLEWARE"] = {"prefix": "late"}
+    for _ in range(2):
+        app.test_client().get("/left")
+    (message,) = [each.getMessage() for each in caplog.records if "config" in each.getMessage()]
+    assert message.startswith("app.config['UPSTASH_MIDDLEWARE']: prefix: changed after")
+
+
 def test_an_error_in_the_configuration_names_it(app: Flask):
     app.config["UPSTASH_MIDDLEWARE"] = {**LIMIT, "deadline": 99}
     with pytest.raises(ConfigurationError, match=r"^UPSTASH_MIDDLEWARE\['deadline'\]: 99 "):
