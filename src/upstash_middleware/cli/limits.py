@@ -115,8 +115,12 @@ def list_(invocation: Invocation) -> Answer:
         )
         for each in found
     ]
-    shown = rows(columns, table) if table else text("there are no limits", "yellow")
-    return Answer({"limits": data}, [shown])
+    if table:
+        return Answer({"limits": data}, [rows(columns, table)])
+    none = "there are no limits"
+    if invocation.subject.routes is None:
+        none += "; name the application with --app MODULE:NAME, or its rules with --config FILE"
+    return Answer({"limits": data}, [text(none, "yellow")])
 
 
 @command(group, "peek")
