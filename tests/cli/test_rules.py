@@ -294,6 +294,14 @@ app.add_middleware(
     assert [one["path"] for one in told["routes"]] == ["/metrics/{path:path}"]
 
 
+def test_a_finding_shows_the_path_of_its_rule_as_it_is_written(call: Call) -> None:
+    app = flask_with(
+        "/about", default_limit="9/s", rate_limits=[RateLimitRule("/files/{rest:path}", "1/s")]
+    )
+    (found,) = findings(call, app)
+    assert found.startswith("rate_limits[0] '/files/{rest:path}': no route")
+
+
 def test_a_rule_for_a_websocket_is_named(call: Call, module: Callable[[str], str]) -> None:
     """Its handshake is a GET."""
     name = module("""

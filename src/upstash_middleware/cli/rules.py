@@ -225,7 +225,9 @@ def _check_limits(
         elif rule.pattern is not None:
             what = _unserved(rule.pattern, rule.methods, "covers", routes, resolves)
         if what:
-            yield _Finding("warning", f"rate_limits[{index}] {rule.name!r}", what)
+            path = rule.path or ""  # names have no colons, and the path is what the user looks for
+            name = rule.name.replace(path.replace(":path}", "}"), path) if path else rule.name
+            yield _Finding("warning", f"rate_limits[{index}] {name!r}", what)
     whole = next((rule for rule in rules if _covers_everything(rule)), None)
     if settings.default_limit is not None and whole is not None:
         yield _Finding(
