@@ -358,7 +358,7 @@ def test_w010_our_engine_with_django_s_middleware_is_reported() -> None:
     assert reported(BOTH, setting=LIMITED) == {}
     found = reported(BOTH, SESSIONS, setting=LIMITED)
     assert found.keys() == {"W010"}
-    assert f"Replace it by '{OUR_SESSIONS}'" in found["W010"]
+    assert f"Replace it with '{OUR_SESSIONS}'" in found["W010"]
 
 
 @override_settings(SESSION_ENGINE=OUR_ENGINE)

@@ -340,7 +340,7 @@ def check_sessions(**_: Any) -> Iterator[checks.CheckMessage]:
             f"MIDDLEWARE contains {djangos[0].path!r}, and sessions are on Upstash: each request "
             "that uses its session takes a round trip for that, and during an outage a login or "
             "logout gets a 400 in place of a 503.",
-            hint="Replace it by 'upstash_middleware.django.SessionMiddleware'.",
+            hint="Replace it with 'upstash_middleware.django.SessionMiddleware'.",
             id="upstash_middleware.W010",
         )
 
