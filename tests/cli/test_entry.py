@@ -74,6 +74,14 @@ def test_the_command_is_installed_and_a_module_too(
     assert json.loads(done.stdout)["url"] == upstash.url
 
 
+def test_without_an_application_the_list_of_limits_says_how_to_name_one(
+    upstash: LocalUpstash,
+) -> None:
+    """In a process without limiters, which the list includes too."""
+    shown = " ".join(process(*MODULE, "limits", "list").stdout.split())
+    assert "there are no limits; name the application with --app MODULE:NAME" in shown
+
+
 def test_applications_are_imported_from_where_the_command_is_run(tmp_path: Path) -> None:
     """As servers do; the application may be named by the environment."""
     (tmp_path / "shop.py").write_text(STARLETTE)

@@ -241,13 +241,6 @@ def test_explain_takes_the_body_that_rules_count_by(
         assert call(*words, path, *more).code == code, more
 
 
-def test_without_an_application_the_list_says_how_to_name_one(
-    call: Call, upstash: LocalUpstash
-) -> None:
-    shown = " ".join(call("limits", "list").out.split())
-    assert "there are no limits; name the application with --app MODULE:NAME" in shown
-
-
 @pytest.mark.parametrize("command", [("peek", "tiers", WHO), ("top", "tiers")])
 def test_limits_that_are_a_function_are_said_to_need_a_request(
     call: Call, module: Callable[[str], str], upstash: LocalUpstash, command: tuple[str, ...]
