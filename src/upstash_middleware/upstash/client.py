@@ -206,7 +206,7 @@ class _Opened(Struct, Generic[T], eq=False):
 class Client(_Client["Transport"]):
     """Performs pipelines for threads; one client may be used by all of them."""
 
-    kind = "Client"
+    kind: ClassVar[Literal["Client", "AsyncClient"]] = "Client"
 
     def execute(self, pipeline: Pipeline) -> list[Reply]:
         """Perform the pipeline and return its replies in order, each failed one as its error.
@@ -324,7 +324,7 @@ class Client(_Client["Transport"]):
 class AsyncClient(_Client["AsyncTransport"]):
     """Performs pipelines for event loops; several may use one client, also concurrently."""
 
-    kind = "AsyncClient"
+    kind: ClassVar[Literal["Client", "AsyncClient"]] = "AsyncClient"
 
     def __init__(
         self, credentials: Credentials, *, is_under_trio: bool = False, **options: Any
