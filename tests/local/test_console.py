@@ -777,6 +777,14 @@ def test_namespaces_are_a_tree_that_opens_along_the_path(redis: Redis, browser: 
     assert keys_of(browser.get(f"{handlers.KEYS}?under=a:b:").text) == ["a:b:c", "a:b:d"]
 
 
+def test_a_tree_has_no_more_levels_than_a_page_can_show(redis: Redis, browser: httpx.Client):
+    deep = "a:" * 3000
+    redis.set(f"{deep}z", "v")
+    page = browser.get(f"{handlers.KEYS}?under={deep}")
+    assert page.status_code == 200
+    assert len(keys_of(page.text)) == 1
+
+
 def test_keys_are_sorted_by_name_expiry_and_memory(redis: Redis, browser: httpx.Client):
     redis.set("b", "x" * 5000, ex=60)
     redis.set("a", "x", ex=600)

@@ -9,6 +9,7 @@ import re
 import zlib
 from collections import Counter
 from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
@@ -62,6 +63,8 @@ _MAX_SCANS: Final = 400
 _SCANNED: Final = b"1000"
 _DELETED_AT_ONCE: Final = 500
 _MAX_CHILDREN: Final = 100
+_MAX_LEVELS: Final = 50
+"""Namespaces within each other; deeper ones are only in the list of keys."""
 _MAX_MEMBERS: Final = 100
 _LARGEST_VALUE: Final = 24 * 1024 * 1024
 """The largest string that is read completely; stored responses are smaller."""
@@ -137,7 +140,8 @@ async def find_names(store: Store, search: bytes) -> tuple[list[bytes], bool]:
 def tree_of(names: Sequence[bytes], path: bytes) -> list[Namespace]:
     """The namespaces of the first level, and those below the ones that `path` leads through."""
     counts: Counter[bytes] = Counter()
-    open_paths = {path[: end + 1] for end, byte in enumerate(path) if byte == _COLON} | {b""}
+    ends = islice((end for end, byte in enumerate(path) if byte == _COLON), _MAX_LEVELS)
+    open_paths = {path[: end + 1] for end in ends} | {b""}
     for name in names:
         end = -1
         while name[: end + 1] in open_paths and (end := name.find(b":", end + 1)) >= 0:
