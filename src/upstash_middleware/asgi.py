@@ -121,11 +121,12 @@ class CacheHandle:
             soft: Whether they may still be served stale where their rule allows it.
 
         Raises:
-            UpstashError: It is not certain that all of it was done: Upstash cannot be reached, for
-                instance. Repeat the purge.
-            PurgeNotPassedOn: It was done, and the function of the setting ``on_purge`` raised.
-            ValueError: What is no URL, a directory without a slash at its end, or the path of no
-                rule.
+            UpstashError: Upstash cannot be reached, for instance. Part of the purge may have been
+                done; repeat it.
+            PurgeNotPassedOn: The purge was done, and the function of the setting ``on_purge``
+                raised.
+            ValueError: A URL is invalid, a directory does not end in a slash, or no rule has a path
+                of ``rules``.
             TypeError: Text in place of a sequence, such as ``tags="product:7"``.
             ConfigurationError: Directories or rules without the setting ``purge_directories``, or
                 credentials are missing.
@@ -161,8 +162,7 @@ class CacheHandle:
             soft: Whether they may still be served stale where their rule allows it.
 
         Raises:
-            UpstashError: Upstash cannot be reached.
-            ValueError: A URL or directory is invalid, or there is no such rule.
+            UpstashError: As for ``purge``, which raises the same exceptions.
         """
         self.runtime.purge(
             *urls,
@@ -218,25 +218,23 @@ class Middleware:
         await self._serves_http(scope, receive, send)
 
     def _refuse(self, app: ASGIApp, error: ConfigurationError) -> None:
-        """Become a middleware that only raises an error of its configuration, or raise it at once.
+        """Raise an error of the configuration, within Starlette when the application starts.
 
         Starlette creates its middleware in the first call of the application, the one for the
-        lifespan. A server takes an exception there for an application without a lifespan, and
+        lifespan. If that call raises, a server assumes that the application has no lifespan, and
         starts. So this middleware answers that startup has failed, which ends the server.
         """
         if not _is_inside_starlette(app):
             raise error
 
-        async def startup_failed(_scope: Scope, receive: Receive, send: Send) -> None:
-            await receive()
-            await send({"type": "lifespan.startup.failed", "message": str(error)})
-            raise error
-
-        async def fail(_scope: Scope, _receive: Receive, _send: Send) -> None:
-            raise error
+        async def fail(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "lifespan":
+                await receive()
+                await send({"type": "lifespan.startup.failed", "message": str(error)})
+            raise error.with_traceback(None)  # each time it is raised, the traceback gets longer
 
         Middleware.__init__(self, app, Runtime.of({"enabled": False}, Features(0), {}))
-        self._serving = {"http": fail, "websocket": fail, "lifespan": startup_failed}
+        self._serving = {"http": fail, "websocket": fail, "lifespan": fail}
 
     def _check_cookies(self, scope: Scope) -> None:
         """Refuse rules that would share pages made with a session that is loaded further out.
@@ -484,17 +482,22 @@ class Middleware:
         await self.app(scope, receive, send_after_closing)
 
 
-class _Configured(WithSettings["ASGIApp"], Middleware):
+class ConfiguredMiddleware(WithSettings["ASGIApp"], Middleware):
+    """A middleware that creates its runtime from the settings."""
+
     features: ClassVar[Features]
+    _exempts: Callable[[HTTPRequest], bool] | None = None
+    """Which requests no limit counts; for a framework's class."""
 
     def _configure(self, app: ASGIApp, **arguments: Unpack[Arguments]) -> None:
         try:
             runtime = Runtime.of(
                 arguments,
                 self.features,
+                exempts=self._exempts,
                 refreshes=True,
                 own="AsyncClient",
-                kept_cookies=cookies_of(app),
+                kept_cookies=_cookies_inside(app),
             )
         except ConfigurationError as error:
             self._refuse(app, error)
@@ -502,8 +505,8 @@ class _Configured(WithSettings["ASGIApp"], Middleware):
         Middleware.__init__(self, app, runtime)
 
 
-def cookies_of(app: object) -> dict[str, str]:
-    """Return the cookies of middleware around an application, each with the class that reads it.
+def _cookies_inside(app: object) -> dict[str, str]:
+    """Return the cookies of middleware inside, each with the class that reads it.
 
     Those of this package and of Starlette, and of others that name their cookie in the same way.
     """
@@ -543,19 +546,19 @@ def _cookies_outside(app: object, cache: type) -> dict[str, str]:
     return found
 
 
-class UpstashMiddleware(_Configured):
+class UpstashMiddleware(ConfiguredMiddleware):
     """Rate limit and response cache in one; a hit is charged to the limit."""
 
     features = Features.BOTH
 
 
-class RateLimitMiddleware(_Configured):
+class RateLimitMiddleware(ConfiguredMiddleware):
     """The rate limit alone; directly outside a CacheMiddleware both take one round trip."""
 
     features = Features.RATE_LIMIT
 
 
-class CacheMiddleware(_Configured):
+class CacheMiddleware(ConfiguredMiddleware):
     """The response cache alone; outside a RateLimitMiddleware its hits are not charged."""
 
     features = Features.CACHE

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 from starlette.concurrency import run_in_threadpool
@@ -31,7 +31,6 @@ from upstash_middleware.asgi import (
     ResponseStream,
     ScopeCall,
     SessionMiddleware,
-    cookies_of,
     headers_of,
 )
 from upstash_middleware.core.identify import USERS, Identifier
@@ -54,7 +53,6 @@ from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.events import SettingDoubted, UserCodeFailed
 from upstash_middleware.messages import Headers, RequestBody, Response, ResponseHead
 from upstash_middleware.runtime import Features, Runtime
-from upstash_middleware.settings import WithSettings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -361,31 +359,18 @@ _CORS_INSIDE = (
 )
 
 
-class _StarletteMiddleware(WithSettings["ASGIApp"], asgi.Middleware):
+class _StarletteMiddleware(asgi.ConfiguredMiddleware):
     """Passes denials to the application's exception handlers; limits no exempt endpoint."""
 
-    features: ClassVar[Features]
+    _reroutes = False
+    """Whether middleware further in has been seen to change a request's path or method."""
 
     def _configure(self, app: ASGIApp, **arguments: Unpack[Arguments]) -> None:
-        self._reroutes = False
-        """Whether middleware further in has been seen to change a request's path or method."""
-        try:
-            runtime = Runtime.of(
-                arguments,
-                self.features,
-                exempts=self._exempts,
-                refreshes=True,
-                own="AsyncClient",
-                kept_cookies=cookies_of(app),
-            )
-        except ConfigurationError as error:
-            self._refuse(app, error)
-            return
-        asgi.Middleware.__init__(self, app, runtime)
+        super()._configure(app, **arguments)
         inside: object = app
         while inside is not None and Features.RATE_LIMIT in self.features:
             if isinstance(inside, CORSMiddleware):
-                runtime.observe(SettingDoubted("the order of middleware", _CORS_INSIDE))
+                self.runtime.observe(SettingDoubted("the order of middleware", _CORS_INSIDE))
                 break
             inside = getattr(inside, "app", None)
 

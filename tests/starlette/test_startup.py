@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import pytest
@@ -53,9 +54,12 @@ async def test_a_wrong_setting_makes_the_startup_fail(name: str, kind: str):
 @pytest.mark.usefixtures("upstash")
 def test_without_a_lifespan_each_request_raises(name: str):
     client = TestClient(application(name, "Starlette"))
-    for _ in range(2):
-        with pytest.raises(ConfigurationError):
+    lengths = []
+    for _ in range(4):
+        with pytest.raises(ConfigurationError) as raised:
             client.get("/")
+        lengths.append(len(list(traceback.walk_tb(raised.value.__traceback__))))
+    assert lengths[1:] == lengths[1:2] * 3, "each traceback is that of its request alone"
 
 
 @pytest.mark.parametrize("name", WRONG)
