@@ -163,10 +163,11 @@ def purge(
         soft: Whether they may still be served stale where their rule allows it.
 
     Raises:
-        UpstashError: It is not certain that all of it was done: Upstash cannot be reached, for
-            instance. Repeat the purge.
-        PurgeNotPassedOn: It was done, and the function of the setting ``on_purge`` raised.
-        ValueError: What is no URL, a directory without a slash at its end, or the path of no rule.
+        UpstashError: Upstash cannot be reached, for instance. Part of the purge may have been
+            done; repeat it.
+        PurgeNotPassedOn: The purge was done, and the function of the setting ``on_purge`` raised.
+        ValueError: A URL is invalid, a directory does not end in a slash, or no rule has a path
+            of ``rules``.
         TypeError: Text in place of a sequence, such as ``tags="product:7"``.
         ConfigurationError: Directories or rules without the setting ``purge_directories``; the
             setting is wrong, or credentials are missing.
@@ -200,6 +201,9 @@ async def apurge(
             setting ``purge_directories``.
         everything: Whether all stored responses are purged.
         soft: Whether they may still be served stale where their rule allows it.
+
+    Raises:
+        UpstashError: As for ``purge``, which raises the same exceptions.
     """
     await _for_purging.runtime().apurge(
         *urls,

@@ -39,9 +39,9 @@ class Reason(Struct, frozen=True):
 
 
 _OF_USERS = frozenset({"cookies", "credentials", "private", "session"})
-"""What is no reason where ``user=`` has found a user."""
+"""The kinds of reasons that ``user=`` removes if it finds a user."""
 _INTENDED = frozenset({"no-store", "private", "stale"})
-"""What a response says itself, so that nothing suggests that it should be stored."""
+"""The kinds of reasons that the response itself states: it should not be stored."""
 
 
 def reason_of(detail: str, case: Case, *, no_user: bool = False) -> Reason:
@@ -258,7 +258,7 @@ _KINDS: Sequence[tuple[str, str, _Make]] = (
         r"no-store\Z",
         _said(
             "the response says no-store in its Cache-Control",
-            "send no no-store if it may be stored",
+            "leave out no-store if the response may be stored",
         ),
     ),
     (
@@ -266,7 +266,8 @@ _KINDS: Sequence[tuple[str, str, _Make]] = (
         r"private\Z",
         _said(
             "the response says private in its Cache-Control: it is for one user alone",
-            "set user= for a response for each user, or send no private if it is the same for all",
+            "set user= for a response for each user, or leave out private if it is the same for "
+            "all",
         ),
     ),
     (
@@ -301,10 +302,9 @@ _PATHS = 3
 
 
 class Reasons:
-    """Why responses are not stored.
+    """Reports why responses are not stored: for each rule and reason, a few paths in each hour.
 
-    It emits the first of each rule that were not stored for each reason, in each hour: those of a
-    few paths, so that one odd request does not use up the report of its rule.
+    With a single path, one unusual request could use up the report of its rule.
     """
 
     def __init__(
