@@ -196,6 +196,21 @@ def test_a_page_of_an_empty_session_is_stored_where_the_whole_cookie_field_selec
     assert TestClient(app).get("/hello").text == "hello None"
 
 
+def test_chosen_cookies_do_not_select_a_page_of_an_empty_session(
+    shop: Shop, upstash: LocalUpstash
+) -> None:
+    """Sessions are inside the cache, which would give the page to those who have a session."""
+    rule = CacheRule("/hello", ttl=600, vary_cookies=("theme",), narrow_vary_cookie=True)
+    cache = Middleware(CacheMiddleware, cache=[rule], redis=upstash)
+    sessions = Middleware(SessionMiddleware, secret_key=SECRET, redis=upstash)
+    app = Starlette(routes=shop.routes, middleware=[cache, sessions])
+    status = TestClient(app).get("/hello").headers["cache-status"]
+    assert status.endswith('detail="it depends on the session"')
+    ada = TestClient(app)
+    ada.get("/log_in?name=ada")
+    assert ada.get("/hello").text == "hello ada"
+
+
 def test_a_page_that_ends_an_empty_session_is_not_stored(upstash: LocalUpstash) -> None:
     async def page(request: Request) -> Response:
         session(request).clear()
