@@ -463,7 +463,7 @@ def test_whoever_debugs_is_told_that_the_page_depends_on_the_session(upstash: Lo
         told = client.get("/hello", headers={"Upstash-Cache-Debug": secret}).headers
         explained = told["upstash-cache-debug"]
         assert (
-            'not-stored="the handler has used the session of a client that has one; set user='
+            'not-stored="the response depends on the session; set user='
             in explained
         )
         assert "ignore_cookies" not in explained

@@ -209,8 +209,9 @@ _KINDS: Sequence[tuple[str, str, _Make]] = (
         "session",
         "it depends on the session",
         _said(
-            "the handler has used the session of a client that has one",
-            "set user= for a response for each user; clients without a session share theirs",
+            "the response depends on the session",
+            "set user= for a response for each user; one for clients without a session is stored "
+            "if the whole Cookie field selects it",
         ),
     ),
     (
