@@ -402,8 +402,8 @@ class SyncData(_Data):
             strict: Whether a failure of Upstash is raised.
 
         Raises:
-            TypeError: ``delta`` is no integer.
-            ValueError: The value is no integer or has tags, or the sum is beyond 2**53.
+            TypeError: ``delta`` is not an integer.
+            ValueError: The value is not an integer or has tags, or the sum is beyond 2**53.
             ConfigurationError: ``cache_keys`` is set: Redis cannot count with what it cannot read.
         """
         return self._run(
@@ -490,7 +490,7 @@ class SyncData(_Data):
             wait: As for ``get_or_set``.
 
         Raises:
-            ConfigurationError: It is no async function, or a method or a function whose name
+            ConfigurationError: It is not an async function, or a method or a function whose name
                 is not its own without ``key``; or ``key`` or one of the tags is a template.
             NotStorable: At a call: an argument cannot be part of a key.
         """

@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
 from msgspec import Struct
 
-from upstash_middleware.messages import PATH_SAFE
+from upstash_middleware.messages import PATH_SAFE, split_list
 from upstash_middleware.runtime import OF_NO_VISITOR
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 _QUERY_SAFE: Final = "%!$&'()*+,;=:@/?-._~[]"
 _DETAIL: Final = re.compile(r'; detail="((?:[^"\\]|\\.)*)"')
-_MEMBER: Final = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*")+')
-"""One cache's part of Cache-Status, whose texts may contain commas (RFC 9211)."""
 _ESCAPED: Final = re.compile(r"\\(.)")
 _PORTS: Final = {"http": 80, "https": 443}
 
@@ -198,7 +196,7 @@ def _requests(
 
 def _result(request: _Request, answer: _Answer, *, again: bool) -> Warmed | None:
     """Return what a response says of itself; None if only another request can tell."""
-    members = (part.strip() for part in _MEMBER.findall(answer.cache_status))
+    members = split_list(answer.cache_status)
     ours = next((part for part in members if part.startswith("upstash-middleware;")), None)
     if ours is None:
         return Warmed(request.url, "not stored", "no cache rule covers it", answer.status)
