@@ -279,6 +279,10 @@ PRODUCT = Product(7, Decimal("1.10"), {"a", "b"}, datetime(2026, 1, 31, tzinfo=U
 MODEL = Model(id=UUID(int=7), at=datetime(2026, 1, 31, tzinfo=UTC), part={"$tuple": (1, 2)})
 
 
+class Opening(pydantic.BaseModel):
+    at: time
+
+
 class Aliased(pydantic.BaseModel):
     """A model each of whose fields has the alias of the other."""
 
@@ -416,6 +420,11 @@ def test_any_typed_value_comes_back_equal_and_of_the_same_type_or_is_refused(dat
         ([1.0, 1], list[float], ["value[1]", "type int", "store a float"]),
         ({"a": {1}}, dict[str, set[float]], ["value['a']{…}", "float"]),
         ({Color.RED: 1}, dict[int, int], ["{…}", "Color"]),
+        (
+            Opening(at=time(8, tzinfo=timezone(timedelta(microseconds=1)))),
+            Opening,
+            ["value.at", "UTC offset", "whole minutes"],
+        ),
     ],
 )
 def test_a_part_that_would_come_back_as_another_type_is_refused(value, kind, words):

@@ -462,8 +462,5 @@ def test_whoever_debugs_is_told_that_the_page_depends_on_the_session(upstash: Lo
         assert 'detail="it depends on the session"' in client.get("/hello").headers["cache-status"]
         told = client.get("/hello", headers={"Upstash-Cache-Debug": secret}).headers
         explained = told["upstash-cache-debug"]
-        assert (
-            'not-stored="the response depends on the session; set user='
-            in explained
-        )
+        assert 'not-stored="the response depends on the session; set user=' in explained
         assert "ignore_cookies" not in explained

@@ -470,6 +470,12 @@ def _check_same(value: Any, back: Any) -> None:
             f"{_a(value)} would come back as one of the type {_name(type(back))}, which it is "
             f"declared as; store a {_name(type(back))}, or declare it as {_name(type(value))}"
         )
+    # Times that differ in microseconds of it are equal in Python.
+    if isinstance(value, datetime | time) and value.utcoffset() != back.utcoffset():
+        raise _Refused(
+            f"{_a(value)} would come back with another UTC offset; store one whose offset is in "
+            "whole minutes"
+        )
     for part, item, other in _parts_of(value, back):
         try:
             _check_same(item, other)
