@@ -439,7 +439,7 @@ def test_what_the_response_says_is_told_and_not_what_its_request_suggests(
     served = serve(counting(("cache-control", control)), debugged())
     told = served.request("GET", "/page", DEBUG).header("upstash-cache-debug") or ""
     assert f'not-stored="the response says {control} in its Cache-Control' in told
-    assert f"send no {control}" in told
+    assert f"leave out {control}" in told
     assert 'reason="nothing is stored for this URL", rule=' in told
     assert "ttl" not in told
 
