@@ -15,19 +15,18 @@ import time
 from collections import deque
 from itertools import chain, count
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
 from msgspec import Struct, field
 
 from upstash_middleware.errors import CommandError, ConnectionLost, Refused, UpstashError
 from upstash_middleware.upstash.protocol import refuse
-from upstash_middleware.upstash.transport import exceeded
+from upstash_middleware.upstash.transport import completed, exceeded
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine, Sequence
-    from typing import Any
+    from collections.abc import Callable, Coroutine, Generator, Sequence
 
     from upstash_middleware.core.flow import Command, Reply
 
@@ -64,7 +63,7 @@ ALONE_BYTES: Final = 16 * 1024
 """A pipeline with more than this to send joins no batch."""
 
 
-class Pending(Protocol):
+class Pending(Struct, eq=False):
     """A pipeline that waits to be sent in a batch and for its replies."""
 
     commands: Sequence[Command]
@@ -72,37 +71,45 @@ class Pending(Protocol):
     """The commands, encoded."""
     seconds: float
     until: float
+    future: Any
+    """Has the replies, or the error: an asyncio.Future, or a _Seat."""
+    timer: asyncio.TimerHandle | None = None
+    """Ends the wait where this pipeline's deadline is earlier than the batch's."""
 
-    def done(self) -> bool:
-        """Whether its caller no longer waits: it has its replies, timed out, or was cancelled."""
-        ...
+    def expire_in(self, seconds: float) -> None:
+        """End the wait of a task after so many seconds."""
+        self.timer = self.future.get_loop().call_later(max(seconds, 0.0), self._expire)
 
-    def resolve(self, replies: list[Reply], /) -> None:
-        """Return the replies to the caller."""
-        ...
+    def _expire(self) -> None:
+        if not self.future.done():
+            self.future.set_exception(exceeded(self.seconds))
 
-    def fail(self, error: Exception, /) -> None:
-        """Raise an error in the caller."""
-        ...
+    def leave(self) -> None:
+        """End the wait of a task that was cancelled, or whose wait has ended with an error."""
+        if self.timer is not None:
+            self.timer.cancel()
+        if self.future.done() and not self.future.cancelled():
+            self.future.exception()  # it arrived while the task was being cancelled
 
 
-P = TypeVar("P", bound=Pending)
 _until: Final = attrgetter("until")
 
 
-class _Batcher(Generic[P]):
+class _Batcher:
     """The pipelines that wait, the calls in flight, and the limits estimated from earlier ones."""
 
-    def __init__(self, min_calls: int, secret: str) -> None:
+    def __init__(
+        self, min_calls: int, perform: Callable[..., Coroutine[Any, Any, list[Reply]]], secret: str
+    ) -> None:
+        self._perform = perform
         self._secret = secret
-        self._waiting: deque[P] = deque()
+        self._waiting: deque[Pending] = deque()
         self._numbers = count(1)
         self._sent_at: dict[int, float] = {}
         """By the number of a call in flight, when it was sent."""
         self._hanging: dict[int, float] = {}
         """The same for calls that have been in flight for so long that they are not counted."""
         self._min_calls = min_calls
-        self._max_calls = min_calls
         self._min_seconds = 0.0
         self._reply_bytes = 0.0
 
@@ -111,14 +118,22 @@ class _Batcher(Generic[P]):
         """How many pipelines wait."""
         return len(self._waiting)
 
+    def end(self, number: int) -> None:
+        """Stop counting a call, and have those sent that wait for its end."""
+        raise NotImplementedError
+
+    def _allows(self, calls: int) -> bool:
+        """Whether so many calls may be in flight."""
+        return calls <= self._min_calls or calls * SECONDS_BETWEEN_CALLS <= self._min_seconds
+
     def _has_room(self) -> bool:
         """Whether one more call may be sent."""
-        return len(self._sent_at) < self._max_calls
+        return self._allows(len(self._sent_at) + 1)
 
-    def _count(self) -> int:
+    def _count(self, now: float) -> int:
         """Count a call that is sent now, and return its number."""
         number = next(self._numbers)
-        self._sent_at[number] = time.monotonic()
+        self._sent_at[number] = now
         return number
 
     def _discount(self, number: int) -> None:
@@ -128,7 +143,6 @@ class _Batcher(Generic[P]):
             return
         took, least = time.monotonic() - sent_at, self._min_seconds * MINIMUM_DECAY
         self._min_seconds = least if 0.0 < least < took else took
-        self._max_calls = max(self._min_calls, int(self._min_seconds / SECONDS_BETWEEN_CALLS))
 
     def _ignore_hanging(self) -> None:
         """Stop counting the calls that seem to hang; if they end, that is how long the way is."""
@@ -137,21 +151,21 @@ class _Batcher(Generic[P]):
             if sent_at <= late:
                 self._hanging[number] = self._sent_at.pop(number)
 
-    def _next_batch(self) -> list[P]:
+    def _next_batch(self) -> list[Pending]:
         """Take from the waiting pipelines those that the next call carries."""
-        batch: list[P] = []
+        batch: list[Pending] = []
         waiting = self._waiting
         commands = size = 0
         # With no call in flight one half is sent, so that the other half is sent while the first
         # uses its replies; otherwise all would always wait at the same time.
         most = len(waiting)
-        if not self._sent_at and most >= MIN_HALVED and self._max_calls > 1:
+        if not self._sent_at and most >= MIN_HALVED and self._allows(2):
             most = (most + 1) // 2
         if most * self._reply_bytes > MAX_REPLY_BYTES:
             most = max(1, int(MAX_REPLY_BYTES / self._reply_bytes))
         while waiting and len(batch) < most:
             pending = waiting.popleft()
-            if pending.done():
+            if pending.future.done():
                 continue
             commands += len(pending.commands)
             size += len(pending.members)
@@ -161,21 +175,42 @@ class _Batcher(Generic[P]):
             batch.append(pending)
         return batch
 
-    def _deliver(self, batch: Sequence[P], replies: list[Reply]) -> None:
+    async def _send(self, batch: list[Pending], number: int) -> None:
+        """Send a batch as this call, and give each pipeline its replies or the error."""
+        remaining, repeated = batch, False
+        try:
+            while remaining:
+                try:
+                    replies = await self._perform(*_merged(remaining), may_repeat=not repeated)
+                except ConnectionLost as error:
+                    remaining = _after_loss(remaining, error, repeated=repeated)
+                    repeated = True
+                    continue
+                self._learn_size(replies, len(remaining))
+                # The next call is sent before these replies are used, which takes long.
+                self.end(number)
+                self._deliver(remaining, replies)
+                return
+        except Exception as error:  # noqa: BLE001 - it belongs to those that wait
+            _fail(batch, error)
+
+    def _deliver(self, batch: Sequence[Pending], replies: list[Reply]) -> None:
         """Give each pipeline its own replies."""
         end = 0
         for pending in batch:
             begin, end = end, end + len(pending.commands)
-            if pending.done():
+            if pending.future.done():
                 continue
             own = replies[begin:end]
             if type(own[0]) is CommandError and len(own) == 1:
                 try:
                     refuse(own[0], self._secret)
                 except Refused as error:
-                    pending.fail(error)
+                    pending.future.set_exception(error)
                     continue
-            pending.resolve(own)
+            pending.future.set_result(own)
+            if pending.timer is not None:
+                pending.timer.cancel()
 
     def _learn_size(self, replies: Sequence[Reply], pipelines: int) -> None:
         """Update the estimated size of replies, from those with stored values: others are small."""
@@ -196,7 +231,9 @@ def _merged(batch: Sequence[Pending]) -> tuple[bytes, list[Command], float, floa
     return members, commands, last.seconds, last.until
 
 
-def _after_loss(batch: Sequence[P], error: ConnectionLost, *, repeated: bool) -> list[P]:
+def _after_loss(
+    batch: Sequence[Pending], error: ConnectionLost, *, repeated: bool
+) -> list[Pending]:
     """Return the pipelines that only read, to be sent once more, and raise the error in others.
 
     A batch of them alone has been sent twice already.
@@ -215,49 +252,19 @@ def _only_reads(pending: Pending) -> bool:
 def _fail(batch: Sequence[Pending], error: Exception) -> None:
     """Raise a copy of an error in each pipeline, since an exception keeps its traceback."""
     for pending in batch:
-        if pending.done():
+        if pending.future.done():
             continue
         own = error
         if isinstance(error, UpstashError):
             own = type(error)(*error.args)
             own.__cause__ = error
-        pending.fail(own)
+        pending.future.set_exception(own)
 
 
 # Event loops -------------------------------------------------------------------------------------
 
 
-class _PendingTask(Struct, eq=False):
-    """A task that waits for its replies."""
-
-    commands: Sequence[Command]
-    members: bytes
-    seconds: float
-    until: float
-    future: asyncio.Future[list[Reply]]
-    done: Callable[[], bool]
-    resolve: Callable[[list[Reply]], None]
-    fail: Callable[[Exception], None]
-    timer: asyncio.TimerHandle | None = None
-    """Ends the wait where this pipeline's deadline is earlier than the batch's."""
-
-    def expire_in(self, seconds: float) -> None:
-        """End the wait after so many seconds."""
-        self.timer = self.future.get_loop().call_later(max(seconds, 0.0), self._expire)
-
-    def _expire(self) -> None:
-        if not self.done():
-            self.fail(exceeded(self.seconds))
-
-    def leave(self) -> None:
-        """End the wait of a task that was cancelled, or whose wait has ended."""
-        if self.timer is not None:
-            self.timer.cancel()
-        if self.future.done() and not self.future.cancelled():
-            self.future.exception()  # it arrived while the task was being cancelled
-
-
-class AsyncBatcher(_Batcher[_PendingTask]):
+class AsyncBatcher(_Batcher):
     """Sends the pipelines of one event loop."""
 
     def __init__(
@@ -266,9 +273,8 @@ class AsyncBatcher(_Batcher[_PendingTask]):
         perform: Callable[..., Coroutine[Any, Any, list[Reply]]],
         secret: str,
     ) -> None:
-        super().__init__(MIN_CALLS, secret)
+        super().__init__(MIN_CALLS, perform, secret)
         self.loop: ref[asyncio.AbstractEventLoop] = ref(loop)
-        self._perform = perform
         self._fallback: asyncio.TimerHandle | None = None
         """The timer that sends overdue pipelines if no call finishes."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -282,20 +288,16 @@ class AsyncBatcher(_Batcher[_PendingTask]):
 
         None for a large pipeline that does not wait: its call is not counted.
         """
-        if self._crowded or self._waiting or len(self._sent_at) >= self._max_calls:
+        if self._crowded or self._waiting or not self._has_room():
             return None if len(members) > ALONE_BYTES else 0
-        number = next(self._numbers)
-        self._sent_at[number] = now
-        return number
+        return self._count(now)
 
     def join(
         self, commands: Sequence[Command], members: bytes, seconds: float, until: float
-    ) -> _PendingTask:
+    ) -> Pending:
         """Have a pipeline, whose encoded commands are ``members``, sent in a batch."""
         loop = self._loop()
-        future: asyncio.Future[list[Reply]] = loop.create_future()
-        ends = future.done, future.set_result, future.set_exception
-        pending = _PendingTask(commands, members, seconds, until, future, *ends)
+        pending = Pending(commands, members, seconds, until, loop.create_future())
         self._waiting.append(pending)
         if self._next_turn is None and self._has_room():
             self._next_turn = loop.call_soon(self._send_waiting)
@@ -334,32 +336,18 @@ class AsyncBatcher(_Batcher[_PendingTask]):
         batch = self._next_batch()
         self._crowded = len(batch) > 1 or bool(self._waiting)
         if batch:
-            sending = self._send(batch, self._count())
+            sending = self._send(batch, self._count(time.monotonic()))
             task = self._loop().create_task(sending)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _send(self, batch: list[_PendingTask], number: int) -> None:
+    async def _send(self, batch: list[Pending], number: int) -> None:
         well_before = max(map(_until, batch)) - PATIENCE_SECONDS
         for pending in batch:
             if pending.until < well_before and pending.timer is None:
                 pending.expire_in(pending.until - time.monotonic())
-        remaining, repeated = batch, False
         try:
-            while remaining:
-                try:
-                    replies = await self._perform(*_merged(remaining), may_repeat=not repeated)
-                except ConnectionLost as error:
-                    remaining = _after_loss(remaining, error, repeated=repeated)
-                    repeated = True
-                    continue
-                self._learn_size(replies, len(remaining))
-                # The next call is sent before these replies are used, which takes long.
-                self.end(number)
-                self._deliver(remaining, replies)
-                return
-        except Exception as error:  # noqa: BLE001 - it belongs to those that wait
-            _fail(batch, error)
+            await super()._send(batch, number)
         except BaseException:
             for pending in batch:
                 pending.future.cancel()
@@ -368,7 +356,7 @@ class AsyncBatcher(_Batcher[_PendingTask]):
             self.end(number)
 
     def end(self, number: int) -> None:
-        """Stop counting a call, and send those that wait for its end."""
+        """See _Batcher."""
         self._discount(number)
         if self._waiting:
             self._send_waiting()
@@ -383,17 +371,13 @@ def _locked() -> threading.Lock:
     return lock
 
 
-class _PendingThread(Struct, eq=False):
-    """A thread that waits for its replies, or until it has to send the next batch."""
+class _Seat(Struct, eq=False):
+    """The future of a thread that waits for its replies, or until it has to send the next batch."""
 
-    commands: Sequence[Command]
-    members: bytes
-    seconds: float
-    until: float
     outcome: list[Reply] | Exception | None = None
     taken: bool = False
     """Whether it is part of a batch."""
-    batch: list[_PendingThread] | None = None
+    batch: list[Pending] | None = None
     """The batch that this thread has to send."""
     number: int = 0
     wakeup: threading.Lock = field(default_factory=_locked)
@@ -402,109 +386,103 @@ class _PendingThread(Struct, eq=False):
     def done(self) -> bool:
         return self.outcome is not None
 
-    def resolve(self, replies: list[Reply]) -> None:
+    def set_result(self, replies: list[Reply]) -> None:
         self.outcome = replies
         self.wakeup.release()
 
-    def fail(self, error: Exception) -> None:
+    def set_exception(self, error: Exception) -> None:
         self.outcome = error
         self.wakeup.release()
 
+    def __await__(self) -> Generator[Any, None, list[Reply] | Exception | None]:
+        yield from ()  # the wait is over
+        return self.outcome
 
-class ThreadBatcher(_Batcher[_PendingThread]):
+
+class ThreadBatcher(_Batcher):
     """Sends the pipelines of all threads of a process.
 
     It starts no thread: when a call has finished, the waiting thread with the latest deadline is
     woken, and sends the next batch for all of them.
     """
 
-    def __init__(self, perform: Callable[..., list[Reply]], secret: str) -> None:
-        super().__init__(MIN_CALLS_OF_THREADS, secret)
-        self._perform = perform
+    def __init__(
+        self, perform: Callable[..., Coroutine[Any, Any, list[Reply]]], secret: str
+    ) -> None:
+        super().__init__(MIN_CALLS_OF_THREADS, perform, secret)
         self._lock = threading.Lock()
 
-    def execute(
-        self, commands: Sequence[Command], members: bytes, seconds: float, until: float
-    ) -> list[Reply]:
-        """Perform a pipeline, whose encoded commands are ``members``, by itself or in a batch."""
-        if len(members) > ALONE_BYTES:
-            return self._perform(members, commands, seconds, until)
-        with self._lock:
-            number, pending = 0, None
-            if self._has_room():
-                number = self._count()
-            else:
-                pending = _PendingThread(commands, members, seconds, until)
-                self._waiting.append(pending)
-        if pending is not None:
-            return self._wait(pending)
-        try:
-            return self._perform(members, commands, seconds, until)
-        finally:
-            self._end(number)
+    def begin(self, members: bytes, now: float) -> int | None:
+        """Return the number of a call that is made for one pipeline; 0 if the pipeline has to wait.
 
-    def _wait(self, pending: _PendingThread) -> list[Reply]:
-        while pending.outcome is None:
-            left = pending.until - time.monotonic()
-            patience = left if pending.taken else min(left, PATIENCE_SECONDS)
-            if not pending.wakeup.acquire(timeout=max(patience, 0.0)):
+        None for a large pipeline, whose call is not counted.
+        """
+        if len(members) > ALONE_BYTES:
+            return None
+        with self._lock:
+            return self._count(now) if self._has_room() else 0
+
+    def join(
+        self, commands: Sequence[Command], members: bytes, seconds: float, until: float
+    ) -> Pending:
+        """Have a pipeline sent in a batch; return when it has its replies, or raise its error.
+
+        Meanwhile this thread sends the batches that it is chosen for.
+        """
+        seat = _Seat()
+        pending = Pending(commands, members, seconds, until, seat)
+        with self._lock:
+            self._waiting.append(pending)
+            self._choose_senders()  # the calls in flight may have ended meanwhile
+        while seat.outcome is None:
+            left = until - time.monotonic()
+            patience = left if seat.taken else min(left, PATIENCE_SECONDS)
+            if not seat.wakeup.acquire(timeout=max(patience, 0.0)):
                 self._send_overdue(pending)
-            elif pending.batch is not None:
-                batch, number = pending.batch, pending.number
-                pending.batch = None
+            elif seat.batch is not None:
+                batch, seat.batch = seat.batch, None
                 try:
-                    self._send(batch, number)
+                    completed(self._send(batch, seat.number))
                 finally:
                     # Others still wait only if this thread was interrupted.
                     interrupted = "the thread that sent the call for others was interrupted"
                     _fail(batch, ConnectionLost(interrupted))
-                    self._end(number)
-        if isinstance(pending.outcome, Exception):
-            raise pending.outcome
-        return pending.outcome
+                    self.end(seat.number)
+        if isinstance(seat.outcome, Exception):
+            raise seat.outcome
+        return pending
 
-    def _send_overdue(self, pending: _PendingThread) -> None:
+    def _send_overdue(self, pending: Pending) -> None:
         """Send an overdue pipeline, or raise DeadlineExceeded; nothing if it was just woken."""
+        seat = pending.future
         with self._lock:
-            if pending.done() or pending.batch is not None:
+            if seat.done() or seat.batch is not None:
                 return
             if pending.until <= time.monotonic():
-                pending.outcome = error = exceeded(pending.seconds)
+                seat.outcome = error = exceeded(pending.seconds)
                 raise error
-            if not pending.taken:
+            if not seat.taken:
                 self._ignore_hanging()
                 self._choose_sender()
 
-    def _end(self, number: int) -> None:
+    def end(self, number: int) -> None:
+        """See _Batcher."""
         with self._lock:
             self._discount(number)
-            while self._waiting and self._has_room():
-                self._choose_sender()
+            self._choose_senders()
+
+    def _choose_senders(self) -> None:
+        """Have batches sent while that is allowed; the caller has the lock."""
+        while self._waiting and self._has_room():
+            self._choose_sender()
 
     def _choose_sender(self) -> None:
         """Choose the waiting thread that sends the next batch; the caller has the lock."""
         batch = self._next_batch()
         for pending in batch:
-            pending.taken = True
+            pending.future.taken = True
         if batch:
             # The call may last until the latest deadline, so that thread has to send it.
-            sender = max(batch, key=_until)
-            sender.batch, sender.number = batch, self._count()
+            sender = max(batch, key=_until).future
+            sender.batch, sender.number = batch, self._count(time.monotonic())
             sender.wakeup.release()
-
-    def _send(self, batch: list[_PendingThread], number: int) -> None:
-        remaining, repeated = batch, False
-        try:
-            while remaining:
-                try:
-                    replies = self._perform(*_merged(remaining), may_repeat=not repeated)
-                except ConnectionLost as error:
-                    remaining = _after_loss(remaining, error, repeated=repeated)
-                    repeated = True
-                    continue
-                self._learn_size(replies, len(remaining))
-                self._end(number)  # so that the next is sent while these replies are used
-                self._deliver(remaining, replies)
-                return
-        except Exception as error:  # noqa: BLE001 - it belongs to those that wait
-            _fail(batch, error)

@@ -46,10 +46,9 @@ from upstash_middleware.upstash.protocol import (
     encode_transaction,
     joined_call,
 )
-from upstash_middleware.upstash.transport import exceeded, warn_once
+from upstash_middleware.upstash.transport import completed, exceeded, warn_once
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Coroutine, Sequence
 
     from upstash_middleware.core.flow import Pipeline, Reply
@@ -93,6 +92,7 @@ class _Client(Generic[T]):
     """
 
     kind: ClassVar[Literal["Client", "AsyncClient"]]
+    _is_async: ClassVar[bool] = False
 
     def __init__(  # noqa: PLR0913 - keyword arguments, each a separate setting
         self,
@@ -151,6 +151,116 @@ class _Client(Generic[T]):
         if seconds < self._deadline and here.quick_breaker is not None:
             here.quick_breaker.check()
         return here, seconds
+
+    def _start(self, pipeline: Pipeline) -> Coroutine[Any, Any, list[Reply]]:
+        """Return what performs a pipeline; raises CircuitOpen, and ValueError as ``encode``."""
+        commands = pipeline.commands
+        if not commands:
+            return _nothing()
+        here, seconds = self._begin(pipeline)
+        until = time.monotonic() + seconds
+        if not self._coalesce or (members := encode_members(commands)) is None:
+            call = encode(commands, self._sync_token.latest)
+            return self._perform(call, commands, seconds, until)
+        return self._perform(members, commands, seconds, until, self._batcher(here))
+
+    async def _start_transaction(self, pipeline: Pipeline) -> list[Reply]:
+        if not pipeline.commands:
+            return []
+        _, seconds = self._begin(pipeline)
+        call = encode_transaction(pipeline.commands, self._sync_token.latest)
+        until = time.monotonic() + seconds
+        return await self._perform(call, pipeline.commands, seconds, until, may_repeat=False)
+
+    def _batcher(self, here: _InProcess[T]) -> ThreadBatcher | AsyncBatcher:
+        raise NotImplementedError
+
+    async def _perform(  # noqa: PLR0912, PLR0913 - one coroutine less
+        self,
+        call: Call | bytes,
+        commands: Sequence[Command],
+        seconds: float,
+        until: float,
+        batcher: Any = None,
+        *,
+        may_repeat: bool = True,
+    ) -> list[Reply]:
+        """Send the call, with retries if needed, and return the replies to the commands.
+
+        In place of a call, the encoded commands may be given; they may then wait to join others.
+        A Client's transport and batcher block, so that its coroutine never waits.
+        """
+        here, token, now = self._process, self._sync_token, time.monotonic()
+        assert here is not None  # noqa: S101
+        in_flight = attempt = error = None
+        if isinstance(call, bytes):
+            if batcher is not None and (in_flight := batcher.begin(call, now)) == 0:
+                pending = batcher.join(commands, call, seconds, until)
+                try:
+                    replies: list[Reply] = await pending.future
+                except BaseException:
+                    pending.leave()
+                    raise
+                return replies
+            call = joined_call(call, len(commands), token.latest)
+        opened, ahead = here.opened, time.time() - now
+        breaker = here.quick_breaker if seconds < self._deadline else here.breaker
+        try:
+            if ahead - opened.ahead > GAP_SECONDS and (retired := opened.retire_suspended(ahead)):
+                await self._close(retired)
+            opened.ahead = ahead
+            transport: Any = opened.current or opened.transport()
+            attempt = None if breaker is None else breaker.begin()
+            if now >= until:
+                raise exceeded(seconds)  # noqa: TRY301
+            number, repeated, response = next(token.numbers), False, None
+            while True:
+                try:
+                    response = transport.send(call, until - now)
+                    if self._is_async:
+                        response = await response
+                    break
+                except (NotConnected, ConnectionLost) as lost:
+                    now = time.monotonic()
+                    if repeated or now >= until or not _is_repeatable(lost, commands, may_repeat):
+                        raise
+                    number, call = next(token.numbers), replace(call, sync_token=token.latest)
+                    repeated = True
+            token.keep(number, response.sync_token)
+            is_transaction = call.path == TRANSACTION_PATH
+            replies = decode(response, len(commands), self._secret, transaction=is_transaction)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            if breaker is not None and attempt is not None:
+                breaker.end(attempt, error)
+            if in_flight is not None:
+                batcher.end(in_flight)
+        if CommandError in map(type, replies) and (unknown := _unknown(replies, commands)):
+            await self._send_scripts(unknown, replies, commands, seconds, until, may_repeat)
+        return replies
+
+    async def _send_scripts(  # noqa: PLR0913, PLR0917 - _perform's
+        self,
+        unknown: list[int],
+        replies: list[Reply],
+        commands: Sequence[Command],
+        seconds: float,
+        until: float,
+        may_repeat: bool,
+    ) -> None:
+        """Send the scripts that the server did not know in full, and replace their replies."""
+        sent = [_with_text(commands[index]) for index in unknown]
+        call = encode(sent, self._sync_token.latest)
+        received = await self._perform(call, sent, seconds, until, may_repeat=may_repeat)
+        for index, reply in zip(unknown, received, strict=True):
+            replies[index] = reply
+
+    async def _close(self, *transports: Any) -> None:
+        for transport in transports:
+            if transport is not None:
+                await transport.aclose() if self._is_async else transport.close()
 
 
 class _InProcess(Struct, Generic[T], eq=False):
@@ -216,10 +326,10 @@ class Client(_Client["Transport"]):
         """
         watch = self._watch
         if watch is None:
-            return self._execute(pipeline)
+            return completed(self._start(pipeline))
         began = time.perf_counter()
         try:
-            replies = self._execute(pipeline)
+            replies = completed(self._start(pipeline))
         except BaseException as error:
             _report(watch, pipeline, began, (), error)
             raise
@@ -232,99 +342,31 @@ class Client(_Client["Transport"]):
         here = self._process
         return here.batcher.waiting if here is not None and here.batcher is not None else 0
 
-    def _execute(self, pipeline: Pipeline) -> list[Reply]:
-        commands = pipeline.commands
-        if not commands:
-            return []
-        here, seconds = self._begin(pipeline)
-        until = time.monotonic() + seconds
-        if not self._coalesce or (members := encode_members(commands)) is None:
-            return self._perform(
-                encode(commands, self._sync_token.latest), commands, seconds, until
-            )
+    def _batcher(self, here: _InProcess[Transport]) -> ThreadBatcher:
         if here.batcher is None:
             from upstash_middleware.upstash.batching import ThreadBatcher  # noqa: PLC0415 - when used
 
             here.batcher = ThreadBatcher(self._perform, self._secret)
-        return here.batcher.execute(commands, members, seconds, until)
-
-    def _perform(
-        self,
-        call: Call | bytes,
-        commands: Sequence[Command],
-        seconds: float,
-        until: float,
-        *,
-        may_repeat: bool = True,
-    ) -> list[Reply]:
-        """Send the call, or the encoded commands in one, and return the replies to the commands."""
-        here, token, now = self._process, self._sync_token, time.monotonic()
-        assert here is not None  # noqa: S101
-        if isinstance(call, bytes):
-            call = joined_call(call, len(commands), token.latest)
-        opened, ahead = here.opened, time.time() - now
-        breaker = here.quick_breaker if seconds < self._deadline else here.breaker
-        attempt = error = None
-        try:
-            if ahead - opened.ahead > GAP_SECONDS and (retired := opened.retire_suspended(ahead)):
-                retired.close()
-            opened.ahead = ahead
-            transport = opened.current or opened.transport()
-            attempt = None if breaker is None else breaker.begin()
-            number = next(token.numbers)
-            if now >= until:
-                raise exceeded(seconds)  # noqa: TRY301
-            try:
-                response = transport.send(call, until - now)
-            except (NotConnected, ConnectionLost) as lost:
-                now = time.monotonic()
-                if now >= until or not _is_repeatable(lost, commands, may_repeat):
-                    raise
-                number, call = next(token.numbers), replace(call, sync_token=token.latest)
-                response = transport.send(call, until - now)
-            if response.sync_token is not None:
-                token.keep(number, response.sync_token)
-            is_transaction = call.path == TRANSACTION_PATH
-            replies = decode(response, len(commands), self._secret, transaction=is_transaction)
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            if breaker is not None and attempt is not None:
-                breaker.end(attempt, error)
-        if CommandError in map(type, replies) and (unknown := _unknown(replies, commands)):
-            sent = [_with_text(commands[index]) for index in unknown]
-            received = self._perform(
-                encode(sent, token.latest), sent, seconds, until, may_repeat=may_repeat
-            )
-            for index, reply in zip(unknown, received, strict=True):
-                replies[index] = reply
-        return replies
+        return here.batcher
 
     def execute_transaction(self, pipeline: Pipeline) -> list[Reply]:
         """Perform the pipeline as a transaction, in a separate call; see ``execute``.
 
         Raises CommandError if it was discarded.
         """
-        if not pipeline.commands:
-            return []
-        _, seconds = self._begin(pipeline)
-        call = encode_transaction(pipeline.commands, self._sync_token.latest)
-        until = time.monotonic() + seconds
-        return self._perform(call, pipeline.commands, seconds, until, may_repeat=False)
+        return completed(self._start_transaction(pipeline))
 
     def close(self) -> None:
         """Close the connections; a later call opens them again."""
         opened = self._opened.get()
-        for transport in (opened.retire(), opened.retire()):
-            if transport is not None:
-                transport.close()
+        completed(self._close(opened.retire(), opened.retire()))
 
 
 class AsyncClient(_Client["AsyncTransport"]):
     """Performs pipelines for event loops; several may use one client, also concurrently."""
 
     kind: ClassVar[Literal["Client", "AsyncClient"]] = "AsyncClient"
+    _is_async: ClassVar[bool] = True
 
     def __init__(
         self, credentials: Credentials, *, is_under_trio: bool = False, **options: Any
@@ -341,114 +383,32 @@ class AsyncClient(_Client["AsyncTransport"]):
 
         What is known without waiting is raised at once: CircuitOpen, and the ValueError.
         """
-        commands = pipeline.commands
-        if not commands:
-            return _nothing()
-        trio = sys.modules.get("trio")
-        if trio is not None and self._under_trio is not None and trio.lowlevel.in_trio_run():
-            return self._under_trio.execute(pipeline)
-        here, seconds = self._begin(pipeline)
-        until = time.monotonic() + seconds
-        if not self._coalesce or (members := encode_members(commands)) is None:
-            performing = self._perform(
-                encode(commands, self._sync_token.latest), commands, seconds, until
-            )
-        else:
-            loop = sys.modules["asyncio"].get_running_loop()
-            batcher = here.batchers.get(id(loop))
-            if batcher is None or batcher.loop() is not loop:
-                batcher = self._new_batcher(here, loop)
-            performing = self._perform(members, commands, seconds, until, batcher)
+        if "trio" in sys.modules and (under_trio := self._in_trio()) is not None:
+            return under_trio.execute(pipeline)
+        performing = self._start(pipeline)
         return performing if self._watch is None else _watched(self._watch, pipeline, performing)
 
-    def _new_batcher(
-        self, here: _InProcess[AsyncTransport], loop: asyncio.AbstractEventLoop
-    ) -> AsyncBatcher:
-        from upstash_middleware.upstash.batching import AsyncBatcher  # noqa: PLC0415 - when used
+    def _in_trio(self) -> AsyncClient | None:
+        """Return the client for trio, if this is called under trio by another one."""
+        trio = sys.modules["trio"]
+        return self._under_trio if trio.lowlevel.in_trio_run() else None
 
-        known = tuple(here.batchers.items())  # another thread may insert its loop's
-        here.batchers = {key: each for key, each in known if each.loop() is not None}
-        batcher = here.batchers[id(loop)] = AsyncBatcher(loop, self._perform, self._secret)
+    def _batcher(self, here: _InProcess[AsyncTransport]) -> AsyncBatcher:
+        loop = sys.modules["asyncio"].get_running_loop()
+        batcher = here.batchers.get(id(loop))
+        if batcher is None or batcher.loop() is not loop:
+            from upstash_middleware.upstash.batching import AsyncBatcher  # noqa: PLC0415 - when used
+
+            known = tuple(here.batchers.items())  # another thread may insert its loop's
+            here.batchers = {key: each for key, each in known if each.loop() is not None}
+            batcher = here.batchers[id(loop)] = AsyncBatcher(loop, self._perform, self._secret)
         return batcher
-
-    async def _perform(  # noqa: PLR0912, PLR0913 - one coroutine less
-        self,
-        call: Call | bytes,
-        commands: Sequence[Command],
-        seconds: float,
-        until: float,
-        batcher: AsyncBatcher | None = None,
-        *,
-        may_repeat: bool = True,
-    ) -> list[Reply]:
-        """Send the call, with retries if needed, and return the replies to the commands.
-
-        In place of a call, the encoded commands may be given; they may then wait to join others.
-        """
-        here, token, now = self._process, self._sync_token, time.monotonic()
-        assert here is not None  # noqa: S101
-        in_flight = loop = attempt = error = None
-        if isinstance(call, bytes):
-            if batcher is not None:
-                if (in_flight := batcher.begin(call, now)) == 0:
-                    pending = batcher.join(commands, call, seconds, until)
-                    try:
-                        return await pending.future
-                    finally:
-                        pending.leave()
-                loop = batcher.loop()
-            call = joined_call(call, len(commands), token.latest)
-        opened, ahead = here.opened, time.time() - now
-        breaker = here.quick_breaker if seconds < self._deadline else here.breaker
-        try:
-            if ahead - opened.ahead > GAP_SECONDS and (retired := opened.retire_suspended(ahead)):
-                await retired.aclose()
-            opened.ahead = ahead
-            transport = opened.current or opened.transport()
-            attempt = None if breaker is None else breaker.begin()
-            number = next(token.numbers)
-            if now >= until:
-                raise exceeded(seconds)  # noqa: TRY301
-            try:
-                response = await transport.send(call, until - now, loop)
-            except (NotConnected, ConnectionLost) as lost:
-                now = time.monotonic()
-                if now >= until or not _is_repeatable(lost, commands, may_repeat):
-                    raise
-                number, call = next(token.numbers), replace(call, sync_token=token.latest)
-                response = await transport.send(call, until - now, loop)
-            if response.sync_token is not None:
-                token.keep(number, response.sync_token)
-            is_transaction = call.path == TRANSACTION_PATH
-            replies = decode(response, len(commands), self._secret, transaction=is_transaction)
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            if breaker is not None and attempt is not None:
-                breaker.end(attempt, error)
-            if batcher is not None and in_flight is not None:
-                batcher.end(in_flight)
-        if CommandError in map(type, replies) and (unknown := _unknown(replies, commands)):
-            sent = [_with_text(commands[index]) for index in unknown]
-            received = await self._perform(
-                encode(sent, token.latest), sent, seconds, until, may_repeat=may_repeat
-            )
-            for index, reply in zip(unknown, received, strict=True):
-                replies[index] = reply
-        return replies
 
     async def execute_transaction(self, pipeline: Pipeline) -> list[Reply]:
         """Do the same as ``Client.execute_transaction`` on an event loop."""
-        if not pipeline.commands:
-            return []
-        trio = sys.modules.get("trio")
-        if trio is not None and self._under_trio is not None and trio.lowlevel.in_trio_run():
-            return await self._under_trio.execute_transaction(pipeline)
-        _, seconds = self._begin(pipeline)
-        call = encode_transaction(pipeline.commands, self._sync_token.latest)
-        until = time.monotonic() + seconds
-        return await self._perform(call, pipeline.commands, seconds, until, may_repeat=False)
+        if "trio" in sys.modules and (under_trio := self._in_trio()) is not None:
+            return await under_trio.execute_transaction(pipeline)
+        return await self._start_transaction(pipeline)
 
     def separate(self, breaker: OnePerProcess[Breaker] | None) -> Self:
         """Do the same as ``Client.separate``."""
@@ -459,14 +419,10 @@ class AsyncClient(_Client["AsyncTransport"]):
 
     async def aclose(self) -> None:
         """Close the connections; a later call opens them again."""
-        trio = sys.modules.get("trio")
-        if trio is not None and self._under_trio is not None and trio.lowlevel.in_trio_run():
-            return await self._under_trio.aclose()
+        if "trio" in sys.modules and (under_trio := self._in_trio()) is not None:
+            return await under_trio.aclose()
         opened = self._opened.get()
-        for transport in (opened.retire(), opened.retire()):
-            if transport is not None:
-                await transport.aclose()
-        return None
+        return await self._close(opened.retire(), opened.retire())
 
 
 # Transports --------------------------------------------------------------------------------------
@@ -557,12 +513,12 @@ class SyncToken:
         """What the next call sends."""
         self._number = 0
 
-    def keep(self, number: int, token: str) -> None:
-        """Keep the token from the response to call ``number``, unless a later call has one.
+    def keep(self, number: int, token: str | None) -> None:
+        """Keep the token, if any, of the response to call ``number``, unless a later call has one.
 
         A token that could not be a header field's value is ignored.
         """
-        if token != self.latest and not _TOKEN.fullmatch(token):
+        if token is None or (token != self.latest and not _TOKEN.fullmatch(token)):
             return
         with _keeping.lock:
             if number > self._number:

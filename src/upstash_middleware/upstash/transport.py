@@ -10,15 +10,18 @@ import functools
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from upstash_middleware.errors import DeadlineExceeded
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Coroutine
 
     from upstash_middleware.upstash.credentials import Credentials
     from upstash_middleware.upstash.protocol import Call, Header, Response
+
+T = TypeVar("T")
 
 logger: logging.Logger = logging.getLogger("upstash_middleware")
 
@@ -58,6 +61,15 @@ class AsyncTransport(Protocol):
     async def aclose(self) -> None:
         """Close the connections that this event loop can close."""
         ...
+
+
+def completed(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Return the result of a coroutine that never waits for an event loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return cast("T", end.value)
+    raise RuntimeError("it waits for an event loop")
 
 
 def exceeded(seconds: float) -> DeadlineExceeded:
