@@ -16,13 +16,7 @@ import typer
 from msgspec import structs
 
 from upstash_middleware import warming
-from upstash_middleware.cli.invocation import (
-    Invocation,
-    command,
-    count_keys,
-    run_commands,
-    scan_in_view,
-)
+from upstash_middleware.cli.invocation import Invocation, command
 from upstash_middleware.cli.limits import RootPath, fields_of, make_request
 from upstash_middleware.cli.output import (
     Answer,
@@ -35,14 +29,10 @@ from upstash_middleware.cli.output import (
     text,
 )
 from upstash_middleware.core.cache.keys import Names
-from upstash_middleware.core.flow import Command
-from upstash_middleware.errors import CommandError, ConfigurationError, refusal_in
+from upstash_middleware.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from upstash_middleware.core.cache.explanation import CacheExplanation
-    from upstash_middleware.core.flow import Reply
     from upstash_middleware.runtime import Runtime
 
 group: typer.Typer = typer.Typer(
@@ -165,28 +155,20 @@ def purge(  # noqa: PLR0913 - each is an option
         )
     runtimes = invocation.caching()
     prefixes = list(dict.fromkeys(runtime.settings.prefix for runtime in runtimes))
-    try:
-        for runtime in runtimes:
-            runtime.purge(
-                *urls or (),
-                tags=tag or (),
-                directories=directory or (),
-                rules=rule or (),
-                everything=everything,
-                soft=soft,
-            )
-    except ValueError as error:
-        if type(error) is not ValueError:  # a ConfigurationError
-            raise
-        raise UsageError(str(error)) from error
-    purged = {
-        "urls": urls or [],
+    scopes: dict[str, Any] = {
         "tags": tag or [],
         "directories": directory or [],
         "rules": rule or [],
         "everything": everything,
         "soft": soft,
     }
+    try:
+        for runtime in runtimes:
+            runtime.purge(*urls or (), **scopes)
+    except ValueError as error:
+        if type(error) is not ValueError:  # a ConfigurationError
+            raise
+        raise UsageError(str(error)) from error
     named = [
         *(urls or ()),
         *(f"tag {each}" for each in tag or ()),
@@ -200,8 +182,8 @@ def purge(  # noqa: PLR0913 - each is an option
     shown = [text(f"{how}: {', '.join(named)} (under {', '.join(prefixes)})", "green")]
     if not is_checked:
         shown.append(text(_UNCHECKED, "dim"))
-    data = {"purged": purged, "prefixes": prefixes, "checked": is_checked}
-    return Answer(data, shown)
+    purged = {"urls": urls or [], **scopes}
+    return Answer({"purged": purged, "prefixes": prefixes, "checked": is_checked}, shown)
 
 
 @command(group, "warm")
@@ -277,8 +259,9 @@ def list_(
     """List what is stored: URL, bytes, and when it expires. Scans the whole database."""
     (runtime, *_) = invocation.caching()
     prefix = runtime.settings.prefix
-    found, commands = _scan(runtime, containing)
-    entries = sorted(found, key=lambda entry: (entry.url, entry.key))
+    entries = sorted(
+        _scan(invocation, runtime, containing), key=lambda entry: (entry.url, entry.key)
+    )
     table = rows(
         ("url", "variant", "size", "expires in"),
         [
@@ -293,12 +276,12 @@ def list_(
     )
     count = {0: "nothing is", 1: "1 entry is"}.get(len(entries), f"{len(entries)} entries are")
     cut = f", the first {limit} listed" if len(entries) > limit else ""
-    summary = f"{count} stored under {prefix}{cut}; {commands} commands were billed"
+    summary = f"{count} stored under {prefix}{cut}; {invocation.billed} commands were billed"
     data = {
         "prefix": prefix,
         "count": len(entries),
         "entries": [asdict(entry) for entry in entries[:limit]],
-        "billed_commands": commands,
+        "billed_commands": invocation.billed,
     }
     return Answer(data, [*[table] * bool(entries), text(summary, "dim")])
 
@@ -307,7 +290,7 @@ def list_(
 def stats(invocation: Invocation) -> Answer:
     """Count what is stored, its bytes, and when it expires. Scans the whole database."""
     (runtime, *_) = invocation.caching()
-    entries, commands = _scan(runtime)
+    entries = _scan(invocation, runtime)
     total = sum(entry.size for entry in entries)
     lifetimes = [entry.expires_in for entry in entries if entry.expires_in is not None]
     largest = sorted(entries, key=lambda entry: entry.size, reverse=True)[:_LARGEST]
@@ -322,7 +305,7 @@ def stats(invocation: Invocation) -> Answer:
             word: sum(lifetime <= seconds for lifetime in lifetimes) for seconds, word in _SPANS
         },
         "largest": [{"url": each.url, "key": each.key, "size": each.size} for each in largest],
-        "billed_commands": commands,
+        "billed_commands": invocation.billed,
     }
     shown = {
         "prefix": data["prefix"],
@@ -330,7 +313,7 @@ def stats(invocation: Invocation) -> Answer:
         "entries": f"{data['entries']}, {data['variants']} of them variants",
         "stored": f"{size(total)}, {size(data['mean_bytes'])} on average",
         **{f"expires within {word}": count for word, count in data["expiring"].items()},
-        "billed": f"{commands} commands for this",
+        "billed": f"{invocation.billed} commands for this",
     }
     table = rows(("largest", "size"), [(each.url, size(each.size)) for each in largest])
     return Answer(data, [pairs(shown), *[table] * bool(entries)])
@@ -350,38 +333,15 @@ class _Entry:
     """Seconds; None if never, which this package does not set."""
 
 
-def _scan(runtime: Runtime, containing: str = "") -> tuple[list[_Entry], int]:
-    """The cache's entries whose URL contains a text, and how many commands were billed.
-
-    Raises UpstashError.
-    """
+def _scan(invocation: Invocation, runtime: Runtime, containing: str = "") -> list[_Entry]:
+    """The cache's entries whose URL contains a text.  Raises UpstashError."""
     start = Names(runtime.settings.prefix).resource("", "")
-    found: list[_Entry] = []
-    commands = 1
-    for keys in scan_in_view(runtime, start, containing, total=count_keys(runtime)):
-        found += _measure(runtime, keys, start)
-        commands += 1 + 2 * len(keys)
-    return found, commands
-
-
-def _measure(runtime: Runtime, keys: Sequence[str], start: str) -> Iterator[_Entry]:
-    if not keys:
-        return
-    commands = [
-        Command((name, key), reads_only=True) for key in keys for name in ("STRLEN", "PTTL")
-    ]
-    replies = iter(_read(runtime, *commands))
-    for key, length, left in zip(keys, replies, replies, strict=False):
-        if isinstance(length, int) and isinstance(left, int) and left != -2:  # it has expired
-            url = _ROOT_PATH.sub(r"\1", _VARIANT.sub("", key.removeprefix(start)))
-            is_variant = _VARIANT.search(key) is not None
-            yield _Entry(key, url, is_variant, length, left / 1000 if left >= 0 else None)
-
-
-def _read(runtime: Runtime, *commands: Command) -> list[Reply]:
-    replies = run_commands(runtime, *commands)
-    for reply in replies:
-        # One of many keys may have another type: it is not an entry, and not a reason to stop.
-        if isinstance(reply, CommandError) and (len(replies) == 1 or refusal_in(str(reply))):
-            raise reply
-    return replies
+    total = invocation.count_keys(runtime)
+    pieces = invocation.scan(runtime, start, containing)
+    found = []
+    for read in invocation.read_each(runtime, pieces, total, "STRLEN"):
+        for key, length, left in read:
+            if isinstance(length, int):
+                url = _ROOT_PATH.sub(r"\1", _VARIANT.sub("", key.removeprefix(start)))
+                found.append(_Entry(key, url, _VARIANT.search(key) is not None, length, left))
+    return found

@@ -35,15 +35,20 @@ from upstash_middleware.cli.output import (
 )
 from upstash_middleware.core.flow import Command, Pipeline
 from upstash_middleware.core.sessions import SessionSettings
-from upstash_middleware.errors import CommandError, ConfigurationError, UnexpectedAnswer
+from upstash_middleware.errors import (
+    CommandError,
+    ConfigurationError,
+    UnexpectedAnswer,
+    refusal_in,
+)
 from upstash_middleware.limiter import Limiter, SyncLimiter
 from upstash_middleware.runtime import Features, Runtime
 from upstash_middleware.settings import settings_from
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from upstash_middleware.core.flow import Reply
+    from upstash_middleware.core.flow import Argument, Reply
     from upstash_middleware.core.sessions import Sessions
     from upstash_middleware.events import Event
     from upstash_middleware.routes import Route
@@ -92,7 +97,7 @@ class Subject:
         return inside or any(layer is self.app for layer in _layers(app))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Invocation:
     """One run of a command, and what its options select."""
 
@@ -103,6 +108,8 @@ class Invocation:
     app: str | None = None
     config: str | None = None
     prefix: str | None = None
+    billed: int = 0
+    """Commands that were sent."""
 
     @functools.cached_property
     def subject(self) -> Subject:
@@ -117,8 +124,7 @@ class Invocation:
         found = tuple(
             runtime
             for runtime in self.subject.runtimes
-            if Features.RATE_LIMIT in runtime.features
-            and (runtime.settings.rate_limits or runtime.settings.default_limit)
+            if Features.RATE_LIMIT in runtime.features and runtime.has_limits
         )
         if not found:
             raise UsageError(
@@ -163,15 +169,76 @@ class Invocation:
         """A runtime for what concerns the database alone.  Raises ConfigurationError."""
         return with_credentials(self.subject.runtimes)[0]
 
+    def read(self, runtime: Runtime, *commands: tuple[Argument, ...]) -> list[Reply]:
+        """Send commands that may be repeated.  Raises UpstashError.
 
-def with_credentials(runtimes: Sequence[Runtime]) -> tuple[Runtime, ...]:
-    """Return runtimes that know their database. Raises MissingCredentials."""
-    for runtime in runtimes:
-        runtime.check_credentials()
-    return tuple(runtimes)
+        One of many keys may have another type, which is not a reason to stop.
+        """
+        self.billed += len(commands)
+        repeatable = [Command(words, reads_only=True) for words in commands]
+        replies = send_commands(runtime, *repeatable) if commands else []
+        for reply in replies:
+            if isinstance(reply, CommandError) and (len(replies) == 1 or refusal_in(str(reply))):
+                raise reply
+        return replies
+
+    def count_keys(self, runtime: Runtime) -> int:
+        """The number of all keys, of which a scan reads ``SCAN_COUNT`` with each command.
+
+        Raises UpstashError.
+        """
+        (total,) = self.read(runtime, ("DBSIZE",))
+        if not isinstance(total, int):
+            raise UnexpectedAnswer("DBSIZE did not return a number")
+        return total
+
+    def scan(self, runtime: Runtime, start: str, containing: str = "") -> Iterator[list[str]]:
+        """Yield the keys that begin with a text and then contain another one, each once.
+
+        Raises UpstashError.
+        """
+        pattern = _escape(start) + (f"*{_escape(containing)}*" if containing else "*")
+        cursor, known = "0", set[str]()
+        while True:
+            words = ("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
+            match self.read(runtime, words):
+                case [[bytes(following), list(found)]]:
+                    keys = [
+                        key.decode("utf-8", "replace") for key in found if isinstance(key, bytes)
+                    ]
+                    yield [key for key in dict.fromkeys(keys) if key not in known]
+                    known.update(keys)
+                    cursor = following.decode()
+                case _:
+                    raise UnexpectedAnswer("SCAN did not return a cursor and keys")
+            if cursor == "0":
+                return
+
+    def read_each(
+        self, runtime: Runtime, pieces: Iterable[list[str]], total: int, name: str, *words: str
+    ) -> Iterator[list[tuple[str, Reply, float | None]]]:
+        """Send a command for each key of a scan, and show the progress.  Raises UpstashError.
+
+        Yields the key, the reply, and in how many seconds the key expires, None for never.
+        """
+        columns = (TextColumn("scanning"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        console = make_console(stderr=True)
+        with Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal
+        ) as progress:
+            task = progress.add_task("", total=total)
+            for keys in pieces:
+                commands = [each for key in keys for each in ((name, key, *words), ("PTTL", key))]
+                replies = iter(self.read(runtime, *commands))
+                yield [
+                    (key, reply, seconds_left(left))
+                    for key, reply, left in zip(keys, replies, replies, strict=False)
+                    if left != _GONE
+                ]
+                progress.advance(task, SCAN_COUNT)
 
 
-def run_commands(runtime: Runtime, *commands: Command) -> list[Reply]:
+def send_commands(runtime: Runtime, *commands: Command) -> list[Reply]:
     """Send Redis commands in one pipeline.  Raises UpstashError."""
 
     async def flow() -> list[Reply]:
@@ -182,64 +249,26 @@ def run_commands(runtime: Runtime, *commands: Command) -> list[Reply]:
 
 SCAN_COUNT = 500
 _SPECIAL = re.compile(r"([\\*?\[\]])")
+_GONE = -2
+"""What PTTL returns for a key that does not exist."""
 
 
-def scan(runtime: Runtime, start: str, containing: str = "") -> Iterator[list[str]]:
-    """Yield the keys that begin with a text and then contain another one, in pieces of a scan.
-
-    Raises UpstashError.
-    """
-    pattern = _escape(start) + (f"*{_escape(containing)}*" if containing else "*")
-    cursor = "0"
-    while True:
-        words = ("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
-        match run_commands(runtime, Command(words, reads_only=True)):
-            case [[bytes(following), list(keys)]]:
-                yield [key.decode("utf-8", "replace") for key in keys if isinstance(key, bytes)]
-                cursor = following.decode()
-            case [CommandError() as error]:
-                raise error
-            case _:
-                raise UnexpectedAnswer("SCAN did not return a cursor and keys")
-        if cursor == "0":
-            return
-
-
-def count_keys(runtime: Runtime) -> int:
-    """Return the number of all keys, of which a scan reads ``SCAN_COUNT`` with each command.
-
-    Raises UpstashError.
-    """
-    match run_commands(runtime, Command(("DBSIZE",), reads_only=True)):
-        case [int(total)]:
-            return total
-        case [CommandError() as error]:
-            raise error
-        case _:
-            raise UnexpectedAnswer("DBSIZE did not return a number")
-
-
-def scan_in_view(
-    runtime: Runtime, start: str, containing: str = "", *, total: int
-) -> Iterator[list[str]]:
-    """Do the same as ``scan`` with a progress bar; no key is yielded twice, as SCAN may do."""
-    columns = (TextColumn("scanning"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = make_console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
-        task = progress.add_task("", total=total)
-        known: set[str] = set()
-        for keys in scan(runtime, start, containing):
-            new = [key for key in dict.fromkeys(keys) if key not in known]
-            known.update(new)
-            yield new
-            progress.advance(task, SCAN_COUNT)
+def seconds_left(milliseconds: Reply) -> float | None:
+    """The seconds of a reply to PTTL; None for never, which this package does not set."""
+    is_known = isinstance(milliseconds, int) and milliseconds >= 0
+    return milliseconds / 1000 if is_known else None  # type: ignore[operator] # an int
 
 
 def _escape(text: str) -> str:
     """Return a pattern for SCAN that matches exactly this text."""
     return _SPECIAL.sub(r"\\\1", text)
+
+
+def with_credentials(runtimes: Sequence[Runtime]) -> tuple[Runtime, ...]:
+    """Return runtimes that know their database. Raises MissingCredentials."""
+    for runtime in runtimes:
+        runtime.check_credentials()
+    return tuple(runtimes)
 
 
 def command(

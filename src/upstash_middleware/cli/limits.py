@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 import typer
 from msgspec.structs import asdict, replace
 
-from upstash_middleware.cli.invocation import Invocation, adapted, command, scan, with_credentials
+from upstash_middleware.cli.invocation import Invocation, adapted, command, with_credentials
 from upstash_middleware.cli.output import Answer, Exit, UsageError, duration, pairs, rows, text
 from upstash_middleware.core.identify import (
     Identifier,
@@ -72,13 +72,6 @@ class _Limit:
     runtime: Runtime
     limiter: RateLimiter
 
-    @property
-    def lease(self) -> Lease | None:
-        return lease_of(self.rule, self.runtime.settings.lease)
-
-    def answer(self, identifiers: Sequence[str]) -> tuple[Explanation, ...]:
-        return self.runtime.perform(self.limiter.look_at(self.rule.name, identifiers))
-
 
 @command(group, "list")
 def list_(invocation: Invocation) -> Answer:
@@ -86,35 +79,26 @@ def list_(invocation: Invocation) -> Answer:
     found = _limits(invocation)
     if any(each.rule.dynamic for each in found):
         with_credentials([each.runtime for each in found])
-    changed = {
-        each.rule.name: each.runtime.perform(each.limiter.changed_limit(each.rule.name))
-        for each in found
-        if each.rule.dynamic
-    }
-    data = [
-        {
-            "name": each.rule.name,
-            "limits": _as_text(each.rule),
-            "where": each.where,
-            "on_error": each.rule.on_error,
-            "lease": None if each.lease is None else asdict(each.lease),
-            "dynamic": each.rule.dynamic,
-            "changed_to": changed.get(each.rule.name),
-        }
-        for each in found
-    ]
-    columns = ("name", "limits", "where", "on_error", "lease", "changed to")
-    table = [
-        (
-            each.rule.name,
-            _as_text(each.rule),
-            each.where,
-            each.rule.on_error,
-            _lease_as_text(each.lease),
-            changed.get(each.rule.name),
+    data, table = [], []
+    for each in found:
+        rule, lease = each.rule, lease_of(each.rule, each.runtime.settings.lease)
+        changed = (
+            each.runtime.perform(each.limiter.changed_limit(rule.name)) if rule.dynamic else None
         )
-        for each in found
-    ]
+        data.append(
+            {
+                "name": rule.name,
+                "limits": _as_text(rule),
+                "where": each.where,
+                "on_error": rule.on_error,
+                "lease": None if lease is None else asdict(lease),
+                "dynamic": rule.dynamic,
+                "changed_to": changed,
+            }
+        )
+        shown = _lease_as_text(lease)
+        table.append((rule.name, _as_text(rule), each.where, rule.on_error, shown, changed))
+    columns = ("name", "limits", "where", "on_error", "lease", "changed to")
     if table:
         return Answer({"limits": data}, [rows(columns, table)])
     none = "there are no limits"
@@ -146,48 +130,41 @@ def top(
 ) -> Answer:
     """Show who has used most of a limit. Scans the whole database."""
     limit = _find(invocation, rule)
-    start, commands = limit.limiter.place(rule), 0
+    start = limit.limiter.place(rule)
     known: dict[str, None] = {}
-    for keys in scan(limit.runtime, start):
-        commands += 1
+    for keys in invocation.scan(limit.runtime, start):
         for key in keys:
             identifier, colon, _ = key.removeprefix(start).rpartition(":")
             if colon and not key.endswith(_CHANGED):
                 known[identifier] = None
+    identifiers, billed = list(known), invocation.billed
     used: list[tuple[int, Explanation]] = []
-    for batch in _batched(list(known), _AT_ONCE):
-        commands += 2
-        for each in limit.answer(batch):
+    for begin in range(0, len(identifiers), _AT_ONCE):
+        billed += 2
+        some = identifiers[begin : begin + _AT_ONCE]
+        for each in limit.runtime.perform(limit.limiter.look_at(rule, some)):
             least = min(each.decision.policies, key=lambda one: one.remaining / (one.limit or 1))
             if least.remaining < least.limit or not each.decision.allowed:
                 used.append((least.limit - least.remaining, each))
     used.sort(key=lambda pair: (pair[1].decision.allowed, -pair[0], pair[1].identifier))
-    shown = [
-        {
-            "identifier": each.identifier,
-            "used": units,
-            "remaining": each.decision.remaining,
-            "allowed": each.decision.allowed,
-            "retry_after": each.decision.retry_after,
-        }
-        for units, each in used[:count]
-    ]
-    table = rows(
-        ("identifier", "used", "remaining", "passes in"),
-        [
-            (
-                one["identifier"],
-                one["used"],
-                one["remaining"],
-                None if one["retry_after"] is None else duration(float(str(one["retry_after"]))),
-            )
-            for one in shown
-        ],
-    )
+    shown, table = [], []
+    for units, each in used[:count]:
+        decision = each.decision
+        shown.append(
+            {
+                "identifier": each.identifier,
+                "used": units,
+                "remaining": decision.remaining,
+                "allowed": decision.allowed,
+                "retry_after": decision.retry_after,
+            }
+        )
+        table.append((each.identifier, units, decision.remaining, _wait(decision.retry_after)))
     who = "1 identifier has" if len(used) == 1 else f"{len(used)} identifiers have"
-    summary = f"{who} used {rule!r}; {commands} commands were billed"
-    data = {"rule": rule, "count": len(used), "top": shown, "billed_commands": commands}
-    return Answer(data, [*[table] * bool(shown), text(summary, "dim")])
+    summary = text(f"{who} used {rule!r}; {billed} commands were billed", "dim")
+    data = {"rule": rule, "count": len(used), "top": shown, "billed_commands": billed}
+    columns = ("identifier", "used", "remaining", "passes in")
+    return Answer(data, [*[rows(columns, table)] * bool(table), summary])
 
 
 @command(group, "reset")
@@ -401,10 +378,6 @@ def _as_text(rule: RateLimitRule) -> str:
     return "; ".join(map(str, rule.parsed)) if isinstance(rule.parsed, tuple) else "a function"
 
 
-def _batched(values: list[str], size: int) -> list[list[str]]:
-    return [values[begin : begin + size] for begin in range(0, len(values), size)]
-
-
 def _parse_identifier(given: str, limit: _Limit) -> str | Identifier:
     """An identifier; as in logs, hashed or escaped, it is used unchanged.
 
@@ -488,11 +461,10 @@ def _show(one: Explanation) -> list[RenderableType]:
     rule = one.rule + (" (a shadow rule: it only reports)" if one.shadow else "")
     if decision.allowed:
         verdict = text(f"allowed by {rule}", "bold green")
-    elif decision.retry_after is None:
-        verdict = text(f"denied by {rule}: no wait is known after which it passes", "bold red")
     else:
-        wait = duration(decision.retry_after)
-        verdict = text(f"denied by {rule}: passes in {wait}", "bold red")
+        wait = _wait(decision.retry_after)
+        why = f"passes in {wait}" if wait else "no wait is known after which it passes"
+        verdict = text(f"denied by {rule}: {why}", "bold red")
     about = {
         "set in": one.setting,
         "identifier": one.identifier,
@@ -504,16 +476,16 @@ def _show(one: Explanation) -> list[RenderableType]:
         (
             policy.name,
             policy.limit,
-            None if policy.window is None else duration(policy.window),
+            _wait(policy.window),
             policy.remaining,
             duration(max(0.0, policy.reset - time.time())),
-            "never"
-            if policy.never
-            else None
-            if policy.retry_after is None
-            else duration(policy.retry_after),
+            "never" if policy.never else _wait(policy.retry_after),
         )
         for policy in decision.policies
     ]
     columns = ("limit", "quota", "window", "remaining", "resets in", "passes in")
     return [verdict, pairs(about), rows(columns, policies)]
+
+
+def _wait(seconds: float | None) -> str | None:
+    return None if seconds is None else duration(seconds)

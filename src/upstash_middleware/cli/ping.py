@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upstash_middleware.cli.invocation import Invocation, run_commands
+from upstash_middleware.cli.invocation import Invocation, send_commands
 from upstash_middleware.cli.output import Answer, pairs, text
 from upstash_middleware.core.flow import Command
 from upstash_middleware.errors import CommandError, Refusal, refusal_in
@@ -69,7 +69,7 @@ def _measure(runtime: Runtime) -> float:
 
 
 def _send(runtime: Runtime, *commands: Command) -> list[Reply]:
-    replies = run_commands(runtime, *commands)
+    replies = send_commands(runtime, *commands)
     for reply in replies:
         # A wrong token ends the command; other errors are what it shows.
         if isinstance(reply, CommandError) and refusal_in(str(reply)) is Refusal.TOKEN:

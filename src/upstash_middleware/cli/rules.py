@@ -14,7 +14,7 @@ from upstash_middleware.routes import django_resolves, never_served
 from upstash_middleware.runtime import Features
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from rich.console import RenderableType
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from upstash_middleware.core.ratelimit import RateLimitRule
     from upstash_middleware.routes import Route
     from upstash_middleware.settings import Settings
-
-    _Resolves = Callable[[str], bool]
 
 group: typer.Typer = typer.Typer(help="Whether the rules are right.", no_args_is_help=True)
 
@@ -58,26 +56,27 @@ def check(
     covered = [_cover(route, limiting, caching) for route in subject.routes or ()]
     unnamed = [each.route.path for each in covered if not each.named]
     wrong = [each for each in findings if strict or each.level == "error"]
-    has_routes = subject.routes is not None
-    data = {
+    data: dict[str, Any] = {
         "subject": subject.name,
         "findings": [asdict(each) for each in findings],
-        "routes": [_data(each) for each in covered] if has_routes else None,
-        "unnamed": unnamed if has_routes else None,
+        "routes": None,
+        "unnamed": None,
     }
+    if subject.routes is not None:
+        data["unnamed"] = unnamed
+        data["routes"] = [
+            {
+                "path": each.route.path,
+                "methods": list(each.route.methods),
+                "limits": list(each.limits),
+                "handler_limits": [limit.name for limit in each.route.limits],
+                "cache": each.cache,
+                "named": each.named,
+            }
+            for each in covered
+        ]
     code = Exit.NO if wrong or (strict and unnamed) else Exit.DONE
     return Answer(data, _show(subject, findings, covered), code)
-
-
-def _data(covered: _Covered) -> dict[str, Any]:
-    return {
-        "path": covered.route.path,
-        "methods": list(covered.route.methods),
-        "limits": list(covered.limits),
-        "handler_limits": [each.name for each in covered.route.limits],
-        "cache": covered.cache,
-        "named": covered.named,
-    }
 
 
 def _show(
@@ -163,17 +162,17 @@ def _limits_on(route: Route, settings: Settings) -> tuple[list[str], list[str]]:
     return names, default
 
 
-def _shares_method(methods: object, route: Route) -> bool:
-    own = set(methods) if isinstance(methods, tuple | list) else set()
+def _shares_method(methods: Iterable[str], route: Route) -> bool:
+    own = set(methods)
     return not own or not route.methods or not own.isdisjoint(route.methods)
 
 
-def _covers_methods(methods: object, others: Sequence[str]) -> bool:
+def _covers_methods(methods: Iterable[str], others: Iterable[str]) -> bool:
     """Whether a rule's methods include all others; none means all."""
-    own = set(methods) if isinstance(methods, tuple | list) else set()
+    own, needed = set(methods), set(others)
     if "GET" in own:
         own.add("HEAD")
-    return not own or (bool(others) and own.issuperset(others))
+    return not own or (bool(needed) and own >= needed)
 
 
 # Mistakes in the rules.
@@ -195,12 +194,11 @@ def _findings(subject: Subject) -> Iterator[_Finding]:
     ):
         if sum(feature in runtime.features for runtime in subject.runtimes) > 1:
             yield _Finding("error", "middleware", f"two middlewares {what}; keep one of them")
-    resolves = django_resolves if subject.is_django else None
     for runtime in subject.runtimes:
         if Features.RATE_LIMIT in runtime.features:
-            yield from _check_limits(runtime.settings, subject.routes, resolves)
+            yield from _check_limits(runtime.settings, subject)
         if Features.CACHE in runtime.features:
-            yield from _check_caching(runtime.settings, subject.routes, resolves)
+            yield from _check_caching(runtime.settings, subject)
     if subject.is_django:
         from django.core.checks import ERROR  # noqa: PLC0415 - only where it is installed
 
@@ -211,9 +209,7 @@ def _findings(subject: Subject) -> Iterator[_Finding]:
             yield _Finding(level, message.id or "", str(message.msg))
 
 
-def _check_limits(
-    settings: Settings, routes: Sequence[Route] | None, resolves: _Resolves | None
-) -> Iterator[_Finding]:
+def _check_limits(settings: Settings, subject: Subject) -> Iterator[_Finding]:
     rules = settings.rate_limits
     for index, rule in enumerate(rules):
         earlier = [
@@ -223,7 +219,7 @@ def _check_limits(
         if earlier:
             what = f"never reached: {earlier[0].name!r} comes before it and covers all of it"
         elif rule.pattern is not None:
-            what = _unserved(rule.pattern, rule.methods, "covers", routes, resolves)
+            what = _unserved(rule.pattern, rule.methods, "covers", subject)
         if what:
             path = rule.path or ""  # names have no colons, and the path is what the user looks for
             name = rule.name.replace(path.replace(":path}", "}"), path) if path else rule.name
@@ -239,7 +235,7 @@ def _check_limits(
     if settings.default_limit is None and whole is None:
         unlimited = [
             each.path
-            for each in routes or ()
+            for each in subject.routes or ()
             if not (each.exempt or each.limits or any(_limits_on(each, settings)))
         ]
         names = f" ({', '.join(unlimited[:5])}{' …' * (len(unlimited) > 5)})" if unlimited else ""
@@ -251,37 +247,28 @@ def _check_limits(
         )
 
 
-def _check_caching(
-    settings: Settings, routes: Sequence[Route] | None, resolves: _Resolves | None
-) -> Iterator[_Finding]:
+def _check_caching(settings: Settings, subject: Subject) -> Iterator[_Finding]:
     for index, rule in enumerate(settings.cache):
         earlier = [each for each in settings.cache[:index] if _is_wider(each.pattern, rule.pattern)]
+        what = _unserved(rule.pattern, _CACHED_METHODS, "stores", subject)
         if earlier:
-            what: str | None = (
-                f"never reached: {earlier[0].path!r} comes before it and covers all of it"
-            )
-        else:
-            what = _unserved(rule.pattern, _CACHED_METHODS, "stores", routes, resolves)
+            what = f"never reached: {earlier[0].path!r} comes before it and covers all of it"
         if what:
             yield _Finding("warning", f"cache[{index}] {rule.path!r}", what)
 
 
 def _unserved(
-    pattern: PathPattern,
-    methods: object,
-    verb: str,
-    routes: Sequence[Route] | None,
-    resolves: _Resolves | None,
+    pattern: PathPattern, methods: Iterable[str], verb: str, subject: Subject
 ) -> str | None:
     """Why no route serves what a rule covers."""
-    if routes is None:
+    if subject.routes is None:
         return None
-    if wrong := never_served(pattern, routes, resolves=resolves):
+    resolves = django_resolves if subject.is_django else None
+    if wrong := never_served(pattern, subject.routes, resolves=resolves):
         return wrong
-    serving = [route for route in routes if route.serves(pattern)]
+    serving = [route for route in subject.routes if route.serves(pattern)]
     if serving and not any(_shares_method(methods, route) for route in serving):
-        own = "+".join(methods) if isinstance(methods, tuple | list) else ""
-        return f"{verb} {own}, but the route has {'+'.join(serving[0].methods)} only"
+        return f"{verb} {'+'.join(methods)}, but the route has {'+'.join(serving[0].methods)} only"
     return None
 
 
@@ -293,7 +280,7 @@ def _covers_everything(rule: RateLimitRule) -> bool:
 def _hides(earlier: RateLimitRule, later: RateLimitRule) -> bool:
     if earlier.when is not None or earlier.shadow or earlier.hosts not in {(), later.hosts}:
         return False
-    if not _covers_methods(earlier.methods, tuple(later.methods)):
+    if not _covers_methods(earlier.methods, later.methods):
         return False
     if earlier.pattern is None:
         return True

@@ -12,16 +12,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from msgspec import DecodeError, Struct, json
+from msgspec import DecodeError, json
 
-from upstash_middleware.cli.invocation import (
-    SCAN_COUNT,
-    Invocation,
-    command,
-    count_keys,
-    run_commands,
-    scan_in_view,
-)
+from upstash_middleware.cli.invocation import SCAN_COUNT, Invocation, command, seconds_left
 from upstash_middleware.cli.output import (
     Answer,
     Exit,
@@ -33,8 +26,6 @@ from upstash_middleware.cli.output import (
     text,
 )
 from upstash_middleware.core.clock import seconds_in
-from upstash_middleware.core.flow import Command
-from upstash_middleware.errors import CommandError, refusal_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,8 +42,6 @@ group: typer.Typer = typer.Typer(
 
 _KEYS_UNCONFIRMED = 10_000
 """The largest database that is read without asking."""
-_GONE = -2
-"""What PTTL returns for a key that does not exist."""
 _SHORT_KEY = re.compile(r"[A-Za-z0-9_-]{43}")
 _Key = Annotated[str, typer.Argument(help="The session's key, as `sessions list` shows it.")]
 _Keys = Annotated[
@@ -80,44 +69,63 @@ def list_(
     runtime, sessions = invocation.keeping_sessions()
     store = sessions.store
     users = frozenset(store.user_hashes(user)) if user else None
-    total = count_keys(runtime)
+    total = invocation.count_keys(runtime)
     if total > _KEYS_UNCONFIRMED and not yes:
         _confirm(total)
-    found = _search(runtime, store, users=users, age=age, limit=limit, total=total)
+    oldest: list[dict[str, Any]] = []
+    count = over = unreadable = 0
+    now = store.clock.wall()
+    pieces = invocation.scan(runtime, store.key_start)
+    for read in invocation.read_each(runtime, pieces, total, "HGET", "."):
+        heads = [(store.describe(key, [b".", head]), left) for key, head, left in read]
+        unreadable += sum(described is None for described, _ in heads)
+        fitting = {
+            described[0].key: (described[0], left)
+            for described, left in heads
+            if described is not None
+            and (users is None or described[0].user in users)
+            and now - described[0].created >= age
+        }
+        valid = _valid(invocation, runtime, store, [stored for stored, _ in fitting.values()])
+        count += len(valid)
+        over += len(fitting) - len(valid)
+        found = [_as_data(*fitting[each.key]) for each in valid]
+        oldest = heapq.nsmallest(
+            limit, oldest + found, key=lambda each: (each["created"], each["key"])
+        )
     now = store.clock.wall()
     table = rows(
         ("key", "created", "last used", "expires in", "user"),
         [
             (
-                each.key,
-                _ago(now - each.stored.created),
-                _ago(now - each.stored.touched),
-                _left(each.expires_in),
-                each.stored.user,
+                each["key"],
+                _ago(now - each["created"]),
+                _ago(now - each["used"]),
+                _left(each["expires_in"]),
+                each["user"],
             )
-            for each in found.oldest
+            for each in oldest
         ],
     )
     about = f" of user {user!r}" if user else ""
     about += f", {duration(age)} old or older," if age else ""
-    shown = {1: f"1 session{about} is"}.get(
-        found.count, f"{found.count or 'no'} sessions{about} are"
-    )
-    cut = f", the first {limit} listed" if found.count > limit else ""
-    notes = [f"{shown} stored under {store.prefix}{cut}; {found.commands} commands were billed"]
-    if found.over:
-        notes.append(f"{found.over} more are over, and are deleted when they expire")
-    if found.unreadable:
-        notes.append(f"{found.unreadable} more cannot be read: sealed with other keys, or damaged")
+    shown = {1: f"1 session{about} is"}.get(count, f"{count or 'no'} sessions{about} are")
+    cut = f", the first {limit} listed" if count > limit else ""
+    billed = invocation.billed
+    notes = [f"{shown} stored under {store.prefix}{cut}; {billed} commands were billed"]
+    if over:
+        notes.append(f"{over} more are over, and are deleted when they expire")
+    if unreadable:
+        notes.append(f"{unreadable} more cannot be read: sealed with other keys, or damaged")
     data = {
         "prefix": store.prefix,
-        "count": found.count,
-        "over": found.over,
-        "unreadable": found.unreadable,
-        "sessions": [each.data() for each in found.oldest],
-        "billed_commands": found.commands,
+        "count": count,
+        "over": over,
+        "unreadable": unreadable,
+        "sessions": oldest,
+        "billed_commands": billed,
     }
-    return Answer(data, [*[table] * bool(found.oldest), *(text(note, "dim") for note in notes)])
+    return Answer(data, [*[table] * bool(oldest), *(text(note, "dim") for note in notes)])
 
 
 def _confirm(total: int) -> None:
@@ -145,47 +153,40 @@ def show(
     runtime, sessions = invocation.keeping_sessions()
     store = sessions.store
     name = _whole_key(store, key)
-    fields, left = _read(
-        runtime,
-        Command(("HGETALL", name), reads_only=True),
-        Command(("PTTL", name), reads_only=True),
-    )
+    fields, left = invocation.read(runtime, ("HGETALL", name), ("PTTL", name))
     described = store.describe(name, fields) if isinstance(fields, list) else None
     if described is None:
         why = "it cannot be read: sealed with another key, or damaged" if fields else "it is gone"
         shown = text(f"no session: {why}", "yellow")
         return Answer({"key": name, "found": False, "why": why}, [shown], Exit.NO)
     stored, entries = described
-    each = _Found(name, _seconds(left), stored)
-    is_valid = bool(_valid(runtime, store, [each])[0])
+    session = _as_data(stored, seconds_left(left))
+    is_valid = bool(_valid(invocation, runtime, store, [stored]))
     now = store.clock.wall()
     decoded = sessions.session(stored, entries)
-    shown_entries = [
-        _entry(decoded, name, data, values=values) for name, data in sorted(entries.items())
-    ]
+    shown_entries, table = [], []
+    for entry, data in sorted(entries.items()):
+        kind, value, as_json = _decode(decoded, entry, data)
+        shown_entries.append(
+            {"name": entry, "type": kind, "size": len(data)}
+            | ({"value": as_json} if values else {})
+        )
+        table.append((entry, kind, size(len(data)), *[value] * values))
     about = {
         "key": name,
         "created": _ago(now - stored.created),
         "last used": _ago(now - stored.touched),
-        "expires in": _left(each.expires_in),
+        "expires in": _left(session["expires_in"]),
         "user": stored.user or "not bound to a user",
         "size": size(sum(len(name) + len(data) for name, data in entries.items())),
     }
     columns = ("entry", "type", "size", *["value"] * values)
-    table = rows(columns, [entry.cells(values=values) for entry in shown_entries])
-    data = {
-        "found": True,
-        "valid": is_valid,
-        **each.data(),
-        "entries": [entry.data(values=values) for entry in shown_entries],
-    }
-    verdict = text("it is over: its user's sessions were ended", "yellow")
     parts: list[RenderableType] = [
-        *[verdict] * (not is_valid),
+        *[text("it is over: its user's sessions were ended", "yellow")] * (not is_valid),
         pairs(about),
-        *[table] * bool(shown_entries),
+        *[rows(columns, table)] * bool(table),
     ]
-    return Answer(data, parts)
+    return Answer({"found": True, "valid": is_valid, **session, "entries": shown_entries}, parts)
 
 
 @command(group, "end")
@@ -203,13 +204,13 @@ def end(
     runtime, sessions = invocation.keeping_sessions()
     store = sessions.store
     if user:
-        (ended,) = _read(runtime, store.revoke_all(user))
+        (ended,) = invocation.read(runtime, store.revoke_all(user).args)
         shown = text(f"the sessions of user {user!r} are ended", "green")
         if not ended:
             shown = text(f"no session is bound to user {user!r}", "yellow")
         return Answer({"user": user, "ended": bool(ended), "billed_commands": 1}, [shown])
     names = list(dict.fromkeys(_whole_key(store, key) for key in keys or ()))
-    replies = _read(runtime, *(Command(("DEL", name), reads_only=True) for name in names))
+    replies = invocation.read(runtime, *(("DEL", name) for name in names))
     was_there = [name for name, reply in zip(names, replies, strict=True) if reply == 1]
     count = f"{len(was_there)} session{'s' * (len(was_there) != 1)} ended"
     gone = len(names) - len(was_there)
@@ -230,148 +231,39 @@ def _whole_key(store: SessionStore, given: str) -> str:
     return store.key_start + short
 
 
-class _Found(Struct, frozen=True):
-    """A session without its entries."""
-
-    key: str
-    expires_in: float | None
-    """Seconds; None if never, which this package does not set."""
-    stored: StoredSession
-
-    def data(self) -> dict[str, Any]:
-        """The session for programs."""
-        return {
-            "key": self.key,
-            "created": self.stored.created,
-            "used": self.stored.touched,
-            "expires_in": self.expires_in,
-            "user": self.stored.user or None,
-        }
-
-
-class _Listing(Struct):
-    """The result of a scan."""
-
-    oldest: list[_Found] = []
-    count: int = 0
-    over: int = 0
-    """How many more have been ended with all of their user's, and have not expired yet."""
-    unreadable: int = 0
-    commands: int = 1
-
-
-def _search(  # noqa: PLR0913
-    runtime: Runtime,
-    store: SessionStore,
-    *,
-    users: frozenset[str] | None,
-    age: float,
-    limit: int,
-    total: int,
-) -> _Listing:
-    """Return the oldest sessions of these users and at least this age. Raises UpstashError."""
-    listing, now = _Listing(), store.clock.wall()
-    for keys in scan_in_view(runtime, store.key_start, total=total):
-        read, unreadable = _read_heads(runtime, store, keys)
-        fitting = [
-            each
-            for each in read
-            if (users is None or each.stored.user in users) and now - each.stored.created >= age
-        ]
-        valid, asked = _valid(runtime, store, fitting)
-        listing.oldest = heapq.nsmallest(
-            limit, [*listing.oldest, *valid], key=lambda each: (each.stored.created, each.key)
-        )
-        listing.count += len(valid)
-        listing.over += len(fitting) - len(valid)
-        listing.unreadable += unreadable
-        listing.commands += 1 + 2 * len(keys) + asked
-    return listing
-
-
-def _read_heads(
-    runtime: Runtime, store: SessionStore, keys: Sequence[str]
-) -> tuple[list[_Found], int]:
-    """Return sessions, and how many keys have something else. Raises UpstashError."""
-    found: list[_Found] = []
-    unreadable = 0
-    if not keys:
-        return found, unreadable
-    commands = [
-        Command(words, reads_only=True)
-        for key in keys
-        for words in (("HGET", key, "."), ("PTTL", key))
-    ]
-    replies = iter(_read(runtime, *commands))
-    for key, head, left in zip(keys, replies, replies, strict=False):
-        if left == _GONE:
-            continue
-        described = store.describe(key, [b".", head])
-        if described is None:
-            unreadable += 1
-        else:
-            found.append(_Found(key, _seconds(left), described[0]))
-    return found, unreadable
+def _as_data(stored: StoredSession, expires_in: float | None) -> dict[str, Any]:
+    """A session for programs."""
+    return {
+        "key": stored.key,
+        "created": stored.created,
+        "used": stored.touched,
+        "expires_in": expires_in,
+        "user": stored.user or None,
+    }
 
 
 def _valid(
-    runtime: Runtime, store: SessionStore, found: Sequence[_Found]
-) -> tuple[list[_Found], int]:
-    """Return those that can be used, and how many commands were billed. Raises UpstashError."""
-    users = [user for user in dict.fromkeys(each.stored.user for each in found) if user]
+    invocation: Invocation, runtime: Runtime, store: SessionStore, found: Sequence[StoredSession]
+) -> list[StoredSession]:
+    """The sessions that can be used.  Raises UpstashError."""
+    users = [user for user in dict.fromkeys(each.user for each in found) if user]
     epochs: dict[str, Reply] = {}
     if users:
-        words = ("MGET", *map(store.epoch_key, users))
-        (replies,) = _read(runtime, Command(words, reads_only=True))
+        (replies,) = invocation.read(runtime, ("MGET", *map(store.epoch_key, users)))
         epochs = dict(zip(users, replies, strict=True)) if isinstance(replies, list) else {}
-    valid = [each for each in found if store.is_valid(each.stored, epochs.get(each.stored.user))]
-    return valid, int(bool(users))
+    return [each for each in found if store.is_valid(each, epochs.get(each.user))]
 
 
-def _read(runtime: Runtime, *commands: Command) -> list[Reply]:
-    replies = run_commands(runtime, *commands)
-    for reply in replies:
-        # One of many keys may have another type: it is not a session, and not a reason to stop.
-        if isinstance(reply, CommandError) and (len(replies) == 1 or refusal_in(str(reply))):
-            raise reply
-    return replies
-
-
-class _Entry(Struct, frozen=True):
-    """An entry of a session."""
-
-    name: str
-    type: str
-    size: int
-    value: str
-    """As Python shows it."""
-    stored: Any
-    """What is stored, if that is JSON."""
-
-    def cells(self, *, values: bool) -> tuple[object, ...]:
-        """The entry as a row of a table."""
-        return (self.name, self.type, size(self.size), *[self.value] * values)
-
-    def data(self, *, values: bool) -> dict[str, Any]:
-        """The entry for programs."""
-        shown = {"name": self.name, "type": self.type, "size": self.size}
-        return shown | {"value": self.stored} if values else shown
-
-
-def _entry(decoded: Session, name: str, data: bytes, *, values: bool) -> _Entry:
+def _decode(decoded: Session, name: str, data: bytes) -> tuple[str, str, Any]:
+    """The type of an entry, its value as Python shows it, and what is stored, if that is JSON."""
     try:
         value = decoded[name]
     except KeyError:
-        return _Entry(name, "unreadable", len(data), "", None)
-    stored: Any = repr(value)
+        return "unreadable", "", None
+    shown = repr(value)
     with suppress(DecodeError, RecursionError):
-        stored = json.decode(data)
-    return _Entry(name, type(value).__name__, len(data), repr(value) if values else "", stored)
-
-
-def _seconds(milliseconds: Reply) -> float | None:
-    is_known = isinstance(milliseconds, int) and milliseconds >= 0
-    return milliseconds / 1000 if is_known else None  # type: ignore[operator] # an int
+        return type(value).__name__, shown, json.decode(data)
+    return type(value).__name__, shown, shown
 
 
 def _ago(seconds: float) -> str:
