@@ -205,6 +205,8 @@ _ARRAY: Final = re.compile(rb"[*>]([0-9]{1,12})\r\n")
 _LONG_ARRAY: Final = re.compile(rb"\*[0-9]{3}")
 _LONG_PUSH: Final = re.compile(rb">[0-9]{3}")
 _RESP2_TYPES: Final = frozenset({b"+", b"-", b":", b"$", b"*"})
+_NUMBERS: Final = b"0123456789\r\n:*$+-"
+"""Digits and the types of RESP2: in data of nothing else, no reply has another type."""
 _PLAIN: Final = frozenset({bytes, int, type(None), CommandError})
 """The types of replies that are not arrays."""
 _INCOMPLETE: Final = object()
@@ -267,8 +269,9 @@ def decode_replies(data: bytes) -> list[Reply]:
     """
     if data[:1] not in _RESP2_TYPES:
         raise ValueError("its first reply has no RESP2 type")
-    # One array with a length of two digits, as of a limit, needs no search.
-    if data.rfind(b"*") > 0 or data.find(b"\r", 0, 4) < 0 or data.find(b">") >= 0:
+    # Numbers and one array with a length of two digits, as of a limit, need no other check.
+    has_text = data.lstrip(_NUMBERS)
+    if data.rfind(b"*") > 0 or data.find(b"\r", 0, 4) < 0 or (has_text and data.find(b">") >= 0):
         _check_arrays(data)
     try:
         reader = _idle_readers.pop()
@@ -283,7 +286,8 @@ def decode_replies(data: bytes) -> list[Reply]:
             raise ValueError("it is truncated")
         replies.append(reply)
     _idle_readers.append(reader)
-    _check_types(replies)
+    if has_text:
+        _check_types(replies)
     return replies
 
 
