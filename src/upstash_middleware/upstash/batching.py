@@ -342,7 +342,7 @@ class AsyncBatcher(_Batcher):
             task.add_done_callback(self._tasks.discard)
 
     async def _send(self, batch: list[Pending], number: int) -> None:
-        well_before = max(map(_until, batch)) - PATIENCE_SECONDS
+        well_before = max([pending.until for pending in batch]) - PATIENCE_SECONDS
         for pending in batch:
             if pending.until < well_before and pending.timer is None:
                 pending.expire_in(pending.until - time.monotonic())

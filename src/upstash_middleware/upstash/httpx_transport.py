@@ -62,12 +62,7 @@ class AsyncHttpxTransport:
         self._clients: WeakKeyDictionary[Any, _Opened] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
-    async def send(
-        self,
-        call: Call,
-        seconds: float,
-        loop: asyncio.AbstractEventLoop | None = None,  # noqa: ARG002
-    ) -> Response:
+    async def send(self, call: Call, seconds: float) -> Response:
         """See AsyncTransport."""
         client = self._own or await self._client()
         request = _request(client, self._credentials, call, self._headers)

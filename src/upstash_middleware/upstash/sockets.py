@@ -122,11 +122,9 @@ class AsyncSocketsTransport:
         self._origin = _Origin(credentials)
         self._pool = Pool()
 
-    async def send(
-        self, call: Call, seconds: float, loop: asyncio.AbstractEventLoop | None = None
-    ) -> Response:
+    async def send(self, call: Call, seconds: float) -> Response:
         """See AsyncTransport."""
-        loop = loop or sys.modules["asyncio"].get_running_loop()
+        loop = sys.modules["asyncio"].get_running_loop()
         until = loop.time() + seconds
         request = self._origin.requests.request(call)
         connection = self._pool.take(loop)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 from upstash_middleware.errors import DeadlineExceeded
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Coroutine
 
     from upstash_middleware.upstash.credentials import Credentials
@@ -52,10 +51,8 @@ class Transport(Protocol):
 class AsyncTransport(Protocol):
     """Sends calls for event loops; may be used from several."""
 
-    async def send(
-        self, call: Call, seconds: float, loop: asyncio.AbstractEventLoop | None = None
-    ) -> Response:
-        """Do the same as ``Transport.send`` on an event loop, which may be given if it is known."""
+    async def send(self, call: Call, seconds: float) -> Response:
+        """Do the same as ``Transport.send`` on an event loop."""
         ...
 
     async def aclose(self) -> None:
