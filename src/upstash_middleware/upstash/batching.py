@@ -122,13 +122,10 @@ class _Batcher:
         """Stop counting a call, and have those sent that wait for its end."""
         raise NotImplementedError
 
-    def _allows(self, calls: int) -> bool:
-        """Whether so many calls may be in flight."""
+    def _has_room(self, calls: int = 1) -> bool:
+        """Whether so many more calls may be sent."""
+        calls += len(self._sent_at)
         return calls <= self._min_calls or calls * SECONDS_BETWEEN_CALLS <= self._min_seconds
-
-    def _has_room(self) -> bool:
-        """Whether one more call may be sent."""
-        return self._allows(len(self._sent_at) + 1)
 
     def _count(self, now: float) -> int:
         """Count a call that is sent now, and return its number."""
@@ -159,7 +156,7 @@ class _Batcher:
         # With no call in flight one half is sent, so that the other half is sent while the first
         # uses its replies; otherwise all would always wait at the same time.
         most = len(waiting)
-        if not self._sent_at and most >= MIN_HALVED and self._allows(2):
+        if not self._sent_at and most >= MIN_HALVED and self._has_room(2):
             most = (most + 1) // 2
         if most * self._reply_bytes > MAX_REPLY_BYTES:
             most = max(1, int(MAX_REPLY_BYTES / self._reply_bytes))
