@@ -43,6 +43,7 @@ class GCRA(Limit, frozen=True):
     name: ClassVar[str] = "gcra"
     title: ClassVar[str] = "GCRA"
     word: ClassVar[str | None] = "gcra"
+    has_burst: ClassVar[bool] = True
     refills: ClassVar[bool] = True
 
     @property
