@@ -186,6 +186,8 @@ class Extension:
     """
 
     features: ClassVar[Features]
+    own: ClassVar[Literal["Client", "AsyncClient"]] = "Client"
+    """The kind of httpx client that the application may give as ``transport``."""
 
     def __init__(self, arguments: Arguments) -> None:
         self._arguments = arguments
@@ -204,7 +206,7 @@ class Extension:
             exempts=exempts,
             refreshes=True,
             has_users=False,
-            own="Client",
+            own=self.own,
             kept_cookies={app.config["SESSION_COOKIE_NAME"]: "SESSION_COOKIE_NAME"},
         )
 
