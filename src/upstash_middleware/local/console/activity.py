@@ -163,14 +163,14 @@ class Activity:
         for each in charged:
             by_rule.setdefault(each.base, []).append(each)
             before = self.limits.get(each.keys[0]) or self.limits.get(each.keys[-1])
-            leased = Leased(each, each.reserved, each.returned)
+            leased = Leased(each, each.verdict.leased, each.returned)
             if before is not None and before.limit.limit == each.limit:
                 leased.reserved += before.reserved
                 leased.returned += before.returned
             for key in each.keys:
                 self.limits.put(key, leased)
         for limits in by_rule.values():
-            owner, allowed = limits[0].owner, all(each.allowed for each in limits)
+            owner, allowed = limits[0].owner, all(each.verdict.allowed for each in limits)
             rule = self.rules.get(owner[:2]) or Decisions()
             rule.limits = "; ".join(each.text for each in limits)
             identifier = self.identifiers.get(owner[2:]) or Decisions()
@@ -179,7 +179,7 @@ class Activity:
                 decisions.denied += not allowed
             self.rules.put(owner[:2], rule)
             self.identifiers.put(owner[2:], identifier)
-        return sum({each.base: each.reserved for each in charged}.values())
+        return sum({each.base: each.verdict.leased for each in charged}.values())
 
     def add_error(self, name: str) -> None:
         """Count an error: the code of a reply, an HTTP status, or a fault."""

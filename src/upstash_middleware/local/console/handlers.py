@@ -91,6 +91,7 @@ _LONGEST_TTL: Final = 10**9
 class Visit(Struct, frozen=True):
     """A request to one of the pages."""
 
+    service: Service
     path: str
     fields: dict[bytes, bytes]
     """Of the query, and over it those of the form."""
@@ -101,6 +102,33 @@ class Visit(Struct, frozen=True):
 
     def text(self, name: bytes) -> str:
         return self.fields.get(name, b"").decode("utf-8", "replace").strip()
+
+    def page(
+        self,
+        template: str,
+        *,
+        status: int = 200,
+        message: str = "",
+        problem: str = "",
+        **values: Any,
+    ) -> Answer:
+        """A page with the navigation."""
+        notice = self.fields.get(b"notice", b"")
+        if notice.isdigit() and len(notice) < 12:
+            message = "1 key is deleted." if notice == b"1" else f"{int(notice)} keys are deleted."
+        html = render(
+            template,
+            path=self.path,
+            may_change=self.may_change,
+            bill=self.service.meter.read(),
+            current=self.service.faults.current,
+            form_secret=ConsoleAuth(self.service.tokens.full).form,
+            message=message or _MESSAGES.get(notice, ""),
+            problem=problem,
+            now=SystemClock.wall(),
+            **values,
+        )
+        return _html(html, status)
 
 
 async def answer_console(service: Service, request: Request) -> Response:
@@ -148,23 +176,21 @@ async def _answer_own_page(  # noqa: PLR0911 - a table of cases
         text = "Open the console on the machine that the server runs on, as localhost."
         return _notice(403, "Changes need the server's own machine", text)
     selected = [unquote_to_bytes(value) for name, value in form if name == b"selected"]
-    return await handler(service, Visit(path, fields, selected, may_change))
+    return await handler(Visit(service, path, fields, selected, may_change))
 
 
 # Pages, in the order of the navigation.
 
 
-async def _overview(service: Service, visit: Visit) -> Answer:
-    activity, now = service.activity, SystemClock.wall()
+async def _overview(visit: Visit) -> Answer:
+    service, activity, now = visit.service, visit.service.activity, SystemClock.wall()
     spans = {b"%d" % span: span for span in _SPANS.values()}
     span = spans.get(visit.fields.get(b"span", b""), next(iter(_SPANS.values())))
     lookups = activity.lookups
     identifiers = sorted(activity.identifiers.items(), key=lambda item: -item[1].requests)
     seen = sorted(activity.latencies)
     parts = quantiles(seen, n=100, method="inclusive") if len(seen) > 1 else seen * 99
-    return await _page(
-        service,
-        visit,
+    return visit.page(
         "overview.html",
         rules=sorted(activity.rules.items()),
         identifiers=identifiers[:_TOP],
@@ -172,7 +198,7 @@ async def _overview(service: Service, visit: Visit) -> Answer:
         lookups=lookups,
         fresh_share=lookups["fresh"] / lookups.total() if lookups else None,
         latency={"median": parts[49], "95th": parts[94], "longest": seen[-1]} if seen else None,
-        errors=activity.errors.most_common(_TOP),
+        errors=[(name, formats.amount(count)) for name, count in activity.errors.most_common(_TOP)],
         error_count=activity.errors.total(),
         key_count=await keys.count_keys(service.store),
         spans=_SPANS,
@@ -182,23 +208,14 @@ async def _overview(service: Service, visit: Visit) -> Answer:
     )
 
 
-async def _reset(service: Service, _: Visit) -> Answer:
-    service.reset_bill()
+async def _reset(visit: Visit) -> Answer:
+    visit.service.reset_bill()
     return _redirect(f"{OVERVIEW}?notice=reset")
 
 
-class Row(Struct, frozen=True):
-    """A key in a list."""
-
-    key: keys.Key
-    kind: tuple[str, str]
-    about: str = ""
-    """What a session or a value is about."""
-
-
-async def _list(service: Service, visit: Visit) -> Answer:
+async def _list(visit: Visit) -> Answer:
     """The keys of a namespace, or all sessions, or all values of the application."""
-    fields, store, now_ms = visit.fields, service.store, int(SystemClock.wall() * 1000)
+    fields, store, now_ms = visit.fields, visit.service.store, int(SystemClock.wall() * 1000)
     under, search = fields.get(b"under", b""), fields.get(b"q", b"")
     matching, complete = await keys.find_names(store, search)
     names = _select(visit.path, matching, under)
@@ -214,12 +231,15 @@ async def _list(service: Service, visit: Visit) -> Answer:
     number = visit.text(b"page")
     page = min(int(number), last_page) if number.isdecimal() and len(number) < 9 else 0
     found = await keys.read_keys(store, names[page * keys.PAGE : (page + 1) * keys.PAGE])
-    rows = [Row(key, keys.kind_of(key, now_ms)) for key in found]
-    if visit.path != KEYS:
-        rows = [replace(row, about=await keys.describe(store, row.key.name)) for row in rows]
-    return await _page(
-        service,
-        visit,
+    rows = [
+        (
+            key,
+            keys.kind_of(key, now_ms),
+            "" if visit.path == KEYS else await keys.describe(store, key.name),
+        )
+        for key in found
+    ]
+    return visit.page(
         "keys.html",
         under=under,
         search=search,
@@ -249,20 +269,20 @@ _SORTS: Final[dict[str, Callable[[keys.Key], Any]]] = {
 }
 
 
-async def _delete(service: Service, visit: Visit) -> Answer:
+async def _delete(visit: Visit) -> Answer:
     """Delete the selected keys, or all that a list is about."""
     names, back = visit.selected, visit.text(b"list")
     back = back if back in (KEYS, SESSIONS, DATA) else KEYS
     under, search = visit.fields.get(b"under", b""), visit.fields.get(b"q", b"")
     if b"all" in visit.fields:
-        found, _ = await keys.find_names(service.store, search)
+        found, _ = await keys.find_names(visit.service.store, search)
         names = _select(back, found, under)
-    deleted = await keys.delete_keys(service.store, names)
+    deleted = await keys.delete_keys(visit.service.store, names)
     return _redirect(_address(back, under=under, q=search, notice=str(deleted)))
 
 
-async def _key(service: Service, visit: Visit, status: int = 200, problem: str = "") -> Answer:
-    name, store = visit.fields.get(b"key", b""), service.store
+async def _key(visit: Visit, status: int = 200, problem: str = "") -> Answer:
+    name, store = visit.fields.get(b"key", b""), visit.service.store
     value = await keys.read_value(store, name)
     if value is None:
         return _notice(404, "This key does not exist", formats.text(name))
@@ -273,14 +293,12 @@ async def _key(service: Service, visit: Visit, status: int = 200, problem: str =
         cached = None if data else keys.read_cached(text, value.data)
         if not (data or cached):
             limit = keys.read_limit(text, value.data, int(now * 1000), value.key.ttl_ms)
-        if limit and (leased := service.activity.limits.get(text)):
-            quota = await keys.read_quota(service, leased.limit, int(now * 1000))
+        if limit and (leased := visit.service.activity.limits.get(text)):
+            quota = await keys.read_quota(visit.service, leased.limit, int(now * 1000))
         if cached is not None and (stored := cached.response) is not None:
             found = await keys.read_purges(store, cached.prefix, cached.url, stored)
             purges = found.name
-    return await _page(
-        service,
-        visit,
+    return visit.page(
         "key.html",
         status=status,
         problem=problem,
@@ -295,27 +313,29 @@ async def _key(service: Service, visit: Visit, status: int = 200, problem: str =
         session=await keys.read_session(store, value),
         purges=purges,
         editable=keys.editable(value),
-        setter=keys.SETTERS.get(value.key.type),
+        type=keys.TYPES.get(value.key.type),
     )
 
 
-async def _set(service: Service, visit: Visit) -> Answer:
+async def _set(visit: Visit) -> Answer:
     """Set the value of a string, or a member of a collection."""
     name = visit.fields.get(b"key", b"")
-    found = await keys.read_keys(service.store, [name])
-    if not found or found[0].type not in keys.SETTERS:
+    found = await keys.read_keys(visit.service.store, [name])
+    kind = keys.TYPES.get(found[0].type) if found else None
+    if kind is None or not kind.set:
         return _notice(404, "This key does not exist", formats.text(name))
-    command, labels = keys.SETTERS[found[0].type]
     # Browsers send line ends of text areas as CR LF.
-    arguments = [visit.fields.get(label.encode(), b"").replace(b"\r\n", b"\n") for label in labels]
-    keep = [b"KEEPTTL"] if command == b"SET" else []
-    (reply,) = await service.store.run([[command, name, *arguments, *keep]])
+    arguments = [
+        visit.fields.get(label.encode(), b"").replace(b"\r\n", b"\n") for label in kind.columns
+    ]
+    keep = [b"KEEPTTL"] if kind.set == b"SET" else []
+    (reply,) = await visit.service.store.run([[kind.set, name, *arguments, *keep]])
     if isinstance(reply, Failure):
-        return await _key(service, visit, 400, formats.summarize_reply(reply))
+        return await _key(visit, 400, formats.summarize_reply(reply))
     return _redirect(_address(KEY, key=name, notice="set"))
 
 
-async def _expire(service: Service, visit: Visit) -> Answer:
+async def _expire(visit: Visit) -> Answer:
     """Change when a key expires; without seconds, it never does."""
     name, text = visit.fields.get(b"key", b""), visit.text(b"seconds")
     try:
@@ -324,18 +344,18 @@ async def _expire(service: Service, visit: Visit) -> Answer:
         seconds = math.nan
     if not 0.001 <= seconds <= _LONGEST_TTL:
         problem = f"{text!r} is not a number of seconds above 0: give for instance 60."
-        return await _key(service, visit, 400, problem)
+        return await _key(visit, 400, problem)
     command = [b"PEXPIRE", name, b"%d" % (seconds * 1000)] if text else [b"PERSIST", name]
-    await service.store.run([command])
+    await visit.service.store.run([command])
     return _redirect(_address(KEY, key=name, notice="expiry"))
 
 
-async def _flush(service: Service, _: Visit) -> Answer:
-    await service.flush()
+async def _flush(visit: Visit) -> Answer:
+    await visit.service.flush()
     return _redirect(f"{KEYS}?notice=emptied")
 
 
-async def _commands(service: Service, visit: Visit) -> Answer:
+async def _commands(visit: Visit) -> Answer:
     """The command box with the last reply, and the last commands; a POST runs a command."""
     text, reply, billed, problem = visit.text(b"command"), None, 0, ""
     if text:
@@ -345,12 +365,10 @@ async def _commands(service: Service, visit: Visit) -> Answer:
             problem = f"The command cannot be read: {str(error).lower()}."
         else:
             if words:
-                answer, billed = await service.run_command(words)
+                answer, billed = await visit.service.run_command(words)
                 reply = formats.reply_lines(answer)
-    events = [render_event(event) for event in reversed(service.activity.history)]
-    return await _page(
-        service,
-        visit,
+    events = [render_event(event) for event in reversed(visit.service.activity.history)]
+    return visit.page(
         "commands.html",
         status=400 if problem else 200,
         command=text,
@@ -361,10 +379,11 @@ async def _commands(service: Service, visit: Visit) -> Answer:
     )
 
 
-async def _events(service: Service, _: Visit) -> Stream:
+async def _events(visit: Visit) -> Stream:
     watcher = Watcher()
-    service.activity.watchers.add(watcher)
-    return Stream(_stream_events(watcher), lambda: service.activity.watchers.discard(watcher))
+    watchers = visit.service.activity.watchers
+    watchers.add(watcher)
+    return Stream(_stream_events(watcher), lambda: watchers.discard(watcher))
 
 
 async def _stream_events(watcher: Watcher) -> AsyncIterator[bytes]:
@@ -381,32 +400,21 @@ def render_event(event: Event) -> str:
     return Markup(render("event.html", event=event, time=time).replace("\n", ""))  # noqa: S704
 
 
-async def _faults(
-    service: Service, visit: Visit, *, status: int = 200, message: str = "", problem: str = ""
-) -> Answer:
-    return await _page(
-        service,
-        visit,
-        "faults.html",
-        status=status,
-        message=message,
-        problem=problem,
-        effects=EFFECTS,
-        refuse_seconds=_REFUSE_SECONDS,
-    )
+async def _faults(visit: Visit, **values: Any) -> Answer:
+    return visit.page("faults.html", effects=EFFECTS, refuse_seconds=_REFUSE_SECONDS, **values)
 
 
-async def _change_faults(service: Service, visit: Visit) -> Answer:
+async def _change_faults(visit: Visit) -> Answer:
     try:
         faults = _read_faults_form(visit)
     except ValueError as error:
-        return await _faults(service, visit, status=400, problem=str(error))
-    service.faults.change(faults)
+        return await _faults(visit, status=400, problem=str(error))
+    visit.service.faults.change(faults)
     if faults.fault is not Fault.REFUSE or faults.seconds is None:
         return _redirect(f"{FAULTS}?notice=faults")
     # The page after a redirect would be refused too: this one is the answer, and reloads itself.
     message = f"Connections are refused for {faults.seconds:g} s. Then this page reloads."
-    answer = await _faults(service, visit, message=message)
+    answer = await _faults(visit, message=message)
     refresh = f"{faults.seconds + 1:g}; url={FAULTS}".encode()
     return replace(answer, headers=(*answer.headers, (b"Refresh", refresh)))
 
@@ -433,7 +441,7 @@ def _read_faults_form(visit: Visit) -> Faults:
     return parse_faults(settings)
 
 
-_ROUTES: Final[dict[tuple[str, str], Callable[[Service, Visit], Awaitable[Response]]]] = {
+_ROUTES: Final[dict[tuple[str, str], Callable[[Visit], Awaitable[Response]]]] = {
     ("GET", OVERVIEW): _overview,
     ("POST", RESET): _reset,
     ("GET", KEYS): _list,
@@ -461,35 +469,6 @@ _NAVIGATION: Final = {
 
 
 # How pages are made.
-
-
-async def _page(  # noqa: PLR0913 - each is a part of the page
-    service: Service,
-    visit: Visit,
-    template: str,
-    *,
-    status: int = 200,
-    message: str = "",
-    problem: str = "",
-    **values: Any,
-) -> Answer:
-    """A page with the navigation."""
-    notice = visit.fields.get(b"notice", b"")
-    if notice.isdigit() and len(notice) < 12:
-        message = "1 key is deleted." if notice == b"1" else f"{int(notice)} keys are deleted."
-    html = render(
-        template,
-        path=visit.path,
-        may_change=visit.may_change,
-        bill=service.meter.read(),
-        current=service.faults.current,
-        form_secret=ConsoleAuth(service.tokens.full).form,
-        message=message or _MESSAGES.get(notice, ""),
-        problem=problem,
-        now=SystemClock.wall(),
-        **values,
-    )
-    return _html(html, status)
 
 
 def _address(path: str, **fields: str | bytes) -> str:
@@ -549,3 +528,4 @@ _ENVIRONMENT.globals.update(
     rule_address=lambda prefix, rule: _address(KEYS, under=f"{prefix}:{quote(rule, safe='')}:"),
     view_bytes=formats.view_bytes,
 )
+_ENVIRONMENT.globals["m"] = _ENVIRONMENT.get_template("macros.html").module

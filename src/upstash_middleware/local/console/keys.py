@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from upstash_middleware.core import sessions as core
 from upstash_middleware.core import values
@@ -38,6 +39,7 @@ from upstash_middleware.core.ratelimit.algorithms import ALGORITHMS, Limit
 from upstash_middleware.core.ratelimit.algorithms.fixed_window import read_counter
 from upstash_middleware.core.ratelimit.charges import (
     Charge,
+    Verdict,
     charge_command,
     limit_script,
     read_verdicts,
@@ -196,13 +198,13 @@ async def read_value(store: Store, name: bytes) -> Value | None:
     if not keys:
         return None
     key = keys[0]
-    if key.type not in _READING:
+    if key.type not in TYPES:
         return Value(key, 0)
-    measure, read = _READING[key.type]
-    (length,) = await store.run([[measure, name]])
+    kind = TYPES[key.type]
+    (length,) = await store.run([[kind.length, name]])
     length = length if isinstance(length, int) else 0
-    if key.type != "string":
-        (reply,) = await store.run([[read[0], name, *read[1:]]])
+    if kind.first:
+        (reply,) = await store.run([[kind.first[0], name, *kind.first[1:]]])
         return Value(key, length, rows=_rows(key.type, reply))
     if length <= len(key.beginning):
         return Value(key, length, key.beginning)
@@ -220,14 +222,31 @@ async def delete_keys(store: Store, names: Sequence[bytes]) -> int:
     return deleted
 
 
-SETTERS: Final[dict[str, tuple[bytes, Sequence[str]]]] = {
-    "string": (b"SET", ["Value"]),
-    "list": (b"LSET", ["Place", "Member"]),
-    "set": (b"SADD", ["Member"]),
-    "hash": (b"HSET", ["Field", "Value"]),
-    "zset": (b"ZADD", ["Score", "Member"]),
+class RedisType(Struct, frozen=True):
+    """How the values of a type are read and set."""
+
+    columns: Sequence[str]
+    """Of a row; also the arguments of `set` after the key."""
+    length: bytes
+    """The command for the length."""
+    first: Sequence[bytes] = ()
+    """The command that reads the first members, without the key."""
+    set: bytes = b""
+    """The command that sets a value or a member; empty if there is none."""
+
+
+_MOST: Final = b"%d" % _MAX_MEMBERS
+_LAST: Final = b"%d" % (_MAX_MEMBERS - 1)
+TYPES: Final = {
+    "string": RedisType(["Value"], b"STRLEN", set=b"SET"),
+    "list": RedisType(["Place", "Member"], b"LLEN", [b"LRANGE", b"0", _LAST], b"LSET"),
+    "set": RedisType(["Member"], b"SCARD", [b"SSCAN", b"0", b"COUNT", _MOST], b"SADD"),
+    "hash": RedisType(["Field", "Value"], b"HLEN", [b"HSCAN", b"0", b"COUNT", _MOST], b"HSET"),
+    "zset": RedisType(
+        ["Score", "Member"], b"ZCARD", [b"ZRANGE", b"0", _LAST, b"WITHSCORES"], b"ZADD"
+    ),
+    "stream": RedisType(["Entry", "Fields"], b"XLEN", [b"XREVRANGE", b"+", b"-", b"COUNT", _MOST]),
 }
-"""By type, the command that sets a value or a member, and its arguments after the key."""
 
 
 def editable(value: Value) -> str | None:
@@ -239,19 +258,6 @@ def editable(value: Value) -> str | None:
     except UnicodeDecodeError:
         return None
     return text if all(each in "\n\t" or each.isprintable() for each in text) else None
-
-
-_MOST: Final = b"%d" % _MAX_MEMBERS
-_LAST: Final = b"%d" % (_MAX_MEMBERS - 1)
-_READING: Final[dict[str, tuple[bytes, list[bytes]]]] = {
-    "string": (b"STRLEN", []),
-    "list": (b"LLEN", [b"LRANGE", b"0", _LAST]),
-    "set": (b"SCARD", [b"SSCAN", b"0", b"COUNT", _MOST]),
-    "hash": (b"HLEN", [b"HSCAN", b"0", b"COUNT", _MOST]),
-    "zset": (b"ZCARD", [b"ZRANGE", b"0", _LAST, b"WITHSCORES"]),
-    "stream": (b"XLEN", [b"XREVRANGE", b"+", b"-", b"COUNT", _MOST]),
-}
-"""By type, the command for the length, and the one that reads the first members."""
 
 
 def _rows(kind: str, reply: Reply) -> list[list[bytes]]:
@@ -450,9 +456,7 @@ class ChargedLimit(Struct, frozen=True):
     limit: Limit
     changed_at: str | None
     """The key of a quota that overrides the limit's, if the rule is dynamic."""
-    allowed: bool
-    reserved: int
-    """Units that were taken ahead for a lease."""
+    verdict: Verdict
     returned: int
     """Units of an earlier lease that were given back."""
 
@@ -479,29 +483,21 @@ def read_charges(command: Sequence[bytes], reply: Reply) -> list[ChargedLimit]:
         count = int(command[2])
         names = [name.decode() for name in command[3 : 3 + count]]
         _, mode, *words = command[3 + count :]
-        if mode == b"peek" or not isinstance(reply, list):
+        if mode == b"peek":
             return []
-        step, numbers = (13, 7) if mode == b"lease" else (8, 6)
+        leases = mode == b"lease"
+        step = 13 if leases else 8
+        verdicts = read_verdicts(reply, len(words) // step, leases=leases)  # type: ignore[arg-type]
         charges, at = [], 0
-        for place in range(0, len(words), step):
-            _, name, _, a, b, c, _, changes, *lease = words[place : place + step]
+        for place, verdict in enumerate(verdicts):
+            _, name, _, a, b, c, _, changes, *lease = words[place * step : (place + 1) * step]
             limit = _limit(name.decode(), int(a), int(b), 0 if name == b"slots" else int(c))
             end = at + len(limit.keys("", 0))
             changed_at = names[end] if changes == b"1" else None
-            verdict = reply[place // step * numbers : place // step * numbers + numbers]
-            charges.append(
-                ChargedLimit(
-                    names[at].rpartition(":")[0],
-                    names[at:end],
-                    limit,
-                    changed_at,
-                    verdict[0] == 1,
-                    verdict[6] if lease and isinstance(verdict[6], int) else 0,
-                    int(lease[3]) if lease else 0,
-                )
-            )
+            base, returned = names[at].rpartition(":")[0], int(lease[3]) if lease else 0
+            charges.append(ChargedLimit(base, names[at:end], limit, changed_at, verdict, returned))
             at = end + (changed_at is not None)
-    except (ValueError, IndexError, StopIteration, OverflowError):
+    except (ValueError, IndexError, StopIteration, OverflowError, UnexpectedAnswer):
         return []  # written by hand, or by another version
     return charges
 
@@ -512,24 +508,11 @@ def _limit(name: str, a: int, b: int, c: int) -> Limit:
     return algorithm.from_script(a, b, c)
 
 
-class Quota(Struct, frozen=True):
-    """The quota of a limit, as a further request of cost 1 would find it."""
+async def read_quota(service: Service, charged: ChargedLimit, now_ms: int) -> Verdict | None:
+    """What the limits' script would decide about a further request of cost 1; it takes nothing.
 
-    total: int
-    remaining: int
-    allowed: bool
-    reset_ms: int
-    """Until the whole quota remains."""
-    retry_ms: int
-    """Until a request is allowed."""
-
-    @property
-    def used(self) -> int:
-        return self.total - self.remaining
-
-
-async def read_quota(service: Service, charged: ChargedLimit, now_ms: int) -> Quota | None:
-    """Ask the limits' script, which takes nothing.  Raises StoreUnreachable."""
+    Raises StoreUnreachable.
+    """
     charge = Charge(charged.base, charged.limit, 1, changed_at=charged.changed_at)
     _, _, *words = charge_command([charge], now_ms, peek=True).args
     text = limit_script().text.encode()
@@ -539,8 +522,7 @@ async def read_quota(service: Service, charged: ChargedLimit, now_ms: int) -> Qu
     except UnexpectedAnswer:
         return None
     total = charged.limit.quota if charged.changed_at is None else verdict.quota
-    left = min(verdict.remaining, total)
-    return Quota(total, left, verdict.allowed, verdict.reset_ms, verdict.retry_ms or 0)
+    return replace(verdict, quota=total, remaining=min(verdict.remaining, total))
 
 
 # The cache.
