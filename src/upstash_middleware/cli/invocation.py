@@ -459,14 +459,8 @@ def _find_django() -> Subject:
 
         _add_working_directory()
         django.setup()
-        from upstash_middleware.django.conf import (  # noqa: PLC0415
-            SETTING,
-            is_upstash_engine,
-            kept_cookies,
-            mapping_set,
-        )
+        from upstash_middleware.django.conf import Configured, is_upstash_engine  # noqa: PLC0415
         from upstash_middleware.django.middleware import Middleware  # noqa: PLC0415
-        from upstash_middleware.django.requests import localized  # noqa: PLC0415
 
         features = Features(0)
         for path in settings.MIDDLEWARE:
@@ -474,14 +468,7 @@ def _find_django() -> Subject:
                 middleware = import_string(path)
                 if isinstance(middleware, type) and issubclass(middleware, Middleware):
                     features |= middleware.features
-        runtime = Runtime.of(
-            mapping_set(),
-            features,
-            source=SETTING,
-            selects=localized,
-            keeps_sessions=False,
-            kept_cookies=kept_cookies(),
-        )
+        runtime = Configured(features).runtime()
         if is_upstash_engine(settings.SESSION_ENGINE):
             from upstash_middleware.django.sessions import sessions_of  # noqa: PLC0415
 

@@ -53,75 +53,46 @@ def check(
     findings = list(_findings(subject))
     limiting = [each.settings for each in subject.runtimes if Features.RATE_LIMIT in each.features]
     caching = [each.settings for each in subject.runtimes if Features.CACHE in each.features]
-    covered = [_cover(route, limiting, caching) for route in subject.routes or ()]
-    unnamed = [each.route.path for each in covered if not each.named]
-    wrong = [each for each in findings if strict or each.level == "error"]
-    data: dict[str, Any] = {
-        "subject": subject.name,
-        "findings": [asdict(each) for each in findings],
-        "routes": None,
-        "unnamed": None,
-    }
-    if subject.routes is not None:
-        data["unnamed"] = unnamed
-        data["routes"] = [
-            {
-                "path": each.route.path,
-                "methods": list(each.route.methods),
-                "limits": list(each.limits),
-                "handler_limits": [limit.name for limit in each.route.limits],
-                "cache": each.cache,
-                "named": each.named,
-            }
-            for each in covered
-        ]
-    code = Exit.NO if wrong or (strict and unnamed) else Exit.DONE
-    return Answer(data, _show(subject, findings, covered), code)
-
-
-def _show(
-    subject: Subject, findings: list[_Finding], covered: list[_Covered]
-) -> list[RenderableType]:
+    routes = [_cover(route, limiting, caching) for route in subject.routes or ()]
+    unnamed = [about["path"] for about, _ in routes if not about["named"]]
     shown: list[RenderableType] = [
         text(f"{each.level}: {each.where}: {each.what}", _STYLES[each.level]) for each in findings
     ]
     if not findings:
         shown.append(text(f"{subject.name}: nothing wrong with its rules", "green"))
     if subject.routes is None:
-        return [*shown, text("routes are listed for an application, by --app MODULE:NAME", "dim")]
-    table = [
-        (
-            " ".join(each.route.methods) or "any",
-            each.route.path,
-            each.shown or "none",
-            each.cache,
-            None if each.named else "no rule names it",
-        )
-        for each in covered
-    ]
-    return [*shown, text(""), rows(("methods", "route", "limit", "cache", ""), table)]
+        shown.append(text("routes are listed for an application, by --app MODULE:NAME", "dim"))
+    else:
+        table = [
+            (
+                " ".join(about["methods"]) or "any",
+                about["path"],
+                limits or "none",
+                about["cache"],
+                None if about["named"] else "no rule names it",
+            )
+            for about, limits in routes
+        ]
+        shown += [text(""), rows(("methods", "route", "limit", "cache", ""), table)]
+    data = {
+        "subject": subject.name,
+        "findings": [asdict(each) for each in findings],
+        "routes": None if subject.routes is None else [about for about, _ in routes],
+        "unnamed": None if subject.routes is None else unnamed,
+    }
+    wrong = [each for each in findings if strict or each.level == "error"]
+    code = Exit.NO if wrong or (strict and unnamed) else Exit.DONE
+    return Answer(data, shown, code)
 
 
 # Which rules cover a route.
 
 
-@dataclass(frozen=True, slots=True)
-class _Covered:
-    """A route, and the rules that cover it."""
-
-    route: Route
-    limits: tuple[str, ...]
-    """Names of rules in order, the default last."""
-    shown: str
-    """The same as text, with the limits of its handler: which of them apply together."""
-    cache: str | None
-    named: bool
-    """Whether a rule names it; the default limit is for routes that none does."""
-
-
-def _cover(route: Route, limiting: list[Settings], caching: list[Settings]) -> _Covered:
+def _cover(
+    route: Route, limiting: list[Settings], caching: list[Settings]
+) -> tuple[dict[str, Any], str]:
+    """A route with the rules that cover it, and as text which limits apply together."""
     found = [_limits_on(route, settings) for settings in limiting]
-    named = route.exempt or bool(route.limits) or any(names for names, _ in found)
     cache = next(
         (
             f"cache[{index}]"
@@ -131,18 +102,24 @@ def _cover(route: Route, limiting: list[Settings], caching: list[Settings]) -> _
         ),
         None,
     )
-    named = named or cache is not None
-    if route.exempt:
-        return _Covered(route, ("exempt",), "exempt", cache, named)
+    limits = [name for names, default in found for name in (*names, *default)]
     words = [
         " or ".join([f" {'and' if settings.match == 'all' else 'or'} ".join(names), *default])
         if names
         else "".join(default)
         for settings, (names, default) in zip(limiting, found, strict=True)
     ]
-    limits = tuple(name for names, default in found for name in (*names, *default))
     words += [each.name for each in route.limits]
-    return _Covered(route, limits, " and ".join(filter(None, words)), cache, named)
+    about = {
+        "path": route.path,
+        "methods": list(route.methods),
+        "limits": ["exempt"] if route.exempt else limits,
+        "handler_limits": [each.name for each in route.limits],
+        "cache": cache,
+        # The default limit is for routes that no rule names.
+        "named": bool(route.exempt or route.limits or cache or any(names for names, _ in found)),
+    }
+    return about, "exempt" if route.exempt else " and ".join(filter(None, words))
 
 
 def _limits_on(route: Route, settings: Settings) -> tuple[list[str], list[str]]:

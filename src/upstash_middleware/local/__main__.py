@@ -27,10 +27,12 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
     Returns the exit status: the command's if there is one, and 2 when the server cannot start.
     `program` is the name in the help text.
     """
-    own, dashes, command = _split(sys.argv[1:] if arguments is None else arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    end = words.index("--") if "--" in words else len(words)
+    command = words[end + 1 :]
     parser = _parser(program or "python -m upstash_middleware.local")
-    options = vars(parser.parse_args(own))
-    if dashes and not command:
+    options = vars(parser.parse_args(words[:end]))
+    if end < len(words) and not command:
         parser.error("give the command after --, such as: -- pytest")
     if options["port"] is None:
         options["port"] = 0 if command else _PORT
@@ -56,14 +58,6 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         finally:
             upstash.stop()
     return 0
-
-
-def _split(words: Sequence[str]) -> tuple[Sequence[str], bool, Sequence[str]]:
-    """The options of the server, whether ``--`` follows, and the command after it."""
-    if "--" not in words:
-        return words, False, ()
-    end = words.index("--")
-    return words[:end], True, words[end + 1 :]
 
 
 class _Signals:

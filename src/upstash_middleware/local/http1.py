@@ -75,6 +75,10 @@ class Stream(Struct, frozen=True):
 Response: TypeAlias = Answer | Stream
 
 
+class InvalidRequest(Exception):
+    """A request that is not run; the arguments are the answer's status and error."""
+
+
 class Delivery(Enum):
     """How an answer is sent."""
 
@@ -160,7 +164,7 @@ class HttpConnection:
         except httptools.HttpParserUpgrade:  # the request is answered without an upgrade
             return False
         except httptools.HttpParserError as error:
-            if isinstance(error.__context__, _TooLarge):
+            if isinstance(error.__context__, InvalidRequest):
                 self._last = error_answer(*error.__context__.args)
             else:
                 self._last = error_answer(400, f"ERR the request is not HTTP/1.1: {error}")
@@ -191,7 +195,7 @@ class HttpConnection:
     def on_body(self, body: bytes) -> None:
         self._size += len(body)
         if self._size > MAX_BODY_BYTES:
-            raise _TooLarge(413, f"ERR the request body is larger than {MAX_BODY_BYTES} bytes")
+            raise InvalidRequest(413, f"ERR the request body is larger than {MAX_BODY_BYTES} bytes")
         self._body.append(body)
 
     def on_message_complete(self) -> None:
@@ -209,7 +213,7 @@ class HttpConnection:
     def _count_head(self, size: int) -> None:
         self._size += size
         if self._size > MAX_HEAD_BYTES:
-            raise _TooLarge(431, f"ERR the request head is larger than {MAX_HEAD_BYTES} bytes")
+            raise InvalidRequest(431, f"ERR the request head is larger than {MAX_HEAD_BYTES} bytes")
 
     # Answers.
 
@@ -262,10 +266,6 @@ class HttpConnection:
         with suppress(OSError):
             while await self._reader.read(CHUNK_BYTES):
                 pass
-
-
-class _TooLarge(Exception):
-    """The request is larger than this server accepts; the arguments are status and error."""
 
 
 def _head(answer: Answer, *, keep_alive: bool) -> bytes:

@@ -253,7 +253,8 @@ class LocalUpstash:
         Raises:
             ValueError: A setting is wrong; the message names it.
         """
-        self._alive.change_faults(parse_faults(settings) if faults is None else faults)
+        faults = parse_faults(settings) if faults is None else faults
+        self._alive.call(self._alive.change_faults(faults))
 
     @contextmanager
     def faults(self, faults: Faults | None = None, /, **settings: Any) -> Iterator[None]:
@@ -314,7 +315,7 @@ class _RunningServer:
             self.call(self._open(store_url, tokens, faults))
             if listen:
                 self.call(self._listen())
-            self.change_faults(faults)
+            self.call(self.change_faults(faults))
         except BaseException:
             self.stop()
             raise
@@ -333,10 +334,6 @@ class _RunningServer:
     def submit(self, request: Request) -> Future[tuple[Response, Delivery]]:
         """Answer a request that did not come over the socket; a stream is closed at once."""
         return asyncio.run_coroutine_threadsafe(self._answer_without_stream(request), self._loop)
-
-    def change_faults(self, faults: Faults) -> None:
-        """Change the simulated faults; they are in effect when this returns."""
-        self.call(self._change_faults(faults))
 
     async def flush(self) -> None:
         """Empty the database, and cancel the commands of clients that have left."""
@@ -407,7 +404,8 @@ class _RunningServer:
 
     # The fault `refuse` closes the listener and all connections.
 
-    async def _change_faults(self, faults: Faults) -> None:
+    async def change_faults(self, faults: Faults) -> None:
+        """Change the simulated faults; they are in effect when this returns."""
         self.service.faults.change(faults)
         await self._listen_or_refuse()
 
@@ -425,7 +423,7 @@ class _RunningServer:
             if faults.seconds is not None:
                 self._end_of_refusal = self._loop.call_later(
                     faults.seconds,
-                    lambda: self._loop.create_task(self._change_faults(NO_FAULTS)),
+                    lambda: self._loop.create_task(self.change_faults(NO_FAULTS)),
                 )
 
     async def _disconnect(self) -> None:

@@ -32,7 +32,14 @@ from upstash_middleware.local.faults import (
     parse_faults,
     plain_faults,
 )
-from upstash_middleware.local.http1 import Answer, Delivery, Stream, error_answer, json_answer
+from upstash_middleware.local.http1 import (
+    Answer,
+    Delivery,
+    InvalidRequest,
+    Stream,
+    error_answer,
+    json_answer,
+)
 from upstash_middleware.local.scripts import lua, original_monitor_line
 from upstash_middleware.local.valkey import (
     Failure,
@@ -112,8 +119,9 @@ class Service:
                 await self.store.run([[b"SCRIPT", b"FLUSH"]])
             return await self._authorize(request), delivery
         except InvalidRequest as error:
-            self.activity.add_error(f"HTTP {error.status}")
-            return error_answer(error.status, str(error)), delivery
+            status, text = error.args
+            self.activity.add_error(f"HTTP {status}")
+            return error_answer(status, text), delivery
         except StoreUnreachable as error:
             self.activity.add_error("HTTP 500")
             text = f"ERR the local server lost its database: {error}"
@@ -303,18 +311,6 @@ class Service:
 # Upstash's format: from requests to commands.
 
 
-class InvalidRequest(Exception):
-    """The request contains no command; the message is Upstash's error for the client."""
-
-    status = 400
-
-
-class _TooLarge(InvalidRequest):
-    """A command is larger than Upstash accepts."""
-
-    status = 413
-
-
 class Encoding(Enum):
     """How strings are encoded in the answer."""
 
@@ -341,12 +337,13 @@ def _read_encoding(request: Request) -> Encoding:
     ):
         if value and _plain(value) not in known:
             raise InvalidRequest(
-                f"ERR invalid Upstash-{name} {_plain(value)!r}, there is {' and '.join(known)}"
+                400, f"ERR invalid Upstash-{name} {_plain(value)!r}, there is {' and '.join(known)}"
             )
     if form == b"resp2":
         if encoding:
             raise InvalidRequest(
-                "ERR Upstash-Encoding base64 is not permitted with Upstash-Response-Format resp2"
+                400,
+                "ERR Upstash-Encoding base64 is not permitted with Upstash-Response-Format resp2",
             )
         return Encoding.RESP2
     return Encoding.BASE64 if encoding else Encoding.PLAIN
@@ -376,9 +373,9 @@ def _read_batch(request: Request) -> list[Command]:
     """The commands of ``/pipeline`` and ``/multi-exec``; if one is invalid, none is run."""
     value = _parse_json(request.body)
     if not isinstance(value, list):
-        raise InvalidRequest("expected JSON array")
+        raise InvalidRequest(400, "expected JSON array")
     if not value:
-        raise InvalidRequest("ERR empty pipeline request")
+        raise InvalidRequest(400, "ERR empty pipeline request")
     return [_command(member) for member in value]
 
 
@@ -390,16 +387,16 @@ def read_parameters(query: bytes) -> list[tuple[bytes, bytes]]:
 
 def _command(value: Any) -> Command:
     if not isinstance(value, list):
-        raise InvalidRequest("expected JSON array")
+        raise InvalidRequest(400, "expected JSON array")
     if not value:
-        raise InvalidRequest("ERR empty command")
+        raise InvalidRequest(400, "ERR empty command")
     return _checked([_argument(member) for member in value])
 
 
 def _checked(command: Command) -> Command:
     size = sum(map(len, command))
     if size > _MAX_COMMAND_BYTES:
-        raise _TooLarge(_size_error(size))
+        raise InvalidRequest(413, _size_error(size))
     return command
 
 
@@ -420,10 +417,10 @@ def _argument(value: Any) -> bytes:
         case bool():
             return b"true" if value else b"false"
         case None:
-            raise InvalidRequest("ERR null args are not supported")
+            raise InvalidRequest(400, "ERR null args are not supported")
         case _:
             opening = "[" if isinstance(value, list) else "{"
-            raise InvalidRequest(f'ERR unsupported arg type: "{opening}": json.Delim')
+            raise InvalidRequest(400, f'ERR unsupported arg type: "{opening}": json.Delim')
 
 
 def _reject_constant(name: str) -> None:
@@ -436,11 +433,11 @@ _DECODER: Final = json.JSONDecoder(parse_int=str, parse_float=str, parse_constan
 def _parse_json(body: bytes) -> Any:
     """The value of a body; a number is the text in which it was written."""
     if not body.strip():
-        raise InvalidRequest("EOF")
+        raise InvalidRequest(400, "EOF")
     try:
         return _DECODER.decode(body.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"ERR invalid JSON: {error}") from error
+        raise InvalidRequest(400, f"ERR invalid JSON: {error}") from error
 
 
 # Upstash's format: from replies to answers.

@@ -181,12 +181,10 @@ class Store:
 
     async def run(self, commands: Sequence[Sequence[bytes]]) -> list[Reply]:
         """Send at least one command; return the replies in order.  Raises StoreUnreachable."""
-        connection = self._connection
-        if connection is None or not connection.is_open:
-            async with self._connecting:
-                connection = self._connection
-                if connection is None or not connection.is_open:
-                    connection = self._connection = await connect(self.address)
+        async with self._connecting:
+            connection = self._connection
+            if connection is None or not connection.is_open:
+                connection = self._connection = await connect(self.address)
         if self._watchdog is None:
             self._watchdog = asyncio.create_task(self._kill_stuck_scripts())
         return await connection.send(commands)
