@@ -286,6 +286,14 @@ def test_style_and_script_come_from_the_server_itself(upstash: LocalUpstash, nam
     assert "https:" not in answer.text
 
 
+def test_the_styles_say_once_how_something_looks_at_a_width(upstash: LocalUpstash):
+    """A rule that is repeated below overrides what was meant for narrow windows."""
+    styles = httpx.get(f"{upstash.url}/-/console/console.css").text
+    for part in styles.partition("@media (max-width: 44rem)"):
+        selectors = re.findall(r"^ *([^{}@/\n]+?) \{", part, re.MULTILINE)
+        assert sorted(selectors) == sorted(set(selectors))
+
+
 # Keys.
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
+from io import BytesIO
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import unquote, urlsplit
 
@@ -24,8 +25,9 @@ from upstash_middleware.core.identify import (
 from upstash_middleware.core.ratelimit.rules import lease_of
 from upstash_middleware.events import UserCodeFailed
 from upstash_middleware.limiter import limits_in_code
-from upstash_middleware.messages import Headers, HTTPRequest, RequestBody
+from upstash_middleware.messages import Headers, HTTPRequest
 from upstash_middleware.runtime import Features, Runtime
+from upstash_middleware.wsgi import EnvironBody
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -236,7 +238,8 @@ def explain(  # noqa: PLR0913 - each is an option of the command
     request = make_request(
         url, method or ("POST" if data else "GET"), header or (), peer, root_path
     )
-    request = replace(request, body=_Data(data.encode()))
+    environ = {"wsgi.input": BytesIO(data.encode()), "CONTENT_LENGTH": str(len(data.encode()))}
+    request = replace(request, body=EnvironBody(environ))
     subject = invocation.subject
     routes = subject.routes or ()
     route = next((each for each in routes if each.takes(request.method, request.path)), None)
@@ -259,21 +262,6 @@ def explain(  # noqa: PLR0913 - each is an option of the command
             "they decide inside the application"
         )
     return _answer(explanations, notes)
-
-
-class _Data(RequestBody):
-    """The body of the option --data."""
-
-    __slots__ = ("_data",)
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def read(self, limit: int) -> bytes | None:
-        return self._data if len(self._data) <= limit else None
-
-    def is_at_hand(self, *, waits: bool) -> bool:  # noqa: ARG002 - the base's
-        return True
 
 
 def fields_of(texts: Sequence[str]) -> list[tuple[str, str]]:

@@ -49,6 +49,7 @@ from upstash_middleware.local.valkey import (
     connect,
     encode_reply,
 )
+from upstash_middleware.messages import Discreet
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -68,7 +69,7 @@ _UNAUTHORIZED: Final = error_answer(
 )
 
 
-class Tokens(Struct, frozen=True):
+class Tokens(Discreet, Struct, frozen=True):
     """The tokens for full and for read-only access."""
 
     full: str
@@ -76,9 +77,6 @@ class Tokens(Struct, frozen=True):
 
     def __repr__(self) -> str:
         return "Tokens(…)"
-
-    def __rich_repr__(self) -> Any:
-        return None  # so that rich shows the repr, and not all fields, in tracebacks
 
 
 class Service:

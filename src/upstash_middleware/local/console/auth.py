@@ -67,12 +67,13 @@ class ConsoleAuth:
 
 def has_safe_host(request: Request) -> bool:
     """Whether Host is an IP address or localhost."""
-    return _is_localhost(_host_name(request)) or _address(_host_name(request)) is not None
+    name, _ = _host(request)
+    return _is_localhost(name) or _address(name) is not None
 
 
 def is_on_this_machine(request: Request) -> bool:
     """Whether both the connection and Host are of a loopback address."""
-    name = _host_name(request)
+    name, _ = _host(request)
     addresses = [_address(request.client)] + [_address(name)] * (not _is_localhost(name))
     return all(address is not None and address.is_loopback for address in addresses)
 
@@ -109,16 +110,12 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def _host_name(request: Request) -> str:
-    found = _host(request)
-    return (found[1] or found[2]).lower() if found else ""
-
-
-def _host(request: Request) -> re.Match[str] | None:
-    return _HOST.match(request.headers.get(b"host", b"").decode("latin-1"))
+def _host(request: Request) -> tuple[str, str]:
+    """The name in Host, in lower case, and its port; without a name if it is malformed."""
+    found = _HOST.match(request.headers.get(b"host", b"").decode("latin-1"))
+    return ((found[1] or found[2]).lower(), found[3] or "80") if found else ("", "80")
 
 
 def _cookie_name(request: Request) -> bytes:
     """With the port, because cookies are shared between a host's ports."""
-    found = _host(request)
-    return f"upstash-console-{(found and found[3]) or 80}".encode()
+    return f"upstash-console-{_host(request)[1]}".encode()
