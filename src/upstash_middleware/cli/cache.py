@@ -337,9 +337,8 @@ def _scan(invocation: Invocation, runtime: Runtime, containing: str = "") -> lis
     """The cache's entries whose URL contains a text.  Raises UpstashError."""
     start = Names(runtime.settings.prefix).resource("", "")
     total = invocation.count_keys(runtime)
-    pieces = invocation.scan(runtime, start, containing)
     found = []
-    for read in invocation.read_each(runtime, pieces, total, "STRLEN"):
+    for read in invocation.read_each(runtime, start, "STRLEN", total=total, containing=containing):
         for key, length, left in read:
             if isinstance(length, int):
                 url = _ROOT_PATH.sub(r"\1", _VARIANT.sub("", key.removeprefix(start)))

@@ -46,7 +46,7 @@ from upstash_middleware.runtime import Features, Runtime
 from upstash_middleware.settings import settings_from
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from upstash_middleware.core.flow import Argument, Reply
     from upstash_middleware.core.sessions import Sessions
@@ -215,11 +215,12 @@ class Invocation:
                 return
 
     def read_each(
-        self, runtime: Runtime, pieces: Iterable[list[str]], total: int, name: str, *words: str
+        self, runtime: Runtime, start: str, name: str, *words: str, total: int, containing: str = ""
     ) -> Iterator[list[tuple[str, Reply, float | None]]]:
-        """Send a command for each key of a scan, and show the progress.  Raises UpstashError.
+        """Send a command for each key that `scan` finds, of so many keys, and show the progress.
 
-        Yields the key, the reply, and in how many seconds the key expires, None for never.
+        Yields the key, the reply, and in how many seconds the key expires, None for never.  Raises
+        UpstashError.
         """
         columns = (TextColumn("scanning"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         console = make_console(stderr=True)
@@ -227,7 +228,7 @@ class Invocation:
             *columns, console=console, transient=True, disable=not console.is_terminal
         ) as progress:
             task = progress.add_task("", total=total)
-            for keys in pieces:
+            for keys in self.scan(runtime, start, containing):
                 commands = [each for key in keys for each in ((name, key, *words), ("PTTL", key))]
                 replies = iter(self.read(runtime, *commands))
                 yield [

@@ -75,8 +75,7 @@ def list_(
     oldest: list[dict[str, Any]] = []
     count = over = unreadable = 0
     now = store.clock.wall()
-    pieces = invocation.scan(runtime, store.key_start)
-    for read in invocation.read_each(runtime, pieces, total, "HGET", "."):
+    for read in invocation.read_each(runtime, store.key_start, "HGET", ".", total=total):
         heads = [(store.describe(key, [b".", head]), left) for key, head, left in read]
         unreadable += sum(described is None for described, _ in heads)
         fitting = {
