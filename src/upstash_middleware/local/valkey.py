@@ -356,11 +356,8 @@ class EmbeddedValkey:
         self._watchdog: subprocess.Popen[bytes] | None = None
         self._directory = Path(tempfile.mkdtemp(prefix="upstash-local-"))
         self._socket_path = self._directory / "valkey.sock"
-
-    @property
-    def socket_url(self) -> str:
+        self.socket_url: str = f"unix://{self._socket_path}"
         """The address for the server itself."""
-        return f"unix://{self._socket_path}"
 
     @property
     def redis_url(self) -> str:
