@@ -383,6 +383,9 @@ class _Seat(Struct, eq=False):
     def done(self) -> bool:
         return self.outcome is not None
 
+    def cancelled(self) -> bool:
+        return True  # as far as ``leave`` is concerned: its error need not be retrieved
+
     def set_result(self, replies: list[Reply]) -> None:
         self.outcome = replies
         self.wakeup.release()
@@ -430,7 +433,8 @@ class ThreadBatcher(_Batcher):
         pending = Pending(commands, members, seconds, until, seat)
         with self._lock:
             self._waiting.append(pending)
-            self._choose_senders()  # the calls in flight may have ended meanwhile
+            if not self._sent_at:  # those in flight have ended meanwhile
+                self._choose_senders()
         while seat.outcome is None:
             left = until - time.monotonic()
             patience = left if seat.taken else min(left, PATIENCE_SECONDS)
