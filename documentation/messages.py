@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 SOURCE: Final = ROOT / "src" / "upstash_middleware"
 
-_WRONG: Final = "_wrong"
-"""The function for mistakes in a rule, whose last argument is the message."""
-_CONFIGURATION: Final = frozenset({"ConfigurationError", "MissingCredentials", _WRONG})
+_RULE_ERRORS: Final = frozenset({"_rule_error", "_field_error"})
+"""The functions for mistakes in a rule, whose last argument is the message."""
+_CONFIGURATION: Final = _RULE_ERRORS | {"ConfigurationError", "MissingCredentials"}
 _VALUES: Final = frozenset({"NotStorable", "TypeError", "ValueError", "RuntimeError"})
 _LOGS: Final = frozenset({"debug", "info", "warning", "error", "exception"})
 
@@ -79,7 +79,7 @@ def messages_of(calls: frozenset[str]) -> Iterator[Message]:
     for file in sorted(SOURCE.rglob("*.py")):
         module = file.relative_to(SOURCE).as_posix()
         found = [
-            (node.lineno, _text(node.args[-1 if _name(node.func) == _WRONG else 0]))
+            (node.lineno, _text(node.args[-1 if _name(node.func) in _RULE_ERRORS else 0]))
             for node in ast.walk(ast.parse(file.read_text()))
             if isinstance(node, ast.Call) and node.args and _name(node.func) in calls
         ]

@@ -106,7 +106,15 @@ _OF_PROXIES: Final = {
     "aredis": "upstash_middleware.AsyncRedis",
 }
 _INTERNAL: Final = frozenset(
-    {"answer", "check_route", "cookie_field", "covers", "get_backend_timeout", "over"}
+    {
+        "answer",
+        "check_route",
+        "cookie_field",
+        "covers",
+        "get_backend_timeout",
+        "over",
+        "with_client",
+    }
     | {"runtime_for", "tags_for", "ttl_for"}
 )
 """Methods that this package calls itself."""

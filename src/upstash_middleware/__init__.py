@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from upstash_middleware.warming import Warmed, awarm, warm
 
 # The modules that define them; those that are fast to import come first.
-_HOMES = (
+_DEFINING_MODULES = (
     *("errors", "messages", "core.identify", "core.ratelimit", "core.cache"),
     *("limiter", "core.sessions", "data", "redis", "warming"),
 )
@@ -125,7 +125,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use."""
-    for home in _HOMES if name in __all__ else ():
+    for home in _DEFINING_MODULES if name in __all__ else ():
         module = import_module(f"{__name__}.{home}")
         if hasattr(module, name):
             found = globals()[name] = getattr(module, name)

@@ -1,4 +1,4 @@
-"""Arguments: which ones a caller gave, and values that decorators find in those of a call."""
+"""Reading arguments: which ones a caller gave, and values from the arguments of a call."""
 
 from __future__ import annotations
 
@@ -39,11 +39,13 @@ def passing_to(implementation: Callable[..., Any] | str) -> Callable[[F], F]:
 def from_arguments(
     given: Any, function: Any
 ) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Any]:
-    """Return what finds a value for a call of a function; ``given`` is the value, or finds it.
+    """Return a function that computes a value from the arguments of a call of ``function``.
 
-    Raises ConfigurationError where it has a parameter that the function does not have.
+    ``given`` is the value, or a function of arguments by the same names.
+
+    Raises ConfigurationError if ``given`` has a parameter that ``function`` does not have.
     """
-    # A proxy of Werkzeug's, as flask.request is, can be called where what it stands for can be.
+    # A proxy of Werkzeug, such as flask.request, is callable if its object is.
     if not callable(given) or type(given).__module__ == "werkzeug.local":
         return lambda _args, _kwargs: given
     own = inspect.signature(function)

@@ -27,7 +27,7 @@ from typing import (
 from upstash_middleware.arguments import from_arguments, passing_to
 from upstash_middleware.core.cache import Purge
 from upstash_middleware.core.clock import seconds_in
-from upstash_middleware.core.data import MISSING, Loading, expanded
+from upstash_middleware.core.data import MISSING, Loading, with_all_ancestors
 from upstash_middleware.core.values import encode
 from upstash_middleware.errors import ConfigurationError, NotStorable, unknown_name
 from upstash_middleware.runtime import Features, Runtime
@@ -194,7 +194,7 @@ class _Data:
 
     @classmethod
     def over(cls, find: Callable[[], Runtime], kind: str = "data") -> Self:
-        """Return one over the runtime that a function returns, at each call.
+        """Return an object that gets its runtime from ``find`` at each call.
 
         Args:
             find: Returns the runtime of a middleware.
@@ -209,7 +209,7 @@ class _Data:
 
     # Flows, and what they are made of.
 
-    def _use(self) -> tuple[Runtime, DataStore]:
+    def _runtime_and_store(self) -> tuple[Runtime, DataStore]:
         runtime = self._find()
         return runtime, runtime.data(self._kind)
 
@@ -237,7 +237,7 @@ class _Data:
                 f"get_or_set: {loader!r:.80} is not a function; write for instance lambda: …, or "
                 "pass an async function itself and not what it returns"
             )
-        store, tags = self._use()[1], expanded(options["tags"])
+        store, tags = self._runtime_and_store()[1], with_all_ancestors(options["tags"])
         seconds = _seconds("ttl", ttl, store, tags)
         stale: Any = options["stale"]
         stale = _seconds("stale", stale, store, tags, above=seconds) if stale else 0.0
@@ -448,7 +448,7 @@ class SyncData(_Data):
             NotStorable: The value would not come back equal and of the same type.
             ValueError: An argument is wrong.
         """
-        runtime, store = self._use()
+        runtime, store = self._runtime_and_store()
         options = LoadingOptions(
             tags=tags, type=type, stale=stale, early=early, lock=lock, wait=wait
         )
@@ -496,11 +496,11 @@ class SyncData(_Data):
         """
 
         options = MemoizingOptions(type=type, stale=stale, early=early, lock=lock, wait=wait)
-        tags = _without_templates(key, tags)
+        tags = _check_templates(key, tags)
 
         def decorate(function: Callable[P, R]) -> Memoized[P, R]:
             _check_function(self, function, is_async=False)
-            find, find_tags = _keys_of(function, key), from_arguments(tags, function)
+            find, find_tags = _key_function(function, key), from_arguments(tags, function)
 
             @wraps(function)
             def memoized(*args: Any, **kwargs: Any) -> Any:
@@ -510,7 +510,7 @@ class SyncData(_Data):
                 name, every = find(args, kwargs), find_tags(args, kwargs)
                 return self.get_or_set(name, ttl, load, tags=every, **options)
 
-            return cast("Memoized[P, R]", _with_key_of(memoized, find))
+            return cast("Memoized[P, R]", _add_key_of(memoized, find))
 
         return decorate
 
@@ -546,7 +546,7 @@ class SyncData(_Data):
 
     def _run(self, make: Callable[[DataStore], Flow[T]], otherwise: T) -> T:
         """Run a flow and return its result; ``otherwise`` if everything is switched off."""
-        runtime, store = self._use()
+        runtime, store = self._runtime_and_store()
         flow = make(store)
         if runtime.enabled:
             return runtime.perform(flow)
@@ -790,7 +790,7 @@ class Data(_Data):
             NotStorable: The value would not come back equal and of the same type.
             ValueError: An argument is wrong.
         """
-        runtime, store = self._use()
+        runtime, store = self._runtime_and_store()
         options = LoadingOptions(
             tags=tags, type=type, stale=stale, early=early, lock=lock, wait=wait
         )
@@ -799,7 +799,7 @@ class Data(_Data):
             loaded: Any = loader()
             return await loaded if inspect.isawaitable(loaded) else loaded
         value, refresh = await runtime.aperform(store.get_or_set(loading))
-        if refresh is not None and not _in_background(runtime, refresh):
+        if refresh is not None and not _run_in_background(runtime, refresh):
             again = await runtime.aperform(refresh)
             value = value if again is MISSING else again
         return value
@@ -816,7 +816,7 @@ class Data(_Data):
         lock: bool = True,
         wait: Duration = _WAIT,
     ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Memoized[P, Coroutine[Any, Any, R]]]:
-        """Keep the results of an async function or method; ``SyncData.memoize`` those of others.
+        """Keep the results of an async function or method; for others, see ``SyncData``.
 
         The result must depend on nothing but the key. A function that reads the current request or
         its user returns one user's data to another, unless the user's id is in the key.
@@ -842,13 +842,13 @@ class Data(_Data):
         """
 
         options = MemoizingOptions(type=type, stale=stale, early=early, lock=lock, wait=wait)
-        tags = _without_templates(key, tags)
+        tags = _check_templates(key, tags)
 
         def decorate(
             function: Callable[P, Coroutine[Any, Any, R]],
         ) -> Memoized[P, Coroutine[Any, Any, R]]:
             _check_function(self, function, is_async=True)
-            find, find_tags = _keys_of(function, key), from_arguments(tags, function)
+            find, find_tags = _key_function(function, key), from_arguments(tags, function)
 
             @wraps(function)
             async def memoized(*args: Any, **kwargs: Any) -> Any:
@@ -858,7 +858,7 @@ class Data(_Data):
                 name, every = find(args, kwargs), find_tags(args, kwargs)
                 return await self.get_or_set(name, ttl, load, tags=every, **options)
 
-            return cast("Memoized[P, Coroutine[Any, Any, R]]", _with_key_of(memoized, find))
+            return cast("Memoized[P, Coroutine[Any, Any, R]]", _add_key_of(memoized, find))
 
         return decorate
 
@@ -896,7 +896,7 @@ class Data(_Data):
 
     async def _run(self, make: Callable[[DataStore], Flow[T]], otherwise: T) -> T:
         """Run a flow and return its result; ``otherwise`` if everything is switched off."""
-        runtime, store = self._use()
+        runtime, store = self._runtime_and_store()
         flow = make(store)
         if runtime.enabled:
             return await runtime.aperform(flow)
@@ -908,7 +908,7 @@ class Data(_Data):
 # Helpers
 
 
-def _in_background(runtime: Runtime, flow: Flow[Any]) -> bool:
+def _run_in_background(runtime: Runtime, flow: Flow[Any]) -> bool:
     """Start a task of the event loop; False if it has none, as under trio."""
     asyncio: Any = sys.modules.get("asyncio")
     loop = None if asyncio is None else asyncio._get_running_loop()  # noqa: SLF001 - documented for frameworks
@@ -924,7 +924,7 @@ def _storing(
     store: DataStore, ttl: Duration, options: StoringOptions
 ) -> tuple[Any, float, tuple[str, ...], bool]:
     """Return the type of values, for how long they are kept, their tags, and whether to raise."""
-    tags = expanded(options["tags"])
+    tags = with_all_ancestors(options["tags"])
     seconds = _seconds("ttl", ttl, store, tags)
     return options["type"], seconds, tags, options["strict"]
 
@@ -967,7 +967,7 @@ def _check_function(data: _Data, function: Any, *, is_async: bool) -> None:
         raise ConfigurationError(f"memoize of {data!r}: {function!r} is {problem}")
 
 
-def _without_templates(key: Any, tags: Any) -> Any:
+def _check_templates(key: Any, tags: Any) -> Any:
     """Return tags that can be used again and again, as an iterator cannot.
 
     Refuse ``key="product:{id}"``, which would be one key for all calls; and tags likewise.
@@ -985,10 +985,10 @@ def _without_templates(key: Any, tags: Any) -> Any:
     return tags
 
 
-def _keys_of(
+def _key_function(
     function: Any, key: str | Callable[..., str] | None
 ) -> Callable[[tuple[Any, ...], Mapping[str, Any]], str]:
-    """Return what finds the key of a call."""
+    """Return a function that computes the key from the arguments of a call."""
     if key is not None:
         return from_arguments(key, function)
     signature = inspect.signature(function)
@@ -1037,6 +1037,6 @@ def _keys_of(
     return find
 
 
-def _with_key_of(memoized: Any, find: Callable[[tuple[Any, ...], Mapping[str, Any]], str]) -> Any:
+def _add_key_of(memoized: Any, find: Callable[[tuple[Any, ...], Mapping[str, Any]], str]) -> Any:
     memoized.key_of = lambda *args, **kwargs: find(args, kwargs)
     return memoized

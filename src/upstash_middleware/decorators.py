@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 H = TypeVar("H")
 F = TypeVar("F", bound="Callable[..., Any]")
 
-LONGEST_NAME = 64
+MAX_NAME_LENGTH = 64
 _LIMITS = "_upstash_middleware_limits"
 """Where a decorated handler has the limits in front of it, outermost first."""
 
@@ -122,7 +122,7 @@ class HandlerCall:
         """Change a wrapper that has been made."""
 
     def to_call(self, handler: Any) -> Any:
-        """Return what to call in place of a handler."""
+        """Return the function to call in place of a handler."""
         return handler
 
     def runtime(self) -> Runtime:
@@ -141,7 +141,7 @@ class HandlerCall:
         raise NotImplementedError
 
     def decision(self) -> Decision:
-        """Return what the handler reads: that of the limits that the request has passed so far."""
+        """Return the handler's decision: the combined one of the limits passed so far."""
         raise NotImplementedError
 
     def show(self, decision: Decision) -> None:
@@ -171,7 +171,7 @@ class HandlerCall:
 
 
 class Attached:
-    """What a decorator adds to the response of one call of a handler: fields, by ``mark``."""
+    """The fields that a decorator adds to the response of one call of a handler."""
 
     __slots__ = ("_mark", "handed_over")
 
@@ -191,7 +191,7 @@ class Attached:
         """Note that the application raised before its response began."""
 
     def renew(self) -> None:
-        """Renew what is held on Redis, if it is time."""
+        """Renew the slots on Redis, if that is due."""
 
     async def arenew(self) -> None:
         pass
@@ -210,7 +210,7 @@ def completed(head: ResponseHead, denial: Response) -> ResponseHead:
 
 
 class Decorator:
-    """What is put in front of handlers: a limit, or how their responses are stored."""
+    """A decorator of handlers: a limit, or a rule for storing their responses."""
 
     name: str
 
@@ -228,7 +228,7 @@ class Decorator:
             raise ConfigurationError(f"{self.name}: {handler!r} should be {hooks.expected}")
         wrapper = (_async_wrapper if hooks.is_async(handler) else _wrapper)(handler, self, hooks)
         if isinstance(self, HandlerLimit):
-            mark_limits(wrapper, self, *_limits_on(handler))
+            mark_limits(wrapper, self, *_marked_limits(handler))
         hooks.decorated(wrapper, self)
         return cast("F", wrapper)
 
@@ -458,11 +458,11 @@ class HandlerLimit(Decorator):
     ) -> tuple[Engine, HTTPRequest] | None:
         if runtime.enabled and not call.is_free():
             request = call.request()
-            counted = _counted_by(request)
+            counted = _limiters_that_counted(request)
             limiter = self._limiter(runtime, call, counted)
             if id(limiter) not in counted:  # one may be in front of the application and of a view
                 counted.add(id(limiter))
-                parts = [limiter if prior is UNCHECKED else _Behind(limiter, prior)]
+                parts = [limiter if prior is UNCHECKED else _LaterLimiter(limiter, prior)]
                 if limiter.reads_body:
                     request = structs.replace(request, body=call.body())
                 return Engine(parts, observe=runtime.observe), request
@@ -479,7 +479,7 @@ class HandlerLimit(Decorator):
             return known[1]
         with _creating:
             if key not in runtime.handler_limiters:
-                name = self._free_name(runtime, call, key[1], counted)
+                name = self._unused_name(runtime, call, key[1], counted)
                 for rule in (*runtime.settings.rate_limits, runtime.settings.default_limit):
                     if rule is not None and rule.parsed is not None and rule.name == name:
                         raise ConfigurationError(
@@ -492,7 +492,7 @@ class HandlerLimit(Decorator):
                 runtime.handler_limiters[key] = name, limiter
             return runtime.handler_limiters[key][1]
 
-    def _free_name(
+    def _unused_name(
         self, runtime: Runtime, call: HandlerCall, who: object, counted: set[int]
     ) -> str:
         """Return a name that no other limit has. Raises ConfigurationError."""
@@ -513,7 +513,7 @@ class HandlerLimit(Decorator):
                 "decorate both handlers with one limit object"
             )
         # Each request passes them in the same order, so the numbers are stable.
-        return next(free for free in _numbered(name) if free not in known)
+        return next(free for free in _candidate_names(name) if free not in known)
 
     def name_for(self, handler: object, owner: type | None) -> str:
         """Return the name of the limit's counters in front of a handler."""
@@ -557,7 +557,7 @@ class PendingExchange(Attached):
 
     @property
     def finished(self) -> bool:
-        """Whether the exchange has been finished, or taken to be."""
+        """Whether the exchange has been finished or taken."""
         return not self._unfinished
 
     def head(self, head: ResponseHead) -> ResponseHead:
@@ -575,7 +575,7 @@ class PendingExchange(Attached):
         await self.runtime.aperform_to_end(self.exchange.renewal())
 
     def take(self) -> Exchange | None:
-        """Return the exchange for somebody else to finish; None if that has been done."""
+        """Return the exchange for another owner to finish; None if it was taken or finished."""
         try:
             return self._unfinished.pop()
         except IndexError:
@@ -594,8 +594,8 @@ class PendingExchange(Attached):
             run_soon(partial(self.runtime.finish, exchange, complete=False))
 
 
-class _Behind(Part):
-    """A rate limiter behind others.
+class _LaterLimiter(Part):
+    """A rate limiter after others, whose decisions it includes.
 
     What the handler charges counts in all of them. The fields are those of all limits that the
     request has passed, so those further out add none.
@@ -616,22 +616,22 @@ class _Behind(Part):
         return exchange
 
 
-def _numbered(name: str) -> Iterator[str]:
-    """Yield the names of the limits in front of one handler."""
+def _candidate_names(name: str) -> Iterator[str]:
+    """Yield names for the limits in front of one handler, in order."""
     yield name
     for number in range(2, 100):
-        yield f"{name[: LONGEST_NAME - 3]} {number}"
+        yield f"{name[: MAX_NAME_LENGTH - 3]} {number}"
 
 
 _creating = threading.Lock()
-_COUNTED = "upstash_middleware.counted"
+_COUNTED_LIMITERS = "upstash_middleware.counted"
 
 
-def _counted_by(request: HTTPRequest) -> set[int]:
+def _limiters_that_counted(request: HTTPRequest) -> set[int]:
     """Return the ids of the limiters in front of handlers that have counted a request."""
     native: Any = request.native
     held = native if isinstance(native, MutableMapping) else vars(native)
-    counted: set[int] = held.setdefault(_COUNTED, set())
+    counted: set[int] = held.setdefault(_COUNTED_LIMITERS, set())
     return counted
 
 
@@ -640,7 +640,7 @@ def mark_limits(function: Any, *limits: HandlerLimit) -> None:
     setattr(function, _LIMITS, limits)
 
 
-def _limits_on(function: Any) -> tuple[HandlerLimit, ...]:
+def _marked_limits(function: Any) -> tuple[HandlerLimit, ...]:
     while function is not None:
         if isinstance(function, HandlerLimit):
             return (function,)
@@ -663,8 +663,8 @@ def limits_before(handler: Any, others: Iterable[Any] = ()) -> tuple[RateLimitRu
         if inspect.isclass(handler) and hasattr(handler, name)
     ]
     place = inspect.unwrap(handler)
-    limits = [(limit, place, None) for each in (handler, *others) for limit in _limits_on(each)]
-    limits += [(limit, each, handler) for each in methods for limit in _limits_on(each)]
+    limits = [(limit, place, None) for each in (handler, *others) for limit in _marked_limits(each)]
+    limits += [(limit, each, handler) for each in methods for limit in _marked_limits(each)]
     found: dict[str, RateLimitRule] = {}
     known: set[tuple[HandlerLimit, str]] = set()
     for limit, function, owner in limits:
@@ -672,7 +672,7 @@ def limits_before(handler: Any, others: Iterable[Any] = ()) -> tuple[RateLimitRu
         if (limit, name) not in known:
             known.add((limit, name))
             if not limit.shares:
-                name = next(free for free in _numbered(name) if free not in found)
+                name = next(free for free in _candidate_names(name) if free not in found)
             found.setdefault(name, structs.replace(limit.rule, name=name))
     return tuple(found.values())
 
@@ -683,7 +683,7 @@ def limits_before(handler: Any, others: Iterable[Any] = ()) -> tuple[RateLimitRu
 
 Fields = tuple[tuple[str, str], ...]
 
-_OWN_FRESHNESS = ("cache-control", "cdn-cache-control", "expires")
+_FRESHNESS_FIELDS = ("cache-control", "cdn-cache-control", "expires")
 _warned_of: set[str] = set()
 
 
@@ -728,12 +728,12 @@ class CachedAs(Decorator):
 
         if head.status not in SUCCESSFUL:
             return head
-        tags = [_filled(tag, path_params) for tag in self._tags]
+        tags = [_fill_tag(tag, path_params) for tag in self._tags]
         if None in tags:  # without its tag, no purge would find it
             return with_fields(head, ((FROM_HANDLERS, "no-store"),))
         named = ", ".join(filter(None, tags))
         fields: Fields = (("cache-tag", named),) if named else ()
-        if not any(name in head.headers for name in _OWN_FRESHNESS):
+        if not any(name in head.headers for name in _FRESHNESS_FIELDS):
             fields = (*fields, (FROM_HANDLERS, self._directives))
         return with_fields(head, fields)
 
@@ -800,7 +800,7 @@ def is_tag(tag: object) -> bool:
     return is_plain and bool(tag) and "," not in str(tag)
 
 
-def _filled(tag: str, path_params: Mapping[str, Any]) -> str | None:
+def _fill_tag(tag: str, path_params: Mapping[str, Any]) -> str | None:
     """Return a tag with the path's parameters, None where one is missing or breaks the field."""
     try:
         text = Formatter().vformat(tag, (), path_params)
@@ -817,7 +817,7 @@ REROUTED = (
     "middleware's limits also count requests to exempt handlers; to exempt those, write a rule: "
     'RateLimitRule("/health", "unlimited")'
 )
-"""What is logged where an exempt handler that was looked up was not the one that was called."""
+"""The log message if another handler was called than the exempt one that was looked up."""
 _EXEMPT = "_upstash_middleware_exempt"
 _RULE = 'write a rule for its paths: RateLimitRule("/path/{rest:path}", "unlimited")'
 _GROUPS = frozenset(
@@ -843,9 +843,9 @@ _REFUSED = {
 """What to mark in place of objects that no limit could recognise in a request."""
 exempt_types: set[str] = set()
 """The types of what is exempt in this process; where it is empty, no route has to be looked up."""
-_groups: list[weakref.ref[Any]] = []
+_exempt_groups: list[weakref.ref[Any]] = []
 """References and not a set: routers compare by their routes, and are not hashable."""
-_in_groups: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+_is_in_group: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 """Whether an endpoint is in an exempt group, for those that were looked up."""
 
 
@@ -882,8 +882,8 @@ def exempt(handler: H) -> H:
             f"exempt({handler!r}): this object cannot be marked ({error}); {_RULE}"
         ) from error
     if is_group:
-        _groups.append(weakref.ref(handler))
-        _in_groups.clear()
+        _exempt_groups.append(weakref.ref(handler))
+        _is_in_group.clear()
     exempt_types.add(type(handler).__name__)
     return handler
 
@@ -918,16 +918,16 @@ def is_in_exempt_group(endpoint: object) -> bool:
 
     The routes are searched once for each endpoint.
     """
-    if not _groups or endpoint is None:
+    if not _exempt_groups or endpoint is None:
         return False
     try:
-        if (known := _in_groups.get(endpoint)) is not None:
+        if (known := _is_in_group.get(endpoint)) is not None:
             return known
     except TypeError:  # an object that is not hashable
         pass
-    found = any(endpoint is each for group in _groups for each in _endpoints(group()))
+    found = any(endpoint is each for group in _exempt_groups for each in _endpoints(group()))
     with suppress(TypeError):
-        _in_groups[endpoint] = found
+        _is_in_group[endpoint] = found
     return found
 
 
@@ -947,7 +947,7 @@ def handler_name(handler: object, owner: type | None = None) -> str:
     ``owner`` is the class on whose object a method is called; an inherited method has a name for
     each class. Printable ASCII without colons, 64 characters at most.
     """
-    handler, owner = _without_partial(handler, owner)
+    handler, owner = _unwrap_partial(handler, owner)
     name = getattr(handler, "__name__", type(handler).__name__)
     if owner is not None:
         text = f"{owner.__module__}.{owner.__qualname__}.{name}"
@@ -957,10 +957,10 @@ def handler_name(handler: object, owner: type | None = None) -> str:
             handler = made_of or handler
         text = f"{getattr(handler, '__module__', '')}.{_own_name(handler)}"
     plain = text.encode("unicode_escape").decode("ascii").replace(":", "_")
-    if len(plain) <= LONGEST_NAME:
+    if len(plain) <= MAX_NAME_LENGTH:
         return plain
     digest = hashlib.sha256(plain.encode()).hexdigest()[:12]
-    return f"{plain[-(LONGEST_NAME - 13) :]} {digest}"
+    return f"{plain[-(MAX_NAME_LENGTH - 13) :]} {digest}"
 
 
 def _own_name(handler: Any) -> str:
@@ -972,7 +972,7 @@ def _own_name(handler: Any) -> str:
 
 def identity(handler: object, owner: type | None = None) -> object:
     """Return what distinguishes a handler from others of the same name."""
-    handler, owner = _without_partial(handler, owner)
+    handler, owner = _unwrap_partial(handler, owner)
     function = inspect.unwrap(handler) if callable(handler) else handler
     return function if owner is None else (owner, function)
 
@@ -985,8 +985,8 @@ def owner_of(handler: object, args: tuple[Any, ...]) -> type | None:
     return None
 
 
-def _without_partial(handler: object, owner: type | None) -> tuple[object, type | None]:
-    """See through what Django's ``method_decorator`` makes for each request: a bound method."""
+def _unwrap_partial(handler: object, owner: type | None) -> tuple[object, type | None]:
+    """Return the function of a partial bound method, as Django's ``method_decorator`` makes."""
     while isinstance(handler, functools.partial):
         handler = handler.func
     if isinstance(handler, MethodType):

@@ -67,7 +67,7 @@ async def arun(flow: Flow[T], client: AsyncExecutor) -> T:
             return end.value  # type: ignore[no-any-return]
         try:
             if interrupted:
-                step, value = flow.send, await _shielded(effect, client)
+                step, value = flow.send, await _perform_shielded(effect, client)
             elif isinstance(effect, Pipeline):  # nearly all are: one coroutine less for each
                 step, value = flow.send, await client.execute(effect)
             else:
@@ -104,7 +104,7 @@ async def _aperform(effect: Sleep | Wait | Notify | Resolve) -> Any:
 
             return await anyio.sleep(seconds)
         case Wait(latch, timeout):
-            return await _opened(latch, timeout)
+            return await _wait_for_latch(latch, timeout)
         case Notify(latch):
             return latch.open()
         case Resolve(awaitable):
@@ -112,7 +112,7 @@ async def _aperform(effect: Sleep | Wait | Notify | Resolve) -> Any:
     assert_never(effect)
 
 
-async def _shielded(effect: Effect, client: AsyncExecutor) -> Any:
+async def _perform_shielded(effect: Effect, client: AsyncExecutor) -> Any:
     import anyio  # noqa: PLC0415
 
     with anyio.CancelScope(shield=True):
@@ -121,7 +121,7 @@ async def _shielded(effect: Effect, client: AsyncExecutor) -> Any:
         return await _aperform(effect)
 
 
-async def _opened(latch: Latch, seconds: float) -> bool:
+async def _wait_for_latch(latch: Latch, seconds: float) -> bool:
     import anyio  # noqa: PLC0415
 
     opened = anyio.Event()

@@ -142,7 +142,7 @@ def named_part(setting: str, part: str) -> str:
     return f"{setting}.{part}"
 
 
-_USUAL_NAMES: Final = {
+_SUGGESTED_NAMES: Final = {
     "expire": "ttl",
     "identifier": "by",
     "key": "by",
@@ -153,7 +153,7 @@ _USUAL_NAMES: Final = {
     "rate": "limits",
     "timeout": "ttl",
 }
-"""Names in other packages, and what they are called here."""
+"""Names used by other packages, with the names used here."""
 
 
 def unknown_name(setting: str, name: object, known: Iterable[str]) -> ConfigurationError:
@@ -161,7 +161,7 @@ def unknown_name(setting: str, name: object, known: Iterable[str]) -> Configurat
     import difflib  # noqa: PLC0415 - for a mistake only
 
     names = list(known)
-    usual = [own for own in [_USUAL_NAMES.get(str(name), "")] if own in names]
+    usual = [own for own in [_SUGGESTED_NAMES.get(str(name), "")] if own in names]
     close = usual or difflib.get_close_matches(str(name), names, n=1, cutoff=0.7)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
     return ConfigurationError(f"{named_part(setting, str(name))}: there is no such setting; {hint}")

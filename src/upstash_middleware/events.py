@@ -21,22 +21,22 @@ from upstash_middleware.messages import Discreet, HTTPRequest
 class _AboutRequest(Discreet, Struct, frozen=True):
     """An event with a request, which its repr and comparison leave out."""
 
-    def _shown(self) -> tuple[Any, ...]:
+    def _shown_values(self) -> tuple[Any, ...]:
         return tuple(getattr(self, name) for name in self.__struct_fields__ if name != "request")
 
     def __repr__(self) -> str:
         names = [name for name in self.__struct_fields__ if name != "request"]
-        shown = zip(names, self._shown(), strict=True)
+        shown = zip(names, self._shown_values(), strict=True)
         values = ", ".join(f"{name}={value!r}" for name, value in shown)
         return f"{type(self).__name__}({values})"
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, _AboutRequest) and type(other) is type(self):
-            return self._shown() == other._shown()
+            return self._shown_values() == other._shown_values()
         return NotImplemented
 
     def __hash__(self) -> int:
-        return hash(self._shown())
+        return hash(self._shown_values())
 
 
 class RateLimitDecided(_AboutRequest, frozen=True):

@@ -100,7 +100,7 @@ def _limit(
         connection: HTTPConnection, response: Response, resolved: Any = by
     ) -> AsyncIterator[Decision]:
         if depends:
-            known = connection.scope.setdefault(_RESOLVED, {})
+            known = connection.scope.setdefault(_RESOLVED_DEPENDENCIES, {})
             known[arguments["by"]] = resolved
         call = _call(connection, handler_limit)
         if settles and call.stream is None and call.runtime().enabled and not call.is_free():
@@ -290,7 +290,7 @@ def document_limits(app: Any) -> None:
     app.openapi = openapi
 
 
-_RESOLVED = "upstash_middleware.resolved"
+_RESOLVED_DEPENDENCIES = "upstash_middleware.resolved"
 """In a scope: the values of the dependencies that limits identify by."""
 _DECISIONS = "upstash_middleware.decisions"
 """In a scope: the decisions of the limits that are dependencies."""
@@ -322,7 +322,7 @@ class _Resolved:
         return repr(self._dependency)
 
     def __call__(self, request: HTTPRequest) -> Identifier | str | int | None:
-        value: Any = request.native[_RESOLVED][self]
+        value: Any = request.native[_RESOLVED_DEPENDENCIES][self]
         if value is None or isinstance(value, Identifier | bool):
             return value
         if isinstance(value, str | int):

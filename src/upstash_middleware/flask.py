@@ -121,13 +121,13 @@ if TYPE_CHECKING:
 
 CONFIG = "UPSTASH_MIDDLEWARE"
 EXTENSION = "upstash_middleware"
-_OWN_RUNTIME = "upstash_middleware.limits"
+_HANDLER_RUNTIME = "upstash_middleware.limits"
 _SESSIONS = "upstash_middleware.sessions"
 _ATTACHED = "upstash_middleware.attached"
 """In an environ: what decorators have attached to the response, outermost first."""
-_UNANSWERED = "upstash_middleware.unanswered"
+_ATTACHED_TO_NEXT = "upstash_middleware.unanswered"
 """In an environ: the same, until there is a response."""
-_ADDED = "_upstash_middleware_added"
+_ADDED_FIELDS = "_upstash_middleware_added"
 """On a response: the names of the fields that limits have added."""
 
 rate_limited: NamedSignal = Namespace().signal(
@@ -186,8 +186,6 @@ class Extension:
     """
 
     features: ClassVar[Features]
-    own: ClassVar[Literal["Client", "AsyncClient"]] = "Client"
-    """The kind of httpx client that the application may give as ``transport``."""
 
     def __init__(self, arguments: Arguments) -> None:
         self._arguments = arguments
@@ -206,7 +204,7 @@ class Extension:
             exempts=exempts,
             refreshes=True,
             has_users=False,
-            own=self.own,
+            own="Client",
             kept_cookies={app.config["SESSION_COOKIE_NAME"]: "SESSION_COOKIE_NAME"},
         )
 
@@ -291,7 +289,7 @@ class _FlaskExtension(WithSettings["Flask | WSGIApplication | None"], Extension)
     ) -> None:
         """Wrap a Flask application or its ``wsgi_app``; without one, wait for ``init_app``."""
         Extension.__init__(self, arguments)
-        self.wsgi_app: WSGIApplication = self._without_app  # the name that Flask uses
+        self.wsgi_app: WSGIApplication = self._raise_without_app  # the name that Flask uses
         if isinstance(app, Flask):
             self.init_app(app)
             self.wsgi_app = app.wsgi_app
@@ -326,13 +324,13 @@ class _FlaskExtension(WithSettings["Flask | WSGIApplication | None"], Extension)
 
         runtime = self.runtime_for(app, exempts if _routes(app, wsgi_app) else None)
         runtime.before_serving.append(partial(_prepare_sessions, app))
-        runtime.before_serving.append(partial(_doubt_later_config, app, runtime, _copy_of(app)))
+        runtime.before_serving.append(partial(_doubt_later_config, app, runtime, _copy_config(app)))
         middleware = _FlaskMiddleware(wsgi_app, runtime, app)
         app.extensions[EXTENSION][self] = middleware
         request_started.connect(_show_decision, app)
         return middleware
 
-    def _without_app(
+    def _raise_without_app(
         self, _environ: WSGIEnvironment, _start_response: StartResponse
     ) -> Iterable[bytes]:
         raise RuntimeError(
@@ -421,15 +419,15 @@ def runtime_for_handlers(app: Any) -> Runtime:
     if present := runtimes_of(app):  # one with its own limits first
         return max(present, key=lambda runtime: Features.RATE_LIMIT in runtime.features)
     # Without a middleware, one that is made from the config and the environment.
-    if _OWN_RUNTIME not in app.extensions:
+    if _HANDLER_RUNTIME not in app.extensions:
         config = app.config.get(CONFIG, {})
         made = Runtime.of(config, Features(0), os.environ, source=CONFIG, own="Client")
-        app.extensions.setdefault(_OWN_RUNTIME, made)
-    return cast("Runtime", app.extensions[_OWN_RUNTIME])
+        app.extensions.setdefault(_HANDLER_RUNTIME, made)
+    return cast("Runtime", app.extensions[_HANDLER_RUNTIME])
 
 
 def _runtime_for_data(app: Any) -> Runtime:
-    """Return the runtime for an application's own values: one that caches, if there is one."""
+    """Return the runtime for an application's own values: a caching one, if there is one."""
     caching = [each for each in runtimes_of(app) if Features.CACHE in each.features]
     return caching[0] if caching else runtime_for_handlers(app)
 
@@ -642,7 +640,7 @@ class Sessions:
         app.session_interface = interface
 
     def _runtimes(self, app: Flask) -> tuple[Runtime, Runtime]:
-        """Return the runtime that sessions are kept by, and the one that they are loaded with."""
+        """Return the runtime that keeps sessions, and the middleware's runtime that loads them."""
         present = runtimes_of(app)  # the innermost first
         if present and not self._arguments:
             chosen = next((each for each in present if each.enabled), present[0])
@@ -656,7 +654,7 @@ class Sessions:
         return own, own
 
 
-def _copy_of(app: Flask) -> dict[str, Any]:
+def _copy_config(app: Flask) -> dict[str, Any]:
     """Return a copy of the settings in an application's config, as they are now."""
     return dict(app.config.get(CONFIG, {}))
 
@@ -836,8 +834,8 @@ class _ViewCall(HandlerCall):
         attached.handed_over = True
         environ = request.environ
         if _ATTACHED not in environ:
-            environ[_ATTACHED] = environ[_UNANSWERED] = []
-            after_this_request(_answer)
+            environ[_ATTACHED] = environ[_ATTACHED_TO_NEXT] = []
+            after_this_request(_apply_attached)
             request_tearing_down.connect(_give_up, self._app)
         environ[_ATTACHED].append(attached)
 
@@ -999,16 +997,16 @@ def change_fields(response: Any, attached: Attached) -> None:
     for name, value in added:
         response.headers.add(name, value)
     if isinstance(attached, PendingExchange):
-        vars(response).setdefault(_ADDED, []).extend(name for name, _ in added)
+        vars(response).setdefault(_ADDED_FIELDS, []).extend(name for name, _ in added)
 
 
-def _answer(response: FlaskResponse) -> FlaskResponse:
+def _apply_attached(response: FlaskResponse) -> FlaskResponse:
     attached: list[Attached] = request.environ[_ATTACHED]
-    for added in vars(response).pop(_ADDED, ()):  # a view may return one object every time
+    for added in vars(response).pop(_ADDED_FIELDS, ()):  # a view may return one object every time
         response.headers.remove(added)
     for each in reversed(attached):
         change_fields(response, each)
-    request.environ.pop(_UNANSWERED, None)
+    request.environ.pop(_ATTACHED_TO_NEXT, None)
     pending = [each for each in attached if isinstance(each, PendingExchange)]
     if not pending:
         return response
@@ -1034,7 +1032,7 @@ def _answer(response: FlaskResponse) -> FlaskResponse:
 def _give_up(_app: Flask, **_: object) -> None:
     """End without a response: the exception propagates to the server."""
     request.environ.pop(_ATTACHED, None)  # what was not sent ends when nothing refers to it
-    for each in request.environ.pop(_UNANSWERED, ()):
+    for each in request.environ.pop(_ATTACHED_TO_NEXT, ()):
         each.failed()
         each.finish(complete=False)
 

@@ -18,7 +18,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, default_exceptions
 from werkzeug.wrappers import Response
 
-from upstash_middleware.core.data import LONGEST, MISSING, kind_of
+from upstash_middleware.core.data import MAX_TTL, MISSING, kind_of
 from upstash_middleware.core.pickles import SignedPickles
 from upstash_middleware.core.values import Codec, Form
 from upstash_middleware.errors import ConfigurationError, NotStorable, UpstashError, unknown_name
@@ -97,7 +97,7 @@ class UpstashBackend(BaseCache):
         config: Mapping[str, Any],
         options: Mapping[str, Any],
     ) -> UpstashBackend:
-        """Return the backend that Flask-Caching's config describes. Raises ConfigurationError."""
+        """Return a backend for Flask-Caching's config. Raises ConfigurationError."""
         for name in options:
             if name not in _OPTIONS:
                 raise unknown_name("CACHE_OPTIONS", name, ("serializer", "strict"))
@@ -196,7 +196,7 @@ class UpstashBackend(BaseCache):
 
     def _seconds(self, timeout: int | timedelta | None) -> float:
         seconds = self._normalize_timeout(timeout)
-        return min(seconds, LONGEST) if seconds else LONGEST
+        return min(seconds, MAX_TTL) if seconds else MAX_TTL
 
     def _run(self, make: Callable[[DataStore], Flow[T]], disabled: T) -> T:
         runtime = self._find()
@@ -241,7 +241,14 @@ _RESPONSES = {
     ("flask.wrappers", "Response"),
     ("flask_caching", "CachedResponse"),
 }
-_OWN = ("headers", "response", "direct_passthrough", "_status", "_status_code", "_on_close")
+_STORED_ATTRIBUTES = (
+    "headers",
+    "response",
+    "direct_passthrough",
+    "_status",
+    "_status_code",
+    "_on_close",
+)
 _EXCEPTIONS: dict[str, type[HTTPException]] = {
     "HTTPException": HTTPException,
     **{cls.__name__: cls for cls in default_exceptions.values()},
@@ -277,7 +284,7 @@ def _pack_response(response: Response) -> list[Any]:
             "its view uncached"
         )
     state = dict(vars(response))
-    for name in _OWN:
+    for name in _STORED_ATTRIBUTES:
         state.pop(name, None)
     kind = type(response)
     try:

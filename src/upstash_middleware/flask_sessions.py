@@ -53,9 +53,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FlaskSession", "UpstashSessionInterface"]
 
-_PERMANENT = "_permanent"
+_PERMANENT_ENTRY = "_permanent"
 """The entry in which Flask keeps whether a session outlives the browser's."""
-_LOGINS = ("user_logged_in", "user_logged_out", "user_login_confirmed")
+_LOGIN_SIGNALS = ("user_logged_in", "user_logged_out", "user_login_confirmed")
 """Flask-Login's signals after which the session needs another id."""
 _CODEC = Codec((Form("markup", Markup, str.__str__, Markup),))
 
@@ -86,9 +86,9 @@ class FlaskSession(Session, SessionMixin):
         """The responses of middleware outside, which may be stored."""
         self._loads: Callable[[], Session] | None = None
         """What loads it when it is first used; None if that has been done."""
-        self._had = self._entries.get(_PERMANENT)
+        self._had = self._entries.get(_PERMANENT_ENTRY)
         self._only_renews = False
-        """Whether it gets another id for nothing but a login by the cookie "remember me"."""
+        """Whether it gets another id only because of a login by the cookie "remember me"."""
 
     @property
     def accessed(self) -> bool:
@@ -150,12 +150,12 @@ class FlaskSession(Session, SessionMixin):
 
     def drop_lone_permanence(self) -> None:
         """Keep ``permanent``, which applications set for every request, from making a session."""
-        if self._stored is None and self._binds is None and [*self._values] == [_PERMANENT]:
+        if self._stored is None and self._binds is None and [*self._values] == [_PERMANENT_ENTRY]:
             self._values.clear()
 
     def note_permanence(self, part: Sessions) -> None:
         """Send the cookie again if it now has to outlive the browser's session, or no longer."""
-        has, stored = self._entries.get(_PERMANENT), self._stored
+        has, stored = self._entries.get(_PERMANENT_ENTRY), self._stored
         if has != self._had and stored is not None and not self._is_over:
             self.cookie_change = self.cookie_change or CookieChange(
                 stored.id, part.store.seconds_left(stored)
@@ -167,7 +167,7 @@ class FlaskSession(Session, SessionMixin):
             return
         found = loads()
         self._stored, self._entries, self._error = found._stored, found._entries, found._error
-        self._had = self._entries.get(_PERMANENT)
+        self._had = self._entries.get(_PERMANENT_ENTRY)
 
 
 class _NoSession(NullSession):
@@ -193,8 +193,8 @@ class _NoSession(NullSession):
 # Loading and saving
 
 
-class _Ready(NamedTuple):
-    """What keeps the sessions of an application; made at the first request."""
+class _SessionBackend(NamedTuple):
+    """The runtime and part for the sessions of an application; made at the first request."""
 
     part: Sessions
     runtime: Runtime
@@ -226,11 +226,11 @@ class UpstashSessionInterface(SessionInterface):
         self._settings = settings
         self._otherwise = app.session_interface
         """What keeps sessions where the middleware is disabled."""
-        self._ready: _Ready | None = None
+        self._ready: _SessionBackend | None = None
         self._is_off = False
         self._lock = Lock()
 
-    def ready(self, app: Flask) -> _Ready | None:
+    def ready(self, app: Flask) -> _SessionBackend | None:
         """Return what keeps the sessions; None where the middleware is disabled.
 
         Raises ConfigurationError.
@@ -259,7 +259,7 @@ class UpstashSessionInterface(SessionInterface):
         joined.keep_sessions(part)
         _doubt_settings(app, owner)
         _follow_logins(app)
-        self._ready = _Ready(part, joined)
+        self._ready = _SessionBackend(part, joined)
 
     def get_cookie_name(self, app: Flask) -> str:
         """Return the cookie's name, which begins with ``__Host-`` or ``__Secure-`` over HTTPS."""
@@ -279,7 +279,7 @@ class UpstashSessionInterface(SessionInterface):
         if not part.covers(request.path):
             return None
         streams: Sequence[ref[ResponseStream]] = request.environ.get(STREAMS, ())
-        session = cast("FlaskSession | None", _loaded(part, streams))
+        session = cast("FlaskSession | None", _session_of_middleware(part, streams))
         if session is None:
             if OF_NO_VISITOR in request.environ:
                 session = cast("FlaskSession", part.detached().session)
@@ -317,7 +317,7 @@ class UpstashSessionInterface(SessionInterface):
         elif session.accessed:
             response.vary.add("Cookie")
             self._set_cookie(app, session, response)
-        _note(session, exchange)
+        _forbid_sharing(session, exchange)
         if response.is_streamed and not response.direct_passthrough:
             response.response = _Body(response.response, session, exchange, runtime)
 
@@ -353,7 +353,9 @@ def _cookie_name(part: Sessions) -> str:
     return part.settings.cookie_name
 
 
-def _loaded(part: Sessions, streams: Sequence[ref[ResponseStream]]) -> Session | None:
+def _session_of_middleware(
+    part: Sessions, streams: Sequence[ref[ResponseStream]]
+) -> Session | None:
     """Return the session that a middleware outside has loaded, if it has."""
     for each in streams:
         if (stream := each()) is not None:
@@ -363,7 +365,7 @@ def _loaded(part: Sessions, streams: Sequence[ref[ResponseStream]]) -> Session |
     return None
 
 
-def _note(session: FlaskSession, exchange: SessionExchange) -> None:
+def _forbid_sharing(session: FlaskSession, exchange: SessionExchange) -> None:
     """Keep a response that depends on the session from being stored for others."""
     if session.accessed:
         for each in session.outer:
@@ -401,7 +403,7 @@ class _Body:
         except BaseException:
             self._end()
             raise
-        _note(self._session, self._exchange)
+        _forbid_sharing(self._session, self._exchange)
         return piece
 
     def close(self) -> None:
@@ -417,7 +419,7 @@ class _Body:
         if self._is_over:
             return
         self._is_over = True
-        _note(self._session, self._exchange)
+        _forbid_sharing(self._session, self._exchange)
         try:
             self._runtime.perform(self._exchange.finish(complete=True))
         except NotStorable as error:  # the response has been sent
@@ -428,7 +430,7 @@ def _replace(response: FlaskResponse, whole: Response) -> None:
     """Make a response another one, which keeps the fields of CORS."""
     if (close := getattr(response.response, "close", None)) is not None:
         close()
-    kept = [(name, value) for name, value in response.headers if _is_of_cors(name)]
+    kept = [(name, value) for name, value in response.headers if _is_cors_field(name)]
     response.headers.clear()
     response.headers.extend([*kept, *fields_of(whole.head.headers)])
     response.direct_passthrough = False
@@ -436,7 +438,7 @@ def _replace(response: FlaskResponse, whole: Response) -> None:
     response.set_data(whole.body)
 
 
-def _is_of_cors(name: str) -> bool:
+def _is_cors_field(name: str) -> bool:
     return name.lower() == "vary" or name.lower().startswith("access-control-")
 
 
@@ -448,7 +450,7 @@ def _follow_logins(app: Flask) -> None:
     """Give the session another id with each login and logout of Flask-Login, if that is used."""
     if (module := sys.modules.get("flask_login")) is None:
         return
-    for name in _LOGINS:
+    for name in _LOGIN_SIGNALS:
         getattr(module, name).connect(_regenerate, app)
     module.user_loaded_from_cookie.connect(_renew, app)
 
@@ -474,7 +476,7 @@ def _current() -> FlaskSession | None:
 # ------------------------------------------------------------------------------------------------
 # Configuration
 
-_FLASKS = {
+_FLASK_SETTINGS = {
     "secret_key": "SECRET_KEY, SECRET_KEY_FALLBACKS",
     "session_cookie": "SESSION_COOKIE_NAME",
     "path": "SESSION_COOKIE_PATH",
@@ -486,7 +488,7 @@ _FLASKS = {
     "idle_timeout": "PERMANENT_SESSION_LIFETIME",
 }
 """What Flask calls the fields of SessionSettings."""
-_FLASK_SESSIONS = (
+_FLASK_SESSION_SETTINGS = (
     "SESSION_TYPE",
     "SESSION_REDIS",
     "SESSION_KEY_PREFIX",
@@ -515,7 +517,7 @@ def settings_of(app: Flask, settings: Mapping[str, Any]) -> SessionSettings:
         lifetime = min(lifetime, absolute) if absolute and absolute > 0 else lifetime
     try:
         return SessionSettings(
-            secret_key=[_text(key) for key in keys],
+            secret_key=[_key_as_text(key) for key in keys],
             session_cookie=config["SESSION_COOKIE_NAME"],
             max_age=lifetime,
             path=config["SESSION_COOKIE_PATH"] or config["APPLICATION_ROOT"],
@@ -528,7 +530,7 @@ def settings_of(app: Flask, settings: Mapping[str, Any]) -> SessionSettings:
         )
     except ConfigurationError as error:
         message = str(error).replace("https_only=True", "SESSION_COOKIE_SECURE=True")
-        for field, name in _FLASKS.items():
+        for field, name in _FLASK_SETTINGS.items():
             message = message.replace(f"{named_part(_SETTING, field)}:", f"{name}:")
         raise ConfigurationError(message) from None
 
@@ -548,9 +550,9 @@ def refuse_unknown(arguments: Iterable[str], own: Iterable[str]) -> None:
             continue
         from difflib import get_close_matches  # noqa: PLC0415 - for a mistake only
 
-        close = get_close_matches(name, [*own, *_FLASKS, *DEFAULTS], n=1, cutoff=0.7)
-        if (field := close[0] if close else name) in _FLASKS:
-            names = " or ".join(map("app.config[{!r}]".format, _FLASKS[field].split(", ")))
+        close = get_close_matches(name, [*own, *_FLASK_SETTINGS, *DEFAULTS], n=1, cutoff=0.7)
+        if (field := close[0] if close else name) in _FLASK_SETTINGS:
+            names = " or ".join(map("app.config[{!r}]".format, _FLASK_SETTINGS[field].split(", ")))
             raise ConfigurationError(
                 f"{named_part(_SETTING, name)}: there is no such argument; set {names}"
             )
@@ -558,8 +560,8 @@ def refuse_unknown(arguments: Iterable[str], own: Iterable[str]) -> None:
 
 
 def _doubt_settings(app: Flask, runtime: Runtime) -> None:
-    """Say which settings of Flask-Session have been left over."""
-    left = [name for name in _FLASK_SESSIONS if name in app.config]
+    """Log which settings of Flask-Session are left over."""
+    left = [name for name in _FLASK_SESSION_SETTINGS if name in app.config]
     if left:
         runtime.observe(
             SettingDoubted(
@@ -569,7 +571,7 @@ def _doubt_settings(app: Flask, runtime: Runtime) -> None:
         )
 
 
-def _text(key: Any) -> Any:
+def _key_as_text(key: Any) -> Any:
     """Return a key as text: Flask's may be bytes, which mean the same."""
     if not isinstance(key, bytes):
         return key

@@ -100,28 +100,28 @@ def _never_passes(decision: Decision) -> bool:
     return listed or any(policy.never for policy in decision.policies)
 
 
-class _Scoped(Protocol):
+class _HasScope(Protocol):
     """A request or WebSocket of Starlette's or FastAPI's."""
 
     @property
     def scope(self) -> Any: ...
 
 
-class _WithEnviron(Protocol):
+class _HasEnviron(Protocol):
     """A request of Flask's or Werkzeug's."""
 
     @property
     def environ(self) -> Any: ...
 
 
-class _WithMeta(Protocol):
+class _HasMeta(Protocol):
     """A request of Django's."""
 
     @property
     def META(self) -> Any: ...  # noqa: N802 - Django's name
 
 
-Caller = str | int | UUID | Identifier | Decision | HTTPRequest | _Scoped | _WithEnviron | _WithMeta
+Caller = str | int | UUID | Identifier | Decision | HTTPRequest | _HasScope | _HasEnviron | _HasMeta
 """Whose quota a call uses.
 
 Text, a number or a UUID is the value that the rule's ``by`` finds, such as the name in a form; or
@@ -130,8 +130,9 @@ Decision its identifier is used. For a request, the rule's ``by`` finds the iden
 """
 
 
-def _who(caller: object, limiter: RateLimiter, rule: str, *, waits: bool) -> Who:
-    """Return what the core understands; ``waits`` for a body only on an event loop.
+def _identify_caller(caller: object, limiter: RateLimiter, rule: str, *, waits: bool) -> Who:
+    """Return a caller as the core's request or identifier; only on an event loop, ``waits`` for a
+    body.
 
     Raises TypeError for anything else, and ValueError for what would be a quota of all callers.
     """
@@ -239,7 +240,7 @@ class LimiterArguments(TypedDict, total=False):
 
 
 _ARGUMENTS = LimiterArguments.__annotations__
-_OF_RULES = frozenset(_ARGUMENTS) & frozenset(FIELDS)
+_RULE_ARGUMENTS = frozenset(_ARGUMENTS) & frozenset(FIELDS)
 
 
 class _Limiter:
@@ -343,8 +344,8 @@ class _Limiter:
         for each in arguments:
             if each not in _ARGUMENTS:
                 raise unknown_name(setting, each, _ARGUMENTS)
-        of_rule = {key: value for key, value in arguments.items() if key in _OF_RULES}
-        others = {key: value for key, value in arguments.items() if key not in _OF_RULES}
+        of_rule = {key: value for key, value in arguments.items() if key in _RULE_ARGUMENTS}
+        others = {key: value for key, value in arguments.items() if key not in _RULE_ARGUMENTS}
         rule = rule_from_mapping({"limits": limits, "name": name, **of_rule}, setting)
         if not isinstance(rule.parsed, tuple):
             raise ConfigurationError(
@@ -358,10 +359,12 @@ class _Limiter:
                 f"{setting}: {', '.join(others)} would be ignored, since the middleware of app "
                 "has its own; leave out one of the two"
             )
-        self._set(name, app, rule, settings_from(others, os.environ) if app is None else None)
+        self._set_fields(
+            name, app, rule, settings_from(others, os.environ) if app is None else None
+        )
         _created.add(self)
 
-    def _set(
+    def _set_fields(
         self, name: str, app: object, rule: RateLimitRule | None, settings: Settings | None
     ) -> None:
         self.name: str = name
@@ -386,7 +389,7 @@ class _Limiter:
             ConfigurationError: At the first call, if the application has no such rule.
         """
         made = cls.__new__(cls)
-        made._set(name, app, None, None)  # noqa: SLF001 - it is one of these
+        made._set_fields(name, app, None, None)  # noqa: SLF001 - it is one of these
         _created.add(made)
         return made
 
@@ -396,33 +399,33 @@ class _Limiter:
 
     # What it works on.
 
-    def _use(self) -> tuple[Runtime, RateLimiter]:
+    def _runtime_and_limiter(self) -> tuple[Runtime, RateLimiter]:
         runtime = self._runtime()
         if self._found is None or self._found[0] is not runtime:
             limiter = (
-                _named(runtime, self._app, self.name)
+                _find_limiter(runtime, self._app, self.name)
                 if self._rule is None
-                else _made(runtime, self._rule)
+                else _limiter_for(runtime, self._rule)
             )
             self._found = runtime, limiter
         return self._found
 
     def _uses(self, limiter: RateLimiter) -> bool:
-        """Whether it counts in this one, also if another thread is making that for it now."""
+        """Whether this object counts in ``limiter``, even if another thread is just making it."""
         found = self._found is not None and self._found[1] is limiter
         return found or any(self._rule is rule for rule in limiter.rules.values())
 
     def _runtime(self) -> Runtime:
         if self._settings is None:
             if isinstance(self._app, str):
-                self._app = _imported(self._app)
+                self._app = _import_application(self._app)
             return _runtime_of(self._app)
         if self._alone is None:
             self._alone = _standalone(self._settings)
         return self._alone
 
-    def _who(self, caller: Caller, limiter: RateLimiter) -> Who:
-        return _who(caller, limiter, self.name, waits=isinstance(self, Limiter))
+    def _identify_caller(self, caller: Caller, limiter: RateLimiter) -> Who:
+        return _identify_caller(caller, limiter, self.name, waits=isinstance(self, Limiter))
 
     # Flows.
 
@@ -431,9 +434,9 @@ class _Limiter:
 
         Raises RateLimited.
         """
-        runtime, limiter = self._use()
-        who = self._who(caller, limiter)
-        cost, seconds = _checked(cost), _seconds(longest)
+        runtime, limiter = self._runtime_and_limiter()
+        who = self._identify_caller(caller, limiter)
+        cost, seconds = _check_cost(cost), _seconds(longest)
         engine = Engine([_Call(limiter, self.name, who, cost)], observe=runtime.observe)
         begun, attempts = SystemClock.monotonic(), 0
         while True:
@@ -454,7 +457,7 @@ class _Limiter:
             attempts += 1
 
     async def _take(self, caller: Caller, cost: int, longest: Duration = 0) -> Decision:
-        if self._use()[1].holds(self.name):
+        if self._runtime_and_limiter()[1].holds(self.name):
             raise ConfigurationError(
                 f"{self!r} limits how many calls run at once, so it has to know when each ends; "
                 "enter it with the word `with`, or decorate a function"
@@ -471,35 +474,35 @@ class _Limiter:
             return denied.decision
 
     async def _peek(self, caller: Caller, cost: int) -> Decision:
-        limiter = self._use()[1]
-        who = self._who(caller, limiter)
-        return await limiter.peek_call(self.name, who, _checked(cost)) or UNCHECKED
+        limiter = self._runtime_and_limiter()[1]
+        who = self._identify_caller(caller, limiter)
+        return await limiter.peek_call(self.name, who, _check_cost(cost)) or UNCHECKED
 
     async def _reset(self, caller: Caller) -> None:
-        limiter = self._use()[1]
-        await limiter.reset(self.name, self._who(caller, limiter))
+        limiter = self._runtime_and_limiter()[1]
+        await limiter.reset(self.name, self._identify_caller(caller, limiter))
 
     async def _set_limit(self, limit: int | None) -> None:
-        await self._use()[1].set_limit(self.name, limit)
+        await self._runtime_and_limiter()[1].set_limit(self.name, limit)
 
     async def _charge(self, caller: Caller, units: int) -> None:
-        limiter = self._use()[1]
-        await limiter.add(self.name, self._who(caller, limiter), _checked(units))
+        limiter = self._runtime_and_limiter()[1]
+        await limiter.add(self.name, self._identify_caller(caller, limiter), _check_cost(units))
 
 
 class _Call(Part):
     """One call, in place of a request."""
 
-    __slots__ = ("_cost", "_limiter", "_name", "_who")
+    __slots__ = ("_caller", "_cost", "_limiter", "_name")
 
     def __init__(self, limiter: RateLimiter, name: str, who: Who, cost: int) -> None:
         self._limiter = limiter
         self._name = name
-        self._who = who
+        self._caller = who
         self._cost = cost
 
     async def prepare(self, _request: HTTPRequest) -> RateLimitExchange:
-        return await self._limiter.begin_call(self._name, self._who, self._cost)
+        return await self._limiter.begin_call(self._name, self._caller, self._cost)
 
 
 _WIDEST_SPREAD = 1.0
@@ -517,7 +520,7 @@ def _delay(decision: Decision, attempts: int) -> float | None:
     return float(min(_LAST_TRY, _FIRST_TRY * 2 ** min(attempts, 10)))
 
 
-def _checked(cost: int) -> int:
+def _check_cost(cost: int) -> int:
     given: object = cost
     if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= MAX_QUOTA:
         raise ValueError(f"a cost should be a whole number from 1 to {MAX_QUOTA}, not {cost!r}")
@@ -921,7 +924,7 @@ def _standalone(settings: Settings) -> Runtime:
         return known
 
 
-def _imported(path: str) -> object:
+def _import_application(path: str) -> object:
     """Return the application at ``MODULE:NAME``. Raises ConfigurationError."""
     module, _, name = path.partition(":")
     try:
@@ -965,14 +968,14 @@ def _runtimes_in(app: Any) -> Iterable[Runtime]:
         if isinstance(runtime := getattr(layer, "runtime", None), Runtime):
             yield runtime
         if hasattr(layer, "user_middleware") and layer.middleware_stack is None:
-            yield from _before_start(layer)
+            yield from _unstarted_runtimes(layer)
             return
         names = ("middleware_stack", "app", "wsgi_app")
         inside = (getattr(layer, name, None) for name in names)
         layer = next((each for each in inside if each is not None), None)
 
 
-def _before_start(app: Any) -> list[Runtime]:
+def _unstarted_runtimes(app: Any) -> list[Runtime]:
     with _making.lock:
         runtimes: list[Runtime] | None = vars(app).get(_NOT_STARTED)
         if runtimes is None:
@@ -985,8 +988,8 @@ def _before_start(app: Any) -> list[Runtime]:
         return runtimes
 
 
-def _made(runtime: Runtime, rule: RateLimitRule) -> RateLimiter:
-    """Return the limiter of a rule, the same for limiters with one name and the same limits.
+def _limiter_for(runtime: Runtime, rule: RateLimitRule) -> RateLimiter:
+    """Return the limiter for a rule; equal rules of one name share a limiter.
 
     Raises ConfigurationError where something else has the name.
     """
@@ -1020,7 +1023,7 @@ def _differences(one: RateLimitRule, other: RateLimitRule) -> list[str]:
 
 
 def _rules_of(runtime: Runtime) -> Iterable[RateLimitRule]:
-    """Yield the rules whose names are taken."""
+    """Yield the rules whose names are in use."""
     settings = runtime.settings
     yield from settings.rate_limits
     if settings.default_limit is not None:
@@ -1031,7 +1034,7 @@ def _rules_of(runtime: Runtime) -> Iterable[RateLimitRule]:
         yield from limiter.rules.values()
 
 
-def _named(runtime: Runtime, app: Any, name: str) -> RateLimiter:
+def _find_limiter(runtime: Runtime, app: Any, name: str) -> RateLimiter:
     """Return a limiter that has the rule of this name. Raises ConfigurationError."""
     known: list[str] = []
     limiters = [
@@ -1043,11 +1046,11 @@ def _named(runtime: Runtime, app: Any, name: str) -> RateLimiter:
         if name in limiter.rules:
             return limiter
         known += limiter.rules
-    for rule in _before_handlers(app):
+    for rule in _handler_limits(app):
         if rule.name == name and isinstance(rule.parsed, tuple):
             return runtime.limiter((rule,), at_handler=True)
         known.append(rule.name)
-    for rule in (*_rules_of(runtime), *_before_handlers(app)):
+    for rule in (*_rules_of(runtime), *_handler_limits(app)):
         if rule.name == name and rule.parsed is not None:
             raise ConfigurationError(
                 f"{name!r}: the limits of this rule depend on the request, or are counted by "
@@ -1059,18 +1062,18 @@ def _named(runtime: Runtime, app: Any, name: str) -> RateLimiter:
     )
 
 
-def _before_handlers(app: Any) -> Iterable[RateLimitRule]:
+def _handler_limits(app: Any) -> Iterable[RateLimitRule]:
     """Yield the limits in front of an application's handlers, named as they are in decisions."""
     from upstash_middleware import routes  # noqa: PLC0415 - if a limit is reached by its name
 
     if "django" in {base.__module__.partition(".")[0] for base in type(app).__mro__}:
-        found = routes.of_django()
+        found = routes.django_routes()
     else:
         layer = app
         while not (layer is None or hasattr(layer, "url_map") or hasattr(layer, "user_middleware")):
             inside = (getattr(layer, name, None) for name in ("wsgi_app", "app", "__self__"))
             layer = next((each for each in inside if each is not None), None)
-        of = routes.of_flask if hasattr(layer, "url_map") else routes.of_starlette
+        of = routes.flask_routes if hasattr(layer, "url_map") else routes.starlette_routes
         found = of(layer)
     for route in found:
         yield from route.limits

@@ -47,13 +47,13 @@ if TYPE_CHECKING:
 logger: logging.Logger = logging.getLogger("upstash_middleware")
 
 _MINUTE: Final = 60.0
-_LONGEST: Final = 400
+_MAX_LENGTH: Final = 400
 _UNPRINTABLE: Final = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+"
 
-_OF_SOME_COMMANDS: Final = frozenset({Refusal.PERMISSION, Refusal.FULL, Refusal.SIZE})
+_REFUSALS_OF_SINGLE_COMMANDS: Final = frozenset({Refusal.PERMISSION, Refusal.FULL, Refusal.SIZE})
 """Refusals of some commands, while others succeed."""
 
-_OF_ONE_KEY: Final = frozenset({"WRONGTYPE", "WRONGVALUE"})
+_WRONG_VALUE_CODES: Final = frozenset({"WRONGTYPE", "WRONGVALUE"})
 """Errors of commands because of the value of their key, until the key is deleted."""
 
 _REMEDIES: Final = {
@@ -96,14 +96,14 @@ class LogObserver:
             case UpstashFailed(_, CircuitOpen()):
                 pass  # logged when it opened
             case UpstashFailed(during, error):
-                self._failed(during, error)
+                self._log_failure(during, error)
             case UpstashAnswered() if self._outage and not self._open:
                 self._end_outage()
                 logger.warning("Upstash is reachable again", extra=_fields("UpstashAnswered"))
             case CircuitOpened(bad, of, last):
-                self._opened(bad, of, last)
+                self._log_circuit_opened(bad, of, last)
             case CircuitClosed(after):
-                self._closed(after)
+                self._log_circuit_closed(after)
             case CacheNotStored(where, why, advice, path):
                 extra = _fields("CacheNotStored", where=where)
                 said = where, one_line(path), one_line(why)
@@ -123,11 +123,11 @@ class LogObserver:
             case (
                 CacheEntryRefused() | UserCodeFailed() | InternalError() | SessionSaved(saved=False)
             ):
-                self._fault(event)
+                self._log_fault(event)
             case _:
                 pass
 
-    def _fault(  # noqa: C901, PLR0912 - one case for each event
+    def _log_fault(  # noqa: C901, PLR0912 - one case for each event
         self, event: CacheEntryRefused | SessionSaved | UserCodeFailed | InternalError
     ) -> None:
         """Log a fault that has nothing to do with the connection to Upstash."""
@@ -190,16 +190,18 @@ class LogObserver:
                         extra=_fields("InternalError", where=where, error=failure),
                     )
 
-    def _failed(self, during: str, error: UpstashError) -> None:
+    def _log_failure(self, during: str, error: UpstashError) -> None:
         """Log a failure: once for all of Upstash, or once for each kind of command."""
         refusal, name = _refusal(error), type(error).__name__
         kind = refusal.name if refusal else name
         extra = _fields("UpstashFailed", during=during, error=error)
         if refusal:
             extra["upstash_refusal"] = refusal.name.lower()
-        of_some_commands = refusal in _OF_SOME_COMMANDS or isinstance(error, CommandError)
-        if isinstance(error, CommandError) and error.code in _OF_ONE_KEY:
-            self._of_one_key(during, error, extra)
+        of_some_commands = refusal in _REFUSALS_OF_SINGLE_COMMANDS or isinstance(
+            error, CommandError
+        )
+        if isinstance(error, CommandError) and error.code in _WRONG_VALUE_CODES:
+            self._log_wrong_value(during, error, extra)
         elif of_some_commands:
             if self._is_news(during, kind, again_after=_MINUTE):
                 logger.warning(
@@ -222,7 +224,7 @@ class LogObserver:
                 extra=extra,
             )
 
-    def _of_one_key(self, during: str, error: CommandError, extra: dict[str, object]) -> None:
+    def _log_wrong_value(self, during: str, error: CommandError, extra: dict[str, object]) -> None:
         # Each request with this key fails, which is no outage.
         if self._is_news(during, error.code):
             logger.warning(
@@ -234,7 +236,7 @@ class LogObserver:
                 extra=extra,
             )
 
-    def _opened(self, bad: int, of: int, last: str) -> None:
+    def _log_circuit_opened(self, bad: int, of: int, last: str) -> None:
         self._open = True
         if self._is_news("upstash", "circuit", again_after=_MINUTE):
             self._begin_outage("circuit")
@@ -247,7 +249,7 @@ class LogObserver:
                 extra=_fields("CircuitOpened", bad=bad, of=of),
             )
 
-    def _closed(self, after: float) -> None:
+    def _log_circuit_closed(self, after: float) -> None:
         logged, self._open = bool(self._outage), False
         self._end_outage()
         if logged:
@@ -279,7 +281,7 @@ class LogObserver:
 
 def one_line(text: str) -> str:
     """Return a text from outside, shortened, and without characters that could forge a line."""
-    return re.sub(_UNPRINTABLE, " ", text)[:_LONGEST]
+    return re.sub(_UNPRINTABLE, " ", text)[:_MAX_LENGTH]
 
 
 def _fields(event: str, **values: object) -> dict[str, object]:

@@ -73,41 +73,45 @@ class Measurement(Struct, frozen=True):
     values: tuple[str, ...] = ()
 
 
-_OWN: Final = "upstash_middleware"
-_RULE = Label(f"{_OWN}.rate_limit.rule", "rule", "the rule's name")
+_NAME_PREFIX: Final = "upstash_middleware"
+_RULE = Label(f"{_NAME_PREFIX}.rate_limit.rule", "rule", "the rule's name")
 _VERDICT = Label(
-    f"{_OWN}.rate_limit.verdict",
+    f"{_NAME_PREFIX}.rate_limit.verdict",
     "verdict",
     "`allowed`, `denied`, or `shadow-denied`: only reported",
 )
 _SETTLED_BY = Label(
-    f"{_OWN}.rate_limit.settled_by",
+    f"{_NAME_PREFIX}.rate_limit.settled_by",
     "settled_by",
     "`upstash`, `lease`, `memory`, `deny list`, `challenge`, or the policy: `open`, `closed`, "
     "`local`",
 )
 _LEASE_CHANGE = Label(
-    f"{_OWN}.lease.change",
+    f"{_NAME_PREFIX}.lease.change",
     "change",
     "`leased`, taken beyond a request's cost; `returned`, given back; or `wasted`, lost unused",
 )
 _OUTCOME = Label(
-    f"{_OWN}.cache.outcome", "outcome", "`hit`, or the reason for forwarding, from RFC 9211"
+    f"{_NAME_PREFIX}.cache.outcome", "outcome", "`hit`, or the reason for forwarding, from RFC 9211"
 )
-_STORED = Label(f"{_OWN}.cache.stored", "stored", "`true` or `false`")
+_STORED = Label(f"{_NAME_PREFIX}.cache.stored", "stored", "`true` or `false`")
 _CHANGE = Label(
-    f"{_OWN}.session.change",
+    f"{_NAME_PREFIX}.session.change",
     "change",
     "`created`, `saved`, `touched`: only its timeout was extended, `regenerated`, `ended`",
 )
-_SAVED = Label(f"{_OWN}.session.saved", "saved", "`true`, or `false` for a change that was dropped")
+_SAVED = Label(
+    f"{_NAME_PREFIX}.session.saved", "saved", "`true`, or `false` for a change that was dropped"
+)
 _DURING = Label(
-    f"{_OWN}.during",
+    f"{_NAME_PREFIX}.during",
     "during",
     "`rate limit`, `cache lookup`, `cache store`, `invalidation`, `purge`, `session load`, "
     "`session save`, `data read`, `data write`",
 )
-_SETTING = Label(f"{_OWN}.where", "where", "the setting of the function, or a part of this package")
+_SETTING = Label(
+    f"{_NAME_PREFIX}.where", "where", "the setting of the function, or a part of this package"
+)
 _OPERATION = Label("db.operation.name", "operation", "the command's name; `PIPELINE` for several")
 _SERVER = Label("server.address", "server", "the database's host name")
 _PORT = Label("server.port", "port", "its port")
@@ -115,41 +119,41 @@ _STATUS = Label("db.response.status_code", "code", "the error code of a command 
 _ERROR = Label("error.type", "error", "that code, or the exception's class; none for success")
 
 DECISIONS: Final = Metric(
-    f"{_OWN}.rate_limit.decisions",
+    f"{_NAME_PREFIX}.rate_limit.decisions",
     Kind.COUNTER,
     "{decision}",
     "Decisions of rate-limit rules about requests.",
     (_RULE, _VERDICT, _SETTLED_BY),
 )
 LEASED: Final = Metric(
-    f"{_OWN}.rate_limit.leased",
+    f"{_NAME_PREFIX}.rate_limit.leased",
     Kind.COUNTER,
     "{unit}",
     "Units that were taken ahead for leases, given back, or lost unused.",
     (_RULE, _LEASE_CHANGE),
 )
 LOOKUPS: Final = Metric(
-    f"{_OWN}.cache.lookups",
+    f"{_NAME_PREFIX}.cache.lookups",
     Kind.COUNTER,
     "{lookup}",
     "Lookups in the cache.",
     (_OUTCOME,),
 )
 STORES: Final = Metric(
-    f"{_OWN}.cache.stores",
+    f"{_NAME_PREFIX}.cache.stores",
     Kind.COUNTER,
     "{response}",
     "Responses that were stored, or could not be stored.",
     (_STORED,),
 )
 REFUSED: Final = Metric(
-    f"{_OWN}.cache.refused",
+    f"{_NAME_PREFIX}.cache.refused",
     Kind.COUNTER,
     "{entry}",
     "Entries that were damaged, of another version, or signed with none of `cache_keys`.",
 )
 SAVES: Final = Metric(
-    f"{_OWN}.session.saves",
+    f"{_NAME_PREFIX}.session.saves",
     Kind.COUNTER,
     "{change}",
     "Changes of sessions that were saved, or dropped.",
@@ -165,17 +169,17 @@ CALLS: Final = Metric(
 )
 """By the semantic conventions for database clients, buckets included."""
 FAILURES: Final = Metric(
-    f"{_OWN}.failures",
+    f"{_NAME_PREFIX}.failures",
     Kind.COUNTER,
     "{failure}",
     "Failed calls to Upstash, for which a policy was applied.",
     (_DURING, _ERROR),
 )
 CIRCUIT: Final = Metric(
-    f"{_OWN}.circuit.open", Kind.GAUGE, "{circuit}", "Circuit breakers that are open."
+    f"{_NAME_PREFIX}.circuit.open", Kind.GAUGE, "{circuit}", "Circuit breakers that are open."
 )
 FAULTS: Final = Metric(
-    f"{_OWN}.faults",
+    f"{_NAME_PREFIX}.faults",
     Kind.COUNTER,
     "{fault}",
     "Exceptions in functions of the application, or in this package.",
@@ -248,31 +252,31 @@ def verdict(event: RateLimitDecided) -> str:
     return "shadow-denied" if event.shadow else "denied"
 
 
-def _decided(event: RateLimitDecided) -> Measurement:
+def _decision_measurement(event: RateLimitDecided) -> Measurement:
     return Measurement(DECISIONS, 1, (event.rule, verdict(event), event.settled_by))
 
 
-def _called(event: UpstashCalled) -> Measurement:
+def _call_measurement(event: UpstashCalled) -> Measurement:
     code, error = status_code(event.error), error_type(event.error)
     name = operation(event.commands)
     return Measurement(CALLS, event.seconds, (name, event.server, str(event.port), code, error))
 
 
-def _failed(event: UserCodeFailed | InternalError) -> Measurement:
+def _fault_measurement(event: UserCodeFailed | InternalError) -> Measurement:
     return Measurement(FAULTS, 1, (event.where, error_type(event.error)))
 
 
 _MEASURES: Mapping[type, Callable[[Any], Measurement]] = {
-    RateLimitDecided: _decided,
+    RateLimitDecided: _decision_measurement,
     CacheLookedUp: lambda event: Measurement(LOOKUPS, 1, (event.outcome,)),
     CacheStored: lambda event: Measurement(STORES, 1, (str(event.stored).lower(),)),
     CacheEntryRefused: lambda _event: Measurement(REFUSED, 1),
     QuotaLeased: lambda event: Measurement(LEASED, event.units, (event.rule, event.change)),
     SessionSaved: lambda event: Measurement(SAVES, 1, (event.change, str(event.saved).lower())),
-    UpstashCalled: _called,
+    UpstashCalled: _call_measurement,
     UpstashFailed: lambda event: Measurement(FAILURES, 1, (event.during, error_type(event.error))),
     CircuitOpened: lambda _event: Measurement(CIRCUIT, 1),
     CircuitClosed: lambda _event: Measurement(CIRCUIT, -1),
-    UserCodeFailed: _failed,
-    InternalError: _failed,
+    UserCodeFailed: _fault_measurement,
+    InternalError: _fault_measurement,
 }

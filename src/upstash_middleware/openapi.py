@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from upstash_middleware.routes import of_starlette
+from upstash_middleware.routes import starlette_routes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +57,7 @@ def document(
     and not one that the application makes. Changes the document, unless no operation is limited.
     """
     limited = False
-    for route in of_starlette(app):
+    for route in starlette_routes(app):
         operations = schema.get("paths", {}).get(_CONVERTER.sub("}", route.path), {})
         for method in _METHODS:
             if method not in operations or method.upper() not in route.methods or route.exempt:

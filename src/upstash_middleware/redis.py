@@ -82,8 +82,8 @@ class Redis(upstash_redis.Redis):
         self._set_up(Client(credentials, breaker=breaker, **options), decode=decode)
 
     @classmethod
-    def over(cls, client: Client) -> Self:
-        """Return one over a client of this package."""
+    def with_client(cls, client: Client) -> Self:
+        """Return an object that uses a client of this package."""
         self = cls.__new__(cls)
         self._set_up(client, decode=True)
         return self
@@ -98,7 +98,7 @@ class Redis(upstash_redis.Redis):
 
     @classmethod
     def from_env(cls, **options: Any) -> Self:  # type: ignore[override]
-        """Return one with the URL and token of the environment; the options are the class's."""
+        """Return an object with the URL and token from the environment, and the class's options."""
         return cls(**options)
 
     def execute(self, command: list[Any]) -> Any:
@@ -184,8 +184,8 @@ class AsyncRedis(upstash_redis.asyncio.Redis):
         self._set_up(AsyncClient(credentials, breaker=breaker, **options), decode=decode)
 
     @classmethod
-    def over(cls, client: AsyncClient) -> Self:
-        """Return one over a client of this package."""
+    def with_client(cls, client: AsyncClient) -> Self:
+        """Return an object that uses a client of this package."""
         self = cls.__new__(cls)
         self._set_up(client, decode=True)
         return self
@@ -200,7 +200,7 @@ class AsyncRedis(upstash_redis.asyncio.Redis):
 
     @classmethod
     def from_env(cls, **options: Any) -> Self:  # type: ignore[override]
-        """Return one with the URL and token of the environment; the options are the class's."""
+        """Return an object with the URL and token from the environment, and the class's options."""
         return cls(**options)
 
     async def execute(self, command: list[Any]) -> Any:
@@ -286,7 +286,7 @@ def _result(command: list[Any], reply: Reply, redis: Any, *, decode: bool) -> An
         raise _as_sdk_error(reply)
     value: Any = reply
     if decode or (reply == b"OK" and _returns_status(command)):
-        value = _decoded(reply)
+        value = _decode_text(reply)
     return cast_response(command, value, redis)
 
 
@@ -313,7 +313,7 @@ def _results(
     return results
 
 
-def _decoded(reply: Any) -> Any:
+def _decode_text(reply: Any) -> Any:
     if isinstance(reply, bytes):
         try:
             return reply.decode()
@@ -322,7 +322,7 @@ def _decoded(reply: Any) -> Any:
                 f"the value of {len(reply)} bytes is not UTF-8; use decode=False to read bytes"
             ) from error
     if isinstance(reply, list):
-        return [_decoded(member) for member in reply]
+        return [_decode_text(member) for member in reply]
     return reply
 
 

@@ -73,7 +73,7 @@ class Route(msgspec.Struct, frozen=True):
 def never_served(
     pattern: PathPattern, routes: Sequence[Route], *, resolves: Callable[[str], bool] | None = None
 ) -> str | None:
-    """Return what is wrong with a rule's path that no route serves; None if one does.
+    """Return the problem of a rule's path that no route serves; None if a route serves it.
 
     ``resolves`` knows more paths than the framework's routes, such as Django's resolver.
     """
@@ -110,7 +110,7 @@ def django_resolves(path: str) -> bool:
 
 
 def _placeholder(parameter: re.Match[str]) -> str:
-    """Return a route's parameter as a rule has it."""
+    """Return a route's parameter as a rule's placeholder."""
     name = parameter["curly"] or parameter["angle"]
     return f"{{{name}:path}}" if _converter(parameter) == "path" else f"{{{name}}}"
 
@@ -133,18 +133,18 @@ def _samples_of(pattern: PathPattern) -> Iterator[str]:
         yield re.sub(r"\{\w+(:path)?\}", value, pattern.text).rstrip("/") or "/"
 
 
-def of_starlette(app: Any) -> tuple[Route, ...]:
+def starlette_routes(app: Any) -> tuple[Route, ...]:
     """Return the routes of a Starlette or FastAPI application, those of its mounts included."""
-    return tuple(_of_routes(app, ""))
+    return tuple(_convert_routes(app, ""))
 
 
-def _of_routes(app: Any, prefix: str) -> Iterator[Route]:
+def _convert_routes(app: Any, prefix: str) -> Iterator[Route]:
     for route in _contexts(getattr(app, "routes", None) or ()):
         path = getattr(route, "path", None) or ""
         inside = getattr(route, "routes", None)
         if inside:
             mounted = getattr(route, "app", route)
-            yield from _of_routes(
+            yield from _convert_routes(
                 mounted if getattr(mounted, "routes", None) else route, prefix + path
             )
         elif getattr(route, "endpoint", None) is not None:
@@ -174,7 +174,7 @@ def _contexts(routes: Sequence[Any]) -> Iterable[Any]:
     return iter_route_contexts(routes)
 
 
-def of_flask(app: Any, prefix: str = "") -> tuple[Route, ...]:
+def flask_routes(app: Any, prefix: str = "") -> tuple[Route, ...]:
     """Return the routes of a Flask application, in the order in which they were added."""
     return tuple(
         Route(
@@ -207,14 +207,14 @@ def _names(endpoint: str) -> list[str]:
     return [".".join(parts[: end + 1]) for end in range(len(parts))]
 
 
-def of_django() -> tuple[Route, ...]:
+def django_routes() -> tuple[Route, ...]:
     """Return the routes of the current Django project."""
     from django.urls import get_resolver  # noqa: PLC0415 - only if it is installed
 
-    return tuple(_of_patterns(get_resolver().url_patterns, "/"))
+    return tuple(_convert_patterns(get_resolver().url_patterns, "/"))
 
 
-def _of_patterns(patterns: Iterable[Any], prefix: str) -> Iterator[Route]:
+def _convert_patterns(patterns: Iterable[Any], prefix: str) -> Iterator[Route]:
     from django.contrib.admindocs.views import simplify_regex  # noqa: PLC0415 - likewise
     from django.urls import LocalePrefixPattern  # noqa: PLC0415 - likewise
 
@@ -224,10 +224,10 @@ def _of_patterns(patterns: Iterable[Any], prefix: str) -> Iterator[Route]:
             text = simplify_regex(text).removeprefix("/")
         if isinstance(each.pattern, LocalePrefixPattern):
             if not each.pattern.prefix_default_language:
-                yield from _of_patterns(each.url_patterns, prefix)
+                yield from _convert_patterns(each.url_patterns, prefix)
             text = "<language>/"
         if hasattr(each, "url_patterns"):
-            yield from _of_patterns(each.url_patterns, prefix + text)
+            yield from _convert_patterns(each.url_patterns, prefix + text)
         else:
             view = each.callback
             owner = getattr(view, "view_class", None) or getattr(view, "cls", None)

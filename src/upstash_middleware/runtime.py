@@ -135,7 +135,7 @@ class Runtime:
         self._data: dict[str, OnePerProcess[DataStore]] = {}
         self.purge_endpoint: PurgeEndpoint | None = self._create_purge_endpoint()
         if exempts is not None and self.purge_endpoint is not None:
-            exempts = _all_but(self.purge_endpoint, exempts)
+            exempts = _exempt_all_but_purges(self.purge_endpoint, exempts)
         limits: list[Part] = []
         self.reads_body: bool = False
         """Whether a limit identifies clients by a request's body, which an adapter then gives."""
@@ -284,7 +284,7 @@ class Runtime:
             self._begin_serving()
         if engine is not None:
             return engine.prepare(request)
-        if request.peer is None and _is_of_no_visitor(request.native):
+        if request.peer is None and _has_no_visitor(request.native):
             return self.unlimited.prepare(request)
         endpoint = self.purge_endpoint
         if endpoint is not None and endpoint.covers(request):
@@ -297,7 +297,7 @@ class Runtime:
         return self.engine.prepare(request, inner.engine)
 
     def _begin_serving(self) -> None:
-        """Do what is due at the first request, and log what users should know of the settings."""
+        """Prepare for the first request, and log problems of the settings."""
         self._serves = True
         for function in self.before_serving:
             function()
@@ -347,14 +347,14 @@ class Runtime:
     def perform(self, flow: Flow[T] | None) -> T | None: ...
     def perform(self, flow: Flow[T] | None) -> T | None:
         """Run a flow of the core in this thread, if there is one, and return its result."""
-        return None if flow is None else run(flow, self._opened(flow, self._client))
+        return None if flow is None else run(flow, self._client_for(flow, self._client))
 
     async def aperform(self, flow: Flow[T]) -> T:
         """Run a flow of the core on the event loop and return its result."""
-        return await arun(flow, self._opened(flow, self._async_client))
+        return await arun(flow, self._client_for(flow, self._async_client))
 
-    def _opened(self, flow: Flow[Any], client: Callable[[], C]) -> C:
-        """Return the client for a flow, which is closed if there is none: without credentials."""
+    def _client_for(self, flow: Flow[Any], client: Callable[[], C]) -> C:
+        """Return the client for a flow; close the flow if there are no credentials."""
         try:
             return client()
         except BaseException:
@@ -510,7 +510,7 @@ class Runtime:
             settings: How they are kept.
             idle: Their idle timeout in seconds, where a framework has its own; otherwise that of
                 the settings.
-            absolute: Their absolute timeout, likewise.
+            absolute: Their absolute timeout in seconds, where a framework has its own.
             key_setting: What a framework calls the secret key.
             **hooks: What a framework does differently: the ``ids`` of a SessionStore, and the
                 arguments of Sessions.
@@ -800,7 +800,7 @@ class Runtime:
         return self._redis_clients()[0]
 
     def async_redis(self) -> AsyncRedis:
-        """Return the application's own client for event loops, likewise."""
+        """Return the same for event loops."""
         return self._redis_clients()[1]
 
     def _redis_clients(self) -> tuple[Redis, AsyncRedis]:
@@ -809,8 +809,8 @@ class Runtime:
             from upstash_middleware.redis import AsyncRedis, Redis  # noqa: PLC0415 - loads the SDK
 
             breaker = self._redis_breaker if self.settings.breaker else None
-            own = Redis.over(clients[0].separate(breaker))
-            self._redis = clients, (own, AsyncRedis.over(clients[1].separate(breaker)))
+            own = Redis.with_client(clients[0].separate(breaker))
+            self._redis = clients, (own, AsyncRedis.with_client(clients[1].separate(breaker)))
         return self._redis[1]
 
     def _forget_clients(self) -> tuple[Client, AsyncClient] | None:
@@ -823,13 +823,13 @@ class Runtime:
         return Breaker(slow=slow, clock=time.monotonic, emit=self.observe)
 
 
-def _is_of_no_visitor(native: Any) -> bool:
-    """Whether a framework's request, a scope or an environ says that no visitor has sent it."""
+def _has_no_visitor(native: Any) -> bool:
+    """Whether a framework's request is a background one, which no visitor has sent."""
     held = native if isinstance(native, dict) else getattr(native, "META", ())
     return OF_NO_VISITOR in held or OF_NO_VISITOR in getattr(native, "scope", ())
 
 
-def _all_but(
+def _exempt_all_but_purges(
     endpoint: PurgeEndpoint, exempts: Callable[[HTTPRequest], bool]
 ) -> Callable[[HTTPRequest], bool]:
     """Return ``exempts`` for all requests but those to the purge endpoint."""

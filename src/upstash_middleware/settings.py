@@ -428,7 +428,9 @@ def settings_from(
     for name, (read, _) in _SETTINGS.items():
         if name in given:
             try:
-                value[name] = read(_named(file if name in from_file else source, name), given[name])
+                value[name] = read(
+                    _full_name(file if name in from_file else source, name), given[name]
+                )
             except ConfigurationError as error:
                 error.add_note(f"See {DOCUMENTATION}#{_anchor(name, str(error))}")
                 raise
@@ -446,7 +448,7 @@ def settings_from(
 
 
 def _anchor(name: str, message: str) -> str:
-    """Return the anchor of what an error is about: a setting, or a field of its rules."""
+    """Return the documentation's anchor for a setting, or for a field of its rules."""
     field = re.search(rf"\b{name}(?:'\])?(?:\[\d+\])?(?:\.|\[')(\w+)", message)
     if field is None or name not in _WITH_FIELDS or "there is no such setting" in message:
         return name
@@ -455,7 +457,7 @@ def _anchor(name: str, message: str) -> str:
 
 def _rule_file(arguments: Mapping[str, Any], source: str) -> tuple[str, Mapping[str, Any]]:
     """Return the rule file's path and contents; both empty if there is none."""
-    file = _file_path(_named(source, "config"), arguments.get("config"))
+    file = _file_path(_full_name(source, "config"), arguments.get("config"))
     if file is None:
         return "", {}
 
@@ -464,12 +466,12 @@ def _rule_file(arguments: Mapping[str, Any], source: str) -> tuple[str, Mapping[
     for name in from_file:
         if name in arguments:
             raise ConfigurationError(
-                f"{_named(source, name)}: given here and in {file} too; leave out one of them"
+                f"{_full_name(source, name)}: given here and in {file} too; leave out one of them"
             )
     return file, from_file
 
 
-def _named(source: str, name: str) -> str:
+def _full_name(source: str, name: str) -> str:
     return f"{source}[{name!r}]" if source else name
 
 
@@ -485,7 +487,9 @@ def _refuse_unknown(arguments: Mapping[str, Any], source: str) -> None:
                 if name in {"ttl", "tags"}:
                     rule = "{'path': '/products/{id}', 'ttl': 60}"
                 hint = f"it belongs to a rule of rate_limits or cache, such as {rule}"
-            raise ConfigurationError(f"{_named(source, name)}: there is no such setting; {hint}")
+            raise ConfigurationError(
+                f"{_full_name(source, name)}: there is no such setting; {hint}"
+            )
 
 
 def _enabled_by(environ: Mapping[str, str]) -> bool:
@@ -501,22 +505,22 @@ def _check_together(settings: Settings, arguments: Mapping[str, Any], source: st
     check_rules_together(settings.rate_limits, settings.default_limit)
     if settings.redis is not None and (settings.url or settings.token):
         raise ConfigurationError(
-            f"{_named(source, 'redis')}: it has its own URL and token; leave out url and token"
+            f"{_full_name(source, 'redis')}: it has its own URL and token; leave out url and token"
         )
     if (settings.url is None) != (settings.token is None):
         missing = "url" if settings.url is None else "token"
         raise ConfigurationError(
-            f"{_named(source, missing)}: it is missing; url and token go together"
+            f"{_full_name(source, missing)}: it is missing; url and token go together"
         )
     if (settings.purge_path is None) != (settings.purge_token is None):
         missing = "purge_path" if settings.purge_path is None else "purge_token"
         raise ConfigurationError(
-            f"{_named(source, missing)}: it is missing; purge_path and purge_token go together"
+            f"{_full_name(source, missing)}: it is missing; purge_path and purge_token go together"
         )
     _check_encryption(settings, source)
     for index, rule in enumerate(settings.cache):
         if rule.downstream_cdn is not None and settings.cdn is None:
-            named = named_part(f"{_named(source, 'cache')}[{index}]", "downstream_cdn")
+            named = named_part(f"{_full_name(source, 'cache')}[{index}]", "downstream_cdn")
             raise ConfigurationError(
                 f"{named}: it needs the setting cdn, such as 'fastly', which says in which field"
             )
@@ -525,12 +529,12 @@ def _check_together(settings: Settings, arguments: Mapping[str, Any], source: st
         settings.cache_previous_version,
     ):
         raise ConfigurationError(
-            f"{_named(source, 'cache_previous_version')}: {settings.cache_previous_version!r} "
+            f"{_full_name(source, 'cache_previous_version')}: {settings.cache_previous_version!r} "
             "should differ from cache_version, which has to be given too"
         )
     if settings.rate_limits and "default_limit" not in arguments:
         raise ConfigurationError(
-            f"{_named(source, 'default_limit')}: missing, so requests that match none of the "
+            f"{_full_name(source, 'default_limit')}: missing, so requests that match none of the "
             "rate_limits would not be limited; give a limit for them, such as '100/minute', or "
             "None if that is intended"
         )
@@ -541,13 +545,13 @@ def _check_encryption(settings: Settings, source: str) -> None:
         return
     if not settings.cache_keys:
         raise ConfigurationError(
-            f"{_named(source, 'cache_encrypt')}: it needs cache_keys to encrypt with"
+            f"{_full_name(source, 'cache_encrypt')}: it needs cache_keys to encrypt with"
         )
     from importlib.util import find_spec  # noqa: PLC0415 - only if it is used
 
     if find_spec("cryptography") is None:
         raise ConfigurationError(
-            f"{_named(source, 'cache_encrypt')}: the package cryptography is missing; "
+            f"{_full_name(source, 'cache_encrypt')}: the package cryptography is missing; "
             "pip install 'upstash-middleware[encryption]'"
         )
 
@@ -565,21 +569,21 @@ def check_kept_cookies(settings: Settings, kept: Mapping[str, str], source: str)
     if not settings.cache:
         return
     from upstash_middleware.core.cache.http.cookies import (  # noqa: PLC0415 - only with a cache
+        ignored_cookie_pattern,
         ignored_cookies,
-        ignoring,
     )
     from upstash_middleware.core.cache.rules import profile_named  # noqa: PLC0415
 
     profile = profile_named(settings.cache_profile)
     for index, rule in enumerate(settings.cache):
         for pattern in ignored_cookies(rule, settings.cache_ignore_cookies, profile):
-            ignored = ignoring([pattern], rule.vary_cookies or ())
+            ignored = ignored_cookie_pattern([pattern], rule.vary_cookies or ())
             for name, setting in kept.items():
                 if ignored is None or not ignored.fullmatch(name):
                     continue
-                where = _named(source, "cache_ignore_cookies")
+                where = _full_name(source, "cache_ignore_cookies")
                 if rule.ignore_cookies is not None:
-                    where = named_part(f"{_named(source, 'cache')}[{index}]", "ignore_cookies")
+                    where = named_part(f"{_full_name(source, 'cache')}[{index}]", "ignore_cookies")
                 raise ConfigurationError(
                     f"{where}: {pattern!r} matches {name!r}, the cookie of {setting}: the "
                     "application needs it; name only cookies on which no page depends; if the "

@@ -147,8 +147,8 @@ USERS.append((lambda native: isinstance(native, Mapping) and "type" in native, u
 
 _Handler = Callable[[Request, Any], Any]
 
-_OF_THE_BODY = frozenset({"content-type", "content-length"})
-_FRAMEWORKS_OWN = frozenset({"starlette.middleware.exceptions", "fastapi.exception_handlers"})
+_BODY_FIELDS = frozenset({"content-type", "content-length"})
+_FRAMEWORK_MODULES = frozenset({"starlette.middleware.exceptions", "fastapi.exception_handlers"})
 
 
 class RequestDenied(HTTPException):
@@ -160,7 +160,7 @@ class RequestDenied(HTTPException):
 
     def __init__(self, denial: Response, decision: Decision) -> None:
         head = denial.head
-        fields = head.headers.without(*_OF_THE_BODY).raw
+        fields = head.headers.without(*_BODY_FIELDS).raw
         text = {name.decode("latin-1"): value.decode("latin-1") for name, value in fields}
         super().__init__(head.status, headers=text)
         self.denial = denial
@@ -177,11 +177,11 @@ def own_handler(handlers: Mapping[Any, _Handler], status: int) -> _Handler | Non
     """Return the application's own handler for RequestDenied, by status or class."""
     for key in (status, RequestDenied, HTTPException):
         if (handler := handlers.get(key)) is not None:
-            return None if getattr(handler, "__module__", "") in _FRAMEWORKS_OWN else handler
+            return None if getattr(handler, "__module__", "") in _FRAMEWORK_MODULES else handler
     return None
 
 
-async def _handled(
+async def _call_handler(
     handler: _Handler, scope: Scope, receive: Receive, error: RequestDenied
 ) -> Response:
     """Return the response of an exception handler, completed by the denial's missing fields."""
@@ -270,7 +270,7 @@ class EndpointCall(ScopeCall):
         return _LimitedResponse(response, attached)
 
     def failed(self, attached: Attached, error: BaseException) -> None:
-        """Show it the head of the response that the exception becomes."""
+        """Pass the limit the head of the response that the exception becomes."""
         if attached.handed_over or self.scope["type"] == "websocket":
             return
         if isinstance(error, HTTPException):
@@ -400,7 +400,7 @@ class _StarletteMiddleware(asgi.ConfiguredMiddleware):
         if handler is None:
             return response
         try:
-            return await _handled(handler, scope, receive, RequestDenied(response, decision))
+            return await _call_handler(handler, scope, receive, RequestDenied(response, decision))
         except Exception as error:  # noqa: BLE001 - whatever the application's handler raises
             self.runtime.observe(UserCodeFailed("the exception handler for a denial", error))
             return response
@@ -434,7 +434,7 @@ def _is_exempt_request(request: HTTPRequest, app: object) -> bool:
     if root_path := getattr(app, "root_path", ""):  # FastAPI's, which it adds to each scope
         scope = {**scope, "root_path": root_path}
     while routes:
-        route, scope = _matched(routes, scope)
+        route, scope = _match_route(routes, scope)
         if route is None:
             return False
         endpoint = scope.get("endpoint")
@@ -455,7 +455,7 @@ def _is_exempt_request(request: HTTPRequest, app: object) -> bool:
     return False
 
 
-def _matched(routes: Any, scope: Scope) -> tuple[Any, Scope]:
+def _match_route(routes: Any, scope: Scope) -> tuple[Any, Scope]:
     for candidate in routes:
         route = getattr(candidate, "starlette_route", None) or candidate
         match, child = route.matches(scope)

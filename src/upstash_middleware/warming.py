@@ -62,7 +62,7 @@ class _Request(Struct, frozen=True):
 
 
 class _Answer(Struct):
-    """What is kept of a response."""
+    """The status and Cache-Status of a response."""
 
     status: int | None = None
     cache_status: str = ""
@@ -100,7 +100,7 @@ async def awarm(  # noqa: PLR0913 - keyword arguments
     requests = _requests(urls, headers, root_path)
     results: dict[int, Warmed] = {}
     waiting = iter(enumerate(requests))
-    threads = anyio.CapacityLimiter(_checked(concurrency))
+    threads = anyio.CapacityLimiter(_check_concurrency(concurrency))
     is_asgi = _is_asgi(app)
 
     async def work() -> None:
@@ -147,18 +147,18 @@ def warm(  # noqa: PLR0913 - keyword arguments
             awarm,
             urls=urls,
             headers=headers,
-            concurrency=_checked(concurrency),
+            concurrency=_check_concurrency(concurrency),
             deadline=deadline,
             root_path=root_path,
         )
         return anyio.run(_with_lifespan, app, work)
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - slow to import
 
-    with ThreadPoolExecutor(_checked(concurrency)) as threads:
+    with ThreadPoolExecutor(_check_concurrency(concurrency)) as threads:
         return list(threads.map(lambda request: _warm_wsgi(app, request, deadline), requests))
 
 
-def _checked(concurrency: int) -> int:
+def _check_concurrency(concurrency: int) -> int:
     if concurrency < 1:
         raise ValueError(f"warm: concurrency = {concurrency!r} should be 1 or more")
     return concurrency
@@ -195,7 +195,7 @@ def _requests(
 
 
 def _result(request: _Request, answer: _Answer, *, again: bool) -> Warmed | None:
-    """Return what a response says of itself; None if only another request can tell."""
+    """Return the result from a response's Cache-Status; None if another request is needed."""
     members = split_list(answer.cache_status)
     ours = next((part for part in members if part.startswith("upstash-middleware;")), None)
     if ours is None:
@@ -212,7 +212,7 @@ def _result(request: _Request, answer: _Answer, *, again: bool) -> Warmed | None
     return None
 
 
-def _failed(request: _Request, why: object, answer: _Answer) -> Warmed:
+def _failed_warming(request: _Request, why: object, answer: _Answer) -> Warmed:
     if isinstance(why, BaseException):
         why = f"{type(why).__name__}: {why}"
     return Warmed(request.url, "failed", str(why), answer.status)
@@ -228,12 +228,12 @@ async def _warm_asgi(app: Any, request: _Request, deadline: float) -> Warmed:
             with anyio.fail_after(deadline):
                 await _get_asgi(app, request, answer)
         except TimeoutError:
-            return _failed(request, f"no whole response within {deadline:g} s", answer)
+            return _failed_warming(request, f"no whole response within {deadline:g} s", answer)
         except Exception as error:  # noqa: BLE001 - it is the application's
-            return _failed(request, error, answer)
+            return _failed_warming(request, error, answer)
         if (result := _result(request, answer, again=again)) is not None:
             break
-    return result or _failed(request, "it gave no answer", answer)
+    return result or _failed_warming(request, "it gave no answer", answer)
 
 
 def _warm_wsgi(app: Any, request: _Request, deadline: float) -> Warmed:
@@ -243,10 +243,10 @@ def _warm_wsgi(app: Any, request: _Request, deadline: float) -> Warmed:
         try:
             _get_wsgi(app, request, answer, deadline)
         except Exception as error:  # noqa: BLE001 - it is the application's
-            return _failed(request, error, answer)
+            return _failed_warming(request, error, answer)
         if (result := _result(request, answer, again=again)) is not None:
             break
-    return result or _failed(request, "it gave no answer", answer)
+    return result or _failed_warming(request, "it gave no answer", answer)
 
 
 # --- Requests in this process -------------------------------------------------------------------

@@ -98,7 +98,7 @@ class Middleware:
             if exchange.response is not None:
                 if (refresh := exchange.take_refresh()) is not None:
                     # In a new context: context variables may contain data of the visitor.
-                    stream.then = partial(Context().run, self._revalidate, environ, refresh)
+                    stream.after_end = partial(Context().run, self._revalidate, environ, refresh)
                 stream.send_whole(self.answer(environ, exchange.response, exchange.decision))
                 return stream
             if exchange.decision is not None:
@@ -128,7 +128,7 @@ class Middleware:
         return response
 
     def _begin(self, environ: WSGIEnvironment) -> tuple[HTTPRequest, Exchange]:
-        """Begin an exchange, or take the one that a limit directly outside has begun."""
+        """Begin an exchange, or take over the one that a limit directly outside has begun."""
         begun: tuple[HTTPRequest, Exchange] | None = environ.pop(_INNER, None)
         if begun is not None:
             request, outer = begun
@@ -154,7 +154,7 @@ class Middleware:
         return None
 
     def _revalidate(self, visitors: WSGIEnvironment, refresh: Exchange) -> None:
-        """Revalidate a stored response by a request that contains nothing of the visitor's."""
+        """Revalidate a stored response with a request that contains no data of the visitor."""
         stream = ResponseStream(self.runtime, refresh, refresh.request.method, _ignore_head)
         try:
             environ = refresh_environ(visitors, refresh.request)
@@ -236,7 +236,7 @@ class _WatchedInput:
         return data
 
 
-_PIECE = 64 * 1024
+_PIECE_BYTES = 64 * 1024
 
 
 class EnvironBody(RequestBody):
@@ -303,7 +303,9 @@ class ReadAhead(BufferedIOBase):
         if most >= 0:
             return data + cast("bytes", self._stream.read(most - len(data)))
         rest = bytearray(data)
-        while piece := self._stream.read(_PIECE):  # granian's ``read()`` loses data after these
+        while piece := self._stream.read(
+            _PIECE_BYTES
+        ):  # granian's ``read()`` loses data after these
             rest += piece
         return bytes(rest)
 
@@ -322,7 +324,7 @@ class ReadAhead(BufferedIOBase):
 # ------------------------------------------------------------------------------------------------
 # Responses
 
-_SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 """RFC 9110 §9.2.1: the methods that invalidate nothing."""
 
 
@@ -342,7 +344,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
     exchange: Exchange
     _method: str
     _start: StartResponse
-    then: Callable[[], None] | None = None
+    after_end: Callable[[], None] | None = None
     """What to do once the server has got the last piece."""
     _ended: bool = False
     _head: tuple[str, _Fields] | None = None  # the application's, until it is passed on
@@ -472,14 +474,14 @@ class ResponseStream(Struct, eq=False, weakref=True):
             if self._runtime.finishes_first and self._is_bodiless and not self._ended:
                 # A server sends the head with the first piece, which completes such a response.
                 while (
-                    piece is not None and self._method not in _SAFE
+                    piece is not None and self._method not in _SAFE_METHODS
                 ):  # what it commits comes first
                     self._pass(piece)
                     piece = self._next_piece()
                 self._end(complete=not self._broken)
             if piece is None:
                 self._end()
-                self._do_then()
+                self._run_after_end()
                 raise StopIteration
             sent = self._pass(piece)
         if self._runtime.finishes_first and self._announced == 0 and not self._unsent:
@@ -498,14 +500,14 @@ class ResponseStream(Struct, eq=False, weakref=True):
             raise
         finally:
             self._end()
-            self._do_then()
+            self._run_after_end()
         error, self._close_error = self._close_error, None
         if error is not None:
             raise error
 
     def __del__(self) -> None:
         """End the exchange of a response that the server has dropped without closing it."""
-        due = [] if self.then is None else [self.then]
+        due = [] if self.after_end is None else [self.after_end]
         if not self._ended:
             self._ended = True
             complete = self._is_complete()
@@ -521,7 +523,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
         try:
             # What an application commits in ``close`` must precede the invalidation of what is
             # stored.
-            close = None if self._method in _SAFE else self._close_app
+            close = None if self._method in _SAFE_METHODS else self._close_app
             if close is not None:
                 self._close_app = None
                 with self._swapping:
@@ -531,8 +533,8 @@ class ResponseStream(Struct, eq=False, weakref=True):
         finally:
             self._runtime.finish(self.exchange, complete=complete or self._is_complete())
 
-    def _do_then(self) -> None:
-        then, self.then = self.then, None
+    def _run_after_end(self) -> None:
+        then, self.after_end = self.after_end, None
         if then is not None:
             then()
 
@@ -553,7 +555,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
         return piece
 
     def _finish_before_last(self) -> None:
-        """End while the last piece is held back, unless the application has another one."""
+        """Finish before the last piece is sent, unless the application has another one."""
         try:
             with self._swapping:
                 more = next(self._pieces, None)
@@ -606,7 +608,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
                 self._renew()
 
     def _pass(self, piece: bytes) -> bytes:
-        """Show a piece to the exchange and return what is passed on for it."""
+        """Pass a piece to the exchange, and return the bytes to send in its place."""
         if not self._ours:
             if self._method == "HEAD":
                 return b""
@@ -741,13 +743,13 @@ def _bytes(text: str) -> bytes:
     return text.encode("latin-1", "backslashreplace")
 
 
-_LONGEST_REMEMBERED = 128
+_MAX_REMEMBERED_LENGTH = 128
 """Characters of keys that are remembered: clients can invent longer ones."""
 
 
 def field_names(environ: Mapping[str, Any]) -> list[bytes | None]:
     """Return the name of the header field that each key contains; None for most keys."""
-    known = max(map(len, environ), default=0) <= _LONGEST_REMEMBERED
+    known = max(map(len, environ), default=0) <= _MAX_REMEMBERED_LENGTH
     return [*map(_field_name if known else _field_name.__wrapped__, environ)]
 
 
@@ -769,7 +771,7 @@ def variable(name: str) -> str:
 
 
 def head_of(status: str, fields: Sequence[tuple[str, str]]) -> ResponseHead:
-    """Return what an application gave to ``start_response`` as a value."""
+    """Return the arguments of ``start_response`` as a head."""
     latin = repeat("latin-1")
     names, values = map(_FIRST, fields), map(_SECOND, fields)
     raw = zip(map(str.encode, names, latin), map(str.encode, values, latin), strict=True)

@@ -13,7 +13,11 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from upstash_middleware import CacheRule, ConfigurationError, asgi, flask, starlette
-from upstash_middleware.core.cache.http.cookies import ANALYTICS_COOKIES, ignoring, without_cookies
+from upstash_middleware.core.cache.http.cookies import (
+    ANALYTICS_COOKIES,
+    ignored_cookie_pattern,
+    without_cookies,
+)
 from upstash_middleware.messages import Headers
 
 if TYPE_CHECKING:
@@ -126,14 +130,14 @@ def test_a_session_further_out_whose_cookie_is_not_ignored_is_served():
     "name", ["session", "sessionid", "csrftoken", "theme", "_gax", "__utmp", "__utmx"]
 )
 def test_the_list_of_analytics_matches_no_other_cookies(name: str):
-    ignored = ignoring(ANALYTICS_COOKIES, ())
+    ignored = ignored_cookie_pattern(ANALYTICS_COOKIES, ())
     assert ignored is not None
     headers = Headers.of(cookie=f"{name}=1")
     assert without_cookies(headers, ignored) is headers
 
 
 def test_nothing_is_copied_for_a_request_without_ignored_cookies():
-    ignored = ignoring(["_ga*"], ())
+    ignored = ignored_cookie_pattern(["_ga*"], ())
     assert ignored is not None
     for headers in (Headers.of(host="a"), Headers.of(cookie="a=1; b=2")):
         assert without_cookies(headers, ignored) is headers
@@ -141,7 +145,7 @@ def test_nothing_is_copied_for_a_request_without_ignored_cookies():
 
 def test_a_name_in_linear_time():
     """A pattern with many asterisks and a name that nearly matches."""
-    ignored = ignoring(["*a*a*a*a*a*a*a*a*b"], ())
+    ignored = ignored_cookie_pattern(["*a*a*a*a*a*a*a*a*b"], ())
     assert ignored is not None
     headers = Headers.of(cookie="a" * 8000 + "=1")
     assert without_cookies(headers, ignored) is headers

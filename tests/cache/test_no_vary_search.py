@@ -13,7 +13,7 @@ from tests.cache.world import Answer, Site, reply, request
 from upstash_middleware.core.cache import CacheRule, Purge
 from upstash_middleware.core.cache.cache import PreparedLookup
 from upstash_middleware.core.cache.exchanges import Answered
-from upstash_middleware.core.cache.http.no_vary_search import EXACT, parsed, variation_of
+from upstash_middleware.core.cache.http.no_vary_search import EXACT, parse_field, variation_of
 from upstash_middleware.drivers import run
 from upstash_middleware.messages import Headers, HTTPRequest
 
@@ -80,8 +80,8 @@ def are_one(field: str | None, one: str, other: str) -> bool:
 )
 def test_a_valid_field_has_its_meaning(value, meaning):
     """§5.1, with the draft's examples; parameters and unknown keys are ignored."""
-    assert str(parsed(value)) == meaning
-    assert parsed(value) == parsed(meaning)
+    assert str(parse_field(value)) == meaning
+    assert parse_field(value) == parse_field(meaning)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_valid_field_has_its_meaning(value, meaning):
 def test_an_invalid_field_means_no_reuse_and_is_explained(value):
     """§5.1: as if there was none, what browsers' documentation shows included; and the bounds."""
     headers = Headers([(b"no-vary-search", value.encode("latin-1"))])
-    assert isinstance(parsed(value), str)
+    assert isinstance(parse_field(value), str)
     assert variation_of(headers) == EXACT
     site = searching(value)
     ask(site, "utm_source=1")
@@ -252,7 +252,7 @@ def test_canonical_forms_are_equal_where_the_draft_says_that_urls_are_equivalent
     """And a canonical form is its own."""
     one, other = queries
     written = " ".join(f'"{name}"'.replace("\u00e9", "%C3%A9").replace(" ", "+") for name in names)
-    variation = parsed(f"key-order={'?0' if order else '?1'}, {kind}=({written})")
+    variation = parse_field(f"key-order={'?0' if order else '?1'}, {kind}=({written})")
     assert not isinstance(variation, str)
     first, second = variation.canonical(one), variation.canonical(other)
     if variation == EXACT:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from upstash_middleware import RateLimitRule
 from upstash_middleware.decorators import (
-    LONGEST_NAME,
+    MAX_NAME_LENGTH,
     exempt,
     handler_name,
     identity,
@@ -81,7 +81,7 @@ def test_every_name_can_stand_in_a_rule(name: str):
 
     view.__name__ = view.__qualname__ = name
     made = handler_name(view)
-    assert len(made) <= LONGEST_NAME
+    assert len(made) <= MAX_NAME_LENGTH
     assert RateLimitRule(limits="1/s", name=made).name == made
 
 

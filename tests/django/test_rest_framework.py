@@ -22,7 +22,7 @@ from upstash_middleware import ConfigurationError, header
 from upstash_middleware.django import exempt, limit, user
 from upstash_middleware.django.rest_framework import RateLimitExceeded, throttle
 from upstash_middleware.django.signals import rate_limited
-from upstash_middleware.routes import of_django
+from upstash_middleware.routes import django_routes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -322,7 +322,7 @@ def test_the_decorator_limits_a_class_and_a_method_in_this_packages_format():
 def test_who_asks_for_the_routes_is_told_of_throttles():
     white = Teas.as_view({"get": "white"}, **Teas.white.kwargs)
     with project(tea=Tea.as_view(), red=Teas.as_view({"get": "red"}), white=white, plain=plain):
-        limits = {route.path: [each.name for each in route.limits] for route in of_django()}
+        limits = {route.path: [each.name for each in route.limits] for route in django_routes()}
     assert limits["/tea"] == [f"{__name__}.Tea"]
     assert limits["/white"]
     assert limits["/plain"] == []

@@ -32,7 +32,7 @@ from tests.upstash.support import pipeline
 from upstash_middleware.clock import SystemClock
 from upstash_middleware.core.cache import Cache, CacheRule
 from upstash_middleware.core.cache.http.vary import selected_values
-from upstash_middleware.core.cache.keys import Names, keyed, origin_of
+from upstash_middleware.core.cache.keys import Names, origin_of, variant_key
 from upstash_middleware.core.cache.rules import profile_named
 from upstash_middleware.core.identify import Identifier, header, key_text
 from upstash_middleware.core.ratelimit import RateLimiter, RateLimitRule
@@ -207,7 +207,7 @@ def test_different_selecting_fields_make_different_variants(
         headers = Headers((name.encode(), value.encode()) for name, value in fields.items())
         texts.append(selected_values(("x-a", "x-b", "cookie"), headers, profile))
     assume(_meaning(one) != _meaning(other))
-    assert keyed("k", texts[0], b"s") != keyed("k", texts[1], b"s")
+    assert variant_key("k", texts[0], b"s") != variant_key("k", texts[1], b"s")
 
 
 def _meaning(fields: dict[str, str]) -> dict[str, str]:

@@ -55,7 +55,7 @@ def test_after_its_time_there_is_nothing(http: httpx.Client):
 
 
 def test_nobody_waits_for_ever(http: httpx.Client, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("upstash_middleware.local.commands.LONGEST_WAIT_MS", 20)
+    monkeypatch.setattr("upstash_middleware.local.commands.MAX_WAIT_MS", 20)
     for milliseconds in (FOREVER, 3_600_000):
         assert result(http, "XREAD", "BLOCK", milliseconds, "STREAMS", "s", "$") is None
 

@@ -17,20 +17,6 @@ from upstash_middleware.core.ratelimit import (
 )
 
 
-def every_limit(quota: int, per: float, refill: int = 1) -> list[Limit]:
-    """Each algorithm that counts over time, with a quota that is whole again after ``per`` seconds.
-
-    A token bucket gets ``refill`` tokens at a time.
-    """
-    return [
-        FixedWindow(quota, per),
-        SlidingWindow(quota, per),
-        TokenBucket(quota, refill, per * refill / quota),
-        GCRA(quota, per),
-        SlidingLog(quota, per),
-    ]
-
-
 class Model:
     """One identifier's quota. A subclass tells the units left at a time, and takes some."""
 

@@ -26,8 +26,8 @@ from upstash_middleware.core.identify import (
 )
 from upstash_middleware.core.ratelimit import FixedWindow, RateLimitRule, SlidingWindow
 from upstash_middleware.core.ratelimit.dashboard import (
-    MOST_COUNTS,
-    MOST_MEMBERS,
+    MAX_COUNTS,
+    MAX_MEMBERS,
     SEND_EVERY,
     DenyList,
 )
@@ -104,11 +104,11 @@ def test_the_memory_of_counts_is_bounded(limiter_of: Make, store: ValkeyStore) -
         analytics=SDK,
     )
     store.fails_with = NotConnected("no")
-    for number in range(MOST_COUNTS + 50):
+    for number in range(MAX_COUNTS + 50):
         begin(limiter, store, get("/a", query=str(number + 1)))
     store.fails_with = None
     run(limiter.flush(), store)
-    assert len(counts(store)) == MOST_COUNTS
+    assert len(counts(store)) == MAX_COUNTS
 
 
 def test_who_is_on_the_deny_list_gets_403_and_is_remembered(
@@ -190,10 +190,10 @@ def test_the_deny_list_is_asked_about_the_peer_where_no_proxy_is_trusted(
 def test_the_memory_of_the_denied_is_bounded(clock: FakeClock) -> None:
     """The longest known are forgotten first."""
     listed = DenyList(SDK, ServerClock(clock))
-    for number in range(MOST_MEMBERS + 50):
+    for number in range(MAX_MEMBERS + 50):
         assert listed.learn([str(number)], [1])
-    known = [listed.known([str(number)]) for number in range(MOST_MEMBERS + 50)]
-    assert known == [False] * 50 + [True] * MOST_MEMBERS
+    known = [listed.known([str(number)]) for number in range(MAX_MEMBERS + 50)]
+    assert known == [False] * 50 + [True] * MAX_MEMBERS
 
 
 def test_a_deny_list_that_cannot_be_read_stops_nobody(

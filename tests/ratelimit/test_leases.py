@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.ratelimit.reference import every_limit
 from tests.ratelimit.test_limiter import Make, begin, get, passed
 from tests.ratelimit.test_settling import finish
 from upstash_middleware.core.engine import Prepared
 from upstash_middleware.core.flow import Pipeline, Wait
 from upstash_middleware.core.ratelimit import (
+    GCRA,
     FixedWindow,
     Lease,
     Limit,
     RateLimiter,
     RateLimitRule,
+    SlidingLog,
+    SlidingWindow,
+    TokenBucket,
 )
 from upstash_middleware.drivers import run
 from upstash_middleware.errors import ConnectionLost
@@ -27,7 +30,13 @@ if TYPE_CHECKING:
     from tests.ratelimit.store import FakeClock, ValkeyStore
     from upstash_middleware.core.flow import Reply
 
-EVERY = every_limit(1000, 60)
+EVERY: list[Limit] = [
+    FixedWindow(1000, 60),
+    SlidingWindow(1000, 60),
+    TokenBucket(1000, 1, 0.06),
+    GCRA(1000, 60),
+    SlidingLog(1000, 60),
+]
 EACH = pytest.mark.parametrize("limit", EVERY, ids=lambda limit: limit.name)
 
 

@@ -12,14 +12,17 @@ from upstash_ratelimit.limiter import AbstractLimiter, Limiter, Response
 from upstash_redis import Redis
 from upstash_redis.asyncio import Redis as AsyncRedis
 
-from tests.ratelimit.reference import every_limit
 from tests.ratelimit.store import FakeClock, ValkeyStore
 from tests.ratelimit.test_limiter import Make, begin, get, passed
 from upstash_middleware.core.ratelimit import (
+    GCRA,
     Concurrency,
     FixedWindow,
     Limit,
     RateLimitRule,
+    SlidingLog,
+    SlidingWindow,
+    TokenBucket,
     as_upstash_limiter,
 )
 from upstash_middleware.errors import ConfigurationError, NotConnected
@@ -59,7 +62,13 @@ def test_each_of_its_limiters_decides_unmodified(
     assert passed(own, store, get("/a", peer="203.0.113.8")) == [True]
 
 
-OURS = every_limit(3, 86_400)
+OURS = [
+    FixedWindow(3, 86_400),
+    SlidingWindow(3, 86_400),
+    TokenBucket(3, 1, 86_400),
+    GCRA(3, 86_400),
+    SlidingLog(3, 86_400),
+]
 
 
 @pytest.mark.parametrize("limit", OURS, ids=str)

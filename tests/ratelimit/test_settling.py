@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.ratelimit import reference
-from tests.ratelimit.reference import every_limit
 from tests.ratelimit.test_algorithms import MODEL, START, limits, take_one
 from tests.ratelimit.test_limiter import Make, begin, get, passed
 from upstash_middleware.core.ratelimit import (
+    GCRA,
     FixedWindow,
     Limit,
     RateLimitExchange,
@@ -31,7 +31,13 @@ if TYPE_CHECKING:
     from tests.ratelimit.store import FakeClock, ValkeyStore
     from upstash_middleware.local import LocalUpstash
 
-EVERY = every_limit(10, 60)
+EVERY = [
+    FixedWindow(10, 60),
+    SlidingWindow(10, 60),
+    TokenBucket(10, 1, 6),
+    GCRA(10, 60),
+    SlidingLog(10, 60),
+]
 
 
 def settle(store: ValkeyStore, now: int, limit: Limit, units: int, where: int) -> None:

@@ -9,12 +9,16 @@ import pytest
 
 from benchmarks import skewed_processes
 from tests.ratelimit import reference
-from tests.ratelimit.reference import every_limit
 from tests.ratelimit.store import NOW, FakeClock, ValkeyStore
 from tests.ratelimit.test_limiter import Make, begin, get
 from upstash_middleware.core.ratelimit import (
+    GCRA,
+    FixedWindow,
     Limit,
     RateLimitRule,
+    SlidingLog,
+    SlidingWindow,
+    TokenBucket,
 )
 
 if TYPE_CHECKING:
@@ -22,7 +26,13 @@ if TYPE_CHECKING:
 
 PROCESSES = 8
 REQUESTS = 600
-LIMITS = every_limit(40, 10, refill=4)
+LIMITS = [
+    FixedWindow(40, 10),
+    SlidingWindow(40, 10),
+    TokenBucket(40, 4, 1),
+    GCRA(40, 10),
+    SlidingLog(40, 10),
+]
 
 
 @pytest.mark.parametrize("limit", LIMITS, ids=str)

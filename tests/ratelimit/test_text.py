@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from upstash_middleware.core.ratelimit import (
     GCRA,
-    Concurrency,
     FixedWindow,
     Limit,
     SlidingLog,
@@ -127,17 +126,6 @@ def test_windows_are_whole_milliseconds_and_may_be_timedeltas() -> None:
     assert SlidingWindow(1, timedelta(minutes=5)).milliseconds == 300_000
     assert SlidingWindow(1, 0.1).milliseconds == 100
     assert SlidingWindow(1, 2.3).milliseconds == 2300
-
-
-@pytest.mark.parametrize(
-    "text", ["fixed 5/ms", "sliding 5/90s", "gcra 10/min burst 20", "log 3/2h", "fixed 9/7day"]
-)
-def test_the_text_of_a_limit_is_what_it_was_parsed_from(text: str) -> None:
-    """In the largest unit of which the window is a multiple."""
-    (limit,) = parse_limits(text)
-    assert limit.text == text
-    assert parse_limits(Concurrency(5).text) == (Concurrency(5),)
-    assert TokenBucket(2, 1, 60).text == repr(TokenBucket(2, 1, 60))
 
 
 def test_a_quota_is_whole_again_within_its_span() -> None:

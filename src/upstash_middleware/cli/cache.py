@@ -50,7 +50,7 @@ _UNCHECKED = (
     "without which directories and rules have no effect. No on_purge was called. Name the "
     "application with --app MODULE:NAME."
 )
-_LARGEST = 5
+_LARGEST_SHOWN = 5
 _SPANS = ((60, "a minute"), (3600, "an hour"), (86400, "a day"))
 _VARIANT = re.compile(r"#[0-9a-f]{32}$")
 _ROOT_PATH = re.compile(r"^((?:[^/]+:)?)\[[/#][^\]]*\]")
@@ -293,7 +293,7 @@ def stats(invocation: Invocation) -> Answer:
     entries = _scan(invocation, runtime)
     total = sum(entry.size for entry in entries)
     lifetimes = [entry.expires_in for entry in entries if entry.expires_in is not None]
-    largest = sorted(entries, key=lambda entry: entry.size, reverse=True)[:_LARGEST]
+    largest = sorted(entries, key=lambda entry: entry.size, reverse=True)[:_LARGEST_SHOWN]
     data: dict[str, Any] = {
         "prefix": runtime.settings.prefix,
         "entries": len(entries),

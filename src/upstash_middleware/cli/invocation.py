@@ -70,7 +70,7 @@ _APP = Annotated[
 _CONFIG = Annotated[
     str | None, typer.Option(help="A rule file in TOML, in place of --app.", metavar="FILE")
 ]
-_PREFIX = Annotated[str | None, typer.Option(help="The prefix of the keys, if no setting says it.")]
+_PREFIX = Annotated[str | None, typer.Option(help="The prefix of the keys, if not set otherwise.")]
 _JSON = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 _OPTIONS = {"app": _APP, "config": _CONFIG, "prefix": _PREFIX, "as_json": _JSON}
 
@@ -134,7 +134,7 @@ class Invocation:
         return with_credentials(found)
 
     def caching(self) -> tuple[Runtime, ...]:
-        """The runtimes with a cache; that of the environment if no application is named.
+        """The runtimes with a cache; without an application, the environment's.
 
         Raises ConfigurationError; UsageError if the application has no cache.
         """
@@ -148,7 +148,7 @@ class Invocation:
         return with_credentials(found)
 
     def keeping_sessions(self) -> tuple[Runtime, Sessions]:
-        """The part that keeps sessions, and its runtime; without an application, as by default.
+        """The part that keeps sessions, and its runtime; by default with default settings.
 
         Raises ConfigurationError; UsageError if the application keeps no sessions.
         """
@@ -166,7 +166,7 @@ class Invocation:
         return runtime, runtime.create_sessions(SessionSettings())
 
     def any_runtime(self) -> Runtime:
-        """A runtime for what concerns the database alone.  Raises ConfigurationError."""
+        """A runtime for commands that need only the database.  Raises ConfigurationError."""
         return with_credentials(self.subject.runtimes)[0]
 
     def read(self, runtime: Runtime, *commands: tuple[Argument, ...]) -> list[Reply]:
@@ -384,7 +384,7 @@ def _inspect(app: object, name: str) -> Subject:
     mounted: list[Route] = []
     for place, layer in enumerate(layers):
         if _is_a(layer, "flask", "Flask"):
-            known = (*routes.of_flask(layer), *mounted)
+            known = (*routes.flask_routes(layer), *mounted)
             runtimes += [each for each in _runtimes_of_sessions(layer) if each not in runtimes]
         elif _is_a(layer, "werkzeug", "DispatcherMiddleware"):
             if any(hasattr(outside, "runtime") for outside in layers[:place]):
@@ -397,7 +397,7 @@ def _inspect(app: object, name: str) -> Subject:
                 for entry in app_.user_middleware
                 if hasattr(entry.cls, "features")
             ]
-            known = routes.of_starlette(layer)
+            known = routes.starlette_routes(layer)
     if not runtimes and (
         any(route.limits for route in known or ()) or isinstance(app, Limiter | SyncLimiter)
     ):
@@ -437,7 +437,7 @@ def _mounted_routes(dispatcher: Any) -> Iterator[Route]:
     for prefix, app in dispatcher.mounts.items():
         inner = next((each for each in _layers(app) if _is_a(each, "flask", "Flask")), None)
         if inner is not None:
-            yield from routes.of_flask(inner, prefix)
+            yield from routes.flask_routes(inner, prefix)
         else:
             yield routes.Route(f"{prefix}/<path:path>")
 
@@ -475,7 +475,7 @@ def _find_django() -> Subject:
 
             sessions_of(runtime)
         name = os.environ.get(_DJANGO_SETTINGS, "the Django project")
-        return Subject(name, (runtime,), routes.of_django(), is_django=True)
+        return Subject(name, (runtime,), routes.django_routes(), is_django=True)
     except (ImproperlyConfigured, ImportError) as error:
         raise ConfigurationError(
             f"{_DJANGO_SETTINGS}={os.environ.get(_DJANGO_SETTINGS, '')}: the project's settings "

@@ -16,10 +16,10 @@ from upstash_middleware.cli.invocation import Invocation, adapted, command, with
 from upstash_middleware.cli.output import Answer, Exit, UsageError, duration, pairs, rows, text
 from upstash_middleware.core.identify import (
     Identifier,
+    address_identifier,
     identifier_of,
     joined,
     kinds_of,
-    of_address,
     parse_address,
 )
 from upstash_middleware.core.ratelimit.rules import lease_of
@@ -44,7 +44,7 @@ _Rule = Annotated[
     str,
     typer.Argument(help="The limit's name, as in decisions and logs; `limits list` lists them."),
 ]
-_Who = Annotated[
+_IdentifierArgument = Annotated[
     str,
     typer.Argument(
         help="An address, KIND=VALUE (user=alice, header.x-api-key=KEY), several of them joined "
@@ -60,9 +60,9 @@ RootPath = Annotated[
 ]
 
 _IPV6_PREFIX = 64
-_CHANGED = ":dynamic:global"
+_CHANGED_LIMIT_SUFFIX = ":dynamic:global"
 """The end of the key that has a limit which was changed at run time."""
-_AT_ONCE = 100
+_MAX_IDENTIFIERS_PER_CALL = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +113,14 @@ def list_(invocation: Invocation) -> Answer:
 def peek(
     invocation: Invocation,
     rule: _Rule,
-    identifier: _Who,
+    identifier: _IdentifierArgument,
     *,
     cost: Annotated[int, typer.Option(help="What the request would take.", min=1)] = 1,
 ) -> Answer:
     """Show the state of a limit for an identifier; exit code 1 if it is denied."""
     limit = _find(invocation, rule)
     who = _parse_identifier(identifier, limit)
-    return _answer([limit.runtime.perform(limit.limiter.look(rule, who, cost))])
+    return _explanations_answer([limit.runtime.perform(limit.limiter.look(rule, who, cost))])
 
 
 @command(group, "top")
@@ -137,13 +137,13 @@ def top(
     for keys in invocation.scan(limit.runtime, start):
         for key in keys:
             identifier, colon, _ = key.removeprefix(start).rpartition(":")
-            if colon and not key.endswith(_CHANGED):
+            if colon and not key.endswith(_CHANGED_LIMIT_SUFFIX):
                 known[identifier] = None
     identifiers, billed = list(known), invocation.billed
     used: list[tuple[int, Explanation]] = []
-    for begin in range(0, len(identifiers), _AT_ONCE):
+    for begin in range(0, len(identifiers), _MAX_IDENTIFIERS_PER_CALL):
         billed += 2
-        some = identifiers[begin : begin + _AT_ONCE]
+        some = identifiers[begin : begin + _MAX_IDENTIFIERS_PER_CALL]
         for each in limit.runtime.perform(limit.limiter.look_at(rule, some)):
             least = min(each.decision.policies, key=lambda one: one.remaining / (one.limit or 1))
             if least.remaining < least.limit or not each.decision.allowed:
@@ -170,13 +170,15 @@ def top(
 
 
 @command(group, "reset")
-def reset(invocation: Invocation, rule: _Rule, identifier: _Who) -> Answer:
+def reset(invocation: Invocation, rule: _Rule, identifier: _IdentifierArgument) -> Answer:
     """Give an identifier the whole quota of a limit again."""
     limit = _find(invocation, rule)
     who = _parse_identifier(identifier, limit)
     limit.runtime.perform(limit.limiter.reset(rule, who))
     remembered = limit.runtime.settings.remember_denials
-    shown = f"{identifier} has the whole quota of {rule!r} again{_noticed(limit.runtime)}"
+    shown = (
+        f"{identifier} has the whole quota of {rule!r} again{_denial_memory_note(limit.runtime)}"
+    )
     data = {"reset": {"rule": rule, "identifier": identifier}, "noticed_within": remembered}
     return Answer(data, [text(shown)])
 
@@ -199,12 +201,12 @@ def set_(
     except ValueError as error:
         raise UsageError(str(error)) from error
     what = "its own limit again" if units is None else f"a limit of {units}"
-    shown = f"{rule!r} has {what}{_noticed(found.runtime)}"
+    shown = f"{rule!r} has {what}{_denial_memory_note(found.runtime)}"
     remembered = found.runtime.settings.remember_denials
     return Answer({"rule": rule, "limit": units, "noticed_within": remembered}, [text(shown)])
 
 
-def _noticed(runtime: Runtime) -> str:
+def _denial_memory_note(runtime: Runtime) -> str:
     remembered = runtime.settings.remember_denials
     if not remembered:
         return ""
@@ -261,7 +263,7 @@ def explain(  # noqa: PLR0913 - each is an option of the command
             f"the handler of {route.path} also has the limits {names}, which are not included: "
             "they decide inside the application"
         )
-    return _answer(explanations, notes)
+    return _explanations_answer(explanations, notes)
 
 
 def fields_of(texts: Sequence[str]) -> list[tuple[str, str]]:
@@ -369,7 +371,7 @@ def _as_text(rule: RateLimitRule) -> str:
 def _parse_identifier(given: str, limit: _Limit) -> str | Identifier:
     """An identifier; as in logs, hashed or escaped, it is used unchanged.
 
-    Raises UsageError for one of a kind that the rule does not use.
+    Raises UsageError if the rule does not use identifiers of this kind.
     """
     extractor = limit.rule.extractor
     kinds = None if limit.where == "code" else kinds_of(extractor)
@@ -378,10 +380,10 @@ def _parse_identifier(given: str, limit: _Limit) -> str | Identifier:
         pattern = "&".join(f"{re.escape(name)}=(.+)" for name in names)
         if len(names) > 1 and (found := re.fullmatch(pattern, given)):
             return joined(
-                [_of_kind(limit, *one) for one in zip(names, found.groups(), strict=True)]
+                [_make_identifier(limit, *one) for one in zip(names, found.groups(), strict=True)]
             )
     if (address := parse_address(given)) is not None:
-        who: str | Identifier = of_address(address, _IPV6_PREFIX)
+        who: str | Identifier = address_identifier(address, _IPV6_PREFIX)
         kind = "ip"
     else:
         kind, equals, value = given.partition("=")
@@ -392,17 +394,17 @@ def _parse_identifier(given: str, limit: _Limit) -> str | Identifier:
             raise UsageError(f"{given!r}: write KIND=VALUE, such as user=alice or ip=203.0.113.7")
         else:
             is_as_in_logs = value.startswith("#") or "%" in value
-            who = given if is_as_in_logs else _of_kind(limit, kind, value)
+            who = given if is_as_in_logs else _make_identifier(limit, kind, value)
     if kinds is not None and unquote(kind) not in kinds:
         shown = " or ".join("&".join(f"{name}=…" for name in each.split("+")) for each in kinds)
         raise UsageError(f"{given!r}: {limit.rule.name!r} identifies clients by {shown}")
     return who
 
 
-def _of_kind(limit: _Limit, kind: str, value: str) -> Identifier:
+def _make_identifier(limit: _Limit, kind: str, value: str) -> Identifier:
     address = parse_address(value) if kind == "ip" else None
     if address is not None:
-        return of_address(address, _IPV6_PREFIX)
+        return address_identifier(address, _IPV6_PREFIX)
     return identifier_of(limit.rule.extractor, kind, value)
 
 
@@ -413,7 +415,7 @@ def _lease_as_text(lease: Lease | None) -> str | None:
     return f"{duration(lease.milliseconds / 1000)}, share {lease.share:g}{since}"
 
 
-def _answer(explanations: Sequence[Explanation], notes: Sequence[str] = ()) -> Answer:
+def _explanations_answer(explanations: Sequence[Explanation], notes: Sequence[str] = ()) -> Answer:
     enforced = [each for each in explanations if not each.shadow]
     denied = any(not each.decision.allowed for each in enforced)
     shown: list[RenderableType] = [text(f"note: {note}", "yellow") for note in notes]

@@ -56,7 +56,7 @@ class Exit(IntEnum):
 
 
 class UsageError(Exception):
-    """The command line is wrong; the message says what would be right."""
+    """The command line is wrong; the message names a correct one."""
 
 
 EXPECTED = (UsageError, ConfigurationError, PurgeNotPassedOn, UpstashError)

@@ -71,7 +71,7 @@ def _measure(runtime: Runtime) -> float:
 def _send(runtime: Runtime, *commands: Command) -> list[Reply]:
     replies = send_commands(runtime, *commands)
     for reply in replies:
-        # A wrong token ends the command; other errors are what it shows.
+        # A wrong token ends the command; other errors are shown as results.
         if isinstance(reply, CommandError) and refusal_in(str(reply)) is Refusal.TOKEN:
             raise reply
     return replies

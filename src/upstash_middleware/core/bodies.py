@@ -32,7 +32,7 @@ def is_encoded(headers: Headers) -> bool:
 # ------------------------------------------------------------------------------------------------
 # Forms
 
-_LONGEST_TYPE = 256
+_MAX_TYPE_LENGTH = 256
 _PARAMETER = r"""[ \t]*;[ \t]*(boundary|charset)=(?P<quote>"?)([A-Za-z0-9'_+.-]{1,70})(?P=quote)"""
 _CONTENT_TYPE = re.compile(rf"([a-z/-]+)((?:{_PARAMETER})*)[ \t]*", re.IGNORECASE)
 _UTF_8 = frozenset({"utf-8", "utf8"})
@@ -44,8 +44,8 @@ def form_values(headers: Headers, body: bytes, name: str) -> list[str]:
     Raises UnreadableBody, and UnicodeDecodeError.
     """
     lines = headers.lines("content-type")
-    found = _CONTENT_TYPE.fullmatch(lines[0][:_LONGEST_TYPE]) if len(lines) == 1 else None
-    if found is None or len(lines[0]) > _LONGEST_TYPE:
+    found = _CONTENT_TYPE.fullmatch(lines[0][:_MAX_TYPE_LENGTH]) if len(lines) == 1 else None
+    if found is None or len(lines[0]) > _MAX_TYPE_LENGTH:
         raise UnreadableBody("there is no single Content-Type of the usual form")
     pairs = [
         (key.lower(), value) for key, _, value in re.findall(_PARAMETER, found[2], re.IGNORECASE)
@@ -55,14 +55,14 @@ def form_values(headers: Headers, body: bytes, name: str) -> list[str]:
         raise UnreadableBody("the Content-Type repeats a parameter, or has another charset")
     match found[1].lower():
         case "application/x-www-form-urlencoded":
-            return _urlencoded(body, name)
+            return _parse_urlencoded(body, name)
         case "multipart/form-data":
-            return _multipart(body, parameters.get("boundary", "").encode("ascii"), name)
+            return _parse_multipart(body, parameters.get("boundary", "").encode("ascii"), name)
         case _:
             raise UnreadableBody("it is not a form")
 
 
-def _urlencoded(body: bytes, name: str) -> list[str]:
+def _parse_urlencoded(body: bytes, name: str) -> list[str]:
     """Read the URL Standard's application/x-www-form-urlencoded.
 
     Some parsers separate at semicolons too, and some read bytes beyond ASCII as Latin-1. What
@@ -71,13 +71,13 @@ def _urlencoded(body: bytes, name: str) -> list[str]:
     """
     if not body.isascii() or b";" in body or body.lstrip().startswith(b"{"):
         raise UnreadableBody("it has characters that should be escaped")
-    found = islice(_named(name).finditer(body), 2)
+    found = islice(_name_pattern(name).finditer(body), 2)
     return [unquote_plus((each[1] or b"").decode("ascii"), errors="strict") for each in found]
 
 
 @lru_cache(maxsize=256)
-def _named(name: str) -> re.Pattern[bytes]:
-    """Return what finds the values of a field, whose name may be escaped in any part."""
+def _name_pattern(name: str) -> re.Pattern[bytes]:
+    """Return a pattern for the values of a field; any part of its name may be escaped."""
     characters = []
     for character in name:
         escape = f"%{ord(character):02X}"
@@ -94,10 +94,10 @@ _DISPOSITION = re.compile(
     rb"""(;[ ]?filename="[^"\\]*"(;[ ]?filename\*=[\w'%.~-]*)?)?"""
 )
 _TEXT = re.compile(rb"""text/plain(;[ ]?charset="?(utf-8|us-ascii)"?)?""", re.IGNORECASE)
-_UNCODED = frozenset({b"7bit", b"8bit", b"binary"})
+_IDENTITY_ENCODINGS = frozenset({b"7bit", b"8bit", b"binary"})
 
 
-def _multipart(body: bytes, boundary: bytes, name: str) -> list[str]:
+def _parse_multipart(body: bytes, boundary: bytes, name: str) -> list[str]:
     """Read multipart/form-data (RFC 7578): without preamble, epilogue and folded lines.
 
     Some parsers accept other line endings before a boundary, and some find it within a line, so it
@@ -129,7 +129,7 @@ def _values_of_part(head: bytes, content: bytes, name: str) -> list[str]:
         raise UnreadableBody("a part has an unusual Content-Disposition")
     if _is_padded(disposition[1]):
         raise UnreadableBody("a part's name has blanks around it")
-    if fields.get(b"content-transfer-encoding", b"binary").lower() not in _UNCODED:
+    if fields.get(b"content-transfer-encoding", b"binary").lower() not in _IDENTITY_ENCODINGS:
         raise UnreadableBody("a part is encoded")
     if disposition[1] != name.encode("ascii"):
         return []

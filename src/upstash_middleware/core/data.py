@@ -33,7 +33,7 @@ from upstash_middleware.core.cache.entries import (
 from upstash_middleware.core.cache.exchanges import NotShared, Revalidations, SingleFlight
 from upstash_middleware.core.cache.keys import Names
 from upstash_middleware.core.cache.redis_store import (
-    LARGEST_CALL,
+    MAX_CALL_BYTES,
     UNSHARED,
     Lock,
     RedisStore,
@@ -70,26 +70,26 @@ if TYPE_CHECKING:
 
 MISSING: Final[Any] = object()
 """No value, which None could be."""
-LONGEST: Final = 400 * 24 * 3600.0
+MAX_TTL: Final = 400 * 24 * 3600.0
 """Seconds for which a value without tags is kept at most."""
-LARGEST_INTEGER: Final = 2**53 - 1
+MAX_INTEGER: Final = 2**53 - 1
 """Up to which counters count: what Lua's numbers represent exactly."""
 
-_LONGEST_KEY = 1024
-_LONGEST_TAGS = 4096
+_MAX_KEY_LENGTH = 1024
+_MAX_TAGS_LENGTH = 4096
 """Characters of a value's tags up to which they are remembered."""
-_TRUSTED = 10.0
+_EPOCHS_TRUSTED_SECONDS = 10.0
 """Seconds for which epochs count as current, for values that are stored without a read before."""
-_REMEMBERED = 10_000
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
+_MAX_REMEMBERED = 10_000
+_FIRST_PAUSE, _MAX_PAUSE = 0.05, 0.5
 """Seconds between two reads of another process's lock."""
 _COMMANDS, _BYTES = 1000, 5_000_000
 """Of one pipeline that stores many values."""
-_L1_OBJECT = 500
-_ANSWERED = UpstashAnswered("data read")
-_MARKS = frozenset({b"~", b"!"})
-_NEVER = "", -math.inf, -math.inf
-_NOTHING_SEEN = "", "", -math.inf, -math.inf
+_L1_OVERHEAD_BYTES = 500
+_UPSTASH_ANSWERED = UpstashAnswered("data read")
+_FRAME_MARKS = frozenset({b"~", b"!"})
+_EPOCH_NEVER_SEEN = "", -math.inf, -math.inf
+_NO_EPOCHS_SEEN = "", "", -math.inf, -math.inf
 
 
 class Record(Struct, frozen=True):
@@ -140,7 +140,7 @@ def pack(key: str, record: Record, sealing: Sealing | None = None) -> bytes:
 def unpack(key: str, data: bytes, sealing: Sealing | None = None) -> Record | None:
     """Read the record at a key; None if the bytes are none, or are sealed otherwise."""
     mark = data[:1]
-    if mark not in _MARKS:
+    if mark not in _FRAME_MARKS:
         return Record(data) if sealing is None else None
     if (mark == b"!") != (sealing is not None):
         return None
@@ -157,8 +157,8 @@ def unpack(key: str, data: bytes, sealing: Sealing | None = None) -> Record | No
     return Record(payload, epochs, meta.tags, meta.fresh_until, meta.seconds, meta.token)
 
 
-class Found(Struct, frozen=True):
-    """What one read has found at a key."""
+class ReadValue(Struct, frozen=True):
+    """A value as read from its key."""
 
     key: str
     data: bytes | None = None
@@ -210,8 +210,8 @@ class Loading(Struct, frozen=True):
     """Seconds to wait at most for another call that loads it."""
 
 
-class _Loaded(Struct, frozen=True):
-    """A value for those who have waited for it."""
+class _SharedValue(Struct, frozen=True):
+    """A loaded value, for the callers that waited for it."""
 
     payload: bytes
     epochs: Epochs | None
@@ -221,14 +221,14 @@ class _Loaded(Struct, frozen=True):
     """When it began to be loaded, or was read, by the monotonic clock."""
 
 
-class _Failure(Struct, frozen=True):
-    """The error of a loader, for those who have waited for it."""
+class _SharedError(Struct, frozen=True):
+    """The error of a loader, for the callers that waited for it."""
 
     error: Exception
 
 
 class NotCountable(ValueError, TypeError):
-    """What is stored is not an integer, or not one that Redis can count with."""
+    """The stored value is no integer, or one that Redis cannot add to."""
 
 
 class DataStore(RedisStore):
@@ -278,7 +278,7 @@ class DataStore(RedisStore):
         self.clock: Clock = clock
         self.randomness: Callable[[int], bytes] = randomness
         self.deadline: float = write_deadline
-        self.max_keep: float = LONGEST
+        self.max_keep: float = MAX_TTL
         self._deadlines = read_deadline, write_deadline
         self._tagged_keep = tagged_keep
         self._emit = emit
@@ -287,17 +287,17 @@ class DataStore(RedisStore):
         self._codec = codec or Codec()
         self._flights = SingleFlight(clock)
         self._refreshes = Revalidations(clock)
-        self._guesses: LRU[str, tuple[str, ...]] = LRU(_REMEMBERED)
+        self._guesses: LRU[str, tuple[str, ...]] = LRU(_MAX_REMEMBERED)
         """The tags of values, by key, whose epochs the next read has to read."""
-        self._seen: LRU[str, tuple[str, float, float]] = LRU(_REMEMBERED)
+        self._seen: LRU[str, tuple[str, float, float]] = LRU(_MAX_REMEMBERED)
         """Epochs by tag, and when they were read."""
-        self._seen_general = _NOTHING_SEEN
-        """The epochs of everything and of any tag, likewise."""
-        self._written: LRU[str, float] = LRU(_REMEMBERED)
+        self._seen_general = _NO_EPOCHS_SEEN
+        """The epochs of everything and of any tag, with the times when they were read."""
+        self._written: LRU[str, float] = LRU(_MAX_REMEMBERED)
         """When this process last wrote or deleted a value: what was being loaded is older."""
-        self._ended: LRU[str, None] = LRU(_REMEMBERED)
+        self._ended: LRU[str, None] = LRU(_MAX_REMEMBERED)
         """Tokens of locks under which this process has loaded: nobody needs to wait for them."""
-        self._l1: LRU[str, tuple[Found, Record]] = LRU(l1_bytes)
+        self._l1: LRU[str, tuple[ReadValue, Record]] = LRU(l1_bytes)
         self._l1_seconds = l1_seconds
         self._l1_changes = 0
         """How often this process has changed values, and how often it has purged: what was read
@@ -317,7 +317,7 @@ class DataStore(RedisStore):
 
     def longest(self, tags: Sequence[str]) -> float:
         """Return for how many seconds a value with these tags may be kept. Not a flow."""
-        return min(self._tagged_keep, LONGEST) if tags else LONGEST
+        return min(self._tagged_keep, MAX_TTL) if tags else MAX_TTL
 
     # --- Reading --------------------------------------------------------------------------------
 
@@ -328,23 +328,23 @@ class DataStore(RedisStore):
         if found is None:
             reading = self._reading([key])
             try:
-                values = await self._values(reading.all_keys)
-                if self._is_alone(values):  # nearly all
-                    self._note(reading, values)
-                    return self._decoded(key, values[0], type, default)
-                (found,) = await self._interpreted(reading, values)
+                values = await self._read_values(reading.all_keys)
+                if self._is_missing_or_bare_json(values):  # nearly all
+                    self._note_epochs(reading, values)
+                    return self._decode(key, values[0], type, default)
+                (found,) = await self._interpret(reading, values)
             except UpstashError as error:
-                self._failed("data read", error)
+                self._emit_failure("data read", error)
                 return default
         return self._value(found, type, default) if self._is_fresh(found) else default
 
-    def _is_alone(self, values: Sequence[bytes | None]) -> bool:
+    def _is_missing_or_bare_json(self, values: Sequence[bytes | None]) -> bool:
         """Whether a value is missing, or its JSON alone, with no epoch of everything."""
         data = values[0]
         if data is None:
             return True
         alone = values[1] is None and self._sealing is None and not self._l1.room
-        return alone and data[:1] not in _MARKS
+        return alone and data[:1] not in _FRAME_MARKS
 
     async def get_many(self, names: Iterable[str], type: Any = None) -> dict[str, Any]:  # noqa: A002
         """Return the values that there are, by name; read in one command."""
@@ -355,7 +355,7 @@ class DataStore(RedisStore):
             unread = [key for key in by_key if key not in known]
             read = await self._read(unread) if unread else []
         except UpstashError as error:
-            self._failed("data read", error)
+            self._emit_failure("data read", error)
             read = []
         known.update((found.key, found) for found in read)
         for key, name in by_key.items():
@@ -368,13 +368,13 @@ class DataStore(RedisStore):
 
     async def _read(
         self, keys: Sequence[str], tags: tuple[str, ...] = (), *, lock: str | None = None
-    ) -> list[Found]:
+    ) -> list[ReadValue]:
         """Read values with their epochs: one command, or two if the guess of their tags is wrong.
 
         ``tags`` are some whose epochs are read in any case; ``lock`` is the key of a lock.
         """
         reading = self._reading(keys, tags, lock)
-        return await self._interpreted(reading, await self._values(reading.all_keys))
+        return await self._interpret(reading, await self._read_values(reading.all_keys))
 
     def _reading(
         self, keys: Sequence[str], tags: tuple[str, ...] = (), lock: str | None = None
@@ -394,8 +394,10 @@ class DataStore(RedisStore):
             self._purges,
         )
 
-    async def _interpreted(self, reading: _Reading, values: Sequence[bytes | None]) -> list[Found]:
-        """Return what was found; read the epochs of tags that were not guessed."""
+    async def _interpret(
+        self, reading: _Reading, values: Sequence[bytes | None]
+    ) -> list[ReadValue]:
+        """Return the values as read; first read the epochs of tags that were not guessed."""
         keys, lock = reading.keys, reading.lock
         epochs = self._remember(reading, values)
         records = [self._record(key, data) for key, data in zip(keys, values, strict=False)]
@@ -407,7 +409,7 @@ class DataStore(RedisStore):
             if tag not in epochs.tags
         }
         if unread:
-            more = await self._values(list(map(self._names.tag, unread)))
+            more = await self._read_values(list(map(self._names.tag, unread)))
             parsed = Epochs.parse(["", "", "", *map(epoch_text, more)], tuple(unread))
             epochs = replace(epochs, tags={**epochs.tags, **parsed.tags})
         held = (values[-1] or b"").decode("latin-1") if lock is not None else ""
@@ -416,19 +418,19 @@ class DataStore(RedisStore):
             state = Validity.INVALID if record is None else validity(record.epochs, epochs)
             done = (record is not None and record.token == held) or held in self._ended
             of = None if lock is None else Lock(lock, held, done)
-            each = Found(key, data, record, state, epochs, of, reading.wall, reading.monotonic)
+            each = ReadValue(key, data, record, state, epochs, of, reading.wall, reading.monotonic)
             found.append(each)
             if record is not None:
-                self._learn(key, record.tags)
-                self._keep(each, record, reading.changes)
+                self._learn_tags(key, record.tags)
+                self._keep_in_l1(each, record, reading.changes)
         return found
 
-    async def _values(self, keys: Sequence[str]) -> list[bytes | None]:
+    async def _read_values(self, keys: Sequence[str]) -> list[bytes | None]:
         command = Command(("MGET", *keys), reads_only=True)
         replies = await Pipeline((command,), deadline=self._deadlines[0], yields=True)
         values = values_of(replies[0], len(keys))
         if UpstashAnswered not in self._ignored:
-            self._emit(_ANSWERED)
+            self._emit(_UPSTASH_ANSWERED)
         return values
 
     def _record(self, key: str, data: bytes | None) -> Record | None:
@@ -440,17 +442,17 @@ class DataStore(RedisStore):
             self._emit(CacheEntryRefused(key, f"no value of this version, or damaged{sealed}"))
         return record
 
-    def _is_fresh(self, found: Found) -> bool:
+    def _is_fresh(self, found: ReadValue) -> bool:
         record = found.record
         if record is None or found.state is not Validity.VALID:
             return False
         return not record.fresh_until or self.clock.wall() < record.fresh_until
 
-    def _value(self, found: Found, kind: Any, default: Any) -> Any:
+    def _value(self, found: ReadValue, kind: Any, default: Any) -> Any:
         payload = None if found.record is None else found.record.payload
-        return self._decoded(found.key, payload, kind, default)
+        return self._decode(found.key, payload, kind, default)
 
-    def _decoded(self, key: str, payload: bytes | None, kind: Any, default: Any) -> Any:
+    def _decode(self, key: str, payload: bytes | None, kind: Any, default: Any) -> Any:
         if payload is None:
             return default
         try:
@@ -459,15 +461,15 @@ class DataStore(RedisStore):
             self._emit(CacheEntryRefused(key, str(error)))
             return default
 
-    def _learn(self, key: str, tags: tuple[str, ...]) -> None:
-        if tags and sum(map(len, tags)) <= _LONGEST_TAGS:
+    def _learn_tags(self, key: str, tags: tuple[str, ...]) -> None:
+        if tags and sum(map(len, tags)) <= _MAX_TAGS_LENGTH:
             self._guesses.put(key, tags)
         elif key in self._guesses:
             self._guesses.remove(key)
 
     # --- L1: what was read, in the memory of this process ---------------------------------------
 
-    def _from_l1(self, key: str) -> Found | None:
+    def _from_l1(self, key: str) -> ReadValue | None:
         if not self._l1.room:
             return None
         kept = self._l1.use(key)
@@ -478,13 +480,18 @@ class DataStore(RedisStore):
         # A stale one may have been replaced on Redis.
         return found if age < self._l1_seconds and self._is_fresh(found) else None
 
-    def _keep(self, found: Found, record: Record, changes: int) -> None:
+    def _keep_in_l1(self, found: ReadValue, record: Record, changes: int) -> None:
         if self._l1.room and found.state is Validity.VALID and changes == self._l1_changes:
-            size = _L1_OBJECT + len(found.key) + len(found.data or b"") + sum(map(len, record.tags))
+            size = (
+                _L1_OVERHEAD_BYTES
+                + len(found.key)
+                + len(found.data or b"")
+                + sum(map(len, record.tags))
+            )
             self._l1.put(found.key, (replace(found, data=None, lock=None), record), size)
 
-    def _changing(self, *keys: str) -> None:
-        """Note that this process changes values, or all of them: what was read before is older."""
+    def _note_change(self, *keys: str) -> None:
+        """Note that this process changes values, or all: values read before are outdated."""
         self._l1_changes += 1
         now = self.clock.monotonic()
         for key in keys:
@@ -500,7 +507,7 @@ class DataStore(RedisStore):
         self._l1_changes += 1
         self._purges += 1
         self._seen.clear()
-        self._seen_general = _NOTHING_SEEN
+        self._seen_general = _NO_EPOCHS_SEEN
         if tags is None:
             self._l1.clear()
         elif self._l1.room:
@@ -508,7 +515,7 @@ class DataStore(RedisStore):
             self._l1.remove_if(lambda kept: not purged.isdisjoint(kept[1].tags))
 
     def forget(self) -> None:
-        """Clear what this process remembers; what is on Redis stays. Not a flow."""
+        """Clear this process's memory; nothing on Redis is deleted. Not a flow."""
         self.purged(None)
         for table in (self._guesses, self._written, self._ended):
             table.clear()
@@ -522,10 +529,10 @@ class DataStore(RedisStore):
 
     def _remember(self, reading: _Reading, values: Sequence[bytes | None]) -> Epochs:
         """Return the epochs that were read, and remember them."""
-        everything, *others = self._note(reading, values)
+        everything, *others = self._note_epochs(reading, values)
         return Epochs.parse([everything, "", *others], reading.tags)
 
-    def _note(self, reading: _Reading, values: Sequence[bytes | None]) -> list[str]:
+    def _note_epochs(self, reading: _Reading, values: Sequence[bytes | None]) -> list[str]:
         begin = len(reading.keys)
         texts = [epoch_text(value) for value in values[begin : begin + 2 + len(reading.tags)]]
         if reading.purges == self._purges:  # otherwise they may have been read before a purge
@@ -535,16 +542,16 @@ class DataStore(RedisStore):
                 self._seen.put(tag, (text, *at))
         return texts
 
-    def _remembered(self, tags: tuple[str, ...]) -> tuple[Epochs, bool]:
+    def _remembered_epochs(self, tags: tuple[str, ...]) -> tuple[Epochs, bool]:
         """Return the epochs as last read, and whether all of them were read lately."""
         wall, monotonic = self.clock.wall(), self.clock.monotonic()
         everything, any_tag, *at = self._seen_general
         texts, times = [], [at]
         for tag in tags:
-            text, *at = self._seen.get(tag) or _NEVER
+            text, *at = self._seen.get(tag) or _EPOCH_NEVER_SEEN
             texts.append(text)
             times.append(at)
-        lately = all(max(wall - at[0], monotonic - at[1]) < _TRUSTED for at in times)
+        lately = all(max(wall - at[0], monotonic - at[1]) < _EPOCHS_TRUSTED_SECONDS for at in times)
         return Epochs.parse([everything, "", any_tag if tags else "", *texts], tags), lately
 
     # --- Storing --------------------------------------------------------------------------------
@@ -568,7 +575,7 @@ class DataStore(RedisStore):
         )
 
     async def _set(self, key: str, payload: bytes, ttl: float, tags: tuple[str, ...]) -> bool:
-        epochs, known = self._remembered(tags)
+        epochs, known = self._remembered_epochs(tags)
         command = self._command(key, Record(payload, epochs, tags), ttl)
         if known:
             await self.call(command)
@@ -597,10 +604,12 @@ class DataStore(RedisStore):
     async def _set_many(
         self, payloads: Mapping[str, bytes], ttl: float, tags: tuple[str, ...]
     ) -> bool:
-        epochs, known = self._remembered(tags)
+        epochs, known = self._remembered_epochs(tags)
         if not known:
             reading = self._reading((), tags)
-            epochs = _recorded(self._remember(reading, await self._values(reading.all_keys)), tags)
+            epochs = _epochs_to_record(
+                self._remember(reading, await self._read_values(reading.all_keys)), tags
+            )
         commands: list[Command] = []
         size = 0
         for key, payload in payloads.items():
@@ -631,7 +640,7 @@ class DataStore(RedisStore):
         )
 
     async def _add(self, key: str, payload: bytes, ttl: float, tags: tuple[str, ...]) -> bool:
-        epochs, _ = self._remembered(tags)
+        epochs, _ = self._remembered_epochs(tags)
         command = self._command(key, Record(payload, epochs, tags), ttl, "NX")
         (added, *values), current = await self._with_epochs(command, tags, key)
         if added and current == epochs:
@@ -639,20 +648,20 @@ class DataStore(RedisStore):
         if added:
             before: Any = command.args[2]  # it is invalid, since the epochs have changed
         else:
-            found = await self._again(key, values[0], current)
+            found = await self._reread_if_tagged(key, values[0], current)
             if self._is_fresh(found):
                 return False
             before = found.data or ""
         return await self._replace(key, before, Record(payload, current, tags), ttl)
 
-    async def _again(self, key: str, value: Reply, current: Epochs) -> Found:
-        """Return what was found beside epochs; read it again if it has tags of its own."""
+    async def _reread_if_tagged(self, key: str, value: Reply, current: Epochs) -> ReadValue:
+        """Return a value that was read with epochs; read it again if it has tags."""
         data = value if isinstance(value, bytes) else None
         record = self._record(key, data)
         if record is not None and record.tags:
             return (await self._read([key]))[0]
         state = Validity.INVALID if record is None else validity(record.epochs, current)
-        return Found(key, data, record, state)
+        return ReadValue(key, data, record, state)
 
     async def _with_epochs(
         self, command: Command, tags: tuple[str, ...], *keys: str
@@ -665,26 +674,28 @@ class DataStore(RedisStore):
         then = Command(("MGET", *reading.all_keys), reads_only=True)
         reply, read = await self.call(command, then)
         values = values_of(read, len(reading.all_keys))
-        return [reply, *values[: len(keys)]], _recorded(self._remember(reading, values), tags)
+        return [reply, *values[: len(keys)]], _epochs_to_record(
+            self._remember(reading, values), tags
+        )
 
     async def _replace(self, key: str, before: bytes | str, record: Record, ttl: float) -> bool:
-        """Store a record in place of what was read, if that is still there or nothing is.
+        """Store a record, unless another one than the record read is there by now.
 
         Raises CommandError for what no call can contain, which this package has not written.
         """
         if isinstance(before, bytes) and not _is_utf8(before):
             raise CommandError(f"ERR the value of {key!r} is none of this package's; delete it")
-        data = self._packed(key, record)
+        data = self._pack_checked(key, record)
         (done,) = await self.call(script_call("lock", [key], before, data, _milliseconds(ttl)))
         return done == 1
 
     def _command(self, key: str, record: Record, ttl: float, *options: str) -> Command:
-        data = self._packed(key, record)
+        data = self._pack_checked(key, record)
         return Command(("SET", key, data, "PX", _milliseconds(ttl), *options))
 
-    def _packed(self, key: str, record: Record) -> bytes:
+    def _pack_checked(self, key: str, record: Record) -> bytes:
         data = pack(key, record, self._sealing)
-        if len(data) > LARGEST_CALL:
+        if len(data) > MAX_CALL_BYTES:
             # What the server would say, without sending it.
             raise Refused(f"ERR max request size exceeded: the value has {len(data)} bytes")
         return data
@@ -694,21 +705,21 @@ class DataStore(RedisStore):
     ) -> Any:
         """Carry out a write of these keys; ``otherwise`` is the result if it fails."""
         keys = list(keys)
-        self._changing(*keys)
+        self._note_change(*keys)
         try:
             result = await flow
         except UpstashError as error:
-            self._failed("data write", error)
+            self._emit_failure("data write", error)
             if strict:
                 raise
             return otherwise
         finally:
-            self._changing(*keys)  # also if it is not certain that it was carried out
+            self._note_change(*keys)  # also if it is not certain that it was carried out
         if UpstashAnswered not in self._ignored:
-            self._emit(_ANSWERED)
+            self._emit(_UPSTASH_ANSWERED)
         return result
 
-    def _failed(self, during: str, error: UpstashError) -> None:
+    def _emit_failure(self, during: str, error: UpstashError) -> None:
         self._emit(UpstashFailed(during, error))
 
     # --- Changing -------------------------------------------------------------------------------
@@ -769,7 +780,7 @@ class DataStore(RedisStore):
         if isinstance(delta, bool) or not hasattr(delta, "__index__"):
             raise TypeError(f"incr: delta={delta!r} should be an integer, such as 1 or -1")
         delta = index(delta)
-        if not -LARGEST_INTEGER <= delta <= LARGEST_INTEGER:
+        if not -MAX_INTEGER <= delta <= MAX_INTEGER:
             raise ValueError(f"incr: {delta} should be less than 2**53 either way")
         key = self.key(name)
         total: int | None = await self._write(
@@ -801,7 +812,7 @@ class DataStore(RedisStore):
                 )
             if ttl is None:
                 return None
-            counter = Record(b"%d" % delta, _recorded(found.epochs, ()))
+            counter = Record(b"%d" % delta, _epochs_to_record(found.epochs, ()))
             if await self._replace(key, found.data or b"", counter, ttl):
                 return delta
         return None
@@ -834,26 +845,26 @@ class DataStore(RedisStore):
         try:
             found = await self._look_up(loading)
         except UpstashError as error:
-            self._failed("data read", error)
+            self._emit_failure("data read", error)
             now = self.clock.monotonic()
-            found = Found(self.key(loading.name), monotonic=now, unreachable=True)
+            found = ReadValue(self.key(loading.name), monotonic=now, unreachable=True)
         value = self._usable(loading, found)
         if value is MISSING:
             return await self._load_once(loading, found), None
         return value, self._refresh_if_due(loading, found)
 
-    async def _look_up(self, loading: Loading) -> Found:
+    async def _look_up(self, loading: Loading) -> ReadValue:
         lock = self._lock_root + _key_part(loading.name) if loading.lock else None
         return (await self._read([self.key(loading.name)], loading.tags, lock=lock))[0]
 
-    def _usable(self, loading: Loading, found: Found) -> Any:
+    def _usable(self, loading: Loading, found: ReadValue) -> Any:
         """Return a value that may be used, if only for now; MISSING if there is none."""
         stale = loading.stale > 0 and found.state in {Validity.VALID, Validity.STALE}
         if stale or self._is_fresh(found):
             return self._value(found, loading.type, MISSING)
         return MISSING
 
-    async def _load_once(self, loading: Loading, found: Found) -> Any:
+    async def _load_once(self, loading: Loading, found: ReadValue) -> Any:
         """Load a value, or wait for another call in this process that does, for a while."""
         clock, until = self.clock, self.clock.monotonic() + loading.wait
         flights = self._flights
@@ -865,7 +876,7 @@ class DataStore(RedisStore):
                 try:
                     value, shared, storing = await self._lead(loading, found, until)
                 except Exception as error:
-                    flights.resolve(flight, _Failure(error), in_time=True)
+                    flights.resolve(flight, _SharedError(error), in_time=True)
                     flights.forget(flight)
                     del flight  # it refers to the error, whose traceback refers to this frame
                     raise
@@ -882,13 +893,13 @@ class DataStore(RedisStore):
             if not await Wait(flight.latch, left):
                 break
             result = flight.result
-            if isinstance(result, _Failure):
+            if isinstance(result, _SharedError):
                 try:
                     raise result.error
                 finally:
                     del flight, result  # likewise
-            if isinstance(result, _Loaded):
-                value = self._shared(loading, found, result)
+            if isinstance(result, _SharedValue):
+                value = self._value_from_leader(loading, found, result)
                 if value is not MISSING:
                     return value
                 flights.forget(flight)
@@ -896,7 +907,7 @@ class DataStore(RedisStore):
         await storing
         return value
 
-    def _shared(self, loading: Loading, found: Found, loaded: _Loaded) -> Any:
+    def _value_from_leader(self, loading: Loading, found: ReadValue, loaded: _SharedValue) -> Any:
         """Return what another call has loaded; MISSING if it may be older than a purge or write."""
         written = self._written.get(found.key)
         if written is not None and written >= loaded.begun:
@@ -915,8 +926,8 @@ class DataStore(RedisStore):
             return MISSING
 
     async def _lead(
-        self, loading: Loading, found: Found, until: float
-    ) -> tuple[Any, _Loaded, Flow[None]]:
+        self, loading: Loading, found: ReadValue, until: float
+    ) -> tuple[Any, _SharedValue, Flow[None]]:
         """Load a value unless another process does, whose value is waited for."""
         token, pause = "", _FIRST_PAUSE
         try:
@@ -929,21 +940,21 @@ class DataStore(RedisStore):
                 if (left := until - self.clock.monotonic()) <= 0:
                     break
                 await Sleep(min(pause, left))
-                pause = min(pause * 1.5, _LONGEST_PAUSE)
+                pause = min(pause * 1.5, _MAX_PAUSE)
                 found = await self._look_up(loading)
                 value = self._usable(loading, found)
                 if value is not MISSING and found.record is not None:
                     record = found.record
                     at = found.monotonic
-                    loaded = _Loaded(record.payload, record.epochs, record.tags, at)
-                    return value, loaded, _nothing()
+                    loaded = _SharedValue(record.payload, record.epochs, record.tags, at)
+                    return value, loaded, _do_nothing()
         except UpstashError as error:
-            self._failed("data read", error)
+            self._emit_failure("data read", error)
         return await self._load(loading, found, token)
 
     async def _load(
-        self, loading: Loading, found: Found, token: str
-    ) -> tuple[Any, _Loaded, Flow[None]]:
+        self, loading: Loading, found: ReadValue, token: str
+    ) -> tuple[Any, _SharedValue, Flow[None]]:
         """Call the loader; return its value, what others get of it, and the flow that stores it."""
         begun = self.clock.monotonic()
         try:
@@ -955,10 +966,12 @@ class DataStore(RedisStore):
             await self._release(loading, token)
             raise
         epochs = None if found.unreachable else found.epochs
-        loaded = _Loaded(payload, epochs, loading.tags, begun)
+        loaded = _SharedValue(payload, epochs, loading.tags, begun)
         return value, loaded, self._store(loading, found, loaded, token)
 
-    async def _store(self, loading: Loading, found: Found, loaded: _Loaded, token: str) -> None:
+    async def _store(
+        self, loading: Loading, found: ReadValue, loaded: _SharedValue, token: str
+    ) -> None:
         if found.unreachable:
             return
         key, clock = found.key, self.clock
@@ -972,7 +985,7 @@ class DataStore(RedisStore):
         is_dated = loading.stale > 0 or loading.early > 0
         record = Record(
             loaded.payload,
-            _recorded(found.epochs, loading.tags),
+            _epochs_to_record(found.epochs, loading.tags),
             loading.tags,
             clock.wall() + loading.ttl if is_dated else 0.0,
             round(clock.monotonic() - loaded.begun, 3) if is_dated else 0.0,
@@ -981,7 +994,7 @@ class DataStore(RedisStore):
         try:
             await self.call(self._command(key, record, milliseconds / 1000))
         except UpstashError as error:
-            self._failed("data write", error)
+            self._emit_failure("data write", error)
             if not isinstance(error, DeadlineExceeded):  # then a release would take as long
                 # What is refused, such as a value that is too large, will be refused again.
                 mark = UNSHARED if isinstance(error, Refused) else ""
@@ -992,7 +1005,7 @@ class DataStore(RedisStore):
             if self._l1.room:
                 self._l1_changes += 1
                 self._l1.remove(key)
-        self._learn(key, loading.tags)
+        self._learn_tags(key, loading.tags)
 
     async def _release(
         self, loading: Loading, token: str, mark: str = "", *, reports: bool = True
@@ -1006,11 +1019,11 @@ class DataStore(RedisStore):
             await self.release(key, token, mark, seconds if mark else 0.0)
         except UpstashError as error:  # then it expires
             if reports:
-                self._failed("data write", error)
+                self._emit_failure("data write", error)
 
     # --- Loading again what is stale, or soon will be -------------------------------------------
 
-    def _refresh_if_due(self, loading: Loading, found: Found) -> Flow[Any] | None:
+    def _refresh_if_due(self, loading: Loading, found: ReadValue) -> Flow[Any] | None:
         record = found.record
         if record is None or (self._is_fresh(found) and not self._is_early(loading, record)):
             return None
@@ -1030,7 +1043,7 @@ class DataStore(RedisStore):
         earlier = record.seconds * loading.early * -math.log(uniform)
         return self.clock.wall() + earlier >= record.fresh_until
 
-    async def _refresh(self, loading: Loading, found: Found) -> Any:
+    async def _refresh(self, loading: Loading, found: ReadValue) -> Any:
         failed, token = True, ""
         try:
             if found.lock is not None:
@@ -1045,7 +1058,7 @@ class DataStore(RedisStore):
             failed = False
             await storing
         except UpstashError as error:
-            self._failed("data write", error)
+            self._emit_failure("data write", error)
         except Exception as error:  # noqa: BLE001 - the stale value is used
             self._emit(UserCodeFailed(f"the loader of {loading.name!r}", error))
         else:
@@ -1055,8 +1068,8 @@ class DataStore(RedisStore):
         return MISSING
 
 
-def _recorded(epochs: Epochs, tags: tuple[str, ...]) -> Epochs:
-    """Return those of the current epochs that a value with these tags records."""
+def _epochs_to_record(epochs: Epochs, tags: tuple[str, ...]) -> Epochs:
+    """Return the part of the current epochs that a value with these tags records."""
     if not tags:
         return Epochs(everything=epochs.everything)
     return replace(epochs, tags={tag: epochs.tags[tag] for tag in tags})
@@ -1069,7 +1082,7 @@ def kind_of(cache: str, key_prefix: str) -> str:
     return f"{cache}..{sha256(key_prefix.encode()).hexdigest()[:32]}"
 
 
-async def _nothing() -> None:
+async def _do_nothing() -> None:
     pass
 
 
@@ -1095,12 +1108,12 @@ def _key_part(name: Any) -> str:
         encoded = name.encode()
     except UnicodeEncodeError:
         raise ValueError(f"the key {name!r:.80} is not valid Unicode") from None
-    if len(name) <= _LONGEST_KEY and name[0] != "#":
+    if len(name) <= _MAX_KEY_LENGTH and name[0] != "#":
         return name
     return f"#{sha256(encoded).hexdigest()}"
 
 
-def expanded(tags: Iterable[str]) -> tuple[str, ...]:
+def with_all_ancestors(tags: Iterable[str]) -> tuple[str, ...]:
     """Return tags with their ancestors. Raises TypeError or ValueError."""
     if isinstance(tags, str):
         raise TypeError(f"tags={tags!r} should be a sequence such as [{tags!r}]")

@@ -128,7 +128,7 @@ class Notify(Struct, frozen=True):
 
 
 class Resolve(Struct, frozen=True):
-    """Awaits something of the user's that is not a flow: what an async extractor returned."""
+    """Awaits an awaitable of the user that is not a flow, such as an async extractor's result."""
 
     awaitable: Awaitable[Any]
 
@@ -143,7 +143,7 @@ Flow = Coroutine[Effect, Any, T]
 
 
 async def call(function: Callable[..., Any], *args: Any) -> Any:
-    """Return the result of a function of the user's, sync or async."""
+    """Call a function of the user, sync or async, and return its result."""
     result = function(*args)
     return await Resolve(result) if isinstance(result, Awaitable) else result
 
@@ -160,7 +160,7 @@ async def together(
     """
     if len(flows) == 1:  # nothing to join
         return [await flows[0]]
-    lanes = [_Lane(flow) for flow in flows]
+    lanes = [_RunningFlow(flow) for flow in flows]
     try:
         for lane in lanes:
             if (effect := lane.step(lane.flow.send, None)) is not None:
@@ -175,8 +175,8 @@ async def together(
             lane.flow.close()
 
 
-class _Lane:
-    """One of the flows that run together: the pipeline it awaits, and finally its result."""
+class _RunningFlow:
+    """A flow that runs together with others: the pipeline it awaits, and finally its result."""
 
     __slots__ = ("flow", "pipeline", "result")
 
@@ -208,7 +208,7 @@ class _Lane:
             effect = self.step(resume, value)
 
 
-async def _send_joined(lanes: list[_Lane]) -> None:
+async def _send_joined(lanes: list[_RunningFlow]) -> None:
     """Send the pipelines of flows in one call, and resume each with its replies."""
     alone = [lane for lane in lanes if not _is_joinable(lane.pipeline)] if len(lanes) > 1 else []
     shared = [lane for lane in lanes if lane not in alone]
@@ -228,7 +228,7 @@ async def _send_joined(lanes: list[_Lane]) -> None:
         raise
 
 
-async def _send(lanes: list[_Lane]) -> None:
+async def _send(lanes: list[_RunningFlow]) -> None:
     pipelines = [cast("Pipeline", lane.pipeline) for lane in lanes]
     try:
         replies = await (pipelines[0] if len(pipelines) == 1 else joined(pipelines))

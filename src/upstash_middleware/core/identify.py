@@ -20,9 +20,9 @@ from upstash_middleware.messages import HTTPRequest, content_length
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_LONGEST_PLAIN = 128
+_MAX_PLAIN_LENGTH = 128
 """Characters, escaped; a longer value is hashed, so that no key grows with what a client sent."""
-_LONGEST_KIND = 64
+_MAX_KIND_LENGTH = 64
 
 
 class Identifier(Struct, frozen=True):
@@ -44,9 +44,9 @@ class Finder(Struct, frozen=True):
         raise NotImplementedError
 
 
-Found = Identifier | str | int | None
+ExtractorResult = Identifier | str | int | None
 """What an extractor returns. Text or a number of the application's own is written as it is."""
-Extractor = Callable[[HTTPRequest], Found | Awaitable[Found]]
+Extractor = Callable[[HTTPRequest], ExtractorResult | Awaitable[ExtractorResult]]
 AnyExtractor = Extractor | Finder
 
 
@@ -71,7 +71,7 @@ def takes(function: object, count: int) -> bool:
 
 
 async def extract(extractor: AnyExtractor, request: HTTPRequest) -> Identifier | None:
-    """Return what an extractor, sync or async, finds; its own text or number is kind ``id``.
+    """Return the identifier that an extractor finds; plain text or a number gets the kind ``id``.
 
     A flow. Raises TypeError for anything else, and whatever the extractor raises.
     """
@@ -100,7 +100,7 @@ _UNESCAPED = r"[A-Za-z0-9/\-._~!$&'()*+,;=@]*"
 
 
 def escape(part: str) -> str:
-    """Return one part of a key with whatever could end it, or look like another, escaped.
+    """Escape a part of a key, so that it cannot end the part or look like another one.
 
     The colon separates a key's parts, the percent sign escapes, the number sign marks a hash;
     braces would be a cluster's hash tags.
@@ -116,7 +116,7 @@ def key_text(identifier: Identifier, secret: Callable[[], bytes]) -> str:
     A secret value, or a long one, becomes ``KIND=#HASH`` with 128 bits of HMAC-SHA256 under
     ``secret()``. Other kinds and values give other texts.
     """
-    if not identifier.secret and len(identifier.value) <= _LONGEST_PLAIN:
+    if not identifier.secret and len(identifier.value) <= _MAX_PLAIN_LENGTH:
         plain = _plain_text(identifier.kind, identifier.value)
         if plain is not None:
             return plain
@@ -124,14 +124,14 @@ def key_text(identifier: Identifier, secret: Callable[[], bytes]) -> str:
 
     kind = _escaped_kind(identifier.kind)
     message = f"{kind}={identifier.value}".encode("utf-8", "surrogatepass")
-    return f"{kind[:_LONGEST_KIND]}=#{hmac.digest(secret(), message, 'sha256')[:16].hex()}"
+    return f"{kind[:_MAX_KIND_LENGTH]}=#{hmac.digest(secret(), message, 'sha256')[:16].hex()}"
 
 
 @lru_cache(maxsize=1024)
 def _plain_text(kind: str, value: str) -> str | None:
     """Return ``KIND=VALUE``, or None where that would be too long."""
     kind, value = _escaped_kind(kind), escape(value)
-    short = len(kind) <= _LONGEST_KIND and len(value) <= _LONGEST_PLAIN
+    short = len(kind) <= _MAX_KIND_LENGTH and len(value) <= _MAX_PLAIN_LENGTH
     return f"{kind}={value}" if short else None
 
 
@@ -242,14 +242,14 @@ def _query(request: HTTPRequest, name: str) -> list[str]:
 
 _NO_SINGLE_VALUE = "(no single value)"
 _MAX_BODY = 64 * 1024
-_LARGEST_MAX_BODY = 16 * 1024 * 1024
-_LONGEST_NORMALISED = 1024
+_MAX_OF_MAX_BODY = 16 * 1024 * 1024
+_MAX_NORMALISED_LENGTH = 1024
 """Characters beyond ASCII: ordering many combining characters takes quadratic time."""
 
 
 def normalised(text: str) -> str:
     if not text.isascii():
-        if len(text) > _LONGEST_NORMALISED:
+        if len(text) > _MAX_NORMALISED_LENGTH:
             raise ValueError("too long")
         from unicodedata import normalize  # noqa: PLC0415 - rarely needed
 
@@ -277,7 +277,7 @@ class BodyField(Finder, frozen=True):
         return f"{self.function.removesuffix('_field')}.{self.name}"
 
     async def find(self, request: HTTPRequest) -> Identifier:
-        """Return the value as a secret identifier, or the one of all requests without a value."""
+        """Return the value as a secret identifier; all requests without a value share one."""
         value = await self._value(request)
         if value is None:
             return Identifier(self.kind, _NO_SINGLE_VALUE)
@@ -363,10 +363,10 @@ def _body_field(
     function: str, name: str, max_body: int, normalise: Callable[[str], str] | None
 ) -> BodyField:
     size: object = max_body
-    if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= _LARGEST_MAX_BODY:
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= _MAX_OF_MAX_BODY:
         raise ConfigurationError(
             f"{function}({name!r}): max_body={max_body!r} should be a number of bytes from 1 to "
-            f"{_LARGEST_MAX_BODY}"
+            f"{_MAX_OF_MAX_BODY}"
         )
     given: object = normalise
     if given is not None and not callable(given):
@@ -413,12 +413,12 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _IPV6_PREFIX = 64
-_LONGEST_CHAIN = 4096
+_MAX_CHAIN_LENGTH = 4096
 """Characters of a forwarded header that are read, from its right end."""
 
 
 class Platform(NamedTuple):
-    """Where a platform puts the client's address, and how it is recognised."""
+    """Where a platform puts the client's address, and how the platform is recognised."""
 
     title: str
     header: str
@@ -586,9 +586,9 @@ class ClientAddress(Struct, frozen=True):
     def __call__(self, request: HTTPRequest) -> Identifier | None:
         """Return the client's address as an identifier, the peer's where no proxy is trusted."""
         if self.header is None:
-            return _identifier_of(request.peer or "", self.ipv6_prefix)
+            return _address_identifier(request.peer or "", self.ipv6_prefix)
         address = self.address(request)
-        return None if address is None else of_address(address, self.ipv6_prefix)
+        return None if address is None else address_identifier(address, self.ipv6_prefix)
 
     def address(self, request: HTTPRequest) -> Address | None:
         """Return the client's address, or None if not even the peer has one."""
@@ -647,7 +647,7 @@ class EventSource(Struct, frozen=True):
         """Return the address as an identifier; one for all requests whose event has none."""
         address = self.address(request)
         if address is not None:
-            return of_address(address, self.ipv6_prefix)
+            return address_identifier(address, self.ipv6_prefix)
         return None if lambda_event(request) is None else _WITHOUT_SOURCE
 
     def address(self, request: HTTPRequest) -> Address | None:
@@ -662,15 +662,15 @@ _WITHOUT_SOURCE = Identifier("peer", "(no source address)")
 
 def lambda_event(request: HTTPRequest) -> Mapping[str, Any] | None:
     """Return the event that the application is called for, if Lambda calls it."""
-    around = _of_server(request.native)
-    for name in _EVENTS:
+    around = _server_mapping(request.native)
+    for name in _LAMBDA_EVENT_KEYS:
         event = around.get(name)
         if isinstance(event, Mapping):
             return event
     return None
 
 
-_EVENTS = ("aws.event", "apig_wsgi.full_event", "serverless.event", "awsgi.event")
+_LAMBDA_EVENT_KEYS = ("aws.event", "apig_wsgi.full_event", "serverless.event", "awsgi.event")
 """Where Mangum, apig-wsgi, serverless-wsgi and aws-wsgi put the event."""
 
 
@@ -687,7 +687,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _of_server(native: Any) -> Mapping[str, Any]:
+def _server_mapping(native: Any) -> Mapping[str, Any]:
     """Return the ASGI scope or WSGI environ of a framework's request."""
     for known in (native, getattr(native, "scope", None), getattr(native, "META", None)):
         if isinstance(known, Mapping):
@@ -740,7 +740,7 @@ def client_ip(
     if platform is not None:
         if platform not in PLATFORMS:
             raise ConfigurationError(
-                f"client_ip: unknown platform {platform!r}{_meant(platform)}; "
+                f"client_ip: unknown platform {platform!r}{_did_you_mean(platform)}; "
                 f"known: {', '.join(PLATFORMS)}"
             )
         preset = PLATFORMS[platform]
@@ -759,7 +759,7 @@ def client_ip(
     return ClientAddress(None, 0, (), ipv6_prefix)
 
 
-def _meant(platform: object) -> str:
+def _did_you_mean(platform: object) -> str:
     import difflib  # noqa: PLC0415 - for a mistake only
 
     close = difflib.get_close_matches(str(platform).lower(), PLATFORMS, n=1)
@@ -783,23 +783,25 @@ def _parse_network(text: str) -> Network | None:
 
 
 def peer_address(request: HTTPRequest, ipv6_prefix: int = _IPV6_PREFIX) -> Identifier | None:
-    """Return the other end of the connection as an identifier; None where it is not known."""
+    """Return the address of the connection's other end as an identifier; None if unknown."""
     if not request.peer:
         return None
-    return _identifier_of(request.peer, ipv6_prefix) or Identifier("peer", request.peer)
+    return _address_identifier(request.peer, ipv6_prefix) or Identifier("peer", request.peer)
 
 
-def _identifier_of(text: str, ipv6_prefix: int) -> Identifier | None:
-    return _of_short(text, ipv6_prefix) if len(text) <= _LONGEST_ADDRESS else None
+def _address_identifier(text: str, ipv6_prefix: int) -> Identifier | None:
+    return (
+        _short_address_identifier(text, ipv6_prefix) if len(text) <= _MAX_ADDRESS_LENGTH else None
+    )
 
 
 @lru_cache(maxsize=4096)
-def _of_short(text: str, ipv6_prefix: int) -> Identifier | None:
+def _short_address_identifier(text: str, ipv6_prefix: int) -> Identifier | None:
     address = parse_address(text)
-    return None if address is None else of_address(address, ipv6_prefix)
+    return None if address is None else address_identifier(address, ipv6_prefix)
 
 
-def of_address(address: Address, ipv6_prefix: int) -> Identifier:
+def address_identifier(address: Address, ipv6_prefix: int) -> Identifier:
     """Return an address as an identifier; an IPv6 address becomes its network."""
     if address.version == 4 or ipv6_prefix == 128:
         return Identifier("ip", str(address))
@@ -809,7 +811,7 @@ def of_address(address: Address, ipv6_prefix: int) -> Identifier:
 _WITH_PORT = r"([0-9.]+):[0-9]{1,5}|\[([^\]]*)\](?::[0-9]{1,5})?"
 
 
-_LONGEST_ADDRESS = 64
+_MAX_ADDRESS_LENGTH = 64
 """Characters. Nothing longer is remembered, as a client can send it."""
 
 
@@ -819,7 +821,7 @@ def parse_address(text: str) -> Address | None:
     Returns None for anything else: ``unknown``, an obfuscated name.
     """
     text = text.strip().strip('"')
-    return _parse_short(text) if len(text) <= _LONGEST_ADDRESS else None
+    return _parse_short(text) if len(text) <= _MAX_ADDRESS_LENGTH else None
 
 
 @lru_cache(maxsize=4096)
@@ -838,8 +840,8 @@ def _chain(header: str, request: HTTPRequest) -> list[str]:
     value = request.headers.combined(header)
     if value is None:
         return []
-    if len(value) > _LONGEST_CHAIN:  # the client's own invention, except for the right end
-        value = value[-_LONGEST_CHAIN:].partition(",")[2]
+    if len(value) > _MAX_CHAIN_LENGTH:  # the client's own invention, except for the right end
+        value = value[-_MAX_CHAIN_LENGTH:].partition(",")[2]
     if header != "forwarded":
         return value.split(",")
     return [_forwarded_for(element) for element in _split_from_right(value, ",")]
@@ -897,7 +899,7 @@ def _first_untrusted(
 
 
 class FoundAddress(Finder, frozen=True):
-    """An extractor of the application's own as the setting: what it finds is an address."""
+    """The application's own extractor as the setting ``client_ip``: it finds an address."""
 
     extractor: AnyExtractor
 
@@ -906,7 +908,7 @@ class FoundAddress(Finder, frozen=True):
         found = await extract(self.extractor, request)
         if found is None:
             return None
-        if address := _identifier_of(found.value, _IPV6_PREFIX):
+        if address := _address_identifier(found.value, _IPV6_PREFIX):
             return replace(address, secret=found.secret)
         if found.kind == "ip" and _parse_network(found.value) is None:
             return replace(found, kind="id")
@@ -948,7 +950,7 @@ def address_setting(name: str, value: Any) -> AnyExtractor | None:
     except ConfigurationError as error:
         known = ", ".join(PLATFORMS)
         is_number = isinstance(value, str) and value.isdecimal()
-        hint = f"; a number of proxies is not text: {value}" if is_number else _meant(value)
+        hint = f"; a number of proxies is not text: {value}" if is_number else _did_you_mean(value)
         raise ConfigurationError(f"{name} = {value!r}: {error}{hint}; platforms: {known}") from None
     raise ConfigurationError(
         f"{name} = {value!r}: should be the number of proxies in front, their networks such as "
@@ -972,7 +974,7 @@ def application_address(
     return client_ip(), True
 
 
-def own_address(extractor: AnyExtractor) -> ClientAddress | EventSource | None:
+def application_client_ip_of(extractor: AnyExtractor) -> ClientAddress | EventSource | None:
     """Return the first ``client_ip(…)`` with arguments in an extractor and its parts."""
     for part in _parts_of(extractor):
         if isinstance(part, EventSource):
@@ -1024,7 +1026,9 @@ def address_advice(request: HTTPRequest, platform: str | None) -> str | None:
     """
     if platform == "aws-lambda":
         return _advice_on_lambda(request)
-    if "werkzeug.proxy_fix.orig" in _of_server(request.native):  # the connection's is the client's
+    if "werkzeug.proxy_fix.orig" in _server_mapping(
+        request.native
+    ):  # the connection's is the client's
         return None
     peer = parse_address(request.peer or "")
     sent = [name for name in _FORWARDED if name in request.headers]
@@ -1206,7 +1210,7 @@ def combine(*extractors: AnyExtractor | str) -> Combined:
     Args:
         *extractors: Extractors, functions of the request, or text such as ``"header:X-API-Key"``.
     """
-    return Combined(_checked("combine", extractors))
+    return Combined(_check_extractors("combine", extractors))
 
 
 def first_of(*extractors: AnyExtractor | str) -> FirstOf:
@@ -1216,7 +1220,7 @@ def first_of(*extractors: AnyExtractor | str) -> FirstOf:
         *extractors: Extractors, functions of the request, or text such as ``"header:X-API-Key"``.
             The first that finds a value identifies.
     """
-    return FirstOf(_checked("first_of", extractors))
+    return FirstOf(_check_extractors("first_of", extractors))
 
 
 def hashed(extractor: AnyExtractor | str) -> Hashed:
@@ -1225,10 +1229,12 @@ def hashed(extractor: AnyExtractor | str) -> Hashed:
     Args:
         extractor: The extractor, a function of the request, or text that names one.
     """
-    return Hashed(*_checked("hashed", (extractor,)))
+    return Hashed(*_check_extractors("hashed", (extractor,)))
 
 
-def _checked(function: str, given: tuple[AnyExtractor | str, ...]) -> tuple[AnyExtractor, ...]:
+def _check_extractors(
+    function: str, given: tuple[AnyExtractor | str, ...]
+) -> tuple[AnyExtractor, ...]:
     extractors: list[AnyExtractor] = []
     for each in given:
         if isinstance(each, str):
@@ -1268,7 +1274,7 @@ def joined(parts: Sequence[Identifier]) -> Identifier:
 
 
 def kinds_of(extractor: AnyExtractor) -> list[str] | None:
-    """Return the kinds of what an extractor identifies a client by; None if that is unknown.
+    """Return the kinds of the identifiers that an extractor finds; None if unknown.
 
     Where it may find nothing, the client's address is one.
     """
@@ -1297,7 +1303,7 @@ def _kinds_of(extractor: AnyExtractor) -> list[str] | None:
         case Hashed(part):
             return _kinds_of(part)
         case _:
-            kind = _kind_of(extractor)
+            kind = _extractor_kind(extractor)
             return None if kind == "id" else [kind]
 
 
@@ -1310,7 +1316,7 @@ def identifier_of(extractor: AnyExtractor, kind: str | None, value: str) -> Iden
     Without a kind, it is the extractor's, or ``id`` where that has several or an unknown one.
     Raises whatever the ``normalise`` of a ``form`` or ``json_field`` raises.
     """
-    kind = kind or _kind_of(extractor)
+    kind = kind or _extractor_kind(extractor)
     for part in _parts_of(extractor):
         if isinstance(part, BodyField) and part.kind == kind and part.normalise is not None:
             value = part.normalise(value)
@@ -1318,7 +1324,7 @@ def identifier_of(extractor: AnyExtractor, kind: str | None, value: str) -> Iden
     return Identifier(kind, value, secret=is_secret)
 
 
-def _kind_of(extractor: AnyExtractor) -> str:
+def _extractor_kind(extractor: AnyExtractor) -> str:
     match extractor:
         case BodyField():
             return extractor.kind
@@ -1349,7 +1355,7 @@ def extractor_named(text: str) -> AnyExtractor:
 
     known = {**_WITHOUT_ARGUMENT, **_WITH_ARGUMENT}
     close = difflib.get_close_matches(name.lower(), known, n=1)
-    found = _USUAL_NAMES.get(name.lower()) or "".join(close)
+    found = _SUGGESTED_NAMES.get(name.lower()) or "".join(close)
     if found and (found != name or (colon and found not in _WITH_ARGUMENT)):
         meant = found if found in _WITHOUT_ARGUMENT else f"{found}:{argument or 'NAME'}"
         raise ConfigurationError(f"did you mean {meant!r}?")
@@ -1382,7 +1388,7 @@ _WITH_ARGUMENT: dict[str, Callable[[str], AnyExtractor]] = {
 }
 EXTRACTORS = (client_ip, header, cookie, query, form, json_field)
 """The functions that have to be called to get an extractor."""
-_USUAL_NAMES = {
+_SUGGESTED_NAMES = {
     "addr": "ip",
     "address": "ip",
     "body": "json",
@@ -1394,7 +1400,7 @@ _USUAL_NAMES = {
     "user_or_ip": "user",
     "username": "user",
 }
-"""Names in other packages, and what they are called here."""
+"""Names used by other packages, with the names used here."""
 
 
 # ------------------------------------------------------------------------------------------------

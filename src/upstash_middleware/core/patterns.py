@@ -136,7 +136,7 @@ def _check(text: str) -> None:
     problem = None
     for placeholder, reason in _SYNTAXES if _SPECIAL.intersection(text) else ():
         if re.search(placeholder, text):
-            problem = f"{reason}; write {_in_our_syntax(text)!r}"
+            problem = f"{reason}; write {_convert_syntax(text)!r}"
             break
     else:
         if not text.startswith("/"):
@@ -156,7 +156,7 @@ def _check(text: str) -> None:
         raise ConfigurationError(f"path pattern {text!r} can never match: {problem}")
 
 
-def _in_our_syntax(text: str) -> str:
+def _convert_syntax(text: str) -> str:
     """Return a pattern of another syntax in ours, as far as possible."""
     segments = text.strip("/").split("/")
     for index, segment in enumerate(segments):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _MARK = b"$pickle."
 _DIGEST = 32
-_LARGEST_INTEGER = 1 << 53
+_MAX_INTEGER = 1 << 53
 _INTEGER = re.compile(rb"-?[0-9]{1,16}")
 
 
@@ -38,7 +38,7 @@ class SignedPickles(Codec):
     def encode(self, value: object, type: Any = None) -> bytes:  # noqa: A002, ARG002 - as in Codec
         """Return a value as bytes, which are text. Raises what pickling it raises."""
         # Not a subclass, such as bool.
-        if value.__class__ is int and -_LARGEST_INTEGER <= value <= _LARGEST_INTEGER:
+        if value.__class__ is int and -_MAX_INTEGER <= value <= _MAX_INTEGER:
             return b"%d" % value
         pickled = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
         return _MARK + b64encode(_digest(self._keys()[0], pickled) + pickled)

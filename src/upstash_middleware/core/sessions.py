@@ -61,13 +61,13 @@ if TYPE_CHECKING:
 # Settings
 
 _DAY = 24 * 3600.0
-_LONGEST = 400 * _DAY
+_MAX_COOKIE_AGE = 400 * _DAY
 """Browsers keep no cookie for longer (RFC 6265bis §5.5)."""
 _DEFAULT_AGE = 14 * _DAY
 _TIMES = ("max_age", "idle_timeout", "absolute_timeout")
-_SLACK = 3600.0
+_EPOCH_SLACK_SECONDS = 3600.0
 """Seconds by which a user's epoch outlives the sessions that are bound to the user."""
-_LARGEST = 4 * 1024 * 1024
+_MAX_SESSION_BYTES = 4 * 1024 * 1024
 """Bytes of a session's entries that one call of 10 MB can carry, escaped or sealed."""
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - RFC 9110's token
 
@@ -207,7 +207,7 @@ def _lower(value: Any) -> Any:
 
 def _is_time(value: Any) -> bool:
     seconds = seconds_in(value)
-    return seconds is not None and 0 < seconds <= _LONGEST
+    return seconds is not None and 0 < seconds <= _MAX_COOKIE_AGE
 
 
 def _is_text(pattern: str) -> Callable[[Any], bool]:
@@ -219,7 +219,7 @@ def _are_texts(value: Any) -> bool:
 
 
 def _is_size(value: Any) -> bool:
-    return type(value) is int and 0 < value <= _LARGEST
+    return type(value) is int and 0 < value <= _MAX_SESSION_BYTES
 
 
 def _is_flag(value: Any) -> bool:
@@ -242,7 +242,7 @@ _CHECKS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "idle_timeout": (_is_time, _TIME),
     "absolute_timeout": (_is_time, _TIME),
     "paths": (_are_texts, "a list of patterns such as ['/account/{rest:path}']"),
-    "max_size": (_is_size, f"a whole number of bytes, {_LARGEST} at most"),
+    "max_size": (_is_size, f"a whole number of bytes, {_MAX_SESSION_BYTES} at most"),
     "on_error": (("open", "closed").__contains__, "'open' or 'closed'"),
     "read_from": (("nearest", "primary").__contains__, "'nearest' or 'primary'"),
 }
@@ -376,7 +376,7 @@ class Session(MutableMapping[str, Any]):
         self._values: dict[str, Any] = {}
         """Those that have been read or set."""
         self._set: set[str] = set()
-        """The names of those that this request has set, even to what they were."""
+        """The names of the entries that this request has set, even to the same value."""
         self._deleted: set[str] = set()
         self._ended: list[StoredSession] = []
         """What ``clear`` has ended, until it is deleted on Redis."""
@@ -473,7 +473,7 @@ class Session(MutableMapping[str, Any]):
         return dict(self)
 
     def mark_accessed(self) -> None:
-        """Have the response be for this user alone; ``request.session`` does so."""
+        """Mark the response as for this user alone; ``request.session`` does this."""
         self.accessed = True
 
     def mark_modified(self) -> None:
@@ -482,7 +482,7 @@ class Session(MutableMapping[str, Any]):
 
     @property
     def _stays_empty(self) -> bool:
-        """Whether it is what each client without a cookie has, and nothing is to be saved."""
+        """Whether it is empty, as for a client without a cookie, and nothing is to be saved."""
         holds = self._values or self._entries or self._stored or self._error or self._clears
         saves = self._is_certain or self._binds is not None or self._is_over or self.cookie_change
         return not (holds or saves)
@@ -507,7 +507,7 @@ class Session(MutableMapping[str, Any]):
 
     @property
     def available(self) -> bool:
-        """Whether it could be loaded. If not, it is empty, and what is written is dropped."""
+        """Whether the session could be loaded. If not, it is empty, and changes are dropped."""
         self.accessed = True
         return self._error is None
 
@@ -533,7 +533,7 @@ class Session(MutableMapping[str, Any]):
         self._clears += 1
         if self._stored is not None:
             self._ended.append(self._stored)
-        self._leave()
+        self._leave_stored()
         self._binds, self._regenerates = None, False
         self._values, self._set = {}, set()
         self._is_refused = self._is_refused or not self.available
@@ -548,7 +548,7 @@ class Session(MutableMapping[str, Any]):
         """
         self.accessed = self.modified = True
         if self._is_over:
-            self._leave()
+            self._leave_stored()
         self._regenerates = True
         self._is_refused = self._is_refused or not self.available
 
@@ -602,13 +602,13 @@ class Session(MutableMapping[str, Any]):
             raise RuntimeError("session.save: this session does not belong to a request")
         return self.part, self.performer
 
-    def _leave(self) -> None:
+    def _leave_stored(self) -> None:
         """Go on without the stored session, if any."""
         self._stored, self._is_over = None, False
         self._entries, self._deleted = {}, set()
 
-    def _put_back(self, todo: _ToDo, *, is_cleared: bool) -> None:
-        """Note again what could not be done."""
+    def _note_again(self, todo: _SaveTasks, *, is_cleared: bool) -> None:
+        """Note the tasks again that could not be done."""
         self._ended = todo.ended + self._ended
         self._revoked = todo.revoked + self._revoked
         if not is_cleared:
@@ -712,7 +712,7 @@ class SessionStore(Struct, frozen=True):
 
     def keys_of(self, id_: str) -> tuple[str, ...]:
         """Return the keys at which a session with this id may be, under each secret."""
-        return tuple([self.key_start + _hashed(key, id_) for key in self.secrets()])
+        return tuple([self.key_start + _hash_id(key, id_) for key in self.secrets()])
 
     def epoch_key(self, user_hash: str) -> str:
         """Return the key of a user's epoch."""
@@ -724,14 +724,14 @@ class SessionStore(Struct, frozen=True):
         digests = [hmac.digest(key, text, "sha256") for key in self.secrets()]
         return [self.ids.user_hash(digest) for digest in digests]
 
-    def is_of(self, stored: StoredSession, users: Sequence[str]) -> bool:
+    def is_bound_to_any(self, stored: StoredSession, users: Sequence[str]) -> bool:
         """Whether a session is bound to one of these users."""
         return any(stored.user in self.user_hashes(user) for user in users)
 
     # --- Loading --------------------------------------------------------------------------------
 
     def prepare(self, id_: str) -> SessionLookup | None:
-        """Return what reads a session; None for what is not an id, which costs nothing."""
+        """Return the lookup of a session; None for text that is no id, which costs nothing."""
         user = self.ids.parse(id_)
         if user is None:
             return None
@@ -821,7 +821,7 @@ class SessionStore(Struct, frozen=True):
         fields = self._fields(stored, entries)
         if touch:
             stored.touched = self.clock.wall()
-            fields = [_RESERVED, self._reserved(stored, stored.epoch), *fields]
+            fields = [_RESERVED, self._reserved_field(stored, stored.epoch), *fields]
         milliseconds = int(self.seconds_left(stored, idle) * 1000)
         names = [f"={name}" for name in deleted]
         # Sent twice it writes the same, unless another request has written in between.
@@ -834,7 +834,7 @@ class SessionStore(Struct, frozen=True):
             *names,
             again=True,
         )
-        return bool(await self._one(*first, command))
+        return bool(await self._send_for_last_reply(*first, command))
 
     async def start(  # noqa: PLR0913
         self,
@@ -853,11 +853,11 @@ class SessionStore(Struct, frozen=True):
         Args:
             entries: The entries to write.
             id_: The new id; by default a random one.
-            old: The session to go on with.
-            deleted: The entries of that to delete.
+            old: The session that gets the new id.
+            deleted: The names of entries of ``old`` to delete.
             user: The user to bind the session to; None to leave it as it is.
             first: Commands to send before, in the same call.
-            idle: Its idle timeout in seconds; None for that of all.
+            idle: Its idle timeout in seconds; None for the store's.
             despite_revocation: Whether to bind ``old`` to a user even if it is bound already, and
                 the sessions of that user have been revoked meanwhile.
         """
@@ -887,7 +887,7 @@ class SessionStore(Struct, frozen=True):
             milliseconds,
             self._seal(_RESERVED, self._head(new)),
             epoch,
-            int((min(self.absolute, _LONGEST) + _SLACK) * 1000),
+            int((min(self.absolute, _MAX_COOKIE_AGE) + _EPOCH_SLACK_SECONDS) * 1000),
             recorded,
             len(fields) // 2,
             *fields,
@@ -895,7 +895,7 @@ class SessionStore(Struct, frozen=True):
             # Sent again, what ends the user's sessions would end the one that is bound already.
             again=old is None or not any(epoch_key in each.args for each in first),
         )
-        reply = await self._one(*first, command)
+        reply = await self._send_for_last_reply(*first, command)
         if not isinstance(reply, bytes):
             return None
         new.epoch = reply.decode("latin-1")
@@ -917,7 +917,7 @@ class SessionStore(Struct, frozen=True):
                 raise reply
         return replies
 
-    async def _one(self, *commands: Command) -> Reply:
+    async def _send_for_last_reply(self, *commands: Command) -> Reply:
         return (await self.send(*commands))[-1]
 
     def _fields(self, stored: StoredSession, entries: Mapping[str, bytes]) -> list[Argument]:
@@ -929,7 +929,7 @@ class SessionStore(Struct, frozen=True):
     def _head(self, stored: StoredSession) -> bytes:
         return json.encode(_Head(stored.created, stored.touched, stored.salt, stored.user))
 
-    def _reserved(self, stored: StoredSession, epoch: str) -> bytes:
+    def _reserved_field(self, stored: StoredSession, epoch: str) -> bytes:
         return epoch.encode() + b"\n" + self._seal(_RESERVED, self._head(stored))
 
 
@@ -977,7 +977,7 @@ def _call(name: str, keys: Sequence[str], *arguments: Argument, again: bool) -> 
     )
 
 
-def _hashed(key: bytes, id_: str) -> str:
+def _hash_id(key: bytes, id_: str) -> str:
     digest = hmac.digest(key, b"session\n" + id_.encode(), "sha256")
     return urlsafe_b64encode(digest).rstrip(b"=").decode()
 
@@ -987,7 +987,7 @@ def _hashed(key: bytes, id_: str) -> str:
 
 ENDED_MEANWHILE: Final = "the session was ended meanwhile"
 """Why something was not saved: another request has ended the session, or given it another id."""
-_ANSWERED = UpstashAnswered("session load")
+_UPSTASH_ANSWERED = UpstashAnswered("session load")
 _UNCHANGEABLE = frozenset({str, int, float, bool, bytes, NoneType, datetime, UUID})
 """Types of values that cannot have changed after they were read."""
 
@@ -1030,7 +1030,7 @@ class Sessions(Part):
     # --- One request ----------------------------------------------------------------------------
 
     def prepare(self, request: HTTPRequest) -> SessionExchange | SessionLookup | None:
-        """Begin a request: with a new session where it has no cookie, or with what reads it."""
+        """Begin a request: with a new session if it has no cookie, otherwise with a lookup."""
         if self._patterns and not self.covers(request.path):
             return None
         id_ = cookie_of(request.headers, self._cookie)
@@ -1062,7 +1062,7 @@ class Sessions(Part):
             session._error = error
             return session
         if UpstashAnswered not in self._ignored:
-            self.observe(_ANSWERED)
+            self.observe(_UPSTASH_ANSWERED)
         return self.session() if found is None else self.session(*found)
 
     async def load(self, id_: str | None) -> Session:
@@ -1128,7 +1128,7 @@ class Sessions(Part):
             if entries or deleted:
                 self.observe(SessionSaved("saved", False, "it could not be loaded"))
             return
-        todo = _ToDo(session._binds, session._regenerates, session._ended, session._revoked)
+        todo = _SaveTasks(session._binds, session._regenerates, session._ended, session._revoked)
         starts = todo.user is not None or (
             bool(entries) if session._stored is None else todo.regenerates
         )
@@ -1147,22 +1147,22 @@ class Sessions(Part):
         try:
             written = await self._write(session, todo, entries, deleted, starts=starts)
         except BaseException:
-            session._put_back(todo, is_cleared=session._clears != clears)
+            session._note_again(todo, is_cleared=session._clears != clears)
             raise
         finally:
             saving, session._saving = session._saving, None
             saving.open()
-        self._note(session, written, deleted, is_cleared=session._clears != clears)
+        self._take_over(session, written, deleted, is_cleared=session._clears != clears)
 
     async def _write(
         self,
         session: Session,
-        todo: _ToDo,
+        todo: _SaveTasks,
         entries: Mapping[str, bytes],
         deleted: list[str],
         *,
         starts: bool,
-    ) -> _Written:
+    ) -> _SaveResult:
         """Send what is to be changed, in one call."""
         store, stored = self.store, session._stored
         first = [store.delete(each) for each in todo.ended]
@@ -1176,19 +1176,19 @@ class Sessions(Part):
                 user=user,
                 first=first,
                 # Unless this request revokes them, what else ends a user's sessions wins.
-                despite_revocation=stored is not None and store.is_of(stored, revoked),
+                despite_revocation=stored is not None and store.is_bound_to_any(stored, revoked),
             )
             is_replaced = new is None
             if new is None:  # it has ended meanwhile: go on with what this request has written
                 entries = {**entries, **self._set_entries(session)}
                 if not entries and user is None:  # the client keeps the cookie of what ended it
-                    return _Written("regenerated", None, None, entries, is_replaced=True)
+                    return _SaveResult("regenerated", None, None, entries, is_replaced=True)
                 new = await store.start(entries, user=user)
             if new is None:
                 raise UnexpectedAnswer("a new session was not created")
             cookie = CookieChange(new.id, store.seconds_left(new))
             change: Change = "created" if stored is None or is_replaced else "regenerated"
-            return _Written(change, new, cookie, entries, is_replaced=is_replaced)
+            return _SaveResult(change, new, cookie, entries, is_replaced=is_replaced)
         changes = bool(entries or deleted)
         is_timely = not (session._is_sent or session._is_over) and (changes or self._rolls())
         touch = stored is not None and is_timely and self._is_old(stored)
@@ -1196,21 +1196,21 @@ class Sessions(Part):
             if first:
                 await store.send(*first)
             gone = CookieChange(None) if todo.ended else None
-            return _Written("ended" if first else "nothing", stored, gone, entries)
+            return _SaveResult("ended" if first else "nothing", stored, gone, entries)
         saved = await store.save(stored, entries, deleted, touch=touch, first=first)
         rolled = CookieChange(stored.id, store.seconds_left(stored)) if touch and saved else None
         change = "saved" if changes else "touched"
-        return _Written(change, stored, rolled, entries, is_over=not saved)
+        return _SaveResult(change, stored, rolled, entries, is_over=not saved)
 
-    def _note(
+    def _take_over(
         self,
         session: Session,
-        written: _Written,
+        written: _SaveResult,
         deleted: list[str],
         *,
         is_cleared: bool,
     ) -> None:
-        """Take over what has been written, in a session that may have been changed meanwhile."""
+        """Apply the result of a save to a session that may have been changed meanwhile."""
         entries = written.entries
         if written.is_over:
             self.observe(SessionSaved(written.change, False, ENDED_MEANWHILE))
@@ -1253,7 +1253,7 @@ class Sessions(Part):
         return value
 
     def _set_entries(self, session: Session) -> dict[str, bytes]:
-        """Return all entries that this request has set, encoded, even those that are as before."""
+        """Return all entries that this request has set, encoded, even if they are unchanged."""
         values = session._values
         return {name: self._dump(values[name]) for name in session._set if name in values}
 
@@ -1282,8 +1282,8 @@ class Sessions(Part):
             return False
 
 
-class _ToDo(NamedTuple):
-    """What a save does besides writing entries."""
+class _SaveTasks(NamedTuple):
+    """The tasks of a save besides writing entries."""
 
     user: Any
     """The user to bind the session to; None for none."""
@@ -1292,8 +1292,8 @@ class _ToDo(NamedTuple):
     revoked: list[str]
 
 
-class _Written(NamedTuple):
-    """What a save has done."""
+class _SaveResult(NamedTuple):
+    """The result of a save."""
 
     change: Change
     stored: StoredSession | None
@@ -1336,7 +1336,7 @@ class SessionExchange(PartExchange):
         return self._part.settings.cookie_name if self.session._stays_empty else ""
 
     def detach(self) -> None:
-        """Go on with an empty session that belongs to no client: nothing of it is saved."""
+        """Replace the session with an empty one that belongs to no client and is not saved."""
         self.session = self._part.detached().session
 
     def save(self) -> Flow[None] | None:

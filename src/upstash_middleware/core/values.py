@@ -33,14 +33,14 @@ MAX_DEPTH: Final = 100
 _MAX_INTEGER = 1 << 64
 """Larger integers are written in hexadecimal, whose conversion is linear and has no limit."""
 _CONTAINERS = frozenset({list, dict})
-_SHOWN_PARTS = 8
-_SHOWN_KEY = 40
-_AS_THEY_ARE = (bytes, datetime, date, time, timedelta, Decimal, UUID)
+_MAX_SHOWN_PARTS = 8
+_MAX_SHOWN_KEY_LENGTH = 40
+_PASSED_THROUGH_TYPES = (bytes, datetime, date, time, timedelta, Decimal, UUID)
 """Types that msgspec leaves to this module when it takes a typed value apart."""
 
 
 class Unreadable(ValueError):
-    """The bytes are not a value of this form, or not one of the type."""
+    """The bytes do not encode a value, or not one of the requested type."""
 
 
 class Form(Struct, frozen=True):
@@ -74,7 +74,7 @@ class Codec:
             tuple: self._tuple,
             set: self._set,
             frozenset: self._set,
-            **{form.type: self._formed(form) for form in every},
+            **{form.type: self._form_packer(form) for form in every},
         }
         self._unpack = _UNPACK | {f"${form.tag}": form.unpack for form in every}
 
@@ -104,11 +104,11 @@ class Codec:
         try:
             value = json.decode(data)
             if b'"$' in bytes(data):
-                value = self._untagged(value)
+                value = self._untag(value)
             if type is None:
                 return value
             if (adapter := _pydantic(type)) is not None:
-                return adapter.validate_json(json.encode(value), **_by_name())
+                return adapter.validate_json(json.encode(value), **_by_name_arguments())
             return msgspec.convert(value, type, str_keys=True)
         except Exception as error:
             raise Unreadable(f"no value of the expected form: {error}") from error
@@ -116,7 +116,7 @@ class Codec:
     def tagged(self, value: object) -> Any:
         """Return a value with only what JSON has, as ``encode`` writes it. Raises NotStorable."""
         try:
-            return self._tagged(value, 0)
+            return self._tag(value, 0)
         except _Refused as refused:
             raise refused.error() from None
         except RecursionError:
@@ -129,12 +129,12 @@ class Codec:
         """
         return None
 
-    def _tagged(self, value: Any, depth: int) -> Any:
+    def _tag(self, value: Any, depth: int) -> Any:
         pack = self._pack.get(type(value))
         if pack is None:
             if (form := self.form_of(type(value))) is None:
-                raise _Refused(f"{_a(value)} cannot be stored; {_remedy(value)}")
-            pack = self._pack[type(value)] = self._formed(form)
+                raise _Refused(f"{_describe(value)} cannot be stored; {_remedy(value)}")
+            pack = self._pack[type(value)] = self._form_packer(form)
         return pack(value, depth)
 
     def _dict(self, value: dict[Any, Any], depth: int) -> Any:
@@ -143,9 +143,9 @@ class Codec:
         for key, item in value.items():
             _check_key(key)
             try:
-                entries[key] = self._tagged(item, depth + 1)
+                entries[key] = self._tag(item, depth + 1)
             except _Refused as refused:
-                refused.parts.append(f"[{_shortened(key)}]")
+                refused.parts.append(f"[{_shorten_key(key)}]")
                 raise
         return {f"${key}": item for key, item in entries.items()} if _tag_like(value) else entries
 
@@ -154,7 +154,7 @@ class Codec:
         items = []
         for place, item in enumerate(values):
             try:
-                items.append(self._tagged(item, depth + 1))
+                items.append(self._tag(item, depth + 1))
             except _Refused as refused:
                 refused.parts.append(part or f"[{place}]")
                 raise
@@ -168,25 +168,25 @@ class Codec:
         items = sorted(self._list(value, depth, "{…}"), key=json.encode)
         return {f"${type(value).__name__}": items}
 
-    def _formed(self, form: Form) -> Callable[[Any, int], Any]:
+    def _form_packer(self, form: Form) -> Callable[[Any, int], Any]:
         tag, pack = f"${form.tag}", form.pack
-        return lambda value, depth: {tag: self._tagged(pack(value), depth)}
+        return lambda value, depth: {tag: self._tag(pack(value), depth)}
 
-    def _untagged(self, value: Any) -> Any:
+    def _untag(self, value: Any) -> Any:
         if type(value) is list:
             for place, item in enumerate(value):
                 if type(item) in _CONTAINERS:
-                    value[place] = self._untagged(item)
+                    value[place] = self._untag(item)
             return value
         if type(value) is not dict:
             return value
         if _tag_like(value):
             ((name, content),) = value.items()
-            content = self._untagged(content)
+            content = self._untag(content)
             return {name[1:]: content} if name[1:2] == "$" else self._unpack[name](content)
         for name, item in value.items():
             if type(item) in _CONTAINERS:
-                value[name] = self._untagged(item)
+                value[name] = self._untag(item)
         return value
 
     def _encode_typed(self, value: object, kind: Any) -> bytes:
@@ -198,24 +198,26 @@ class Codec:
                     value, mode="json", by_alias=False, round_trip=True, warnings="error"
                 )
             else:
-                plain = msgspec.to_builtins(value, builtin_types=_AS_THEY_ARE, str_keys=True)
+                plain = msgspec.to_builtins(
+                    value, builtin_types=_PASSED_THROUGH_TYPES, str_keys=True
+                )
         except (ValueError, TypeError, RecursionError) as error:
             raise NotStorable(
-                f"value: {_a(value)} cannot be stored as {kind!r}: {error}"
+                f"value: {_describe(value)} cannot be stored as {kind!r}: {error}"
             ) from error
         data = self.encode(plain)
         try:
             back = self.decode(data, kind)
         except Unreadable as error:
             raise NotStorable(
-                f"value: {_a(value)} is no {_name(kind)}: {error.__cause__}; store one, or leave "
-                "out type="
+                f"value: {_describe(value)} is no {_type_name(kind)}: {error.__cause__}; "
+                "store one, or leave out type="
             ) from error
         if type(back) is type(value) and back != value:
             raise NotStorable(
-                f"value: {_a(value)} does not come back equal as {_name(kind)}: its class has no "
-                f"comparison, or its fields are not all in its type; store a {_name(kind)}, or "
-                "leave out type="
+                f"value: {_describe(value)} does not come back equal as {_type_name(kind)}: its "
+                "class has no comparison, or its fields are not all in its type; store a "
+                f"{_type_name(kind)}, or leave out type="
             )
         try:
             _check_same(value, back)
@@ -306,8 +308,8 @@ class _Refused(Exception):
     def error(self) -> NotStorable:
         """Return the refusal as users get it."""
         parts = self.parts[::-1]
-        if len(parts) > _SHOWN_PARTS:
-            parts = [*parts[:_SHOWN_PARTS], "…"]
+        if len(parts) > _MAX_SHOWN_PARTS:
+            parts = [*parts[:_MAX_SHOWN_PARTS], "…"]
         return NotStorable(f"value{''.join(parts)}: {self}")
 
 
@@ -319,11 +321,11 @@ def _check_depth(depth: int) -> None:
 def _check_key(key: object) -> None:
     if type(key) is not str:
         raise _Refused(
-            f"the key {_shortened(key)} is {_a(key)}; keys have to be text: store "
+            f"the key {_shorten_key(key)} is {_describe(key)}; keys have to be text: store "
             "{str(key): …}, or a list of pairs"
         )
     if not _is_unicode(key):
-        raise _Refused(f"the key {_shortened(key)} is {_SURROGATE}")
+        raise _Refused(f"the key {_shorten_key(key)} is {_SURROGATE}")
 
 
 def _is_unicode(text: str) -> bool:
@@ -340,20 +342,20 @@ def _remedy(value: object) -> str:
     return "store the text, numbers, lists and dicts that it is made of"
 
 
-def _a(value: object) -> str:
-    return f"a value of the type {_name(type(value))}"
+def _describe(value: object) -> str:
+    return f"a value of the type {_type_name(type(value))}"
 
 
-def _name(kind: Any) -> str:
+def _type_name(kind: Any) -> str:
     if not isinstance(kind, type):
         return repr(kind)
     module = kind.__module__
     return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
 
 
-def _shortened(key: object) -> str:
+def _shorten_key(key: object) -> str:
     text = repr(key) if type(key) in {str, int, float, bool, bytes, type(None)} else "…"
-    return text if len(text) <= _SHOWN_KEY else f"{text[:_SHOWN_KEY]}…"
+    return text if len(text) <= _MAX_SHOWN_KEY_LENGTH else f"{text[:_MAX_SHOWN_KEY_LENGTH]}…"
 
 
 # --- Built-in forms -----------------------------------------------------------------------------
@@ -395,7 +397,7 @@ def _unpack_decimal(content: Any) -> Decimal:
 
 
 def _pack_moment(value: datetime | time) -> Any:
-    """Return its text, or where that does not say all: naive text, fold, and the time zone."""
+    """Return a moment's ISO text; if that loses something: naive text, fold and time zone."""
     zone = value.tzinfo
     if not value.fold and (zone is None or zone is UTC):
         return value.isoformat()
@@ -413,7 +415,9 @@ def _pack_zone(value: datetime | time) -> Any:
     zoneinfo = sys.modules.get("zoneinfo")
     if zoneinfo is not None and type(zone) is zoneinfo.ZoneInfo and zone.key is not None:
         return str(zone.key)
-    raise _Refused(f"{_a(value)} with a time zone of the type {_name(type(zone))} {_NO_ZONE}")
+    raise _Refused(
+        f"{_describe(value)} with a time zone of the type {_type_name(type(zone))} {_NO_ZONE}"
+    )
 
 
 _NO_ZONE = "cannot be stored; store it in another one: value.astimezone(datetime.timezone.utc)"
@@ -467,16 +471,17 @@ def _check_same(value: Any, back: Any) -> None:
     """
     if type(back) is not type(value):
         raise _Refused(
-            f"{_a(value)} would come back as one of the type {_name(type(back))}, which it is "
-            f"declared as; store a {_name(type(back))}, or declare it as {_name(type(value))}"
+            f"{_describe(value)} would come back as one of the type {_type_name(type(back))}, "
+            f"which it is declared as; store a {_type_name(type(back))}, or declare it as "
+            f"{_type_name(type(value))}"
         )
     # Times that differ in microseconds of it are equal in Python.
     if isinstance(value, datetime | time) and value.utcoffset() != back.utcoffset():
         raise _Refused(
-            f"{_a(value)} would come back with another UTC offset; store one whose offset is in "
-            "whole minutes"
+            f"{_describe(value)} would come back with another UTC offset; store one whose "
+            "offset is in whole minutes"
         )
-    for part, item, other in _parts_of(value, back):
+    for part, item, other in _pair_parts(value, back):
         try:
             _check_same(item, other)
         except _Refused as refused:
@@ -484,11 +489,11 @@ def _check_same(value: Any, back: Any) -> None:
             raise
 
 
-def _parts_of(value: Any, back: Any) -> Iterable[tuple[str, Any, Any]]:
+def _pair_parts(value: Any, back: Any) -> Iterable[tuple[str, Any, Any]]:
     """Return the parts of two values of one type, with the name of each, for an error."""
     if isinstance(value, dict):
         yield from (("{…}", *keys) for keys in zip(value, back, strict=False))
-        yield from ((f"[{_shortened(key)}]", value[key], back.get(key)) for key in value)
+        yield from ((f"[{_shorten_key(key)}]", value[key], back.get(key)) for key in value)
     elif isinstance(value, set | frozenset):
         known = {item: item for item in back}
         yield from (("{…}", item, known.get(item)) for item in value)
@@ -496,13 +501,13 @@ def _parts_of(value: Any, back: Any) -> Iterable[tuple[str, Any, Any]]:
         pairs = enumerate(zip(value, back, strict=False))
         yield from ((f"[{place}]", *pair) for place, pair in pairs)
     else:
-        for name in _fields_of(type(value)):
+        for name in _field_names(type(value)):
             yield f".{name}", getattr(value, name, None), getattr(back, name, None)
         extra = getattr(value, "__pydantic_extra__", None) or {}
         yield from ((f".{name}", item, getattr(back, name, None)) for name, item in extra.items())
 
 
-def _fields_of(kind: Any) -> tuple[str, ...]:
+def _field_names(kind: Any) -> tuple[str, ...]:
     """Return the names of the fields of a Struct, a dataclass, a model or a class of attrs."""
     for attribute in ("__struct_fields__", "__dataclass_fields__", "model_fields"):
         if names := getattr(kind, attribute, ()):
@@ -532,7 +537,7 @@ def _adapter(kind: Any) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _by_name() -> Mapping[str, bool]:
+def _by_name_arguments() -> Mapping[str, bool]:
     """Return the arguments with which pydantic reads fields by their names, not their aliases."""
     from pydantic import VERSION  # noqa: PLC0415 - it is loaded
 

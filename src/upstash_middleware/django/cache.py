@@ -22,7 +22,7 @@ from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 from msgspec import Struct
 
 from upstash_middleware.core.clock import seconds_in
-from upstash_middleware.core.data import LONGEST, MISSING, kind_of
+from upstash_middleware.core.data import MAX_TTL, MISSING, kind_of
 from upstash_middleware.django.conf import runtime_for_data
 from upstash_middleware.django.values import DjangoCodec, signed_pickles
 from upstash_middleware.errors import ConfigurationError, NotStorable, UpstashError, unknown_name
@@ -49,8 +49,8 @@ _CONNECTION = (
 )
 """Settings that make a connection of the alias's own; see ``settings.Arguments``."""
 _OPTIONS = ("serializer", "strict", "forever", *_CONNECTION)
-_DJANGOS = {"MAX_ENTRIES", "CULL_FREQUENCY"}
-_MOST_ALIASES = 32
+_DJANGO_OPTIONS = {"MAX_ENTRIES", "CULL_FREQUENCY"}
+_MAX_ALIASES = 32
 
 
 class UpstashCache(BaseCache):
@@ -80,7 +80,7 @@ class UpstashCache(BaseCache):
 
     def __init__(self, location: str, params: dict[str, Any]) -> None:
         super().__init__(params)
-        self._alias: _Alias = _alias_of(location or "", params.get("OPTIONS") or {})
+        self._alias: _Alias = _find_alias(location or "", params.get("OPTIONS") or {})
         self._kind = kind_of(_KINDS[self._alias.serializer], self.key_prefix)
 
     def __repr__(self) -> str:
@@ -90,7 +90,7 @@ class UpstashCache(BaseCache):
         """Return for how many seconds a value is kept; 0 or less deletes it."""
         if timeout is DEFAULT_TIMEOUT:
             timeout = self.default_timeout
-        return self._alias.forever if timeout is None else min(timeout, LONGEST)
+        return self._alias.forever if timeout is None else min(timeout, MAX_TTL)
 
     # --- Reading --------------------------------------------------------------------------------
 
@@ -270,11 +270,11 @@ class UpstashCache(BaseCache):
         Raises ValueError if there is none, or Upstash fails, or the sum is beyond 2**53; and for a
         value that is not an integer an error that is a TypeError and a ValueError.
         """
-        return _counted(key, self._run(self._incr(key, delta, version), None))
+        return _check_counted(key, self._run(self._incr(key, delta, version), None))
 
     async def aincr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
         """Do the same as ``incr`` on an event loop."""
-        return _counted(key, await self._arun(self._incr(key, delta, version), None))
+        return _check_counted(key, await self._arun(self._incr(key, delta, version), None))
 
     def _incr(self, key: Any, delta: int, version: int | None) -> _MakeFlow[int | None]:
         name, strict = self._name(key, version), self._alias.strict
@@ -311,20 +311,20 @@ class UpstashCache(BaseCache):
 
     def _run(self, make: _MakeFlow[T], disabled: T) -> T:
         """Run a flow in this thread and return its result; ``disabled`` if it is switched off."""
-        runtime, flow = self._made(make)
+        runtime, flow = self._runtime_and_flow(make)
         if runtime.enabled:
             return runtime.perform(flow)
         flow.close()
         return disabled
 
     async def _arun(self, make: _MakeFlow[T], disabled: T) -> T:
-        runtime, flow = self._made(make)
+        runtime, flow = self._runtime_and_flow(make)
         if runtime.enabled:
             return await runtime.aperform(flow)
         flow.close()
         return disabled
 
-    def _made(self, make: _MakeFlow[T]) -> tuple[Runtime, Flow[T]]:
+    def _runtime_and_flow(self, make: _MakeFlow[T]) -> tuple[Runtime, Flow[T]]:
         alias = self._alias
         runtime = alias.runtime()
         return runtime, make(runtime.data(self._kind, alias.codec))
@@ -352,7 +352,7 @@ def _encode(store: DataStore, value: object) -> bytes:
         ) from None
 
 
-def _counted(key: Any, total: int | None) -> int:
+def _check_counted(key: Any, total: int | None) -> int:
     if total is None:
         raise ValueError(f"Key '{key}' not found")
     return total
@@ -385,7 +385,7 @@ class _Alias(Struct):
         return [("serializer", self.serializer), ("strict", self.strict)]
 
     def runtime(self) -> Runtime:
-        """Return its runtime, or that of the setting. Raises ConfigurationError."""
+        """Return the alias's runtime, or that of UPSTASH_MIDDLEWARE. Raises ConfigurationError."""
         return self.own or runtime_for_data()
 
 
@@ -393,21 +393,21 @@ _aliases: list[_Alias] = []
 _lock = threading.Lock()
 
 
-def _alias_of(location: str, options: Mapping[str, Any]) -> _Alias:
+def _find_alias(location: str, options: Mapping[str, Any]) -> _Alias:
     for alias in _aliases:
         if alias.location == location and alias.options == options:
             return alias
     with _lock:
         alias = _read(location, dict(options))
         _aliases.append(alias)
-        if len(_aliases) > _MOST_ALIASES and (oldest := _aliases.pop(0)).own is not None:
+        if len(_aliases) > _MAX_ALIASES and (oldest := _aliases.pop(0)).own is not None:
             oldest.own.close()  # it opens a connection again if it is used nevertheless
     return alias
 
 
 def _read(location: str, options: dict[str, Any]) -> _Alias:
     for name in options:
-        if name in _DJANGOS:
+        if name in _DJANGO_OPTIONS:
             raise ConfigurationError(
                 f"OPTIONS[{name!r}]: Upstash drops no values while they are valid; leave it out"
             )
@@ -437,7 +437,7 @@ def _read(location: str, options: dict[str, Any]) -> _Alias:
         serializer,
         _CODECS[serializer](),
         strict,
-        _forever(options.get("forever", LONGEST)),
+        _forever(options.get("forever", MAX_TTL)),
         _own_runtime(connection) if connection else None,
     )
 
@@ -447,7 +447,7 @@ def _forever(given: Any) -> float:
         seconds = seconds_in(given)
     except (TypeError, ValueError):
         seconds = None
-    if seconds is None or not 0 < seconds <= LONGEST:
+    if seconds is None or not 0 < seconds <= MAX_TTL:
         raise ConfigurationError(
             f"OPTIONS['forever']: {given!r} should be seconds, or text such as '30 days', up to "
             "400 days"

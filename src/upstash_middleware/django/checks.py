@@ -28,7 +28,7 @@ from upstash_middleware.django.conf import (
 from upstash_middleware.django.middleware import Middleware, adds_nothing
 from upstash_middleware.django.requests import chooses_language_itself, user
 from upstash_middleware.errors import ConfigurationError, MissingCredentials
-from upstash_middleware.routes import django_resolves, never_served, of_django
+from upstash_middleware.routes import django_resolves, django_routes, never_served
 from upstash_middleware.runtime import Features, Runtime
 from upstash_middleware.settings import Settings, settings_from
 
@@ -43,7 +43,7 @@ _PERSONAL = {
     "django.contrib.messages.middleware.MessageMiddleware",
 }
 _GZIP = {"django.middleware.gzip.GZipMiddleware"}
-_DJANGOS_CACHE = {
+_DJANGO_CACHE_MIDDLEWARE = {
     "django.middleware.cache.UpdateCacheMiddleware",
     "django.middleware.cache.FetchFromCacheMiddleware",
 }
@@ -57,7 +57,7 @@ _AUTHENTICATION = {
     "django.contrib.auth.middleware.RemoteUserMiddleware",
 }
 _SESSIONS = {"django.contrib.sessions.middleware.SessionMiddleware"}
-_OUR_SESSIONS = {"upstash_middleware.django.sessions.SessionMiddleware"}
+_UPSTASH_SESSIONS = {"upstash_middleware.django.sessions.SessionMiddleware"}
 _CORS = {"corsheaders.middleware.CorsMiddleware"}
 
 
@@ -170,14 +170,14 @@ def check_middleware(**_: Any) -> list[checks.CheckMessage]:
     for place, layer in enumerate(layers):
         above, below = layers[:place], layers[place + 1 :]
         if Features.CACHE in layer.features and known is not None and known.cache:
-            found += _around_cache(layer, above, below)
-            found += _above_stale(layer, above, known)
+            found += _check_around_cache(layer, above, below)
+            found += _check_above_stale(layer, above, known)
         if Features.RATE_LIMIT in layer.features:
-            found += _below_limit(layer, below, known)
+            found += _check_below_limit(layer, below, known)
     return found
 
 
-def _around_cache(
+def _check_around_cache(
     cache: _Layer, above: list[_Layer], below: list[_Layer]
 ) -> Iterator[checks.CheckMessage]:
     # The cache has to know the language that a middleware has chosen by its own code.
@@ -200,7 +200,9 @@ def _around_cache(
                 "once for all visitors that accept the coding.",
                 id="upstash_middleware.W003",
             )
-    if djangos := [layer.name for layer in (*above, *below) if layer.is_any_of(_DJANGOS_CACHE)]:
+    if djangos := [
+        layer.name for layer in (*above, *below) if layer.is_any_of(_DJANGO_CACHE_MIDDLEWARE)
+    ]:
         yield checks.Warning(
             f"MIDDLEWARE contains both {cache.name} and Django's own {' and '.join(djangos)}: "
             "pages are stored twice, and a purge reaches only one of the two.",
@@ -217,7 +219,7 @@ def _around_cache(
             )
 
 
-def _above_stale(
+def _check_above_stale(
     cache: _Layer, above: list[_Layer], known: Settings
 ) -> Iterator[checks.CheckMessage]:
     """Report what keeps the cache from revalidating in the background, as W012."""
@@ -232,7 +234,7 @@ def _above_stale(
         )
 
 
-def _below_limit(
+def _check_below_limit(
     limit: _Layer, below: list[_Layer], known: Settings | None
 ) -> Iterator[checks.CheckMessage]:
     rules = () if known is None else (*known.rate_limits, known.default_limit)
@@ -287,7 +289,7 @@ def check_paths(**_: Any) -> list[checks.CheckMessage]:
     for layer in _layers():
         features |= layer.features
     try:
-        served = of_django()
+        served = django_routes()
     except Exception:  # noqa: BLE001 - Django's own checks of URLs report it
         return []
     if (known := _settings()) is None:
@@ -326,7 +328,7 @@ def check_sessions(**_: Any) -> Iterator[checks.CheckMessage]:
             hint="Remove it, or set SESSION_ENGINE = 'upstash_middleware.django.sessions'.",
             id="upstash_middleware.W011",
         )
-    ours = [layer.name for layer in layers if layer.is_any_of(_OUR_SESSIONS)]
+    ours = [layer.name for layer in layers if layer.is_any_of(_UPSTASH_SESSIONS)]
     if ours and not is_ours:
         yield checks.Warning(
             f"SESSION_ENGINE = {settings.SESSION_ENGINE!r}: with this engine, "

@@ -120,7 +120,7 @@ def share(configured: Configured, features: Features) -> None:
 
 
 def runtime_for_handlers() -> Runtime:
-    """Return the runtime for limits in front of views: that of the middleware, if there is one.
+    """Return the runtime for limits in front of views: the middleware's, if there is one.
 
     Raises ConfigurationError where the setting is wrong.
     """
@@ -216,7 +216,7 @@ async def apurge(
 
 
 def runtime_for_data() -> Runtime:
-    """Return the runtime for the project's values and sessions: that of the middleware, if any.
+    """Return the runtime for the project's values and sessions: the middleware's, if there is one.
 
     Raises ConfigurationError where the setting is wrong.
     """

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-_STATUS_OF: dict[type[Exception], int] = {
+_STATUS_BY_EXCEPTION: dict[type[Exception], int] = {
     Http404: 404,
     PermissionDenied: 403,
     RequestDataTooBig: 413,
@@ -175,9 +175,11 @@ class ViewCall(HandlerCall):
         return guarded(self.native, response) if attached.handed_over else response
 
     def failed(self, attached: Attached, error: BaseException) -> None:
-        """Show it the head of the response that Django makes of an exception."""
+        """Pass the limit the head of the response that Django makes from an exception."""
         if isinstance(error, Exception):
-            statuses = (status for kind, status in _STATUS_OF.items() if isinstance(error, kind))
+            statuses = (
+                status for kind, status in _STATUS_BY_EXCEPTION.items() if isinstance(error, kind)
+            )
             attached.head(ResponseHead(next(statuses, 500), NO_HEADERS))
 
 

@@ -35,7 +35,7 @@ from upstash_middleware.core.ratelimit.decision import UNCHECKED, completing
 from upstash_middleware.decorators import PendingExchange
 from upstash_middleware.django.conf import DENIED_VIEW, Configured, share
 from upstash_middleware.django.requests import (
-    ENDS,
+    REQUEST_END,
     DjangoBody,
     active_localization,
     change_head,
@@ -138,7 +138,7 @@ class Middleware:
         return False
 
     def _joins_sessions(self) -> bool:
-        """Whether it is the outermost of ours above our SessionMiddleware, and reads for that."""
+        """Whether this is the outermost middleware of this package above its SessionMiddleware."""
         found = False
         for path in settings.MIDDLEWARE:
             entry = import_string(path)
@@ -420,7 +420,7 @@ class ResponseStream(PendingExchange):
             self._complete = True  # a client that has the head has everything
         elif not is_for_server:
             streaming = cast("StreamingHttpResponse", response)
-            watched: Any = self._awatched if streaming.is_async else self._watched
+            watched: Any = self._awatch_body if streaming.is_async else self._watch_body
             streaming.streaming_content = watched(streaming.streaming_content)
         if sent.status in WITHOUT_BODY and head.status not in WITHOUT_BODY:
             _drop_body(response)
@@ -456,7 +456,7 @@ class ResponseStream(PendingExchange):
         length = b"%d" % len(cast("HttpResponse", response).content)
         return ResponseHead(head.status, head.headers.adding((b"Content-Length", length)))
 
-    def _watched(self, content: Iterator[bytes]) -> Iterator[bytes]:
+    def _watch_body(self, content: Iterator[bytes]) -> Iterator[bytes]:
         for piece in content:
             if self.exchange.session is not None:
                 self.exchange.forbid_sharing()
@@ -472,7 +472,7 @@ class ResponseStream(PendingExchange):
         self._complete = True
         self.finish()
 
-    async def _awatched(self, content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _awatch_body(self, content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         try:
             async for piece in content:
                 if self.exchange.session is not None:
@@ -620,11 +620,11 @@ def _request_without_visitor(stale: HttpRequest, request: HTTPRequest) -> HttpRe
 # ------------------------------------------------------------------------------------------------
 # The end of a request
 
-_LONGEST_WAIT = 5.0  # seconds; the calls that are waited for have their own deadline
+_MAX_WAIT_SECONDS = 5.0  # seconds; the calls that are waited for have their own deadline
 
 
-class _Ends(Struct, eq=False):
-    """What to finish when a request ends, outermost first."""
+class _RequestEnd(Struct, eq=False):
+    """The exchanges to finish when a request ends, outermost first."""
 
     begun: list[tuple[Callable[[], None], Callable[[], None] | None]] = []
     exchanges: list[Exchange] = []
@@ -635,7 +635,7 @@ class _Ends(Struct, eq=False):
     def end(self, close: Callable[[], None]) -> None:
         """Finish all of it, innermost first; or wait until another thread has."""
         if self.elsewhere is not None:
-            self.elsewhere.wait(_LONGEST_WAIT)
+            self.elsewhere.wait(_MAX_WAIT_SECONDS)
         begun, self.begun = self.begun, []
         try:
             for finish, _ in reversed(begun):
@@ -651,7 +651,7 @@ class _Ends(Struct, eq=False):
 
 def exchanges_of(request: HttpRequest) -> Sequence[Exchange]:
     """Return the exchanges that this package's middleware has begun for a request so far."""
-    ends: _Ends | None = vars(request).get(ENDS)
+    ends: _RequestEnd | None = vars(request).get(REQUEST_END)
     return () if ends is None else ends.exchanges
 
 
@@ -667,12 +667,12 @@ def at_end(
     response, an ASGI handler cancels the request and closes nothing, but sends
     ``request_finished``. Its receivers run after a view that is still running in a thread.
     """
-    ends: _Ends | None = vars(request).get(ENDS)
+    ends: _RequestEnd | None = vars(request).get(REQUEST_END)
     if ends is None:
-        ends = vars(request)[ENDS] = _Ends()
+        ends = vars(request)[REQUEST_END] = _RequestEnd()
         request.close = partial(_end, request, request.close)  # type: ignore[method-assign]  # Django has no other hook
         if found := SyncToAsync.thread_sensitive_context.get(None):  # under ASGI
-            _context_in(found).request = weakref.ref(request)
+            _request_context(found).request = weakref.ref(request)
     ends.begun.append((finish, then))
     if exchange is not None:
         ends.exchanges.append(exchange)
@@ -680,11 +680,11 @@ def at_end(
 
 def guarded(request: HttpRequest, response: R) -> R:
     """Return the response, which ends the request even if it is never closed."""
-    ends: _Ends | None = vars(request).get(ENDS)
-    guard: _Guard | None = vars(response).get(ENDS)
+    ends: _RequestEnd | None = vars(request).get(REQUEST_END)
+    guard: _Guard | None = vars(response).get(REQUEST_END)
     # A view may return one response to all requests.
     if ends is not None and (guard is None or guard.ends is not ends):
-        vars(response)[ENDS] = _Guard(ends)
+        vars(response)[REQUEST_END] = _Guard(ends)
     return response
 
 
@@ -697,27 +697,28 @@ class _Guard:
 
     __slots__ = ("ends",)
 
-    def __init__(self, ends: _Ends) -> None:
+    def __init__(self, ends: _RequestEnd) -> None:
         self.ends = ends
 
     def __del__(self) -> None:
         if self.ends.begun:
-            others = _Ends()
+            others = _RequestEnd()
             others.begun, self.ends.begun = self.ends.begun, []
-            self.ends.elsewhere = run_soon(partial(others.end, _nothing))
+            self.ends.elsewhere = run_soon(partial(others.end, _do_nothing))
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         """Be None in a response that is pickled into a cache."""
         return type(None), ()
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     pass
 
 
 def _end(request: HttpRequest, close: Callable[[], None]) -> None:
     vars(request).pop("close", None)
-    ends: _Ends | None = vars(request).pop(ENDS, None)  # nothing keeps the body that was seen
+    # Removed, so that nothing keeps the body that was seen.
+    ends: _RequestEnd | None = vars(request).pop(REQUEST_END, None)
     if ends is None:
         close()
     else:
@@ -733,26 +734,26 @@ class _Context(Struct, eq=False):
     """Weakly: what outlives the request, such as a connection that it opened, keeps this."""
 
 
-def _context_in(asgirefs: object) -> _Context:
-    """Return the context of the current request in that of asgiref."""
-    context: _Context = vars(asgirefs).setdefault(ENDS, _Context())
+def _request_context(asgirefs: object) -> _Context:
+    """Return the context of the current request from asgiref's."""
+    context: _Context = vars(asgirefs).setdefault(REQUEST_END, _Context())
     return context
 
 
 def _count_request(**_: object) -> None:
     if found := SyncToAsync.thread_sensitive_context.get(None):  # under ASGI
-        _context_in(found).requests += 1
+        _request_context(found).requests += 1
 
 
 def _end_abandoned(**_: object) -> None:
     """End the request of this context if Django has not closed it."""
     if not (found := SyncToAsync.thread_sensitive_context.get(None)):
         return
-    context = _context_in(found)
+    context = _request_context(found)
     if context.requests == 1 and context.request is not None:
         request = context.request()
         if request is not None:
-            _end(request, _nothing)
+            _end(request, _do_nothing)
 
 
 request_started.connect(_count_request)

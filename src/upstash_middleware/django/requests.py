@@ -43,11 +43,11 @@ if TYPE_CHECKING:
     from upstash_middleware.events import Observer
     from upstash_middleware.messages import Response
 
-ENDS = "_upstash_middleware"
+REQUEST_END = "_upstash_middleware"
 """The attribute that refers to what ends a request: of the request, response and context."""
-_ANSWERED_BY = "_upstash_middleware_answered_by"
+_LAST_READ_RESPONSE = "_upstash_middleware_answered_by"
 """On a request: the id of the response whose head was read last."""
-_CHANGED = "_upstash_middleware_changed"
+_CHANGED_FIELDS = "_upstash_middleware_changed"
 """On a response: the fields that were changed, each with its value before and ours."""
 # Empty where there is none: in WSGI servers, and for cookies in Django's test client.
 _EMPTY_IF_ABSENT = {"CONTENT_TYPE", "CONTENT_LENGTH", "HTTP_COOKIE"}
@@ -204,9 +204,9 @@ def head_from(request: HttpRequest, response: HttpResponseBase) -> ResponseHead:
     If a view returns one object again and again, what was changed for an earlier request is undone
     first.
     """
-    if vars(request).get(_ANSWERED_BY) != id(response):
-        vars(request)[_ANSWERED_BY] = id(response)
-        for name, (before, ours) in vars(response).pop(_CHANGED, {}).items():
+    if vars(request).get(_LAST_READ_RESPONSE) != id(response):
+        vars(request)[_LAST_READ_RESPONSE] = id(response)
+        for name, (before, ours) in vars(response).pop(_CHANGED_FIELDS, {}).items():
             if response.headers.get(name) == ours:
                 _set_field(response, name, before)
     fields = [
@@ -225,21 +225,21 @@ def change_head(response: HttpResponseBase, was: ResponseHead, now: ResponseHead
     if now is was:
         return
     response.status_code = now.status
-    changes: dict[str, str | None] | None = _added(was.headers, now.headers)
+    changes: dict[str, str | None] | None = _added_fields(was.headers, now.headers)
     if changes is None:
         removed = (name for name in was.headers.names() if name not in now.headers)
         changes = {name: None for name in removed if name != "set-cookie"}
-        for name, joined in _joined(now.headers):
+        for name, joined in _join_fields(now.headers):
             if was.headers.combined(name.lower()) != joined:
                 changes[name] = joined
-    changed = vars(response).setdefault(_CHANGED, {})
+    changed = vars(response).setdefault(_CHANGED_FIELDS, {})
     for name, value in changes.items():
         before, _ = changed.get(name, (response.headers.get(name), None))
         _set_field(response, name, value)
         changed[name] = before, value
 
 
-def _added(was: Headers, now: Headers) -> dict[str, str | None] | None:
+def _added_fields(was: Headers, now: Headers) -> dict[str, str | None] | None:
     """Return the new fields at the end, None where those are not the whole difference."""
     count = len(was.raw)
     if now.raw[:count] != was.raw:
@@ -253,7 +253,7 @@ def _added(was: Headers, now: Headers) -> dict[str, str | None] | None:
     return added if alone and "set-cookie" not in names else None
 
 
-def _joined(headers: Headers) -> Iterable[tuple[str, str]]:
+def _join_fields(headers: Headers) -> Iterable[tuple[str, str]]:
     """Return each field once, in its spelling, as Django can hold it (RFC 9110 §5.2)."""
     fields: dict[bytes, tuple[str, str]] = {}
     for line_name, line in headers.raw:
@@ -278,7 +278,7 @@ def response_from(answer: Response, *, without_body: bool) -> HttpResponse:
     response = HttpResponse(b"" if without_body else answer.body)
     response.status_code = answer.head.status
     del response.headers["Content-Type"]  # Django's default
-    for name, value in _joined(answer.head.headers):
+    for name, value in _join_fields(answer.head.headers):
         response.headers[name] = value
     if 300 <= response.status_code < 400 and "Location" in response.headers:
         response.url = response.headers["Location"]  # type: ignore[attr-defined]  # as redirects have
@@ -320,18 +320,18 @@ def replacement(
 # Its middleware is the innermost, and reads what is active. Ours is outside LocaleMiddleware, so it
 # determines beforehand which language that will activate, and checks afterwards.
 
-_EXPECTED = "_upstash_middleware_expected"
+_EXPECTED_LOCALIZATION = "_upstash_middleware_expected"
 """On a Django request: the expected language and time zone."""
 
 
-class _LeftActive(threading.local):
-    """What an earlier request of this thread has activated inside of us and not deactivated."""
+class _LeftoverLocalization(threading.local):
+    """The localization that an earlier request in this thread has left active."""
 
     language: str | None = None
     zone: str | None = None
 
 
-_left_active = _LeftActive()
+_left_active = _LeftoverLocalization()
 
 
 def localized(request: HTTPRequest) -> str | None:
@@ -350,8 +350,8 @@ def localized(request: HTTPRequest) -> str | None:
     language = language_of(native)
     if language is None or zone == _left_active.zone:
         return None
-    vars(native)[_EXPECTED] = language, zone
-    if zone == default_zone and language == _normal(settings.LANGUAGE_CODE):
+    vars(native)[_EXPECTED_LOCALIZATION] = language, zone
+    if zone == default_zone and language == _normal_language(settings.LANGUAGE_CODE):
         return ""
     return f"language={language};time zone={zone}"
 
@@ -359,11 +359,11 @@ def localized(request: HTTPRequest) -> str | None:
 def active_localization() -> tuple[str, str]:
     """Return the active language and time zone."""
     zone = timezone.get_current_timezone_name() if settings.USE_TZ else ""
-    return _normal(translation.get_language() or ""), zone
+    return _normal_language(translation.get_language() or ""), zone
 
 
 def unexpected_localization(request: HttpRequest, before: tuple[str, str]) -> str:
-    """Return why the page that a view has made is not the one that was looked up, or "".
+    """Return why a view's page has another localization than was looked up; empty if it has not.
 
     ``before`` is what was active when the request arrived.
     """
@@ -372,10 +372,10 @@ def unexpected_localization(request: HttpRequest, before: tuple[str, str]) -> st
         _left_active.language = language
     if zone != before[1]:
         _left_active.zone = zone
-    selected: tuple[str, str] | None = vars(request).get(_EXPECTED)
+    selected: tuple[str, str] | None = vars(request).get(_EXPECTED_LOCALIZATION)
     if selected is None:
         return ""
-    code = _normal(getattr(request, "LANGUAGE_CODE", None) or language)
+    code = _normal_language(getattr(request, "LANGUAGE_CODE", None) or language)
     if settings.USE_I18N and {language, code} != {selected[0]}:
         return f"its language is {code}, and it was looked up under {selected[0]}"
     if zone != selected[1]:
@@ -385,24 +385,24 @@ def unexpected_localization(request: HttpRequest, before: tuple[str, str]) -> st
 
 def select_as(request: HttpRequest, other: HttpRequest) -> None:
     """Have LocaleMiddleware activate the language that another request has selected."""
-    selected: tuple[str, str] | None = vars(other).get(_EXPECTED)
+    selected: tuple[str, str] | None = vars(other).get(_EXPECTED_LOCALIZATION)
     if selected is None:
         return
     if settings.USE_I18N and language_of(request) != selected[0]:
         request.COOKIES = {**request.COOKIES, settings.LANGUAGE_COOKIE_NAME: selected[0]}
-    vars(request)[_EXPECTED] = selected
+    vars(request)[_EXPECTED_LOCALIZATION] = selected
 
 
 def language_of(request: HttpRequest) -> str | None:
     """Return the language that a request's page will have, None where that cannot be known."""
-    default = _normal(settings.LANGUAGE_CODE)
+    default = _normal_language(settings.LANGUAGE_CODE)
     if not settings.USE_I18N:
         return default
     if chosen := getattr(request, "LANGUAGE_CODE", None):  # by a middleware outside of us
-        return _normal(chosen)
+        return _normal_language(chosen)
     inside = _locale_middleware(tuple(settings.MIDDLEWARE))
     if not inside:
-        language = _normal(translation.get_language() or "")
+        language = _normal_language(translation.get_language() or "")
         if language == default:
             _left_active.language = None
         return None if language == _left_active.language else language
@@ -414,7 +414,9 @@ def language_of(request: HttpRequest) -> str | None:
     unprefixed = uses_prefixes and not prefixes_default
     if unprefixed and not translation.get_language_from_path(request.path_info):
         return default
-    return _normal(translation.get_language_from_request(request, check_path=uses_prefixes))
+    return _normal_language(
+        translation.get_language_from_request(request, check_path=uses_prefixes)
+    )
 
 
 def chooses_language_itself(middleware: object) -> bool:
@@ -424,8 +426,8 @@ def chooses_language_itself(middleware: object) -> bool:
     return middleware.process_request is not LocaleMiddleware.process_request
 
 
-def _normal(language: str) -> str:
-    """Return a language's code as Django writes it where it is active."""
+def _normal_language(language: str) -> str:
+    """Return a language's code in the spelling of Django's active language."""
     return language.lower().replace("_", "-")
 
 
@@ -440,7 +442,7 @@ def _locale_middleware(paths: tuple[str, ...]) -> tuple[type[LocaleMiddleware], 
 
 
 def _django_request(request: HTTPRequest) -> HttpRequest:
-    """Return a request as Django would have made it, for one that comes from a command line."""
+    """Return a Django request for a request that comes from the command line."""
     made = HttpRequest()
     made.method, made.path, made.path_info = request.method, request.path, request.path
     for name in request.headers.names():
@@ -452,7 +454,7 @@ def _django_request(request: HTTPRequest) -> HttpRequest:
 # ------------------------------------------------------------------------------------------------
 # Exempt views
 
-_FREED = "_upstash_middleware_freed"
+_EXEMPTED = "_upstash_middleware_freed"
 """On a Django request: no limit of the middleware has counted it."""
 _rerouting: set[tuple[str, ...]] = set()
 """The values of MIDDLEWARE with which a request was routed elsewhere than it was looked up."""
@@ -494,14 +496,14 @@ def is_exempt_request(request: HTTPRequest) -> bool:
             return False
     if not languages or tuple(settings.MIDDLEWARE) in _rerouting:
         return False
-    vars(native)[_FREED] = True
+    vars(native)[_EXEMPTED] = True
     return True
 
 
 def check_route(request: HttpRequest, observe: Observer) -> None:
     """Check that a request that was not counted has been routed to an exempt view."""
     match = request.resolver_match
-    if _FREED not in vars(request) or match is None:
+    if _EXEMPTED not in vars(request) or match is None:
         return
     if not is_exempt_view(match.func, request.method or ""):
         _rerouting.add(tuple(settings.MIDDLEWARE))

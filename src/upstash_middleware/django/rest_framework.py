@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NotCounted", "RateLimitExceeded", "Throttle", "Unidentified", "denied", "throttle"]
 
-_OF_THE_BODY = frozenset({"content-type", "content-length"})
+_BODY_FIELDS = frozenset({"content-type", "content-length"})
 
 
 class RateLimitExceeded(Throttled):
@@ -111,7 +111,7 @@ class Throttle(BaseThrottle):
         if pending.denies:
             decision = pending.exchange.decision
             own = response_from(pending.denial, without_body=True).headers.items()
-            view.headers.update({k: v for k, v in own if k.lower() not in _OF_THE_BODY})
+            view.headers.update({k: v for k, v in own if k.lower() not in _BODY_FIELDS})
             rate_limited.send_robust(type(call.native), request=call.native, decision=decision)
             raise _exception_for(decision)
         call.enter(pending)

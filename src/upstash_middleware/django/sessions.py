@@ -79,9 +79,9 @@ if TYPE_CHECKING:
 __all__ = ["SessionStore"]
 
 T = TypeVar("T")
-_BOUND: Final = 400 * 24 * 3600.0
+_MAX_BOUND_SECONDS: Final = 400 * 24 * 3600.0
 """Seconds after which a session that is bound to a user ends, however it is used."""
-_LONGEST: Final = 100 * 365 * 24 * 3600.0
+_MAX_TTL: Final = 100 * 365 * 24 * 3600.0
 """Seconds; Redis has no times to live that are much longer."""
 
 _EXPIRY: Final = "_session_expiry"
@@ -92,8 +92,8 @@ _LEVELS: Final = 200
 # ------------------------------------------------------------------------------------------------
 # Settings
 
-_OURS = {"max_size", "on_error", "read_from", "setting"}
-_DJANGOS = {
+_OWN_SETTINGS = {"max_size", "on_error", "read_from", "setting"}
+_DJANGO_SETTINGS = {
     "secret_key": "SECRET_KEY and SECRET_KEY_FALLBACKS",
     "session_cookie": "SESSION_COOKIE_NAME",
     "max_age": "SESSION_COOKIE_AGE",
@@ -113,10 +113,12 @@ def check_settings(found: SessionSettings | None) -> SessionSettings:
     default = SessionSettings(setting=f"{SETTING}['sessions']")
     found = default if found is None else found
     for name in found.__struct_fields__:
-        if name not in _OURS and getattr(found, name) != getattr(default, name):
+        if name not in _OWN_SETTINGS and getattr(found, name) != getattr(default, name):
             place = named_part(found.setting, name)
-            if name in _DJANGOS:
-                raise ConfigurationError(f"{place}: in Django, set {_DJANGOS[name]} instead")
+            if name in _DJANGO_SETTINGS:
+                raise ConfigurationError(
+                    f"{place}: in Django, set {_DJANGO_SETTINGS[name]} instead"
+                )
             raise ConfigurationError(f"{place}: it has no effect in Django; remove it")
     return found
 
@@ -129,12 +131,14 @@ def sessions_of(runtime: Runtime) -> Sessions:
     if found is None or found.settings.secret_key != keys:
         of_django = replace(check_settings(runtime.settings.sessions), secret_key=keys)
         # The idle timeout is given with each call, since each session may have its own.
-        found = runtime.create_sessions(of_django, absolute=inf, ids=DjangoIds(), load=_shown)
+        found = runtime.create_sessions(
+            of_django, absolute=inf, ids=DjangoIds(), load=_decode_for_display
+        )
         runtime.sessions = found
     return found
 
 
-def _shown(data: bytes) -> Any:
+def _decode_for_display(data: bytes) -> Any:
     """Return an entry's value for the command line. Raises ValueError."""
     serializer = import_string(settings.SESSION_SERIALIZER)
     if not issubclass(serializer, JSONSerializer):
@@ -145,7 +149,7 @@ def _shown(data: bytes) -> Any:
 # ------------------------------------------------------------------------------------------------
 # Session keys
 
-_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+_BASE_36_DIGITS = "abcdefghijklmnopqrstuvwxyz0123456789"
 _KEY = re.compile(r"[a-z][a-z0-9]{31}|0[a-z0-9]{19}([a-z0-9]{12})")
 
 
@@ -160,9 +164,9 @@ class DjangoIds:
         """See SessionIds."""
         number = int.from_bytes(random(32))
         if user:
-            return f"0{_in_letters(number, 19)}{user}"
+            return f"0{_base_36(number, 19)}{user}"
         number, first = divmod(number, 26)
-        return _LETTERS[first] + _in_letters(number, 31)
+        return _BASE_36_DIGITS[first] + _base_36(number, 31)
 
     def parse(self, text: str) -> str | None:
         """See SessionIds."""
@@ -171,15 +175,15 @@ class DjangoIds:
 
     def user_hash(self, digest: bytes) -> str:
         """See SessionIds."""
-        return _in_letters(int.from_bytes(digest[:16]), 12)
+        return _base_36(int.from_bytes(digest[:16]), 12)
 
 
-def _in_letters(number: int, count: int) -> str:
+def _base_36(number: int, count: int) -> str:
     """Write the last digits of a number to the base 36."""
     text = ""
     for _ in range(count):
         number, digit = divmod(number, 36)
-        text += _LETTERS[digit]
+        text += _BASE_36_DIGITS[digit]
     return text
 
 
@@ -207,11 +211,11 @@ class SessionStore(SessionBase):
         self._stored: StoredSession | None = None
         """The session on Redis, once that is known."""
         self._set: set[Any] = set()
-        """The names of entries that were set by this object, even to what they were."""
+        """The names of the entries that this object has set, even to the same value."""
         self._known: dict[str, bytes] = {}
         """Its entries there, as far as this object knows."""
         self._runtime: Runtime | None = None
-        """What makes its calls; None for that of the process."""
+        """The runtime for its calls; None for the process's."""
         self._read: tuple[SessionLookup, list[Reply] | UpstashError] | None = None
         """A key, and what the request's first pipeline has read for it."""
         self._error: UpstashError | None = None
@@ -233,7 +237,7 @@ class SessionStore(SessionBase):
 
     @property
     def available(self) -> bool:
-        """Whether it could be read and created, so far. If not, what is written is dropped."""
+        """Whether the session could be read and created, so far. If not, changes are dropped."""
         self.accessed = True
         failed = self._read is not None and isinstance(self._read[1], UpstashError)
         return not (self._error is not None or self._is_refused or failed)
@@ -253,7 +257,7 @@ class SessionStore(SessionBase):
                 to send a 503 instead.
         """
         self._perform(self._cycle(user_text(user)))
-        self._raise_alone()
+        self._raise_unless_served()
 
     async def abind(self, user: User) -> None:
         """Do the same as ``bind`` on an event loop.
@@ -262,7 +266,7 @@ class SessionStore(SessionBase):
             user: As for ``bind``.
         """
         await self._aperform(self._cycle(user_text(user)))
-        self._raise_alone()
+        self._raise_unless_served()
 
     def regenerate(self) -> None:
         """Give the session another key and keep its entries, as ``cycle_key`` does.
@@ -271,12 +275,12 @@ class SessionStore(SessionBase):
             UpstashError: As for ``bind``.
         """
         self._perform(self._cycle())
-        self._raise_alone()
+        self._raise_unless_served()
 
     async def aregenerate(self) -> None:
         """Do the same as ``regenerate`` on an event loop."""
         await self._aperform(self._cycle())
-        self._raise_alone()
+        self._raise_unless_served()
 
     def revoke(self) -> None:
         """End the session, as ``flush`` does: its key is never used again.
@@ -285,12 +289,12 @@ class SessionStore(SessionBase):
             UpstashError: As for ``bind``.
         """
         self._perform(self._flush())
-        self._raise_alone()
+        self._raise_unless_served()
 
     async def arevoke(self) -> None:
         """Do the same as ``revoke`` on an event loop."""
         await self._aperform(self._flush())
-        self._raise_alone()
+        self._raise_unless_served()
 
     def revoke_all(self, user: User) -> None:
         """End all sessions that are bound to a user, everywhere, such as after a new password.
@@ -305,7 +309,7 @@ class SessionStore(SessionBase):
             UpstashError: As for ``bind``.
         """
         self._perform(self._revoke_all(user_text(user)))
-        self._raise_alone()
+        self._raise_unless_served()
 
     async def arevoke_all(self, user: User) -> None:
         """Do the same as ``revoke_all`` on an event loop.
@@ -314,7 +318,7 @@ class SessionStore(SessionBase):
             user: As for ``bind``.
         """
         await self._aperform(self._revoke_all(user_text(user)))
-        self._raise_alone()
+        self._raise_unless_served()
 
     # --- Django's interface ---------------------------------------------------------------------
 
@@ -437,18 +441,18 @@ class SessionStore(SessionBase):
 
     # --- Flows ----------------------------------------------------------------------------------
 
-    def _served_by(self) -> Runtime:
+    def _get_runtime(self) -> Runtime:
         return self._runtime or runtime_for_data()
 
     def _perform(self, flow: Flow[T]) -> T:
-        return self._served_by().perform(flow)
+        return self._get_runtime().perform(flow)
 
     async def _aperform(self, flow: Flow[T]) -> T:
-        return await self._served_by().aperform(flow)
+        return await self._get_runtime().aperform(flow)
 
     @property
     def _sessions(self) -> Sessions:
-        return sessions_of(self._served_by())
+        return sessions_of(self._get_runtime())
 
     async def _load(self) -> dict[str, Any]:
         sessions, key = self._sessions, self._session_key
@@ -470,14 +474,14 @@ class SessionStore(SessionBase):
                 return {}
             if hears(sessions.observe, UpstashAnswered):
                 sessions.observe(UpstashAnswered("session load"))
-        if found is None or (found[0].user and self._left(found[0]) <= 0):
+        if found is None or (found[0].user and self._seconds_left(found[0]) <= 0):
             self._session_key = None
             return {}
         self._stored, entries = found
         values = {}
         for name, data in entries.items():
             try:
-                value = self._deserialized(name, data)
+                value = self._deserialize(name, data)
                 self._check_read(name, value, data)
             except Exception:  # noqa: BLE001, S112 - as Django: signed otherwise, or damaged
                 continue
@@ -487,7 +491,7 @@ class SessionStore(SessionBase):
 
     def _check_read(self, name: str, value: Any, data: bytes) -> None:
         """Raise an exception for an entry that would be an error when the session is saved."""
-        _name_of(name)
+        _entry_name(name)
         if name == _EXPIRY:
             http_date(time.time() + float(self.get_expiry_age(expiry=value)))
         _check_depth(value, data)
@@ -523,7 +527,7 @@ class SessionStore(SessionBase):
     async def _save(self, *, must_create: bool = False) -> bool:
         """Save what has changed; return whether Redis has it."""
         if self._is_refused:
-            return self._dropped()
+            return self._false_or_update_error()
         if must_create and not hasattr(self, "_session_cache"):
             self._session_cache = {}
         values = await self._values()
@@ -544,7 +548,7 @@ class SessionStore(SessionBase):
         """Write what has changed into the session that exists."""
         stored = self._stored
         if stored is None or stored.id != self._session_key:  # another key was assigned
-            stored = await self._stored_for(values)
+            stored = await self._find_stored(values)
             if stored is None and self.available:
                 raise UpdateError
             if stored is None:
@@ -553,12 +557,12 @@ class SessionStore(SessionBase):
         store = sessions.store
         touch = self._is_old()
         try:
-            idle = self._left(stored)
+            idle = self._seconds_left(stored)
             saved = await store.save(stored, entries, deleted, touch=touch, idle=idle)
         except UpstashError as error:
             sessions.observe(UpstashFailed("session save", error))
             self._is_refused = sessions.settings.on_error == "closed"
-            return self._dropped()
+            return self._false_or_update_error()
         change = "saved" if entries or deleted else "touched"
         if not saved and idle > 0:
             sessions.observe(SessionSaved(change, False, ENDED_MEANWHILE))
@@ -570,14 +574,14 @@ class SessionStore(SessionBase):
         sessions.observe(SessionSaved(change, True))
         return True
 
-    async def _stored_for(self, values: dict[str, Any]) -> StoredSession | None:
-        """Find the session that these entries are to be saved in."""
+    async def _find_stored(self, values: dict[str, Any]) -> StoredSession | None:
+        """Load the stored session, and set the entries to be saved in it."""
         await self._load()
         self._session_cache = values
         return self._stored
 
-    def _dropped(self) -> bool:
-        """Return False for what was not saved, unless a confirmation would be sent without it."""
+    def _false_or_update_error(self) -> bool:
+        """Return False: nothing was saved. Raises UpdateError after a failed change of the key."""
         if self._is_refused and not self._is_served:
             raise UpdateError
         return False
@@ -589,14 +593,14 @@ class SessionStore(SessionBase):
         entries, _ = self._changes()
         first = [] if old is None else _deleting(sessions, old)
         try:
-            new = await sessions.store.start(entries, first=first, idle=self._left())
+            new = await sessions.store.start(entries, first=first, idle=self._seconds_left())
         except UpstashError as error:
             sessions.observe(UpstashFailed("session save", error))
             self._error = error
             self._is_refused = bool(first) or sessions.settings.on_error == "closed"
             if self._session_key is None:  # code may need one; no session is ever stored under it
                 self._session_key = self._get_new_session_key()
-            return self._dropped()
+            return self._false_or_update_error()
         self._adopt(cast("StoredSession", new), entries)
         sessions.observe(SessionSaved("created", True))
         return True
@@ -613,7 +617,7 @@ class SessionStore(SessionBase):
         if old is None:
             self._known = {}
         entries, deleted = self._changes()
-        idle = min(self._left(old), _BOUND) if user else self._left(old)
+        idle = min(self._seconds_left(old), _MAX_BOUND_SECONDS) if user else self._seconds_left(old)
         try:
             new = await store.start(
                 entries,
@@ -622,7 +626,7 @@ class SessionStore(SessionBase):
                 user=user,
                 first=first,
                 idle=idle,
-                despite_revocation=old is not None and store.is_of(old, self._revoked),
+                despite_revocation=old is not None and store.is_bound_to_any(old, self._revoked),
             )
             if new is None and user is None and self._is_login_read(values):
                 # The client keeps the cookie of the request that has ended it, as where two renew
@@ -634,11 +638,11 @@ class SessionStore(SessionBase):
                 self._session_cache = {
                     key: value
                     for key, value in values.items()
-                    if key in self._set or _name_of(key) in entries
+                    if key in self._set or _entry_name(key) in entries
                 }
                 self._known, old = {}, None
                 entries, _ = self._changes()
-                new = await store.start(entries, user=user, idle=self._left())
+                new = await store.start(entries, user=user, idle=self._seconds_left())
         except UpstashError as error:
             sessions.observe(UpstashFailed("session save", error))
             self._refuse(error)
@@ -700,7 +704,7 @@ class SessionStore(SessionBase):
         self._error, self._is_refused = error, True
         self.modified = True
 
-    def _raise_alone(self) -> None:
+    def _raise_unless_served(self) -> None:
         """Raise the error of a change that failed, unless the middleware responds to it."""
         if self._is_refused and self._error is not None and not self._is_served:
             raise self._error
@@ -712,9 +716,9 @@ class SessionStore(SessionBase):
         changed: dict[str, bytes] = {}
         names = set()
         for key, value in self._session_cache.items():
-            name = _name_of(key)
+            name = _entry_name(key)
             names.add(name)
-            data = self._serialized(name, value)
+            data = self._serialize(name, value)
             if data != (known := self._known.get(name)) and (
                 known is None or self._is_json or not self._is_same(name, known, data)
             ):
@@ -741,7 +745,7 @@ class SessionStore(SessionBase):
     def _is_json(self) -> bool:
         return issubclass(self.serializer, JSONSerializer)
 
-    def _serialized(self, name: str, value: Any) -> bytes:
+    def _serialize(self, name: str, value: Any) -> bytes:
         """Return an entry as it is stored: JSON, or what another serializer makes, signed.
 
         It is signed because serializers such as pickle run what they are given, and in Base64.
@@ -756,7 +760,7 @@ class SessionStore(SessionBase):
             error.add_note(f"It is the value of request.session[{name!r}].")
             raise
 
-    def _deserialized(self, name: str, data: bytes) -> Any:
+    def _deserialize(self, name: str, data: bytes) -> Any:
         if self._is_json:
             return self.serializer().loads(data)
         return self._signer(name).unsign_object(data.decode(), serializer=self.serializer)
@@ -766,22 +770,22 @@ class SessionStore(SessionBase):
 
     def _is_same(self, name: str, known: bytes, data: bytes) -> bool:
         """Whether a serializer that writes equal values differently, as pickle may, says so."""
-        return self._serialized(name, self._deserialized(name, known)) == data
+        return self._serialize(name, self._deserialize(name, known)) == data
 
     def _age(self) -> float:
         """Return the idle timeout in seconds."""
         expiry = self._session_cache.get(_EXPIRY) if self._has_values() else None
-        return min(float(self.get_expiry_age(expiry=expiry)), _LONGEST)
+        return min(float(self.get_expiry_age(expiry=expiry)), _MAX_TTL)
 
     def _has_values(self) -> bool:
         return hasattr(self, "_session_cache")
 
-    def _left(self, stored: StoredSession | None = None) -> float:
-        """Return the seconds for which a session lasts that is used now."""
+    def _seconds_left(self, stored: StoredSession | None = None) -> float:
+        """Return the seconds until a session expires that is used now."""
         age = self._age()
         if stored is None or not stored.user:
             return age
-        return min(age, stored.created + _BOUND - self._sessions.store.clock.wall())
+        return min(age, stored.created + _MAX_BOUND_SECONDS - self._sessions.store.clock.wall())
 
     def _is_old(self) -> bool:
         """Whether the timeout was last extended a twentieth of it ago, or longer."""
@@ -803,7 +807,7 @@ def _check_depth(value: Any, data: bytes) -> None:
     raise NotStorable(f"it is nested more than {_LEVELS} levels deep; store a flatter value")
 
 
-def _name_of(key: Any) -> str:
+def _entry_name(key: Any) -> str:
     """Return the name of an entry; a whole number becomes text, as in JSON."""
     if type(key) is int:
         return str(key)
@@ -819,7 +823,7 @@ def _name_of(key: Any) -> str:
 
 
 def _deleting(sessions: Sessions, key: str | None) -> list[Command]:
-    """Return the command that deletes the session with a key; none for what is not a key."""
+    """Return the commands that delete the session with a key; none for text that is no key."""
     if key is None or sessions.store.ids.parse(key) is None:
         return []
     return [Command(("DEL", *sessions.store.keys_of(key)), reads_only=True)]
@@ -830,7 +834,7 @@ def _deleting(sessions: Sessions, key: str | None) -> list[Command]:
 
 
 class SessionUse(PartExchange):
-    """What a request's exchanges know of its session: whether the response depends on it."""
+    """The session as a request's exchanges see it: whether the response depends on it."""
 
     __slots__ = ("read", "runtime", "session", "sets_cookie")
 
@@ -970,7 +974,7 @@ async def _respond(
     name, accessed = settings.SESSION_COOKIE_NAME, session.accessed
     if OF_NO_VISITOR in request.META or OF_NO_VISITOR in getattr(request, "scope", ()):
         pass  # a background revalidation has no client: nothing is kept of its session
-    elif refused := _refused(request, session, response):
+    elif refused := _response_if_refused(request, session, response):
         return refused
     elif session.is_empty():
         if name in request.COOKIES and session._has_ended:
@@ -989,7 +993,7 @@ async def _respond(
                 "The request's session was deleted before the request completed. The user may have "
                 "logged out in a concurrent request, for example."
             ) from None
-        if refused := _refused(request, session, response):
+        if refused := _response_if_refused(request, session, response):
             return refused
         if saved:
             use.sets_cookie = True
@@ -999,11 +1003,11 @@ async def _respond(
         response = guarded(request, response)
     if accessed or use.sets_cookie:
         patch_vary_headers(response, ("Cookie",))
-        _keep_cookie_from_others(response)
+        _forbid_shared_caching(response)
     return response
 
 
-def _refused(
+def _response_if_refused(
     request: HttpRequest, session: SessionStore, response: HttpResponseBase
 ) -> HttpResponseBase | None:
     """Return the 503 to send where a session's change has failed, which a response may confirm."""
@@ -1014,7 +1018,7 @@ def _refused(
     return replacement(answer, response, without_body=request.method == "HEAD")
 
 
-def _keep_cookie_from_others(response: HttpResponseBase) -> None:
+def _forbid_shared_caching(response: HttpResponseBase) -> None:
     """Keep caches that may share a response from sending its cookie of the session to others."""
     if settings.SESSION_COOKIE_NAME not in response.cookies:
         return

@@ -16,7 +16,7 @@ from django.utils.safestring import SafeString
 
 from upstash_middleware.core.pickles import SignedPickles
 from upstash_middleware.core.values import Codec, Form
-from upstash_middleware.django.requests import ENDS
+from upstash_middleware.django.requests import REQUEST_END
 from upstash_middleware.errors import NotStorable
 
 _RESPONSES = {
@@ -34,8 +34,15 @@ _RESPONSES = {
     "Response": "rest_framework.response",
 }
 """The classes of responses that are stored, with their modules; no others are imported for one."""
-_OWN = ("status_code", "_reason_phrase", "_charset", "headers", "cookies", "_container")
-_FRESH = ("_resource_closers", "_handler_class", "closed", "text", ENDS)
+_STORED_ATTRIBUTES = (
+    "status_code",
+    "_reason_phrase",
+    "_charset",
+    "headers",
+    "cookies",
+    "_container",
+)
+_RESET_ATTRIBUTES = ("_resource_closers", "_handler_class", "closed", "text", REQUEST_END)
 """Attributes of a response that begin anew in each."""
 
 
@@ -63,12 +70,12 @@ class DjangoCodec(Codec):
     def _pack_response(self, response: HttpResponse) -> list[Any]:
         # As in a pickle: raises ContentNotRenderedError for a template that is not rendered yet.
         state: dict[str, Any] = {**cast("dict[str, Any]", response.__getstate__())}
-        status, reason, charset = (state.get(name) for name in _OWN[:3])
+        status, reason, charset = (state.get(name) for name in _STORED_ATTRIBUTES[:3])
         content = b"".join(state["_container"])
-        for name in (*_OWN, *_FRESH):
+        for name in (*_STORED_ATTRIBUTES, *_RESET_ATTRIBUTES):
             state.pop(name, None)
         if "data" in state and type(response).__name__ == "Response":
-            state["data"] = self._data_of(state["data"])
+            state["data"] = self._storable_data(state["data"])
         try:
             _check_state(type(response), state, charset)
         except (ValueError, LookupError) as error:
@@ -84,10 +91,10 @@ class DjangoCodec(Codec):
             state,
         ]
 
-    def _data_of(self, data: Any) -> Any:
+    def _storable_data(self, data: Any) -> Any:
         """Return what REST framework has rendered, if it can be stored; the content says it all."""
         try:
-            plain = _plain(data)
+            plain = _to_plain_types(data)
             self.tagged(plain)
         except (NotStorable, RecursionError):
             return None
@@ -168,12 +175,12 @@ def _check_line(text: Any) -> None:
         raise ValueError(f"more than one line in a response's head: {text!r}")
 
 
-def _plain(data: Any) -> Any:
+def _to_plain_types(data: Any) -> Any:
     """Return data with REST framework's lists and dictionaries as plain ones, as in a pickle."""
     if isinstance(data, dict):
-        return {key: _plain(value) for key, value in data.items()}
+        return {key: _to_plain_types(value) for key, value in data.items()}
     if isinstance(data, list):
-        return [_plain(value) for value in data]
+        return [_to_plain_types(value) for value in data]
     return data
 
 
@@ -184,9 +191,9 @@ def signed_pickles() -> SignedPickles:
 
 def _keys() -> list[bytes]:
     secrets = [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS]
-    return [_derived(secret) for secret in secrets]
+    return [_derive_key(secret) for secret in secrets]
 
 
-def _derived(secret: str | bytes) -> bytes:
+def _derive_key(secret: str | bytes) -> bytes:
     begin = b"upstash_middleware.django.cache\n"
     return hashlib.sha256(begin + (secret.encode() if isinstance(secret, str) else secret)).digest()

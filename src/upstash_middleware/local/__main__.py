@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
 
 
 class _Signals:
-    """Handles SIGINT and SIGTERM, from before the server starts.
+    """Handles SIGINT and SIGTERM, beginning before the server starts.
 
     They end the wait for them, or are passed on to the command that runs.
     """

@@ -32,7 +32,7 @@ Calls: TypeAlias = dict[str, int]
 ShaTable: TypeAlias = dict[str, str]
 """The SHA of the wrapped script, by the SHA of the script as it was sent."""
 
-LONGEST_WAIT_MS: Final = 30_000
+MAX_WAIT_MS: Final = 30_000
 """How long XREAD waits at most, even if the client sets no limit."""
 
 
@@ -43,7 +43,7 @@ def _names(text: str) -> frozenset[str]:
 _BLOCKING: Final = _names(
     "BLPOP BRPOP BLMOVE BLMPOP BRPOPLPUSH BZPOPMIN BZPOPMAX BZMPOP WAIT WAITAOF"
 )
-_OF_A_CONNECTION: Final = _names(
+_CONNECTION_COMMANDS: Final = _names(
     """
     AUTH HELLO SELECT QUIT RESET READONLY READWRITE ASKING
     WATCH UNWATCH MULTI EXEC DISCARD
@@ -139,7 +139,7 @@ def is_unknown(reply: Reply) -> bool:
 def prepare(command: Command, shas: ShaTable, advanced_ms: int = 0) -> Prepared:
     """How to run a command that a client sent."""
     name = _text(command[0]).upper()
-    if name in _BLOCKING or name in _OF_A_CONNECTION:
+    if name in _BLOCKING or name in _CONNECTION_COMMANDS:
         return _not_over_rest(name)
     if name in _ADMINISTRATIVE or name in ONLY_AT_VALKEY:
         return reject(_not_available(name))
@@ -149,7 +149,7 @@ def prepare(command: Command, shas: ShaTable, advanced_ms: int = 0) -> Prepared:
     if name == "MEMORY" and subcommand != b"USAGE":
         return reject(_not_available(name))
     if advanced_ms:
-        command = _to_valkeys_time(name, command, advanced_ms)
+        command = _to_valkey_time(name, command, advanced_ms)
     special = _SPECIAL.get(name)
     prepared = special(name, command, shas) if special else _plain(name, command)
     if advanced_ms and (name == "TIME" or name.endswith("EXPIRETIME")):
@@ -274,7 +274,7 @@ def _read_stream(name: str, command: Command, _: ShaTable) -> Prepared:
         case [block, wait, *rest] if wait.isdigit():
             after = command[start + len(options) :]
             before = command[: start + len(options) - len(rest) - 2]
-            longest = b"%d" % min(int(wait) or LONGEST_WAIT_MS, LONGEST_WAIT_MS)
+            longest = b"%d" % min(int(wait) or MAX_WAIT_MS, MAX_WAIT_MS)
             return replace(
                 _plain(name, [*before, *rest, *after]),
                 waiting=[*before, block, longest, *rest, *after],
@@ -307,7 +307,7 @@ _MS_PER_UNIT: Final = {
 }  # fmt: skip
 
 
-def _to_valkeys_time(name: str, command: Command, advanced_ms: int) -> Command:
+def _to_valkey_time(name: str, command: Command, advanced_ms: int) -> Command:
     """The command with its point in time, if it has one, on Valkey's clock."""
     at, unit = 0, name
     if name in {"EXPIREAT", "PEXPIREAT", "HEXPIREAT", "HPEXPIREAT"}:

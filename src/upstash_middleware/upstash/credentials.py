@@ -20,7 +20,7 @@ _VARIABLES: Final = (
 )
 """Pairs of environment variables; the first complete pair counts, and the second is Vercel's."""
 
-_STRAY: Final = " \t\r\n\"'"
+_STRAY_CHARACTERS: Final = " \t\r\n\"'"
 """Characters that copying from a .env file or a console leaves around a value."""
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -42,8 +42,8 @@ class Credentials(Discreet, Struct, frozen=True):
     """An httpx transport to a database that is reached without a socket: a local one, in tests."""
 
     def __post_init__(self) -> None:
-        force_setattr(self, "url", _checked_url(self.url.strip(_STRAY)))
-        force_setattr(self, "token", _checked_token(self.token.strip(_STRAY)))
+        force_setattr(self, "url", _checked_url(self.url.strip(_STRAY_CHARACTERS)))
+        force_setattr(self, "token", _checked_token(self.token.strip(_STRAY_CHARACTERS)))
 
     def __repr__(self) -> str:
         return f"Credentials(url={self.url!r}, telemetry={self.telemetry!r})"
@@ -57,7 +57,7 @@ class Credentials(Discreet, Struct, frozen=True):
         redis: Any = None,
         environ: Mapping[str, str],
     ) -> Credentials:
-        """Return the given ones, or else those of an application's client, or the environment's.
+        """Return the given credentials, else those of an application's client or the environment.
 
         ``redis`` is an ``upstash_redis.Redis`` or ``upstash_redis.asyncio.Redis``, or a local
         Upstash. Raises MissingCredentials if nothing names both a URL and a token.
@@ -101,7 +101,7 @@ class Credentials(Discreet, Struct, frozen=True):
 
     @property
     def port(self) -> int:
-        """The URL's port, its scheme's where it names none."""
+        """The URL's port, by default its scheme's."""
         parts = urlsplit(self.url)
         return parts.port or (443 if parts.scheme == "https" else 80)
 
@@ -134,7 +134,7 @@ def _checked_url(url: str) -> str:
         parts = urlsplit(url)
         host, _port = parts.hostname, parts.port
     except ValueError:
-        raise ConfigurationError(f"url is not a valid URL: {_without_secrets(url)!r}") from None
+        raise ConfigurationError(f"url is not a valid URL: {_hide_secrets(url)!r}") from None
     if parts.scheme in {"redis", "rediss"}:
         raise ConfigurationError(
             f"url is {parts.scheme}://…, which is Redis's own protocol; give the REST URL, which "
@@ -142,17 +142,17 @@ def _checked_url(url: str) -> str:
         )
     if parts.scheme not in {"http", "https"} or not host:
         raise ConfigurationError(
-            f"url is {_without_secrets(url)!r}; give the REST URL, such as https://NAME.upstash.io"
+            f"url is {_hide_secrets(url)!r}; give the REST URL, such as https://NAME.upstash.io"
         )
     if parts.username is not None or parts.query or parts.fragment:
         raise ConfigurationError(
-            f"url is {_without_secrets(url)!r}, which has a user, a query or a fragment; give "
+            f"url is {_hide_secrets(url)!r}, which has a user, a query or a fragment; give "
             "the address alone, and the token as token="
         )
     return url.rstrip("/")
 
 
-def _without_secrets(url: str) -> str:
+def _hide_secrets(url: str) -> str:
     """Return the URL without what may hold a password or a token."""
     address = url.partition("?")[0].partition("#")[0]
     scheme, slashes, rest = address.rpartition("://")

@@ -38,8 +38,8 @@ from upstash_middleware.core.cache.exchanges import (
     CacheExchange,
     Context,
     Debugged,
-    Found,
     Invalidation,
+    LookedUpRequest,
     Miss,
     NotShared,
     PendingInvalidations,
@@ -56,8 +56,8 @@ from upstash_middleware.core.cache.exchanges import (
 from upstash_middleware.core.cache.explanation import NOTHING_STORED, CacheExplanation, explain
 from upstash_middleware.core.cache.http import reuse, vary
 from upstash_middleware.core.cache.http.cookies import (
+    ignored_cookie_pattern,
     ignored_cookies,
-    ignoring,
     without_cookies,
 )
 from upstash_middleware.core.cache.http.directives import (
@@ -74,7 +74,7 @@ from upstash_middleware.core.cache.http.fields import (
 from upstash_middleware.core.cache.http.no_vary_search import Variation, variation_of
 from upstash_middleware.core.cache.http.reuse import Use, current_age
 from upstash_middleware.core.cache.http.storing import Candidate, Plan, plan
-from upstash_middleware.core.cache.keys import Names, keyed
+from upstash_middleware.core.cache.keys import Names, variant_key
 from upstash_middleware.core.cache.reasons import Reasons, cookie_advice, reason_of
 from upstash_middleware.core.cache.redis_store import read_scripts
 from upstash_middleware.core.cache.rules import profile_named
@@ -116,19 +116,19 @@ if TYPE_CHECKING:
     from upstash_middleware.messages import HTTPRequest, Response
 
 _DAY = 24 * 3600.0
-_RESOURCES = 512
-_LONGEST_REMEMBERED = 512
+_MAX_RESOURCES = 512
+_MAX_REMEMBERED_LENGTH = 512
 """Characters of a request for whose resource is remembered, so that all take about a megabyte."""
 # What may occur in a query, and what browsers leave unescaped there. How other bytes are read
 # differs between frameworks (RFC 3986 §3.4).
 _QUERY = re.compile(r'[!"$-~]*+')
 # Fields that may make a request bypass the cache; nearly none has one.
-_INSPECTED = frozenset(
+_BYPASS_FIELDS = frozenset(
     {"content-length", "content-type", "if-match", "if-unmodified-since", "transfer-encoding"}
 )
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
+_FIRST_PAUSE, _MAX_PAUSE = 0.05, 0.5
 _IGNORED = CacheExchange()
-_ANSWERED = UpstashAnswered("cache lookup")
+_UPSTASH_ANSWERED = UpstashAnswered("cache lookup")
 
 
 class _Resource(Struct, frozen=True):
@@ -275,9 +275,9 @@ class Cache(Part):
         )
         paths = {f"cache[{index}]": rule.path for index, rule in enumerate(self._rules)}
         self._unmatched = Unmatched(paths, observe)
-        self._covering = [(rule, self._context_of(rule)) for rule in self._rules]
+        self._covering = [(rule, self._context_for(rule)) for rule in self._rules]
         self._ignored_cookies = {
-            id(rule): ignoring(
+            id(rule): ignored_cookie_pattern(
                 ignored_cookies(rule, ignore_cookies, self._store.profile), rule.vary_cookies or ()
             )
             for rule in self._rules
@@ -303,30 +303,30 @@ class Cache(Part):
         if self._unmatched.left:
             self._unmatched.waiting.pop(self._setting(resource), None)
         why = resource.refused
-        if not why and not _INSPECTED.isdisjoint(request.headers.names()):
+        if not why and not _BYPASS_FIELDS.isdisjoint(request.headers.names()):
             why = _bypass_reason(request, self._store.profile)
-        if why or (resource.bypassed_by and (why := _named_by_bypass(resource, request))):
+        if why or (resource.bypassed_by and (why := _bypassing_value(resource, request))):
             return Bypassed(detail=why)
         if resource.calls_user_code:
             return self._prepare_by_user_code(resource, request)
         if resource.ignored is not None and "cookie" in request.headers:
-            request = _as_forwarded(resource, request)
+            request = _without_ignored_cookies(resource, request)
         return self._prepare(resource, request, self._target(resource, request))
 
     def receive(self, prepared: PreparedLookup, replies: list[Reply] | UpstashError) -> Received:
         """Return the exchange of a request, at once if its stored response is known and fresh."""
         if isinstance(replies, UpstashError):
-            return self._failed(prepared, replies)
+            return self._after_failure(prepared, replies)
         lookup = prepared.resource.context.store.receive(prepared.reading, replies)
         if lookup is None:
-            return self._read_on(prepared, replies)
+            return self._finish_lookup(prepared, replies)
         return self._choose(prepared, lookup, prepared.reading.target)
 
     async def _prepare_by_user_code(
         self, resource: _Resource, request: HTTPRequest
     ) -> CacheExchange:
         target = await self._target_by_user_code(resource, request)
-        request = _as_forwarded(resource, request)
+        request = _without_ignored_cookies(resource, request)
         exchange = await self.go_on(self._prepare(resource, request, target))
         return cast("CacheExchange", exchange)
 
@@ -341,25 +341,25 @@ class Cache(Part):
         reading = store.prepare(target)
         changes = store.l1.changes
         prepared = PreparedLookup(reading.pipeline, request, resource, reading, changes)
-        if self._has_l1 and (exchange := self._from_memory(prepared)) is not None:
-            return self._emitted(prepared, exchange)
+        if self._has_l1 and (exchange := self._answer_from_l1(prepared)) is not None:
+            return self._emit_lookup(prepared, exchange)
         return prepared
 
-    async def _read_on(self, prepared: PreparedLookup, replies: list[Reply]) -> CacheExchange:
+    async def _finish_lookup(self, prepared: PreparedLookup, replies: list[Reply]) -> CacheExchange:
         store, target = prepared.resource.context.store, prepared.reading.target
         try:
             lookup = await store.read_on(prepared.reading, replies)
-            if (other := self._learn(prepared, lookup)) is not None:
+            if (other := self._learn_variation(prepared, lookup)) is not None:
                 target = other
                 lookup = await store.look_up(target)
             target = lookup.exact or target
             lookup = await store.look_up_previous(target, lookup)
         except UpstashError as error:
-            return self._failed(prepared, error)
+            return self._after_failure(prepared, error)
         chosen = self._choose(prepared, lookup, target)
         return chosen if isinstance(chosen, CacheExchange) else await chosen
 
-    def _learn(self, prepared: PreparedLookup, lookup: Lookup) -> Target | None:
+    def _learn_variation(self, prepared: PreparedLookup, lookup: Lookup) -> Target | None:
         """Learn from a lookup how queries select; return what to look up instead, if anything."""
         target, variations = prepared.reading.target, self._context.variations
         variations.informed = True
@@ -380,14 +380,14 @@ class Cache(Part):
         if self._has_l1:
             context.store.l1.put(target, lookup, prepared.changes)
         if UpstashAnswered not in self._ignored:
-            self._emit(_ANSWERED)
+            self._emit(_UPSTASH_ANSWERED)
         entry, pending = lookup.entry, context.pending
         if pending.until and entry is not None and pending.concern(*target.urls, *entry.tags):
             lookup = replace(lookup, entry=None)
-        found = self._found(prepared, lookup, target)
+        found = self._make_found(prepared, lookup, target)
         exchange = choose(found)
         if self._emits_lookups:
-            self._emitted(prepared, exchange)
+            self._emit_lookup(prepared, exchange)
         lock = lookup.lock
         if exchange.response is not None and (
             exchange.refresh is None or lock is None or lock.unshared
@@ -395,17 +395,19 @@ class Cache(Part):
             return exchange
         return share_render(found, exchange)
 
-    def _failed(self, prepared: PreparedLookup, error: UpstashError) -> CacheExchange:
+    def _after_failure(self, prepared: PreparedLookup, error: UpstashError) -> CacheExchange:
         self._emit(UpstashFailed("cache lookup", error))
-        exchange = self._from_memory(prepared, unreachable=True)
-        return self._emitted(prepared, exchange or Bypassed(detail="the store did not answer"))
+        exchange = self._answer_from_l1(prepared, unreachable=True)
+        return self._emit_lookup(prepared, exchange or Bypassed(detail="the store did not answer"))
 
-    def _found(self, prepared: PreparedLookup, lookup: Lookup, target: Target) -> Found:
+    def _make_found(
+        self, prepared: PreparedLookup, lookup: Lookup, target: Target
+    ) -> LookedUpRequest:
         resource, request = prepared.resource, prepared.request
         fwd = "uri-miss" if lookup.index is None else "vary-miss"
         obeys = self._store.profile.obeys_clients
         wants = client_control(request.headers) if obeys else NO_DIRECTIVES
-        return Found(
+        return LookedUpRequest(
             resource.context,
             resource.rule,
             request,
@@ -416,7 +418,7 @@ class Cache(Part):
             ignored=resource.ignored,
         )
 
-    def _emitted(self, prepared: PreparedLookup, exchange: CacheExchange) -> CacheExchange:
+    def _emit_lookup(self, prepared: PreparedLookup, exchange: CacheExchange) -> CacheExchange:
         if self._emits_lookups:
             url = prepared.reading.target.url
             self._emit(CacheLookedUp(url, exchange.outcome, prepared.request))
@@ -450,7 +452,7 @@ class Cache(Part):
         target: Target | str = ""
         if resource is not None and not resource.refused:
             target = await self._target_by_user_code(resource, request)
-        if resource is None or isinstance(target, str) or _named_by_bypass(resource, request):
+        if resource is None or isinstance(target, str) or _bypassing_value(resource, request):
             return Invalidation(context=self._context, request=request)
         context = resource.context
         try:
@@ -461,11 +463,11 @@ class Cache(Part):
                 self._emit(CacheLookedUp(target.url, "bypass", request))
             return Invalidation(context=context, request=request)
         if UpstashAnswered not in self._ignored:
-            self._emit(_ANSWERED)
-        found = Found(context, resource.rule, request, target, lookup, "method")
+            self._emit(_UPSTASH_ANSWERED)
+        found = LookedUpRequest(context, resource.rule, request, target, lookup, "method")
         return PostInvalidation(context=context, request=request, found=found)
 
-    def _from_memory(
+    def _answer_from_l1(
         self, prepared: PreparedLookup, *, unreachable: bool = False
     ) -> Answered | None:
         """Return an answer from L1 without a lookup, if it is fresh.
@@ -481,7 +483,7 @@ class Cache(Part):
             return None
         if self._context.pending.concern(target.url, *lookup.entry.tags):
             return None
-        found, stored = self._found(prepared, lookup, target), lookup.entry
+        found, stored = self._make_found(prepared, lookup, target), lookup.entry
         if not reuse.satisfies(found.request, stored):
             return None
         now, unverified_for = found.now, l1.unverified_for(lookup)
@@ -493,13 +495,13 @@ class Cache(Part):
             chosen = reuse.use(stored, age, found.wants, immutable=immutable)
             usable = unverified_for < 0 and chosen is Use.FRESH
         detail = "the store did not answer" if unreachable else ""
-        response = _from_stored(found, stored, age, detail) if usable else None
+        response = _response_from_stored(found, stored, age, detail) if usable else None
         return None if response is None else Answered(response=response)
 
     # --- What a request is looked up by ---------------------------------------------------------
 
     def _resource(self, request: HTTPRequest, method: str) -> _Resource | None:
-        """Return the resource of a request, taken as one of this method; None without a rule."""
+        """Return the resource of a request as if its method was ``method``; None without a rule."""
         headers, reflected = request.headers, self._context.fields.reflected
         names = headers.names()
         known_by: tuple[str, ...] = (
@@ -521,8 +523,8 @@ class Cache(Part):
         for rule, context in self._covering:
             if method in {"GET", "HEAD"} and rule.covers(request.path):
                 resource = self._make_resource(rule, context, request)
-                if sum(map(len, known_by)) <= _LONGEST_REMEMBERED:
-                    if len(self._resources) >= _RESOURCES:
+                if sum(map(len, known_by)) <= _MAX_REMEMBERED_LENGTH:
+                    if len(self._resources) >= _MAX_RESOURCES:
                         self._resources.clear()
                     self._resources[known_by] = resource
                 return resource
@@ -537,7 +539,7 @@ class Cache(Part):
         own += [names.resource(origin, url, previous, request.root_path)] if previous else []
         differing, refused = reflected_key(request, rule, url, context.fields.reflected)
         if differing:  # hashed without the secret that the values of Vary are hashed with
-            own = [keyed(key, differing, b"") for key in own]
+            own = [variant_key(key, differing, b"") for key in own]
         expanded = with_ancestors(rule.tags_for(request.path))
         tags = () if isinstance(expanded, str) else expanded
         scopes = keys.scopes_of(url, rule) if self._reads_scopes else ()
@@ -571,21 +573,25 @@ class Cache(Part):
         )
 
     async def _target_by_user_code(self, resource: _Resource, request: HTTPRequest) -> Target | str:
-        """Return what a request is for, or why it bypasses the cache by the rule's functions."""
+        """Return a request's target, or why the rule's functions make it bypass the cache."""
         try:
             return await self._call_user_code(resource, request)
         except ConfigurationError:  # credentials are missing
             raise
         except Exception as error:  # noqa: BLE001 - it is the application's code
-            self._emit(UserCodeFailed(_functions(self._setting(resource), resource.rule), error))
+            self._emit(
+                UserCodeFailed(
+                    _failed_function_settings(self._setting(resource), resource.rule), error
+                )
+            )
             return "a function of the rule failed"
 
     async def _call_user_code(self, resource: _Resource, request: HTTPRequest) -> Target | str:
         rule = resource.rule
         if callable(rule.bypass) and await call(rule.bypass, request):
             return "bypass of the rule"
-        user = await _user(rule, request)
-        return self._target(resource, _as_forwarded(resource, request), user)
+        user = await _user_id(rule, request)
+        return self._target(resource, _without_ignored_cookies(resource, request), user)
 
     def _canonical(
         self, resource: _Resource, request: HTTPRequest, target: Target, variation: Variation
@@ -601,8 +607,8 @@ class Cache(Part):
         key, previous = canonical.key, canonical.previous
         if target.selected:
             secret = self._store.secret()
-            key = keyed(key, target.selected, secret)
-            previous = previous and keyed(previous, target.selected, secret)
+            key = variant_key(key, target.selected, secret)
+            previous = previous and variant_key(previous, target.selected, secret)
         return replace(
             target,
             key=key,
@@ -621,7 +627,7 @@ class Cache(Part):
     def _target(
         self, resource: _Resource, request: HTTPRequest, user: str | None = None
     ) -> Target | str:
-        """Return what a request is for, or why that is not clear."""
+        """Return a request's target, or why it cannot be determined."""
         key, previous, rule = resource.key, resource.previous, resource.rule
         selected = ""
         besides = "" if self._selects is None else self._selects(request)
@@ -641,8 +647,8 @@ class Cache(Part):
             if besides:
                 selected = f"{besides}\n\n{selected}"
             secret = self._store.secret()
-            key = keyed(key, selected, secret)
-            previous = previous and keyed(previous, selected, secret)
+            key = variant_key(key, selected, secret)
+            previous = previous and variant_key(previous, selected, secret)
         return Target(
             key,
             resource.url,
@@ -658,7 +664,7 @@ class Cache(Part):
     def _setting(self, resource: _Resource) -> str:
         return f"cache[{self._rules.index(resource.rule)}]"
 
-    def _context_of(self, rule: CacheRule) -> Context:
+    def _context_for(self, rule: CacheRule) -> Context:
         context = self._context
         if rule.max_body is not None:
             context = replace(context, max_body=rule.max_body)
@@ -693,14 +699,14 @@ class Cache(Part):
         return replace(what, cdn_tags=cdn.tags_of_purge(whole, rules))
 
     def forget(self) -> None:
-        """Clear what this process remembers; what is on Redis stays."""
+        """Clear this process's memory; nothing on Redis is deleted."""
         self._store.forget()
         self._context.flights.clear()
         self._context.variations.clear()
         self._context.revalidations.clear()
 
     async def explain(self, request: HTTPRequest) -> CacheExplanation:
-        """Return what a lookup would find for a request, and why it would not answer it.
+        """Return what a lookup would find for a request, and why the cache would not answer it.
 
         A flow. Nothing is learned, served or stored. Raises UpstashError.
         """
@@ -709,7 +715,7 @@ class Cache(Part):
             return CacheExplanation("bypass", "no rule of the cache covers it")
         setting = self._setting(resource)
         why = resource.refused or _bypass_reason(request, self._store.profile)
-        if why := why or _named_by_bypass(resource, request):
+        if why := why or _bypassing_value(resource, request):
             return CacheExplanation("bypass", why, setting)
         try:
             target = await self._call_user_code(resource, request)
@@ -724,14 +730,14 @@ class Cache(Part):
                 )
         if isinstance(target, str):
             return CacheExplanation("bypass", target, setting)
-        request = _as_forwarded(resource, request)
+        request = _without_ignored_cookies(resource, request)
         explanation = await self._explain(resource, request, target)
         no_user = resource.rule.user is not None and not target.private
-        explanation = self._advised(explanation, resource, request, target, no_user=no_user)
+        explanation = self._with_advice(explanation, resource, request, target, no_user=no_user)
         cdn = self._context.cdn
         rule, varies = resource.rule, {name.partition("=")[0] for name in explanation.vary}
         varies |= {*rule.vary_headers, *(["cookie"] if rule.vary_cookies else [])}
-        if cdn is not None and rule.user is None and cdn.tells_apart(varies):
+        if cdn is not None and rule.user is None and cdn.distinguishes(varies):
             cdn_tags = cdn.tags_of(target, resource.rule, explanation.tags)
             explanation = replace(explanation, cdn_tags=cdn_tags)
         return replace(explanation, rule=setting)
@@ -759,7 +765,7 @@ class Cache(Part):
             explanation = replace(explanation, no_vary_search=other.no_vary_search)
         return explanation
 
-    def _advised(
+    def _with_advice(
         self,
         explanation: CacheExplanation,
         resource: _Resource,
@@ -777,7 +783,7 @@ class Cache(Part):
         if varies and "cookie" in explanation.vary and "cookie" in request.headers:
             each = cookie_advice(case, each_has_its_own=True)
             advice = f"each Cookie field has its own response: {each}"
-        detail = self._refused(resource, request, target, explanation.vary)
+        detail = self._why_not_stored(resource, request, target, explanation.vary)
         reason = reason_of(detail, case, no_user=no_user)
         if reason.kind == "lifetime":
             why += "; the rule has no ttl, so only responses that state their own are stored"
@@ -802,7 +808,7 @@ class Cache(Part):
             why += "; the function of user= returned no user for this request"
         return replace(explanation, why=why, advice=advice)
 
-    def _refused(
+    def _why_not_stored(
         self, resource: _Resource, request: HTTPRequest, target: Target, vary: tuple[str, ...]
     ) -> str:
         """Return why a plain response to a request would not be stored; empty if it would."""
@@ -824,13 +830,13 @@ class Cache(Part):
         return planned if isinstance(planned, str) else ""
 
 
-def _functions(setting: str, rule: CacheRule) -> str:
-    """Return the settings of a rule's functions, of which one has raised."""
+def _failed_function_settings(setting: str, rule: CacheRule) -> str:
+    """Return the names of a rule's settings that are functions, one of which has raised."""
     names = [name for name in ("bypass", "user") if callable(getattr(rule, name))]
     return " or ".join(f"{setting}.{name}" for name in names)
 
 
-def _as_forwarded(resource: _Resource, request: HTTPRequest) -> HTTPRequest:
+def _without_ignored_cookies(resource: _Resource, request: HTTPRequest) -> HTTPRequest:
     """Return a request as the application gets it: without the ignored cookies."""
     if resource.ignored is None or "cookie" not in request.headers:
         return request
@@ -838,7 +844,7 @@ def _as_forwarded(resource: _Resource, request: HTTPRequest) -> HTTPRequest:
     return request if headers is request.headers else replace(request, headers=headers)
 
 
-def _named_by_bypass(resource: _Resource, request: HTTPRequest) -> str:
+def _bypassing_value(resource: _Resource, request: HTTPRequest) -> str:
     """Return which of the values that a rule's ``bypass`` names a request has; empty if none."""
     for sent in resource.bypassed_by:
         if sent.read(request, sent.name):
@@ -849,15 +855,15 @@ def _named_by_bypass(resource: _Resource, request: HTTPRequest) -> str:
 def _bypass_reason(request: HTTPRequest, profile: Profile) -> str:
     """Return why the fields of a request make it bypass the cache; empty if they do not."""
     headers = request.headers
-    if reuse.is_for_the_origin(headers):
+    if reuse.has_origin_conditions(headers):
         return "it carries a condition for the application"
     if not profile.ignores_bodies and has_body(headers):
         return "it has a body"
-    is_other = _in_another_charset(headers.combined("content-type") or "")
+    is_other = _names_other_charset(headers.combined("content-type") or "")
     return "its Content-Type names another charset than UTF-8" if is_other else ""
 
 
-def _in_another_charset(content_type: str) -> bool:
+def _names_other_charset(content_type: str) -> bool:
     """Whether a Content-Type names another charset than UTF-8: Django decodes the query by it."""
     if len(content_type) > LONGEST_VALUE:
         return True
@@ -866,7 +872,7 @@ def _in_another_charset(content_type: str) -> bool:
     return any(charset.strip(" \t\"'").lower() not in {"utf-8", "utf8"} for charset in charsets)
 
 
-async def _user(rule: CacheRule, request: HTTPRequest) -> str | None:
+async def _user_id(rule: CacheRule, request: HTTPRequest) -> str | None:
     """Return the id of the request's user by the rule's function; None if there is none.
 
     Raises TypeError for a value that may be the same for two users, such as an object's text.
@@ -890,7 +896,7 @@ async def _user(rule: CacheRule, request: HTTPRequest) -> str | None:
 # --- Constructing responses from caches (RFC 9111 §4) -------------------------------------------
 
 
-def choose(found: Found) -> CacheExchange:
+def choose(found: LookedUpRequest) -> CacheExchange:
     """Return the exchange of a request after its lookup."""
     context, lookup, wants = found.context, found.lookup, found.wants
     stored = lookup.entry
@@ -909,7 +915,7 @@ def choose(found: Found) -> CacheExchange:
     )
     detail = "of the previous version" if outdated else ""
     if chosen is not Use.FRESH:
-        if _refreshable(found, stored):
+        if _is_refreshable(found, stored):
             chosen = reuse.use(
                 stored, age, wants, purged_softly=softly, outdated=outdated, can_refresh=True
             )
@@ -921,14 +927,16 @@ def choose(found: Found) -> CacheExchange:
             return _forward(replace(found, fwd="stale"), wants)
         if chosen is Use.FORWARD_REQUESTED:
             return _forward(replace(found, fwd="request"), wants)
-    response = _from_stored(found, stored, age, detail)
+    response = _response_from_stored(found, stored, age, detail)
     if response is None:
         return _forward(replace(found, lookup=replace(lookup, entry=None)), wants)
     refresh = _refresh(found, stored) if chosen is Use.STALE_WHILE_REVALIDATE else None
     return Answered(response=response, refresh=refresh)
 
 
-def _from_stored(found: Found, stored: StoredResponse, age: float, detail: str) -> Response | None:
+def _response_from_stored(
+    found: LookedUpRequest, stored: StoredResponse, age: float, detail: str
+) -> Response | None:
     """Return the response from a stored one, None if that is damaged."""
     # Age and Cache-Status have whole seconds, so a popular response has the same head many times.
     rule, exact = found.rule, found.target.exact
@@ -945,11 +953,11 @@ def _from_stored(found: Found, stored: StoredResponse, age: float, detail: str) 
         return None
 
 
-def _emit_damaged(found: Found) -> None:
+def _emit_damaged(found: LookedUpRequest) -> None:
     found.context.emit(CacheEntryRefused(found.lookup.key, "its body does not open"))
 
 
-def _forward(found: Found, wants: Directives) -> CacheExchange:
+def _forward(found: LookedUpRequest, wants: Directives) -> CacheExchange:
     if "only-if-cached" in wants:
         return Answered(response=reuse.only_if_cached(), outcome=found.fwd)
     try:
@@ -960,7 +968,7 @@ def _forward(found: Found, wants: Directives) -> CacheExchange:
     return Miss(found=found, outcome=found.fwd)
 
 
-def _refreshable(found: Found, stored: StoredResponse) -> bool:
+def _is_refreshable(found: LookedUpRequest, stored: StoredResponse) -> bool:
     """Whether a request without a user would get the same response (RFC 5861 §3).
 
     If credentials or the whole Cookie field select it, only their user can fetch it.
@@ -971,7 +979,7 @@ def _refreshable(found: Found, stored: StoredResponse) -> bool:
     return found.selecting_fields(stored).isdisjoint(personal)
 
 
-def _refresh(found: Found, stored: StoredResponse) -> Refresh | None:
+def _refresh(found: LookedUpRequest, stored: StoredResponse) -> Refresh | None:
     """Return the background revalidation of a stored response, None if there is to be none now."""
     context, key = found.context, found.lookup.key
     if not context.revalidations.begin(key):
@@ -993,8 +1001,8 @@ def _refresh(found: Found, stored: StoredResponse) -> Refresh | None:
     return Refresh(request, exchange)
 
 
-def _request_of_no_user(found: Found, stored: StoredResponse) -> HTTPRequest:
-    """Return a request with what selects a stored response and nothing else of the client's."""
+def _request_of_no_user(found: LookedUpRequest, stored: StoredResponse) -> HTTPRequest:
+    """Return a request with only those of the client's fields that select the stored response."""
     headers, rule = found.request.headers, found.rule
     carried, reflected = found.selecting_fields(stored), found.context.fields.reflected
     pairs = [
@@ -1032,8 +1040,8 @@ def _request_of_no_user(found: Found, stored: StoredResponse) -> HTTPRequest:
 # how long it takes.
 
 
-async def share_render(found: Found, exchange: CacheExchange) -> CacheExchange:
-    """Have only one of concurrent requests for the same response forwarded."""
+async def share_render(found: LookedUpRequest, exchange: CacheExchange) -> CacheExchange:
+    """Forward only one of several concurrent requests for the same response."""
     if isinstance(exchange, Answered):
         try:
             return await _lock_refresh(found, exchange)
@@ -1054,8 +1062,8 @@ async def share_render(found: Found, exchange: CacheExchange) -> CacheExchange:
     return chosen
 
 
-async def _join_or_wait(found: Found, exchange: Miss) -> CacheExchange:
-    """Have a request lead those that follow, or be answered by the response to a leader.
+async def _join_or_wait(found: LookedUpRequest, exchange: Miss) -> CacheExchange:
+    """Make a request the leader for later ones, or answer it with its leader's response.
 
     It waits for at most ``collapse`` seconds, and is then forwarded by itself.
     """
@@ -1063,7 +1071,7 @@ async def _join_or_wait(found: Found, exchange: Miss) -> CacheExchange:
     until = clock.monotonic() + context.collapse
     key, expected = found.lookup.key, found.is_expected
     # With these fields the response may lack parts that the others request.
-    for_less = reuse.FOR_A_PART if exchange.fills else reuse.FOR_LESS
+    for_less = reuse.RANGE_FIELDS if exchange.withholds_conditions else reuse.RANGE_AND_CONDITIONS
     may_lead = found.request.headers.names().isdisjoint(for_less)
     while (left := until - clock.monotonic()) > 0:
         flight, leads = context.flights.join(key, expected=expected, may_lead=may_lead)
@@ -1081,7 +1089,7 @@ async def _join_or_wait(found: Found, exchange: Miss) -> CacheExchange:
             if flight.result is NotShared.INTERRUPTED:
                 continue
             break
-        if (answered := _from_shared(found, flight.result)) is not None:
+        if (answered := _response_from_leader(found, flight.result)) is not None:
             return answered
         # Now that Vary is known, the requests for each variant have their own leader.
         expected, key = True, context.store.variant(found.target, flight.result.plan.vary)
@@ -1090,8 +1098,8 @@ async def _join_or_wait(found: Found, exchange: Miss) -> CacheExchange:
     return exchange
 
 
-def _from_shared(found: Found, shared: Shared) -> Answered | None:
-    """Return the answer for a follower, None if the response is not for it."""
+def _response_from_leader(found: LookedUpRequest, shared: Shared) -> Answered | None:
+    """Return the response for a follower, None if it must not get the leader's response."""
     stored, fields, profile = shared.plan.stored, shared.plan.vary, found.context.store.profile
     age = current_age(stored, found.now)
     left = stored.lifetime - age
@@ -1102,7 +1110,7 @@ def _from_shared(found: Found, shared: Shared) -> Answered | None:
         return None
     # A tag whose epoch was not read counts as purged if any tag was.
     before, tags = shared.found.lookup.epochs, (*found.target.tags, *stored.tags)
-    recorded = {tag: before.tags.get(tag, _NOT_READ) for tag in tags}
+    recorded = {tag: before.tags.get(tag, _EPOCH_NOT_READ) for tag in tags}
     current = found.lookup.epochs
     if validity(replace(before, tags=recorded), current) is not Validity.VALID:
         return None
@@ -1111,10 +1119,10 @@ def _from_shared(found: Found, shared: Shared) -> Answered | None:
 
 
 # No epoch has this value.
-_NOT_READ = Epoch("not read", "")
+_EPOCH_NOT_READ = Epoch("not read", "")
 
 
-async def _acquire_lock_or_wait(found: Found, exchange: Miss) -> CacheExchange:
+async def _acquire_lock_or_wait(found: LookedUpRequest, exchange: Miss) -> CacheExchange:
     """Acquire the lock to be forwarded, or wait for what another process renders under it.
 
     Each read of the lock is a billed command; the pauses between reads grow. After ``collapse``
@@ -1133,12 +1141,12 @@ async def _acquire_lock_or_wait(found: Found, exchange: Miss) -> CacheExchange:
             if (left := until - clock.monotonic()) <= 0:
                 break
             await Sleep(min(pause, left))
-            pause = min(pause * 1.5, _LONGEST_PAUSE)
+            pause = min(pause * 1.5, _MAX_PAUSE)
             lookup = await context.store.look_up(found.target)
             found = replace(found, lookup=lookup, target=lookup.exact or found.target)
             chosen = choose(found)
             if not isinstance(chosen, Miss):
-                _share_lookup(found, exchange)
+                _answer_followers(found, exchange)
                 return chosen
             chosen.flight = exchange.flight
             exchange = chosen
@@ -1152,7 +1160,7 @@ async def _acquire_lock_or_wait(found: Found, exchange: Miss) -> CacheExchange:
     return exchange
 
 
-def _share_lookup(found: Found, exchange: Miss) -> None:
+def _answer_followers(found: LookedUpRequest, exchange: Miss) -> None:
     """Answer the followers in this process with the response that another process stored."""
     stored, index = found.lookup.entry, found.lookup.index
     if stored is None:
@@ -1164,7 +1172,7 @@ def _share_lookup(found: Found, exchange: Miss) -> None:
         exchange.resolve(NotShared.FAILED)
 
 
-async def _lock_refresh(found: Found, answered: Answered) -> Answered:
+async def _lock_refresh(found: LookedUpRequest, answered: Answered) -> Answered:
     """Acquire the lock for a background revalidation, or leave it to the process that has it."""
     context, refresh, lock = found.context, answered.refresh, found.lookup.lock
     if refresh is None or lock is None or lock.unshared:
@@ -1172,7 +1180,7 @@ async def _lock_refresh(found: Found, answered: Answered) -> Answered:
     token = None
     if not (lock.held or lock.failed):
         try:
-            token = await context.store.acquire(lock, context.collapse / 2 or _LONGEST_PAUSE)
+            token = await context.store.acquire(lock, context.collapse / 2 or _MAX_PAUSE)
         except UpstashError as error:
             context.emit(UpstashFailed("cache lookup", error))
             return answered

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from msgspec import Struct
 
-from upstash_middleware.core.cache.entries import tag_refused, tags_and_groups
+from upstash_middleware.core.cache.entries import split_tags_and_groups, tag_refused
 from upstash_middleware.core.cache.keys import scopes_of, scopes_to_purge, urls_to_purge
 
 if TYPE_CHECKING:
@@ -33,39 +33,40 @@ class CDN(Struct, frozen=True):
     separator: str
     control_field: str
     """The field that only this CDN reads in place of Cache-Control."""
-    longest_tag: int
+    max_tag_length: int
     """Characters of one tag."""
-    longest_field: int
+    max_field_length: int
     """Bytes of the field with the tags."""
-    most_tags: int
+    max_tags: int
     honours_vary: bool
     """Whether it compares all request fields that Vary names; otherwise Accept-Encoding alone."""
     safe: str = _PRINTABLE
     """The characters that a tag may have beside letters, digits, ``_``, ``-``, ``.`` and ``~``."""
 
-    def spelled(self, tag: str) -> str:
+    def encode_tag(self, tag: str) -> str:
         """Return a tag as the CDN can read it: percent-encoded, and a digest if it is too long."""
         text = quote(tag, safe=self.safe)
-        if len(text) <= self.longest_tag:
+        if len(text) <= self.max_tag_length:
             return text
         return f"~{sha256(tag.encode()).hexdigest()}"
 
     def tags_of(self, target: Target, rule: CacheRule, tags: Iterable[str]) -> tuple[str, ...]:
-        """Return what the CDN finds a response by, as spelled in its field."""
-        own, _ = tags_and_groups(tags)  # a CDN that knows cache groups reads their field itself
+        """Return the tags by which the CDN finds a response, as written in its field."""
+        # A CDN that knows cache groups reads their field itself.
+        own, _ = split_tags_and_groups(tags)
         urls = (f"url:{url}" for url in target.urls)
-        named = ("everything", *scopes_of(target.url, rule), *urls, *map(_own, own))
-        return tuple(dict.fromkeys(map(self.spelled, named)))
+        named = ("everything", *scopes_of(target.url, rule), *urls, *map(_escape_tag, own))
+        return tuple(dict.fromkeys(map(self.encode_tag, named)))
 
     def tags_of_purge(self, what: Purge, rules: Sequence[CacheRule]) -> tuple[str, ...]:
         """Return the tags of all that a purge reaches. Raises ValueError as the purge does."""
         named = ["everything"] if what.everything else []
         named += [f"url:{url}" for text in what.urls for url in urls_to_purge(text, rules)]
         named += scopes_to_purge(what.directories, what.rules, rules)
-        named += [_own(tag) for tag in what.tags if tag_refused(tag) is None]
-        return tuple(dict.fromkeys(map(self.spelled, named)))
+        named += [_escape_tag(tag) for tag in what.tags if tag_refused(tag) is None]
+        return tuple(dict.fromkeys(map(self.encode_tag, named)))
 
-    def tells_apart(self, selecting: Iterable[str]) -> bool:
+    def distinguishes(self, selecting: Iterable[str]) -> bool:
         """Whether the CDN sends a response only to requests with the same values of these fields.
 
         Each CDN has one copy for each coding.
@@ -73,7 +74,7 @@ class CDN(Struct, frozen=True):
         return self.honours_vary or {*selecting} <= {"accept-encoding"}
 
     def forbidden(self, headers: Headers) -> Headers:
-        """Return a response's fields for one that the CDN may not store."""
+        """Return a response's fields so that the CDN does not store it."""
         headers = headers.without("cache-tag", "surrogate-key", self.tag_field.lower())
         return headers.setting(self.control_field, "no-store, max-age=0")
 
@@ -84,7 +85,7 @@ class CDN(Struct, frozen=True):
         CDN reads, it may not store the response: no purge would find it there.
         """
         text = self.separator.join(tags)
-        if len(text) > self.longest_field or len(tags) > self.most_tags:
+        if len(text) > self.max_field_length or len(tags) > self.max_tags:
             return self.forbidden(headers)
         headers = headers.without("cache-tag", "surrogate-key", self.tag_field.lower())
         if control is not None:
@@ -92,13 +93,13 @@ class CDN(Struct, frozen=True):
         return headers.setting(self.tag_field, text)
 
 
-_OURS: Final = frozenset({"everything", "rule", "tag", "under", "url"})
+_RESERVED_TAG_NAMES: Final = frozenset({"everything", "rule", "tag", "under", "url"})
 """The first parts of the tags that are not the application's own, and what its own get before."""
 
 
-def _own(tag: str) -> str:
-    """Return a tag of the application as no other tag is called, for instance ``everything``."""
-    return f"tag:{tag}" if tag.partition(":")[0] in _OURS else tag
+def _escape_tag(tag: str) -> str:
+    """Return an application's tag, changed if it could be mistaken for a reserved one."""
+    return f"tag:{tag}" if tag.partition(":")[0] in _RESERVED_TAG_NAMES else tag
 
 
 CDNS: Final = {

@@ -179,15 +179,15 @@ def tag_of_group(origin: str, name: str) -> str:
 
 
 def group_of_tag(tag: str) -> tuple[str, str] | None:
-    """Return the origin and the name of the cache group that a tag stands for, None if for none."""
+    """Return the origin and name of the cache group that a tag stands for; None for other tags."""
     if not tag.startswith(_GROUP):
         return None
     origin, _, name = tag[1:].partition(" ")
     return origin, name
 
 
-def tags_and_groups(tags: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return which of these are tags of applications, and the names of the cache groups."""
+def split_tags_and_groups(tags: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Split tags into the application's tags and the names of cache groups."""
     named, groups = [], []
     for tag in tags:
         group = group_of_tag(tag)
@@ -200,7 +200,7 @@ def tags_and_groups(tags: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ..
 
 # --- What is stored -----------------------------------------------------------------------------
 
-_LARGEST = 16 * 1024 * 1024
+_MAX_BODY_BYTES = 16 * 1024 * 1024
 """Bytes of the largest body. Settings can only lower it, and decompression stops there."""
 _WORTH_COMPRESSING = 512
 _WORTHWHILE_RATIO = 0.9
@@ -310,7 +310,7 @@ class _ResponseFrame(Struct, array_like=True, tag="response", forbid_unknown_fie
     lifetime: float
     stale: Staleness
     compressed: bool
-    length: Annotated[int, Meta(ge=0, le=_LARGEST)]
+    length: Annotated[int, Meta(ge=0, le=_MAX_BODY_BYTES)]
     tags: tuple[str, ...]
     token: str
     scopes: tuple[str, ...] = ()  # earlier versions had none

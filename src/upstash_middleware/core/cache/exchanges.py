@@ -79,17 +79,17 @@ SAFE_METHODS = frozenset(
 )
 """The methods registered as safe; all others may change what is stored (RFC 9111 §4.4)."""
 # RFC 5861 §4: the statuses that stale-if-error is about.
-_ERRORS = frozenset({500, 502, 503, 504})
-_SURE_TO_FIT = 7_000_000
+_STALE_IF_ERROR_STATUSES = frozenset({500, 502, 503, 504})
+_MAX_CERTAIN_BYTES = 7_000_000
 """Bytes of a body that fits in one call of 10 MB, even in base64."""
 BACK_OFF = 5.0
 """Seconds for which a revalidation that has failed is not repeated."""
-_REMEMBERED = 10_000
-_LONGEST_WORK = 60.0
+_MAX_REMEMBERED = 10_000
+_ABANDONED_AFTER = 60.0
 """Seconds after which a render, revalidation or invalidation counts as dropped by its owner."""
 _DEBUGGED = "a response for debugging"
-_UNSEEN = "the server sends the file itself"
-_OF_SESSION = "it depends on the session"
+_BODY_NOT_SEEN = "the server sends the file itself"
+_DEPENDS_ON_SESSION = "it depends on the session"
 
 
 class Context(Struct, frozen=True):
@@ -117,15 +117,15 @@ class Context(Struct, frozen=True):
     has_groups: bool
     """Whether Cache-Groups and Cache-Group-Invalidation count."""
     cdn: CDN | None
-    """The CDN in front, if the application has said which."""
+    """The CDN in front, by the setting ``cdn``."""
     errors: StoredErrors
     reasons: Reasons
     variations: Variations
     canonical: Callable[[HTTPRequest, Target, Variation], Target]
-    """Returns the target of the canonical form of a request's URL, from that of the URL."""
+    """Returns the target of the canonical form of a request's URL, from the URL's own target."""
 
 
-class Found(Struct, frozen=True):
+class LookedUpRequest(Struct, frozen=True):
     """A request with the result of its lookup."""
 
     context: Context
@@ -177,8 +177,8 @@ class Found(Struct, frozen=True):
             return False
         return "immutable" in directives.control_of(stored.headers, self.context.targets)
 
-    def place_of(self, stored: StoredResponse) -> tuple[Target, Lookup]:
-        """Return the target under whose key a response is stored, and what was read for it.
+    def target_of(self, stored: StoredResponse) -> tuple[Target, Lookup]:
+        """Return the target under whose key a response is stored, and its lookup.
 
         That is the canonical form of the requested URL by the response's own No-Vary-Search.
         """
@@ -285,7 +285,7 @@ DEBUG_FIELD = "upstash-cache-debug"
 
 
 class Debugged(CacheExchange, kw_only=True, eq=False):
-    """A request with the secret of ``cache_debug``, whose response explains what the cache did.
+    """A request with the ``cache_debug`` secret; its response explains what the cache did.
 
     Neither this cache nor another one stores that response.
     """
@@ -303,7 +303,7 @@ class Debugged(CacheExchange, kw_only=True, eq=False):
         if isinstance(within, Miss):
             within.debug()
         if (response := within.response) is not None:
-            self.response = Response(self._explaining(response.head), response.body)
+            self.response = Response(self._with_explanation(response.head), response.body)
 
     @property
     def locks(self) -> bool:
@@ -322,13 +322,15 @@ class Debugged(CacheExchange, kw_only=True, eq=False):
         not_stored = self.within.refusal(head) if isinstance(self.within, Miss) else ""
         sent = self.within.head(head)
         if isinstance(sent, Response):
-            return Response(self._explaining(sent.head), sent.body)
-        return self._explaining(sent, not_stored)
+            return Response(self._with_explanation(sent.head), sent.body)
+        return self._with_explanation(sent, not_stored)
 
     def failed(self) -> Response | None:
         response = self.within.failed()
         return (
-            None if response is None else Response(self._explaining(response.head), response.body)
+            None
+            if response is None
+            else Response(self._with_explanation(response.head), response.body)
         )
 
     def chunk(self, data: bytes) -> None:
@@ -353,7 +355,7 @@ class Debugged(CacheExchange, kw_only=True, eq=False):
     def finish(self, *, complete: bool) -> Flow[None] | None:
         return self.within.finish(complete=complete)
 
-    def _explaining(self, head: ResponseHead, not_stored: str = "") -> ResponseHead:
+    def _with_explanation(self, head: ResponseHead, not_stored: str = "") -> ResponseHead:
         """Return a head with the explanation, and so that no cache stores the response."""
         explained, within = self.explained, self.within
         reason, advice = explained.why, explained.advice
@@ -388,7 +390,9 @@ def _with_status(head: ResponseHead, status: tuple[bytes, bytes]) -> ResponseHea
     return ResponseHead(head.status, headers.adding(status))
 
 
-def _for_downstream(head: ResponseHead, found: Found, stored: StoredResponse) -> ResponseHead:
+def _for_downstream(
+    head: ResponseHead, found: LookedUpRequest, stored: StoredResponse
+) -> ResponseHead:
     """Return the head of a response that is stored here as clients and other caches get it.
 
     With the rule's own Cache-Control, and the tags by which a CDN finds it. A CDN that would send
@@ -397,20 +401,20 @@ def _for_downstream(head: ResponseHead, found: Found, stored: StoredResponse) ->
     rule, cdn, headers = found.rule, found.context.cdn, head.headers
     most = None if head.status in _PAGES else stored.lifetime
     if rule.downstream is not None:
-        control = _at_most(rule.downstream, most)
+        control = _bound_lifetimes(rule.downstream, most)
         headers = headers.without("expires").setting("cache-control", control)
     if rule.downstream is not None or cdn is not None:
-        headers = _naming_what_selects(headers, rule)
-    if cdn is not None and (rule.user is not None or not cdn.tells_apart(vary_fields(headers))):
+        headers = _with_selecting_vary(headers, rule)
+    if cdn is not None and (rule.user is not None or not cdn.distinguishes(vary_fields(headers))):
         headers = cdn.forbidden(headers)
     elif cdn is not None and (rule.downstream_cdn is not None or not rule.forbids_downstream):
-        for_cdn = rule.downstream_cdn and _at_most(rule.downstream_cdn, most)
+        for_cdn = rule.downstream_cdn and _bound_lifetimes(rule.downstream_cdn, most)
         headers = cdn.sent(headers, cdn.tags_of(found.target, rule, stored.tags), for_cdn)
     return head if headers is head.headers else ResponseHead(head.status, headers)
 
 
-def _naming_what_selects(headers: Headers, rule: CacheRule) -> Headers:
-    """Return a response's fields with a Vary that names what its rule selects by.
+def _with_selecting_vary(headers: Headers, rule: CacheRule) -> Headers:
+    """Return a response's fields with a Vary that names the fields by which its rule selects.
 
     Other caches cannot know that otherwise.
     """
@@ -434,8 +438,8 @@ _LIFETIME = re.compile(
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def _at_most(control: str, seconds: float | None) -> str:
-    """Return directives with no lifetime above these seconds; None for no bound."""
+def _bound_lifetimes(control: str, seconds: float | None) -> str:
+    """Return directives in which no lifetime is above ``seconds``; None changes nothing."""
     if seconds is None:
         return control
     most = floor(seconds)
@@ -453,7 +457,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
     """A request that is forwarded, and whose response is stored if it may be."""
 
     watches = True
-    found: Found
+    found: LookedUpRequest
     flight: Flight | None = None
     """What other requests of this process wait for."""
     lock: tuple[str, str] | None = None
@@ -492,7 +496,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         return self.planned is not None or self.unshared is None
 
     @property
-    def fills(self) -> bool:
+    def withholds_conditions(self) -> bool:
         """Whether the client's conditions are withheld from the application.
 
         Its 304 could not be stored, so if a response that may be stored is expected, the whole
@@ -508,7 +512,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
 
     def request_to_forward(self, request: HTTPRequest) -> HTTPRequest:
         headers = self.found.request.headers  # without the ignored cookies
-        if self.fills:
+        if self.withholds_conditions:
             self.evaluates = True
             headers = headers.without(*CONDITIONS)
         return request if headers is request.headers else replace(request, headers=headers)
@@ -517,7 +521,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         """Note that ``chunk`` will not see the body, or may not see it."""
         self.passes = False if certainly else None
         if certainly and self.planned is not None:
-            self._drop(_UNSEEN)
+            self._drop(_BODY_NOT_SEEN)
 
     def forbid(self, why: str, *, client_left: bool) -> None:
         """Forbid storing the response; if the client left, another request is to be forwarded."""
@@ -540,39 +544,39 @@ class Miss(CacheExchange, kw_only=True, eq=False):
             self.is_without_session = True
             if self.planned is None or "cookie" in self.planned.vary:
                 return
-        self.forbid(_OF_SESSION, client_left=False)
+        self.forbid(_DEPENDS_ON_SESSION, client_left=False)
 
     def head(self, head: ResponseHead) -> ResponseHead | Response:
         """Decide whether the response is to be stored; say so in Cache-Status if it is certain."""
         found, length = self.found, content_length(head.headers)
         planned = self.plan(found.request, head)
         if isinstance(planned, Plan) and self.passes is False:
-            planned = _UNSEEN
+            planned = _BODY_NOT_SEEN
         if isinstance(planned, Plan) and (length or 0) > found.context.max_body:
-            planned = self._too_large
+            planned = self._why_too_large
         if isinstance(planned, Plan) and not found.context.errors.admits(found.rule, head.status):
             planned = f"{found.rule.errors_per_minute} errors of its rule were stored this minute"
         if isinstance(planned, str):
-            self._note(planned, head.status)
+            self._note_reason(planned, head.status)
             self.resolve(NotShared.UNSHAREABLE)
             candidate = self.candidate
             if head.status == 304 and candidate and storing.states_freshness(candidate):
                 found.context.flights.expect(found.lookup.key)  # next time, request the whole
-            return self._sent(head, head, detail=planned)
+            return self._head_to_send(head, head, detail=planned)
         self.planned, self.announced = planned, length
         if length == 0:
             self._finish_body()
         elif length is None and head.status not in WITHOUT_BODY:  # it streams, perhaps for ever
             self.resolve(NotShared.UNSHAREABLE)
         sent = _for_downstream(head, found, planned.stored)
-        return self._sent(head, sent, stored=self._is_certain(planned))
+        return self._head_to_send(head, sent, stored=self._is_certain(planned))
 
     def chunk(self, data: bytes) -> None:
         if self.planned is None or not data:
             return
         self.length += len(data)
         if self.length > self.found.context.max_body:
-            self._drop(self._too_large)
+            self._drop(self._why_too_large)
             return
         self.body.append(data)
         if len(self.body) > 1:
@@ -593,7 +597,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         if (whole := self.whole(complete=complete)) is not None:
             return self._store(whole)
         self.resolve(NotShared.INTERRUPTED)
-        self._ended(stored=False)
+        self._note_end(stored=False)
         return self._unlock() if self.lock is not None else None
 
     def drop(self) -> None:
@@ -612,10 +616,10 @@ class Miss(CacheExchange, kw_only=True, eq=False):
     def refusal(self, head: ResponseHead) -> str:
         """Return why the response would not be stored if its client did not debug the cache."""
         found = self.found
-        planned = self._planned(found.request, head)
+        planned = self._make_plan(found.request, head)
         if isinstance(planned, Plan):
             is_large = (content_length(head.headers) or 0) > found.context.max_body
-            planned = self._too_large if is_large else ""
+            planned = self._why_too_large if is_large else ""
         if not planned:
             return ""
         case = found.context.reasons.case(found.rule, head.status, found.request.headers)
@@ -627,14 +631,14 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         if self.unshared is None and isinstance(result, NotShared):
             self.unshared = result
         if self.flight is not None:
-            self.found.context.flights.resolve(self.flight, result, in_time=self._in_time())
+            self.found.context.flights.resolve(self.flight, result, in_time=self._others_may_wait())
 
     def plan(self, request: HTTPRequest, head: ResponseHead) -> Plan | str:
         """Return what to store of a response with this head, or the reason why nothing is."""
-        planned = self._planned(request, head)
+        planned = self._make_plan(request, head)
         return _DEBUGGED if self.is_debugged else planned
 
-    def _planned(self, request: HTTPRequest, head: ResponseHead) -> Plan | str:
+    def _make_plan(self, request: HTTPRequest, head: ResponseHead) -> Plan | str:
         if self.forbidden:
             return self.forbidden
         found, context = self.found, self.found.context
@@ -652,7 +656,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         )
         planned = storing.plan(self.candidate, found.lookup.wall, context.grace, found.target.tags)
         if isinstance(planned, Plan) and self.is_without_session and "cookie" not in planned.vary:
-            return _OF_SESSION
+            return _DEPENDS_ON_SESSION
         return planned
 
     def whole(self, *, complete: bool) -> Plan | None:
@@ -663,9 +667,9 @@ class Miss(CacheExchange, kw_only=True, eq=False):
             self.resolve(NotShared.INTERRUPTED)
             self._drop("the response was cut short")
             return None
-        return self._with_body(self.planned)
+        return self._complete_and_share(self.planned)
 
-    def _sent(
+    def _head_to_send(
         self, head: ResponseHead, sent: ResponseHead, *, stored: bool = False, detail: str = ""
     ) -> ResponseHead:
         """Return the head to send, which is a 304's if the client has the response (§4.3.2)."""
@@ -686,8 +690,8 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         return _with_status(sent, status)
 
     def _is_certain(self, planned: Plan) -> bool:
-        """Whether only a failure can still prevent storing the response (RFC 9211 §2.5)."""
-        if self.announced is None or self.announced > _SURE_TO_FIT or not self.passes:
+        """Whether nothing but a failure can prevent storing the response (RFC 9211 §2.5)."""
+        if self.announced is None or self.announced > _MAX_CERTAIN_BYTES or not self.passes:
             return False
         if not self.found.lookup.epochs.tags.keys() >= {*planned.stored.tags}:
             return False  # one of its tags may be purged meanwhile
@@ -696,9 +700,9 @@ class Miss(CacheExchange, kw_only=True, eq=False):
     def _finish_body(self) -> None:
         self.in_one_piece = True
         if self.flight is not None and self.planned is not None:
-            self._with_body(self.planned)
+            self._complete_and_share(self.planned)
 
-    def _with_body(self, planned: Plan) -> Plan | None:
+    def _complete_and_share(self, planned: Plan) -> Plan | None:
         """Share and return the response with its body, None if it may not be stored after all."""
         found, body = self.found, b"".join(self.body)
         if (shown := shows_any(planned.addresses, planned.stored.headers, body)) is not None:
@@ -714,10 +718,10 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         return whole
 
     @property
-    def _too_large(self) -> str:
+    def _why_too_large(self) -> str:
         return f"body above {self.found.context.max_body} bytes"
 
-    def _note(self, detail: str, status: int) -> None:
+    def _note_reason(self, detail: str, status: int) -> None:
         found = self.found
         found.context.reasons.note(
             found.rule, detail, status, found.request, no_user=found.has_no_user
@@ -725,7 +729,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
 
     def _drop(self, detail: str) -> None:
         if self.planned is not None:
-            self._note(detail, self.planned.stored.status)
+            self._note_reason(detail, self.planned.stored.status)
         self.planned, self.body = None, []
         self.resolve(NotShared.UNSHAREABLE)
         self._forget_flight()
@@ -735,14 +739,14 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         if self.flight is not None:
             self.found.context.flights.forget(self.flight)
 
-    def _in_time(self) -> bool:
-        """Whether requests that came at the same time as this one are still waiting."""
+    def _others_may_wait(self) -> bool:
+        """Whether concurrent requests may still wait for this one."""
         context = self.found.context
         return context.store.clock.monotonic() - self.found.lookup.monotonic < context.collapse
 
-    def _ended(self, *, stored: bool) -> None:
-        """Remember for the next request how this one ended."""
-        if stored and self.in_one_piece and self._in_time():
+    def _note_end(self, *, stored: bool) -> None:
+        """Remember for later requests whether the response could be shared."""
+        if stored and self.in_one_piece and self._others_may_wait():
             self.found.context.flights.expect(self.found.lookup.key)
 
     async def _store(self, planned: Plan) -> None:
@@ -754,12 +758,12 @@ class Miss(CacheExchange, kw_only=True, eq=False):
             stored = replace(planned.stored, token=self.lock[1])
             planned = replace(planned, stored=stored)
         try:
-            target, lookup = found.place_of(planned.stored)
+            target, lookup = found.target_of(planned.stored)
             flow = found.context.store.put(target, lookup, planned)
             stores = await _store(found, "cache store", flow)
         finally:
             self._forget_flight()
-        self._ended(stored=stores)
+        self._note_end(stored=stores)
         # The entry shows that the lock is done with, as long as there is an entry at its key.
         is_shown = stores and target.key == found.target.key
         if not is_shown or planned.keep < found.context.collapse / 2:
@@ -783,7 +787,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         return self.unshared is NotShared.FAILED
 
 
-async def _store(found: Found, during: str, flow: Flow[str | None]) -> bool:
+async def _store(found: LookedUpRequest, during: str, flow: Flow[str | None]) -> bool:
     """Store a response and emit how that ended; return whether it is stored."""
     emit = found.context.emit
     try:
@@ -811,9 +815,9 @@ class Revalidation(Miss, kw_only=True, eq=False):
     contradicted: bool = False
 
     @property
-    def fills(self) -> bool:
-        """Whether the client's conditions are withheld; otherwise ours are sent beside them."""
-        return self.found.lookup.outdated and super().fills
+    def withholds_conditions(self) -> bool:
+        """Whether the client's conditions are withheld; otherwise ours are sent in addition."""
+        return self.found.lookup.outdated and super().withholds_conditions
 
     def request_to_forward(self, request: HTTPRequest) -> HTTPRequest:
         """Add the stored validators (§4.3.1), unless another version made the response."""
@@ -825,13 +829,13 @@ class Revalidation(Miss, kw_only=True, eq=False):
     def head(self, head: ResponseHead) -> ResponseHead | Response:
         """Decide what happens to the stored response (§4.3.3)."""
         found, stored = self.found, self.stored
-        if head.status in _ERRORS:
-            return self._instead_of_error(head.status) or super().head(head)
+        if head.status in _STALE_IF_ERROR_STATUSES:
+            return self._fallback_for_error(head.status) or super().head(head)
         if not self.in_background:
             found.context.revalidations.end(found.lookup.key, failed=False)
         if head.status == 206 and stored.status != 206:  # the stored whole is kept
             self.resolve(NotShared.UNSHAREABLE)
-            return self._sent(head, head, detail="partial content")
+            return self._head_to_send(head, head, detail="partial content")
         if found.lookup.outdated:
             return super().head(head)
         if head.status == 304:
@@ -844,7 +848,7 @@ class Revalidation(Miss, kw_only=True, eq=False):
         return super().head(head)
 
     def failed(self) -> Response | None:
-        return self._instead_of_error(None) or super().failed()
+        return self._fallback_for_error(None) or super().failed()
 
     def whole(self, *, complete: bool) -> Plan | None:
         """Return the confirmed response, or the one recorded in its place."""
@@ -866,8 +870,8 @@ class Revalidation(Miss, kw_only=True, eq=False):
             await flow
         await _purge(self.found.context, Purge((self.found.target.url,), soft=True))
 
-    def _ended(self, *, stored: bool) -> None:
-        super()._ended(stored=stored)
+    def _note_end(self, *, stored: bool) -> None:
+        super()._note_end(stored=stored)
         if self.in_background:
             self.found.context.revalidations.end(self.found.lookup.key, failed=not stored)
 
@@ -899,7 +903,7 @@ class Revalidation(Miss, kw_only=True, eq=False):
         self.resolve(Shared(self.confirmed, found))
         return self.confirmed.stored
 
-    def _instead_of_error(self, status: int | None) -> Response | None:
+    def _fallback_for_error(self, status: int | None) -> Response | None:
         """Return the stored response if it may be used in place of an error (RFC 5861 §4)."""
         if self.sets_cookie or not reuse.usable_for_error(self.stored, self.found.now):
             return None
@@ -940,7 +944,7 @@ class Invalidation(CacheExchange, kw_only=True, eq=False):
         if 200 <= head.status < 400:
             # The target's, and those of the same origin in Location and Content-Location.
             named = (head.headers.get(name) for name in ("location", "content-location"))
-            urls = dict.fromkeys([own, *filter(None, map(self._resolved, named))])
+            urls = dict.fromkeys([own, *filter(None, map(self._resolve_reference, named))])
             self.urls = tuple(
                 url for url in urls if (covered if url == own else self._is_covered(url))
             )
@@ -973,7 +977,7 @@ class Invalidation(CacheExchange, kw_only=True, eq=False):
         await _purge(self.context, Purge(urls), self.groups)
 
     def _is_covered(self, url: str) -> bool:
-        """Whether a URL named by the response is one of the application's, and under a rule."""
+        """Whether a URL in the response belongs to the application and is covered by a rule."""
         path, root_path = unquote(url.partition("?")[0]), self.request.root_path
         if root_path and not path.startswith(f"{root_path}/"):
             return False
@@ -982,7 +986,7 @@ class Invalidation(CacheExchange, kw_only=True, eq=False):
     def _covers(self, path: str) -> bool:
         return any(rule.covers(path) for rule in self.context.rules)
 
-    def _resolved(self, reference: str | None) -> str | None:
+    def _resolve_reference(self, reference: str | None) -> str | None:
         """Return a URI reference's path and query; None if invalid or of another origin."""
         if reference is None or len(reference) > LONGEST_VALUE:
             return None
@@ -1004,13 +1008,13 @@ class PostInvalidation(Invalidation, kw_only=True, eq=False):
     """
 
     watches = True
-    found: Found
+    found: LookedUpRequest
     miss: Miss | None = None
 
     def head(self, head: ResponseHead) -> ResponseHead | Response:
         """Decide what the request has changed, and whether its response is the new state."""
         sent, request = super().head(head), self.request
-        location = self._resolved(head.headers.get("content-location"))
+        location = self._resolve_reference(head.headers.get("content-location"))
         if not self.urls or location != _url_of_target(request):
             return sent
         miss = Miss(found=replace(self.found, request=replace(request, method="GET")))
@@ -1071,14 +1075,14 @@ def _url_of_target(request: HTTPRequest) -> str:
 
 
 class Shared(Struct, frozen=True):
-    """A response for those who wait, and the request whose response it is."""
+    """A response for the waiting requests, and the request that it answers."""
 
     plan: Plan
-    found: Found
+    found: LookedUpRequest
 
 
 class NotShared(Enum):
-    """Why a response does not answer those who wait for it."""
+    """Why a response does not answer the waiting requests."""
 
     UNSHAREABLE = auto()
     """It may not be stored, or it streams: so would the next one."""
@@ -1108,7 +1112,7 @@ class SingleFlight:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._flights: dict[str, Flight] = {}
-        self._shareable: LRU[str, bool] = LRU(_REMEMBERED)
+        self._shareable: LRU[str, bool] = LRU(_MAX_REMEMBERED)
         """Whether the last response under a key could be shared with those who waited."""
         self._lock = threading.Lock()
 
@@ -1124,12 +1128,12 @@ class SingleFlight:
             if not self.expects(key, default=expected):
                 return None, False
             flight, now = self._flights.get(key), self._clock.monotonic()
-            if flight is not None and now < flight.started_at + _LONGEST_WORK:
+            if flight is not None and now < flight.started_at + _ABANDONED_AFTER:
                 return flight, False
             if not may_lead:
                 return None, False
             self._flights[key] = flight = Flight(key, now)
-            if len(self._flights) > _REMEMBERED:
+            if len(self._flights) > _MAX_REMEMBERED:
                 del self._flights[next(iter(self._flights))]
             return flight, True
 
@@ -1175,7 +1179,7 @@ class Revalidations:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._known: LRU[str, tuple[float, bool]] = LRU(_REMEMBERED)
+        self._known: LRU[str, tuple[float, bool]] = LRU(_MAX_REMEMBERED)
         """When the next one under a key may begin, and whether the last one failed."""
         self._lock = threading.Lock()
 
@@ -1189,7 +1193,7 @@ class Revalidations:
             now = self._clock.monotonic()
             if now < until:
                 return False
-            self._known.put(key, (now + (BACK_OFF if failed else _LONGEST_WORK), failed))
+            self._known.put(key, (now + (BACK_OFF if failed else _ABANDONED_AFTER), failed))
             return True
 
     def end(self, key: str, *, failed: bool) -> None:
@@ -1258,27 +1262,27 @@ class Variations:
     """
 
     def __init__(self) -> None:
-        self._of_rules: dict[str, Variation] = {}
-        self._of_paths: LRU[str, Variation] = LRU(_REMEMBERED)
+        self._by_rule: dict[str, Variation] = {}
+        self._by_path: LRU[str, Variation] = LRU(_MAX_REMEMBERED)
         self.informed: bool = False
         """Whether this process has looked anything up; otherwise it knows of no rule."""
 
     def __bool__(self) -> bool:
-        return bool(self._of_rules)
+        return bool(self._by_rule)
 
     def of(self, rule: CacheRule, url: str) -> Variation | None:
-        """Return how queries of a URL's path select; None if no response of the rule has said."""
-        if rule.path not in self._of_rules:
+        """Return how queries of a URL's path select; None if no response of the rule tells."""
+        if rule.path not in self._by_rule:
             return None
-        return self._of_paths.use(_path_of(url)) or self._of_rules[rule.path]
+        return self._by_path.use(_path_of(url)) or self._by_rule[rule.path]
 
     def learn(self, rule: CacheRule, url: str, variation: Variation) -> None:
-        """Remember what a response of this URL, or the record of its path, has said."""
+        """Remember the variation from a response for this URL, or from the record of its path."""
         if variation != EXACT:
-            self._of_rules[rule.path] = variation
-        elif rule.path not in self._of_rules:
+            self._by_rule[rule.path] = variation
+        elif rule.path not in self._by_rule:
             return
-        self._of_paths.put(_path_of(url), variation)
+        self._by_path.put(_path_of(url), variation)
 
     def canonical(self, urls: Sequence[str], rules: Iterable[CacheRule]) -> list[str]:
         """Return the canonical forms of URLs that are not among them, as far as they are known."""
@@ -1293,15 +1297,15 @@ class Variations:
         return [url for url in dict.fromkeys(found) if url not in urls]
 
     def unread(self, urls: Iterable[str]) -> list[str]:
-        """Return those of these URLs whose canonical form the record of their path has to tell."""
+        """Return the URLs whose canonical form is only known from the record of their path."""
         if self.informed and not self:
             return []
-        return [url for url in urls if "?" in url and _path_of(url) not in self._of_paths]
+        return [url for url in urls if "?" in url and _path_of(url) not in self._by_path]
 
     def clear(self) -> None:
         """Forget all of them."""
-        self._of_rules.clear()
-        self._of_paths.clear()
+        self._by_rule.clear()
+        self._by_path.clear()
         self.informed = False
 
 
@@ -1320,7 +1324,7 @@ class PendingInvalidations:
 
     def begin(self, names: Iterable[str]) -> None:
         """Add URLs, as in the names of epochs, and groups, as tags."""
-        until = self._clock.monotonic() + _LONGEST_WORK
+        until = self._clock.monotonic() + _ABANDONED_AFTER
         with self._lock:
             for name in names:
                 self.until.setdefault(name, []).append(until)
@@ -1333,7 +1337,7 @@ class PendingInvalidations:
                     self.until[name] = pending
 
     def concern(self, *names: str) -> bool:
-        """Whether what is stored of one of these URLs or groups is about to be invalidated."""
+        """Whether stored responses of these URLs or groups are about to be invalidated."""
         if not self.until:
             return False
         now = self._clock.monotonic()

@@ -13,10 +13,10 @@ from upstash_middleware.core.cache.entries import (
     VariantIndex,
     decode,
     epoch_text,
-    tags_and_groups,
+    split_tags_and_groups,
     validity,
 )
-from upstash_middleware.core.cache.http.no_vary_search import parsed
+from upstash_middleware.core.cache.http.no_vary_search import parse_field
 from upstash_middleware.core.cache.http.reuse import Use, current_age, use
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class CacheExplanation(Struct, frozen=True):
     variant: str | None = None
     """The key of the variant that this request selects."""
     tags: tuple[str, ...] = ()
-    """What it is purged by, with ancestors; those of its rule if nothing is stored."""
+    """Its tags with their ancestors; if nothing is stored, the rule's tags."""
     status: int | None = None
     age: float | None = None
     """Current age in seconds (RFC 9111 §4.2.3)."""
@@ -86,7 +86,7 @@ async def explain(store: Store, target: Target, *, can_refresh: bool) -> CacheEx
     stored = entry if isinstance(entry, StoredResponse) else None
     of_entry = stored.tags if stored is not None else target.tags
     all_tags = tuple(sorted({*of_entry, *(index.tags if index is not None else ())}))
-    tags, groups = tags_and_groups(of_entry)
+    tags, groups = split_tags_and_groups(of_entry)
     values = await store.read(store.names.epochs(target.url, target.scopes, all_tags))
     current = Epochs.parse(list(map(epoch_text, values)), all_tags, target.scopes)
     vary = index.vary if index is not None else ()
@@ -96,7 +96,7 @@ async def explain(store: Store, target: Target, *, can_refresh: bool) -> CacheEx
         outcome = "vary-miss"
         why = f"it is stored for other values of {', '.join(vary)} than this request's"
     elif index is not None:
-        why = f"{_why_invalid(index.epochs, current)} since"
+        why = f"{_invalidation_text(index.epochs, current)} since"
     if stored is None:
         if data is not None:
             why = (
@@ -108,12 +108,12 @@ async def explain(store: Store, target: Target, *, can_refresh: bool) -> CacheEx
         )
     state, age = validity(stored.epochs, current), current_age(stored, store.clock.wall())
     if state is Validity.INVALID:
-        why = f"{_why_invalid(stored.epochs, current)} since it was stored"
+        why = f"{_invalidation_text(stored.epochs, current)} since it was stored"
     else:
         softly = state is Validity.STALE
         outcome, why = _USES[use(stored, age, purged_softly=softly, can_refresh=can_refresh)]
         if softly:
-            why = f"{_why_invalid(stored.epochs, current)} softly; {why}"
+            why = f"{_invalidation_text(stored.epochs, current)} softly; {why}"
     return CacheExplanation(
         outcome,
         why,
@@ -135,13 +135,13 @@ async def explain(store: Store, target: Target, *, can_refresh: bool) -> CacheEx
 
 
 def _no_vary_search(stored: StoredResponse) -> str:
-    found = parsed(stored.headers.combined("no-vary-search") or "")
+    found = parse_field(stored.headers.combined("no-vary-search") or "")
     if isinstance(found, str):
         return f"not valid, so only the exact URL is answered: {found}"
     return str(found)
 
 
-def _why_invalid(recorded: Epochs, current: Epochs) -> str:
+def _invalidation_text(recorded: Epochs, current: Epochs) -> str:
     """Return, as text for people, what has made a stored response invalid or stale."""
     if recorded.everything != current.everything:
         return "everything has been purged"
@@ -155,7 +155,7 @@ def _why_invalid(recorded: Epochs, current: Epochs) -> str:
             name = "the directory" if kind == "under" else "the rule"
             return f"{name} {path!r} has been purged"
     changed = [tag for tag, epoch in recorded.tags.items() if current.tags[tag] != epoch]
-    tags, groups = tags_and_groups(changed)
+    tags, groups = split_tags_and_groups(changed)
     named = [("the tag", tags)] if tags else []
     named += [("the cache group", groups)] if groups else []
     purged = [f"{kind} {', '.join(map(repr, names))}" for kind, names in named]

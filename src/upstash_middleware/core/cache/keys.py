@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from upstash_middleware.core.cache.rules import CacheRule
     from upstash_middleware.messages import HTTPRequest
 
-_LONGEST = 1024
+_MAX_TEXT_LENGTH = 1024
 """Characters of a URL, origin or tag in a key; of a longer one the key has the digest."""
 
 
@@ -38,8 +38,10 @@ class Names(Struct, frozen=True):
         one: gunicorn reads SCRIPT_NAME from a header field.
         """
         of = f"{version}:" if version else ""
-        below = f"[{_bounded(quote(root_path, safe=PATH_SAFE))}]" if root_path else ""
-        return f"{self.prefix}:cache:entry:{of}{below}{_bounded(origin)}{_bounded(url)}"
+        below = f"[{_digest_if_long(quote(root_path, safe=PATH_SAFE))}]" if root_path else ""
+        return (
+            f"{self.prefix}:cache:entry:{of}{below}{_digest_if_long(origin)}{_digest_if_long(url)}"
+        )
 
     def epochs(self, url: str, scopes: Iterable[str], tags: Iterable[str]) -> tuple[str, ...]:
         """Return the keys of the epochs of a URL: ``A``, ``U``, each ``S``, ``G``, each ``T``."""
@@ -57,18 +59,18 @@ class Names(Struct, frozen=True):
         It contains neither scheme nor host, so that ``purge("/products/7")`` works from anywhere, a
         worker that serves no requests included, and purges the page under each of its host names.
         """
-        return f"{self.prefix}:cache:epoch:url:{_bounded(url)}"
+        return f"{self.prefix}:cache:epoch:url:{_digest_if_long(url)}"
 
     def record(self, url: str) -> str:
         """Return ``P``, the key of the record of a URL's path: how the query selects (``Record``).
 
         Like the epoch of a URL it contains neither scheme nor host.
         """
-        return f"{self.prefix}:cache:query:{_bounded(url.partition('?')[0])}"
+        return f"{self.prefix}:cache:query:{_digest_if_long(url.partition('?')[0])}"
 
     def scope(self, scope: str) -> str:
         """Return ``S``, the key of the epoch of a directory or a rule."""
-        return f"{self.prefix}:cache:epoch:{_bounded(scope)}"
+        return f"{self.prefix}:cache:epoch:{_digest_if_long(scope)}"
 
     @property
     def any_tag(self) -> str:
@@ -78,16 +80,16 @@ class Names(Struct, frozen=True):
     def tag(self, tag: str) -> str:
         """Return ``T``, the key of the epoch of a tag or of a cache group."""
         if (group := group_of_tag(tag)) is not None:
-            return f"{self.prefix}:cache:epoch:group:{_bounded(' '.join(group))}"
-        return f"{self.prefix}:cache:epoch:tag:{_bounded(tag)}"
+            return f"{self.prefix}:cache:epoch:group:{_digest_if_long(' '.join(group))}"
+        return f"{self.prefix}:cache:epoch:tag:{_digest_if_long(tag)}"
 
 
-def _bounded(text: str) -> str:
+def _digest_if_long(text: str) -> str:
     # '#' is escaped in URLs, so neither a URL nor a variant's key can look like a digest.
-    return text if len(text) <= _LONGEST else f"#{sha256(text.encode()).hexdigest()}"
+    return text if len(text) <= _MAX_TEXT_LENGTH else f"#{sha256(text.encode()).hexdigest()}"
 
 
-def keyed(key: str, selected: str, secret: bytes) -> str:
+def variant_key(key: str, selected: str, secret: bytes) -> str:
     """Return a key narrowed by the values that select a response.
 
     That may contain cookies or credentials, so only a keyed hash of it is written to Redis.
@@ -235,5 +237,5 @@ def origin_of(scheme: str, host: str) -> str:
 
 def origin_as_sent(scheme: str, host: str) -> str:
     """Return scheme and authority, with the port as sent: applications put it into links."""
-    authority = quote(host, safe=":[]") if len(host) <= _LONGEST else _bounded(host)
+    authority = quote(host, safe=":[]") if len(host) <= _MAX_TEXT_LENGTH else _digest_if_long(host)
     return f"{quote(scheme, safe='')}://{authority}"

@@ -86,7 +86,7 @@ class PurgeEndpoint(Part):
 
 
 def _parse_purge(query: str) -> Purge | str:
-    """Return what a query asks to purge, or what is wrong with it."""
+    """Return the purge that a query describes, or what is wrong with the query."""
     pairs = parse_qsl(query, keep_blank_values=True)
     for name, text in pairs:
         if name not in _PARAMETERS:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from upstash_middleware.events import Observer
     from upstash_middleware.messages import Headers, HTTPRequest
 
-_MOST_COOKIES = 3
-_LONGEST_COOKIE = 40
+_MAX_COOKIES = 3
+_MAX_COOKIE_LENGTH = 40
 
 
 class Reason(Struct, frozen=True):
@@ -38,26 +38,26 @@ class Reason(Struct, frozen=True):
     """The setting that would change it, or what else would; empty if nothing has to change."""
 
 
-_OF_USERS = frozenset({"cookies", "credentials", "private", "session"})
+_KINDS_SOLVED_BY_USER = frozenset({"cookies", "credentials", "private", "session"})
 """The kinds of reasons that ``user=`` removes if it finds a user."""
-_INTENDED = frozenset({"no-store", "private", "stale"})
+_KINDS_STATED_BY_RESPONSE = frozenset({"no-store", "private", "stale"})
 """The kinds of reasons that the response itself states: it should not be stored."""
 
 
 def reason_of(detail: str, case: Case, *, no_user: bool = False) -> Reason:
-    """Return the reason that a ``detail`` of Cache-Status stands for.
+    """Return the reason for a ``detail`` of Cache-Status.
 
     Args:
         detail: why the response was not stored, as in Cache-Status.
         case: its status, its request and its rule.
         no_user: whether the rule has ``user=``, and that has found no user.
     """
-    known = _kind_of(detail)
+    known = _match_kind(detail)
     if known is None:
         return Reason("other", detail)
     kind, found, make = known
     why, advice = make(found, case)
-    if no_user and kind in _OF_USERS:
+    if no_user and kind in _KINDS_SOLVED_BY_USER:
         why = f"the function of user= returned no user for this request, and {why}"
         advice = "if the request has a user, return its id from the function of user="
     return Reason(kind, why, advice)
@@ -84,10 +84,10 @@ def cookie_advice(case: Case, *, each_has_its_own: bool = False) -> str:
     """
     names, kept = cookie_names(case.headers), {unprefixed(n): s for n, s in case.kept.items()}
     of = {name: kept.get(unprefixed(name), "") for name in names}
-    others = _listed([name for name in names if not of[name]])
-    languages = _listed([name for name in names if of[name] == _LANGUAGE])
-    tokens = _listed([name for name in names if of[name] == _CSRF])
-    sessions = _listed([name for name in names if of[name] not in {"", _LANGUAGE, _CSRF}])
+    others = _quote_names([name for name in names if not of[name]])
+    languages = _quote_names([name for name in names if of[name] == _LANGUAGE])
+    tokens = _quote_names([name for name in names if of[name] == _CSRF])
+    sessions = _quote_names([name for name in names if of[name] not in {"", _LANGUAGE, _CSRF}])
     advice = []
     if sessions:
         advice.append(
@@ -117,7 +117,7 @@ def cookie_advice(case: Case, *, each_has_its_own: bool = False) -> str:
 
 
 _LANGUAGE, _CSRF = "LANGUAGE_COOKIE_NAME", "CSRF_COOKIE_NAME"
-"""Django's settings for the cookies that are not those of sessions."""
+"""Django's settings for the names of cookies other than the session's."""
 
 
 def unprefixed(name: str) -> str:
@@ -132,20 +132,20 @@ def cookie_names(headers: Headers) -> list[str]:
     """
     pairs = [pair for line in headers.lines("cookie") for pair in line.split(";")]
     names = dict.fromkeys(pair.partition("=")[0].strip() for pair in pairs)
-    return [name for name in names if is_token(name) and len(name) <= _LONGEST_COOKIE]
+    return [name for name in names if is_token(name) and len(name) <= _MAX_COOKIE_LENGTH]
 
 
-def _listed(names: Sequence[str]) -> str:
+def _quote_names(names: Sequence[str]) -> str:
     """Return a few names as they are written in a setting."""
-    return ", ".join(map(repr, names[:_MOST_COOKIES]))
+    return ", ".join(map(repr, names[:_MAX_COOKIES]))
 
 
-_Made = tuple[str, str]
-_Make = Callable[[re.Match[str], Case], _Made]
+_WhyAndAdvice = tuple[str, str]
+_Explain = Callable[[re.Match[str], Case], _WhyAndAdvice]
 
 
-def _cookies(_found: re.Match[str], case: Case) -> _Made:
-    names = _listed(cookie_names(case.headers))
+def _cookies(_found: re.Match[str], case: Case) -> _WhyAndAdvice:
+    names = _quote_names(cookie_names(case.headers))
     sent = f"cookies ({names})" if names else "cookies"
     return (
         (
@@ -160,7 +160,7 @@ _WORTH_STORING = SUCCESSFUL | {302, 307, 404, 410}
 """The statuses for which a ttl is suggested; another one says that something is wrong."""
 
 
-def _no_lifetime(_found: re.Match[str], case: Case) -> _Made:
+def _no_lifetime(_found: re.Match[str], case: Case) -> _WhyAndAdvice:
     status, ttl = case.status, case.rule.ttl
     why = f"neither the response nor the rule says for how long a response with status {status} "
     if status not in _WORTH_STORING:
@@ -178,7 +178,7 @@ def _number(seconds: float) -> str:
     return str(int(seconds)) if seconds == int(seconds) else str(seconds)
 
 
-def _credentials(found: re.Match[str], _case: Case) -> _Made:
+def _credentials(found: re.Match[str], _case: Case) -> _WhyAndAdvice:
     return (
         f"the request has {found[1]}, so the response may be its user's own",
         (
@@ -188,18 +188,18 @@ def _credentials(found: re.Match[str], _case: Case) -> _Made:
     )
 
 
-def _said(why: str, advice: str = "") -> _Make:
+def _fixed_reason(why: str, advice: str = "") -> _Explain:
     return lambda _found, _case: (why, advice)
 
 
-_KINDS: Sequence[tuple[str, str, _Make]] = (
+_KINDS: Sequence[tuple[str, str, _Explain]] = (
     ("cookies", "request with cookies, and no Vary: Cookie", _cookies),
     ("lifetime", "no freshness lifetime", _no_lifetime),
     ("credentials", r"request with (\S+)\Z", _credentials),
     (
         "Set-Cookie",
         "Set-Cookie",
-        _said(
+        _fixed_reason(
             "the response sets a cookie, which every other visitor would get",
             "do not set it on this page (in Flask and Django, do not change the session there), or "
             "set user= for a response for each user without cookies in it",
@@ -208,7 +208,7 @@ _KINDS: Sequence[tuple[str, str, _Make]] = (
     (
         "session",
         "it depends on the session",
-        _said(
+        _fixed_reason(
             "the response depends on the session",
             "set user= for a response for each user; one for clients without a session is stored "
             "if the whole Cookie field selects it",
@@ -217,12 +217,12 @@ _KINDS: Sequence[tuple[str, str, _Make]] = (
     (
         "invalid session",
         "its session cookie is not valid",
-        _said("the session cookie of the request is not valid, or has expired"),
+        _fixed_reason("the session cookie of the request is not valid, or has expired"),
     ),
     (
         "size",
         "body above",
-        _said(
+        _fixed_reason(
             "the body is larger than the largest one that is stored",
             "raise the rule's max_body, or the setting cache_max_body",
         ),
@@ -230,7 +230,7 @@ _KINDS: Sequence[tuple[str, str, _Make]] = (
     (
         "redirect",
         "a redirect, and",
-        _said(
+        _fixed_reason(
             "it is a redirect, which may contain query parameters that do not select it",
             "set keep_query or ignore_query without these parameters for this path",
         ),
@@ -238,17 +238,19 @@ _KINDS: Sequence[tuple[str, str, _Make]] = (
     (
         "address",
         "shows ",
-        _said("the page shows the client's address", "exclude its path from the cache rules"),
+        _fixed_reason(
+            "the page shows the client's address", "exclude its path from the cache rules"
+        ),
     ),
     (
         "tags",
         "more than .* tags",
-        _said("it has too many tags", "give it fewer tags, such as those of its parents"),
+        _fixed_reason("it has too many tags", "give it fewer tags, such as those of its parents"),
     ),
     (
         "errors",
         ".* errors of its rule",
-        _said(
+        _fixed_reason(
             "enough errors were stored in this minute",
             "raise the rule's errors_per_minute if these are responses that many visitors get, and "
             "not those to random paths",
@@ -257,7 +259,7 @@ _KINDS: Sequence[tuple[str, str, _Make]] = (
     (
         "no-store",
         r"no-store\Z",
-        _said(
+        _fixed_reason(
             "the response says no-store in its Cache-Control",
             "leave out no-store if the response may be stored",
         ),
@@ -265,7 +267,7 @@ _KINDS: Sequence[tuple[str, str, _Make]] = (
     (
         "private",
         r"private\Z",
-        _said(
+        _fixed_reason(
             "the response says private in its Cache-Control: it is for one user alone",
             "set user= for a response for each user, or leave out private if it is the same for "
             "all",
@@ -274,7 +276,7 @@ _KINDS: Sequence[tuple[str, str, _Make]] = (
     (
         "stale",
         "stale already",
-        _said(
+        _fixed_reason(
             "its own freshness is over when it arrives",
             "send a longer max-age, or no freshness, so that the rule's ttl counts",
         ),
@@ -282,15 +284,19 @@ _KINDS: Sequence[tuple[str, str, _Make]] = (
     (
         "method",
         "only responses to GET",
-        _said("only responses to GET are stored", "request it with GET"),
+        _fixed_reason("only responses to GET are stored", "request it with GET"),
     ),
-    ("Vary", r"Vary: \*", _said("the response says Vary: *, so that no request selects it")),
+    (
+        "Vary",
+        r"Vary: \*",
+        _fixed_reason("the response says Vary: *, so that no request selects it"),
+    ),
 )
 
 
 @lru_cache(maxsize=256)
-def _kind_of(detail: str) -> tuple[str, re.Match[str], _Make] | None:
-    """Return the kind of a detail, what its pattern found, and what makes its reason, if known."""
+def _match_kind(detail: str) -> tuple[str, re.Match[str], _Explain] | None:
+    """Return a detail's kind, its pattern's match, and the function for its reason, if known."""
     for kind, pattern, make in _KINDS:
         if (found := re.match(pattern, detail)) is not None:
             return kind, found, make
@@ -321,26 +327,28 @@ class Reasons:
         self._lock = threading.Lock()
 
     def case(self, rule: CacheRule, status: int, headers: Headers) -> Case:
-        """Return what a reason is about, by the status and the request's header fields."""
+        """Return the case of a reason, by the status and the request's header fields."""
         return Case(status, headers, rule, self._kept)
 
     def note(
         self, rule: CacheRule, detail: str, status: int, request: HTTPRequest, *, no_user: bool
     ) -> None:
         """Emit CacheNotStored if this is among the first of its rule and kind."""
-        known = _kind_of(detail)
-        if known is None or not self._is_news((id(rule), known[0]), request.path):
+        known = _match_kind(detail)
+        if known is None or not self._is_first((id(rule), known[0]), request.path):
             return
         reason = reason_of(detail, self.case(rule, status, request.headers), no_user=no_user)
         advice = reason.advice
         # A rule without a ttl is for responses that state their own freshness.
-        if reason.kind in _INTENDED or (rule.ttl is None and reason.kind == "lifetime"):
+        if reason.kind in _KINDS_STATED_BY_RESPONSE or (
+            rule.ttl is None and reason.kind == "lifetime"
+        ):
             advice = ""
         where = self._settings.get(id(rule), "cache")
         self._emit(CacheNotStored(where, reason.why, advice, request.path))
 
-    def _is_news(self, place: tuple[int, str], path: str) -> bool:
-        now, path = self._clock.monotonic(), path[:_LONGEST_PATH]
+    def _is_first(self, place: tuple[int, str], path: str) -> bool:
+        now, path = self._clock.monotonic(), path[:_MAX_PATH_LENGTH]
         with self._lock:
             until, paths = self._known.get(place, (-inf, frozenset()))
             if now >= until:
@@ -351,4 +359,4 @@ class Reasons:
             return True
 
 
-_LONGEST_PATH = 400
+_MAX_PATH_LENGTH = 400

@@ -21,7 +21,7 @@ FAILED: Final = "!"
 """A lock's value after a revalidation that failed: another one would fail too."""
 UNSHARED: Final = "-"
 """A lock's value after a response that may not be stored, or streams: others need not wait."""
-LARGEST_CALL: Final = 9_900_000
+MAX_CALL_BYTES: Final = 9_900_000
 """Upstash refuses requests of more than 10 MB, the text around the entry included."""
 SLACK: Final = 3600.0
 """Seconds by which epochs outlive the entries that they invalidate, for a store that arrives late
@@ -40,7 +40,7 @@ class Lock(Struct, frozen=True):
     value: str = ""
     """The token of its holder, ``UNSHARED``, ``FAILED``, or nothing."""
     done: bool = False
-    """Whether what was made under it has been stored."""
+    """Whether the response or value made under it has been stored."""
 
     @property
     def held(self) -> bool:
@@ -108,16 +108,18 @@ class RedisStore:
     async def replace_epochs(
         self, epochs: Sequence[str], any_tag: str | None, *, soft: bool, then: Sequence[str] = ()
     ) -> list[bytes | None]:
-        """Replace epochs by new ones, and before them that of any tag, if its key is given.
+        """Replace epochs with new ones; first the epoch of any tag, if its key is given.
 
         ``soft`` replaces their soft parts only. Returns the values of the keys ``then``, as they
         are after that. On an error it is not certain that all of it was done.
         """
-        commands = [] if any_tag is None else [self.set_epoch(any_tag, self.fresh_part())]
+        commands = [] if any_tag is None else [self.set_epoch(any_tag, self.unique_text())]
         if soft and epochs:
-            commands.append(script_call("soften", epochs, self.fresh_part(), self.epoch_lifetime()))
+            commands.append(
+                script_call("soften", epochs, self.unique_text(), self.epoch_lifetime())
+            )
         else:
-            commands += [self.set_epoch(epoch, f"{self.fresh_part()}:") for epoch in epochs]
+            commands += [self.set_epoch(epoch, f"{self.unique_text()}:") for epoch in epochs]
         if then:
             commands.append(Command(("MGET", *then), reads_only=True))
         if not commands:
@@ -138,15 +140,15 @@ class RedisStore:
         """Return for how many milliseconds an epoch is kept."""
         return int((self.max_keep + SLACK) * 1000)
 
-    def fresh_part(self) -> str:
-        """Return text that was never there before."""
+    def unique_text(self) -> str:
+        """Return random text that was never used before."""
         return urlsafe_b64encode(self.randomness(12)).decode()
 
     # --- Locks, by which processes agree on which one renders a response or loads a value -------
 
     async def acquire(self, lock: Lock, seconds: float) -> str | None:
         """Acquire a lock that is not held; return its token, None if another process was first."""
-        token, milliseconds = self.fresh_part(), int(seconds * 1000)
+        token, milliseconds = self.unique_text(), int(seconds * 1000)
         if lock.value:
             command = script_call("lock", [lock.key], lock.value, token, milliseconds)
         else:

@@ -23,9 +23,9 @@ SUCCESSFUL = frozenset({200, 203, 204, 300, 301, 308})
 NEVER_STORED = frozenset({304, 412, 416, 428, 429, 431, 511})
 """Responses to conditions and ranges, which select no stored response (RFC 9110 §15.4.5, §15.5.13,
 §15.5.17), and those that RFC 6585 forbids to store."""
-LARGEST_BODY = 9 * 1024 * 1024
+MAX_BODY_BYTES = 9 * 1024 * 1024
 """Bytes of a body that one request to Upstash can carry: it may have 10 MB in all."""
-LONGEST_DEADLINE = 60.0
+MAX_DEADLINE = 60.0
 
 
 class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
@@ -126,7 +126,7 @@ class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
         names = {name.lower() for name in _texts("vary_headers", self.vary_headers)}
         set_field(self, "vary_headers", tuple(sorted(names)))
         set_field(self, "ttl", _ttl(self.ttl))
-        set_field(self, "deadline", _seconds("deadline", self.deadline, most=LONGEST_DEADLINE))
+        set_field(self, "deadline", _seconds("deadline", self.deadline, most=MAX_DEADLINE))
         for name in ("grace", "stale_while_revalidate", "stale_if_error"):
             set_field(self, name, _seconds(name, getattr(self, name), or_zero=True))
         _check(self)
@@ -138,7 +138,7 @@ class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
 
     @cached_property
     def bypassed_by(self) -> tuple[SentValue, ...]:
-        """What of a request makes it bypass the cache, where ``bypass`` names that."""
+        """The values of a request that make it bypass the cache, by ``bypass``."""
         bypass: Any = self.bypass
         if bypass is None or callable(bypass):
             return ()
@@ -151,7 +151,9 @@ class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     @cached_property
     def forbids_downstream(self) -> bool:
         """Whether ``downstream`` forbids other shared caches to store its responses."""
-        return self.downstream is not None and not _words(self.downstream).isdisjoint(_FORBIDDING)
+        return self.downstream is not None and not _directive_names(self.downstream).isdisjoint(
+            _FORBIDDING
+        )
 
     def covers(self, path: str) -> bool:
         """Whether the rule is for this path, whatever the method."""
@@ -256,18 +258,18 @@ def _ttl(given: Any) -> Any:
     return by_status
 
 
-_SENT = {"cookie": cookie, "header": header, "query": query}
+_SENT_VALUE_EXTRACTORS = {"cookie": cookie, "header": header, "query": query}
 
 
 def _sent_value(text: Any) -> SentValue:
     kind, _, name = text.partition(":") if isinstance(text, str) else ("", "", "")
-    if kind not in _SENT or not name:
+    if kind not in _SENT_VALUE_EXTRACTORS or not name:
         raise ConfigurationError(
             f"CacheRule.bypass: {text!r} should be 'cookie:NAME', 'header:NAME' or 'query:NAME', "
             "such as 'cookie:sessionid', a list of them, or a function of the request"
         )
     try:
-        return _SENT[kind](name)
+        return _SENT_VALUE_EXTRACTORS[kind](name)
     except ConfigurationError as error:
         raise ConfigurationError(f"CacheRule.bypass: {error}") from None
 
@@ -285,7 +287,7 @@ def _check(rule: CacheRule) -> None:
         if callable(function := getattr(rule, name)) and not takes(function, 1):
             raise _invalid(name, function, "called with the request, as 'lambda request: …'")
     _ = rule.bypassed_by  # raises for a wrong text
-    for name, most in (("errors_per_minute", inf), ("max_body", LARGEST_BODY)):
+    for name, most in (("errors_per_minute", inf), ("max_body", MAX_BODY_BYTES)):
         number: Any = getattr(rule, name)
         if name == "max_body" and number is None:
             continue
@@ -342,7 +344,7 @@ def _check_cookie(setting: str, name: Any, should_be: str) -> None:
 _FORBIDDING = frozenset({"private", "no-store"})
 
 
-def _words(control: str) -> set[str]:
+def _directive_names(control: str) -> set[str]:
     return {word.strip().lower() for word in control.split(",")}
 
 

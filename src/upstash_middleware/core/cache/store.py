@@ -47,15 +47,15 @@ from upstash_middleware.core.cache.entries import (
 from upstash_middleware.core.cache.http.no_vary_search import (
     EXACT,
     Variation,
-    parsed,
+    parse_field,
     variation_of,
 )
 from upstash_middleware.core.cache.http.reuse import current_age
 from upstash_middleware.core.cache.http.storing import MAX_VARY_FIELDS
-from upstash_middleware.core.cache.http.vary import merged_selectors, selected_values
-from upstash_middleware.core.cache.keys import keyed, scopes_to_purge, urls_to_purge
+from upstash_middleware.core.cache.http.vary import merge_selectors, selected_values
+from upstash_middleware.core.cache.keys import scopes_to_purge, urls_to_purge, variant_key
 from upstash_middleware.core.cache.redis_store import (
-    LARGEST_CALL,
+    MAX_CALL_BYTES,
     Lock,
     RedisStore,
     script_call,
@@ -79,30 +79,30 @@ if TYPE_CHECKING:
 
 UNSHARED_SECONDS: Final = 60.0
 
-_OBJECTS = 4096
-"""What a lookup in memory takes beside its bytes: about 3 kB measured, and fields add to it."""
+_LOOKUP_OVERHEAD_BYTES = 4096
+"""Bytes of memory for a lookup in addition to its values: about 3 kB, plus header fields."""
 REMEMBERED_BYTES: Final = 4 * 1024 * 1024
-LARGEST_REMEMBERED: Final = 128 * 1024
+MAX_REMEMBERED_ENTRY_BYTES: Final = 128 * 1024
 """Bytes of remembered lookups, as read and with their bodies opened: in total, and of one."""
-_LONGEST_TAGS = 4096
+_MAX_TAGS_LENGTH = 4096
 """Characters of a resource's tags up to which they are remembered: clients may have sent them."""
-_NAME = 32
+_VARIANT_NAME_LENGTH = 32
 """Of a variant's key, how many characters at its end name it in the index: its digest."""
-_MOST_UNLISTED = 10
+_MAX_UNLISTED = 10
 """Variants of a resource that may be missing in its index."""
 
 
 class Target(Struct, frozen=True):
-    """The resource that a request is for, as it is known before anything is read."""
+    """The resource that a request addresses, as far as it is known before anything is read."""
 
     key: str
-    """``B``: the key of the resource, narrowed by what its rule selects by."""
+    """``B``: the key of the resource, which includes the values by which its rule selects."""
     url: str
     """Path and query, as in the name of its epoch."""
     headers: Headers
-    """The request's, which select a variant."""
+    """The request's header fields, which select a variant."""
     tags: tuple[str, ...]
-    """Those of its rule, with ancestors."""
+    """The rule's tags, with their ancestors."""
     scopes: tuple[str, ...]
     """Its directories and its rule, if these can be purged."""
     epochs: tuple[str, ...]
@@ -112,29 +112,29 @@ class Target(Struct, frozen=True):
     private: bool = False
     """Whether its key contains a user, so that only this user gets what is stored."""
     selected: str = ""
-    """The text of what narrows its key, so that another URL's key can be narrowed alike."""
+    """The rule's selecting values as text, to make another URL's key in the same way."""
     variation: Variation | None = None
-    """How queries of its path select, as far as is known; None if that is not looked at."""
+    """How queries of its path select, as far as is known; None if No-Vary-Search is not used."""
     exact: Target | None = None
-    """That of the URL as it was requested, if this one's URL is its canonical form."""
+    """The target of the exact URL, if this target has the URL's canonical form."""
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """The URLs whose invalidation it must not outlive."""
+        """The URLs whose invalidation also invalidates it."""
         return (self.url,) if self.exact is None else (self.url, self.exact.url)
 
-    def is_of(self, stored: StoredResponse) -> bool:
+    def has_equivalent_url(self, stored: StoredResponse) -> bool:
         """Whether the URL of a stored response is equivalent to the requested one.
 
-        That is so if it was stored at this key, by a field that means what this target is made by.
+        It is if the response, stored at this key, has a No-Vary-Search of the same meaning.
         """
         return self.exact is None or variation_of(stored.headers) == self.variation
 
     def may_share(self, other: Target, stored: StoredResponse) -> bool:
-        """Whether a response to a request for one of these resources is for both of them."""
+        """Whether a response for one of the two targets also answers requests for the other."""
         if self.urls[-1] == other.urls[-1]:
             return True
-        return self.is_of(stored) and other.is_of(stored)
+        return self.has_equivalent_url(stored) and other.has_equivalent_url(stored)
 
 
 class Lookup(Struct, frozen=True):
@@ -151,7 +151,7 @@ class Lookup(Struct, frozen=True):
     lock: Lock | None
     """The lock of the response, if processes use locks."""
     epochs: Epochs
-    """As read before the application is called; what is stored next records these."""
+    """As read before the application is called; the response stored next records them."""
     wall: float
     monotonic: float
     outdated: bool = False
@@ -161,9 +161,9 @@ class Lookup(Struct, frozen=True):
     record: str | None = None
     """The record of its path as it was read, empty if there is none; None if it was not read."""
     exact: Target | None = None
-    """The target that this is the lookup of, if it is not the one that was looked up."""
+    """The target that was found, if it is not the one that was looked up."""
     last_head: list[Any] = field(default_factory=lambda: [(None, None)])
-    """One pair: what the head last made from the entry depended on, and that head."""
+    """One pair: the last head made from the entry, after the values on which it depends."""
 
 
 class Purge(Struct, frozen=True):
@@ -208,16 +208,16 @@ class Reading(Struct, frozen=True):
     entries: tuple[str, ...]
     """The keys of the resource and, if one is guessed, of the variant."""
     keys: tuple[str, ...]
-    """These, the lock of the last, and the epochs."""
-    beside: tuple[str, ...]
-    """What is read after these: the record of the path, and the key and epoch of the exact URL."""
+    """All of ``entries``, the lock of the last one, and the epochs."""
+    extra_keys: tuple[str, ...]
+    """Keys read after ``keys``: the record of the path, and the key and epoch of the exact URL."""
     pipeline: Pipeline
     wall: float
     monotonic: float
 
 
 class Record(NamedTuple):
-    """What is stored of a path: how the queries of its URLs select a response, and until when."""
+    """The record of a path: how the queries of its URLs select a response, and until when."""
 
     until: int
     """When it expires, in seconds since 1970."""
@@ -225,9 +225,9 @@ class Record(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Record:
-        """Read a record; one that cannot be read has expired and means the default."""
+        """Parse a record; an invalid one counts as expired, with the default variation."""
         until, _, value = text.partition(" ")
-        found = parsed(value)
+        found = parse_field(value)
         if not until.isdecimal() or len(until) > 12 or isinstance(found, str):
             return cls(0, EXACT)
         return cls(int(until), found)
@@ -236,16 +236,16 @@ class Record(NamedTuple):
         return f"{self.until} {self.variation}"
 
 
-class Remembered(Struct, frozen=True):
-    """A lookup that found an entry, and what was read: the same values mean the same lookup."""
+class RememberedLookup(Struct, frozen=True):
+    """A lookup that found an entry, and the values read: equal values give the same lookup."""
 
     keys: tuple[str, ...]
     values: list[bytes | None]
     lookup: Lookup
 
 
-class Unlisted(Struct, frozen=True):
-    """How the variants of a resource differ from its index on Redis, by their names there."""
+class IndexDifference(Struct, frozen=True):
+    """How the stored variants of a resource differ from its index on Redis, by name."""
 
     added: Mapping[str, int] = field(default_factory=dict)
     """Stored, and not in the index."""
@@ -256,7 +256,7 @@ class Unlisted(Struct, frozen=True):
 
 
 _NO_GUESS = Guess()
-_ALL_LISTED = Unlisted()
+_ALL_LISTED = IndexDifference()
 
 
 class Store(Struct, RedisStore, frozen=True):
@@ -276,13 +276,13 @@ class Store(Struct, RedisStore, frozen=True):
     """Of one resource, at a time."""
     locks: bool
     """Whether processes use locks."""
-    remembered: LRU[str, Remembered]
+    remembered: LRU[str, RememberedLookup]
     """By the keys of entries, in bytes."""
     l1: L1
     guesses: LRU[str, Guess]
     used: LRU[str, int]
     """When each variant was last used, as a number that grows with each use; by its key."""
-    unlisted: LRU[str, Unlisted]
+    unlisted: LRU[str, IndexDifference]
     """By the keys of resources."""
     uses: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -296,15 +296,15 @@ class Store(Struct, RedisStore, frozen=True):
         entries = (target.key, self.variant(target, guess.vary)) if guess.vary else (target.key,)
         locks = (_lock_key(entries[-1]),) if self.locks else ()
         keys = entries + locks + target.epochs + guess.epochs
-        beside: tuple[str, ...] = ()
+        extra_keys: tuple[str, ...] = ()
         if target.variation is not None:
-            beside = (self.names.record(target.url),)
+            extra_keys = (self.names.record(target.url),)
             if target.exact is not None:
-                beside += (target.exact.key, self.names.url(target.exact.url))
-        command, clock = Command(("MGET", *keys, *beside), reads_only=True), self.clock
+                extra_keys += (target.exact.key, self.names.url(target.exact.url))
+        command, clock = Command(("MGET", *keys, *extra_keys), reads_only=True), self.clock
         pipeline = Pipeline((command,), deadline=self.deadline, yields=True)
         now = clock.wall(), clock.monotonic()
-        return Reading(target, guess, entries, keys, beside, pipeline, *now)
+        return Reading(target, guess, entries, keys, extra_keys, pipeline, *now)
 
     def receive(self, reading: Reading, replies: Sequence[Reply]) -> Lookup | None:
         """Return the lookup from these replies if they are the same as last time.
@@ -312,9 +312,9 @@ class Store(Struct, RedisStore, frozen=True):
         Nearly all hits: nothing is parsed, and no checksum is computed. Otherwise, ``read_on``.
         """
         values, record = replies[0], None
-        if reading.beside:
+        if reading.extra_keys:
             count, target = len(reading.keys), reading.target
-            if not isinstance(values, list) or len(values) != count + len(reading.beside):
+            if not isinstance(values, list) or len(values) != count + len(reading.extra_keys):
                 return None
             if values[count + 1 :] not in ([], [None, None]):
                 return None
@@ -326,7 +326,7 @@ class Store(Struct, RedisStore, frozen=True):
         if last is None or last.values != values or last.keys != reading.keys:
             return None
         entry = last.lookup.entry
-        if reading.beside and (entry is None or not reading.target.is_of(entry)):
+        if reading.extra_keys and (entry is None or not reading.target.has_equivalent_url(entry)):
             return None
         if last.lookup.index is not None:
             self.used.put(last.lookup.key, next(self.uses))
@@ -339,17 +339,17 @@ class Store(Struct, RedisStore, frozen=True):
         if a fresh response is stored for it.
         """
         target, count = reading.target, len(reading.keys)
-        values = values_of(replies[0], count + len(reading.beside))
-        if not reading.beside:
+        values = values_of(replies[0], count + len(reading.extra_keys))
+        if not reading.extra_keys:
             return await self._complete(reading, values)
         record, exact = _record_text(values[count]), target.exact
         if exact is not None and (values[-2] is not None or values[-1] is not None):
-            known = dict(zip((*reading.keys, *reading.beside), values, strict=True))
+            known = dict(zip((*reading.keys, *reading.extra_keys), values, strict=True))
             lookup = await self._look_up_exact(reading, exact, known)
             if values[-1] is not None or _is_fresh(lookup, self.clock.wall()):
                 return replace(lookup, record=record, exact=exact)
         lookup = await self._complete(reading, values[:count])
-        if lookup.entry is not None and not target.is_of(lookup.entry):
+        if lookup.entry is not None and not target.has_equivalent_url(lookup.entry):
             lookup = replace(lookup, entry=None)
         return replace(lookup, record=record)
 
@@ -385,7 +385,7 @@ class Store(Struct, RedisStore, frozen=True):
             found = read.entry(each)
             if isinstance(found, StoredResponse) and (
                 (valid := validity(found.epochs, epochs)) is not Validity.INVALID
-                and (entry is None or _preference(found) > _preference(entry))
+                and (entry is None or _preference_rank(found) > _preference_rank(entry))
             ):
                 key, entry, state = each, found, valid
         if entry is not None and state is Validity.UNKNOWN:
@@ -394,7 +394,7 @@ class Store(Struct, RedisStore, frozen=True):
         if index is not None and entry is not None:
             self.used.put(key, next(self.uses))
         if (of := entry or index) is not None:
-            self._learn(target, index.vary if index is not None else (), of.tags)
+            self._learn_guess(target, index.vary if index is not None else (), of.tags)
         lookup = Lookup(
             entry if state is Validity.VALID or state is Validity.STALE else None,
             key,
@@ -418,14 +418,15 @@ class Store(Struct, RedisStore, frozen=True):
         entry: StoredResponse,
     ) -> Lookup:
         """Remember a lookup that found an entry, with its body opened, unless that is large."""
-        size = _OBJECTS + sum(map(len, filter(None, values))) + entry.length
-        if size > LARGEST_REMEMBERED:
+        size = _LOOKUP_OVERHEAD_BYTES + sum(map(len, filter(None, values))) + entry.length
+        if size > MAX_REMEMBERED_ENTRY_BYTES:
             return lookup
         try:
             lookup = replace(lookup, entry=opened(entry))
         except Damaged:
             return lookup  # the error is raised where its body is used
-        self.remembered.put(reading.entries[-1], Remembered(reading.keys, values, lookup), size)
+        remembered = RememberedLookup(reading.keys, values, lookup)
+        self.remembered.put(reading.entries[-1], remembered, size)
         return lookup
 
     async def look_up(self, target: Target) -> Lookup:
@@ -444,7 +445,7 @@ class Store(Struct, RedisStore, frozen=True):
         before = await self.look_up(
             replace(target, key=target.previous, variation=None, exact=None)
         )
-        if before.entry is None or not target.is_of(before.entry):
+        if before.entry is None or not target.has_equivalent_url(before.entry):
             return lookup
         softly = before.purged_softly
         return replace(lookup, entry=before.entry, purged_softly=softly, outdated=True)
@@ -452,12 +453,12 @@ class Store(Struct, RedisStore, frozen=True):
     def variant(self, target: Target, fields: Iterable[str]) -> str:
         """Return ``V``: the key of the variant that a request selects by these fields."""
         values = selected_values(fields, target.headers, self.profile)
-        return keyed(target.key, values, self.secret())
+        return variant_key(target.key, values, self.secret())
 
-    def _learn(self, target: Target, vary: tuple[str, ...], tags: Iterable[str]) -> None:
+    def _learn_guess(self, target: Target, vary: tuple[str, ...], tags: Iterable[str]) -> None:
         """Remember what the next lookup of a resource has to read."""
         unread = tuple([tag for tag in tags if tag not in target.tags])
-        if sum(map(len, unread)) > _LONGEST_TAGS:
+        if sum(map(len, unread)) > _MAX_TAGS_LENGTH:
             unread = ()
         if vary or unread:
             guess = Guess(vary, unread, tuple(map(self.names.tag, unread)))
@@ -473,16 +474,16 @@ class Store(Struct, RedisStore, frozen=True):
         if milliseconds <= 0:
             return "kept too long before it was stored"
         # First: a purge that does not find the record is older than the entry's epochs.
-        record = self._recording_path(target, lookup, plan.stored, milliseconds)
+        record = self._record_commands(target, lookup, plan.stored, milliseconds)
         index = lookup.index
         # All fields that the resource's responses have named. A response without Vary beside others
         # with it is stored for the values that its request had.
-        fields = merged_selectors(plan.vary, index.vary if index is not None else ())
+        fields = merge_selectors(plan.vary, index.vary if index is not None else ())
         if len(fields) > MAX_VARY_FIELDS:
             fields = tuple(sorted(plan.vary))
         tags = plan.stored.tags
-        self._learn(target, fields, tags)
-        response, unread = _recording(plan.stored, lookup.epochs)
+        self._learn_guess(target, fields, tags)
+        response, unread = _with_recorded_epochs(plan.stored, lookup.epochs)
         key = self.variant(target, fields) if fields else target.key
         listing, unlisted = None, _ALL_LISTED
         if fields:
@@ -494,7 +495,7 @@ class Store(Struct, RedisStore, frozen=True):
                 replace(lookup.epochs, tags={}),
                 response.token,
             )
-            listing, unlisted = self._listing(target, lookup, merged, key, milliseconds)
+            listing, unlisted = self._index_command(target, lookup, merged, key, milliseconds)
         if unread:
             start, end = encode_for_script(key, response, self.sealing)
             keys = [self.names.any_tag, key, *map(self.names.tag, unread)]
@@ -503,7 +504,7 @@ class Store(Struct, RedisStore, frozen=True):
             raw = listing is None and not record
             entry = encode(key, response, raw=raw, sealing=self.sealing)
             command = Command(("SET", key, entry, "PX", milliseconds))
-        if sum(len(word) for word in command.args if not isinstance(word, int)) > LARGEST_CALL:
+        if sum(len(word) for word in command.args if not isinstance(word, int)) > MAX_CALL_BYTES:
             return "too large for one call"
         try:
             replies = await self.call(*record, command, *([listing] if listing is not None else []))
@@ -511,10 +512,10 @@ class Store(Struct, RedisStore, frozen=True):
             self.l1.replaced(target.key, key)
         if listing is not None:
             self.used.put(key, next(self.uses))
-            self._leave(target.key, unlisted)
+            self._remember_difference(target.key, unlisted)
         return "a tag was purged meanwhile" if unread and replies[len(record)] == 0 else None
 
-    def _recording_path(
+    def _record_commands(
         self, target: Target, lookup: Lookup, stored: StoredResponse, milliseconds: int
     ) -> list[Command]:
         """Return the command that records how the path's queries select, if it is needed.
@@ -535,12 +536,12 @@ class Store(Struct, RedisStore, frozen=True):
     async def supersede(self, target: Target, lookup: Lookup, plan: Plan) -> str | None:
         """Invalidate a URL and store a response as its new state, at once; returns as ``put``."""
         milliseconds = self.time_to_live(plan.keep, lookup.wall, lookup.monotonic)
-        epoch = Epoch(self.fresh_part())
-        response, unread = _recording(plan.stored, replace(lookup.epochs, url=epoch))
+        epoch = Epoch(self.unique_text())
+        response, unread = _with_recorded_epochs(plan.stored, replace(lookup.epochs, url=epoch))
         entry = encode(target.key, response, raw=False, sealing=self.sealing)
         keys = [self.names.url(target.url), target.key]
         try:
-            if unread or plan.vary or milliseconds <= 0 or len(entry) > LARGEST_CALL:
+            if unread or plan.vary or milliseconds <= 0 or len(entry) > MAX_CALL_BYTES:
                 await self.call(self.set_epoch(keys[0], str(epoch)))
                 return "only the invalidation was possible"
             old, lifetime = str(lookup.epochs.url), self.epoch_lifetime()
@@ -551,10 +552,10 @@ class Store(Struct, RedisStore, frozen=True):
             self.l1.purged(Purge(), [target.url])
         return None if done else "the URL was purged meanwhile"
 
-    def _listing(
+    def _index_command(
         self, target: Target, lookup: Lookup, index: VariantIndex, key: str, milliseconds: int
-    ) -> tuple[Command, Unlisted]:
-        """Return the command that accounts for one more variant, and what it leaves for later.
+    ) -> tuple[Command, IndexDifference]:
+        """Return the command that adds a variant to the index, and the remaining difference.
 
         It writes the index, or, if there are too many variants, deletes those that were used least
         recently by this process: a miss must not cost more than two commands to store. What the
@@ -563,12 +564,12 @@ class Store(Struct, RedisStore, frozen=True):
         now, before = self.clock.wall(), lookup.index
         left = self.unlisted.get(target.key) or _ALL_LISTED
         if before is None:  # what was stored before has expired or was purged
-            left = Unlisted(evicted=left.evicted)
+            left = IndexDifference(evicted=left.evicted)
         known = {**before.variants, **left.added} if before is not None else {}
         variants = {
             name: until for name, until in known.items() if until > now and name not in left.deleted
         }
-        name = key[-_NAME:]
+        name = key[-_VARIANT_NAME_LENGTH:]
         variants[name] = int(now + milliseconds / 1000) + 1
         # Of those that this process has not used, the first to expire.
         others = [other for other in variants if other != name]
@@ -579,22 +580,25 @@ class Store(Struct, RedisStore, frozen=True):
         for other in evicted:
             del variants[other]
         to_delete = tuple(
-            each for each in (*left.evicted, *evicted) if each != name and len(each) == _NAME
+            each
+            for each in (*left.evicted, *evicted)
+            if each != name and len(each) == _VARIANT_NAME_LENGTH
         )
-        writes = before is None or before.vary != index.vary or len(left.added) >= _MOST_UNLISTED
+        writes = before is None or before.vary != index.vary or len(left.added) >= _MAX_UNLISTED
         if to_delete and not writes:
             keys = [f"{target.key}#{each}" for each in to_delete]
             self.l1.replaced(*keys)
             added = {each: until for each, until in left.added.items() if each in variants}
             added[name] = variants[name]
-            return Command(("DEL", *keys)), Unlisted(added, left.deleted.union(evicted) - {name})
+            deleted = left.deleted.union(evicted) - {name}
+            return Command(("DEL", *keys)), IndexDifference(added, deleted)
         data = encode(
             target.key, replace(index, variants=variants), raw=False, sealing=self.sealing
         )
         lasting = (max(variants.values()) - int(now)) * 1000
-        return Command(("SET", target.key, data, "PX", lasting)), Unlisted(evicted=to_delete)
+        return Command(("SET", target.key, data, "PX", lasting)), IndexDifference(evicted=to_delete)
 
-    def _leave(self, key: str, unlisted: Unlisted) -> None:
+    def _remember_difference(self, key: str, unlisted: IndexDifference) -> None:
         if unlisted == _ALL_LISTED:
             self.unlisted.remove(key)
         else:
@@ -637,7 +641,7 @@ class Store(Struct, RedisStore, frozen=True):
         return [Record.parse(_record_text(value)).variation for value in values]
 
     def forget(self) -> None:
-        """Clear what this process remembers; what is on Redis stays."""
+        """Clear this process's memory; nothing on Redis is deleted."""
         for table in (self.remembered, self.l1, self.guesses, self.used, self.unlisted):
             table.clear()
 
@@ -688,7 +692,7 @@ class _Values:
         return Lock(_lock_key(key), value, done)
 
 
-def _preference(entry: StoredResponse) -> tuple[bool, float]:
+def _preference_rank(entry: StoredResponse) -> tuple[bool, float]:
     """Rank stored responses: first those with Vary, then the most recent (RFC 9111 §4.1).
 
     One without Vary may be a default response that omitted it.
@@ -712,7 +716,9 @@ def _lock_key(key: str) -> str:
     return f"{key}#lock"
 
 
-def _recording(stored: StoredResponse, epochs: Epochs) -> tuple[StoredResponse, tuple[str, ...]]:
+def _with_recorded_epochs(
+    stored: StoredResponse, epochs: Epochs
+) -> tuple[StoredResponse, tuple[str, ...]]:
     """Return a response with the epochs that it records, and its tags whose epochs were not read.
 
     The latter are its last tags, where the script adds their epochs.
@@ -727,7 +733,7 @@ def _recording(stored: StoredResponse, epochs: Epochs) -> tuple[StoredResponse, 
 
 
 class L1:
-    """Lookups by the keys of what they found, in ``room`` bytes. Safe under threads.
+    """Remembered lookups by the keys of their entries, in ``room`` bytes. Safe under threads.
 
     For ``seconds`` a lookup counts as what Redis would answer; it is kept longer for when Upstash
     is unreachable. Only lookups fill it, so everything in it was valid on Redis. A key contains all
@@ -774,7 +780,7 @@ class L1:
             fields = sum(len(name) + len(text) for name, text in lookup.entry.headers.raw)
             names = len(lookup.key) + sum(map(len, lookup.entry.tags))
             variants = 100 * len(lookup.index.variants) if lookup.index is not None else 0
-            size = _OBJECTS + names + fields + variants + len(lookup.entry.packed)
+            size = _LOOKUP_OVERHEAD_BYTES + names + fields + variants + len(lookup.entry.packed)
             self._lookups.put(lookup.key, (lookup, target.url), size)
 
     def replaced(self, *keys: str) -> None:

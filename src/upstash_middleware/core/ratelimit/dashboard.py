@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from upstash_middleware.core.ratelimit.memory import ServerClock
     from upstash_middleware.messages import HTTPRequest
 
-_REMEMBERED_FOR = 60.0
+_REMEMBERED_SECONDS = 60.0
 """Seconds for which this process remembers listed members."""
-MOST_MEMBERS = 1000
-_LONGEST_MEMBER = 512
+MAX_MEMBERS = 1000
+_MAX_MEMBER_LENGTH = 512
 """Characters; longer ones are not looked up."""
 
 
@@ -55,7 +55,9 @@ class DenyList:
             members.append(address)
         if agent := request.headers.get("user-agent"):
             members.append(agent)
-        return [member for member in dict.fromkeys(members) if 0 < len(member) <= _LONGEST_MEMBER]
+        return [
+            member for member in dict.fromkeys(members) if 0 < len(member) <= _MAX_MEMBER_LENGTH
+        ]
 
     def known(self, members: Sequence[str]) -> bool:
         """Whether one of these is known to be on the list."""
@@ -70,21 +72,21 @@ class DenyList:
         """Remember the members on the list; return whether there are any."""
         flags = reply if isinstance(reply, list) else []
         listed = [member for member, flag in zip(members, flags, strict=False) if flag == 1]
-        until = self._time.monotonic() + _REMEMBERED_FOR
+        until = self._time.monotonic() + _REMEMBERED_SECONDS
         with self._lock:
             for member in listed:
                 self._denied[member] = until
                 self._denied.move_to_end(member)
-            while len(self._denied) > MOST_MEMBERS:
+            while len(self._denied) > MAX_MEMBERS:
                 self._denied.popitem(last=False)
         return bool(listed)
 
 
 SEND_EVERY = 10.0
 """Seconds for which counts are collected."""
-MOST_COUNTS = 1000
+MAX_COUNTS = 1000
 """Different counts that are collected; when there are more, further ones are dropped."""
-_KEPT_FOR = 30 * 86_400
+_COUNTS_TTL = 30 * 86_400
 """Seconds; the dashboard shows a week."""
 _HOUR_MS = 3_600_000
 
@@ -123,7 +125,7 @@ class Analytics:
         """Add counts, for instance those that could not be sent."""
         with self._lock:
             for key, count in counts.items():
-                if key in self._counts or len(self._counts) < MOST_COUNTS:
+                if key in self._counts or len(self._counts) < MAX_COUNTS:
                     self._counts[key] = self._counts.get(key, 0) + count
 
     def take_due(self, *, at_once: bool = False) -> Counts:
@@ -143,7 +145,7 @@ class Analytics:
             for (hour, member), count in counts.items()
         ]
         hours = sorted({hour for hour, _ in counts})
-        return (*counting, *(Command(("EXPIRE", self._key(hour), _KEPT_FOR)) for hour in hours))
+        return (*counting, *(Command(("EXPIRE", self._key(hour), _COUNTS_TTL)) for hour in hours))
 
     def _key(self, hour: int) -> str:
         return f"{self._prefix}:events:{hour}"

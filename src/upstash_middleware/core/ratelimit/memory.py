@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from upstash_middleware.core.flow import Reply
     from upstash_middleware.core.ratelimit.algorithms.limit import Check
 
-_MOST_DENIALS = 10_000
+_MAX_DENIALS = 10_000
 
 
 class _Denial(Struct, frozen=True):
@@ -38,7 +38,7 @@ class Denials:
     flight may refund its units, no denial is certain, unless the cost is above the limit.
     """
 
-    def __init__(self, longest: float, most: int = _MOST_DENIALS) -> None:
+    def __init__(self, longest: float, most: int = _MAX_DENIALS) -> None:
         self._longest_ms = int(longest * 1000)
         self._most = most
         self._denials: OrderedDict[DenialKey, _Denial] = OrderedDict()
@@ -120,7 +120,7 @@ _LEARN_EVERY = 3600.0
 """Seconds between two TIME commands."""
 _RETRY_AFTER = 10.0
 """Seconds after which a TIME command without a reply is sent again."""
-_DISAGREEMENT = 0.25
+_MAX_CLOCK_DRIFT = 0.25
 """Seconds by which wall and monotonic clock may drift apart before the offset is measured again."""
 
 
@@ -162,7 +162,7 @@ class ServerClock:
         """
         monotonic, wall = self._clock.monotonic(), self._clock.wall()
         now_ms, apart = round((wall + self._offset) * 1000), wall - monotonic
-        if self._apart is not None and abs(apart - self._apart) > _DISAGREEMENT:
+        if self._apart is not None and abs(apart - self._apart) > _MAX_CLOCK_DRIFT:
             self._learn_at = float("-inf")
             self._apart = apart
         if monotonic < self._learn_at:
@@ -186,7 +186,7 @@ class ServerClock:
 
 
 class LocalCounters:
-    """Does what the script does, for this process alone; safe under threads.
+    """Counts in this process as the script does on Redis; safe under threads.
 
     For rules with ``on_error="local"``, while Upstash is unreachable: the same algorithms on the
     same keys, in a bounded table. Nothing of it is ever sent to Upstash.

@@ -21,6 +21,7 @@ from upstash_middleware.core.identify import (
     EventSource,
     IdentityList,
     SentValue,
+    application_client_ip_of,
     client_ip,
     escape,
     extractor_named,
@@ -28,7 +29,6 @@ from upstash_middleware.core.identify import (
     identity_list,
     in_application,
     is_extractor,
-    own_address,
     peer_address,
     takes,
 )
@@ -57,10 +57,10 @@ Settle = Callable[[HTTPRequest, ResponseHead], int | Awaitable[int]]
 """The response's head is that of a 500 where the application raised before it had one."""
 Predicate = Callable[[HTTPRequest], bool | Awaitable[bool]]
 
-LEAST_LEASED_QUOTA = 100
+MIN_LEASED_QUOTA = 100
 """Limits with a smaller quota get no lease from the application's setting."""
-_LONGEST_LEASE = 3600
-_UNITS_OF_BUSY = 10
+_MAX_LEASE_SECONDS = 3600
+_DEFAULT_BUSY_UNITS = 10
 """How many units within a lease's seconds make an identifier busy by default."""
 
 
@@ -85,18 +85,18 @@ class Lease(Struct, frozen=True, dict=True, metaclass=RuleMeta):
 
     def __post_init__(self) -> None:
         seconds, share, rate = seconds_in(self.seconds), self.share, self.from_rate
-        if seconds is None or not 0 < seconds <= _LONGEST_LEASE:
-            raise self._wrong(
+        if seconds is None or not 0 < seconds <= _MAX_LEASE_SECONDS:
+            raise self._field_error(
                 "seconds",
-                f"above 0, {_LONGEST_LEASE} at most, a timedelta, or text such as '500ms'",
+                f"above 0, {_MAX_LEASE_SECONDS} at most, a timedelta, or text such as '500ms'",
             )
         if not _is_number(share) or not 0 < share <= 1:
-            raise self._wrong("share", "a number above 0, 1 at most")
+            raise self._field_error("share", "a number above 0, 1 at most")
         if rate is not None and not (_is_number(rate) and 0 < rate < math.inf):
-            raise self._wrong("from_rate", "units per second, a number above 0, or None")
+            raise self._field_error("from_rate", "units per second, a number above 0, or None")
         force_setattr(self, "seconds", seconds)
 
-    def _wrong(self, name: str, should_be: str) -> ConfigurationError:
+    def _field_error(self, name: str, should_be: str) -> ConfigurationError:
         return ConfigurationError(
             f"{self}: {name} should be {should_be}, not {getattr(self, name)!r}"
         )
@@ -110,7 +110,7 @@ class Lease(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     def threshold(self) -> float:
         """The units within ``seconds`` from which an identifier is busy, 2 at least."""
         if self.from_rate is None:
-            return _UNITS_OF_BUSY
+            return _DEFAULT_BUSY_UNITS
         return max(2, self.from_rate * cast("float", self.seconds))
 
 
@@ -119,7 +119,7 @@ AnyLease = Lease | Duration | Mapping[str, Any] | Literal[False]
 
 
 def lease_in(given: object) -> Lease | Literal[False]:
-    """Return what users write of a lease in one form.
+    """Return the Lease that a user's value means.
 
     Raises ConfigurationError, which does not name the setting.
     """
@@ -144,7 +144,7 @@ def _is_number(value: object) -> bool:
 
 @runtime_checkable
 class SdkLimiter(Protocol):
-    """A limiter of ``upstash_ratelimit``, or one that a user has written in its form."""
+    """A limiter of ``upstash_ratelimit``, or a user's class with the same methods."""
 
     def limit_async(self, redis: Any, identifier: str, rate: int = 1) -> Awaitable[Any]:
         """Decide, with the client that it is given."""
@@ -259,7 +259,7 @@ class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
             try:
                 force_setattr(self, "by", extractor_named(self.by))
             except ConfigurationError as error:
-                raise _wrong(self, "by", str(error)) from None
+                raise _rule_error(self, "by", str(error)) from None
         force_setattr(self, "allow", _as_tuple(self.allow))
         force_setattr(self, "deny", _as_tuple(self.deny))
         _ = self.allowed, self.denied, self.pattern  # they raise for wrong values
@@ -273,7 +273,7 @@ class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
         force_setattr(self, "deadline", _deadline(self))
         for name, is_right, remedy in _checks(self):
             if not is_right:
-                raise _wrong(self, name, remedy)
+                raise _rule_error(self, name, remedy)
 
     @property
     def extractor(self) -> AnyExtractor:
@@ -297,11 +297,11 @@ class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
 
     @cached_property
     def denied(self) -> IdentityList:
-        """Those of ``deny``."""
+        """The networks and identifiers of ``deny``."""
         return _identity_list(self, "deny")
 
     def _values(self) -> tuple[Any, ...]:
-        """Return what makes rules equal: all but where they were set."""
+        """Return the values by which rules compare: all but ``setting``."""
         return tuple(getattr(self, name) for name in FIELDS)
 
     def __eq__(self, other: object) -> bool:
@@ -346,13 +346,13 @@ def rule_from_mapping(mapping: Mapping[str, Any], setting: str = "rate_limits[0]
 # ------------------------------------------------------------------------------------------------
 # What the fields of a rule may hold. Each error names the setting, the value and the remedy.
 
-_LONGEST_NAME = 64
+_MAX_NAME_LENGTH = 64
 _HOST = r"(?:\*\.)?(?:[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::[0-9]*)?"
-_EARLIEST_MS = 1_577_836_800_000
+_EARLIEST_NOW_MS = 1_577_836_800_000
 """2020; no clock that this runs on is further back."""
 
 
-def _wrong(rule: RateLimitRule, name: str, problem: str) -> ConfigurationError:
+def _rule_error(rule: RateLimitRule, name: str, problem: str) -> ConfigurationError:
     return ConfigurationError(
         f"{named_part(rule.setting, name)} = {getattr(rule, name)!r}: {problem}"
     )
@@ -366,17 +366,17 @@ def _pattern(rule: RateLimitRule) -> PathPattern | None:
     if rule.path is None:
         return None
     if not isinstance(rule.path, str):
-        raise _wrong(rule, "path", "a path pattern is text such as '/api/generate', or None")
+        raise _rule_error(rule, "path", "a path pattern is text such as '/api/generate', or None")
     try:
         return PathPattern.parse(rule.path)
     except ConfigurationError as error:
-        raise _wrong(rule, "path", str(error)) from None
+        raise _rule_error(rule, "path", str(error)) from None
 
 
 def _methods(rule: RateLimitRule) -> tuple[str, ...]:
     given = _as_tuple(rule.methods)
     if not isinstance(given, tuple) or not all(isinstance(x, str) and x.isalpha() for x in given):
-        raise _wrong(rule, "methods", "this should be a sequence of methods such as ('POST',)")
+        raise _rule_error(rule, "methods", "this should be a sequence of methods such as ('POST',)")
     return tuple(dict.fromkeys(method.upper() for method in given))
 
 
@@ -387,19 +387,19 @@ def _limits_and_lease(rule: RateLimitRule) -> tuple[Any, Lease | Literal[False] 
         try:
             return rule.limits, None if rule.lease is None else lease_in(rule.lease)
         except ConfigurationError as error:
-            raise _wrong(rule, "lease", str(error)) from None
+            raise _rule_error(rule, "lease", str(error)) from None
     if rule.lease is not None:
-        raise _wrong(rule, "lease", f"limits = {rule.limits!r} has a lease too; leave out one")
+        raise _rule_error(rule, "lease", f"limits = {rule.limits!r} has a lease too; leave out one")
     if len(ends) > 1 or re.search("[;,]", ends[0]):
-        raise _wrong(rule, "limits", _ONE_LEASE)
+        raise _rule_error(rule, "limits", _ONE_LEASE)
     try:
         return limits, lease_in(ends[0])
     except ConfigurationError as error:
-        raise _wrong(rule, "limits", str(error)) from None
+        raise _rule_error(rule, "limits", str(error)) from None
 
 
 def _parts_of_lease(limits: object) -> list[Any]:
-    """Return what the word ``lease`` separates in the text of limits."""
+    """Split the text of limits at the word ``lease``."""
     return re.split(r"(?i)\s+lease\s+", limits) if isinstance(limits, str) else [limits]
 
 
@@ -424,27 +424,27 @@ def _parsed_limits(rule: RateLimitRule) -> tuple[Limit, ...] | Tiers | SdkLimite
             limits.append(part)
         elif isinstance(part, str):
             if len(_parts_of_lease(part)) > 1:
-                raise _wrong(rule, "limits", _ONE_LEASE)
+                raise _rule_error(rule, "limits", _ONE_LEASE)
             try:
                 limits += parse_limits(part)
             except ConfigurationError as error:
-                raise _wrong(rule, "limits", str(error)) from None
+                raise _rule_error(rule, "limits", str(error)) from None
         elif isinstance(part, SdkLimiter):
-            raise _wrong(
+            raise _rule_error(
                 rule,
                 "limits",
                 "a limiter of upstash_ratelimit cannot be combined with other limits, because "
                 "it sends its own command; put it into its own rule",
             )
         else:
-            raise _wrong(
+            raise _rule_error(
                 rule,
                 "limits",
                 "a limit is text such as '10/10s', a limit such as SlidingWindow(10, per=10), a "
                 "limiter of upstash_ratelimit, or 'unlimited' to exempt",
             )
     if not limits:
-        raise _wrong(rule, "limits", "give at least one limit, or 'unlimited' to exempt")
+        raise _rule_error(rule, "limits", "give at least one limit, or 'unlimited' to exempt")
     _check_distinct(rule, limits)
     return tuple(limits)
 
@@ -453,10 +453,10 @@ def _check_distinct(rule: RateLimitRule, limits: list[Limit]) -> None:
     """Refuse limits of one rule that could have the same key, which ends in a window's number."""
     windows = sorted(x.milliseconds for x in limits if not isinstance(x, Concurrency))
     if len(limits) - len(windows) > 1:
-        raise _wrong(rule, "limits", "two limits of one rule should not both be a Concurrency")
+        raise _rule_error(rule, "limits", "two limits of one rule should not both be a Concurrency")
     for shorter, longer in pairwise(windows):
-        if _EARLIEST_MS // shorter - _EARLIEST_MS // longer < 4:
-            raise _wrong(
+        if _EARLIEST_NOW_MS // shorter - _EARLIEST_NOW_MS // longer < 4:
+            raise _rule_error(
                 rule,
                 "limits",
                 f"two limits of one rule should not share a window's length ({shorter} ms and "
@@ -474,7 +474,7 @@ def _identity_list(rule: RateLimitRule, name: str) -> IdentityList:
     try:
         return identity_list(getattr(rule, name))
     except ConfigurationError as error:
-        raise _wrong(rule, name, str(error)) from None
+        raise _rule_error(rule, name, str(error)) from None
 
 
 def _hosts(rule: RateLimitRule) -> tuple[str, ...]:
@@ -484,7 +484,7 @@ def _hosts(rule: RateLimitRule) -> tuple[str, ...]:
     ):
         return tuple(f"{name}:{port}" if port else name for name, port in map(split_host, hosts))
     problem = "this should be a sequence of hosts such as ('api.example.com', '*.example.com')"
-    raise _wrong(rule, "hosts", problem)
+    raise _rule_error(rule, "hosts", problem)
 
 
 def split_host(authority: str) -> tuple[str, str]:
@@ -505,7 +505,7 @@ def _deadline(rule: RateLimitRule) -> float | None:
         return None
     seconds = seconds_in(rule.deadline)
     if seconds is None or not 0 < seconds <= 60:
-        raise _wrong(
+        raise _rule_error(
             rule,
             "deadline",
             "this should be seconds above 0, 60 at most, or text such as '500ms', or None",
@@ -524,8 +524,8 @@ def _checks(rule: Any) -> Iterator[tuple[str, object, str]]:
         value = getattr(rule, name)
         is_text = isinstance(value, str) and value.isascii() and value.isprintable()
         yield name, is_text and ":" not in value, "a name is printable ASCII without colons"
-        fits = len(value) <= _LONGEST_NAME
-        yield name, fits, f"a name has at most {_LONGEST_NAME} characters; give one"
+        fits = len(value) <= _MAX_NAME_LENGTH
+        yield name, fits, f"a name has at most {_MAX_NAME_LENGTH} characters; give one"
     alone = not rule.bucket or rule.shared_prefix is None
     yield "bucket", alone, "a shared prefix is a bucket of its own; leave one out"
 
@@ -615,7 +615,7 @@ def _checks_of_lease(rule: RateLimitRule, *, has_slots: bool) -> Iterator[tuple[
 # ------------------------------------------------------------------------------------------------
 # Rules as the limiter uses them: checked against each other, with everything derived once.
 
-_Simple = ClientAddress | EventSource | SentValue
+_SimpleExtractor = ClientAddress | EventSource | SentValue
 """Extractors that need no flow."""
 _DEFAULT_PORTS = {"http": "80", "ws": "80", "https": "443", "wss": "443"}
 
@@ -654,7 +654,7 @@ class CompiledRule(Struct, frozen=True, kw_only=True):
     is_watched: bool = False
     """Whether the application's address is used, and may have to be configured."""
     tier: Any = None
-    """What the rule's function of the request has returned, where it has one."""
+    """The limits that the rule's function returned for the request, if it has one."""
     changed_at: str | None
     """The key of a quota that overrides the rule's; None for a rule that is not dynamic."""
     shares_prefix: bool
@@ -743,7 +743,7 @@ def compile_rules(  # noqa: PLR0913
     Raises ConfigurationError for two rules of one name, or a default that does not cover all.
     """
     placed = check_together(rules, default)
-    compiled = [_compiled(rule, setting, prefix, address, lease) for rule, setting in placed]
+    compiled = [_compile_rule(rule, setting, prefix, address, lease) for rule, setting in placed]
     sliding = {
         policy.limit.state(rule.base)
         for rule in compiled
@@ -756,7 +756,9 @@ def compile_rules(  # noqa: PLR0913
     return tuple(
         replace(
             rule,
-            policies=tuple(_completed(policy, rule, sliding) for policy in rule.policies),
+            policies=tuple(
+                _with_longer_counters(policy, rule, sliding) for policy in rule.policies
+            ),
             # Rules of one bucket take one cost from it, the highest.
             simple_by=rule.simple_by if len(costs[rule.base]) == 1 else None,
             is_default=rule.rule is default,
@@ -810,7 +812,9 @@ def _check_unique_names(placed: list[tuple[RateLimitRule, str]]) -> None:
         taken[rule.name] = setting
 
 
-def _completed(policy: Policy, rule: CompiledRule, sliding: set[tuple[str, int]]) -> Policy:
+def _with_longer_counters(
+    policy: Policy, rule: CompiledRule, sliding: set[tuple[str, int]]
+) -> Policy:
     """Return a policy, whose counters are kept for as long as a sliding window weighs them."""
     limit = policy.limit
     if isinstance(limit, FixedWindow) and limit.state(rule.base) in sliding:
@@ -825,14 +829,14 @@ def lease_of(rule: RateLimitRule, application: Lease | None) -> Lease | None:
         return rule.lease if isinstance(rule.lease, Lease) else None
     if isinstance(rule.parsed, tuple):
         suits = all(
-            limit.quota >= LEAST_LEASED_QUOTA and not limit.has_slots for limit in rule.parsed
+            limit.quota >= MIN_LEASED_QUOTA and not limit.has_slots for limit in rule.parsed
         )
     else:
         suits = isinstance(rule.parsed, Tiers)  # tier_of asks again, with the limits of each tier
     return application if suits else None
 
 
-def _compiled(
+def _compile_rule(
     rule: RateLimitRule, setting: str, prefix: str, address: AnyExtractor, lease: Lease | None
 ) -> CompiledRule:
     limits = rule.parsed if isinstance(rule.parsed, tuple) else ()
@@ -846,7 +850,7 @@ def _compiled(
     by = in_application(rule.extractor, address)
     needs_more = (
         *(rule.when, rule.allowed, rule.denied, rule.shadow, rule.challenge, callable(rule.cost)),
-        *(has_slots, not limits, not isinstance(by, _Simple)),
+        *(has_slots, not limits, not isinstance(by, _SimpleExtractor)),
     )
     return CompiledRule(
         rule=rule,
@@ -863,8 +867,8 @@ def _compiled(
         is_exempt=rule.parsed is None and rule.when is None,
         cost=rule.cost if isinstance(rule.cost, int) else 1,
         by=by,
-        address=own_address(rule.extractor) or address,
-        simple_by=None if any(needs_more) else cast("_Simple", by),
+        address=application_client_ip_of(rule.extractor) or address,
+        simple_by=None if any(needs_more) else cast("_SimpleExtractor", by),
         lease=lease_of(rule, lease),
     )
 
@@ -872,12 +876,12 @@ def _compiled(
 def _policy(rule: RateLimitRule, limit: Limit, *, several: bool) -> Policy:
     if isinstance(limit, Concurrency):
         return Policy(f"{rule.name} at once" if several else rule.name, limit, limit.quota, None)
-    name = f"{rule.name} {_short(limit.milliseconds)}" if several else rule.name
+    name = f"{rule.name} {_window_text(limit.milliseconds)}" if several else rule.name
     seconds, rest = divmod(limit.span_ms, 1000)
     return Policy(name, limit, limit.quota, None if rest else seconds)
 
 
-def _short(milliseconds: int) -> str:
+def _window_text(milliseconds: int) -> str:
     for unit, length in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1000)):
         if milliseconds % length == 0:
             return f"{milliseconds // length}{unit}"
@@ -892,12 +896,12 @@ def tier_of(compiled: CompiledRule, limits: Any) -> CompiledRule:
     """
     if is_unlimited(limits):  # whatever else the rule holds is about limits
         exempt = RateLimitRule(None, UNLIMITED, name=compiled.rule.name)
-        return _compiled(exempt, compiled.setting, "", compiled.address, None)
+        return _compile_rule(exempt, compiled.setting, "", compiled.address, None)
     rule = replace(compiled.rule, limits=limits, setting=compiled.setting)
     if isinstance(rule.parsed, Tiers):
         raise ConfigurationError(f"{compiled.named('limits')}: it returned a function, not limits")
     return replace(
-        _compiled(rule, compiled.setting, "", compiled.address, compiled.lease),
+        _compile_rule(rule, compiled.setting, "", compiled.address, compiled.lease),
         base=compiled.base,
         is_default=compiled.is_default,
         by=compiled.by,
@@ -907,7 +911,7 @@ def tier_of(compiled: CompiledRule, limits: Any) -> CompiledRule:
 
 
 def uncertain_bases(rules: Sequence[CompiledRule]) -> Iterator[str]:
-    """Yield what the keys begin with for which no denial is certain until its Retry-After.
+    """Yield the beginnings of keys whose denials may end before their Retry-After.
 
     Those of a rule with ``settle``, since a request in flight may refund its units; and those of a
     bucket in which limits drain or refill at several rates, since a request under one changes the

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 async def sdk_policy(  # noqa: PLR0913, PLR0917
     limiter: SdkLimiter, name: str, key: str, cost: int, now: float, deadline: float
 ) -> PolicyState:
-    """Return what such a limiter decides about a key and a cost. A flow.
+    """Return the decision of an SDK limiter about a key and a cost. A flow.
 
     Retry-after follows from the limiter's reset. ``now`` is in seconds since 1970, ``deadline``
     in seconds. Raises UpstashError, and whatever the limiter raises.

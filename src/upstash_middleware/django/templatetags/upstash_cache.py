@@ -18,7 +18,7 @@ from django.template.base import FilterExpression
 from django.utils.functional import SimpleLazyObject
 from django.utils.safestring import SafeString
 
-from upstash_middleware.core.data import expanded
+from upstash_middleware.core.data import with_all_ancestors
 from upstash_middleware.core.values import encode
 from upstash_middleware.data import SyncData
 from upstash_middleware.django.conf import runtime_for_data
@@ -95,7 +95,7 @@ class CachedNode(Node):
                 return "".join((self.nodelist.render(context),))  # as plain text
 
         try:
-            tags = expanded(_resolved_tags(self._tags, context))
+            tags = with_all_ancestors(_resolved_tags(self._tags, context))
         except ValueError:  # a tag that is too long: no purge would find the fragment by it
             return SafeString(load())
         return SafeString(_fragments.get_or_set(key, ttl, load, tags=tags))

@@ -56,7 +56,7 @@ class ConsoleAuth:
         )
 
     def accepts_form(self, secret: bytes) -> bool:
-        """Whether a form is one of the console's own."""
+        """Whether a form was sent by the console's own page."""
         return hmac.compare_digest(secret, self.form.encode())
 
     def set_cookie(self, request: Request) -> bytes:

@@ -111,7 +111,7 @@ def reply_lines(reply: Reply, indent: str = "") -> str:  # noqa: PLR0911 - a tab
             return text(reply.text)
         case Failure():
             return f"(error) {text(reply.text)}"
-        case list() if len(indent) > _DEEPEST:
+        case list() if len(indent) > _MAX_DEPTH:
             return "…"
         case []:
             return "(empty array)"
@@ -126,7 +126,7 @@ def reply_lines(reply: Reply, indent: str = "") -> str:  # noqa: PLR0911 - a tab
 
 
 _MEMBERS: Final = 200
-_DEEPEST: Final = 60
+_MAX_DEPTH: Final = 60
 """Characters of indentation."""
 
 

@@ -21,7 +21,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from upstash_middleware.clock import SystemClock
-from upstash_middleware.core.cache.entries import tags_and_groups
+from upstash_middleware.core.cache.entries import split_tags_and_groups
 from upstash_middleware.core.cache.http.reuse import current_age
 from upstash_middleware.local.billing import DOLLARS_PER_COMMAND
 from upstash_middleware.local.console import auth, formats, keys
@@ -85,7 +85,7 @@ _SPANS: Final = {"2 min": 120, "15 min": 900, "1 h": 3600, "6 h": 21_600}
 _REFUSE_SECONDS: Final = 5.0
 """How long connections are refused by default: the console is refused as well."""
 _TOP: Final = 10
-_LONGEST_TTL: Final = 10**9
+_MAX_TTL: Final = 10**9
 
 
 class Visit(Struct, frozen=True):
@@ -342,7 +342,7 @@ async def _expire(visit: Visit) -> Answer:
         seconds = float(text or 1)
     except ValueError:
         seconds = math.nan
-    if not 0.001 <= seconds <= _LONGEST_TTL:
+    if not 0.001 <= seconds <= _MAX_TTL:
         problem = f"{text!r} is not a number of seconds above 0: give for instance 60."
         return await _key(visit, 400, problem)
     command = [b"PEXPIRE", name, b"%d" % (seconds * 1000)] if text else [b"PERSIST", name]
@@ -523,7 +523,7 @@ _ENVIRONMENT.globals.update(
     navigation=_NAVIGATION,
     no_faults=NO_FAULTS,
     read_body=keys.read_body,
-    tags_and_groups=tags_and_groups,
+    split_tags_and_groups=split_tags_and_groups,
     address=_address,
     rule_address=lambda prefix, rule: _address(KEYS, under=f"{prefix}:{quote(rule, safe='')}:"),
     view_bytes=formats.view_bytes,

@@ -35,7 +35,7 @@ from upstash_middleware.core.cache.http.reuse import current_age
 from upstash_middleware.core.cache.keys import Names
 from upstash_middleware.core.data import Record, unpack
 from upstash_middleware.core.lru import LRU
-from upstash_middleware.core.ratelimit.algorithms import ALGORITHMS, Limit
+from upstash_middleware.core.ratelimit.algorithms import ALGORITHMS, GCRA, Concurrency, Limit
 from upstash_middleware.core.ratelimit.algorithms.fixed_window import read_counter
 from upstash_middleware.core.ratelimit.charges import (
     Charge,
@@ -468,7 +468,18 @@ class ChargedLimit(Struct, frozen=True):
     @property
     def text(self) -> str:
         """The limit in the notation of rules, or as it is called in code."""
-        return self.limit.text
+        if isinstance(self.limit, Concurrency):
+            return f"{self.limit.limit} at once"
+        if self.limit.word is None:
+            return repr(self.limit)
+        span = self.limit.milliseconds
+        unit, length = next(each for each in _UNITS if span % each[1] == 0)
+        count = "" if span == length else span // length
+        burst = f" burst {self.limit.quota}" if isinstance(self.limit, GCRA) else ""
+        return f"{self.limit.word} {self.limit.limit}/{count}{unit}{burst}"  # type: ignore[attr-defined]
+
+
+_UNITS: Final = (("day", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1000), ("ms", 1))
 
 
 def read_charges(command: Sequence[bytes], reply: Reply) -> list[ChargedLimit]:

@@ -65,8 +65,10 @@ def ignored_cookies(
     return (*(named or ()), *(ANALYTICS_COOKIES if profile.ignores_analytics else ()))
 
 
-def ignoring(patterns: Iterable[str], except_for: Iterable[str]) -> re.Pattern[str] | None:
-    """Return what matches the names of ignored cookies; None if nothing is ignored."""
+def ignored_cookie_pattern(
+    patterns: Iterable[str], except_for: Iterable[str]
+) -> re.Pattern[str] | None:
+    """Return a pattern for the names of ignored cookies; None if none is ignored."""
     alternatives = "|".join(translate(pattern) for pattern in patterns)
     if not alternatives:
         return None
@@ -77,13 +79,13 @@ def ignoring(patterns: Iterable[str], except_for: Iterable[str]) -> re.Pattern[s
 def without_cookies(headers: Headers, ignored: re.Pattern[str]) -> Headers:
     """Return header fields without the ignored cookies; the same object if there are none."""
     lines = [value for name, value in headers.raw if name.lower() == b"cookie"]
-    if sum(line.count(b";") + 1 for line in lines) > _MOST_COOKIES:
+    if sum(line.count(b";") + 1 for line in lines) > _MAX_COOKIES:
         return headers
     raw = []
     for pair in headers.raw:
         if pair[0].lower() == b"cookie":
             line = pair[1].decode("latin-1")
-            if (kept := _kept(line, ignored)) != line:
+            if (kept := _without_ignored(line, ignored)) != line:
                 if kept:
                     raw.append((pair[0], kept.encode("latin-1")))
                 continue
@@ -91,11 +93,11 @@ def without_cookies(headers: Headers, ignored: re.Pattern[str]) -> Headers:
     return headers if tuple(raw) == headers.raw else Headers(raw)
 
 
-_MOST_COOKIES = 300
+_MAX_COOKIES = 300
 """Cookies of a request up to which ignored ones are looked for; browsers send fewer."""
 
 
-def _kept(line: str, ignored: re.Pattern[str]) -> str:
+def _without_ignored(line: str, ignored: re.Pattern[str]) -> str:
     """Return a Cookie field without the ignored cookies, the others as they were sent."""
     pairs = [pair.partition("=") for pair in line.split(";")]
     if any(OPEN_QUOTE.match(value) for _, _, value in pairs):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from msgspec import Struct
 
-from upstash_middleware.core.cache.http.structured import FALSE, TRUE, dictionary, unquoted
+from upstash_middleware.core.cache.http.structured import FALSE, TRUE, parse_dictionary, unquote
 from upstash_middleware.messages import LONGEST_VALUE, split_list
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ MAX_DELTA = 2**31
 # RFC 9110 §15.1: final statuses whose definition allows heuristic freshness.
 _HEURISTICALLY_CACHEABLE = frozenset({200, 203, 204, 206, 300, 301, 308, 404, 405, 410, 414, 501})
 _HEURISTIC_FRACTION = 0.1
-_LONGEST_HEURISTIC = 24 * 3600.0
+_MAX_HEURISTIC_LIFETIME = 24 * 3600.0
 
 
 # --- Directives (RFC 9111 §5.2) -----------------------------------------------------------------
@@ -72,7 +72,7 @@ class Directives(Struct, frozen=True):
             name = name.lower()
             well_named = _TOKEN.fullmatch(name)
             if well_named:
-                given.setdefault(name, []).append(_unquoted(argument) if equals else None)
+                given.setdefault(name, []).append(_unquote(argument) if equals else None)
             if not well_named or (equals and not _ARGUMENT.fullmatch(argument)):
                 words = _WORD.findall(member.lower())
                 for word in _FORBIDDING.intersection(words):
@@ -155,7 +155,9 @@ def control_of(headers: Headers, targets: Iterable[str]) -> Directives:
     return cache_control(headers)
 
 
-_OF_SECONDS = frozenset({"max-age", "s-maxage", "stale-while-revalidate", "stale-if-error"})
+_DIRECTIVES_IN_SECONDS = frozenset(
+    {"max-age", "s-maxage", "stale-while-revalidate", "stale-if-error"}
+)
 
 
 def targeted_directives(value: str) -> dict[str, str | None] | None:
@@ -164,18 +166,18 @@ def targeted_directives(value: str) -> dict[str, str | None] | None:
     It is a Dictionary: of a repeated key the last counts. A directive of delta-seconds with a
     value of another type makes the field invalid; the value False means that it does not apply.
     """
-    given = dictionary(value)
+    given = parse_dictionary(value)
     if not given:
         return None
     found: dict[str, str | None] = {}
     for name, item in given.items():
         is_integer = item[0] in "-0123456789" and "." not in item
-        if name in _OF_SECONDS and not is_integer:
+        if name in _DIRECTIVES_IN_SECONDS and not is_integer:
             return None
         if item == TRUE:
             found[name] = None
         elif item[0] == '"':
-            found[name] = unquoted(item)
+            found[name] = unquote(item)
         elif is_integer:
             found[name] = str(int(item))
         elif item != FALSE:
@@ -183,7 +185,7 @@ def targeted_directives(value: str) -> dict[str, str | None] | None:
     return found
 
 
-def _unquoted(argument: str) -> str:
+def _unquote(argument: str) -> str:
     quoted = _QUOTED.fullmatch(argument)
     return _ESCAPE.sub(r"\1", quoted[1]) if quoted else argument
 
@@ -378,7 +380,7 @@ def heuristic_lifetime(head: ResponseHead, control: Directives, now: float) -> f
     if modified is None:
         return None
     since = max(0.0, date_of(head.headers, now) - modified)
-    return min(since * _HEURISTIC_FRACTION, _LONGEST_HEURISTIC)
+    return min(since * _HEURISTIC_FRACTION, _MAX_HEURISTIC_LIFETIME)
 
 
 def age_value(headers: Headers) -> int:

@@ -238,8 +238,8 @@ def known_fields(
 
 MAX_REFLECTED_BYTES = 8192
 MAX_ADDRESSES = 16
-_LONGEST_ADDRESSES = 2048
-_LARGEST_INFLATED = 8 * 1024 * 1024
+_MAX_ADDRESSES_LENGTH = 2048
+_MAX_INFLATED_BYTES = 8 * 1024 * 1024
 
 # One pair of an element of Forwarded (RFC 7239 §4), and its separator. Ports and brackets are often
 # sent without the quotes that they need. No part can match in two ways.
@@ -247,7 +247,7 @@ _PAIR = re.compile(
     r"""[ \t]*+([!#$%&'*+.^_`|~0-9A-Za-z-]++)=("(?:[^"\\]|\\.)*+"|[^ \t",;\\]*+)[ \t]*+([;,]|\Z)"""
 )
 _EMPTY_ELEMENT = re.compile(r"[ \t]*+(?:,|\Z)")
-_OF_CLIENTS = frozenset({"for", "by"})
+_CLIENT_PARAMETERS = frozenset({"for", "by"})
 _OBFUSCATED = re.compile(r"_[A-Za-z0-9._-]{1,64}")
 
 
@@ -266,7 +266,7 @@ def reflected_fields(headers: Headers, known: Mapping[str, str]) -> list[tuple[s
 def reflected_key(
     request: HTTPRequest, rule: CacheRule, url: str, known: Mapping[str, str]
 ) -> tuple[str, str]:
-    """Return what fields say about a request's URL that differs from the request itself.
+    """Return the values of fields that describe another URL than the request's own.
 
     As text for the key, and the reason if the request has to bypass the cache because of them.
     """
@@ -299,7 +299,7 @@ def forwarded_of_url(value: str) -> str | None:
     if elements is None:
         return None
     kept = [
-        ";".join(f"{name}={text}" for name, text in pairs if name not in _OF_CLIENTS)
+        ";".join(f"{name}={text}" for name, text in pairs if name not in _CLIENT_PARAMETERS)
         for pairs in elements
     ]
     return ", ".join(text or "for=unknown" for text in kept) if any(kept) else ""
@@ -336,11 +336,11 @@ def client_addresses(
         if written is None or name in selecting:
             continue
         value = headers.combined(name) or ""
-        if len(value) > _LONGEST_ADDRESSES:
+        if len(value) > _MAX_ADDRESSES_LENGTH:
             return f"{written} is too long"
         if name == "forwarded":
             pairs = [pair for element in _elements(value) or () for pair in element]
-            values = [text for key, text in pairs if key in _OF_CLIENTS]
+            values = [text for key, text in pairs if key in _CLIENT_PARAMETERS]
         else:
             values = value.split(",")
         for text in (each.strip().strip('"').lower() for each in values):
@@ -382,7 +382,7 @@ def shows_any(texts: frozenset[str], headers: Headers, body: bytes) -> str | Non
     if body and coding in {"gzip", "x-gzip", "deflate"}:
         inflating = zlib.decompressobj(zlib.MAX_WBITS | 32)
         try:
-            body = inflating.decompress(body, _LARGEST_INFLATED)
+            body = inflating.decompress(body, _MAX_INFLATED_BYTES)
         except zlib.error:
             return "a body that cannot be searched for the client's address"
         if inflating.unconsumed_tail:

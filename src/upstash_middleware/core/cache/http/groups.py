@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from upstash_middleware.core.cache.entries import tag_of_group
-from upstash_middleware.core.cache.http.structured import strings
+from upstash_middleware.core.cache.http.structured import parse_strings
 from upstash_middleware.core.cache.keys import origin_of
 from upstash_middleware.messages import LONGEST_VALUE
 
@@ -34,7 +34,7 @@ def groups_in(field: str, headers: Headers, request: HTTPRequest) -> tuple[str, 
         return ()
     if len(value) > LONGEST_VALUE:
         return f"{field} has more than {LONGEST_VALUE} characters"
-    names = dict.fromkeys(strings(value) or ())
+    names = dict.fromkeys(parse_strings(value) or ())
     if len(names) > MAX_GROUPS:
         return f"{field} names more than {MAX_GROUPS} groups"
     origin = origin_of(request.scheme, request.host)

@@ -12,7 +12,12 @@ from urllib.parse import quote, unquote_to_bytes, urlencode
 
 from msgspec import Struct
 
-from upstash_middleware.core.cache.http.structured import FALSE, TRUE, dictionary, inner_strings
+from upstash_middleware.core.cache.http.structured import (
+    FALSE,
+    TRUE,
+    parse_dictionary,
+    parse_inner_list,
+)
 from upstash_middleware.messages import LONGEST_VALUE
 
 if TYPE_CHECKING:
@@ -42,8 +47,8 @@ class Variation(Struct, frozen=True):
         pairs = []
         for part in filter(None, query.split("&")):
             name, _, value = part.partition("=")
-            if ((decoded := _decoded(name)) in self.names) is self.are_kept:
-                pairs.append((decoded, _decoded(value)))
+            if ((decoded := _decode_form_text(name)) in self.names) is self.are_kept:
+                pairs.append((decoded, _decode_form_text(value)))
         if self.ignores_order:
             pairs.sort(key=lambda pair: pair[0])
         return urlencode(pairs)
@@ -65,18 +70,18 @@ def variation_of(headers: Headers) -> Variation:
     """Return how the query selects a response; an invalid field means the default (§5.1)."""
     if "no-vary-search" not in headers:
         return EXACT
-    found = parsed(headers.combined("no-vary-search") or "")
+    found = parse_field(headers.combined("no-vary-search") or "")
     return EXACT if isinstance(found, str) else found
 
 
-def parsed(value: str) -> Variation | str:
+def parse_field(value: str) -> Variation | str:
     """Return the meaning of a field's value, or why it is not valid (§5.1)."""
-    return _parsed(value) if len(value) <= LONGEST_VALUE else "it is too long"
+    return _parse_members(value) if len(value) <= LONGEST_VALUE else "it is too long"
 
 
 @lru_cache(maxsize=128)
-def _parsed(value: str) -> Variation | str:
-    members = dictionary(value)
+def _parse_members(value: str) -> Variation | str:
+    members = parse_dictionary(value)
     if members is None:
         return 'it should be a Dictionary of RFC 9651, such as key-order, params=("a" "b")'
     order = members.get("key-order", FALSE)
@@ -85,14 +90,14 @@ def _parsed(value: str) -> Variation | str:
     if "params" in members and "except" in members:
         return "params and except exclude each other; except=(…) alone ignores all the others"
     kind = "except" if "except" in members else "params"
-    names = inner_strings(members.get(kind, "()"))
+    names = parse_inner_list(members.get(kind, "()"))
     if names is None:
         return f'{kind} should be a list of Strings, such as {kind}=("a" "b")'
     if len(names) > MAX_NAMES:
         return f"{kind} should name {MAX_NAMES} parameters at most"
-    return Variation(frozenset(map(_decoded, names)), kind == "except", order == TRUE)
+    return Variation(frozenset(map(_decode_form_text, names)), kind == "except", order == TRUE)
 
 
-def _decoded(text: str) -> str:
+def _decode_form_text(text: str) -> str:
     """Return a name or value of the format application/x-www-form-urlencoded (§5.3)."""
     return unquote_to_bytes(text.replace("+", " ")).decode("utf-8", "replace")

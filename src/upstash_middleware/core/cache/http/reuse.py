@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 
 CONDITIONS = ("if-modified-since", "if-none-match")
 """The conditions that a cache evaluates itself (§4.3.2)."""
-FOR_A_PART = frozenset({"if-range", "range"})
+RANGE_FIELDS = frozenset({"if-range", "range"})
 """Fields with which a request may be answered by a part of the stored response."""
-FOR_LESS = FOR_A_PART.union(CONDITIONS)
+RANGE_AND_CONDITIONS = RANGE_FIELDS.union(CONDITIONS)
 """Fields with which a request may be answered by less than the stored response."""
 
-_FOR_THE_ORIGIN = frozenset({"if-match", "if-unmodified-since"})
-_OF_THE_STORED_BYTES = ("content-encoding", "content-length", "content-range")
+_ORIGIN_CONDITIONS = frozenset({"if-match", "if-unmodified-since"})
+_STORED_BODY_FIELDS = ("content-encoding", "content-length", "content-range")
 # RFC 9110 §15.4.5: a 304 does not describe a body, because it has none.
-_OF_THE_BODY = (*_OF_THE_STORED_BYTES, "content-language", "content-type")
+_BODY_FIELDS = (*_STORED_BODY_FIELDS, "content-language", "content-type")
 
 
 # --- Whether a stored response may be used (RFC 9111 §4.2) --------------------------------------
@@ -90,10 +90,10 @@ def use(  # noqa: PLR0913 - all that it depends on
     left = stored.lifetime - age
     if purged_softly:
         left = min(left, 0.0)
-    unwanted = wants is not NO_DIRECTIVES and _unwanted(wants, age, left)
+    unwanted = wants is not NO_DIRECTIVES and _wants_fresher(wants, age, left)
     if left > 0 and not outdated:
         if immutable:  # RFC 8246 §2: a plain reload, with max-age=0, would change nothing
-            unwanted = _unwanted(wants.without("max-age"), age, left)
+            unwanted = _wants_fresher(wants.without("max-age"), age, left)
         return Use.FORWARD_REQUESTED if unwanted else Use.FRESH
     if left <= 0:
         if stored.stale.forbidden or "no-cache" in wants:
@@ -115,7 +115,7 @@ def usable_for_error(stored: StoredResponse, now: float, wants: Directives = NO_
     """
     age = current_age(stored, now)
     left = stored.lifetime - age
-    if stored.stale.forbidden or _unwanted(wants, age, left):
+    if stored.stale.forbidden or _wants_fresher(wants, age, left):
         return False
     return -left < stored.stale.if_error
 
@@ -130,12 +130,12 @@ def usable_unverified(
     """
     age = current_age(stored, now)
     left = min(stored.lifetime - age, -unverified_for)
-    if _unwanted(wants, age, left):
+    if _wants_fresher(wants, age, left):
         return False
     return left > 0 or (not stored.stale.forbidden and -left < stored.stale.if_error)
 
 
-def _unwanted(wants: Directives, age: float, left: float) -> bool:
+def _wants_fresher(wants: Directives, age: float, left: float) -> bool:
     """Whether the client requests a fresher response (§5.2.1.1, §5.2.1.3, §5.2.1.4)."""
     max_age, min_fresh = wants.seconds("max-age"), wants.seconds("min-fresh")
     return (
@@ -165,18 +165,18 @@ def head_of(
 
 
 def satisfies(request: HTTPRequest, stored: StoredResponse) -> bool:
-    """Whether a stored response contains what a request asks for: a part may not (§3.3)."""
+    """Whether a stored response contains the requested bytes: a stored part may not (§3.3)."""
     if stored.status != 206:
         return True
     return request.method == "GET" and wanted_range(request.headers, stored) is not None
 
 
 def answer(request: HTTPRequest, stored: StoredResponse, head: ResponseHead) -> Response:
-    """Return the response to a request from a stored one that is sent with this head.
+    """Return the response to a request: a stored one with this head, a part of it, or a 304.
 
     Raises Damaged if the body is needed and does not open, or is a part without what is wanted.
     """
-    for_less = not request.headers.names().isdisjoint(FOR_LESS)
+    for_less = not request.headers.names().isdisjoint(RANGE_AND_CONDITIONS)
     if for_less and not_modified(request.headers, stored):
         return Response(ResponseHead(304, headers_of_304(head.headers)))
     if request.method == "HEAD":
@@ -211,9 +211,9 @@ def only_if_cached() -> Response:
 # --- Validation (RFC 9111 §4.3) -----------------------------------------------------------------
 
 
-def is_for_the_origin(headers: Headers) -> bool:
+def has_origin_conditions(headers: Headers) -> bool:
     """Whether a request has conditions that a cache must not evaluate (§4.3.2)."""
-    return not headers.names().isdisjoint(_FOR_THE_ORIGIN)
+    return not headers.names().isdisjoint(_ORIGIN_CONDITIONS)
 
 
 def has_validator(headers: Headers) -> bool:
@@ -310,7 +310,7 @@ def updated(stored: Headers, received: Headers, now: float, profile: Profile) ->
     """
     if "date" not in received:
         received = received.setting("date", format_date(now))
-    received = received.without(*_OF_THE_STORED_BYTES)
+    received = received.without(*_STORED_BODY_FIELDS)
     if not profile.updates_content_type:
         received = received.without("content-type")
     return stored.without(*received.names()).adding(*received.raw)
@@ -318,7 +318,7 @@ def updated(stored: Headers, received: Headers, now: float, profile: Profile) ->
 
 def headers_of_304(headers: Headers) -> Headers:
     """Return the header fields of a 304 for a response with these (RFC 9110 §15.4.5)."""
-    return headers.without(*_OF_THE_BODY)
+    return headers.without(*_BODY_FIELDS)
 
 
 # --- Range requests (RFC 9110 §14), one range at a time -----------------------------------------

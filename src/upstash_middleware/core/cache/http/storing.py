@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from upstash_middleware.messages import Headers, HTTPRequest, ResponseHead
 
 MAX_VARY_FIELDS = 8
-_MOST_SEPARATORS = 64 * MAX_TAGS
+_MAX_SEPARATORS = 64 * MAX_TAGS
 """A list of tags with more separators is not split: it has too many, or they are empty."""
 
 # RFC 9110 §7.6.1 and RFC 9111 §3.1: fields about one connection, and those of proxies.
@@ -53,7 +53,7 @@ _HOP_BY_HOP = (
     "upgrade",
 )
 # Fields of a rate limit inside the cache, about the client whose request was rendered.
-_OF_ONE_CLIENT = (
+_RATE_LIMIT_FIELDS = (
     "ratelimit",
     "ratelimit-policy",
     "x-ratelimit-limit",
@@ -61,7 +61,7 @@ _OF_ONE_CLIENT = (
     "x-ratelimit-reset",
 )
 # The statuses defined by RFC 9110 §15, and so those whose caching is understood.
-_UNDERSTOOD = frozenset(
+_UNDERSTOOD_STATUSES = frozenset(
     {*range(200, 207), *range(300, 306), 307, 308, *range(400, 418), 421, 422, 426}
     | {*range(500, 506)}
 )
@@ -161,7 +161,7 @@ def plan(  # noqa: PLR0911 - one for each reason
     )
     if keep <= 0 or (lifetime <= age and not useful_stale):
         return "stale already"
-    all_tags = _tags_and_groups(candidate, tags)
+    all_tags = _tags_with_groups(candidate, tags)
     if isinstance(all_tags, str):
         return all_tags
     stored = StoredResponse(
@@ -194,7 +194,7 @@ def _refusal(candidate: Candidate) -> str | None:  # noqa: C901, PLR0911, PLR091
     if is_redirect and drops_parameters(request.query, candidate.rule):
         return "a redirect, and the request has parameters that do not select the response"
     if "must-understand" in control:  # §5.2.2.3: then no-store is for other caches
-        if head.status not in _UNDERSTOOD:
+        if head.status not in _UNDERSTOOD_STATUSES:
             return f"status {head.status} is not understood"
     elif "no-store" in control:  # §5.2.2.5
         return "no-store"
@@ -237,7 +237,7 @@ def storable_headers(headers: Headers, control: Directives) -> Headers:
     Without those of the connection, those named by ``no-cache`` or ``private`` (§5.2.2.4,
     §5.2.2.7), those of one client's limits, and Age, which each use adds.
     """
-    excluded = {*_HOP_BY_HOP, *_OF_ONE_CLIENT, FROM_HANDLERS, "age"}
+    excluded = {*_HOP_BY_HOP, *_RATE_LIMIT_FIELDS, FROM_HANDLERS, "age"}
     for line in headers.lines("connection"):
         excluded.update(field_names(line))
     for directive in ("no-cache", "private"):
@@ -256,8 +256,8 @@ def _selectors(candidate: Candidate) -> tuple[str, ...]:
     return tuple(selectors)
 
 
-def _tags_and_groups(candidate: Candidate, of_rule: tuple[str, ...]) -> tuple[str, ...] | str:
-    """Return a response's tags with their ancestors and its groups, or why it has too many."""
+def _tags_with_groups(candidate: Candidate, of_rule: tuple[str, ...]) -> tuple[str, ...] | str:
+    """Return a response's tags with their ancestors and cache groups, or why it has too many."""
     headers = candidate.head.headers
     tags = _tags(headers, of_rule)
     if isinstance(tags, str) or not candidate.has_groups:
@@ -272,8 +272,8 @@ def _tags(headers: Headers, of_rule: tuple[str, ...]) -> tuple[str, ...] | str:
     Its own are in Cache-Tag, separated by commas, and in Surrogate-Key, separated by spaces.
     """
     by_commas, by_spaces = headers.lines("cache-tag"), headers.lines("surrogate-key")
-    keys = [key for line in by_spaces for key in line.split(None, _MOST_SEPARATORS)]
-    if sum(line.count(",") for line in by_commas) + len(keys) > _MOST_SEPARATORS:
+    keys = [key for line in by_spaces for key in line.split(None, _MAX_SEPARATORS)]
+    if sum(line.count(",") for line in by_commas) + len(keys) > _MAX_SEPARATORS:
         return f"more than {MAX_TAGS} tags"
     named = members(by_commas) + keys
     if not named:

@@ -28,7 +28,7 @@ TRUE: Final = "?1"
 FALSE: Final = "?0"
 
 
-def dictionary(value: str) -> dict[str, str] | None:
+def parse_dictionary(value: str) -> dict[str, str] | None:
     """Return a Dictionary's members as they are written, without their parameters (§4.2.2).
 
     A member without a value is true. Of a repeated key the last counts.
@@ -45,7 +45,7 @@ def dictionary(value: str) -> dict[str, str] | None:
     return found
 
 
-def strings(value: str) -> tuple[str, ...] | None:
+def parse_strings(value: str) -> tuple[str, ...] | None:
     """Return the members of a List of Strings (§4.2.1), None if one of them is anything else."""
     text = value.strip(" ")
     found = []
@@ -54,12 +54,12 @@ def strings(value: str) -> tuple[str, ...] | None:
         member = _STRING_MEMBER.match(text, at)
         if member is None or (member[2] and member.end() == len(text)):
             return None
-        found.append(unquoted(member[1]))
+        found.append(unquote(member[1]))
         at = member.end()
     return tuple(found)
 
 
-def inner_strings(item: str) -> tuple[str, ...] | None:
+def parse_inner_list(item: str) -> tuple[str, ...] | None:
     """Return the Strings of an Inner List as it is written, None for any other item."""
     if not item.startswith("("):
         return None
@@ -69,11 +69,11 @@ def inner_strings(item: str) -> tuple[str, ...] | None:
         member = _INNER_STRING.match(item, at)
         if member is None:
             return None
-        found.append(unquoted(member[1]))
+        found.append(unquote(member[1]))
         at = member.end()
     return tuple(found)
 
 
-def unquoted(string: str) -> str:
+def unquote(string: str) -> str:
     """Return the text of a String as it is written."""
     return _ESCAPE.sub(r"\1", string[1:-1])

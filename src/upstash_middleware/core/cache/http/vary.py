@@ -54,7 +54,7 @@ CODINGS = frozenset(
 
 _BY_CODINGS = "accept-encoding="
 _WEIGHT = re.compile(r" ?q=(?:1(?:\.0{0,3})?|0\.(?!0{1,3}\Z)[0-9]{1,3})")
-_LONGEST_ACCEPT_ENCODING = 256
+_MAX_ACCEPT_ENCODING_LENGTH = 256
 
 
 def vary_fields(headers: Headers) -> tuple[str, ...]:
@@ -76,10 +76,10 @@ def selected_values(fields: Iterable[str], headers: Headers, profile: Profile) -
     profile ``safe`` two values are the same only if no application can distinguish them; otherwise
     values are normalised as far as their definitions allow.
     """
-    return "\n".join([_selected(name, headers, profile) for name in sorted(set(fields))])
+    return "\n".join([_selected_value(name, headers, profile) for name in sorted(set(fields))])
 
 
-def _selected(selector: str, headers: Headers, profile: Profile) -> str:
+def _selected_value(selector: str, headers: Headers, profile: Profile) -> str:
     name, by_codings, codings = selector.partition("=")
     lines = headers.lines(name)
     if not lines:
@@ -90,10 +90,10 @@ def _selected(selector: str, headers: Headers, profile: Profile) -> str:
         # A client that accepts gzip could get it even if no such response is stored yet.
         return f"{name}={','.join(sorted(accepted & {'gzip', *codings.split(',')}))}"
     # The repr of a list of texts is one line, and is different for each list.
-    return f"{name}:{_normalised(name, lines) if profile.normalises else lines!r}"
+    return f"{name}:{_normalise_lines(name, lines) if profile.normalises else lines!r}"
 
 
-def _normalised(name: str, lines: list[str]) -> list[str]:
+def _normalise_lines(name: str, lines: list[str]) -> list[str]:
     """Return the lines of a field combined and normalised as its definition allows."""
     if (field := LIST_FIELDS.get(name)) is None or sum(map(len, lines)) > LONGEST_VALUE:
         return [", ".join(lines)]
@@ -123,8 +123,8 @@ def selector_of_codings(headers: Headers, content_encoding: str) -> str:
     return "accept-encoding"
 
 
-def merged_selectors(one: Iterable[str], other: Iterable[str]) -> tuple[str, ...]:
-    """Return the selectors of both, with those of Accept-Encoding merged into one."""
+def merge_selectors(one: Iterable[str], other: Iterable[str]) -> tuple[str, ...]:
+    """Return all selectors, with those for Accept-Encoding merged into one."""
     merged = {*one, *other}
     by_codings = [selector for selector in merged if selector.startswith(_BY_CODINGS)]
     if len(merged) > 1 and by_codings:
@@ -140,7 +140,7 @@ def accepted_codings(line: str) -> frozenset[str] | None:
 
     They do not all know weights of zero, asterisks or capital letters.
     """
-    return _accepted_codings(line) if len(line) <= _LONGEST_ACCEPT_ENCODING else None
+    return _accepted_codings(line) if len(line) <= _MAX_ACCEPT_ENCODING_LENGTH else None
 
 
 @lru_cache(maxsize=256)

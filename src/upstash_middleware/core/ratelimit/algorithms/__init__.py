@@ -40,8 +40,10 @@ ALGORITHMS: dict[str, type[Limit]] = {
 }
 """By the names of their files."""
 
-_BY_WORD: dict[str, type[Limit]] = {
-    limit.word: limit for limit in ALGORITHMS.values() if limit.word is not None
+_BY_WORD: dict[str, type[FixedWindow | SlidingWindow | GCRA | SlidingLog]] = {
+    limit.word: limit  # type: ignore[misc]
+    for limit in ALGORITHMS.values()
+    if limit.word is not None
 }
 # Compiled when first used: imports should be quick.
 _AT_ONCE = r"(?i)([0-9]+(?:_[0-9]+)*)\s+at\s+once"
@@ -83,10 +85,8 @@ def _parse_limit(part: str, text: str) -> Limit:
     if word not in _BY_WORD:
         known = ", ".join(_BY_WORD)
         raise ConfigurationError(f"{part!r}: unknown algorithm {word!r}; known: {known}")
-    made = _BY_WORD[word]
     if not found["burst"]:
-        return made.from_text(limit, per)
-    if not made.has_burst:
-        bursting = ", ".join(repr(known) for known, each in _BY_WORD.items() if each.has_burst)
-        raise ConfigurationError(f"{part!r}: only {bursting} has a burst; leave out {word!r}")
-    return made.from_text(limit, per, int(found["burst"]))
+        return _BY_WORD[word](limit, per)
+    if word != "gcra":
+        raise ConfigurationError(f"{part!r}: only 'gcra' has a burst; leave out {word!r}")
+    return GCRA(limit, per, int(found["burst"]))

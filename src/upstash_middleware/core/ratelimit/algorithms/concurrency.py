@@ -44,10 +44,6 @@ class Concurrency(Limit, frozen=True):
     def highest_cost(self) -> int:
         return MAX_QUOTA
 
-    @property
-    def text(self) -> str:
-        return f"{self.limit} at once"
-
     def check_numbers(self) -> None:
         if self.limit > _MAX_LIMIT:
             raise ConfigurationError(f"{self}: limit should be at most {_MAX_LIMIT}")

@@ -43,7 +43,6 @@ class GCRA(Limit, frozen=True):
     name: ClassVar[str] = "gcra"
     title: ClassVar[str] = "GCRA"
     word: ClassVar[str | None] = "gcra"
-    has_burst: ClassVar[bool] = True
     refills: ClassVar[bool] = True
 
     @property

@@ -18,11 +18,10 @@ if TYPE_CHECKING:
 MAX_QUOTA = 10**15 - 1
 """Also the largest integer of a structured field (RFC 9651 §3.3.1)."""
 MAX_WINDOW_MS = 400 * 24 * 60 * 60 * 1000
-_UNITS = (("day", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1000), ("ms", 1))
 
 
 class Check(Struct, frozen=True):
-    """A limit at a time, and what it becomes if a cost is taken; times are ms since 1970."""
+    """The state of a limit now, and after a cost is taken; times are ms since 1970."""
 
     passes: int
     """When a request of this cost would pass; not after now if it does at once."""
@@ -63,8 +62,6 @@ class Limit(Struct, frozen=True, dict=True):
     """What people call it."""
     word: ClassVar[str | None] = None
     """What the algorithm is called in text such as ``"fixed 10/s"``; None without a notation."""
-    has_burst: ClassVar[bool] = False
-    """Whether a burst may follow in text, the third argument; ``quota`` is then that."""
     refills: ClassVar[bool] = False
     """Whether used units come back at the limit's own rate, as in a bucket."""
     has_slots: ClassVar[bool] = False
@@ -177,21 +174,6 @@ class Limit(Struct, frozen=True, dict=True):
     @classmethod
     def describe(cls, entries: Sequence[tuple[int, ...]], window: int, now: int) -> State:
         raise NotImplementedError
-
-    # The limit of a text with the word of this algorithm.
-    @classmethod
-    def from_text(cls, *numbers: float) -> Limit:
-        return cls(*numbers)
-
-    # The limit as text that `parse_limits` reads, or as it is called in code if it has no word.
-    @property
-    def text(self) -> str:
-        if self.word is None:
-            return repr(self)
-        unit, length = next(each for each in _UNITS if self.milliseconds % each[1] == 0)
-        count = "" if self.milliseconds == length else self.milliseconds // length
-        burst = f" burst {self.quota}" if self.has_burst else ""
-        return f"{self.word} {self.limit}/{count}{unit}{burst}"  # type: ignore[attr-defined]
 
     def script_numbers(self) -> tuple[int, int, int]:
         return (self.quota, self.milliseconds, 0)
