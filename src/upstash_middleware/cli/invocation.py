@@ -72,7 +72,6 @@ _CONFIG = Annotated[
 ]
 _PREFIX = Annotated[str | None, typer.Option(help="The prefix of the keys, if not set otherwise.")]
 _JSON = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
-_OPTIONS = {"app": _APP, "config": _CONFIG, "prefix": _PREFIX, "as_json": _JSON}
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,12 +277,18 @@ def command(
     """Return a decorator that adds a function as a command with the options of all."""
 
     def add(function: Callable[Concatenate[Invocation, P], Answer]) -> Callable[..., None]:
-        def run(ctx: typer.Context, **values: Any) -> None:
-            as_json = values.pop("as_json")
-            given = {option: values.pop(option) for option in _OPTIONS if option != "as_json"}
+        def run(
+            ctx: typer.Context,
+            *,
+            app: _APP = None,
+            config: _CONFIG = None,
+            prefix: _PREFIX = None,
+            as_json: _JSON = False,
+            **values: Any,
+        ) -> None:
             try:
                 with ExitStack() as closing:
-                    invocation = Invocation(closing, ctx.obj, **given)
+                    invocation = Invocation(closing, ctx.obj, app, config, prefix)
                     answer = function(invocation, **values)  # type: ignore[call-arg]  # P, by its names
             except EXPECTED as error:
                 code = print_error(error, ctx.command_path, as_json=as_json)
@@ -291,29 +296,17 @@ def command(
             print_answer(answer, as_json=as_json)
             raise typer.Exit(answer.code)
 
-        run.__doc__ = function.__doc__
-        _set_signature(run, function)
+        # What typer reads: the function's own parameters, then the options of all.
+        context, *common, _ = inspect.signature(run, eval_str=True).parameters.values()
+        _, *own = inspect.signature(function, eval_str=True).parameters.values()
+        parameters = [context, *(each.replace(kind=each.KEYWORD_ONLY) for each in own), *common]
+        read: Any = run
+        read.__signature__ = inspect.Signature(parameters)
+        read.__annotations__ = {each.name: each.annotation for each in parameters}
+        read.__doc__ = function.__doc__
         return group.command(name)(run)
 
     return add
-
-
-def _set_signature(run: Any, function: Callable[..., Answer]) -> None:
-    """Give a command its function's parameters and the common options, for typer to read."""
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    _, *own = inspect.signature(function, eval_str=True).parameters.values()
-    parameters = [
-        inspect.Parameter("ctx", keyword, annotation=typer.Context),
-        *(parameter.replace(kind=keyword) for parameter in own),
-        *(
-            inspect.Parameter(
-                name, keyword, default=False if name == "as_json" else None, annotation=annotation
-            )
-            for name, annotation in _OPTIONS.items()
-        ),
-    ]
-    run.__signature__ = inspect.Signature(parameters)
-    run.__annotations__ = {each.name: each.annotation for each in parameters}
 
 
 # The settings and routes.
