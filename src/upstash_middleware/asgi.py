@@ -336,6 +336,8 @@ class Middleware:
             exchange.session = scope[_SESSION]
         sends_may_hang = scope.get("http_version", "1.1") not in HTTP_1
         stream = ResponseStream(self.runtime, exchange, receive, send, sends_may_hang)
+        held_up = sends_may_hang or self.runtime.finishes_first
+        stream.only_adds = exchange.only_adds and not held_up
         scope[STREAM] = stream
         try:
             if exchange.response is not None:
@@ -747,6 +749,8 @@ class ResponseStream(Struct, eq=False):
     """Hypercorn's ``send`` may never return for a stream of HTTP/2 whose client has left."""
     finished: bool = False
     """Whether the exchange has been finished."""
+    only_adds: bool = False
+    """Whether all that happens to the head is that field lines are added."""
     _attached: list[Attached] = []
     _started: bool = False
     _announced: int | None = None
@@ -777,7 +781,7 @@ class ResponseStream(Struct, eq=False):
     def attach(self, attached: Attached) -> None:
         """Pass the response's head and end to a limit or cache in front of a handler."""
         self._attached.append(attached)
-        self._passes = False
+        self._passes = self.only_adds = False
 
     async def receive(self) -> Message:
         """Pass on the server's message, and note that the client has left.
@@ -808,21 +812,37 @@ class ResponseStream(Struct, eq=False):
             self.exchange.forbid(UNANNOUNCED_BODY)
         return message
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: Message) -> None:  # noqa: PLR0912
         """Pass on the application's message, and finish right after the last byte."""
         if self._replaced:
             return
         kind = message["type"]
         if kind == "http.response.start":
-            await self._send_head(message)
+            if not self.only_adds:
+                await self._send_head(message)
+                return
+            self._started = self._passes = True
+            self._trailers = message.get("trailers", False)
+            lines = message.get("headers", ())
+            if not isinstance(lines, (list, tuple)):  # then read only once
+                lines = list(lines)
+            added = self.exchange.added_lines(message["status"], lines)
+            await self._send({**message, "headers": [*lines, *added]})
             return
         # Everything is read before the message is sent: middleware outside may write into it, the
         # application may fill its buffer again, and after the last byte every client leaves.
-        piece = bytes(message.get("body", b""))
         if kind == "http.response.body":
             is_last = not (self._trailers or message.get("more_body", False))
         else:
             is_last = _ends(message, self._trailers)
+        if self._passes and self._announced is None:
+            await self._send(message)
+            if is_last and not self.finished:
+                self.finished = True
+                if (flow := self.exchange.finish(complete=True)) is not None:
+                    await self._runtime.aperform_to_end(flow)
+            return
+        piece = bytes(message.get("body", b""))
         if not is_last and piece and self._announced is not None:
             self._announced -= len(piece)
             is_last = self._announced == 0
@@ -869,7 +889,7 @@ class ResponseStream(Struct, eq=False):
         if exchange.saving is not None and (flow := exchange.save()) is not None:
             await self._runtime.aperform(flow)
         fields = message.get("headers", ())
-        head = own = ResponseHead(message["status"], Headers(map(tuple, fields)))
+        head = own = ResponseHead(message["status"], headers_of(fields))
         if self._attached:
             for attached in reversed(self._attached):
                 head = attached.head(head)
@@ -1191,7 +1211,7 @@ def request_of(scope: Scope, root_path: str = "", body: RequestBody | None = Non
 
     A non-empty ``root_path`` replaces the scope's.
     """
-    headers = Headers(map(tuple, scope.get("headers", ())))
+    headers = headers_of(scope.get("headers", ()))
     path: str = scope["path"]
     root_path = root_path or scope.get("root_path") or ""
     sent = (scope.get("raw_path") or b"").decode("latin-1")

@@ -47,6 +47,8 @@ class PartExchange:
     """Whether ``request_to_forward`` or ``chunk`` does anything."""
     saves: bool = False
     """Whether ``save`` is to be run before the response's head is sent."""
+    only_adds: bool = False
+    """Whether all that it does with the head is to add ``added_lines``."""
 
     @property
     def locks(self) -> bool:
@@ -92,6 +94,12 @@ class PartExchange:
         has, is sent alone: the application's body is still passed to ``chunk``.
         """
         return head
+
+    def added_lines(
+        self, status: int, lines: Sequence[tuple[bytes, bytes]]
+    ) -> Sequence[tuple[bytes, bytes]]:
+        """Return the field lines to add to a head, their names in lower case."""
+        raise NotImplementedError
 
     def failed(self) -> Response | None:
         """Return what to send where the application raised before its response, if anything."""
@@ -445,6 +453,14 @@ class Exchange(Struct, eq=False):
         return self._parts
 
     @property
+    def only_adds(self) -> bool:
+        """Whether all that happens to the head is that ``added_lines`` are added."""
+        parts = self._parts
+        if self.session is not None:
+            return False
+        return not parts or (len(parts) == 1 and parts[0].only_adds)
+
+    @property
     def passes_body(self) -> bool:
         """Whether nothing happens between the head and the end of the body."""
         if self.session is not None and self.caches:
@@ -527,6 +543,17 @@ class Exchange(Struct, eq=False):
             except Exception as error:  # noqa: BLE001 - the response goes on without this part
                 self._leave_out(part, "head", error)
         return outgoing
+
+    def added_lines(
+        self, status: int, lines: Sequence[tuple[bytes, bytes]]
+    ) -> Sequence[tuple[bytes, bytes]]:
+        """Return the field lines to add to a head, of an exchange that ``only_adds``."""
+        for part in self._parts:
+            try:
+                return part.added_lines(status, lines)
+            except Exception as error:  # noqa: BLE001 - the response goes on without this part
+                self._leave_out(part, "head", error)
+        return ()
 
     def failed(self) -> Response | None:
         """Return what to send where the application raised before its response began, if anything.

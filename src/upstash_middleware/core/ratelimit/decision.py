@@ -276,44 +276,48 @@ LIMIT_FIELDS = frozenset(
 """They are one set: a response that has one of them already gets none of ours."""
 
 
-def limit_fields(decision: Decision, now: float) -> Fields:
+_NAMES = (
+    b"X-RateLimit-Limit",
+    b"X-RateLimit-Remaining",
+    b"X-RateLimit-Reset",
+    b"RateLimit-Policy",
+    b"RateLimit",
+)
+_LOWER_NAMES = tuple(name.lower() for name in _NAMES)
+
+
+def limit_fields(decision: Decision, now: float, *, lower: bool = False) -> Fields:
     """Return the fields for a decision, none where Upstash was unreachable.
 
-    ``now`` is the time in seconds since 1970 by the clock that the decision was made with.
+    ``now`` is the time in seconds since 1970 by the clock that the decision was made with. With
+    ``lower``, their names are in lower case.
     """
     if decision.limit is None or decision.remaining is None or decision.reset is None:
         return ()
-    policies = states = b""
     # The draft, §5: Retry-After should not be earlier than a `t` beside it; it may be left out.
     latest = None if decision.allowed else seconds_to_wait(decision)
+    policies = states = b""
     for each in decision.policies:
         name, policy = _policy(each.name, each.limit, each.window)
         wait = each.retry_after
         if wait is None:
             wait = each.reset - now if each.allowed else 0.0
-        seconds = -(-round(wait * 1000) // 1000)  # as in _whole_seconds
+        seconds = _whole_seconds(wait)
         if seconds > 0 and (latest is None or seconds <= latest):
             state = b"%b;r=%d;t=%d" % (name, each.remaining, seconds)
         else:
             state = b"%b;r=%d" % (name, each.remaining)
         policies = policies + b", " + policy if policies else policy
         states = states + b", " + state if states else state
-    limit, reset = _constant(decision.limit, decision.reset)
-    return (
-        limit,
-        (b"X-RateLimit-Remaining", b"%d" % decision.remaining),
-        reset,
-        (b"RateLimit-Policy", policies),
-        (b"RateLimit", states),
+    limit_name, remaining_name, reset_name, policies_name, states_name = (
+        _LOWER_NAMES if lower else _NAMES
     )
-
-
-@lru_cache(maxsize=256)
-def _constant(limit: int, reset: float) -> Fields:
-    """Return the fields that are the same for many decisions."""
     return (
-        (b"X-RateLimit-Limit", b"%d" % limit),
-        (b"X-RateLimit-Reset", b"%d" % math.ceil(reset)),
+        (limit_name, b"%d" % decision.limit),
+        (remaining_name, b"%d" % decision.remaining),
+        (reset_name, b"%d" % math.ceil(decision.reset)),
+        (policies_name, policies),
+        (states_name, states),
     )
 
 
@@ -330,7 +334,7 @@ def _policy(name: str, limit: int, window: int | None) -> tuple[bytes, bytes]:
 
 def _whole_seconds(seconds: float) -> int:
     # Times are whole milliseconds; without rounding to them, 3.0000000001 would become 4.
-    return -(-round(seconds * 1000) // 1000)
+    return math.ceil(seconds - 0.0005)
 
 
 _EXPLICIT = frozenset({"public", "max-age", "s-maxage"})
@@ -345,9 +349,6 @@ def takes_fields(request: HTTPRequest, head: ResponseHead) -> bool:
 
     Not if it has such fields already, or a shared cache might store them.
     """
-    # Most responses of an API have no field that concerns limits or caches.
-    if not _concern_limits_or_caches(tuple([name for name, _ in head.headers.raw])):
-        return True
     return LIMIT_FIELDS.isdisjoint(head.headers.names()) and not may_be_shared(request, head)
 
 
@@ -380,8 +381,11 @@ _ABOUT_CACHES = frozenset({"age", "cache-control", "etag", "expires", "last-modi
 
 
 @lru_cache(maxsize=512)
-def _concern_limits_or_caches(lines: tuple[bytes, ...]) -> bool:
-    """Whether field lines with these names may concern limits or caches."""
+def concern_limits_or_caches(lines: tuple[bytes, ...]) -> bool:
+    """Whether field lines with these names may concern limits or caches.
+
+    Most responses of an API have none that does, and these take the limits' fields.
+    """
     names = [line.lower().decode("latin-1") for line in lines]
     concerned = _ABOUT_CACHES | LIMIT_FIELDS
     return not concerned.isdisjoint(names) or any(map(_is_targeted, names))

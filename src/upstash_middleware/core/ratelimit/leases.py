@@ -72,7 +72,7 @@ class _Holder(Struct, eq=False):
     def end(self, now: float, now_ms: int) -> int:
         """Take out the slices that have ended; return how many units are wasted by that."""
         for each in self.slices:
-            if not _is_alive(each, now, now_ms):
+            if now >= each.ends_monotonic or not each.taken_ms <= now_ms < each.ends_ms:
                 break
         else:
             return 0
@@ -117,20 +117,22 @@ class Leases:
 
     def serve(self, charge: RuleCharge, time: ServerClock) -> bool:
         """Count a request, and decide about it by a slice; False if a call has to decide."""
-        lease: Any = charge.rule.lease
-        cost = charge.cost
+        rule, cost = charge.rule, charge.cost
+        lease: Any = rule.lease
         now, now_ms = time.both()
         with self._lock:
             holder, wasted = self._holder(charge, now, now_ms)
-            passed, seconds = now - holder.counting_since, lease.seconds
-            if passed >= seconds:
-                holder.counted_before = holder.counted if passed < 2 * seconds else 0
+            passed = now - holder.counting_since
+            if passed >= lease.seconds:
+                holder.counted_before = holder.counted if passed < 2 * lease.seconds else 0
                 holder.counted, holder.counting_since = 0, now
             holder.counted += cost
             holder.used_since_asking += cost
             served = False
             if holder.slices:
-                left = holder.left - cost
+                left = -cost
+                for each in holder.slices:  # nearly always one or two
+                    left += each.units
                 is_enough = left >= holder.refill_at or not holder.wanted(lease, now)
                 served = is_enough and _use(holder, charge, left)
         if wasted:
@@ -376,7 +378,7 @@ def _use(holder: _Holder, charge: RuleCharge, left: int) -> bool:
         return False
     cost = charge.cost
     for each in holder.slices:
-        part = min(each.units, cost)
+        part = min(cost, each.units)
         each.units -= part
         each.used += part
         cost -= part
@@ -391,11 +393,12 @@ def _use(holder: _Holder, charge: RuleCharge, left: int) -> bool:
 
 
 def _with(policies: Sequence[PolicyState], left: int) -> tuple[PolicyState, ...]:
-    states: tuple[PolicyState, ...] = ()
-    for each in policies:  # nearly always one
-        remaining = each.remaining + left
-        states += (PolicyState(each.name, each.limit, each.window, remaining, each.reset, True),)
-    return states
+    return tuple(
+        [
+            PolicyState(each.name, each.limit, each.window, each.remaining + left, each.reset, True)
+            for each in policies
+        ]
+    )
 
 
 def _including(decision: Decision, left: int) -> Decision:

@@ -41,6 +41,7 @@ from upstash_middleware.core.ratelimit.charges import (
 from upstash_middleware.core.ratelimit.decision import (
     Decision,
     combined,
+    concern_limits_or_caches,
     custom_denial,
     decided,
     denial,
@@ -60,7 +61,7 @@ from upstash_middleware.events import (
     hears,
     ignored_by,
 )
-from upstash_middleware.messages import NO_HEADERS, HTTPRequest, ResponseHead
+from upstash_middleware.messages import NO_HEADERS, Headers, HTTPRequest, ResponseHead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -1010,10 +1011,10 @@ class RateLimitExchange(PartExchange):
         "_renew_at",
         "_request",
         "_settler",
-        "_settles",
         "_slot_life",
         "decision",
         "holds",
+        "only_adds",
         "own",
         "response",
         "taken",
@@ -1044,13 +1045,13 @@ class RateLimitExchange(PartExchange):
         self._request = request
         self._settler = settler
         self._head: ResponseHead | None = None
-        self._settles = False
-        """Whether there may be something to settle if the application charges nothing."""
+        self.only_adds: bool = True
+        """Not if there may be something to settle although the application charges nothing."""
         self.holds: bool = False
         """Whether the request has slots, which expire unless they are renewed."""
         for charge in taken:
             if charge.rule.settles:
-                self._settles = True
+                self.only_adds = False
                 self.holds = self.holds or charge.rule.has_slots
         if self.holds:
             slots = _slots(taken, 1)
@@ -1060,10 +1061,25 @@ class RateLimitExchange(PartExchange):
     def head(self, head: ResponseHead) -> ResponseHead:
         """Return the head with the limits' fields, if it takes them."""
         self._head = head
-        if self.decision is None or not takes_fields(self._request, head):
+        names = tuple([name for name, _ in head.headers.raw])
+        if self.decision is None or (
+            concern_limits_or_caches(names) and not takes_fields(self._request, head)
+        ):
             return head
         fields = limit_fields(self.decision, self._settler.time.now())
         return ResponseHead(head.status, head.headers.adding(*fields)) if fields else head
+
+    def added_lines(
+        self, status: int, lines: Sequence[tuple[bytes, bytes]]
+    ) -> Sequence[tuple[bytes, bytes]]:
+        """Return the lines of the limits' fields for such a head, if it takes them."""
+        names = tuple([name for name, _ in lines])
+        if self.decision is None or (
+            concern_limits_or_caches(names)
+            and not takes_fields(self._request, ResponseHead(status, Headers(map(tuple, lines))))  # type: ignore[arg-type] # each is of two
+        ):
+            return ()
+        return limit_fields(self.decision, self._settler.time.now(), lower=True)
 
     def failed(self) -> None:
         """Note that the application raised before it had a response: it is settled as a 500."""
@@ -1094,7 +1110,7 @@ class RateLimitExchange(PartExchange):
             charged = self.decision.ledger.close(settler, taken)
         if self.own is not None:
             charged += self.own.ledger.close(settler, taken)
-        if not (self._settles or charged):
+        if self.only_adds and not charged:
             return None
         return settler.settle_request(self._request, self._head, taken, charged)
 
