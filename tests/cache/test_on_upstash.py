@@ -185,7 +185,7 @@ def test_ten_thousand_entries_are_purged_by_a_constant_number_of_commands(served
             asked = [request(f"/shop/{number}") for number in numbers]
             begun = await arun(together(*map(served.cache.begin, asked)), client)
             for exchange in begun:
-                exchange.head(reply(b"", cache_control="max-age=60", vary="Foo")[0])
+                exchange.head(reply(b"", cache_control="max-age=3600", vary="Foo")[0])
             await arun(together(*(one.finish(complete=True) for one in begun)), client)
 
     anyio.run(fill)
