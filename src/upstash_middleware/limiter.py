@@ -166,11 +166,11 @@ def _request_from(given: Any) -> HTTPRequest | None:
 
         return asgi.request_of(given.scope)
     if hasattr(given, "META"):
-        from upstash_middleware.django import requests  # noqa: PLC0415 - likewise
+        from upstash_middleware.django import requests  # noqa: PLC0415 - as above
 
         return requests.request_from(given)
     if isinstance(getattr(given, "environ", None), Mapping):
-        from upstash_middleware import wsgi  # noqa: PLC0415 - likewise
+        from upstash_middleware import wsgi  # noqa: PLC0415 - as above
 
         return wsgi.request_of(given.environ)
     return None
@@ -185,13 +185,13 @@ def _body_of(given: Any, rule: str, *, waits: bool) -> RequestBody | None:
 
         body = DjangoBody(given)
     elif "flask" in kinds or type(given).__module__ == "werkzeug.local":
-        from upstash_middleware.flask import ViewBody  # noqa: PLC0415 - likewise
+        from upstash_middleware.flask import ViewBody  # noqa: PLC0415 - as above
 
         body = ViewBody(given)
     elif "starlette" in kinds and given.scope["type"] == "websocket":
         return None  # a handshake has none
     elif "starlette" in kinds and hasattr(given, "stream"):
-        from upstash_middleware.starlette import EndpointBody  # noqa: PLC0415 - likewise
+        from upstash_middleware.starlette import EndpointBody  # noqa: PLC0415 - as above
 
         body = EndpointBody(given)
     if body is None or not body.is_at_hand(waits=waits):
@@ -944,14 +944,14 @@ def _runtime_of(app: Any) -> Runtime:
 
         return conf.runtime_for_handlers()
     if isinstance(getattr(app, "extensions", None), dict) and hasattr(app, "wsgi_app"):
-        from upstash_middleware import flask  # noqa: PLC0415 - likewise
+        from upstash_middleware import flask  # noqa: PLC0415 - as above
 
         return flask.runtime_for_handlers(app)
     found = list(_runtimes_in(app))
     if found:  # one with its own limits first
         return max(found, key=lambda one: (one.has_limits, Features.RATE_LIMIT in one.features))
     if hasattr(app, "user_middleware"):
-        from upstash_middleware import starlette  # noqa: PLC0415 - likewise
+        from upstash_middleware import starlette  # noqa: PLC0415 - as above
 
         return starlette.runtime_by_environment(app)
     raise ConfigurationError(

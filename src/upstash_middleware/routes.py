@@ -215,8 +215,8 @@ def django_routes() -> tuple[Route, ...]:
 
 
 def _convert_patterns(patterns: Iterable[Any], prefix: str) -> Iterator[Route]:
-    from django.contrib.admindocs.views import simplify_regex  # noqa: PLC0415 - likewise
-    from django.urls import LocalePrefixPattern  # noqa: PLC0415 - likewise
+    from django.contrib.admindocs.views import simplify_regex  # noqa: PLC0415 - as above
+    from django.urls import LocalePrefixPattern  # noqa: PLC0415 - as above
 
     for each in patterns:
         text = str(each.pattern)

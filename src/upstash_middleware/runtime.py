@@ -679,7 +679,7 @@ class Runtime:
 
     def _make_data(self, kind: str, codec: Codec | None) -> DataStore:
         from upstash_middleware.core.cache.entries import Sealing  # noqa: PLC0415 - if it is used
-        from upstash_middleware.core.data import DataStore  # noqa: PLC0415 - likewise
+        from upstash_middleware.core.data import DataStore  # noqa: PLC0415 - as above
 
         settings, sealing = self.settings, None
         if settings.cache_keys:

@@ -43,7 +43,7 @@ class SignedPickles(Codec):
         pickled = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
         return _MARK + b64encode(_digest(self._keys()[0], pickled) + pickled)
 
-    def decode(self, data: bytes | memoryview, type: Any = None) -> Any:  # noqa: A002, ARG002 - likewise
+    def decode(self, data: bytes | memoryview, type: Any = None) -> Any:  # noqa: A002, ARG002 - as above
         """Return the value of these bytes. Raises Unreadable, also for a wrong signature."""
         data = bytes(data)
         if _INTEGER.fullmatch(data):

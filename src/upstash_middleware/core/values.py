@@ -99,7 +99,7 @@ class Codec:
             pass  # the path to the reason is found below
         return json.encode(self.tagged(value))
 
-    def decode(self, data: bytes | memoryview, type: Any = None) -> Any:  # noqa: A002 - likewise
+    def decode(self, data: bytes | memoryview, type: Any = None) -> Any:  # noqa: A002 - as above
         """Return the value of these bytes. Raises Unreadable."""
         try:
             value = json.decode(data)
@@ -553,6 +553,6 @@ def encode(value: object, type: Any = None) -> bytes:  # noqa: A002 - as in ``Co
     return _default.encode(value, type)
 
 
-def decode(data: bytes | memoryview, type: Any = None) -> Any:  # noqa: A002 - likewise
+def decode(data: bytes | memoryview, type: Any = None) -> Any:  # noqa: A002 - as above
     """Return the value of these bytes. Raises Unreadable."""
     return _default.decode(data, type)
