@@ -970,7 +970,7 @@ def _check_function(data: _Data, function: Any, *, is_async: bool) -> None:
 def _check_templates(key: Any, tags: Any) -> Any:
     """Return tags that can be used again and again, as an iterator cannot.
 
-    Refuse ``key="product:{id}"``, which would be one key for all calls; and tags likewise.
+    Refuse ``key="product:{id}"``, which would be one key for all calls, and such tags.
     """
     if not callable(tags) and not isinstance(tags, str):  # text is refused with the value's tags
         tags = tuple(tags)

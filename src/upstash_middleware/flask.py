@@ -372,7 +372,7 @@ def purge(
         tags: Tags, with their colon-descendants: ``product`` purges ``product:7``.
         directories: Paths that end in a slash: ``/products/`` includes all URLs that begin with it.
             They need the setting ``purge_directories``.
-        rules: Paths of cache rules, of which everything that they cover is purged. They need the
+        rules: Paths of cache rules; all responses that they cover are purged. They need the
             setting ``purge_directories``.
         everything: Whether all stored responses are purged.
         soft: Whether they may still be served stale where their rule allows it.
@@ -561,7 +561,7 @@ class Sessions:
             paths: Patterns of the paths that use sessions; empty for all.
             max_size: Bytes of all entries as they are stored; storing more raises NotStorable.
             on_error: If a session cannot be saved: ``"open"`` sends the response without a new
-                cookie, ``"closed"`` a 503. What logs in or out gets the 503 in any case.
+                cookie, ``"closed"`` a 503. A login or logout gets the 503 in any case.
             read_from: Which replica of a Global database sessions are read from: ``"nearest"``, or
                 ``"primary"``, which costs one command more.
             config: The path of a rule file: these settings in TOML.

@@ -80,7 +80,7 @@ class FlaskSession(Session, SessionMixin):
         *,
         load: Callable[[bytes], Any],
     ) -> None:
-        """For this package."""
+        """Create it; called by this package only."""
         super().__init__(stored, entries, load=load)
         self.outer: Sequence[ref[ResponseStream]] = ()
         """The responses of middleware outside, which may be stored."""

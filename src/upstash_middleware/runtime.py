@@ -594,7 +594,7 @@ class Runtime:
         ``urls`` are paths with their query (``/products/7``), under whatever host name they were
         stored, or whole URLs. A tag includes its colon-descendants: ``product`` purges
         ``product:7``. A directory, ``/products/``, includes all URLs that begin with it; ``rules``
-        are the paths of cache rules, of which everything that they cover is purged. ``soft`` lets
+        are the paths of cache rules, and all responses that they cover are purged. ``soft`` lets
         them still be served stale where their rule allows it. Does nothing where the middleware is
         disabled, so that handlers which purge need no credentials then. Raises UpstashError if
         Upstash cannot be reached, ValueError for an invalid URL or directory or an unknown rule.
@@ -653,7 +653,7 @@ class Runtime:
         finally:
             if what.tags:
                 for data in list(self._data.values()):
-                    data.get().purged(what.tags)
+                    data.get().drop_purged(what.tags)
         if (on_purge := self.settings.on_purge) is not None:
             try:
                 await call(on_purge, self.cache.for_cdn(what))

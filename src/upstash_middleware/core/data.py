@@ -499,8 +499,8 @@ class DataStore(RedisStore):
         if self._l1.room:
             self._l1.remove(*keys)
 
-    def purged(self, tags: Iterable[str] | None) -> None:
-        """Drop what this process remembers of values with these tags; of all for None.
+    def drop_purged(self, tags: Iterable[str] | None) -> None:
+        """Forget values with these tags, or all for None, in this process.
 
         Not a flow.
         """
@@ -516,7 +516,7 @@ class DataStore(RedisStore):
 
     def forget(self) -> None:
         """Clear this process's memory; nothing on Redis is deleted. Not a flow."""
-        self.purged(None)
+        self.drop_purged(None)
         for table in (self._guesses, self._written, self._ended):
             table.clear()
         self._flights = SingleFlight(self.clock)
@@ -821,11 +821,11 @@ class DataStore(RedisStore):
 
     async def purge_everything(self, *, soft: bool = False) -> None:
         """Make all values of this kind invalid. One command. Raises UpstashError."""
-        self.purged(None)
+        self.drop_purged(None)
         try:
             await self.replace_epochs([self._epoch], None, soft=soft)
         finally:  # also if it is not certain that it was carried out
-            self.purged(None)
+            self.drop_purged(None)
 
     # --- Loading what is missing ----------------------------------------------------------------
 

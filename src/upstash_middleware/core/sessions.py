@@ -98,7 +98,7 @@ class SessionSettings(Discreet, Struct, frozen=True, metaclass=RuleMeta):
         paths: Patterns of the paths that use sessions; empty for all.
         max_size: Bytes of all entries as they are stored; storing more raises NotStorable.
         on_error: If a session cannot be saved: ``"open"`` sends the response without a new cookie,
-            ``"closed"`` a 503. What logs in or out gets the 503 in any case.
+            ``"closed"`` a 503. A login or logout gets the 503 in any case.
         read_from: Which replica of a Global database sessions are read from. The nearest may not
             have the latest changes of other regions; ``"primary"`` costs one command more.
         setting: What errors call it.
@@ -412,7 +412,7 @@ class Session(MutableMapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         self.accessed = True
-        if not self._has(name):
+        if not self._has_entry(name):
             raise KeyError(name)
         return self._values[name]
 
@@ -428,7 +428,7 @@ class Session(MutableMapping[str, Any]):
 
     def __delitem__(self, name: str) -> None:
         self.accessed = True
-        if not self._has(name):
+        if not self._has_entry(name):
             raise KeyError(name)
         self.modified = True
         del self._values[name]
@@ -437,7 +437,7 @@ class Session(MutableMapping[str, Any]):
 
     def __contains__(self, name: object) -> bool:
         self.accessed = True
-        return self._has(name)
+        return self._has_entry(name)
 
     def __iter__(self) -> Iterator[str]:
         self.accessed = True
@@ -488,9 +488,9 @@ class Session(MutableMapping[str, Any]):
         return not (holds or saves)
 
     def _names(self) -> list[str]:
-        return [name for name in {**self._entries, **self._values} if self._has(name)]
+        return [name for name in {**self._entries, **self._values} if self._has_entry(name)]
 
-    def _has(self, name: Any) -> bool:
+    def _has_entry(self, name: Any) -> bool:
         """Whether there is an entry; a stored one is decoded, and missing if that is impossible."""
         if name in self._values:
             return True
@@ -1120,7 +1120,7 @@ class Sessions(Part):
         while session._saving is not None:  # in another task of the request
             if not await Wait(session._saving, 3 * self.store.deadline):
                 break
-        entries, deleted = ({}, []) if session._is_over else self._changes(session)
+        entries, deleted = ({}, []) if session._is_over else self._changed_entries(session)
         if session._error is not None:
             is_closed = self.settings.on_error == "closed" and bool(entries or deleted)
             if strict or is_closed:
@@ -1257,7 +1257,7 @@ class Sessions(Part):
         values = session._values
         return {name: self._dump(values[name]) for name in session._set if name in values}
 
-    def _changes(self, session: Session) -> tuple[dict[str, bytes], list[str]]:
+    def _changed_entries(self, session: Session) -> tuple[dict[str, bytes], list[str]]:
         """Return the entries that have changed, encoded, and the names of those deleted."""
         changed: dict[str, bytes] = {}
         known = session._entries

@@ -68,7 +68,7 @@ class UpstashCache(BaseCache):
       dropped, with an event. Reads are misses in either case.
     - ``url``, ``token``, ``redis``, ``transport``, ``prefix``, ``deadline``, ``cache_deadline``,
       ``cache_keys``, ``cache_encrypt``, ``breaker``, ``breaker_slow``, ``observers``, ``enabled``:
-      as in ``UPSTASH_MIDDLEWARE``, of which nothing is used as soon as one of these is given.
+      as in ``UPSTASH_MIDDLEWARE``, whose settings are not used if one of these is given.
 
     Aliases with the same KEY_PREFIX, database and serializer share their values, and ``clear()``.
 

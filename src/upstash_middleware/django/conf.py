@@ -157,7 +157,7 @@ def purge(
         tags: Tags, with their colon-descendants: ``product`` purges ``product:7``.
         directories: Paths that end in a slash: ``/products/`` includes all URLs that begin with it.
             They need the setting ``purge_directories``.
-        rules: Paths of cache rules, of which everything that they cover is purged. They need the
+        rules: Paths of cache rules; all responses that they cover are purged. They need the
             setting ``purge_directories``.
         everything: Whether all stored responses are purged.
         soft: Whether they may still be served stale where their rule allows it.
@@ -197,7 +197,7 @@ async def apurge(
         tags: Tags, with their colon-descendants: ``product`` purges ``product:7``.
         directories: Paths that end in a slash: ``/products/`` includes all URLs that begin with it.
             They need the setting ``purge_directories``.
-        rules: Paths of cache rules, of which everything that they cover is purged. They need the
+        rules: Paths of cache rules; all responses that they cover are purged. They need the
             setting ``purge_directories``.
         everything: Whether all stored responses are purged.
         soft: Whether they may still be served stale where their rule allows it.

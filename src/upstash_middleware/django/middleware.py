@@ -257,7 +257,7 @@ class RateLimitMiddleware(Middleware):
 
 
 class CacheMiddleware(Middleware):
-    """Response caching alone; its place is above what makes pages personal, as sessions do."""
+    """Response caching alone; place it above middleware that makes pages personal."""
 
     features = Features.CACHE
 

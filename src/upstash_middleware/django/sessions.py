@@ -538,7 +538,7 @@ class SessionStore(SessionBase):
         if must_create or self._session_key is None or self._is_cleared:
             return await self._start(sessions)
         if self._is_over:
-            changed, deleted = self._changes()
+            changed, deleted = self._changed_entries()
             if deleted or changed.keys() - {HASH_SESSION_KEY}:
                 raise UpdateError
             return False
@@ -553,7 +553,7 @@ class SessionStore(SessionBase):
                 raise UpdateError
             if stored is None:
                 return False
-        entries, deleted = self._changes()
+        entries, deleted = self._changed_entries()
         store = sessions.store
         touch = self._is_old()
         try:
@@ -590,8 +590,8 @@ class SessionStore(SessionBase):
         """Create a session with all entries, in place of one that was cleared."""
         old = self._session_key if self._is_cleared else None
         self._known, self._stored = {}, None
-        entries, _ = self._changes()
-        first = [] if old is None else _deleting(sessions, old)
+        entries, _ = self._changed_entries()
+        first = [] if old is None else _delete_commands(sessions, old)
         try:
             new = await sessions.store.start(entries, first=first, idle=self._seconds_left())
         except UpstashError as error:
@@ -613,10 +613,10 @@ class SessionStore(SessionBase):
             self._refuse(self._error)
             return
         old = None if self._is_cleared else self._stored
-        first = [] if not self._is_cleared else _deleting(sessions, self._session_key)
+        first = [] if not self._is_cleared else _delete_commands(sessions, self._session_key)
         if old is None:
             self._known = {}
-        entries, deleted = self._changes()
+        entries, deleted = self._changed_entries()
         idle = min(self._seconds_left(old), _MAX_BOUND_SECONDS) if user else self._seconds_left(old)
         try:
             new = await store.start(
@@ -641,7 +641,7 @@ class SessionStore(SessionBase):
                     if key in self._set or _entry_name(key) in entries
                 }
                 self._known, old = {}, None
-                entries, _ = self._changes()
+                entries, _ = self._changed_entries()
                 new = await store.start(entries, user=user, idle=self._seconds_left())
         except UpstashError as error:
             sessions.observe(UpstashFailed("session save", error))
@@ -668,7 +668,7 @@ class SessionStore(SessionBase):
         key = session_key or self._session_key
         is_own = key == self._session_key
         sessions = self._sessions
-        if commands := _deleting(sessions, key):
+        if commands := _delete_commands(sessions, key):
             try:
                 await sessions.store.send(*commands)
             except UpstashError as error:
@@ -711,7 +711,7 @@ class SessionStore(SessionBase):
 
     # --- Entries and timeouts -------------------------------------------------------------------
 
-    def _changes(self) -> tuple[dict[str, bytes], list[str]]:
+    def _changed_entries(self) -> tuple[dict[str, bytes], list[str]]:
         """Return the entries that have changed, serialized, and the names of those deleted."""
         changed: dict[str, bytes] = {}
         names = set()
@@ -733,13 +733,13 @@ class SessionStore(SessionBase):
         if all(isinstance(value, str | int | float | None) for value in values):
             return False
         try:
-            return any(self._changes())
+            return any(self._changed_entries())
         except Exception:  # noqa: BLE001 - Django would not have serialized it
             return False
 
     def _is_saved(self) -> bool:
         """Whether this object has saved the session, and nothing has changed since."""
-        return self._is_written and not self._is_cleared and not any(self._changes())
+        return self._is_written and not self._is_cleared and not any(self._changed_entries())
 
     @property
     def _is_json(self) -> bool:
@@ -822,7 +822,7 @@ def _entry_name(key: Any) -> str:
     )
 
 
-def _deleting(sessions: Sessions, key: str | None) -> list[Command]:
+def _delete_commands(sessions: Sessions, key: str | None) -> list[Command]:
     """Return the commands that delete the session with a key; none for text that is no key."""
     if key is None or sessions.store.ids.parse(key) is None:
         return []
@@ -1065,7 +1065,7 @@ def _save_late(session: SessionStore) -> None:
             if session.accessed and session._session_key is None and session._session_cache:
                 detail = "the response's head had been sent"
                 observe(SessionSaved("saved", False, detail))
-        elif not session._is_refused and any(session._changes()):
+        elif not session._is_refused and any(session._changed_entries()):
             session.save()
     except UpdateError:
         pass  # an event has reported it

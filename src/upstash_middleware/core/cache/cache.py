@@ -249,7 +249,7 @@ class Cache(Part):
             LRU(REMEMBERED_BYTES),
             L1(l1_bytes, l1_seconds, clock),
             guesses=LRU(remember),
-            used=LRU(remember),
+            last_uses=LRU(remember),
             unlisted=LRU(remember),
         )
         self._context = Context(
@@ -745,7 +745,7 @@ class Cache(Part):
     async def _explain(
         self, resource: _Resource, request: HTTPRequest, target: Target
     ) -> CacheExplanation:
-        """Explain a target, or the canonical form of its URL if that would answer in its place."""
+        """Explain a target, or its URL's canonical form if a response for that would answer."""
         store, can_refresh = self._store, self._context.can_refresh
         explanation = await explain(store, target, can_refresh=can_refresh)
         if not request.query or explanation.outcome == "hit":
@@ -774,7 +774,7 @@ class Cache(Part):
         *,
         no_user: bool,
     ) -> CacheExplanation:
-        """Add what would turn a miss into a hit, as far as the request shows that."""
+        """Add the advice that would turn a miss into a hit, as far as the request shows it."""
         rule, why, advice = resource.rule, explanation.why, ""
         varies = explanation.outcome == "vary-miss"
         if explanation.status is not None or not (varies or why == NOTHING_STORED):

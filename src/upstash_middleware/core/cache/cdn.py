@@ -73,12 +73,12 @@ class CDN(Struct, frozen=True):
         """
         return self.honours_vary or {*selecting} <= {"accept-encoding"}
 
-    def forbidden(self, headers: Headers) -> Headers:
+    def forbid_storing(self, headers: Headers) -> Headers:
         """Return a response's fields so that the CDN does not store it."""
         headers = headers.without("cache-tag", "surrogate-key", self.tag_field.lower())
         return headers.setting(self.control_field, "no-store, max-age=0")
 
-    def sent(self, headers: Headers, tags: Sequence[str], control: str | None) -> Headers:
+    def add_cdn_fields(self, headers: Headers, tags: Sequence[str], control: str | None) -> Headers:
         """Return a response's fields with the CDN's in place of the application's.
 
         ``control`` is what the CDN gets in place of Cache-Control. If the tags are more than the
@@ -86,7 +86,7 @@ class CDN(Struct, frozen=True):
         """
         text = self.separator.join(tags)
         if len(text) > self.max_field_length or len(tags) > self.max_tags:
-            return self.forbidden(headers)
+            return self.forbid_storing(headers)
         headers = headers.without("cache-tag", "surrogate-key", self.tag_field.lower())
         if control is not None:
             headers = headers.setting(self.control_field, control)

@@ -393,7 +393,7 @@ def _with_status(head: ResponseHead, status: tuple[bytes, bytes]) -> ResponseHea
 def _for_downstream(
     head: ResponseHead, found: LookedUpRequest, stored: StoredResponse
 ) -> ResponseHead:
-    """Return the head of a response that is stored here as clients and other caches get it.
+    """Return the head of a stored response as clients and other caches get it.
 
     With the rule's own Cache-Control, and the tags by which a CDN finds it. A CDN that would send
     it to other visitors than this cache does may not store it.
@@ -406,10 +406,10 @@ def _for_downstream(
     if rule.downstream is not None or cdn is not None:
         headers = _with_selecting_vary(headers, rule)
     if cdn is not None and (rule.user is not None or not cdn.distinguishes(vary_fields(headers))):
-        headers = cdn.forbidden(headers)
+        headers = cdn.forbid_storing(headers)
     elif cdn is not None and (rule.downstream_cdn is not None or not rule.forbids_downstream):
         for_cdn = rule.downstream_cdn and _bound_lifetimes(rule.downstream_cdn, most)
-        headers = cdn.sent(headers, cdn.tags_of(found.target, rule, stored.tags), for_cdn)
+        headers = cdn.add_cdn_fields(headers, cdn.tags_of(found.target, rule, stored.tags), for_cdn)
     return head if headers is head.headers else ResponseHead(head.status, headers)
 
 
@@ -710,7 +710,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
             return None
         whole = planned.with_body(body)
         if found.part is not None and whole.stored.status == 206:
-            both = reuse.combined(found.part, whole.stored, found.context.max_body)
+            both = reuse.combine_parts(found.part, whole.stored, found.context.max_body)
             whole = replace(whole, stored=both or whole.stored)
         if found.rule.etag:
             whole = whole.with_etag()
@@ -823,7 +823,7 @@ class Revalidation(Miss, kw_only=True, eq=False):
         """Add the stored validators (§4.3.1), unless another version made the response."""
         if self.found.lookup.outdated:
             return super().request_to_forward(request)
-        headers = reuse.conditional(self.found.request.headers, self.stored.headers)
+        headers = reuse.with_validators(self.found.request.headers, self.stored.headers)
         return replace(request, headers=headers)
 
     def head(self, head: ResponseHead) -> ResponseHead | Response:
@@ -891,7 +891,7 @@ class Revalidation(Miss, kw_only=True, eq=False):
         """Return the stored response updated by newer header fields, to be stored (§4.3.4)."""
         found, stored = self.found, self.stored
         now = found.now
-        headers = reuse.updated(stored.headers, received, now, found.context.store.profile)
+        headers = reuse.update_fields(stored.headers, received, now, found.context.store.profile)
         merged = ResponseHead(stored.status, headers)
         planned = self.plan(replace(found.request, method="GET"), merged)
         if not isinstance(planned, Plan):

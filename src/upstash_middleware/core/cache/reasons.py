@@ -136,7 +136,7 @@ def cookie_names(headers: Headers) -> list[str]:
 
 
 def _quote_names(names: Sequence[str]) -> str:
-    """Return a few names as they are written in a setting."""
+    """Return the first names, quoted as in a setting."""
     return ", ".join(map(repr, names[:_MAX_COOKIES]))
 
 

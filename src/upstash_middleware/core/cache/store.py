@@ -174,7 +174,7 @@ class Purge(Struct, frozen=True):
         tags: Tags, with their colon-descendants: ``product`` purges ``product:7``.
         directories: Paths that end in a slash: ``/products/`` includes all URLs that begin with it.
             They need the setting ``purge_directories``.
-        rules: Paths of cache rules, of which everything that they cover is purged. They need the
+        rules: Paths of cache rules; all responses that they cover are purged. They need the
             setting ``purge_directories``.
         everything: Whether all stored responses are purged.
         soft: Whether they may still be served stale where their rule allows it.
@@ -280,11 +280,11 @@ class Store(Struct, RedisStore, frozen=True):
     """By the keys of entries, in bytes."""
     l1: L1
     guesses: LRU[str, Guess]
-    used: LRU[str, int]
+    last_uses: LRU[str, int]
     """When each variant was last used, as a number that grows with each use; by its key."""
     unlisted: LRU[str, IndexDifference]
     """By the keys of resources."""
-    uses: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    use_counter: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     # --- Lookup ---------------------------------------------------------------------------------
 
@@ -329,7 +329,7 @@ class Store(Struct, RedisStore, frozen=True):
         if reading.extra_keys and (entry is None or not reading.target.has_equivalent_url(entry)):
             return None
         if last.lookup.index is not None:
-            self.used.put(last.lookup.key, next(self.uses))
+            self.last_uses.put(last.lookup.key, next(self.use_counter))
         return replace(last.lookup, wall=reading.wall, monotonic=reading.monotonic, record=record)
 
     async def read_on(self, reading: Reading, replies: Sequence[Reply]) -> Lookup:
@@ -392,7 +392,7 @@ class Store(Struct, RedisStore, frozen=True):
             epochs = await read.epochs(keys, entry.tags)
             state = validity(entry.epochs, epochs)
         if index is not None and entry is not None:
-            self.used.put(key, next(self.uses))
+            self.last_uses.put(key, next(self.use_counter))
         if (of := entry or index) is not None:
             self._learn_guess(target, index.vary if index is not None else (), of.tags)
         lookup = Lookup(
@@ -509,9 +509,9 @@ class Store(Struct, RedisStore, frozen=True):
         try:
             replies = await self.call(*record, command, *([listing] if listing is not None else []))
         finally:
-            self.l1.replaced(target.key, key)
+            self.l1.drop_replaced(target.key, key)
         if listing is not None:
-            self.used.put(key, next(self.uses))
+            self.last_uses.put(key, next(self.use_counter))
             self._remember_difference(target.key, unlisted)
         return "a tag was purged meanwhile" if unread and replies[len(record)] == 0 else None
 
@@ -549,7 +549,7 @@ class Store(Struct, RedisStore, frozen=True):
                 script_call("supersede", keys, old, str(epoch), lifetime, entry, milliseconds)
             )
         finally:
-            self.l1.purged(Purge(), [target.url])
+            self.l1.drop_purged(Purge(), [target.url])
         return None if done else "the URL was purged meanwhile"
 
     def _index_command(
@@ -574,7 +574,7 @@ class Store(Struct, RedisStore, frozen=True):
         # Of those that this process has not used, the first to expire.
         others = [other for other in variants if other != name]
         others.sort(
-            key=lambda other: (self.used.get(f"{target.key}#{other}") or 0, variants[other])
+            key=lambda other: (self.last_uses.get(f"{target.key}#{other}") or 0, variants[other])
         )
         evicted = others[: max(0, len(variants) - self.max_variants)]
         for other in evicted:
@@ -587,7 +587,7 @@ class Store(Struct, RedisStore, frozen=True):
         writes = before is None or before.vary != index.vary or len(left.added) >= _MAX_UNLISTED
         if to_delete and not writes:
             keys = [f"{target.key}#{each}" for each in to_delete]
-            self.l1.replaced(*keys)
+            self.l1.drop_replaced(*keys)
             added = {each: until for each, until in left.added.items() if each in variants}
             added[name] = variants[name]
             deleted = left.deleted.union(evicted) - {name}
@@ -637,12 +637,12 @@ class Store(Struct, RedisStore, frozen=True):
                 then=list(map(self.names.record, recorded)),
             )
         finally:  # also if it is not certain that it was carried out
-            self.l1.purged(what, [*urls, *scopes])
+            self.l1.drop_purged(what, [*urls, *scopes])
         return [Record.parse(_record_text(value)).variation for value in values]
 
     def forget(self) -> None:
         """Clear this process's memory; nothing on Redis is deleted."""
-        for table in (self.remembered, self.l1, self.guesses, self.used, self.unlisted):
+        for table in (self.remembered, self.l1, self.guesses, self.last_uses, self.unlisted):
             table.clear()
 
 
@@ -783,13 +783,13 @@ class L1:
             size = _LOOKUP_OVERHEAD_BYTES + names + fields + variants + len(lookup.entry.packed)
             self._lookups.put(lookup.key, (lookup, target.url), size)
 
-    def replaced(self, *keys: str) -> None:
+    def drop_replaced(self, *keys: str) -> None:
         """Drop the lookups of these keys, where this process has stored a response."""
         with self._lock:
             self.changes += 1
             self._lookups.remove(*keys)
 
-    def purged(self, what: Purge, urls_and_scopes: Collection[str]) -> None:
+    def drop_purged(self, what: Purge, urls_and_scopes: Collection[str]) -> None:
         """Drop the lookups that this process has purged; URLs and scopes as in names of epochs."""
         tags, places = set(what.tags), set(urls_and_scopes)
 
@@ -805,4 +805,4 @@ class L1:
 
     def clear(self) -> None:
         """Drop everything."""
-        self.purged(Purge(everything=True), ())
+        self.drop_purged(Purge(everything=True), ())

@@ -265,7 +265,7 @@ def _matches(condition: str, etag: str | None) -> bool:
     return opaque_tag(etag.strip()) in map(opaque_tag, tags)
 
 
-def conditional(request: Headers, stored: Headers) -> Headers:
+def with_validators(request: Headers, stored: Headers) -> Headers:
     """Return a request's header fields with the validators of a stored response (§4.3.1).
 
     The client's own If-None-Match is kept beside ours: the ETag of a 304 tells which one matched.
@@ -301,8 +301,8 @@ def confirms_head(stored: StoredResponse, head: Headers) -> bool:
     )
 
 
-def updated(stored: Headers, received: Headers, now: float, profile: Profile) -> Headers:
-    """Return stored header fields updated by those of a newer response (§3.2).
+def update_fields(stored: Headers, received: Headers, now: float, profile: Profile) -> Headers:
+    """Return stored header fields, updated from a newer response (§3.2).
 
     Fields about how to read the stored bytes are kept. In profile ``safe`` Content-Type is one:
     an application that puts its default on a 304 has not changed the bytes. A response without
@@ -407,7 +407,7 @@ def _if_range_matches(request: Headers, stored: StoredResponse) -> bool:
     return modified is not None and date_of(stored.headers, stored.stored_at) - modified >= 1
 
 
-def combined(
+def combine_parts(
     stored: StoredResponse, received: StoredResponse, largest: int
 ) -> StoredResponse | None:
     """Return a stored part and a part received later as one response (RFC 9111 §3.4).
