@@ -40,7 +40,7 @@ from upstash_middleware.upstash.sockets import (
     Lookup,
     SocketsTransport,
     addresses_in,
-    interleaved,
+    interleave_families,
 )
 
 if TYPE_CHECKING:
@@ -674,7 +674,7 @@ def test_where_no_thread_can_be_made_any_more_the_lookup_is_made_here(monkeypatc
 def test_families_take_turns():
     """RFC 8305 §4."""
     six, four = socket.AF_INET6, socket.AF_INET
-    assert interleaved([(six, 1), (six, 2), (six, 3), (four, 4)]) == [
+    assert interleave_families([(six, 1), (six, 2), (six, 3), (four, 4)]) == [
         (six, 1),
         (four, 4),
         (six, 2),

@@ -92,13 +92,13 @@ def _cover(
     route: Route, limiting: list[Settings], caching: list[Settings]
 ) -> tuple[dict[str, Any], str]:
     """A route with the rules that cover it, and as text which limits apply together."""
-    found = [_limits_on(route, settings) for settings in limiting]
+    found = [_covering_rule_names(route, settings) for settings in limiting]
     cache = next(
         (
             f"cache[{index}]"
             for settings in caching
             for index, rule in enumerate(settings.cache)
-            if _shares_method(_CACHED_METHODS, route) and route.serves(rule.pattern)
+            if _have_common_method(_CACHED_METHODS, route) and route.serves(rule.pattern)
         ),
         None,
     )
@@ -122,12 +122,12 @@ def _cover(
     return about, "exempt" if route.exempt else " and ".join(filter(None, words))
 
 
-def _limits_on(route: Route, settings: Settings) -> tuple[list[str], list[str]]:
-    """The names of the rules that may cover a route, and of the default limit likewise."""
+def _covering_rule_names(route: Route, settings: Settings) -> tuple[list[str], list[str]]:
+    """The names of the rules that may cover a route, and the default limit's name if it may."""
     names = []
     default = [settings.default_limit.name] if settings.default_limit is not None else []
     for rule in settings.rate_limits:
-        if not _shares_method(rule.methods, route):
+        if not _have_common_method(rule.methods, route):
             continue
         if rule.pattern is not None and not route.serves(rule.pattern):
             continue
@@ -139,7 +139,7 @@ def _limits_on(route: Route, settings: Settings) -> tuple[list[str], list[str]]:
     return names, default
 
 
-def _shares_method(methods: Iterable[str], route: Route) -> bool:
+def _have_common_method(methods: Iterable[str], route: Route) -> bool:
     own = set(methods)
     return not own or not route.methods or not own.isdisjoint(route.methods)
 
@@ -190,13 +190,15 @@ def _check_limits(settings: Settings, subject: Subject) -> Iterator[_Finding]:
     rules = settings.rate_limits
     for index, rule in enumerate(rules):
         earlier = [
-            each for each in rules[:index] if settings.match == "first" and _hides(each, rule)
+            each
+            for each in rules[:index]
+            if settings.match == "first" and _makes_unreachable(each, rule)
         ]
         what = None
         if earlier:
             what = f"never reached: {earlier[0].name!r} comes before it and covers all of it"
         elif rule.pattern is not None:
-            what = _unserved(rule.pattern, rule.methods, "covers", subject)
+            what = _why_unserved(rule.pattern, rule.methods, "covers", subject)
         if what:
             path = rule.path or ""  # names have no colons, and the path is what the user looks for
             name = rule.name.replace(path.replace(":path}", "}"), path) if path else rule.name
@@ -213,7 +215,7 @@ def _check_limits(settings: Settings, subject: Subject) -> Iterator[_Finding]:
         unlimited = [
             each.path
             for each in subject.routes or ()
-            if not (each.exempt or each.limits or any(_limits_on(each, settings)))
+            if not (each.exempt or each.limits or any(_covering_rule_names(each, settings)))
         ]
         names = f" ({', '.join(unlimited[:5])}{' …' * (len(unlimited) > 5)})" if unlimited else ""
         yield _Finding(
@@ -227,14 +229,14 @@ def _check_limits(settings: Settings, subject: Subject) -> Iterator[_Finding]:
 def _check_caching(settings: Settings, subject: Subject) -> Iterator[_Finding]:
     for index, rule in enumerate(settings.cache):
         earlier = [each for each in settings.cache[:index] if _is_wider(each.pattern, rule.pattern)]
-        what = _unserved(rule.pattern, _CACHED_METHODS, "stores", subject)
+        what = _why_unserved(rule.pattern, _CACHED_METHODS, "stores", subject)
         if earlier:
             what = f"never reached: {earlier[0].path!r} comes before it and covers all of it"
         if what:
             yield _Finding("warning", f"cache[{index}] {rule.path!r}", what)
 
 
-def _unserved(
+def _why_unserved(
     pattern: PathPattern, methods: Iterable[str], verb: str, subject: Subject
 ) -> str | None:
     """Why no route serves what a rule covers."""
@@ -244,7 +246,7 @@ def _unserved(
     if wrong := never_served(pattern, subject.routes, resolves=resolves):
         return wrong
     serving = [route for route in subject.routes if route.serves(pattern)]
-    if serving and not any(_shares_method(methods, route) for route in serving):
+    if serving and not any(_have_common_method(methods, route) for route in serving):
         return f"{verb} {'+'.join(methods)}, but the route has {'+'.join(serving[0].methods)} only"
     return None
 
@@ -254,7 +256,7 @@ def _covers_everything(rule: RateLimitRule) -> bool:
     return rule.pattern is None and not is_restricted
 
 
-def _hides(earlier: RateLimitRule, later: RateLimitRule) -> bool:
+def _makes_unreachable(earlier: RateLimitRule, later: RateLimitRule) -> bool:
     if earlier.when is not None or earlier.shadow or earlier.hosts not in {(), later.hosts}:
         return False
     if not _covers_methods(earlier.methods, later.methods):

@@ -40,7 +40,7 @@ group: typer.Typer = typer.Typer(
     help="Which sessions there are, what is in them, and ending them.", no_args_is_help=True
 )
 
-_KEYS_UNCONFIRMED = 10_000
+_MAX_KEYS_UNCONFIRMED = 10_000
 """The largest database that is read without asking."""
 _SHORT_KEY = re.compile(r"[A-Za-z0-9_-]{43}")
 _Key = Annotated[str, typer.Argument(help="The session's key, as `sessions list` shows it.")]
@@ -70,7 +70,7 @@ def list_(
     store = sessions.store
     users = frozenset(store.user_hashes(user)) if user else None
     total = invocation.count_keys(runtime)
-    if total > _KEYS_UNCONFIRMED and not yes:
+    if total > _MAX_KEYS_UNCONFIRMED and not yes:
         _confirm(total)
     oldest: list[dict[str, Any]] = []
     count = over = unreadable = 0
@@ -85,7 +85,7 @@ def list_(
             and (users is None or described[0].user in users)
             and now - described[0].created >= age
         }
-        valid = _valid(invocation, runtime, store, [stored for stored, _ in fitting.values()])
+        valid = _keep_valid(invocation, runtime, store, [stored for stored, _ in fitting.values()])
         count += len(valid)
         over += len(fitting) - len(valid)
         found = [_as_data(*fitting[each.key]) for each in valid]
@@ -98,9 +98,9 @@ def list_(
         [
             (
                 each["key"],
-                _ago(now - each["created"]),
-                _ago(now - each["used"]),
-                _left(each["expires_in"]),
+                _ago_text(now - each["created"]),
+                _ago_text(now - each["used"]),
+                _expiry_text(each["expires_in"]),
                 each["user"],
             )
             for each in oldest
@@ -160,7 +160,7 @@ def show(
         return Answer({"key": name, "found": False, "why": why}, [shown], Exit.NO)
     stored, entries = described
     session = _as_data(stored, seconds_left(left))
-    is_valid = bool(_valid(invocation, runtime, store, [stored]))
+    is_valid = bool(_keep_valid(invocation, runtime, store, [stored]))
     now = store.clock.wall()
     decoded = sessions.session(stored, entries)
     shown_entries, table = [], []
@@ -173,9 +173,9 @@ def show(
         table.append((entry, kind, size(len(data)), *[value] * values))
     about = {
         "key": name,
-        "created": _ago(now - stored.created),
-        "last used": _ago(now - stored.touched),
-        "expires in": _left(session["expires_in"]),
+        "created": _ago_text(now - stored.created),
+        "last used": _ago_text(now - stored.touched),
+        "expires in": _expiry_text(session["expires_in"]),
         "user": stored.user or "not bound to a user",
         "size": size(sum(len(name) + len(data) for name, data in entries.items())),
     }
@@ -241,7 +241,7 @@ def _as_data(stored: StoredSession, expires_in: float | None) -> dict[str, Any]:
     }
 
 
-def _valid(
+def _keep_valid(
     invocation: Invocation, runtime: Runtime, store: SessionStore, found: Sequence[StoredSession]
 ) -> list[StoredSession]:
     """The sessions that can be used.  Raises UpstashError."""
@@ -265,9 +265,9 @@ def _decode(decoded: Session, name: str, data: bytes) -> tuple[str, str, Any]:
     return type(value).__name__, shown, shown
 
 
-def _ago(seconds: float) -> str:
+def _ago_text(seconds: float) -> str:
     return f"{duration(max(0.0, seconds))} ago"
 
 
-def _left(seconds: float | None) -> str:
+def _expiry_text(seconds: float | None) -> str:
     return "never" if seconds is None else duration(seconds)

@@ -178,7 +178,7 @@ class _Batcher:
         try:
             while remaining:
                 try:
-                    replies = await self._perform(*_merged(remaining), may_repeat=not repeated)
+                    replies = await self._perform(*_merge(remaining), may_repeat=not repeated)
                 except ConnectionLost as error:
                     remaining = _after_loss(remaining, error, repeated=repeated)
                     repeated = True
@@ -220,7 +220,7 @@ class _Batcher:
         self._reply_bytes = (self._reply_bytes + size / pipelines) / 2
 
 
-def _merged(batch: Sequence[Pending]) -> tuple[bytes, list[Command], float, float]:
+def _merge(batch: Sequence[Pending]) -> tuple[bytes, list[Command], float, float]:
     """Return the members of a batch's call, their commands, and the latest deadline."""
     last = max(batch, key=_until)
     members = b",".join([each.members for each in batch])
@@ -362,7 +362,7 @@ class AsyncBatcher(_Batcher):
 # Threads -----------------------------------------------------------------------------------------
 
 
-def _locked() -> threading.Lock:
+def _new_locked_lock() -> threading.Lock:
     lock = threading.Lock()
     lock.acquire()
     return lock
@@ -377,7 +377,7 @@ class _Seat(Struct, eq=False):
     batch: list[Pending] | None = None
     """The batch that this thread has to send."""
     number: int = 0
-    wakeup: threading.Lock = field(default_factory=_locked)
+    wakeup: threading.Lock = field(default_factory=_new_locked_lock)
     """Locked while this thread waits."""
 
     def done(self) -> bool:

@@ -115,8 +115,8 @@ class _Client(Generic[T]):
         self._breaker = breaker
         self._quick_breaker = quick_breaker or breaker
         self._watch = watch
-        self._opened: OnePerProcess[_Opened[T]] = OnePerProcess(lambda: _Opened(self._open))
-        self._process: _InProcess[T] | None = None
+        self._opened: OnePerProcess[_Transports[T]] = OnePerProcess(lambda: _Transports(self._open))
+        self._process: _ProcessState[T] | None = None
 
     def _open(self) -> T:
         return cast("T", open_transport(self._credentials, self._transport, self.kind))
@@ -131,8 +131,8 @@ class _Client(Generic[T]):
         other._process = None  # noqa: SLF001
         return other
 
-    def _begin(self, pipeline: Pipeline) -> tuple[_InProcess[T], float]:
-        """Return what this client has in this process, and the seconds for the pipeline.
+    def _begin(self, pipeline: Pipeline) -> tuple[_ProcessState[T], float]:
+        """Return this process's state, and the seconds for the pipeline.
 
         Raises CircuitOpen.
         """
@@ -142,7 +142,7 @@ class _Client(Generic[T]):
             opened.transport()  # loading it once in a process does not count
             breaker = None if self._breaker is None else self._breaker.get()
             quick = None if self._quick_breaker is None else self._quick_breaker.get()
-            here = self._process = _InProcess(current_process(), opened, breaker, quick, here)
+            here = self._process = _ProcessState(current_process(), opened, breaker, quick, here)
         if (breaker := here.breaker) is not None and breaker.is_open:
             breaker.check()
         seconds = pipeline.deadline
@@ -156,7 +156,7 @@ class _Client(Generic[T]):
         """Return what performs a pipeline; raises CircuitOpen, and ValueError as ``encode``."""
         commands = pipeline.commands
         if not commands:
-            return _nothing()
+            return _no_replies()
         here, seconds = self._begin(pipeline)
         until = time.monotonic() + seconds
         if not self._coalesce or (members := encode_members(commands)) is None:
@@ -172,7 +172,7 @@ class _Client(Generic[T]):
         until = time.monotonic() + seconds
         return await self._perform(call, pipeline.commands, seconds, until, may_repeat=False)
 
-    def _batcher(self, here: _InProcess[T]) -> ThreadBatcher | AsyncBatcher:
+    def _batcher(self, here: _ProcessState[T]) -> ThreadBatcher | AsyncBatcher:
         raise NotImplementedError
 
     async def _perform(  # noqa: PLR0912, PLR0913 - one coroutine less
@@ -263,14 +263,14 @@ class _Client(Generic[T]):
                 await transport.aclose() if self._is_async else transport.close()
 
 
-class _InProcess(Struct, Generic[T], eq=False):
-    """What a client has in one process: its circuits, its batches, and what it has opened."""
+class _ProcessState(Struct, Generic[T], eq=False):
+    """The state of a client in one process: its circuits, batches and transports."""
 
     process: int
-    opened: _Opened[T]
+    opened: _Transports[T]
     breaker: Breaker | None
     quick_breaker: Breaker | None
-    inherited: _InProcess[T] | None
+    inherited: _ProcessState[T] | None
     """What a forked process neither uses nor drops: its tasks and threads are the parent's."""
     batcher: ThreadBatcher | None = None
     batchers: dict[int, AsyncBatcher] = field(default_factory=dict)
@@ -283,8 +283,8 @@ the machine to have been suspended: more than clocks are corrected by, less than
 silent connection. A wall clock that was set forward counts too, which costs one connection."""
 
 
-class _Opened(Struct, Generic[T], eq=False):
-    """The transport of one process, and the one before."""
+class _Transports(Struct, Generic[T], eq=False):
+    """The current transport of one process, and the previous one."""
 
     open_: Callable[[], T]
     current: T | None = None
@@ -307,7 +307,7 @@ class _Opened(Struct, Generic[T], eq=False):
         return self.retire() if suspended else None
 
     def retire(self) -> T | None:
-        """Leave the transport to the calls in flight; return the one before, to be closed."""
+        """Leave the transport to the calls in flight; return the previous one, to be closed."""
         with self.lock:
             before, self.retired, self.current = self.retired, self.current, None
             return before
@@ -342,7 +342,7 @@ class Client(_Client["Transport"]):
         here = self._process
         return here.batcher.waiting if here is not None and here.batcher is not None else 0
 
-    def _batcher(self, here: _InProcess[Transport]) -> ThreadBatcher:
+    def _batcher(self, here: _ProcessState[Transport]) -> ThreadBatcher:
         if here.batcher is None:
             from upstash_middleware.upstash.batching import ThreadBatcher  # noqa: PLC0415 - when used
 
@@ -386,14 +386,14 @@ class AsyncClient(_Client["AsyncTransport"]):
         if "trio" in sys.modules and (under_trio := self._in_trio()) is not None:
             return under_trio.execute(pipeline)
         performing = self._start(pipeline)
-        return performing if self._watch is None else _watched(self._watch, pipeline, performing)
+        return performing if self._watch is None else _report_end(self._watch, pipeline, performing)
 
     def _in_trio(self) -> AsyncClient | None:
         """Return the client for trio, if this is called under trio by another one."""
         trio = sys.modules["trio"]
         return self._under_trio if trio.lowlevel.in_trio_run() else None
 
-    def _batcher(self, here: _InProcess[AsyncTransport]) -> AsyncBatcher:
+    def _batcher(self, here: _ProcessState[AsyncTransport]) -> AsyncBatcher:
         loop = sys.modules["asyncio"].get_running_loop()
         batcher = here.batchers.get(id(loop))
         if batcher is None or batcher.loop() is not loop:
@@ -431,7 +431,7 @@ class AsyncClient(_Client["AsyncTransport"]):
 def open_transport(
     credentials: Credentials, choice: Any, kind: Literal["Client", "AsyncClient"]
 ) -> Transport | AsyncTransport:
-    """Return what sends the calls of a client; the choice is its ``transport``."""
+    """Return the transport for a client's calls, by the setting ``transport``."""
     if callable(choice):
         return choice(credentials)  # type: ignore[no-any-return]
     own = own_client(choice, kind)
@@ -450,7 +450,7 @@ def open_transport(
 
 
 def own_client(choice: Any, kind: Literal["Client", "AsyncClient"]) -> Any:
-    """Return the application's own httpx client of this kind; None if it chose none.
+    """Return the application's own httpx client of this kind; None if it has given none.
 
     Raises ConfigurationError for what is not a choice, and if there is only one of the other kind.
     """
@@ -520,20 +520,20 @@ class SyncToken:
         """
         if token is None or (token != self.latest and not _TOKEN.fullmatch(token)):
             return
-        with _keeping.lock:
+        with _keep_sync_token.lock:
             if number > self._number:
                 self._number, self.latest = number, token
 
 
 _TOKEN: Final = re.compile(r"[!-~]{1,1024}")
-_keeping = ForkSafeLock()
+_keep_sync_token = ForkSafeLock()
 
 
-async def _nothing() -> list[Reply]:
+async def _no_replies() -> list[Reply]:
     return []
 
 
-async def _watched(
+async def _report_end(
     watch: Watch, pipeline: Pipeline, performing: Coroutine[Any, Any, list[Reply]]
 ) -> list[Reply]:
     began = time.perf_counter()
@@ -596,7 +596,7 @@ MIN_BAD_CALLS: Final = 5
 FIRST_PAUSE: Final = 0.25
 """Seconds until the first probe; each failed probe doubles the pause."""
 
-_CUT_OFF: Final = ""
+_CANCELLED: Final = ""
 """The outcome of a call that was cancelled, or ended by an error that is not Upstash's."""
 
 
@@ -669,7 +669,7 @@ class Breaker:
             self._calls.append((now, False))
             return
         outcome = None if error is None else _outcome(error)
-        if now - began > self._slow and outcome in {None, _CUT_OFF}:
+        if now - began > self._slow and outcome in {None, _CANCELLED}:
             outcome = f"it took {now - began:.2g} s"
         event: CircuitOpened | CircuitClosed | None = None
         with self._lock:
@@ -679,11 +679,13 @@ class Breaker:
                     self.is_open = False
                     self._calls.clear()
                     event = CircuitClosed(now - self._opened_at)
-                elif outcome != _CUT_OFF:  # after one that was cut off, the next call is the probe
+                elif (
+                    outcome != _CANCELLED
+                ):  # after one that was cut off, the next call is the probe
                     self._pause = min(self._pause * 2, self._longest_pause)
                     self._probe_at = now + self._pause
             elif (
-                not self.is_open and outcome != _CUT_OFF
+                not self.is_open and outcome != _CANCELLED
             ):  # else it began before the circuit opened
                 self._calls.append((now, outcome is not None))
                 if outcome is not None:
@@ -704,7 +706,7 @@ class Breaker:
 def _outcome(error: BaseException) -> str | None:
     """Return the outcome of a call that raised this error; None if the call counts as good."""
     if not isinstance(error, UpstashError):
-        return _CUT_OFF
+        return _CANCELLED
     if isinstance(error, CommandError):
         return None
     if isinstance(error, Refused) and error.kind not in {Refusal.TOKEN, Refusal.QUOTA}:

@@ -59,7 +59,7 @@ class AsyncHttpxTransport:
         self._tls: ssl.SSLContext | bool = (
             httpx.create_ssl_context() if credentials.url.startswith("https:") else False
         )
-        self._clients: WeakKeyDictionary[Any, _Opened] = WeakKeyDictionary()
+        self._clients: WeakKeyDictionary[Any, _LoopClient] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
     async def send(self, call: Call, seconds: float) -> Response:
@@ -68,7 +68,7 @@ class AsyncHttpxTransport:
         request = _request(client, self._credentials, call, self._headers)
         try:
             with anyio.fail_after(seconds):
-                return await _sent(client, request)
+                return await _send_with_handshake(client, request)
         except TimeoutError:
             raise exceeded(seconds) from None
 
@@ -91,13 +91,13 @@ class AsyncHttpxTransport:
             if opened is None:
                 for ended in [known for known in self._clients if _has_ended(known)]:
                     del self._clients[ended]  # which did not close its asynchronous generators
-                opened = self._clients[loop] = _Opened(self._new_client(), self._forget)
+                opened = self._clients[loop] = _LoopClient(self._new_client(), self._forget)
         if not opened.closes_with_its_loop:
             opened.closes_with_its_loop = True
             await anext(opened.closing)
         return opened.client
 
-    def _forget(self, opened: _Opened) -> None:
+    def _forget(self, opened: _LoopClient) -> None:
         with self._lock:
             for loop in [loop for loop, known in self._clients.items() if known is opened]:
                 del self._clients[loop]
@@ -113,13 +113,13 @@ class AsyncHttpxTransport:
         )
 
 
-class _Opened:
+class _LoopClient:
     """An event loop's client, which is closed when the loop ends, if not before.
 
     asyncio and trio then close all asynchronous generators that were started on the loop.
     """
 
-    def __init__(self, client: httpx.AsyncClient, forget: Callable[[_Opened], None]) -> None:
+    def __init__(self, client: httpx.AsyncClient, forget: Callable[[_LoopClient], None]) -> None:
         self.client: httpx.AsyncClient = client
         self.closing: AsyncGenerator[None, None] = self._closing(forget)
         self.closes_with_its_loop: bool = False
@@ -129,7 +129,7 @@ class _Opened:
         await self.client.aclose()
         await self.closing.aclose()
 
-    async def _closing(self, forget: Callable[[_Opened], None]) -> AsyncGenerator[None, None]:
+    async def _closing(self, forget: Callable[[_LoopClient], None]) -> AsyncGenerator[None, None]:
         try:
             yield
         finally:
@@ -225,7 +225,7 @@ class OwnClientTransport:
         with _translated_errors(begun=True):
             try:
                 is_read = response.is_stream_consumed  # by a mock, or a hook of the client's
-                body = response.content if is_read else _joined(response.iter_raw(), until)
+                body = response.content if is_read else _join_pieces(response.iter_raw(), until)
                 _check_size(len(body))
             finally:
                 response.close()
@@ -277,7 +277,7 @@ def _request(
     return client.build_request("POST", url, headers=[*headers, *own], content=call.body)
 
 
-async def _sent(client: httpx.AsyncClient, request: httpx.Request) -> Response:
+async def _send_with_handshake(client: httpx.AsyncClient, request: httpx.Request) -> Response:
     if request.url.scheme != "https":
         return await _send_request(client, request)
     handshake = _Handshake()
@@ -307,7 +307,7 @@ async def _send_request(client: httpx.AsyncClient, request: httpx.Request) -> Re
     return _response(response, b"".join(pieces))
 
 
-def _joined(pieces: Iterable[bytes], until: float) -> bytes:
+def _join_pieces(pieces: Iterable[bytes], until: float) -> bytes:
     joined, size = [], 0
     for piece in pieces:
         if time.monotonic() > until:

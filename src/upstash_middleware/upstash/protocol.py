@@ -230,7 +230,7 @@ def decode(
                 f"Upstash rejected the token with status {response.status}: "
                 f"{_excerpt(response.body.decode('utf-8', 'replace'), secret)}"
             )
-        raise _unexpected(response, secret, "the status is neither 200 nor 400")
+        raise _unexpected_answer(response, secret, "the status is neither 200 nor 400")
     replies: list[Reply] | CommandError
     try:
         if response.content_type == _RESP2_FORMAT or _content_type(response) == _RESP2_FORMAT:
@@ -241,15 +241,15 @@ def decode(
         else:
             replies = _from_json(response, expected, transaction=transaction)
     except (ValueError, RecursionError) as error:
-        raise _unexpected(response, secret, str(error)) from None
+        raise _unexpected_answer(response, secret, str(error)) from None
     if isinstance(replies, CommandError):  # about the whole call, so it is not a member's error
         if refusal_in(str(replies)):
             raise Refused(_excerpt(str(replies), secret))
         if transaction:
             raise replies
-        raise _unexpected(response, secret, f"one error for {expected} commands")
+        raise _unexpected_answer(response, secret, f"one error for {expected} commands")
     if len(replies) != expected:
-        raise _unexpected(response, secret, f"{len(replies)} replies to {expected} commands")
+        raise _unexpected_answer(response, secret, f"{len(replies)} replies to {expected} commands")
     if expected == 1 and type(replies[0]) is CommandError:
         refuse(replies[0], secret)
     return replies
@@ -369,7 +369,7 @@ def _content_type(response: Response) -> str:
     return response.content_type.partition(";")[0].strip().lower()
 
 
-def _unexpected(response: Response, secret: str, reason: str) -> UnexpectedAnswer:
+def _unexpected_answer(response: Response, secret: str, reason: str) -> UnexpectedAnswer:
     """Return the error, with the body's beginning unless it may hold what users stored."""
     if response.status == 200 and _content_type(response) in {_RESP2_FORMAT, _JSON_FORMAT}:
         body = f"it has {len(response.body)} bytes"
@@ -458,7 +458,7 @@ def _lines(headers: Iterable[Header]) -> bytes:
 class ResponseReader:
     """Reads one response from the pieces in which it arrives, with llhttp.
 
-    Its own part is what llhttp does not do: interim responses are skipped, the size is bounded,
+    It adds to llhttp: interim responses are skipped, the size is bounded,
     and whatever makes the end of a response uncertain is rejected or ends the connection.
     """
 

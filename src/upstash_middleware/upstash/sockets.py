@@ -62,7 +62,7 @@ class SocketsTransport:
             try:
                 connection.begin(request)
                 while response is None:
-                    if not connection.wait(_left(until)):
+                    if not connection.wait(_seconds_left(until)):
                         raise TimeoutError  # noqa: TRY301
                     if connection.unsent:
                         connection.flush()
@@ -84,7 +84,7 @@ class SocketsTransport:
         for address, share in attempts(lookup.numeric() or self._look_up(until)):
             sock = socket_for(address)
             try:
-                sock.settimeout(_left(until) * share)
+                sock.settimeout(_seconds_left(until) * share)
                 sock.connect(address[1])
                 sock.setblocking(False)
             except OSError as error:
@@ -96,19 +96,19 @@ class SocketsTransport:
             else:
                 lookup.prefer(address)
                 return self._origin.connection(sock)
-        _left(until)
+        _seconds_left(until)
         raise _not_connected(failure) from failure
 
     def _look_up(self, until: float) -> list[Address]:
-        found: queue.SimpleQueue[Found] = queue.SimpleQueue()
+        found: queue.SimpleQueue[LookupResult] = queue.SimpleQueue()
         self._origin.lookup.begin(found.put)
         try:
-            return addresses_in(found.get(timeout=_left(until)))
+            return addresses_in(found.get(timeout=_seconds_left(until)))
         except queue.Empty:
             raise TimeoutError from None
 
 
-def _left(until: float) -> float:
+def _seconds_left(until: float) -> float:
     left = until - time.monotonic()
     if left <= 0:
         raise TimeoutError
@@ -152,7 +152,7 @@ class AsyncSocketsTransport:
         async with asyncio.timeout_at(until):
             addresses = lookup.numeric()
             if addresses is None:
-                found: asyncio.Future[Found] = loop.create_future()
+                found: asyncio.Future[LookupResult] = loop.create_future()
                 lookup.begin(_resolver(found))
                 addresses = addresses_in(await found)
             for address, share in attempts(addresses):
@@ -195,15 +195,15 @@ async def _exchange_on_proactor(
                 return response
 
 
-def _resolver(future: asyncio.Future[Found]) -> Callable[[Found], None]:
-    """Return what resolves a future from another thread."""
+def _resolver(future: asyncio.Future[LookupResult]) -> Callable[[LookupResult], None]:
+    """Return a function that resolves a future from another thread."""
     loop = future.get_loop()
 
-    def resolve(found: Found) -> None:
+    def resolve(found: LookupResult) -> None:
         if not future.done():
             future.set_result(found)
 
-    def from_thread(found: Found) -> None:
+    def from_thread(found: LookupResult) -> None:
         with suppress(RuntimeError):  # the event loop has been closed meanwhile
             loop.call_soon_threadsafe(resolve, found)
 
@@ -391,11 +391,11 @@ class Connection:
         return response
 
     def lost(self, error: OSError) -> NotConnected | ConnectionLost:
-        """Return what an error of the socket means for the request in flight."""
+        """Return the UpstashError for the request in flight when the socket fails."""
         if self.tls is not None and not self.tls.ready:
-            from upstash_middleware.upstash.tls import handshake_failed  # noqa: PLC0415
+            from upstash_middleware.upstash.tls import handshake_error  # noqa: PLC0415
 
-            return handshake_failed(error)
+            return handshake_error(error)
         return ConnectionLost(f"the connection to Upstash was lost: {error}")
 
     def _attach(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -411,7 +411,7 @@ class Connection:
     def exchange(
         self, request: bytes, loop: asyncio.AbstractEventLoop, until: float
     ) -> Awaitable[Response]:
-        """Send a request on this event loop; return what waits for its response until then.
+        """Send a request on this event loop; return a future for its response, until the deadline.
 
         There is one timer, which stays when a call ends, since the next deadline is usually later.
         """
@@ -568,7 +568,7 @@ class Pool:
         self._closed = False
 
     def take(self, loop: asyncio.AbstractEventLoop | None = None) -> Connection | None:
-        """Return one that can be used here, if there is one."""
+        """Return an idle connection that can be used here, if there is one."""
         while True:
             try:
                 connection = self._idle.pop()
@@ -585,18 +585,18 @@ class Pool:
             connection.close()
 
     def _find(self, loop: asyncio.AbstractEventLoop | None) -> Connection | None:
-        """Remove and return one of this loop, or else one that no running loop reads from."""
+        """Remove and return a connection of this loop, or one that no running loop reads from."""
         known = self._idle.copy()
         known.reverse()
         own = [each for each in known if each.loop is loop]
-        for found in own or [each for each in known if _is_free(each.loop)]:
+        for found in own or [each for each in known if _may_be_taken(each.loop)]:
             with suppress(ValueError):  # another thread has taken it
                 self._idle.remove(found)
                 return found
         return None
 
     def keep(self, connection: Connection) -> None:
-        """Take one whose call is over, and close those that have been idle for too long."""
+        """Add a connection whose call is over, and close those that have been idle for too long."""
         if not connection.reusable:
             connection.close()
             return
@@ -624,7 +624,7 @@ class Pool:
                 self._idle.pop().close()
 
 
-def _is_free(loop: asyncio.AbstractEventLoop | None) -> bool:
+def _may_be_taken(loop: asyncio.AbstractEventLoop | None) -> bool:
     return loop is None or (not _is_proactor(loop) and (loop.is_closed() or not loop.is_running()))
 
 
@@ -633,7 +633,7 @@ def _is_free(loop: asyncio.AbstractEventLoop | None) -> bool:
 Address = tuple[int, Any]
 """A socket's family and the address that it connects to."""
 
-Found = list[Address] | OSError | UnicodeError
+LookupResult = list[Address] | OSError | UnicodeError
 
 _SHARED_SECONDS: Final = 1.0
 """Seconds for which later calls join a lookup that is in progress."""
@@ -650,7 +650,7 @@ class Lookup:
         self._host = host
         self._port = port
         self._lock = threading.Lock()
-        self._callbacks: list[Callable[[Found], object]] = []
+        self._callbacks: list[Callable[[LookupResult], object]] = []
         self._begun = 0.0
         self._preferred: Address | None = None
 
@@ -661,7 +661,7 @@ class Lookup:
         except (OSError, UnicodeError):
             return None
 
-    def begin(self, callback: Callable[[Found], object]) -> None:
+    def begin(self, callback: Callable[[LookupResult], object]) -> None:
         """Look them up in a thread, which calls ``callback`` with them, or with the error."""
         with self._lock:
             now = time.monotonic()
@@ -681,8 +681,8 @@ class Lookup:
         """Try this address, which has worked, first from now on."""
         self._preferred = address
 
-    def _run(self, callbacks: list[Callable[[Found], object]]) -> None:
-        found: Found
+    def _run(self, callbacks: list[Callable[[LookupResult], object]]) -> None:
+        found: LookupResult
         try:
             found = self._find()
         except (OSError, UnicodeError) as error:
@@ -695,18 +695,18 @@ class Lookup:
 
     def _find(self, flags: int = 0) -> list[Address]:
         found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=flags)
-        addresses = interleaved([(family, address) for family, _, _, _, address in found])
+        addresses = interleave_families([(family, address) for family, _, _, _, address in found])
         return sorted(addresses, key=lambda address: address != self._preferred)
 
 
-def addresses_in(found: Found) -> list[Address]:
-    """Return what a lookup has found; raises NotConnected for its error."""
+def addresses_in(found: LookupResult) -> list[Address]:
+    """Return the addresses from a lookup; raises NotConnected for its error."""
     if isinstance(found, list):
         return found
     raise NotConnected(f"no connection to Upstash: its address was not found: {found}") from found
 
 
-def interleaved(addresses: list[Address]) -> list[Address]:
+def interleave_families(addresses: list[Address]) -> list[Address]:
     """Return the families in turn, so that an unreachable one costs one attempt (RFC 8305 §4)."""
     families: dict[int, list[Address]] = {}
     for address in addresses:
@@ -715,7 +715,7 @@ def interleaved(addresses: list[Address]) -> list[Address]:
 
 
 def attempts(addresses: list[Address]) -> Iterator[tuple[Address, float]]:
-    """Yield each with its share of the time that is then left: half of it, and the last all."""
+    """Yield each address with its seconds: half of the time left, for the last one all of it."""
     *others, last = addresses
     yield from ((each, 0.5) for each in others)
     yield last, 1.0

@@ -65,12 +65,12 @@ class Tls:
         """Whether the handshake is complete."""
 
     def begin(self, request: bytes) -> bytes:
-        """Return what to send first: the beginning of the handshake, or the request itself."""
+        """Return the first bytes to send: the beginning of the handshake, or the request itself."""
         self._request = request
         return self._encrypt() if self.ready else self._handshake()
 
     def receive(self, received: bytes) -> tuple[bytes, bytes, bool]:
-        """Return what to send, what was decrypted, and whether the server announced the end.
+        """Return bytes to send, decrypted bytes, and whether the server announced the end.
 
         Raises NotConnected if the handshake fails, and EOFError for an end without close_notify,
         which someone else may have caused.
@@ -99,7 +99,7 @@ class Tls:
         except ssl.SSLWantReadError:
             return self._outgoing.read()
         except OSError as error:
-            raise handshake_failed(error) from error
+            raise handshake_error(error) from error
         self.ready = True
         return self._encrypt()  # with the last of the handshake, as one packet
 
@@ -117,8 +117,8 @@ class Tls:
             resumption.session = session
 
 
-def handshake_failed(error: OSError) -> NotConnected:
-    """Return the error for a handshake that ended with this one."""
+def handshake_error(error: OSError) -> NotConnected:
+    """Return the error to raise for a failed handshake."""
     if isinstance(error, ssl.SSLCertVerificationError):
         reason = f"its certificate is not to be trusted: {error.verify_message}"
     elif isinstance(error, ssl.SSLEOFError):
