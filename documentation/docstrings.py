@@ -79,7 +79,9 @@ def parameters_of(value: Any) -> list[Parameter]:
 
 def returned_by(value: Any) -> str:
     """Return the annotation of what a function returns."""
-    function = _found(value if isroutine(value) else type(value).__call__)
+    function: Any = _found(value if isroutine(value) else type(value).__call__)
+    if str(getattr(function, "returns", None)) == "L":  # as each maker of limits has it
+        function = _found(vars(type(value))["_limit"])
     return str(getattr(function, "returns", None) or "")
 
 

@@ -342,15 +342,19 @@ def _callable(path: str, name: str, value: Any) -> Iterator[str]:
             )
         if returns := described(value).returns:
             yield f"\nReturns: {returns}\n"
-        raises = described(value).raises
-        init = inspect.getattr_static(value, "__init__") if isinstance(value, type) else None
-        if isfunction(init) and _is_ours(init):
-            raises = raises or described(init).raises
-        if raises:
+        if raises := described(value).raises or described(_called(value)).raises:
             yield "\nRaises:\n\n" + "".join(f"- `{error}`: {why}\n" for error, why in raises)
     if path:
         source = file_of(value).as_posix()
         yield f"\nSource: [{source}](../../src/{source})\n"
+
+
+def _called(value: Any) -> Any:
+    """Return the function that is called with the parameters of a class or decorator."""
+    if isinstance(value, type):
+        init = inspect.getattr_static(value, "__init__")
+        return init if isfunction(init) and _is_ours(init) else value
+    return value if inspect.isroutine(value) else type(value).__call__
 
 
 def _of_module(module: str, parameter: Parameter) -> Parameter:

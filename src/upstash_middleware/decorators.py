@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import partial, wraps
 from string import Formatter
 from types import MethodType
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from msgspec import structs
 
@@ -33,7 +33,6 @@ from upstash_middleware.runtime import Features, Runtime, run_soon
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from typing import Unpack
 
     from upstash_middleware.core.clock import Duration
     from upstash_middleware.core.engine import Exchange
@@ -56,6 +55,7 @@ if TYPE_CHECKING:
 
 H = TypeVar("H")
 F = TypeVar("F", bound="Callable[..., Any]")
+L = TypeVar("L")
 
 MAX_NAME_LENGTH = 64
 _LIMITS = "_upstash_middleware_limits"
@@ -64,29 +64,6 @@ _LIMITS = "_upstash_middleware_limits"
 
 # ------------------------------------------------------------------------------------------------
 # The decorators
-
-
-class LimitArguments(TypedDict, total=False):
-    """The arguments of a limit in front of a handler beside its limits; see RateLimitRule.
-
-    ``path`` and ``methods`` are not among them, since the framework routes the handler.
-    """
-
-    by: AnyExtractor | str
-    name: str
-    on_error: OnError
-    cost: Cost
-    when: Predicate | None
-    allow: Iterable[str]
-    deny: Iterable[str]
-    shadow: bool
-    shared_prefix: str | None
-    local_share: float
-    settle: Settle | None
-    challenge: str | None
-    dynamic: bool
-    deadline: Duration | None
-    lease: AnyLease | None
 
 
 class HandlerCall:
@@ -240,20 +217,8 @@ class Decorator:
         return self.begin(call)
 
 
-class LimitDecorator:
-    """Limit the requests for a handler: ``@limit("5/minute")``.
-
-    The limit applies after routing and authentication, and takes a separate round trip. Each
-    handler has its own quota, under its qualified name; handlers that are decorated with one limit
-    object that has a ``name`` share a quota. A Starlette endpoint reads
-    ``request.state.rate_limit``, and a denial raises RequestDenied. A Django view reads
-    ``request.rate_limit``, and a denial gets a 429, or the response of the view that
-    UPSTASH_MIDDLEWARE_DENIED_VIEW names; a class is decorated by
-    ``@method_decorator(limit("5/minute"), name="dispatch")``.
-    """
-
-    def __init__(self, hooks: type[HandlerCall]) -> None:
-        self._hooks = hooks
+class LimitFactory(Generic[L]):
+    """What makes limits in front of handlers, in each framework of its own kind."""
 
     @passing_to("_limit")
     def __call__(  # noqa: PLR0913 - the fields of a rule
@@ -275,8 +240,12 @@ class LimitDecorator:
         dynamic: bool = False,
         deadline: Duration | None = None,
         lease: AnyLease | None = None,
-    ) -> HandlerLimit:
-        """Return a decorator that limits the requests for a handler.
+    ) -> L:
+        """Limit the requests for a handler.
+
+        It is a decorator, ``@limit("5/minute")``; in Flask also for ``before_request``; in FastAPI
+        a dependency, ``Depends(limit("5/minute"))``, whose value is its own Decision; and in Django
+        REST framework a throttle class, ``throttle_classes = [throttle("5/minute")]``.
 
         Args:
             limits: Text such as ``"5/minute"`` or ``"10/s burst 20; 1000/day"``; an algorithm such
@@ -284,8 +253,8 @@ class LimitDecorator:
                 or from none; a limiter of ``upstash_ratelimit``; or a function of the request that
                 returns one of these, sync or async.
             by: Whose quota a request uses: an extractor such as ``header("X-API-Key")``, a function
-                of the request, or text such as ``"user"`` or ``"header:X-API-Key"``. Default: the
-                client's address.
+                of the request, or text such as ``"user"`` or ``"header:X-API-Key"``; in FastAPI
+                also a dependency, ``Depends(current_user)``. Default: the client's address.
             name: What the counters are named after; handlers with one name share a quota. Default:
                 the handler's qualified name, so that each has its own.
             on_error: If Upstash is unreachable: ``"open"`` lets the request pass, ``"closed"``
@@ -316,7 +285,26 @@ class LimitDecorator:
         """
         raise NotImplementedError
 
-    def _limit(self, limits: AnyLimits, **arguments: Unpack[LimitArguments]) -> HandlerLimit:
+    def _limit(self, limits: AnyLimits, **arguments: Any) -> L:
+        raise NotImplementedError
+
+
+class LimitDecorator(LimitFactory["HandlerLimit"]):
+    """Limit the requests for a handler: ``@limit("5/minute")``.
+
+    The limit applies after routing and authentication, and takes a separate round trip. Each
+    handler has its own quota, under its qualified name; handlers that are decorated with one limit
+    object that has a ``name`` share a quota. A Starlette endpoint reads
+    ``request.state.rate_limit``, and a denial raises RequestDenied. A Django view reads
+    ``request.rate_limit``, and a denial gets a 429, or the response of the view that
+    UPSTASH_MIDDLEWARE_DENIED_VIEW names; a class is decorated by
+    ``@method_decorator(limit("5/minute"), name="dispatch")``.
+    """
+
+    def __init__(self, hooks: type[HandlerCall]) -> None:
+        self._hooks = hooks
+
+    def _limit(self, limits: AnyLimits, **arguments: Any) -> HandlerLimit:
         return HandlerLimit(limits, arguments, self._hooks)
 
 
@@ -409,7 +397,10 @@ class HandlerLimit(Decorator):
     """One rule in front of handlers; each has its own counters, unless the rule has a name."""
 
     def __init__(
-        self, limits: AnyLimits, arguments: LimitArguments, hooks: type[HandlerCall] = HandlerCall
+        self,
+        limits: AnyLimits,
+        arguments: Mapping[str, Any],
+        hooks: type[HandlerCall] = HandlerCall,
     ) -> None:
         """Raises ConfigurationError, as RateLimitRule does."""
         super().__init__(hooks)
@@ -546,14 +537,12 @@ class PendingExchange(Attached):
 
     def own_decision(self) -> Decision:
         """Return the decision of this limit alone, whose charges count in no other limit."""
-        for part in self.exchange.parts:
-            if part.decision is None:
-                break
-            if part.own is None:  # there is no limit further out, but there may be one further in
-                part.own = structs.replace(part.decision, ledger=Ledger())
-            own: Decision = part.own
-            return own
-        return UNCHECKED
+        part = next(iter(self.exchange.parts), None)
+        if part is None or part.decision is None:
+            return UNCHECKED
+        if part.own is None:  # there is no limit further out, but there may be one further in
+            part.own = structs.replace(part.decision, ledger=Ledger())
+        return cast("Decision", part.own)
 
     @property
     def finished(self) -> bool:

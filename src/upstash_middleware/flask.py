@@ -36,6 +36,7 @@ from upstash_middleware.decorators import (
     CachedDecorator,
     HandlerCall,
     HandlerLimit,
+    LimitFactory,
     NeverCached,
     PendingExchange,
     completed,
@@ -53,6 +54,7 @@ from upstash_middleware.settings import WithSettings, settings_from
 from upstash_middleware.wsgi import (
     RATE_LIMIT_KEY,
     STREAMS,
+    ClosingBody,
     EnvironBody,
     Middleware,
     fields_of,
@@ -61,7 +63,7 @@ from upstash_middleware.wsgi import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from os import PathLike
     from typing import Literal, Unpack
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -75,20 +77,10 @@ if TYPE_CHECKING:
     from upstash_middleware.core.ratelimit import Decision, RateLimitRule
     from upstash_middleware.core.ratelimit.charges import Match
     from upstash_middleware.core.ratelimit.decision import OnDenied
-    from upstash_middleware.core.ratelimit.rules import (
-        AnyLease,
-        AnyLimits,
-        Cost,
-        OnError,
-        Predicate,
-        Settle,
-    )
+    from upstash_middleware.core.ratelimit.rules import AnyLease, AnyLimits
     from upstash_middleware.core.sessions import SessionSettings
     from upstash_middleware.data import SyncData
-    from upstash_middleware.decorators import (
-        F,
-        LimitArguments,
-    )
+    from upstash_middleware.decorators import F
     from upstash_middleware.events import Observer
     from upstash_middleware.flask_sessions import FlaskSession
     from upstash_middleware.messages import HTTPRequest, RequestBody
@@ -324,7 +316,8 @@ class _FlaskExtension(WithSettings["Flask | WSGIApplication | None"], Extension)
 
         runtime = self.runtime_for(app, exempts if _routes(app, wsgi_app) else None)
         runtime.before_serving.append(partial(_prepare_sessions, app))
-        runtime.before_serving.append(partial(_doubt_later_config, app, runtime, _copy_config(app)))
+        installed = dict(app.config.get(CONFIG, {}))
+        runtime.before_serving.append(partial(_doubt_later_config, app, runtime, installed))
         middleware = _FlaskMiddleware(wsgi_app, runtime, app)
         app.extensions[EXTENSION][self] = middleware
         request_started.connect(_show_decision, app)
@@ -512,6 +505,10 @@ def _flask_within(wsgi_app: WSGIApplication) -> Flask:
 # Sessions
 
 
+_OWN = ("paths", "max_size", "on_error", "read_from", "absolute_timeout")
+"""Arguments of Sessions that are not settings."""
+
+
 class Sessions:
     """Sessions on Upstash: ``Sessions(app)`` replaces Flask's, which are in a signed cookie.
 
@@ -582,26 +579,11 @@ class Sessions:
             ConfigurationError: An argument or a setting of Flask's is wrong.
         """
 
-    def _configure(  # noqa: PLR0913
-        self,
-        app: Flask | None = None,
-        *,
-        absolute_timeout: Duration | None = None,
-        paths: Sequence[str] = (),
-        max_size: int = 256 * 1024,
-        on_error: Literal["open", "closed"] = "open",
-        read_from: Literal["nearest", "primary"] = "nearest",
-        **arguments: Unpack[Arguments],
-    ) -> None:
+    def _configure(self, app: Flask | None = None, **arguments: Any) -> None:
+        self._settings = {name: arguments.pop(name) for name in _OWN if name in arguments}
+        if self._settings.get("absolute_timeout", ...) is None:
+            del self._settings["absolute_timeout"]
         self._arguments = arguments
-        self._settings: dict[str, Any] = {
-            "paths": paths,
-            "max_size": max_size,
-            "on_error": on_error,
-            "read_from": read_from,
-        }
-        if absolute_timeout is not None:
-            self._settings["absolute_timeout"] = absolute_timeout
         if app is not None:
             self.init_app(app)
 
@@ -632,7 +614,7 @@ class Sessions:
                 "sessions: this setting is for ASGI applications; in Flask, give Sessions its "
                 "fields, such as absolute_timeout='30 days', and set Flask's SESSION_COOKIE_…"
             )
-        refuse_unknown(self._arguments, [*self._settings, "absolute_timeout"])
+        refuse_unknown(self._arguments, _OWN)
         # The middleware may be added later, so nothing is made of these before the first request.
         settings_from(settings, os.environ, source="" if self._arguments else CONFIG)
         interface = UpstashSessionInterface(app, self._runtimes, self._settings)
@@ -652,11 +634,6 @@ class Sessions:
             if own.enabled and each.enabled and own.settings.same_database(each.settings):
                 return own, each
         return own, own
-
-
-def _copy_config(app: Flask) -> dict[str, Any]:
-    """Return a copy of the settings in an application's config, as they are now."""
-    return dict(app.config.get(CONFIG, {}))
 
 
 def _doubt_later_config(app: Flask, runtime: Runtime, installed: dict[str, Any]) -> None:
@@ -902,36 +879,7 @@ def unrouted() -> None:
     """Placeholder view for requests that no route matches."""
 
 
-def _limit(limits: AnyLimits, **arguments: Unpack[LimitArguments]) -> Limit:
-    made = Limit(limits, arguments, _ViewCall)
-    if needs_user(made.rule.extractor):
-        raise ConfigurationError(
-            f"limit({limits!r}, by='user'): Flask has no user that this package knows; give a "
-            "function of the request, such as lambda _: flask_login.current_user.get_id()"
-        )
-    return made
-
-
-@passing_to(_limit)
-def limit(  # noqa: PLR0913 - the fields of a rule
-    limits: AnyLimits,
-    *,
-    by: AnyExtractor | str = "ip",
-    name: str = "",
-    on_error: OnError = "open",
-    cost: Cost = 1,
-    when: Predicate | None = None,
-    allow: Iterable[str] = (),
-    deny: Iterable[str] = (),
-    shadow: bool = False,
-    shared_prefix: str | None = None,
-    local_share: float = 1.0,
-    settle: Settle | None = None,
-    challenge: str | None = None,
-    dynamic: bool = False,
-    deadline: Duration | None = None,
-    lease: AnyLease | None = None,
-) -> Limit:
+class _ViewLimits(LimitFactory[Limit]):
     """Limit the requests for a view: ``@limit("5/minute")``, below ``@app.route``.
 
     For the views of a blueprint, or for all: ``blueprint.before_request(limit("100/minute"))``;
@@ -939,45 +887,19 @@ def limit(  # noqa: PLR0913 - the fields of a rule
     and takes a separate round trip. Each view has its own quota, under its qualified name;
     views that are decorated with one limit object that has a ``name`` share a quota. A denial
     raises RateLimitExceeded; the view reads ``g.rate_limit``.
-
-    Args:
-        limits: Text such as ``"5/minute"`` or ``"10/s burst 20; 1000/day"``; an algorithm such as
-            ``SlidingWindow(5, per=60)``; several of these, of which a request takes from all or
-            from none; a limiter of ``upstash_ratelimit``; or a function of the request that returns
-            one of these, sync or async.
-        by: Whose quota a request uses: an extractor such as ``header("X-API-Key")``, a function of
-            the request, or text such as ``"user"`` or ``"header:X-API-Key"``. Default: the client's
-            address.
-        name: What the counters are named after; handlers with one name share a quota. Default: the
-            handler's qualified name, so that each has its own.
-        on_error: If Upstash is unreachable: ``"open"`` lets the request pass, ``"closed"`` answers
-            503, ``"local"`` counts in this process. Default ``"open"``.
-        cost: The units that a request takes, or a function of the request that returns them.
-            Default 1.
-        when: A function of the request that returns whether the limit applies; None for always.
-        allow: Networks and identifiers that pass uncounted: ``10.0.0.0/8``, ``user=7``, ``alice``.
-        deny: Networks and identifiers that get a 403.
-        shadow: Whether to report denials only, and to deny nothing. Default False.
-        shared_prefix: The prefix of an ``upstash_ratelimit``, in Python or JavaScript, whose
-            counters this limit uses; None for its own.
-        local_share: The part of the quota that this process has under ``on_error="local"``, above 0
-            and 1 at most. Default 1.
-        settle: A function of request and response that returns the final cost in units, in place of
-            ``cost``, which is taken before; None for ``cost``.
-        challenge: The challenge of a 401, such as ``"Bearer"``, for requests without an identifier;
-            None counts these by their address.
-        dynamic: Whether ``Limiter.set_limit`` can change the limit at run time. Default False.
-        deadline: Seconds for the call to Upstash; None for the setting ``deadline``.
-        lease: Seconds for which this process reserves quota for a busy identifier, text such as
-            ``"500ms"``, a Lease, a mapping of its fields, or False for none; None for the setting
-            ``lease``.
-
-    Raises:
-        ConfigurationError: An argument is wrong.
     """
-    raise NotImplementedError
+
+    def _limit(self, limits: AnyLimits, **arguments: Any) -> Limit:
+        made = Limit(limits, arguments, _ViewCall)
+        if needs_user(made.rule.extractor):
+            raise ConfigurationError(
+                f"limit({limits!r}, by='user'): Flask has no user that this package knows; give a "
+                "function of the request, such as lambda _: flask_login.current_user.get_id()"
+            )
+        return made
 
 
+limit: LimitFactory[Limit] = _ViewLimits()
 cached: CachedDecorator = CachedDecorator(_ViewCall)
 never_cached: NeverCached = NeverCached(_ViewCall)
 
@@ -1037,34 +959,15 @@ def _give_up(_app: Flask, **_: object) -> None:
         each.finish(complete=False)
 
 
-class _Body:
+class _Body(ClosingBody):
     """A response's body, with which exchanges end."""
 
-    __slots__ = ("_close", "_pending", "_pieces")
+    __slots__ = ("_pending",)
 
     def __init__(self, iterable: Iterable[bytes], pending: list[PendingExchange]) -> None:
-        self._pieces = iter(iterable)
-        self._close: Callable[[], object] | None = getattr(iterable, "close", None)
+        super().__init__(iterable)
         self._pending = pending
 
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        try:
-            return next(self._pieces)
-        except BaseException:
-            self._finish()
-            raise
-
-    def close(self) -> None:
-        close, self._close = self._close, None
-        try:
-            if close is not None:
-                close()
-        finally:
-            self._finish()
-
-    def _finish(self) -> None:
+    def _end(self) -> None:
         for each in self._pending:
             each.finish()

@@ -37,10 +37,10 @@ from upstash_middleware.events import SettingDoubted, UserCodeFailed
 from upstash_middleware.messages import NO_HEADERS, Headers, Response, ResponseHead
 from upstash_middleware.runtime import OF_NO_VISITOR
 from upstash_middleware.settings import DEFAULTS, NOT_OF_SESSIONS
-from upstash_middleware.wsgi import STREAMS, fields_of
+from upstash_middleware.wsgi import STREAMS, ClosingBody, fields_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from weakref import ref
 
     from flask import Flask
@@ -264,7 +264,9 @@ class UpstashSessionInterface(SessionInterface):
     def get_cookie_name(self, app: Flask) -> str:
         """Return the cookie's name, which begins with ``__Host-`` or ``__Secure-`` over HTTPS."""
         ready = self.ready(app)
-        return self._otherwise.get_cookie_name(app) if ready is None else _cookie_name(ready.part)
+        if ready is None:
+            return self._otherwise.get_cookie_name(app)
+        return ready.part.settings.cookie_name
 
     def get_cookie_samesite(self, app: Flask) -> str:
         """Return SESSION_COOKIE_SAMESITE, by default ``"Lax"``."""
@@ -349,10 +351,6 @@ class UpstashSessionInterface(SessionInterface):
         response.set_cookie(name, change.value, max_age=max_age, **attributes)
 
 
-def _cookie_name(part: Sessions) -> str:
-    return part.settings.cookie_name
-
-
 def _session_of_middleware(
     part: Sessions, streams: Sequence[ref[ResponseStream]]
 ) -> Session | None:
@@ -375,10 +373,10 @@ def _forbid_sharing(session: FlaskSession, exchange: SessionExchange) -> None:
                 )
 
 
-class _Body:
+class _Body(ClosingBody):
     """The body of a streamed response, during which the application may use the session."""
 
-    __slots__ = ("_close", "_exchange", "_is_over", "_pieces", "_runtime", "_session")
+    __slots__ = ("_exchange", "_is_over", "_runtime", "_session")
 
     def __init__(
         self,
@@ -387,15 +385,11 @@ class _Body:
         exchange: SessionExchange,
         runtime: Runtime,
     ) -> None:
-        self._pieces = iter(body)
-        self._close: Callable[[], object] | None = getattr(body, "close", None)
+        super().__init__(body)
         self._session = session
         self._exchange = exchange
         self._runtime = runtime
         self._is_over = False
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
 
     def __next__(self) -> Any:
         try:
@@ -405,14 +399,6 @@ class _Body:
             raise
         _forbid_sharing(self._session, self._exchange)
         return piece
-
-    def close(self) -> None:
-        close, self._close = self._close, None
-        try:
-            if close is not None:
-                close()
-        finally:
-            self._end()
 
     def _end(self) -> None:
         """Save late changes, once, into an existing session."""

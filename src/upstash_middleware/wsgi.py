@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import Context
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from http import HTTPStatus
 from io import BufferedIOBase, BytesIO
 from itertools import chain, compress, repeat
@@ -70,15 +70,7 @@ class Middleware:
         self.runtime = runtime
         self._limits = Features.RATE_LIMIT in runtime.features
         self._caches = Features.CACHE in runtime.features
-        self._data = LazyProxy(self._find_data)
-        self._made_data: SyncData | None = None
-
-    def _find_data(self) -> SyncData:
-        if self._made_data is None:
-            from upstash_middleware.data import SyncData  # noqa: PLC0415 - if it is used
-
-            self._made_data = SyncData.over(lambda: self.runtime)
-        return self._made_data
+        self._data = LazyProxy(cache(partial(_data_over, runtime)))
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve a request.
@@ -203,6 +195,12 @@ class CacheMiddleware(_Configured):
     features = Features.CACHE
 
 
+def _data_over(runtime: Runtime) -> SyncData:
+    from upstash_middleware.data import SyncData  # noqa: PLC0415 - if it is used
+
+    return SyncData.over(lambda: runtime)
+
+
 def _ignore_head(_status: str, _headers: _Fields, _exc_info: Any = None, /) -> Any:
     """Accept the head of a response that is discarded, as ``start_response``."""
     return len
@@ -323,6 +321,38 @@ class ReadAhead(BufferedIOBase):
 
 # ------------------------------------------------------------------------------------------------
 # Responses
+
+
+class ClosingBody:
+    """A body that calls ``_end`` when it is exhausted, raises or is closed, perhaps repeatedly."""
+
+    __slots__ = ("_close", "_pieces")
+
+    def __init__(self, body: Iterable[Any]) -> None:
+        self._pieces = iter(body)
+        self._close: Callable[[], object] | None = getattr(body, "close", None)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._pieces)
+        except BaseException:
+            self._end()
+            raise
+
+    def close(self) -> None:
+        close, self._close = self._close, None
+        try:
+            if close is not None:
+                close()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        raise NotImplementedError
+
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 """RFC 9110 §9.2.1: the methods that invalidate nothing."""

@@ -12,34 +12,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rest_framework.exceptions import APIException, PermissionDenied, Throttled
 from rest_framework.throttling import BaseThrottle
 
-from upstash_middleware.arguments import passing_to
 from upstash_middleware.core.ratelimit.decision import RETRY_UNAVAILABLE
-from upstash_middleware.decorators import HandlerLimit
+from upstash_middleware.decorators import HandlerLimit, LimitFactory
 from upstash_middleware.django.decorators import ViewCall
 from upstash_middleware.django.requests import response_from
 from upstash_middleware.django.signals import rate_limited
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from typing import Unpack
-
     from django.http import HttpRequest
     from django.http.response import HttpResponseBase
     from rest_framework.request import Request
     from rest_framework.views import APIView
 
-    from upstash_middleware.core.clock import Duration
-    from upstash_middleware.core.identify import AnyExtractor
     from upstash_middleware.core.ratelimit import Decision
-    from upstash_middleware.core.ratelimit.rules import (
-        AnyLease,
-        AnyLimits,
-        Cost,
-        OnError,
-        Predicate,
-        Settle,
-    )
-    from upstash_middleware.decorators import LimitArguments, PendingExchange
+    from upstash_middleware.core.ratelimit.rules import AnyLimits
+    from upstash_middleware.decorators import PendingExchange
 
 __all__ = ["NotCounted", "RateLimitExceeded", "Throttle", "Unidentified", "denied", "throttle"]
 
@@ -119,72 +106,19 @@ class Throttle(BaseThrottle):
         return True
 
 
-def _throttle(limits: AnyLimits, **arguments: Unpack[LimitArguments]) -> type[Throttle]:
-    return type("Throttle", (Throttle,), {"limit": HandlerLimit(limits, arguments)})
-
-
-@passing_to(_throttle)
-def throttle(  # noqa: PLR0913 - the fields of a rule
-    limits: AnyLimits,
-    *,
-    by: AnyExtractor | str = "ip",
-    name: str = "",
-    on_error: OnError = "open",
-    cost: Cost = 1,
-    when: Predicate | None = None,
-    allow: Iterable[str] = (),
-    deny: Iterable[str] = (),
-    shadow: bool = False,
-    shared_prefix: str | None = None,
-    local_share: float = 1.0,
-    settle: Settle | None = None,
-    challenge: str | None = None,
-    dynamic: bool = False,
-    deadline: Duration | None = None,
-    lease: AnyLease | None = None,
-) -> type[Throttle]:
+class _Throttles(LimitFactory[type[Throttle]]):
     """Return a throttle class: ``throttle_classes = [throttle("5/minute", by=user)]``.
 
     It applies after authentication, so ``by=user`` is the user that this has found, and takes a
     separate round trip. Each view, and each action of a ViewSet, has its own quota; with a
     ``name`` they share one. The view reads ``request.rate_limit``.
-
-    Args:
-        limits: Text such as ``"5/minute"`` or ``"10/s burst 20; 1000/day"``; an algorithm such as
-            ``SlidingWindow(5, per=60)``; several of these, of which a request takes from all or
-            from none; a limiter of ``upstash_ratelimit``; or a function of the request that returns
-            one of these, sync or async.
-        by: Whose quota a request uses: an extractor such as ``header("X-API-Key")``, a function of
-            the request, or text such as ``"user"`` or ``"header:X-API-Key"``. Default: the client's
-            address.
-        name: What the counters are named after; views with one name share a quota. Default: the
-            view's qualified name, so that each has its own.
-        on_error: If Upstash is unreachable: ``"open"`` lets the request pass, ``"closed"`` answers
-            503, ``"local"`` counts in this process. Default ``"open"``.
-        cost: The units that a request takes, or a function of the request that returns them.
-            Default 1.
-        when: A function of the request that returns whether the limit applies; None for always.
-        allow: Networks and identifiers that pass uncounted: ``10.0.0.0/8``, ``user=7``, ``alice``.
-        deny: Networks and identifiers that get a 403.
-        shadow: Whether to report denials only, and to deny nothing. Default False.
-        shared_prefix: The prefix of an ``upstash_ratelimit``, in Python or JavaScript, whose
-            counters this limit uses; None for its own.
-        local_share: The part of the quota that this process has under ``on_error="local"``, above 0
-            and 1 at most. Default 1.
-        settle: A function of request and response that returns the final cost in units, in place of
-            ``cost``, which is taken before; None for ``cost``.
-        challenge: The challenge of a 401, such as ``"Bearer"``, for requests without an identifier;
-            None counts these by their address.
-        dynamic: Whether ``Limiter.set_limit`` can change the limit at run time. Default False.
-        deadline: Seconds for the call to Upstash; None for the setting ``deadline``.
-        lease: Seconds for which this process reserves quota for a busy identifier, text such as
-            ``"500ms"``, a Lease, a mapping of its fields, or False for none; None for the setting
-            ``lease``.
-
-    Raises:
-        ConfigurationError: An argument is wrong.
     """
-    raise NotImplementedError
+
+    def _limit(self, limits: AnyLimits, **arguments: Any) -> type[Throttle]:
+        return type("Throttle", (Throttle,), {"limit": HandlerLimit(limits, arguments)})
+
+
+throttle: LimitFactory[type[Throttle]] = _Throttles()
 
 
 def _attach_when_finalized(call: ViewCall, view: Any, pending: PendingExchange) -> None:
