@@ -36,6 +36,11 @@ def passing_to(implementation: Callable[..., Any] | str) -> Callable[[F], F]:
     return decorate
 
 
+def defaults_of(function: Any) -> dict[str, Any]:
+    """Return the defaults of the keyword arguments that ``passing_to`` passes on, by their name."""
+    return dict(inspect.unwrap(function).__kwdefaults__)
+
+
 def from_arguments(
     given: Any, function: Any
 ) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Any]:

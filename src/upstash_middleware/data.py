@@ -24,7 +24,7 @@ from typing import (
     overload,
 )
 
-from upstash_middleware.arguments import from_arguments, passing_to
+from upstash_middleware.arguments import defaults_of, from_arguments, passing_to
 from upstash_middleware.core.cache import Purge
 from upstash_middleware.core.clock import seconds_in
 from upstash_middleware.core.data import MISSING, Loading, with_all_ancestors
@@ -36,7 +36,6 @@ from upstash_middleware.settings import settings_from
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
     from os import PathLike
-    from typing import Unpack
 
     from upstash_middleware.core.clock import Duration
     from upstash_middleware.core.data import DataStore
@@ -55,28 +54,6 @@ _WAIT = 5.0
 """Seconds to wait by default for another call's loader."""
 _refreshing: set[Any] = set()
 """Tasks that load values again in the background, which nothing else refers to."""
-
-
-class DataArguments(TypedDict, total=False):
-    """The settings of a Data or SyncData that is created directly; see ``settings.Arguments``."""
-
-    config: str | PathLike[str]
-    enabled: bool
-    url: str
-    token: str
-    redis: Any
-    transport: Any
-    prefix: str
-    deadline: Duration
-    cache_deadline: Duration
-    cache_max_keep: Duration
-    cache_keys: Sequence[str]
-    cache_encrypt: bool
-    data_l1_bytes: int
-    data_l1_seconds: Duration
-    breaker: bool
-    breaker_slow: Duration | None
-    observers: Sequence[Observer]
 
 
 class StoringOptions(TypedDict):
@@ -182,8 +159,8 @@ class _Data:
             ConfigurationError: A setting is wrong.
         """
 
-    def _configure(self, *, kind: str = "data", **settings: Unpack[DataArguments]) -> None:
-        known = DataArguments.__annotations__
+    def _configure(self, *, kind: str = "data", **settings: Any) -> None:
+        known = [each for each in defaults_of(_Data.__init__) if each != "kind"]
         for name in settings:
             if name not in known:
                 raise unknown_name(type(self).__name__, name, known)

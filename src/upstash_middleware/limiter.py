@@ -19,13 +19,13 @@ from contextlib import (
 from functools import wraps
 from importlib import import_module
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 from uuid import UUID
 from weakref import WeakSet, WeakValueDictionary
 
 from msgspec.structs import replace
 
-from upstash_middleware.arguments import from_arguments, passing_to
+from upstash_middleware.arguments import defaults_of, from_arguments, passing_to
 from upstash_middleware.clock import SystemClock
 from upstash_middleware.core.clock import seconds_in
 from upstash_middleware.core.engine import Engine, Part
@@ -46,7 +46,6 @@ from upstash_middleware.upstash.process import ForkSafeLock
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from os import PathLike
-    from typing import Unpack
 
     from upstash_middleware.core.clock import Duration
     from upstash_middleware.core.engine import Exchange
@@ -204,46 +203,24 @@ def _body_of(given: Any, rule: str, *, waits: bool) -> RequestBody | None:
 
 
 # ------------------------------------------------------------------------------------------------
-# Arguments
+# What the two classes share
 
 
-class LimiterArguments(TypedDict, total=False):
-    """The arguments of a limiter beside its limits, name and application.
-
-    Those from ``url`` on are settings, for a limiter without an application.
-    """
-
-    on_error: OnError
-    bucket: str
-    allow: Iterable[str]
-    deny: Iterable[str]
-    shadow: bool
-    shared_prefix: str
-    local_share: float
-    dynamic: bool
-    deadline: Duration
-    lease: AnyLease
-    url: str
-    token: str
-    redis: Any
-    transport: Any
-    prefix: str
-    secret: str
-    config: str | PathLike[str]
-    enabled: bool
-    remember_denials: Duration
-    analytics: str | None
-    deny_list: str | None
-    breaker: bool
-    breaker_slow: Duration | None
-    observers: Sequence[Observer]
+class _Decorator(Protocol):
+    def __call__(self, function: Callable[P, R], /) -> Callable[P, R]: ...
 
 
-_ARGUMENTS = LimiterArguments.__annotations__
-_RULE_ARGUMENTS = frozenset(_ARGUMENTS) & frozenset(FIELDS)
+class _AsyncDecorator(Protocol):
+    def __call__(
+        self, function: Callable[P, Awaitable[R]], /
+    ) -> Callable[P, Coroutine[Any, Any, R]]: ...
 
 
-class _Limiter:
+B = TypeVar("B")  # what limits a block
+D = TypeVar("D")  # what limits a function
+
+
+class _Limiter(Generic[B, D]):
     """What ``Limiter`` and ``SyncLimiter`` share: how they find their limits, and their flows."""
 
     @passing_to("_configure")
@@ -338,14 +315,15 @@ class _Limiter:
         *,
         name: str,
         app: object = None,
-        **arguments: Unpack[LimiterArguments],
+        **arguments: Any,
     ) -> None:
         setting = f"{type(self).__name__}({limits!r}, name={name!r})"
+        known = [each for each in defaults_of(_Limiter.__init__) if each != "app"]
         for each in arguments:
-            if each not in _ARGUMENTS:
-                raise unknown_name(setting, each, _ARGUMENTS)
-        of_rule = {key: value for key, value in arguments.items() if key in _RULE_ARGUMENTS}
-        others = {key: value for key, value in arguments.items() if key not in _RULE_ARGUMENTS}
+            if each not in known:
+                raise unknown_name(setting, each, known)
+        of_rule = {key: value for key, value in arguments.items() if key in FIELDS}
+        others = {key: value for key, value in arguments.items() if key not in FIELDS}
         rule = rule_from_mapping({"limits": limits, "name": name, **of_rule}, setting)
         if not isinstance(rule.parsed, tuple):
             raise ConfigurationError(
@@ -396,6 +374,51 @@ class _Limiter:
     def __repr__(self) -> str:
         limits = "" if self._rule is None else f"{self._rule.limits!r}, "
         return f"{type(self).__name__}({limits}name={self.name!r})"
+
+    @overload
+    def __call__(self, caller: Caller, /, *, cost: int = 1, timeout: Duration = 0) -> B: ...
+    @overload
+    def __call__(
+        self,
+        /,
+        *,
+        by: Caller | Callable[..., Caller],
+        cost: int | Callable[..., int] = 1,
+        timeout: Duration = 0,
+    ) -> D: ...
+    def __call__(
+        self, caller: Any = None, /, *, by: Any = None, cost: Any = 1, timeout: Duration = 0
+    ) -> Any:
+        """Limit a block, ``with limiter("alice"):``, or a function, ``@limiter(by="alice")``.
+
+        The block of a Limiter begins with ``async with``, and the function is async.
+
+        Args:
+            caller: Whose quota the block uses.
+            by: Whose quota a call of the function uses; or a function that returns it, whose
+                parameters are some of the function's.
+            cost: The units that it takes; or a function that returns them, as for ``by``.
+            timeout: Seconds to wait until it passes.
+
+        Raises:
+            RateLimited: Before the block or the function begins.
+        """
+        if by is None:
+            return self._within(caller, cost, timeout)
+
+        def decorate(function: Any) -> Any:
+            _check_function(self, function, is_async=isinstance(self, Limiter))
+            find, weigh = from_arguments(by, function), from_arguments(cost, function)
+            return self._limited(function, find, weigh, timeout)
+
+        return decorate
+
+    def _within(self, caller: Caller, cost: int, longest: Duration) -> Any:
+        raise NotImplementedError
+
+    def _limited(self, function: Any, find: Any, weigh: Any, longest: Duration) -> Any:
+        """Return a function that is limited; ``find`` and ``weigh`` get its calls' arguments."""
+        raise NotImplementedError
 
     # What it works on.
 
@@ -538,17 +561,7 @@ def _seconds(timeout: Duration) -> float:
 # The two classes
 
 
-class _Decorator(Protocol):
-    def __call__(self, function: Callable[P, R], /) -> Callable[P, R]: ...
-
-
-class _AsyncDecorator(Protocol):
-    def __call__(
-        self, function: Callable[P, Awaitable[R]], /
-    ) -> Callable[P, Coroutine[Any, Any, R]]: ...
-
-
-class SyncLimiter(_Limiter):
+class SyncLimiter(_Limiter[AbstractContextManager[Decision], _Decorator]):
     """A limit for any call, in threads: ``SyncLimiter("5/hour", name="password resets")``.
 
     With one of Starlette's or FastAPI's applications it may be used in handlers that run in
@@ -559,8 +572,7 @@ class SyncLimiter(_Limiter):
         """Take a cost from an identifier's quota.
 
         Args:
-            caller: Text, a number, an Identifier, a Decision or a request, by which the quota is
-                found.
+            caller: Whose quota: text, a number, an Identifier, a Decision or a request.
             cost: The units that it takes.
 
         Raises:
@@ -572,8 +584,7 @@ class SyncLimiter(_Limiter):
         """Do the same as ``hit``, and return the decision also if it denies.
 
         Args:
-            caller: Text, a number, an Identifier, a Decision or a request, by which the quota is
-                found.
+            caller: Whose quota: text, a number, an Identifier, a Decision or a request.
             cost: The units that it takes.
         """
         return self._run(self._try(caller, cost), UNCHECKED)
@@ -582,8 +593,7 @@ class SyncLimiter(_Limiter):
         """Return what ``try_hit`` would decide; take nothing.
 
         Args:
-            caller: Text, a number, an Identifier, a Decision or a request, by which the quota is
-                found.
+            caller: Whose quota: text, a number, an Identifier, a Decision or a request.
             cost: The units that it would take.
         """
         return self._run(self._peek(caller, cost), UNCHECKED)
@@ -592,8 +602,7 @@ class SyncLimiter(_Limiter):
         """Take a cost as soon as it passes, within ``timeout`` seconds.
 
         Args:
-            caller: Text, a number, an Identifier, a Decision or a request, by which the quota is
-                found.
+            caller: Whose quota: text, a number, an Identifier, a Decision or a request.
             timeout: Seconds to wait at most, a timedelta, or text such as ``"30s"``.
             cost: The units that it takes.
 
@@ -608,8 +617,7 @@ class SyncLimiter(_Limiter):
         What is above the limit is paid off by waiting. In an outage the charge is lost.
 
         Args:
-            caller: Text, a number, an Identifier, a Decision or a request, by which the quota is
-                found.
+            caller: Whose quota: text, a number, an Identifier, a Decision or a request.
             units: How many units, 1 at least.
         """
         self._run(self._charge(caller, units), None)
@@ -618,8 +626,7 @@ class SyncLimiter(_Limiter):
         """Give an identifier its whole quota again.
 
         Args:
-            caller: Text, a number, an Identifier, a Decision or a request, by which the quota is
-                found.
+            caller: Whose quota: text, a number, an Identifier, a Decision or a request.
 
         Raises:
             UpstashError: Upstash cannot be reached.
@@ -638,54 +645,18 @@ class SyncLimiter(_Limiter):
         """
         self._run(self._set_limit(limit), None)
 
-    @overload
-    def __call__(
-        self, caller: Caller, /, *, cost: int = 1, timeout: Duration = 0
-    ) -> AbstractContextManager[Decision]: ...
-    @overload
-    def __call__(
-        self,
-        /,
-        *,
-        by: Caller | Callable[..., Caller],
-        cost: int | Callable[..., int] = 1,
-        timeout: Duration = 0,
-    ) -> _Decorator: ...
-    def __call__(
-        self, caller: Any = None, /, *, by: Any = None, cost: Any = 1, timeout: Duration = 0
-    ) -> Any:
-        """Limit a block, ``with limiter("alice"):``, or a function, ``@limiter(by="alice")``.
+    def _limited(self, function: Any, find: Any, weigh: Any, longest: Duration) -> Any:
+        @wraps(function)
+        def limited(*args: Any, **kwargs: Any) -> Any:
+            with self._within(find(args, kwargs), weigh(args, kwargs), longest):
+                return function(*args, **kwargs)
 
-        Args:
-            caller: Whose quota the block uses.
-            by: Whose quota a call of the function uses; or a function that returns it, whose
-                parameters are some of the function's.
-            cost: The units that it takes; or a function that returns them, as for ``by``.
-            timeout: Seconds to wait until it passes.
-
-        Raises:
-            RateLimited: Before the block or the function begins.
-        """
-        if by is None:
-            return self._within(caller, cost, timeout)
-
-        def decorate(function: Any) -> Any:
-            _check_function(self, function, is_async=False)
-            find, weigh = from_arguments(by, function), from_arguments(cost, function)
-
-            @wraps(function)
-            def limited(*args: Any, **kwargs: Any) -> Any:
-                with self._within(find(args, kwargs), weigh(args, kwargs), timeout):
-                    return function(*args, **kwargs)
-
-            return limited
-
-        return decorate
+        return limited
 
     @contextmanager
-    def _within(self, caller: Caller, cost: int, timeout: Duration) -> Iterator[Decision]:
+    def _within(self, caller: Caller, cost: int, longest: Duration) -> Iterator[Decision]:
         runtime = self._runtime()
-        exchange = self._run(self._enter(caller, cost, timeout), None)
+        exchange = self._run(self._enter(caller, cost, longest), None)
         if exchange is None:
             yield UNCHECKED
             return
@@ -703,7 +674,7 @@ class SyncLimiter(_Limiter):
             flow.close()  # where it has not begun
 
 
-class Limiter(_Limiter):
+class Limiter(_Limiter[AbstractAsyncContextManager[Decision], _AsyncDecorator]):
     """A limit for any call, on event loops: ``Limiter("5/minute", name="messages", app=app)``.
 
     For calls other than requests, such as a message of a WebSocket, a job or an outgoing call, and
@@ -716,8 +687,7 @@ class Limiter(_Limiter):
         """Take a cost from an identifier's quota.
 
         Args:
-            caller: Text, a number, an Identifier, a Decision or a request, by which the quota is
-                found.
+            caller: Whose quota: text, a number, an Identifier, a Decision or a request.
             cost: The units that it takes.
 
         Raises:
@@ -729,8 +699,7 @@ class Limiter(_Limiter):
         """Do the same as ``hit``, and return the decision also if it denies.
 
         Args:
-            caller: Text, a number, an Identifier, a Decision or a request, by which the quota is
-                found.
+            caller: Whose quota: text, a number, an Identifier, a Decision or a request.
             cost: The units that it takes.
         """
         return await self._run(self._try(caller, cost), UNCHECKED)
@@ -739,8 +708,7 @@ class Limiter(_Limiter):
         """Return what ``try_hit`` would decide; take nothing.
 
         Args:
-            caller: Text, a number, an Identifier, a Decision or a request, by which the quota is
-                found.
+            caller: Whose quota: text, a number, an Identifier, a Decision or a request.
             cost: The units that it would take.
         """
         return await self._run(self._peek(caller, cost), UNCHECKED)
@@ -755,8 +723,7 @@ class Limiter(_Limiter):
         """Take a cost as soon as it passes, within ``timeout`` seconds.
 
         Args:
-            caller: Text, a number, an Identifier, a Decision or a request, by which the quota is
-                found.
+            caller: Whose quota: text, a number, an Identifier, a Decision or a request.
             timeout: Seconds to wait at most, a timedelta, or text such as ``"30s"``.
             cost: The units that it takes.
 
@@ -771,8 +738,7 @@ class Limiter(_Limiter):
         What is above the limit is paid off by waiting. In an outage the charge is lost.
 
         Args:
-            caller: Text, a number, an Identifier, a Decision or a request, by which the quota is
-                found.
+            caller: Whose quota: text, a number, an Identifier, a Decision or a request.
             units: How many units, 1 at least.
         """
         await self._run(self._charge(caller, units), None)
@@ -781,8 +747,7 @@ class Limiter(_Limiter):
         """Give an identifier its whole quota again.
 
         Args:
-            caller: Text, a number, an Identifier, a Decision or a request, by which the quota is
-                found.
+            caller: Whose quota: text, a number, an Identifier, a Decision or a request.
 
         Raises:
             UpstashError: Upstash cannot be reached.
@@ -801,49 +766,13 @@ class Limiter(_Limiter):
         """
         await self._run(self._set_limit(limit), None)
 
-    @overload
-    def __call__(
-        self, caller: Caller, /, *, cost: int = 1, timeout: Duration = 0
-    ) -> AbstractAsyncContextManager[Decision]: ...
-    @overload
-    def __call__(
-        self,
-        /,
-        *,
-        by: Caller | Callable[..., Caller],
-        cost: int | Callable[..., int] = 1,
-        timeout: Duration = 0,
-    ) -> _AsyncDecorator: ...
-    def __call__(
-        self, caller: Any = None, /, *, by: Any = None, cost: Any = 1, timeout: Duration = 0
-    ) -> Any:
-        """Limit a block, ``async with limiter("alice"):``, or a function, ``@limiter(by="alice")``.
+    def _limited(self, function: Any, find: Any, weigh: Any, longest: Duration) -> Any:
+        @wraps(function)
+        async def limited(*args: Any, **kwargs: Any) -> Any:
+            async with self._within(find(args, kwargs), weigh(args, kwargs), longest):
+                return await function(*args, **kwargs)
 
-        Args:
-            caller: Whose quota the block uses.
-            by: Whose quota a call of the function uses; or a function that returns it, whose
-                parameters are some of the function's.
-            cost: The units that it takes; or a function that returns them, as for ``by``.
-            timeout: Seconds to wait until it passes.
-
-        Raises:
-            RateLimited: Before the block or the function begins.
-        """
-        if by is None:
-            return self._within(caller, cost, timeout)
-
-        def decorate(function: Any) -> Any:
-            _check_function(self, function, is_async=True)
-            find, weigh = from_arguments(by, function), from_arguments(cost, function)
-
-            @wraps(function)
-            async def limited(*args: Any, **kwargs: Any) -> Any:
-                async with self._within(find(args, kwargs), weigh(args, kwargs), timeout):
-                    return await function(*args, **kwargs)
-
-            return limited
-
-        return decorate
+        return limited
 
     @asynccontextmanager
     async def _within(
@@ -868,7 +797,7 @@ class Limiter(_Limiter):
             flow.close()  # where it has not begun
 
 
-def _check_function(limiter: _Limiter, function: Any, *, is_async: bool) -> None:
+def _check_function(limiter: _Limiter[Any, Any], function: Any, *, is_async: bool) -> None:
     """Raise ConfigurationError for a function whose calls end before their work is done."""
     called = function if inspect.isclass(function) else getattr(function, "__call__", None)  # noqa: B004
     for each in (function, called):
@@ -889,7 +818,7 @@ def _check_function(limiter: _Limiter, function: Any, *, is_async: bool) -> None
 # Where limits are counted
 
 
-_created: WeakSet[_Limiter] = WeakSet()
+_created: WeakSet[_Limiter[Any, Any]] = WeakSet()
 _making = ForkSafeLock()
 _shared: WeakValueDictionary[object, Runtime] = WeakValueDictionary()
 _VARIABLES = (

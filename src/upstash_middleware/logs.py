@@ -19,6 +19,7 @@ import math
 import re
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from upstash_middleware.errors import CircuitOpen, CommandError, Refusal, Refused, refusal_in
@@ -90,7 +91,7 @@ class LogObserver:
         """What need not be emitted: successful calls are news only during an outage."""
         self._open = False
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Event) -> None:  # noqa: PLR0912 - one case for each event
         """Log the event if it changes the known state."""
         match event:
             case UpstashFailed(_, CircuitOpen()):
@@ -107,103 +108,60 @@ class LogObserver:
             case CacheNotStored(where, why, advice, path):
                 extra = _fields("CacheNotStored", where=where)
                 said = where, one_line(path), one_line(why)
-                if advice:
-                    logger.warning(
-                        "%s: the response for %s was not stored: %s; %s (logged for three paths "
-                        "an hour at most, for each rule and reason)",
-                        *said,
-                        one_line(advice),
-                        extra=extra,
-                    )
-                else:
+                if not advice:
                     logger.info("%s: the response for %s was not stored: %s", *said, extra=extra)
+                    return
+                logger.warning(
+                    "%s: the response for %s was not stored: %s; %s (logged for three paths an "
+                    "hour at most, for each rule and reason)",
+                    *said,
+                    one_line(advice),
+                    extra=extra,
+                )
             case SettingDoubted(where, advice):
                 extra = _fields("SettingDoubted", where=where)
                 logger.warning("%s: %s", where, advice, extra=extra)
-            case (
-                CacheEntryRefused() | UserCodeFailed() | InternalError() | SessionSaved(saved=False)
-            ):
-                self._log_fault(event)
+            case CacheEntryRefused(_, detail) if self._is_news("cache", "entry", _MINUTE):
+                logger.warning(
+                    "a stored response cannot be used and counts as a miss: it is %s "
+                    "(observers get an event for each)",
+                    detail,
+                    extra=_fields("CacheEntryRefused"),
+                )
+            case SessionSaved(_, False, detail) if self._is_news("session", detail, _MINUTE):
+                logger.warning(
+                    "a change of a session was dropped: %s (observers get an event for each)",
+                    detail,
+                    extra=_fields("SessionSaved"),
+                )
+            case UserCodeFailed(where, failure) if self._is_news(where, type(failure).__name__):
+                _log_raised("UserCodeFailed", where, failure)
+            case InternalError(where, failure):
+                if self._is_news(f"internal {where}", type(failure).__name__):
+                    _log_raised("InternalError", where, failure)
             case _:
                 pass
 
-    def _log_fault(  # noqa: C901, PLR0912 - one case for each event
-        self, event: CacheEntryRefused | SessionSaved | UserCodeFailed | InternalError
-    ) -> None:
-        """Log a fault that has nothing to do with the connection to Upstash."""
-        match event:
-            case CacheEntryRefused(_, detail):
-                if self._is_news("cache", "entry", again_after=_MINUTE):
-                    logger.warning(
-                        "a stored response cannot be used and counts as a miss: it is %s "
-                        "(observers get an event for each)",
-                        detail,
-                        extra=_fields("CacheEntryRefused"),
-                    )
-            case SessionSaved(_, _, detail):
-                if self._is_news("session", detail, again_after=_MINUTE):
-                    logger.warning(
-                        "a change of a session was dropped: %s (observers get an event for each)",
-                        detail,
-                        extra=_fields("SessionSaved"),
-                    )
-            case UserCodeFailed("on_purge", failure):
-                if self._is_news("on_purge", type(failure).__name__):
-                    logger.error(
-                        "on_purge raised: the purge is done on Redis, but was not passed on, so a "
-                        "CDN in front may still have what was purged; purge again, or purge the "
-                        "CDN in another way",
-                        exc_info=failure,
-                        extra=_fields("UserCodeFailed", where="on_purge", error=failure),
-                    )
-            case UserCodeFailed(where, failure) if where.startswith("cache["):
-                if self._is_news(where, type(failure).__name__):
-                    logger.error(
-                        "%s raised, so the request bypassed the cache",
-                        where,
-                        exc_info=failure,
-                        extra=_fields("UserCodeFailed", where=where, error=failure),
-                    )
-            case UserCodeFailed(where, failure) if where.endswith((".limits", ".cost", ".when")):
-                if self._is_news(where, type(failure).__name__):
-                    logger.error(
-                        "%s raised, so on_error of its rule applied: with 'open', the default, the "
-                        "request was not limited by this rule",
-                        where,
-                        exc_info=failure,
-                        extra=_fields("UserCodeFailed", where=where, error=failure),
-                    )
-            case UserCodeFailed(where, failure):
-                if self._is_news(where, type(failure).__name__):
-                    logger.error(
-                        "%s raised; its rule continued without it",
-                        where,
-                        exc_info=failure,
-                        extra=_fields("UserCodeFailed", where=where, error=failure),
-                    )
-            case InternalError(where, failure):
-                if self._is_news(f"internal {where}", type(failure).__name__):
-                    logger.error(
-                        "upstash-middleware failed in %s; the request went on without that part",
-                        where,
-                        exc_info=failure,
-                        extra=_fields("InternalError", where=where, error=failure),
-                    )
-
     def _log_failure(self, during: str, error: UpstashError) -> None:
         """Log a failure: once for all of Upstash, or once for each kind of command."""
-        refusal, name = _refusal(error), type(error).__name__
+        refusal = error.kind if isinstance(error, Refused) else refusal_in(str(error))
+        name = type(error).__name__
         kind = refusal.name if refusal else name
         extra = _fields("UpstashFailed", during=during, error=error)
         if refusal:
             extra["upstash_refusal"] = refusal.name.lower()
-        of_some_commands = refusal in _REFUSALS_OF_SINGLE_COMMANDS or isinstance(
-            error, CommandError
-        )
         if isinstance(error, CommandError) and error.code in _WRONG_VALUE_CODES:
-            self._log_wrong_value(during, error, extra)
-        elif of_some_commands:
-            if self._is_news(during, kind, again_after=_MINUTE):
+            if self._is_news(during, error.code):  # each request with this key fails: no outage
+                logger.warning(
+                    "Upstash rejected a %s; applying its on_error policy: %s (another program "
+                    "wrote the key's value: delete the key, and give this application its own "
+                    "prefix; further such keys are not logged)",
+                    during,
+                    one_line(str(error)),
+                    extra=extra,
+                )
+        elif refusal in _REFUSALS_OF_SINGLE_COMMANDS or isinstance(error, CommandError):
+            if self._is_news(during, kind, _MINUTE):
                 logger.warning(
                     "Upstash rejected a %s; applying its on_error policy: %s: %s%s",
                     during,
@@ -212,7 +170,7 @@ class LogObserver:
                     _remedy(refusal),
                     extra=extra,
                 )
-        elif kind not in self._outage and self._is_news("upstash", kind, again_after=_MINUTE):
+        elif kind not in self._outage and self._is_news("upstash", kind, _MINUTE):
             self._begin_outage(kind)
             logger.warning(
                 "Upstash failed during a %s; applying the on_error policy until it is reachable: "
@@ -224,21 +182,9 @@ class LogObserver:
                 extra=extra,
             )
 
-    def _log_wrong_value(self, during: str, error: CommandError, extra: dict[str, object]) -> None:
-        # Each request with this key fails, which is no outage.
-        if self._is_news(during, error.code):
-            logger.warning(
-                "Upstash rejected a %s; applying its on_error policy: %s (another program wrote "
-                "the key's value: delete the key, and give this application its own prefix; "
-                "further such keys are not logged)",
-                during,
-                one_line(str(error)),
-                extra=extra,
-            )
-
     def _log_circuit_opened(self, bad: int, of: int, last: str) -> None:
         self._open = True
-        if self._is_news("upstash", "circuit", again_after=_MINUTE):
+        if self._is_news("upstash", "circuit", _MINUTE):
             self._begin_outage("circuit")
             logger.warning(
                 "Circuit breaker opened (%d of %d calls to Upstash failed or were slow, the last "
@@ -284,6 +230,29 @@ def one_line(text: str) -> str:
     return re.sub(_UNPRINTABLE, " ", text)[:_MAX_LENGTH]
 
 
+def _log_raised(event: str, where: str, failure: Exception) -> None:
+    """Log an exception in a function of the application, or in this package."""
+    extra = _fields(event, where=where, error=failure)
+    error = partial(logger.error, exc_info=failure, extra=extra)
+    if event == "InternalError":
+        error("upstash-middleware failed in %s; the request went on without that part", where)
+    elif where == "on_purge":
+        error(
+            "on_purge raised: the purge is done on Redis, but was not passed on, so a CDN in front "
+            "may still have what was purged; purge again, or purge the CDN in another way"
+        )
+    elif where.startswith("cache["):
+        error("%s raised, so the request bypassed the cache", where)
+    elif where.endswith((".limits", ".cost", ".when")):
+        error(
+            "%s raised, so on_error of its rule applied: with 'open', the default, the request was "
+            "not limited by this rule",
+            where,
+        )
+    else:
+        error("%s raised; its rule continued without it", where)
+
+
 def _fields(event: str, **values: object) -> dict[str, object]:
     """Return the attributes of a record for programs."""
     attributes = {
@@ -295,7 +264,3 @@ def _fields(event: str, **values: object) -> dict[str, object]:
 
 def _remedy(refusal: Refusal | None) -> str:
     return f" ({_REMEDIES[refusal]})" if refusal else ""
-
-
-def _refusal(error: UpstashError) -> Refusal | None:
-    return error.kind if isinstance(error, Refused) else refusal_in(str(error))

@@ -193,28 +193,8 @@ METRICS: Final = (
 OTHER: Final = "_OTHER"
 """The conventions' name for an unknown error."""
 _CODES: Final = frozenset(
-    {
-        "BUSY",
-        "BUSYGROUP",
-        "CLUSTERDOWN",
-        "CROSSSLOT",
-        "ERR",
-        "EXECABORT",
-        "LOADING",
-        "MASTERDOWN",
-        "MISCONF",
-        "NOAUTH",
-        "NOPERM",
-        "NOREPLICAS",
-        "NOSCRIPT",
-        "OOM",
-        "READONLY",
-        "TRYAGAIN",
-        "UNKILLABLE",
-        "WRONGPASS",
-        "WRONGTYPE",
-        "WRONGVALUE",
-    }
+    "BUSY BUSYGROUP CLUSTERDOWN CROSSSLOT ERR EXECABORT LOADING MASTERDOWN MISCONF NOAUTH NOPERM "  # noqa: SIM905
+    "NOREPLICAS NOSCRIPT OOM READONLY TRYAGAIN UNKILLABLE WRONGPASS WRONGTYPE WRONGVALUE".split()
 )
 
 

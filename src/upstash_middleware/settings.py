@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 
 from msgspec import Struct
 
-from upstash_middleware.arguments import passing_to
+from upstash_middleware.arguments import defaults_of, passing_to
 from upstash_middleware.core.clock import seconds_in
 from upstash_middleware.core.identify import address_setting, detected_platform, takes
 from upstash_middleware.core.ratelimit import RateLimitRule
@@ -425,7 +425,7 @@ def settings_from(
     file, from_file = _rule_file(arguments, source)
     given = {**from_file, **arguments}
     value = dict(DEFAULTS)
-    for name, (read, _) in _SETTINGS.items():
+    for name, read in _SETTINGS.items():
         if name in given:
             try:
                 value[name] = read(
@@ -440,7 +440,7 @@ def settings_from(
         value["lease"] = _lease(LEASE_VARIABLE, environ[LEASE_VARIABLE])
     for name, variable in FIELDS_VARIABLES.items():
         named = [text.strip() for text in environ.get(variable, "").split(",")]
-        value[name] += _SETTINGS[name][0](variable, [text for text in named if text])
+        value[name] += _SETTINGS[name](variable, [text for text in named if text])
     value["platform"] = detected_platform(environ) if value["client_ip"] is None else None
     settings = Settings(**value, unset=frozenset(_SETTINGS.keys() - given.keys()))
     _check_together(settings, given, source)
@@ -847,72 +847,68 @@ _version = _matching(
     "text such as '2026-11-23', at most 64 letters, digits, dots, hyphens and underscores",
 )
 
-_SETTINGS: dict[str, tuple[_Reader, Any]] = {
-    "config": (_file_path, None),
-    "enabled": (_boolean, True),
-    "rate_limits": (_rate_limits, ()),
-    "default_limit": (_default_limit, None),
-    "cache": (_cache_rules, ()),
-    "match": (_one_of("first", "all"), "first"),
-    "remember_denials": (_duration(most=60), 60.0),
-    "lease": (_lease, None),
-    "client_ip": (address_setting, None),
-    "deny_list": (_text, None),
-    "analytics": (_text, None),
-    "on_denied": (_function, None),
-    "cache_profile": (_one_of("safe", "conforming"), "safe"),
-    "cache_max_body": (
-        _integer(
-            1,
-            _MAX_BODY,
-            f"of bytes, {_MAX_BODY} at most, which is what one request to Upstash can carry",
-        ),
-        1024 * 1024,
+_SETTINGS: dict[str, _Reader] = {
+    "config": _file_path,
+    "enabled": _boolean,
+    "rate_limits": _rate_limits,
+    "default_limit": _default_limit,
+    "cache": _cache_rules,
+    "match": _one_of("first", "all"),
+    "remember_denials": _duration(most=60),
+    "lease": _lease,
+    "client_ip": address_setting,
+    "deny_list": _text,
+    "analytics": _text,
+    "on_denied": _function,
+    "cache_profile": _one_of("safe", "conforming"),
+    "cache_max_body": _integer(
+        1,
+        _MAX_BODY,
+        f"of bytes, {_MAX_BODY} at most, which is what one request to Upstash can carry",
     ),
-    "cache_grace": (_duration(), 3600.0),
-    "cache_max_keep": (_duration(60), 7 * 24 * 3600.0),
-    "cache_targets": (_field_names("CDN-Cache-Control"), ("CDN-Cache-Control",)),
-    "cache_groups": (_boolean, True),
-    "cache_ignore_cookies": (_cookie_patterns, None),
-    "cache_refresh": (_boolean, True),
-    "cache_collapse": (_duration(most=60), 5.0),
-    "cache_lock": (_boolean, False),
-    "cache_store_first": (_boolean, None),
-    "cache_max_variants": (
-        _integer(1, _MAX_VARIANTS, f"from 1 to {_MAX_VARIANTS}: each makes a lookup longer"),
-        100,
+    "cache_grace": _duration(),
+    "cache_max_keep": _duration(60),
+    "cache_targets": _field_names("CDN-Cache-Control"),
+    "cache_groups": _boolean,
+    "cache_ignore_cookies": _cookie_patterns,
+    "cache_refresh": _boolean,
+    "cache_collapse": _duration(most=60),
+    "cache_lock": _boolean,
+    "cache_store_first": _boolean,
+    "cache_max_variants": _integer(
+        1, _MAX_VARIANTS, f"from 1 to {_MAX_VARIANTS}: each makes a lookup longer"
     ),
-    "cache_l1_bytes": (_integer(0, math.inf, "of bytes such as 64 * 1024 * 1024, or 0"), 0),
-    "cache_l1_seconds": (_duration(most=60, above=True), 5.0),
-    "cache_version": (_version, None),
-    "cache_previous_version": (_version, None),
-    "cache_status_key": (_boolean, False),
-    "cache_debug": (_debug_secret, None),
-    "cache_keys": (_keys, ()),
-    "cache_encrypt": (_boolean, False),
-    "data_l1_bytes": (_integer(0, math.inf, "of bytes such as 16 * 1024 * 1024, or 0"), 0),
-    "data_l1_seconds": (_duration(most=60, above=True), 5.0),
-    "credential_fields": (_field_names("X-Company-Token"), ()),
-    "reflected_fields": (_field_names("X-Brand"), ()),
-    "cdn": (_cdn, None),
-    "on_purge": (_on_purge, None),
-    "purge_directories": (_boolean, False),
-    "purge_path": (_matching(r"/[^?#%{}]*", "a path such as '/internal/purge'"), None),
-    "purge_token": (_secret, None),
-    "url": (_text, None),
-    "token": (_text, None),
-    "redis": (_anything, None),
-    "transport": (_transport, None),
-    "sessions": (_sessions, None),
-    "prefix": (_prefix, "upstash-middleware"),
-    "secret": (_text, None),
-    "deadline": (_duration(most=60, above=True), 1.0),
-    "cache_deadline": (_duration(most=60, above=True), 0.25),
-    "breaker": (_boolean, True),
-    "breaker_slow": (_duration(most=60, above=True), None),
-    "observers": (_observers, ()),
+    "cache_l1_bytes": _integer(0, math.inf, "of bytes such as 64 * 1024 * 1024, or 0"),
+    "cache_l1_seconds": _duration(most=60, above=True),
+    "cache_version": _version,
+    "cache_previous_version": _version,
+    "cache_status_key": _boolean,
+    "cache_debug": _debug_secret,
+    "cache_keys": _keys,
+    "cache_encrypt": _boolean,
+    "data_l1_bytes": _integer(0, math.inf, "of bytes such as 16 * 1024 * 1024, or 0"),
+    "data_l1_seconds": _duration(most=60, above=True),
+    "credential_fields": _field_names("X-Company-Token"),
+    "reflected_fields": _field_names("X-Brand"),
+    "cdn": _cdn,
+    "on_purge": _on_purge,
+    "purge_directories": _boolean,
+    "purge_path": _matching(r"/[^?#%{}]*", "a path such as '/internal/purge'"),
+    "purge_token": _secret,
+    "url": _text,
+    "token": _text,
+    "redis": _anything,
+    "transport": _transport,
+    "sessions": _sessions,
+    "prefix": _prefix,
+    "secret": _text,
+    "deadline": _duration(most=60, above=True),
+    "cache_deadline": _duration(most=60, above=True),
+    "breaker": _boolean,
+    "breaker_slow": _duration(most=60, above=True),
+    "observers": _observers,
 }
-"""How each setting is read, and its default."""
+"""How each setting is read."""
 
-DEFAULTS = {name: default for name, (_, default) in _SETTINGS.items()}
+DEFAULTS = defaults_of(WithSettings.__init__)
 """What a setting is if nothing gives it; tests may set other defaults."""

@@ -70,7 +70,7 @@ def test_a_wait_lasts_until_the_quota_has_a_unit(make: Make, sleeping: list[floa
 
 
 def test_a_lowered_limit_takes_effect_when_slices_end(make: Make, upstash: LocalUpstash):
-    limiter = make("fixed 1000/h", lease=LEASE, dynamic=True)
+    limiter = make("fixed 1000/30d", lease=LEASE, dynamic=True)
     left = busy(limiter).remaining
     limiter.set_limit(5)
     assert limiter.hit("alice").remaining == left - 1
