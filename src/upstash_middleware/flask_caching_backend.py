@@ -7,7 +7,6 @@ for the backend: Flask-Caching need not be installed otherwise.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -42,17 +41,10 @@ _OPTIONS = ("default_timeout", "ignore_delete_many_errors", "serializer", "stric
 
 
 class UpstashBackend(BaseCache):
-    """Flask-Caching's cache on Upstash, with all of its methods.
+    """Flask-Caching's cache on Upstash, with all of its methods; see ``flask.caching_backend``.
 
     A timeout of 0 keeps a value for 400 days, one below 0 stores nothing. ``CACHE_KEY_PREFIX`` is
-    part of the keys, and ``clear()`` invalidates what has the same prefix. ``CACHE_OPTIONS`` may
-    have:
-
-    - ``serializer``: ``"json"``, the default, for what JSON has, dates, tuples, bytes, responses
-      and so on; each value comes back equal and of the same type, or is refused with NotStorable.
-      Or ``"signed-pickle"``: a pickle under an HMAC of SECRET_KEY, verified before it is loaded.
-    - ``strict``: whether writes raise UpstashError if Upstash fails. Default False: they are
-      dropped, with an event. Reads are misses in either case.
+    part of the keys, and ``clear()`` invalidates what has the same prefix.
     """
 
     def __init__(  # noqa: PLR0913 - each is a separate setting
@@ -67,16 +59,7 @@ class UpstashBackend(BaseCache):
     ) -> None:
         """Create the backend of an application; nothing is connected.
 
-        Args:
-            app: The application, whose SECRET_KEY signs pickles.
-            find: Returns the runtime to use, at each call.
-            key_prefix: The beginning of each key.
-            default_timeout: Seconds for which values are kept that are stored without a timeout.
-            serializer: ``"json"`` or ``"signed-pickle"``.
-            strict: Whether writes raise UpstashError.
-
-        Raises:
-            ConfigurationError: ``serializer`` is neither.
+        ``find`` returns the runtime to use, at each call. Raises ConfigurationError.
         """
         super().__init__(default_timeout)
         if serializer not in {"json", "signed-pickle"}:
@@ -84,7 +67,7 @@ class UpstashBackend(BaseCache):
                 f"CACHE_OPTIONS['serializer']: {serializer!r} should be 'json' or 'signed-pickle'"
             )
         is_json = serializer == "json"
-        self._codec: Codec = FlaskCodec() if is_json else SignedPickles(lambda: _keys(app))
+        self._codec: Codec = FlaskCodec() if is_json else _signed_pickles(app)
         self._kind = kind_of("flask" if is_json else "flask-pickle", key_prefix)
         self._find = find
         self._strict = strict
@@ -217,20 +200,16 @@ def _encode(store: DataStore, value: object) -> bytes:
         ) from None
 
 
-def _keys(app: Flask) -> list[bytes]:
-    if not app.secret_key:
-        raise ConfigurationError(
-            "CACHE_OPTIONS['serializer']: 'signed-pickle' needs the config's SECRET_KEY, which "
-            "signs the pickles"
-        )
-    secrets = [app.secret_key, *(app.config.get("SECRET_KEY_FALLBACKS") or ())]
-    return [
-        hashlib.sha256(
-            b"upstash_middleware.flask.caching_backend\n"
-            + (secret.encode() if isinstance(secret, str) else secret)
-        ).digest()
-        for secret in secrets
-    ]
+def _signed_pickles(app: Flask) -> SignedPickles:
+    def secrets() -> list[str | bytes]:
+        if not app.secret_key:
+            raise ConfigurationError(
+                "CACHE_OPTIONS['serializer']: 'signed-pickle' needs the config's SECRET_KEY, which "
+                "signs the pickles"
+            )
+        return [app.secret_key, *(app.config.get("SECRET_KEY_FALLBACKS") or ())]
+
+    return SignedPickles.under(b"upstash_middleware.flask.caching_backend", secrets)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 from json import dumps
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import upstash_redis
 import upstash_redis.asyncio
@@ -50,7 +50,50 @@ if TYPE_CHECKING:
 __all__ = ["AsyncRedis", "Redis"]
 
 
-class Redis(upstash_redis.Redis):
+class _OverClient:
+    """How both are created; their clients and the SDK's commands differ."""
+
+    _made_of: ClassVar[tuple[Any, Any, Any]]
+    """The classes of the client and of the commands."""
+    _client: Any
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        deadline: float = 1.0,
+        decode: bool = True,
+        transport: Any = None,
+    ) -> None:
+        credentials = Credentials.find(url=url, token=token, environ=os.environ)
+        clients = self._made_of[0]
+        own_client(transport, clients.kind)
+        options: dict[str, Any] = {"deadline": deadline, "transport": transport}
+        breaker = OnePerProcess(lambda: _breaker(deadline))
+        self._set_up(clients(credentials, breaker=breaker, **options), decode=decode)
+
+    @classmethod
+    def with_client(cls, client: Client | AsyncClient) -> Self:
+        """Return an object that uses a client of this package."""
+        self = cls.__new__(cls)
+        self._set_up(client, decode=True)
+        return self
+
+    def _set_up(self, client: Client | AsyncClient, *, decode: bool) -> None:
+        self._client = client
+        self._decode = decode
+        self._json, self._search = (commands(self) for commands in self._made_of[1:])
+        # upstash-ratelimit reads these.
+        self._allow_telemetry, self._headers = False, dict[str, str]()
+
+    @classmethod
+    def from_env(cls, **options: Any) -> Self:
+        """Return an object with the URL and token from the environment, and the class's options."""
+        return cls(**options)
+
+
+class Redis(_OverClient, upstash_redis.Redis):  # type: ignore[misc]  # its from_env has other options
     """A drop-in replacement for ``upstash_redis.Redis``; one may be used by all threads.
 
     Args:
@@ -66,40 +109,7 @@ class Redis(upstash_redis.Redis):
             that is missing.
     """
 
-    def __init__(
-        self,
-        url: str | None = None,
-        token: str | None = None,
-        *,
-        deadline: float = 1.0,
-        decode: bool = True,
-        transport: Any = None,
-    ) -> None:
-        credentials = Credentials.find(url=url, token=token, environ=os.environ)
-        own_client(transport, "Client")
-        options: dict[str, Any] = {"deadline": deadline, "transport": transport}
-        breaker = OnePerProcess(lambda: _breaker(deadline))
-        self._set_up(Client(credentials, breaker=breaker, **options), decode=decode)
-
-    @classmethod
-    def with_client(cls, client: Client) -> Self:
-        """Return an object that uses a client of this package."""
-        self = cls.__new__(cls)
-        self._set_up(client, decode=True)
-        return self
-
-    def _set_up(self, client: Client, *, decode: bool) -> None:
-        self._client = client
-        self._decode = decode
-        self._json = JsonCommands(self)
-        self._search = SearchCommands(self)
-        # upstash-ratelimit reads these.
-        self._allow_telemetry, self._headers = False, {}
-
-    @classmethod
-    def from_env(cls, **options: Any) -> Self:  # type: ignore[override]
-        """Return an object with the URL and token from the environment, and the class's options."""
-        return cls(**options)
+    _made_of = (Client, JsonCommands, SearchCommands)
 
     def execute(self, command: list[Any]) -> Any:
         """Perform a command and return its result; raises UpstashError."""
@@ -151,7 +161,7 @@ class RedisPipeline(SyncPipeline):
         return _results(commands, replies, self._redis, return_exceptions=return_exceptions)
 
 
-class AsyncRedis(upstash_redis.asyncio.Redis):
+class AsyncRedis(_OverClient, upstash_redis.asyncio.Redis):  # type: ignore[misc]  # likewise
     """A drop-in replacement for ``upstash_redis.asyncio.Redis``, for asyncio and trio.
 
     Several event loops may use one, also concurrently.
@@ -168,40 +178,7 @@ class AsyncRedis(upstash_redis.asyncio.Redis):
         ConfigurationError: The URL, token or transport is wrong or missing.
     """
 
-    def __init__(
-        self,
-        url: str | None = None,
-        token: str | None = None,
-        *,
-        deadline: float = 1.0,
-        decode: bool = True,
-        transport: Any = None,
-    ) -> None:
-        credentials = Credentials.find(url=url, token=token, environ=os.environ)
-        own_client(transport, "AsyncClient")
-        options: dict[str, Any] = {"deadline": deadline, "transport": transport}
-        breaker = OnePerProcess(lambda: _breaker(deadline))
-        self._set_up(AsyncClient(credentials, breaker=breaker, **options), decode=decode)
-
-    @classmethod
-    def with_client(cls, client: AsyncClient) -> Self:
-        """Return an object that uses a client of this package."""
-        self = cls.__new__(cls)
-        self._set_up(client, decode=True)
-        return self
-
-    def _set_up(self, client: AsyncClient, *, decode: bool) -> None:
-        self._client = client
-        self._decode = decode
-        self._json = AsyncJsonCommands(self)
-        self._search = AsyncSearchCommands(self)
-        # upstash-ratelimit reads these.
-        self._allow_telemetry, self._headers = False, {}
-
-    @classmethod
-    def from_env(cls, **options: Any) -> Self:  # type: ignore[override]
-        """Return an object with the URL and token from the environment, and the class's options."""
-        return cls(**options)
+    _made_of = (AsyncClient, AsyncJsonCommands, AsyncSearchCommands)
 
     async def execute(self, command: list[Any]) -> Any:
         """Perform a command and return its result; raises UpstashError."""

@@ -195,7 +195,10 @@ def _requests(
 
 
 def _result(request: _Request, answer: _Answer, *, again: bool) -> Warmed | None:
-    """Return the result from a response's Cache-Status; None if another request is needed."""
+    """Return the result from a response's Cache-Status; None if another request is needed.
+
+    After that, ``again``, the result is not None.
+    """
     members = split_list(answer.cache_status)
     ours = next((part for part in members if part.startswith("upstash-middleware;")), None)
     if ours is None:
@@ -218,35 +221,30 @@ def _failed_warming(request: _Request, why: object, answer: _Answer) -> Warmed:
     return Warmed(request.url, "failed", str(why), answer.status)
 
 
-async def _warm_asgi(app: Any, request: _Request, deadline: float) -> Warmed:
+async def _warm_asgi(
+    app: Any, request: _Request, deadline: float, *, again: bool = False
+) -> Warmed:
     import anyio  # noqa: PLC0415 - only needed on an event loop
 
-    result, answer = None, _Answer()
-    for again in (False, True):
-        answer = _Answer()
-        try:
-            with anyio.fail_after(deadline):
-                await _get_asgi(app, request, answer)
-        except TimeoutError:
-            return _failed_warming(request, f"no whole response within {deadline:g} s", answer)
-        except Exception as error:  # noqa: BLE001 - it is the application's
-            return _failed_warming(request, error, answer)
-        if (result := _result(request, answer, again=again)) is not None:
-            break
-    return result or _failed_warming(request, "it gave no answer", answer)
+    answer = _Answer()
+    try:
+        with anyio.fail_after(deadline):
+            await _get_asgi(app, request, answer)
+    except TimeoutError:
+        return _failed_warming(request, f"no whole response within {deadline:g} s", answer)
+    except Exception as error:  # noqa: BLE001 - it is the application's
+        return _failed_warming(request, error, answer)
+    result = _result(request, answer, again=again)
+    return result or await _warm_asgi(app, request, deadline, again=True)
 
 
-def _warm_wsgi(app: Any, request: _Request, deadline: float) -> Warmed:
-    result, answer = None, _Answer()
-    for again in (False, True):
-        answer = _Answer()
-        try:
-            _get_wsgi(app, request, answer, deadline)
-        except Exception as error:  # noqa: BLE001 - it is the application's
-            return _failed_warming(request, error, answer)
-        if (result := _result(request, answer, again=again)) is not None:
-            break
-    return result or _failed_warming(request, "it gave no answer", answer)
+def _warm_wsgi(app: Any, request: _Request, deadline: float, *, again: bool = False) -> Warmed:
+    answer = _Answer()
+    try:
+        _get_wsgi(app, request, answer, deadline)
+    except Exception as error:  # noqa: BLE001 - it is the application's
+        return _failed_warming(request, error, answer)
+    return _result(request, answer, again=again) or _warm_wsgi(app, request, deadline, again=True)
 
 
 # --- Requests in this process -------------------------------------------------------------------

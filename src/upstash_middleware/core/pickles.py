@@ -11,12 +11,13 @@ import hmac
 import pickle
 import re
 from base64 import b64decode, b64encode
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from upstash_middleware.core.values import Codec, Unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 _MARK = b"$pickle."
 _DIGEST = 32
@@ -34,6 +35,18 @@ class SignedPickles(Codec):
         """
         super().__init__()
         self._keys = keys
+
+    @classmethod
+    def under(cls, purpose: bytes, secrets: Callable[[], Iterable[str | bytes]]) -> SignedPickles:
+        """Return one whose keys are derived from the application's secrets for one purpose."""
+        return cls(
+            lambda: [
+                sha256(
+                    purpose + b"\n" + (each.encode() if isinstance(each, str) else each)
+                ).digest()
+                for each in secrets()
+            ]
+        )
 
     def encode(self, value: object, type: Any = None) -> bytes:  # noqa: A002, ARG002 - as in Codec
         """Return a value as bytes, which are text. Raises what pickling it raises."""

@@ -438,7 +438,9 @@ def _read(location: str, options: dict[str, Any]) -> _Alias:
         _CODECS[serializer](),
         strict,
         _forever(options.get("forever", MAX_TTL)),
-        _own_runtime(connection) if connection else None,
+        Runtime(settings_from(connection, os.environ, source="OPTIONS"), Features(0))
+        if connection
+        else None,
     )
 
 
@@ -453,7 +455,3 @@ def _forever(given: Any) -> float:
             "400 days"
         )
     return seconds
-
-
-def _own_runtime(connection: Mapping[str, Any]) -> Runtime:
-    return Runtime(settings_from(connection, os.environ, source="OPTIONS"), Features(0))

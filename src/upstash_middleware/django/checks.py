@@ -1,6 +1,6 @@
 """System checks of the setting, and of the order of ``MIDDLEWARE``.
 
-A check returns messages and raises nothing. Other middleware is recognised by its dotted name, or
+A check yields messages and raises nothing. Other middleware is recognised by its dotted name, or
 those of its base classes, so the checks import only what the project's settings name.
 """
 
@@ -106,7 +106,7 @@ def _settings() -> Settings | None:
         return None
 
 
-def check_settings(**_: Any) -> list[checks.CheckMessage]:
+def check_settings(**_: Any) -> Iterator[checks.CheckMessage]:
     """Report the setting's first mistake, as E001; and as W001 that nothing applies its rules."""
     ours = [layer for layer in _layers() if layer.features]
     try:
@@ -126,59 +126,48 @@ def check_settings(**_: Any) -> list[checks.CheckMessage]:
             sessions.check_settings(found.sessions)
     except ConfigurationError as error:
         hint = f"Correct {SETTING} in the project's settings; without that no request is served."
-        return [checks.Error(str(error), hint=hint, id="upstash_middleware.E001")]
+        yield checks.Error(str(error), hint=hint, id="upstash_middleware.E001")
+        return
     if mapping.get("sessions") is True:
-        return [
-            checks.Error(
-                f"{SETTING}['sessions']: True has no effect in Django",
-                hint="Remove it, and set SESSION_ENGINE = 'upstash_middleware.django.sessions'.",
-                id="upstash_middleware.E001",
-            )
-        ]
+        yield checks.Error(
+            f"{SETTING}['sessions']: True has no effect in Django",
+            hint="Remove it, and set SESSION_ENGINE = 'upstash_middleware.django.sessions'.",
+            id="upstash_middleware.E001",
+        )
     # Other settings are for decorators and limiters too.
-    if ours or not (found.rate_limits or found.default_limit or found.cache):
-        return []
-    return [
-        checks.Warning(
+    elif not ours and (found.rate_limits or found.default_limit or found.cache):
+        yield checks.Warning(
             f"{SETTING} has rules, but MIDDLEWARE contains no middleware of this package: they "
             "have no effect.",
             hint="Add 'upstash_middleware.django.UpstashMiddleware' to MIDDLEWARE, at its top.",
             id="upstash_middleware.W001",
         )
-    ]
 
 
-def check_middleware(**_: Any) -> list[checks.CheckMessage]:
+def check_middleware(**_: Any) -> Iterator[checks.CheckMessage]:
     """Report an order of ``MIDDLEWARE`` that would leak pages, count twice or have no effect."""
-    layers = _layers()
-    known = _settings()
-    found: list[checks.CheckMessage] = []
+    layers, known = _layers(), _settings()
     for feature, what in (
         (Features.RATE_LIMIT, "count each request"),
         (Features.CACHE, "store each page"),
     ):
         names = [layer.name for layer in layers if feature in layer.features]
         if len(names) > 1:
-            found.append(
-                checks.Error(
-                    f"{' and '.join(names)} are both in MIDDLEWARE and {what} twice.",
-                    hint="Keep UpstashMiddleware alone, or RateLimitMiddleware and "
-                    "CacheMiddleware.",
-                    id="upstash_middleware.E003",
-                )
+            yield checks.Error(
+                f"{' and '.join(names)} are both in MIDDLEWARE and {what} twice.",
+                hint="Keep UpstashMiddleware alone, or RateLimitMiddleware and CacheMiddleware.",
+                id="upstash_middleware.E003",
             )
     for place, layer in enumerate(layers):
         above, below = layers[:place], layers[place + 1 :]
         if Features.CACHE in layer.features and known is not None and known.cache:
-            found += _check_around_cache(layer, above, below)
-            found += _check_above_stale(layer, above, known)
+            yield from _check_around_cache(layer, above, below, known)
         if Features.RATE_LIMIT in layer.features:
-            found += _check_below_limit(layer, below, known)
-    return found
+            yield from _check_below_limit(layer, below, known)
 
 
 def _check_around_cache(
-    cache: _Layer, above: list[_Layer], below: list[_Layer]
+    cache: _Layer, above: list[_Layer], below: list[_Layer], known: Settings
 ) -> Iterator[checks.CheckMessage]:
     # The cache has to know the language that a middleware has chosen by its own code.
     personal = [one for one in above if one.is_any_of(_PERSONAL) and not one.chooses_language]
@@ -217,16 +206,10 @@ def _check_around_cache(
                 hint=f"Move {layer.path!r} above {cache.path!r}.",
                 id="upstash_middleware.W006",
             )
-
-
-def _check_above_stale(
-    cache: _Layer, above: list[_Layer], known: Settings
-) -> Iterator[checks.CheckMessage]:
-    """Report what keeps the cache from revalidating in the background, as W012."""
-    names = [layer.name for layer in above if not layer.adds_nothing]
-    if names and any(rule.stale_while_revalidate for rule in known.cache) and known.cache_refresh:
+    adding = ", ".join(layer.name for layer in above if not layer.adds_nothing)
+    if adding and any(rule.stale_while_revalidate for rule in known.cache) and known.cache_refresh:
         yield checks.Warning(
-            f"{cache.name} is below {', '.join(names)} in MIDDLEWARE, so visitors wait while a "
+            f"{cache.name} is below {adding} in MIDDLEWARE, so visitors wait while a "
             "stale page is rendered, in spite of stale_while_revalidate: in the background, views "
             "would miss what is added above.",
             hint=f"Move {cache.path!r} above, or remove stale_while_revalidate.",
@@ -263,27 +246,24 @@ def _identifies_user(extractor: object) -> bool:
     return extractor in {user, framework_user} or any(map(_identifies_user, inside))
 
 
-def check_client_address(**_: Any) -> list[checks.CheckMessage]:
+def check_client_address(**_: Any) -> Iterator[checks.CheckMessage]:
     """Report that a proxy is in front, and that limits count by its address, as W007."""
     known = _settings()
     limits = any(Features.RATE_LIMIT in layer.features for layer in _layers())
     if known is None or not limits or not settings.SECURE_PROXY_SSL_HEADER:
-        return []
+        return
     unset = application_address(known.client_ip, known.platform)[1]
-    if not unset or known.platform == "aws-lambda":
-        return []
-    value = 1 if known.platform is None else known.platform
-    return [
-        checks.Warning(
+    if unset and known.platform != "aws-lambda":
+        value = 1 if known.platform is None else known.platform
+        yield checks.Warning(
             "SECURE_PROXY_SSL_HEADER says that a proxy is in front, but limits count by the "
             "address of the proxy: all clients share one quota.",
             hint=f"Set {SETTING}['client_ip'], for instance to {value!r}.",
             id="upstash_middleware.W007",
         )
-    ]
 
 
-def check_paths(**_: Any) -> list[checks.CheckMessage]:
+def check_paths(**_: Any) -> Iterator[checks.CheckMessage]:
     """Report rules whose path no URL pattern serves, as W005."""
     features = Features(0)
     for layer in _layers():
@@ -291,26 +271,25 @@ def check_paths(**_: Any) -> list[checks.CheckMessage]:
     try:
         served = django_routes()
     except Exception:  # noqa: BLE001 - Django's own checks of URLs report it
-        return []
+        return
     if (known := _settings()) is None:
-        return []
+        return
     limits = known.rate_limits if Features.RATE_LIMIT in features else ()
     caches = known.cache if Features.CACHE in features else ()
     rules = [
         *((f"rate_limits'][{index}]", rule.pattern) for index, rule in enumerate(limits)),
         *((f"cache'][{index}]", rule.pattern) for index, rule in enumerate(caches)),
     ]
-    return [
-        checks.Warning(
-            f"{SETTING}['{place}: the path is {pattern.text!r}, but {what}.",
-            hint="Write the path as in the URL configuration, with {name} for a part that varies. "
-            "If middleware serves it and no view does, silence this check.",
-            id="upstash_middleware.W005",
-        )
-        for place, pattern in rules
-        if pattern is not None
-        and (what := never_served(pattern, served, resolves=django_resolves)) is not None
-    ]
+    for place, pattern in rules:
+        if pattern is None:
+            continue
+        if (what := never_served(pattern, served, resolves=django_resolves)) is not None:
+            yield checks.Warning(
+                f"{SETTING}['{place}: the path is {pattern.text!r}, but {what}.",
+                hint="Write the path as in the URL configuration, with {name} for a part that "
+                "varies. If middleware serves it and no view does, silence this check.",
+                id="upstash_middleware.W005",
+            )
 
 
 def check_sessions(**_: Any) -> Iterator[checks.CheckMessage]:
@@ -347,7 +326,7 @@ def check_sessions(**_: Any) -> Iterator[checks.CheckMessage]:
         )
 
 
-def check_denied_view(**_: Any) -> list[checks.CheckMessage]:
+def check_denied_view(**_: Any) -> Iterator[checks.CheckMessage]:
     """Report a view for denials that cannot be found or called as one, as E006."""
     named = getattr(settings, DENIED_VIEW, None)
     why = ""
@@ -368,46 +347,37 @@ def check_denied_view(**_: Any) -> list[checks.CheckMessage]:
             why = f"it cannot be called with the request and the decision: {error}"
         except ValueError:  # written in C, without a signature
             pass
-    if not why:
-        return []
-    return [
-        checks.Error(
+    if why:
+        yield checks.Error(
             f"{DENIED_VIEW} = {named!r}: {why}.",
             hint="Name a view by its dotted path: 'shop.views.slow_down'; it is called with the "
             "request and the decision.",
             id="upstash_middleware.E006",
         )
-    ]
 
 
-def check_caches(**_: Any) -> list[checks.CheckMessage]:
+def check_caches(**_: Any) -> Iterator[checks.CheckMessage]:
     """Report caches on Upstash with wrong settings, as E007, or with sessions, as W008."""
-    found: list[checks.CheckMessage] = []
     for alias in settings.CACHES:
         if not _is_upstash_cache(settings.CACHES[alias].get("BACKEND")):
             continue
         try:
             caches.create_connection(alias)
         except ConfigurationError as error:
-            found.append(
-                checks.Error(
-                    f"CACHES[{alias!r}]: {error}",
-                    hint=f"Correct CACHES[{alias!r}] in the project's settings.",
-                    id="upstash_middleware.E007",
-                )
+            yield checks.Error(
+                f"CACHES[{alias!r}]: {error}",
+                hint=f"Correct CACHES[{alias!r}] in the project's settings.",
+                id="upstash_middleware.E007",
             )
         holds_sessions = settings.SESSION_ENGINE in _CACHED_SESSIONS
         if holds_sessions and alias == settings.SESSION_CACHE_ALIAS:
-            found.append(
-                checks.Warning(
-                    f"SESSION_ENGINE keeps sessions in CACHES[{alias!r}], which is on Upstash: "
-                    "session ids are then readable in the names of keys, overlapping requests of "
-                    "one session lose changes, and an outage ends sessions.",
-                    hint="Set SESSION_ENGINE = 'upstash_middleware.django.sessions'.",
-                    id="upstash_middleware.W008",
-                )
+            yield checks.Warning(
+                f"SESSION_ENGINE keeps sessions in CACHES[{alias!r}], which is on Upstash: "
+                "session ids are then readable in the names of keys, overlapping requests of "
+                "one session lose changes, and an outage ends sessions.",
+                hint="Set SESSION_ENGINE = 'upstash_middleware.django.sessions'.",
+                id="upstash_middleware.W008",
             )
-    return found
 
 
 def _is_upstash_cache(named: Any) -> bool:
@@ -419,7 +389,7 @@ def _is_upstash_cache(named: Any) -> bool:
     return any(f"{each.__module__}.{each.__name__}" == _UPSTASH_CACHE for each in bases)
 
 
-def check_credentials(**_: Any) -> list[checks.CheckMessage]:
+def check_credentials(**_: Any) -> Iterator[checks.CheckMessage]:
     """Report missing credentials, as E004; only where a deployment is checked."""
     try:
         if any(layer.features for layer in _layers()) or is_upstash_engine(settings.SESSION_ENGINE):
@@ -428,7 +398,6 @@ def check_credentials(**_: Any) -> list[checks.CheckMessage]:
                 runtime.check_credentials()
     except MissingCredentials as error:
         hint = "Set them where the servers run; every request needs them."
-        return [checks.Error(str(error), hint=hint, id="upstash_middleware.E004")]
+        yield checks.Error(str(error), hint=hint, id="upstash_middleware.E004")
     except ConfigurationError:
         pass  # E001 reports it
-    return []

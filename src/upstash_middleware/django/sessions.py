@@ -548,7 +548,8 @@ class SessionStore(SessionBase):
         """Write what has changed into the session that exists."""
         stored = self._stored
         if stored is None or stored.id != self._session_key:  # another key was assigned
-            stored = await self._find_stored(values)
+            await self._load()
+            self._session_cache, stored = values, self._stored
             if stored is None and self.available:
                 raise UpdateError
             if stored is None:
@@ -573,12 +574,6 @@ class SessionStore(SessionBase):
         self._is_written = True
         sessions.observe(SessionSaved(change, True))
         return True
-
-    async def _find_stored(self, values: dict[str, Any]) -> StoredSession | None:
-        """Load the stored session, and set the entries to be saved in it."""
-        await self._load()
-        self._session_cache = values
-        return self._stored
 
     def _false_or_update_error(self) -> bool:
         """Return False: nothing was saved. Raises UpdateError after a failed change of the key."""
@@ -610,7 +605,7 @@ class SessionStore(SessionBase):
         sessions, store = self._sessions, self._sessions.store
         self.modified = True
         if self._error is not None:
-            self._refuse(self._error)
+            self._is_refused = True
             return
         old = None if self._is_cleared else self._stored
         first = [] if not self._is_cleared else _delete_commands(sessions, self._session_key)
@@ -644,7 +639,6 @@ class SessionStore(SessionBase):
                 entries, _ = self._changed_entries()
                 new = await store.start(entries, user=user, idle=self._seconds_left())
         except UpstashError as error:
-            sessions.observe(UpstashFailed("session save", error))
             self._refuse(error)
             return
         for name in deleted:
@@ -672,11 +666,11 @@ class SessionStore(SessionBase):
             try:
                 await sessions.store.send(*commands)
             except UpstashError as error:
+                if is_own:
+                    self._refuse(error)
+                    return
                 sessions.observe(UpstashFailed("session save", error))
-                if not is_own:
-                    raise
-                self._refuse(error)
-                return
+                raise
             sessions.observe(SessionSaved("ended", True))
         if is_own:
             self._has_ended, self._is_written = True, False
@@ -687,7 +681,6 @@ class SessionStore(SessionBase):
         try:
             await sessions.store.send(sessions.store.revoke_all(user))
         except UpstashError as error:
-            sessions.observe(UpstashFailed("session save", error))
             self._refuse(error)
             return
         self._revoked.append(user)
@@ -701,6 +694,8 @@ class SessionStore(SessionBase):
         self._is_written = self.modified = True
 
     def _refuse(self, error: UpstashError) -> None:
+        """Report a change that failed, so that no response says that it happened."""
+        self._sessions.observe(UpstashFailed("session save", error))
         self._error, self._is_refused = error, True
         self.modified = True
 
@@ -774,11 +769,8 @@ class SessionStore(SessionBase):
 
     def _age(self) -> float:
         """Return the idle timeout in seconds."""
-        expiry = self._session_cache.get(_EXPIRY) if self._has_values() else None
+        expiry = getattr(self, "_session_cache", {}).get(_EXPIRY)
         return min(float(self.get_expiry_age(expiry=expiry)), _MAX_TTL)
-
-    def _has_values(self) -> bool:
-        return hasattr(self, "_session_cache")
 
     def _seconds_left(self, stored: StoredSession | None = None) -> float:
         """Return the seconds until a session expires that is used now."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from http.cookies import Morsel, SimpleCookie
 from importlib import import_module
@@ -186,14 +185,7 @@ def _to_plain_types(data: Any) -> Any:
 
 def signed_pickles() -> SignedPickles:
     """Return the codec for pickles that are signed under SECRET_KEY."""
-    return SignedPickles(_keys)
-
-
-def _keys() -> list[bytes]:
-    secrets = [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS]
-    return [_derive_key(secret) for secret in secrets]
-
-
-def _derive_key(secret: str | bytes) -> bytes:
-    begin = b"upstash_middleware.django.cache\n"
-    return hashlib.sha256(begin + (secret.encode() if isinstance(secret, str) else secret)).digest()
+    return SignedPickles.under(
+        b"upstash_middleware.django.cache",
+        lambda: [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS],
+    )
