@@ -26,7 +26,7 @@ from upstash_middleware.upstash.transport import completed, exceeded
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine, Generator, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from upstash_middleware.core.flow import Command, Reply
 
@@ -72,7 +72,7 @@ class Pending(Struct, eq=False):
     seconds: float
     until: float
     future: Any
-    """Has the replies, or the error: an asyncio.Future, or a _Seat."""
+    """Gets the replies, or the error: an asyncio.Future, or a _Seat."""
     timer: asyncio.TimerHandle | None = None
     """Ends the wait where this pipeline's deadline is earlier than the batch's."""
 
@@ -84,12 +84,16 @@ class Pending(Struct, eq=False):
         if not self.future.done():
             self.future.set_exception(exceeded(self.seconds))
 
-    def leave(self) -> None:
-        """End the wait of a task that was cancelled, or whose wait has ended with an error."""
-        if self.timer is not None:
-            self.timer.cancel()
-        if self.future.done() and not self.future.cancelled():
-            self.future.exception()  # it arrived while the task was being cancelled
+    async def replies(self) -> list[Reply]:
+        """Return the replies to a task, or raise the error."""
+        try:
+            return await self.future  # type: ignore[no-any-return]
+        except BaseException:
+            if self.timer is not None:
+                self.timer.cancel()
+            if self.future.done() and not self.future.cancelled():
+                self.future.exception()  # it arrived while the task was being cancelled
+            raise
 
 
 _until: Final = attrgetter("until")
@@ -280,19 +284,18 @@ class AsyncBatcher(_Batcher):
         self._next_turn: asyncio.Handle | None = None
         """Sends those that wait for nothing but the end of this turn."""
 
-    def begin(self, members: bytes, now: float) -> int | None:
-        """Return the number of a call that is made for one pipeline; 0 if the pipeline has to wait.
+    def enter(
+        self, commands: Sequence[Command], members: bytes, seconds: float, until: float, now: float
+    ) -> Pending | int | None:
+        """Have a pipeline, whose encoded commands are ``members``, sent in a batch if it must wait.
 
-        None for a large pipeline that does not wait: its call is not counted.
+        Otherwise returns the number of the call that is to be made for it; None for a large
+        pipeline while others wait, whose call is not counted.
         """
-        if self._crowded or self._waiting or not self._has_room():
-            return None if len(members) > ALONE_BYTES else 0
-        return self._count(now)
-
-    def join(
-        self, commands: Sequence[Command], members: bytes, seconds: float, until: float
-    ) -> Pending:
-        """Have a pipeline, whose encoded commands are ``members``, sent in a batch."""
+        if not (self._crowded or self._waiting) and self._has_room():
+            return self._count(now)
+        if len(members) > ALONE_BYTES:
+            return None
         loop = self._loop()
         pending = Pending(commands, members, seconds, until, loop.create_future())
         self._waiting.append(pending)
@@ -383,9 +386,6 @@ class _Seat(Struct, eq=False):
     def done(self) -> bool:
         return self.outcome is not None
 
-    def cancelled(self) -> bool:
-        return True  # as far as ``leave`` is concerned: its error need not be retrieved
-
     def set_result(self, replies: list[Reply]) -> None:
         self.outcome = replies
         self.wakeup.release()
@@ -393,10 +393,6 @@ class _Seat(Struct, eq=False):
     def set_exception(self, error: Exception) -> None:
         self.outcome = error
         self.wakeup.release()
-
-    def __await__(self) -> Generator[Any, None, list[Reply] | Exception | None]:
-        yield from ()  # the wait is over
-        return self.outcome
 
 
 class ThreadBatcher(_Batcher):
@@ -412,29 +408,22 @@ class ThreadBatcher(_Batcher):
         super().__init__(MIN_CALLS_OF_THREADS, perform, secret)
         self._lock = threading.Lock()
 
-    def begin(self, members: bytes, now: float) -> int | None:
-        """Return the number of a call that is made for one pipeline; 0 if the pipeline has to wait.
+    def enter(
+        self, commands: Sequence[Command], members: bytes, seconds: float, until: float, now: float
+    ) -> list[Reply] | int | None:
+        """Have a pipeline sent in a batch if it must wait; return its replies, or raise its error.
 
-        None for a large pipeline, whose call is not counted.
+        Meanwhile this thread sends the batches that it is chosen for. Otherwise returns the number
+        of the call that is to be made for it; None for a large pipeline, whose call is not counted.
         """
         if len(members) > ALONE_BYTES:
             return None
         with self._lock:
-            return self._count(now) if self._has_room() else 0
-
-    def join(
-        self, commands: Sequence[Command], members: bytes, seconds: float, until: float
-    ) -> Pending:
-        """Have a pipeline sent in a batch; return when it has its replies, or raise its error.
-
-        Meanwhile this thread sends the batches that it is chosen for.
-        """
-        seat = _Seat()
-        pending = Pending(commands, members, seconds, until, seat)
-        with self._lock:
+            if self._has_room():
+                return self._count(now)
+            seat = _Seat()
+            pending = Pending(commands, members, seconds, until, seat)
             self._waiting.append(pending)
-            if not self._sent_at:  # those in flight have ended meanwhile
-                self._choose_senders()
         while seat.outcome is None:
             left = until - time.monotonic()
             patience = left if seat.taken else min(left, PATIENCE_SECONDS)
@@ -451,7 +440,7 @@ class ThreadBatcher(_Batcher):
                     self.end(seat.number)
         if isinstance(seat.outcome, Exception):
             raise seat.outcome
-        return pending
+        return seat.outcome
 
     def _send_overdue(self, pending: Pending) -> None:
         """Send an overdue pipeline, or raise DeadlineExceeded; nothing if it was just woken."""
@@ -470,12 +459,8 @@ class ThreadBatcher(_Batcher):
         """See _Batcher."""
         with self._lock:
             self._discount(number)
-            self._choose_senders()
-
-    def _choose_senders(self) -> None:
-        """Have batches sent while that is allowed; the caller has the lock."""
-        while self._waiting and self._has_room():
-            self._choose_sender()
+            while self._waiting and self._has_room():
+                self._choose_sender()
 
     def _choose_sender(self) -> None:
         """Choose the waiting thread that sends the next batch; the caller has the lock."""

@@ -192,16 +192,13 @@ class _Client(Generic[T]):
         """
         here, token, now = self._process, self._sync_token, time.monotonic()
         assert here is not None  # noqa: S101
-        in_flight = attempt = error = None
+        in_flight: Any = None
+        attempt = error = None
         if isinstance(call, bytes):
-            if batcher is not None and (in_flight := batcher.begin(call, now)) == 0:
-                pending = batcher.join(commands, call, seconds, until)
-                try:
-                    replies: list[Reply] = await pending.future
-                except BaseException:
-                    pending.leave()
-                    raise
-                return replies
+            if batcher is not None:
+                in_flight = batcher.enter(commands, call, seconds, until, now)
+                if in_flight is not None and type(in_flight) is not int:  # it joins others
+                    return await in_flight.replies() if self._is_async else in_flight  # type: ignore[no-any-return]
             call = joined_call(call, len(commands), token.latest)
         opened, ahead = here.opened, time.time() - now
         breaker = here.quick_breaker if seconds < self._deadline else here.breaker
