@@ -467,8 +467,8 @@ class SyncData(_Data):
             wait: As for ``get_or_set``.
 
         Raises:
-            ConfigurationError: It is not an async function, or a method or a function whose name
-                is not its own without ``key``; or ``key`` or one of the tags is a template.
+            ConfigurationError: It is an async function, or a method or a function whose name is
+                not its own without ``key``; or ``key`` or one of the tags is a template.
             NotStorable: At a call: an argument cannot be part of a key.
         """
 
