@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from functools import wraps
+from functools import partial, wraps
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -18,7 +18,6 @@ from typing import (
     ParamSpec,
     Protocol,
     Self,
-    TypedDict,
     TypeVar,
     cast,
     overload,
@@ -54,35 +53,6 @@ _WAIT = 5.0
 """Seconds to wait by default for another call's loader."""
 _refreshing: set[Any] = set()
 """Tasks that load values again in the background, which nothing else refers to."""
-
-
-class StoringOptions(TypedDict):
-    """How a value is stored; see ``Data.set``."""
-
-    tags: Iterable[str]
-    type: Any
-    strict: bool
-
-
-class LoadingOptions(TypedDict):
-    """How a missing value is loaded, and loaded again; see ``Data.get_or_set``."""
-
-    tags: Iterable[str]
-    type: Any
-    stale: Duration
-    early: float
-    lock: bool
-    wait: Duration
-
-
-class MemoizingOptions(TypedDict):
-    """How a function's results are kept; see ``Data.memoize``."""
-
-    type: Any
-    stale: Duration
-    early: float
-    lock: bool
-    wait: Duration
 
 
 class Memoized(Protocol[P, R_co]):
@@ -186,52 +156,83 @@ class _Data:
 
     # Flows, and what they are made of.
 
-    def _runtime_and_store(self) -> tuple[Runtime, DataStore]:
-        runtime = self._find()
-        return runtime, runtime.data(self._kind)
+    @property
+    def _store(self) -> DataStore:
+        return self._find().data(self._kind)
 
-    def _set(
-        self, store: DataStore, values: Mapping[str, object], ttl: Duration, options: StoringOptions
+    def _set(  # noqa: PLR0913 - those of ``set``
+        self,
+        values: Mapping[str, Any],
+        ttl: Duration,
+        tags: Iterable[str],
+        kind: Any,
+        *,
+        strict: bool,
+        adds: bool = False,
     ) -> Flow[bool]:
-        kind, seconds, tags, strict = _storing(store, ttl, options)
+        store, every = self._store, with_all_ancestors(tags)
+        seconds = _seconds("ttl", ttl, store, every)
         payloads = {key: store.encode(value, kind) for key, value in values.items()}
-        if len(payloads) == 1:
-            ((key, payload),) = payloads.items()
-            return store.set(key, payload, seconds, tags, strict=strict)
-        return store.set_many(payloads, seconds, tags, strict=strict)
+        if len(payloads) != 1:
+            return store.set_many(payloads, seconds, every, strict=strict)
+        ((key, payload),) = payloads.items()
+        write = store.add if adds else store.set
+        return write(key, payload, seconds, every, strict=strict)
 
-    def _add(
-        self, store: DataStore, key: str, value: object, ttl: Duration, options: StoringOptions
-    ) -> Flow[bool]:
-        kind, seconds, tags, strict = _storing(store, ttl, options)
-        return store.add(key, store.encode(value, kind), seconds, tags, strict=strict)
-
-    def _loading(
-        self, key: str, ttl: Duration, loader: Callable[[], Any], options: LoadingOptions
+    def _loading(  # noqa: PLR0913, PLR0917 - those of ``get_or_set``
+        self,
+        key: str,
+        ttl: Duration,
+        loader: Callable[[], Any],
+        tags: Iterable[str],
+        kind: Any,
+        stale: Duration,
+        early: float,
+        *,
+        lock: bool,
+        wait: Duration,
     ) -> Loading:
         if not callable(loader):
             raise TypeError(
                 f"get_or_set: {loader!r:.80} is not a function; write for instance lambda: …, or "
                 "pass an async function itself and not what it returns"
             )
-        store, tags = self._runtime_and_store()[1], with_all_ancestors(options["tags"])
-        seconds = _seconds("ttl", ttl, store, tags)
-        stale: Any = options["stale"]
-        stale = _seconds("stale", stale, store, tags, above=seconds) if stale else 0.0
-        early = options["early"]
+        store, every = self._store, with_all_ancestors(tags)
+        seconds = _seconds("ttl", ttl, store, every)
+        stale = _seconds("stale", stale, store, every, above=seconds) if stale else 0.0
         if not 0 <= early <= 100:
             raise ValueError(f"early={early!r} should be from 0 to 100; 1 is the optimum")
-        wait = _seconds("wait", options["wait"], store, ())
-        kind, lock = options["type"], options["lock"]
-        return Loading(key, loader, seconds, tags, kind, stale, early, lock, wait)
+        wait = _seconds("wait", wait, store, ())
+        return Loading(key, loader, seconds, every, kind, stale, early, lock, wait)
 
-    async def _purge(
-        self, store: DataStore, tags: Iterable[str], *, everything: bool, soft: bool
-    ) -> None:
+    def _memoized(
+        self, function: Any, key: Any, tags: Any, options: dict[str, Any], *, is_async: bool
+    ) -> Any:
+        """Return a function or method whose results are kept; see ``Data.memoize``."""
+        _check_function(self, function, is_async=is_async)
+        find, find_tags = _key_function(function, key), from_arguments(tags, function)
+        get_or_set: Any = self.get_or_set  # type: ignore[attr-defined] # of both classes
+
+        def get(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            name, every = find(args, kwargs), find_tags(args, kwargs)
+            load = partial(function, *args, **kwargs)
+            return get_or_set(name, loader=load, tags=every, **options)
+
+        async def memoized_async(*args: Any, **kwargs: Any) -> Any:
+            return await get(args, kwargs)
+
+        def memoized_sync(*args: Any, **kwargs: Any) -> Any:
+            return get(args, kwargs)
+
+        memoized: Any = wraps(function)(memoized_async if is_async else memoized_sync)
+        memoized.key_of = lambda *args, **kwargs: find(args, kwargs)
+        return memoized
+
+    async def _purge(self, tags: Iterable[str], *, everything: bool, soft: bool) -> None:
         if isinstance(tags, str):
             raise TypeError(f"purge: tags={tags!r} should be a sequence such as [{tags!r}]")
         if everything:
-            await store.purge_everything(soft=soft)
+            await self._store.purge_everything(soft=soft)
         if every := tuple(tags):
             await self._find().invalidate(Purge(tags=every, soft=soft))
 
@@ -262,7 +263,7 @@ class SyncData(_Data):
             type: The dataclass, Struct or pydantic model that it is to become, or a type made of
                 these such as ``list[Product]``; what is stored and is not of it counts as missing.
         """
-        return self._run(lambda store: store.get(key, default, type), default)
+        return self._run(self._store.get(key, default, type), default)
 
     def get_many(self, keys: Iterable[str], *, type: Any = None) -> dict[str, Any]:  # noqa: A002 - what it is
         """Return the values that there are, by key, in one command.
@@ -271,7 +272,7 @@ class SyncData(_Data):
             keys: The keys.
             type: What each is to become, as for ``get``.
         """
-        return self._run(lambda store: store.get_many(keys, type), {})
+        return self._run(self._store.get_many(keys, type), {})
 
     def set(  # noqa: PLR0913
         self,
@@ -300,8 +301,8 @@ class SyncData(_Data):
             ValueError: ``ttl`` or a tag is wrong.
             UpstashError: If ``strict``.
         """
-        options = StoringOptions(tags=tags, type=type, strict=strict)
-        return self._run(lambda store: self._set(store, {key: value}, ttl, options), False)
+        flow = self._set({key: value}, ttl, tags, type, strict=strict)
+        return self._run(flow, False)
 
     def set_many(
         self,
@@ -321,8 +322,8 @@ class SyncData(_Data):
             type: Of what type each is; see ``set``.
             strict: Whether a failure of Upstash is raised.
         """
-        options = StoringOptions(tags=tags, type=type, strict=strict)
-        return self._run(lambda store: self._set(store, values, ttl, options), False)
+        flow = self._set(values, ttl, tags, type, strict=strict)
+        return self._run(flow, False)
 
     def add(  # noqa: PLR0913
         self,
@@ -344,8 +345,8 @@ class SyncData(_Data):
             type: Of what type it is; see ``set``.
             strict: Whether a failure of Upstash is raised.
         """
-        options = StoringOptions(tags=tags, type=type, strict=strict)
-        return self._run(lambda store: self._add(store, key, value, ttl, options), False)
+        flow = self._set({key: value}, ttl, tags, type, strict=strict, adds=True)
+        return self._run(flow, False)
 
     def delete(self, *keys: str, strict: bool = False) -> bool:
         """Delete values, and return whether any was on Redis.
@@ -354,7 +355,7 @@ class SyncData(_Data):
             *keys: Their keys.
             strict: Whether a failure of Upstash is raised.
         """
-        return self._run(lambda store: store.delete(*keys, strict=strict), False)
+        return self._run(self._store.delete(*keys, strict=strict), False)
 
     def touch(self, key: str, *, ttl: Duration, strict: bool = False) -> bool:
         """Keep a value for ``ttl`` from now, and return whether there is one.
@@ -364,9 +365,9 @@ class SyncData(_Data):
             ttl: Seconds for which it is kept; see ``set``.
             strict: Whether a failure of Upstash is raised.
         """
-        return self._run(
-            lambda store: store.touch(key, _seconds("ttl", ttl, store, ()), strict=strict), False
-        )
+        store = self._store
+        flow = store.touch(key, _seconds("ttl", ttl, store, ()), strict=strict)
+        return self._run(flow, False)
 
     def incr(self, key: str, delta: int = 1, *, ttl: Duration, strict: bool = False) -> int | None:
         """Add to a counter and return the sum; None if Upstash fails.
@@ -383,10 +384,9 @@ class SyncData(_Data):
             ValueError: The value is not an integer or has tags, or the sum is beyond 2**53.
             ConfigurationError: ``cache_keys`` is set: Redis cannot count with what it cannot read.
         """
-        return self._run(
-            lambda store: store.incr(key, delta, _seconds("ttl", ttl, store, ()), strict=strict),
-            None,
-        )
+        store = self._store
+        flow = store.incr(key, delta, _seconds("ttl", ttl, store, ()), strict=strict)
+        return self._run(flow, None)
 
     def get_or_set(  # noqa: PLR0913
         self,
@@ -425,14 +425,11 @@ class SyncData(_Data):
             NotStorable: The value would not come back equal and of the same type.
             ValueError: An argument is wrong.
         """
-        runtime, store = self._runtime_and_store()
-        options = LoadingOptions(
-            tags=tags, type=type, stale=stale, early=early, lock=lock, wait=wait
-        )
-        loading = self._loading(key, ttl, loader, options)
+        loading = self._loading(key, ttl, loader, tags, type, stale, early, lock=lock, wait=wait)
+        runtime = self._find()
         if not runtime.enabled:
             return loader()
-        value, refresh = runtime.perform(store.get_or_set(loading))
+        value, refresh = runtime.perform(self._store.get_or_set(loading))
         if refresh is not None:
             again = runtime.perform(refresh)
             value = value if again is MISSING else again
@@ -471,25 +468,10 @@ class SyncData(_Data):
                 not its own without ``key``; or ``key`` or one of the tags is a template.
             NotStorable: At a call: an argument cannot be part of a key.
         """
-
-        options = MemoizingOptions(type=type, stale=stale, early=early, lock=lock, wait=wait)
         tags = _check_templates(key, tags)
-
-        def decorate(function: Callable[P, R]) -> Memoized[P, R]:
-            _check_function(self, function, is_async=False)
-            find, find_tags = _key_function(function, key), from_arguments(tags, function)
-
-            @wraps(function)
-            def memoized(*args: Any, **kwargs: Any) -> Any:
-                def load() -> Any:
-                    return function(*args, **kwargs)
-
-                name, every = find(args, kwargs), find_tags(args, kwargs)
-                return self.get_or_set(name, ttl, load, tags=every, **options)
-
-            return cast("Memoized[P, R]", _add_key_of(memoized, find))
-
-        return decorate
+        options = {"ttl": ttl, "type": type, "stale": stale, "early": early}
+        options |= {"lock": lock, "wait": wait}
+        return lambda function: self._memoized(function, key, tags, options, is_async=False)
 
     def purge(
         self, *, tags: Iterable[str] = (), everything: bool = False, soft: bool = False
@@ -505,7 +487,7 @@ class SyncData(_Data):
         Raises:
             UpstashError: It is not certain that all of it was done.
         """
-        self._run(lambda store: self._purge(store, tags, everything=everything, soft=soft), None)
+        self._run(self._purge(tags, everything=everything, soft=soft), None)
 
     def clear(self) -> None:
         """Invalidate all values: the same as ``purge(everything=True)``."""
@@ -521,10 +503,9 @@ class SyncData(_Data):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self, make: Callable[[DataStore], Flow[T]], otherwise: T) -> T:
+    def _run(self, flow: Flow[T], otherwise: T) -> T:
         """Run a flow and return its result; ``otherwise`` if everything is switched off."""
-        runtime, store = self._runtime_and_store()
-        flow = make(store)
+        runtime = self._find()
         if runtime.enabled:
             return runtime.perform(flow)
         flow.close()
@@ -562,7 +543,7 @@ class Data(_Data):
             type: The dataclass, Struct or pydantic model that it is to become, or a type made of
                 these such as ``list[Product]``; what is stored and is not of it counts as missing.
         """
-        return await self._run(lambda store: store.get(key, default, type), default)
+        return await self._run(self._store.get(key, default, type), default)
 
     async def get_many(self, keys: Iterable[str], *, type: Any = None) -> dict[str, Any]:  # noqa: A002 - what it is
         """Return the values that there are, by key, in one command.
@@ -571,7 +552,7 @@ class Data(_Data):
             keys: The keys.
             type: What each is to become, as for ``get``.
         """
-        return await self._run(lambda store: store.get_many(keys, type), {})
+        return await self._run(self._store.get_many(keys, type), {})
 
     async def set(  # noqa: PLR0913
         self,
@@ -603,8 +584,8 @@ class Data(_Data):
             ValueError: ``ttl`` or a tag is wrong.
             UpstashError: If ``strict``.
         """
-        options = StoringOptions(tags=tags, type=type, strict=strict)
-        return await self._run(lambda store: self._set(store, {key: value}, ttl, options), False)
+        flow = self._set({key: value}, ttl, tags, type, strict=strict)
+        return await self._run(flow, False)
 
     async def set_many(
         self,
@@ -626,8 +607,8 @@ class Data(_Data):
             type: Of what type each is; see ``set``.
             strict: Whether a failure of Upstash is raised.
         """
-        options = StoringOptions(tags=tags, type=type, strict=strict)
-        return await self._run(lambda store: self._set(store, values, ttl, options), False)
+        flow = self._set(values, ttl, tags, type, strict=strict)
+        return await self._run(flow, False)
 
     async def add(  # noqa: PLR0913
         self,
@@ -651,8 +632,8 @@ class Data(_Data):
             type: Of what type it is; see ``set``.
             strict: Whether a failure of Upstash is raised.
         """
-        options = StoringOptions(tags=tags, type=type, strict=strict)
-        return await self._run(lambda store: self._add(store, key, value, ttl, options), False)
+        flow = self._set({key: value}, ttl, tags, type, strict=strict, adds=True)
+        return await self._run(flow, False)
 
     async def delete(self, *keys: str, strict: bool = False) -> bool:
         """Delete values, in one command, and return whether any was on Redis.
@@ -665,7 +646,7 @@ class Data(_Data):
             *keys: Their keys.
             strict: Whether a failure of Upstash is raised.
         """
-        return await self._run(lambda store: store.delete(*keys, strict=strict), False)
+        return await self._run(self._store.delete(*keys, strict=strict), False)
 
     async def touch(self, key: str, *, ttl: Duration, strict: bool = False) -> bool:
         """Keep a value for ``ttl`` from now, and return whether there is one.
@@ -675,9 +656,9 @@ class Data(_Data):
             ttl: Seconds for which it is kept; see ``set``.
             strict: Whether a failure of Upstash is raised.
         """
-        return await self._run(
-            lambda store: store.touch(key, _seconds("ttl", ttl, store, ()), strict=strict), False
-        )
+        store = self._store
+        flow = store.touch(key, _seconds("ttl", ttl, store, ()), strict=strict)
+        return await self._run(flow, False)
 
     async def incr(
         self, key: str, delta: int = 1, *, ttl: Duration, strict: bool = False
@@ -696,10 +677,9 @@ class Data(_Data):
             ValueError: The value is not an integer or has tags, or the sum is beyond 2**53.
             ConfigurationError: ``cache_keys`` is set: Redis cannot count with what it cannot read.
         """
-        return await self._run(
-            lambda store: store.incr(key, delta, _seconds("ttl", ttl, store, ()), strict=strict),
-            None,
-        )
+        store = self._store
+        flow = store.incr(key, delta, _seconds("ttl", ttl, store, ()), strict=strict)
+        return await self._run(flow, None)
 
     @overload
     async def get_or_set(
@@ -767,15 +747,12 @@ class Data(_Data):
             NotStorable: The value would not come back equal and of the same type.
             ValueError: An argument is wrong.
         """
-        runtime, store = self._runtime_and_store()
-        options = LoadingOptions(
-            tags=tags, type=type, stale=stale, early=early, lock=lock, wait=wait
-        )
-        loading = self._loading(key, ttl, loader, options)
+        loading = self._loading(key, ttl, loader, tags, type, stale, early, lock=lock, wait=wait)
+        runtime = self._find()
         if not runtime.enabled:
             loaded: Any = loader()
             return await loaded if inspect.isawaitable(loaded) else loaded
-        value, refresh = await runtime.aperform(store.get_or_set(loading))
+        value, refresh = await runtime.aperform(self._store.get_or_set(loading))
         if refresh is not None and not _run_in_background(runtime, refresh):
             again = await runtime.aperform(refresh)
             value = value if again is MISSING else again
@@ -817,27 +794,10 @@ class Data(_Data):
                 is not its own without ``key``; or ``key`` or one of the tags is a template.
             NotStorable: At a call: an argument cannot be part of a key.
         """
-
-        options = MemoizingOptions(type=type, stale=stale, early=early, lock=lock, wait=wait)
         tags = _check_templates(key, tags)
-
-        def decorate(
-            function: Callable[P, Coroutine[Any, Any, R]],
-        ) -> Memoized[P, Coroutine[Any, Any, R]]:
-            _check_function(self, function, is_async=True)
-            find, find_tags = _key_function(function, key), from_arguments(tags, function)
-
-            @wraps(function)
-            async def memoized(*args: Any, **kwargs: Any) -> Any:
-                def load() -> Any:
-                    return function(*args, **kwargs)
-
-                name, every = find(args, kwargs), find_tags(args, kwargs)
-                return await self.get_or_set(name, ttl, load, tags=every, **options)
-
-            return cast("Memoized[P, Coroutine[Any, Any, R]]", _add_key_of(memoized, find))
-
-        return decorate
+        options = {"ttl": ttl, "type": type, "stale": stale, "early": early}
+        options |= {"lock": lock, "wait": wait}
+        return lambda function: self._memoized(function, key, tags, options, is_async=True)
 
     async def purge(
         self, *, tags: Iterable[str] = (), everything: bool = False, soft: bool = False
@@ -853,9 +813,7 @@ class Data(_Data):
         Raises:
             UpstashError: It is not certain that all of it was done.
         """
-        await self._run(
-            lambda store: self._purge(store, tags, everything=everything, soft=soft), None
-        )
+        await self._run(self._purge(tags, everything=everything, soft=soft), None)
 
     async def clear(self) -> None:
         """Invalidate all values: the same as ``purge(everything=True)``."""
@@ -871,10 +829,9 @@ class Data(_Data):
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _run(self, make: Callable[[DataStore], Flow[T]], otherwise: T) -> T:
+    async def _run(self, flow: Flow[T], otherwise: T) -> T:
         """Run a flow and return its result; ``otherwise`` if everything is switched off."""
-        runtime, store = self._runtime_and_store()
-        flow = make(store)
+        runtime = self._find()
         if runtime.enabled:
             return await runtime.aperform(flow)
         flow.close()
@@ -895,15 +852,6 @@ def _run_in_background(runtime: Runtime, flow: Flow[Any]) -> bool:
     _refreshing.add(task)
     task.add_done_callback(_refreshing.discard)
     return True
-
-
-def _storing(
-    store: DataStore, ttl: Duration, options: StoringOptions
-) -> tuple[Any, float, tuple[str, ...], bool]:
-    """Return the type of values, for how long they are kept, their tags, and whether to raise."""
-    tags = with_all_ancestors(options["tags"])
-    seconds = _seconds("ttl", ttl, store, tags)
-    return options["type"], seconds, tags, options["strict"]
 
 
 def _seconds(
@@ -1012,8 +960,3 @@ def _key_function(
         return f"{name}({','.join(texts)})"
 
     return find
-
-
-def _add_key_of(memoized: Any, find: Callable[[tuple[Any, ...], Mapping[str, Any]], str]) -> Any:
-    memoized.key_of = lambda *args, **kwargs: find(args, kwargs)
-    return memoized

@@ -42,7 +42,7 @@ from upstash_middleware.core.cache.redis_store import (
     values_of,
 )
 from upstash_middleware.core.cache.store import UNSHARED_SECONDS
-from upstash_middleware.core.flow import Command, Pipeline, Sleep, Wait, call
+from upstash_middleware.core.flow import Command, Pipeline, Sleep, Wait, call, is_text
 from upstash_middleware.core.lru import LRU
 from upstash_middleware.core.values import Codec, Unreadable
 from upstash_middleware.errors import (
@@ -231,18 +231,34 @@ class NotCountable(ValueError, TypeError):
     """The stored value is no integer, or one that Redis cannot add to."""
 
 
+class _Writing:
+    """A write of keys: if it fails, what follows the block is carried out, unless it is strict."""
+
+    __slots__ = ("_keys", "_store", "_strict")
+
+    def __init__(self, store: DataStore, keys: Iterable[str], *, strict: bool) -> None:
+        self._store = store
+        self._keys = [*keys]
+        self._strict = strict
+
+    def __enter__(self) -> None:
+        self._store.note_change(*self._keys)
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        self._store.note_change(*self._keys)  # also if it is not certain that it was carried out
+        if isinstance(error, UpstashError):
+            self._store.emit_failure("data write", error)
+            return not self._strict
+        if error is None:
+            self._store.emit_answered()
+        return False
+
+
 class DataStore(RedisStore):
     """The values of one kind under one prefix. Its methods are flows, unless they say otherwise.
 
     Each kind has its own keys and its own epoch of everything; tags are those of stored responses.
     """
-
-    __slots__ = (
-        *("_any_tag", "_codec", "_deadlines", "_emit", "_ended", "_epoch", "_flights", "_guesses"),
-        *("_ignored", "_l1", "_l1_changes", "_l1_seconds", "_lock_root", "_names", "_purges"),
-        *("_refreshes", "_root", "_sealing", "_seen", "_seen_general", "_tagged_keep"),
-        *("_written", "clock", "deadline", "max_keep", "randomness"),
-    )
 
     def __init__(  # noqa: PLR0913 - each is a separate setting
         self,
@@ -274,12 +290,11 @@ class DataStore(RedisStore):
         self._root = f"{prefix}:data:" if kind == "data" else f"{prefix}:data#{kind}:"
         self._lock_root = f"{prefix}:data#{kind}#lock:"
         self._epoch = f"{prefix}:data#{kind}#epoch"
-        self._any_tag = self._names.any_tag
         self.clock: Clock = clock
         self.randomness: Callable[[int], bytes] = randomness
         self.deadline: float = write_deadline
         self.max_keep: float = MAX_TTL
-        self._deadlines = read_deadline, write_deadline
+        self._read_deadline = read_deadline
         self._tagged_keep = tagged_keep
         self._emit = emit
         self._ignored = ignored_by(emit)
@@ -329,42 +344,33 @@ class DataStore(RedisStore):
             reading = self._reading([key])
             try:
                 values = await self._read_values(reading.all_keys)
-                if self._is_missing_or_bare_json(values):  # nearly all
+                data, everything, *_ = values
+                is_plain = everything is None and self._sealing is None and not self._l1.room
+                if data is None or (is_plain and data[:1] not in _FRAME_MARKS):  # nearly all
                     self._note_epochs(reading, values)
-                    return self._decode(key, values[0], type, default)
+                    return self._decode(key, data, type, default)
                 (found,) = await self._interpret(reading, values)
             except UpstashError as error:
-                self._emit_failure("data read", error)
+                self.emit_failure("data read", error)
                 return default
         return self._value(found, type, default) if self._is_fresh(found) else default
-
-    def _is_missing_or_bare_json(self, values: Sequence[bytes | None]) -> bool:
-        """Whether a value is missing, or its JSON alone, with no epoch of everything."""
-        data = values[0]
-        if data is None:
-            return True
-        alone = values[1] is None and self._sealing is None and not self._l1.room
-        return alone and data[:1] not in _FRAME_MARKS
 
     async def get_many(self, names: Iterable[str], type: Any = None) -> dict[str, Any]:  # noqa: A002
         """Return the values that there are, by name; read in one command."""
         by_key = {self.key(name): name for name in names}
-        values: dict[str, Any] = {}
         known = {key: found for key in by_key if (found := self._from_l1(key)) is not None}
         try:
-            unread = [key for key in by_key if key not in known]
-            read = await self._read(unread) if unread else []
+            if unread := [key for key in by_key if key not in known]:
+                known |= {found.key: found for found in await self._read(unread)}
         except UpstashError as error:
-            self._emit_failure("data read", error)
-            read = []
-        known.update((found.key, found) for found in read)
-        for key, name in by_key.items():
-            found = known.get(key)
-            if found is not None and self._is_fresh(found):
-                value = self._value(found, type, MISSING)
-                if value is not MISSING:
-                    values[name] = value
-        return values
+            self.emit_failure("data read", error)
+        fresh = {name: known[key] for key, name in by_key.items() if key in known}
+        values = {
+            name: self._value(found, type, MISSING)
+            for name, found in fresh.items()
+            if self._is_fresh(found)
+        }
+        return {name: value for name, value in values.items() if value is not MISSING}
 
     async def _read(
         self, keys: Sequence[str], tags: tuple[str, ...] = (), *, lock: str | None = None
@@ -386,7 +392,10 @@ class DataStore(RedisStore):
         return _Reading(
             keys,
             tags,
-            [*keys, *self._epoch_keys(tags), *([] if lock is None else [lock])],
+            [
+                *(*keys, self._epoch, self._names.any_tag, *map(self._names.tag, tags)),
+                *([] if lock is None else [lock]),
+            ],
             lock,
             clock.wall(),
             clock.monotonic(),
@@ -427,7 +436,7 @@ class DataStore(RedisStore):
 
     async def _read_values(self, keys: Sequence[str]) -> list[bytes | None]:
         command = Command(("MGET", *keys), reads_only=True)
-        replies = await Pipeline((command,), deadline=self._deadlines[0], yields=True)
+        replies = await Pipeline((command,), deadline=self._read_deadline, yields=True)
         values = values_of(replies[0], len(keys))
         if UpstashAnswered not in self._ignored:
             self._emit(_UPSTASH_ANSWERED)
@@ -490,8 +499,8 @@ class DataStore(RedisStore):
             )
             self._l1.put(found.key, (replace(found, data=None, lock=None), record), size)
 
-    def _note_change(self, *keys: str) -> None:
-        """Note that this process changes values, or all: values read before are outdated."""
+    def note_change(self, *keys: str) -> None:
+        """Note that this process changes values: what was read before is older. Not a flow."""
         self._l1_changes += 1
         now = self.clock.monotonic()
         for key in keys:
@@ -523,9 +532,6 @@ class DataStore(RedisStore):
         self._refreshes.clear()
 
     # --- Epochs ---------------------------------------------------------------------------------
-
-    def _epoch_keys(self, tags: Iterable[str]) -> list[str]:
-        return [self._epoch, self._any_tag, *map(self._names.tag, tags)]
 
     def _remember(self, reading: _Reading, values: Sequence[bytes | None]) -> Epochs:
         """Return the epochs that were read, and remember them."""
@@ -570,20 +576,17 @@ class DataStore(RedisStore):
         One command while the epochs are known, two in one call otherwise.
         """
         key = self.key(name)
-        return bool(
-            await self._write(self._set(key, payload, ttl, tags), [key], False, strict=strict)
-        )
-
-    async def _set(self, key: str, payload: bytes, ttl: float, tags: tuple[str, ...]) -> bool:
-        epochs, known = self._remembered_epochs(tags)
-        command = self._command(key, Record(payload, epochs, tags), ttl)
-        if known:
-            await self.call(command)
+        with _Writing(self, [key], strict=strict):
+            epochs, known = self._remembered_epochs(tags)
+            command = self._command(key, Record(payload, epochs, tags), ttl)
+            if known:
+                await self.call(command)
+                return True
+            _, _, current = await self._with_epochs(command, tags)
+            if current != epochs:
+                await self.call(self._command(key, Record(payload, current, tags), ttl))
             return True
-        current = (await self._with_epochs(command, tags))[1]
-        if current != epochs:
-            await self.call(self._command(key, Record(payload, current, tags), ttl))
-        return True
+        return False
 
     async def set_many(
         self,
@@ -597,29 +600,23 @@ class DataStore(RedisStore):
         by_key = {self.key(name): payload for name, payload in payloads.items()}
         if not by_key:
             return True
-        return bool(
-            await self._write(self._set_many(by_key, ttl, tags), by_key, False, strict=strict)
-        )
-
-    async def _set_many(
-        self, payloads: Mapping[str, bytes], ttl: float, tags: tuple[str, ...]
-    ) -> bool:
-        epochs, known = self._remembered_epochs(tags)
-        if not known:
-            reading = self._reading((), tags)
-            epochs = _epochs_to_record(
-                self._remember(reading, await self._read_values(reading.all_keys)), tags
-            )
-        commands: list[Command] = []
-        size = 0
-        for key, payload in payloads.items():
-            if commands and (len(commands) >= _COMMANDS or size + len(payload) > _BYTES):
-                await self.call(*commands)
-                commands, size = [], 0
-            commands.append(self._command(key, Record(payload, epochs, tags), ttl))
-            size += len(payload)
-        await self.call(*commands)
-        return True
+        with _Writing(self, by_key, strict=strict):
+            epochs, known = self._remembered_epochs(tags)
+            if not known:
+                reading = self._reading((), tags)
+                values = await self._read_values(reading.all_keys)
+                epochs = _epochs_to_record(self._remember(reading, values), tags)
+            commands: list[Command] = []
+            size = 0
+            for key, each in by_key.items():
+                if commands and (len(commands) >= _COMMANDS or size + len(each) > _BYTES):
+                    await self.call(*commands)
+                    commands, size = [], 0
+                commands.append(self._command(key, Record(each, epochs, tags), ttl))
+                size += len(each)
+            await self.call(*commands)
+            return True
+        return False
 
     async def add(
         self,
@@ -635,55 +632,45 @@ class DataStore(RedisStore):
         Two commands in one call. People use it for locks, so it is never True for two callers.
         """
         key = self.key(name)
-        return bool(
-            await self._write(self._add(key, payload, ttl, tags), [key], False, strict=strict)
-        )
-
-    async def _add(self, key: str, payload: bytes, ttl: float, tags: tuple[str, ...]) -> bool:
-        epochs, _ = self._remembered_epochs(tags)
-        command = self._command(key, Record(payload, epochs, tags), ttl, "NX")
-        (added, *values), current = await self._with_epochs(command, tags, key)
-        if added and current == epochs:
-            return True
-        if added:
-            before: Any = command.args[2]  # it is invalid, since the epochs have changed
-        else:
-            found = await self._reread_if_tagged(key, values[0], current)
-            if self._is_fresh(found):
-                return False
-            before = found.data or ""
-        return await self._replace(key, before, Record(payload, current, tags), ttl)
-
-    async def _reread_if_tagged(self, key: str, value: Reply, current: Epochs) -> ReadValue:
-        """Return a value that was read with epochs; read it again if it has tags."""
-        data = value if isinstance(value, bytes) else None
-        record = self._record(key, data)
-        if record is not None and record.tags:
-            return (await self._read([key]))[0]
-        state = Validity.INVALID if record is None else validity(record.epochs, current)
-        return ReadValue(key, data, record, state)
+        with _Writing(self, [key], strict=strict):
+            epochs, _ = self._remembered_epochs(tags)
+            command = self._command(key, Record(payload, epochs, tags), ttl, "NX")
+            added, values, current = await self._with_epochs(command, tags, key)
+            before: Any = command.args[2]  # it is invalid if the epochs have changed
+            if added and current == epochs:
+                return True
+            if not added:
+                before, record = values[0] or "", self._record(key, values[0])
+                if record is not None and record.tags:  # whose epochs have not been read
+                    (found,) = await self._read([key])
+                    before = found.data or ""
+                else:
+                    state = Validity.INVALID if record is None else validity(record.epochs, current)
+                    found = ReadValue(key, values[0], record, state)
+                if self._is_fresh(found):
+                    return False
+            return await self._replace(key, before, Record(payload, current, tags), ttl)
+        return False
 
     async def _with_epochs(
         self, command: Command, tags: tuple[str, ...], *keys: str
-    ) -> tuple[list[Reply], Epochs]:
+    ) -> tuple[Reply, list[bytes | None], Epochs]:
         """Send a command, and read these keys and the epochs after it in the same call.
 
-        Return the replies and values, and the epochs that a value with these tags records.
+        Return the reply, the values, and the epochs that a value with these tags records.
         """
         reading = self._reading(keys, tags)
         then = Command(("MGET", *reading.all_keys), reads_only=True)
         reply, read = await self.call(command, then)
         values = values_of(read, len(reading.all_keys))
-        return [reply, *values[: len(keys)]], _epochs_to_record(
-            self._remember(reading, values), tags
-        )
+        return reply, values, _epochs_to_record(self._remember(reading, values), tags)
 
     async def _replace(self, key: str, before: bytes | str, record: Record, ttl: float) -> bool:
         """Store a record, unless another one than the record read is there by now.
 
         Raises CommandError for what no call can contain, which this package has not written.
         """
-        if isinstance(before, bytes) and not _is_utf8(before):
+        if isinstance(before, bytes) and not is_text(before):
             raise CommandError(f"ERR the value of {key!r} is none of this package's; delete it")
         data = self._pack_checked(key, record)
         (done,) = await self.call(script_call("lock", [key], before, data, _milliseconds(ttl)))
@@ -700,26 +687,13 @@ class DataStore(RedisStore):
             raise Refused(f"ERR max request size exceeded: the value has {len(data)} bytes")
         return data
 
-    async def _write(
-        self, flow: Flow[Any], keys: Iterable[str], otherwise: Any, *, strict: bool
-    ) -> Any:
-        """Carry out a write of these keys; ``otherwise`` is the result if it fails."""
-        keys = list(keys)
-        self._note_change(*keys)
-        try:
-            result = await flow
-        except UpstashError as error:
-            self._emit_failure("data write", error)
-            if strict:
-                raise
-            return otherwise
-        finally:
-            self._note_change(*keys)  # also if it is not certain that it was carried out
+    def emit_answered(self) -> None:
+        """Report that a call succeeded. Not a flow."""
         if UpstashAnswered not in self._ignored:
             self._emit(_UPSTASH_ANSWERED)
-        return result
 
-    def _emit_failure(self, during: str, error: UpstashError) -> None:
+    def emit_failure(self, during: str, error: UpstashError) -> None:
+        """Report that a call failed. Not a flow."""
         self._emit(UpstashFailed(during, error))
 
     # --- Changing -------------------------------------------------------------------------------
@@ -729,38 +703,36 @@ class DataStore(RedisStore):
 
         A value that has been purged counts until it expires.
         """
-        if not names:
-            return False
-        replies = await self._delete(names, [0], strict=strict)
-        return bool(replies[0])
+        return any(await self._delete(names, strict=strict)) if names else False
 
     async def discard(self, *names: str, strict: bool = False) -> bool:
         """Do the same as ``delete``, but return whether that succeeded."""
-        return not names or bool(await self._delete(names, [], strict=strict))
+        return not names or bool(await self._delete(names, strict=strict))
 
-    async def _delete(self, names: Iterable[str], otherwise: list[Reply], *, strict: bool) -> Any:
+    async def _delete(self, names: Iterable[str], *, strict: bool) -> list[Reply]:
         keys = [self.key(name) for name in names]
         # With their locks: only a value says that the lock under which it was loaded is not needed.
         command = Command(("DEL", *keys, *(self._lock_root + _key_part(name) for name in names)))
-        return await self._write(self.call(command), keys, otherwise, strict=strict)
+        with _Writing(self, keys, strict=strict):
+            return await self.call(command)
+        return []
 
     async def touch(self, name: str, ttl: float, *, strict: bool = False) -> bool:
         """Keep a value for ``ttl`` seconds from now; return whether there is one."""
         key = self.key(name)
-        return bool(await self._write(self._touch(key, ttl), [key], False, strict=strict))
-
-    async def _touch(self, key: str, ttl: float) -> bool:
-        # An invalid value must not outlive the epoch that makes it invalid.
-        (found,) = await self._read([key])
-        record = found.record
-        if record is None or not self._is_fresh(found):
-            return False
-        ttl = min(ttl, self.longest(record.tags))
-        if record.fresh_until:
-            fresh = replace(record, fresh_until=self.clock.wall() + ttl)
-            return await self._replace(key, found.data or b"", fresh, ttl)
-        (done,) = await self.call(Command(("PEXPIRE", key, _milliseconds(ttl))))
-        return done == 1
+        with _Writing(self, [key], strict=strict):
+            # An invalid value must not outlive the epoch that makes it invalid.
+            (found,) = await self._read([key])
+            record = found.record
+            if record is None or not self._is_fresh(found):
+                return False
+            ttl = min(ttl, self.longest(record.tags))
+            if record.fresh_until:
+                fresh = replace(record, fresh_until=self.clock.wall() + ttl)
+                return await self._replace(key, found.data or b"", fresh, ttl)
+            (done,) = await self.call(Command(("PEXPIRE", key, _milliseconds(ttl))))
+            return done == 1
+        return False
 
     async def incr(
         self, name: str, delta: int = 1, ttl: float | None = None, *, strict: bool = False
@@ -782,39 +754,33 @@ class DataStore(RedisStore):
         delta = index(delta)
         if not -MAX_INTEGER <= delta <= MAX_INTEGER:
             raise ValueError(f"incr: {delta} should be less than 2**53 either way")
-        key = self.key(name)
-        total: int | None = await self._write(
-            self._incr(key, name, delta, ttl), [key], None, strict=strict
-        )
-        return total
-
-    async def _incr(self, key: str, name: str, delta: int, ttl: float | None) -> int | None:
-        lifetime = "" if ttl is None else _milliseconds(ttl)
+        key, lifetime = self.key(name), "" if ttl is None else _milliseconds(ttl)
         command = script_call("incr", [key, self._epoch], delta, lifetime)
-        for _ in range(3):
-            (reply,) = await self.call(command)
-            if reply is None:
-                return None
-            if isinstance(reply, bytes):
-                return int(reply)
-            if reply == 1:
-                raise ValueError(
-                    f"incr: {name!r} would be beyond 2**53, up to which counters count"
-                )
-            (found,) = await self._read([key])
-            if found.record is not None and self._is_fresh(found):
-                what = "has tags" if found.record.tags else "is not an integer below 2**53"
-                if found.record.fresh_until and not found.record.tags:
-                    what = "is loaded with stale= or early="
-                raise NotCountable(
-                    f"incr: the value of {name!r} {what}; count under a key of its own, which "
-                    "incr makes"
-                )
-            if ttl is None:
-                return None
-            counter = Record(b"%d" % delta, _epochs_to_record(found.epochs, ()))
-            if await self._replace(key, found.data or b"", counter, ttl):
-                return delta
+        with _Writing(self, [key], strict=strict):
+            for _ in range(3):
+                (reply,) = await self.call(command)
+                if isinstance(reply, bytes):
+                    return int(reply)
+                if reply == 1:
+                    raise ValueError(
+                        f"incr: {name!r} would be beyond 2**53, up to which counters count"
+                    )
+                if reply is None:
+                    return None
+                (found,) = await self._read([key])
+                if found.record is not None and self._is_fresh(found):
+                    what = "has tags" if found.record.tags else "is not an integer below 2**53"
+                    if found.record.fresh_until and not found.record.tags:
+                        what = "is loaded with stale= or early="
+                    raise NotCountable(
+                        f"incr: the value of {name!r} {what}; count under a key of its own, which "
+                        "incr makes"
+                    )
+                if ttl is None:
+                    return None
+                counter = Record(b"%d" % delta, _epochs_to_record(found.epochs, ()))
+                if await self._replace(key, found.data or b"", counter, ttl):
+                    return delta
         return None
 
     # --- Purging --------------------------------------------------------------------------------
@@ -845,13 +811,16 @@ class DataStore(RedisStore):
         try:
             found = await self._look_up(loading)
         except UpstashError as error:
-            self._emit_failure("data read", error)
+            self.emit_failure("data read", error)
             now = self.clock.monotonic()
             found = ReadValue(self.key(loading.name), monotonic=now, unreachable=True)
         value = self._usable(loading, found)
         if value is MISSING:
             return await self._load_once(loading, found), None
-        return value, self._refresh_if_due(loading, found)
+        record = found.record
+        if record is None or (self._is_fresh(found) and not self._is_early(loading, record)):
+            return value, None
+        return value, self._refresh(loading, found) if self._refreshes.begin(found.key) else None
 
     async def _look_up(self, loading: Loading) -> ReadValue:
         lock = self._lock_root + _key_part(loading.name) if loading.lock else None
@@ -915,9 +884,7 @@ class DataStore(RedisStore):
         if loaded.begun < found.monotonic:
             if loaded.epochs is None:
                 return MISSING
-            recorded = replace(
-                loaded.epochs, tags={tag: loaded.epochs.tags[tag] for tag in loaded.tags}
-            )
+            recorded = _epochs_to_record(loaded.epochs, loaded.tags)
             if not found.unreachable and validity(recorded, found.epochs) is not Validity.VALID:
                 return MISSING
         try:
@@ -949,7 +916,7 @@ class DataStore(RedisStore):
                     loaded = _SharedValue(record.payload, record.epochs, record.tags, at)
                     return value, loaded, _do_nothing()
         except UpstashError as error:
-            self._emit_failure("data read", error)
+            self.emit_failure("data read", error)
         return await self._load(loading, found, token)
 
     async def _load(
@@ -994,7 +961,7 @@ class DataStore(RedisStore):
         try:
             await self.call(self._command(key, record, milliseconds / 1000))
         except UpstashError as error:
-            self._emit_failure("data write", error)
+            self.emit_failure("data write", error)
             if not isinstance(error, DeadlineExceeded):  # then a release would take as long
                 # What is refused, such as a value that is too large, will be refused again.
                 mark = UNSHARED if isinstance(error, Refused) else ""
@@ -1019,17 +986,9 @@ class DataStore(RedisStore):
             await self.release(key, token, mark, seconds if mark else 0.0)
         except UpstashError as error:  # then it expires
             if reports:
-                self._emit_failure("data write", error)
+                self.emit_failure("data write", error)
 
     # --- Loading again what is stale, or soon will be -------------------------------------------
-
-    def _refresh_if_due(self, loading: Loading, found: ReadValue) -> Flow[Any] | None:
-        record = found.record
-        if record is None or (self._is_fresh(found) and not self._is_early(loading, record)):
-            return None
-        if not self._refreshes.begin(found.key):
-            return None
-        return self._refresh(loading, found)
 
     def _is_early(self, loading: Loading, record: Record) -> bool:
         """Whether this call is to load a value before it is stale.
@@ -1058,7 +1017,7 @@ class DataStore(RedisStore):
             failed = False
             await storing
         except UpstashError as error:
-            self._emit_failure("data write", error)
+            self.emit_failure("data write", error)
         except Exception as error:  # noqa: BLE001 - the stale value is used
             self._emit(UserCodeFailed(f"the loader of {loading.name!r}", error))
         else:
@@ -1084,14 +1043,6 @@ def kind_of(cache: str, key_prefix: str) -> str:
 
 async def _do_nothing() -> None:
     pass
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _milliseconds(seconds: float) -> int:

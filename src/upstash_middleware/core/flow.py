@@ -249,12 +249,13 @@ def _is_joinable(pipeline: Pipeline | None) -> bool:
         if _BYTES.isdisjoint(map(type, command.args)):
             continue
         for word in command.args:
-            if isinstance(word, bytes) and not _is_text(word):
+            if isinstance(word, bytes) and not is_text(word):
                 return False
     return True
 
 
-def _is_text(word: bytes) -> bool:
+def is_text(word: bytes) -> bool:
+    """Whether a word is text in UTF-8."""
     try:
         word.decode()
     except UnicodeDecodeError:

@@ -265,6 +265,20 @@ class BodyField(Finder, frozen=True):
     max_body: int
     normalise: Callable[[str], str] | None
 
+    def __post_init__(self) -> None:
+        size: object = self.max_body
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= _MAX_OF_MAX_BODY:
+            raise ConfigurationError(
+                f"{self.function}({self.name!r}): max_body={size!r} should be a number of bytes "
+                f"from 1 to {_MAX_OF_MAX_BODY}"
+            )
+        given: object = self.normalise
+        if given is not None and not callable(given):
+            raise ConfigurationError(
+                f"{self.function}({self.name!r}): normalise={given!r} should be a function of "
+                "text, or None"
+            )
+
     def __repr__(self) -> str:
         more = "" if self.max_body == _MAX_BODY else f", max_body={self.max_body!r}"
         if self.normalise is not normalised:
@@ -331,7 +345,7 @@ def form(
     Raises:
         ConfigurationError: A value is wrong.
     """
-    return _body_field("form", _checked_name("form", name), max_body, normalise)
+    return BodyField("form", _checked_name("form", name), max_body, normalise)
 
 
 def json_field(
@@ -356,24 +370,7 @@ def json_field(
             f"json_field({path!r}): give the names of members with dots between them, such as "
             "'user.name', 64 characters at most"
         )
-    return _body_field("json_field", path, max_body, normalise)
-
-
-def _body_field(
-    function: str, name: str, max_body: int, normalise: Callable[[str], str] | None
-) -> BodyField:
-    size: object = max_body
-    if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= _MAX_OF_MAX_BODY:
-        raise ConfigurationError(
-            f"{function}({name!r}): max_body={max_body!r} should be a number of bytes from 1 to "
-            f"{_MAX_OF_MAX_BODY}"
-        )
-    given: object = normalise
-    if given is not None and not callable(given):
-        raise ConfigurationError(
-            f"{function}({name!r}): normalise={normalise!r} should be a function of text, or None"
-        )
-    return BodyField(function, name, max_body, normalise)
+    return BodyField("json_field", path, max_body, normalise)
 
 
 def needs_user(extractor: AnyExtractor) -> bool:
@@ -423,13 +420,13 @@ class Platform(NamedTuple):
     title: str
     header: str
     """The field that its proxy writes; empty if the address is in the event of AWS Lambda."""
-    hops: int
-    """Which entry counts, from the right; 1 is the last."""
     says: str
     """What its documentation says of the field, in short."""
     documentation: str
     variables: tuple[str, ...] = ()
     """Environment variables that it sets, all of them; empty if it documents none."""
+    hops: int = 1
+    """Which entry counts, from the right; 1 is the last."""
     automatic: bool = False
     """Whether it is used without being configured: the platform documents that its own address
     replaces whatever was sent, and its variables are not set on developers' machines."""
@@ -441,7 +438,6 @@ PLATFORMS = {
     "vercel": Platform(
         "Vercel",
         "x-real-ip",
-        1,
         "it replaces what was sent, also behind another proxy",
         "https://vercel.com/docs/headers/request-headers",
         ("VERCEL", "VERCEL_REGION"),
@@ -452,7 +448,6 @@ PLATFORMS = {
     "fly": Platform(
         "Fly",
         "fly-client-ip",
-        1,
         "it is the address that connects to Fly's proxy, also behind another proxy",
         "https://fly.io/docs/networking/request-headers/",
         ("FLY_APP_NAME", "FLY_MACHINE_ID"),
@@ -461,23 +456,21 @@ PLATFORMS = {
     "aws-lambda": Platform(
         "AWS Lambda",
         "",
-        0,
         "API Gateway and function URLs put the address into the event",
         "https://docs.aws.amazon.com/lambda/latest/dg/urls-invocation.html",
         ("AWS_LAMBDA_FUNCTION_NAME",),
+        hops=0,
         automatic=True,
     ),
     "aws": Platform(
         "AWS, a load balancer",
         "x-forwarded-for",
-        1,
         "the load balancer appends the address that connects to it",
         "https://docs.aws.amazon.com/elasticloadbalancing/latest/application/x-forwarded-headers.html",
     ),
     "azure-app-service": Platform(
         "Azure App Service",
         "x-forwarded-for",
-        1,
         "the client's address is added to it",
         "https://learn.microsoft.com/azure/app-service/app-service-ip-restrictions",
         ("WEBSITE_SITE_NAME", "WEBSITE_INSTANCE_ID"),
@@ -485,21 +478,18 @@ PLATFORMS = {
     "cloudflare": Platform(
         "Cloudflare",
         "cf-connecting-ip",
-        1,
         "it is the address that connects to Cloudflare",
         "https://developers.cloudflare.com/fundamentals/reference/http-headers/",
     ),
     "digitalocean": Platform(
         "DigitalOcean App Platform",
         "do-connecting-ip",
-        1,
         "it is the client's address",
         "https://docs.digitalocean.com/support/where-can-i-find-the-client-ip-address-of-a-request-connecting-to-my-app/",
     ),
     "google-cloud-run": Platform(
         "Google Cloud Run",
         "x-forwarded-for",
-        1,
         "the front end adds the client's address at the end",
         "https://cloud.google.com/run/docs/container-contract",
         ("K_SERVICE", "K_REVISION"),
@@ -507,14 +497,13 @@ PLATFORMS = {
     "google-cloud-load-balancer": Platform(
         "Google Cloud Run behind an external load balancer",
         "x-forwarded-for",
-        2,
         "the load balancer appends the client's address and its own",
         "https://cloud.google.com/load-balancing/docs/https#x-forwarded-for_header",
+        hops=2,
     ),
     "heroku": Platform(
         "Heroku",
         "x-forwarded-for",
-        1,
         "it has the address that connects to the router, at the end",
         "https://devcenter.heroku.com/articles/http-routing#heroku-headers",
         ("DYNO",),
@@ -522,7 +511,6 @@ PLATFORMS = {
     "koyeb": Platform(
         "Koyeb",
         "x-forwarded-for",
-        1,
         "it contains the client's address",
         "https://www.koyeb.com/docs/reference/edge-network",
         ("KOYEB_APP_NAME",),
@@ -530,7 +518,6 @@ PLATFORMS = {
     "railway": Platform(
         "Railway",
         "x-real-ip",
-        1,
         "it is the client's address",
         "https://docs.railway.com/networking/public-networking/specs-and-limits",
         ("RAILWAY_PROJECT_ID",),  # `railway run` sets it too
@@ -538,7 +525,6 @@ PLATFORMS = {
     "render": Platform(
         "Render",
         "cf-connecting-ip",
-        1,
         "all requests pass through Cloudflare's network",
         "https://render.com/docs/ddos-protection",
         ("RENDER",),
@@ -723,7 +709,14 @@ def client_ip(
         raise ConfigurationError(
             f"client_ip: trusted={trusted!r} should be a sequence such as ('10.0.0.0/8',)"
         )
-    networks = tuple(map(_network, trusted))
+    networks = []
+    for text in trusted:
+        try:
+            networks.append(ipaddress.ip_network(str(text)))  # a number would be an address, too
+        except ValueError as error:
+            raise ConfigurationError(
+                f"client_ip: trusted network {text!r}: {error}; write for instance '10.0.0.0/8'"
+            ) from None
     for name, number in (("trusted_hops", trusted_hops), ("ipv6_prefix", ipv6_prefix)):
         whole: object = number
         if isinstance(whole, bool) or not isinstance(whole, int):
@@ -750,7 +743,7 @@ def client_ip(
         return kind(preset.header, preset.hops, (), ipv6_prefix)
     if trusted_hops or networks:
         name = (header or "x-forwarded-for").lower()
-        return ClientAddress(name, trusted_hops, networks, ipv6_prefix)
+        return ClientAddress(name, trusted_hops, tuple(networks), ipv6_prefix)
     if header is not None:
         raise ConfigurationError(
             f"client_ip: header={header!r} needs a trusted proxy that writes it; set "
@@ -764,15 +757,6 @@ def _did_you_mean(platform: object) -> str:
 
     close = difflib.get_close_matches(str(platform).lower(), PLATFORMS, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _network(text: str) -> Network:
-    try:
-        return ipaddress.ip_network(str(text))  # a number would be an address, too
-    except ValueError as error:
-        raise ConfigurationError(
-            f"client_ip: trusted network {text!r}: {error}; write for instance '10.0.0.0/8'"
-        ) from None
 
 
 def _parse_network(text: str) -> Network | None:
@@ -809,8 +793,6 @@ def address_identifier(address: Address, ipv6_prefix: int) -> Identifier:
 
 
 _WITH_PORT = r"([0-9.]+):[0-9]{1,5}|\[([^\]]*)\](?::[0-9]{1,5})?"
-
-
 _MAX_ADDRESS_LENGTH = 64
 """Characters. Nothing longer is remembered, as a client can send it."""
 
@@ -1169,9 +1151,7 @@ class Combined(Finder, frozen=True):
         """Return the identifiers combined into one; None if any is missing."""
         parts = [await extract(extractor, request) for extractor in self.extractors]
         found = [part for part in parts if part is not None]
-        if len(found) < len(parts):
-            return None
-        return joined(found)
+        return joined(found) if len(found) == len(parts) else None
 
 
 class FirstOf(Finder, frozen=True):
@@ -1293,10 +1273,8 @@ def _kinds_of(extractor: AnyExtractor) -> list[str] | None:
             return ["ip"]
         case Combined(parts):
             kinds = [_kinds_of(part) for part in parts]
-            known = [each for each in kinds if each is not None]
-            return (
-                ["+".join(each) for each in product(*known)] if len(known) == len(kinds) else None
-            )
+            several = product(*(each or () for each in kinds))
+            return None if None in kinds else list(map("+".join, several))
         case FirstOf(parts):
             kinds = [_kinds_of(part) for part in parts]
             return None if None in kinds else [kind for each in kinds for kind in each or ()]
@@ -1349,6 +1327,8 @@ def extractor_named(text: str) -> AnyExtractor:
     name, colon, argument = text.partition(":")
     if text in _WITHOUT_ARGUMENT:
         return _WITHOUT_ARGUMENT[text]()
+    if name == "client_ip" and argument.isdecimal():
+        return client_ip(trusted_hops=int(argument))
     if name in _WITH_ARGUMENT and argument:
         return _WITH_ARGUMENT[name](argument)
     import difflib  # noqa: PLC0415 - for a mistake only
@@ -1366,19 +1346,13 @@ def extractor_named(text: str) -> AnyExtractor:
     )
 
 
-def _client_ip_named(argument: str) -> AnyExtractor:
-    if argument.isdecimal():
-        return client_ip(trusted_hops=int(argument))
-    return client_ip(platform=argument)
-
-
 _WITHOUT_ARGUMENT: dict[str, Callable[[], AnyExtractor]] = {
     "user": lambda: framework_user,
     "ip": client_ip,
     "client_ip": client_ip,
 }
 _WITH_ARGUMENT: dict[str, Callable[[str], AnyExtractor]] = {
-    "client_ip": _client_ip_named,
+    "client_ip": lambda platform: client_ip(platform=platform),
     "header": header,
     "cookie": cookie,
     "query": query,

@@ -99,16 +99,16 @@ class Unmatched:
         if self.left == 0:
             waiting, self.waiting = self.waiting, {}
             for setting, path in waiting.items():
-                self._observe(SettingDoubted(f"{setting}.path", _never_matched(path)))
-
-
-def _never_matched(path: str) -> str:
-    return (
-        f"none of the first {MANY_REQUESTS} requests of this process matched the rule for "
-        f"{path!r}; if that is not expected, compare it with the application's routes, for "
-        "instance with `upstash-middleware rules check`: a rule's path is written like a route, "
-        "without the prefix in root_path or SCRIPT_NAME"
-    )
+                self._observe(
+                    SettingDoubted(
+                        f"{setting}.path",
+                        f"none of the first {MANY_REQUESTS} requests of this process matched the "
+                        f"rule for {path!r}; if that is not expected, compare it with the "
+                        "application's routes, for instance with `upstash-middleware rules check`: "
+                        "a rule's path is written like a route, without the prefix in root_path or "
+                        "SCRIPT_NAME",
+                    )
+                )
 
 
 def other_readings(path: str) -> tuple[str, ...]:

@@ -127,7 +127,9 @@ class SessionSettings(Discreet, Struct, frozen=True, metaclass=RuleMeta):
         keys = (self.secret_key,) if isinstance(self.secret_key, str) else self.secret_key
         given = {name: getattr(self, name) for name in _TIMES}
         idle = self.idle_timeout or self.max_age or _DEFAULT_AGE
-        values = {"secret_key": keys, "idle_timeout": idle, "same_site": _lower(self.same_site)}
+        site: Any = self.same_site
+        site = site.lower() if isinstance(site, str) else site
+        values = {"secret_key": keys, "idle_timeout": idle, "same_site": site}
         for name, value in values.items():
             force_setattr(self, name, value)
         for name, (is_right, should_be) in _CHECKS.items():
@@ -201,10 +203,6 @@ def _check_prefix(settings: SessionSettings) -> None:
         )
 
 
-def _lower(value: Any) -> Any:
-    return value.lower() if isinstance(value, str) else value
-
-
 def _is_time(value: Any) -> bool:
     seconds = seconds_in(value)
     return seconds is not None and 0 < seconds <= _MAX_COOKIE_AGE
@@ -216,10 +214,6 @@ def _is_text(pattern: str) -> Callable[[Any], bool]:
 
 def _are_texts(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(each and isinstance(each, str) for each in value)
-
-
-def _is_size(value: Any) -> bool:
-    return type(value) is int and 0 < value <= _MAX_SESSION_BYTES
 
 
 def _is_flag(value: Any) -> bool:
@@ -242,7 +236,10 @@ _CHECKS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "idle_timeout": (_is_time, _TIME),
     "absolute_timeout": (_is_time, _TIME),
     "paths": (_are_texts, "a list of patterns such as ['/account/{rest:path}']"),
-    "max_size": (_is_size, f"a whole number of bytes, {_MAX_SESSION_BYTES} at most"),
+    "max_size": (
+        lambda value: type(value) is int and 0 < value <= _MAX_SESSION_BYTES,
+        f"a whole number of bytes, {_MAX_SESSION_BYTES} at most",
+    ),
     "on_error": (("open", "closed").__contains__, "'open' or 'closed'"),
     "read_from": (("nearest", "primary").__contains__, "'nearest' or 'primary'"),
 }
@@ -288,40 +285,27 @@ class CookieChange(NamedTuple):
 # Ids
 
 
-class SessionIds(Protocol):
-    """The form of session ids, and of the hash of the user in those of bound sessions."""
-
-    def new(self, random: Callable[[int], bytes], user: str) -> str:
-        """Return a new id, with a user's hash if that is not empty."""
-        ...
-
-    def parse(self, text: str) -> str | None:
-        """Return the user's hash in an id, empty if there is none; None for what is not an id."""
-        ...
-
-    def user_hash(self, digest: bytes) -> str:
-        """Return a user's hash, from a digest of 32 bytes."""
-        ...
-
-
 _ID = re.compile(r"[A-Za-z0-9_-]{43}(?:\.([A-Za-z0-9_-]{11}))?")
 
 
 class CookieIds:
-    """256 random bits; of a bound session, a point and 64 bits of the user's keyed hash follow."""
+    """The form of session ids, and of the hash of the user in those of bound sessions.
+
+    256 random bits; of a bound session, a point and 64 bits of the user's keyed hash follow.
+    """
 
     def new(self, random: Callable[[int], bytes], user: str) -> str:
-        """See SessionIds."""
+        """Return a new id, with a user's hash if that is not empty."""
         text = urlsafe_b64encode(random(32)).rstrip(b"=").decode()
         return f"{text}.{user}" if user else text
 
     def parse(self, text: str) -> str | None:
-        """See SessionIds."""
+        """Return the user's hash in an id, empty if there is none; None for what is not an id."""
         found = _ID.fullmatch(text)
         return None if found is None else found[1] or ""
 
     def user_hash(self, digest: bytes) -> str:
-        """See SessionIds."""
+        """Return a user's hash, from a digest of 32 bytes."""
         return urlsafe_b64encode(digest[:8]).rstrip(b"=").decode()
 
 
@@ -700,7 +684,7 @@ class SessionStore(Struct, frozen=True):
     idle: float = 14 * _DAY
     absolute: float = inf
     sealing: Sealing | None = None
-    ids: SessionIds = CookieIds()
+    ids: CookieIds = CookieIds()
     from_primary: bool = False
 
     # --- Names ----------------------------------------------------------------------------------
@@ -712,7 +696,11 @@ class SessionStore(Struct, frozen=True):
 
     def keys_of(self, id_: str) -> tuple[str, ...]:
         """Return the keys at which a session with this id may be, under each secret."""
-        return tuple([self.key_start + _hash_id(key, id_) for key in self.secrets()])
+        message, keys = b"session\n" + id_.encode(), []
+        for secret in self.secrets():
+            digest = urlsafe_b64encode(hmac.digest(secret, message, "sha256"))
+            keys.append(self.key_start + digest.rstrip(b"=").decode())
+        return tuple(keys)
 
     def epoch_key(self, user_hash: str) -> str:
         """Return the key of a user's epoch."""
@@ -744,8 +732,7 @@ class SessionStore(Struct, frozen=True):
     def _read(self, key: str) -> Command:
         if not self.from_primary:
             return Command(("HGETALL", key), reads_only=True)
-        chosen = session_script("session_read")
-        return Command(("EVALSHA", chosen.sha, 1, key), reads_only=True, script=chosen)
+        return _call("session_read", [key], again=True)
 
     def receive(
         self, lookup: SessionLookup, replies: Sequence[Reply]
@@ -821,19 +808,12 @@ class SessionStore(Struct, frozen=True):
         fields = self._fields(stored, entries)
         if touch:
             stored.touched = self.clock.wall()
-            fields = [_RESERVED, self._reserved_field(stored, stored.epoch), *fields]
+            head = self._seal(_RESERVED, self._head(stored))
+            fields = [_RESERVED, stored.epoch.encode() + b"\n" + head, *fields]
         milliseconds = int(self.seconds_left(stored, idle) * 1000)
-        names = [f"={name}" for name in deleted]
+        words = milliseconds, len(fields) // 2, *fields, *(f"={name}" for name in deleted)
         # Sent twice it writes the same, unless another request has written in between.
-        command = _call(
-            "session_save",
-            [stored.key],
-            milliseconds,
-            len(fields) // 2,
-            *fields,
-            *names,
-            again=True,
-        )
+        command = _call("session_save", [stored.key], *words, again=True)
         return bool(await self._send_for_last_reply(*first, command))
 
     async def start(  # noqa: PLR0913
@@ -881,20 +861,13 @@ class SessionStore(Struct, frozen=True):
                 recorded = old.epoch
         fields = self._fields(new, entries)
         milliseconds = int(self.seconds_left(new, idle) * 1000)
-        command = _call(
-            "session_start",
-            keys,
-            milliseconds,
-            self._seal(_RESERVED, self._head(new)),
-            epoch,
-            int((min(self.absolute, _MAX_COOKIE_AGE) + _EPOCH_SLACK_SECONDS) * 1000),
-            recorded,
-            len(fields) // 2,
-            *fields,
-            *(f"={name}" for name in deleted),
-            # Sent again, what ends the user's sessions would end the one that is bound already.
-            again=old is None or not any(epoch_key in each.args for each in first),
-        )
+        epoch_lifetime = int((min(self.absolute, _MAX_COOKIE_AGE) + _EPOCH_SLACK_SECONDS) * 1000)
+        head = self._seal(_RESERVED, self._head(new))
+        words = milliseconds, head, epoch, epoch_lifetime, recorded, len(fields) // 2, *fields
+        # Sent again, what ends the user's sessions would end the one that is bound already.
+        again = old is None or not any(epoch_key in each.args for each in first)
+        names = (f"={name}" for name in deleted)
+        command = _call("session_start", keys, *words, *names, again=again)
         reply = await self._send_for_last_reply(*first, command)
         if not isinstance(reply, bytes):
             return None
@@ -928,9 +901,6 @@ class SessionStore(Struct, frozen=True):
 
     def _head(self, stored: StoredSession) -> bytes:
         return json.encode(_Head(stored.created, stored.touched, stored.salt, stored.user))
-
-    def _reserved_field(self, stored: StoredSession, epoch: str) -> bytes:
-        return epoch.encode() + b"\n" + self._seal(_RESERVED, self._head(stored))
 
 
 def read_session(
@@ -975,11 +945,6 @@ def _call(name: str, keys: Sequence[str], *arguments: Argument, again: bool) -> 
     return Command(
         ("EVALSHA", chosen.sha, len(keys), *keys, *arguments), reads_only=again, script=chosen
     )
-
-
-def _hash_id(key: bytes, id_: str) -> str:
-    digest = hmac.digest(key, b"session\n" + id_.encode(), "sha256")
-    return urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1180,7 +1145,9 @@ class Sessions(Part):
             )
             is_replaced = new is None
             if new is None:  # it has ended meanwhile: go on with what this request has written
-                entries = {**entries, **self._set_entries(session)}
+                values = session._values
+                set_ = {name: self._dump(values[name]) for name in session._set if name in values}
+                entries = {**entries, **set_}
                 if not entries and user is None:  # the client keeps the cookie of what ended it
                     return _SaveResult("regenerated", None, None, entries, is_replaced=True)
                 new = await store.start(entries, user=user)
@@ -1203,12 +1170,7 @@ class Sessions(Part):
         return _SaveResult(change, stored, rolled, entries, is_over=not saved)
 
     def _take_over(
-        self,
-        session: Session,
-        written: _SaveResult,
-        deleted: list[str],
-        *,
-        is_cleared: bool,
+        self, session: Session, written: _SaveResult, deleted: list[str], *, is_cleared: bool
     ) -> None:
         """Apply the result of a save to a session that may have been changed meanwhile."""
         entries = written.entries
@@ -1251,11 +1213,6 @@ class Sessions(Part):
         if data.count(b"[") + data.count(b"{") > MAX_DEPTH:  # perhaps nested too deep
             self._dump(value)
         return value
-
-    def _set_entries(self, session: Session) -> dict[str, bytes]:
-        """Return all entries that this request has set, encoded, even if they are unchanged."""
-        values = session._values
-        return {name: self._dump(values[name]) for name in session._set if name in values}
 
     def _changed_entries(self, session: Session) -> tuple[dict[str, bytes], list[str]]:
         """Return the entries that have changed, encoded, and the names of those deleted."""

@@ -71,7 +71,7 @@ class Codec:
             float: _float,
             list: self._list,
             dict: self._dict,
-            tuple: self._tuple,
+            tuple: lambda value, depth: {"$tuple": self._list(value, depth)},
             set: self._set,
             frozenset: self._set,
             **{form.type: self._form_packer(form) for form in every},
@@ -159,9 +159,6 @@ class Codec:
                 refused.parts.append(part or f"[{place}]")
                 raise
         return items
-
-    def _tuple(self, value: tuple[Any, ...], depth: int) -> Any:
-        return {"$tuple": self._list(value, depth)}
 
     def _set(self, value: set[Any] | frozenset[Any], depth: int) -> Any:
         # In an order of their own, so that equal sets are equal bytes.
@@ -416,11 +413,9 @@ def _pack_zone(value: datetime | time) -> Any:
     if zoneinfo is not None and type(zone) is zoneinfo.ZoneInfo and zone.key is not None:
         return str(zone.key)
     raise _Refused(
-        f"{_describe(value)} with a time zone of the type {_type_name(type(zone))} {_NO_ZONE}"
+        f"{_describe(value)} with a time zone of the type {_type_name(type(zone))} cannot be "
+        "stored; store it in another one: value.astimezone(datetime.timezone.utc)"
     )
-
-
-_NO_ZONE = "cannot be stored; store it in another one: value.astimezone(datetime.timezone.utc)"
 
 
 def _unpack_moment(kind: type[Any]) -> Callable[[Any], Any]:
@@ -546,13 +541,5 @@ def _by_name_arguments() -> Mapping[str, bool]:
 
 
 _default = Codec()
-
-
-def encode(value: object, type: Any = None) -> bytes:  # noqa: A002 - as in ``Codec``
-    """Return a value as bytes; see ``Codec.encode``. Raises NotStorable."""
-    return _default.encode(value, type)
-
-
-def decode(data: bytes | memoryview, type: Any = None) -> Any:  # noqa: A002 - as above
-    """Return the value of these bytes. Raises Unreadable."""
-    return _default.decode(data, type)
+encode = _default.encode
+decode = _default.decode

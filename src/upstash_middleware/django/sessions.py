@@ -37,6 +37,7 @@ from upstash_middleware.core.flow import Command
 from upstash_middleware.core.sessions import (
     COOKIE_NOT_SHARED,
     ENDED_MEANWHILE,
+    CookieIds,
     SessionSettings,
     StoredSession,
     User,
@@ -153,15 +154,15 @@ _BASE_36_DIGITS = "abcdefghijklmnopqrstuvwxyz0123456789"
 _KEY = re.compile(r"[a-z][a-z0-9]{31}|0[a-z0-9]{19}([a-z0-9]{12})")
 
 
-class DjangoIds:
-    """Session keys of Django's 32 letters and digits; implements ``core.sessions.SessionIds``.
+class DjangoIds(CookieIds):
+    """Session keys of Django's 32 letters and digits.
 
     One begins with a letter and has 160 random bits. That of a bound session begins with 0, then
     has 98 random bits and 62 of the user's keyed hash.
     """
 
     def new(self, random: Callable[[int], bytes], user: str) -> str:
-        """See SessionIds."""
+        """See CookieIds."""
         number = int.from_bytes(random(32))
         if user:
             return f"0{_base_36(number, 19)}{user}"
@@ -169,12 +170,12 @@ class DjangoIds:
         return _BASE_36_DIGITS[first] + _base_36(number, 31)
 
     def parse(self, text: str) -> str | None:
-        """See SessionIds."""
+        """See CookieIds."""
         found = _KEY.fullmatch(text)
         return None if found is None else found[1] or ""
 
     def user_hash(self, digest: bytes) -> str:
-        """See SessionIds."""
+        """See CookieIds."""
         return _base_36(int.from_bytes(digest[:16]), 12)
 
 

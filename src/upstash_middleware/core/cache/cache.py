@@ -17,7 +17,7 @@ from urllib.parse import quote
 from uuid import UUID
 
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from upstash_middleware.core.cache import keys
 from upstash_middleware.core.cache.cdn import CDNS
@@ -47,6 +47,7 @@ from upstash_middleware.core.cache.exchanges import (
     Refresh,
     Revalidation,
     Revalidations,
+    RuleContext,
     Shared,
     SingleFlight,
     StoredErrors,
@@ -73,19 +74,12 @@ from upstash_middleware.core.cache.http.fields import (
 )
 from upstash_middleware.core.cache.http.no_vary_search import Variation, variation_of
 from upstash_middleware.core.cache.http.reuse import Use, current_age
-from upstash_middleware.core.cache.http.storing import Candidate, Plan, plan
+from upstash_middleware.core.cache.http.storing import Plan, plan
 from upstash_middleware.core.cache.keys import Names, variant_key
 from upstash_middleware.core.cache.reasons import Reasons, cookie_advice, reason_of
 from upstash_middleware.core.cache.redis_store import read_scripts
 from upstash_middleware.core.cache.rules import profile_named
-from upstash_middleware.core.cache.store import (
-    L1,
-    REMEMBERED_BYTES,
-    Purge,
-    Record,
-    Store,
-    Target,
-)
+from upstash_middleware.core.cache.store import L1, REMEMBERED_BYTES, Purge, Record, Store, Target
 from upstash_middleware.core.engine import Part, Prepared
 from upstash_middleware.core.flow import Sleep, Wait, call
 from upstash_middleware.core.lru import LRU
@@ -100,7 +94,7 @@ from upstash_middleware.events import (
     hears,
     ignored_by,
 )
-from upstash_middleware.messages import LONGEST_VALUE, Headers, ResponseHead, has_body
+from upstash_middleware.messages import LONGEST_VALUE, Headers, Response, ResponseHead, has_body
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -111,9 +105,8 @@ if TYPE_CHECKING:
     from upstash_middleware.core.cache.store import Lookup, Reading
     from upstash_middleware.core.clock import Clock
     from upstash_middleware.core.flow import Flow, Reply
-    from upstash_middleware.core.identify import SentValue
     from upstash_middleware.events import Observer
-    from upstash_middleware.messages import HTTPRequest, Response
+    from upstash_middleware.messages import HTTPRequest
 
 _DAY = 24 * 3600.0
 _MAX_RESOURCES = 512
@@ -134,9 +127,8 @@ _UPSTASH_ANSWERED = UpstashAnswered("cache lookup")
 class _Resource(Struct, frozen=True):
     """What the cache knows about a URL, the same for all clients."""
 
-    rule: CacheRule
-    """The first that covers it."""
-    context: Context
+    context: RuleContext
+    """Of the first rule that covers it."""
     url: str
     """Path and query, as in the name of its epoch."""
     key: str
@@ -148,14 +140,6 @@ class _Resource(Struct, frozen=True):
     """Its directories and its rule, if these can be purged."""
     epochs: tuple[str, ...]
     """The keys of its epochs."""
-    narrows: bool
-    """Whether cookies or fields named by its rule narrow its key."""
-    ignored: re.Pattern[str] | None
-    """What matches the cookies that are ignored."""
-    bypassed_by: tuple[SentValue, ...]
-    """What of a request makes it bypass the cache."""
-    calls_user_code: bool
-    """Whether its rule has functions to call."""
     refused: str
     """Why requests for it bypass the cache; empty if they do not."""
 
@@ -275,13 +259,10 @@ class Cache(Part):
         )
         paths = {f"cache[{index}]": rule.path for index, rule in enumerate(self._rules)}
         self._unmatched = Unmatched(paths, observe)
-        self._covering = [(rule, self._context_for(rule)) for rule in self._rules]
-        self._ignored_cookies = {
-            id(rule): ignored_cookie_pattern(
-                ignored_cookies(rule, ignore_cookies, self._store.profile), rule.vary_cookies or ()
-            )
-            for rule in self._rules
-        }
+        self._contexts = [
+            self._context_for(rule, setting, ignore_cookies)
+            for rule, setting in zip(self._rules, paths, strict=True)
+        ]
         self._resources: dict[tuple[str, ...], _Resource] = {}
         self._reflected = frozenset(self._context.fields.reflected.keys() - {"host"})
 
@@ -289,28 +270,32 @@ class Cache(Part):
         """Look a request up by the cache alone. A flow."""
         return cast("CacheExchange", await self.go_on(self.prepare(request)))
 
-    def prepare(self, request: HTTPRequest) -> Step:
+    def prepare(self, request: HTTPRequest) -> Step:  # noqa: PLR0911 - one for each kind
         """Return what to read for a request, its exchange if that is clear, or a flow to it."""
-        if self._debug and DEBUG_FIELD in request.headers and self._is_debugged(request):
-            return self._begin_debugged(request)
+        if self._debug and DEBUG_FIELD in request.headers:
+            sent = [line.encode("latin-1") for line in request.headers.lines(DEBUG_FIELD)]
+            if len(sent) == 1 and compare_digest(sent[0], self._debug):
+                return self._begin_debugged(request)
         if self._unmatched.left:
             self._unmatched.count()
         if request.method not in SAFE_METHODS:
-            return self._begin_unsafe(request)
+            if request.method == "POST" and self._store.profile.stores_posts:
+                return self._begin_post(request)
+            return Invalidation(context=self._context, request=request) if self._rules else _IGNORED
         resource = self._resource(request, request.method)
         if resource is None:
             return _IGNORED
+        context, why = resource.context, resource.refused
         if self._unmatched.left:
-            self._unmatched.waiting.pop(self._setting(resource), None)
-        why = resource.refused
+            self._unmatched.waiting.pop(context.setting, None)
         if not why and not _BYPASS_FIELDS.isdisjoint(request.headers.names()):
             why = _bypass_reason(request, self._store.profile)
-        if why or (resource.bypassed_by and (why := _bypassing_value(resource, request))):
+        if why or (context.rule.bypassed_by and (why := _bypassing_value(context.rule, request))):
             return Bypassed(detail=why)
-        if resource.calls_user_code:
+        if context.calls_user_code:
             return self._prepare_by_user_code(resource, request)
-        if resource.ignored is not None and "cookie" in request.headers:
-            request = _without_ignored_cookies(resource, request)
+        if context.ignored is not None and "cookie" in request.headers:
+            request = _without_ignored_cookies(context, request)
         return self._prepare(resource, request, self._target(resource, request))
 
     def receive(self, prepared: PreparedLookup, replies: list[Reply] | UpstashError) -> Received:
@@ -326,7 +311,7 @@ class Cache(Part):
         self, resource: _Resource, request: HTTPRequest
     ) -> CacheExchange:
         target = await self._target_by_user_code(resource, request)
-        request = _without_ignored_cookies(resource, request)
+        request = _without_ignored_cookies(resource.context, request)
         exchange = await self.go_on(self._prepare(resource, request, target))
         return cast("CacheExchange", exchange)
 
@@ -336,8 +321,10 @@ class Cache(Part):
         if isinstance(target, str):
             return Bypassed(detail=target)
         store, variations = resource.context.store, self._context.variations
-        if variations and (variation := variations.of(resource.rule, resource.url)) is not None:
-            target = self._canonical(resource, request, target, variation)
+        if variations.by_rule:
+            variation = variations.of(resource.context.rule, resource.url)
+            if variation is not None:
+                target = self._canonical(resource, request, target, variation)
         reading = store.prepare(target)
         changes = store.l1.changes
         prepared = PreparedLookup(reading.pipeline, request, resource, reading, changes)
@@ -363,7 +350,7 @@ class Cache(Part):
         """Learn from a lookup how queries select; return what to look up instead, if anything."""
         target, variations = prepared.reading.target, self._context.variations
         variations.informed = True
-        rule, url = prepared.resource.rule, target.url
+        rule, url = prepared.resource.context.rule, target.url
         if target.variation is None or not lookup.record:
             if lookup.entry is not None:
                 variations.learn(rule, url, variation_of(lookup.entry.headers))
@@ -403,31 +390,17 @@ class Cache(Part):
     def _make_found(
         self, prepared: PreparedLookup, lookup: Lookup, target: Target
     ) -> LookedUpRequest:
-        resource, request = prepared.resource, prepared.request
+        context, request = prepared.resource.context, prepared.request
         fwd = "uri-miss" if lookup.index is None else "vary-miss"
         obeys = self._store.profile.obeys_clients
         wants = client_control(request.headers) if obeys else NO_DIRECTIVES
-        return LookedUpRequest(
-            resource.context,
-            resource.rule,
-            request,
-            target,
-            lookup,
-            fwd,
-            wants,
-            ignored=resource.ignored,
-        )
+        return LookedUpRequest(context, request, target, lookup, fwd, wants)
 
     def _emit_lookup(self, prepared: PreparedLookup, exchange: CacheExchange) -> CacheExchange:
         if self._emits_lookups:
             url = prepared.reading.target.url
             self._emit(CacheLookedUp(url, exchange.outcome, prepared.request))
         return exchange
-
-    def _is_debugged(self, request: HTTPRequest) -> bool:
-        """Whether a request has the secret with which the cache is debugged."""
-        sent = request.headers.lines(DEBUG_FIELD)
-        return len(sent) == 1 and compare_digest(sent[0].encode("latin-1"), self._debug)
 
     async def _begin_debugged(self, request: HTTPRequest) -> CacheExchange:
         request = replace(request, headers=request.headers.without(DEBUG_FIELD))
@@ -441,20 +414,17 @@ class Cache(Part):
         exchange = await self.go_on(self.prepare(request))
         return Debugged(within=cast("CacheExchange", exchange), explained=explained)
 
-    def _begin_unsafe(self, request: HTTPRequest) -> CacheExchange | Flow[CacheExchange]:
-        if request.method == "POST" and self._store.profile.stores_posts:
-            return self._begin_post(request)
-        return Invalidation(context=self._context, request=request) if self._rules else _IGNORED
-
     async def _begin_post(self, request: HTTPRequest) -> CacheExchange:
         """Look up the target of a POST, whose response may become its stored state."""
         resource = self._resource(request, "GET")
         target: Target | str = ""
         if resource is not None and not resource.refused:
             target = await self._target_by_user_code(resource, request)
-        if resource is None or isinstance(target, str) or _bypassing_value(resource, request):
+        if resource is None or isinstance(target, str):
             return Invalidation(context=self._context, request=request)
         context = resource.context
+        if _bypassing_value(context.rule, request):
+            return Invalidation(context=self._context, request=request)
         try:
             lookup = await context.store.look_up(target)
         except UpstashError as error:
@@ -464,7 +434,7 @@ class Cache(Part):
             return Invalidation(context=context, request=request)
         if UpstashAnswered not in self._ignored:
             self._emit(_UPSTASH_ANSWERED)
-        found = LookedUpRequest(context, resource.rule, request, target, lookup, "method")
+        found = LookedUpRequest(context, request, target, lookup, "method")
         return PostInvalidation(context=context, request=request, found=found)
 
     def _answer_from_l1(
@@ -477,10 +447,8 @@ class Cache(Part):
         """
         reading, l1 = prepared.reading, self._store.l1
         target, lookup = reading.target, l1.find(reading.entries[-1])
-        if lookup is None or lookup.entry is None:
-            return None
-        if target.exact is not None:  # whether that was purged is not known here
-            return None
+        if lookup is None or lookup.entry is None or target.exact is not None:
+            return None  # whether the exact URL was purged is not known here
         if self._context.pending.concern(target.url, *lookup.entry.tags):
             return None
         found, stored = self._make_found(prepared, lookup, target), lookup.entry
@@ -491,8 +459,7 @@ class Cache(Part):
         if unreachable:
             usable = reuse.usable_unverified(stored, now, unverified_for, found.wants)
         else:
-            immutable = found.is_immutable(stored)
-            chosen = reuse.use(stored, age, found.wants, immutable=immutable)
+            chosen = reuse.use(stored, age, found.wants, immutable=found.is_immutable(stored))
             usable = unverified_for < 0 and chosen is Use.FRESH
         detail = "the store did not answer" if unreachable else ""
         response = _response_from_stored(found, stored, age, detail) if usable else None
@@ -520,9 +487,9 @@ class Cache(Part):
         resource = self._resources.get(known_by)
         if resource is not None:
             return resource
-        for rule, context in self._covering:
-            if method in {"GET", "HEAD"} and rule.covers(request.path):
-                resource = self._make_resource(rule, context, request)
+        for context in self._contexts:
+            if method in {"GET", "HEAD"} and context.rule.covers(request.path):
+                resource = self._make_resource(context, request)
                 if sum(map(len, known_by)) <= _MAX_REMEMBERED_LENGTH:
                     if len(self._resources) >= _MAX_RESOURCES:
                         self._resources.clear()
@@ -530,8 +497,9 @@ class Cache(Part):
                 return resource
         return None
 
-    def _make_resource(self, rule: CacheRule, context: Context, request: HTTPRequest) -> _Resource:
-        names, url = self._store.names, keys.url_of(request, rule)
+    def _make_resource(self, context: RuleContext, request: HTTPRequest) -> _Resource:
+        names, rule = self._store.names, context.rule
+        url = keys.url_of(request, rule)
         (version, previous), profile = self._versions, context.store.profile
         origin_by = keys.origin_of if profile.normalises else keys.origin_as_sent
         origin = origin_by(request.scheme, request.host)
@@ -556,21 +524,9 @@ class Cache(Part):
             refused = "its query has characters that no URL has"
         elif isinstance(expanded, str):
             refused = expanded
-        return _Resource(
-            rule,
-            context,
-            url,
-            own[0],
-            own[1] if previous else "",
-            tags,
-            scopes,
-            names.epochs(url, scopes, tags),
-            bool(rule.vary_cookies or rule.vary_headers),
-            self._ignored_cookies[id(rule)],
-            rule.bypassed_by,
-            callable(rule.bypass) or rule.user is not None,
-            refused,
-        )
+        previously = own[1] if previous else ""
+        epochs = names.epochs(url, scopes, tags)
+        return _Resource(context, url, own[0], previously, tags, scopes, epochs, refused)
 
     async def _target_by_user_code(self, resource: _Resource, request: HTTPRequest) -> Target | str:
         """Return a request's target, or why the rule's functions make it bypass the cache."""
@@ -579,19 +535,18 @@ class Cache(Part):
         except ConfigurationError:  # credentials are missing
             raise
         except Exception as error:  # noqa: BLE001 - it is the application's code
-            self._emit(
-                UserCodeFailed(
-                    _failed_function_settings(self._setting(resource), resource.rule), error
-                )
-            )
+            rule, setting = resource.context.rule, resource.context.setting
+            functions = [name for name in ("bypass", "user") if callable(getattr(rule, name))]
+            names = " or ".join(f"{setting}.{name}" for name in functions)
+            self._emit(UserCodeFailed(names, error))
             return "a function of the rule failed"
 
     async def _call_user_code(self, resource: _Resource, request: HTTPRequest) -> Target | str:
-        rule = resource.rule
+        rule = resource.context.rule
         if callable(rule.bypass) and await call(rule.bypass, request):
             return "bypass of the rule"
         user = await _user_id(rule, request)
-        return self._target(resource, _without_ignored_cookies(resource, request), user)
+        return self._target(resource, _without_ignored_cookies(resource.context, request), user)
 
     def _canonical(
         self, resource: _Resource, request: HTTPRequest, target: Target, variation: Variation
@@ -602,7 +557,9 @@ class Cache(Part):
         if query == request.query:
             return target
         canonical = self._resource(replace(request, query=query), request.method)
-        if canonical is None or canonical.rule is not resource.rule or canonical.url == target.url:
+        if canonical is None or canonical.url == target.url:
+            return target
+        if canonical.context is not resource.context:
             return target
         key, previous = canonical.key, canonical.previous
         if target.selected:
@@ -628,12 +585,12 @@ class Cache(Part):
         self, resource: _Resource, request: HTTPRequest, user: str | None = None
     ) -> Target | str:
         """Return a request's target, or why it cannot be determined."""
-        key, previous, rule = resource.key, resource.previous, resource.rule
+        key, previous, rule = resource.key, resource.previous, resource.context.rule
         selected = ""
         besides = "" if self._selects is None else self._selects(request)
         if besides is None:
             return "its language or time zone is not known yet"
-        if besides or user is not None or resource.narrows:
+        if besides or user is not None or rule.vary_cookies or rule.vary_headers:
             selecting = [] if user is None else [f"user={quote(user)}"]
             if rule.vary_cookies:
                 cookies = vary.selected_cookies(rule.vary_cookies, request.headers)
@@ -661,17 +618,22 @@ class Cache(Part):
             selected,
         )
 
-    def _setting(self, resource: _Resource) -> str:
-        return f"cache[{self._rules.index(resource.rule)}]"
-
-    def _context_for(self, rule: CacheRule) -> Context:
-        context = self._context
-        if rule.max_body is not None:
-            context = replace(context, max_body=rule.max_body)
+    def _context_for(
+        self, rule: CacheRule, setting: str, ignore_cookies: Sequence[str] | None
+    ) -> RuleContext:
+        store = self._store
         if rule.deadline is not None:
-            store = replace(self._store, deadline=cast("float", rule.deadline))
-            context = replace(context, store=store)
-        return context
+            store = replace(store, deadline=cast("float", rule.deadline))
+        max_body = self._context.max_body if rule.max_body is None else rule.max_body
+        shared = {**asdict(self._context), "store": store, "max_body": max_body}
+        ignored = ignored_cookies(rule, ignore_cookies, store.profile)
+        return RuleContext(
+            **shared,
+            rule=rule,
+            setting=setting,
+            ignored=ignored_cookie_pattern(ignored, rule.vary_cookies or ()),
+            calls_user_code=callable(rule.bypass) or rule.user is not None,
+        )
 
     # --- Purging and explaining -----------------------------------------------------------------
 
@@ -693,7 +655,7 @@ class Cache(Part):
         cdn, rules = self._context.cdn, self._rules
         if cdn is None:
             return what
-        names = [name for url in what.urls for name in keys.urls_to_purge(url, rules)]
+        names = keys.urls_to_purge(what.urls, rules)
         canonical = self._context.variations.canonical(names, rules)
         whole = replace(what, urls=(*what.urls, *canonical))
         return replace(what, cdn_tags=cdn.tags_of_purge(whole, rules))
@@ -713,9 +675,9 @@ class Cache(Part):
         resource = self._resource(request, request.method)
         if resource is None:
             return CacheExplanation("bypass", "no rule of the cache covers it")
-        setting = self._setting(resource)
+        rule, setting = resource.context.rule, resource.context.setting
         why = resource.refused or _bypass_reason(request, self._store.profile)
-        if why := why or _bypassing_value(resource, request):
+        if why := why or _bypassing_value(rule, request):
             return CacheExplanation("bypass", why, setting)
         try:
             target = await self._call_user_code(resource, request)
@@ -730,15 +692,13 @@ class Cache(Part):
                 )
         if isinstance(target, str):
             return CacheExplanation("bypass", target, setting)
-        request = _without_ignored_cookies(resource, request)
+        request = _without_ignored_cookies(resource.context, request)
         explanation = await self._explain(resource, request, target)
-        no_user = resource.rule.user is not None and not target.private
-        explanation = self._with_advice(explanation, resource, request, target, no_user=no_user)
-        cdn = self._context.cdn
-        rule, varies = resource.rule, {name.partition("=")[0] for name in explanation.vary}
+        explanation = self._with_advice(explanation, resource.context, request, target)
+        cdn, varies = self._context.cdn, {name.partition("=")[0] for name in explanation.vary}
         varies |= {*rule.vary_headers, *(["cookie"] if rule.vary_cookies else [])}
         if cdn is not None and rule.user is None and cdn.distinguishes(varies):
-            cdn_tags = cdn.tags_of(target, resource.rule, explanation.tags)
+            cdn_tags = cdn.tags_of(target, rule, explanation.tags)
             explanation = replace(explanation, cdn_tags=cdn_tags)
         return replace(explanation, rule=setting)
 
@@ -768,14 +728,13 @@ class Cache(Part):
     def _with_advice(
         self,
         explanation: CacheExplanation,
-        resource: _Resource,
+        context: RuleContext,
         request: HTTPRequest,
         target: Target,
-        *,
-        no_user: bool,
     ) -> CacheExplanation:
         """Add the advice that would turn a miss into a hit, as far as the request shows it."""
-        rule, why, advice = resource.rule, explanation.why, ""
+        rule, why, advice = context.rule, explanation.why, ""
+        no_user = rule.user is not None and not target.private
         varies = explanation.outcome == "vary-miss"
         if explanation.status is not None or not (varies or why == NOTHING_STORED):
             return explanation
@@ -783,7 +742,12 @@ class Cache(Part):
         if varies and "cookie" in explanation.vary and "cookie" in request.headers:
             each = cookie_advice(case, each_has_its_own=True)
             advice = f"each Cookie field has its own response: {each}"
-        detail = self._why_not_stored(resource, request, target, explanation.vary)
+        # Why a plain response to this request would not be stored; empty if it would.
+        named = tuple(name.partition("=")[0] for name in explanation.vary)
+        head = ResponseHead(200, Headers())
+        candidate = context.candidate(request, head, NO_DIRECTIVES, named, private=target.private)
+        planned = plan(candidate, candidate.received_at, context.grace, target.tags)
+        detail = planned if isinstance(planned, str) else ""
         reason = reason_of(detail, case, no_user=no_user)
         if reason.kind == "lifetime":
             why += "; the rule has no ttl, so only responses that state their own are stored"
@@ -808,45 +772,18 @@ class Cache(Part):
             why += "; the function of user= returned no user for this request"
         return replace(explanation, why=why, advice=advice)
 
-    def _why_not_stored(
-        self, resource: _Resource, request: HTTPRequest, target: Target, vary: tuple[str, ...]
-    ) -> str:
-        """Return why a plain response to a request would not be stored; empty if it would."""
-        context = resource.context
-        now = context.store.clock.wall()
-        candidate = Candidate(
-            request,
-            resource.rule,
-            context.store.profile,
-            ResponseHead(200, Headers()),
-            NO_DIRECTIVES,
-            tuple(name.partition("=")[0] for name in vary),
-            now,
-            context.fields,
-            target.private,
-            context.has_groups,
-        )
-        planned = plan(candidate, now, context.grace, target.tags)
-        return planned if isinstance(planned, str) else ""
 
-
-def _failed_function_settings(setting: str, rule: CacheRule) -> str:
-    """Return the names of a rule's settings that are functions, one of which has raised."""
-    names = [name for name in ("bypass", "user") if callable(getattr(rule, name))]
-    return " or ".join(f"{setting}.{name}" for name in names)
-
-
-def _without_ignored_cookies(resource: _Resource, request: HTTPRequest) -> HTTPRequest:
+def _without_ignored_cookies(context: RuleContext, request: HTTPRequest) -> HTTPRequest:
     """Return a request as the application gets it: without the ignored cookies."""
-    if resource.ignored is None or "cookie" not in request.headers:
+    if context.ignored is None or "cookie" not in request.headers:
         return request
-    headers = without_cookies(request.headers, resource.ignored)
+    headers = without_cookies(request.headers, context.ignored)
     return request if headers is request.headers else replace(request, headers=headers)
 
 
-def _bypassing_value(resource: _Resource, request: HTTPRequest) -> str:
+def _bypassing_value(rule: CacheRule, request: HTTPRequest) -> str:
     """Return which of the values that a rule's ``bypass`` names a request has; empty if none."""
-    for sent in resource.bypassed_by:
+    for sent in rule.bypassed_by:
         if sent.read(request, sent.name):
             return f"bypass of the rule: {sent.kind}:{sent.name}"
     return ""
@@ -855,7 +792,7 @@ def _bypassing_value(resource: _Resource, request: HTTPRequest) -> str:
 def _bypass_reason(request: HTTPRequest, profile: Profile) -> str:
     """Return why the fields of a request make it bypass the cache; empty if they do not."""
     headers = request.headers
-    if reuse.has_origin_conditions(headers):
+    if "if-match" in headers or "if-unmodified-since" in headers:  # RFC 9111 §4.3.2
         return "it carries a condition for the application"
     if not profile.ignores_bodies and has_body(headers):
         return "it has a body"
@@ -898,18 +835,17 @@ async def _user_id(rule: CacheRule, request: HTTPRequest) -> str | None:
 
 def choose(found: LookedUpRequest) -> CacheExchange:
     """Return the exchange of a request after its lookup."""
-    context, lookup, wants = found.context, found.lookup, found.wants
-    stored = lookup.entry
+    context, lookup, wants, stored = found.context, found.lookup, found.wants, found.lookup.entry
     if stored is not None and stored.status == 206 and not reuse.satisfies(found.request, stored):
         part = None if lookup.outdated else stored
         lookup = replace(lookup, entry=None)
         found, stored = replace(found, lookup=lookup, fwd="partial", part=part), None
     if stored is None:
         return _forward(found, wants)
-    now = found.context.store.clock.wall()
+    now = context.store.clock.wall()
     age = current_age(stored, now)
     softly, outdated = lookup.purged_softly, lookup.outdated
-    immutable = found.is_immutable(stored)
+    immutable = bool(wants.arguments) and found.is_immutable(stored)
     chosen = reuse.use(
         stored, age, wants, purged_softly=softly, outdated=outdated, immutable=immutable
     )
@@ -939,7 +875,7 @@ def _response_from_stored(
 ) -> Response | None:
     """Return the response from a stored one, None if that is damaged."""
     # Age and Cache-Status have whole seconds, so a popular response has the same head many times.
-    rule, exact = found.rule, found.target.exact
+    rule, exact = found.context.rule, found.target.exact
     sent = rule.downstream, rule.downstream_cdn, exact and exact.url
     made_of = floor(age), floor(stored.lifetime - age), detail, sent
     last_made_of, head = found.lookup.last_head[0]
@@ -959,7 +895,9 @@ def _emit_damaged(found: LookedUpRequest) -> None:
 
 def _forward(found: LookedUpRequest, wants: Directives) -> CacheExchange:
     if "only-if-cached" in wants:
-        return Answered(response=reuse.only_if_cached(), outcome=found.fwd)
+        # Without Cache-Status, because it is not based on a stored response (RFC 9211 §2).
+        head = ResponseHead(504, Headers.of(content_length="0"))  # §5.2.1.7
+        return Answered(response=Response(head), outcome=found.fwd)
     try:
         if (entry := found.lookup.entry) is not None:
             return Revalidation(found=found, stored=opened(entry), outcome=found.fwd)
@@ -1003,7 +941,7 @@ def _refresh(found: LookedUpRequest, stored: StoredResponse) -> Refresh | None:
 
 def _request_of_no_user(found: LookedUpRequest, stored: StoredResponse) -> HTTPRequest:
     """Return a request with only those of the client's fields that select the stored response."""
-    headers, rule = found.request.headers, found.rule
+    headers, rule = found.request.headers, found.context.rule
     carried, reflected = found.selecting_fields(stored), found.context.fields.reflected
     pairs = [
         (name, value)
@@ -1019,13 +957,9 @@ def _request_of_no_user(found: LookedUpRequest, stored: StoredResponse) -> HTTPR
     query, target = keys.normal_query(found.request.query, rule), found.target
     if target.exact is not None:
         query = target.url.partition("?")[2]
+    headers = Headers(pairs)
     return replace(
-        found.request,
-        method="GET",
-        headers=Headers(pairs),
-        query=query,
-        peer=None,
-        native=None,
+        found.request, method="GET", headers=headers, query=query, peer=None, native=None
     )
 
 
@@ -1102,11 +1036,10 @@ def _response_from_leader(found: LookedUpRequest, shared: Shared) -> Answered | 
     """Return the response for a follower, None if it must not get the leader's response."""
     stored, fields, profile = shared.plan.stored, shared.plan.vary, found.context.store.profile
     age = current_age(stored, found.now)
-    left = stored.lifetime - age
     theirs = vary.selected_values(fields, shared.found.request.headers, profile)
-    if not found.target.may_share(shared.found.target, stored):
+    if age >= stored.lifetime or not found.target.may_share(shared.found.target, stored):
         return None
-    if left <= 0 or theirs != vary.selected_values(fields, found.request.headers, profile):
+    if theirs != vary.selected_values(fields, found.request.headers, profile):
         return None
     # A tag whose epoch was not read counts as purged if any tag was.
     before, tags = shared.found.lookup.epochs, (*found.target.tags, *stored.tags)

@@ -61,7 +61,7 @@ class CDN(Struct, frozen=True):
     def tags_of_purge(self, what: Purge, rules: Sequence[CacheRule]) -> tuple[str, ...]:
         """Return the tags of all that a purge reaches. Raises ValueError as the purge does."""
         named = ["everything"] if what.everything else []
-        named += [f"url:{url}" for text in what.urls for url in urls_to_purge(text, rules)]
+        named += [f"url:{url}" for url in urls_to_purge(what.urls, rules)]
         named += scopes_to_purge(what.directories, what.rules, rules)
         named += [_escape_tag(tag) for tag in what.tags if tag_refused(tag) is None]
         return tuple(dict.fromkeys(map(self.encode_tag, named)))
@@ -124,14 +124,7 @@ CDNS: Final = {
     # https://techdocs.akamai.com/purge-cache/docs/purge-content-cache-tag
     # https://techdocs.akamai.com/property-mgr/docs/rm-vary-header: some products remove Vary
     "akamai": CDN(
-        "Edge-Cache-Tag",
-        ",",
-        "Edge-Control",
-        128,
-        8192,
-        128,
-        honours_vary=False,
-        safe="!#$'+./^`|",
+        "Edge-Cache-Tag", ",", "Edge-Control", 128, 8192, 128, honours_vary=False, safe="!#$'+./^`|"
     ),
 }
 """By the names of the setting ``cdn``."""

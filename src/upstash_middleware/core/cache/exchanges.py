@@ -30,14 +30,8 @@ from upstash_middleware.core.cache.entries import ABSENT
 from upstash_middleware.core.cache.http import directives, reuse, storing
 from upstash_middleware.core.cache.http.directives import NO_DIRECTIVES
 from upstash_middleware.core.cache.http.fields import shows_any
-from upstash_middleware.core.cache.http.groups import CACHE_GROUP_INVALIDATION, groups_in
 from upstash_middleware.core.cache.http.no_vary_search import EXACT, variation_of
-from upstash_middleware.core.cache.http.reuse import (
-    CONDITIONS,
-    cache_status,
-    current_age,
-    quoted,
-)
+from upstash_middleware.core.cache.http.reuse import CONDITIONS, cache_status, current_age, quoted
 from upstash_middleware.core.cache.http.storing import Candidate, Plan
 from upstash_middleware.core.cache.http.vary import vary_fields
 from upstash_middleware.core.cache.reasons import reason_of
@@ -93,7 +87,7 @@ _DEPENDS_ON_SESSION = "it depends on the session"
 
 
 class Context(Struct, frozen=True):
-    """What all exchanges under one rule share."""
+    """What all exchanges share."""
 
     rules: tuple[CacheRule, ...]
     store: Store
@@ -125,11 +119,36 @@ class Context(Struct, frozen=True):
     """Returns the target of the canonical form of a request's URL, from the URL's own target."""
 
 
+class RuleContext(Context, frozen=True, kw_only=True):
+    """What all exchanges under one rule share."""
+
+    rule: CacheRule
+    setting: str
+    """What errors call the rule: ``cache[0]``."""
+    ignored: re.Pattern[str] | None
+    """What matches the cookies that are ignored."""
+    calls_user_code: bool
+    """Whether the rule has functions to call."""
+
+    def candidate(
+        self,
+        request: HTTPRequest,
+        head: ResponseHead,
+        control: Directives,
+        vary: tuple[str, ...],
+        *,
+        private: bool,
+    ) -> Candidate:
+        """Return a response that was received now, and what decides whether it is stored."""
+        now, profile = self.store.clock.wall(), self.store.profile
+        sent = request, self.rule, profile, head, control, vary, now, self.fields
+        return Candidate(*sent, private, self.has_groups)
+
+
 class LookedUpRequest(Struct, frozen=True):
     """A request with the result of its lookup."""
 
-    context: Context
-    rule: CacheRule
+    context: RuleContext
     request: HTTPRequest
     target: Target
     lookup: Lookup
@@ -139,8 +158,6 @@ class LookedUpRequest(Struct, frozen=True):
     """The request's directives, if they are obeyed."""
     part: StoredResponse | None = None
     """A stored part that lacks the requested range, to be combined with the response."""
-    ignored: re.Pattern[str] | None = None
-    """What matches the cookies that are ignored."""
 
     @property
     def shown_key(self) -> str:
@@ -155,7 +172,7 @@ class LookedUpRequest(Struct, frozen=True):
     @property
     def has_no_user(self) -> bool:
         """Whether its rule selects by user, and the request has none."""
-        return self.rule.user is not None and not self.target.private
+        return self.context.rule.user is not None and not self.target.private
 
     @property
     def varying(self) -> tuple[str, ...]:
@@ -165,7 +182,7 @@ class LookedUpRequest(Struct, frozen=True):
     @property
     def is_expected(self) -> bool:
         """Whether a response that may be stored is expected, as far as is known."""
-        expected = self.rule.ttl_for(200) is not None or self.lookup.known
+        expected = self.context.rule.ttl_for(200) is not None or self.lookup.known
         return self.context.flights.expects(self.lookup.key, default=expected)
 
     def is_immutable(self, stored: StoredResponse) -> bool:
@@ -203,7 +220,7 @@ class LookedUpRequest(Struct, frozen=True):
 
     def may_be_stored(self) -> bool:
         """Whether the response could be stored, as far as the request decides."""
-        headers, rule, profile = self.request.headers, self.rule, self.context.store.profile
+        headers, rule, profile = self.request.headers, self.context.rule, self.context.store.profile
         if self.request.method != "GET" or "no-store" in directives.cache_control(headers):
             return False
         if self.target.private:
@@ -219,7 +236,7 @@ class LookedUpRequest(Struct, frozen=True):
 
     def lacks_cookie(self, name: str) -> bool:
         """Whether the request has no cookie of this name, and its absence can select responses."""
-        if self.ignored is not None and self.ignored.fullmatch(name):
+        if self.context.ignored is not None and self.context.ignored.fullmatch(name):
             return False
         return not any(name in line for line in self.request.headers.lines("cookie"))
 
@@ -227,9 +244,9 @@ class LookedUpRequest(Struct, frozen=True):
         """Return the request fields that select a stored response."""
         # The selector of Accept-Encoding may list codings.
         vary = {*vary_fields(stored.headers), *(name.partition("=")[0] for name in self.varying)}
-        if self.rule.narrow_vary_cookie:
+        if self.context.rule.narrow_vary_cookie:
             vary.discard("cookie")  # it means the cookies that the rule names
-        return vary | {*self.rule.vary_headers}
+        return vary | {*self.context.rule.vary_headers}
 
 
 class Refresh(Struct, frozen=True):
@@ -265,7 +282,6 @@ class Answered(CacheExchange, kw_only=True, eq=False):
     """A request that the cache answers itself."""
 
     response: Response
-    refresh: Refresh | None = None
     outcome: str = "hit"
     dropped: Revalidation | None = None
 
@@ -274,7 +290,7 @@ class Answered(CacheExchange, kw_only=True, eq=False):
         if self.refresh is not None:
             self.dropped = self.refresh.exchange
             self.dropped.drop()
-            self.refresh: Refresh | None = None
+            self.refresh = None
 
     def finish(self, *, complete: bool) -> Flow[None] | None:  # noqa: ARG002
         return None if self.dropped is None else self.dropped.finish(complete=False)
@@ -293,17 +309,13 @@ class Debugged(CacheExchange, kw_only=True, eq=False):
     watches = True
     within: CacheExchange
     explained: CacheExplanation
-    response: Response | None = None
-    refresh: Refresh | None = None
-    outcome: str = "bypass"
 
     def __post_init__(self) -> None:
         within = self.within
         self.outcome, self.refresh = within.outcome, within.refresh
         if isinstance(within, Miss):
             within.debug()
-        if (response := within.response) is not None:
-            self.response = Response(self._with_explanation(response.head), response.body)
+        self.response = self._response_with_explanation(within.response)
 
     @property
     def locks(self) -> bool:
@@ -326,12 +338,7 @@ class Debugged(CacheExchange, kw_only=True, eq=False):
         return self._with_explanation(sent, not_stored)
 
     def failed(self) -> Response | None:
-        response = self.within.failed()
-        return (
-            None
-            if response is None
-            else Response(self._with_explanation(response.head), response.body)
-        )
+        return self._response_with_explanation(self.within.failed())
 
     def chunk(self, data: bytes) -> None:
         self.within.chunk(data)
@@ -349,11 +356,14 @@ class Debugged(CacheExchange, kw_only=True, eq=False):
         return self.within.release()
 
     def drop(self) -> None:
-        self.refresh: Refresh | None = None
+        self.refresh = None
         self.within.drop()
 
     def finish(self, *, complete: bool) -> Flow[None] | None:
         return self.within.finish(complete=complete)
+
+    def _response_with_explanation(self, sent: Response | None) -> Response | None:
+        return None if sent is None else Response(self._with_explanation(sent.head), sent.body)
 
     def _with_explanation(self, head: ResponseHead, not_stored: str = "") -> ResponseHead:
         """Return a head with the explanation, and so that no cache stores the response."""
@@ -398,7 +408,7 @@ def _for_downstream(
     With the rule's own Cache-Control, and the tags by which a CDN finds it. A CDN that would send
     it to other visitors than this cache does may not store it.
     """
-    rule, cdn, headers = found.rule, found.context.cdn, head.headers
+    rule, cdn, headers = found.context.rule, found.context.cdn, head.headers
     most = None if head.status in _PAGES else stored.lifetime
     if rule.downstream is not None:
         control = _bound_lifetimes(rule.downstream, most)
@@ -554,8 +564,12 @@ class Miss(CacheExchange, kw_only=True, eq=False):
             planned = _BODY_NOT_SEEN
         if isinstance(planned, Plan) and (length or 0) > found.context.max_body:
             planned = self._why_too_large
-        if isinstance(planned, Plan) and not found.context.errors.admits(found.rule, head.status):
-            planned = f"{found.rule.errors_per_minute} errors of its rule were stored this minute"
+        if isinstance(planned, Plan) and not found.context.errors.admits(
+            found.context.rule, head.status
+        ):
+            planned = (
+                f"{found.context.rule.errors_per_minute} errors of its rule were stored this minute"
+            )
         if isinstance(planned, str):
             self._note_reason(planned, head.status)
             self.resolve(NotShared.UNSHAREABLE)
@@ -622,7 +636,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
             planned = self._why_too_large if is_large else ""
         if not planned:
             return ""
-        case = found.context.reasons.case(found.rule, head.status, found.request.headers)
+        case = found.context.reasons.case(found.context.rule, head.status, found.request.headers)
         reason = reason_of(planned, case, no_user=found.has_no_user)
         return f"{reason.why}; {reason.advice}" if reason.advice else reason.why
 
@@ -642,18 +656,9 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         if self.forbidden:
             return self.forbidden
         found, context = self.found, self.found.context
-        self.candidate = Candidate(
-            request,
-            found.rule,
-            context.store.profile,
-            head,
-            directives.control_of(head.headers, context.targets),
-            vary_fields(head.headers),
-            found.now,
-            context.fields,
-            found.target.private,
-            context.has_groups,
-        )
+        control = directives.control_of(head.headers, context.targets)
+        named, private = vary_fields(head.headers), found.target.private
+        self.candidate = context.candidate(request, head, control, named, private=private)
         planned = storing.plan(self.candidate, found.lookup.wall, context.grace, found.target.tags)
         if isinstance(planned, Plan) and self.is_without_session and "cookie" not in planned.vary:
             return _DEPENDS_ON_SESSION
@@ -712,7 +717,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         if found.part is not None and whole.stored.status == 206:
             both = reuse.combine_parts(found.part, whole.stored, found.context.max_body)
             whole = replace(whole, stored=both or whole.stored)
-        if found.rule.etag:
+        if found.context.rule.etag:
             whole = whole.with_etag()
         self.resolve(Shared(whole, found))
         return whole
@@ -722,10 +727,9 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         return f"body above {self.found.context.max_body} bytes"
 
     def _note_reason(self, detail: str, status: int) -> None:
-        found = self.found
-        found.context.reasons.note(
-            found.rule, detail, status, found.request, no_user=found.has_no_user
-        )
+        found, context = self.found, self.found.context
+        no_user = found.has_no_user
+        context.reasons.note(context.rule, detail, status, found.request, no_user=no_user)
 
     def _drop(self, detail: str) -> None:
         if self.planned is not None:
@@ -753,7 +757,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         found = self.found
         variation = variation_of(planned.stored.headers)
         if variation != EXACT or planned.stored.status == 200:
-            found.context.variations.learn(found.rule, found.target.url, variation)
+            found.context.variations.learn(found.context.rule, found.target.url, variation)
         if self.lock is not None:
             stored = replace(planned.stored, token=self.lock[1])
             planned = replace(planned, stored=stored)
@@ -950,12 +954,12 @@ class Invalidation(CacheExchange, kw_only=True, eq=False):
             )
         detail = ""
         if self.context.has_groups:  # RFC 9875 §3
-            groups = groups_in(CACHE_GROUP_INVALIDATION, head.headers, self.request)
+            field = storing.CACHE_GROUP_INVALIDATION
+            groups = storing.groups_in(field, head.headers, self.request)
             self.groups, detail = ((), groups) if isinstance(groups, str) else (groups, "")
-        names = [name for url in self.urls for name in keys.urls_to_purge(url, rules)]
+        names = keys.urls_to_purge(self.urls, rules)
         self.urls += tuple(self.context.variations.canonical(names, rules))
-        self.pending = [name for url in self.urls for name in keys.urls_to_purge(url, rules)]
-        self.pending += self.groups
+        self.pending = [*keys.urls_to_purge(self.urls, rules), *self.groups]
         self.context.pending.begin(self.pending)
         status = cache_status(fwd="method", detail=detail)
         return _with_status(head, status) if covered else head
@@ -965,16 +969,13 @@ class Invalidation(CacheExchange, kw_only=True, eq=False):
         del complete
         if not self.urls and not self.groups:
             return None
-        return self._carry_out(self._invalidate(self.urls))
+        return self._carry_out(_purge(self.context, Purge(self.urls), self.groups))
 
     async def _carry_out(self, flow: Flow[None]) -> None:
         try:
             await flow
         finally:
             self.context.pending.end(self.pending)
-
-    async def _invalidate(self, urls: tuple[str, ...]) -> None:
-        await _purge(self.context, Purge(urls), self.groups)
 
     def _is_covered(self, url: str) -> bool:
         """Whether a URL in the response belongs to the application and is covered by a rule."""
@@ -1039,7 +1040,7 @@ class PostInvalidation(Invalidation, kw_only=True, eq=False):
         flow = found.context.store.supersede(found.target, found.lookup, whole)
         await _store(found, "invalidation", flow)
         if self.urls[1:] or self.groups:  # others in Location, and canonical forms
-            await self._invalidate(self.urls[1:])
+            await _purge(self.context, Purge(self.urls[1:]), self.groups)
 
 
 async def purge(context: Context, what: Purge, groups: tuple[str, ...] = ()) -> None:
@@ -1048,7 +1049,7 @@ async def purge(context: Context, what: Purge, groups: tuple[str, ...] = ()) -> 
     Raises as ``Store.purge``.
     """
     store, rules, variations = context.store, context.rules, context.variations
-    names = [name for url in what.urls for name in keys.urls_to_purge(url, rules)]
+    names = keys.urls_to_purge(what.urls, rules)
     known = variations.canonical(names, rules)
     what = replace(what, urls=(*what.urls, *known))
     unread = variations.unread(names)
@@ -1262,31 +1263,29 @@ class Variations:
     """
 
     def __init__(self) -> None:
-        self._by_rule: dict[str, Variation] = {}
+        self.by_rule: dict[str, Variation] = {}
+        """What was seen last, by the paths of rules; nearly always empty."""
         self._by_path: LRU[str, Variation] = LRU(_MAX_REMEMBERED)
         self.informed: bool = False
         """Whether this process has looked anything up; otherwise it knows of no rule."""
 
-    def __bool__(self) -> bool:
-        return bool(self._by_rule)
-
     def of(self, rule: CacheRule, url: str) -> Variation | None:
         """Return how queries of a URL's path select; None if no response of the rule tells."""
-        if rule.path not in self._by_rule:
+        if rule.path not in self.by_rule:
             return None
-        return self._by_path.use(_path_of(url)) or self._by_rule[rule.path]
+        return self._by_path.use(_path_of(url)) or self.by_rule[rule.path]
 
     def learn(self, rule: CacheRule, url: str, variation: Variation) -> None:
         """Remember the variation from a response for this URL, or from the record of its path."""
         if variation != EXACT:
-            self._by_rule[rule.path] = variation
-        elif rule.path not in self._by_rule:
+            self.by_rule[rule.path] = variation
+        elif rule.path not in self.by_rule:
             return
         self._by_path.put(_path_of(url), variation)
 
     def canonical(self, urls: Sequence[str], rules: Iterable[CacheRule]) -> list[str]:
         """Return the canonical forms of URLs that are not among them, as far as they are known."""
-        if not self:
+        if not self.by_rule:
             return []
         found = []
         for rule in rules:
@@ -1298,13 +1297,13 @@ class Variations:
 
     def unread(self, urls: Iterable[str]) -> list[str]:
         """Return the URLs whose canonical form is only known from the record of their path."""
-        if self.informed and not self:
+        if self.informed and not self.by_rule:
             return []
         return [url for url in urls if "?" in url and _path_of(url) not in self._by_path]
 
     def clear(self) -> None:
         """Forget all of them."""
-        self._by_rule.clear()
+        self.by_rule.clear()
         self._by_path.clear()
         self.informed = False
 

@@ -114,6 +114,9 @@ async def explain(store: Store, target: Target, *, can_refresh: bool) -> CacheEx
         outcome, why = _USES[use(stored, age, purged_softly=softly, can_refresh=can_refresh)]
         if softly:
             why = f"{_invalidation_text(stored.epochs, current)} softly; {why}"
+    variation = parse_field(stored.headers.combined("no-vary-search") or "")
+    if isinstance(variation, str):
+        variation = f"not valid, so only the exact URL is answered: {variation}"
     return CacheExplanation(
         outcome,
         why,
@@ -130,15 +133,8 @@ async def explain(store: Store, target: Target, *, can_refresh: bool) -> CacheEx
         stored.stale.if_error,
         stored.length,
         groups,
-        no_vary_search=_no_vary_search(stored),
+        no_vary_search=str(variation),
     )
-
-
-def _no_vary_search(stored: StoredResponse) -> str:
-    found = parse_field(stored.headers.combined("no-vary-search") or "")
-    if isinstance(found, str):
-        return f"not valid, so only the exact URL is answered: {found}"
-    return str(found)
 
 
 def _invalidation_text(recorded: Epochs, current: Epochs) -> str:

@@ -116,19 +116,22 @@ def url_text(path: str, query: str) -> str:
     return f"{path}?{quote(query, safe=_QUERY_SAFE)}" if query else path
 
 
-def urls_to_purge(text: str, rules: Iterable[CacheRule]) -> list[str]:
-    """Return what ``url_of`` returns for a request to this URL or path under any of the rules.
+def urls_to_purge(texts: Iterable[str], rules: Iterable[CacheRule]) -> list[str]:
+    """Return what ``url_of`` returns for requests to these URLs or paths under any of the rules.
 
     A URL may begin with the prefix under which the application is mounted, which the paths of
     rules do not have; so a rule counts if it covers any end of the path. Raises ValueError for
     text that is neither a URL nor a path.
     """
-    path, query = _path_and_query(text, "'/products/7'")
-    if not query:
-        return [url_text(path, query)]
-    covering = (rule for rule in rules if rule.pattern.matches_end(unquote(path)))
-    queries = [query, *(normal_query(query, rule) for rule in covering)]
-    return list(dict.fromkeys(url_text(path, each) for each in queries))
+    urls: list[str] = []
+    for text in texts:
+        path, query = _path_and_query(text, "'/products/7'")
+        queries = [query]
+        if query:
+            covering = (rule for rule in rules if rule.pattern.matches_end(unquote(path)))
+            queries += [normal_query(query, rule) for rule in covering]
+        urls += [url_text(path, each) for each in queries]
+    return list(dict.fromkeys(urls))
 
 
 def _path_and_query(text: str, example: str) -> tuple[str, str]:

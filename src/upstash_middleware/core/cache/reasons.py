@@ -55,8 +55,9 @@ def reason_of(detail: str, case: Case, *, no_user: bool = False) -> Reason:
     known = _match_kind(detail)
     if known is None:
         return Reason("other", detail)
-    kind, found, make = known
-    why, advice = make(found, case)
+    kind, found, why, advice = known
+    if callable(why):
+        why, advice = why(found, case)
     if no_user and kind in _KINDS_SOLVED_BY_USER:
         why = f"the function of user= returned no user for this request, and {why}"
         advice = "if the request has a user, return its id from the function of user="
@@ -188,118 +189,97 @@ def _credentials(found: re.Match[str], _case: Case) -> _WhyAndAdvice:
     )
 
 
-def _fixed_reason(why: str, advice: str = "") -> _Explain:
-    return lambda _found, _case: (why, advice)
-
-
-_KINDS: Sequence[tuple[str, str, _Explain]] = (
-    ("cookies", "request with cookies, and no Vary: Cookie", _cookies),
-    ("lifetime", "no freshness lifetime", _no_lifetime),
-    ("credentials", r"request with (\S+)\Z", _credentials),
+_KINDS: Sequence[tuple[str, str, str | _Explain, str]] = (
+    ("cookies", "request with cookies, and no Vary: Cookie", _cookies, ""),
+    ("lifetime", "no freshness lifetime", _no_lifetime, ""),
+    ("credentials", r"request with (\S+)\Z", _credentials, ""),
     (
         "Set-Cookie",
         "Set-Cookie",
-        _fixed_reason(
-            "the response sets a cookie, which every other visitor would get",
+        "the response sets a cookie, which every other visitor would get",
+        (
             "do not set it on this page (in Flask and Django, do not change the session there), or "
-            "set user= for a response for each user without cookies in it",
+            "set user= for a response for each user without cookies in it"
         ),
     ),
     (
         "session",
         "it depends on the session",
-        _fixed_reason(
-            "the response depends on the session",
+        "the response depends on the session",
+        (
             "set user= for a response for each user; one for clients without a session is stored "
-            "if the whole Cookie field selects it",
+            "if the whole Cookie field selects it"
         ),
     ),
     (
         "invalid session",
         "its session cookie is not valid",
-        _fixed_reason("the session cookie of the request is not valid, or has expired"),
+        "the session cookie of the request is not valid, or has expired",
+        "",
     ),
     (
         "size",
         "body above",
-        _fixed_reason(
-            "the body is larger than the largest one that is stored",
-            "raise the rule's max_body, or the setting cache_max_body",
-        ),
+        "the body is larger than the largest one that is stored",
+        "raise the rule's max_body, or the setting cache_max_body",
     ),
     (
         "redirect",
         "a redirect, and",
-        _fixed_reason(
-            "it is a redirect, which may contain query parameters that do not select it",
-            "set keep_query or ignore_query without these parameters for this path",
-        ),
+        "it is a redirect, which may contain query parameters that do not select it",
+        "set keep_query or ignore_query without these parameters for this path",
     ),
     (
         "address",
         "shows ",
-        _fixed_reason(
-            "the page shows the client's address", "exclude its path from the cache rules"
-        ),
+        "the page shows the client's address",
+        "exclude its path from the cache rules",
     ),
     (
         "tags",
         "more than .* tags",
-        _fixed_reason("it has too many tags", "give it fewer tags, such as those of its parents"),
+        "it has too many tags",
+        "give it fewer tags, such as those of its parents",
     ),
     (
         "errors",
         ".* errors of its rule",
-        _fixed_reason(
-            "enough errors were stored in this minute",
+        "enough errors were stored in this minute",
+        (
             "raise the rule's errors_per_minute if these are responses that many visitors get, and "
-            "not those to random paths",
+            "not those to random paths"
         ),
     ),
     (
         "no-store",
         r"no-store\Z",
-        _fixed_reason(
-            "the response says no-store in its Cache-Control",
-            "leave out no-store if the response may be stored",
-        ),
+        "the response says no-store in its Cache-Control",
+        "leave out no-store if the response may be stored",
     ),
     (
         "private",
         r"private\Z",
-        _fixed_reason(
-            "the response says private in its Cache-Control: it is for one user alone",
-            "set user= for a response for each user, or leave out private if it is the same for "
-            "all",
-        ),
+        "the response says private in its Cache-Control: it is for one user alone",
+        "set user= for a response for each user, or leave out private if it is the same for all",
     ),
     (
         "stale",
         "stale already",
-        _fixed_reason(
-            "its own freshness is over when it arrives",
-            "send a longer max-age, or no freshness, so that the rule's ttl counts",
-        ),
+        "its own freshness is over when it arrives",
+        "send a longer max-age, or no freshness, so that the rule's ttl counts",
     ),
-    (
-        "method",
-        "only responses to GET",
-        _fixed_reason("only responses to GET are stored", "request it with GET"),
-    ),
-    (
-        "Vary",
-        r"Vary: \*",
-        _fixed_reason("the response says Vary: *, so that no request selects it"),
-    ),
+    ("method", "only responses to GET", "only responses to GET are stored", "request it with GET"),
+    ("Vary", r"Vary: \*", "the response says Vary: *, so that no request selects it", ""),
 )
+"""Kinds, the patterns of their details, and why and advice; or what makes these two."""
 
 
 @lru_cache(maxsize=256)
-def _match_kind(detail: str) -> tuple[str, re.Match[str], _Explain] | None:
-    """Return a detail's kind, its pattern's match, and the function for its reason, if known."""
-    for kind, pattern, make in _KINDS:
+def _match_kind(detail: str) -> tuple[str, re.Match[str], str | _Explain, str] | None:
+    """Return the kind of a detail, what its pattern found, why and advice, if it is known."""
+    for kind, pattern, why, advice in _KINDS:
         if (found := re.match(pattern, detail)) is not None:
-            return kind, found, make
+            return kind, found, why, advice
     return None
 
 

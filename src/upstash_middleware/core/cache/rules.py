@@ -134,7 +134,13 @@ class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     @cached_property
     def pattern(self) -> PathPattern:
         """The parsed path."""
-        return _pattern(self.path)
+        path: Any = self.path
+        if not isinstance(path, str):
+            raise _invalid("path", path, "text such as '/products/{id}'")
+        try:
+            return PathPattern.parse(path)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"CacheRule.path: {error}") from None
 
     @cached_property
     def bypassed_by(self) -> tuple[SentValue, ...]:
@@ -151,9 +157,8 @@ class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     @cached_property
     def forbids_downstream(self) -> bool:
         """Whether ``downstream`` forbids other shared caches to store its responses."""
-        return self.downstream is not None and not _directive_names(self.downstream).isdisjoint(
-            _FORBIDDING
-        )
+        words = (self.downstream or "").split(",")
+        return not {"private", "no-store"}.isdisjoint(word.strip().lower() for word in words)
 
     def covers(self, path: str) -> bool:
         """Whether the rule is for this path, whatever the method."""
@@ -203,15 +208,6 @@ def rule_from_mapping(mapping: Mapping[str, Any], setting: str = "cache[0]") -> 
 
 def _invalid(name: str, value: Any, expected: str) -> ConfigurationError:
     return ConfigurationError(f"CacheRule.{name} = {value!r} should be {expected}")
-
-
-def _pattern(path: Any) -> PathPattern:
-    if not isinstance(path, str):
-        raise _invalid("path", path, "text such as '/products/{id}'")
-    try:
-        return PathPattern.parse(path)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"CacheRule.path: {error}") from None
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
@@ -339,13 +335,6 @@ def _check_cookie(setting: str, name: Any, should_be: str) -> None:
             f"{setting}: {name!r} should be {should_be}, in ASCII and without spaces, quotes, "
             "'=', ';' or ','"
         )
-
-
-_FORBIDDING = frozenset({"private", "no-store"})
-
-
-def _directive_names(control: str) -> set[str]:
-    return {word.strip().lower() for word in control.split(",")}
 
 
 def _check_downstream(rule: CacheRule) -> None:

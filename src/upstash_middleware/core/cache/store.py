@@ -411,11 +411,7 @@ class Store(Struct, RedisStore, frozen=True):
         return self._remember(reading, values, lookup, lookup.entry)
 
     def _remember(
-        self,
-        reading: Reading,
-        values: list[bytes | None],
-        lookup: Lookup,
-        entry: StoredResponse,
+        self, reading: Reading, values: list[bytes | None], lookup: Lookup, entry: StoredResponse
     ) -> Lookup:
         """Remember a lookup that found an entry, with its body opened, unless that is large."""
         size = _LOOKUP_OVERHEAD_BYTES + sum(map(len, filter(None, values))) + entry.length
@@ -512,7 +508,10 @@ class Store(Struct, RedisStore, frozen=True):
             self.l1.drop_replaced(target.key, key)
         if listing is not None:
             self.last_uses.put(key, next(self.use_counter))
-            self._remember_difference(target.key, unlisted)
+            if unlisted == _ALL_LISTED:
+                self.unlisted.remove(target.key)
+            else:
+                self.unlisted.put(target.key, unlisted)
         return "a tag was purged meanwhile" if unread and replies[len(record)] == 0 else None
 
     def _record_commands(
@@ -598,12 +597,6 @@ class Store(Struct, RedisStore, frozen=True):
         lasting = (max(variants.values()) - int(now)) * 1000
         return Command(("SET", target.key, data, "PX", lasting)), IndexDifference(evicted=to_delete)
 
-    def _remember_difference(self, key: str, unlisted: IndexDifference) -> None:
-        if unlisted == _ALL_LISTED:
-            self.unlisted.remove(key)
-        else:
-            self.unlisted.put(key, unlisted)
-
     # --- Purging: new epochs in place of the old, in one call -----------------------------------
 
     async def purge(
@@ -619,10 +612,10 @@ class Store(Struct, RedisStore, frozen=True):
         Returns what the records of the paths of the URLs ``recorded`` say. Raises ValueError for an
         invalid URL or directory, and for the path of no rule.
         """
-        urls = [url for text in what.urls for url in urls_to_purge(text, rules)]
+        urls = urls_to_purge(what.urls, rules)
         scopes = scopes_to_purge(what.directories, what.rules, rules)
         epochs = [self.names.everything] if what.everything else []
-        epochs += [self.names.url(url) for url in dict.fromkeys(urls)]
+        epochs += map(self.names.url, urls)
         epochs += [self.names.scope(scope) for scope in scopes]
         # A tag that no response can have needs no epoch.
         possible = (tag for tag in dict.fromkeys(what.tags) if tag_refused(tag) is None)
@@ -663,15 +656,14 @@ class _Values:
 
         What was read first is kept: an older epoch can only invalidate an entry too early.
         """
-        store = self._store
+        store, target = self._store, self._target
         self._tags = tuple(dict.fromkeys((*self._tags, *tags)))
-        scopes = self._target.scopes
-        epochs = store.names.epochs(self._target.url, scopes, self._tags)
+        epochs = target.epochs + tuple(map(store.names.tag, self._tags[len(target.tags) :]))
         locks = (_lock_key(keys[-1]),) if store.locks and keys else ()
         if unread := [key for key in (*keys, *locks, *epochs) if key not in self.values]:
             self.values.update(zip(unread, await store.read(unread), strict=True))
         texts = [epoch_text(self.values[key]) for key in epochs]
-        return Epochs.parse(texts, self._tags, scopes)
+        return Epochs.parse(texts, self._tags, target.scopes)
 
     def entry(self, key: str) -> Entry | None:
         """Return the entry at a key that was read, None if there is none; report a damaged one."""

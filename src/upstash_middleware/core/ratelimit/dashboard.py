@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Literal
 
 from upstash_middleware.core.flow import Command
+from upstash_middleware.core.lru import LRU
 from upstash_middleware.core.ratelimit.rules import bare_value
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ class DenyList:
     def __init__(self, prefix: str, time: ServerClock) -> None:
         self._key = f"{prefix}:denyList:all"
         self._time = time
-        self._denied: OrderedDict[str, float] = OrderedDict()
+        self._denied: LRU[str, float] = LRU(MAX_MEMBERS)
+        """Until when each is known to be on the list."""
         self._failed = False
-        self._lock = threading.Lock()
 
     def is_first_failure(self) -> bool:
         """Whether the list could be read until now; True once."""
@@ -72,13 +72,8 @@ class DenyList:
         """Remember the members on the list; return whether there are any."""
         flags = reply if isinstance(reply, list) else []
         listed = [member for member, flag in zip(members, flags, strict=False) if flag == 1]
-        until = self._time.monotonic() + _REMEMBERED_SECONDS
-        with self._lock:
-            for member in listed:
-                self._denied[member] = until
-                self._denied.move_to_end(member)
-            while len(self._denied) > MAX_MEMBERS:
-                self._denied.popitem(last=False)
+        for member in listed:
+            self._denied.put(member, self._time.monotonic() + _REMEMBERED_SECONDS)
         return bool(listed)
 
 

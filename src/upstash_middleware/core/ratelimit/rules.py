@@ -263,13 +263,24 @@ class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
         force_setattr(self, "allow", _as_tuple(self.allow))
         force_setattr(self, "deny", _as_tuple(self.deny))
         _ = self.allowed, self.denied, self.pattern  # they raise for wrong values
-        force_setattr(self, "methods", _methods(self))
+        methods = _as_tuple(self.methods)
+        if not isinstance(methods, tuple) or not all(
+            isinstance(method, str) and method.isalpha() for method in methods
+        ):
+            raise _rule_error(
+                self, "methods", "this should be a sequence of methods such as ('POST',)"
+            )
+        force_setattr(self, "methods", tuple(dict.fromkeys(map(str.upper, methods))))
         force_setattr(self, "hosts", _hosts(self))
         limits, lease = _limits_and_lease(self)
         force_setattr(self, "limits", limits)
         force_setattr(self, "lease", lease)
         _ = self.parsed
-        force_setattr(self, "name", self.name or _derived_name(self))
+        if not self.name:
+            path = "" if self.path is None else self.path.replace(":path}", "}")
+            readable = path.encode("ascii", "backslashreplace").decode().replace(":", "_")
+            parts = filter(None, ("+".join(self.methods), readable))
+            force_setattr(self, "name", " ".join(parts) or "every request")
         force_setattr(self, "deadline", _deadline(self))
         for name, is_right, remedy in _checks(self):
             if not is_right:
@@ -283,7 +294,16 @@ class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     @cached_property
     def pattern(self) -> PathPattern | None:
         """The parsed path; None without one."""
-        return _pattern(self)
+        if self.path is None:
+            return None
+        if not isinstance(self.path, str):
+            raise _rule_error(
+                self, "path", "a path pattern is text such as '/api/generate', or None"
+            )
+        try:
+            return PathPattern.parse(self.path)
+        except ConfigurationError as error:
+            raise _rule_error(self, "path", str(error)) from None
 
     @cached_property
     def parsed(self) -> tuple[Limit, ...] | Tiers | SdkLimiter | None:
@@ -360,24 +380,6 @@ def _rule_error(rule: RateLimitRule, name: str, problem: str) -> ConfigurationEr
 
 def _as_tuple(given: object) -> Any:
     return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else given
-
-
-def _pattern(rule: RateLimitRule) -> PathPattern | None:
-    if rule.path is None:
-        return None
-    if not isinstance(rule.path, str):
-        raise _rule_error(rule, "path", "a path pattern is text such as '/api/generate', or None")
-    try:
-        return PathPattern.parse(rule.path)
-    except ConfigurationError as error:
-        raise _rule_error(rule, "path", str(error)) from None
-
-
-def _methods(rule: RateLimitRule) -> tuple[str, ...]:
-    given = _as_tuple(rule.methods)
-    if not isinstance(given, tuple) or not all(isinstance(x, str) and x.isalpha() for x in given):
-        raise _rule_error(rule, "methods", "this should be a sequence of methods such as ('POST',)")
-    return tuple(dict.fromkeys(method.upper() for method in given))
 
 
 def _limits_and_lease(rule: RateLimitRule) -> tuple[Any, Lease | Literal[False] | None]:
@@ -462,12 +464,6 @@ def _check_distinct(rule: RateLimitRule, limits: list[Limit]) -> None:
                 f"two limits of one rule should not share a window's length ({shorter} ms and "
                 f"{longer} ms); leave one out or put it into a rule of its own",
             )
-
-
-def _derived_name(rule: RateLimitRule) -> str:
-    path = "" if rule.path is None else rule.path.replace(":path}", "}")
-    readable = path.encode("ascii", "backslashreplace").decode().replace(":", "_")
-    return " ".join(filter(None, ("+".join(rule.methods), readable))) or "every request"
 
 
 def _identity_list(rule: RateLimitRule, name: str) -> IdentityList:
@@ -778,28 +774,15 @@ def check_together(
     """
     placed = [(rule, _setting(rule, f"rate_limits[{index}]")) for index, rule in enumerate(rules)]
     if default is not None:
-        _check_default(default)
-        placed.append((default, _setting(default, "default_limit")))
-    _check_unique_names(placed)
-    return placed
-
-
-def _setting(rule: RateLimitRule, otherwise: str) -> str:
-    """Return the setting of a rule; ``otherwise`` for a rule that was created in code."""
-    return otherwise if rule.setting == RateLimitRule.__name__ else rule.setting
-
-
-def _check_default(default: RateLimitRule) -> None:
-    for name in ("path", "methods", "hosts", "when"):
-        if getattr(default, name):
-            raise ConfigurationError(
-                f"{named_part(_setting(default, 'default_limit'), name)} = "
-                f"{getattr(default, name)!r}: default_limit covers all requests that no rule "
-                "covers, so it takes no path, methods, hosts or when; move this rule to rate_limits"
-            )
-
-
-def _check_unique_names(placed: list[tuple[RateLimitRule, str]]) -> None:
+        setting = _setting(default, "default_limit")
+        for name in ("path", "methods", "hosts", "when"):
+            if getattr(default, name):
+                raise ConfigurationError(
+                    f"{named_part(setting, name)} = {getattr(default, name)!r}: default_limit "
+                    "covers all requests that no rule covers, so it takes no path, methods, hosts "
+                    "or when; move this rule to rate_limits"
+                )
+        placed.append((default, setting))
     taken: dict[str, str] = {}
     for rule, setting in placed:
         if rule.parsed is None:
@@ -810,6 +793,12 @@ def _check_unique_names(placed: list[tuple[RateLimitRule, str]]) -> None:
                 "already, and rules of the same name would share their counters; rename one"
             )
         taken[rule.name] = setting
+    return placed
+
+
+def _setting(rule: RateLimitRule, otherwise: str) -> str:
+    """Return the setting of a rule; ``otherwise`` for a rule that was created in code."""
+    return otherwise if rule.setting == RateLimitRule.__name__ else rule.setting
 
 
 def _with_longer_counters(
@@ -827,13 +816,10 @@ def lease_of(rule: RateLimitRule, application: Lease | None) -> Lease | None:
     """Return the lease of a rule, which may be the application's."""
     if rule.lease is not None:
         return rule.lease if isinstance(rule.lease, Lease) else None
-    if isinstance(rule.parsed, tuple):
-        suits = all(
-            limit.quota >= MIN_LEASED_QUOTA and not limit.has_slots for limit in rule.parsed
-        )
-    else:
-        suits = isinstance(rule.parsed, Tiers)  # tier_of asks again, with the limits of each tier
-    return application if suits else None
+    if not isinstance(rule.parsed, tuple):  # tier_of asks again, with the limits of each tier
+        return application if isinstance(rule.parsed, Tiers) else None
+    suit = (each.quota >= MIN_LEASED_QUOTA and not each.has_slots for each in rule.parsed)
+    return application if all(suit) else None
 
 
 def _compile_rule(

@@ -39,7 +39,6 @@ _MAX_HEURISTIC_LIFETIME = 24 * 3600.0
 # Quantifiers are possessive where a pattern could backtrack otherwise.
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _QUOTED = re.compile(r'"((?:[^"\\]++|\\.)*+)"')
-_WITHOUT_QUOTED = re.compile(r'"(?:[^"\\]++|\\.)*+"')
 _ESCAPE = re.compile(r"\\(.)")
 _ARGUMENT = re.compile(rf"{_TOKEN.pattern}|{_QUOTED.pattern}|")
 _WORD = re.compile(r"[a-z-]+")
@@ -72,7 +71,9 @@ class Directives(Struct, frozen=True):
             name = name.lower()
             well_named = _TOKEN.fullmatch(name)
             if well_named:
-                given.setdefault(name, []).append(_unquote(argument) if equals else None)
+                quoted = _QUOTED.fullmatch(argument)
+                text = _ESCAPE.sub(r"\1", quoted[1]) if quoted else argument
+                given.setdefault(name, []).append(text if equals else None)
             if not well_named or (equals and not _ARGUMENT.fullmatch(argument)):
                 words = _WORD.findall(member.lower())
                 for word in _FORBIDDING.intersection(words):
@@ -125,7 +126,7 @@ def cache_control(headers: Headers) -> Directives:
         return NO_DIRECTIVES
     # A quoted string without an end could hide any directive.
     if sum(map(len, lines)) > LONGEST_VALUE or any(
-        '"' in line and '"' in _WITHOUT_QUOTED.sub("", line) for line in lines
+        '"' in line and '"' in _QUOTED.sub("", line) for line in lines
     ):
         return Directives(_UNREADABLE)
     return Directives.parse(lines)
@@ -183,11 +184,6 @@ def targeted_directives(value: str) -> dict[str, str | None] | None:
         elif item != FALSE:
             found[name] = "" if item[0] in "@%:(-0123456789" else item
     return found
-
-
-def _unquote(argument: str) -> str:
-    quoted = _QUOTED.fullmatch(argument)
-    return _ESCAPE.sub(r"\1", quoted[1]) if quoted else argument
 
 
 # --- Other field values -------------------------------------------------------------------------

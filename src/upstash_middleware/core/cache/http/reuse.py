@@ -39,7 +39,6 @@ RANGE_FIELDS = frozenset({"if-range", "range"})
 RANGE_AND_CONDITIONS = RANGE_FIELDS.union(CONDITIONS)
 """Fields with which a request may be answered by less than the stored response."""
 
-_ORIGIN_CONDITIONS = frozenset({"if-match", "if-unmodified-since"})
 _STORED_BODY_FIELDS = ("content-encoding", "content-length", "content-range")
 # RFC 9110 §15.4.5: a 304 does not describe a body, because it has none.
 _BODY_FIELDS = (*_STORED_BODY_FIELDS, "content-language", "content-type")
@@ -200,20 +199,7 @@ def answer(request: HTTPRequest, stored: StoredResponse, head: ResponseHead) -> 
     return Response(ResponseHead(206, headers), content)  # RFC 9110 §15.3.7
 
 
-def only_if_cached() -> Response:
-    """Return the response to ``only-if-cached`` if nothing is stored (§5.2.1.7).
-
-    Without Cache-Status, because it is not based on a stored response (RFC 9211 §2).
-    """
-    return Response(ResponseHead(504, Headers([(b"content-length", b"0")])))
-
-
 # --- Validation (RFC 9111 §4.3) -----------------------------------------------------------------
-
-
-def has_origin_conditions(headers: Headers) -> bool:
-    """Whether a request has conditions that a cache must not evaluate (§4.3.2)."""
-    return not headers.names().isdisjoint(_ORIGIN_CONDITIONS)
 
 
 def has_validator(headers: Headers) -> bool:

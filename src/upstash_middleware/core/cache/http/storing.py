@@ -6,12 +6,18 @@ Pure functions of a request, its response, a rule and a profile.
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from upstash_middleware.core.cache.entries import MAX_TAGS, Epochs, StoredResponse, with_ancestors
+from upstash_middleware.core.cache.entries import (
+    MAX_TAGS,
+    Epochs,
+    StoredResponse,
+    tag_of_group,
+    with_ancestors,
+)
 from upstash_middleware.core.cache.http.directives import (
     FROM_HANDLERS,
     cache_control,
@@ -23,10 +29,10 @@ from upstash_middleware.core.cache.http.directives import (
     staleness,
 )
 from upstash_middleware.core.cache.http.fields import client_addresses, shows_any
-from upstash_middleware.core.cache.http.groups import CACHE_GROUPS, groups_in
 from upstash_middleware.core.cache.http.reuse import has_validator, parse_part
+from upstash_middleware.core.cache.http.structured import parse_strings
 from upstash_middleware.core.cache.http.vary import selector_of_codings
-from upstash_middleware.core.cache.keys import drops_parameters
+from upstash_middleware.core.cache.keys import drops_parameters, origin_of
 from upstash_middleware.core.cache.rules import NEVER_STORED
 from upstash_middleware.messages import LONGEST_VALUE
 
@@ -257,29 +263,51 @@ def _selectors(candidate: Candidate) -> tuple[str, ...]:
 
 
 def _tags_with_groups(candidate: Candidate, of_rule: tuple[str, ...]) -> tuple[str, ...] | str:
-    """Return a response's tags with their ancestors and cache groups, or why it has too many."""
-    headers = candidate.head.headers
-    tags = _tags(headers, of_rule)
-    if isinstance(tags, str) or not candidate.has_groups:
-        return tags
-    groups = groups_in(CACHE_GROUPS, headers, candidate.request)
-    return groups if isinstance(groups, str) else tags + groups
+    """Return a response's tags with their ancestors and its groups, or why it has too many.
 
-
-def _tags(headers: Headers, of_rule: tuple[str, ...]) -> tuple[str, ...] | str:
-    """Return a response's tags with their ancestors, or the reason if it has too many.
-
-    Its own are in Cache-Tag, separated by commas, and in Surrogate-Key, separated by spaces.
+    Its own tags are in Cache-Tag, separated by commas, and in Surrogate-Key, separated by spaces.
     """
+    headers, tags = candidate.head.headers, of_rule
     by_commas, by_spaces = headers.lines("cache-tag"), headers.lines("surrogate-key")
     keys = [key for line in by_spaces for key in line.split(None, _MAX_SEPARATORS)]
     if sum(line.count(",") for line in by_commas) + len(keys) > _MAX_SEPARATORS:
         return f"more than {MAX_TAGS} tags"
-    named = members(by_commas) + keys
-    if not named:
-        return of_rule
-    own = with_ancestors(tuple(dict.fromkeys(named)))
-    if isinstance(own, str):
-        return own
-    tags = tuple(dict.fromkeys((*of_rule, *own)))
-    return tags if len(tags) <= MAX_TAGS else f"more than {MAX_TAGS} tags"
+    if named := members(by_commas) + keys:
+        own = with_ancestors(tuple(dict.fromkeys(named)))
+        if isinstance(own, str):
+            return own
+        tags = tuple(dict.fromkeys((*of_rule, *own)))
+        if len(tags) > MAX_TAGS:
+            return f"more than {MAX_TAGS} tags"
+    groups = groups_in(CACHE_GROUPS, headers, candidate.request) if candidate.has_groups else ()
+    return groups if isinstance(groups, str) else tags + groups
+
+
+# --- Cache groups (RFC 9875) --------------------------------------------------------------------
+#
+# A group is a tag that no application can name: it has no ancestors, and belongs to one origin.
+
+CACHE_GROUPS: Final = "Cache-Groups"
+"""The field of a response that names its groups (§2)."""
+CACHE_GROUP_INVALIDATION: Final = "Cache-Group-Invalidation"
+"""The field of a response to an unsafe request that names the groups it invalidates (§3)."""
+MAX_GROUPS: Final = 128
+"""In one field; at least 32 have to be supported. Each costs the read of its epoch with every
+lookup of its members, and one command to invalidate."""
+
+
+def groups_in(field: str, headers: Headers, request: HTTPRequest) -> tuple[str, ...] | str:
+    """Return the groups that a field of a response names, as tags; a reason if it names too many.
+
+    An invalid field is ignored, and so are parameters (§2, §3).
+    """
+    value = headers.combined(field.lower())
+    if value is None:
+        return ()
+    if len(value) > LONGEST_VALUE:
+        return f"{field} has more than {LONGEST_VALUE} characters"
+    names = dict.fromkeys(parse_strings(value) or ())
+    if len(names) > MAX_GROUPS:
+        return f"{field} names more than {MAX_GROUPS} groups"
+    origin = origin_of(request.scheme, request.host)
+    return tuple(tag_of_group(origin, name) for name in names)

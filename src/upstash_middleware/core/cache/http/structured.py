@@ -18,7 +18,7 @@ _BARE_ITEM = (
 )
 _PARAMETERS = rf"(?:; *+{_KEY}(?:={_BARE_ITEM})?+)*+"
 _INNER_LIST = rf"\( *+(?:{_BARE_ITEM}{_PARAMETERS}(?: ++|(?=\))))*+\)"
-_END = r"(?:[ \t]*+(,)[ \t]*+|\Z)"
+_END = r"(?:[ \t]*+(?P<comma>,)[ \t]*+|\Z)"
 _DICTIONARY_MEMBER = re.compile(rf"({_KEY})(?:=({_BARE_ITEM}|{_INNER_LIST}))?+{_PARAMETERS}{_END}")
 _STRING_MEMBER = re.compile(rf"({_STRING}){_PARAMETERS}{_END}")
 _INNER_STRING = re.compile(rf"({_STRING}){_PARAMETERS}(?: ++|(?=\)))")
@@ -33,30 +33,28 @@ def parse_dictionary(value: str) -> dict[str, str] | None:
 
     A member without a value is true. Of a repeated key the last counts.
     """
-    text = value.strip(" ")
-    found: dict[str, str] = {}
-    at = 0
-    while at < len(text):
-        member = _DICTIONARY_MEMBER.match(text, at)
-        if member is None or (member[3] and member.end() == len(text)):
-            return None
-        found[member[1]] = member[2] or TRUE
-        at = member.end()
-    return found
+    members = _members(_DICTIONARY_MEMBER, value)
+    return None if members is None else {each[1]: each[2] or TRUE for each in members}
 
 
 def parse_strings(value: str) -> tuple[str, ...] | None:
     """Return the members of a List of Strings (§4.2.1), None if one of them is anything else."""
+    members = _members(_STRING_MEMBER, value)
+    return None if members is None else tuple(unquote(each[1]) for each in members)
+
+
+def _members(pattern: re.Pattern[str], value: str) -> list[re.Match[str]] | None:
+    """Return the matches of members with commas between them, None if one of them has none."""
     text = value.strip(" ")
     found = []
     at = 0
     while at < len(text):
-        member = _STRING_MEMBER.match(text, at)
-        if member is None or (member[2] and member.end() == len(text)):
+        member = pattern.match(text, at)
+        if member is None or (member["comma"] and member.end() == len(text)):
             return None
-        found.append(unquote(member[1]))
+        found.append(member)
         at = member.end()
-    return tuple(found)
+    return found
 
 
 def parse_inner_list(item: str) -> tuple[str, ...] | None:

@@ -39,6 +39,7 @@ class FixedWindow(Limit, frozen=True):
     name: ClassVar[str] = "fixed"
     title: ClassVar[str] = "fixed window"
     word: ClassVar[str | None] = "fixed"
+    windows: ClassVar[bool] = True
     kept_for: ClassVar[int] = 0
     """For how many further windows the counter is kept."""
 
@@ -48,12 +49,6 @@ class FixedWindow(Limit, frozen=True):
     def keys(self, base: str, now_ms: int) -> tuple[str, ...]:
         number = now_ms // self.milliseconds
         return (f"{base}:{number}", f"{base}:{number + 1}")
-
-    def refund_keys(self, base: str, where: int, now_ms: int) -> tuple[str, ...]:  # noqa: ARG002
-        return (f"{base}:{where}",)
-
-    def gives_back(self, taken_where: int, where: int) -> bool:
-        return taken_where == where
 
     def check(self, values: Sequence[Any], now: int, cost: int) -> Check:
         window = self.milliseconds

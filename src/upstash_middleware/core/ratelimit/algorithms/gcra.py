@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from msgspec.structs import replace
 
 from upstash_middleware.core.clock import Duration  # noqa: TC001 - for signatures
-from upstash_middleware.core.ratelimit.algorithms.limit import (
-    MAX_WINDOW_MS,
-    Check,
-    Limit,
-    State,
-)
+from upstash_middleware.core.ratelimit.algorithms.limit import MAX_WINDOW_MS, Check, Limit, State
 from upstash_middleware.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -72,9 +67,6 @@ class GCRA(Limit, frozen=True):
     @classmethod
     def from_script(cls, a: int, b: int, c: int) -> GCRA:
         return cls(a, b / 1000, c)
-
-    def keys(self, base: str, now_ms: int) -> tuple[str, ...]:  # noqa: ARG002
-        return (f"{base}:gcra.{self.milliseconds}",)
 
     def returnable(self, units: int, held_ms: int) -> int:
         return max(0, units - -(-held_ms * self.limit // self.milliseconds))

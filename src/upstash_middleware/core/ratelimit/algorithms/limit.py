@@ -64,6 +64,8 @@ class Limit(Struct, frozen=True, dict=True):
     """What the algorithm is called in text such as ``"fixed 10/s"``; None without a notation."""
     refills: ClassVar[bool] = False
     """Whether used units come back at the limit's own rate, as in a bucket."""
+    windows: ClassVar[bool] = False
+    """Whether its keys are windows' numbers, and units go back to the window they were taken in."""
     has_slots: ClassVar[bool] = False
     """Whether a request takes a slot, which is released when it ends."""
     quotas: ClassVar[tuple[str, ...]] = ("limit",)
@@ -120,12 +122,12 @@ class Limit(Struct, frozen=True, dict=True):
     # The keys of the limit's state, in the script's order; `base` is PREFIX:RULE:IDENTIFIER. For
     # windows the next one's key is among them, which a process whose clock leads may have begun.
     # No key contains a quota, so that used units are found again when the quota changes.
-    def keys(self, base: str, now_ms: int) -> tuple[str, ...]:
-        raise NotImplementedError
+    def keys(self, base: str, now_ms: int) -> tuple[str, ...]:  # noqa: ARG002
+        return (f"{base}:{self.name}.{self.milliseconds}",)
 
     # The keys that units are refunded to; `where` is where they were taken.
-    def refund_keys(self, base: str, where: int, now_ms: int) -> tuple[str, ...]:  # noqa: ARG002
-        return self.keys(base, now_ms)
+    def refund_keys(self, base: str, where: int, now_ms: int) -> tuple[str, ...]:
+        return (f"{base}:{where}",) if self.windows else self.keys(base, now_ms)
 
     # Until when units that were taken at `where` may be used, in ms since 1970; `reset` is the
     # script's.
@@ -133,8 +135,8 @@ class Limit(Struct, frozen=True, dict=True):
         return reset
 
     # Whether a call whose verdict is about `where` can give back units that were taken elsewhere.
-    def gives_back(self, taken_where: int, where: int) -> bool:  # noqa: ARG002
-        return True
+    def gives_back(self, taken_where: int, where: int) -> bool:
+        return not self.windows or taken_where == where
 
     # How many of so many units may be given back after a time: those that have come back by
     # themselves may have been used by others.

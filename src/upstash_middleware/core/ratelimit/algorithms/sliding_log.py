@@ -40,9 +40,6 @@ class SlidingLog(Limit, frozen=True):
                 f"{self}: limit should be at most {_MAX_LIMIT}; use a SlidingWindow for more"
             )
 
-    def keys(self, base: str, now_ms: int) -> tuple[str, ...]:  # noqa: ARG002
-        return (f"{base}:log.{self.milliseconds}",)
-
     def check(self, values: Sequence[Any], now: int, cost: int) -> Check:
         window, entries = self.milliseconds, values[0] or ()
         at = max(now, entries[-1][0]) if entries else now

@@ -34,20 +34,15 @@ class SlidingWindow(Limit, frozen=True):
     name: ClassVar[str] = "sliding"
     title: ClassVar[str] = "sliding window"
     word: ClassVar[str | None] = "sliding"
+    windows: ClassVar[bool] = True
 
     def keys(self, base: str, now_ms: int) -> tuple[str, ...]:
         number = now_ms // self.milliseconds
         return (f"{base}:{number - 1}", f"{base}:{number}", f"{base}:{number + 1}")
 
-    def refund_keys(self, base: str, where: int, now_ms: int) -> tuple[str, ...]:  # noqa: ARG002
-        return (f"{base}:{where}",)
-
     # Not later than the window in which they are counted in full.
     def taken_until(self, where: int, reset: int) -> int:  # noqa: ARG002
         return (where + 1) * self.milliseconds
-
-    def gives_back(self, taken_where: int, where: int) -> bool:
-        return taken_where == where
 
     def check(self, values: Sequence[Any], now: int, cost: int) -> Check:
         window, key = self.milliseconds, 1 if values[2] is None else 2

@@ -5,12 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from upstash_middleware.core.clock import Duration  # noqa: TC001 - for signatures
-from upstash_middleware.core.ratelimit.algorithms.limit import (
-    MAX_WINDOW_MS,
-    Check,
-    Limit,
-    State,
-)
+from upstash_middleware.core.ratelimit.algorithms.limit import MAX_WINDOW_MS, Check, Limit, State
 from upstash_middleware.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -58,9 +53,6 @@ class TokenBucket(Limit, frozen=True):
     @classmethod
     def from_script(cls, a: int, b: int, c: int) -> TokenBucket:
         return cls(a, b, c / 1000)
-
-    def keys(self, base: str, now_ms: int) -> tuple[str, ...]:  # noqa: ARG002
-        return (f"{base}:bucket.{self.milliseconds}",)
 
     def returnable(self, units: int, held_ms: int) -> int:
         return max(0, units - (held_ms // self.milliseconds + 1) * self.refill)
