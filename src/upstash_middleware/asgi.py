@@ -30,10 +30,10 @@ from upstash_middleware.messages import (
     announces_no_body,
     content_length,
 )
-from upstash_middleware.runtime import OF_NO_VISITOR, Features, LazyProxy, Runtime
+from upstash_middleware.runtime import BACKGROUND_REQUEST, Features, LazyProxy, Runtime
 from upstash_middleware.settings import (
     DEFAULTS,
-    NOT_OF_SESSIONS,
+    WITHOUT_EFFECT_ON_SESSIONS,
     WithSettings,
     check_kept_cookies,
 )
@@ -66,7 +66,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_OF_CLIENTS = frozenset({"http", "websocket"})
+_CLIENT_SCOPES = frozenset({"http", "websocket"})
 """Scopes of requests and of connections."""
 RUNTIME = "upstash_middleware.runtime"
 """Where in a scope limits in front of handlers find the runtime that they share: that of the
@@ -274,7 +274,7 @@ class Middleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope; see the ASGI specification, version 3."""
         kind = scope["type"]
-        if kind in _OF_CLIENTS:
+        if kind in _CLIENT_SCOPES:
             self._add_to_state(scope)
         looked_up = (scope.get("path"), scope.get("method")) if exempt_types else None
         await self._serving.get(kind, self.app)(scope, receive, send)
@@ -363,7 +363,7 @@ class Middleware:
     def _show_session(self, scope: Scope, exchange: Exchange) -> None:
         """Show handlers their session, and caches further in whether it is used."""
         saving: Any = exchange.saving
-        if OF_NO_VISITOR in scope:  # a cache further out revalidates: there is no client
+        if BACKGROUND_REQUEST in scope:  # a cache further out revalidates: there is no client
             saving.detach()
         saving.session.performer = self.runtime
         scope["session"], scope[_SESSION] = saving.session, saving
@@ -703,7 +703,7 @@ class SessionMiddleware(Middleware):
 def _check_arguments(arguments: Mapping[str, Any], fields: type[SessionSettings]) -> None:
     """Raise ConfigurationError for arguments that SessionMiddleware does not have."""
     for name in arguments:
-        if name in NOT_OF_SESSIONS:
+        if name in WITHOUT_EFFECT_ON_SESSIONS:
             raise ConfigurationError(
                 f"{name}: it has no effect in SessionMiddleware, which has sessions only; use "
                 f"UpstashMiddleware({name}=…, sessions={{…}}), which has both"
@@ -1178,8 +1178,8 @@ class ScopeCall(HandlerCall):
     def show(self, decision: Decision) -> None:
         self.scope["state"]["rate_limit"] = decision
 
-    def is_free(self) -> bool:
-        return OF_NO_VISITOR in self.scope or bool(exempt_types and self.is_exempt())
+    def is_uncounted(self) -> bool:
+        return BACKGROUND_REQUEST in self.scope or bool(exempt_types and self.is_exempt())
 
     def is_exempt(self) -> bool:
         """Whether the handler is exempt."""
@@ -1325,7 +1325,7 @@ def refresh_scope(scope: Scope, request: HTTPRequest, lifespan_state: Mapping[st
         "headers": list(request.headers.raw),
         "client": None,
         "state": {**lifespan_state},
-        OF_NO_VISITOR: True,
+        BACKGROUND_REQUEST: True,
     }
 
 

@@ -254,7 +254,7 @@ class SyncData(_Data):
     def get(self, key: str, *, type: type[R]) -> R | None: ...
     @overload
     def get(self, key: str, default: Any = None, *, type: Any = None) -> Any: ...
-    def get(self, key: str, default: Any = None, *, type: Any = None) -> Any:  # noqa: A002 - what it is
+    def get(self, key: str, default: Any = None, *, type: Any = None) -> Any:  # noqa: A002 - the type, as everywhere
         """Return a value; ``default`` if there is none, or Upstash fails.
 
         Args:
@@ -265,7 +265,7 @@ class SyncData(_Data):
         """
         return self._run(self._store.get(key, default, type), default)
 
-    def get_many(self, keys: Iterable[str], *, type: Any = None) -> dict[str, Any]:  # noqa: A002 - what it is
+    def get_many(self, keys: Iterable[str], *, type: Any = None) -> dict[str, Any]:  # noqa: A002 - the type, as everywhere
         """Return the values that there are, by key, in one command.
 
         Args:
@@ -281,7 +281,7 @@ class SyncData(_Data):
         *,
         ttl: Duration,
         tags: Iterable[str] = (),
-        type: Any = None,  # noqa: A002 - what it is
+        type: Any = None,  # noqa: A002 - the type, as everywhere
         strict: bool = False,
     ) -> bool:
         """Store a value, and return whether that succeeded.
@@ -310,7 +310,7 @@ class SyncData(_Data):
         *,
         ttl: Duration,
         tags: Iterable[str] = (),
-        type: Any = None,  # noqa: A002 - what it is
+        type: Any = None,  # noqa: A002 - the type, as everywhere
         strict: bool = False,
     ) -> bool:
         """Store several values in one call, one command each.
@@ -332,7 +332,7 @@ class SyncData(_Data):
         *,
         ttl: Duration,
         tags: Iterable[str] = (),
-        type: Any = None,  # noqa: A002 - what it is
+        type: Any = None,  # noqa: A002 - the type, as everywhere
         strict: bool = False,
     ) -> bool:
         """Store a value if there is none, and return whether it did.
@@ -395,7 +395,7 @@ class SyncData(_Data):
         loader: Callable[[], R],
         *,
         tags: Iterable[str] = (),
-        type: Any = None,  # noqa: A002 - what it is
+        type: Any = None,  # noqa: A002 - the type, as everywhere
         stale: Duration = 0,
         early: float = 0.0,
         lock: bool = True,
@@ -441,7 +441,7 @@ class SyncData(_Data):
         *,
         key: str | Callable[..., str] | None = None,
         tags: Iterable[str] | Callable[..., Iterable[str]] = (),
-        type: Any = None,  # noqa: A002 - what it is
+        type: Any = None,  # noqa: A002 - the type, as everywhere
         stale: Duration = 0,
         early: float = 0.0,
         lock: bool = True,
@@ -534,7 +534,7 @@ class Data(_Data):
     async def get(self, key: str, *, type: type[R]) -> R | None: ...
     @overload
     async def get(self, key: str, default: Any = None, *, type: Any = None) -> Any: ...
-    async def get(self, key: str, default: Any = None, *, type: Any = None) -> Any:  # noqa: A002 - what it is
+    async def get(self, key: str, default: Any = None, *, type: Any = None) -> Any:  # noqa: A002 - the type, as everywhere
         """Return a value, in one command.
 
         Args:
@@ -545,7 +545,7 @@ class Data(_Data):
         """
         return await self._run(self._store.get(key, default, type), default)
 
-    async def get_many(self, keys: Iterable[str], *, type: Any = None) -> dict[str, Any]:  # noqa: A002 - what it is
+    async def get_many(self, keys: Iterable[str], *, type: Any = None) -> dict[str, Any]:  # noqa: A002 - the type, as everywhere
         """Return the values that there are, by key, in one command.
 
         Args:
@@ -561,7 +561,7 @@ class Data(_Data):
         *,
         ttl: Duration,
         tags: Iterable[str] = (),
-        type: Any = None,  # noqa: A002 - what it is
+        type: Any = None,  # noqa: A002 - the type, as everywhere
         strict: bool = False,
     ) -> bool:
         """Store a value, in one command, and return whether that succeeded.
@@ -593,7 +593,7 @@ class Data(_Data):
         *,
         ttl: Duration,
         tags: Iterable[str] = (),
-        type: Any = None,  # noqa: A002 - what it is
+        type: Any = None,  # noqa: A002 - the type, as everywhere
         strict: bool = False,
     ) -> bool:
         """Store several values in one call, one command each; the arguments are those of ``set``.
@@ -617,7 +617,7 @@ class Data(_Data):
         *,
         ttl: Duration,
         tags: Iterable[str] = (),
-        type: Any = None,  # noqa: A002 - what it is
+        type: Any = None,  # noqa: A002 - the type, as everywhere
         strict: bool = False,
     ) -> bool:
         """Store a value if there is none, and return whether it was stored.
@@ -716,7 +716,7 @@ class Data(_Data):
         loader: Callable[[], Any],
         *,
         tags: Iterable[str] = (),
-        type: Any = None,  # noqa: A002 - what it is
+        type: Any = None,  # noqa: A002 - the type, as everywhere
         stale: Duration = 0,
         early: float = 0.0,
         lock: bool = True,
@@ -764,7 +764,7 @@ class Data(_Data):
         *,
         key: str | Callable[..., str] | None = None,
         tags: Iterable[str] | Callable[..., Iterable[str]] = (),
-        type: Any = None,  # noqa: A002 - what it is
+        type: Any = None,  # noqa: A002 - the type, as everywhere
         stale: Duration = 0,
         early: float = 0.0,
         lock: bool = True,

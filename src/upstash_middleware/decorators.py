@@ -125,7 +125,7 @@ class HandlerCall:
         """Show the handler another decision."""
         raise NotImplementedError
 
-    def is_free(self) -> bool:
+    def is_uncounted(self) -> bool:
         """Whether no limit applies: an exempt handler, or a background revalidation."""
         raise NotImplementedError
 
@@ -447,7 +447,7 @@ class HandlerLimit(Decorator):
     def _engine(
         self, runtime: Runtime, call: HandlerCall, prior: Decision
     ) -> tuple[Engine, HTTPRequest] | None:
-        if runtime.enabled and not call.is_free():
+        if runtime.enabled and not call.is_uncounted():
             request = call.request()
             counted = _limiters_that_counted(request)
             limiter = self._limiter(runtime, call, counted)

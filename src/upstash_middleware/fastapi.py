@@ -123,7 +123,7 @@ def _dependency(limits: AnyLimits, **arguments: Any) -> Callable[..., AsyncItera
             known = connection.scope.setdefault(_RESOLVED_DEPENDENCIES, {})
             known[arguments["by"]] = resolved
         call = _call(connection, handler_limit)
-        if settles and call.stream is None and call.runtime().enabled and not call.is_free():
+        if settles and call.stream is None and call.runtime().enabled and not call.is_uncounted():
             raise ConfigurationError(
                 f"{handler_limit.name}.settle: a dependency does not see the response; add "
                 "UpstashMiddleware to the application, which does (with default_limit=None, if it "

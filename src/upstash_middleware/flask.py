@@ -49,7 +49,7 @@ from upstash_middleware.decorators import (
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.events import SettingDoubted, UserCodeFailed
 from upstash_middleware.messages import Response
-from upstash_middleware.runtime import OF_NO_VISITOR, Features, LazyProxy, Runtime
+from upstash_middleware.runtime import BACKGROUND_REQUEST, Features, LazyProxy, Runtime
 from upstash_middleware.settings import WithSettings, settings_from
 from upstash_middleware.wsgi import (
     RATE_LIMIT_KEY,
@@ -793,8 +793,8 @@ class _ViewCall(HandlerCall):
     def show(self, decision: Decision) -> None:
         g.rate_limit = request.environ[RATE_LIMIT_KEY] = decision
 
-    def is_free(self) -> bool:
-        if OF_NO_VISITOR in request.environ:
+    def is_uncounted(self) -> bool:
+        if BACKGROUND_REQUEST in request.environ:
             return True
         if is_exempt_view(self._app, request.endpoint, self.wrapper, self.method):
             return True
@@ -839,7 +839,7 @@ class ViewBody(EnvironBody):
             return None
         return [*self._request.form.getlist(name), *self._request.files.getlist(name)]
 
-    def is_at_hand(self, *, waits: bool) -> bool:  # noqa: ARG002 - a thread may wait
+    def is_available(self, *, waits: bool) -> bool:  # noqa: ARG002 - a thread may wait
         """See RequestBody."""
         request, kept = self._request, vars(self._request)
         if getattr(request, "_cached_data", None) is not None or "stream" not in kept:

@@ -35,8 +35,8 @@ from upstash_middleware.errors import (
 )
 from upstash_middleware.events import SettingDoubted, UserCodeFailed
 from upstash_middleware.messages import NO_HEADERS, Headers, Response, ResponseHead
-from upstash_middleware.runtime import OF_NO_VISITOR
-from upstash_middleware.settings import DEFAULTS, NOT_OF_SESSIONS
+from upstash_middleware.runtime import BACKGROUND_REQUEST
+from upstash_middleware.settings import DEFAULTS, WITHOUT_EFFECT_ON_SESSIONS
 from upstash_middleware.wsgi import STREAMS, ClosingBody, fields_of
 
 if TYPE_CHECKING:
@@ -150,7 +150,11 @@ class FlaskSession(Session, SessionMixin):
 
     def drop_lone_permanence(self) -> None:
         """Keep ``permanent``, which applications set for every request, from making a session."""
-        if self._stored is None and self._binds is None and [*self._values] == [_PERMANENT_ENTRY]:
+        if (
+            self._stored is None
+            and self._user_to_bind is None
+            and [*self._values] == [_PERMANENT_ENTRY]
+        ):
             self._values.clear()
 
     def note_permanence(self, part: Sessions) -> None:
@@ -283,7 +287,7 @@ class UpstashSessionInterface(SessionInterface):
         streams: Sequence[ref[ResponseStream]] = request.environ.get(STREAMS, ())
         session = cast("FlaskSession | None", _session_of_middleware(part, streams))
         if session is None:
-            if OF_NO_VISITOR in request.environ:
+            if BACKGROUND_REQUEST in request.environ:
                 session = cast("FlaskSession", part.detached().session)
             else:
                 session = cast("FlaskSession", part.session())
@@ -527,7 +531,7 @@ def refuse_unknown(arguments: Iterable[str], own: Iterable[str]) -> None:
     Raises ConfigurationError, which names the setting of Flask's, or the closest argument.
     """
     for name in arguments:
-        if name in NOT_OF_SESSIONS:
+        if name in WITHOUT_EFFECT_ON_SESSIONS:
             raise ConfigurationError(
                 f"{named_part(_SETTING, name)}: it has no effect in Sessions, which has sessions "
                 f"only; use UpstashMiddleware(app, {name}=…) beside it"

@@ -193,7 +193,7 @@ def _body_of(given: Any, rule: str, *, waits: bool) -> RequestBody | None:
         from upstash_middleware.starlette import EndpointBody  # noqa: PLC0415 - as above
 
         body = EndpointBody(given)
-    if body is None or not body.is_at_hand(waits=waits):
+    if body is None or not body.is_available(waits=waits):
         raise ValueError(
             f"rule {rule!r} finds its identifier in the request's body, which is not at hand in "
             "this request: pass the value as text, an Identifier, or the decision about the "

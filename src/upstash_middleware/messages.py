@@ -201,7 +201,7 @@ class RequestBody:
         """Return the values of a form's field, texts and files; None if no form was parsed yet."""
         return None
 
-    def is_at_hand(self, *, waits: bool) -> bool:
+    def is_available(self, *, waits: bool) -> bool:
         """Whether it can be read, although a handler may have read it; at once unless ``waits``."""
         raise NotImplementedError
 

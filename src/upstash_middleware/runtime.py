@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from upstash_middleware.redis import AsyncRedis, Redis
     from upstash_middleware.upstash import Called
 
-OF_NO_VISITOR = "upstash_middleware.refresh"
+BACKGROUND_REQUEST = "upstash_middleware.refresh"
 """In the scope or environ of a request that no visitor has sent: a background revalidation, or one
 that fills the cache. No limit counts it, and its session has no client."""
 
@@ -826,7 +826,7 @@ class Runtime:
 def _has_no_visitor(native: Any) -> bool:
     """Whether a framework's request is a background one, which no visitor has sent."""
     held = native if isinstance(native, dict) else getattr(native, "META", ())
-    return OF_NO_VISITOR in held or OF_NO_VISITOR in getattr(native, "scope", ())
+    return BACKGROUND_REQUEST in held or BACKGROUND_REQUEST in getattr(native, "scope", ())
 
 
 def _exempt_all_but_purges(

@@ -56,7 +56,7 @@ FIELDS_VARIABLES = {
     "reflected_fields": "UPSTASH_MIDDLEWARE_REFLECTED_FIELDS",
 }
 """Field names, separated by commas, that are added to those in the settings."""
-NOT_OF_SESSIONS = (
+WITHOUT_EFFECT_ON_SESSIONS = (
     "rate_limits",
     "default_limit",
     "match",

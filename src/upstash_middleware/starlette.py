@@ -306,7 +306,7 @@ class EndpointBody(RequestBody):
         form = self._request._form  # noqa: SLF001
         return None if form is None else cast("list[Any]", form.getlist(name))
 
-    def is_at_hand(self, *, waits: bool) -> bool:
+    def is_available(self, *, waits: bool) -> bool:
         """See RequestBody."""
         request = self._request
         if getattr(request, "_body", None) is not None:

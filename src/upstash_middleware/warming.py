@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 from msgspec import Struct
 
 from upstash_middleware.messages import PATH_SAFE, split_list
-from upstash_middleware.runtime import OF_NO_VISITOR
+from upstash_middleware.runtime import BACKGROUND_REQUEST
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -268,7 +268,7 @@ async def _get_asgi(app: Any, request: _Request, answer: _Answer) -> None:
         "client": None,
         "server": None,
         "state": {},
-        OF_NO_VISITOR: True,
+        BACKGROUND_REQUEST: True,
     }
     requested, done = False, anyio.Event()
 
@@ -314,7 +314,7 @@ def _get_wsgi(app: Any, request: _Request, answer: _Answer, deadline: float) -> 
         "wsgi.multithread": True,
         "wsgi.multiprocess": False,
         "wsgi.run_once": False,
-        OF_NO_VISITOR: True,
+        BACKGROUND_REQUEST: True,
     }
 
     def start_response(

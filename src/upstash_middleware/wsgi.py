@@ -30,7 +30,7 @@ from upstash_middleware.messages import (
     announces_no_body,
     content_length,
 )
-from upstash_middleware.runtime import OF_NO_VISITOR, Features, LazyProxy, Runtime, run_soon
+from upstash_middleware.runtime import BACKGROUND_REQUEST, Features, LazyProxy, Runtime, run_soon
 from upstash_middleware.settings import WithSettings
 
 if TYPE_CHECKING:
@@ -860,5 +860,5 @@ def refresh_environ(environ: WSGIEnvironment, request: HTTPRequest) -> WSGIEnvir
         "REMOTE_ADDR": "",
         "REQUEST_METHOD": request.method,
         "wsgi.input": BytesIO(),
-        OF_NO_VISITOR: True,
+        BACKGROUND_REQUEST: True,
     }

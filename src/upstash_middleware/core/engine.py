@@ -175,9 +175,9 @@ class Part:
 
     async def begin(self, request: HTTPRequest) -> PartExchange | None:
         """Decide about a request by this part alone. A flow."""
-        return await self.go_on(self.prepare(request))
+        return await self.finish_step(self.prepare(request))
 
-    async def go_on(self, step: Step) -> PartExchange | None:
+    async def finish_step(self, step: Step) -> PartExchange | None:
         """Return what becomes of a step. A flow."""
         if isinstance(step, Prepared):
             try:
@@ -280,7 +280,7 @@ class Engine:
         """Join the pipelines of parts of which some need more than one; ``steps`` are the first."""
         begun: list[PartExchange] = []
         flows = [
-            *(self._guarded(part.go_on, step, begun) for part, step in zip(parts, steps)),  # noqa: B905
+            *(self._guarded(part.finish_step, step, begun) for part, step in zip(parts, steps)),  # noqa: B905
             *(self._guarded(part.begin, request, begun) for part in parts[len(steps) :]),
         ]
         try:
@@ -364,7 +364,9 @@ class Begun(Prepared, eq=False):
             steps[index] = result
             if result is not None and not isinstance(result, PartExchange):
                 more = True
-        return self._go_on() if more else self._engine.exchange(self._request, self._inner, steps)
+        return (
+            self._run_flows() if more else self._engine.exchange(self._request, self._inner, steps)
+        )
 
     def interrupted(self) -> None:
         """Note that the call was interrupted."""
@@ -372,7 +374,7 @@ class Begun(Prepared, eq=False):
             if isinstance(step, Prepared):
                 part.interrupted(step)
 
-    async def _go_on(self) -> Exchange:
+    async def _run_flows(self) -> Exchange:
         """Run the flows of parts that need more, outermost first, until one has a response."""
         steps, stopped = self._steps, False
         try:

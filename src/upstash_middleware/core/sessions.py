@@ -365,7 +365,7 @@ class Session(MutableMapping[str, Any]):
         self._ended: list[StoredSession] = []
         """What ``clear`` has ended, until it is deleted on Redis."""
         self._regenerates = False
-        self._binds: str | None = None
+        self._user_to_bind: str | None = None
         """The user to bind it to, at the next save."""
         self._revoked: list[str] = []
         """The users whose sessions are to end, at the next save."""
@@ -468,7 +468,12 @@ class Session(MutableMapping[str, Any]):
     def _stays_empty(self) -> bool:
         """Whether it is empty, as for a client without a cookie, and nothing is to be saved."""
         holds = self._values or self._entries or self._stored or self._error or self._clears
-        saves = self._is_certain or self._binds is not None or self._is_over or self.cookie_change
+        saves = (
+            self._is_certain
+            or self._user_to_bind is not None
+            or self._is_over
+            or self.cookie_change
+        )
         return not (holds or saves)
 
     def _names(self) -> list[str]:
@@ -518,7 +523,7 @@ class Session(MutableMapping[str, Any]):
         if self._stored is not None:
             self._ended.append(self._stored)
         self._leave_stored()
-        self._binds, self._regenerates = None, False
+        self._user_to_bind, self._regenerates = None, False
         self._values, self._set = {}, set()
         self._is_refused = self._is_refused or not self.available
 
@@ -547,7 +552,7 @@ class Session(MutableMapping[str, Any]):
         """
         text = user_text(user)
         self.regenerate()
-        self._binds = text
+        self._user_to_bind = text
 
     def revoke_all(self, user: User) -> None:
         """End all sessions that are bound to a user, everywhere, such as after a new password.
@@ -596,7 +601,7 @@ class Session(MutableMapping[str, Any]):
         self._ended = todo.ended + self._ended
         self._revoked = todo.revoked + self._revoked
         if not is_cleared:
-            self._binds = todo.user if self._binds is None else self._binds
+            self._user_to_bind = todo.user if self._user_to_bind is None else self._user_to_bind
             self._regenerates = self._regenerates or todo.regenerates
 
     @property
@@ -1093,7 +1098,9 @@ class Sessions(Part):
             if entries or deleted:
                 self.observe(SessionSaved("saved", False, "it could not be loaded"))
             return
-        todo = _SaveTasks(session._binds, session._regenerates, session._ended, session._revoked)
+        todo = _SaveTasks(
+            session._user_to_bind, session._regenerates, session._ended, session._revoked
+        )
         starts = todo.user is not None or (
             bool(entries) if session._stored is None else todo.regenerates
         )
@@ -1107,7 +1114,7 @@ class Sessions(Part):
             self.observe(SessionSaved("saved", False, "the response's head had been sent"))
             entries, deleted, starts = {}, [], False
         clears, session._saving = session._clears, Latch()
-        session._binds, session._regenerates = None, False
+        session._user_to_bind, session._regenerates = None, False
         session._ended, session._revoked = [], []
         try:
             written = await self._write(session, todo, entries, deleted, starts=starts)

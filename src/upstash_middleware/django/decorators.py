@@ -44,7 +44,7 @@ from upstash_middleware.django.requests import (
 )
 from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.messages import NO_HEADERS, ResponseHead
-from upstash_middleware.runtime import OF_NO_VISITOR
+from upstash_middleware.runtime import BACKGROUND_REQUEST
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -138,9 +138,11 @@ class ViewCall(HandlerCall):
     def show(self, decision: Decision) -> None:
         self.native.rate_limit = decision
 
-    def is_free(self) -> bool:
+    def is_uncounted(self) -> bool:
         request = self.native
-        if OF_NO_VISITOR in request.META or OF_NO_VISITOR in getattr(request, "scope", ()):
+        if BACKGROUND_REQUEST in request.META or BACKGROUND_REQUEST in getattr(
+            request, "scope", ()
+        ):
             return True
         if not exempt_types:
             return False

@@ -110,7 +110,7 @@ class DjangoBody(RequestBody):
             return None
         return [*self._request.POST.getlist(name), *self._request.FILES.getlist(name)]
 
-    def is_at_hand(self, *, waits: bool) -> bool:  # noqa: ARG002 - Django has received it
+    def is_available(self, *, waits: bool) -> bool:  # noqa: ARG002 - Django has received it
         """See RequestBody."""
         request = self._request
         if hasattr(request, "_body") or not request._read_started:  # noqa: SLF001

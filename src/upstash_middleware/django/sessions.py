@@ -63,7 +63,7 @@ from upstash_middleware.events import (
     hears,
 )
 from upstash_middleware.messages import Headers
-from upstash_middleware.runtime import OF_NO_VISITOR
+from upstash_middleware.runtime import BACKGROUND_REQUEST
 from upstash_middleware.settings import settings_from
 
 if TYPE_CHECKING:
@@ -965,7 +965,7 @@ async def _respond(
     """Do what Django's ``process_response`` does; see SessionMiddleware. A flow."""
     use: SessionUse = vars(request).pop(_USE, None) or SessionUse()
     name, accessed = settings.SESSION_COOKIE_NAME, session.accessed
-    if OF_NO_VISITOR in request.META or OF_NO_VISITOR in getattr(request, "scope", ()):
+    if BACKGROUND_REQUEST in request.META or BACKGROUND_REQUEST in getattr(request, "scope", ()):
         pass  # a background revalidation has no client: nothing is kept of its session
     elif refused := _response_if_refused(request, session, response):
         return refused

@@ -268,7 +268,7 @@ class Cache(Part):
 
     async def begin(self, request: HTTPRequest) -> CacheExchange:
         """Look a request up by the cache alone. A flow."""
-        return cast("CacheExchange", await self.go_on(self.prepare(request)))
+        return cast("CacheExchange", await self.finish_step(self.prepare(request)))
 
     def prepare(self, request: HTTPRequest) -> Step:  # noqa: PLR0911 - one for each kind
         """Return what to read for a request, its exchange if that is clear, or a flow to it."""
@@ -312,7 +312,7 @@ class Cache(Part):
     ) -> CacheExchange:
         target = await self._target_by_user_code(resource, request)
         request = _without_ignored_cookies(resource.context, request)
-        exchange = await self.go_on(self._prepare(resource, request, target))
+        exchange = await self.finish_step(self._prepare(resource, request, target))
         return cast("CacheExchange", exchange)
 
     def _prepare(
@@ -380,7 +380,7 @@ class Cache(Part):
             exchange.refresh is None or lock is None or lock.unshared
         ):
             return exchange
-        return share_render(found, exchange)
+        return wait_for_render(found, exchange)
 
     def _after_failure(self, prepared: PreparedLookup, error: UpstashError) -> CacheExchange:
         self._emit(UpstashFailed("cache lookup", error))
@@ -411,7 +411,7 @@ class Cache(Part):
                 explained = await self.explain(request)
             except UpstashError as error:
                 explained = CacheExplanation("bypass", f"the store did not answer: {error}")
-        exchange = await self.go_on(self.prepare(request))
+        exchange = await self.finish_step(self.prepare(request))
         return Debugged(within=cast("CacheExchange", exchange), explained=explained)
 
     async def _begin_post(self, request: HTTPRequest) -> CacheExchange:
@@ -974,7 +974,7 @@ def _request_of_no_user(found: LookedUpRequest, stored: StoredResponse) -> HTTPR
 # how long it takes.
 
 
-async def share_render(found: LookedUpRequest, exchange: CacheExchange) -> CacheExchange:
+async def wait_for_render(found: LookedUpRequest, exchange: CacheExchange) -> CacheExchange:
     """Forward only one of several concurrent requests for the same response."""
     if isinstance(exchange, Answered):
         try:

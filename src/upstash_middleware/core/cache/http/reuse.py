@@ -217,7 +217,7 @@ def not_modified(request: Headers, stored: StoredResponse) -> bool:
         return False
     condition = request.combined("if-none-match")
     if condition is not None:
-        return _matches(condition, stored.headers.get("etag"))
+        return _lists(condition, stored.headers.get("etag"))
     if (date := request.get("if-modified-since")) is None:
         return False
     since = parse_date(date, stored.stored_at)
@@ -236,13 +236,13 @@ def makes_304(request: Headers, response: Headers, received_at: float) -> bool:
     """
     condition = request.combined("if-none-match")
     if condition is not None:
-        return _matches(condition, response.get("etag"))
+        return _lists(condition, response.get("etag"))
     since = parse_date(request.get("if-modified-since") or "", received_at)
     modified = parse_date(response.get("last-modified") or "", received_at)
     return since is not None and modified is not None and modified <= since
 
 
-def _matches(condition: str, etag: str | None) -> bool:
+def _lists(condition: str, etag: str | None) -> bool:
     if condition.strip() == "*":
         return True
     tags = entity_tags(condition)
