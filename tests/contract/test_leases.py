@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -155,12 +156,17 @@ def test_beside_a_rule_without_a_lease_the_call_is_made_and_commands_are_saved(
 
 @pytest.mark.usefixtures("clock")
 def test_fields_are_those_of_a_rule_without_a_lease(serve: Serve):
-    def fields(lease: Any, name: str) -> list[Any]:
+    def fields(lease: Any, name: str) -> tuple[str, list[int]]:
         served = serve(page, limit(rule("fixed 1000/hour", name=name, lease=lease)))
-        return [served.request("GET", "/").headers[-5:] for _ in range(60)]
+        sent = repr([served.request("GET", "/").headers[-5:] for _ in range(60)])
+        waits = [int(seconds) for seconds in re.findall(r";t=(\d+)", sent)]
+        return re.sub(r";t=\d+", ";t", sent).replace(f'"{name}"', '"r"'), waits
 
-    leased, plain = fields("1s", "a"), fields(False, "b")
-    assert repr(leased) == repr(plain).replace('"b"', '"a"')
+    (leased, leased_waits), (plain, plain_waits) = fields("1s", "a"), fields(False, "b")
+    assert leased == plain
+    # Each has learned the database's time at its first request.
+    assert len(leased_waits) == len(plain_waits) == 60
+    assert all(0 <= a - b <= 60 for a, b in zip(leased_waits, plain_waits, strict=True))
 
 
 @pytest.mark.parametrize("limits", ["fixed 100/hour", "sliding 100/hour", TokenBucket(100, 1, 36)])
