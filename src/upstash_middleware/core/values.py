@@ -541,5 +541,5 @@ def _by_name_arguments() -> Mapping[str, bool]:
 
 
 _default = Codec()
-encode = _default.encode
-decode = _default.decode
+encode: Callable[..., bytes] = _default.encode
+decode: Callable[..., Any] = _default.decode

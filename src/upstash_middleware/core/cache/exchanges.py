@@ -290,7 +290,7 @@ class Answered(CacheExchange, kw_only=True, eq=False):
         if self.refresh is not None:
             self.dropped = self.refresh.exchange
             self.dropped.drop()
-            self.refresh = None
+            self.refresh: Refresh | None = None
 
     def finish(self, *, complete: bool) -> Flow[None] | None:  # noqa: ARG002
         return None if self.dropped is None else self.dropped.finish(complete=False)
@@ -312,10 +312,11 @@ class Debugged(CacheExchange, kw_only=True, eq=False):
 
     def __post_init__(self) -> None:
         within = self.within
-        self.outcome, self.refresh = within.outcome, within.refresh
+        self.outcome: str = within.outcome
+        self.refresh: Refresh | None = within.refresh
         if isinstance(within, Miss):
             within.debug()
-        self.response = self._response_with_explanation(within.response)
+        self.response: Response | None = self._response_with_explanation(within.response)
 
     @property
     def locks(self) -> bool:
