@@ -30,9 +30,10 @@ import socket, sys
 from waitress import serve
 from tests.wsgi.served_app import app
 listening = socket.socket(fileno=int(sys.argv[1]))
-serve(app, sockets=[listening], threads=int(sys.argv[2]), send_bytes=1)
+serve(app, sockets=[listening], threads=int(sys.argv[2]), send_bytes=1, asyncore_use_poll=True)
 """
-"""It holds pieces back until they are 18 kB, unless it is told otherwise."""
+"""It holds pieces back until they are 18 kB unless ``send_bytes`` says otherwise, and cannot select
+a socket with a number above 1,023, which this process may have passed on."""
 
 
 def command(server: str, descriptor: int, tmp_path: Path) -> list[str]:
