@@ -835,7 +835,7 @@ class ResponseStream(Struct, eq=False):
             is_last = not (self._trailers or message.get("more_body", False))
         else:
             is_last = _ends(message, self._trailers)
-        if self._passes and self._announced is None:
+        if self._passes and not self._runtime.finishes_first:
             await self._send(message)
             if is_last and not self.finished:
                 self.finished = True

@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from tests.asgi.fakes import body, call, http_scope, start
+from tests.asgi.fakes import REQUEST_BODY, Server, body, call, http_scope, start
 from tests.asgi.serving import PATIENCE, served_by_uvicorn
 from tests.upstash.raw_server import answer, raw_server
 from upstash_middleware import CacheRule, events, starlette
@@ -158,6 +158,55 @@ async def test_a_response_ends_with_its_last_announced_byte(upstash: LocalUpstas
     assert (await call(served, http_scope())).body == b"one two"
     assert b"; hit;" in hits[0]
     await served.runtime.aclose()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [start(200, (b"content-length", b"5")), body(b"saved")],
+        [start(200), body(b"saved")],
+        [start(200), body(b"sav", more=True), body(b"ed")],
+        [
+            start(200, trailers=True),
+            body(b"saved"),
+            {"type": "http.response.trailers", "headers": [], "more_trailers": False},
+        ],
+    ],
+    ids=["with its length", "in one piece", "in two pieces", "with trailers"],
+)
+async def test_with_store_first_a_change_has_invalidated_the_page_before_its_last_message(
+    upstash: LocalUpstash, messages: list[Message]
+):
+    """A client that has the whole response may ask another process for the page (RFC 9111 §4.4)."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "GET":
+            await send(start(200, (b"content-type", b"text/plain")))
+            await send(body(b"page"))
+            return
+        for message in messages:
+            await send(message)
+
+    given: dict[str, Any] = {"default_limit": None, "cache_store_first": True, **PATIENT}
+    given["cache"] = [CacheRule("/{rest:path}", ttl=60)]
+    changing, other = UpstashMiddleware(app, **given), UpstashMiddleware(app, **given)
+    hits: list[bool] = []
+
+    async def get() -> None:
+        server = await call(other, http_scope())
+        hits.append(b"; hit;" in dict(server.sent[0]["headers"])[b"cache-status"])
+
+    async def send(message: Message) -> None:
+        if message == messages[-1]:
+            await get()
+
+    await get()
+    await get()
+    await changing(http_scope(method="POST"), Server(REQUEST_BODY).receive, send)
+    assert hits == [False, True, False]
+    for served in (changing, other):
+        await served.runtime.aclose()
 
 
 @pytest.mark.anyio
