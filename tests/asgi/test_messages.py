@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
@@ -26,6 +26,7 @@ from tests.asgi.fakes import (
 from tests.asgi.serving import PATIENCE
 from upstash_middleware import RateLimitRule
 from upstash_middleware.asgi import UpstashMiddleware
+from upstash_middleware.core.engine import Engine
 from upstash_middleware.messages import Headers
 
 if TYPE_CHECKING:
@@ -216,6 +217,31 @@ async def test_a_message_that_middleware_outside_writes_into_is_recorded_as_it_w
     await app(http_scope(), Server().receive, send)
     assert half.chunks == [b"plain"]
     assert half.heads[0].headers == Headers()
+
+
+class BrokenFields(FakeHalf):
+    """A half that only adds field lines, and fails to."""
+
+    only_adds = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watches = False
+
+    def added_lines(self, status, lines):
+        raise ValueError("broken")
+
+
+async def test_a_half_that_cannot_add_its_fields_costs_nobody_the_response():
+    half = BrokenFields()
+    runtime = FakeRuntime(half)
+    reported: list[Any] = []
+    runtime.engine = Engine([half], observe=reported.append)
+    messages = [start(200, (b"x-page", b"1")), body(b"page")]
+    server = await call(around(sending(*messages), runtime))
+    assert server.sent == messages
+    assert half.finished == [False]
+    assert [(event.where, str(event.error)) for event in reported] == [("head", "broken")]
 
 
 async def test_messages_without_their_optional_keys_are_read_as_the_specification_says():
