@@ -98,6 +98,20 @@ def test_under_trio_calls_go_over_httpx(credentials):
     assert asyncio.run(main()) == [b"x"]
 
 
+def test_calls_need_no_trio_where_its_import_is_blocked(credentials, monkeypatch):
+    """By None in ``sys.modules``, as tests and bundlers do it."""
+    monkeypatch.setitem(sys.modules, "trio", None)
+    client = AsyncClient(credentials, deadline=20.0)
+
+    async def main():
+        replies = await client.execute(pipeline(("ECHO", b"x")))
+        replies += await client.execute_transaction(pipeline(("ECHO", b"y")))
+        await client.aclose()
+        return replies
+
+    assert asyncio.run(main()) == [b"x", b"y"]
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_client_over_httpx_that_nobody_closes_ends_with_its_event_loop(credentials, backend):
     """Else each of its sockets would be reported as unclosed."""

@@ -387,8 +387,8 @@ class AsyncClient(_Client["AsyncTransport"]):
 
     def _in_trio(self) -> AsyncClient | None:
         """Return the client for trio, if this is called under trio by another one."""
-        trio = sys.modules["trio"]
-        return self._under_trio if trio.lowlevel.in_trio_run() else None
+        trio = sys.modules.get("trio")  # None if its import is blocked
+        return self._under_trio if trio is not None and trio.lowlevel.in_trio_run() else None
 
     def _batcher(self, here: _ProcessState[AsyncTransport]) -> AsyncBatcher:
         loop = sys.modules["asyncio"].get_running_loop()
