@@ -6,7 +6,9 @@ import asyncio
 import gc
 import threading
 import time
+from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING
+from weakref import ref
 
 import httpx
 import pytest
@@ -83,6 +85,42 @@ def test_closing_the_client_of_threads_closes_its_connections():
         transport.send(CALL, PATIENCE)
         transport.close()
         server.until(lambda: server.ended == 1)
+
+
+def test_a_client_of_threads_that_is_dropped_unclosed_ends_its_thread_and_connections():
+    def threads() -> set[threading.Thread]:
+        return {each for each in threading.enumerate() if "httpx" in each.name}
+
+    with raw_server(answer(b":1\r\n")) as server:
+        before = threads()
+        client = Client(Credentials(server.url, "t"), transport="httpx")
+        client.execute(pipeline(("INCR", "a")))
+        (own,) = threads() - before
+        del client
+        gc.collect()
+        own.join(PATIENCE)
+        assert not own.is_alive()
+        server.until(lambda: server.ended == 1)
+
+
+def test_the_thread_keeps_no_context_variables_of_the_request_that_started_it():
+    class Visitor:
+        """Data of one request."""
+
+    visitor: ContextVar[Visitor] = ContextVar("visitor")
+
+    def request() -> tuple[HttpxTransport, ref[Visitor]]:
+        visitor.set(Visitor())
+        mock = httpx.MockTransport(_answer)
+        transport = HttpxTransport(Credentials("http://db.example", "t", transport=mock))
+        transport.send(CALL, PATIENCE)
+        return transport, ref(visitor.get())
+
+    transport, found = Context().run(request)
+    transport.send(CALL, PATIENCE)  # after which the loop has forgotten the first call
+    gc.collect()
+    assert found() is None
+    transport.close()
 
 
 class _Hanging(httpx.AsyncBaseTransport):

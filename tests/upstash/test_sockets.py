@@ -17,8 +17,10 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import anyio
 import pytest
@@ -382,6 +384,31 @@ def test_an_event_loop_that_pauses_lends_its_connection(run):
         assert server.connections == 1
         paused.run_until_complete(transport.aclose())
         paused.close()
+
+
+def test_an_open_connection_keeps_no_context_variables_of_a_request(run):
+    class Visitor:
+        """Data of one request."""
+
+    visitor: ContextVar[Visitor] = ContextVar("visitor")
+
+    async def request(transport: AsyncSocketsTransport) -> ref[Visitor]:
+        visitor.set(Visitor())
+        await transport.send(CALL, 20.0)
+        return ref(visitor.get())
+
+    async def main() -> None:
+        transport = AsyncSocketsTransport(credentials(server.url))
+        found = await asyncio.create_task(request(transport))
+        await asyncio.sleep(0)
+        gc.collect()
+        assert found() is None
+        await transport.send(CALL, 20.0)
+        assert server.connections == 1
+        await transport.aclose()
+
+    with raw_server(A_ONE) as server:
+        run(main())
 
 
 def test_a_connection_of_a_running_event_loop_is_not_taken_by_another(run):

@@ -15,9 +15,10 @@ import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import Context
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 import anyio
 import anyio.lowlevel
@@ -29,6 +30,7 @@ from upstash_middleware.errors import (
     UnexpectedAnswer,
     UpstashError,
 )
+from upstash_middleware.upstash.process import current_process
 from upstash_middleware.upstash.protocol import MAX_RESPONSE_BYTES, Response
 from upstash_middleware.upstash.transport import IDLE_SECONDS, common_headers, exceeded
 
@@ -141,16 +143,20 @@ class _LoopClient:
 class HttpxTransport:
     """A Transport over httpx, on an event loop in a separate thread.
 
-    The thread is a daemon, so that a process that never closes its client can end.
+    The thread is a daemon, so that a process that never closes its client can end. It also ends
+    when this is garbage-collected without having been closed.
     """
 
     def __init__(self, credentials: Credentials) -> None:
         self._over = AsyncHttpxTransport(credentials)
-        self._loop = asyncio.new_event_loop()
+        # In a new context: the loop keeps it, and it may contain data of a visitor.
+        self._loop = Context().run(asyncio.new_event_loop)
         self._thread = threading.Thread(
-            target=self._loop.run_forever, name="upstash-middleware-httpx", daemon=True
+            target=_run_and_close, args=(self._loop,), name="upstash-middleware-httpx", daemon=True
         )
         self._thread.start()
+        self._when_collected = finalize(self, _begin_end, self._loop, self._over, current_process())
+        self._when_collected.atexit = False
 
     def send(self, call: Call, seconds: float) -> Response:
         """See Transport."""
@@ -169,17 +175,8 @@ class HttpxTransport:
 
     def close(self) -> None:
         """See Transport; calls in flight raise ConnectionLost."""
-        self._run(self._end())
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._when_collected()
         self._thread.join()
-        self._loop.close()
-
-    async def _end(self) -> None:
-        calls = asyncio.all_tasks() - {asyncio.current_task()}
-        for call in calls:
-            call.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
-        await self._over.aclose()
 
     def _run(self, work: Coroutine[Any, Any, T], seconds: float | None = None) -> T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -187,6 +184,29 @@ class HttpxTransport:
             return future.result(seconds)
         finally:
             future.cancel()  # this thread may have been interrupted
+
+
+def _run_and_close(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()
+
+
+def _begin_end(loop: asyncio.AbstractEventLoop, over: AsyncHttpxTransport, process: int) -> None:
+    """Have a loop cancel its calls, close its connections and stop, in the process that runs it."""
+    if process != current_process():
+        return
+
+    async def end() -> None:
+        calls = asyncio.all_tasks() - {asyncio.current_task()}
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        try:
+            await over.aclose()
+        finally:
+            loop.stop()
+
+    asyncio.run_coroutine_threadsafe(end(), loop)
 
 
 class OwnClientTransport:

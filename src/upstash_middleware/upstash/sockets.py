@@ -18,6 +18,7 @@ import time
 import warnings
 from collections import deque
 from contextlib import suppress
+from contextvars import Context
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
@@ -355,7 +356,7 @@ class Connection:
     def _keep_unsent(self, data: memoryview) -> None:
         self.unsent = data
         if data and self.loop is not None and not self.on_proactor and not self.writing:
-            self.loop.add_writer(self._number, _on_writable, ref(self))
+            Context().run(self.loop.add_writer, self._number, _on_writable, ref(self))
             self.writing = True
 
     def read(self) -> Response | None:
@@ -406,7 +407,9 @@ class Connection:
         self.writing, self._timer, self._timer_at = False, None, math.inf
         self.on_proactor = _is_proactor(loop)
         if not self.on_proactor:
-            loop.add_reader(self._number, _on_readable, ref(self))
+            # In a new context, as below: the loop keeps the context while the connection is open,
+            # and that of a request contains data of its visitor.
+            Context().run(loop.add_reader, self._number, _on_readable, ref(self))
 
     def exchange(
         self, request: bytes, loop: asyncio.AbstractEventLoop, until: float
@@ -430,7 +433,7 @@ class Connection:
 
     def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer_at = self._until
-        self._timer = loop.call_at(self._until, _on_time, ref(self), loop)
+        self._timer = Context().run(loop.call_at, self._until, _on_time, ref(self), loop)
 
     def on_time(self, loop: asyncio.AbstractEventLoop) -> None:
         """End the call in flight if its deadline is over, or wait for its deadline."""
