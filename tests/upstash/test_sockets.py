@@ -47,6 +47,7 @@ from upstash_middleware.upstash.sockets import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import FrameType
 
     Send = Callable[..., Response]
 
@@ -101,6 +102,31 @@ def test_calls_and_answers_of_any_size_arrive_whole(to, size):
     with listening(echo) as port, to(f"http://127.0.0.1:{port}") as send:
         for _ in range(2):
             assert send(Call("/", (), body)) == Response(200, KIND, body)
+
+
+@pytest.mark.parametrize("event", ["call", "return"])
+@pytest.mark.parametrize(
+    "where", ["on_header", "on_headers_complete", "on_body", "on_message_complete"]
+)
+def test_what_the_handler_of_a_signal_raises_is_raised_while_a_response_is_read(where, event):
+    """It is raised wherever the interpreter is at that moment, here by its profiler."""
+
+    def interrupt(frame: FrameType, kind: str, _argument: object) -> None:
+        if kind == event and frame.f_code.co_name == where:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    with raw_server(A_ONE) as server:
+        transport = SocketsTransport(credentials(server.url))
+        sys.setprofile(interrupt)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                transport.send(CALL, 20.0)
+        finally:
+            sys.setprofile(None)
+        assert transport.send(CALL, 20.0) == ONE
+        assert server.connections == 2
+        transport.close()
 
 
 def test_an_answer_may_come_in_chunks_and_after_interim_ones(to):

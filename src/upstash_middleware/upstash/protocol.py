@@ -506,14 +506,12 @@ class ResponseReader:
             self._parser = None
             raise
         except httptools.HttpParserError as error:
-            if self._response is None:
+            is_callbacks = isinstance(error, httptools.HttpParserCallbackError)
+            raised = error.__context__ if is_callbacks else None
+            # A signal's handler may have raised, such as a KeyboardInterrupt.
+            if self._response is None or not isinstance(raised, UnexpectedAnswer | None):
                 self._parser = None
-                cause = error.__context__
-                raise (
-                    cause
-                    if isinstance(cause, UnexpectedAnswer)
-                    else UnexpectedAnswer(f"the response is not HTTP/1.1: {error}")
-                ) from None
+                raise raised or UnexpectedAnswer(f"the response is not HTTP/1.1: {error}") from None
             self.reusable = False  # bytes after its end belong to no response
         if not self.reusable:
             self._parser = None

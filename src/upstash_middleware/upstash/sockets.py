@@ -260,7 +260,7 @@ class Socket(socket.socket):
 
     def __del__(self) -> None:
         if self.fileno() >= 0:
-            if not self.idle:
+            if not getattr(self, "idle", True):  # without it, its creation was interrupted
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.close()
 
@@ -523,7 +523,8 @@ class Connection:
 
     def __del__(self) -> None:
         # An unclosed socket in use gets Python's own ResourceWarning.
-        if self.loop is not None and self.sock.idle:
+        loop = getattr(self, "loop", None)  # without it, its creation was interrupted
+        if loop is not None and self.sock.idle:
             self.close()
 
 
