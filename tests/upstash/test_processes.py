@@ -17,7 +17,8 @@ import anyio
 import pytest
 
 from tests.upstash.raw_server import answer, raw_server, silent
-from tests.upstash.support import pipeline
+from tests.upstash.support import executing, pipeline
+from upstash_middleware.errors import NotConnected
 from upstash_middleware.upstash import AsyncClient, Client, Credentials, Response, transport
 from upstash_middleware.upstash.client import open_transport
 
@@ -342,6 +343,25 @@ def test_the_environments_proxy_is_used_but_not_for_this_machine(which, kind):
             over_httpx = which == "best" and url != server.url
             assert done.stderr.count("a proxy is set, so calls to Upstash go over") == over_httpx
         assert proxy.requests[0][0].startswith(b"POST http://db.example/ HTTP/1.1")
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"HTTP_PROXY": "ftp://proxy.example"}, "Unknown scheme"),
+        ({"HTTP_PROXY": "http://proxy.example", "NO_PROXY": "localhost,[::1]"}, "Invalid port"),
+    ],
+)
+def test_proxies_that_httpx_cannot_use_are_named_in_the_error(monkeypatch, kind, variables, said):
+    for name in ("HTTP_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name.lower(), raising=False)
+        monkeypatch.setenv(name, variables.get(name, ""))
+    with (
+        executing(kind, Credentials("http://db.example", "token"), "httpx") as execute,
+        pytest.raises(NotConnected, match=f"the environment sets .* {said}"),
+    ):
+        execute(pipeline(("GET", "k")))
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from upstash_middleware.errors import (
     UnexpectedAnswer,
     UpstashError,
 )
+from upstash_middleware.upstash import tls
 from upstash_middleware.upstash.process import current_process
 from upstash_middleware.upstash.protocol import MAX_RESPONSE_BYTES, Response
 from upstash_middleware.upstash.transport import IDLE_SECONDS, common_headers, exceeded
@@ -59,7 +60,7 @@ class AsyncHttpxTransport:
         self._own = own
         self._headers = common_headers(credentials)
         self._tls: ssl.SSLContext | bool = (
-            httpx.create_ssl_context() if credentials.url.startswith("https:") else False
+            tls.context() if credentials.url.startswith("https:") else False
         )
         self._clients: WeakKeyDictionary[Any, _LoopClient] = WeakKeyDictionary()
         self._lock = threading.Lock()
@@ -105,14 +106,20 @@ class AsyncHttpxTransport:
                 del self._clients[loop]
 
     def _new_client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            timeout=None,  # noqa: S113 - the deadline is around the whole call
-            limits=_LIMITS,
-            verify=self._tls,
-            trust_env=not self._credentials.local,
-            transport=self._credentials.transport,
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-        )
+        try:
+            return httpx.AsyncClient(
+                timeout=None,  # noqa: S113 - the deadline is around the whole call
+                limits=_LIMITS,
+                verify=self._tls,
+                trust_env=not self._credentials.local,
+                transport=self._credentials.transport,
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+            )
+        except Exception as error:
+            raise NotConnected(
+                f"httpx cannot use the proxies that the environment sets (ALL_PROXY, HTTP_PROXY, "
+                f"HTTPS_PROXY, NO_PROXY): {error}"
+            ) from error
 
 
 class _LoopClient:
