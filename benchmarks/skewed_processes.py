@@ -113,7 +113,7 @@ def ask(
         sent = time.time()
         exchange = run(limiter.begin(HTTPRequest("GET", "/a", peer="203.0.113.7")), client)
         if exchange.response is None:
-            (where,) = exchange.taken[0].where or ()
+            (where,) = exchange.taken[0].state_parts or ()
             admitted.append(Admitted(sent, time.time(), where))
         elif lease:
             time.sleep(PAUSE)

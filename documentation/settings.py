@@ -78,7 +78,7 @@ GROUPS: Final[dict[str, dict[str, Entry]]] = {
         "lease": Entry(
             'lease="1s"',
             'lease = "1s"',
-            f"{SECONDS}, an hour at most",
+            f"{SECONDS}, at most an hour",
             variable="UPSTASH_MIDDLEWARE_LEASE",
         ),
         "client_ip": Entry("client_ip=1", "client_ip = 1", "proxies, if it is a number"),
@@ -98,7 +98,7 @@ GROUPS: Final[dict[str, dict[str, Entry]]] = {
         ),
         "cache_grace": Entry('cache_grace="1 day"', 'cache_grace = "1 day"', SECONDS),
         "cache_max_keep": Entry(
-            'cache_max_keep="1 day"', 'cache_max_keep = "1 day"', f"{SECONDS}, 60 seconds at least"
+            'cache_max_keep="1 day"', 'cache_max_keep = "1 day"', f"{SECONDS}, at least 60 seconds"
         ),
         "cache_targets": Entry(
             'cache_targets=("Shop-CDN-Cache-Control", "CDN-Cache-Control")',
@@ -145,7 +145,7 @@ GROUPS: Final[dict[str, dict[str, Entry]]] = {
             "cache_l1_bytes=64 * 1024 * 1024", "cache_l1_bytes = 67108864", BYTES
         ),
         "cache_l1_seconds": Entry(
-            "cache_l1_seconds=2", "cache_l1_seconds = 2", f"{SECONDS}, above 0, 60 at most"
+            "cache_l1_seconds=2", "cache_l1_seconds = 2", f"{SECONDS}, above 0 and at most 60"
         ),
     },
     "Purging": {
@@ -170,19 +170,19 @@ GROUPS: Final[dict[str, dict[str, Entry]]] = {
     "Cached data": {
         "data_l1_bytes": Entry("data_l1_bytes=16 * 1024 * 1024", "data_l1_bytes = 16777216", BYTES),
         "data_l1_seconds": Entry(
-            "data_l1_seconds=2", "data_l1_seconds = 2", f"{SECONDS}, above 0, 60 at most"
+            "data_l1_seconds=2", "data_l1_seconds = 2", f"{SECONDS}, above 0 and at most 60"
         ),
     },
     "Failure": {
         "deadline": Entry(
-            'deadline="500ms"', 'deadline = "500ms"', f"{SECONDS}, above 0, 60 at most"
+            'deadline="500ms"', 'deadline = "500ms"', f"{SECONDS}, above 0 and at most 60"
         ),
         "cache_deadline": Entry(
-            "cache_deadline=0.1", "cache_deadline = 0.1", f"{SECONDS}, above 0, 60 at most"
+            "cache_deadline=0.1", "cache_deadline = 0.1", f"{SECONDS}, above 0 and at most 60"
         ),
         "breaker": Entry("breaker=False", "breaker = false"),
         "breaker_slow": Entry(
-            'breaker_slow="250ms"', 'breaker_slow = "250ms"', f"{SECONDS}, above 0, 60 at most"
+            'breaker_slow="250ms"', 'breaker_slow = "250ms"', f"{SECONDS}, above 0 and at most 60"
         ),
     },
     "Observability": {

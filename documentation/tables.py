@@ -49,7 +49,7 @@ _COSTS: Final = (
     ("allowed, one limit", "1", "3"),
     ("allowed, N limits", "1", "2 + N"),
     ("denied", "1", "2"),
-    ("denied again, until it would pass, for a minute at most", "0", "0"),
+    ("denied again, until it would pass, for at most a minute", "0", "0"),
     ("a cache hit", "1", "1"),
     ("a limit and a cache hit", "1", "4"),
     ("a limit, a session and a cache hit", "1", "5"),

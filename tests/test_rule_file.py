@@ -121,7 +121,7 @@ def test_what_is_given_in_both_places_is_refused(rules: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("deadline = 0", r"rules\.toml\['deadline'\]: 0 should be seconds above 0"),
+        ("deadline = 0", r"rules\.toml\['deadline'\]: 0 should be a number of seconds above 0"),
         ("default_limt = '1/s'", r"rules\.toml\['default_limt'\]: there is no such setting; did"),
         ("[[cache]]\npath = '/a'\nttl = -1", r"rules\.toml\['cache'\]\[0\]\['ttl'\]"),
         ("lease = 0", r"rules\.toml\['lease'\] = 0: a lease lasts longer than 0 seconds"),

@@ -67,20 +67,20 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _CLIENT_SCOPES = frozenset({"http", "websocket"})
-"""Scopes of requests and of connections."""
+"""The types of scopes of requests and of WebSocket connections."""
 RUNTIME = "upstash_middleware.runtime"
-"""Where in a scope limits in front of handlers find the runtime that they share: that of the
-innermost middleware with its own limits, otherwise that of the outermost."""
+"""The scope's key for the runtime that limits in front of handlers share: that of the innermost
+middleware with its own limits, otherwise that of the outermost."""
 DATA = "upstash_middleware.data"
-"""Where in a scope they find a function that returns the Data, that of a cache if there is one."""
+"""The scope's key for a function that returns the Data, preferably that of a cache."""
 STREAM = "upstash_middleware.stream"
-"""Where in a scope they find the ResponseStream."""
+"""The scope's key for the ResponseStream."""
 _SESSION = "upstash_middleware.session"
-"""Where in a scope caches further in find who knows whether the session is used."""
+"""The scope's key by which inner caches learn whether the session is used."""
 _REFRESHED = "upstash_middleware.refreshed"
-"""Where in the scope of a background revalidation its exchange is."""
+"""The scope's key for the exchange of a background revalidation."""
 _INNER = "upstash_middleware.handed"
-"""Where in a scope a rate limit leaves the exchange of the cache directly inside."""
+"""The scope's key in which a rate limit passes an exchange to the cache directly inside it."""
 
 DENIAL_EXTENSION = "websocket.http.response"
 TRY_AGAIN_LATER = 1013
@@ -769,7 +769,7 @@ class ResponseStream(Struct, eq=False):
     _receiving: bool = False  # whether the application waits for a message
     _watching: anyio.Event | None = None
     """Set once nothing else receives messages while one is being sent."""
-    _handed_over: bool = False  # whether the server has been given the last piece
+    _last_piece_passed: bool = False  # whether the server has been given the last piece
     _received_ahead: list[Message] = []
     """Messages that were received meanwhile, for the application."""
 
@@ -806,7 +806,7 @@ class ResponseStream(Struct, eq=False):
     def _noted(self, message: Message) -> Message:
         if message["type"] == "http.disconnect":
             self._client_left = True
-            if not (self.finished or self._handed_over):
+            if not (self.finished or self._last_piece_passed):
                 self.exchange.forbid("the client left before the response", client_left=True)
         elif message.get("body") and announces_no_body(self.exchange.request):
             self.exchange.forbid(UNANNOUNCED_BODY)
@@ -989,7 +989,7 @@ class ResponseStream(Struct, eq=False):
         self, message: Message, *, is_last: bool = False, complete: bool = False
     ) -> None:
         """Send a message, and finish the exchange even if that never returns."""
-        self._handed_over = is_last
+        self._last_piece_passed = is_last
         try:
             if self._sends_may_hang and not self.finished:
                 await self._send_watched(message, is_last=is_last, complete=complete)
@@ -1188,7 +1188,7 @@ class ScopeCall(HandlerCall):
     def enter(self, attached: Attached) -> None:
         if self.stream is not None:
             self.stream.attach(attached)
-            attached.handed_over = True
+            attached.finished_elsewhere = True
 
 
 # ------------------------------------------------------------------------------------------------

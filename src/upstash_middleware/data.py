@@ -113,13 +113,13 @@ class _Data:
             prefix: The beginning of every key, one for each application.
             deadline: Seconds that a call of ``purge`` may take in all; default 1.
             cache_deadline: Seconds that any other call may take in all; default 0.25.
-            cache_max_keep: Seconds for which a value with tags is kept at most; default 7 days, and
-                the same in every process that purges.
-            cache_keys: Keys of 32 characters at least that sign values: the first one signs, all
+            cache_max_keep: The longest time, in seconds, for which a value with tags is kept;
+                default 7 days. Set the same in every process that purges.
+            cache_keys: Keys of at least 32 characters that sign values: the first one signs, all
                 verify. Default none.
             cache_encrypt: Whether values are encrypted with these keys instead of signed.
             data_l1_bytes: Bytes of this process's memory for values that were read; default 0.
-            data_l1_seconds: Seconds for which they are used; default 5, 60 at most.
+            data_l1_seconds: Seconds for which they are used; default 5, at most 60.
             breaker: Whether a circuit breaker stops calls while half of the latest ones fail.
             breaker_slow: Seconds from which a call counts as failed for it; default half of
                 ``deadline``.
@@ -289,7 +289,7 @@ class SyncData(_Data):
         Args:
             key: Text.
             value: See the class; integers can be counted with ``incr``.
-            ttl: Seconds for which it is kept, 400 days at most; with tags at most the setting
+            ttl: Seconds for which it is kept, at most 400 days; with tags at most the setting
                 ``cache_max_keep``, 7 days by default.
             tags: A purge of one of them, or of an ancestor (``product`` of ``product:7``), makes
                 the value missing.
@@ -375,8 +375,8 @@ class SyncData(_Data):
         Args:
             key: Text.
             delta: What is added; negative to subtract.
-            ttl: Seconds for which a counter is kept that this call creates, at 0. One that is
-                there keeps its own.
+            ttl: Seconds until a counter that this call creates expires. An existing counter keeps
+                its expiry.
             strict: Whether a failure of Upstash is raised.
 
         Raises:
@@ -451,8 +451,8 @@ class SyncData(_Data):
 
         Args:
             ttl: Seconds for which a result is kept, as for ``set``.
-            key: The key; or a function that returns it, whose parameters are some of the
-                function's: ``key=lambda product_id: f"product:{product_id}"``. Without it, the
+            key: The key; or a function that returns it, which takes some of the function's
+                parameters: ``key=lambda product_id: f"product:{product_id}"``. Without it, the
                 key is the function's module, name and all its arguments, which then have to be
                 text, numbers and the like. A function inside another one, a lambda and one of the
                 module ``__main__`` need it: other functions have the same name.
@@ -572,7 +572,7 @@ class Data(_Data):
         Args:
             key: Text.
             value: See the class; integers can be counted with ``incr``.
-            ttl: Seconds for which it is kept, 400 days at most; with tags at most the setting
+            ttl: Seconds for which it is kept, at most 400 days; with tags at most the setting
                 ``cache_max_keep``, 7 days by default.
             tags: A purge of one of them, or of an ancestor (``product`` of ``product:7``), makes
                 the value missing.
@@ -668,8 +668,8 @@ class Data(_Data):
         Args:
             key: Text.
             delta: What is added; negative to subtract.
-            ttl: Seconds for which a counter is kept that this call creates, at 0. One that is
-                there keeps its own.
+            ttl: Seconds until a counter that this call creates expires. An existing counter keeps
+                its expiry.
             strict: Whether a failure of Upstash is raised.
 
         Raises:
@@ -777,8 +777,8 @@ class Data(_Data):
 
         Args:
             ttl: Seconds for which a result is kept, as for ``set``.
-            key: The key; or a function that returns it, whose parameters are some of the
-                function's: ``key=lambda product_id: f"product:{product_id}"``. Without it, the
+            key: The key; or a function that returns it, which takes some of the function's
+                parameters: ``key=lambda product_id: f"product:{product_id}"``. Without it, the
                 key is the function's module, name and all its arguments, which then have to be
                 text, numbers and the like. A function inside another one, a lambda and one of the
                 module ``__main__`` need it: other functions have the same name.
@@ -863,17 +863,19 @@ def _seconds(
     """
     seconds = seconds_in(given)
     if seconds is None or not seconds > 0:
-        raise ValueError(f"{name}={given!r} should be seconds above 0, or text such as '5 minutes'")
+        raise ValueError(
+            f"{name}={given!r} should be a number of seconds above 0, or text such as '5 minutes'"
+        )
     longest = store.longest(tags)
     if above + seconds <= longest:
         return seconds
     if tags:
         raise ValueError(
-            f"{name}={given!r}: a value with tags is kept for {longest:g} seconds at most, since "
+            f"{name}={given!r}: a value with tags is kept for at most {longest:g} seconds, since "
             "purges are remembered no longer; raise the setting cache_max_keep, in every process "
             "that purges, or give less"
         )
-    raise ValueError(f"{name}={given!r} should be 400 days at most")
+    raise ValueError(f"{name}={given!r} should be at most 400 days")
 
 
 def _check_function(data: _Data, function: Any, *, is_async: bool) -> None:

@@ -150,15 +150,15 @@ class HandlerCall:
 class Attached:
     """The fields that a decorator adds to the response of one call of a handler."""
 
-    __slots__ = ("_mark", "handed_over")
+    __slots__ = ("_mark", "finished_elsewhere")
 
-    handed_over: bool  # whether something other than the decorator finishes it
+    finished_elsewhere: bool  # whether something other than the decorator finishes it
     denies: bool = False  # whether the handler is not to be called
     holding: Sequence[object] = ()  # what is held on Redis and has to be renewed
 
     def __init__(self, mark: Callable[[ResponseHead], ResponseHead]) -> None:
         self._mark = mark
-        self.handed_over = True
+        self.finished_elsewhere = True
 
     def head(self, head: ResponseHead) -> ResponseHead:
         """Return the response's head with its fields."""
@@ -269,13 +269,13 @@ class LimitFactory(Generic[L]):
             shared_prefix: The prefix of an ``upstash_ratelimit``, in Python or JavaScript, whose
                 counters this limit uses; None for its own.
             local_share: The part of the quota that this process has under ``on_error="local"``,
-                above 0 and 1 at most. Default 1.
+                above 0 and at most 1. Default 1.
             settle: A function of request and response that returns the final cost in units, in
                 place of ``cost``, which is taken before; None for ``cost``.
             challenge: The challenge of a 401, such as ``"Bearer"``, for requests without an
                 identifier; None counts these by their address.
             dynamic: Whether ``Limiter.set_limit`` can change the limit at run time. Default False.
-            deadline: Seconds for the call to Upstash; None for the setting ``deadline``.
+            deadline: Seconds for the call to Upstash; None uses the setting ``deadline``.
             lease: Seconds for which this process reserves quota for a busy identifier, text such as
                 ``"500ms"``, a Lease, a mapping of its fields, or False for none; None for the
                 setting ``lease``.
@@ -360,7 +360,7 @@ def _wrapper(handler: Any, decorator: Decorator, hooks: type[HandlerCall]) -> An
             call.failed(attached, error)
             raise
         finally:
-            if not attached.handed_over:
+            if not attached.finished_elsewhere:
                 attached.finish()
 
     return wrapper
@@ -383,7 +383,7 @@ def _async_wrapper(handler: Any, decorator: Decorator, hooks: type[HandlerCall])
             call.failed(attached, error)
             raise
         finally:
-            if not attached.handed_over:
+            if not attached.finished_elsewhere:
                 await attached.afinish()
 
     return wrapper
@@ -528,7 +528,7 @@ class PendingExchange(Attached):
         """What the handler reads: the tightest of all limits that the request has passed."""
         self.denies: bool = exchange.response is not None
         self.holding: Sequence[object] = exchange.holding
-        self.handed_over = False
+        self.finished_elsewhere = False
 
     @property
     def denial(self) -> Response:
@@ -777,8 +777,8 @@ def _seconds(name: str, value: object, *, at_least: int = 0) -> int:
     seconds = seconds_in(value)
     if seconds is None or not at_least <= seconds < 2**31 or seconds != int(seconds):
         raise ConfigurationError(
-            f"cached: {name}={value!r} should be whole seconds, a timedelta, or text such as "
-            "'60s' or '5 minutes'"
+            f"cached: {name}={value!r} should be a whole number of seconds, a timedelta, or text "
+            "such as '60s' or '5 minutes'"
         )
     return int(seconds)
 
@@ -934,7 +934,7 @@ def handler_name(handler: object, owner: type | None = None) -> str:
     """Return the name of the counters of a limit in front of a handler: ``shop.views.login``.
 
     ``owner`` is the class on whose object a method is called; an inherited method has a name for
-    each class. Printable ASCII without colons, 64 characters at most.
+    each class. Printable ASCII without colons, at most 64 characters.
     """
     handler, owner = _unwrap_partial(handler, owner)
     name = getattr(handler, "__name__", type(handler).__name__)

@@ -49,7 +49,7 @@ class RateLimitDecided(_AboutRequest, frozen=True):
     allowed: bool
     """Whether the request may pass."""
     remaining: int
-    """Of the limit that is closest to being used up; 0 if nothing was counted."""
+    """What remains of the limit that is closest to being used up; 0 if nothing was counted."""
     retry_after: float | None = None
     """Seconds until the same request would pass; None if it passed, or never will."""
     settled_by: str = "upstash"

@@ -96,8 +96,8 @@ class _DependencyLimits(LimitFactory[Callable[..., AsyncIterator[Decision]]]):
     FastAPI calls a dependency that ``by`` is, ``by=Depends(current_user)``, once for a request,
     wherever else it is used. Its value identifies by itself, if it is text, a number or a UUID, or
     else by its ``id``; by None, the client's address is used. A request that the dependency refuses
-    is not counted. What a security scheme of FastAPI returns is hashed wherever it is written; text
-    of other dependencies is written as it is, unless they return
+    is not counted. A value from one of FastAPI's security schemes is always hashed; text from other
+    dependencies appears unchanged in keys and logs, unless they return
     ``Identifier("id", text, secret=True)``.
     """
 
@@ -138,7 +138,7 @@ def _dependency(limits: AnyLimits, **arguments: Any) -> Callable[..., AsyncItera
             call.deny(pending)
         call.enter(pending)
         own[handler_limit] = decision = pending.own_decision()
-        if pending.handed_over:
+        if pending.finished_elsewhere:
             yield decision
             return
         _add_fields(pending, response)

@@ -489,12 +489,12 @@ def _forbid_for_invalid_session(streams: Sequence[ref[ResponseStream]]) -> None:
 
 def _flask_within(wsgi_app: WSGIApplication) -> Flask:
     """Return the Flask application whose ``wsgi_app`` this is, through wrappers of Werkzeug's."""
-    inside: object = wsgi_app
-    while inside is not None:
-        if isinstance(inside, Flask):
-            return inside
+    current: object = wsgi_app
+    while current is not None:
+        if isinstance(current, Flask):
+            return current
         names = ("__self__", "wsgi_app", "app")
-        inside = next((found for name in names if (found := getattr(inside, name, None))), None)
+        current = next((found for name in names if (found := getattr(current, name, None))), None)
     raise ConfigurationError(
         f"{wsgi_app!r} is neither a Flask application nor the wsgi_app of one; for other WSGI "
         "applications there is upstash_middleware.wsgi"
@@ -560,7 +560,7 @@ class Sessions:
             on_error: If a session cannot be saved: ``"open"`` sends the response without a new
                 cookie, ``"closed"`` a 503. A login or logout gets the 503 in any case.
             read_from: Which replica of a Global database sessions are read from: ``"nearest"``, or
-                ``"primary"``, which costs one command more.
+                ``"primary"``, which costs one more command.
             config: The path of a rule file: these settings in TOML.
             enabled: False turns the sessions off, as does UPSTASH_MIDDLEWARE_ENABLED=0.
             url: The database's REST URL; default UPSTASH_REDIS_REST_URL, then KV_REST_API_URL.
@@ -808,7 +808,7 @@ class _ViewCall(HandlerCall):
 
     def enter(self, attached: Attached) -> None:
         """Apply it to the response before those of decorators further out."""
-        attached.handed_over = True
+        attached.finished_elsewhere = True
         environ = request.environ
         if _ATTACHED not in environ:
             environ[_ATTACHED] = environ[_ATTACHED_TO_NEXT] = []

@@ -207,8 +207,8 @@ class _SessionBackend(NamedTuple):
 class UpstashSessionInterface(SessionInterface):
     """Loads and saves the sessions of one application; see ``upstash_middleware.flask.Sessions``.
 
-    The configuration is read again at the first request: keys, lifetime and the cookie's name do
-    not change from then on.
+    The configuration is read again at the first request. Later changes of the keys, the lifetime
+    and the cookie's name have no effect.
     """
 
     null_session_class = _NoSession
@@ -285,7 +285,7 @@ class UpstashSessionInterface(SessionInterface):
         if not part.covers(request.path):
             return None
         streams: Sequence[ref[ResponseStream]] = request.environ.get(STREAMS, ())
-        session = cast("FlaskSession | None", _session_of_middleware(part, streams))
+        session = cast("FlaskSession | None", _session_from_middleware(part, streams))
         if session is None:
             if BACKGROUND_REQUEST in request.environ:
                 session = cast("FlaskSession", part.detached().session)
@@ -355,7 +355,7 @@ class UpstashSessionInterface(SessionInterface):
         response.set_cookie(name, change.value, max_age=max_age, **attributes)
 
 
-def _session_of_middleware(
+def _session_from_middleware(
     part: Sessions, streams: Sequence[ref[ResponseStream]]
 ) -> Session | None:
     """Return the session that a middleware outside has loaded, if it has."""

@@ -278,7 +278,7 @@ class _Limiter(Generic[B, D]):
             shared_prefix: The prefix of an ``upstash_ratelimit``, in Python or JavaScript, whose
                 counters it uses; None for its own.
             local_share: The part of the quota that this process has under ``on_error="local"``,
-                above 0 and 1 at most. Default 1.
+                above 0 and at most 1. Default 1.
             dynamic: Whether ``set_limit`` can change the limit at run time. Default False.
             deadline: Seconds that a call to Upstash may take in all; default 1, or the setting of
                 ``app``.
@@ -394,14 +394,14 @@ class _Limiter(Generic[B, D]):
         The block of a Limiter begins with ``async with``, and the function is async.
 
         Args:
-            caller: Whose quota the block uses.
-            by: Whose quota a call of the function uses; or a function that returns it, whose
-                parameters are some of the function's.
+            caller: The caller whose quota the block uses.
+            by: The caller whose quota a call of the function uses; or a function that returns it,
+                which takes some of the function's parameters.
             cost: The units that it takes; or a function that returns them, as for ``by``.
             timeout: Seconds to wait until it passes.
 
         Raises:
-            RateLimited: Before the block or the function begins.
+            RateLimited: The call is denied; the block or the function does not run.
         """
         if by is None:
             return self._within(caller, cost, timeout)
@@ -413,10 +413,10 @@ class _Limiter(Generic[B, D]):
 
         return decorate
 
-    def _within(self, caller: Caller, cost: int, longest: Duration) -> Any:
+    def _within(self, caller: Caller, cost: int, max_wait: Duration) -> Any:
         raise NotImplementedError
 
-    def _limited(self, function: Any, find: Any, weigh: Any, longest: Duration) -> Any:
+    def _limited(self, function: Any, find: Any, weigh: Any, max_wait: Duration) -> Any:
         """Return a function that is limited; ``find`` and ``weigh`` get its calls' arguments."""
         raise NotImplementedError
 
@@ -452,14 +452,14 @@ class _Limiter(Generic[B, D]):
 
     # Flows.
 
-    async def _enter(self, caller: Caller, cost: int, longest: Duration) -> Exchange:
-        """Take the cost, in ``longest`` seconds at most.
+    async def _enter(self, caller: Caller, cost: int, max_wait: Duration) -> Exchange:
+        """Take the cost, within ``max_wait`` seconds.
 
         Raises RateLimited.
         """
         runtime, limiter = self._runtime_and_limiter()
         who = self._identify_caller(caller, limiter)
-        cost, seconds = _check_cost(cost), _seconds(longest)
+        cost, seconds = _check_cost(cost), _seconds(max_wait)
         engine = Engine([_Call(limiter, self.name, who, cost)], observe=runtime.observe)
         begun, attempts = SystemClock.monotonic(), 0
         while True:
@@ -479,13 +479,13 @@ class _Limiter(Generic[B, D]):
             await Sleep(min(left, delay + random.random() * spread))  # noqa: S311 - no secret
             attempts += 1
 
-    async def _take(self, caller: Caller, cost: int, longest: Duration = 0) -> Decision:
+    async def _take(self, caller: Caller, cost: int, max_wait: Duration = 0) -> Decision:
         if self._runtime_and_limiter()[1].holds(self.name):
             raise ConfigurationError(
                 f"{self!r} limits how many calls run at once, so it has to know when each ends; "
                 "enter it with the word `with`, or decorate a function"
             )
-        exchange = await self._enter(caller, cost, longest)
+        exchange = await self._enter(caller, cost, max_wait)
         if (flow := exchange.finish(complete=True)) is not None:
             await flow
         return exchange.decision or UNCHECKED
@@ -553,7 +553,9 @@ def _check_cost(cost: int) -> int:
 def _seconds(timeout: Duration) -> float:
     seconds = seconds_in(timeout)
     if seconds is None or not seconds >= 0:
-        raise ValueError(f"timeout={timeout!r} should be seconds from 0, or text such as '30s'")
+        raise ValueError(
+            f"timeout={timeout!r} should be a number of seconds from 0, or text such as '30s'"
+        )
     return seconds
 
 
@@ -562,7 +564,7 @@ def _seconds(timeout: Duration) -> float:
 
 
 class SyncLimiter(_Limiter[AbstractContextManager[Decision], _Decorator]):
-    """A limit for any call, in threads: ``SyncLimiter("5/hour", name="password resets")``.
+    """A limit for calls in synchronous code: ``SyncLimiter("5/hour", name="password resets")``.
 
     With one of Starlette's or FastAPI's applications it may be used in handlers that run in
     threads. See ``Limiter``, which has the same methods, for event loops.
@@ -603,7 +605,7 @@ class SyncLimiter(_Limiter[AbstractContextManager[Decision], _Decorator]):
 
         Args:
             caller: Whose quota: text, a number, an Identifier, a Decision or a request.
-            timeout: Seconds to wait at most, a timedelta, or text such as ``"30s"``.
+            timeout: The longest time to wait: seconds, a timedelta, or text such as ``"30s"``.
             cost: The units that it takes.
 
         Raises:
@@ -618,7 +620,7 @@ class SyncLimiter(_Limiter[AbstractContextManager[Decision], _Decorator]):
 
         Args:
             caller: Whose quota: text, a number, an Identifier, a Decision or a request.
-            units: How many units, 1 at least.
+            units: How many units, at least 1.
         """
         self._run(self._charge(caller, units), None)
 
@@ -645,18 +647,18 @@ class SyncLimiter(_Limiter[AbstractContextManager[Decision], _Decorator]):
         """
         self._run(self._set_limit(limit), None)
 
-    def _limited(self, function: Any, find: Any, weigh: Any, longest: Duration) -> Any:
+    def _limited(self, function: Any, find: Any, weigh: Any, max_wait: Duration) -> Any:
         @wraps(function)
         def limited(*args: Any, **kwargs: Any) -> Any:
-            with self._within(find(args, kwargs), weigh(args, kwargs), longest):
+            with self._within(find(args, kwargs), weigh(args, kwargs), max_wait):
                 return function(*args, **kwargs)
 
         return limited
 
     @contextmanager
-    def _within(self, caller: Caller, cost: int, longest: Duration) -> Iterator[Decision]:
+    def _within(self, caller: Caller, cost: int, max_wait: Duration) -> Iterator[Decision]:
         runtime = self._runtime()
-        exchange = self._run(self._enter(caller, cost, longest), None)
+        exchange = self._run(self._enter(caller, cost, max_wait), None)
         if exchange is None:
             yield UNCHECKED
             return
@@ -675,7 +677,7 @@ class SyncLimiter(_Limiter[AbstractContextManager[Decision], _Decorator]):
 
 
 class Limiter(_Limiter[AbstractAsyncContextManager[Decision], _AsyncDecorator]):
-    """A limit for any call, on event loops: ``Limiter("5/minute", name="messages", app=app)``.
+    """A limit for calls in asynchronous code: ``Limiter("5/minute", name="messages", app=app)``.
 
     For calls other than requests, such as a message of a WebSocket, a job or an outgoing call, and
     for limits that depend on what only a handler knows. One call takes one round trip, as a rule of
@@ -724,7 +726,7 @@ class Limiter(_Limiter[AbstractAsyncContextManager[Decision], _AsyncDecorator]):
 
         Args:
             caller: Whose quota: text, a number, an Identifier, a Decision or a request.
-            timeout: Seconds to wait at most, a timedelta, or text such as ``"30s"``.
+            timeout: The longest time to wait: seconds, a timedelta, or text such as ``"30s"``.
             cost: The units that it takes.
 
         Raises:
@@ -739,7 +741,7 @@ class Limiter(_Limiter[AbstractAsyncContextManager[Decision], _AsyncDecorator]):
 
         Args:
             caller: Whose quota: text, a number, an Identifier, a Decision or a request.
-            units: How many units, 1 at least.
+            units: How many units, at least 1.
         """
         await self._run(self._charge(caller, units), None)
 
@@ -766,20 +768,20 @@ class Limiter(_Limiter[AbstractAsyncContextManager[Decision], _AsyncDecorator]):
         """
         await self._run(self._set_limit(limit), None)
 
-    def _limited(self, function: Any, find: Any, weigh: Any, longest: Duration) -> Any:
+    def _limited(self, function: Any, find: Any, weigh: Any, max_wait: Duration) -> Any:
         @wraps(function)
         async def limited(*args: Any, **kwargs: Any) -> Any:
-            async with self._within(find(args, kwargs), weigh(args, kwargs), longest):
+            async with self._within(find(args, kwargs), weigh(args, kwargs), max_wait):
                 return await function(*args, **kwargs)
 
         return limited
 
     @asynccontextmanager
     async def _within(
-        self, caller: Caller, cost: int, longest: Duration
+        self, caller: Caller, cost: int, max_wait: Duration
     ) -> AsyncIterator[Decision]:
         runtime = self._runtime()
-        exchange = await self._run(self._enter(caller, cost, longest), None)
+        exchange = await self._run(self._enter(caller, cost, max_wait), None)
         if exchange is None:
             yield UNCHECKED
             return
@@ -884,8 +886,8 @@ def _runtime_of(app: Any) -> Runtime:
 
         return starlette.runtime_by_environment(app)
     raise ConfigurationError(
-        f"app={app!r} has no middleware of this package; give the application that has, or none "
-        "to use the database that the environment names"
+        f"app={app!r} has no middleware of this package; pass an application that has, or leave "
+        "out app to use the database from the environment"
     )
 
 

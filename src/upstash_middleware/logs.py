@@ -112,8 +112,8 @@ class LogObserver:
                     logger.info("%s: the response for %s was not stored: %s", *said, extra=extra)
                     return
                 logger.warning(
-                    "%s: the response for %s was not stored: %s; %s (logged for three paths an "
-                    "hour at most, for each rule and reason)",
+                    "%s: the response for %s was not stored: %s; %s (logged for at most three "
+                    "paths an hour, for each rule and reason)",
                     *said,
                     one_line(advice),
                     extra=extra,

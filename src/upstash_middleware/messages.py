@@ -24,8 +24,8 @@ _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9/\-._~!$&'()*+,;=:@]*")
 
 
-class _Names(msgspec.Struct, frozen=True):
-    """The names of a message's field lines, which most messages have in common with others."""
+class _FieldNames(msgspec.Struct, frozen=True):
+    """The positions of a message's field lines by name; messages with the same names share them."""
 
     first: dict[str, int]
     """The position of the first line of each name, in lower case."""
@@ -33,13 +33,13 @@ class _Names(msgspec.Struct, frozen=True):
     """The positions of all lines of the names that have several."""
 
 
-def _names_of(names: tuple[bytes, ...]) -> _Names:
+def _names_of(names: tuple[bytes, ...]) -> _FieldNames:
     lines: dict[str, list[int]] = {}
     for position, name in enumerate(names):
         lines.setdefault(name.lower().decode("latin-1"), []).append(position)
     first = {name: positions[0] for name, positions in lines.items()}
     repeated = {name: positions for name, positions in lines.items() if len(positions) > 1}
-    return _Names(first, repeated)
+    return _FieldNames(first, repeated)
 
 
 _LONGEST_REMEMBERED = 1024
@@ -61,7 +61,7 @@ class Headers:
 
     def __init__(self, raw: Iterable[tuple[bytes, bytes]] = ()) -> None:
         self.raw: RawHeaders = tuple(raw)
-        self._names: _Names | None = None
+        self._names: _FieldNames | None = None
         """Looked up when it is first used."""
 
     @classmethod
@@ -76,7 +76,7 @@ class Headers:
             for name, value in fields.items()
         )
 
-    def _look_up(self) -> _Names:
+    def _look_up(self) -> _FieldNames:
         names = tuple([name for name, _ in self.raw])
         known = len(b"".join(names)) <= _LONGEST_REMEMBERED
         found = self._names = (_remembered_names if known else _names_of)(names)
@@ -279,7 +279,7 @@ class Response(msgspec.Struct, frozen=True):
 
 
 WITHOUT_BODY = frozenset({204, 304})
-"""Statuses of responses that end with their head (RFC 9110 §6.4.1)."""
+"""Statuses of responses that have no body (RFC 9110 §6.4.1)."""
 
 
 def content_length(headers: Headers) -> int | None:

@@ -634,15 +634,15 @@ def _text(name: str, value: Any) -> str | None:
 
 def _secret(name: str, value: Any) -> str | None:
     if value is not None and (not isinstance(value, str) or len(value.strip()) < 16):
-        raise ConfigurationError(f"{name}: should be text of 16 characters at least")
+        raise ConfigurationError(f"{name}: should be text of at least 16 characters")
     return value
 
 
 def _debug_secret(name: str, value: Any) -> str | None:
     if value is not None and not (isinstance(value, str) and re.fullmatch("[!-~]{32,}", value)):
         raise ConfigurationError(
-            f"{name}: should be text of 32 characters at least, in ASCII and without spaces, such "
-            "as that which secrets.token_urlsafe(32) makes"
+            f"{name}: should be text of at least 32 characters, in ASCII and without spaces, such "
+            "as the output of secrets.token_urlsafe(32)"
         )
     return value
 
@@ -652,8 +652,8 @@ def _keys(name: str, value: Any) -> tuple[str, ...]:
         raise ConfigurationError(f'{name}: should be a list of keys such as ("new key", "old key")')
     if any(len(key.strip()) < 32 for key in value):
         raise ConfigurationError(
-            f"{name}: each key should have 32 characters at least, such as those that "
-            "secrets.token_urlsafe(32) makes"
+            f"{name}: each key should have at least 32 characters, such as the output of "
+            "secrets.token_urlsafe(32)"
         )
     return tuple(value)
 
@@ -684,9 +684,9 @@ def _duration(least: float = 0, most: float = _MAX_SECONDS, *, above: bool = Fal
     def read(name: str, value: Any) -> float:
         seconds = seconds_in(value)
         if seconds is None or not least <= seconds <= most or (above and seconds == least):
-            bound = f"above {least:g}" if above else f"from {least:g}"
+            bound = f"above {least:g} and at most" if above else f"from {least:g} to"
             raise ConfigurationError(
-                f"{name}: {value!r} should be seconds {bound}, {most:.0f} at most, a timedelta, "
+                f"{name}: {value!r} should be a number of seconds {bound} {most:.0f}, a timedelta, "
                 "or text such as '60s' or '5 minutes'"
             )
         return float(seconds)
@@ -798,8 +798,8 @@ def _sessions(name: str, value: Any) -> SessionSettings | None:
     found = session_settings(value, name)
     if found is not None and any(len(key.strip()) < 16 for key in found.secret_key):
         raise ConfigurationError(
-            f"{named_part(found.setting, 'secret_key')}: should be text of 16 characters at least, "
-            "such as that which secrets.token_urlsafe(32) makes"
+            f"{named_part(found.setting, 'secret_key')}: should be text of at least 16 characters, "
+            "such as the output of secrets.token_urlsafe(32)"
         )
     return found
 
@@ -864,7 +864,7 @@ _SETTINGS: dict[str, _Reader] = {
     "cache_max_body": _integer(
         1,
         _MAX_BODY,
-        f"of bytes, {_MAX_BODY} at most, which is what one request to Upstash can carry",
+        f"of bytes, at most {_MAX_BODY}, which is what one request to Upstash can carry",
     ),
     "cache_grace": _duration(),
     "cache_max_keep": _duration(60),

@@ -264,14 +264,14 @@ class EndpointCall(ScopeCall):
                 marked = attached.head(ResponseHead(response.status_code, before))
                 response.raw_headers = marked.headers.lowered()
             return response
-        if attached.handed_over or self.scope["type"] == "websocket":
+        if attached.finished_elsewhere or self.scope["type"] == "websocket":
             return response
-        attached.handed_over = True
+        attached.finished_elsewhere = True
         return _LimitedResponse(response, attached)
 
     def failed(self, attached: Attached, error: BaseException) -> None:
         """Pass the limit the head of the response that the exception becomes."""
-        if attached.handed_over or self.scope["type"] == "websocket":
+        if attached.finished_elsewhere or self.scope["type"] == "websocket":
             return
         if isinstance(error, HTTPException):
             fields = (error.headers or {}).items()

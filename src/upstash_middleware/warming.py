@@ -40,7 +40,7 @@ class Warmed(Struct, frozen=True):
     why: str = ""
     """Why it was not stored, or what failed."""
     status: int | None = None
-    """Of the response; None if there was none."""
+    """The response's status; None if there was no response."""
 
     @property
     def is_stored(self) -> bool:

@@ -49,10 +49,10 @@ RATE_LIMIT_KEY = "upstash_middleware.rate_limit"
 CACHE_KEY = "upstash_middleware.cache"
 DATA_KEY = "upstash_middleware.data"
 _INNER = "upstash_middleware.handed"
-"""Where in an environ a rate limit leaves the exchange of the cache directly inside."""
+"""The environ's key in which a rate limit passes an exchange to the cache directly inside it."""
 STREAMS = "upstash_middleware.streams"
-"""Where in an environ sessions find, by weak references, the ResponseStreams of middleware that may
-have loaded the session or may store the response."""
+"""The environ's key for weak references to the ResponseStreams of middleware that may have loaded
+the session or may store the response."""
 _Fields = list[tuple[str, str]]
 
 
@@ -382,9 +382,9 @@ class ResponseStream(Struct, eq=False, weakref=True):
     _body_begun: bool = False
     """Whether the server has been given a piece that is not empty, and so has sent the head."""
     _write: Callable[[bytes], object] | None = None
-    """The server's; None where it has none, against PEP 3333."""
+    """The server's ``write``; None if it has none, contrary to PEP 3333."""
     _unsent: list[bytes] = []
-    """What the application has written where the server has no ``write``."""
+    """What the application has passed to ``write``, if the server provides no ``write``."""
     _app_iterable: Iterable[bytes] = ()
     _close_app: Callable[[], object] | None = None
     """The ``close`` of the application's iterable, until it is called."""
@@ -455,7 +455,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
         self._ours, self._announced, self._pieces = True, len(body), iter((body,))
         self._exhausted = self._broken = False
         head = response.head
-        self._start_server(status_line(head.status), fields_of(head.headers))
+        self._call_start_response(status_line(head.status), fields_of(head.headers))
 
     def start_response(
         self, status: str, headers: _Fields, exc_info: Any = None, /
@@ -616,10 +616,10 @@ class ResponseStream(Struct, eq=False, weakref=True):
         self._drops = not self._is_bodiless and answer.status in WITHOUT_BODY
         if not self._is_bodiless:
             self._announced = content_length(head.headers)
-        self._start_server(status, fields)
+        self._call_start_response(status, fields)
         return True
 
-    def _start_server(self, status: str, fields: _Fields) -> None:
+    def _call_start_response(self, status: str, fields: _Fields) -> None:
         self._write = self._start(status, fields)
         self._head_sent = True
 

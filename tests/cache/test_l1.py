@@ -341,7 +341,7 @@ def test_threads_may_visit_purge_and_store_at_once():
         ("cache_l1_bytes", -1, "a whole number of bytes"),
         ("cache_l1_bytes", True, "a whole number of bytes"),
         ("cache_l1_bytes", 1.5, "a whole number of bytes"),
-        ("cache_l1_seconds", 0, "seconds above 0, 60 at most"),
+        ("cache_l1_seconds", 0, "a number of seconds above 0 and at most 60"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_would_be_right(name, value, right):

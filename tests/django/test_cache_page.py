@@ -234,9 +234,9 @@ def test_no_client_sees_the_field_for_the_cache():
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ({"timeout": -1}, "timeout=-1 should be whole seconds"),
-        ({"timeout": "60"}, "timeout='60' should be whole seconds"),
-        ({"timeout": True}, "timeout=True should be whole seconds"),
+        ({"timeout": -1}, "timeout=-1 should be a whole number of seconds"),
+        ({"timeout": "60"}, "timeout='60' should be a whole number of seconds"),
+        ({"timeout": True}, "timeout=True should be a whole number of seconds"),
         ({"timeout": 60, "cache": "pages"}, "cache='pages': pages are on the database of"),
         ({"timeout": 60, "key_prefix": "a,b"}, "key_prefix='a,b' should be ASCII text"),
     ],

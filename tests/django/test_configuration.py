@@ -215,7 +215,7 @@ def test_a_process_without_a_handler_purges_what_servers_have_stored(
         (
             "UpstashMiddleware",
             {"cache": [{"path": "/a", "ttl": "60"}]},
-            "UPSTASH_MIDDLEWARE['cache'][0]['ttl'] = '60' should be seconds above 0",
+            "UPSTASH_MIDDLEWARE['cache'][0]['ttl'] = '60' should be a number of seconds above 0",
         ),
         (
             "UpstashMiddleware",

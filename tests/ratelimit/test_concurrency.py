@@ -271,7 +271,7 @@ def test_it_can_be_written_as_text_and_is_checked() -> None:
     assert parse_limits("5 at once") == (Concurrency(5),)
     with pytest.raises(ConfigurationError, match="limit should be at most 1000"):
         Concurrency(1001)
-    with pytest.raises(ConfigurationError, match="longest should be seconds"):
+    with pytest.raises(ConfigurationError, match="longest should be a number of seconds"):
         Concurrency(1, longest=0)
     with pytest.raises(ConfigurationError, match="not both be a Concurrency"):
         RateLimitRule("/a", "1 at once; 2 at once")

@@ -398,7 +398,7 @@ class LeaseMachine(RuleBasedStateMachine):
             if isinstance(event, QuotaLeased) and event.change == "leased":
                 assert call is not None
                 charges = [each for each in exchange.taken if each.rule.rule.name == event.rule]
-                where = charges[0].where if charges else None
+                where = charges[0].state_parts if charges else None
                 process.slices[event.rule, event.identifier].append(
                     Taken(where, call.began, now_of(call.pipeline.commands[0]))
                 )
@@ -414,11 +414,11 @@ class LeaseMachine(RuleBasedStateMachine):
         longest = self.lease.milliseconds
         ends = [
             (where + 1) * policy.limit.milliseconds
-            for where, policy in zip(charge.where, charge.rule.policies, strict=True)
+            for where, policy in zip(charge.state_parts, charge.rule.policies, strict=True)
             if isinstance(policy.limit, FixedWindow | SlidingWindow)
         ]
         assert any(
-            taken.where in {charge.where, None}
+            taken.where in {charge.state_parts, None}
             and now < taken.began + longest / 1000
             and taken.now_ms <= now_ms < min(taken.now_ms + longest, *ends, math.inf)
             for taken in process.slices[rule, charge.identifier]
@@ -718,7 +718,7 @@ def window_keys(charge: Any) -> list[str]:
     """Return the keys of the windows that a charge was taken from."""
     return [
         policy.limit.refund_keys(charge.base, where, 0)[0]
-        for policy, where in zip(charge.rule.policies, charge.where, strict=True)
+        for policy, where in zip(charge.rule.policies, charge.state_parts, strict=True)
         if isinstance(policy.limit, FixedWindow | SlidingWindow)
     ]
 

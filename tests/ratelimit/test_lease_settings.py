@@ -103,16 +103,25 @@ def test_rules_that_differ_in_the_lease_are_different() -> None:
     ("mapping", "words"),
     [
         ({"lease": 0}, "rate_limits[3].lease = 0: a lease lasts longer than 0 seconds; False is"),
-        ({"lease": True}, "rate_limits[3].lease = True: a lease is seconds, text such as '500ms'"),
-        ({"lease": "soon"}, "rate_limits[3].lease = 'soon': a lease is seconds, text such as"),
+        (
+            {"lease": True},
+            "rate_limits[3].lease = True: a lease is a number of seconds, text such as '500ms'",
+        ),
+        (
+            {"lease": "soon"},
+            "rate_limits[3].lease = 'soon': a lease is a number of seconds, text such as",
+        ),
         ({"lease": -1}, "lease = -1: Lease(seconds=-1, share=0.1, from_rate=None): seconds should"),
-        ({"lease": "2h"}, "seconds should be above 0, 3600 at most, a timedelta, or text such as"),
-        ({"lease": float("nan")}, "seconds should be above 0, 3600 at most"),
-        ({"lease": {"seconds": "x"}}, "seconds should be above 0, 3600 at most"),
-        ({"lease": {"share": 0}}, "share should be a number above 0, 1 at most, not 0"),
-        ({"lease": {"share": 1.5}}, "share should be a number above 0, 1 at most, not 1.5"),
-        ({"lease": {"share": True}}, "share should be a number above 0, 1 at most, not True"),
-        ({"lease": {"share": "0.1"}}, "share should be a number above 0, 1 at most, not '0.1'"),
+        (
+            {"lease": "2h"},
+            "seconds should be above 0 and at most 3600, a timedelta, or text such as",
+        ),
+        ({"lease": float("nan")}, "seconds should be above 0 and at most 3600"),
+        ({"lease": {"seconds": "x"}}, "seconds should be above 0 and at most 3600"),
+        ({"lease": {"share": 0}}, "share should be a number above 0 and at most 1, not 0"),
+        ({"lease": {"share": 1.5}}, "share should be a number above 0 and at most 1, not 1.5"),
+        ({"lease": {"share": True}}, "share should be a number above 0 and at most 1, not True"),
+        ({"lease": {"share": "0.1"}}, "share should be a number above 0 and at most 1, not '0.1'"),
         ({"lease": {"from_rate": 0}}, "from_rate should be units per second, a number above 0, or"),
         ({"lease": {"from_rate": float("inf")}}, "from_rate should be units per second"),
         ({"lease": {"from_rate": "9"}}, "from_rate should be units per second"),
@@ -125,7 +134,10 @@ def test_rules_that_differ_in_the_lease_are_different() -> None:
         ({"limits": "5/s lease 1h lease 1s"}, "a lease belongs to the whole rule; write it once"),
         ({"limits": "5/s lease 1s; 9/m"}, "'5/s lease 1s; 9/m': a lease belongs to the whole rule"),
         ({"limits": ["5/s", "9/m lease 1s"]}, "a lease belongs to the whole rule; write it once"),
-        ({"limits": "5/s lease 1"}, "rate_limits[3].limits = '5/s lease 1': a lease is seconds"),
+        (
+            {"limits": "5/s lease 1"},
+            "rate_limits[3].limits = '5/s lease 1': a lease is a number of seconds",
+        ),
         ({"limits": "5/s lease 2h"}, "rate_limits[3].limits = '5/s lease 2h': Lease(seconds=7200,"),
         (
             {"limits": "5/s lease 1s", "lease": 1},
@@ -238,7 +250,7 @@ def test_the_environment_sets_the_lease_where_no_setting_does() -> None:
 @pytest.mark.parametrize(
     ("arguments", "environ", "words"),
     [
-        ({"lease": "x"}, {}, r"UPSTASH\['lease'\] = 'x': a lease is seconds"),
+        ({"lease": "x"}, {}, r"UPSTASH\['lease'\] = 'x': a lease is a number of seconds"),
         ({"lease": {"shape": 1}}, {}, r"UPSTASH\['lease'\] = .*did you mean 'share'\?"),
         ({}, {"UPSTASH_MIDDLEWARE_LEASE": "5"}, "UPSTASH_MIDDLEWARE_LEASE = '5': a lease is"),
         ({"leases": 1}, {}, r"UPSTASH\['leases'\]: there is no such setting; did you mean 'lease'"),

@@ -40,8 +40,8 @@ EVERY = [
 ]
 
 
-def settle(store: ValkeyStore, now: int, limit: Limit, units: int, where: int) -> None:
-    reply = store.reply(settle_command([Settlement("t:r:a", limit, units, where)], now))
+def settle(store: ValkeyStore, now: int, limit: Limit, units: int, part: int) -> None:
+    reply = store.reply(settle_command([Settlement("t:r:a", limit, units, part)], now))
     if isinstance(reply, CommandError):
         raise reply
     assert reply == b"OK"
@@ -92,7 +92,7 @@ def test_every_algorithm_settles_as_its_definition_says(
         if found.allowed and wanted:
             taken_at, now = now, now + later
             units = max(wanted, -cost)
-            settle(store, now, limit, units, found.where)
+            settle(store, now, limit, units, found.state_part)
             model.add(now, units) if units > 0 else model.give(now, -units, taken_at)
         assert model.left(now) <= limit.quota
         after = take_one(store, now, limit, limit.quota)
@@ -105,17 +105,17 @@ def test_every_algorithm_settles_as_its_definition_says(
 @pytest.mark.parametrize("limit", EVERY, ids=str)
 def test_refunds_never_lift_remaining_above_the_limit(store: ValkeyStore, limit: Limit) -> None:
     """As those of upstash-ratelimit do."""
-    where = take_one(store, START, limit, cost=3).where
-    settle(store, START, limit, -9, where)
-    settle(store, START, limit, -9, where)
+    part = take_one(store, START, limit, cost=3).state_part
+    settle(store, START, limit, -9, part)
+    settle(store, START, limit, -9, part)
     assert take_one(store, START, limit).remaining == 9
 
 
 @pytest.mark.parametrize("limit", EVERY[:2], ids=str)
 def test_a_counter_never_goes_below_zero(store: ValkeyStore, limit: Limit) -> None:
     """Where it is shared, upstash-ratelimit would take that for more than there is."""
-    where = take_one(store, START, limit).where
-    settle(store, START, limit, -9, where)
+    part = take_one(store, START, limit).state_part
+    settle(store, START, limit, -9, part)
     (key,) = store.client.keys("*")
     assert store.client.get(key) == b"0"
 
@@ -123,30 +123,30 @@ def test_a_counter_never_goes_below_zero(store: ValkeyStore, limit: Limit) -> No
 def test_what_is_given_back_is_given_once(store: ValkeyStore) -> None:
     """Also where several requests were made in the same millisecond."""
     limit = SlidingLog(10, 60)
-    where = take_one(store, START, limit, cost=3).where
+    part = take_one(store, START, limit, cost=3).state_part
     take_one(store, START, limit, cost=3)
-    settle(store, START, limit, -2, where)
+    settle(store, START, limit, -2, part)
     assert take_one(store, START, limit).remaining == 5
 
 
 @pytest.mark.parametrize("limit", EVERY, ids=str)
 def test_settling_leaves_every_key_its_lifetime(store: ValkeyStore, limit: Limit) -> None:
     """A refund keeps it, a charge sets it anew, as long as taking does."""
-    where = take_one(store, START, limit, cost=5).where
+    part = take_one(store, START, limit, cost=5).state_part
     (key,) = store.client.keys("*")
     before = store.client.pttl(key)
-    settle(store, START, limit, -2, where)
+    settle(store, START, limit, -2, part)
     assert before - 500 < store.client.pttl(key) <= before + 100
     store.client.persist(key)
-    settle(store, START, limit, 2, where)
+    settle(store, START, limit, 2, part)
     assert before - 500 < store.client.pttl(key) <= before + 100
 
 
 @pytest.mark.parametrize("limit", EVERY, ids=str)
 def test_an_overdraft_is_taken_and_paid_off_by_waiting(store: ValkeyStore, limit: Limit) -> None:
     """What is above the limit denies until it is gone."""
-    where = take_one(store, START, limit).where
-    settle(store, START, limit, 14, where)
+    part = take_one(store, START, limit).state_part
+    settle(store, START, limit, 14, part)
     denied = take_one(store, START, limit)
     assert (denied.allowed, denied.remaining) == (False, 0)
     assert denied.retry_ms
@@ -157,9 +157,9 @@ def test_an_overdraft_is_taken_and_paid_off_by_waiting(store: ValkeyStore, limit
 @pytest.mark.parametrize("limit", EVERY, ids=str)
 def test_the_largest_overdraft_is_paid_off_some_day(store: ValkeyStore, limit: Limit) -> None:
     """No number that an application can charge breaks the arithmetic."""
-    where = take_one(store, START, limit).where
+    part = take_one(store, START, limit).state_part
     for _ in range(3):
-        settle(store, START, limit, 10**15 - 1, where)
+        settle(store, START, limit, 10**15 - 1, part)
     denied = take_one(store, START, limit)
     assert not denied.allowed
     assert 0 < (denied.retry_ms or 0) <= 401 * 86_400_000
@@ -169,18 +169,18 @@ def test_the_largest_overdraft_is_paid_off_some_day(store: ValkeyStore, limit: L
 @pytest.mark.parametrize("limit", EVERY, ids=str)
 def test_what_is_not_ours_is_not_settled_over(store: ValkeyStore, limit: Limit) -> None:
     """Another value or another type at the key stays, with an error for the policy."""
-    where = take_one(store, START, limit).where
+    part = take_one(store, START, limit).state_part
     (key,) = store.client.keys("*")
     for units in (-1, 1):
         store.client.set(key, "mine")
         with pytest.raises(CommandError, match="WRONGVALUE"):
-            settle(store, START, limit, units, where)
+            settle(store, START, limit, units, part)
         assert store.client.get(key) == b"mine"
     store.client.delete(key)
     store.client.rpush(key, "mine")
-    settle(store, START, limit, -1, where)
+    settle(store, START, limit, -1, part)
     with pytest.raises(CommandError, match="WRONGTYPE"):
-        settle(store, START, limit, 1, where)
+        settle(store, START, limit, 1, part)
     assert store.client.lrange(key, 0, -1) == [b"mine"]
 
 

@@ -55,8 +55,8 @@ def test_text_is_read_as_written(text: str, limits: list[Limit]) -> None:
         ("leaky 10/s", "unknown algorithm 'leaky'; known: fixed, sliding, gcra, log"),
         ("fixed 10/s burst 20", "only 'gcra' has a burst"),
         ("0/s", "limit should be a whole number from 1 to"),
-        ("1/0s", "per should be seconds"),
-        ("1/500d", "per should be seconds"),
+        ("1/0s", "per should be a number of seconds"),
+        ("1/500d", "per should be a number of seconds"),
     ],
 )
 def test_text_that_is_no_limit_is_refused_with_what_would_be_right(text: str, words: str) -> None:
@@ -107,7 +107,9 @@ def test_a_limit_that_is_no_whole_number_is_refused(wrong: object) -> None:
 )
 def test_a_window_that_is_no_time_is_refused(wrong: object) -> None:
     """Windows are whole milliseconds, up to 400 days."""
-    with pytest.raises(ConfigurationError, match="per should be seconds, a timedelta or text"):
+    with pytest.raises(
+        ConfigurationError, match="per should be a number of seconds, a timedelta or text"
+    ):
         SlidingWindow(10, wrong)  # type: ignore[arg-type]
 
 

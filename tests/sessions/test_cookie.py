@@ -207,12 +207,21 @@ def test_redis_does_not_contain_what_opens_a_session(
         ({"path": "/a; Domain=evil"}, "path: '/a; Domain=evil' should be a path"),
         ({"path": "/käse"}, "path: '/käse' should be a path"),
         ({"domain": "a;b"}, "domain: 'a;b' should be a domain"),
-        ({"max_age": 0}, "max_age: 0 should be seconds above 0"),
-        ({"idle_timeout": "500 days"}, "idle_timeout: '500 days' should be seconds above 0"),
-        ({"absolute_timeout": None}, "absolute_timeout: None should be seconds above 0"),
+        ({"max_age": 0}, "max_age: 0 should be a number of seconds above 0"),
+        (
+            {"idle_timeout": "500 days"},
+            "idle_timeout: '500 days' should be a number of seconds above 0",
+        ),
+        (
+            {"absolute_timeout": None},
+            "absolute_timeout: None should be a number of seconds above 0",
+        ),
         ({"secret_key": ["a", ""]}, "secret_key: should be text, or a list of texts"),
-        ({"secret_key": "short"}, "secret_key: should be text of 16 characters at least"),
-        ({"secret_key": ["long enough, as it is", "short"]}, "secret_key: should be text of 16"),
+        ({"secret_key": "short"}, "secret_key: should be text of at least 16 characters"),
+        (
+            {"secret_key": ["long enough, as it is", "short"]},
+            "secret_key: should be text of at least 16",
+        ),
         (
             {"idle_timeout": "2 days", "absolute_timeout": "1 day"},
             "idle_timeout: '2 days' is longer than absolute_timeout",

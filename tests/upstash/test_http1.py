@@ -15,7 +15,7 @@ from upstash_middleware.errors import ConnectionLost, UnexpectedAnswer, UpstashE
 from upstash_middleware.upstash.protocol import (
     MAX_HEAD_BYTES,
     Call,
-    Requests,
+    RequestEncoder,
     Response,
     ResponseReader,
 )
@@ -58,7 +58,7 @@ def octets(data: bytes) -> list[bytes]:
 
 
 def lines(url: str, call: Call, *headers: tuple[str, str]) -> list[bytes]:
-    request = Requests(url, headers).request(call)
+    request = RequestEncoder(url, headers).request(call)
     top, _, body = request.partition(b"\r\n\r\n")
     assert body == call.body
     return top.split(b"\r\n")
@@ -111,7 +111,7 @@ def test_the_request_target_is_in_origin_form(url, target):
 def test_a_path_that_would_break_the_request_line_is_refused(path):
     """RFC 9112 §3.2: nothing that a caller gives makes a line of its own (§11.1)."""
     with pytest.raises(ValueError, match="path"):
-        Requests("https://db.example", ()).request(Call(path, (), b""))
+        RequestEncoder("https://db.example", ()).request(Call(path, (), b""))
 
 
 @pytest.mark.parametrize(
@@ -129,9 +129,9 @@ def test_a_path_that_would_break_the_request_line_is_refused(path):
 def test_a_field_that_would_be_more_than_one_line_is_refused(header):
     """RFC 9112 §5, §11.1."""
     with pytest.raises(ValueError, match="header"):
-        Requests("https://db.example", ()).request(Call("/", (header,), b""))
+        RequestEncoder("https://db.example", ()).request(Call("/", (header,), b""))
     with pytest.raises(ValueError, match="header"):
-        Requests("https://db.example", (header,))
+        RequestEncoder("https://db.example", (header,))
 
 
 # Answers: the status line and the fields

@@ -84,7 +84,7 @@ _MAX_REMEMBERED = 10_000
 _FIRST_PAUSE, _MAX_PAUSE = 0.05, 0.5
 """Seconds between two reads of another process's lock."""
 _COMMANDS, _BYTES = 1000, 5_000_000
-"""Of one pipeline that stores many values."""
+"""The most commands and bytes in one pipeline that stores many values."""
 _L1_OVERHEAD_BYTES = 500
 _UPSTASH_ANSWERED = UpstashAnswered("data read")
 _FRAME_MARKS = frozenset({b"~", b"!"})
@@ -98,15 +98,15 @@ class Record(Struct, frozen=True):
     payload: bytes
     """As encoded by the codec."""
     epochs: Epochs = Epochs()
-    """As read before the value was loaded; those of tags in the order of ``tags``."""
+    """Read before the value was loaded; those of tags in the order of ``tags``."""
     tags: tuple[str, ...] = ()
     """With all their ancestors."""
     fresh_until: float = 0.0
     """When it becomes stale, in seconds since 1970; 0 if Redis drops it then."""
     seconds: float = 0.0
-    """For how long it was loaded."""
+    """How long loading it took."""
     token: str = ""
-    """Of the lock under which it was loaded."""
+    """The token of the lock under which it was loaded."""
 
 
 class _Meta(Struct, array_like=True, omit_defaults=True):
@@ -162,7 +162,7 @@ class ReadValue(Struct, frozen=True):
 
     key: str
     data: bytes | None = None
-    """As it is on Redis."""
+    """The value on Redis, encoded."""
     record: Record | None = None
     state: Validity = Validity.INVALID
     epochs: Epochs = Epochs()
@@ -215,7 +215,7 @@ class _SharedValue(Struct, frozen=True):
 
     payload: bytes
     epochs: Epochs | None
-    """As read before it was loaded; None if Upstash was unreachable."""
+    """Read before it was loaded; None if Upstash was unreachable."""
     tags: tuple[str, ...]
     begun: float
     """When it began to be loaded, or was read, by the monotonic clock."""
@@ -232,7 +232,7 @@ class NotCountable(ValueError, TypeError):
 
 
 class _Writing:
-    """A write of keys: if it fails, what follows the block is carried out, unless it is strict."""
+    """A write of keys: its UpstashError is reported, and suppressed unless the write is strict."""
 
     __slots__ = ("_keys", "_store", "_strict")
 
@@ -847,7 +847,7 @@ class DataStore(RedisStore):
                 except Exception as error:
                     flights.resolve(flight, _SharedError(error), in_time=True)
                     flights.forget(flight)
-                    del flight  # it refers to the error, whose traceback refers to this frame
+                    del flight  # breaks a reference cycle: flight, error, traceback, this frame
                     raise
                 except BaseException:
                     flights.resolve(flight, NotShared.INTERRUPTED, in_time=True)

@@ -632,7 +632,7 @@ class Exchange(Struct, eq=False):
     def note_session(self, *, sets_cookie: bool, absent_cookie: str) -> None:
         """Forbid sharing the response, which depends on a session, whoever has loaded it.
 
-        ``absent_cookie`` is that of the session, see ``PartExchange``.
+        For ``absent_cookie``, see ``PartExchange.absent_cookie``.
         """
         for part in self.watching:
             part.forbid_sharing(sets_cookie=sets_cookie, absent_cookie=absent_cookie)

@@ -33,7 +33,7 @@ class Identifier(Struct, frozen=True):
     value: str
     """The address, the user's id, the key."""
     secret: bool = False
-    """Whether the value gives access to something: it is then hashed wherever it is written."""
+    """Whether the value is a secret that gives access to something: it is then always hashed."""
 
 
 class Finder(Struct, frozen=True):
@@ -368,7 +368,7 @@ def json_field(
     if not isinstance(given, str) or not all(path.split(".")) or len(path) > 64:
         raise ConfigurationError(
             f"json_field({path!r}): give the names of members with dots between them, such as "
-            "'user.name', 64 characters at most"
+            "'user.name', at most 64 characters"
         )
     return BodyField("json_field", path, max_body, normalise)
 
@@ -702,7 +702,7 @@ def client_ip(
         ipv6_prefix: An IPv6 client counts by this many bits, since it can choose the others.
 
     Raises:
-        ConfigurationError: A value is wrong, or several are given.
+        ConfigurationError: A value is invalid, or more than one of the first three is given.
     """
     given: object = trusted
     if isinstance(given, str) or not isinstance(given, Iterable):
@@ -1179,7 +1179,7 @@ class Hashed(Finder, frozen=True):
         return f"hashed({self.extractor!r})"
 
     async def find(self, request: HTTPRequest) -> Identifier | None:
-        """Return what the extractor finds, to be hashed wherever it is written."""
+        """Return what the extractor finds, marked as secret, so that it is always hashed."""
         found = await extract(self.extractor, request)
         return Identifier(found.kind, found.value, secret=True) if found else None
 

@@ -78,7 +78,7 @@ class SessionSettings(Discreet, Struct, frozen=True, metaclass=RuleMeta):
     The first seven are those of Starlette's SessionMiddleware.
 
     Args:
-        secret_key: The key that hashes session ids, of 16 characters at least, or several: the
+        secret_key: The key that hashes session ids, of at least 16 characters, or several: the
             first hashes new ones, all of them are accepted. To replace it, give every process
             ``(old, new)``, then ``(new, old)``. By default the setting ``secret``, or a key made
             from the token: then a new token logs everybody out.
@@ -100,7 +100,7 @@ class SessionSettings(Discreet, Struct, frozen=True, metaclass=RuleMeta):
         on_error: If a session cannot be saved: ``"open"`` sends the response without a new cookie,
             ``"closed"`` a 503. A login or logout gets the 503 in any case.
         read_from: Which replica of a Global database sessions are read from. The nearest may not
-            have the latest changes of other regions; ``"primary"`` costs one command more.
+            have the latest changes of other regions; ``"primary"`` costs one more command.
         setting: What errors call it.
 
     Raises:
@@ -220,11 +220,11 @@ def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-_TIME = "seconds above 0, 400 days at most, a timedelta, or text such as '14 days'"
+_TIME = "a number of seconds above 0, a timedelta, or text such as '14 days', at most 400 days"
 _CHECKS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "secret_key": (_are_texts, "text, or a list of texts, the new one first"),
     "session_cookie": (_is_text(_TOKEN), "a cookie's name such as 'session'"),
-    "max_age": (lambda value: value is None or _is_time(value), _TIME + ", or None"),
+    "max_age": (lambda value: value is None or _is_time(value), _TIME + "; or None"),
     "path": (_is_text(r"/[!-:<-~]*"), "a path such as '/'"),
     "same_site": (("lax", "strict", "none").__contains__, "'lax', 'strict' or 'none'"),
     "https_only": (_is_flag, "True or False"),
@@ -238,7 +238,7 @@ _CHECKS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "paths": (_are_texts, "a list of patterns such as ['/account/{rest:path}']"),
     "max_size": (
         lambda value: type(value) is int and 0 < value <= _MAX_SESSION_BYTES,
-        f"a whole number of bytes, {_MAX_SESSION_BYTES} at most",
+        f"a whole number of bytes, at most {_MAX_SESSION_BYTES}",
     ),
     "on_error": (("open", "closed").__contains__, "'open' or 'closed'"),
     "read_from": (("nearest", "primary").__contains__, "'nearest' or 'primary'"),
@@ -300,7 +300,7 @@ class CookieIds:
         return f"{text}.{user}" if user else text
 
     def parse(self, text: str) -> str | None:
-        """Return the user's hash in an id, empty if there is none; None for what is not an id."""
+        """Return the user's hash in an id, empty if there is none; None if it is not an id."""
         found = _ID.fullmatch(text)
         return None if found is None else found[1] or ""
 
@@ -355,10 +355,10 @@ class Session(MutableMapping[str, Any]):
         """
         self._stored = stored
         self._entries: dict[str, bytes] = dict(entries or ())
-        """As they are on Redis, as far as this request knows."""
+        """The entries on Redis, as far as this request knows."""
         self._load = load
         self._values: dict[str, Any] = {}
-        """Those that have been read or set."""
+        """The values that have been read or set."""
         self._set: set[str] = set()
         """The names of the entries that this request has set, even to the same value."""
         self._deleted: set[str] = set()
@@ -668,7 +668,7 @@ class SessionLookup(Discreet, Prepared, eq=False):
     user: str
     """The user's hash in the id; empty if there is none."""
     keys: tuple[str, ...]
-    """Where it may be, under each secret."""
+    """The keys at which it may be stored, one for each secret."""
     headers: Headers = NO_HEADERS
     """The fields of the request that it is read for."""
 
@@ -742,7 +742,7 @@ class SessionStore(Struct, frozen=True):
     def receive(
         self, lookup: SessionLookup, replies: Sequence[Reply]
     ) -> tuple[StoredSession, dict[str, bytes]] | None:
-        """Return a session and its opened entries; None if there is none that is valid.
+        """Return a session and its opened entries; None if there is no valid one.
 
         Raises the CommandError of a command that failed.
         """

@@ -1,7 +1,7 @@
 """Python values as bytes and back: JSON, with tagged forms for what JSON does not have.
 
-A value either comes back equal and of the same type, or is refused with ``NotStorable``. A value
-that JSON has no form for becomes an object with one name that begins with ``$``, such as
+A value either decodes to an equal value of the same type, or is refused with ``NotStorable``. What
+JSON has no form for becomes an object with one name that begins with ``$``, such as
 ``{"$date": "2026-01-31"}``; a dictionary that looks like one gets one more ``$``. Text, numbers,
 lists and other dictionaries are plain JSON, so that other languages can read them and Redis can
 count with integers.
@@ -187,7 +187,7 @@ class Codec:
         return value
 
     def _encode_typed(self, value: object, kind: Any) -> bytes:
-        """Encode a value, and make sure that it comes back equal."""
+        """Encode a value, and check that it decodes to an equal one."""
         adapter = _pydantic(kind)
         try:
             if adapter is not None:
@@ -224,7 +224,7 @@ class Codec:
 
 
 def _is_plain(value: Any, depth: int) -> bool:  # noqa: PLR0911, PLR0912 - one loop, for speed
-    """Whether msgspec writes a value as it is, so that it comes back equal and of the same type."""
+    """Whether msgspec encodes a value so that it decodes to an equal value of the same type."""
     kind = type(value)
     if kind in _CONTAINERS and depth >= MAX_DEPTH:
         return False

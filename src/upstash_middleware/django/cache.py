@@ -284,8 +284,8 @@ class UpstashCache(BaseCache):
     def clear(self) -> None:
         """Invalidate all values of this alias, in one command.
 
-        Nothing is deleted: what was stored is no longer found, and expires. It belongs to all
-        aliases with this database, serializer and KEY_PREFIX.
+        Nothing is deleted: what was stored is no longer found, and expires. This affects
+        all aliases with this database, serializer and KEY_PREFIX.
         """
         self._run(self._clear, None)
 
@@ -451,7 +451,7 @@ def _forever(given: Any) -> float:
         seconds = None
     if seconds is None or not 0 < seconds <= MAX_TTL:
         raise ConfigurationError(
-            f"OPTIONS['forever']: {given!r} should be seconds, or text such as '30 days', up to "
-            "400 days"
+            f"OPTIONS['forever']: {given!r} should be a number of seconds, or text such as "
+            "'30 days', up to 400 days"
         )
     return seconds

@@ -163,7 +163,7 @@ class ViewCall(HandlerCall):
     def enter(self, attached: Attached) -> None:
         """Finish it when the request ends."""
         if isinstance(attached, PendingExchange):
-            attached.handed_over = True
+            attached.finished_elsewhere = True
             at_end(self.native, attached.finish)
 
     def attach(self, attached: Attached, response: HttpResponseBase) -> HttpResponseBase:
@@ -174,7 +174,7 @@ class ViewCall(HandlerCall):
             response.streaming_content = (
                 _arenewing(attached, content) if response.is_async else _renewing(attached, content)
             )
-        return guarded(self.native, response) if attached.handed_over else response
+        return guarded(self.native, response) if attached.finished_elsewhere else response
 
     def failed(self, attached: Attached, error: BaseException) -> None:
         """Pass the limit the head of the response that Django makes from an exception."""
@@ -244,7 +244,8 @@ class _CachePage(Decorator):
         super().__init__(_PageCall)
         if timeout is not None and (type(timeout) is not int or not 0 <= timeout < 2**31):
             raise ConfigurationError(
-                f"cache_page: timeout={timeout!r} should be whole seconds, such as 60 * 15, or None"
+                f"cache_page: timeout={timeout!r} should be a whole number of seconds, "
+                "such as 60 * 15, or None"
             )
         if cache not in {None, "default"}:
             raise ConfigurationError(

@@ -160,7 +160,7 @@ class Middleware:
         _show_decision(request)
         if not runtime.enabled:
             return self._get_response(request)
-        begun = _handed_over(request, runtime) if _INNER in request.META else None
+        begun = _exchange_from_outer(request, runtime) if _INNER in request.META else None
         if begun is None:
             inner = None if self._inside is None else self._inside.configured.runtime()
             parsed = request_from(request)
@@ -194,7 +194,7 @@ class Middleware:
         _show_decision(request)
         if not runtime.enabled:
             return cast("HttpResponseBase", await self._get_response(request))
-        begun = _handed_over(request, runtime) if _INNER in request.META else None
+        begun = _exchange_from_outer(request, runtime) if _INNER in request.META else None
         if begun is None:
             inner = None if self._inside is None else self._inside.configured.runtime()
             parsed = request_from(request)
@@ -268,7 +268,9 @@ def _show_decision(request: HttpRequest, decision: Decision | None = None) -> No
     limited.rate_limit = decision or getattr(request, "rate_limit", None) or UNCHECKED
 
 
-def _handed_over(request: HttpRequest, runtime: Runtime) -> tuple[HTTPRequest, Exchange] | None:
+def _exchange_from_outer(
+    request: HttpRequest, runtime: Runtime
+) -> tuple[HTTPRequest, Exchange] | None:
     """Take the exchange that a rate limit directly outside has begun for this runtime, if any."""
     parsed, outer = request.META[_INNER]
     if outer.inner is None or outer.inner.engine is not runtime.engine:
@@ -320,10 +322,10 @@ def _call_denied_view(named: Any, request: HttpRequest, decision: Decision | Non
     response: Any = view(request, decision)
     if inspect.isawaitable(response):
 
-        async def awaited() -> Any:
+        async def wait_for_response() -> Any:
             return await response
 
-        response = async_to_sync(awaited)()
+        response = async_to_sync(wait_for_response)()
     if not isinstance(response, HttpResponseBase):
         raise TypeError(f"{DENIED_VIEW} returned {response!r}; it should return an HttpResponse")
     if not getattr(response, "is_rendered", True):
@@ -628,7 +630,7 @@ class _RequestEnd(Struct, eq=False):
 
     begun: list[tuple[Callable[[], None], Callable[[], None] | None]] = []
     exchanges: list[Exchange] = []
-    """Those of this package's middleware, outermost first."""
+    """The exchanges of this package's middleware, outermost first."""
     elsewhere: Event | None = None
     """Set once another thread has ended it."""
 

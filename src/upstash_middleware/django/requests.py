@@ -61,7 +61,7 @@ def request_from(request: HttpRequest) -> HTTPRequest:
     for name, (key, value) in zip(field_names(meta), meta.items(), strict=True):
         if name and (value or key not in _EMPTY_IF_ABSENT):
             lines.append((name, str(value).encode("latin-1", "backslashreplace")))
-    # Not get_host, whose check would respond with 400 here and not where the project has it.
+    # Not get_host: its check would cause a 400 here, and not where the project calls it.
     raw_host: str = cast("Any", request)._get_raw_host()  # noqa: SLF001
     raw_path = getattr(request, "scope", {}).get("raw_path")  # of an ASGI server
     return HTTPRequest(
@@ -165,8 +165,8 @@ USERS.append((lambda native: isinstance(native, HttpRequest), user))
 def forwarding(request: HttpRequest, came: Headers, wanted: Headers) -> Iterator[None]:
     """Show the application other header fields for as long as it runs.
 
-    Middleware further out reads ``META`` after that, too, and must find what the client sent:
-    ConditionalGetMiddleware would otherwise answer our validator with a 304.
+    Outer middleware reads ``META`` afterwards and must find what the client sent: otherwise
+    ConditionalGetMiddleware would answer our validator with a 304.
     """
     try:
         with SwappedFields(request.META, came, wanted):

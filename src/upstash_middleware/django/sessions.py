@@ -125,7 +125,7 @@ def check_settings(found: SessionSettings | None) -> SessionSettings:
 
 
 def sessions_of(runtime: Runtime) -> Sessions:
-    """Return what stores the sessions of a runtime, under the keys that are set now."""
+    """Return the Sessions of a runtime, with the secret keys of Django's current settings."""
     secrets = (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS)
     keys = tuple(key.decode() if isinstance(key, bytes) else key for key in secrets)
     found = runtime.sessions

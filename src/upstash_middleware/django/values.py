@@ -53,18 +53,18 @@ class DjangoCodec(Codec):
             (
                 # Joining makes plain text of it.
                 Form("safe", SafeString, lambda text: "".join((text,)), SafeString),
-                self.form_for(HttpResponse),
+                self._response_form(HttpResponse),
             )
         )
 
-    def form_for(self, kind: type[HttpResponse]) -> Form:
-        """Return the form of a class of responses."""
+    def _response_form(self, kind: type[HttpResponse]) -> Form:
+        """Return the tagged form of a class of responses."""
         return Form("response", kind, self._pack_response, _unpack_response)
 
     def form_of(self, kind: type) -> Form | None:
         """Return the form of a response's class that is Django's or REST framework's own."""
         known = _RESPONSES.get(kind.__qualname__) == kind.__module__
-        return self.form_for(kind) if known else None
+        return self._response_form(kind) if known else None
 
     def _pack_response(self, response: HttpResponse) -> list[Any]:
         # As in a pickle: raises ContentNotRenderedError for a template that is not rendered yet.

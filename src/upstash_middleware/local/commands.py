@@ -112,7 +112,7 @@ class Prepared(Struct, frozen=True):
     """Upper case."""
     command: Command
     finish: Callable[[Reply], tuple[Reply, Calls]] = lambda reply: (reply, {})
-    """From Valkey's reply to the client's reply, and the calls that a script made."""
+    """Turns Valkey's reply into the client's reply, and the calls that a script made."""
     rejected: Failure | None = None
     """The reply to a command that is not sent at all."""
     waiting: Command | None = None

@@ -96,7 +96,7 @@ def json_answer(status: int, value: object) -> Answer:
 
 
 def error_answer(status: int, text: str) -> Answer:
-    """An answer in Upstash's format for errors: ``{"error": text}``."""
+    """An error in Upstash's format: ``{"error": text}``."""
     return json_answer(status, {"error": text})
 
 

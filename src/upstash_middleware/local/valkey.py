@@ -260,7 +260,7 @@ class Connection:
         self._writer = writer
         self._pushed = pushed
         self._waiting: deque[tuple[float, int, asyncio.Future[list[Reply]]]] = deque()
-        """Of each group of commands when it was sent, its size, and who waits for the replies."""
+        """For each group of commands: when it was sent, its size, and the future of its replies."""
         self._reading = asyncio.create_task(self._read())
 
     @property

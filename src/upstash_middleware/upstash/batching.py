@@ -110,7 +110,7 @@ class _Batcher:
         self._waiting: deque[Pending] = deque()
         self._numbers = count(1)
         self._sent_at: dict[int, float] = {}
-        """By the number of a call in flight, when it was sent."""
+        """When each call in flight was sent, by its number."""
         self._hanging: dict[int, float] = {}
         """The same for calls that have been in flight for so long that they are not counted."""
         self._min_calls = min_calls
@@ -289,8 +289,8 @@ class AsyncBatcher(_Batcher):
     ) -> Pending | int | None:
         """Have a pipeline, whose encoded commands are ``members``, sent in a batch if it must wait.
 
-        Otherwise returns the number of the call that is to be made for it; None for a large
-        pipeline while others wait, whose call is not counted.
+        If it need not wait, returns a number for the call that the caller has to make. None for a
+        large pipeline while others wait: the caller makes a call that is not counted.
         """
         if not (self._crowded or self._waiting) and self._has_room():
             return self._count(now)

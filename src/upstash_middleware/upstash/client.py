@@ -271,7 +271,7 @@ class _ProcessState(Struct, Generic[T], eq=False):
     """What a forked process neither uses nor drops: its tasks and threads are the parent's."""
     batcher: ThreadBatcher | None = None
     batchers: dict[int, AsyncBatcher] = field(default_factory=dict)
-    """By the identity of their event loops."""
+    """The batchers of event loops, by the id of the loop."""
 
 
 GAP_SECONDS: Final = 5.0

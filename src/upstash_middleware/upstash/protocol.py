@@ -211,7 +211,7 @@ _PLAIN: Final = frozenset({bytes, int, type(None), CommandError})
 """The types of replies that are not arrays."""
 _INCOMPLETE: Final = object()
 _idle_readers: Final[list[hiredis.Reader]] = []
-"""Those that have no data left: creating one takes longer than reading a small response."""
+"""Readers without data left: creating one takes longer than reading a small response."""
 _decode_json = msgspec.json.Decoder().decode
 
 
@@ -404,7 +404,7 @@ _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"[\t -~]*")
 
 
-class Requests:
+class RequestEncoder:
     """Encodes the requests to one URL; what most of them have in common is encoded once."""
 
     __slots__ = ("_common", "_path", "_usual")

@@ -25,7 +25,7 @@ from weakref import ref
 
 from upstash_middleware.errors import ConnectionLost, NotConnected
 from upstash_middleware.upstash.process import current_process
-from upstash_middleware.upstash.protocol import Requests, ResponseReader
+from upstash_middleware.upstash.protocol import RequestEncoder, ResponseReader
 from upstash_middleware.upstash.transport import IDLE_SECONDS, common_headers, exceeded
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ class _Origin:
     """The server of a URL: its requests, its addresses, and the TLS of its connections."""
 
     def __init__(self, credentials: Credentials) -> None:
-        self.requests: Requests = Requests(credentials.url, common_headers(credentials))
+        self.requests: RequestEncoder = RequestEncoder(credentials.url, common_headers(credentials))
         self.lookup: Lookup = Lookup(credentials.host, credentials.port)
         self._host = credentials.host
         self._resumption: Resumption | None = None

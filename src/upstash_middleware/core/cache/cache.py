@@ -128,14 +128,14 @@ class _Resource(Struct, frozen=True):
     """What the cache knows about a URL, the same for all clients."""
 
     context: RuleContext
-    """Of the first rule that covers it."""
+    """The context of the first rule that covers it."""
     url: str
     """Path and query, as in the name of its epoch."""
     key: str
     previous: str
     """Its key in the application's previous version, if there is one."""
     tags: tuple[str, ...]
-    """Those of its rule, with ancestors."""
+    """The tags of its rule, with their ancestors."""
     scopes: tuple[str, ...]
     """Its directories and its rule, if these can be purged."""
     epochs: tuple[str, ...]
@@ -151,7 +151,7 @@ class PreparedLookup(Prepared, eq=False):
     resource: _Resource
     reading: Reading
     changes: int
-    """Of L1, before it is read."""
+    """The number of L1's changes before it is read."""
 
 
 Step: TypeAlias = "CacheExchange | PreparedLookup | Flow[CacheExchange]"
@@ -371,7 +371,7 @@ class Cache(Part):
         entry, pending = lookup.entry, context.pending
         if pending.until and entry is not None and pending.concern(*target.urls, *entry.tags):
             lookup = replace(lookup, entry=None)
-        found = self._make_found(prepared, lookup, target)
+        found = self._looked_up_request(prepared, lookup, target)
         exchange = choose(found)
         if self._emits_lookups:
             self._emit_lookup(prepared, exchange)
@@ -387,14 +387,14 @@ class Cache(Part):
         exchange = self._answer_from_l1(prepared, unreachable=True)
         return self._emit_lookup(prepared, exchange or Bypassed(detail="the store did not answer"))
 
-    def _make_found(
+    def _looked_up_request(
         self, prepared: PreparedLookup, lookup: Lookup, target: Target
     ) -> LookedUpRequest:
         context, request = prepared.resource.context, prepared.request
         fwd = "uri-miss" if lookup.index is None else "vary-miss"
         obeys = self._store.profile.obeys_clients
-        wants = client_control(request.headers) if obeys else NO_DIRECTIVES
-        return LookedUpRequest(context, request, target, lookup, fwd, wants)
+        requested = client_control(request.headers) if obeys else NO_DIRECTIVES
+        return LookedUpRequest(context, request, target, lookup, fwd, requested)
 
     def _emit_lookup(self, prepared: PreparedLookup, exchange: CacheExchange) -> CacheExchange:
         if self._emits_lookups:
@@ -451,15 +451,15 @@ class Cache(Part):
             return None  # whether the exact URL was purged is not known here
         if self._context.pending.concern(target.url, *lookup.entry.tags):
             return None
-        found, stored = self._make_found(prepared, lookup, target), lookup.entry
+        found, stored = self._looked_up_request(prepared, lookup, target), lookup.entry
         if not reuse.satisfies(found.request, stored):
             return None
         now, unverified_for = found.now, l1.unverified_for(lookup)
         age = current_age(stored, now)
         if unreachable:
-            usable = reuse.usable_unverified(stored, now, unverified_for, found.wants)
+            usable = reuse.usable_unverified(stored, now, unverified_for, found.requested)
         else:
-            chosen = reuse.use(stored, age, found.wants, immutable=found.is_immutable(stored))
+            chosen = reuse.use(stored, age, found.requested, immutable=found.is_immutable(stored))
             usable = unverified_for < 0 and chosen is Use.FRESH
         detail = "the store did not answer" if unreachable else ""
         response = _response_from_stored(found, stored, age, detail) if usable else None
@@ -471,7 +471,7 @@ class Cache(Part):
         """Return the resource of a request as if its method was ``method``; None without a rule."""
         headers, reflected = request.headers, self._context.fields.reflected
         names = headers.names()
-        known_by: tuple[str, ...] = (
+        memo_key: tuple[str, ...] = (
             method,
             request.path,
             request.sent_path,
@@ -483,17 +483,17 @@ class Cache(Part):
         )
         if not self._reflected.isdisjoint(names) or "_" in "".join(names):
             for name, _, value in reflected_fields(headers, reflected):
-                known_by += (name, value)
-        resource = self._resources.get(known_by)
+                memo_key += (name, value)
+        resource = self._resources.get(memo_key)
         if resource is not None:
             return resource
         for context in self._contexts:
             if method in {"GET", "HEAD"} and context.rule.covers(request.path):
                 resource = self._make_resource(context, request)
-                if sum(map(len, known_by)) <= _MAX_REMEMBERED_LENGTH:
+                if sum(map(len, memo_key)) <= _MAX_REMEMBERED_LENGTH:
                     if len(self._resources) >= _MAX_RESOURCES:
                         self._resources.clear()
-                    self._resources[known_by] = resource
+                    self._resources[memo_key] = resource
                 return resource
         return None
 
@@ -835,37 +835,38 @@ async def _user_id(rule: CacheRule, request: HTTPRequest) -> str | None:
 
 def choose(found: LookedUpRequest) -> CacheExchange:
     """Return the exchange of a request after its lookup."""
-    context, lookup, wants, stored = found.context, found.lookup, found.wants, found.lookup.entry
+    context, lookup, requested = found.context, found.lookup, found.requested
+    stored = lookup.entry
     if stored is not None and stored.status == 206 and not reuse.satisfies(found.request, stored):
         part = None if lookup.outdated else stored
         lookup = replace(lookup, entry=None)
         found, stored = replace(found, lookup=lookup, fwd="partial", part=part), None
     if stored is None:
-        return _forward(found, wants)
+        return _forward(found, requested)
     now = context.store.clock.wall()
     age = current_age(stored, now)
     softly, outdated = lookup.purged_softly, lookup.outdated
-    immutable = bool(wants.arguments) and found.is_immutable(stored)
+    immutable = bool(requested.arguments) and found.is_immutable(stored)
     chosen = reuse.use(
-        stored, age, wants, purged_softly=softly, outdated=outdated, immutable=immutable
+        stored, age, requested, purged_softly=softly, outdated=outdated, immutable=immutable
     )
     detail = "of the previous version" if outdated else ""
     if chosen is not Use.FRESH:
         if _is_refreshable(found, stored):
             chosen = reuse.use(
-                stored, age, wants, purged_softly=softly, outdated=outdated, can_refresh=True
+                stored, age, requested, purged_softly=softly, outdated=outdated, can_refresh=True
             )
-        if chosen is Use.FORWARD_STALE and reuse.usable_for_error(stored, now, wants):
+        if chosen is Use.FORWARD_STALE and reuse.usable_for_error(stored, now, requested):
             failed = lookup.lock is not None and lookup.lock.failed
             if failed or context.revalidations.failing(lookup.key):
                 chosen, detail = Use.STALE, "stale-if-error"
         if chosen is Use.FORWARD_STALE:
-            return _forward(replace(found, fwd="stale"), wants)
+            return _forward(replace(found, fwd="stale"), requested)
         if chosen is Use.FORWARD_REQUESTED:
-            return _forward(replace(found, fwd="request"), wants)
+            return _forward(replace(found, fwd="request"), requested)
     response = _response_from_stored(found, stored, age, detail)
     if response is None:
-        return _forward(replace(found, lookup=replace(lookup, entry=None)), wants)
+        return _forward(replace(found, lookup=replace(lookup, entry=None)), requested)
     refresh = _refresh(found, stored) if chosen is Use.STALE_WHILE_REVALIDATE else None
     return Answered(response=response, refresh=refresh)
 
@@ -893,8 +894,8 @@ def _emit_damaged(found: LookedUpRequest) -> None:
     found.context.emit(CacheEntryRefused(found.lookup.key, "its body does not open"))
 
 
-def _forward(found: LookedUpRequest, wants: Directives) -> CacheExchange:
-    if "only-if-cached" in wants:
+def _forward(found: LookedUpRequest, requested: Directives) -> CacheExchange:
+    if "only-if-cached" in requested:
         # Without Cache-Status, because it is not based on a stored response (RFC 9211 §2).
         head = ResponseHead(504, Headers.of(content_length="0"))  # §5.2.1.7
         return Answered(response=Response(head), outcome=found.fwd)
@@ -966,8 +967,9 @@ def _request_of_no_user(found: LookedUpRequest, stored: StoredResponse) -> HTTPR
 # --- One render for concurrent requests (RFC 9111 §4) -------------------------------------------
 #
 # The first request leads and is forwarded. The others follow: they wait, and are answered by the
-# response that the leader stores. A follower has looked up before, so it knows every purge that
-# was complete by then: a response to a request forwarded before such a purge is not used.
+# response that the leader stores. A follower has already done its own lookup, so it knows every
+# purge that had completed by then, and does not use a response to a request that was forwarded
+# before such a purge.
 #
 # Followers wait only if a response is expected that can answer them, and stop as soon as it is
 # known that none will: it may not be stored, or it streams, so that the leader's client decides

@@ -127,4 +127,4 @@ CDNS: Final = {
         "Edge-Cache-Tag", ",", "Edge-Control", 128, 8192, 128, honours_vary=False, safe="!#$'+./^`|"
     ),
 }
-"""By the names of the setting ``cdn``."""
+"""The CDNs, by their names in the setting ``cdn``."""

@@ -81,7 +81,7 @@ class Epochs(Struct, frozen=True):
     """``G`` has no parts: it only says whether tags have to be compared."""
     tags: Mapping[str, Epoch] = field(default_factory=dict)
     scopes: Mapping[str, Epoch] = field(default_factory=dict)
-    """Those of the URL's directories and of its rule, by their names in keys."""
+    """The epochs of the URL's directories and of its rule, by their names in keys."""
 
     @classmethod
     def parse(cls, texts: Sequence[str], tags: Sequence[str], scopes: Sequence[str] = ()) -> Epochs:
@@ -131,7 +131,7 @@ def validity(recorded: Epochs, current: Epochs) -> Validity:
 # --- Tags ---------------------------------------------------------------------------------------
 
 MAX_TAGS = 128
-"""Of one response, ancestors included: each costs the read of its epoch with every lookup."""
+"""The most tags of one response, with ancestors: every lookup reads the epoch of each."""
 MAX_TAG_PARTS = 16
 MAX_TAG_BYTES = 1024
 _GROUP = "\x1d"
@@ -238,10 +238,10 @@ class StoredResponse(Struct, frozen=True):
     tags: tuple[str, ...]
     """Its tags with all their ancestors."""
     epochs: Epochs
-    """As read before the application was called; those of tags in the order of ``tags``."""
+    """Read before the application was called; those of tags in the order of ``tags``."""
     compressed: bool = False
     token: str = ""
-    """Of the lock under which it was rendered."""
+    """The token of the lock under which it was rendered."""
 
 
 class VariantIndex(Struct, frozen=True):

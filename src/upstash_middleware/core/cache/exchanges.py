@@ -154,7 +154,7 @@ class LookedUpRequest(Struct, frozen=True):
     lookup: Lookup
     fwd: str
     """Why it is forwarded, if it is: an RFC 9211 ``fwd`` reason."""
-    wants: Directives = NO_DIRECTIVES
+    requested: Directives = NO_DIRECTIVES
     """The request's directives, if they are obeyed."""
     part: StoredResponse | None = None
     """A stored part that lacks the requested range, to be combined with the response."""
@@ -190,7 +190,7 @@ class LookedUpRequest(Struct, frozen=True):
 
         It counts where the client asks for a younger response.
         """
-        if "max-age" not in self.wants:
+        if "max-age" not in self.requested:
             return False
         return "immutable" in directives.control_of(stored.headers, self.context.targets)
 
@@ -596,7 +596,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         self.body.append(data)
         if len(self.body) > 1:
             return
-        # No request waits while this client reads: it may read slowly.
+        # Other requests do not wait while this client reads the body, which may be slow.
         if self.length == self.announced:
             self._finish_body()
         else:
@@ -683,7 +683,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         if (
             self.evaluates
             and head.status == 200
-            # One of unknown length may stream for ever, and the client would not see the 304.
+            # A response of unknown length may never end, and the client would not get the 304.
             and content_length(head.headers) is not None
             and reuse.makes_304(found.request.headers, head.headers, found.now)
         ):
@@ -1099,7 +1099,7 @@ class Flight(Struct, eq=False):
 
     key: str
     started_at: float
-    """By the monotonic clock."""
+    """When it was forwarded, by the monotonic clock."""
     latch: Latch = field(default_factory=Latch)
     result: object = None
     """``NotShared``, or what its leader shares."""
@@ -1226,7 +1226,7 @@ class StoredErrors:
         self._clock = clock
         self._minute = 0.0
         self._counts: dict[int, int] = {}
-        """By the identity of the rule, which lives as long as the cache."""
+        """Errors stored in this minute, by the id of the rule, which lives as long as the cache."""
         self._lock = threading.Lock()
 
     def admits(self, rule: CacheRule, status: int) -> bool:
@@ -1297,7 +1297,7 @@ class Variations:
         return [url for url in dict.fromkeys(found) if url not in urls]
 
     def unread(self, urls: Iterable[str]) -> list[str]:
-        """Return the URLs whose canonical form is only known from the record of their path."""
+        """Return the URLs whose canonical form depends on a path's record that was not read."""
         if self.informed and not self.by_rule:
             return []
         return [url for url in urls if "?" in url and _path_of(url) not in self._by_path]

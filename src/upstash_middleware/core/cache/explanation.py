@@ -56,7 +56,7 @@ class CacheExplanation(Struct, frozen=True):
     groups: tuple[str, ...] = ()
     """Its cache groups (RFC 9875)."""
     cdn_tags: tuple[str, ...] = ()
-    """By which the CDN finds it, with the setting ``cdn``."""
+    """The tags by which the CDN purges it, with the setting ``cdn``."""
     no_vary_search: str = ""
     """Which differences between queries make none, or why its No-Vary-Search is not valid."""
     advice: str = ""

@@ -151,7 +151,7 @@ def _path_and_query(text: str, example: str) -> tuple[str, str]:
 # --- Scopes: the directories and the rule of a URL, by which it can be purged ---------------------
 
 MAX_DIRECTORIES = 4
-"""Of one URL, the outermost: with the setting purge_directories, each lookup reads their epochs."""
+"""How many directories of a URL, outermost first, can be purged: each lookup reads their epochs."""
 
 
 def scopes_of(url: str, rule: CacheRule) -> tuple[str, ...]:

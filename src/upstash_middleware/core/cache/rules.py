@@ -36,18 +36,19 @@ class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     pages, and one of them can still ask for less, or for none.
 
     Args:
-        path: A pattern of the paths that the application routes on, without the prefix under which
-            it is mounted: in ``/products/{id}``, one segment; in ``/files/{rest:path}``, everything
+        path: A pattern for paths as the application routes them, without the prefix under which it
+            is mounted: in ``/products/{id}``, one segment; in ``/files/{rest:path}``, everything
             after it.
         ttl: Seconds of freshness of a successful response (200, 203, 204, 300, 301, 308) that does
             not state its own, or seconds by status: ``{200: 60, 404: 5}``; None to store only
             responses that state their own.
-        errors_per_minute: How many responses with a status of 400 or above each process stores in a
-            minute at most, so that requests for random paths cause no more writes than that; 0 for
+        errors_per_minute: The most responses with a status of 400 or above that each process stores
+            in a minute, so that requests for random paths cause no more writes than that; 0 for
             none.
-        max_body: Bytes of the largest body that is stored; None for the setting ``cache_max_body``.
+        max_body: Bytes of the largest body that is stored; None uses the setting
+            ``cache_max_body``.
         grace: Seconds for which a response is kept after it has become stale, to be validated; None
-            for the setting ``cache_grace``.
+            uses the setting ``cache_grace``.
         stale_while_revalidate: Seconds for which a stale response may be used while it is
             revalidated in the background, if the response does not state its own.
         stale_if_error: Seconds for which a stale response may be used in place of an error, if the
@@ -228,9 +229,9 @@ def _seconds(name: str, value: Any, *, or_zero: bool = False, most: float = inf)
     if seconds is None or not (seconds >= 0 if or_zero else seconds > 0) or seconds == inf:
         least = "from 0" if or_zero else "above 0"
         text = "a timedelta, or text such as '60s' or '5 minutes'"
-        raise _invalid(name, value, f"seconds {least}, {text}")
+        raise _invalid(name, value, f"a number of seconds {least}, {text}")
     if seconds > most:
-        raise _invalid(name, value, f"{most:g} seconds at most")
+        raise _invalid(name, value, f"at most {most:g} seconds")
     return seconds
 
 
@@ -250,7 +251,7 @@ def _ttl(given: Any) -> Any:
             )
         by_status[int(status)] = _seconds(f"ttl[{status}]", seconds or 0)
     if not by_status:
-        raise _invalid("ttl", given, "seconds by status, such as {200: 60, 404: 5}")
+        raise _invalid("ttl", given, "numbers of seconds by status, such as {200: 60, 404: 5}")
     return by_status
 
 
@@ -288,7 +289,7 @@ def _check(rule: CacheRule) -> None:
         if name == "max_body" and number is None:
             continue
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= most:
-            bound = "" if most == inf else f", {most} at most, which one request to Upstash carries"
+            bound = "" if most == inf else f" to {most}, which one request to Upstash can carry"
             raise _invalid(name, number, f"a whole number from 0{bound}")
     if rule.keep_query is not None and rule.ignore_query:
         raise ConfigurationError(

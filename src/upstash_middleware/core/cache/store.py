@@ -87,7 +87,7 @@ MAX_REMEMBERED_ENTRY_BYTES: Final = 128 * 1024
 _MAX_TAGS_LENGTH = 4096
 """Characters of a resource's tags up to which they are remembered: clients may have sent them."""
 _VARIANT_NAME_LENGTH = 32
-"""Of a variant's key, how many characters at its end name it in the index: its digest."""
+"""How many characters at the end of a variant's key, its digest, name it in the index."""
 _MAX_UNLISTED = 10
 """Variants of a resource that may be missing in its index."""
 
@@ -151,7 +151,7 @@ class Lookup(Struct, frozen=True):
     lock: Lock | None
     """The lock of the response, if processes use locks."""
     epochs: Epochs
-    """As read before the application is called; the response stored next records them."""
+    """Read before the application is called; the response stored next records them."""
     wall: float
     monotonic: float
     outdated: bool = False
@@ -273,7 +273,7 @@ class Store(Struct, RedisStore, frozen=True):
     max_keep: float
     profile: Profile
     max_variants: int
-    """Of one resource, at a time."""
+    """The most variants of one resource at a time."""
     locks: bool
     """Whether processes use locks."""
     remembered: LRU[str, RememberedLookup]
@@ -711,7 +711,7 @@ def _lock_key(key: str) -> str:
 def _with_recorded_epochs(
     stored: StoredResponse, epochs: Epochs
 ) -> tuple[StoredResponse, tuple[str, ...]]:
-    """Return a response with the epochs that it records, and its tags whose epochs were not read.
+    """Return a response with the epochs to store in it, and the tags whose epochs were not read.
 
     The latter are its last tags, where the script adds their epochs.
     """

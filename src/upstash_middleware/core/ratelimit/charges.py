@@ -55,19 +55,19 @@ class Slice(Struct, eq=False):
     """Units that one call has taken ahead for a lease, as many from each limit of a rule."""
 
     units: int
-    """Those that are left."""
+    """The units that are left."""
     rule: CompiledRule
     base: str
-    where: tuple[int, ...]
-    """Where they were taken, limit by limit, as in verdicts."""
+    state_parts: tuple[int, ...]
+    """The part of each limit's state that they were taken from, see ``Verdict``."""
     taken_ms: int
     ends_ms: int
     """When they end by the database's time of day, in ms since 1970."""
     taken_monotonic: float
     ends_monotonic: float
-    """By the other clock: a wall clock that is set back must not make them last for longer."""
+    """By the monotonic clock: a wall clock that is set back must not make them last longer."""
     used: int
-    """Those that requests have used, of these and of what was taken with them."""
+    """The units that requests have used, of these and of what was taken with them."""
     is_closed: bool = False
     """Whether nothing is used from it any more, or put back into it."""
 
@@ -82,17 +82,17 @@ class LeaseCall(Struct, eq=False):
     """What a call does for a lease, beside taking the request's own cost."""
 
     wanted: int
-    """The units to take ahead at most."""
+    """The most units to take ahead."""
     share: float
-    """The part of the remaining quota to take ahead at most."""
+    """The largest part of the remaining quota to take ahead."""
     began: float
     """When, by the monotonic clock."""
     unused: int = 0
     """The units of a slice that are given back."""
     given_back: Sequence[int] = ()
     """The same, limit by limit."""
-    where: Sequence[int] = ()
-    """Where they were taken, limit by limit."""
+    state_parts: Sequence[int] = ()
+    """The part of each limit's state that they were taken from."""
     arrival: Latch = field(default_factory=Latch)
     """Opens when the call has ended."""
     promised: int = 0
@@ -114,8 +114,8 @@ class RuleCharge(Struct):
     group: int = 0
     """The group of its limits' charges: 0, ``FOLLOWS``, or one for a shadow rule by itself."""
     decision: Decision | None = None
-    where: tuple[int, ...] | None = None
-    """Where units were taken, limit by limit; None if nothing was taken."""
+    state_parts: tuple[int, ...] | None = None
+    """The part of each limit's state that units were taken from; None if none were taken."""
     lease: LeaseCall | None = None
     """What the call about it does for the rule's lease, if anything."""
     slice: Slice | None = None
@@ -181,11 +181,11 @@ def lease_words(charges: Sequence[RuleCharge]) -> list[tuple[str, ...]]:
             if asked is None:
                 words.append(("0", "0", "0", "0", "0"))
                 continue
-            given, where = 0, 0
+            given, part = 0, 0
             if asked.unused:
-                given, where = asked.given_back[index], asked.where[index]
+                given, part = asked.given_back[index], asked.state_parts[index]
             share = round(asked.share * MILLION)
-            words.append(tuple(map(str, (number, asked.wanted, share, given, where))))
+            words.append(tuple(map(str, (number, asked.wanted, share, given, part))))
     return words
 
 
@@ -193,7 +193,7 @@ def decide(charges: Sequence[RuleCharge], verdicts: Sequence[Verdict], now_ms: i
     """Set each charge's decision by the verdicts on its limits, of a call at ``now_ms``."""
     end, denied = 0, False
     for charge in charges:
-        rule, states, where = charge.rule, [], []
+        rule, states, parts = charge.rule, [], []
         begin, end = end, end + len(rule.policies)
         for policy, verdict in zip(rule.policies, verdicts[begin:end], strict=True):
             wait = verdict.retry_ms
@@ -210,17 +210,17 @@ def decide(charges: Sequence[RuleCharge], verdicts: Sequence[Verdict], now_ms: i
                     wait is None,
                 )
             )
-            where.append(verdict.where)
+            parts.append(verdict.state_part)
         name, shadow = rule.rule.name, rule.rule.shadow
         decision = decided(name, charge.identifier, tuple(states), shadow=shadow)
         charge.decision = decision
         denied = denied or not (decision.allowed or charge.group)
         if decision.allowed or charge.group <= 0:
-            charge.where = tuple(where)
+            charge.state_parts = tuple(parts)
     if denied:  # the other limits of the group have taken nothing either
         for charge in charges:
             if charge.group <= 0:
-                charge.where = None
+                charge.state_parts = None
 
 
 def decide_allowed(charge: RuleCharge, reply: Reply, now_ms: int) -> bool:
@@ -232,14 +232,14 @@ def decide_allowed(charge: RuleCharge, reply: Reply, now_ms: int) -> bool:
     if len(policies) != 1 or not isinstance(reply, list) or len(reply) != _NUMBERS_PER_LIMIT:
         return False
     numbers: list[Any] = reply
-    allowed, remaining, reset_ms, _, where, quota = numbers
+    allowed, remaining, reset_ms, _, part, quota = numbers
     if allowed != 1 or not _INT.issuperset(map(type, numbers)):
         return False
     rule, policy = charge.rule, policies[0]
     limit = policy.quota if rule.changed_at is None else quota
     reset = (now_ms + reset_ms) / 1000
     state = PolicyState(policy.name, limit, policy.window, remaining, reset, True)
-    charge.where = (where,)
+    charge.state_parts = (part,)
     charge.decision = Decision(
         True, rule.rule.name, charge.identifier, limit, remaining, reset, None, (state,)
     )
@@ -656,8 +656,8 @@ class Verdict(Struct, frozen=True):
     reset_ms: int
     retry_ms: int | None
     """0 where it allows; None where it never will, because the cost is above the limit."""
-    where: int
-    """Which part of the state it was taken from, for refunds: a window, an entry's time."""
+    state_part: int
+    """The part of the state that it was taken from, for refunds: a window, an entry's time."""
     quota: int
     """The script's number a, or what a key overrides it with."""
     leased: int = 0
@@ -670,8 +670,8 @@ class Settlement(Struct, frozen=True):
     base: str
     limit: Limit
     units: int
-    where: int
-    """Where the units were taken, according to the verdict."""
+    state_part: int
+    """The part of the state that the units were taken from, according to the verdict."""
 
 
 @cache
@@ -728,16 +728,16 @@ def settle_command(settlements: Sequence[Settlement], now_ms: int) -> Command:
     keys: list[Argument] = []
     arguments: list[Argument] = [now_ms]
     for settlement in settlements:
-        base, limit, where = settlement.base, settlement.limit, settlement.where
+        base, limit, part = settlement.base, settlement.limit, settlement.state_part
         if settlement.units < 0:
-            own = limit.refund_keys(base, where, now_ms)
+            own = limit.refund_keys(base, part, now_ms)
         else:
             own = limit.keys(base, now_ms)
         keys += own
         a, b, c = limit.numbers
         if limit.has_slots:
-            c = str(where)
-        arguments += (limit.name, settlement.units, a, b, c, where, len(own))
+            c = str(part)
+        arguments += (limit.name, settlement.units, a, b, c, part, len(own))
     return _command(settle_script(), keys, arguments)
 
 
@@ -761,10 +761,10 @@ def read_verdicts(reply: Reply, count: int, *, leases: bool = False) -> tuple[Ve
         raise UnexpectedAnswer("the rate limit script returned something other than integers")
     verdicts = []
     for begin in range(0, len(numbers), each):
-        allowed, remaining, reset, retry, where, quota = numbers[begin : begin + _NUMBERS_PER_LIMIT]
+        allowed, remaining, reset, retry, part, quota = numbers[begin : begin + _NUMBERS_PER_LIMIT]
         if allowed not in {0, 1}:
             raise UnexpectedAnswer(f"the rate limit script returned {allowed}, not 0 or 1")
         wait = None if retry < 0 else retry
         leased = numbers[begin + _NUMBERS_PER_LIMIT] if leases else 0
-        verdicts.append(Verdict(allowed == 1, remaining, reset, wait, where, quota, leased))
+        verdicts.append(Verdict(allowed == 1, remaining, reset, wait, part, quota, leased))
     return tuple(verdicts)

@@ -49,7 +49,7 @@ class DenyList:
     def members(
         self, identifiers: Sequence[str], address: str | None, request: HTTPRequest
     ) -> list[str]:
-        """Return the values of a request that may be listed: identifiers, address, user agent."""
+        """Return what the deny list may contain of a request: identifiers, address, user agent."""
         members = [bare_value(identifier) for identifier in identifiers]
         if address is not None:
             members.append(address)

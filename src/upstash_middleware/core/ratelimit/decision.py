@@ -384,7 +384,7 @@ _ABOUT_CACHES = frozenset({"age", "cache-control", "etag", "expires", "last-modi
 def concern_limits_or_caches(lines: tuple[bytes, ...]) -> bool:
     """Whether field lines with these names may concern limits or caches.
 
-    Most responses of an API have none that does, and these take the limits' fields.
+    Without such fields, as in most responses of an API, the limits' fields can be added.
     """
     names = [line.lower().decode("latin-1") for line in lines]
     concerned = _ABOUT_CACHES | LIMIT_FIELDS
@@ -400,7 +400,7 @@ def _directives(value: str | None) -> frozenset[str]:
         return frozenset()
     if len(value) > LONGEST_VALUE:  # as if it allowed storing: the cautious reading
         return _EXPLICIT
-    # `private="field"` restricts one field only, so it does not keep the response from a cache.
+    # `private="field"` restricts one field only, so the response may still be stored.
     members = (member.lower().partition("=") for member in split_list(value))
     return frozenset(
         name.strip(" \t")
@@ -425,7 +425,7 @@ class _Problem(Struct, frozen=True):
     title: str
     detail: str
     violated: tuple[str, ...] | None = None
-    """The policies that were violated, as an extension member of the draft's."""
+    """The names of the violated policies, as ``violated-policies`` in the draft."""
 
 
 def denial(request: HTTPRequest, decision: Decision, now: float) -> Response:

@@ -40,9 +40,9 @@ class _Holder(Struct, eq=False):
     counted_before: int = 0
     """Units used in the interval before that."""
     slices: list[Slice] = field(default_factory=list)
-    """Those taken first come first."""
+    """The slices, oldest first."""
     ended: Slice | None = None
-    """One that has ended with units left, to be given back by the next call."""
+    """A slice that has ended with units left, to be given back by the next call."""
     refill_at: int = 0
     """Ask for another slice when no more units than this are left."""
     used_since_asking: int = 0
@@ -85,7 +85,7 @@ class _Holder(Struct, eq=False):
                 if each.units == 0:
                     continue
                 self.ended = each
-                if earlier is not None and earlier.where == each.where:
+                if earlier is not None and earlier.state_parts == each.state_parts:
                     _add(each, earlier)
                 elif earlier is not None:
                     wasted += earlier.units
@@ -116,7 +116,7 @@ class Leases:
         self._emits = hears(observe, QuotaLeased)
 
     def serve(self, charge: RuleCharge, time: ServerClock) -> bool:
-        """Count a request, and decide about it by a slice; False if a call has to decide."""
+        """Count a request, and decide it from a slice of quota; False if a call has to decide."""
         rule, cost = charge.rule, charge.cost
         lease: Any = rule.lease
         now, now_ms = time.both()
@@ -153,7 +153,7 @@ class Leases:
                 unused = holder.slices.pop()
                 unused.is_closed = True
                 for each in holder.slices[:]:
-                    if each.where == unused.where:
+                    if each.state_parts == unused.state_parts:
                         holder.slices.remove(each)
                         each.is_closed = True
                         _add(unused, each)
@@ -162,7 +162,7 @@ class Leases:
             if unused is not None:
                 given = unused.returnable(unused.units, time)
                 charge.lease = LeaseCall(
-                    wanted, lease.share, now, unused.units, given, unused.where
+                    wanted, lease.share, now, unused.units, given, unused.state_parts
                 )
             if wanted and charge.lease is not None:
                 holder.asking = charge.lease
@@ -200,9 +200,9 @@ class Leases:
         returned = wasted = 0
         if asked and asked.unused:
             fits = [
-                policy.limit.gives_back(where, verdict.where)
-                for policy, where, verdict in zip(
-                    charge.rule.policies, asked.where, verdicts, strict=True
+                policy.limit.gives_back(part, verdict.state_part)
+                for policy, part, verdict in zip(
+                    charge.rule.policies, asked.state_parts, verdicts, strict=True
                 )
             ]
             returned = min(asked.given_back) if all(fits) else 0
@@ -227,13 +227,13 @@ class Leases:
                 holder.paused_until = max(holder.paused_until, now + (decision.retry_after or 0))
             left = holder.left
             if left and decision.allowed:
-                charge.decision = _including(decision, left)
+                charge.decision = _decision_with_leased(decision, left)
         if asked is not None:
             asked.arrival.open()
         self._emit(charge, leased, returned, wasted + dropped)
 
     def serve_without_call(self, charge: RuleCharge, time: ServerClock) -> bool:
-        """Decide by a slice, if there is one, about a request that has been counted already."""
+        """Decide a request that has been counted already from a slice, if there is one."""
         with self._lock:
             holder = self._known(charge)
             if holder is None or not holder.slices:
@@ -283,7 +283,7 @@ class Leases:
             )
             left = sum(each.units for each in slices)
             if left and (decision.allowed or left >= charge.cost):
-                charge.decision = _including(decision, left)
+                charge.decision = _decision_with_leased(decision, left)
 
     def forget(self, base: str) -> None:
         """Drop the slices under keys that begin with this, as their units were reset."""
@@ -322,10 +322,10 @@ class Leases:
         sent_ms: int,
         began: float,
     ) -> Slice:
-        where = tuple(verdict.where for verdict in verdicts)
+        parts = tuple(verdict.state_part for verdict in verdicts)
         lease = cast("Lease", charge.rule.lease)
         ends = [
-            policy.limit.taken_until(verdict.where, sent_ms + verdict.reset_ms)
+            policy.limit.taken_until(verdict.state_part, sent_ms + verdict.reset_ms)
             for policy, verdict in zip(charge.rule.policies, verdicts, strict=True)
         ]
         ends_ms = min(sent_ms + lease.milliseconds, *ends)
@@ -333,7 +333,7 @@ class Leases:
             units,
             charge.rule,
             charge.base,
-            where,
+            parts,
             sent_ms,
             ends_ms,
             began,
@@ -383,16 +383,20 @@ def _use(holder: _Holder, charge: RuleCharge, left: int) -> bool:
         each.used += part
         cost -= part
         if not cost:
-            charge.slice, charge.where = each, each.where
+            charge.slice, charge.state_parts = each, each.state_parts
             break
     rule = charge.rule.rule
     charge.decision = decided(
-        rule.name, charge.identifier, _with(holder.policies, left), rule.shadow, "lease"
+        rule.name,
+        charge.identifier,
+        _policies_with_leased(holder.policies, left),
+        rule.shadow,
+        "lease",
     )
     return True
 
 
-def _with(policies: Sequence[PolicyState], left: int) -> tuple[PolicyState, ...]:
+def _policies_with_leased(policies: Sequence[PolicyState], left: int) -> tuple[PolicyState, ...]:
     return tuple(
         [
             PolicyState(each.name, each.limit, each.window, each.remaining + left, each.reset, True)
@@ -401,10 +405,13 @@ def _with(policies: Sequence[PolicyState], left: int) -> tuple[PolicyState, ...]
     )
 
 
-def _including(decision: Decision, left: int) -> Decision:
-    """Return a decision that allows, with what is left in slices."""
+def _decision_with_leased(decision: Decision, left: int) -> Decision:
+    """Return an allowing decision whose remaining units include ``left``, those of slices."""
     return decided(
-        decision.rule, decision.identifier, _with(decision.policies, left), decision.shadow
+        decision.rule,
+        decision.identifier,
+        _policies_with_leased(decision.policies, left),
+        decision.shadow,
     )
 
 

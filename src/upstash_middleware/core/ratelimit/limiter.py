@@ -99,7 +99,7 @@ class Explanation(Struct, frozen=True):
     identifier: str
     cost: int
     keys: tuple[str, ...]
-    """The keys of its counters on Redis at this time."""
+    """The Redis keys of its current counters."""
     shadow: bool
     decision: Decision
     lease: Lease | None
@@ -504,7 +504,7 @@ class RateLimiter(Part):
             self._lease(charges, verdicts, now_ms)
         for charge in charges:
             # It may have been of another cost, tier, or rule of the bucket.
-            if charge.where is not None and charge.base in denials.bases:
+            if charge.state_parts is not None and charge.base in denials.bases:
                 denials.forget(charge.base)
         for charge in charges:
             decision = cast("Decision", charge.decision)
@@ -549,7 +549,7 @@ class RateLimiter(Part):
         decide(charges, verdicts, now_ms)
         for charge in charges:
             charge.decision = replace(cast("Decision", charge.decision), settled_by="local")
-            charge.where = None
+            charge.state_parts = None
 
     def _exchange(
         self, request: HTTPRequest, charges: Sequence[RuleCharge]
@@ -566,7 +566,7 @@ class RateLimiter(Part):
                 self._emit(decision, request)
             if not decision.shadow:
                 enforced.append(decision)
-            if charge.where is not None:
+            if charge.state_parts is not None:
                 taken.append(charge)
                 # The decision's ledger will refer to the charge: a cycle would outlive the request.
                 charge.decision = None
@@ -800,7 +800,7 @@ class RateLimiter(Part):
             analytics.add(counts)  # to be sent with a later call
 
     async def flush(self) -> None:
-        """Send collected analytics and give back slices, as at shutdown. A flow."""
+        """Send collected analytics and give back unused slices; called at shutdown. A flow."""
         if self._leases is not None:
             await self._settler.give_back(self._leases().clear())
         if self._analytics is not None and (due := self._analytics.take_due(at_once=True)):
@@ -823,7 +823,7 @@ class RateLimiter(Part):
         decision = cast("Decision", charge.decision)
         if self._emits:
             self._emit(decision, None)
-        taken = [charge] if charge.where is not None else []
+        taken = [charge] if charge.state_parts is not None else []
         response = denial(NO_REQUEST, decision, self._time.now()) if decision.stops else None
         return RateLimitExchange(NO_REQUEST, self._settler, decision, taken, response)
 
@@ -1218,15 +1218,15 @@ class Settler:
             held = charge.slice
             if held is not None and self._leases is not None:
                 units = self._leases().settle(charge, units, self.time)  # noqa: PLW2901
-            for index, (policy, where) in enumerate(
-                zip(charge.rule.policies, charge.where or (), strict=True)
+            for index, (policy, part) in enumerate(
+                zip(charge.rule.policies, charge.state_parts or (), strict=True)
             ):
                 own = -1 if policy.limit.has_slots else units
                 if held is not None and units < 0:
                     own = -held.returnable(-units, self.time)[index]
                 state = policy.limit.state(charge.base)
                 if state not in settlements or own > settlements[state].units:
-                    settlements[state] = Settlement(charge.base, policy.limit, own, where)
+                    settlements[state] = Settlement(charge.base, policy.limit, own, part)
         return [settlement for settlement in settlements.values() if settlement.units]
 
     async def give_back(self, slices: Sequence[Slice]) -> None:
@@ -1235,10 +1235,13 @@ class Settler:
         A failure is not reported: the units then count as used until their window ends.
         """
         due = [
-            Settlement(each.base, policy.limit, -units, where)
+            Settlement(each.base, policy.limit, -units, part)
             for each in slices
-            for policy, units, where in zip(
-                each.rule.policies, each.returnable(each.units, self.time), each.where, strict=True
+            for policy, units, part in zip(
+                each.rule.policies,
+                each.returnable(each.units, self.time),
+                each.state_parts,
+                strict=True,
             )
             if units
         ]

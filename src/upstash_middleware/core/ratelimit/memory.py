@@ -27,7 +27,7 @@ class _Denial(Struct, frozen=True):
     at_ms: int
     until_ms: int
     until_monotonic: float
-    """By the other clock: a wall clock that is set back must not deny for longer."""
+    """By the monotonic clock: a wall clock that is set back must not deny for longer."""
 
 
 class Denials:
@@ -247,6 +247,6 @@ def _verdict(charge: Charge, check: Check, now: int, *, allowed: bool, taken: bo
         max(0, check.remaining_after if taken else check.remaining),
         max(0, (check.reset_after if taken else check.reset) - now),
         max(0, check.passes - now) if fits else None,
-        check.where,
+        check.state_part,
         int(charge.limit.numbers[0]),
     )

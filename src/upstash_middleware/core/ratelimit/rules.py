@@ -68,8 +68,9 @@ class Lease(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     """How much quota a process reserves for a busy identifier, to decide without a call to Upstash.
 
     Args:
-        seconds: For how long a slice of the quota is used at most, and the traffic that it should
-            cover: seconds, a timedelta, or text such as ``"500ms"``; at most an hour, default 1.
+        seconds: The longest time for which a slice of the quota is used, and the traffic that
+            it should cover: seconds, a timedelta, or text such as ``"500ms"``; at most an hour,
+            default 1.
         share: The part of what remains of the quota that one slice takes at most, rounded up to
             whole units; default 0.1.
         from_rate: Units per second that this process has to see from one identifier before it
@@ -88,10 +89,10 @@ class Lease(Struct, frozen=True, dict=True, metaclass=RuleMeta):
         if seconds is None or not 0 < seconds <= _MAX_LEASE_SECONDS:
             raise self._field_error(
                 "seconds",
-                f"above 0, {_MAX_LEASE_SECONDS} at most, a timedelta, or text such as '500ms'",
+                f"above 0 and at most {_MAX_LEASE_SECONDS}, a timedelta, or text such as '500ms'",
             )
         if not _is_number(share) or not 0 < share <= 1:
-            raise self._field_error("share", "a number above 0, 1 at most")
+            raise self._field_error("share", "a number above 0 and at most 1")
         if rate is not None and not (_is_number(rate) and 0 < rate < math.inf):
             raise self._field_error("from_rate", "units per second, a number above 0, or None")
         force_setattr(self, "seconds", seconds)
@@ -103,12 +104,12 @@ class Lease(Struct, frozen=True, dict=True, metaclass=RuleMeta):
 
     @cached_property
     def milliseconds(self) -> int:
-        """The seconds as whole milliseconds, 1 at least."""
+        """The seconds as whole milliseconds, at least 1."""
         return max(1, round(cast("float", self.seconds) * 1000))
 
     @cached_property
     def threshold(self) -> float:
-        """The units within ``seconds`` from which an identifier is busy, 2 at least."""
+        """The units within ``seconds`` from which an identifier is busy, at least 2."""
         if self.from_rate is None:
             return _DEFAULT_BUSY_UNITS
         return max(2, self.from_rate * cast("float", self.seconds))
@@ -130,7 +131,7 @@ def lease_in(given: object) -> Lease | Literal[False]:
     seconds = seconds_in(given)
     if seconds is None:
         raise ConfigurationError(
-            "a lease is seconds, text such as '500ms' with a unit, a Lease such as "
+            "a lease is a number of seconds, text such as '500ms' with a unit, a Lease such as "
             "Lease(seconds=1, share=0.2), a mapping of its fields, or False for none"
         )
     if seconds == 0:
@@ -179,8 +180,8 @@ class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     be async.
 
     Args:
-        path: A pattern of the paths that the application routes on, without the prefix under which
-            it is mounted: ``/p/{id}`` is one quota whatever the id. None is every path.
+        path: A pattern for paths as the application routes them, without the prefix under which it
+            is mounted: ``/p/{id}`` is one quota whatever the id. None is every path.
         limits: Text (``"10/10s"``), a limit, several of them, of which a request takes from all or
             from none; a limiter of ``upstash_ratelimit``; ``"unlimited"``, which exempts; or a
             function of the request that returns one of these, for tiers.
@@ -219,7 +220,7 @@ class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
             unless one is given. Empty is all.
         bucket: Rules that name the same bucket share their counters, and each decides by its own
             limit.
-        deadline: Seconds for the whole call to Upstash about a request; None for the setting
+        deadline: Seconds for the whole call to Upstash about a request; None uses the setting
             ``deadline``. Rules that share a call use the longest of theirs.
         lease: Reserve quota for a busy identifier, and decide its next requests without a call. The
             value is seconds or ``"500ms"`` for how long, a Lease, a mapping of its fields, or False
@@ -504,7 +505,8 @@ def _deadline(rule: RateLimitRule) -> float | None:
         raise _rule_error(
             rule,
             "deadline",
-            "this should be seconds above 0, 60 at most, or text such as '500ms', or None",
+            "this should be a number of seconds above 0 and at most 60, text such as '500ms', or "
+            "None",
         )
     return seconds
 
@@ -546,7 +548,7 @@ def _checks(rule: Any) -> Iterator[tuple[str, object, str]]:
     )
     share = rule.local_share
     is_share = isinstance(share, int | float) and share is not True and 0 < share <= 1
-    yield "local_share", is_share, "a share is a number above 0, 1 at most"
+    yield "local_share", is_share, "a share is a number above 0 and at most 1"
 
     prefix = rule.shared_prefix
     is_prefix = prefix is None or (isinstance(prefix, str) and prefix)

@@ -89,7 +89,7 @@ class Decisions(Struct):
     allowed: int = 0
     denied: int = 0
     limits: str = ""
-    """Of a rule: its limits as text, as of its last call."""
+    """A rule's limits as text, as of its last call."""
 
     @property
     def requests(self) -> int:
@@ -126,7 +126,7 @@ class Activity:
         self.limits: LRU[str, Leased] = LRU(_MOST)
         """By each key of their state."""
         self.lookups: Counter[str] = Counter()
-        """Of the response cache: ``fresh``, ``stale`` and ``missing``."""
+        """The response cache's lookups: ``fresh``, ``stale`` and ``missing``."""
         self.errors: Counter[str] = Counter()
         self.latencies: deque[float] = deque(maxlen=_LATENCIES)
         """Seconds that the last requests took in this server, simulated latency included."""

@@ -172,9 +172,9 @@ class Chart(Struct, frozen=True):
 
     title: str
     names: Sequence[str]
-    """Of the series, the largest first, and ``others`` at the end."""
+    """The names of the series, the largest first, and ``others`` at the end."""
     bars: Sequence[tuple[str, Sequence[tuple[int, int, float, float]]]]
-    """Of each bar its title, and of its parts the series, the place, the top and the height."""
+    """Each bar's title, and the series, place, top and height of each of its parts."""
     scale: Sequence[str]
     """The labels of the horizontal lines, from top to bottom."""
     times: Sequence[str]

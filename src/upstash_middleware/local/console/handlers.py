@@ -94,7 +94,7 @@ class Visit(Struct, frozen=True):
     service: Service
     path: str
     fields: dict[bytes, bytes]
-    """Of the query, and over it those of the form."""
+    """The parameters of the query, overridden by those of the form."""
     selected: Sequence[bytes]
     """The keys that are selected in the form."""
     may_change: bool

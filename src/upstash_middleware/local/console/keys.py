@@ -62,8 +62,8 @@ MAX_SORTED: Final = 2000
 """Keys that are read so that a list can be sorted by something other than their names."""
 _MAX_NAMES: Final = 20_000
 _MAX_SCANS: Final = 400
-_SCANNED: Final = b"1000"
-_DELETED_AT_ONCE: Final = 500
+_SCAN_COUNT: Final = b"1000"
+_DELETE_BATCH: Final = 500
 _MAX_CHILDREN: Final = 100
 _MAX_LEVELS: Final = 50
 """Namespaces within each other; deeper ones are only in the list of keys."""
@@ -87,14 +87,14 @@ class Key(Struct, frozen=True):
     size: int
     """Bytes in the server's memory."""
     beginning: bytes
-    """Of a string's value."""
+    """The beginning of a string's value."""
 
 
 class Namespace(Struct):
-    """The keys whose names begin alike, up to a colon."""
+    """The keys with the same prefix, up to a colon."""
 
     path: bytes
-    """What the names begin with, the colon included."""
+    """The prefix, including the colon."""
     name: bytes
     """The last part of the path."""
     count: int
@@ -128,7 +128,7 @@ async def find_names(store: Store, search: bytes) -> tuple[list[bytes], bool]:
     names: set[bytes] = set()  # SCAN may return a key twice
     cursor = b"0"
     for _ in range(_MAX_SCANS):
-        scan = [b"SCAN", cursor, b"MATCH", pattern, b"COUNT", _SCANNED]
+        scan = [b"SCAN", cursor, b"MATCH", pattern, b"COUNT", _SCAN_COUNT]
         match (await store.run([scan]))[0]:
             case [bytes() as cursor, list() as found]:
                 names.update(name for name in found if isinstance(name, bytes))
@@ -216,8 +216,8 @@ async def read_value(store: Store, name: bytes) -> Value | None:
 async def delete_keys(store: Store, names: Sequence[bytes]) -> int:
     """Delete keys; return how many there were.  Raises StoreUnreachable."""
     deleted = 0
-    for begin in range(0, len(names), _DELETED_AT_ONCE):
-        (reply,) = await store.run([[b"UNLINK", *names[begin : begin + _DELETED_AT_ONCE]]])
+    for begin in range(0, len(names), _DELETE_BATCH):
+        (reply,) = await store.run([[b"UNLINK", *names[begin : begin + _DELETE_BATCH]]])
         deleted += reply if isinstance(reply, int) else 0
     return deleted
 
@@ -226,7 +226,7 @@ class RedisType(Struct, frozen=True):
     """How the values of a type are read and set."""
 
     columns: Sequence[str]
-    """Of a row; also the arguments of `set` after the key."""
+    """The columns of a row; also the arguments of `set` after the key."""
     length: bytes
     """The command for the length."""
     first: Sequence[bytes] = ()
@@ -330,7 +330,7 @@ _KINDS: Final = tuple(
         (r":data(#[A-Za-z0-9_.-]{1,64})?:", "data"),
     )
 )
-"""By their names; the first that matches."""
+"""Kinds of keys by patterns of their names; the first match applies."""
 
 
 async def describe(store: Store, name: bytes) -> str:
@@ -452,7 +452,7 @@ class ChargedLimit(Struct, frozen=True):
     base: str
     """What its keys begin with: ``PREFIX:RULE:IDENTIFIER``."""
     keys: Sequence[str]
-    """Of its state."""
+    """The keys of its state."""
     limit: Limit
     changed_at: str | None
     """The key of a quota that overrides the limit's, if the rule is dynamic."""
@@ -541,7 +541,7 @@ async def read_quota(service: Service, charged: ChargedLimit, now_ms: int) -> Ve
 _ENTRY: Final = ":cache:entry:"
 _EPOCH: Final = ":cache:epoch:"
 _RECORD: Final = ":cache:query:"
-"""Of a path: how its queries select (No-Vary-Search), as text."""
+"""The keys that record, for a path, how its queries select (No-Vary-Search)."""
 _LOCK: Final = "#lock"
 _GZIP_CODINGS: Final = frozenset({"gzip", "x-gzip", "deflate"})
 _GZIP_OR_ZLIB: Final = 47
@@ -564,10 +564,10 @@ class Cached(Struct, frozen=True):
     response: StoredResponse | None = None
     index: VariantIndex | None = None
     scope: str = ""
-    """Of an epoch, what a purge of it reaches."""
+    """What an epoch covers, and a purge of it invalidates."""
     epoch: Epoch | None = None
     token: str = ""
-    """Of a lock."""
+    """The token of a lock."""
 
 
 def read_cached(key: str, value: bytes) -> Cached | None:
@@ -642,7 +642,7 @@ def read_lookup(names: Sequence[bytes], values: Reply, now: float) -> str | None
 
 
 _DECODED: Final[LRU[str, tuple[bytes, Cached | None]]] = LRU(16 * 1024 * 1024)
-"""By key: the entries that lookups have found last, and what they contain."""
+"""The latest entries that lookups have found, decoded, by key."""
 
 
 def _read_again(key: str, value: bytes) -> Cached | None:

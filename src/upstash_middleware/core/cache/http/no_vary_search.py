@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from upstash_middleware.messages import Headers
 
 MAX_NAMES: Final = 128
-"""Of parameters in one field."""
+"""The most names of parameters in one field."""
 
 
 class Variation(Struct, frozen=True):
@@ -94,7 +94,7 @@ def _parse_members(value: str) -> Variation | str:
     if names is None:
         return f'{kind} should be a list of Strings, such as {kind}=("a" "b")'
     if len(names) > MAX_NAMES:
-        return f"{kind} should name {MAX_NAMES} parameters at most"
+        return f"{kind} should name at most {MAX_NAMES} parameters"
     return Variation(frozenset(map(_decode_form_text, names)), kind == "except", order == TRUE)
 
 

@@ -68,7 +68,7 @@ def current_age(stored: StoredResponse, now: float) -> float:
 def use(  # noqa: PLR0913 - all that it depends on
     stored: StoredResponse,
     age: float,
-    wants: Directives = NO_DIRECTIVES,
+    requested: Directives = NO_DIRECTIVES,
     *,
     purged_softly: bool = False,
     outdated: bool = False,
@@ -80,7 +80,7 @@ def use(  # noqa: PLR0913 - all that it depends on
     Args:
         stored: the stored response.
         age: its current age in seconds.
-        wants: the request's directives, if they are obeyed.
+        requested: the request's directives, if they are obeyed.
         purged_softly: whether it counts as stale.
         outdated: whether the application's previous version made it.
         can_refresh: whether a stale response can be revalidated in the background.
@@ -89,17 +89,17 @@ def use(  # noqa: PLR0913 - all that it depends on
     left = stored.lifetime - age
     if purged_softly:
         left = min(left, 0.0)
-    unwanted = wants is not NO_DIRECTIVES and _wants_fresher(wants, age, left)
+    unwanted = requested is not NO_DIRECTIVES and _wants_fresher(requested, age, left)
     if left > 0 and not outdated:
         if immutable:  # RFC 8246 §2: a plain reload, with max-age=0, would change nothing
-            unwanted = _wants_fresher(wants.without("max-age"), age, left)
+            unwanted = _wants_fresher(requested.without("max-age"), age, left)
         return Use.FORWARD_REQUESTED if unwanted else Use.FRESH
     if left <= 0:
-        if stored.stale.forbidden or "no-cache" in wants:
+        if stored.stale.forbidden or "no-cache" in requested:
             return Use.FORWARD_STALE
-        if "max-stale" in wants:  # §5.2.1.2
-            limit = wants.arguments["max-stale"]
-            if limit is None or -left <= (wants.seconds("max-stale") or 0):
+        if "max-stale" in requested:  # §5.2.1.2
+            limit = requested.arguments["max-stale"]
+            if limit is None or -left <= (requested.seconds("max-stale") or 0):
                 return Use.STALE
     refreshed = can_refresh and not unwanted
     if refreshed and (left > 0 or -left < stored.stale.while_revalidate):
@@ -107,20 +107,22 @@ def use(  # noqa: PLR0913 - all that it depends on
     return Use.FORWARD_STALE
 
 
-def usable_for_error(stored: StoredResponse, now: float, wants: Directives = NO_DIRECTIVES) -> bool:
+def usable_for_error(
+    stored: StoredResponse, now: float, requested: Directives = NO_DIRECTIVES
+) -> bool:
     """Whether a stale response may be used in place of an error (RFC 5861 §4).
 
-    ``wants`` are the request's directives if they are obeyed and the error was seen before it.
+    ``requested`` are the directives of a request that came after the error, if they are obeyed.
     """
     age = current_age(stored, now)
     left = stored.lifetime - age
-    if stored.stale.forbidden or _wants_fresher(wants, age, left):
+    if stored.stale.forbidden or _wants_fresher(requested, age, left):
         return False
     return -left < stored.stale.if_error
 
 
 def usable_unverified(
-    stored: StoredResponse, now: float, unverified_for: float, wants: Directives
+    stored: StoredResponse, now: float, unverified_for: float, requested: Directives
 ) -> bool:
     """Whether a response in this process's memory may be used while Upstash is unreachable.
 
@@ -129,16 +131,16 @@ def usable_unverified(
     """
     age = current_age(stored, now)
     left = min(stored.lifetime - age, -unverified_for)
-    if _wants_fresher(wants, age, left):
+    if _wants_fresher(requested, age, left):
         return False
     return left > 0 or (not stored.stale.forbidden and -left < stored.stale.if_error)
 
 
-def _wants_fresher(wants: Directives, age: float, left: float) -> bool:
+def _wants_fresher(requested: Directives, age: float, left: float) -> bool:
     """Whether the client requests a fresher response (§5.2.1.1, §5.2.1.3, §5.2.1.4)."""
-    max_age, min_fresh = wants.seconds("max-age"), wants.seconds("min-fresh")
+    max_age, min_fresh = requested.seconds("max-age"), requested.seconds("min-fresh")
     return (
-        "no-cache" in wants
+        "no-cache" in requested
         or (max_age is not None and age > max_age)
         or (min_fresh is not None and left < min_fresh)
     )
@@ -303,14 +305,14 @@ def update_fields(stored: Headers, received: Headers, now: float, profile: Profi
 
 
 def headers_of_304(headers: Headers) -> Headers:
-    """Return the header fields of a 304 for a response with these (RFC 9110 §15.4.5)."""
+    """Return the header fields of a 304 for a response with ``headers`` (RFC 9110 §15.4.5)."""
     return headers.without(*_BODY_FIELDS)
 
 
 # --- Range requests (RFC 9110 §14), one range at a time -----------------------------------------
 
 UNSATISFIABLE = range(0)
-"""A range of which the representation has no byte."""
+"""A range that does not overlap the representation."""
 
 _ONE_RANGE = re.compile(
     r"bytes=[ \t]*(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))[ \t]*", re.IGNORECASE

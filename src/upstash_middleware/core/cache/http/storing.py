@@ -109,7 +109,7 @@ class Plan(Struct, frozen=True):
     keep: float
     """Seconds for which it is of use."""
     addresses: frozenset[str] = frozenset()
-    """Of the client and proxies: a body that shows one may not be stored."""
+    """The addresses of the client and proxies: a body that contains one may not be stored."""
 
     def with_body(self, body: bytes) -> Plan:
         """Return the plan with the whole body."""

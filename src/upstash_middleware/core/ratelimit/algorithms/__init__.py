@@ -38,7 +38,7 @@ ALGORITHMS: dict[str, type[Limit]] = {
     "token_bucket": TokenBucket,
     "concurrency": Concurrency,
 }
-"""By the names of their files."""
+"""The algorithms, by the names of their files."""
 
 _BY_WORD: dict[str, type[FixedWindow | SlidingWindow | GCRA | SlidingLog]] = {
     limit.word: limit  # type: ignore[misc]

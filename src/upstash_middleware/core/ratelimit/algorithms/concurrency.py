@@ -24,7 +24,7 @@ class Concurrency(Limit, frozen=True):
     slot will be free is not known, so no Retry-After is given.
 
     Args:
-        limit: Requests at once, 1 at least.
+        limit: Requests at once, at least 1.
         longest: Seconds for which a slot is taken at most without being renewed; default 60.
 
     Raises:

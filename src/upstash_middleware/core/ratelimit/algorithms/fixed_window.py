@@ -26,7 +26,7 @@ class FixedWindow(Limit, frozen=True):
     Across a boundary twice the limit may pass within one window's length.
 
     Args:
-        limit: Units in a window, 1 at least.
+        limit: Units in a window, at least 1.
         per: The window: seconds, a timedelta, or text such as ``"1 minute"``.
 
     Raises:
@@ -64,7 +64,7 @@ class FixedWindow(Limit, frozen=True):
             counts_until=reset + self.kept_for * window,
             remaining_after=left - cost,
             reset_after=reset,
-            where=number,
+            state_part=number,
         )
 
     @classmethod

@@ -23,7 +23,7 @@ class GCRA(Limit, frozen=True):
     bucket that refills continuously. ``burst`` is ``limit`` by default.
 
     Args:
-        limit: Units in ``per`` seconds, 1 at least.
+        limit: Units in ``per`` seconds, at least 1.
         per: The window: seconds, a timedelta, or text such as ``"1 minute"``.
         burst: Units that may pass at once; None for ``limit``.
 

@@ -28,12 +28,12 @@ class Check(Struct, frozen=True):
     remaining: int
     reset: int
     key: int
-    """Which of the limit's keys is written when the cost is taken."""
+    """Which of the limit's keys is written when the cost is charged."""
     value: Any
     counts_until: int
     remaining_after: int
     reset_after: int
-    where: int = 0
+    state_part: int = 0
     """Which part of the state is written: a window's number, an entry's time."""
 
 
@@ -84,8 +84,8 @@ class Limit(Struct, frozen=True, dict=True):
             if whole >= 1 and abs(milliseconds - whole) < 1e-6 * whole:
                 return whole
         raise ConfigurationError(
-            f"{self}: {self.window} should be seconds, a timedelta or text such as '60s', in whole "
-            f"milliseconds and from 0.001 s to 400 days, not {value!r}"
+            f"{self}: {self.window} should be a number of seconds, a timedelta or text such as "
+            f"'60s', in whole milliseconds and from 0.001 s to 400 days, not {value!r}"
         )
 
     # The script's arguments a, b and c.
@@ -125,18 +125,18 @@ class Limit(Struct, frozen=True, dict=True):
     def keys(self, base: str, now_ms: int) -> tuple[str, ...]:  # noqa: ARG002
         return (f"{base}:{self.name}.{self.milliseconds}",)
 
-    # The keys that units are refunded to; `where` is where they were taken.
-    def refund_keys(self, base: str, where: int, now_ms: int) -> tuple[str, ...]:
-        return (f"{base}:{where}",) if self.windows else self.keys(base, now_ms)
+    # The keys that units taken from a part of the state are refunded to.
+    def refund_keys(self, base: str, part: int, now_ms: int) -> tuple[str, ...]:
+        return (f"{base}:{part}",) if self.windows else self.keys(base, now_ms)
 
-    # Until when units that were taken at `where` may be used, in ms since 1970; `reset` is the
+    # Until when units that were taken from `part` may be used, in ms since 1970; `reset` is the
     # script's.
-    def taken_until(self, where: int, reset: int) -> int:  # noqa: ARG002
+    def taken_until(self, part: int, reset: int) -> int:  # noqa: ARG002
         return reset
 
-    # Whether a call whose verdict is about `where` can give back units that were taken elsewhere.
-    def gives_back(self, taken_where: int, where: int) -> bool:
-        return not self.windows or taken_where == where
+    # Whether a call whose verdict is about `part` can give back units taken from `taken_part`.
+    def gives_back(self, taken_part: int, part: int) -> bool:
+        return not self.windows or taken_part == part
 
     # How many of so many units may be given back after a time: those that have come back by
     # themselves may have been used by others.

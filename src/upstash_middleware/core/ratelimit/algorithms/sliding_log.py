@@ -60,7 +60,7 @@ class SlidingLog(Limit, frozen=True):
             counts_until=at + window,
             remaining_after=left - cost,
             reset_after=at + window,
-            where=at,
+            state_part=at,
         )
 
     @classmethod

@@ -21,7 +21,7 @@ class SlidingWindow(Limit, frozen=True):
     rounded down.
 
     Args:
-        limit: Units in a window, 1 at least.
+        limit: Units in a window, at least 1.
         per: The window: seconds, a timedelta, or text such as ``"1 minute"``.
 
     Raises:
@@ -41,8 +41,8 @@ class SlidingWindow(Limit, frozen=True):
         return (f"{base}:{number - 1}", f"{base}:{number}", f"{base}:{number + 1}")
 
     # Not later than the window in which they are counted in full.
-    def taken_until(self, where: int, reset: int) -> int:  # noqa: ARG002
-        return (where + 1) * self.milliseconds
+    def taken_until(self, part: int, reset: int) -> int:  # noqa: ARG002
+        return (part + 1) * self.milliseconds
 
     def check(self, values: Sequence[Any], now: int, cost: int) -> Check:
         window, key = self.milliseconds, 1 if values[2] is None else 2
@@ -73,7 +73,7 @@ class SlidingWindow(Limit, frozen=True):
             counts_until=start + 2 * window,
             remaining_after=left - cost,
             reset_after=reset(used + cost),
-            where=start // window,
+            state_part=start // window,
         )
 
     @classmethod
