@@ -6,12 +6,14 @@ The transport is the test's: a call is under way until the test answers it.
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import json
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from weakref import ref
 
 import pytest
 
@@ -26,7 +28,7 @@ from upstash_middleware.errors import (
     UnexpectedAnswer,
     UpstashError,
 )
-from upstash_middleware.upstash import AsyncClient, Credentials, Response
+from upstash_middleware.upstash import AsyncClient, Credentials, Response, client
 from upstash_middleware.upstash.batching import (
     ALONE_BYTES,
     MAX_BYTES,
@@ -93,6 +95,11 @@ class World:
         await turn()
         CLOCK.now += seconds
         await turn()
+
+    def forget(self):
+        """Forget the calls, which refer to the event loop."""
+        self.wire.calls.clear()
+        self.wire.ends.clear()
 
     async def busy(self, before=0):
         """Put two calls under way, after so many, and return their tasks."""
@@ -637,6 +644,43 @@ def test_an_event_loop_that_ends_amid_calls_leaves_nothing_pending():
         await turn()
 
     asyncio.run(main())
+
+
+def test_an_event_loop_at_the_address_of_one_that_has_ended_has_calls_of_its_own(monkeypatch):
+    monkeypatch.setattr(client, "id", lambda _: 1, raising=False)  # as if each were there
+    world = World()
+
+    async def main():
+        tasks = [*await world.busy(), world.begin(("ECHO", "c"))]
+        await turn()
+        world.wire.answer(0)
+        await turn()
+        world.wire.answer(1)
+        world.wire.answer(2)
+        assert await asyncio.gather(*tasks) == [[b"a"], [b"b"], [b"c"]]
+        world.forget()
+
+    for _ in range(2):
+        asyncio.run(main())
+
+
+def test_a_client_keeps_no_event_loop_that_has_ended_amid_calls():
+    world = World()
+    loops: list[ref[asyncio.AbstractEventLoop]] = []
+
+    async def main():
+        tasks = [*await world.busy(), world.begin(("ECHO", "c"))]
+        await turn()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        world.forget()
+        loops.append(ref(asyncio.get_running_loop()))
+
+    for _ in range(3):
+        asyncio.run(main())
+    gc.collect()
+    assert [loop() is None for loop in loops[:2]] == [True, True]
 
 
 def test_a_bug_in_a_transport_reaches_everybody_who_waits_for_it():

@@ -284,6 +284,12 @@ class AsyncBatcher(_Batcher):
         self._next_turn: asyncio.Handle | None = None
         """Sends those that wait for nothing but the end of this turn."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the event loop has ended; a timer that is left may still refer to it."""
+        loop = self.loop()
+        return loop is None or loop.is_closed()
+
     def enter(
         self, commands: Sequence[Command], members: bytes, seconds: float, until: float, now: float
     ) -> Pending | int | None:

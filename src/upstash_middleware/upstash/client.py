@@ -397,7 +397,7 @@ class AsyncClient(_Client["AsyncTransport"]):
             from upstash_middleware.upstash.batching import AsyncBatcher  # noqa: PLC0415 - when used
 
             known = tuple(here.batchers.items())  # another thread may insert its loop's
-            here.batchers = {key: each for key, each in known if each.loop() is not None}
+            here.batchers = {key: each for key, each in known if not each.is_over}
             batcher = here.batchers[id(loop)] = AsyncBatcher(loop, self._perform, self._secret)
         return batcher
 
