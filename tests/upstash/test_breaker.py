@@ -338,6 +338,36 @@ def test_threads_and_event_loops_share_one_circuit():
         client.execute(GET)
 
 
+@pytest.mark.parametrize("coalesce", [True, False])
+@pytest.mark.parametrize("kind", ["threads", "event loops"])
+def test_calls_with_a_short_deadline_that_fail_open_a_circuit_for_such_calls_only(kind, coalesce):
+    circuits = Circuit(), Circuit()
+    options: dict[str, Any] = {
+        "breaker": OnePerProcess(lambda: circuits[0].breaker),
+        "quick_breaker": OnePerProcess(lambda: circuits[1].breaker),
+        "deadline": 1.0,
+        "coalesce": coalesce,
+    }
+    client = Client(CREDENTIALS, transport=Dead, **options)
+    async_client = AsyncClient(CREDENTIALS, transport=AsyncDead, **options)
+
+    async def executed(one: Any) -> Any:
+        return await async_client.execute(one)
+
+    def execute(one: Any) -> Any:
+        return client.execute(one) if kind == "threads" else asyncio.run(executed(one))
+
+    short = pipeline(("GET", "k"), reads_only=True, deadline=0.5)
+    for _ in range(MIN_BAD_CALLS):
+        with pytest.raises(ConnectionLost):
+            execute(short)
+    assert [len(circuit.emitted) for circuit in circuits] == [0, 1]
+    with pytest.raises(CircuitOpen):
+        execute(short)
+    with pytest.raises(ConnectionLost):
+        execute(GET)
+
+
 def test_a_burst_that_fails_together_counts_once_for_each_http_call():
     """Pipelines that share a call fail as one: a lost call is no outage."""
     circuit = Circuit()

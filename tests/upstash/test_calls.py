@@ -244,6 +244,22 @@ def test_the_sync_token_that_stays_is_that_of_the_latest_sent_call():
     assert token.latest == "later"
 
 
+def test_a_call_that_is_repeated_takes_the_sync_token_that_has_arrived_meanwhile():
+    class Meanwhile(Play):
+        """A transport on which another call ends while each one is under way."""
+
+        def send(self, call, seconds):
+            number = next(self.sync_token.numbers)
+            self.sync_token.keep(number, f"token-{number}")
+            tokens.append((call.sync_token, self.sync_token.latest))
+            return super().send(call, seconds)
+
+    tokens: list[tuple[str | None, str | None]] = []
+    Meanwhile(ConnectionLost("reset"), resp(b":1\r\n")).run(READ)
+    (_, first), (repeated, _), _, _ = tokens
+    assert repeated == first
+
+
 def test_an_answer_without_a_sync_token_leaves_the_last_one():
     shared = SyncToken()
     Play(resp(b":1\r\n", "kept"), sync_token=shared).run(READ)

@@ -99,6 +99,39 @@ def test_under_trio_calls_go_over_httpx(credentials):
     assert asyncio.run(main()) == [b"x"]
 
 
+class Counted:
+    """A transport that counts its calls and knows whether it was closed."""
+
+    def __init__(self, _credentials):
+        self.calls = 0
+        self.closed = False
+
+    async def send(self, call, seconds):
+        self.calls += 1
+        return Response(200, "application/octet-stream", b":1\r\n")
+
+    async def aclose(self):
+        self.closed = True
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_closing_a_client_closes_the_transport_of_its_calls(backend):
+    made: list[Counted] = []
+
+    def transport(credentials):
+        made.append(Counted(credentials))
+        return made[-1]
+
+    client = AsyncClient(Credentials("https://db.example", "token"), transport=transport)
+
+    async def main():
+        assert await client.execute(pipeline(GET)) == [1]
+        await client.aclose()
+
+    anyio.run(main, backend=backend)
+    assert [(each.calls, each.closed) for each in made if each.calls] == [(1, True)]
+
+
 def test_calls_need_no_trio_where_its_import_is_blocked(credentials, monkeypatch):
     """By None in ``sys.modules``, as tests and bundlers do it."""
     monkeypatch.setitem(sys.modules, "trio", None)
