@@ -67,3 +67,15 @@ def test_names_are_quoted_as_structured_strings() -> None:
     """RFC 9651 §3.3.3."""
     found = denial(None, name='say "hi" \\ now').head.headers.get("ratelimit")
     assert found == '"say \\"hi\\" \\\\ now";r=0;t=2, "other";r=4'
+
+
+@pytest.mark.parametrize(("later", "seconds"), [(-0.0004, 3), (0.0, 3), (0.0004, 3), (0.0006, 4)])
+def test_the_seconds_until_a_reset_are_counted_from_whole_milliseconds(later: float, seconds: int):
+    """Otherwise the difference of two times in floats would often be a second more."""
+    now = 1_790_000_000.0
+    policies = (
+        PolicyState("a", 5, 60, 0, now + 60, allowed=False, retry_after=60.0),
+        PolicyState("other", 9, 60, 4, now + 3 + later, allowed=True),
+    )
+    answer = denial_of(HTTPRequest("GET", "/", Headers()), decided("r", "ip=1", policies), now)
+    assert answer.head.headers.get("ratelimit") == f'"a";r=0;t=60, "other";r=4;t={seconds}'
