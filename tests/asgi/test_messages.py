@@ -219,6 +219,23 @@ async def test_a_message_that_middleware_outside_writes_into_is_recorded_as_it_w
     assert half.heads[0].headers == Headers()
 
 
+@pytest.mark.usefixtures("upstash")
+@pytest.mark.parametrize("settle", [None, lambda *_: 1], ids=["no settle", "settle"])
+async def test_a_limit_adds_its_fields_to_a_head_whose_fields_can_be_read_once(settle):
+    """The specification says that they are an iterable."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({**start(), "headers": iter([(b"x-page", b"1"), [b"x-page", b"2"]])})
+        await send(body(b"page"))
+
+    rule = RateLimitRule(limits="10/hour", settle=settle)
+    served = UpstashMiddleware(app, default_limit=rule, deadline=PATIENCE)
+    sent = (await call(served)).sent[0]["headers"]
+    await served.runtime.aclose()
+    assert [tuple(each) for each in sent[:2]] == [(b"x-page", b"1"), (b"x-page", b"2")]
+    assert dict(sent[2:])[b"x-ratelimit-remaining"] == b"9"
+
+
 class BrokenFields(FakeHalf):
     """A half that only adds field lines, and fails to."""
 
