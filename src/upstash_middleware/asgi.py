@@ -629,7 +629,7 @@ class SessionMiddleware(Middleware):
             enabled: False turns the sessions off, as does UPSTASH_MIDDLEWARE_ENABLED=0.
             url: The database's REST URL; default UPSTASH_REDIS_REST_URL, then KV_REST_API_URL.
             token: Its token; default UPSTASH_REDIS_REST_TOKEN, then KV_REST_API_TOKEN.
-            redis: The application's own upstash_redis.Redis, or a LocalUpstash, instead of both.
+            redis: A client of this package or of upstash_redis, or a LocalUpstash, instead of both.
             transport: How calls are made: ``"sockets"``, ``"httpx"``, or a client of httpx.
             prefix: The beginning of every key, one for each application.
             secret: The key that hashes identifiers; default: derived from the token.

@@ -314,8 +314,9 @@ class WithSettings(Generic[A]):
             purge_token: The bearer token that it requires, of at least 16 characters.
             url: The database's REST URL; default UPSTASH_REDIS_REST_URL, then KV_REST_API_URL.
             token: Its token; default UPSTASH_REDIS_REST_TOKEN, then KV_REST_API_TOKEN.
-            redis: The application's own upstash_redis.Redis, sync or async, instead of URL and
-                token; or a LocalUpstash, which is then reached without a socket.
+            redis: The application's own client, of this package or of upstash_redis, sync or
+                async, whose URL and token are used instead; or a LocalUpstash, which is then
+                reached without a socket.
             transport: How calls are made: ``"sockets"``, or ``"httpx"``, the default behind a
                 proxy; or the application's own httpx.Client (Flask, WSGI, Django) or
                 httpx.AsyncClient (ASGI), or a tuple of both, for instance for mutual TLS. It is not

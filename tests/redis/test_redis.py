@@ -12,14 +12,17 @@ import upstash_ratelimit
 import upstash_ratelimit.asyncio
 import upstash_redis
 import upstash_redis.asyncio
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 from upstash_redis.commands import Commands, JsonCommands
 from upstash_redis.errors import UpstashError as SdkError
 from upstash_redis.utils import GeoSearchResult
 
 import upstash_middleware
 from tests.upstash.raw_server import raw_server, silent
-from upstash_middleware import AsyncRedis, Redis
+from upstash_middleware import AsyncRedis, ConfigurationError, Redis, SyncData, SyncLimiter
 from upstash_middleware.local import LocalUpstash
+from upstash_middleware.starlette import RateLimitMiddleware
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -448,6 +451,23 @@ def test_an_async_client_is_used_on_event_loops_in_turn(server: LocalUpstash) ->
     for number in range(3):
         assert run(redis.incr(f"loops-{number}")) == 1
     run(redis.close())
+
+
+def test_its_credentials_are_those_of_the_middleware_limiters_and_data(
+    server: LocalUpstash,
+) -> None:
+    for redis in (Redis(server.url, server.token), AsyncRedis(server.url, server.token)):
+        app = Starlette()
+        app.add_middleware(RateLimitMiddleware, default_limit="100/minute", redis=redis)
+        with TestClient(app) as client:
+            assert "ratelimit" in client.get("/").headers
+        limiter = SyncLimiter("5/minute", name="of-a-client", redis=redis)
+        assert limiter.hit(type(redis).__name__).remaining == 4
+        data = SyncData(redis=redis)
+        data.set("k", type(redis).__name__, ttl=60)
+        assert data.get("k") == type(redis).__name__
+    with pytest.raises(ConfigurationError, match="redis is an instance of builtins"):
+        SyncData(redis=5).get("k")
 
 
 @pytest.mark.parametrize(

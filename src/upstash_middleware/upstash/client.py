@@ -106,7 +106,7 @@ class _Client(Generic[T]):
         quick_breaker: OnePerProcess[Breaker] | None = None,
         watch: Watch | None = None,
     ) -> None:
-        self._credentials = credentials
+        self.credentials = credentials
         self._secret = credentials.token
         self._deadline = deadline
         self._transport = transport
@@ -119,7 +119,7 @@ class _Client(Generic[T]):
         self._process: _ProcessState[T] | None = None
 
     def _open(self) -> T:
-        return cast("T", open_transport(self._credentials, self._transport, self.kind))
+        return cast("T", open_transport(self.credentials, self._transport, self.kind))
 
     def separate(self, breaker: OnePerProcess[Breaker] | None) -> Self:
         """Return a client over the same connections that shares no call and no circuit with this.

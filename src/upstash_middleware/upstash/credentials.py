@@ -59,8 +59,8 @@ class Credentials(Discreet, Struct, frozen=True):
     ) -> Credentials:
         """Return the given credentials, else those of an application's client or the environment.
 
-        ``redis`` is an ``upstash_redis.Redis`` or ``upstash_redis.asyncio.Redis``, or a local
-        Upstash. Raises MissingCredentials if nothing names both a URL and a token.
+        ``redis`` is a client of upstash-redis or of this package, or a local Upstash. Raises
+        MissingCredentials if nothing names both a URL and a token.
         """
         telemetry = "UPSTASH_DISABLE_TELEMETRY" not in environ
         if url or token:
@@ -77,11 +77,14 @@ class Credentials(Discreet, Struct, frozen=True):
 
     @classmethod
     def of_redis(cls, redis: Any) -> Credentials:
-        """Return the address, token and telemetry choice of an upstash-redis client.
+        """Return the address, token and telemetry choice of a client, the SDK's or this package's.
 
         A local Upstash, which has its own transport, is then reached without a socket.
         Raises ConfigurationError for anything else.
         """
+        own = getattr(getattr(redis, "_client", None), "credentials", None)
+        if isinstance(own, cls):
+            return own
         try:
             if hasattr(redis, "transport"):
                 return cls(redis.url, redis.token, telemetry=False, transport=redis.transport)
@@ -91,7 +94,8 @@ class Credentials(Discreet, Struct, frozen=True):
         except (AttributeError, KeyError, TypeError):
             kind = f"{type(redis).__module__}.{type(redis).__qualname__}"
             raise ConfigurationError(
-                f"redis is a {kind}; give an upstash_redis.Redis or upstash_redis.asyncio.Redis"
+                f"redis is an instance of {kind}; give a Redis or AsyncRedis of "
+                "upstash_middleware, or an upstash_redis.Redis or upstash_redis.asyncio.Redis"
             ) from None
 
     @property
