@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from upstash_middleware import ConfigurationError, Data, NotStorable, Redis, SyncData
@@ -219,6 +221,24 @@ def test_a_kind_is_cleared_by_itself(make: Make):
         make(kind="a:b")
 
 
+def test_a_value_that_is_set_after_the_purge_of_another_process_is_there(
+    make: Make, upstash: LocalUpstash
+):
+    """Whenever this process has last read the epochs."""
+    data, other = make(), make()
+    data.set("a", 1, ttl=60)
+    upstash.advance(11)
+    other.clear()
+    data.set("a", 2, ttl=60)
+    assert (data.get("a"), other.get("a")) == (2, 2)
+
+
+def test_values_of_another_type_are_left_out_of_many(make: Make):
+    data = make()
+    data.set_many({"a": 1, "b": "text"}, ttl=60)
+    assert data.get_many(["a", "b", "c"], type=int) == {"a": 1}
+
+
 def test_a_value_that_another_process_sets_is_seen_after_a_purge(make: Make):
     data, other = make(), make()
     data.set("a", 1, ttl=60)
@@ -418,6 +438,24 @@ class TestL1:
         upstash.advance(6)
         assert remembering.get("a") == [1]
         assert upstash.bill().requests == 1
+
+    def test_a_value_that_was_read_while_another_was_being_written_is_not_used_again(
+        self, upstash: LocalUpstash
+    ):
+        def read_first(request: httpx.Request) -> None:
+            if b'"SET"' in request.content and old:
+                with ThreadPoolExecutor(1) as threads:
+                    assert threads.submit(data.get, "a").result() == old.pop()
+
+        old: list[int] = []
+        with httpx.Client(event_hooks={"request": [read_first]}) as client:
+            data = SyncData(
+                transport=client, data_l1_bytes=1_000_000, deadline=20, cache_deadline=20
+            )
+            data.set("a", 1, ttl=60)
+            old.append(1)
+            data.set("a", 2, ttl=60)
+            assert (old, data.get("a")) == ([], 2)
 
     def test_every_reader_gets_a_copy(self, remembering: Any):
         remembering.set("a", [1], ttl=60)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.patience import patient_environment
-from upstash_middleware import Data, SyncData
+from upstash_middleware import Data, NotStorable, Redis, SyncData
 from upstash_middleware.events import UserCodeFailed
 
 if TYPE_CHECKING:
@@ -154,6 +154,14 @@ def test_those_who_wait_get_the_error_of_the_loader(upstash: LocalUpstash):
     assert all(in_threads(6, fails))
     assert len(calls) < 6
     assert data.get_or_set("a", 60, lambda: 1) == 1  # the lock was released
+
+
+@pytest.mark.parametrize("load", [lambda: 1 / 0, object], ids=["raises", "cannot be stored"])
+def test_a_loader_that_fails_leaves_no_lock_behind(upstash: LocalUpstash, load: Any):
+    with pytest.raises((ZeroDivisionError, NotStorable)):
+        SyncData(**PATIENT).get_or_set("a", 60, load)
+    with Redis() as redis:
+        assert redis.keys("*") == []
 
 
 def test_a_cancelled_loader_leaves_its_work_to_another(upstash: LocalUpstash):

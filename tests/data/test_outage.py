@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from upstash_middleware import Redis, UpstashError
-from upstash_middleware.events import UpstashFailed
+from upstash_middleware.events import UpstashAnswered, UpstashFailed
 from upstash_middleware.local.faults import Fault
 
 if TYPE_CHECKING:
@@ -75,6 +75,17 @@ def test_writes_are_reported_and_raise_if_they_are_strict(
             with pytest.raises(UpstashError):
                 write(*args, **named, strict=True)
             assert failures(events) == ["data write"]
+
+
+def test_a_write_that_succeeds_reports_that_upstash_answers_again(
+    data: Any, events: list[Any], upstash: LocalUpstash
+):
+    upstash.set_faults(**DOWN)
+    data.set("a", 1, ttl=60)
+    upstash.set_faults()
+    data.set("a", 1, ttl=60)
+    found = [event for event in events if isinstance(event, UpstashFailed | UpstashAnswered)]
+    assert [type(event) for event in found] == [UpstashFailed, UpstashAnswered]
 
 
 def test_a_purge_that_may_not_have_happened_raises(data: Any, upstash: LocalUpstash):
