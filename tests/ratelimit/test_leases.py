@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.ratelimit.store import FakeClock, ValkeyStore
 from tests.ratelimit.test_limiter import Make, begin, get, passed
 from tests.ratelimit.test_settling import finish
 from upstash_middleware.core.engine import Prepared
@@ -27,7 +28,6 @@ from upstash_middleware.errors import ConnectionLost
 from upstash_middleware.events import Event, QuotaLeased
 
 if TYPE_CHECKING:
-    from tests.ratelimit.store import FakeClock, ValkeyStore
     from upstash_middleware.core.flow import Reply
 
 EVERY: list[Limit] = [
@@ -97,6 +97,22 @@ def test_remaining_is_the_counters_and_what_is_left_of_the_slice(
         assert decision is not None
         remaining.append(decision.remaining)
     assert remaining == [*range(999, 699, -1)]
+
+
+@pytest.mark.parametrize("limit", [FixedWindow(60, 10), SlidingWindow(60, 10)])
+def test_remaining_includes_no_units_of_a_window_that_another_process_has_ended(
+    limiter_of: Make, store: ValkeyStore, clock: FakeClock, limit: Limit
+) -> None:
+    rule = RateLimitRule("/a", limit, name="r", lease=Lease(0.5, share=0.1, from_rate=0.1))
+    clock.move(9.61 - clock.time % 10)
+    ahead = FakeClock(clock.time + 1.0)
+    lagging, leading = limiter_of(rule), limiter_of(rule, clock=ahead)
+    passed(lagging, store, *[get("/a")] * 31)
+    passed(leading, ValkeyStore(store.client, ahead), get("/a"))
+    decision = begin(lagging, store, get("/a")).decision
+    assert decision is not None
+    assert decision.remaining is not None
+    assert decision.remaining <= 60 - 2
 
 
 def test_no_request_exceeds_the_limit_with_two_processes(

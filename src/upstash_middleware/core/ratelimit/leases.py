@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from upstash_middleware.core.flow import Latch
     from upstash_middleware.core.ratelimit.charges import RuleCharge, Verdict
     from upstash_middleware.core.ratelimit.memory import ServerClock
-    from upstash_middleware.core.ratelimit.rules import Lease
+    from upstash_middleware.core.ratelimit.rules import CompiledRule, Lease
     from upstash_middleware.events import Observer
 
 MOST_IDENTIFIERS = 10_000
@@ -90,6 +90,21 @@ class _Holder(Struct, eq=False):
                 elif earlier is not None:
                     wasted += earlier.units
         return wasted
+
+    def drop_earlier_windows(self, rule: CompiledRule, verdicts: Sequence[Verdict]) -> int:
+        """Drop the slices of windows that are over by the database's keys; return their units.
+
+        A process whose clock is ahead has begun the next window. The state of the limits is about
+        that window, so the units of an earlier one must not be added to what remains of it.
+        """
+        dropped = 0
+        for each in self.slices[:]:
+            parts = zip(rule.policies, each.state_parts, verdicts, strict=True)
+            if any(p.limit.windows and part < verdict.state_part for p, part, verdict in parts):
+                self.slices.remove(each)
+                each.is_closed = True
+                dropped += each.units
+        return dropped
 
     def wanted(self, lease: Lease, now: float) -> int:
         """Return the units that a call may ask for now, 0 if it may not."""
@@ -213,6 +228,7 @@ class Leases:
             if asked is not None and asked is holder.asking:
                 holder.asking_until = now
             holder.policies = decision.policies
+            dropped += holder.drop_earlier_windows(charge.rule, verdicts)
             if asked and leased:
                 taken = self._slice(charge, leased, verdicts, sent_ms, asked.began)
                 for each in holder.slices:
