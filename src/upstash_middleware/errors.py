@@ -115,7 +115,7 @@ class UnexpectedAnswer(UpstashError):
 
 
 class Refused(UpstashError):
-    """The whole call was rejected: a wrong token, no permission, a quota used up."""
+    """The whole call was rejected: wrong token, no permission, used-up quota, or too large."""
 
     @property
     def kind(self) -> Refusal:

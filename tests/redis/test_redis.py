@@ -364,7 +364,7 @@ def test_a_json_command_is_sent_as_the_sdk_sends_it(server: LocalUpstash, name: 
 
 @pytest.fixture
 def redis(server: LocalUpstash) -> Iterator[Redis]:
-    redis = Redis(server.url, server.token)
+    redis = Redis(server.url, server.token, deadline=20.0)
     redis.flushall()
     yield redis
     redis.close()
@@ -433,6 +433,38 @@ def test_errors_are_this_packages_and_the_sdks() -> None:
             redis.get("k")
         assert isinstance(raised.value, SdkError)
         redis.close()
+
+
+def test_a_value_above_the_size_limit_is_refused_and_opens_no_circuit(redis: Redis) -> None:
+    too_large = "x" * (10 * 1024 * 1024 + 1)
+    transaction = redis.multi()
+    transaction.set("small", "v").set("k", too_large)
+    pipeline = redis.pipeline()
+    pipeline.set("small", "v").set("k", too_large)
+    for send in (lambda: redis.set("k", too_large), transaction.exec, pipeline.exec):
+        with pytest.raises(upstash_middleware.Refused, match="ERR max request size") as raised:
+            send()
+        assert isinstance(raised.value, SdkError)
+    for _ in range(5):
+        with pytest.raises(upstash_middleware.Refused):
+            redis.set("k", too_large)
+    assert redis.ping() == "PONG"
+
+
+def test_a_value_above_the_size_limit_fails_no_concurrent_command(server: LocalUpstash) -> None:
+    async def main() -> list[Any]:
+        async with AsyncRedis(server.url, server.token, deadline=20.0) as redis:
+            large = redis.set("k", "x" * (10 * 1024 * 1024 + 1))
+            return await asyncio.gather(
+                *(redis.ping() for _ in range(9)),
+                large,
+                *(redis.ping() for _ in range(9)),
+                return_exceptions=True,
+            )
+
+    results = run(main())
+    assert isinstance(results.pop(9), upstash_middleware.Refused)
+    assert results == ["PONG"] * 18
 
 
 def test_the_environment_names_the_database(

@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from upstash_middleware.core.flow import Command
-from upstash_middleware.errors import CommandError, Refused, UnexpectedAnswer, UpstashError
+from upstash_middleware.errors import (
+    CommandError,
+    Refusal,
+    Refused,
+    UnexpectedAnswer,
+    UpstashError,
+)
 from upstash_middleware.upstash import protocol
 from upstash_middleware.upstash.protocol import Response, decode, decode_replies
 
@@ -256,6 +262,20 @@ class TestAnswersAsAWhole:
     def test_another_status_is_an_unexpected_answer_that_names_it(self, status):
         with pytest.raises(UnexpectedAnswer, match=str(status)):
             decode(Response(status, JSON, b'{"result":1}'), 1, "")
+
+    @pytest.mark.parametrize("expected", [1, 2])
+    @pytest.mark.parametrize("transaction", [False, True])
+    def test_a_413_of_upstash_refuses_the_size(self, expected, transaction):
+        said = "ERR max request size exceeded. Limit: 10485760 bytes, Actual: 12000004 bytes."
+        answer = Response(413, JSON, json.dumps({"error": said}).encode())
+        with pytest.raises(Refused) as raised:
+            decode(answer, expected, "", transaction=transaction)
+        assert (str(raised.value), raised.value.kind) == (said, Refusal.SIZE)
+
+    @pytest.mark.parametrize("body", [b"<html>", b'{"error":"no"}', b"[1]", b"[" * 10_000])
+    def test_a_413_of_a_proxy_is_an_unexpected_answer(self, body):
+        with pytest.raises(UnexpectedAnswer, match="413"):
+            decode(Response(413, JSON, body), 1, "")
 
     def test_one_error_for_a_pipeline_is_no_members_error(self):
         said = b'{"error":"ERR failed to parse pipeline request"}'

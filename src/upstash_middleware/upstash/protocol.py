@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlsplit
 
@@ -230,6 +231,8 @@ def decode(
                 f"Upstash rejected the token with status {response.status}: "
                 f"{_excerpt(response.body.decode('utf-8', 'replace'), secret)}"
             )
+        if response.status == 413:
+            _refuse_size(response, secret)
         raise _unexpected_answer(response, secret, "the status is neither 200 nor 400")
     replies: list[Reply] | CommandError
     try:
@@ -259,6 +262,14 @@ def refuse(reply: CommandError, secret: str) -> None:
     """Raise Refused if this reply to a pipeline's only command is about the token or the plan."""
     if refusal_in(str(reply)):
         raise Refused(_excerpt(str(reply), secret))
+
+
+def _refuse_size(response: Response, secret: str) -> None:
+    """Raise Refused if Upstash says that the request is too large; a proxy may say it too."""
+    with suppress(ValueError, RecursionError):
+        reply = _json_reply(_decode_json(response.body), base64=False)
+        if isinstance(reply, CommandError):
+            refuse(reply, secret)
 
 
 def decode_replies(data: bytes) -> list[Reply]:
@@ -383,7 +394,7 @@ def _unexpected_answer(response: Response, secret: str, reason: str) -> Unexpect
 def _excerpt(text: str, secret: str) -> str:
     """Return the beginning of a text from outside, on one line, without the secret."""
     shown = text.replace(secret, "[token]") if secret else text
-    return re.sub(r"[^\x20-\x7e]+", " ", shown)[:160]
+    return re.sub(r"[^\x20-\x7e]+", " ", shown)[:200]
 
 
 # HTTP/1.1 (RFC 9112) ------------------------------------------------------------------------------
