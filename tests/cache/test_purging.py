@@ -416,6 +416,18 @@ def test_any_other_response_to_a_post_is_not_stored(posted, fields):
     assert not posted.visit().hit
 
 
+@pytest.mark.parametrize("bypass", ["header:x-preview", lambda asked: "x-preview" in asked.headers])
+def test_the_response_to_a_post_that_bypasses_the_cache_is_not_stored(posted, bypass):
+    rule = CacheRule("/page", bypass=bypass)
+    site = Site((rule,), options={"profile": "conforming"})
+    site.app = posted.app
+    warm(site, request())
+    site.visit(request(method="POST", x_preview="1"))
+    assert not site.visit().hit
+    site.visit(request(method="POST"))
+    assert (site.visit().hit, site.visit().body) == (True, b"POST")
+
+
 def test_it_is_reported_whether_the_response_to_a_post_was_stored(posted):
     """It is not if a purge of the page came first, or if its tags have epochs to be read."""
     posted.visit(request(method="POST"))
