@@ -21,9 +21,10 @@ import tests.django.project  # noqa: F401 - it configures Django
 from upstash_middleware import CommandError, NotStorable, Redis
 from upstash_middleware.django.sessions import SessionStore
 from upstash_middleware.errors import ConfigurationError, MissingCredentials, UpstashError
+from upstash_middleware.events import UpstashFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from upstash_middleware.local import LocalUpstash
 
@@ -353,6 +354,29 @@ def test_outside_of_requests_a_failed_revocation_is_raised(upstash: LocalUpstash
         with pytest.raises(UpstashError):
             SessionStore().delete(other.session_key)
     assert entries(other.session_key) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda session: session.bind(7),
+        lambda session: session.regenerate(),
+        lambda session: session.revoke(),
+        lambda session: session.revoke_all(7),
+    ],
+    ids=["bind", "regenerate", "revoke", "revoke_all"],
+)
+def test_a_change_of_a_session_that_fails_is_reported_once(
+    upstash: LocalUpstash, change: Callable[[SessionStore], None]
+) -> None:
+    events: list[object] = []
+    mapping = {"breaker": False, "redis": upstash, "observers": [events.append]}
+    with override_settings(UPSTASH_MIDDLEWARE=mapping):
+        session = saved(a=1)
+        with upstash.faults(fault="refuse"), pytest.raises(UpstashError):
+            change(session)
+    failed = [event for event in events if isinstance(event, UpstashFailed)]
+    assert [event.during for event in failed] == ["session save"]
 
 
 def test_a_damaged_entry_is_as_if_it_was_not_there(redis: Redis) -> None:
