@@ -43,7 +43,7 @@ from upstash_middleware.upstash import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from upstash_middleware.core.flow import Argument, Reply
 
@@ -243,6 +243,8 @@ def _breaker(deadline: float) -> Breaker:
 
 
 def _pipeline(commands: Sequence[list[Any]]) -> Pipeline:
+    if not all(commands):  # Upstash would reject the whole batch
+        raise errors.CommandError("ERR empty command")
     return Pipeline(
         tuple(
             Command(tuple(map(_argument, command)), str(command[0]).upper() in _READ_ONLY)
@@ -255,6 +257,8 @@ def _argument(value: Any) -> Argument:
     """Return an argument as text or bytes; as the SDK does it, and bytes as they are."""
     if isinstance(value, str | bytes):
         return value
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
     return dumps(value)
 
 
@@ -295,7 +299,7 @@ def _decode_text(reply: Any) -> Any:
         try:
             return reply.decode()
         except UnicodeDecodeError as error:
-            raise ValueError(
+            raise UndecodableReply(
                 f"the value of {len(reply)} bytes is not UTF-8; use decode=False to read bytes"
             ) from error
     if isinstance(reply, list):
@@ -310,17 +314,49 @@ class RedisError(errors.UpstashError, SdkError):
     """In a pipeline, the results of all its commands, with errors in place of some."""
 
 
-_SDK_ERRORS: dict[type[errors.UpstashError], Callable[..., RedisError]] = {
-    error: type(error.__name__, (error, RedisError), {"__doc__": error.__doc__})
-    for error in (
-        errors.CircuitOpen,
-        errors.CommandError,
-        errors.ConnectionLost,
-        errors.DeadlineExceeded,
-        errors.NotConnected,
-        errors.Refused,
-        errors.UnexpectedAnswer,
-    )
+class UndecodableReply(RedisError, ValueError):
+    """A reply contains bytes that are not UTF-8; ``decode=False`` returns bytes."""
+
+
+# Classes of the module, by their names, since unpickling looks them up.
+
+
+class CircuitOpen(errors.CircuitOpen, RedisError):
+    __doc__ = errors.CircuitOpen.__doc__
+
+
+class CommandError(errors.CommandError, RedisError):
+    __doc__ = errors.CommandError.__doc__
+
+
+class ConnectionLost(errors.ConnectionLost, RedisError):
+    __doc__ = errors.ConnectionLost.__doc__
+
+
+class DeadlineExceeded(errors.DeadlineExceeded, RedisError):
+    __doc__ = errors.DeadlineExceeded.__doc__
+
+
+class NotConnected(errors.NotConnected, RedisError):
+    __doc__ = errors.NotConnected.__doc__
+
+
+class Refused(errors.Refused, RedisError):
+    __doc__ = errors.Refused.__doc__
+
+
+class UnexpectedAnswer(errors.UnexpectedAnswer, RedisError):
+    __doc__ = errors.UnexpectedAnswer.__doc__
+
+
+_SDK_ERRORS: dict[type[errors.UpstashError], type[RedisError]] = {
+    errors.CircuitOpen: CircuitOpen,
+    errors.CommandError: CommandError,
+    errors.ConnectionLost: ConnectionLost,
+    errors.DeadlineExceeded: DeadlineExceeded,
+    errors.NotConnected: NotConnected,
+    errors.Refused: Refused,
+    errors.UnexpectedAnswer: UnexpectedAnswer,
 }
 
 

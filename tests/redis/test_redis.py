@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
+import pickle
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -386,6 +388,10 @@ def test_bytes_can_be_stored_and_read(redis: Redis, server: LocalUpstash) -> Non
     assert raw.pipeline().get("k").exec() == [value]
     with pytest.raises(ValueError, match="decode=False"):
         redis.get("k")
+    raw.set("k", bytearray(value))
+    assert raw.get("k") == value
+    raw.set("k", memoryview(value))
+    assert raw.get("k") == value
     raw.close()
 
 
@@ -402,6 +408,68 @@ def test_a_pipeline_keeps_the_results_of_its_other_commands(redis: Redis) -> Non
     failed, value = pipeline.exec(return_exceptions=True)
     assert isinstance(failed, upstash_middleware.CommandError)
     assert value == "v"
+
+
+def test_a_reply_that_is_not_text_is_an_error_in_its_place(
+    redis: Redis, server: LocalUpstash
+) -> None:
+    redis.set("text", "v")
+    redis.rpush("bytes", b"\xff")  # type: ignore[arg-type]
+
+    async def asynchronously(*, return_exceptions: bool) -> Any:
+        async with AsyncRedis(server.url, server.token) as async_redis:
+            pipeline: Any = async_redis.pipeline()
+            pipeline.get("text").lrange("bytes", 0, -1).get("text")
+            return await pipeline.exec(return_exceptions=return_exceptions)
+
+    first, failed, third = run(asynchronously(return_exceptions=True))
+    assert (first, third) == ("v", "v")
+    assert isinstance(failed, ValueError)
+    assert isinstance(failed, SdkError)
+    assert "decode=False" in str(failed)
+    with pytest.raises(upstash_middleware.UpstashError, match="decode=False") as raised:
+        run(asynchronously(return_exceptions=False))
+    assert raised.value.results == ["v", raised.value, "v"]  # type: ignore[attr-defined]
+
+
+def test_an_empty_command_is_an_error_as_with_the_sdk(redis: Redis) -> None:
+    pipeline = redis.pipeline()
+    pipeline.execute(["GET", "k"]).execute([])
+    for execute in (partial(redis.execute, []), pipeline.exec):
+        with pytest.raises(SdkError, match="ERR empty command"):
+            execute()
+    with pytest.raises(upstash_middleware.CommandError):
+        redis.execute([])
+
+
+@pytest.mark.parametrize("copied", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_errors_can_be_copied_and_pickled_with_their_results(
+    redis: Redis, server: LocalUpstash, copied: Callable[[Any], Any]
+) -> None:
+    def call(redis: Any, value: str) -> Any:
+        try:
+            return redis.pipeline().set("k", value).lpush("k", value).exec()
+        except SdkError as error:
+            return error
+
+    redis.rpush("bytes", b"\xff")  # type: ignore[arg-type]
+    pipeline: Any = redis.pipeline()
+    with raw_server(silent) as nobody:
+        failed = [
+            call(redis, "v"),
+            call(Redis(nobody.url, "token", deadline=0.1), "v"),
+            call(Redis("http://127.0.0.1:1", "token"), "v"),
+            call(Redis(server.url, "wrong"), "v"),
+            *pipeline.lpop("bytes").exec(return_exceptions=True),
+        ]
+    for error in failed:
+        other = copied(error)
+        assert type(other) is type(error)
+        assert other.args == error.args
+    assert len({type(error) for error in failed}) == 5
+    first, second = copied(failed[0]).results
+    assert first is True
+    assert isinstance(second, upstash_middleware.CommandError)
 
 
 def test_a_transaction_runs_as_one_or_not_at_all(redis: Redis, server: LocalUpstash) -> None:
