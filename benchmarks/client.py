@@ -144,7 +144,7 @@ def _call(kind: str) -> Callable[[], object]:
 
     from upstash_middleware import Redis  # noqa: PLC0415
 
-    redis: Any = (upstash_redis.Redis if "." in kind else Redis).from_env()
+    redis: Any = upstash_redis.Redis.from_env() if "." in kind else Redis.from_env()
     return lambda: redis.get("benchmark")
 
 
@@ -162,7 +162,8 @@ def _async_call(kind: str, rule: str) -> Callable[[], Awaitable[Any]]:
 
     from upstash_middleware import AsyncRedis  # noqa: PLC0415
 
-    redis: Any = (upstash_redis.asyncio.Redis if "." in kind else AsyncRedis).from_env()
+    sdk = upstash_redis.asyncio.Redis
+    redis: Any = sdk.from_env() if "." in kind else AsyncRedis.from_env()
     return lambda: redis.get("benchmark")
 
 

@@ -16,7 +16,9 @@ SOURCE: Final = ROOT / "src" / "upstash_middleware"
 _RULE_ERRORS: Final = frozenset({"_rule_error", "_field_error"})
 """The functions for mistakes in a rule, whose last argument is the message."""
 _CONFIGURATION: Final = _RULE_ERRORS | {"ConfigurationError", "MissingCredentials"}
-_VALUES: Final = frozenset({"NotStorable", "TypeError", "ValueError", "RuntimeError"})
+_VALUES: Final = frozenset(
+    {"NotStorable", "TypeError", "UndecodableReply", "ValueError", "RuntimeError"}
+)
 _LOGS: Final = frozenset({"debug", "info", "warning", "error", "exception"})
 
 # By the beginning of the module's path; the first that fits.

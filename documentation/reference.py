@@ -118,6 +118,8 @@ _INTERNAL: Final = frozenset(
     | {"runtime_for", "tags_for", "ttl_for"}
 )
 """Methods that this package calls itself."""
+_WITH_OWN_ARGUMENTS: Final = frozenset({"from_env"})
+"""Methods of another package's interface that have other arguments here."""
 _CREATED: Final = frozenset({"CacheHandle", "Session", "UpstashCache", "caching_backend"})
 """Whose parameters no application gives: this package or another one calls them."""
 _FULLY_SHOWN: Final = "upstash_middleware.starlette.UpstashMiddleware"
@@ -227,7 +229,7 @@ def methods_of(value: type[Any]) -> dict[str, Any]:
 
 def is_anothers(value: type[Any], name: str) -> bool:
     """Whether a method is of an interface that another package documents."""
-    return any(
+    return name not in _WITH_OWN_ARGUMENTS and any(
         name in vars(base)
         for base in value.__mro__
         if not base.__module__.startswith("upstash_middleware")

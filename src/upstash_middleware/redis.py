@@ -14,10 +14,11 @@ from __future__ import annotations
 import os
 import time
 from json import dumps
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Never, Self
 
 import upstash_redis
 import upstash_redis.asyncio
+from msgspec.structs import replace
 from upstash_redis.asyncio.client import AsyncPipeline
 from upstash_redis.client import Pipeline as SyncPipeline
 from upstash_redis.commands import (
@@ -32,7 +33,9 @@ from upstash_redis.format import FORMATTERS, cast_response, format_set, ok_to_bo
 
 from upstash_middleware import errors
 from upstash_middleware.core.flow import Command, Pipeline
+from upstash_middleware.errors import ConfigurationError
 from upstash_middleware.logs import LogObserver
+from upstash_middleware.settings import read_setting
 from upstash_middleware.upstash import (
     AsyncClient,
     Breaker,
@@ -45,6 +48,7 @@ from upstash_middleware.upstash import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from upstash_middleware.core.clock import Duration
     from upstash_middleware.core.flow import Argument, Reply
 
 __all__ = ["AsyncRedis", "Redis"]
@@ -57,20 +61,37 @@ class _OverClient:
     """The classes of the client and of the commands."""
     _client: Any
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword arguments, with two of the SDK's
         self,
         url: str | None = None,
         token: str | None = None,
         *,
-        deadline: float = 1.0,
+        deadline: Duration = 1.0,
         decode: bool = True,
         transport: Any = None,
+        allow_telemetry: bool = True,
+        read_your_writes: bool = True,
+        **unsupported: Never,
     ) -> None:
+        for argument in unsupported:
+            raise TypeError(
+                f"{type(self).__name__}() got an unexpected keyword argument {argument!r}"
+                f"{_ADVICE.get(argument, '')}"
+            )
+        if not read_your_writes:
+            raise ConfigurationError(
+                f"read_your_writes: {read_your_writes!r} should be True, or left out: commands "
+                "always observe what this client has written"
+            )
+        seconds: float = read_setting("deadline", deadline)
+        url, token = read_setting("url", url), read_setting("token", token)
         credentials = Credentials.find(url=url, token=token, environ=os.environ)
+        if not allow_telemetry:
+            credentials = replace(credentials, telemetry=False)
         clients = self._made_of[0]
         own_client(transport, clients.kind)
-        options: dict[str, Any] = {"deadline": deadline, "transport": transport}
-        breaker = OnePerProcess(lambda: _breaker(deadline))
+        options: dict[str, Any] = {"deadline": seconds, "transport": transport}
+        breaker = OnePerProcess(lambda: _breaker(seconds))
         self._set_up(clients(credentials, breaker=breaker, **options), decode=decode)
 
     @classmethod
@@ -89,7 +110,11 @@ class _OverClient:
 
     @classmethod
     def from_env(cls, **options: Any) -> Self:
-        """Return an object with the URL and token from the environment, and the class's options."""
+        """Return an object with the URL and token from the environment.
+
+        Args:
+            options: The constructor's other arguments.
+        """
         return cls(**options)
 
 
@@ -99,14 +124,18 @@ class Redis(_OverClient, upstash_redis.Redis):  # type: ignore[misc]  # its from
     Args:
         url: The REST URL; default UPSTASH_REDIS_REST_URL.
         token: The REST token; default UPSTASH_REDIS_REST_TOKEN.
-        deadline: Seconds that a command, pipeline or transaction may take in all; default 1.
+        deadline: Seconds that a command, pipeline or transaction may take in all; default 1, 60 at
+            most.
         decode: Whether strings are returned as ``str``; False returns ``bytes``.
         transport: How calls are made, as in the settings: ``"sockets"``, ``"httpx"``, or your own
             ``httpx.Client`` (for ``AsyncRedis``, ``httpx.AsyncClient``), which is not closed.
+        allow_telemetry: Whether calls name the versions of this package and of Python; default
+            True, unless UPSTASH_DISABLE_TELEMETRY is set.
+        read_your_writes: Only True: commands always observe what this client has written.
+        unsupported: Other arguments of upstash-redis raise TypeError.
 
     Raises:
-        ConfigurationError: For a URL, token or transport that cannot be one, and for a URL or token
-            that is missing.
+        ConfigurationError: For an argument that is wrong, and a URL or token that is missing.
     """
 
     _made_of = (Client, JsonCommands, SearchCommands)
@@ -169,13 +198,18 @@ class AsyncRedis(_OverClient, upstash_redis.asyncio.Redis):  # type: ignore[misc
     Args:
         url: The REST URL; default UPSTASH_REDIS_REST_URL.
         token: The REST token; default UPSTASH_REDIS_REST_TOKEN.
-        deadline: Seconds that a command, pipeline or transaction may take in all; default 1.
+        deadline: Seconds that a command, pipeline or transaction may take in all; default 1, 60 at
+            most.
         decode: Whether strings are returned as ``str``; False returns ``bytes``.
         transport: How calls are made: ``"sockets"``, ``"httpx"``, or your own
             ``httpx.AsyncClient``, which is not closed.
+        allow_telemetry: Whether calls name the versions of this package and of Python; default
+            True, unless UPSTASH_DISABLE_TELEMETRY is set.
+        read_your_writes: Only True: commands always observe what this client has written.
+        unsupported: Other arguments of upstash-redis raise TypeError.
 
     Raises:
-        ConfigurationError: The URL, token or transport is wrong or missing.
+        ConfigurationError: For an argument that is wrong, and a URL or token that is missing.
     """
 
     _made_of = (AsyncClient, AsyncJsonCommands, AsyncSearchCommands)
@@ -234,6 +268,12 @@ _READ_ONLY = frozenset(
 )
 """Commands that only read, which are sent once more if they were lost on the way."""
 
+_ADVICE = {
+    "rest_encoding": "; leave it out: replies never change a byte",
+    "rest_retries": "; leave it out: a call is repeated where that is safe, within deadline=",
+    "rest_retry_interval": "; leave it out: a call is repeated where that is safe, at once",
+}
+"""On arguments of the SDK's constructors that have no meaning here."""
 
 _log = LogObserver()
 

@@ -911,5 +911,11 @@ _SETTINGS: dict[str, _Reader] = {
 }
 """How each setting is read."""
 
+
+def read_setting(name: str, value: Any) -> Any:
+    """Return the value of a setting in its one form. Raises ConfigurationError."""
+    return _SETTINGS[name](name, value)
+
+
 DEFAULTS = defaults_of(WithSettings.__init__)
 """What a setting is if nothing gives it; tests may set other defaults."""

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import inspect
 import pickle
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from upstash_redis.errors import UpstashError as SdkError
 from upstash_redis.utils import GeoSearchResult
 
 import upstash_middleware
-from tests.upstash.raw_server import raw_server, silent
+from tests.upstash.raw_server import answer, raw_server, silent
 from upstash_middleware import AsyncRedis, ConfigurationError, Redis, SyncData, SyncLimiter
 from upstash_middleware.local import LocalUpstash
 from upstash_middleware.starlette import RateLimitMiddleware
@@ -544,6 +545,62 @@ def test_the_environment_names_the_database(
         assert redis.ping() == "PONG"
     with pytest.raises(upstash_middleware.ConfigurationError):
         Redis("redis://db.example", "token")
+
+
+@pytest.fixture(params=[Redis, AsyncRedis])
+def kind(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def test_arguments_of_the_sdk_work_or_say_what_to_do(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UPSTASH_REDIS_REST_URL", "https://db.example")
+    monkeypatch.setenv("UPSTASH_REDIS_REST_TOKEN", "token")
+    for make in (partial(kind, "https://db.example", "token"), kind.from_env):
+        make(allow_telemetry=False, read_your_writes=True)
+        for argument in ("rest_encoding", "rest_retries", "rest_retry_interval"):
+            with pytest.raises(
+                TypeError, match=rf"^{kind.__name__}\(\) .*'{argument}'; leave it out"
+            ):
+                make(**{argument: 1})
+        with pytest.raises(TypeError, match=rf"^{kind.__name__}\(\) got .* argument 'other'$"):
+            make(other=1)
+        with pytest.raises(ConfigurationError, match="read_your_writes: False should be True"):
+            make(read_your_writes=False)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_telemetry_can_be_turned_off(allowed: bool) -> None:
+    with raw_server(answer(b"+PONG\r\n")) as server:
+        redis = Redis(server.url, "token", allow_telemetry=allowed)
+        assert redis.ping() == "PONG"
+        redis.close()
+    ((head, _),) = server.requests
+    assert (b"Upstash-Telemetry" in head) is allowed
+
+
+@pytest.mark.parametrize(
+    "deadline", [None, "soon", float("nan"), float("inf"), 1e10, 0, -1, b"2s", True]
+)
+def test_a_deadline_that_is_no_duration_is_refused(kind: Any, deadline: Any) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"deadline: .* should be a number of seconds above 0"
+    ):
+        kind("https://db.example", "token", deadline=deadline)
+
+
+def test_a_deadline_may_be_any_duration(server: LocalUpstash) -> None:
+    for deadline in ("2s", "500 ms", timedelta(seconds=2), 2):
+        with Redis(server.url, server.token, deadline=deadline) as redis:
+            assert redis.ping() == "PONG"
+
+
+def test_an_url_or_token_that_is_no_text_is_refused(kind: Any) -> None:
+    with pytest.raises(ConfigurationError, match="token: should be text"):
+        kind("https://db.example", b"token")
+    with pytest.raises(ConfigurationError, match="url: should be text"):
+        kind(b"https://db.example", "token")
 
 
 def test_an_async_client_is_used_on_event_loops_in_turn(server: LocalUpstash) -> None:
