@@ -845,6 +845,8 @@ class LazyProxy:
         self._find = find
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # copy asks for some before _find is set
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self._find(), name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -52,6 +53,17 @@ def test_django(upstash: LocalUpstash) -> None:
     with override_settings(UPSTASH_MIDDLEWARE={"default_limit": "100/minute"}):
         assert [django.redis.incr("visits") for _ in range(2)] == [1, 2]
         assert asyncio.run(asynchronously()) == 3
+
+
+def test_a_copy_of_the_client_of_handlers_is_the_same_client(upstash: LocalUpstash) -> None:
+    async def count(request: Request) -> PlainTextResponse:
+        await copy.copy(request.state.upstash).incr("visits")
+        return PlainTextResponse(await request.state.upstash.get("visits"))
+
+    app = Starlette(routes=[Route("/", count)])
+    app.add_middleware(starlette.UpstashMiddleware, default_limit="100/minute")
+    with TestClient(app) as client:
+        assert client.get("/").text == "1"
 
 
 def test_commands_share_connections_but_no_request_with_the_middleware(
