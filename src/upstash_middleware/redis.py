@@ -285,12 +285,18 @@ def _breaker(deadline: float) -> Breaker:
 def _pipeline(commands: Sequence[list[Any]]) -> Pipeline:
     if not all(commands):  # Upstash would reject the whole batch
         raise errors.CommandError("ERR empty command")
-    return Pipeline(
-        tuple(
-            Command(tuple(map(_argument, command)), str(command[0]).upper() in _READ_ONLY)
-            for command in commands
-        )
-    )
+    made = [
+        Command(tuple(map(_argument, command)), str(command[0]).upper() in _READ_ONLY)
+        for command in commands
+    ]
+    return Pipeline(tuple(made), alone=any(map(_may_block, commands)))
+
+
+def _may_block(command: list[Any]) -> bool:
+    """Whether the command may wait; Upstash has no others that do."""
+    if str(command[0]).upper() not in {"XREAD", "XREADGROUP"}:
+        return False
+    return "BLOCK" in [str(word).upper() for word in command[1:8]]
 
 
 def _argument(value: Any) -> Argument:

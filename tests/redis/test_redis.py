@@ -6,6 +6,8 @@ import asyncio
 import copy
 import inspect
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -518,6 +520,53 @@ def test_a_value_above_the_size_limit_is_refused_and_opens_no_circuit(redis: Red
         with pytest.raises(upstash_middleware.Refused):
             redis.set("k", too_large)
     assert redis.ping() == "PONG"
+
+
+BLOCKING = [
+    ["XREAD", "BLOCK", "0", "STREAMS", "s", "0"],
+    ["xreadgroup", "GROUP", "g", "c", "count", "1", "block", "0", "STREAMS", "s", ">"],
+]
+
+
+@pytest.mark.parametrize("command", BLOCKING, ids=["xread", "xreadgroup"])
+@pytest.mark.parametrize("kind", ["threads", "event loop"])
+def test_blocking_commands_share_no_request(
+    redis: Redis, server: LocalUpstash, kind: str, command: list[str]
+) -> None:
+    """In a shared request they would not wait, or the others would wait for them."""
+    redis.xgroup_create("s", "g", "0", mkstream=True)
+
+    def in_threads() -> list[Any]:
+        with ThreadPoolExecutor(8) as threads:
+            waiting = [threads.submit(redis.execute, command) for _ in range(8)]
+            time.sleep(0.3)
+            assert redis.ping() == "PONG"
+            for number in range(8):
+                redis.xadd("s", f"{number + 1}-0", {"f": "v"})
+            return [each.result() for each in waiting]
+
+    async def on_an_event_loop() -> list[Any]:
+        async with AsyncRedis(server.url, server.token, deadline=20.0) as async_redis:
+            waiting = [asyncio.create_task(async_redis.execute(command)) for _ in range(8)]
+            await asyncio.sleep(0.3)
+            assert await asyncio.gather(*(async_redis.ping() for _ in range(8))) == ["PONG"] * 8
+            for number in range(8):
+                await async_redis.xadd("s", f"{number + 1}-0", {"f": "v"})
+            return [*await asyncio.gather(*waiting)]
+
+    results = in_threads() if kind == "threads" else run(on_an_event_loop())
+    assert all(results)
+
+
+def test_a_server_that_hangs_opens_the_circuit() -> None:
+    with raw_server(silent) as nobody:
+        redis = Redis(nobody.url, "token", deadline=0.2)
+        for _ in range(5):
+            with pytest.raises(upstash_middleware.DeadlineExceeded, match=r"within 0\.2 s"):
+                redis.ping()
+        with pytest.raises(upstash_middleware.CircuitOpen):
+            redis.ping()
+        redis.close()
 
 
 def test_a_value_above_the_size_limit_fails_no_concurrent_command(server: LocalUpstash) -> None:

@@ -64,6 +64,8 @@ class Pipeline(Struct, frozen=True):
     """Seconds for the whole call, connecting and retries included; None for the client's."""
     yields: bool = False
     """Whether the deadline is only for a separate call: if joined, those of the others apply."""
+    alone: bool = False
+    """Whether it shares no request with others, since it may wait at the server."""
 
     def __await__(self) -> Generator[Effect, list[Reply], list[Reply]]:
         return (yield self)

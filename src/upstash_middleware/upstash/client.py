@@ -159,7 +159,8 @@ class _Client(Generic[T]):
             return _no_replies()
         here, seconds = self._begin(pipeline)
         until = time.monotonic() + seconds
-        if not self._coalesce or (members := encode_members(commands)) is None:
+        apart = pipeline.alone or not self._coalesce
+        if apart or (members := encode_members(commands)) is None:
             call = encode(commands, self._sync_token.latest)
             return self._perform(call, commands, seconds, until)
         return self._perform(members, commands, seconds, until, self._batcher(here))
