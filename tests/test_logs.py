@@ -235,6 +235,16 @@ def test_a_function_that_raises_may_lift_the_limit_and_the_log_says_so(log, name
     assert "the request was not limited by this rule" in line
 
 
+def test_the_line_of_a_circuit_says_what_applies_while_it_is_open(log):
+    of_rules, of_commands = said(
+        log,
+        CircuitOpened(5, 8, "ConnectionLost: reset"),
+        *[CircuitOpened(5, 8, "ConnectionLost: reset", commands=True)] * 2,
+    )
+    assert of_rules.endswith("); applying each rule's on_error policy")
+    assert of_commands.endswith("); Redis commands raise CircuitOpen until a probe succeeds")
+
+
 @pytest.mark.parametrize("text", ["a\r\nERROR forged", "a\x1b[2Jb", "a\u2028b", "a\x85b", "a\x00b"])
 def test_nothing_that_a_server_says_makes_a_second_line_or_a_terminal_obey(log, text):
     lines = said(log, failed(ConnectionLost(text)), CircuitOpened(5, 5, f"ConnectionLost: {text}"))

@@ -170,7 +170,7 @@ class UpstashCalled(Struct, frozen=True):
 class CircuitOpened(Struct, frozen=True):
     """Too many of the latest calls failed or were slow, so that only probes are sent to Upstash.
 
-    Until CircuitClosed, each rule's policy is applied at once.
+    Until CircuitClosed, each rule's policy is applied at once, or commands raise CircuitOpen.
     """
 
     bad: int
@@ -179,6 +179,8 @@ class CircuitOpened(Struct, frozen=True):
     """The latest calls, of which ``bad`` failed or were slow."""
     last: str
     """What was wrong with the last of them."""
+    commands: bool = False
+    """Whether they were Redis commands of the application, which now raise CircuitOpen."""
 
 
 class CircuitClosed(Struct, frozen=True):

@@ -101,8 +101,8 @@ class LogObserver:
             case UpstashAnswered() if self._outage and not self._open:
                 self._end_outage()
                 logger.warning("Upstash is reachable again", extra=_fields("UpstashAnswered"))
-            case CircuitOpened(bad, of, last):
-                self._log_circuit_opened(bad, of, last)
+            case CircuitOpened():
+                self._log_circuit_opened(event)
             case CircuitClosed(after):
                 self._log_circuit_closed(after)
             case CacheNotStored(where, why, advice, path):
@@ -182,17 +182,21 @@ class LogObserver:
                 extra=extra,
             )
 
-    def _log_circuit_opened(self, bad: int, of: int, last: str) -> None:
+    def _log_circuit_opened(self, event: CircuitOpened) -> None:
         self._open = True
-        if self._is_news("upstash", "circuit", _MINUTE):
+        effect = "applying each rule's on_error policy"
+        if event.commands:
+            effect = "Redis commands raise CircuitOpen until a probe succeeds"
+        if self._is_news("upstash", effect, _MINUTE):
             self._begin_outage("circuit")
             logger.warning(
                 "Circuit breaker opened (%d of %d calls to Upstash failed or were slow, the last "
-                "with %s); applying each rule's on_error policy",
-                bad,
-                of,
-                one_line(last),
-                extra=_fields("CircuitOpened", bad=bad, of=of),
+                "with %s); %s",
+                event.bad,
+                event.of,
+                one_line(event.last),
+                effect,
+                extra=_fields("CircuitOpened", bad=event.bad, of=event.of),
             )
 
     def _log_circuit_closed(self, after: float) -> None:

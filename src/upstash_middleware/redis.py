@@ -91,7 +91,7 @@ class _OverClient:
         clients = self._made_of[0]
         own_client(transport, clients.kind)
         options: dict[str, Any] = {"deadline": seconds, "transport": transport}
-        breaker = OnePerProcess(lambda: _breaker(seconds))
+        breaker = OnePerProcess(_breaker)
         self._set_up(clients(credentials, breaker=breaker, **options), decode=decode)
 
     @classmethod
@@ -278,8 +278,8 @@ _ADVICE = {
 _log = LogObserver()
 
 
-def _breaker(deadline: float) -> Breaker:
-    return Breaker(slow=deadline / 2, clock=time.monotonic, emit=_log)
+def _breaker() -> Breaker:
+    return Breaker(slow=None, clock=time.monotonic, emit=_log)
 
 
 def _pipeline(commands: Sequence[list[Any]]) -> Pipeline:

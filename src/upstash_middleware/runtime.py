@@ -124,7 +124,7 @@ class Runtime:
         self._clients: tuple[Client, AsyncClient] | None = None
         self._breakers = OnePerProcess(self._breaker), OnePerProcess(self._breaker)
         self._redis: tuple[tuple[Client, AsyncClient], tuple[Redis, AsyncRedis]] | None = None
-        self._redis_breaker = OnePerProcess(self._breaker)
+        self._redis_breaker = OnePerProcess(self._breaker_of_commands)
         self._denials = Denials(settings.remember_denials)
         self._leases = OnePerProcess(self._make_leases)
         self._has_leases = False
@@ -821,6 +821,9 @@ class Runtime:
     def _breaker(self) -> Breaker:
         slow = self.settings.breaker_slow or self.settings.deadline / 2
         return Breaker(slow=slow, clock=time.monotonic, emit=self.observe)
+
+    def _breaker_of_commands(self) -> Breaker:
+        return Breaker(slow=None, clock=time.monotonic, emit=self.observe)
 
 
 def _has_no_visitor(native: Any) -> bool:

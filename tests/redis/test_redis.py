@@ -522,6 +522,22 @@ def test_a_value_above_the_size_limit_is_refused_and_opens_no_circuit(redis: Red
     assert redis.ping() == "PONG"
 
 
+def test_slow_commands_open_no_circuit_and_failures_do(redis: Redis, server: LocalUpstash) -> None:
+    async def wait() -> list[Any]:
+        async with AsyncRedis(server.url, server.token, deadline=5.0) as patient:
+            blocking = ["XREAD", "BLOCK", "2600", "STREAMS", "s", "$"]
+            slow = await asyncio.gather(*(patient.execute(blocking) for _ in range(5)))
+            return [*slow, await patient.ping()]
+
+    assert run(wait()) == [[], [], [], [], [], "PONG"]
+    with server.faults(fault="bad-gateway"):
+        for _ in range(5):
+            with pytest.raises(upstash_middleware.UnexpectedAnswer):
+                redis.ping()
+        with pytest.raises(upstash_middleware.CircuitOpen):
+            redis.ping()
+
+
 BLOCKING = [
     ["XREAD", "BLOCK", "0", "STREAMS", "s", "0"],
     ["xreadgroup", "GROUP", "g", "c", "count", "1", "block", "0", "STREAMS", "s", ">"],

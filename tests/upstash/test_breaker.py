@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -120,6 +121,33 @@ def test_slow_calls_open_it(circuit):
         assert circuit.call(took=0.6)
     assert not circuit.call()
     assert circuit.emitted == [CircuitOpened(5, 5, "it took 0.6 s")]
+
+
+def test_slow_calls_of_the_application_do_not_open_it():
+    emitted: list[Any] = []
+    clock = SimpleNamespace(now=1000.0)
+    breaker = Breaker(slow=None, clock=lambda: clock.now, emit=emitted.append)
+    for error in [None, asyncio.CancelledError()] * 10:
+        call = breaker.begin()
+        clock.now += 600
+        breaker.end(call, error)
+    for _ in range(MIN_BAD_CALLS):
+        assert not emitted
+        breaker.end(breaker.begin(), ConnectionLost("gone"))
+    assert emitted == [CircuitOpened(5, 5, "ConnectionLost: gone", commands=True)]
+
+
+@pytest.mark.parametrize("deadline", [None, 0.1])
+def test_a_server_that_hangs_opens_it_whatever_the_deadline(circuit, deadline):
+    with raw_server(silent) as server:
+        breaker = OnePerProcess(lambda: circuit.breaker)
+        client = Client(Credentials(server.url, "token"), deadline=0.2, breaker=breaker)
+        for _ in range(MIN_BAD_CALLS):
+            with pytest.raises(DeadlineExceeded):
+                client.execute(pipeline(("GET", "k"), deadline=deadline))
+        with pytest.raises(CircuitOpen):
+            client.execute(GET)
+        client.close()
 
 
 GOOD = [

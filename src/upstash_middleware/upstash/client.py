@@ -11,6 +11,7 @@ again in full.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 import sys
@@ -613,7 +614,8 @@ class Breaker:
     count: Upstash has responded.
 
     Args:
-        slow: Seconds that a call may take before it counts as bad.
+        slow: Seconds that a call may take before it counts as bad; None for the application's own
+            commands, which may take long.
         clock: Counts seconds.
         emit: Called when the circuit opens and when it closes, outside of every lock.
         longest_pause: Seconds between two probes at most.
@@ -622,12 +624,13 @@ class Breaker:
     def __init__(
         self,
         *,
-        slow: float,
+        slow: float | None,
         clock: Callable[[], float],
         emit: Callable[[CircuitOpened | CircuitClosed], object],
         longest_pause: float = 10.0,
     ) -> None:
-        self._slow = slow
+        self.slow: float = math.inf if slow is None else slow
+        self._is_for_commands = slow is None
         self._longest_pause = longest_pause
         self._clock = clock
         self._emit = emit
@@ -663,11 +666,11 @@ class Breaker:
         """End a call, with the error that it ended with, which may be a cancellation."""
         began, is_probe = call
         now = self._clock()
-        if error is None and not is_probe and not self.is_open and now - began <= self._slow:
+        if error is None and not is_probe and not self.is_open and now - began <= self.slow:
             self._calls.append((now, False))
             return
         outcome = None if error is None else _outcome(error)
-        if now - began > self._slow and outcome in {None, _CANCELLED}:
+        if now - began > self.slow and outcome in {None, _CANCELLED}:
             outcome = f"it took {now - began:.2g} s"
         event: CircuitOpened | CircuitClosed | None = None
         with self._lock:
@@ -698,7 +701,7 @@ class Breaker:
             return None
         self.is_open, self._opened_at, self._pause = True, now, FIRST_PAUSE
         self._probe_at = now + self._pause
-        return CircuitOpened(bad, len(recent), outcome)
+        return CircuitOpened(bad, len(recent), outcome, self._is_for_commands)
 
 
 def _outcome(error: BaseException) -> str | None:
