@@ -28,7 +28,14 @@ from upstash_middleware.errors import (
     UnexpectedAnswer,
     UpstashError,
 )
-from upstash_middleware.upstash import AsyncClient, Credentials, Response, client
+from upstash_middleware.upstash import (
+    AsyncClient,
+    Breaker,
+    Credentials,
+    OnePerProcess,
+    Response,
+    client,
+)
 from upstash_middleware.upstash.batching import (
     ALONE_BYTES,
     MAX_BYTES,
@@ -347,7 +354,10 @@ async def test_a_lone_command_that_is_refused_is_refused_in_a_shared_call_too(wo
     await asyncio.gather(*tasks)
 
 
-@pytest.mark.parametrize("error", [UnexpectedAnswer("html"), Refused("no"), DeadlineExceeded("1")])
+@pytest.mark.parametrize(
+    "error",
+    [UnexpectedAnswer("html"), Refused("no"), DeadlineExceeded("no response within 60 s")],
+)
 def test_an_error_of_the_whole_call_is_raised_in_each_as_its_own(error):
     @playing
     async def play(world):
@@ -723,3 +733,52 @@ def test_event_loops_of_several_threads_may_begin_at_once():
             assert list(threads.map(begin_loops, range(4))) == [[[1]] * 50] * 4
     finally:
         sys.setswitchinterval(interval)
+
+
+def test_a_call_that_waited_for_most_of_its_deadline_says_nothing_about_upstash():
+    """Its error names the deadline that the caller set, not what was left of it."""
+    emitted: list[object] = []
+    breaker = OnePerProcess(
+        lambda: Breaker(slow=30.0, clock=lambda: CLOCK.now, emit=emitted.append)
+    )
+
+    async def late_calls(world, number, waits):
+        for _ in range(number):
+            before = len(world.wire.calls)
+            tasks = await world.busy(before) if waits else []
+            late = world.begin(("ECHO", "late"), deadline=0.016)
+            await world.after(PATIENCE_SECONDS + 0.001 if waits else 0.0)
+            world.wire.fail(before + len(tasks), DeadlineExceeded("no response within 0.005 s"))
+            with pytest.raises(DeadlineExceeded, match=r"within 0\.016 s"):
+                await late
+            for index, task in enumerate(tasks):
+                world.wire.answer(before + index)
+                await task
+            if tasks:  # a round trip of no time, so that the next ones have to wait too
+                quick = world.begin(("ECHO", "quick"))
+                await turn()
+                world.wire.answer(before + 3)
+                await quick
+
+    async def main():
+        world = World(breaker=breaker)
+        await late_calls(world, 20, waits=True)
+        assert not emitted
+        await late_calls(world, 10, waits=False)
+        assert len(emitted) == 1
+
+    asyncio.run(main())
+
+
+@playing
+async def test_each_pipeline_of_a_call_that_hangs_is_told_its_own_deadline(world):
+    busy = await world.busy()
+    gathered = [world.begin(("ECHO", "c"), deadline=seconds) for seconds in (20.0, 30.0)]
+    await world.after(PATIENCE_SECONDS)
+    world.wire.fail(2, DeadlineExceeded("no response within 19 s"))
+    for task, named in zip(gathered, ("within 20 s", "within 30 s"), strict=True):
+        with pytest.raises(DeadlineExceeded, match=named):
+            await task
+    world.wire.answer(0)
+    world.wire.answer(1)
+    await asyncio.gather(*busy)

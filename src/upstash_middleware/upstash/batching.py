@@ -20,7 +20,13 @@ from weakref import ref
 
 from msgspec import Struct, field
 
-from upstash_middleware.errors import CommandError, ConnectionLost, Refused, UpstashError
+from upstash_middleware.errors import (
+    CommandError,
+    ConnectionLost,
+    DeadlineExceeded,
+    Refused,
+    UpstashError,
+)
 from upstash_middleware.upstash.protocol import refuse
 from upstash_middleware.upstash.transport import completed, exceeded
 
@@ -256,7 +262,9 @@ def _fail(batch: Sequence[Pending], error: Exception) -> None:
         if pending.future.done():
             continue
         own = error
-        if isinstance(error, UpstashError):
+        if isinstance(error, DeadlineExceeded):
+            own = exceeded(pending.seconds)
+        elif isinstance(error, UpstashError):
             own = type(error)(*error.args)
             own.__cause__ = error
         pending.future.set_exception(own)

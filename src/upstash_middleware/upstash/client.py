@@ -31,6 +31,7 @@ from upstash_middleware.errors import (
     CommandError,
     ConfigurationError,
     ConnectionLost,
+    DeadlineExceeded,
     NotConnected,
     Refusal,
     Refused,
@@ -177,7 +178,7 @@ class _Client(Generic[T]):
     def _batcher(self, here: _ProcessState[T]) -> ThreadBatcher | AsyncBatcher:
         raise NotImplementedError
 
-    async def _perform(  # noqa: PLR0912, PLR0913 - one coroutine less
+    async def _perform(  # noqa: C901, PLR0912, PLR0913, PLR0915 - one coroutine less
         self,
         call: Call | bytes,
         commands: Sequence[Command],
@@ -195,7 +196,8 @@ class _Client(Generic[T]):
         here, token, now = self._process, self._sync_token, time.monotonic()
         assert here is not None  # noqa: S101
         in_flight: Any = None
-        attempt = error = None
+        attempt: Attempt | None = None
+        error: BaseException | None = None
         if isinstance(call, bytes):
             if batcher is not None:
                 in_flight = batcher.enter(commands, call, seconds, until, now)
@@ -204,6 +206,7 @@ class _Client(Generic[T]):
             call = joined_call(call, len(commands), token.latest)
         opened, ahead = here.opened, time.time() - now
         breaker = here.quick_breaker if seconds < self._deadline else here.breaker
+        left = until - now
         try:
             if ahead - opened.ahead > GAP_SECONDS and (retired := opened.retire_suspended(ahead)):
                 await self._close(retired)
@@ -228,12 +231,15 @@ class _Client(Generic[T]):
             token.keep(number, response.sync_token)
             is_transaction = call.path == TRANSACTION_PATH
             replies = decode(response, len(commands), self._secret, transaction=is_transaction)
+        except DeadlineExceeded:
+            error = exceeded(seconds)  # not what was left of the deadline
+            raise error from None
         except BaseException as raised:
             error = raised
             raise
         finally:
             if breaker is not None and attempt is not None:
-                breaker.end(attempt, error)
+                breaker.end(attempt, error, had_time=left >= min(breaker.slow, seconds / 2))
             if in_flight is not None:
                 batcher.end(in_flight)
         if CommandError in map(type, replies) and (unknown := _unknown(replies, commands)):
@@ -662,8 +668,12 @@ class Breaker:
                 is_probe = self._probing = self.is_open
         return self._clock(), is_probe
 
-    def end(self, call: Attempt, error: BaseException | None) -> None:
-        """End a call, with the error that it ended with, which may be a cancellation."""
+    def end(self, call: Attempt, error: BaseException | None, *, had_time: bool = True) -> None:
+        """End a call, with the error that it ended with, which may be a cancellation.
+
+        ``had_time`` is False for a call that waited in this process for most of its deadline: that
+        there was no response in the rest says nothing about Upstash.
+        """
         began, is_probe = call
         now = self._clock()
         if error is None and not is_probe and not self.is_open and now - began <= self.slow:
@@ -672,6 +682,8 @@ class Breaker:
         outcome = None if error is None else _outcome(error)
         if now - began > self.slow and outcome in {None, _CANCELLED}:
             outcome = f"it took {now - began:.2g} s"
+        if not had_time and isinstance(error, DeadlineExceeded):
+            outcome = _CANCELLED
         event: CircuitOpened | CircuitClosed | None = None
         with self._lock:
             if is_probe:
