@@ -530,7 +530,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "path() of include()": (path("a/", include([path("a", page)])), "mark each of its views"),
     "Starlette's Mount": (Mount("/a", routes=[]), "mark its endpoint, or the application"),
     "Starlette's Route": (Route("/a", page), "mark its endpoint"),
-    "name": ("health", "give the handler itself"),
+    "name": ("health", "pass the handler itself"),
     "bound method": (Page().get, "mark the function in its class"),
     "number": (7, "a int is not a handler"),
     "object without room for a mark": (Slotted(), "cannot be marked"),

@@ -61,7 +61,7 @@ def test_that_the_prefix_is_left_out_is_said_once_for_a_process() -> None:
     (line,) = lines({})
     assert line == (
         "prefix: it is not set: applications that use this database with the same prefix share "
-        "limits, stored responses and purges; set it to a name of this application's own, or to "
+        "limits, stored responses and purges; set it to the name of this application, or to "
         "'upstash-middleware' if no other application uses the database"
     )
 
@@ -101,5 +101,5 @@ def test_a_platform_that_is_used_without_a_setting_is_named_once(
     assert record.levelno == logging.INFO
     assert vars(record)["upstash_event"] == "PlatformDetected"
     assert record.getMessage() == (
-        "client_ip: this runs on Fly, so client addresses are read as by client_ip='fly'"
+        "client_ip: this runs on Fly, so client addresses are read as with client_ip='fly'"
     )

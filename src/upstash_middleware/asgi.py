@@ -1,4 +1,4 @@
-"""The three middleware classes for any ASGI 3 application; nothing else is public here."""
+"""The middleware classes for any ASGI 3 application; no other name here is public."""
 
 from __future__ import annotations
 
@@ -67,28 +67,28 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _CLIENT_SCOPES = frozenset({"http", "websocket"})
-"""The types of scopes of requests and of WebSocket connections."""
+"""The scope types of requests and of WebSocket connections."""
 RUNTIME = "upstash_middleware.runtime"
-"""The scope's key for the runtime that limits in front of handlers share: that of the innermost
-middleware with its own limits, otherwise that of the outermost."""
+"""The scope's key for the runtime that decorators use: the runtime of the innermost middleware
+that has its own limits, or else of the outermost middleware."""
 DATA = "upstash_middleware.data"
-"""The scope's key for a function that returns the Data, preferably that of a cache."""
+"""The scope's key for a function that returns the Data, preferably of a middleware with a cache."""
 STREAM = "upstash_middleware.stream"
 """The scope's key for the ResponseStream."""
 _SESSION = "upstash_middleware.session"
-"""The scope's key by which inner caches learn whether the session is used."""
+"""The scope's key through which inner caches learn whether the session is used."""
 _REFRESHED = "upstash_middleware.refreshed"
 """The scope's key for the exchange of a background revalidation."""
 _INNER = "upstash_middleware.handed"
-"""The scope's key in which a rate limit passes an exchange to the cache directly inside it."""
+"""The scope's key in which a rate limit passes its exchange to the cache directly inside it."""
 
 DENIAL_EXTENSION = "websocket.http.response"
 TRY_AGAIN_LATER = 1013
 _FILES = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
-"""The messages that make a server send a file itself; its extensions have the same names."""
+"""Messages that tell the server to send a file; the ASGI extensions have the same names."""
 HTTP_1 = frozenset({"1.0", "1.1"})
 _SENDING_SECONDS: Final = 1.0
-"""After so long in one ``send``, it is checked whether the client is still connected."""
+"""If one ``send`` takes longer than this, check whether the client is still connected."""
 
 
 class CacheHandle:
@@ -108,28 +108,27 @@ class CacheHandle:
     ) -> None:
         """Invalidate stored responses: ``await request.state.cache.purge("/tea?size=2")``.
 
-        It does nothing where the middleware is disabled.
+        It does nothing if the middleware is disabled.
 
         Args:
             *urls: Paths with their query, or whole URLs; each is purged with all its variants.
-            tags: Tags, with their colon-descendants: ``product`` purges ``product:7``.
+            tags: Tags. A tag includes all tags below it: ``product`` also purges ``product:7``.
             directories: Paths that end in a slash: ``/products/`` includes all URLs that begin with
-                it. They need the setting ``purge_directories``.
-            rules: Paths of cache rules, of which everything that they cover is purged. They need
+                it. Requires the setting ``purge_directories``.
+            rules: Paths of cache rules. All responses that these rules cover are purged. Requires
                 the setting ``purge_directories``.
             everything: Whether all stored responses are purged.
-            soft: Whether they may still be served stale where their rule allows it.
+            soft: Whether these responses may still be served stale if their rule allows it.
 
         Raises:
-            UpstashError: Upstash cannot be reached, for instance. Part of the purge may have been
-                done; repeat it.
-            PurgeNotPassedOn: The purge was done, and the function of the setting ``on_purge``
-                raised.
-            ValueError: A URL is invalid, a directory does not end in a slash, or no rule has a path
-                of ``rules``.
-            TypeError: Text in place of a sequence, such as ``tags="product:7"``.
-            ConfigurationError: Directories or rules without the setting ``purge_directories``, or
-                credentials are missing.
+            UpstashError: The purge failed, for instance because Upstash is unreachable. A part of
+                it may have been done; repeat it.
+            PurgeNotPassedOn: The purge was done, but the function in ``on_purge`` raised.
+            ValueError: A URL is invalid, a directory does not end in a slash, or no cache rule has
+                one of the paths in ``rules``.
+            TypeError: An argument is a string and not a sequence, such as ``tags="product:7"``.
+            ConfigurationError: ``directories`` or ``rules`` needs the setting
+                ``purge_directories``, or credentials are missing.
         """
         await self.runtime.apurge(
             *urls,
@@ -149,20 +148,20 @@ class CacheHandle:
         everything: bool = False,
         soft: bool = False,
     ) -> None:
-        """Do the same as ``purge`` in a handler that runs in a thread (a plain ``def``).
+        """Do the same as ``purge``, for a handler that runs in a thread (a plain ``def``).
 
         Args:
             *urls: Paths with their query, or whole URLs; each is purged with all its variants.
-            tags: Tags, with their colon-descendants: ``product`` purges ``product:7``.
+            tags: Tags. A tag includes all tags below it: ``product`` also purges ``product:7``.
             directories: Paths that end in a slash: ``/products/`` includes all URLs that begin with
-                it. They need the setting ``purge_directories``.
-            rules: Paths of cache rules, of which everything that they cover is purged. They need
+                it. Requires the setting ``purge_directories``.
+            rules: Paths of cache rules. All responses that these rules cover are purged. Requires
                 the setting ``purge_directories``.
             everything: Whether all stored responses are purged.
-            soft: Whether they may still be served stale where their rule allows it.
+            soft: Whether these responses may still be served stale if their rule allows it.
 
         Raises:
-            UpstashError: As for ``purge``, which raises the same exceptions.
+            UpstashError: The purge failed. The other exceptions are those of ``purge``.
         """
         self.runtime.purge(
             *urls,
@@ -175,7 +174,7 @@ class CacheHandle:
 
 
 class Middleware:
-    """A runtime around an ASGI application; the public classes differ in their runtime only."""
+    """A runtime around an ASGI application; the public subclasses differ only in their runtime."""
 
     def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
         self.app = app
@@ -183,7 +182,7 @@ class Middleware:
         self._limits = Features.RATE_LIMIT in runtime.features
         self._leads = self._limits and runtime.has_limits
         self._caches = Features.CACHE in runtime.features
-        # No other pair is joined: behind a denial or a hit, nothing further in may be charged.
+        # No other pair is joined: after a denial or a hit, inner middleware must charge nothing.
         joins = runtime.features is Features.RATE_LIMIT and isinstance(app, Middleware)
         inner = cast("Middleware", app).runtime if joins else None
         self._inner = inner if inner is not None and inner.features is Features.CACHE else None
@@ -193,13 +192,13 @@ class Middleware:
         self._data: Data | None = None
         self._data_proxy = LazyProxy(self._find_data)
         self._for_scope: Mapping[str, Any] = {DATA: self._find_data, RUNTIME: runtime}
-        """What the outermost middleware adds to a scope."""
+        """The keys that the outermost middleware adds to a scope."""
         self._for_state: dict[str, Any] = {
             "upstash": self._redis,
             "data": self._data_proxy,
             "rate_limit": UNCHECKED,
         }
-        """What it adds to the scope's state."""
+        """The keys that the outermost middleware adds to the scope's state."""
         if self._caches:
             self._for_state["cache"] = self._cache_handle
         self._serving: Mapping[str, ASGIApp] = {}
@@ -213,16 +212,16 @@ class Middleware:
         self._lifespan_state: Mapping[str, Any] = {}
 
     async def _first_http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._check_cookies(scope)  # not every server has a lifespan
+        self._check_cookies(scope)  # some servers do not send lifespan events
         self._serving = {**self._serving, "http": self._serves_http}
         await self._serves_http(scope, receive, send)
 
     def _refuse(self, app: ASGIApp, error: ConfigurationError) -> None:
-        """Raise an error of the configuration, within Starlette when the application starts.
+        """Report a configuration error; inside Starlette, when the application starts.
 
-        Starlette creates its middleware in the first call of the application, the one for the
-        lifespan. If that call raises, a server assumes that the application has no lifespan, and
-        starts. So this middleware answers that startup has failed, which ends the server.
+        Starlette creates its middleware during the first call of the application, which is for the
+        lifespan. If this call raises, a server assumes that the application has no lifespan, and
+        starts anyway. Therefore this middleware reports a failed startup, which ends the server.
         """
         if not _is_inside_starlette(app):
             raise error
@@ -231,15 +230,15 @@ class Middleware:
             if scope["type"] == "lifespan":
                 await receive()
                 await send({"type": "lifespan.startup.failed", "message": str(error)})
-            raise error.with_traceback(None)  # each time it is raised, the traceback gets longer
+            raise error.with_traceback(None)  # otherwise each raise would extend the traceback
 
         Middleware.__init__(self, app, Runtime.of({"enabled": False}, Features(0), {}))
         self._serving = {"http": fail, "websocket": fail, "lifespan": fail}
 
     def _check_cookies(self, scope: Scope) -> None:
-        """Refuse rules that would share pages made with a session that is loaded further out.
+        """Reject rules that would share pages made with a session that is loaded outside the cache.
 
-        Such a session adds its ``Vary: Cookie`` outside the cache.
+        The session middleware adds ``Vary: Cookie`` outside the cache, so the cache cannot see it.
         """
         if not self.runtime.caches:
             return
@@ -253,12 +252,12 @@ class Middleware:
                     raise ConfigurationError(
                         f"cache[{index}].vary_cookies = {rule.vary_cookies!r}: {reader} is outside "
                         f"the cache, so pages made with the session of {name!r} would be given to "
-                        f"others; add {reader} before this middleware, so that it is inside, or "
-                        f"name {name!r} too"
+                        f"other users; add {reader} before this middleware, so that it is inside, "
+                        f"or name {name!r} too"
                     )
 
     def check_route(self, scope: Scope, looked_up: tuple[Any, Any]) -> None:
-        """Compare where a request was routed to where it was looked up; for a framework's class."""
+        """Compare a request's route with the rules' path; subclasses for frameworks override it."""
 
     async def answer(
         self,
@@ -268,7 +267,7 @@ class Middleware:
         _decision: Decision | None,
         /,
     ) -> Response:
-        """Return what to send for a response of this package; for a framework's class."""
+        """Return the framework's form of a response of this package; subclasses override it."""
         return response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -280,11 +279,11 @@ class Middleware:
         await self._serving.get(kind, self.app)(scope, receive, send)
         if looked_up is not None and self._limits:
             self.check_route(scope, looked_up)
-        if self.runtime.late:  # charges of a background task, which the next request has to see
+        if self.runtime.late:  # charges from background tasks, which the next request must see
             await self.runtime.late_settled()
 
     def _add_to_state(self, scope: Scope) -> None:
-        """Add the decision and the cache for handlers, even if nothing is limited or stored."""
+        """Add the decision and the cache to the state, even if no rule applies."""
         state = scope.setdefault("state", {})
         if not state and RUNTIME not in scope:
             scope.update(self._for_scope)
@@ -293,7 +292,7 @@ class Middleware:
         state["upstash"] = self._redis
         if self._caches or DATA not in scope:
             scope[DATA] = self._find_data
-            # The application may have an object of that name in its lifespan's state.
+            # The lifespan state of the application may have an object named "data".
             if isinstance(state.get("data", self._data_proxy), LazyProxy):
                 state["data"] = self._data_proxy
         if self._leads or RUNTIME not in scope:
@@ -304,7 +303,7 @@ class Middleware:
 
     def _find_data(self) -> Data:
         if self._data is None:
-            from upstash_middleware.data import Data  # noqa: PLC0415 - if it is used
+            from upstash_middleware.data import Data  # noqa: PLC0415 - only if used
 
             self._data = Data.over(lambda: self.runtime)
         return self._data
@@ -355,23 +354,23 @@ class Middleware:
             if not await stream.send_fallback(error):
                 raise
         finally:
-            # It refers to the scope: a cycle would outlive the request.
+            # The stream refers to the scope: without this, the cycle would outlive the request.
             scope.pop(STREAM, None)
             if not stream.finished:
                 await stream.finish(complete=False)
 
     def _show_session(self, scope: Scope, exchange: Exchange) -> None:
-        """Show handlers their session, and caches further in whether it is used."""
+        """Add the session to the scope, and tell inner caches whether it is used."""
         saving: Any = exchange.saving
-        if BACKGROUND_REQUEST in scope:  # a cache further out revalidates: there is no client
+        if BACKGROUND_REQUEST in scope:  # an outer cache revalidates: there is no client
             saving.detach()
         saving.session.performer = self.runtime
         scope["session"], scope[_SESSION] = saving.session, saving
 
     async def _forward(self, scope: Scope, request: HTTPRequest, stream: ResponseStream) -> None:
-        """Call the application with other header fields, in the same scope.
+        """Call the application with other header fields, in the same scope object.
 
-        Code outside finds there what the application adds, and the client's fields.
+        Code outside finds the application's additions and the client's fields in this object.
         """
         clients = scope.get("headers", [])
         shown = list(request.headers.raw)
@@ -392,9 +391,9 @@ class Middleware:
     async def _respond(
         self, scope: Scope, receive: Receive, response: Response, stream: ResponseStream
     ) -> None:
-        """Send a response of ours, and revalidate it in the background if it was stale.
+        """Send a response of this package, and revalidate it in the background if it was stale.
 
-        Both at the same time: a client may take its response slowly, or never.
+        Both run concurrently, because the client may read its response slowly or never.
         """
         exchange = stream.exchange
         answer = await self.answer(scope, receive, response, exchange.decision)
@@ -412,11 +411,11 @@ class Middleware:
 
         try:
             async with anyio.create_task_group() as tasks:
-                # In a new context: context variables may contain data of the visitor.
+                # In a new context, because context variables may contain the visitor's data.
                 Context().run(tasks.start_soon, revalidate)
                 try:
                     await stream.send_whole(answer, scope["method"])
-                except Exception as raised:  # noqa: BLE001 - raised below, and not in a group
+                except Exception as raised:  # noqa: BLE001 - raised below, outside the group
                     error = raised
         finally:
             if not begun:
@@ -426,26 +425,26 @@ class Middleware:
             raise error
 
     async def _revalidate(self, visitors: Scope, refresh: Exchange) -> None:
-        """Revalidate a stored response by a request that contains nothing of the visitor's."""
+        """Revalidate a stored response with a request that contains no data of the visitor."""
         client = _RevalidationClient(visitors, lambda: refresh.kept)
         stream = ResponseStream(self.runtime, refresh, client.receive, client.send)
         try:
             scope = refresh_scope(visitors, refresh.request, self._lifespan_state)
             if "rate_limit" in visitors["state"]:
-                scope["state"]["rate_limit"] = UNCHECKED  # a limit outside counts no revalidation
+                scope["state"]["rate_limit"] = UNCHECKED  # outer limits do not count a revalidation
             self._add_to_state(scope)
             scope[_REFRESHED] = refresh
             if refresh.saving is not None:
                 self._show_session(scope, refresh)
             await self.app(scope, stream.receive, stream.send)
-        except Exception as error:  # noqa: BLE001 - the client has its response
+        except Exception as error:  # noqa: BLE001 - the client already has its response
             if not client.gave_up:
                 self.runtime.observe(UserCodeFailed("background refresh", error))
         finally:
             await stream.finish(complete=False)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Count a handshake as a request; messages of an open connection are free."""
+        """Count a handshake as a request; messages on an open connection are not counted."""
         request = request_of(scope, self._root_path)
         exchange = await self.runtime.abegin(request, engine=self.runtime.uncached)
         if exchange.decision is not None:
@@ -476,7 +475,7 @@ class Middleware:
         self._lifespan_state = scope.get("state", {})
 
         async def send_after_closing(message: Message) -> None:
-            # A server may end its event loop as soon as it gets the message.
+            # A server may end its event loop as soon as it receives this message.
             if message["type"].startswith("lifespan.shutdown."):
                 await self.runtime.aclose()
             await send(message)
@@ -508,9 +507,9 @@ class ConfiguredMiddleware(WithSettings["ASGIApp"], Middleware):
 
 
 def _cookies_inside(app: object) -> dict[str, str]:
-    """Return the cookies of middleware inside, each with the class that reads it.
+    """Return the cookies that middleware inside reads, each with the name of the class.
 
-    Those of this package and of Starlette, and of others that name their cookie in the same way.
+    This covers middleware of this package, of Starlette, and any that names its cookie likewise.
     """
     found = {}
     while app is not None:
@@ -524,15 +523,15 @@ def _cookies_inside(app: object) -> dict[str, str]:
 
 
 def _cookies_outside(app: object, cache: type) -> dict[str, str]:
-    """Return the cookies of middleware outside a cache, each with the class that reads it.
+    """Return the cookies that middleware outside a cache reads, each with the name of the class.
 
-    A page that is made with a session loaded further out depends on it, although the cache and what
-    is inside never see its cookie.
+    A page made with a session that is loaded outside depends on this session, although neither the
+    cache nor the layers inside it see its cookie.
     """
     import inspect  # noqa: PLC0415 - slow to import, and only needed at startup
 
     found = {}
-    for each in getattr(app, "user_middleware", ()):  # the outermost first
+    for each in getattr(app, "user_middleware", ()):  # outermost first
         if each.cls is cache:
             break
         if isinstance(each.cls, type) and issubclass(each.cls, Middleware):
@@ -549,19 +548,19 @@ def _cookies_outside(app: object, cache: type) -> dict[str, str]:
 
 
 class UpstashMiddleware(ConfiguredMiddleware):
-    """Rate limit and response cache in one; a hit is charged to the limit."""
+    """Rate limits and response cache in one middleware; cache hits count against the limits."""
 
     features = Features.BOTH
 
 
 class RateLimitMiddleware(ConfiguredMiddleware):
-    """The rate limit alone; directly outside a CacheMiddleware both take one round trip."""
+    """Rate limits only. Directly outside a CacheMiddleware, both need one round trip in total."""
 
     features = Features.RATE_LIMIT
 
 
 class CacheMiddleware(ConfiguredMiddleware):
-    """The response cache alone; outside a RateLimitMiddleware its hits are not charged."""
+    """Response cache only. Outside a RateLimitMiddleware, its hits count against no limit."""
 
     features = Features.CACHE
 
@@ -569,8 +568,8 @@ class CacheMiddleware(ConfiguredMiddleware):
 class SessionMiddleware(Middleware):
     """Sessions on Upstash, with the arguments of Starlette's SessionMiddleware.
 
-    Handlers find the session at ``request.session``. In ``UpstashMiddleware`` the setting
-    ``sessions`` does the same, in one round trip with limits and cache.
+    Handlers use ``request.session``. The setting ``sessions`` of ``UpstashMiddleware`` does the
+    same, in one round trip together with limits and cache.
     """
 
     features: ClassVar[Features] = Features.SESSIONS
@@ -611,32 +610,32 @@ class SessionMiddleware(Middleware):
 
         Args:
             app: The application.
-            secret_key: One key, or several of which the first signs; see SessionSettings.
-            session_cookie: The cookie's name.
-            max_age: Seconds for which browsers keep the cookie; None until they are closed.
-            path: The paths that browsers send it to.
+            secret_key: One key, or several keys, of which the first one signs; see SessionSettings.
+            session_cookie: The name of the session cookie.
+            max_age: Lifetime of the cookie in seconds; None until the browser is closed.
+            path: The cookie's Path attribute.
             same_site: ``"lax"``, ``"strict"`` or ``"none"``.
-            https_only: Whether it is sent over HTTPS only.
-            domain: The domain whose subdomains get it too.
-            partitioned: Whether each site that embeds this one has its own.
+            https_only: Whether browsers send the cookie over HTTPS only.
+            domain: The cookie's Domain attribute; its subdomains get the cookie too.
+            partitioned: Whether each site that embeds this one has a separate cookie.
             idle_timeout: Seconds after which an unused session ends.
             absolute_timeout: Seconds after which a session ends in any case.
-            paths: Patterns of the paths that use sessions; empty for all.
-            max_size: Bytes of all entries.
-            on_error: What happens if a session cannot be saved.
-            read_from: Which replica sessions are read from.
+            paths: Patterns of the paths that use sessions; empty for all paths.
+            max_size: The largest size of a session, in bytes.
+            on_error: What happens if a session cannot be saved, as in SessionSettings.
+            read_from: The replica that sessions are read from.
             config: The path of a rule file: these settings in TOML.
             enabled: False turns the sessions off, as does UPSTASH_MIDDLEWARE_ENABLED=0.
             url: The database's REST URL; default UPSTASH_REDIS_REST_URL, then KV_REST_API_URL.
-            token: Its token; default UPSTASH_REDIS_REST_TOKEN, then KV_REST_API_TOKEN.
+            token: The REST token; default UPSTASH_REDIS_REST_TOKEN, then KV_REST_API_TOKEN.
             redis: A client of this package or of upstash_redis, or a LocalUpstash, instead of both.
-            transport: How calls are made: ``"sockets"``, ``"httpx"``, or a client of httpx.
-            prefix: The beginning of every key, one for each application.
+            transport: The HTTP client: ``"sockets"``, ``"httpx"``, or an httpx client object.
+            prefix: The prefix of every key on Redis; use a different one for each application.
             secret: The key that hashes identifiers; default: derived from the token.
-            deadline: Seconds that a call to Upstash may take in all; default 1.
-            breaker: Whether a circuit breaker stops calls while half of the latest ones fail.
-            breaker_slow: Seconds from which a call counts as failed for it; default half of
-                ``deadline``.
+            deadline: Seconds that a call to Upstash may take in total; default 1.
+            breaker: Whether a circuit breaker stops calls if half of the recent ones fail.
+            breaker_slow: Seconds after which the circuit breaker counts a call as failed; default
+                half of ``deadline``.
             observers: Functions that are called with every event, in addition to the log.
 
         Raises:
@@ -670,12 +669,12 @@ class SessionMiddleware(Middleware):
         read_from: Literal["nearest", "primary"] = "nearest",
         **arguments: Unpack[Arguments],
     ) -> Runtime:
-        from upstash_middleware.core.sessions import SessionSettings  # noqa: PLC0415 - if any
+        from upstash_middleware.core.sessions import SessionSettings  # noqa: PLC0415 - only if used
 
         if "sessions" in arguments:
             raise ConfigurationError(
-                "sessions: SessionMiddleware takes its fields as arguments, such as "
-                "https_only=True; sessions= is for UpstashMiddleware"
+                "sessions: SessionMiddleware takes the session settings as arguments, such as "
+                "https_only=True; sessions= is an argument of UpstashMiddleware"
             )
         _check_arguments(arguments, SessionSettings)
         if type(secret_key).__name__ == "Secret":  # Starlette's
@@ -701,12 +700,12 @@ class SessionMiddleware(Middleware):
 
 
 def _check_arguments(arguments: Mapping[str, Any], fields: type[SessionSettings]) -> None:
-    """Raise ConfigurationError for arguments that SessionMiddleware does not have."""
+    """Raise ConfigurationError for arguments that have no effect on sessions."""
     for name in arguments:
         if name in WITHOUT_EFFECT_ON_SESSIONS:
             raise ConfigurationError(
-                f"{name}: it has no effect in SessionMiddleware, which has sessions only; use "
-                f"UpstashMiddleware({name}=…, sessions={{…}}), which has both"
+                f"{name}: this setting has no effect in SessionMiddleware; use "
+                f"UpstashMiddleware({name}=…, sessions={{…}}), which includes sessions"
             )
         if name not in DEFAULTS:
             own = [field for field in fields.__struct_fields__ if field != "setting"]
@@ -714,9 +713,9 @@ def _check_arguments(arguments: Mapping[str, Any], fields: type[SessionSettings]
 
 
 def _is_inside_starlette(app: Any) -> bool:
-    """Whether an application, around which a middleware is created, is Starlette's middleware.
+    """Return whether an application is one of Starlette's middleware, or is inside one.
 
-    Then Starlette creates that, and nobody who could catch an exception.
+    In this case Starlette creates our middleware, and no code can catch its exceptions.
     """
     while app is not None:
         if type(app).__module__ == "starlette.middleware.exceptions":
@@ -739,55 +738,55 @@ def _root_path_of(app: Any) -> str:
 
 
 class ResponseStream(Struct, eq=False):
-    """One response from the application to the server, and the end of its exchange."""
+    """Passes one response from the application to the server, and finishes its exchange."""
 
     _runtime: Runtime
     exchange: Exchange
     _receive: Receive
     _send: Send
     _sends_may_hang: bool = False
-    """Hypercorn's ``send`` may never return for a stream of HTTP/2 whose client has left."""
+    """Whether ``send`` may hang: Hypercorn's never returns if the client left an HTTP/2 stream."""
     finished: bool = False
     """Whether the exchange has been finished."""
     only_adds: bool = False
-    """Whether all that happens to the head is that field lines are added."""
+    """Whether the head only gets additional field lines."""
     _attached: list[Attached] = []
     _started: bool = False
     _announced: int | None = None
-    """Bytes still to come by Content-Length; None without one."""
+    """Remaining body bytes according to Content-Length; None without Content-Length."""
     _trailers: bool = False  # whether trailers follow the body
     _head_of_304: Message | None = None
-    """The head of a 304 that replaces a response whose body is still to be seen."""
+    """The head of a 304 that is sent once the application's whole body has been seen."""
     _replaced: bool = False
-    """Whether a whole Response has been sent in place of the application's."""
+    """Whether a Response of this package has been sent in place of the application's."""
     _passes: bool = False
-    """Whether nothing but the end of the body is of interest once the head has been sent."""
+    """Whether only the end of the body matters after the head has been sent."""
     _seen_whole: bool = True
-    """Whether every byte of the body has passed here, so that it can be stored."""
+    """Whether this object has seen every byte of the body, so that the response can be stored."""
     _client_left: bool = False
     _sending: bool = False
     _receiving: bool = False  # whether the application waits for a message
     _watching: anyio.Event | None = None
-    """Set once nothing else receives messages while one is being sent."""
-    _last_piece_passed: bool = False  # whether the server has been given the last piece
+    """Set when no watcher receives messages any more while a message is being sent."""
+    _last_piece_passed: bool = False  # whether the last piece was passed to the server
     _received_ahead: list[Message] = []
-    """Messages that were received meanwhile, for the application."""
+    """Messages for the application that were received while a message was being sent."""
 
     @property
     def path(self) -> str:
-        """The path that the middleware's rules have been matched with."""
+        """The path that the middleware's rules were matched against."""
         return self.exchange.request.path
 
     def attach(self, attached: Attached) -> None:
-        """Pass the response's head and end to a limit or cache in front of a handler."""
+        """Add a decorator's limit or cache, which gets the response's head and end."""
         self._attached.append(attached)
         self._passes = self.only_adds = False
 
     async def receive(self) -> Message:
-        """Pass on the server's message, and note that the client has left.
+        """Pass on the server's message, and note if the client has left.
 
-        An application that gets this message may cut its response short and still end it
-        properly, so a response that ends after it is not stored.
+        An application that learns this may shorten its response and still end it properly, so
+        such a response is not stored.
         """
         if self._watching is not None and not self._received_ahead:
             await self._watching.wait()
@@ -813,7 +812,7 @@ class ResponseStream(Struct, eq=False):
         return message
 
     async def send(self, message: Message) -> None:  # noqa: PLR0912
-        """Pass on the application's message, and finish right after the last byte."""
+        """Pass on the application's message, and finish the exchange right after the last byte."""
         if self._replaced:
             return
         kind = message["type"]
@@ -824,13 +823,13 @@ class ResponseStream(Struct, eq=False):
             self._started = self._passes = True
             self._trailers = message.get("trailers", False)
             lines = message.get("headers", ())
-            if not isinstance(lines, (list, tuple)):  # then read only once
+            if not isinstance(lines, (list, tuple)):  # an iterator can be read only once
                 lines = list(lines)
             added = self.exchange.added_lines(message["status"], lines)
             await self._send({**message, "headers": [*lines, *added]})
             return
-        # Everything is read before the message is sent: middleware outside may write into it, the
-        # application may fill its buffer again, and after the last byte every client leaves.
+        # Everything is read before the message is sent: outer middleware may modify the message,
+        # the application may reuse its buffer, and clients disconnect after the last byte.
         if kind == "http.response.body":
             is_last = not (self._trailers or message.get("more_body", False))
         else:
@@ -856,7 +855,7 @@ class ResponseStream(Struct, eq=False):
             await self.finish(complete=True)
 
     async def _show_and_send(self, message: Message, piece: bytes, *, is_last: bool) -> None:
-        """Show the exchange a message after the head, and pass it on."""
+        """Pass a message after the head to the exchange, and then to the server."""
         is_file = message["type"] in _FILES
         if is_file:
             self._seen_whole = False
@@ -883,7 +882,7 @@ class ResponseStream(Struct, eq=False):
 
     async def _send_head(self, message: Message) -> None:
         exchange, method = self.exchange, self.exchange.request.method
-        if self._started:  # the application has ignored that the server refuses another head
+        if self._started:  # the application ignored that the server rejects a second head
             exchange.forbid("the response was begun twice")
         self._started = True
         if exchange.saving is not None and (flow := exchange.save()) is not None:
@@ -894,7 +893,7 @@ class ResponseStream(Struct, eq=False):
             for attached in reversed(self._attached):
                 head = attached.head(head)
         answer = exchange.head(head)
-        if answer is not own or not isinstance(fields, (list, tuple)):  # then read only once
+        if answer is not own or not isinstance(fields, (list, tuple)):  # an iterator reads once
             if isinstance(answer, Response):
                 await self.send_whole(answer, method)
                 return
@@ -912,7 +911,7 @@ class ResponseStream(Struct, eq=False):
         if (
             finishes_first
             and not self._trailers
-            # A client that has the head has everything, whatever the application sends.
+            # The response is complete with its head, even if the application sends a body.
             and (method == "HEAD" or answer.status in WITHOUT_BODY or self._announced == 0)
         ):
             await self.finish(complete=not self._client_left)
@@ -925,7 +924,7 @@ class ResponseStream(Struct, eq=False):
         await self._send_on(message)
 
     async def _send_304(self, start: Message, *, complete: bool) -> None:
-        """Send the head of a 304 in place of a response that has been seen whole."""
+        """Send the head of a 304 in place of a response whose whole body has been seen."""
         self._replaced = True
         if self._runtime.finishes_first:
             await self.finish(complete=complete)
@@ -934,7 +933,7 @@ class ResponseStream(Struct, eq=False):
         await self.finish(complete=complete)
 
     async def send_whole(self, response: Response, method: str) -> None:
-        """Send a response of ours in place of the application's, without its body for HEAD."""
+        """Send a response of this package instead of the application's; for HEAD, only its head."""
         self._started = self._replaced = True
         body = b"" if method == "HEAD" else response.body
         if self._runtime.finishes_first and not body:
@@ -947,7 +946,7 @@ class ResponseStream(Struct, eq=False):
         await self.finish(complete=True)
 
     async def send_fallback(self, error: Exception) -> bool:
-        """Send a stored response in place of the application's exception; return whether it did."""
+        """Send a stored response if the application failed; return whether one was sent."""
         if self._started or self._client_left:
             return False
         for attached in self._attached:
@@ -960,12 +959,12 @@ class ResponseStream(Struct, eq=False):
         return True
 
     async def finish(self, *, complete: bool) -> None:
-        """Finish the exchange, unless it is finished already."""
+        """Finish the exchange, unless it is already finished."""
         if self.finished:
             return
         self.finished = True
         if self._attached:
-            async with AsyncExitStack() as ends:  # it calls all, also if the task is cancelled
+            async with AsyncExitStack() as ends:  # calls all of them, even if the task is cancelled
                 ends.push_async_callback(self._runtime.afinish, self.exchange, complete=complete)
                 for attached in reversed(self._attached):
                     ends.push_async_callback(attached.afinish, complete=complete)
@@ -973,7 +972,7 @@ class ResponseStream(Struct, eq=False):
             await self._runtime.aperform_to_end(flow)
 
     async def _renew(self) -> None:
-        """Renew the slots and locks on Redis while the response is sent, if that is due."""
+        """Renew slots and locks on Redis while the response is being sent, if this is due."""
         if self.exchange.holding:
             await self._runtime.aperform_to_end(self.exchange.renewal())
         for attached in self._attached:
@@ -981,14 +980,14 @@ class ResponseStream(Struct, eq=False):
                 await attached.arenew()
 
     async def _release(self) -> None:
-        """Release the lock that other processes wait for, before this client can delay it."""
+        """Release the lock for other processes before a slow client can delay this."""
         if not self.finished:
             await self._runtime.aperform_to_end(self.exchange.release())
 
     async def _send_on(
         self, message: Message, *, is_last: bool = False, complete: bool = False
     ) -> None:
-        """Send a message, and finish the exchange even if that never returns."""
+        """Send a message, and finish the exchange even if ``send`` never returns."""
         self._last_piece_passed = is_last
         try:
             if self._sends_may_hang and not self.finished:
@@ -996,7 +995,7 @@ class ResponseStream(Struct, eq=False):
             else:
                 await self._send(message)
         except BaseException:
-            self._seen_whole = False  # although the application may go on
+            self._seen_whole = False  # even if the application continues
             raise
 
     async def _send_watched(self, message: Message, *, is_last: bool, complete: bool) -> None:
@@ -1007,7 +1006,7 @@ class ResponseStream(Struct, eq=False):
             tasks.start_soon(partial(self._watch, is_last=is_last, complete=complete))
             try:
                 await self._send(message)
-            except Exception as raised:  # noqa: BLE001 - raised below, and not in a group
+            except Exception as raised:  # noqa: BLE001 - raised below, outside the exception group
                 error = raised
             tasks.cancel_scope.cancel()
         self._sending = False
@@ -1022,16 +1021,16 @@ class ResponseStream(Struct, eq=False):
         if is_last:
             await self.finish(complete=complete)
             return
-        if self._receiving:  # the application will get the message
+        if self._receiving:  # then the application gets the disconnect message
             return
         self._watching = anyio.Event()
         try:
             while not self._client_left:
                 message = self._noted(await self._receive())
                 self._received_ahead.append(message)
-                self._watching.set()  # the application may wait for it
+                self._watching.set()  # the application may be waiting for this message
                 self._watching = anyio.Event()
-                if message.get("more_body"):  # an upload, which is read at the application's pace
+                if message.get("more_body"):  # an upload, which the application reads at its pace
                     return
         finally:
             self._watching.set()
@@ -1040,7 +1039,7 @@ class ResponseStream(Struct, eq=False):
 
 
 def _ends(message: Message, trailers: bool) -> bool:
-    """Whether a message that is not a piece of the body is the last one of a response."""
+    """Return whether a message other than a body piece is the last one of a response."""
     match message["type"]:
         case "http.response.zerocopysend":
             return not (message.get("more_body", False) or trailers)
@@ -1061,11 +1060,11 @@ class Handshake(Struct, eq=False):
     _send: Send
     _answered: bool = False
     _refused: bool = False
-    """Whether the handshake was refused in place of what the application answered."""
+    """Whether the handshake was refused although the application accepted it."""
     _client_left: bool = False
 
     async def send(self, message: Message) -> None:
-        """Pass on the application's message; the first one gets the limit's fields."""
+        """Pass on the application's message; the first message gets the limits' fields."""
         if not self._answered:
             self._answered = True
             if (flow := self._exchange.save()) is not None:
@@ -1087,7 +1086,7 @@ class Handshake(Struct, eq=False):
         return message
 
     def failed(self) -> None:
-        """Note that the application has raised: a server answers an open handshake with a 500."""
+        """Note that the application raised; a server then answers an open handshake with 500."""
         if not (self._answered or self._client_left):
             self._exchange.failed()
 
@@ -1101,19 +1100,19 @@ class Handshake(Struct, eq=False):
                 status = 101
             case "websocket.http.response.start":
                 status = message["status"]
-            case _:  # closed before it was accepted: the server answers 403 (ASGI, WebSocket)
+            case _:  # closed before it was accepted: the server sends 403 (ASGI, WebSocket)
                 self._exchange.head(ResponseHead(403, NO_HEADERS))
                 return message
         head = ResponseHead(status, headers_of(message.get("headers", ())))
         sent = self._exchange.head(head)
-        if isinstance(sent, Response):  # the session could not be changed as the application wants
+        if isinstance(sent, Response):  # the application's change of the session failed
             self._refused = True
             return {"type": "websocket.close", "code": TRY_AGAIN_LATER}
         return {**message, "headers": sent.headers.lowered()}
 
 
 async def _deny_handshake(scope: Scope, receive: Receive, send: Send, denial: Response) -> None:
-    """Refuse a handshake: with the response where the server can send one, else by closing."""
+    """Refuse a handshake with a response if the server supports this, otherwise by closing."""
     await receive()  # websocket.connect
     if DENIAL_EXTENSION not in (scope.get("extensions") or {}):
         await send({"type": "websocket.close", "code": TRY_AGAIN_LATER})
@@ -1123,8 +1122,8 @@ async def _deny_handshake(scope: Scope, receive: Receive, send: Send, denial: Re
 
 
 def headers_of(pairs: Iterable[Iterable[bytes]]) -> Headers:
-    """Return header fields; a server's pairs may be lists."""
-    return Headers(map(tuple, pairs))  # type: ignore[arg-type] # each is of two
+    """Return pairs as header fields; some servers send each pair as a list."""
+    return Headers(map(tuple, pairs))  # type: ignore[arg-type] # each has two items
 
 
 def _start_message(head: ResponseHead) -> Message:
@@ -1132,7 +1131,7 @@ def _start_message(head: ResponseHead) -> Message:
     return {
         "type": "http.response.start",
         "status": head.status,
-        "headers": head.headers.lowered(),  # lower case by the specification
+        "headers": head.headers.lowered(),  # the specification requires lower case
     }
 
 
@@ -1141,13 +1140,13 @@ def _start_message(head: ResponseHead) -> Message:
 
 
 class ScopeCall(HandlerCall):
-    """One call of a handler, with the scope of its request."""
+    """One call of a handler, with the scope of the request."""
 
     __slots__ = ("scope", "stream")
 
     scope: Scope
     stream: ResponseStream | None
-    """What the middleware outside sends the response through; None without one."""
+    """The stream through which the middleware outside sends the response; None without one."""
 
     def read_scope(self, scope: Scope) -> None:
         """Read the request of the call."""
@@ -1199,17 +1198,17 @@ def data_of(scope: Scope) -> Data:
     """Return the cache for the application's own values. Raises ConfigurationError."""
     if DATA not in scope:
         raise ConfigurationError(
-            "data: this application has no middleware of this package, which has the connections; "
-            "add UpstashMiddleware, or create upstash_middleware.Data()"
+            "data: this application has no middleware of this package, whose connections it would "
+            "use; add UpstashMiddleware, or create upstash_middleware.Data()"
         )
     found: Data = scope[DATA]()
     return found
 
 
 def request_of(scope: Scope, root_path: str = "", body: RequestBody | None = None) -> HTTPRequest:
-    """Return the request of an HTTP scope, or of a WebSocket scope, whose handshake is one.
+    """Return the request of an HTTP scope, or the handshake request of a WebSocket scope.
 
-    A non-empty ``root_path`` replaces the scope's.
+    A non-empty ``root_path`` replaces the one in the scope.
     """
     headers = headers_of(scope.get("headers", ()))
     path: str = scope["path"]
@@ -1219,18 +1218,18 @@ def request_of(scope: Scope, root_path: str = "", body: RequestBody | None = Non
         path, sent = _below(root_path, path, sent)
         root_path = root_path.rstrip("/")
     elif sent != path and unquote(sent) != path:
-        # Middleware outside may have rewritten the path alone. The raw path then belongs to
+        # Outer middleware may have rewritten only the decoded path. The raw path then names
         # another resource, and two resources must never share a stored response.
         sent = ""
     for name, value in headers.raw:
         if name == b"host":
             host = value.decode("latin-1")
             break
-    else:  # a test client that does not write names in lower case
+    else:  # some test clients do not write names in lower case
         host = headers.get("host", "")
     client = scope.get("client")
     return HTTPRequest(
-        scope.get("method", "GET"),  # of a handshake: RFC 6455 §4.1
+        scope.get("method", "GET"),  # a handshake is a GET (RFC 6455 §4.1)
         path,
         headers,
         scope.get("query_string", b"").decode("latin-1"),
@@ -1245,11 +1244,11 @@ def request_of(scope: Scope, root_path: str = "", body: RequestBody | None = Non
 
 
 def _below(root_path: str, path: str, sent: str) -> tuple[str, str]:
-    """Return the path below ``root_path``, as Starlette routes on it, and the URL's as sent.
+    """Return the path below ``root_path``, which Starlette routes on, and the URL path as sent.
 
-    By the ASGI specification ``path`` begins with ``root_path``, as with uvicorn and Starlette's
-    mounts. Hypercorn, granian and gunicorn leave ``path`` as the proxy sent it, which may have
-    removed the prefix.
+    In the ASGI specification ``path`` includes ``root_path``; uvicorn and Starlette's mounts follow
+    it. Hypercorn, granian and gunicorn keep ``path`` as the proxy sent it, perhaps without the
+    prefix.
     """
     whole, below = root_path.rstrip("/") + path, path
     if path.startswith(root_path) and path[len(root_path) :][:1] in {"", "/"}:
@@ -1257,7 +1256,7 @@ def _below(root_path: str, path: str, sent: str) -> tuple[str, str]:
     for url in (sent, quote(root_path.rstrip("/"), safe=PATH_SAFE) + sent):
         if unquote(url) == whole:
             return below, url
-    return below, quote(whole, safe=PATH_SAFE)  # rewritten outside: see request_of
+    return below, quote(whole, safe=PATH_SAFE)  # rewritten by outer middleware: see request_of
 
 
 class ReceivedBody(RequestBody):
@@ -1268,13 +1267,13 @@ class ReceivedBody(RequestBody):
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._data = bytearray()
-        """One object, since a client may send each byte in a message of its own."""
+        """One growing buffer, because a client may send each byte in a separate message."""
         self._is_whole = False
-        self._other: Message | None = None  # that the client has left
+        self._other: Message | None = None  # the disconnect message
         self._replays = False
 
     async def read(self, limit: int) -> bytes | None:
-        """See RequestBody; it waits for the client as an application would."""
+        """Read the body at the client's pace, as an application would; see RequestBody."""
         while not (self._is_whole or self._other) and len(self._data) <= limit:
             message = await self._receive()
             if message["type"] != "http.request":
@@ -1303,7 +1302,7 @@ _TO_ROUTE = (
     "raw_path",
     "root_path",
     "server",
-    # Keys of Starlette: the application, and those that a mount outside of the middleware adds.
+    # Starlette's keys: the application, and the keys that a mount outside the middleware adds.
     "app",
     "app_root_path",
     "path_params",
@@ -1312,10 +1311,10 @@ _TO_ROUTE = (
 
 
 def refresh_scope(scope: Scope, request: HTTPRequest, lifespan_state: Mapping[str, Any]) -> Scope:
-    """Return the scope of a background revalidation, made from that of the visitor's request.
+    """Return the scope of a background revalidation, made from the scope of a visitor's request.
 
-    It has what applications need to route it, and nothing of the visitor: no address, no state,
-    no extensions, and nothing that middleware outside has added.
+    It contains only what routing needs, and no data of the visitor: no address, no state, no
+    extensions, and no keys that outer middleware has added.
     """
     kept = {name: scope[name] for name in _TO_ROUTE if name in scope}
     return {
@@ -1332,8 +1331,8 @@ def refresh_scope(scope: Scope, request: HTTPRequest, lifespan_state: Mapping[st
 class _RevalidationClient:
     """The client of a background revalidation.
 
-    It sends a request without a body, and stays connected until it has the whole response, or all
-    of it that is ``wanted``: a response that is not stored may never end.
+    It sends a request without a body. It disconnects after the whole response, or as soon as
+    ``wanted()`` is false: a response that is not stored may never end.
     """
 
     __slots__ = ("_left", "_raises", "_requested", "_wanted", "gave_up")
@@ -1346,10 +1345,10 @@ class _RevalidationClient:
         self._raises = scope.get("asgi", {}).get("spec_version", "2.0") >= "2.4"
         self._wanted = wanted
         self.gave_up: bool = False
-        """Whether it has left before the response was complete."""
+        """Whether this client disconnected before the response was complete."""
 
     async def receive(self) -> Message:
-        """Return the request, and then nothing until this client leaves."""
+        """Return the request, and then block until this client disconnects."""
         if not self._requested:
             self._requested = True
             return {"type": "http.request", "body": b"", "more_body": False}
@@ -1360,7 +1359,7 @@ class _RevalidationClient:
         """Receive a message of the response."""
         import anyio.lowlevel  # noqa: PLC0415
 
-        await anyio.lowlevel.checkpoint()  # other tasks would never run otherwise
+        await anyio.lowlevel.checkpoint()  # otherwise other tasks would never run
         more = message.get("more_body", False)
         self.gave_up = self.gave_up or (more and not self._wanted())
         if self.gave_up or (message["type"] == "http.response.body" and not more):

@@ -1,8 +1,8 @@
 """``Data`` and ``SyncData``: a cache for the application's own values.
 
-Both are one class over the core's flows, which ``Data`` drives on an event loop and ``SyncData`` in
-a thread. Values are on the database of the middleware, under its connections, deadlines and
-circuit breaker, and ``purge(tags=…)`` invalidates pages and values alike.
+Both are one class over the core's flows: ``Data`` runs the flows on an event loop, ``SyncData`` in
+a thread. Values are in the middleware's database and use its connections, deadlines and circuit
+breaker. ``purge(tags=…)`` invalidates both pages and values.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _WAIT = 5.0
-"""Seconds to wait by default for another call's loader."""
+"""Default number of seconds to wait for another call's loader."""
 _refreshing: set[Any] = set()
-"""Tasks that load values again in the background, which nothing else refers to."""
+"""Background tasks that reload values; this set keeps them from being garbage-collected."""
 
 
 class Memoized(Protocol[P, R_co]):
     """A memoized function or method."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        """Return a result that is kept, or call the function."""
+        """Return a stored result, or call the function."""
         ...
 
     @overload
@@ -75,7 +75,7 @@ class Memoized(Protocol[P, R_co]):
 
 
 class _Data:
-    """What ``Data`` and ``SyncData`` share."""
+    """The base class of ``Data`` and ``SyncData``."""
 
     @passing_to("_configure")
     def __init__(  # noqa: PLR0913 - settings
@@ -100,29 +100,29 @@ class _Data:
         breaker_slow: Duration | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
-        """Create it; nothing is connected.
+        """Create the cache; this opens no connection.
 
         Args:
-            kind: A name for separate keys, which ``clear()`` removes by themselves.
+            kind: The name of a separate set of keys, which ``clear()`` invalidates on its own.
             config: The path of a rule file: these settings in TOML.
-            enabled: False finds and stores nothing, as does UPSTASH_MIDDLEWARE_ENABLED=0.
+            enabled: False: nothing is found or stored, as with UPSTASH_MIDDLEWARE_ENABLED=0.
             url: The database's REST URL; default UPSTASH_REDIS_REST_URL, then KV_REST_API_URL.
-            token: Its token; default UPSTASH_REDIS_REST_TOKEN, then KV_REST_API_TOKEN.
+            token: The REST token; default UPSTASH_REDIS_REST_TOKEN, then KV_REST_API_TOKEN.
             redis: A client of this package or of upstash_redis, or a LocalUpstash, instead of both.
-            transport: How calls are made: ``"sockets"``, ``"httpx"``, or a client of httpx.
-            prefix: The beginning of every key, one for each application.
-            deadline: Seconds that a call of ``purge`` may take in all; default 1.
-            cache_deadline: Seconds that any other call may take in all; default 0.25.
-            cache_max_keep: The longest time, in seconds, for which a value with tags is kept;
-                default 7 days. Set the same in every process that purges.
-            cache_keys: Keys of at least 32 characters that sign values: the first one signs, all
-                verify. Default none.
+            transport: The HTTP client: ``"sockets"``, ``"httpx"``, or an httpx client object.
+            prefix: The prefix of every key on Redis; use a different one for each application.
+            deadline: Seconds that a call of ``purge`` may take in total; default 1.
+            cache_deadline: Seconds that any other call may take in total; default 0.25.
+            cache_max_keep: The longest lifetime of a value with tags, in seconds; default 7 days.
+                Use the same value in every process that purges.
+            cache_keys: Keys of at least 32 characters that sign values: the first key signs, and
+                every key verifies. Default none.
             cache_encrypt: Whether values are encrypted with these keys instead of signed.
-            data_l1_bytes: Bytes of this process's memory for values that were read; default 0.
-            data_l1_seconds: Seconds for which they are used; default 5, at most 60.
-            breaker: Whether a circuit breaker stops calls while half of the latest ones fail.
-            breaker_slow: Seconds from which a call counts as failed for it; default half of
-                ``deadline``.
+            data_l1_bytes: Bytes of this process's memory in which it keeps values; default 0.
+            data_l1_seconds: Seconds for which it keeps them; default 5, at most 60.
+            breaker: Whether a circuit breaker stops calls if half of the recent ones fail.
+            breaker_slow: Duration in seconds from which the circuit breaker counts a call as
+                failed; default half of ``deadline``.
             observers: Functions that are called with every event, in addition to the log.
 
         Raises:
@@ -141,26 +141,26 @@ class _Data:
 
     @classmethod
     def over(cls, find: Callable[[], Runtime], kind: str = "data") -> Self:
-        """Return an object that gets its runtime from ``find`` at each call.
+        """Return an object that calls ``find`` for its runtime at each call.
 
         Args:
-            find: Returns the runtime of a middleware.
-            kind: A name for separate keys.
+            find: A function that returns the runtime of a middleware.
+            kind: The name of a separate set of keys.
         """
         made = cls.__new__(cls)
-        made._kind, made._find = kind, find  # noqa: SLF001 - it is one of these
+        made._kind, made._find = kind, find  # noqa: SLF001 - an object of this class
         return made
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(kind={self._kind!r})"
 
-    # Flows, and what they are made of.
+    # Flows, and their helpers.
 
     @property
     def _store(self) -> DataStore:
         return self._find().data(self._kind)
 
-    def _set(  # noqa: PLR0913 - those of ``set``
+    def _set(  # noqa: PLR0913 - the parameters of ``set``
         self,
         values: Mapping[str, Any],
         ttl: Duration,
@@ -179,7 +179,7 @@ class _Data:
         write = store.add if adds else store.set
         return write(key, payload, seconds, every, strict=strict)
 
-    def _loading(  # noqa: PLR0913, PLR0917 - those of ``get_or_set``
+    def _loading(  # noqa: PLR0913, PLR0917 - the parameters of ``get_or_set``
         self,
         key: str,
         ttl: Duration,
@@ -208,7 +208,7 @@ class _Data:
     def _memoized(
         self, function: Any, key: Any, tags: Any, options: dict[str, Any], *, is_async: bool
     ) -> Any:
-        """Return a function or method whose results are kept; see ``Data.memoize``."""
+        """Return a function or method whose results are stored; see ``Data.memoize``."""
         _check_function(self, function, is_async=is_async)
         find, find_tags = _key_function(function, key), from_arguments(tags, function)
         get_or_set: Any = self.get_or_set  # type: ignore[attr-defined] # of both classes
@@ -242,10 +242,10 @@ class _Data:
 
 
 class SyncData(_Data):
-    """A cache for the application's own values, in threads; see ``Data``, for event loops.
+    """A cache for the application's own values, for threads; ``Data`` is for event loops.
 
-    ``upstash_middleware.flask.data``, ``upstash_middleware.django.data`` and, in WSGI,
-    ``environ["upstash_middleware.data"]`` are of this class.
+    This is the class of ``upstash_middleware.flask.data``, ``upstash_middleware.django.data`` and,
+    in WSGI, ``environ["upstash_middleware.data"]``.
     """
 
     @overload
@@ -255,22 +255,22 @@ class SyncData(_Data):
     @overload
     def get(self, key: str, default: Any = None, *, type: Any = None) -> Any: ...
     def get(self, key: str, default: Any = None, *, type: Any = None) -> Any:  # noqa: A002 - the type, as everywhere
-        """Return a value; ``default`` if there is none, or Upstash fails.
+        """Return a value, or ``default`` if the key has no value or Upstash fails.
 
         Args:
             key: Text.
-            default: What is returned if there is none, or Upstash fails. A stored None is a value.
-            type: The dataclass, Struct or pydantic model that it is to become, or a type made of
-                these such as ``list[Product]``; what is stored and is not of it counts as missing.
+            default: Returned if there is no value or Upstash fails. A stored None is a value.
+            type: The type to convert to: a dataclass, Struct or pydantic model, or a type made of
+                these such as ``list[Product]``. A stored value that does not fit counts as missing.
         """
         return self._run(self._store.get(key, default, type), default)
 
     def get_many(self, keys: Iterable[str], *, type: Any = None) -> dict[str, Any]:  # noqa: A002 - the type, as everywhere
-        """Return the values that there are, by key, in one command.
+        """Return the values that exist, by key, in one command.
 
         Args:
             keys: The keys.
-            type: What each is to become, as for ``get``.
+            type: The type to convert each value to, as for ``get``.
         """
         return self._run(self._store.get_many(keys, type), {})
 
@@ -288,18 +288,18 @@ class SyncData(_Data):
 
         Args:
             key: Text.
-            value: See the class; integers can be counted with ``incr``.
-            ttl: Seconds for which it is kept, at most 400 days; with tags at most the setting
+            value: A value of a type that the class lists; ``incr`` can change integers.
+            ttl: Seconds until the value expires, at most 400 days; with tags at most the setting
                 ``cache_max_keep``, 7 days by default.
-            tags: A purge of one of them, or of an ancestor (``product`` of ``product:7``), makes
-                the value missing.
-            type: Of what type the value is, if it is not one of those that the class names.
+            tags: A purge of one of these tags, or of a tag above it (``product`` for
+                ``product:7``), invalidates the value.
+            type: The type of the value, if the class does not list it.
             strict: Whether a failure of Upstash is raised.
 
         Raises:
-            NotStorable: The value would not come back equal and of the same type.
+            NotStorable: The value would not be read back as an equal value of the same type.
             ValueError: ``ttl`` or a tag is wrong.
-            UpstashError: If ``strict``.
+            UpstashError: The call failed, and ``strict`` is true.
         """
         flow = self._set({key: value}, ttl, tags, type, strict=strict)
         return self._run(flow, False)
@@ -317,9 +317,9 @@ class SyncData(_Data):
 
         Args:
             values: The values by key.
-            ttl: Seconds for which each is kept; see ``set``.
-            tags: Tags of each; see ``set``.
-            type: Of what type each is; see ``set``.
+            ttl: Seconds until each value expires; see ``set``.
+            tags: Tags of each value; see ``set``.
+            type: The type of each value; see ``set``.
             strict: Whether a failure of Upstash is raised.
         """
         flow = self._set(values, ttl, tags, type, strict=strict)
@@ -335,21 +335,21 @@ class SyncData(_Data):
         type: Any = None,  # noqa: A002 - the type, as everywhere
         strict: bool = False,
     ) -> bool:
-        """Store a value if there is none, and return whether it did.
+        """Store a value if the key has none, and return whether it was stored.
 
         Args:
             key: Text.
             value: The value; see ``set``.
-            ttl: Seconds for which it is kept; see ``set``.
-            tags: Its tags; see ``set``.
-            type: Of what type it is; see ``set``.
+            ttl: Seconds until the value expires; see ``set``.
+            tags: Tags of the value; see ``set``.
+            type: The type of the value; see ``set``.
             strict: Whether a failure of Upstash is raised.
         """
         flow = self._set({key: value}, ttl, tags, type, strict=strict, adds=True)
         return self._run(flow, False)
 
     def delete(self, *keys: str, strict: bool = False) -> bool:
-        """Delete values, and return whether any was on Redis.
+        """Delete values, and return whether Redis had any of them.
 
         Args:
             *keys: Their keys.
@@ -358,11 +358,11 @@ class SyncData(_Data):
         return self._run(self._store.delete(*keys, strict=strict), False)
 
     def touch(self, key: str, *, ttl: Duration, strict: bool = False) -> bool:
-        """Keep a value for ``ttl`` from now, and return whether there is one.
+        """Let a value expire ``ttl`` seconds from now, and return whether it exists.
 
         Args:
             key: Text.
-            ttl: Seconds for which it is kept; see ``set``.
+            ttl: Seconds until the value expires; see ``set``.
             strict: Whether a failure of Upstash is raised.
         """
         store = self._store
@@ -374,7 +374,7 @@ class SyncData(_Data):
 
         Args:
             key: Text.
-            delta: What is added; negative to subtract.
+            delta: The number to add; negative to subtract.
             ttl: Seconds until a counter that this call creates expires. An existing counter keeps
                 its expiry.
             strict: Whether a failure of Upstash is raised.
@@ -382,7 +382,7 @@ class SyncData(_Data):
         Raises:
             TypeError: ``delta`` is not an integer.
             ValueError: The value is not an integer or has tags, or the sum is beyond 2**53.
-            ConfigurationError: ``cache_keys`` is set: Redis cannot count with what it cannot read.
+            ConfigurationError: ``cache_keys`` is set: Redis cannot add to a signed value.
         """
         store = self._store
         flow = store.incr(key, delta, _seconds("ttl", ttl, store, ()), strict=strict)
@@ -403,26 +403,26 @@ class SyncData(_Data):
     ) -> R:
         """Return a value; if it is missing, load and store it.
 
-        With ``stale`` or ``early``, the one call that loads the value again waits for it, and the
-        others get the old one.
+        With ``stale`` or ``early``, the call that reloads the value waits for its loader; other
+        calls get the old value.
 
         Args:
             key: Text.
-            ttl: Seconds for which the value is kept, as for ``set``.
+            ttl: Seconds until the value expires, as for ``set``.
             loader: A function without arguments, sync or async, that returns the value.
             tags: As for ``set``.
             type: As for ``get``.
-            stale: Seconds after ``ttl`` for which the old value is returned while one call loads it
-                again, in the background; also while the loader fails. Default 0.
-            early: From 0, never, to about 1, the optimum: how likely one call loads the value again
-                before it ends, so that no call has to wait. Values that take long to load are
-                loaded earlier.
-            lock: Whether other processes wait too, which costs a missing value one more round trip
-                and command.
-            wait: Seconds to wait at most for another call's loader; then this one calls its own.
+            stale: Seconds after ``ttl`` in which the old value is returned while one call reloads
+                it in the background, or while the loader fails. Default 0.
+            early: How likely a call reloads the value before it expires, so that no call has to
+                wait: 0 is never, about 1 is the optimum. Values that take long to load are reloaded
+                earlier.
+            lock: Whether other processes wait too. For a missing value, this costs one additional
+                round trip and command.
+            wait: Seconds to wait for another call's loader; after that, this call runs its own.
 
         Raises:
-            NotStorable: The value would not come back equal and of the same type.
+            NotStorable: The value would not be read back as an equal value of the same type.
             ValueError: An argument is wrong.
         """
         loading = self._loading(key, ttl, loader, tags, type, stale, early, lock=lock, wait=wait)
@@ -447,16 +447,16 @@ class SyncData(_Data):
         lock: bool = True,
         wait: Duration = _WAIT,
     ) -> Callable[[Callable[P, R]], Memoized[P, R]]:
-        """Keep the results of a function or method.
+        """Store the results of a function or method.
 
         Args:
-            ttl: Seconds for which a result is kept, as for ``set``.
-            key: The key; or a function that returns it, which takes some of the function's
-                parameters: ``key=lambda product_id: f"product:{product_id}"``. Without it, the
-                key is the function's module, name and all its arguments, which then have to be
-                text, numbers and the like. A function inside another one, a lambda and one of the
-                module ``__main__`` need it: other functions have the same name.
-            tags: As for ``set``; or a function that returns them, as for ``key``.
+            ttl: Seconds until a result expires, as for ``set``.
+            key: The key, or a function that computes it from some of the memoized function's
+                parameters: ``key=lambda product_id: f"product:{product_id}"``. By default the key
+                consists of the function's module, name and all arguments, which then have to be
+                simple values such as text and numbers. A nested function, a lambda and a function
+                in ``__main__`` need a key, since other functions may have the same name.
+            tags: As for ``set``, or a function that computes the tags, as for ``key``.
             type: As for ``get``.
             stale: As for ``get_or_set``.
             early: As for ``get_or_set``.
@@ -464,9 +464,9 @@ class SyncData(_Data):
             wait: As for ``get_or_set``.
 
         Raises:
-            ConfigurationError: It is an async function, or a method or a function whose name is
-                not its own without ``key``; or ``key`` or one of the tags is a template.
-            NotStorable: At a call: an argument cannot be part of a key.
+            ConfigurationError: The function is async; or it needs ``key``, as a method and a nested
+                function do; or ``key`` or a tag is a template.
+            NotStorable: Raised by a call if an argument cannot be part of a key.
         """
         tags = _check_templates(key, tags)
         options = {"ttl": ttl, "type": type, "stale": stale, "early": early}
@@ -476,16 +476,16 @@ class SyncData(_Data):
     def purge(
         self, *, tags: Iterable[str] = (), everything: bool = False, soft: bool = False
     ) -> None:
-        """Invalidate the values and pages with these tags, or all values.
+        """Invalidate the values and pages with some tags, or all values.
 
         Args:
-            tags: Those of values and of stored responses, each with its descendants: ``product``
-                purges ``product:7``. The middleware's ``purge(tags=…)`` does the same.
+            tags: Tags of values and stored responses. ``product`` also purges ``product:7``. The
+                middleware's ``purge(tags=…)`` does the same.
             everything: Whether all values of this kind are invalidated; pages are not.
-            soft: Whether they may still be used where ``stale`` allows it.
+            soft: Whether the values may still be used stale if ``stale`` allows it.
 
         Raises:
-            UpstashError: It is not certain that all of it was done.
+            UpstashError: The purge failed; a part of it may have been done.
         """
         self._run(self._purge(tags, everything=everything, soft=soft), None)
 
@@ -494,7 +494,7 @@ class SyncData(_Data):
         self.purge(everything=True)
 
     def close(self) -> None:
-        """Close the connections; a later call opens new ones."""
+        """Close the connections. A later call opens new connections."""
         self._find().close()
 
     def __enter__(self) -> Self:
@@ -504,7 +504,7 @@ class SyncData(_Data):
         self.close()
 
     def _run(self, flow: Flow[T], otherwise: T) -> T:
-        """Run a flow and return its result; ``otherwise`` if everything is switched off."""
+        """Run a flow and return its result, or ``otherwise`` if the middleware is disabled."""
         runtime = self._find()
         if runtime.enabled:
             return runtime.perform(flow)
@@ -515,17 +515,18 @@ class SyncData(_Data):
 class Data(_Data):
     """A cache for the application's own values, on event loops: ``Data()``.
 
-    Each value has a TTL, may have tags, and comes back equal and of the same type or is refused
-    with NotStorable: None, booleans, numbers, text, bytes, dates and times, Decimal and UUID, and
-    lists, tuples, sets and dictionaries of them; with ``type=``, dataclasses, msgspec Structs and
-    pydantic models too.
+    Each value has a TTL and may have tags. It is read back as an equal value of the same type;
+    otherwise ``set`` raises NotStorable. Supported types are None, booleans, numbers, text, bytes,
+    dates and times, Decimal and UUID, and lists, tuples, sets and dictionaries of them; with
+    ``type=`` also dataclasses, msgspec Structs and pydantic models.
 
-    If Upstash fails, reads find nothing. Writes return False or None and are reported by the event
+    If Upstash fails, reads find nothing. Writes return False or None and emit the event
     UpstashFailed; with ``strict=True`` they raise UpstashError.
 
-    ``request.state.data`` of the ASGI middleware, ``upstash_middleware.django.async_data`` and
-    FastAPI's ``Depends(data)`` are of this class; ``SyncData`` is the same for threads. Keys are
-    text of the application's choice. Whatever differs between two users has to be in it.
+    This is the class of ``request.state.data`` of the ASGI middleware,
+    ``upstash_middleware.django.async_data`` and FastAPI's ``Depends(data)``. ``SyncData`` is the
+    same for threads. The application chooses the keys, which are text. If a value depends on the
+    user, the key has to contain the user.
     """
 
     @overload
@@ -535,22 +536,22 @@ class Data(_Data):
     @overload
     async def get(self, key: str, default: Any = None, *, type: Any = None) -> Any: ...
     async def get(self, key: str, default: Any = None, *, type: Any = None) -> Any:  # noqa: A002 - the type, as everywhere
-        """Return a value, in one command.
+        """Return a value with one command.
 
         Args:
             key: Text.
-            default: What is returned if there is none, or Upstash fails. A stored None is a value.
-            type: The dataclass, Struct or pydantic model that it is to become, or a type made of
-                these such as ``list[Product]``; what is stored and is not of it counts as missing.
+            default: Returned if there is no value or Upstash fails. A stored None is a value.
+            type: The type to convert to: a dataclass, Struct or pydantic model, or a type made of
+                these such as ``list[Product]``. A stored value that does not fit counts as missing.
         """
         return await self._run(self._store.get(key, default, type), default)
 
     async def get_many(self, keys: Iterable[str], *, type: Any = None) -> dict[str, Any]:  # noqa: A002 - the type, as everywhere
-        """Return the values that there are, by key, in one command.
+        """Return the values that exist, by key, in one command.
 
         Args:
             keys: The keys.
-            type: What each is to become, as for ``get``.
+            type: The type to convert each value to, as for ``get``.
         """
         return await self._run(self._store.get_many(keys, type), {})
 
@@ -564,25 +565,26 @@ class Data(_Data):
         type: Any = None,  # noqa: A002 - the type, as everywhere
         strict: bool = False,
     ) -> bool:
-        """Store a value, in one command, and return whether that succeeded.
+        """Store a value with one command, and return whether this succeeded.
 
-        Within ten seconds after another process has purged, and without a read since, it may count
-        as purged too; ``get_or_set`` and ``add`` always know the current state.
+        If another process has purged in the last ten seconds and this process has not read since,
+        the new value may count as purged too. ``get_or_set`` and ``add`` always know the current
+        state.
 
         Args:
             key: Text.
-            value: See the class; integers can be counted with ``incr``.
-            ttl: Seconds for which it is kept, at most 400 days; with tags at most the setting
+            value: A value of a type that the class lists; ``incr`` can change integers.
+            ttl: Seconds until the value expires, at most 400 days; with tags at most the setting
                 ``cache_max_keep``, 7 days by default.
-            tags: A purge of one of them, or of an ancestor (``product`` of ``product:7``), makes
-                the value missing.
-            type: Of what type the value is, if it is not one of those that the class names.
+            tags: A purge of one of these tags, or of a tag above it (``product`` for
+                ``product:7``), invalidates the value.
+            type: The type of the value, if the class does not list it.
             strict: Whether a failure of Upstash is raised.
 
         Raises:
-            NotStorable: The value would not come back equal and of the same type.
+            NotStorable: The value would not be read back as an equal value of the same type.
             ValueError: ``ttl`` or a tag is wrong.
-            UpstashError: If ``strict``.
+            UpstashError: The call failed, and ``strict`` is true.
         """
         flow = self._set({key: value}, ttl, tags, type, strict=strict)
         return await self._run(flow, False)
@@ -596,15 +598,15 @@ class Data(_Data):
         type: Any = None,  # noqa: A002 - the type, as everywhere
         strict: bool = False,
     ) -> bool:
-        """Store several values in one call, one command each; the arguments are those of ``set``.
+        """Store several values in one call, one command each; the arguments are as for ``set``.
 
-        They are not stored all or none: if the result is False, some may have been.
+        Storing is not atomic: if the result is False, some values may have been stored.
 
         Args:
             values: The values by key.
-            ttl: Seconds for which each is kept; see ``set``.
-            tags: Tags of each; see ``set``.
-            type: Of what type each is; see ``set``.
+            ttl: Seconds until each value expires; see ``set``.
+            tags: Tags of each value; see ``set``.
+            type: The type of each value; see ``set``.
             strict: Whether a failure of Upstash is raised.
         """
         flow = self._set(values, ttl, tags, type, strict=strict)
@@ -620,27 +622,27 @@ class Data(_Data):
         type: Any = None,  # noqa: A002 - the type, as everywhere
         strict: bool = False,
     ) -> bool:
-        """Store a value if there is none, and return whether it was stored.
+        """Store a value if the key has none, and return whether it was stored.
 
-        Of several callers at once, one gets True. False if Upstash fails.
+        If several calls run at the same time, one returns True. If Upstash fails, all return False.
 
         Args:
             key: Text.
             value: The value; see ``set``.
-            ttl: Seconds for which it is kept; see ``set``.
-            tags: Its tags; see ``set``.
-            type: Of what type it is; see ``set``.
+            ttl: Seconds until the value expires; see ``set``.
+            tags: Tags of the value; see ``set``.
+            type: The type of the value; see ``set``.
             strict: Whether a failure of Upstash is raised.
         """
         flow = self._set({key: value}, ttl, tags, type, strict=strict, adds=True)
         return await self._run(flow, False)
 
     async def delete(self, *keys: str, strict: bool = False) -> bool:
-        """Delete values, in one command, and return whether any was on Redis.
+        """Delete values in one command, and return whether Redis had any of them.
 
-        One that a purge has made invalid counts until it expires, and so does one that is being
-        loaded: to know better would take another command. A value that another process is loading
-        meanwhile is stored nevertheless; a purge of a tag prevents that.
+        A value that was invalidated by a purge counts until it expires, and so does a value that is
+        being loaded, because an exact result would need another command. A value that another
+        process is loading at this time is still stored afterwards; purge a tag to prevent this.
 
         Args:
             *keys: Their keys.
@@ -649,11 +651,11 @@ class Data(_Data):
         return await self._run(self._store.delete(*keys, strict=strict), False)
 
     async def touch(self, key: str, *, ttl: Duration, strict: bool = False) -> bool:
-        """Keep a value for ``ttl`` from now, and return whether there is one.
+        """Let a value expire ``ttl`` seconds from now, and return whether it exists.
 
         Args:
             key: Text.
-            ttl: Seconds for which it is kept; see ``set``.
+            ttl: Seconds until the value expires; see ``set``.
             strict: Whether a failure of Upstash is raised.
         """
         store = self._store
@@ -663,11 +665,11 @@ class Data(_Data):
     async def incr(
         self, key: str, delta: int = 1, *, ttl: Duration, strict: bool = False
     ) -> int | None:
-        """Add to a counter, atomically, and return the sum; None if Upstash fails.
+        """Add to a counter atomically and return the sum; None if Upstash fails.
 
         Args:
             key: Text.
-            delta: What is added; negative to subtract.
+            delta: The number to add; negative to subtract.
             ttl: Seconds until a counter that this call creates expires. An existing counter keeps
                 its expiry.
             strict: Whether a failure of Upstash is raised.
@@ -675,7 +677,7 @@ class Data(_Data):
         Raises:
             TypeError: ``delta`` is not an integer.
             ValueError: The value is not an integer or has tags, or the sum is beyond 2**53.
-            ConfigurationError: ``cache_keys`` is set: Redis cannot count with what it cannot read.
+            ConfigurationError: ``cache_keys`` is set: Redis cannot add to a signed value.
         """
         store = self._store
         flow = store.incr(key, delta, _seconds("ttl", ttl, store, ()), strict=strict)
@@ -724,27 +726,28 @@ class Data(_Data):
     ) -> Any:
         """Return a value; if it is missing, load and store it.
 
-        Of concurrent calls, in this process and in others, one calls its loader; the others wait
-        and get the same value, each a copy. They also get the exception that it raises. A value
-        that was being loaded during a purge of one of its tags is not found afterwards.
+        If several calls run at the same time, in this or other processes, one of them calls its
+        loader. The others wait and get a copy of the value, or the exception that the loader
+        raises. A value that is being loaded during a purge of one of its tags is not used
+        afterwards.
 
         Args:
             key: Text.
-            ttl: Seconds for which the value is kept, as for ``set``.
+            ttl: Seconds until the value expires, as for ``set``.
             loader: A function without arguments, sync or async, that returns the value.
             tags: As for ``set``.
             type: As for ``get``.
-            stale: Seconds after ``ttl`` for which the old value is returned while one call loads it
-                again, in the background; also while the loader fails. Default 0.
-            early: From 0, never, to about 1, the optimum: how likely one call loads the value again
-                before it ends, so that no call has to wait. Values that take long to load are
-                loaded earlier.
-            lock: Whether other processes wait too, which costs a missing value one more round trip
-                and command.
-            wait: Seconds to wait at most for another call's loader; then this one calls its own.
+            stale: Seconds after ``ttl`` in which the old value is returned while one call reloads
+                it in the background, or while the loader fails. Default 0.
+            early: How likely a call reloads the value before it expires, so that no call has to
+                wait: 0 is never, about 1 is the optimum. Values that take long to load are reloaded
+                earlier.
+            lock: Whether other processes wait too. For a missing value, this costs one additional
+                round trip and command.
+            wait: Seconds to wait for another call's loader; after that, this call runs its own.
 
         Raises:
-            NotStorable: The value would not come back equal and of the same type.
+            NotStorable: The value would not be read back as an equal value of the same type.
             ValueError: An argument is wrong.
         """
         loading = self._loading(key, ttl, loader, tags, type, stale, early, lock=lock, wait=wait)
@@ -770,19 +773,19 @@ class Data(_Data):
         lock: bool = True,
         wait: Duration = _WAIT,
     ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Memoized[P, Coroutine[Any, Any, R]]]:
-        """Keep the results of an async function or method; for others, see ``SyncData``.
+        """Store the results of an async function or method; for other functions, see ``SyncData``.
 
-        The result must depend on nothing but the key. A function that reads the current request or
-        its user returns one user's data to another, unless the user's id is in the key.
+        The result must depend only on the key. A function that reads the current request or its
+        user would return one user's data to another user, unless the key contains the user's id.
 
         Args:
-            ttl: Seconds for which a result is kept, as for ``set``.
-            key: The key; or a function that returns it, which takes some of the function's
-                parameters: ``key=lambda product_id: f"product:{product_id}"``. Without it, the
-                key is the function's module, name and all its arguments, which then have to be
-                text, numbers and the like. A function inside another one, a lambda and one of the
-                module ``__main__`` need it: other functions have the same name.
-            tags: As for ``set``; or a function that returns them, as for ``key``.
+            ttl: Seconds until a result expires, as for ``set``.
+            key: The key, or a function that computes it from some of the memoized function's
+                parameters: ``key=lambda product_id: f"product:{product_id}"``. By default the key
+                consists of the function's module, name and all arguments, which then have to be
+                simple values such as text and numbers. A nested function, a lambda and a function
+                in ``__main__`` need a key, since other functions may have the same name.
+            tags: As for ``set``, or a function that computes the tags, as for ``key``.
             type: As for ``get``.
             stale: As for ``get_or_set``.
             early: As for ``get_or_set``.
@@ -790,9 +793,9 @@ class Data(_Data):
             wait: As for ``get_or_set``.
 
         Raises:
-            ConfigurationError: It is not an async function, or a method or a function whose name
-                is not its own without ``key``; or ``key`` or one of the tags is a template.
-            NotStorable: At a call: an argument cannot be part of a key.
+            ConfigurationError: The function is not async; or it needs ``key``, as a method and a
+                nested function do; or ``key`` or a tag is a template.
+            NotStorable: Raised by a call if an argument cannot be part of a key.
         """
         tags = _check_templates(key, tags)
         options = {"ttl": ttl, "type": type, "stale": stale, "early": early}
@@ -802,16 +805,16 @@ class Data(_Data):
     async def purge(
         self, *, tags: Iterable[str] = (), everything: bool = False, soft: bool = False
     ) -> None:
-        """Invalidate values at once and for all processes; and with their tags, pages.
+        """Invalidate values, and pages with the same tags, at once and for all processes.
 
         Args:
-            tags: Those of values and of stored responses, each with its descendants: ``product``
-                purges ``product:7``. The middleware's ``purge(tags=…)`` does the same.
+            tags: Tags of values and stored responses. ``product`` also purges ``product:7``. The
+                middleware's ``purge(tags=…)`` does the same.
             everything: Whether all values of this kind are invalidated; pages are not.
-            soft: Whether they may still be used where ``stale`` allows it.
+            soft: Whether the values may still be used stale if ``stale`` allows it.
 
         Raises:
-            UpstashError: It is not certain that all of it was done.
+            UpstashError: The purge failed; a part of it may have been done.
         """
         await self._run(self._purge(tags, everything=everything, soft=soft), None)
 
@@ -820,7 +823,7 @@ class Data(_Data):
         await self.purge(everything=True)
 
     async def aclose(self) -> None:
-        """Close the connections; a later call opens new ones."""
+        """Close the connections. A later call opens new connections."""
         await self._find().aclose()
 
     async def __aenter__(self) -> Self:
@@ -830,7 +833,7 @@ class Data(_Data):
         await self.aclose()
 
     async def _run(self, flow: Flow[T], otherwise: T) -> T:
-        """Run a flow and return its result; ``otherwise`` if everything is switched off."""
+        """Run a flow and return its result, or ``otherwise`` if the middleware is disabled."""
         runtime = self._find()
         if runtime.enabled:
             return await runtime.aperform(flow)
@@ -843,7 +846,7 @@ class Data(_Data):
 
 
 def _run_in_background(runtime: Runtime, flow: Flow[Any]) -> bool:
-    """Start a task of the event loop; False if it has none, as under trio."""
+    """Start a task on the event loop; return False if there is none, as under trio."""
     asyncio: Any = sys.modules.get("asyncio")
     loop = None if asyncio is None else asyncio._get_running_loop()  # noqa: SLF001 - documented for frameworks
     if loop is None:
@@ -857,7 +860,7 @@ def _run_in_background(runtime: Runtime, flow: Flow[Any]) -> bool:
 def _seconds(
     name: str, given: Duration, store: DataStore, tags: Sequence[str], above: float = 0.0
 ) -> float:
-    """Return a duration in seconds; together with ``above``, no longer than a value is kept.
+    """Return a duration in seconds. Plus ``above``, it must not exceed a value's longest lifetime.
 
     Raises TypeError or ValueError.
     """
@@ -879,7 +882,7 @@ def _seconds(
 
 
 def _check_function(data: _Data, function: Any, *, is_async: bool) -> None:
-    """Raise ConfigurationError for what ``memoize`` cannot decorate."""
+    """Raise ConfigurationError for objects that ``memoize`` cannot decorate."""
     if not callable(function) or isinstance(function, type):
         raise ConfigurationError(
             f"memoize: {function!r} is not a function; write it directly above the function, below "
@@ -895,18 +898,18 @@ def _check_function(data: _Data, function: Any, *, is_async: bool) -> None:
 
 
 def _check_templates(key: Any, tags: Any) -> Any:
-    """Return tags that can be used again and again, as an iterator cannot.
+    """Return tags as a tuple, because an iterator can be used only once.
 
-    Refuse ``key="product:{id}"``, which would be one key for all calls, and such tags.
+    Reject templates such as ``key="product:{id}"``, which would be one key for all calls.
     """
-    if not callable(tags) and not isinstance(tags, str):  # text is refused with the value's tags
+    if not callable(tags) and not isinstance(tags, str):  # ``set`` rejects a string
         tags = tuple(tags)
     for name, text in [("key", key), *(("tags", tag) for tag in (() if callable(tags) else tags))]:
         if isinstance(text, str) and "{" in text:
             inner = text[text.index("{") + 1 :].partition("}")[0].partition(".")[0] or "id"
             right = f'lambda {inner}: {"[" if name == "tags" else ""}f"{text}"'
             raise ConfigurationError(
-                f"memoize: {name}: {text!r} is the same text for all calls, and no template; write "
+                f"memoize: {name}: {text!r} is the same text for all calls, not a template; write "
                 f"{name}={right}{']' if name == 'tags' else ''}"
             )
     return tags
@@ -915,7 +918,7 @@ def _check_templates(key: Any, tags: Any) -> Any:
 def _key_function(
     function: Any, key: str | Callable[..., str] | None
 ) -> Callable[[tuple[Any, ...], Mapping[str, Any]], str]:
-    """Return a function that computes the key from the arguments of a call."""
+    """Return a function that computes the key from a call's arguments."""
     if key is not None:
         return from_arguments(key, function)
     signature = inspect.signature(function)
@@ -924,11 +927,11 @@ def _key_function(
     name = f"{function.__module__}.{qualname}"
     problem = ""
     if qualname is None:
-        problem = "has no name that could be its key"
+        problem = "has no name to use as its key"
     elif "<" in qualname:  # <locals> or <lambda>
-        problem = "is made at each call of another function, or is a lambda: others have its name"
+        problem = "is a nested function or a lambda, so other functions may have the same name"
     elif function.__module__ == "__main__":
-        problem = "is in the program itself, and every program has a module of this name"
+        problem = "is in the module __main__, and every program has a module of this name"
     if problem and parameters[:1] not in (["self"], ["cls"]):
         what, given = getattr(function, "__name__", "name"), ", ".join(parameters)
         what = what if what.isidentifier() else "name"
@@ -956,7 +959,7 @@ def _key_function(
             except NotStorable as error:
                 raise NotStorable(
                     f"memoize: the argument {parameter!r} of {name} cannot be part of a key "
-                    f"({error}); give one, such as "
+                    f"({error}); give a key, such as "
                     f'key=lambda {parameter}: f"{function.__name__}:{{{parameter}.id}}"'
                 ) from error
         return f"{name}({','.join(texts)})"

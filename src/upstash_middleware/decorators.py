@@ -1,7 +1,7 @@
-"""The decorators ``limit``, ``cached``, ``never_cached`` and ``exempt``, for every framework.
+"""The decorators ``limit``, ``cached``, ``never_cached`` and ``exempt`` for all frameworks.
 
-A framework supplies a HandlerCall, which reads the request of one call of a handler, makes the
-response to a denied one, and attaches what a decorator adds to the handler's response.
+Each framework has a subclass of HandlerCall. It reads the request of a handler's call, makes the
+response to a denied request, and adds the decorators' fields to the handler's response.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ L = TypeVar("L")
 
 MAX_NAME_LENGTH = 64
 _LIMITS = "_upstash_middleware_limits"
-"""Where a decorated handler has the limits in front of it, outermost first."""
+"""The attribute of a decorated handler that contains its limits, outermost first."""
 
 
 # ------------------------------------------------------------------------------------------------
@@ -67,27 +67,27 @@ _LIMITS = "_upstash_middleware_limits"
 
 
 class HandlerCall:
-    """One call of a decorated handler. Each framework has a subclass with its hooks.
+    """One call of a decorated handler. Each framework has a subclass that defines these hooks.
 
-    ``read`` reads the request and sets the attributes; ``deny`` makes the response to a denied
-    request; ``enter``, ``attach`` and ``failed`` attach what a decorator adds to the response.
+    ``read`` reads the request and sets the attributes. ``deny`` makes the response to a denied
+    request. ``enter``, ``attach`` and ``failed`` add a decorator's fields to the response.
     """
 
     __slots__ = ("decorator", "handler", "method", "owner", "path", "path_params", "wrapper")
 
-    expected: ClassVar[str]  # what should be decorated, for error messages
+    expected: ClassVar[str]  # the kind of handler to decorate, for error messages
     method: str
-    path: str  # that the rules of the middleware match
+    path: str  # the path that the middleware's rules match
     path_params: Mapping[str, Any]
 
     def __init__(self, wrapper: object, handler: Any, decorator: Decorator) -> None:
         self.wrapper: object = wrapper
         self.handler: Any = handler
         self.decorator: Decorator = decorator
-        self.owner: type | None = None  # the class on whose object a method is called
+        self.owner: type | None = None  # the class of the object whose method is called
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Raises ConfigurationError if the arguments contain no request."""
+        """Read the request. Raises ConfigurationError if the arguments contain no request."""
         raise NotImplementedError
 
     @staticmethod
@@ -96,37 +96,37 @@ class HandlerCall:
 
     @staticmethod
     def decorated(wrapper: Any, decorator: Decorator) -> None:
-        """Change a wrapper that has been made."""
+        """Adjust a new wrapper."""
 
     def to_call(self, handler: Any) -> Any:
-        """Return the function to call in place of a handler."""
+        """Return the function to call instead of the handler."""
         return handler
 
     def runtime(self) -> Runtime:
-        """Return the runtime whose client limits use."""
+        """Return the runtime whose client the limits use."""
         raise NotImplementedError
 
     def cache_runtime(self) -> Runtime | None:
-        """Return the runtime of the middleware that caches, if any."""
+        """Return the runtime of the middleware with a cache, if there is one."""
         raise NotImplementedError
 
     def request(self) -> HTTPRequest:
         raise NotImplementedError
 
     def body(self) -> RequestBody | None:
-        """Return the request's body, for a limit that needs it; None if it has none."""
+        """Return the request's body for a limit that needs it; None if there is no body."""
         raise NotImplementedError
 
     def decision(self) -> Decision:
-        """Return the handler's decision: the combined one of the limits passed so far."""
+        """Return the decision so far, which combines all limits that the request has passed."""
         raise NotImplementedError
 
     def show(self, decision: Decision) -> None:
-        """Show the handler another decision."""
+        """Set the decision that the handler sees."""
         raise NotImplementedError
 
     def is_uncounted(self) -> bool:
-        """Whether no limit applies: an exempt handler, or a background revalidation."""
+        """Whether no limit applies, because the handler is exempt or this is a revalidation."""
         raise NotImplementedError
 
     def deny(self, pending: PendingExchange) -> Any:
@@ -140,54 +140,54 @@ class HandlerCall:
         """Prepare before the handler is called."""
 
     def attach(self, attached: Attached, response: Any) -> Any:  # noqa: ARG002 - a hook
-        """Return what to send for the handler's response."""
+        """Return the response to send for the handler's response."""
         return response
 
     def failed(self, attached: Attached, error: BaseException) -> None:
-        """Note that the handler has raised."""
+        """Note that the handler raised an exception."""
 
 
 class Attached:
-    """The fields that a decorator adds to the response of one call of a handler."""
+    """The header fields that a decorator adds to the response to one call of a handler."""
 
     __slots__ = ("_mark", "finished_elsewhere")
 
-    finished_elsewhere: bool  # whether something other than the decorator finishes it
-    denies: bool = False  # whether the handler is not to be called
-    holding: Sequence[object] = ()  # what is held on Redis and has to be renewed
+    finished_elsewhere: bool  # whether other code than the decorator finishes it
+    denies: bool = False  # whether the handler must not be called
+    holding: Sequence[object] = ()  # slots and locks on Redis that need renewal
 
     def __init__(self, mark: Callable[[ResponseHead], ResponseHead]) -> None:
         self._mark = mark
         self.finished_elsewhere = True
 
     def head(self, head: ResponseHead) -> ResponseHead:
-        """Return the response's head with its fields."""
+        """Return the response's head with the decorator's fields."""
         return self._mark(head)
 
     def failed(self) -> object:
-        """Note that the application raised before its response began."""
+        """Note that the application raised before its response started."""
 
     def renew(self) -> None:
-        """Renew the slots on Redis, if that is due."""
+        """Renew the slots on Redis, if this is due."""
 
     async def arenew(self) -> None:
         pass
 
     def finish(self, *, complete: bool = True) -> None:
-        """Finish it, unless that has been done."""
+        """Finish the exchange, unless it is already finished."""
 
     async def afinish(self, *, complete: bool = True) -> None:
         pass
 
 
 def completed(head: ResponseHead, denial: Response) -> ResponseHead:
-    """Return the head of an application's response to a denial, with the fields that it lacks."""
+    """Return the head of an application's response to a denial, with the missing fields added."""
     missing = completing(denial.head.headers, head.headers.names())
     return ResponseHead(head.status, head.headers.adding(*missing)) if missing else head
 
 
 class Decorator:
-    """A decorator of handlers: a limit, or a rule for storing their responses."""
+    """A decorator of handlers: a limit, or a rule for storing responses."""
 
     name: str
 
@@ -195,7 +195,7 @@ class Decorator:
         self._hooks = hooks
 
     def __call__(self, handler: F, /) -> F:
-        """Put it in front of a handler.
+        """Decorate a handler.
 
         Args:
             handler: The handler.
@@ -210,7 +210,7 @@ class Decorator:
         return cast("F", wrapper)
 
     def begin(self, call: HandlerCall) -> Attached | None:
-        """Return what to attach to the response of a call, None for nothing."""
+        """Return the fields to add to the response of a call; None to add nothing."""
         raise NotImplementedError
 
     async def abegin(self, call: HandlerCall) -> Attached | None:
@@ -218,7 +218,7 @@ class Decorator:
 
 
 class LimitFactory(Generic[L]):
-    """What makes limits in front of handlers, in each framework of its own kind."""
+    """Makes limits for handlers; each framework has a subclass that makes its kind of limit."""
 
     @passing_to("_limit")
     def __call__(  # noqa: PLR0913 - the fields of a rule
@@ -243,42 +243,44 @@ class LimitFactory(Generic[L]):
     ) -> L:
         """Limit the requests for a handler.
 
-        It is a decorator, ``@limit("5/minute")``; in Flask also for ``before_request``; in FastAPI
-        a dependency, ``Depends(limit("5/minute"))``, whose value is its own Decision; and in Django
-        REST framework a throttle class, ``throttle_classes = [throttle("5/minute")]``.
+        In most frameworks the result is a decorator, ``@limit("5/minute")``; in Flask also a
+        function for ``before_request``; in FastAPI a dependency, ``Depends(limit("5/minute"))``,
+        which gives the Decision; in Django REST framework a class, ``throttle_classes =
+        [throttle("5/minute")]``.
 
         Args:
             limits: Text such as ``"5/minute"`` or ``"10/s burst 20; 1000/day"``; an algorithm such
-                as ``SlidingWindow(5, per=60)``; several of these, of which a request takes from all
-                or from none; a limiter of ``upstash_ratelimit``; or a function of the request that
-                returns one of these, sync or async.
-            by: Whose quota a request uses: an extractor such as ``header("X-API-Key")``, a function
-                of the request, or text such as ``"user"`` or ``"header:X-API-Key"``; in FastAPI
-                also a dependency, ``Depends(current_user)``. Default: the client's address.
-            name: What the counters are named after; handlers with one name share a quota. Default:
-                the handler's qualified name, so that each has its own.
-            on_error: If Upstash is unreachable: ``"open"`` lets the request pass, ``"closed"``
-                answers 503, ``"local"`` counts in this process. Default ``"open"``.
-            cost: The units that a request takes, or a function of the request that returns them.
+                as ``SlidingWindow(5, per=60)``; several of these, of which a request is charged to
+                all or none; a limiter of ``upstash_ratelimit``; or a function of the request, sync
+                or async, that returns one of these.
+            by: The identifier whose quota a request uses: an extractor such as
+                ``header("X-API-Key")``, a function of the request, or text such as ``"user"`` or
+                ``"header:X-API-Key"``; in FastAPI also ``Depends(...)``. Default: the client's
+                address.
+            name: The name of the counters; handlers with the same name share a quota. Default: the
+                handler's qualified name, so that each handler has a separate quota.
+            on_error: What to do if Upstash is unreachable: ``"open"`` lets the request pass,
+                ``"closed"`` answers 503, ``"local"`` counts in this process. Default ``"open"``.
+            cost: The units that a request uses, or a function of the request that returns them.
                 Default 1.
             when: A function of the request that returns whether the limit applies; None for always.
-            allow: Networks and identifiers that pass uncounted: ``10.0.0.0/8``, ``user=7``,
-                ``alice``.
+            allow: Networks and identifiers that pass without being counted: ``10.0.0.0/8``,
+                ``user=7``, ``alice``.
             deny: Networks and identifiers that get a 403.
-            shadow: Whether to report denials only, and to deny nothing. Default False.
-            shared_prefix: The prefix of an ``upstash_ratelimit``, in Python or JavaScript, whose
-                counters this limit uses; None for its own.
-            local_share: The part of the quota that this process has under ``on_error="local"``,
+            shadow: Whether to report denials without denying anything. Default False.
+            shared_prefix: The prefix of an ``upstash_ratelimit`` limiter, in Python or JavaScript,
+                to share its counters; None for separate counters.
+            local_share: The share of the quota that this process has with ``on_error="local"``,
                 above 0 and at most 1. Default 1.
-            settle: A function of request and response that returns the final cost in units, in
-                place of ``cost``, which is taken before; None for ``cost``.
-            challenge: The challenge of a 401, such as ``"Bearer"``, for requests without an
-                identifier; None counts these by their address.
+            settle: A function of request and response that returns the final cost in units, which
+                replaces ``cost`` after the response; None keeps ``cost``.
+            challenge: The WWW-Authenticate challenge, such as ``"Bearer"``, of a 401 for requests
+                without an identifier; None counts such requests by their address.
             dynamic: Whether ``Limiter.set_limit`` can change the limit at run time. Default False.
-            deadline: Seconds for the call to Upstash; None uses the setting ``deadline``.
-            lease: Seconds for which this process reserves quota for a busy identifier, text such as
-                ``"500ms"``, a Lease, a mapping of its fields, or False for none; None for the
-                setting ``lease``.
+            deadline: Seconds that the call to Upstash may take; None for the setting ``deadline``.
+            lease: Seconds for which this process reserves quota for a busy identifier, or text such
+                as ``"500ms"``, a Lease, a mapping of its fields, or False for no lease; None for
+                the setting ``lease``.
 
         Raises:
             ConfigurationError: An argument is wrong.
@@ -292,12 +294,12 @@ class LimitFactory(Generic[L]):
 class LimitDecorator(LimitFactory["HandlerLimit"]):
     """Limit the requests for a handler: ``@limit("5/minute")``.
 
-    The limit applies after routing and authentication, and takes a separate round trip. Each
-    handler has its own quota, under its qualified name; handlers that are decorated with one limit
-    object that has a ``name`` share a quota. A Starlette endpoint reads
+    The limit applies after routing and authentication, in a separate round trip. Each handler has
+    a separate quota under its qualified name. Handlers that are decorated with the same limit
+    object share a quota if the limit has a ``name``. A Starlette endpoint reads
     ``request.state.rate_limit``, and a denial raises RequestDenied. A Django view reads
-    ``request.rate_limit``, and a denial gets a 429, or the response of the view that
-    UPSTASH_MIDDLEWARE_DENIED_VIEW names; a class is decorated by
+    ``request.rate_limit``; a denied request gets a 429, or the response of the view in
+    UPSTASH_MIDDLEWARE_DENIED_VIEW. Decorate a class-based view with
     ``@method_decorator(limit("5/minute"), name="dispatch")``.
     """
 
@@ -309,11 +311,11 @@ class LimitDecorator(LimitFactory["HandlerLimit"]):
 
 
 class CachedDecorator:
-    """Store a handler's successful responses in the cache of the middleware outside.
+    """Store a handler's successful responses in the middleware's cache.
 
-    The rules of the middleware decide which requests are looked up:
-    ``cache=[CacheRule("/{rest:path}")]`` looks up all of them, and stores the responses of
-    decorated handlers. A response that states its own freshness keeps that.
+    The middleware's rules decide which requests are looked up:
+    ``cache=[CacheRule("/{rest:path}")]`` looks up all requests, and stores the responses of
+    decorated handlers. If a response states a freshness lifetime itself, that lifetime applies.
     """
 
     def __init__(self, hooks: type[HandlerCall]) -> None:
@@ -331,11 +333,11 @@ class CachedDecorator:
 
         Args:
             ttl: Seconds for which a response is fresh.
-            tags: Tags to purge by, which may contain parts of the route's path:
+            tags: Tags for purging. They may contain parameters of the route's path:
                 ``product:{id}``.
-            stale_while_revalidate: Seconds for which a stale response is used while it is
+            stale_while_revalidate: Seconds in which a stale response is used while it is
                 revalidated in the background.
-            stale_if_error: Seconds for which a stale response is used in place of an error.
+            stale_if_error: Seconds in which a stale response is used instead of an error.
 
         Raises:
             ConfigurationError: An argument is wrong.
@@ -390,11 +392,11 @@ def _async_wrapper(handler: Any, decorator: Decorator, hooks: type[HandlerCall])
 
 
 # ------------------------------------------------------------------------------------------------
-# Limits in front of handlers
+# Limits of handlers
 
 
 class HandlerLimit(Decorator):
-    """One rule in front of handlers; each has its own counters, unless the rule has a name."""
+    """One rule for handlers; each handler has separate counters unless the rule has a name."""
 
     def __init__(
         self,
@@ -402,24 +404,24 @@ class HandlerLimit(Decorator):
         arguments: Mapping[str, Any],
         hooks: type[HandlerCall] = HandlerCall,
     ) -> None:
-        """Raises ConfigurationError, as RateLimitRule does."""
+        """Create the rule. Raises ConfigurationError, as RateLimitRule does."""
         super().__init__(hooks)
         self.name: str = f"limit({limits!r})"
         for name in ("path", "methods"):
             if name in arguments:
                 raise ConfigurationError(
-                    f"{self.name}.{name}: a limit in front of a handler covers the requests that "
-                    "are routed to the handler; use RateLimitRule for paths and methods"
+                    f"{self.name}.{name}: a limit on a handler covers all requests that are routed "
+                    "to the handler; use RateLimitRule for paths and methods"
                 )
         read_scripts()  # a runtime may be created on an event loop, at the first request
         self.shares: bool = "name" in arguments
-        """Whether all handlers that it is in front of share its counters."""
+        """Whether all handlers with this limit share its counters."""
         self.rule: RateLimitRule = rule_from_mapping({"limits": limits, **arguments}, self.name)
         if self.rule.parsed is None:
             raise ConfigurationError(f"{self.name}: to exempt a handler, mark it with @exempt")
 
     def begin(self, call: HandlerCall) -> PendingExchange | None:
-        """Decide about a request in one round trip; None if no limit applies.
+        """Decide about a request in one round trip; return None if no limit applies.
 
         Raises MissingCredentials, and ConfigurationError if another limit has the same name.
         """
@@ -429,7 +431,7 @@ class HandlerLimit(Decorator):
         engine, request = decides
         pending = PendingExchange(runtime, runtime.begin(request, engine=engine), prior)
         call.show(pending.decision)
-        if pending.denies:  # what a deny list overruled is given back
+        if pending.denies:  # refund the limits' costs if a deny list denied the request
             pending.finish()
         return pending
 
@@ -451,7 +453,7 @@ class HandlerLimit(Decorator):
             request = call.request()
             counted = _limiters_that_counted(request)
             limiter = self._limiter(runtime, call, counted)
-            if id(limiter) not in counted:  # one may be in front of the application and of a view
+            if id(limiter) not in counted:  # a limit may be on the application and on a view
                 counted.add(id(limiter))
                 parts = [limiter if prior is UNCHECKED else _LaterLimiter(limiter, prior)]
                 if limiter.reads_body:
@@ -461,9 +463,9 @@ class HandlerLimit(Decorator):
         return None
 
     def _limiter(self, runtime: Runtime, call: HandlerCall, counted: set[int]) -> RateLimiter:
-        """Return the limiter in front of a handler, the same for each call.
+        """Return the limiter for a handler, which is the same for each call.
 
-        ``counted`` contains the ids of those that have counted this request.
+        ``counted`` contains the ids of the limiters that have counted this request.
         """
         key = self, None if self.shares else identity(call.handler, call.owner)
         if (known := runtime.handler_limiters.get(key)) is not None:
@@ -495,58 +497,58 @@ class HandlerLimit(Decorator):
         if name not in known and name not in runtime.limiters:
             return name
         other, first = known.get(name, (None, None))
-        # Several limits in front of one handler all count the same request. Those in front of two
-        # bound methods of one function, or of two partials, belong to two handlers.
+        # Several limits on one handler all count the same request. Limits on two bound methods
+        # of one function, or on two partials, belong to two handlers.
         if self.shares or other != who or id(first) not in counted:
             raise ConfigurationError(
-                f"{self.name}: another limit has the name {name!r} already, and the two would "
+                f"{self.name}: another limit already has the name {name!r}, and the two would "
                 "share their counters; give one of them another name=, or, to share a quota, "
                 "decorate both handlers with one limit object"
             )
-        # Each request passes them in the same order, so the numbers are stable.
+        # Each request passes the limits in the same order, so the numbers are stable.
         return next(free for free in _candidate_names(name) if free not in known)
 
     def name_for(self, handler: object, owner: type | None) -> str:
-        """Return the name of the limit's counters in front of a handler."""
+        """Return the name of the limit's counters for a handler."""
         return self.rule.name if self.shares else handler_name(handler, owner)
 
 
 class PendingExchange(Attached):
-    """The exchange of a limit in front of a handler, until it is finished.
+    """The exchange of a limit on a handler, until it is finished.
 
-    It is finished once, by whoever comes first. If nobody does, because the response of a
-    cancelled request was dropped or replaced, it is finished when it is garbage-collected.
+    The first caller finishes it. If nothing finishes it, because the response of a cancelled
+    request was dropped or replaced, it is finished when it is garbage-collected.
     """
 
     __slots__ = ("_unfinished", "decision", "denies", "exchange", "holding", "runtime")
 
     def __init__(self, runtime: Runtime, exchange: Exchange, prior: Decision = UNCHECKED) -> None:
-        self._unfinished = [exchange]  # popped, since several threads may try to finish it
+        self._unfinished = [exchange]  # popped, because several threads may try to finish it
         self.runtime: Runtime = runtime
         self.exchange: Any = exchange
         self.decision: Decision = exchange.decision or prior
-        """What the handler reads: the tightest of all limits that the request has passed."""
+        """The handler's decision: the tightest of all limits that the request has passed."""
         self.denies: bool = exchange.response is not None
         self.holding: Sequence[object] = exchange.holding
         self.finished_elsewhere = False
 
     @property
     def denial(self) -> Response:
-        """The response of an exchange that denies."""
+        """The response of an exchange that denies the request."""
         return cast("Response", self.exchange.response)
 
     def own_decision(self) -> Decision:
-        """Return the decision of this limit alone, whose charges count in no other limit."""
+        """Return the decision of this limit only; charges to it count in no other limit."""
         part = next(iter(self.exchange.parts), None)
         if part is None or part.decision is None:
             return UNCHECKED
-        if part.own is None:  # there is no limit further out, but there may be one further in
+        if part.own is None:  # there is no outer limit, but there may be an inner one
             part.own = structs.replace(part.decision, ledger=Ledger())
         return cast("Decision", part.own)
 
     @property
     def finished(self) -> bool:
-        """Whether the exchange has been finished or taken."""
+        """Whether the exchange has been finished or taken over."""
         return not self._unfinished
 
     def head(self, head: ResponseHead) -> ResponseHead:
@@ -559,12 +561,12 @@ class PendingExchange(Attached):
         self.runtime.perform(self.exchange.renewal())
 
     async def arenew(self) -> None:
-        # To the end, and so before ``afinish``: otherwise what is renewed late would not be given
-        # back.
+        # This runs to the end, and so before ``afinish``: otherwise a slot that is renewed late
+        # would not be released.
         await self.runtime.aperform_to_end(self.exchange.renewal())
 
     def take(self) -> Exchange | None:
-        """Return the exchange for another owner to finish; None if it was taken or finished."""
+        """Return the exchange for another owner to finish; None if it is taken or finished."""
         try:
             return self._unfinished.pop()
         except IndexError:
@@ -584,10 +586,10 @@ class PendingExchange(Attached):
 
 
 class _LaterLimiter(Part):
-    """A rate limiter after others, whose decisions it includes.
+    """A rate limiter that follows other limits and includes their decision.
 
-    What the handler charges counts in all of them. The fields are those of all limits that the
-    request has passed, so those further out add none.
+    Charges by the handler count in all limits. This limiter adds the fields for all limits that the
+    request has passed, so outer limits add no fields.
     """
 
     __slots__ = ("_limiter", "_prior")
@@ -606,7 +608,7 @@ class _LaterLimiter(Part):
 
 
 def _candidate_names(name: str) -> Iterator[str]:
-    """Yield names for the limits in front of one handler, in order."""
+    """Yield possible names for the limits of one handler, in order."""
     yield name
     for number in range(2, 100):
         yield f"{name[: MAX_NAME_LENGTH - 3]} {number}"
@@ -617,7 +619,7 @@ _COUNTED_LIMITERS = "upstash_middleware.counted"
 
 
 def _limiters_that_counted(request: HTTPRequest) -> set[int]:
-    """Return the ids of the limiters in front of handlers that have counted a request."""
+    """Return the ids of the handlers' limiters that have counted a request."""
     native: Any = request.native
     held = native if isinstance(native, MutableMapping) else vars(native)
     counted: set[int] = held.setdefault(_COUNTED_LIMITERS, set())
@@ -625,7 +627,7 @@ def _limiters_that_counted(request: HTTPRequest) -> set[int]:
 
 
 def mark_limits(function: Any, *limits: HandlerLimit) -> None:
-    """Note on a function the limits that are in front of a handler with it, outermost first."""
+    """Record the limits of a handler on a function, outermost first."""
     setattr(function, _LIMITS, limits)
 
 
@@ -640,9 +642,9 @@ def _marked_limits(function: Any) -> tuple[HandlerLimit, ...]:
 
 
 def limits_before(handler: Any, others: Iterable[Any] = ()) -> tuple[RateLimitRule, ...]:
-    """Return the limits in front of a handler, outermost first, named as in decisions.
+    """Return the limits of a handler, outermost first, with their names in decisions.
 
-    ``others`` are what the framework calls before it: dependencies, ``before_request`` functions.
+    ``others`` are called by the framework before it: dependencies, ``before_request`` functions.
     """
     if handler is None:
         return ()
@@ -667,8 +669,8 @@ def limits_before(handler: Any, others: Iterable[Any] = ()) -> tuple[RateLimitRu
 
 
 # ------------------------------------------------------------------------------------------------
-# How a handler's responses are stored. A handler says it to the cache outside by fields of the
-# response, the only thing that both see.
+# Storing a handler's responses. A handler communicates with the outer cache through header
+# fields of the response, because both see nothing else.
 
 Fields = tuple[tuple[str, str], ...]
 
@@ -677,7 +679,7 @@ _warned_of: set[str] = set()
 
 
 class CachedAs(Decorator):
-    """How a handler's responses are stored; the arguments of ``cached``."""
+    """Rules for storing a handler's responses; the arguments are those of ``cached``."""
 
     def __init__(
         self,
@@ -687,7 +689,7 @@ class CachedAs(Decorator):
         stale_if_error: Duration = 0,
         hooks: type[HandlerCall] = HandlerCall,
     ) -> None:
-        """Raises ConfigurationError, naming the argument."""
+        """Check the arguments. Raises ConfigurationError, which names the argument."""
         super().__init__(hooks)
         self.name: str = f"cached({ttl!r})"
         self._directives = f"max-age={_seconds('ttl', ttl, at_least=1)}"
@@ -696,7 +698,7 @@ class CachedAs(Decorator):
         if stale := _seconds("stale_if_error", stale_if_error):
             self._directives += f", stale-if-error={stale}"
         if isinstance(tags, str):
-            raise ConfigurationError(f"cached: tags={tags!r} should be a sequence of texts")
+            raise ConfigurationError(f"cached: tags={tags!r} should be a sequence of strings")
         self._tags = tuple(tags)
         for tag in self._tags:
             if not is_tag(tag):
@@ -708,9 +710,9 @@ class CachedAs(Decorator):
         return Attached(partial(self._mark, call.path_params))
 
     def _mark(self, path_params: Mapping[str, Any], head: ResponseHead) -> ResponseHead:
-        """Return a response's head with the fields that have it stored.
+        """Return a response's head with the fields that make the cache store it.
 
-        Its own freshness takes precedence over ``ttl``, and errors are not stored.
+        The response's own freshness takes precedence over ``ttl``. Errors are not stored.
         """
         from upstash_middleware.core.cache.http.directives import FROM_HANDLERS  # noqa: PLC0415
         from upstash_middleware.core.cache.rules import SUCCESSFUL  # noqa: PLC0415
@@ -718,7 +720,7 @@ class CachedAs(Decorator):
         if head.status not in SUCCESSFUL:
             return head
         tags = [_fill_tag(tag, path_params) for tag in self._tags]
-        if None in tags:  # without its tag, no purge would find it
+        if None in tags:  # a response without its tag could not be purged
             return with_fields(head, ((FROM_HANDLERS, "no-store"),))
         named = ", ".join(filter(None, tags))
         fields: Fields = (("cache-tag", named),) if named else ()
@@ -728,7 +730,7 @@ class CachedAs(Decorator):
 
 
 class NeverCached(Decorator):
-    """Keep a handler's responses out of every cache: ``Cache-Control: no-store``."""
+    """Keep a handler's responses out of all caches: ``Cache-Control: no-store``."""
 
     name = "never_cached"
 
@@ -739,7 +741,7 @@ class NeverCached(Decorator):
         rest = ResponseHead(head.status, head.headers.without("cache-control", "expires"))
         fields: Fields = (("cache-control", "no-store"),)
         if any(name.endswith("control") for name in rest.headers.names()):
-            # A targeted field (RFC 9213), which would take precedence in the cache.
+            # A targeted field (RFC 9213) would take precedence in the cache.
             from upstash_middleware.core.cache.http.directives import FROM_HANDLERS  # noqa: PLC0415
 
             fields = (*fields, (FROM_HANDLERS, "no-store"))
@@ -754,7 +756,7 @@ def with_fields(head: ResponseHead, fields: Fields) -> ResponseHead:
 
 
 def warn_if_not_looked_up(decorator: str, call: HandlerCall) -> None:
-    """Warn, once for each handler, that no cache outside has looked up a request for it."""
+    """Warn, once per handler, that no outer cache has looked up a request for it."""
     if (runtime := call.cache_runtime()) is not None:
         if not runtime.enabled:
             return
@@ -784,13 +786,13 @@ def _seconds(name: str, value: object, *, at_least: int = 0) -> int:
 
 
 def is_tag(tag: object) -> bool:
-    """Whether a tag can be a member of a list in a field: printable ASCII without commas."""
+    """Whether a tag can be a member of a list field: printable ASCII without commas."""
     is_plain = isinstance(tag, str) and tag.isascii() and tag.isprintable()
     return is_plain and bool(tag) and "," not in str(tag)
 
 
 def _fill_tag(tag: str, path_params: Mapping[str, Any]) -> str | None:
-    """Return a tag with the path's parameters, None where one is missing or breaks the field."""
+    """Return a tag with path parameters; None if one is missing or breaks the field."""
     try:
         text = Formatter().vformat(tag, (), path_params)
     except (KeyError, IndexError, ValueError):
@@ -806,7 +808,7 @@ REROUTED = (
     "middleware's limits also count requests to exempt handlers; to exempt those, write a rule: "
     'RateLimitRule("/health", "unlimited")'
 )
-"""The log message if another handler was called than the exempt one that was looked up."""
+"""The log message if the handler that was called is not the exempt one from the lookup."""
 _EXEMPT = "_upstash_middleware_exempt"
 _RULE = 'write a rule for its paths: RateLimitRule("/path/{rest:path}", "unlimited")'
 _GROUPS = frozenset(
@@ -816,9 +818,9 @@ _GROUPS = frozenset(
         "starlette.routing.Router",
     }
 )
-"""Classes whose objects contain handlers, which are all exempt with them."""
+"""Classes of objects that contain handlers. Exempting an object exempts its handlers."""
 _REFUSED = {
-    "builtins.str": "give the handler itself",
+    "builtins.str": "pass the handler itself",
     "builtins.list": f"mark each view of the list, or {_RULE}",
     "builtins.tuple": f"mark each view that include() lists, or {_RULE}",
     "builtins.method": "mark the function in its class",
@@ -829,28 +831,28 @@ _REFUSED = {
     "ninja.router.Router": f"mark the functions of its operations, or {_RULE}",
     "starlette.routing.BaseRoute": "mark its endpoint, or the application that it mounts",
 }
-"""What to mark in place of objects that no limit could recognise in a request."""
+"""What to mark instead, for objects that a limit could not recognize in a request."""
 exempt_types: set[str] = set()
-"""The types of what is exempt in this process; where it is empty, no route has to be looked up."""
+"""The types of the exempt objects in this process; if empty, routes need no lookup."""
 _exempt_groups: list[weakref.ref[Any]] = []
-"""References and not a set: routers compare by their routes, and are not hashable."""
+"""A list of references and not a set, because routers compare by routes and are unhashable."""
 _is_in_group: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
-"""Whether an endpoint is in an exempt group, for those that were looked up."""
+"""Whether an endpoint is in an exempt group, for the endpoints looked up so far."""
 
 
 def exempt(handler: H) -> H:
-    """Mark a handler as exempt: no limit of this package counts a request for it.
+    """Mark a handler as exempt: no limit of this package counts its requests.
 
-    This applies to limits in front of the handler and, with the framework's own middleware
-    classes, to those of the middleware, which look up a request's route before they count. A
-    handler is a function, a class or a method of a class. Flask's blueprints, FastAPI's routers,
-    and applications and routers that Starlette mounts are exempt with all handlers in them.
+    This applies to limits on the handler. With the framework's own middleware classes, it also
+    applies to the middleware's limits, because they look up a request's route before they count. A
+    handler is a function, a class or a method of a class. For Flask's blueprints, FastAPI's
+    routers, and applications and routers that Starlette mounts, all handlers in them are exempt.
 
     Args:
         handler: The handler, or the blueprint, router or application.
 
     Raises:
-        ConfigurationError: The object is none of these, such as a list of Django's URL patterns.
+        ConfigurationError: The object cannot be exempt, such as a list of Django's URL patterns.
     """
     kinds = {f"{base.__module__}.{base.__qualname__}" for base in type(handler).__mro__}
     for kind, instead in _REFUSED.items():
@@ -878,7 +880,7 @@ def exempt(handler: H) -> H:
 
 
 def is_exempt(handler: object) -> bool:
-    """Whether a handler, or what it wraps, is marked; what wraps it may lack the mark."""
+    """Whether a handler, or a function that it wraps, is marked; a wrapper may lack the mark."""
     while handler is not None:
         if getattr(handler, _EXEMPT, False):
             return True
@@ -887,7 +889,7 @@ def is_exempt(handler: object) -> bool:
 
 
 def is_exempt_class(owner: Any, method: str) -> bool:
-    """Whether a class of handlers is marked, or its method for requests of this HTTP method."""
+    """Whether a class of handlers is marked, or its method for this HTTP method."""
     if owner is None:
         return False
     name = method.lower()
@@ -898,12 +900,12 @@ def is_exempt_class(owner: Any, method: str) -> bool:
         return True
     if handler is None or owner.__qualname__ != "WrappedAPIView":
         return False
-    # Django REST framework's @api_view has made the class of a function.
+    # Django REST framework's @api_view makes the class from a function.
     return any(is_exempt(cell.cell_contents) for cell in handler.__closure__ or ())
 
 
 def is_in_exempt_group(endpoint: object) -> bool:
-    """Whether an endpoint of Starlette's or FastAPI's is routed in a marked router or application.
+    """Whether a Starlette or FastAPI endpoint is in a marked router or application.
 
     The routes are searched once for each endpoint.
     """
@@ -912,7 +914,7 @@ def is_in_exempt_group(endpoint: object) -> bool:
     try:
         if (known := _is_in_group.get(endpoint)) is not None:
             return known
-    except TypeError:  # an object that is not hashable
+    except TypeError:  # the endpoint is not hashable
         pass
     found = any(endpoint is each for group in _exempt_groups for each in _endpoints(group()))
     with suppress(TypeError):
@@ -922,7 +924,7 @@ def is_in_exempt_group(endpoint: object) -> bool:
 
 def _endpoints(group: Any) -> Iterator[object]:
     for route in getattr(group, "routes", None) or ():
-        if (router := getattr(route, "original_router", None)) is not None:  # FastAPI's, included
+        if (router := getattr(route, "original_router", None)) is not None:  # FastAPI's include
             yield from _endpoints(router)
         elif getattr(route, "routes", None):
             yield from _endpoints(route)
@@ -931,17 +933,17 @@ def _endpoints(group: Any) -> Iterator[object]:
 
 
 def handler_name(handler: object, owner: type | None = None) -> str:
-    """Return the name of the counters of a limit in front of a handler: ``shop.views.login``.
+    """Return the name of the counters of a handler's limit: ``shop.views.login``.
 
-    ``owner`` is the class on whose object a method is called; an inherited method has a name for
-    each class. Printable ASCII without colons, at most 64 characters.
+    ``owner`` is the class of the object whose method is called, so an inherited method has a name
+    for each class. The name is printable ASCII without colons, at most 64 characters.
     """
     handler, owner = _unwrap_partial(handler, owner)
     name = getattr(handler, "__name__", type(handler).__name__)
     if owner is not None:
         text = f"{owner.__module__}.{owner.__qualname__}.{name}"
     else:
-        if name == "view":  # Django's as_view gives this name to all that it makes
+        if name == "view":  # Django's as_view gives this name to all its views
             made_of = getattr(handler, "view_class", None) or getattr(handler, "cls", None)
             handler = made_of or handler
         text = f"{getattr(handler, '__module__', '')}.{_own_name(handler)}"
@@ -953,21 +955,21 @@ def handler_name(handler: object, owner: type | None = None) -> str:
 
 
 def _own_name(handler: Any) -> str:
-    """Return a qualified name. Frameworks rename what they have made, in `__name__` alone."""
+    """Return the qualified name; frameworks change only the `__name__` of their functions."""
     name: str = getattr(handler, "__name__", type(handler).__name__)
     qualified: str = getattr(handler, "__qualname__", name)
     return qualified if qualified.rpartition(".")[2] == name else name
 
 
 def identity(handler: object, owner: type | None = None) -> object:
-    """Return what distinguishes a handler from others of the same name."""
+    """Return a value that distinguishes a handler from others with the same name."""
     handler, owner = _unwrap_partial(handler, owner)
     function = inspect.unwrap(handler) if callable(handler) else handler
     return function if owner is None else (owner, function)
 
 
 def owner_of(handler: object, args: tuple[Any, ...]) -> type | None:
-    """Return the class on whose object a method is called, None for a plain function."""
+    """Return the class of the object whose method is called; None for a plain function."""
     name = getattr(handler, "__name__", "")
     if args and name and hasattr(type(args[0]), name):
         return type(args[0])
@@ -975,7 +977,7 @@ def owner_of(handler: object, args: tuple[Any, ...]) -> type | None:
 
 
 def _unwrap_partial(handler: object, owner: type | None) -> tuple[object, type | None]:
-    """Return the function of a partial bound method, as Django's ``method_decorator`` makes."""
+    """Return the function of a partial of a bound method, as ``method_decorator`` makes it."""
     while isinstance(handler, functools.partial):
         handler = handler.func
     if isinstance(handler, MethodType):

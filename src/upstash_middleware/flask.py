@@ -116,18 +116,18 @@ EXTENSION = "upstash_middleware"
 _HANDLER_RUNTIME = "upstash_middleware.limits"
 _SESSIONS = "upstash_middleware.sessions"
 _ATTACHED = "upstash_middleware.attached"
-"""In an environ: what decorators have attached to the response, outermost first."""
+"""The environ's key for the decorators' fields of the response, outermost first."""
 _ATTACHED_TO_NEXT = "upstash_middleware.unanswered"
-"""In an environ: the same, until there is a response."""
+"""The environ's key for the same fields before there is a response."""
 _ADDED_FIELDS = "_upstash_middleware_added"
-"""On a response: the names of the fields that limits have added."""
+"""The attribute of a response with the names of the fields that limits have added."""
 
 rate_limited: NamedSignal = Namespace().signal(
     "rate-limited",
-    """A limit has denied a request, in front of the application or of a view.
+    """A limit has denied a request, in the middleware or in a decorator of a view.
 
-    Sent by the application with ``decision``, the Decision; ``flask.request`` is the request. An
-    exception of a receiver goes to the observers.
+    The application sends it with ``decision``, the Decision; ``flask.request`` is the request. If
+    a receiver raises, the observers get the exception.
     """,
 )
 
@@ -137,7 +137,7 @@ rate_limited: NamedSignal = Namespace().signal(
 
 
 class _FlaskMiddleware(Middleware):
-    """The WSGI middleware of a Flask application, whose error handlers answer denials."""
+    """The WSGI middleware of a Flask application; its error handlers respond to denials."""
 
     def __init__(self, wsgi_app: WSGIApplication, runtime: Runtime, flask_app: Flask) -> None:
         super().__init__(wsgi_app, runtime)
@@ -148,7 +148,7 @@ class _FlaskMiddleware(Middleware):
     ) -> Response:
         """Return the response of the application's error handlers to a denial.
 
-        Its ``after_request`` functions see it, such as those that add the fields of CORS;
+        Its ``after_request`` functions are called, such as those that add CORS fields;
         ``before_request`` functions are not called.
         """
         if decision is None or decision.allowed:
@@ -163,16 +163,16 @@ class _FlaskMiddleware(Middleware):
                 with answer:
                     head = head_of(answer.status, answer.headers.to_wsgi_list())
                     return Response(completed(head, response), answer.get_data())
-        except Exception as error:  # noqa: BLE001 - whatever the application's functions raise
+        except Exception as error:  # noqa: BLE001 - any exception of the application's functions
             self.runtime.observe(UserCodeFailed("the error handler for a denial", error))
             return response
 
 
 class Extension:
-    """A middleware's arguments, for the applications that have it as an extension.
+    """A middleware's arguments, for all applications that install it as an extension.
 
     Settings are keyword arguments or entries of ``app.config["UPSTASH_MIDDLEWARE"]``, which is read
-    when the extension is added to the application. A setting in both is an error.
+    when the extension is added to the application. A setting in both places is an error.
     ``app.extensions["upstash_middleware"]`` maps the extensions of an application to their
     middlewares.
     """
@@ -202,7 +202,7 @@ class Extension:
 
 
 def _with_config(app: Any, arguments: Mapping[str, Any], given_to: str) -> dict[str, Any]:
-    """Return arguments and the application's config. Raises ConfigurationError."""
+    """Return the arguments together with the application's config. Raises ConfigurationError."""
     config = app.config.get(CONFIG, {})
     if not isinstance(config, Mapping):
         raise ConfigurationError(f"{CONFIG}: {config!r} should be a dict of settings")
@@ -217,7 +217,7 @@ def _with_config(app: Any, arguments: Mapping[str, Any], given_to: str) -> dict[
 
 class _FlaskExtension(WithSettings["Flask | WSGIApplication | None"], Extension):
     @passing_to("_configure")
-    def __init__(  # noqa: PLR0913 - as WithSettings, whose documentation this has
+    def __init__(  # noqa: PLR0913 - as WithSettings, which documents the arguments
         self,
         app: Flask | WSGIApplication | None = None,
         *,
@@ -279,7 +279,7 @@ class _FlaskExtension(WithSettings["Flask | WSGIApplication | None"], Extension)
     def _configure(
         self, app: Flask | WSGIApplication | None = None, **arguments: Unpack[Arguments]
     ) -> None:
-        """Wrap a Flask application or its ``wsgi_app``; without one, wait for ``init_app``."""
+        """Wrap a Flask application or its ``wsgi_app``; without either, wait for ``init_app``."""
         Extension.__init__(self, arguments)
         self.wsgi_app: WSGIApplication = self._raise_without_app  # the name that Flask uses
         if isinstance(app, Flask):
@@ -289,7 +289,7 @@ class _FlaskExtension(WithSettings["Flask | WSGIApplication | None"], Extension)
             self.wsgi_app = self._middleware(_flask_within(app), app)
 
     def init_app(self, app: Flask) -> None:
-        """Wrap an application; several applications may use one extension.
+        """Wrap an application; several applications may share one extension.
 
         Args:
             app: The Flask application.
@@ -300,12 +300,12 @@ class _FlaskExtension(WithSettings["Flask | WSGIApplication | None"], Extension)
         app.wsgi_app = self._middleware(app, app.wsgi_app)  # type: ignore[method-assign]  # Flask's own way to do this
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Serve a request, as the value of Flask's ``wsgi_app``."""
+        """Serve a request; this object is the value of Flask's ``wsgi_app``."""
         return self.wsgi_app(environ, start_response)
 
     @property
     def data(self) -> SyncData:
-        """The same as ``upstash_middleware.flask.data``: the current application's own values."""
+        """A cache for the application's own values, as ``upstash_middleware.flask.data``."""
         return cast("SyncData", __getattr__("data"))
 
     def _middleware(self, app: Flask, wsgi_app: WSGIApplication) -> Middleware:
@@ -333,19 +333,19 @@ class _FlaskExtension(WithSettings["Flask | WSGIApplication | None"], Extension)
 
 
 class UpstashMiddleware(_FlaskExtension):
-    """Rate limit and response cache in one; a hit is charged to the limit."""
+    """Rate limits and response cache in one middleware; cache hits count against the limits."""
 
     features = Features.BOTH
 
 
 class RateLimitMiddleware(_FlaskExtension):
-    """The rate limit alone; directly outside a CacheMiddleware both take one round trip."""
+    """Rate limits only. Directly outside a CacheMiddleware, both need one round trip in total."""
 
     features = Features.RATE_LIMIT
 
 
 class CacheMiddleware(_FlaskExtension):
-    """The response cache alone; outside a RateLimitMiddleware its hits are not charged."""
+    """Response cache only. Outside a RateLimitMiddleware, its hits count against no limit."""
 
     features = Features.CACHE
 
@@ -362,23 +362,23 @@ def purge(
 
     Args:
         *urls: Paths with their query, or whole URLs; each is purged with all its variants.
-        tags: Tags, with their colon-descendants: ``product`` purges ``product:7``.
+        tags: Tags. A tag includes all tags below it: ``product`` also purges ``product:7``.
         directories: Paths that end in a slash: ``/products/`` includes all URLs that begin with it.
-            They need the setting ``purge_directories``.
+            Requires the setting ``purge_directories``.
         rules: Paths of cache rules; all responses that they cover are purged. They need the
             setting ``purge_directories``.
         everything: Whether all stored responses are purged.
-        soft: Whether they may still be served stale where their rule allows it.
+        soft: Whether these responses may still be served stale if their rule allows it.
 
     Raises:
-        UpstashError: Upstash cannot be reached, for instance. Part of the purge may have been
-            done; repeat it.
-        PurgeNotPassedOn: The purge was done, and the function of the setting ``on_purge`` raised.
-        RuntimeError: It is called outside an application context, or the application has no cache.
-        ValueError: A URL is invalid, a directory does not end in a slash, or no rule has a path
-            of ``rules``.
-        TypeError: Text in place of a sequence, such as ``tags="product:7"``.
-        ConfigurationError: Directories or rules without the setting ``purge_directories``, or
+        UpstashError: The purge failed, for instance because Upstash is unreachable. A part of it
+            may have been done; repeat it.
+        PurgeNotPassedOn: The purge was done, but the function in ``on_purge`` raised.
+        RuntimeError: There is no application context, or the application has no cache.
+        ValueError: A URL is invalid, a directory does not end in a slash, or no cache rule has one
+            of the paths in ``rules``.
+        TypeError: An argument is a string and not a sequence, such as ``tags="product:7"``.
+        ConfigurationError: ``directories`` or ``rules`` needs the setting ``purge_directories``, or
             credentials are missing.
     """
     for runtime in caches_of(current_app):
@@ -393,7 +393,7 @@ def purge(
 
 
 def caches_of(app: Any) -> list[Runtime]:
-    """Return the runtimes of an application that cache. Raises RuntimeError if none does."""
+    """Return the runtimes of an application that have a cache. Raises RuntimeError if none has."""
     caches = [each for each in runtimes_of(app) if Features.CACHE in each.features]
     if not caches:
         raise RuntimeError(
@@ -408,10 +408,10 @@ def runtimes_of(app: Any) -> list[Runtime]:
 
 
 def runtime_for_handlers(app: Any) -> Runtime:
-    """Return the runtime for limits in front of an application's views."""
-    if present := runtimes_of(app):  # one with its own limits first
+    """Return the runtime for limits that decorate an application's views."""
+    if present := runtimes_of(app):  # prefer one with its own limits
         return max(present, key=lambda runtime: Features.RATE_LIMIT in runtime.features)
-    # Without a middleware, one that is made from the config and the environment.
+    # Without a middleware, create a runtime from the config and the environment.
     if _HANDLER_RUNTIME not in app.extensions:
         config = app.config.get(CONFIG, {})
         made = Runtime.of(config, Features(0), os.environ, source=CONFIG, own="Client")
@@ -420,7 +420,7 @@ def runtime_for_handlers(app: Any) -> Runtime:
 
 
 def _runtime_for_data(app: Any) -> Runtime:
-    """Return the runtime for an application's own values: a caching one, if there is one."""
+    """Return the runtime for an application's own values; one with a cache, if there is one."""
     caching = [each for each in runtimes_of(app) if Features.CACHE in each.features]
     return caching[0] if caching else runtime_for_handlers(app)
 
@@ -428,17 +428,17 @@ def _runtime_for_data(app: Any) -> Runtime:
 def caching_backend(
     app: Flask, config: Mapping[str, Any], _args: Sequence[Any], options: Mapping[str, Any]
 ) -> Any:
-    """Return the backend of Flask-Caching, which calls this for a setting with this name.
+    """Return the backend for Flask-Caching, which calls this function.
 
-    That is ``CACHE_TYPE="upstash_middleware.flask.caching_backend"``. Values are on the database
+    Set ``CACHE_TYPE="upstash_middleware.flask.caching_backend"``. Values are stored in the database
     of the application's middleware, over its connections. A timeout of 0 keeps a value for 400
-    days. ``CACHE_OPTIONS`` may have:
+    days. ``CACHE_OPTIONS`` may contain:
 
-    - ``serializer``: ``"json"``, the default, stores each value so that it comes back equal and of
-      the same type, or refuses it with NotStorable; responses, dates and tuples too.
-      ``"signed-pickle"`` stores pickles under an HMAC of SECRET_KEY, verified before it is loaded.
-    - ``strict``: whether writes raise UpstashError if Upstash fails. Default False: they are
-      dropped, with an event. Reads are misses in either case.
+    - ``serializer``: ``"json"``, the default, reads each value back as an equal value of the same
+      type, including responses, dates and tuples; other values raise NotStorable.
+      ``"signed-pickle"`` signs pickles with SECRET_KEY (HMAC), and verifies them before loading.
+    - ``strict``: whether writes raise UpstashError if Upstash fails. Default False: the write is
+      lost and an event reports it. In either case, reads are misses.
 
     Raises:
         ConfigurationError: ``CACHE_OPTIONS`` is wrong.
@@ -452,7 +452,7 @@ def __getattr__(name: str) -> Any:
     """Create ``data`` on first use."""
     if name != "data":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from upstash_middleware.data import SyncData  # noqa: PLC0415 - if it is used
+    from upstash_middleware.data import SyncData  # noqa: PLC0415 - only if used
 
     made = globals()["data"] = SyncData.over(lambda: _runtime_for_data(current_app))
     return made
@@ -470,25 +470,25 @@ def _show_decision(_app: Flask, **_: object) -> None:
 
 
 def _forbid_for_invalid_session(streams: Sequence[ref[ResponseStream]]) -> None:
-    """Store no response to a request whose session cookie is not valid, or has expired.
+    """Do not store the response to a request whose session cookie is invalid or expired.
 
-    It would be stored for that whole Cookie field. Where a key is being replaced, another process
-    may find a login in the same cookie.
+    It would be stored for this Cookie field as a whole. While a key is being replaced, another
+    process may accept the same cookie as a login.
     """
     if current_app.config["SESSION_COOKIE_NAME"] not in request.cookies:
         return
     context = vars(request_ctx._get_current_object())  # type: ignore[attr-defined] # noqa: SLF001 - documented by Werkzeug
-    # By the public name it would count as used by the application.
+    # Reading the public attribute would count as use by the application.
     session = context.get("_session", context.get("session"))
     if not isinstance(session, SecureCookieSession) or isinstance(session, NullSession) or session:
-        return  # of another interface, without a key, or valid
+        return  # another interface's session, one without a key, or a valid one
     for each in streams:
         if (stream := each()) is not None:
             stream.exchange.forbid("its session cookie is not valid", client_left=True)
 
 
 def _flask_within(wsgi_app: WSGIApplication) -> Flask:
-    """Return the Flask application whose ``wsgi_app`` this is, through wrappers of Werkzeug's."""
+    """Return the Flask application of a ``wsgi_app``, also inside wrappers of Werkzeug."""
     current: object = wsgi_app
     while current is not None:
         if isinstance(current, Flask):
@@ -497,7 +497,7 @@ def _flask_within(wsgi_app: WSGIApplication) -> Flask:
         current = next((found for name in names if (found := getattr(current, name, None))), None)
     raise ConfigurationError(
         f"{wsgi_app!r} is neither a Flask application nor the wsgi_app of one; for other WSGI "
-        "applications there is upstash_middleware.wsgi"
+        "applications, use upstash_middleware.wsgi"
     )
 
 
@@ -510,17 +510,17 @@ _OWN = ("paths", "max_size", "on_error", "read_from", "absolute_timeout")
 
 
 class Sessions:
-    """Sessions on Upstash: ``Sessions(app)`` replaces Flask's, which are in a signed cookie.
+    """Sessions on Upstash: ``Sessions(app)`` replaces Flask's sessions in signed cookies.
 
-    The cookie and the lifetime have Flask's settings: ``SESSION_COOKIE_…``,
+    Flask's settings define the cookie and the lifetime: ``SESSION_COOKIE_…``,
     ``PERMANENT_SESSION_LIFETIME`` (the idle timeout), ``SESSION_REFRESH_EACH_REQUEST`` (whether
-    reading a session extends it) and ``SECRET_KEY`` with ``SECRET_KEY_FALLBACKS``. The session is
-    loaded in the first round trip of a middleware of this module for the same database, in
-    whichever order they are added to the application. Logins and logouts of Flask-Login give it
-    another id.
+    reading a session extends it) and ``SECRET_KEY`` with ``SECRET_KEY_FALLBACKS``. A middleware of
+    this module for the same database loads the session in its first round trip, in whichever order
+    the two are added to the application. A login or logout with Flask-Login regenerates the
+    session's id.
 
-    With ``SESSION_COOKIE_SECURE`` the cookie's name begins with ``__Host-``: ``__Host-session``,
-    or ``__Secure-session`` if there is a domain or another path (RFC 6265bis §4.1.3).
+    With ``SESSION_COOKIE_SECURE`` the cookie's name begins with ``__Host-``: ``__Host-session``;
+    or with ``__Secure-`` if there is a domain or another path (RFC 6265bis §4.1.3).
     """
 
     @passing_to("_configure")
@@ -546,37 +546,37 @@ class Sessions:
         breaker_slow: Duration | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
-        """Set the ``session_interface`` of ``app``; without one, call ``init_app``.
+        """Set the ``session_interface`` of ``app``; without ``app``, call ``init_app`` later.
 
-        The settings, from ``config`` on, are by default those of the application's innermost
-        middleware, or ``app.config["UPSTASH_MIDDLEWARE"]``.
+        The settings from ``config`` on default to those of the application's innermost middleware,
+        or of ``app.config["UPSTASH_MIDDLEWARE"]``.
 
         Args:
             app: The application.
             absolute_timeout: Seconds after which a session ends in any case; default 90 days, or
                 ``PERMANENT_SESSION_LIFETIME`` if that is longer.
-            paths: Patterns of the paths that use sessions; empty for all.
-            max_size: Bytes of all entries as they are stored; storing more raises NotStorable.
-            on_error: If a session cannot be saved: ``"open"`` sends the response without a new
-                cookie, ``"closed"`` a 503. A login or logout gets the 503 in any case.
-            read_from: Which replica of a Global database sessions are read from: ``"nearest"``, or
-                ``"primary"``, which costs one more command.
+            paths: Patterns of the paths that use sessions; empty for all paths.
+            max_size: The largest stored size of a session, in bytes; more raises NotStorable.
+            on_error: If a session cannot be saved, ``"open"`` sends the response without a new
+                cookie, and ``"closed"`` sends a 503. A failed login or logout always gets the 503.
+            read_from: The replica of a Global database that sessions are read from: ``"nearest"``,
+                or ``"primary"``, which costs one additional command.
             config: The path of a rule file: these settings in TOML.
             enabled: False turns the sessions off, as does UPSTASH_MIDDLEWARE_ENABLED=0.
             url: The database's REST URL; default UPSTASH_REDIS_REST_URL, then KV_REST_API_URL.
-            token: Its token; default UPSTASH_REDIS_REST_TOKEN, then KV_REST_API_TOKEN.
+            token: The REST token; default UPSTASH_REDIS_REST_TOKEN, then KV_REST_API_TOKEN.
             redis: A client of this package or of upstash_redis, or a LocalUpstash, instead of both.
-            transport: How calls are made: ``"sockets"``, ``"httpx"``, or a client of httpx.
-            prefix: The beginning of every key, one for each application.
+            transport: The HTTP client: ``"sockets"``, ``"httpx"``, or an httpx client object.
+            prefix: The prefix of every key on Redis; use a different one for each application.
             secret: The key that hashes identifiers; default: derived from the token.
-            deadline: Seconds that a call to Upstash may take in all; default 1.
-            breaker: Whether a circuit breaker stops calls while half of the latest ones fail.
-            breaker_slow: Seconds from which a call counts as failed for it; default half of
-                ``deadline``.
+            deadline: Seconds that a call to Upstash may take in total; default 1.
+            breaker: Whether a circuit breaker stops calls if half of the recent ones fail.
+            breaker_slow: Seconds after which the circuit breaker counts a call as failed; default
+                half of ``deadline``.
             observers: Functions that are called with every event, in addition to the log.
 
         Raises:
-            ConfigurationError: An argument or a setting of Flask's is wrong.
+            ConfigurationError: An argument or one of Flask's settings is wrong.
         """
 
     def _configure(self, app: Flask | None = None, **arguments: Any) -> None:
@@ -588,15 +588,15 @@ class Sessions:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Set an application's ``session_interface``; several may use one object.
+        """Set an application's ``session_interface``; several applications may share one object.
 
-        With ``enabled=False`` Flask's own stays.
+        With ``enabled=False``, Flask's own interface is kept.
 
         Args:
             app: The Flask application.
 
         Raises:
-            ConfigurationError: An argument or a setting of Flask's is wrong.
+            ConfigurationError: An argument or one of Flask's settings is wrong.
         """
         from upstash_middleware.flask_sessions import (  # noqa: PLC0415
             UpstashSessionInterface,
@@ -605,8 +605,8 @@ class Sessions:
 
         if _SESSIONS in app.extensions:
             raise ConfigurationError(
-                f"Sessions are already installed in {app.name!r}; give them the application or "
-                "call init_app, not both"
+                f"Sessions are already installed in {app.name!r}; pass the application to "
+                "Sessions or call init_app, not both"
             )
         settings = _with_config(app, self._arguments, "Sessions")
         if "sessions" in settings:
@@ -615,7 +615,7 @@ class Sessions:
                 "fields, such as absolute_timeout='30 days', and set Flask's SESSION_COOKIE_…"
             )
         refuse_unknown(self._arguments, _OWN)
-        # The middleware may be added later, so nothing is made of these before the first request.
+        # The middleware may be added later, so nothing is created before the first request.
         settings_from(settings, os.environ, source="" if self._arguments else CONFIG)
         interface = UpstashSessionInterface(app, self._runtimes, self._settings)
         app.extensions[_SESSIONS] = interface
@@ -623,7 +623,7 @@ class Sessions:
 
     def _runtimes(self, app: Flask) -> tuple[Runtime, Runtime]:
         """Return the runtime that keeps sessions, and the middleware's runtime that loads them."""
-        present = runtimes_of(app)  # the innermost first
+        present = runtimes_of(app)  # innermost first
         if present and not self._arguments:
             chosen = next((each for each in present if each.enabled), present[0])
             return chosen, chosen
@@ -637,7 +637,7 @@ class Sessions:
 
 
 def _doubt_later_config(app: Flask, runtime: Runtime, installed: dict[str, Any]) -> None:
-    """Say that settings were changed after the middleware had read them."""
+    """Report settings that were changed after the middleware had read them."""
     now = app.config.get(CONFIG, {})
     changed = [name for name in {**installed, **now} if installed.get(name) != now.get(name)]
     if changed:
@@ -651,7 +651,7 @@ def _doubt_later_config(app: Flask, runtime: Runtime, installed: dict[str, Any])
 
 
 def _prepare_sessions(app: Any) -> None:
-    """Have the middleware load sessions from its first request on."""
+    """Make the middleware load sessions from its first request on."""
     interface: Any = app.extensions.get(_SESSIONS)
     if interface is not None:
         with suppress(ConfigurationError):  # raised when the session is opened
@@ -659,7 +659,7 @@ def _prepare_sessions(app: Any) -> None:
 
 
 session: FlaskSession = cast("FlaskSession", current_session)
-"""``flask.session`` with its own type, for ``session.bind(user)`` and the like."""
+"""``flask.session`` with its actual type, for methods such as ``session.bind(user)``."""
 
 
 # ------------------------------------------------------------------------------------------------
@@ -667,10 +667,10 @@ session: FlaskSession = cast("FlaskSession", current_session)
 
 
 def _routes(app: Flask, wsgi_app: object) -> bool:
-    """Whether Flask routes a request by what arrives here, so that its view can be looked up.
+    """Whether Flask gets each request unchanged, so that its view can be looked up.
 
-    A wrapper in between may call another application, or change the path or the method, and so
-    may a subclass of Flask.
+    A wrapper in between may call another application, or change the path or the method. A
+    subclass of Flask may do the same.
     """
     by_host = app.url_map.host_matching or app.subdomain_matching
     while isinstance(wsgi_app, Middleware) or (type(wsgi_app) is ProxyFix and not by_host):
@@ -689,13 +689,13 @@ def is_exempt_request(app: Any, request: Any, method: str) -> bool:
         if adapter is None:
             return False
         endpoint, _ = adapter.match()
-    except (HTTPException, UnicodeError):  # no route, another method, a redirect, or no host
+    except (HTTPException, UnicodeError):  # no route, wrong method, a redirect, or no host
         return False
     return is_exempt_view(app, endpoint, app.view_functions.get(endpoint), method)
 
 
 def is_exempt_view(app: Any, endpoint: str | None, view: object, method: str) -> bool:
-    """Whether a view is exempt, its class or the method of that, or a blueprint of it."""
+    """Whether a view, its class, its method or its blueprint is exempt."""
     if not exempt_types:
         return False
     if is_exempt(view) or is_exempt_class(getattr(view, "view_class", None), method):
@@ -712,9 +712,9 @@ def is_exempt_view(app: Any, endpoint: str | None, view: object, method: str) ->
 
 
 class RateLimitExceeded(TooManyRequests):
-    """A limit has denied a request; for ``errorhandler(429)`` or one for this class.
+    """A limit has denied a request; handle it with ``errorhandler(429)`` or for this class.
 
-    ``decision`` is the Decision. Where the application has no handler, the ``response`` of this
+    ``decision`` is the Decision. If the application has no handler, the ``response`` of this
     package is sent.
     """
 
@@ -725,7 +725,7 @@ class RateLimitExceeded(TooManyRequests):
 
 
 def exception_for(app: Any, denial: Response, decision: Decision) -> HTTPException:
-    """Return the exception for a denial: 429, 403 by a deny list, 503 if nothing can be counted."""
+    """Return the exception for a denial: 429; 403 by a deny list; 503 if counting failed."""
     status = denial.head.status
     response = app.response_class(denial.body, status, fields_of(denial.head.headers))
     if status == 403:
@@ -755,8 +755,8 @@ class _ViewCall(HandlerCall):
     __slots__ = ("_app",)
 
     expected = (
-        "a view function; of a class, put the decorator into its `decorators`, of a blueprint, a "
-        "limit into its `before_request`"
+        "a view function; for a class, put the decorator into its `decorators`, for a blueprint, "
+        "a limit into its `before_request`"
     )
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002 - a hook
@@ -768,7 +768,7 @@ class _ViewCall(HandlerCall):
 
     @staticmethod
     def is_async(handler: Any) -> bool:  # noqa: ARG004 - a hook
-        return False  # Flask calls async views in a thread
+        return False  # Flask calls async views in threads
 
     def to_call(self, handler: Any) -> Any:
         return self._app.ensure_sync(handler)
@@ -807,7 +807,7 @@ class _ViewCall(HandlerCall):
         raise exception_for(self._app, denial, decision)
 
     def enter(self, attached: Attached) -> None:
-        """Apply it to the response before those of decorators further out."""
+        """Apply the fields to the response before those of outer decorators."""
         attached.finished_elsewhere = True
         environ = request.environ
         if _ATTACHED not in environ:
@@ -818,7 +818,7 @@ class _ViewCall(HandlerCall):
 
 
 class ViewBody(EnvironBody):
-    """The body of a request, which Flask may have read and parsed by now."""
+    """The body of a request, which Flask may already have read and parsed."""
 
     __slots__ = ("_request",)
 
@@ -851,22 +851,22 @@ _FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data"})
 
 
 class Limit(HandlerLimit):
-    """A limit that decorates views, and is a ``before_request`` function; made by ``limit``."""
+    """A limit that is a decorator of views and a ``before_request`` function; see ``limit``."""
 
     @overload
     def __call__(self, /) -> None: ...
     @overload
     def __call__(self, view: F, /) -> F: ...
     def __call__(self, view: Any = None, /) -> Any:
-        """Put the limit in front of a view; without one, check the current request."""
+        """Decorate a view; without a view, check the current request."""
         if view is not None:
             return super().__call__(view)
-        # Requests that no route matches count together.
+        # All requests that no route matches share a quota.
         view = current_app.view_functions.get(request.endpoint or "", unrouted)
         automatic = getattr(request.url_rule, "provide_automatic_options", False)
         call = _ViewCall(view, view, self)
         call.read((), {})
-        if automatic and is_preflight(call.request()):  # Flask answers it without the view
+        if automatic and is_preflight(call.request()):  # Flask answers without calling the view
             call.show(call.decision())
         elif (pending := self.begin(call)) is not None:
             if pending.denies:
@@ -882,18 +882,18 @@ def unrouted() -> None:
 class _ViewLimits(LimitFactory[Limit]):
     """Limit the requests for a view: ``@limit("5/minute")``, below ``@app.route``.
 
-    For the views of a blueprint, or for all: ``blueprint.before_request(limit("100/minute"))``;
-    for those of a class: ``decorators = [limit("5/minute")]``. The limit applies after routing
-    and takes a separate round trip. Each view has its own quota, under its qualified name;
-    views that are decorated with one limit object that has a ``name`` share a quota. A denial
-    raises RateLimitExceeded; the view reads ``g.rate_limit``.
+    For all views of a blueprint or an application, use
+    ``blueprint.before_request(limit("100/minute"))``; for a class, ``decorators =
+    [limit("5/minute")]``. The limit applies after routing, in a separate round trip. Each view has
+    a separate quota under its qualified name; views that share a limit object with a ``name`` share
+    a quota. A denial raises RateLimitExceeded. The view reads ``g.rate_limit``.
     """
 
     def _limit(self, limits: AnyLimits, **arguments: Any) -> Limit:
         made = Limit(limits, arguments, _ViewCall)
         if needs_user(made.rule.extractor):
             raise ConfigurationError(
-                f"limit({limits!r}, by='user'): Flask has no user that this package knows; give a "
+                f"limit({limits!r}, by='user'): this package knows no user in Flask; give a "
                 "function of the request, such as lambda _: flask_login.current_user.get_id()"
             )
         return made
@@ -905,7 +905,7 @@ never_cached: NeverCached = NeverCached(_ViewCall)
 
 
 def change_fields(response: Any, attached: Attached) -> None:
-    """Add what a decorator adds to the head of a response."""
+    """Add a decorator's fields to the head of a response."""
     head = head_of(response.status, response.headers.to_wsgi_list())
     sent = attached.head(head)
     if sent is head:
@@ -924,7 +924,7 @@ def change_fields(response: Any, attached: Attached) -> None:
 
 def _apply_attached(response: FlaskResponse) -> FlaskResponse:
     attached: list[Attached] = request.environ[_ATTACHED]
-    for added in vars(response).pop(_ADDED_FIELDS, ()):  # a view may return one object every time
+    for added in vars(response).pop(_ADDED_FIELDS, ()):  # a view may reuse one response object
         response.headers.remove(added)
     for each in reversed(attached):
         change_fields(response, each)
@@ -933,16 +933,16 @@ def _apply_attached(response: FlaskResponse) -> FlaskResponse:
     if not pending:
         return response
     # The exchanges end when the body is exhausted or closed, whichever comes first: test clients
-    # need not close a response, bridges to ASGI never do, and Werkzeug calls nothing of the
-    # response's own where a server closes a file.
-    this = ref(response)  # the response keeps the function
+    # may not close a response, bridges to ASGI never do, and Werkzeug does not call the
+    # response's ``close`` if a server closes a file.
+    this = ref(response)  # a weak reference, because the response refers to the function
 
     def get_app_iter(environ: WSGIEnvironment) -> Iterable[bytes]:
         answered = cast("FlaskResponse", this())
         iterable = type(answered).get_app_iter(answered, environ)
         body = _Body(iterable, pending)
         if iterable is answered.response and "wsgi.file_wrapper" in environ:
-            with suppress(AttributeError):  # a server's own file wrapper, which it must recognise
+            with suppress(AttributeError):  # keep a server's own file wrapper, which it recognizes
                 iterable.close = body.close  # type: ignore[attr-defined]
                 return iterable
         return body
@@ -952,15 +952,15 @@ def _apply_attached(response: FlaskResponse) -> FlaskResponse:
 
 
 def _give_up(_app: Flask, **_: object) -> None:
-    """End without a response: the exception propagates to the server."""
-    request.environ.pop(_ATTACHED, None)  # what was not sent ends when nothing refers to it
+    """End the exchanges of a request without a response: the exception goes to the server."""
+    request.environ.pop(_ATTACHED, None)  # unsent ones end when they are garbage-collected
     for each in request.environ.pop(_ATTACHED_TO_NEXT, ()):
         each.failed()
         each.finish(complete=False)
 
 
 class _Body(ClosingBody):
-    """A response's body, with which exchanges end."""
+    """A response's body; the exchanges end with it."""
 
     __slots__ = ("_pending",)
 

@@ -1,7 +1,7 @@
-"""``Limiter`` and ``SyncLimiter``: limits from code, for calls that are not requests.
+"""``Limiter`` and ``SyncLimiter``: rate limits for calls that are not HTTP requests.
 
-Both are one class over the core's flows, which ``Limiter`` drives on an event loop and
-``SyncLimiter`` in a thread. The rules, keys and policies are those of the middleware.
+Both are one class over the core's flows: ``Limiter`` runs the flows on an event loop,
+``SyncLimiter`` in a thread. Rules, keys and policies are the same as in the middleware.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 Limits = str | Limit | Sequence[str | Limit]
-"""What a limiter takes as limits: text, an algorithm of this package, or several of these."""
+"""The limits of a limiter: text, an algorithm of this package, or several of these."""
 
 
 class RateLimited(UpstashMiddlewareError):
-    """A limiter has denied a call; ``decision`` says by which limit, and until when."""
+    """A limiter has denied a call; ``decision`` has the limit and the time to wait."""
 
     def __init__(self, decision: Decision) -> None:
         super().__init__(f"{decision.rule!r} denies {decision.identifier!r}: {_why(decision)}")
@@ -74,11 +74,11 @@ class RateLimited(UpstashMiddlewareError):
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds until the same call would pass; None if that is not known, or never."""
+        """Seconds until the same call would pass; None if this is unknown or it never passes."""
         return self.decision.retry_after
 
     def __reduce__(self) -> tuple[type[RateLimited], tuple[Decision]]:
-        # A task queue pickles it; what settles late charges cannot be.
+        # Task queues pickle exceptions; a ledger with late charges cannot be pickled.
         return type(self), (replace(self.decision, ledger=Ledger()),)
 
 
@@ -100,40 +100,40 @@ def _never_passes(decision: Decision) -> bool:
 
 
 class _HasScope(Protocol):
-    """A request or WebSocket of Starlette's or FastAPI's."""
+    """A request or WebSocket object of Starlette or FastAPI."""
 
     @property
     def scope(self) -> Any: ...
 
 
 class _HasEnviron(Protocol):
-    """A request of Flask's or Werkzeug's."""
+    """A request object of Flask or Werkzeug."""
 
     @property
     def environ(self) -> Any: ...
 
 
 class _HasMeta(Protocol):
-    """A request of Django's."""
+    """A request object of Django."""
 
     @property
     def META(self) -> Any: ...  # noqa: N802 - Django's name
 
 
 Caller = str | int | UUID | Identifier | Decision | HTTPRequest | _HasScope | _HasEnviron | _HasMeta
-"""Whose quota a call uses.
+"""The caller whose quota a call uses.
 
-Text, a number or a UUID is the value that the rule's ``by`` finds, such as the name in a form; or
-else, and for limits from code, an identifier of the application's own, of kind ``id``. Of a
-Decision its identifier is used. For a request, the rule's ``by`` finds the identifier.
+Text, a number or a UUID is the value that the rule's ``by`` would find, such as the name in a form;
+without such a ``by``, and for limits in code, it is an identifier of kind ``id``, which the
+application chooses. A Decision stands for its identifier. For a request, ``by`` finds it.
 """
 
 
 def _identify_caller(caller: object, limiter: RateLimiter, rule: str, *, waits: bool) -> Who:
-    """Return a caller as the core's request or identifier; only on an event loop, ``waits`` for a
-    body.
+    """Return a caller as the core's request or identifier. ``waits`` allows waiting for a body,
+    on an event loop only.
 
-    Raises TypeError for anything else, and ValueError for what would be a quota of all callers.
+    Raises TypeError for other types, and ValueError for an identifier that all callers would share.
     """
     found: Who | None
     if isinstance(caller, str | int | UUID) and not isinstance(caller, bool):
@@ -151,15 +151,15 @@ def _identify_caller(caller: object, limiter: RateLimiter, rule: str, *, waits: 
         )
     if not (found.value if isinstance(found, Identifier) else found):
         raise ValueError(
-            "an identifier should not be empty, as text is of an unknown user, and a Decision's "
-            "where no limit was checked: all of them would share one quota; give a request, or "
-            "an Identifier such as Identifier('ip', address)"
+            "an identifier should not be empty, as the text of an unknown user is, and a "
+            "Decision's where no limit was checked: all such callers would share one quota; give a "
+            "request, or an Identifier such as Identifier('ip', address)"
         )
     return found
 
 
 def _request_from(given: Any) -> HTTPRequest | None:
-    """Return a framework's request as the core knows it; None if it is none."""
+    """Return a framework's request as the core's HTTPRequest; None for other objects."""
     if isinstance(getattr(given, "scope", None), Mapping) and not hasattr(given, "META"):
         from upstash_middleware import asgi  # noqa: PLC0415 - if it is used
 
@@ -176,7 +176,7 @@ def _request_from(given: Any) -> HTTPRequest | None:
 
 
 def _body_of(given: Any, rule: str, *, waits: bool) -> RequestBody | None:
-    """Return the body of a framework's request. Raises ValueError where it cannot be read."""
+    """Return the body of a framework's request. Raises ValueError if it cannot be read."""
     kinds = {base.__module__.partition(".")[0] for base in type(given).__mro__}
     body: RequestBody | None = None
     if "django" in kinds:
@@ -188,22 +188,22 @@ def _body_of(given: Any, rule: str, *, waits: bool) -> RequestBody | None:
 
         body = ViewBody(given)
     elif "starlette" in kinds and given.scope["type"] == "websocket":
-        return None  # a handshake has none
+        return None  # a handshake has no body
     elif "starlette" in kinds and hasattr(given, "stream"):
         from upstash_middleware.starlette import EndpointBody  # noqa: PLC0415 - as above
 
         body = EndpointBody(given)
     if body is None or not body.is_available(waits=waits):
         raise ValueError(
-            f"rule {rule!r} finds its identifier in the request's body, which is not at hand in "
-            "this request: pass the value as text, an Identifier, or the decision about the "
-            "request; or read the body before by a method that keeps it, as `await request.body()`"
+            f"rule {rule!r} finds its identifier in the request's body, which is not available in "
+            "this request: pass the value as text, an Identifier, or the request's decision; or "
+            "read the body before by a method that keeps it, as `await request.body()`"
         )
     return body
 
 
 # ------------------------------------------------------------------------------------------------
-# What the two classes share
+# The base class of both classes
 
 
 class _Decorator(Protocol):
@@ -216,12 +216,12 @@ class _AsyncDecorator(Protocol):
     ) -> Callable[P, Coroutine[Any, Any, R]]: ...
 
 
-B = TypeVar("B")  # what limits a block
-D = TypeVar("D")  # what limits a function
+B = TypeVar("B")  # the object that limits a block
+D = TypeVar("D")  # the object that limits a function
 
 
 class _Limiter(Generic[B, D]):
-    """What ``Limiter`` and ``SyncLimiter`` share: how they find their limits, and their flows."""
+    """The base class of ``Limiter`` and ``SyncLimiter``: it finds the limits, and has the flows."""
 
     @passing_to("_configure")
     def __init__(  # noqa: PLR0913 - fields of a rule, and settings
@@ -256,52 +256,52 @@ class _Limiter(Generic[B, D]):
         breaker_slow: Duration | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
-        """Create a limiter; nothing is connected.
+        """Create a limiter; this opens no connection.
 
-        The arguments from ``url`` on are settings, for a limiter without ``app``.
+        The arguments from ``url`` on are settings for a limiter without ``app``.
 
         Args:
             limits: Text such as ``"5/minute"``, an algorithm such as ``SlidingWindow(5, per=60)``,
-                or several of these, of which a call takes from all or from none.
-            name: What its counters are named after. Limiters with one name and the same limits
-                share their counters.
-            app: The application whose middleware's settings, connections and events it uses: one
-                of Starlette, FastAPI or Flask, what a middleware wraps it as, or
-                ``django.conf.settings``; or where it is, ``"shop.main:app"``, which is imported at
-                the first call. Without one, the environment names the database.
-            on_error: If Upstash is unreachable: ``"open"`` lets the call pass, ``"closed"`` denies
-                it, ``"local"`` counts in this process. Default ``"open"``.
-            bucket: Rules and limiters with one bucket share their counters.
-            allow: Networks and identifiers that pass uncounted: ``10.0.0.0/8``, ``user=7``.
+                or several of these; a call is charged to all of them or to none.
+            name: The name of the counters. Limiters with the same name and the same limits share
+                their counters.
+            app: The application whose middleware's settings, connections and events the limiter
+                uses: an object of Starlette, FastAPI or Flask, an application wrapped by a
+                middleware, or ``django.conf.settings``; or its location, ``"shop.main:app"``, which
+                is imported at the first call. Without ``app``, the environment names the database.
+            on_error: What to do if Upstash is unreachable: ``"open"`` lets the call pass,
+                ``"closed"`` denies it, ``"local"`` counts in this process. Default ``"open"``.
+            bucket: Rules and limiters with the same bucket share their counters.
+            allow: Networks and identifiers that pass without counting: ``10.0.0.0/8``, ``user=7``.
             deny: Networks and identifiers that are denied.
-            shadow: Whether to report denials only, and to deny nothing. Default False.
-            shared_prefix: The prefix of an ``upstash_ratelimit``, in Python or JavaScript, whose
-                counters it uses; None for its own.
-            local_share: The part of the quota that this process has under ``on_error="local"``,
+            shadow: Whether to report denials without denying anything. Default False.
+            shared_prefix: The prefix of an ``upstash_ratelimit`` limiter, in Python or JavaScript,
+                to share its counters; None for separate counters.
+            local_share: The share of the quota that this process has with ``on_error="local"``,
                 above 0 and at most 1. Default 1.
             dynamic: Whether ``set_limit`` can change the limit at run time. Default False.
-            deadline: Seconds that a call to Upstash may take in all; default 1, or the setting of
+            deadline: Seconds that a call to Upstash may take in total; default 1, or the setting of
                 ``app``.
-            lease: Seconds for which this process reserves quota for a busy identifier, text such
-                as ``"500ms"``, a Lease, a mapping of its fields, or False for none; None for the
-                setting of ``app``.
+            lease: Seconds for which this process reserves quota for a busy identifier, or text such
+                as ``"500ms"``, a Lease, a mapping of its fields, or False for no lease; None for
+                the setting of ``app``.
             url: The database's REST URL; default UPSTASH_REDIS_REST_URL, then KV_REST_API_URL.
-            token: Its token; default UPSTASH_REDIS_REST_TOKEN, then KV_REST_API_TOKEN.
+            token: The REST token; default UPSTASH_REDIS_REST_TOKEN, then KV_REST_API_TOKEN.
             redis: A client of this package or of upstash_redis, or a LocalUpstash, instead of both.
-            transport: How calls are made: ``"sockets"``, ``"httpx"``, or a client of httpx.
-            prefix: The beginning of every key, one for each application.
+            transport: The HTTP client: ``"sockets"``, ``"httpx"``, or an httpx client object.
+            prefix: The prefix of every key on Redis; use a different one for each application.
             secret: The key that hashes identifiers; default: derived from the token.
             config: The path of a rule file: these settings in TOML.
             enabled: False lets every call pass, as does UPSTASH_MIDDLEWARE_ENABLED=0.
-            remember_denials: Seconds for which this process remembers a denial at most, without a
-                call to Upstash; default 60, 0 for not at all.
-            analytics: The prefix under which the Rate Limit dashboard of Upstash's console finds
-                the counts; None for no counts.
-            deny_list: The prefix of a JavaScript upstash-ratelimit whose deny list applies; None
-                for none.
-            breaker: Whether a circuit breaker stops calls while half of the latest ones fail.
-            breaker_slow: Seconds from which a call counts as failed for it; default half of
-                ``deadline``.
+            remember_denials: The longest time in seconds for which this process repeats a denial
+                without a call to Upstash; default 60, 0 to always call.
+            analytics: The prefix of the counts for the Rate Limit dashboard in Upstash's console;
+                None for no counts.
+            deny_list: The prefix of the JavaScript upstash-ratelimit whose deny list applies; None
+                for no deny list.
+            breaker: Whether a circuit breaker stops calls if half of the recent ones fail.
+            breaker_slow: Seconds after which the circuit breaker counts a call as failed; default
+                half of ``deadline``.
             observers: Functions that are called with every event, in addition to the log.
 
         Raises:
@@ -327,7 +327,7 @@ class _Limiter(Generic[B, D]):
         rule = rule_from_mapping({"limits": limits, "name": name, **of_rule}, setting)
         if not isinstance(rule.parsed, tuple):
             raise ConfigurationError(
-                f"{setting}: a limiter takes limits of this package, such as '5/minute', and no "
+                f"{setting}: a limiter takes limits of this package, such as '5/minute', but not a "
                 "function of a request"
             )
         if not name:
@@ -354,20 +354,20 @@ class _Limiter(Generic[B, D]):
 
     @classmethod
     def of(cls, app: object, name: str) -> Self:
-        """Return the limiter of a rule that an application has already, by the rule's name.
+        """Return the limiter of an existing rule of an application, by the rule's name.
 
-        A rule of the middleware, a limit in front of a handler, or another limiter; decisions,
-        logs and ``upstash-middleware limits list`` name them.
+        The rule belongs to the middleware, to a decorator, or to another limiter. Its name is in
+        decisions, in logs and in ``upstash-middleware limits list``.
 
         Args:
-            app: The application, or where it is: ``"shop.main:app"``.
+            app: The application, or its location: ``"shop.main:app"``.
             name: The name of the rule.
 
         Raises:
             ConfigurationError: At the first call, if the application has no such rule.
         """
         made = cls.__new__(cls)
-        made._set_fields(name, app, None, None)  # noqa: SLF001 - it is one of these
+        made._set_fields(name, app, None, None)  # noqa: SLF001 - an object of this class
         _created.add(made)
         return made
 
@@ -391,14 +391,14 @@ class _Limiter(Generic[B, D]):
     ) -> Any:
         """Limit a block, ``with limiter("alice"):``, or a function, ``@limiter(by="alice")``.
 
-        The block of a Limiter begins with ``async with``, and the function is async.
+        For a Limiter, use ``async with`` and an async function.
 
         Args:
             caller: The caller whose quota the block uses.
-            by: The caller whose quota a call of the function uses; or a function that returns it,
-                which takes some of the function's parameters.
-            cost: The units that it takes; or a function that returns them, as for ``by``.
-            timeout: Seconds to wait until it passes.
+            by: The caller whose quota a call of the function uses; or a function that returns the
+                caller from some of the limited function's parameters.
+            cost: The units that a call uses; or a function that returns them, as for ``by``.
+            timeout: The longest time to wait for quota, in seconds.
 
         Raises:
             RateLimited: The call is denied; the block or the function does not run.
@@ -417,7 +417,7 @@ class _Limiter(Generic[B, D]):
         raise NotImplementedError
 
     def _limited(self, function: Any, find: Any, weigh: Any, max_wait: Duration) -> Any:
-        """Return a function that is limited; ``find`` and ``weigh`` get its calls' arguments."""
+        """Return a limited function; ``find`` and ``weigh`` get the arguments of each call."""
         raise NotImplementedError
 
     # What it works on.
@@ -434,7 +434,7 @@ class _Limiter(Generic[B, D]):
         return self._found
 
     def _uses(self, limiter: RateLimiter) -> bool:
-        """Whether this object counts in ``limiter``, even if another thread is just making it."""
+        """Whether this object uses ``limiter``, even while another thread is creating it."""
         found = self._found is not None and self._found[1] is limiter
         return found or any(self._rule is rule for rule in limiter.rules.values())
 
@@ -453,7 +453,7 @@ class _Limiter(Generic[B, D]):
     # Flows.
 
     async def _enter(self, caller: Caller, cost: int, max_wait: Duration) -> Exchange:
-        """Take the cost, within ``max_wait`` seconds.
+        """Charge the cost, waiting for at most ``max_wait`` seconds.
 
         Raises RateLimited.
         """
@@ -473,8 +473,8 @@ class _Limiter(Generic[B, D]):
             delay = _delay(decision, attempts)
             if delay is None or delay > left:
                 raise RateLimited(decision)
-            # Those who wait for the same quota should not all try at once. Who has waited for
-            # longer tries earlier.
+            # Callers that wait for the same quota should not all retry at once. The longer a caller
+            # has waited, the earlier it retries.
             spread = min(delay, _WIDEST_SPREAD) / (2 + attempts)
             await Sleep(min(left, delay + random.random() * spread))  # noqa: S311 - no secret
             attempts += 1
@@ -514,7 +514,7 @@ class _Limiter(Generic[B, D]):
 
 
 class _Call(Part):
-    """One call, in place of a request."""
+    """One call, used in place of a request."""
 
     __slots__ = ("_caller", "_cost", "_limiter", "_name")
 
@@ -531,11 +531,11 @@ class _Call(Part):
 _WIDEST_SPREAD = 1.0
 """Seconds."""
 _FIRST_TRY, _LAST_TRY = 0.05, 2.0
-"""Seconds after which a call is tried again where it is not known when it would pass."""
+"""Seconds until the next attempt if it is not known when the call would pass."""
 
 
 def _delay(decision: Decision, attempts: int) -> float | None:
-    """Return the seconds after which to try again; None if that would not help."""
+    """Return the seconds until the next attempt; None if retrying does not help."""
     if _never_passes(decision):
         return None
     if decision.retry_after is not None:
@@ -564,71 +564,71 @@ def _seconds(timeout: Duration) -> float:
 
 
 class SyncLimiter(_Limiter[AbstractContextManager[Decision], _Decorator]):
-    """A limit for calls in synchronous code: ``SyncLimiter("5/hour", name="password resets")``.
+    """A rate limit for calls in synchronous code: ``SyncLimiter("5/hour", name="passwords")``.
 
-    With one of Starlette's or FastAPI's applications it may be used in handlers that run in
-    threads. See ``Limiter``, which has the same methods, for event loops.
+    With an application of Starlette or FastAPI, use it in handlers that run in threads. ``Limiter``
+    has the same methods for event loops.
     """
 
     def hit(self, caller: Caller, /, cost: int = 1) -> Decision:
-        """Take a cost from an identifier's quota.
+        """Charge a cost to an identifier's quota.
 
         Args:
-            caller: Whose quota: text, a number, an Identifier, a Decision or a request.
-            cost: The units that it takes.
+            caller: Whose quota is used: text, a number, an Identifier, a Decision or a request.
+            cost: The units that the call uses.
 
         Raises:
-            RateLimited: It is used up; nothing was taken.
+            RateLimited: Not enough of the quota remains; nothing was charged.
         """
         return self._run(self._take(caller, cost), UNCHECKED)
 
     def try_hit(self, caller: Caller, /, cost: int = 1) -> Decision:
-        """Do the same as ``hit``, and return the decision also if it denies.
+        """Do the same as ``hit``, but return the decision even if the call is denied.
 
         Args:
-            caller: Whose quota: text, a number, an Identifier, a Decision or a request.
-            cost: The units that it takes.
+            caller: Whose quota is used: text, a number, an Identifier, a Decision or a request.
+            cost: The units that the call uses.
         """
         return self._run(self._try(caller, cost), UNCHECKED)
 
     def peek(self, caller: Caller, /, cost: int = 1) -> Decision:
-        """Return what ``try_hit`` would decide; take nothing.
+        """Return the decision that ``try_hit`` would make, without charging the cost.
 
         Args:
-            caller: Whose quota: text, a number, an Identifier, a Decision or a request.
-            cost: The units that it would take.
+            caller: Whose quota is used: text, a number, an Identifier, a Decision or a request.
+            cost: The units that the call would use.
         """
         return self._run(self._peek(caller, cost), UNCHECKED)
 
     def wait(self, caller: Caller, /, timeout: Duration, cost: int = 1) -> Decision:
-        """Take a cost as soon as it passes, within ``timeout`` seconds.
+        """Wait for quota for at most ``timeout`` seconds, and charge the cost.
 
         Args:
-            caller: Whose quota: text, a number, an Identifier, a Decision or a request.
+            caller: Whose quota is used: text, a number, an Identifier, a Decision or a request.
             timeout: The longest time to wait: seconds, a timedelta, or text such as ``"30s"``.
-            cost: The units that it takes.
+            cost: The units that the call uses.
 
         Raises:
-            RateLimited: It would not pass in that time. Raised at once where that is known.
+            RateLimited: The call would not pass in this time; raised at once if this is known.
         """
         return self._run(self._take(caller, cost, timeout), UNCHECKED)
 
     def charge(self, caller: Caller, /, units: int) -> None:
-        """Take units, whatever is left: the cost of a call that is known only after it.
+        """Charge units even if fewer remain, for a cost that is known only after the call.
 
-        What is above the limit is paid off by waiting. In an outage the charge is lost.
+        Units beyond the limit delay later calls. If Upstash is unreachable, the charge is lost.
 
         Args:
-            caller: Whose quota: text, a number, an Identifier, a Decision or a request.
-            units: How many units, at least 1.
+            caller: Whose quota is used: text, a number, an Identifier, a Decision or a request.
+            units: The number of units, at least 1.
         """
         self._run(self._charge(caller, units), None)
 
     def reset(self, caller: Caller, /) -> None:
-        """Give an identifier its whole quota again.
+        """Restore an identifier's full quota.
 
         Args:
-            caller: Whose quota: text, a number, an Identifier, a Decision or a request.
+            caller: Whose quota is used: text, a number, an Identifier, a Decision or a request.
 
         Raises:
             UpstashError: Upstash cannot be reached.
@@ -636,10 +636,10 @@ class SyncLimiter(_Limiter[AbstractContextManager[Decision], _Decorator]):
         self._run(self._reset(caller), None)
 
     def set_limit(self, limit: int | None) -> None:
-        """Change the limit, in all processes, until it is changed again; needs ``dynamic=True``.
+        """Change the limit in all processes until the next change; requires ``dynamic=True``.
 
         Args:
-            limit: Units per window, from 0; None returns to the limit in the code.
+            limit: Units per window, at least 0; None restores the limit from the code.
 
         Raises:
             ValueError: The limiter is not dynamic, or ``limit`` is wrong.
@@ -668,50 +668,50 @@ class SyncLimiter(_Limiter[AbstractContextManager[Decision], _Decorator]):
             runtime.finish(exchange, complete=True)
 
     def _run(self, flow: Flow[R], otherwise: T) -> R | T:
-        """Run a flow and return its result; ``otherwise`` if everything is switched off."""
+        """Run a flow and return its result, or ``otherwise`` if the middleware is disabled."""
         try:
             runtime = self._runtime()
             return runtime.perform(flow) if runtime.enabled else otherwise
         finally:
-            flow.close()  # where it has not begun
+            flow.close()  # if it has not started
 
 
 class Limiter(_Limiter[AbstractAsyncContextManager[Decision], _AsyncDecorator]):
-    """A limit for calls in asynchronous code: ``Limiter("5/minute", name="messages", app=app)``.
+    """A rate limit for calls in async code: ``Limiter("5/minute", name="messages", app=app)``.
 
-    For calls other than requests, such as a message of a WebSocket, a job or an outgoing call, and
-    for limits that depend on what only a handler knows. One call takes one round trip, as a rule of
-    the middleware does, with the same policies if Upstash is unreachable. ``SyncLimiter`` is the
-    same for threads, and limiters of both classes with one name and the same limits share a quota.
+    Use it for calls that are not HTTP requests, such as WebSocket messages, jobs or outgoing calls,
+    and for limits that depend on values that only a handler knows. As with a rule of the
+    middleware, a call takes one round trip, and ``on_error`` applies if Upstash is unreachable.
+    ``SyncLimiter`` is the same for threads. Limiters with the same name and limits share a quota.
     """
 
     async def hit(self, caller: Caller, /, cost: int = 1) -> Decision:
-        """Take a cost from an identifier's quota.
+        """Charge a cost to an identifier's quota.
 
         Args:
-            caller: Whose quota: text, a number, an Identifier, a Decision or a request.
-            cost: The units that it takes.
+            caller: Whose quota is used: text, a number, an Identifier, a Decision or a request.
+            cost: The units that the call uses.
 
         Raises:
-            RateLimited: It is used up; nothing was taken.
+            RateLimited: Not enough of the quota remains; nothing was charged.
         """
         return await self._run(self._take(caller, cost), UNCHECKED)
 
     async def try_hit(self, caller: Caller, /, cost: int = 1) -> Decision:
-        """Do the same as ``hit``, and return the decision also if it denies.
+        """Do the same as ``hit``, but return the decision even if the call is denied.
 
         Args:
-            caller: Whose quota: text, a number, an Identifier, a Decision or a request.
-            cost: The units that it takes.
+            caller: Whose quota is used: text, a number, an Identifier, a Decision or a request.
+            cost: The units that the call uses.
         """
         return await self._run(self._try(caller, cost), UNCHECKED)
 
     async def peek(self, caller: Caller, /, cost: int = 1) -> Decision:
-        """Return what ``try_hit`` would decide; take nothing.
+        """Return the decision that ``try_hit`` would make, without charging the cost.
 
         Args:
-            caller: Whose quota: text, a number, an Identifier, a Decision or a request.
-            cost: The units that it would take.
+            caller: Whose quota is used: text, a number, an Identifier, a Decision or a request.
+            cost: The units that the call would use.
         """
         return await self._run(self._peek(caller, cost), UNCHECKED)
 
@@ -722,34 +722,34 @@ class Limiter(_Limiter[AbstractAsyncContextManager[Decision], _AsyncDecorator]):
         timeout: Duration,  # noqa: ASYNC109 - it bounds the waiting alone
         cost: int = 1,
     ) -> Decision:
-        """Take a cost as soon as it passes, within ``timeout`` seconds.
+        """Wait for quota for at most ``timeout`` seconds, and charge the cost.
 
         Args:
-            caller: Whose quota: text, a number, an Identifier, a Decision or a request.
+            caller: Whose quota is used: text, a number, an Identifier, a Decision or a request.
             timeout: The longest time to wait: seconds, a timedelta, or text such as ``"30s"``.
-            cost: The units that it takes.
+            cost: The units that the call uses.
 
         Raises:
-            RateLimited: It would not pass in that time. Raised at once where that is known.
+            RateLimited: The call would not pass in this time; raised at once if this is known.
         """
         return await self._run(self._take(caller, cost, timeout), UNCHECKED)
 
     async def charge(self, caller: Caller, /, units: int) -> None:
-        """Take units, whatever is left: the cost of a call that is known only after it.
+        """Charge units even if fewer remain, for a cost that is known only after the call.
 
-        What is above the limit is paid off by waiting. In an outage the charge is lost.
+        Units beyond the limit delay later calls. If Upstash is unreachable, the charge is lost.
 
         Args:
-            caller: Whose quota: text, a number, an Identifier, a Decision or a request.
-            units: How many units, at least 1.
+            caller: Whose quota is used: text, a number, an Identifier, a Decision or a request.
+            units: The number of units, at least 1.
         """
         await self._run(self._charge(caller, units), None)
 
     async def reset(self, caller: Caller, /) -> None:
-        """Give an identifier its whole quota again.
+        """Restore an identifier's full quota.
 
         Args:
-            caller: Whose quota: text, a number, an Identifier, a Decision or a request.
+            caller: Whose quota is used: text, a number, an Identifier, a Decision or a request.
 
         Raises:
             UpstashError: Upstash cannot be reached.
@@ -757,10 +757,10 @@ class Limiter(_Limiter[AbstractAsyncContextManager[Decision], _AsyncDecorator]):
         await self._run(self._reset(caller), None)
 
     async def set_limit(self, limit: int | None) -> None:
-        """Change the limit, in all processes, until it is changed again; needs ``dynamic=True``.
+        """Change the limit in all processes until the next change; requires ``dynamic=True``.
 
         Args:
-            limit: Units per window, from 0; None returns to the limit in the code.
+            limit: Units per window, at least 0; None restores the limit from the code.
 
         Raises:
             ValueError: The limiter is not dynamic, or ``limit`` is wrong.
@@ -791,16 +791,16 @@ class Limiter(_Limiter[AbstractAsyncContextManager[Decision], _AsyncDecorator]):
             await runtime.afinish(exchange, complete=True)
 
     async def _run(self, flow: Flow[R], otherwise: T) -> R | T:
-        """Run a flow and return its result; ``otherwise`` if everything is switched off."""
+        """Run a flow and return its result, or ``otherwise`` if the middleware is disabled."""
         try:
             runtime = self._runtime()
             return await runtime.aperform(flow) if runtime.enabled else otherwise
         finally:
-            flow.close()  # where it has not begun
+            flow.close()  # if it has not started
 
 
 def _check_function(limiter: _Limiter[Any, Any], function: Any, *, is_async: bool) -> None:
-    """Raise ConfigurationError for a function whose calls end before their work is done."""
+    """Raise ConfigurationError for a function whose work continues after its call returns."""
     called = function if inspect.isclass(function) else getattr(function, "__call__", None)  # noqa: B004
     for each in (function, called):
         if inspect.isasyncgenfunction(each) or inspect.isgeneratorfunction(each):
@@ -828,14 +828,14 @@ _VARIABLES = (
     *("KV_REST_API_URL", "KV_REST_API_TOKEN"),
 )
 _NOT_STARTED = "_upstash_middleware_not_started"
-"""The attribute of one of Starlette's applications that this process does not serve, or not yet.
+"""An attribute of Starlette applications that this process does not serve, or not yet.
 
-It has the runtimes: they refer to the application, so nothing outside of it may keep them.
+It contains the runtimes, which refer to the application; so only the application may keep them.
 """
 
 
 def limits_in_code() -> Iterable[tuple[RateLimitRule, object, Settings | None]]:
-    """Yield the limits of all limiters, with their application or else their settings."""
+    """Yield the limits of all limiters, each with its application or else its settings."""
     for limiter in list(_created):
         rule, app, settings = limiter._rule, limiter._app, limiter._settings  # noqa: SLF001 - of a class of this module
         if rule is not None:
@@ -843,11 +843,11 @@ def limits_in_code() -> Iterable[tuple[RateLimitRule, object, Settings | None]]:
 
 
 def _standalone(settings: Settings) -> Runtime:
-    """Return the runtime of limiters without an application, one for each configuration."""
+    """Return the runtime of limiters without an application; equal settings share a runtime."""
     key = (settings, *map(os.environ.get, _VARIABLES))
     try:
         hash(key)
-    except TypeError:  # something in the settings
+    except TypeError:  # a setting is not hashable
         return Runtime(settings, Features(0))
     with _making.lock:
         if (known := _shared.get(key)) is None:
@@ -879,7 +879,7 @@ def _runtime_of(app: Any) -> Runtime:
 
         return flask.runtime_for_handlers(app)
     found = list(_runtimes_in(app))
-    if found:  # one with its own limits first
+    if found:  # prefer a runtime with its own limits
         return max(found, key=lambda one: (one.has_limits, Features.RATE_LIMIT in one.features))
     if hasattr(app, "user_middleware"):
         from upstash_middleware import starlette  # noqa: PLC0415 - as above
@@ -920,9 +920,9 @@ def _unstarted_runtimes(app: Any) -> list[Runtime]:
 
 
 def _limiter_for(runtime: Runtime, rule: RateLimitRule) -> RateLimiter:
-    """Return the limiter for a rule; equal rules of one name share a limiter.
+    """Return the limiter for a rule; equal rules with the same name share a limiter.
 
-    Raises ConfigurationError where something else has the name.
+    Raises ConfigurationError if another limit has the name.
     """
     name = rule.name
     with _making.lock:
@@ -931,10 +931,10 @@ def _limiter_for(runtime: Runtime, rule: RateLimitRule) -> RateLimiter:
         if known is not None and not differences:
             return known
         if known is not None and not any(each._uses(known) for each in list(_created)):  # noqa: SLF001 - as above
-            del runtime.limiters[name]  # it is used no more, as one that a test has made
+            del runtime.limiters[name]  # no limiter uses it any more, for instance after a test
         for other in _rules_of(runtime):
             if other.name == name and other.parsed is not None:
-                # The limits are in the text that names it.
+                # The error message already shows the limits.
                 shown = [each for each in differences if each != "limits"][:1]
                 other_has = "".join(f" with {each}={getattr(other, each)!r}" for each in shown)
                 raise ConfigurationError(
@@ -947,7 +947,7 @@ def _limiter_for(runtime: Runtime, rule: RateLimitRule) -> RateLimiter:
 
 
 def _differences(one: RateLimitRule, other: RateLimitRule) -> list[str]:
-    """Return the fields in which two rules differ, the limits last, however these are written."""
+    """Return the fields in which two rules differ; limits last, compared after parsing."""
     fields = [each for each in FIELDS if each != "limits"]
     differ = [each for each in fields if getattr(one, each) != getattr(other, each)]
     return differ if one.parsed == other.parsed else [*differ, "limits"]
@@ -966,7 +966,7 @@ def _rules_of(runtime: Runtime) -> Iterable[RateLimitRule]:
 
 
 def _find_limiter(runtime: Runtime, app: Any, name: str) -> RateLimiter:
-    """Return a limiter that has the rule of this name. Raises ConfigurationError."""
+    """Return the limiter that has the rule with this name. Raises ConfigurationError."""
     known: list[str] = []
     limiters = [
         *(part for part in runtime.engine.parts if isinstance(part, RateLimiter)),
@@ -994,8 +994,8 @@ def _find_limiter(runtime: Runtime, app: Any, name: str) -> RateLimiter:
 
 
 def _handler_limits(app: Any) -> Iterable[RateLimitRule]:
-    """Yield the limits in front of an application's handlers, named as they are in decisions."""
-    from upstash_middleware import routes  # noqa: PLC0415 - if a limit is reached by its name
+    """Yield the limits of an application's decorated handlers, named as in decisions."""
+    from upstash_middleware import routes  # noqa: PLC0415 - only if found by name
 
     if "django" in {base.__module__.partition(".")[0] for base in type(app).__mro__}:
         found = routes.django_routes()

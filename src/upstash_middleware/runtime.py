@@ -1,8 +1,8 @@
-"""Settings made into one engine and its clients: everything that an adapter calls.
+"""``Runtime``: the engine and the clients, created from the settings; all adapters use it.
 
 A Runtime begins and finishes exchanges, for threads (``begin``, ``finish``, ``perform``, ``purge``,
-``close``) and for event loops (the same names with an ``a`` in front). The first call that needs
-the clients creates them; credentials are looked up no earlier.
+``close``) and for event loops (the same names with the prefix ``a``). The first call that needs a
+client creates the clients and reads the credentials.
 """
 
 from __future__ import annotations
@@ -63,17 +63,17 @@ if TYPE_CHECKING:
     from upstash_middleware.upstash import Called
 
 BACKGROUND_REQUEST = "upstash_middleware.refresh"
-"""In the scope or environ of a request that no visitor has sent: a background revalidation, or one
-that fills the cache. No limit counts it, and its session has no client."""
+"""The key in the scope or environ of a request that no visitor sent: a background revalidation, or
+a request that fills the cache. No limit counts such a request, and its session has no client."""
 
 T = TypeVar("T")
 C = TypeVar("C")
 _hinted: list[str] = []
-"""The hints that were logged, once for a process: its middleware classes serve one application."""
+"""Hints that were logged; each is logged once per process, for all its middleware classes."""
 
 
 class Features(Flag):
-    """Which parts of the engine a middleware class enables."""
+    """The parts of the engine that a middleware class enables."""
 
     RATE_LIMIT = auto()
     CACHE = auto()
@@ -82,9 +82,9 @@ class Features(Flag):
 
 
 class Runtime:
-    """One engine and its clients, created from settings."""
+    """The engine and its clients, created from settings."""
 
-    def __init__(  # noqa: PLR0913, PLR0915 - it creates all that a runtime has
+    def __init__(  # noqa: PLR0913, PLR0915 - it creates all parts of a runtime
         self,
         settings: Settings,
         features: Features = Features.BOTH,
@@ -95,13 +95,13 @@ class Runtime:
         keeps_sessions: bool = True,
         kept_cookies: Mapping[str, str] | None = None,
     ) -> None:
-        """Create the engine; no connection is opened.
+        """Create the engine; this opens no connection.
 
-        ``exempts`` tells which requests no limit counts, ``selects`` which stored response the
-        framework selects (a part of the cache key); ``refreshes`` says that the adapter performs
-        background revalidations, ``keeps_sessions`` that the engine keeps the sessions of the
-        setting, if any. ``kept_cookies`` are cookies that no cache rule may ignore, each with the
-        setting of its name.
+        ``exempts`` returns whether a request is exempt from all limits. ``selects`` returns the
+        framework's part of the cache key, such as a language. ``refreshes`` means that the adapter
+        performs background revalidations, ``keeps_sessions`` that the engine keeps the sessions of
+        the settings, if any. ``kept_cookies`` are cookies that no cache rule may ignore, each with
+        the setting that defines its name.
         """
         self.settings = settings
         self.features = features
@@ -110,13 +110,13 @@ class Runtime:
         self.kept_cookies: dict[str, str] = dict(kept_cookies or {})
         self.observe: Observer = _Observers(LogObserver(), settings.observers)
         self.late: set[Any] = set()
-        """Tasks of event loops that settle charges made after their exchange was finished."""
+        """Tasks that settle charges made after the exchange was finished."""
         self.handler_limiters: dict[tuple[object, object], tuple[str, RateLimiter]] = {}
-        """The limiters in front of handlers, with their names, by limit and handler."""
+        """The limiters of decorated handlers, with their names, by limit and handler."""
         self.limiters: weakref.WeakValueDictionary[str, RateLimiter] = weakref.WeakValueDictionary()
-        """The limiters that code calls, by name."""
+        """The limiters of ``Limiter`` objects, by name."""
         self.before_serving: list[Callable[[], None]] = []
-        """What to do at the first request, before anything is decided about it."""
+        """Functions to call at the first request, before any decision."""
         self._refreshes = refreshes
         self._lock = threading.Lock()
         self._credentials: Credentials | None = None
@@ -138,28 +138,28 @@ class Runtime:
             exempts = _exempt_all_but_purges(self.purge_endpoint, exempts)
         limits: list[Part] = []
         self.reads_body: bool = False
-        """Whether a limit identifies clients by a request's body, which an adapter then gives."""
+        """Whether a limit identifies clients by the request's body, which the adapter provides."""
         if Features.RATE_LIMIT in features and self.has_limits:
             rules, default = settings.rate_limits, settings.default_limit
             limiter = self.limiter(rules, default, exempts=exempts)
             limits, self.reads_body = [limiter], limiter.reads_body
         self.caches: bool = Features.CACHE in features and bool(settings.cache)
-        """Whether it may store responses."""
+        """Whether the runtime may store responses."""
         cache: list[Part] = [self.cache] if self.caches else []
         self.engine: Engine = Engine([*limits, *cache], observe=self.observe)
         self.uncached: Engine = Engine(limits, observe=self.observe)
-        """All but the cache, for requests that it does not answer: handshakes of WebSockets."""
+        """The engine without the cache, for requests that are not cached: WebSocket handshakes."""
         self.unlimited: Engine = Engine(cache, observe=self.observe)
-        """All but the limits, for requests that no visitor has sent."""
+        """The engine without the limits, for requests that no visitor sent."""
         self.sessions: Sessions | None = None
-        """What keeps the sessions of handlers, if anything does."""
+        """The part that keeps the handlers' sessions; None without sessions."""
         keeps = features is Features.BOTH or Features.SESSIONS in features
         if keeps and keeps_sessions and settings.sessions is not None:
             self.keep_sessions(self.create_sessions(settings.sessions))
         endpoint = [] if self.purge_endpoint is None else [self.purge_endpoint]
         self._purge_engine: Engine = Engine([*limits, *endpoint], observe=self.observe)
         self.finishes_first: bool = _stores_first(settings)
-        """Whether an exchange is finished just before the last byte of its response is sent."""
+        """Whether an exchange is finished just before the response's last byte is sent."""
         if self.enabled:
             remembering.add(self)
 
@@ -181,10 +181,10 @@ class Runtime:
     ) -> Runtime:
         """Create a runtime from a middleware's arguments, or from a framework's settings.
 
-        ``source`` is the name of the mapping in error messages; ``has_users`` says whether
-        ``by="user"`` has a meaning in the framework; ``own`` is the kind of httpx client that the
-        framework can use, if only one; ``kept_cookies`` are cookies that no cache rule may ignore,
-        each with the setting of its name. Raises ConfigurationError for a wrong argument, and for a
+        ``source`` is the name of the mapping in error messages. ``has_users`` means that
+        ``by="user"`` works in the framework. ``own`` is the kind of httpx client that the framework
+        can use, if only one. ``kept_cookies`` are cookies that no cache rule may ignore, each with
+        the setting that defines its name. Raises ConfigurationError for a wrong argument, and for a
         middleware that would do nothing.
         """
         settings = settings_from(arguments, environ, source=source)
@@ -203,12 +203,11 @@ class Runtime:
             for rule in (*settings.rate_limits, settings.default_limit):
                 if rule is not None and needs_user(rule.extractor):
                     raise ConfigurationError(
-                        f"{named_part(rule.setting, 'by')} = 'user': Flask and other WSGI "
-                        "applications have no user that this package knows; give a function of "
-                        "the request"
+                        f"{named_part(rule.setting, 'by')} = 'user': this package knows no user in "
+                        "Flask and other WSGI applications; give a function of the request"
                     )
-        # enabled=False needs no rules, as in tests. An explicit default_limit=None is deliberate,
-        # for instance because only decorators limit.
+        # With enabled=False, as in tests, no rules are required. An explicit default_limit=None is
+        # deliberate, for instance because only decorators limit.
         is_deliberate = features is not Features.CACHE and "default_limit" in arguments
         if settings.enabled and not is_deliberate:
             _check_not_idle(settings, features, source, has_sessions=own == "AsyncClient")
@@ -225,10 +224,10 @@ class Runtime:
     def begin(
         self, request: HTTPRequest, inner: Runtime | None = None, *, engine: Engine | None = None
     ) -> Exchange:
-        """Decide about a request, in one round trip with the runtime directly inside, if any.
+        """Decide about a request, in one round trip together with the runtime directly inside.
 
-        By another engine than the runtime's own, if one is given. Raises ConfigurationError, and
-        nothing that Upstash or the network can cause.
+        ``engine`` replaces the runtime's own engine. Raises ConfigurationError, but no errors of
+        Upstash or the network.
         """
         begun = self.prepare(request, inner, engine)
         if isinstance(begun, Exchange):
@@ -257,7 +256,7 @@ class Runtime:
         return begun if isinstance(begun, Exchange) else await self.abegun(begun)
 
     async def abegun(self, begun: Begun | Flow[Exchange]) -> Exchange:
-        """Return the exchange of a request for which ``prepare`` has returned something else."""
+        """Complete the result of ``prepare`` if it is not an exchange, and return the exchange."""
         client = (self._clients or self._create_clients())[1]
         if not isinstance(begun, Begun):
             return await arun(begun, client)
@@ -277,7 +276,7 @@ class Runtime:
     def prepare(
         self, request: HTTPRequest, inner: Runtime | None = None, engine: Engine | None = None
     ) -> Begun | Exchange | Flow[Exchange]:
-        """Begin a request as ``begin`` does; return its exchange if that takes no call."""
+        """Begin a request as ``begin`` does; return its exchange if no call is needed."""
         if self._clients is None:
             self._create_clients()
         if not self._serves:
@@ -305,7 +304,7 @@ class Runtime:
         if settings.platform is not None and PLATFORMS[settings.platform].automatic:
             platform = PLATFORMS[settings.platform]
             logger.info(
-                "client_ip: this runs on %s, so client addresses are read as by client_ip=%r",
+                "client_ip: this runs on %s, so client addresses are read as with client_ip=%r",
                 platform.title,
                 settings.platform,
                 extra={"upstash_event": "PlatformDetected", "upstash_where": "client_ip"},
@@ -314,10 +313,10 @@ class Runtime:
             self.observe(
                 SettingDoubted(
                     "cdn",
-                    f"it is {settings.cdn!r}, and on_purge is not set: a purge does not reach the "
-                    "CDN, which may send what it has until that has expired there; set on_purge to "
-                    "a function that purges the CDN by purge.cdn_tags, or to one that does nothing "
-                    "if that is intended",
+                    f"it is {settings.cdn!r}, but on_purge is not set: a purge does not reach the "
+                    "CDN, which may serve old responses until they expire there; set on_purge to "
+                    "a function that purges the CDN by purge.cdn_tags, or, if this is intended, "
+                    "to a function that does nothing",
                 )
             )
         is_shared = self._credentials is not None and not self._credentials.local
@@ -327,8 +326,8 @@ class Runtime:
                 SettingDoubted(
                     "prefix",
                     "it is not set: applications that use this database with the same prefix share "
-                    "limits, stored responses and purges; set it to a name of this application's "
-                    f"own, or to {settings.prefix!r} if no other application uses the database",
+                    "limits, stored responses and purges; set it to the name of this application, "
+                    f"or to {settings.prefix!r} if no other application uses the database",
                 )
             )
 
@@ -337,7 +336,7 @@ class Runtime:
         self.perform(exchange.finish(complete=complete))
 
     async def afinish(self, exchange: Exchange, *, complete: bool) -> None:
-        """Do the same as ``finish`` on an event loop, to the end even if the task is cancelled."""
+        """Do the same as ``finish`` on an event loop, even if the task is cancelled meanwhile."""
         if (flow := exchange.finish(complete=complete)) is not None:
             await _run_to_end(arun(flow, self._async_client()))
 
@@ -346,7 +345,7 @@ class Runtime:
     @overload
     def perform(self, flow: Flow[T] | None) -> T | None: ...
     def perform(self, flow: Flow[T] | None) -> T | None:
-        """Run a flow of the core in this thread, if there is one, and return its result."""
+        """Run a flow of the core in this thread and return its result; None for None."""
         return None if flow is None else run(flow, self._client_for(flow, self._client))
 
     async def aperform(self, flow: Flow[T]) -> T:
@@ -362,19 +361,19 @@ class Runtime:
             raise
 
     async def aperform_to_end(self, flow: Flow[None] | None) -> None:
-        """Run a flow on the event loop, to the end even if the task is cancelled."""
+        """Run a flow on the event loop to its end, even if the task is cancelled."""
         if flow is not None:
             await _run_to_end(arun(flow, self._async_client()))
 
     def _settle_late(self, flow: Flow[None]) -> None:
-        """Run a flow that nobody waits for: in a task of the event loop, or in this thread.
+        """Run a flow whose result no one awaits: in a task of the event loop, or in this thread.
 
-        Raises RuntimeError under trio, where no task can be started from here.
+        Raises RuntimeError under trio, where this code cannot start a task.
         """
         if (trio := sys.modules.get("trio")) is not None and trio.lowlevel.in_trio_run():
             flow.close()
             raise RuntimeError(
-                "charge: the response has been sent and its cost is settled; under trio, charge "
+                "charge: the response has been sent, and its cost is settled; under trio, charge "
                 "before the last byte is sent, or from a thread"
             )
         asyncio: Any = sys.modules.get("asyncio")
@@ -407,11 +406,11 @@ class Runtime:
         at_handler: bool = False,
         exempts: Callable[[HTTPRequest], bool] | None = None,
     ) -> RateLimiter:
-        """Return a rate limiter over this runtime's client.
+        """Return a rate limiter that uses this runtime's client.
 
-        ``at_handler`` says that the rules are in front of a handler and not of the application;
-        ``exempts`` selects requests that are not counted. Raises ConfigurationError for two rules
-        of one name.
+        ``at_handler`` means that the rules are decorators of a handler and not the middleware's;
+        ``exempts`` selects requests that are not counted. Raises ConfigurationError if two rules
+        have the same name.
         """
         from upstash_middleware.core.ratelimit import RateLimiter  # noqa: PLC0415
         from upstash_middleware.core.ratelimit.charges import AddressWatch  # noqa: PLC0415
@@ -448,13 +447,13 @@ class Runtime:
         return limiter
 
     def _make_leases(self) -> Leases:
-        from upstash_middleware.core.ratelimit.leases import Leases  # noqa: PLC0415 - if it is used
+        from upstash_middleware.core.ratelimit.leases import Leases  # noqa: PLC0415 - only if used
 
         return Leases(self.observe)
 
     @property
     def cache(self) -> Cache:
-        """The cache, for inspecting and purging; requests go through the engine."""
+        """The cache, for inspecting and purging; requests use the engine."""
         if self._cache is None:
             from upstash_middleware.core.cache import Cache  # noqa: PLC0415 - if anything is cached
             from upstash_middleware.core.cache.http.directives import FROM_HANDLERS  # noqa: PLC0415
@@ -507,13 +506,13 @@ class Runtime:
         """Return the part of the engine that keeps sessions.
 
         Args:
-            settings: How they are kept.
-            idle: Their idle timeout in seconds, where a framework has its own; otherwise that of
-                the settings.
-            absolute: Their absolute timeout in seconds, where a framework has its own.
-            key_setting: What a framework calls the secret key.
-            **hooks: What a framework does differently: the ``ids`` of a SessionStore, and the
-                arguments of Sessions.
+            settings: The settings of the sessions.
+            idle: The idle timeout in seconds, if the framework defines it; otherwise the settings
+                define it.
+            absolute: The absolute timeout in seconds, if the framework defines it.
+            key_setting: The framework's name of the secret key.
+            **hooks: The framework's differences: the ``ids`` of a SessionStore, and arguments of
+                Sessions.
         """
         from upstash_middleware.core.sessions import (  # noqa: PLC0415 - if there are sessions
             CookieIds,
@@ -551,7 +550,7 @@ class Runtime:
                 self.observe(
                     SettingDoubted(
                         f"cache[{index}].bypass",
-                        f"no request has the cookie {configured!r}: that of sessions is named "
+                        f"no request has the cookie {configured!r}: the session cookie is named "
                         f"{name!r}, since it is only sent over HTTPS; write 'cookie:{name}'",
                     )
                 )
@@ -564,8 +563,8 @@ class Runtime:
                 self.observe(
                     SettingDoubted(
                         setting or named_part(settings.setting, "secret_key"),
-                        "it is not set, nor is secret, so the key of sessions is made from the "
-                        "token: a new token logs everybody out; set it to a long random text",
+                        "neither it nor secret is set, so the key of sessions is derived from the "
+                        "token: a new token ends all sessions; set it to a long random text",
                     )
                 )
             keys = (self._secret().hex(),)
@@ -591,13 +590,13 @@ class Runtime:
     ) -> None:
         """Invalidate stored responses: of URLs, tags, directories, rules, or everything.
 
-        ``urls`` are paths with their query (``/products/7``), under whatever host name they were
-        stored, or whole URLs. A tag includes its colon-descendants: ``product`` purges
+        ``urls`` are paths with their query (``/products/7``), for all host names under which they
+        are stored, or whole URLs. A tag includes all tags below it: ``product`` also purges
         ``product:7``. A directory, ``/products/``, includes all URLs that begin with it; ``rules``
-        are the paths of cache rules, and all responses that they cover are purged. ``soft`` lets
-        them still be served stale where their rule allows it. Does nothing where the middleware is
-        disabled, so that handlers which purge need no credentials then. Raises UpstashError if
-        Upstash cannot be reached, ValueError for an invalid URL or directory or an unknown rule.
+        are the paths of cache rules, and all responses that they cover are purged. With ``soft``
+        these responses may still be served stale if their rule allows it. Does nothing if the
+        middleware is disabled, so that handlers that purge need no credentials. Raises UpstashError
+        if Upstash is unreachable, ValueError for an invalid URL or directory or an unknown rule.
         """
         if self.enabled:
             client = self._client()
@@ -643,10 +642,10 @@ class Runtime:
         return self.invalidate(Purge(urls, **given))
 
     async def invalidate(self, what: Purge) -> None:
-        """Carry out a purge: of stored responses, and of values with the same tags. A flow.
+        """Carry out a purge of stored responses and of values with the same tags. A flow.
 
-        Then pass it on to the function of the setting ``on_purge``. Raises UpstashError,
-        PurgeNotPassedOn, and ValueError for an invalid URL or directory or an unknown rule.
+        Then call the function in the setting ``on_purge``. Raises UpstashError, PurgeNotPassedOn,
+        and ValueError for an invalid URL or directory or an unknown rule.
         """
         try:
             await self.cache.purge(what)
@@ -659,26 +658,26 @@ class Runtime:
                 await call(on_purge, self.cache.for_cdn(what))
             except Exception as error:
                 raise PurgeNotPassedOn(
-                    "on_purge: the purge was carried out on Redis, and the function that passes it "
-                    f"on raised {type(error).__name__}: {error}"
+                    "on_purge: the purge was carried out on Redis, but the function in on_purge "
+                    f"raised {type(error).__name__}: {error}"
                 ) from error
 
     def data(self, kind: str = "data", codec: Codec | None = None) -> DataStore:
-        """Return the application's values of a kind, whose methods are flows.
+        """Return the store for the application's values of one kind; its methods are flows.
 
-        Each kind has its own keys, and is cleared by itself. ``codec`` counts where a kind is
-        first used; a kind that has one, a framework's cache, keeps nothing in this process's
-        memory. Raises ConfigurationError for a kind that is not a name.
+        Each kind has separate keys and is cleared separately. The first call for a kind sets its
+        ``codec``; a kind with a codec, which is a framework's cache, keeps nothing in this
+        process's memory. Raises ConfigurationError if ``kind`` is not a valid name.
         """
         found = self._data.get(kind)
         if found is None:
             made = OnePerProcess(lambda: self._make_data(kind, codec))
-            made.get()  # raises for a kind that is not a name
+            made.get()  # raises if ``kind`` is not a valid name
             found = self._data.setdefault(kind, made)
         return found.get()
 
     def _make_data(self, kind: str, codec: Codec | None) -> DataStore:
-        from upstash_middleware.core.cache.entries import Sealing  # noqa: PLC0415 - if it is used
+        from upstash_middleware.core.cache.entries import Sealing  # noqa: PLC0415 - only if used
         from upstash_middleware.core.data import DataStore  # noqa: PLC0415 - as above
 
         settings, sealing = self.settings, None
@@ -706,11 +705,11 @@ class Runtime:
         return None if clients is None or self._credentials is None else self._credentials.url
 
     def check_credentials(self) -> None:
-        """Raise MissingCredentials if there are none, for servers that can refuse to start."""
+        """Raise MissingCredentials if there are none, so that a server can refuse to start."""
         self._known_credentials()
 
     def close(self) -> None:
-        """Send pending counts, give back slices, and close all connections.
+        """Send pending counts, return unused leases, and close all connections.
 
         A later call opens new ones.
         """
@@ -728,12 +727,12 @@ class Runtime:
             await clients[1].aclose()
 
     def flush(self) -> None:
-        """Send collected analytics and give back slices, if there is a client."""
+        """Send collected analytics and return unused leases, if there is a client."""
         if (clients := self._clients) is not None:
             run(self._flush(), clients[0])
 
     def forget(self) -> None:
-        """Forget denials, slices, local counts, stored responses and failures."""
+        """Forget denials, leases, local counts, stored responses and failures."""
         for limiter in self._live_limiters():
             limiter.forget()
         self._denials.clear()
@@ -784,7 +783,7 @@ class Runtime:
                 }
                 if self.settings.breaker:
                     shared["breaker"], shared["quick_breaker"] = self._breakers
-                if self.settings.observers:  # the log has no line for successful calls
+                if self.settings.observers:  # the log ignores successful calls
 
                     def watch(called: Called) -> None:
                         names = tuple(str(command.args[0]) for command in called.commands)
@@ -796,11 +795,11 @@ class Runtime:
             return self._clients
 
     def redis(self) -> Redis:
-        """Return the application's own client for threads, over the middleware's connections."""
+        """Return a sync Redis client for the application, over the middleware's connections."""
         return self._redis_clients()[0]
 
     def async_redis(self) -> AsyncRedis:
-        """Return the same for event loops."""
+        """Return an async Redis client for the application."""
         return self._redis_clients()[1]
 
     def _redis_clients(self) -> tuple[Redis, AsyncRedis]:
@@ -827,7 +826,7 @@ class Runtime:
 
 
 def _has_no_visitor(native: Any) -> bool:
-    """Whether a framework's request is a background one, which no visitor has sent."""
+    """Whether a framework's request is a background request, which no visitor sent."""
     held = native if isinstance(native, dict) else getattr(native, "META", ())
     return BACKGROUND_REQUEST in held or BACKGROUND_REQUEST in getattr(native, "scope", ())
 
@@ -835,12 +834,12 @@ def _has_no_visitor(native: Any) -> bool:
 def _exempt_all_but_purges(
     endpoint: PurgeEndpoint, exempts: Callable[[HTTPRequest], bool]
 ) -> Callable[[HTTPRequest], bool]:
-    """Return ``exempts`` for all requests but those to the purge endpoint."""
+    """Return ``exempts`` with the purge endpoint's requests excluded from exemption."""
     return lambda request: not endpoint.covers(request) and exempts(request)
 
 
 class LazyProxy:
-    """The attributes of an object that is looked up, and loaded, when one is used."""
+    """Forwards attributes to an object that is looked up, and loaded, on first use."""
 
     __slots__ = ("_find",)
 
@@ -854,15 +853,15 @@ class LazyProxy:
 
 
 class _Observers:
-    """Passes each event to several observers; an observer that raises affects nothing else."""
+    """Passes each event to several observers; an observer's exception affects nothing else."""
 
     __slots__ = ("_observers", "ignores")
 
     def __init__(self, log: LogObserver, others: Sequence[Observer]) -> None:
         self._observers: tuple[Observer, ...] = (log, *others)
         self.ignores: AbstractSet[type[Event]] = log.ignores
-        """The events that all of them ignore; see ``events.ignored_by``."""
-        if others:  # what the log ignores changes, so the others get that in any case
+        """The events that all observers ignore; see ``events.ignored_by``."""
+        if others:  # the log's list changes at run time, so other observers get this event
             ignored = [frozenset(getattr(observer, "ignores", ())) for observer in others]
             self.ignores = (log.ignores - {UpstashAnswered}).intersection(*ignored)
 
@@ -870,15 +869,15 @@ class _Observers:
         for observer in self._observers:
             try:
                 observer(event)
-            except Exception:  # noqa: BLE001 - a failing metric must not cost a response
+            except Exception:  # noqa: BLE001 - a failing observer must not fail a response
                 logger.exception("an observer raised on %s", type(event).__name__)
 
 
 def run_soon(*work: Callable[[], object]) -> threading.Event:
-    """Do work in a thread of its own, for ``__del__``; the event is set when it is done.
+    """Run functions in a separate thread, for ``__del__``; the event is set afterwards.
 
     An object may be deleted at any moment: while its thread runs an event loop, or holds a lock
-    that is needed here. A ``threading.Thread`` would need one to start.
+    that is needed here. Starting a ``threading.Thread`` would need a lock.
     """
     done = threading.Event()
 
@@ -896,20 +895,20 @@ def run_soon(*work: Callable[[], object]) -> threading.Event:
     return done
 
 
-# ASGI servers announce their shutdown; WSGI and Django do not. Nothing is closed at exit, since
-# the process ends.
+# ASGI servers announce their shutdown; WSGI servers and Django do not. At exit, no connections are
+# closed, because the process ends.
 _flushing_at_exit: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
 
 @atexit.register
 def _flush_at_exit() -> None:
     for runtime in list(_flushing_at_exit):
-        with suppress(Exception):  # counts and quota are not worth a traceback at exit
+        with suppress(Exception):  # a traceback at exit would help no one
             runtime.flush()
 
 
 async def _run_to_end(work: Coroutine[Any, Any, None]) -> None:
-    """Complete work even if the task is cancelled, by anyio or by asyncio."""
+    """Complete a coroutine even if anyio or asyncio cancels the task."""
     import asyncio  # noqa: PLC0415 - only needed on an event loop
 
     import anyio  # noqa: PLC0415
@@ -917,7 +916,7 @@ async def _run_to_end(work: Coroutine[Any, Any, None]) -> None:
     with anyio.CancelScope(shield=True):
         try:
             task = asyncio.get_running_loop().create_task(work)
-        except RuntimeError:  # trio, which has cancel scopes only
+        except RuntimeError:  # trio, which only cancels through cancel scopes
             await work
             return
         try:

@@ -1,8 +1,8 @@
 """Settings: read from keyword arguments, a mapping, a rule file and the environment.
 
-Everything is checked here, when the middleware is constructed. Only missing credentials are
-reported later, at the first call, so that imports, tests and management commands work without
-them. Every error names the setting and its value.
+All settings are checked here, when the middleware is created. Only missing credentials are reported
+later, at the first call, so that imports, tests and management commands work without credentials.
+Every error names the setting and its value.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ _WITH_FIELDS = {
 DOCUMENTATION = (
     "https://github.com/upstash-middleware/upstash-middleware/blob/main/docs/settings.md"
 )
-"""Where each setting and each field of a rule has an anchor."""
+"""The page with an anchor for each setting and for each field of a rule."""
 LEASE_VARIABLE = "UPSTASH_MIDDLEWARE_LEASE"
 FIELDS_VARIABLES = {
     "credential_fields": "UPSTASH_MIDDLEWARE_CREDENTIAL_FIELDS",
     "reflected_fields": "UPSTASH_MIDDLEWARE_REFLECTED_FIELDS",
 }
-"""Field names, separated by commas, that are added to those in the settings."""
+"""Environment variables with comma-separated field names, which are added to the settings."""
 WITHOUT_EFFECT_ON_SESSIONS = (
     "rate_limits",
     "default_limit",
@@ -71,11 +71,11 @@ WITHOUT_EFFECT_ON_SESSIONS = (
     "purge_path",
     "purge_token",
 )
-"""Settings that have no effect where only sessions are kept, so that they are errors there."""
+"""Settings that have no effect on sessions; using them for sessions alone is an error."""
 
 
 class Arguments(TypedDict, total=False):
-    """The settings as a mapping's keys; the arguments of ``WithSettings`` explain them."""
+    """The settings as keys of a mapping; ``WithSettings`` documents them."""
 
     config: str | PathLike[str]
     enabled: bool
@@ -133,10 +133,10 @@ class Arguments(TypedDict, total=False):
 
 
 class WithSettings(Generic[A]):
-    """Takes an application and the settings, and passes those that are given to ``_configure``."""
+    """Takes an application and settings, and passes the given arguments to ``_configure``."""
 
     @passing_to("_configure")
-    def __init__(  # noqa: PLR0913 - they are explicit for editors and type checkers
+    def __init__(  # noqa: PLR0913 - explicit for editors and type checkers
         self,
         app: A,
         *,
@@ -198,144 +198,146 @@ class WithSettings(Generic[A]):
 
         Args:
             app: The application.
-            config: The path of a rule file: these settings in TOML. A setting in the file cannot be
-                passed as an argument too.
-            enabled: False turns the middleware off, as does the variable
+            config: The path of a rule file: these settings in TOML. A setting in the file must not
+                also be an argument.
+            enabled: False disables the middleware, as does the variable
                 UPSTASH_MIDDLEWARE_ENABLED=0. Django's session engine still needs Upstash.
-            rate_limits: Rules for chosen requests; the first that matches a request decides.
+            rate_limits: Rules for selected requests; the first rule that matches a request applies.
             default_limit: The limit for requests that no rule matches, such as ``"100/minute"``;
-                None for no limit. Has to be given where there are ``rate_limits``.
-            cache: Rules that select the responses to store; the first that matches a request
-                decides.
-            match: ``"first"``, the default: the first of the rate_limits that matches a request
-                decides; ``"all"``: all that match decide together, and all of them are charged or
-                none.
-            remember_denials: Seconds for which this process remembers a denial at most, without a
-                call to Upstash; default 60, 0 for not at all. Denials by rules with ``settle`` are
-                not remembered.
+                None for no limit. Required if ``rate_limits`` is set.
+            cache: Rules that select the responses to store; the first rule that matches a request
+                applies.
+            match: ``"first"``, the default, applies the first of the rate_limits that matches a
+                request; ``"all"`` applies all that match, and charges the request to all of them or
+                to none.
+            remember_denials: The longest time in seconds for which this process repeats a denial
+                without a call to Upstash; default 60, 0 to always call. Denials by rules with
+                ``settle`` are not remembered.
             lease: Reserve quota for busy identifiers, so that this process decides most of their
-                requests without a call. The value is seconds or ``"1s"`` for how long, a Lease, or
-                a mapping of its fields. It applies to rules without ``lease`` whose quotas are at
-                least 100, but not to ``Concurrency`` and limiters of ``upstash_ratelimit``. Default
-                None, no leases. Also UPSTASH_MIDDLEWARE_LEASE, such as ``1s``, where no setting is
-                given.
-            client_ip: Where the client's address is. Give the number of trusted proxies in front
-                (0: it is the connection's), their networks (``"10.0.0.0/8"``, or a list), or a
-                platform's name (``"vercel"``). Or give ``client_ip(...)``, or a function of the
-                request. Every rule without its own, ``client_ip()`` and every fallback use it.
-                Default: the platform's, where that is certain, or the connection's.
-            deny_list: The prefix of a JavaScript upstash-ratelimit, by default
-                ``"@upstash/ratelimit"`` there. The deny list that it keeps on Redis is applied with
-                a 403; one more command for each decision.
-            analytics: The prefix under which the Rate Limit dashboard of Upstash's console finds
-                this traffic. Counts are sent every ten seconds with a call that is made anyway, and
-                at shutdown.
+                requests without a call. The value is the duration, in seconds or as ``"1s"``, a
+                Lease, or a mapping of its fields. It applies to rules without ``lease`` whose
+                quotas are all at least 100, except ``Concurrency`` and limiters of
+                ``upstash_ratelimit``. Default None: no leases, unless UPSTASH_MIDDLEWARE_LEASE is
+                set, for instance to ``1s``.
+            client_ip: How to find the client's address. Give the number of trusted proxies in front
+                (0: use the connection's address), their networks (``"10.0.0.0/8"``, or a list), or
+                a platform's name (``"vercel"``); or ``client_ip(...)``, or a function of the
+                request. Rules without their own setting use it, and so does every fallback.
+                Default: the platform's method if the platform is certain, or the connection's
+                address.
+            deny_list: The prefix of a JavaScript upstash-ratelimit, which is
+                ``"@upstash/ratelimit"`` by default. Clients on its deny list on Redis get a 403.
+                This costs one additional command for each decision.
+            analytics: The prefix of the counts for the Rate Limit dashboard in Upstash's console.
+                Counts are sent every ten seconds as a part of another call, and at
+                shutdown.
             on_denied: A function of request and Decision, sync or async, that returns the response
-                to a denied request: status, header fields and body; None for the package's own.
+                to a denied request: status, header fields and body; None for the default response.
                 ``decision.settled_by`` distinguishes a 403 (``"deny list"``) and a 503
                 (``"closed"``) from a 429.
-            cache_profile: ``"safe"``, the default, does not store what often leaks;
-                ``"conforming"`` stores whatever RFC 9111 permits and sends the stored Date: run the
-                server without its own Date.
-            cache_max_body: Bytes of the largest body that is stored; default 1 MiB.
-            cache_grace: Seconds for which a stale response is kept, to be validated; default one
+            cache_profile: ``"safe"``, the default, does not store responses that are likely to be
+                private; ``"conforming"`` stores all responses that RFC 9111 permits, and sends the
+                stored Date, so the server must not add its own Date.
+            cache_max_body: The largest body that is stored, in bytes; default 1 MiB.
+            cache_grace: Seconds for which a stale response is kept for revalidation; default one
                 hour.
-            cache_max_keep: Seconds for which a response is kept at most, grace included; default 7
-                days. It has to be the same in every process that purges, since the record of a
-                purge has to outlive the responses.
-            cache_targets: Targeted fields (RFC 9213) that this cache obeys, the most specific
+            cache_max_keep: The longest time in seconds for which a response is kept, including its
+                grace; default 7 days. Use the same value in every process that purges, because the
+                record of a purge must outlive the responses.
+            cache_targets: Targeted fields (RFC 9213) that apply to this cache, the most specific
                 first; default ``("CDN-Cache-Control",)``.
-            cache_groups: Whether Cache-Groups and Cache-Group-Invalidation (RFC 9875) count;
-                default True. Where parties that do not trust each other share an origin, one of
-                them could invalidate what belongs to another.
-            cache_ignore_cookies: Cookies that make no difference to what is cached, and that the
-                application does not get there: names, or patterns such as ``visitor_*``, for rules
-                without their own ``ignore_cookies``. In profile ``"safe"`` those of analytics are
-                added, unless the list is empty, which ignores none; default None, only those.
+            cache_groups: Whether Cache-Groups and Cache-Group-Invalidation (RFC 9875) apply;
+                default True. If parties that do not trust each other share an origin, each of them
+                could invalidate the others' responses.
+            cache_ignore_cookies: Cookies that do not affect cached responses, and that are removed
+                from requests for them: names, or patterns such as ``visitor_*``, for rules without
+                their own ``ignore_cookies``. Profile ``"safe"`` also ignores analytics cookies,
+                unless the list is empty, which ignores none; default None: only these.
             cache_refresh: Whether a response that was used under stale-while-revalidate is
-                revalidated in the background once it has been sent; default True. Otherwise the
-                next request waits for the new one.
-            cache_collapse: Seconds for which a request waits at most for another request in this
-                process that fetches the same response; default 5, 0 for not at all.
-            cache_lock: Whether it waits for other processes too, through a lock that costs each
-                miss one more round trip and command; default False.
+                revalidated in the background after it has been sent; default True. Otherwise the
+                next request waits for the new response.
+            cache_collapse: The longest time in seconds for which a request waits for another
+                request of this process that fetches the same response; default 5, 0 to never wait.
+            cache_lock: Whether requests also wait for other processes, through a lock that costs
+                each miss one additional round trip and command; default False.
             cache_store_first: Whether a response is stored before its last byte is sent, so that
-                every process finds it once the client has it; this delays the end by one round
-                trip. Default False, and True in profile ``"conforming"``. Otherwise the response is
-                stored right after its last byte.
-            cache_max_variants: How many variants (RFC 9111 §4.1) of one resource are kept; default
-                100. The least recently used one is dropped for another.
-            cache_l1_bytes: Bytes of this process's memory for responses that were read from
-                Upstash, so that the next hit costs no round trip and no command; default 0, none.
-            cache_l1_seconds: Seconds for which they are used; default 5. A purge or a new response
-                takes effect within them in other processes, and at once in this one.
-            cache_version: The application's version, such as ``"2026-11-23"``, which becomes a part
-                of every stored response's key, so that a deploy uses no older response; default
-                None.
-            cache_previous_version: The version before. Its stored responses are used while they are
-                fetched again, at one more read for each miss; default None.
-            cache_status_key: Whether Cache-Status includes the key of each response, for debugging;
+                every process finds it as soon as the client has it; this delays the last byte by
+                one round trip. Default False, or True in profile ``"conforming"``. Otherwise the
+                response is stored right after its last byte.
+            cache_max_variants: The largest number of stored variants (RFC 9111 §4.1) of a resource;
+                default 100. A new variant replaces the least recently used one.
+            cache_l1_bytes: Memory of this process for responses that were read from Upstash, in
+                bytes. A hit in memory needs no round trip and no command; default 0: none.
+            cache_l1_seconds: Seconds for which responses in memory are used; default 5. A purge or
+                a new response takes effect in other processes within this time, in this one at
+                once.
+            cache_version: The application's version, such as ``"2026-11-23"``. It is part of every
+                stored response's key, so that a new deployment does not use responses of the old
+                one; default None.
+            cache_previous_version: The previous version, whose stored responses are used until they
+                are fetched again. This costs one more read for each miss; default None.
+            cache_status_key: Whether Cache-Status includes the cache key, for debugging;
                 default False.
-            cache_debug: A secret of at least 32 characters. The response to a request with it in
-                the field ``Upstash-Cache-Debug`` says there which rule covers it, its key, the
-                outcome and the reason, and is stored nowhere. Default None.
-            cache_keys: Keys that sign stored responses: the first one signs, all of them verify,
-                and a response that none verifies is a miss. At least 32 characters each, the same
-                in every process; by default none, and a checksum only detects damage.
+            cache_debug: A secret of at least 32 characters. If a request has it in the field
+                ``Upstash-Cache-Debug``, this field of the response names the rule, the key, the
+                outcome and the reason, and the response is not stored. Default None.
+            cache_keys: Keys that sign stored responses: the first key signs, and every key
+                verifies. A response that no key verifies is a miss. Keys have at least 32
+                characters and are the same in every process; default none: a checksum only detects
+                damage.
             cache_encrypt: Whether stored responses are encrypted with these keys instead of signed;
                 default False. Needs ``pip install upstash-middleware[encryption]``.
-            data_l1_bytes: Bytes of this process's memory for values of ``data`` that were read from
-                Upstash, so that reading them again costs no round trip and no command; default 0,
-                none.
-            data_l1_seconds: Seconds for which they are used; default 5. A change takes effect
-                within them in other processes, and at once in this one; a value may be used for so
-                much longer than its TTL.
+            data_l1_bytes: Memory of this process for values of ``data`` that were read from
+                Upstash, in bytes. Reading a value from memory needs no round trip and no command;
+                default 0: none.
+            data_l1_seconds: Seconds for which values in memory are used; default 5. A change takes
+                effect in other processes within this time, and in this one at once. A value may be
+                used for this long after its TTL.
             credential_fields: Request fields that identify a user, such as
-                ``("X-Company-Token",)``, beside those that the package knows, such as X-Api-Key. In
-                profile ``"safe"`` the response to a request with one of them is not shared, as with
+                ``("X-Company-Token",)``, in addition to the known ones such as X-Api-Key. Profile
+                ``"safe"`` does not share the response to a request with such a field, as with
                 Authorization. Also UPSTASH_MIDDLEWARE_CREDENTIAL_FIELDS, separated by commas.
-            reflected_fields: Request fields whose value the application may put into a page or a
-                redirect, such as ``("X-Brand",)``, beside those that the package knows, such as
-                X-Forwarded-Host. Each value has its own stored responses. Also
+            reflected_fields: Request fields whose value the application may copy into a page or a
+                redirect, such as ``("X-Brand",)``, in addition to the known ones such as
+                X-Forwarded-Host. Each value has separate stored responses. Also
                 UPSTASH_MIDDLEWARE_REFLECTED_FIELDS, separated by commas.
             cdn: The CDN in front: ``"cloudflare"``, ``"fastly"``, ``"vercel"``, ``"netlify"`` or
-                ``"akamai"``. What is stored here gets the tags that this CDN reads, in its own
-                field, so that ``on_purge`` can purge it there too; default None.
-            on_purge: A function, sync or async, that gets each Purge after it was carried out on
-                Redis, for instance to pass its ``cdn_tags`` on to a CDN; default None. If it
-                raises, ``purge`` raises PurgeNotPassedOn. The invalidation by an unsafe request
-                (RFC 9111 §4.4) is not passed on.
+                ``"akamai"``. Stored responses get their tags in the header field that this CDN
+                reads, so that ``on_purge`` can purge them there too; default None.
+            on_purge: A function, sync or async, that is called with each Purge after it was carried
+                out on Redis, for instance to pass its ``cdn_tags`` to a CDN; default None. If it
+                raises, ``purge`` raises PurgeNotPassedOn. It is not called for the invalidation by
+                an unsafe request (RFC 9111 §4.4).
             purge_directories: Whether whole directories and rules can be purged; default False.
-                Each lookup then reads the purges of up to four directories and of the rule in its
-                one command, which takes about 50 bytes for each. Set it in every process: what was
-                stored without it is not used with it.
-            purge_path: The path where ``POST ?url=…&tag=…`` purges, such as ``"/internal/purge"``;
-                default None.
-            purge_token: The bearer token that it requires, of at least 16 characters.
+                The command of each lookup then also reads the purges of up to four directories and
+                of the rule, about 50 bytes each. Use the same value in every process: responses
+                that were stored without it are not used with it.
+            purge_path: The path of an endpoint for purging with ``POST ?url=…&tag=…``, such as
+                ``"/internal/purge"``; default None.
+            purge_token: The bearer token that this endpoint requires, at least 16 characters.
             url: The database's REST URL; default UPSTASH_REDIS_REST_URL, then KV_REST_API_URL.
-            token: Its token; default UPSTASH_REDIS_REST_TOKEN, then KV_REST_API_TOKEN.
-            redis: The application's own client, of this package or of upstash_redis, sync or
-                async, whose URL and token are used instead; or a LocalUpstash, which is then
-                reached without a socket.
-            transport: How calls are made: ``"sockets"``, or ``"httpx"``, the default behind a
-                proxy; or the application's own httpx.Client (Flask, WSGI, Django) or
-                httpx.AsyncClient (ASGI), or a tuple of both, for instance for mutual TLS. It is not
-                closed, and the deadlines apply to it too.
-            sessions: Sessions for handlers, in ``UpstashMiddleware`` under ASGI: True,
+            token: The REST token; default UPSTASH_REDIS_REST_TOKEN, then KV_REST_API_TOKEN.
+            redis: A client of this package or of upstash_redis, sync or async, whose URL and token
+                are used instead; or a LocalUpstash, which is called without a socket.
+            transport: The HTTP client: ``"sockets"``, or ``"httpx"``, which is the default if a
+                proxy is configured; or an httpx.Client (Flask, WSGI, Django) or httpx.AsyncClient
+                (ASGI) of the application, or a tuple of both, for instance for mutual TLS. The
+                middleware does not close such a client, and its own deadlines apply.
+            sessions: Sessions for handlers, in ``UpstashMiddleware`` for ASGI: True,
                 SessionSettings, or a mapping of its fields, such as ``{"https_only": True}``;
-                default None, none. Flask has its own settings of sessions, and Django for all but
+                default None: no sessions. Flask has its own session settings; so has Django, except
                 ``max_size``, ``on_error`` and ``read_from``.
-            prefix: The beginning of every key, one for each application; default
-                ``upstash-middleware``. Two applications with one prefix share the quotas of rules
-                of the same name, stored responses of the same URLs, and purges.
-            secret: The key that hashes identifiers made from secrets; the same in every process.
-                Default: derived from the token.
-            deadline: Seconds that a call with rate limits may take in all; default 1.
-            cache_deadline: Seconds that a call for the cache alone may take in all; default 0.25.
-            breaker: Whether a circuit breaker stops calls to Upstash while half of the latest ones
+            prefix: The prefix of every key on Redis; use a different one for each application.
+                Default ``upstash-middleware``. Applications with the same prefix share purges, the
+                quotas of rules with the same name, and stored responses of the same URLs.
+            secret: The key that hashes identifiers made from secrets; use the same in every
+                process. Default: derived from the token.
+            deadline: Seconds that a call with rate limits may take in total; default 1.
+            cache_deadline: Seconds that a call only for the cache may take in total; default 0.25.
+            breaker: Whether a circuit breaker stops calls to Upstash if half of the recent ones
                 fail; default True.
-            breaker_slow: Seconds from which a call counts as failed for it; default half of
-                ``deadline``.
+            breaker_slow: Seconds after which the circuit breaker counts a call as failed; default
+                half of ``deadline``.
             observers: Functions that are called with every event, in addition to the log.
 
         Raises:
@@ -344,7 +346,7 @@ class WithSettings(Generic[A]):
 
 
 class Settings(Discreet, Struct, frozen=True, kw_only=True):
-    """The checked settings; see WithSettings for each of them."""
+    """The checked settings; WithSettings documents each of them."""
 
     config: str | None
     enabled: bool
@@ -400,16 +402,16 @@ class Settings(Discreet, Struct, frozen=True, kw_only=True):
     breaker_slow: float | None
     observers: tuple[Observer, ...]
     platform: str | None = None
-    """The detected platform, where ``client_ip`` is not set."""
+    """The detected platform, if ``client_ip`` is not set."""
     unset: frozenset[str] = frozenset()
-    """The settings that have been left out."""
+    """The settings without a value."""
 
     def __repr__(self) -> str:
         shown = [name for name in self.__struct_fields__ if name not in _SECRETS]
         return f"Settings({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     def same_database(self, other: Settings) -> bool:
-        """Whether one HTTP call can serve both."""
+        """Whether both settings use the same database and client, so that they can share calls."""
         mine = (self.url, self.token, self.redis, self.transport)
         return mine == (other.url, other.token, other.redis, other.transport)
 
@@ -419,7 +421,7 @@ def settings_from(
 ) -> Settings:
     """Check arguments and return Settings.
 
-    ``source`` precedes each setting's name in errors: ``UPSTASH_MIDDLEWARE`` in Django. Raises
+    ``source`` is put before each setting's name in errors: ``UPSTASH_MIDDLEWARE`` in Django. Raises
     ConfigurationError.
     """
     _refuse_unknown(arguments, source)
@@ -479,7 +481,7 @@ def _full_name(source: str, name: str) -> str:
 def _refuse_unknown(arguments: Mapping[str, Any], source: str) -> None:
     for name in arguments:
         if name not in _SETTINGS:
-            import difflib  # noqa: PLC0415 - for a mistake only
+            import difflib  # noqa: PLC0415 - only for an unknown name
 
             close = difflib.get_close_matches(str(name), _SETTINGS, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(_SETTINGS)}"
@@ -548,7 +550,7 @@ def _check_encryption(settings: Settings, source: str) -> None:
         raise ConfigurationError(
             f"{_full_name(source, 'cache_encrypt')}: it needs cache_keys to encrypt with"
         )
-    from importlib.util import find_spec  # noqa: PLC0415 - only if it is used
+    from importlib.util import find_spec  # noqa: PLC0415 - only if used
 
     if find_spec("cryptography") is None:
         raise ConfigurationError(
@@ -558,12 +560,12 @@ def _check_encryption(settings: Settings, source: str) -> None:
 
 
 def check_kept_cookies(settings: Settings, kept: Mapping[str, str], source: str) -> None:
-    """Refuse cache rules that ignore a cookie which the application needs on every path.
+    """Reject cache rules that ignore a cookie which the application needs on every path.
 
     Args:
-        settings: those of the middleware.
-        kept: the names of such cookies, each with the setting that says its name.
-        source: what precedes a setting's name in errors.
+        settings: The settings of the middleware.
+        kept: The names of such cookies, each with the setting that defines the name.
+        source: The text before a setting's name in errors.
 
     Raises ConfigurationError.
     """
@@ -607,8 +609,8 @@ def read_rule_file(path: str | PathLike[str]) -> dict[str, Any]:
         raise ConfigurationError(f"the rule file {str(path)!r} is not TOML: {error}") from None
 
 
-# One reader per kind of setting: it takes the setting's name and value, and returns the value in
-# one form, or raises ConfigurationError naming both. The table below lists each setting's reader.
+# One reader for each kind of setting. A reader gets a setting's name and value, and returns the
+# normalized value, or raises ConfigurationError with both. The table below assigns the readers.
 
 _MAX_SECONDS = 400 * 24 * 3600.0
 _MAX_BODY = 9 * 1024 * 1024
@@ -778,7 +780,7 @@ def _observers(name: str, value: Any) -> tuple[Observer, ...]:
 
 
 def _transport(name: str, value: Any) -> Any:
-    httpx = sys.modules.get("httpx")  # loaded by whoever has one of its clients
+    httpx = sys.modules.get("httpx")  # already imported if the value is one of its clients
     kinds = () if httpx is None else (httpx.Client, httpx.AsyncClient)
     clients = value if isinstance(value, tuple | list) else [value]
     if value is None or (isinstance(value, str) and value in {"sockets", "httpx"}):
@@ -909,7 +911,7 @@ _SETTINGS: dict[str, _Reader] = {
     "breaker_slow": _duration(most=60, above=True),
     "observers": _observers,
 }
-"""How each setting is read."""
+"""The reader of each setting."""
 
 
 def read_setting(name: str, value: Any) -> Any:
@@ -918,4 +920,4 @@ def read_setting(name: str, value: Any) -> Any:
 
 
 DEFAULTS = defaults_of(WithSettings.__init__)
-"""What a setting is if nothing gives it; tests may set other defaults."""
+"""The default of each setting; tests may set other defaults."""

@@ -414,13 +414,13 @@ class _StarletteMiddleware(asgi.ConfiguredMiddleware):
 
 
 class UpstashMiddleware(_StarletteMiddleware):
-    """Rate limit and response cache in one; a hit is charged to the limit."""
+    """Rate limits and response cache in one middleware; cache hits count against the limits."""
 
     features = Features.BOTH
 
 
 class RateLimitMiddleware(_StarletteMiddleware):
-    """The rate limit alone; directly outside a CacheMiddleware both take one round trip."""
+    """Rate limits only. Directly outside a CacheMiddleware, both need one round trip in total."""
 
     features = Features.RATE_LIMIT
 

@@ -1,4 +1,4 @@
-"""The three middleware classes for any WSGI application (PEP 3333); nothing else is public here."""
+"""The middleware classes for any WSGI application (PEP 3333); no other name here is public."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ RATE_LIMIT_KEY = "upstash_middleware.rate_limit"
 CACHE_KEY = "upstash_middleware.cache"
 DATA_KEY = "upstash_middleware.data"
 _INNER = "upstash_middleware.handed"
-"""The environ's key in which a rate limit passes an exchange to the cache directly inside it."""
+"""The environ's key in which a rate limit passes its exchange to the cache directly inside it."""
 STREAMS = "upstash_middleware.streams"
-"""The environ's key for weak references to the ResponseStreams of middleware that may have loaded
-the session or may store the response."""
+"""The environ's key for weak references to the ResponseStreams of the middleware that may have
+loaded the session or may store the response."""
 _Fields = list[tuple[str, str]]
 
 
 class Middleware:
-    """A runtime around a WSGI application; the public classes differ in their runtime only.
+    """A runtime around a WSGI application; the public subclasses differ only in their runtime.
 
-    The application finds the rate limit's decision at
-    ``environ["upstash_middleware.rate_limit"]``, and purges stored responses by
-    ``environ["upstash_middleware.cache"].purge("/products/7", tags=("product",))``.
-    ``environ["upstash_middleware.data"]`` caches their own values; see SyncData.
+    The application finds the rate limit decision at
+    ``environ["upstash_middleware.rate_limit"]``. It purges stored responses with
+    ``environ["upstash_middleware.cache"].purge("/products/7", tags=("product",))``, and caches
+    its own values with ``environ["upstash_middleware.data"]``; see SyncData.
     """
 
     def __init__(self, app: WSGIApplication, runtime: Runtime) -> None:
@@ -75,7 +75,7 @@ class Middleware:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve a request.
 
-        Raises MissingCredentials, and what the application raises.
+        Raises MissingCredentials, and all exceptions of the application.
         """
         environ.setdefault(RATE_LIMIT_KEY, UNCHECKED)
         if self._caches or DATA_KEY not in environ:
@@ -89,7 +89,7 @@ class Middleware:
         try:
             if exchange.response is not None:
                 if (refresh := exchange.take_refresh()) is not None:
-                    # In a new context: context variables may contain data of the visitor.
+                    # In a new context, because context variables may contain the visitor's data.
                     stream.after_end = partial(Context().run, self._revalidate, environ, refresh)
                 stream.send_whole(self.answer(environ, exchange.response, exchange.decision))
                 return stream
@@ -116,11 +116,11 @@ class Middleware:
     def answer(
         self, _environ: WSGIEnvironment, response: Response, _decision: Decision | None, /
     ) -> Response:
-        """Return what to send for a response of this package; for a framework's class."""
+        """Return the framework's form of a response of this package; subclasses override it."""
         return response
 
     def _begin(self, environ: WSGIEnvironment) -> tuple[HTTPRequest, Exchange]:
-        """Begin an exchange, or take over the one that a limit directly outside has begun."""
+        """Begin an exchange, or continue the exchange of a limit directly outside."""
         begun: tuple[HTTPRequest, Exchange] | None = environ.pop(_INNER, None)
         if begun is not None:
             request, outer = begun
@@ -134,11 +134,11 @@ class Middleware:
         return request, self.runtime.begin(request, self._directly_inside())
 
     def _directly_inside(self) -> Runtime | None:
-        # No other pair is joined: behind a denial or a hit, nothing further in may be charged.
+        # No other pair is joined: after a denial or a hit, inner middleware must charge nothing.
         if self.runtime.features is not Features.RATE_LIMIT:
             return None
         inside: object = self.app
-        # A Flask object, and our extension for it, call the current value of this attribute.
+        # A Flask object, and our extension for it, call the current value of ``wsgi_app``.
         while (called := getattr(inside, "wsgi_app", None)) is not None:
             inside = called
         if isinstance(inside, Middleware) and inside.runtime.features is Features.CACHE:
@@ -160,7 +160,7 @@ class Middleware:
             for _piece in stream:
                 if not refresh.kept:
                     break  # a response that is not stored may never end
-        except Exception as error:  # noqa: BLE001 - the client has its response
+        except Exception as error:  # noqa: BLE001 - the client already has its response
             self.runtime.observe(UserCodeFailed("background refresh", error))
         finally:
             stream.close()
@@ -170,7 +170,7 @@ class _Configured(WithSettings["WSGIApplication"], Middleware):
     features: ClassVar[Features]
 
     def _configure(self, app: WSGIApplication, **arguments: Unpack[Arguments]) -> None:
-        has_users = self.features is Features.CACHE  # which has no rules that identify
+        has_users = self.features is Features.CACHE  # no rate limit rules identify the user
         runtime = Runtime.of(
             arguments, self.features, refreshes=True, has_users=has_users, own="Client"
         )
@@ -178,36 +178,36 @@ class _Configured(WithSettings["WSGIApplication"], Middleware):
 
 
 class UpstashMiddleware(_Configured):
-    """Rate limit and response cache in one; a hit is charged to the limit."""
+    """Rate limits and response cache in one middleware; cache hits count against the limits."""
 
     features = Features.BOTH
 
 
 class RateLimitMiddleware(_Configured):
-    """The rate limit alone; directly outside a CacheMiddleware both take one round trip."""
+    """Rate limits only. Directly outside a CacheMiddleware, both need one round trip in total."""
 
     features = Features.RATE_LIMIT
 
 
 class CacheMiddleware(_Configured):
-    """The response cache alone; outside a RateLimitMiddleware its hits are not charged."""
+    """Response cache only. Outside a RateLimitMiddleware, its hits count against no limit."""
 
     features = Features.CACHE
 
 
 def _data_over(runtime: Runtime) -> SyncData:
-    from upstash_middleware.data import SyncData  # noqa: PLC0415 - if it is used
+    from upstash_middleware.data import SyncData  # noqa: PLC0415 - only if used
 
     return SyncData.over(lambda: runtime)
 
 
 def _ignore_head(_status: str, _headers: _Fields, _exc_info: Any = None, /) -> Any:
-    """Accept the head of a response that is discarded, as ``start_response``."""
+    """Ignore the head of a response that is discarded; used as ``start_response``."""
     return len
 
 
 class _WatchedInput:
-    """``wsgi.input`` that calls ``found`` when the application reads something from it."""
+    """A ``wsgi.input`` that calls ``found`` when the application reads data from it."""
 
     def __init__(self, stream: Any, found: Callable[[], None]) -> None:
         self._stream = stream
@@ -238,7 +238,7 @@ _PIECE_BYTES = 64 * 1024
 
 
 class EnvironBody(RequestBody):
-    """A request's body, read from ``wsgi.input``, which then has it for the application."""
+    """A request's body, read from ``wsgi.input`` and put back there for the application."""
 
     __slots__ = ("_environ",)
 
@@ -246,14 +246,14 @@ class EnvironBody(RequestBody):
         self._environ = environ
 
     def read(self, limit: int) -> bytes | None:
-        """See RequestBody; without Content-Length, only where the server ends ``wsgi.input``."""
+        """Read the body; without Content-Length, only if the server terminates ``wsgi.input``."""
         environ = self._environ
         stream = environ["wsgi.input"]
         if not isinstance(stream, ReadAhead):
             length = environ.get("CONTENT_LENGTH") or ""
             expected = int(length) if length.isascii() and length.isdecimal() else None
             if expected is None and not environ.get("wsgi.input_terminated"):
-                return b""  # PEP 3333: there is nothing that an application may read
+                return b""  # PEP 3333: an application must not read beyond Content-Length
             if expected is not None and expected > limit:
                 return None
             stream = environ["wsgi.input"] = ReadAhead(stream, expected)
@@ -261,10 +261,10 @@ class EnvironBody(RequestBody):
 
 
 class ReadAhead(BufferedIOBase):
-    """A request's body, of which the beginning has been read and is given out again first.
+    """A request's body whose beginning has already been read; reads return the beginning first.
 
-    ``expected`` is its length, None where the stream ends with it. Nothing is read beyond it, where
-    a server's stream may wait for ever.
+    ``expected`` is the body's length, or None if the stream itself ends after the body. This class
+    never reads beyond the length, where a server's stream may block forever.
     """
 
     def __init__(self, stream: Any, expected: int | None = None) -> None:
@@ -275,12 +275,12 @@ class ReadAhead(BufferedIOBase):
         self._is_whole = expected == 0
 
     def whole(self, limit: int) -> bytes | None:
-        """Return the body if it has at most so many bytes, and nothing was read by others."""
+        """Return the body if it has at most ``limit`` bytes and no one else has read from it."""
         if self._begun.tell():
             return None
         data = bytearray(self._begun.getvalue())
         most = limit + 1 if self._expected is None else self._expected
-        with suppress(Exception):  # the application gets what the server's stream does next
+        with suppress(Exception):  # the application gets the stream's next result or error
             while not self._is_whole and len(data) < most:
                 piece = self._stream.read(most - len(data))
                 data += piece
@@ -303,7 +303,7 @@ class ReadAhead(BufferedIOBase):
         rest = bytearray(data)
         while piece := self._stream.read(
             _PIECE_BYTES
-        ):  # granian's ``read()`` loses data after these
+        ):  # granian's ``read()`` without a size loses data after reads with a size
             rest += piece
         return bytes(rest)
 
@@ -324,7 +324,7 @@ class ReadAhead(BufferedIOBase):
 
 
 class ClosingBody:
-    """A body that calls ``_end`` when it is exhausted, raises or is closed, perhaps repeatedly."""
+    """A body that calls ``_end``, perhaps repeatedly, when it is exhausted, raises or is closed."""
 
     __slots__ = ("_close", "_pieces")
 
@@ -355,19 +355,19 @@ class ClosingBody:
 
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
-"""RFC 9110 §9.2.1: the methods that invalidate nothing."""
+"""The methods that invalidate nothing, because they are safe (RFC 9110 §9.2.1)."""
 
 
 class ResponseStream(Struct, eq=False, weakref=True):
-    """One response from the application to the server, and the end of its exchange.
+    """Passes one response from the application to the server, and finishes its exchange.
 
-    It is the iterable that the server gets. The head is passed on when the application has
-    returned, or has given its first piece; until then the application may replace it by
-    ``start_response(…, exc_info)``. Each piece is passed on as it arrives.
+    The server gets this object as the iterable. The head is passed on when the application returns
+    or yields its first piece; before that, the application may replace the head with
+    ``start_response(…, exc_info)``. Each piece of the body is passed on when it arrives.
 
     The exchange ends once: when the body is exhausted or raises, when the server calls ``close``,
-    or, with servers that do neither, when this object is deleted. With ``finishes_first`` it ends
-    before the last piece is passed on.
+    or, if the server does neither, when this object is deleted. With ``finishes_first``, the
+    exchange ends before the last piece is passed on.
     """
 
     _runtime: Runtime
@@ -375,29 +375,29 @@ class ResponseStream(Struct, eq=False, weakref=True):
     _method: str
     _start: StartResponse
     after_end: Callable[[], None] | None = None
-    """What to do once the server has got the last piece."""
+    """Called after the server has received the last piece."""
     _ended: bool = False
-    _head: tuple[str, _Fields] | None = None  # the application's, until it is passed on
+    _head: tuple[str, _Fields] | None = None  # the application's head until it is passed on
     _head_sent: bool = False  # whether the server's ``start_response`` has been called
     _body_begun: bool = False
-    """Whether the server has been given a piece that is not empty, and so has sent the head."""
+    """Whether the server has received a non-empty piece, and has therefore sent the head."""
     _write: Callable[[bytes], object] | None = None
-    """The server's ``write``; None if it has none, contrary to PEP 3333."""
+    """The server's ``write``; None if the server has none, contrary to PEP 3333."""
     _unsent: list[bytes] = []
-    """What the application has passed to ``write``, if the server provides no ``write``."""
+    """Data that the application passed to ``write`` if the server provides no ``write``."""
     _app_iterable: Iterable[bytes] = ()
     _close_app: Callable[[], object] | None = None
-    """The ``close`` of the application's iterable, until it is called."""
-    _close_error: Exception | None = None  # what it raised before the server called ours
+    """The ``close`` method of the application's iterable, until it is called."""
+    _close_error: Exception | None = None  # raised by it before the server called our ``close``
     _swapping: AbstractContextManager[object] = nullcontext()
-    """Swaps the header fields in the environ, on the way into the application and out."""
+    """Swaps the header fields in the environ before and after each call of the application."""
     _pieces: Iterator[bytes] = iter(())
-    _is_bodiless: bool = False  # whether no piece is passed on, whatever the application gives
+    _is_bodiless: bool = False  # whether no piece is passed on, even if the application sends any
     _drops: bool = False
-    """Whether the body is shown to the exchange and not passed on: a 304 replaces it."""
-    _ours: bool = False  # whether the body is our own, and the application's is dropped
+    """Whether the exchange gets the body but the server does not: a 304 replaces the response."""
+    _ours: bool = False  # whether the body is from this package, and the application's is dropped
     _announced: int | None = None
-    """Bytes still to come by Content-Length; None without one."""
+    """Remaining body bytes according to Content-Length; None without Content-Length."""
     _exhausted: bool = False
     _broken: bool = False
 
@@ -411,14 +411,14 @@ class ResponseStream(Struct, eq=False, weakref=True):
         clients: Headers | None = None,
         shown: Headers | None = None,
     ) -> None:
-        """Call the application and pass on what it returns.
+        """Call the application and pass on its response.
 
-        With ``shown``, it sees other header fields than the client's, in the same environ.
+        With ``shown``, the application sees these header fields instead of the client's.
         """
         if clients is not None and shown is not None and shown is not clients:
             self._swapping = SwappedFields(environ, clients, shown)
         # A generator's frame keeps its arguments, and this object keeps the generator: without a
-        # weak reference only the garbage collector would find both.
+        # weak reference, only the garbage collector could free this reference cycle.
         this = weakref.ref(self)
 
         def start_response(status: str, headers: Any, exc_info: Any = None, /) -> Any:
@@ -433,8 +433,8 @@ class ResponseStream(Struct, eq=False, weakref=True):
             self._close_app = getattr(iterable, "close", None)
             if not self._ours:
                 self._pieces = iter(iterable)
-        # Servers compute Content-Length from a list, which they do not see here: of one piece, and
-        # Granian of any length.
+        # Servers compute Content-Length from a list, but they get this object instead: most servers
+        # for a list with one item, Granian for a list of any length.
         if isinstance(iterable, list | tuple) and (
             len(iterable) <= 1 or environ.get("SERVER_SOFTWARE") == "Granian"
         ):
@@ -450,7 +450,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
             self._head = status, [*fields, ("Content-Length", str(length))]
 
     def send_whole(self, response: Response) -> None:
-        """Send a whole response of our own, without its body for HEAD."""
+        """Send a whole response of this package, for HEAD without its body."""
         body = b"" if self._method == "HEAD" else response.body
         self._ours, self._announced, self._pieces = True, len(body), iter((body,))
         self._exhausted = self._broken = False
@@ -460,7 +460,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
     def start_response(
         self, status: str, headers: _Fields, exc_info: Any = None, /
     ) -> Callable[[bytes], object]:
-        """Take the application's head, or another one in its place (PEP 3333)."""
+        """Take the application's head, or a head that replaces it (PEP 3333)."""
         if self._ours:
             return self._write_piece
         if exc_info is None and (self._head_sent or self._head is not None):
@@ -469,14 +469,14 @@ class ResponseStream(Struct, eq=False, weakref=True):
             self._head = status, headers
             return self._write_piece
         self._broken, self._announced = True, None
-        if self._body_begun:  # the head is on the wire; a server would raise this as well
+        if self._body_begun:  # the head has been sent; a server would raise this as well
             raise exc_info[1].with_traceback(exc_info[2])
         with self._swapping:
             self._start(status, headers, exc_info)
         return self._write_piece
 
     def send_fallback(self, error: Exception) -> bool:
-        """Send a stored response in place of the application's exception; return whether it did."""
+        """Send a stored response if the application failed; return whether one was sent."""
         response = None if self._head_sent else self.exchange.failed()
         if response is None:
             return False
@@ -489,7 +489,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
         return self
 
     def __next__(self) -> bytes:
-        """Return the next piece, as soon as the application has one."""
+        """Return the next piece as soon as the application has one."""
         if self._body_begun and self.exchange.holding:
             self._renew()
         if self._unsent:
@@ -502,10 +502,10 @@ class ResponseStream(Struct, eq=False, weakref=True):
                 self._pass(piece)
                 piece = self._next_piece()
             if self._runtime.finishes_first and self._is_bodiless and not self._ended:
-                # A server sends the head with the first piece, which completes such a response.
+                # A server sends the head with the first piece, so the client has everything then.
                 while (
                     piece is not None and self._method not in _SAFE_METHODS
-                ):  # what it commits comes first
+                ):  # the application must finish its writes first
                     self._pass(piece)
                     piece = self._next_piece()
                 self._end(complete=not self._broken)
@@ -519,7 +519,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
         return sent
 
     def close(self) -> None:
-        """Close the application's iterable and end the exchange, unless that has been done."""
+        """Close the application's iterable and end the exchange, unless this has been done."""
         close, self._close_app = self._close_app, None
         try:
             if close is not None:
@@ -536,7 +536,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
             raise error
 
     def __del__(self) -> None:
-        """End the exchange of a response that the server has dropped without closing it."""
+        """End the exchange of a response that the server dropped without closing it."""
         due = [] if self.after_end is None else [self.after_end]
         if not self._ended:
             self._ended = True
@@ -546,19 +546,19 @@ class ResponseStream(Struct, eq=False, weakref=True):
             run_soon(*due)
 
     def _end(self, *, complete: bool = False) -> None:
-        """End the exchange, once; ``complete`` if the server was given everything before."""
+        """End the exchange once; ``complete`` means that the server received all pieces."""
         if self._ended:
             return
         self._ended = True
         try:
-            # What an application commits in ``close`` must precede the invalidation of what is
-            # stored.
+            # Changes that an application commits in ``close`` must be committed before stored
+            # responses are invalidated.
             close = None if self._method in _SAFE_METHODS else self._close_app
             if close is not None:
                 self._close_app = None
                 with self._swapping:
                     close()
-        except Exception as error:  # noqa: BLE001 - the server gets it when it calls ours
+        except Exception as error:  # noqa: BLE001 - raised when the server calls our ``close``
             self._close_error, self._broken = error, True
         finally:
             self._runtime.finish(self.exchange, complete=complete or self._is_complete())
@@ -569,7 +569,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
             then()
 
     def _next_piece(self) -> bytes | None:
-        """Return the application's next piece, or None; or ours where the application fails."""
+        """Return the application's next piece or None; a fallback if the application fails."""
         if self._exhausted:
             return None
         try:
@@ -585,11 +585,11 @@ class ResponseStream(Struct, eq=False, weakref=True):
         return piece
 
     def _finish_before_last(self) -> None:
-        """Finish before the last piece is sent, unless the application has another one."""
+        """Finish the exchange before the last piece is sent, unless another piece follows."""
         try:
             with self._swapping:
                 more = next(self._pieces, None)
-        except Exception as error:  # noqa: BLE001 - raised once the piece is out
+        except Exception as error:  # noqa: BLE001 - raised after the piece has been sent
             self._pieces = _raising(error)
         else:
             if more is None:
@@ -599,7 +599,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
                 self._pieces = chain((more,), self._pieces)
 
     def _send_head(self) -> bool:
-        """Pass on the head that the application has given; return whether one was waiting."""
+        """Pass on the application's head; return whether there was one to pass on."""
         if self._head is None:
             return False
         (status, fields), self._head = self._head, None
@@ -624,7 +624,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
         self._head_sent = True
 
     def _write_piece(self, data: bytes) -> None:
-        """Send a piece at once: the ``write`` that PEP 3333 keeps for older applications."""
+        """Send a piece at once: the ``write`` that PEP 3333 has for older applications."""
         with self._swapping:
             self._send_head()
             if self._ours:
@@ -638,7 +638,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
                 self._renew()
 
     def _pass(self, piece: bytes) -> bytes:
-        """Pass a piece to the exchange, and return the bytes to send in its place."""
+        """Pass a piece to the exchange, and return the bytes that the server gets instead."""
         if not self._ours:
             if self._method == "HEAD":
                 return b""
@@ -654,7 +654,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
         return piece
 
     def _release(self) -> None:
-        """Release the lock that other processes wait for, before this client can delay it."""
+        """Release the lock for other processes before a slow client can delay this."""
         if self.exchange.locking is not None:
             self._runtime.perform(self.exchange.release())
 
@@ -664,7 +664,7 @@ class ResponseStream(Struct, eq=False, weakref=True):
             self._runtime.perform(self.exchange.renewal())
 
     def _is_complete(self) -> bool:
-        """Whether the server was given everything; it may stop at Content-Length's last byte."""
+        """Return whether the server got everything; it may stop at the end of Content-Length."""
         if self._broken or self._unsent:
             return False
         return self._exhausted if self._announced is None else self._announced == 0
@@ -676,10 +676,10 @@ def _raising(error: Exception) -> Iterator[bytes]:
 
 
 class SwappedFields:
-    """Swaps header fields in an environ each time that it is entered, and each time it is left.
+    """A context manager that swaps header fields in an environ on entry, and again on exit.
 
-    The application sees other fields than the code outside, which gets its own back whenever the
-    application calls it.
+    The application sees other fields than the outer code. Outer code that the application calls
+    sees its own fields.
     """
 
     __slots__ = ("_environ", "_others")
@@ -712,9 +712,9 @@ _DEFAULT_PORTS = {"http": "80", "https": "443"}
 def request_of(environ: WSGIEnvironment) -> HTTPRequest:
     """Return the request of an environ.
 
-    The method is in upper case, as Werkzeug and Django route on it: a rule for ``POST`` covers
-    ``post`` too. Several slashes at the beginning of the path become one, as in Werkzeug and
-    Bottle: ``//login`` is routed to the same view as ``/login``.
+    The method is in upper case, because Werkzeug and Django route on upper case: a rule for
+    ``POST`` also covers ``post``. Several slashes at the start of the path become one, as in
+    Werkzeug and Bottle: ``//login`` is routed to the same view as ``/login``.
     """
     script_name = _bytes(environ.get("SCRIPT_NAME", "")).rstrip(b"/")
     path_info = _bytes(environ.get("PATH_INFO", ""))
@@ -723,7 +723,7 @@ def request_of(environ: WSGIEnvironment) -> HTTPRequest:
         path = "/" + path.lstrip("/")
     names: list[Any] = field_names(environ)
     headers = Headers(
-        (name, value.encode("latin-1", "backslashreplace"))  # as _bytes, without a call for each
+        (name, value.encode("latin-1", "backslashreplace"))  # as _bytes, inlined for speed
         for name, value in compress(zip(names, environ.values(), strict=True), names)
         if value or name not in _EMPTY_IF_ABSENT
     )
@@ -749,14 +749,14 @@ def request_of(environ: WSGIEnvironment) -> HTTPRequest:
 def _sent_path(environ: WSGIEnvironment, script_name: bytes, path_info: bytes) -> str:
     """Return the path of the client's URL as it was sent, if the server provides it.
 
-    A proxy may have removed the prefix before the server saw it. If a middleware outside has
-    rewritten PATH_INFO, the server's value belongs to another resource, and two resources must
-    never share a stored response.
+    A proxy may have removed the prefix before the server saw the path. If outer middleware has
+    rewritten PATH_INFO, the server's value names another resource, and two resources must never
+    share a stored response.
     """
     target: str = environ.get("RAW_URI") or environ.get("REQUEST_URI") or ""
     if "#" in target or (not target.startswith("/") and "://" in target):
-        # An absolute-form (RFC 9112 §3.2.2) or a fragment: applications that read the target see
-        # an authority or a text that nothing else of the request has, so it is a separate URL.
+        # An absolute-form target (RFC 9112 §3.2.2) or a fragment: applications that read the
+        # target see text that no other part of the request has, so it is a separate URL.
         return "/" + quote(target, safe="")
     sent = target.partition("?")[0]
     is_plain = sent.isascii() and "%" not in sent
@@ -769,23 +769,23 @@ def _sent_path(environ: WSGIEnvironment, script_name: bytes, path_info: bytes) -
 
 
 def _bytes(text: str) -> bytes:
-    """Return a native string's bytes: Latin-1 by PEP 3333, escaped where a layer broke that."""
+    """Return a native string's bytes: Latin-1 by PEP 3333; other characters are escaped."""
     return text.encode("latin-1", "backslashreplace")
 
 
 _MAX_REMEMBERED_LENGTH = 128
-"""Characters of keys that are remembered: clients can invent longer ones."""
+"""Maximum length of remembered keys, in characters: clients can invent longer keys."""
 
 
 def field_names(environ: Mapping[str, Any]) -> list[bytes | None]:
-    """Return the name of the header field that each key contains; None for most keys."""
+    """Return the header field name for each key of an environ; None for keys without a field."""
     known = max(map(len, environ), default=0) <= _MAX_REMEMBERED_LENGTH
     return [*map(_field_name if known else _field_name.__wrapped__, environ)]
 
 
 @lru_cache(maxsize=512)
 def _field_name(key: str) -> bytes | None:
-    if key == "REMOTE_USER":  # the user that the server has authenticated (RFC 3875 §4.1.11)
+    if key == "REMOTE_USER":  # the user whom the server authenticated (RFC 3875 §4.1.11)
         return b"remote-user"
     if key not in _WITHOUT_PREFIX:
         if not key.startswith("HTTP_") or key[5:] in _WITHOUT_PREFIX:
@@ -795,7 +795,7 @@ def _field_name(key: str) -> bytes | None:
 
 
 def variable(name: str) -> str:
-    """Return the key of an environ that contains a header field."""
+    """Return the environ key of a header field."""
     key = name.replace("-", "_").upper()
     return key if key in _WITHOUT_PREFIX else f"HTTP_{key}"
 
@@ -809,14 +809,14 @@ def head_of(status: str, fields: Sequence[tuple[str, str]]) -> ResponseHead:
 
 
 def fields_of(headers: Headers) -> _Fields:
-    """Return header fields as ``start_response`` takes them."""
+    """Return header fields in the format of ``start_response``."""
     latin = repeat("latin-1")
     names, values = map(_FIRST, headers.raw), map(_SECOND, headers.raw)
     return [*zip(map(bytes.decode, names, latin), map(bytes.decode, values, latin), strict=True)]
 
 
 def status_line(status: int) -> str:
-    """Return the status with its reason phrase; PEP 3333 requires one, whatever the status."""
+    """Return the status with a reason phrase, which PEP 3333 requires for every status."""
     try:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
@@ -841,10 +841,10 @@ _TO_ROUTE = (
 
 
 def refresh_environ(environ: WSGIEnvironment, request: HTTPRequest) -> WSGIEnvironment:
-    """Return the environ of a background revalidation, made from that of the visitor's request.
+    """Return the environ of a background revalidation, made from a visitor's environ.
 
-    It has what applications need to route it, and nothing of the visitor: no address (as over a
-    Unix socket), no body, and nothing that the server or middleware outside has added.
+    It contains only what routing needs, and no data of the visitor: no address (as for a Unix
+    socket), no body, and no keys that the server or outer middleware has added.
     """
     kept = {name: environ[name] for name in _TO_ROUTE if name in environ}
     query = f"?{request.query}" if request.query else ""

@@ -450,7 +450,7 @@ def test_flask_s_request_names_whose_quota_a_function_uses(upstash: LocalUpstash
         ({"name": "a:b"}, "a name is printable ASCII without colons"),
         ({"name": "a", "limits": "5/fortnight"}, "5/fortnight"),
         ({"name": "a", "limits": "unlimited"}, "a limiter takes limits of this package"),
-        ({"name": "a", "limits": lambda request: "1/h"}, "no function of a request"),
+        ({"name": "a", "limits": lambda request: "1/h"}, "not a function of a request"),
         ({"name": "a", "path": "/a"}, "there is no such setting"),
         ({"name": "a", "url": "https://x.example", "app": Starlette()}, "url would be ignored"),
         ({"name": "a", "dynamic": True, "limits": "gcra 1/h"}, "only one fixed or sliding window"),

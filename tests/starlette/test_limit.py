@@ -107,7 +107,7 @@ def test_two_limits_of_one_name_are_refused_rather_than_shared(client: Serve):
         )
     )
     assert served.get("/a").status_code == 200
-    with pytest.raises(ConfigurationError, match="'drinks' already"):
+    with pytest.raises(ConfigurationError, match="already has the name 'drinks'"):
         served.get("/b")
 
 
@@ -532,7 +532,7 @@ def test_missing_credentials_are_said_at_the_first_request_and_not_before(
     ("limits", "arguments", "problem"),
     [
         ("5/fortnight", {}, "limits"),
-        ("5/minute", {"path": "/tea"}, "path: a limit in front of a handler"),
+        ("5/minute", {"path": "/tea"}, "path: a limit on a handler"),
         ("5/minute", {"bye": 1}, "bye: there is no such setting"),
         ("unlimited", {}, "@exempt"),
     ],

@@ -107,7 +107,7 @@ class UpstashCache(BaseCache):
         return lambda store: store.get(name, default)
 
     def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
-        """Return the values that there are, by key, in one command."""
+        """Return the values that exist, by key, in one command."""
         by_name = self._names(keys, version)
         values: dict[str, Any] = self._run(_read_many(by_name), {}) if by_name else {}
         return {by_name[name]: value for name, value in values.items()}

@@ -154,21 +154,21 @@ def purge(
 
     Args:
         *urls: Paths with their query, or whole URLs; each is purged with all its variants.
-        tags: Tags, with their colon-descendants: ``product`` purges ``product:7``.
+        tags: Tags. A tag includes all tags below it: ``product`` also purges ``product:7``.
         directories: Paths that end in a slash: ``/products/`` includes all URLs that begin with it.
-            They need the setting ``purge_directories``.
+            Requires the setting ``purge_directories``.
         rules: Paths of cache rules; all responses that they cover are purged. They need the
             setting ``purge_directories``.
         everything: Whether all stored responses are purged.
-        soft: Whether they may still be served stale where their rule allows it.
+        soft: Whether these responses may still be served stale if their rule allows it.
 
     Raises:
-        UpstashError: Upstash cannot be reached, for instance. Part of the purge may have been
-            done; repeat it.
-        PurgeNotPassedOn: The purge was done, and the function of the setting ``on_purge`` raised.
-        ValueError: A URL is invalid, a directory does not end in a slash, or no rule has a path
-            of ``rules``.
-        TypeError: Text in place of a sequence, such as ``tags="product:7"``.
+        UpstashError: The purge failed, for instance because Upstash is unreachable. A part of it
+            may have been done; repeat it.
+        PurgeNotPassedOn: The purge was done, but the function in ``on_purge`` raised.
+        ValueError: A URL is invalid, a directory does not end in a slash, or no cache rule has one
+            of the paths in ``rules``.
+        TypeError: An argument is a string and not a sequence, such as ``tags="product:7"``.
         ConfigurationError: Directories or rules without the setting ``purge_directories``; the
             setting is wrong, or credentials are missing.
     """
@@ -194,13 +194,13 @@ async def apurge(
 
     Args:
         *urls: Paths with their query, or whole URLs; each is purged with all its variants.
-        tags: Tags, with their colon-descendants: ``product`` purges ``product:7``.
+        tags: Tags. A tag includes all tags below it: ``product`` also purges ``product:7``.
         directories: Paths that end in a slash: ``/products/`` includes all URLs that begin with it.
-            They need the setting ``purge_directories``.
+            Requires the setting ``purge_directories``.
         rules: Paths of cache rules; all responses that they cover are purged. They need the
             setting ``purge_directories``.
         everything: Whether all stored responses are purged.
-        soft: Whether they may still be served stale where their rule allows it.
+        soft: Whether these responses may still be served stale if their rule allows it.
 
     Raises:
         UpstashError: As for ``purge``, which raises the same exceptions.

@@ -361,7 +361,7 @@ class ResponseStream(PendingExchange):
         self._stale: Exchange | None = None  # what to revalidate once the request is closed
         self._complete = False  # whether the response has passed whole
         self._announced: int | None = None
-        """Bytes still to come by Content-Length; None without one."""
+        """Remaining body bytes according to Content-Length; None without Content-Length."""
         self._before: tuple[str, str] | None = None
         """The language and time zone that were active when the request arrived."""
         if runtime.caches and exchange.response is None:
