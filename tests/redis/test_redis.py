@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 import upstash_ratelimit
 import upstash_ratelimit.asyncio
 import upstash_redis
@@ -485,7 +486,7 @@ def test_a_transaction_runs_as_one_or_not_at_all(redis: Redis, server: LocalUpst
     broken.execute(["NOSUCH"])
     broken.incr("n")
     with pytest.raises(SdkError):
-        broken.exec()
+        broken.exec(return_exceptions=True)  # there are no results to return
     assert redis.get("n") == "1"
 
     async def asynchronously() -> Any:
@@ -666,6 +667,35 @@ def test_an_url_or_token_that_is_no_text_is_refused(kind: Any) -> None:
         kind("https://db.example", b"token")
     with pytest.raises(ConfigurationError, match="url: should be text"):
         kind(b"https://db.example", "token")
+
+
+def test_a_closed_client_connects_again_at_its_next_command(server: LocalUpstash) -> None:
+    redis = Redis(server.url, server.token)
+    redis.close()
+    assert redis.ping() == "PONG"
+    redis.close()
+    assert redis.ping() == "PONG"
+    redis.close()
+
+
+def test_concurrent_commands_share_requests_except_under_trio() -> None:
+    async def on_asyncio(redis: AsyncRedis) -> None:
+        await asyncio.gather(*(redis.incr("n") for _ in range(50)))
+        await redis.close()
+
+    async def on_trio(redis: AsyncRedis) -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                nursery.start_soon(redis.incr, "n")
+        await redis.close()
+
+    with LocalUpstash() as server:
+        redis = AsyncRedis(server.url, server.token, deadline=20)
+        run(on_asyncio(redis))
+        assert server.bill().requests < 50
+        server.reset_bill()
+        trio.run(on_trio, redis)
+        assert server.bill().requests == 50
 
 
 def test_an_async_client_is_used_on_event_loops_in_turn(server: LocalUpstash) -> None:
