@@ -124,7 +124,7 @@ def test_what_is_given_in_both_places_is_refused(rules: Path) -> None:
         ("deadline = 0", r"rules\.toml\['deadline'\]: 0 should be a number of seconds above 0"),
         ("default_limt = '1/s'", r"rules\.toml\['default_limt'\]: there is no such setting; did"),
         ("[[cache]]\npath = '/a'\nttl = -1", r"rules\.toml\['cache'\]\[0\]\['ttl'\]"),
-        ("lease = 0", r"rules\.toml\['lease'\] = 0: a lease lasts longer than 0 seconds"),
+        ("lease = 0", r"rules\.toml\['lease'\] = 0: a lease must be longer than 0 seconds"),
         ("deadline = ", r"the rule file '.*rules\.toml' is not TOML: "),
         ("deadline = '\xff'", r"the rule file '.*rules\.toml' is not TOML: "),
     ],

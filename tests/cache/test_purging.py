@@ -142,7 +142,7 @@ def test_a_process_without_rules_purges_a_rule_by_its_path(site):
         ({"directories": ("a/",)}, "a path such as '/products/'"),
         ({"directories": ("/",)}, "purge everything instead"),
         ({"directories": ("/a/b/c/d/e/",)}, "purge '/a/b/c/d/', or give the responses a tag"),
-        ({"rules": ("/a",)}, "its rules have '/{rest:path}'"),
+        ({"rules": ("/a",)}, "the rules' paths are '/{rest:path}'"),
     ],
 )
 def test_a_directory_or_a_rule_that_is_none_is_refused(site, what, right):

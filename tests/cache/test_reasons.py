@@ -106,7 +106,7 @@ def test_the_ttl_advised_keeps_what_the_rule_has_and_stores_no_failure(
         ({"cookie": "a=1"}, "the request has cookies ('a')"),
         ({"authorization": "Bearer 1"}, "the request has Authorization"),
         ({"x_api_key": "1"}, "the request has X-Api-Key"),
-        ({"x_real_ip": "foo"}, "X-Real-Ip holds something else than addresses"),
+        ({"x_real_ip": "foo"}, "X-Real-Ip contains values that are not addresses"),
         ({"method": "HEAD"}, "only responses to GET are stored"),
     ],
 )

@@ -47,8 +47,8 @@ def test_a_request_that_no_rule_matches_passes_untouched():
             r"cache\[2\]\.ttl = True should be a number of seconds above 0",
         ),
         ({"path": "/a", "tags": "product"}, r"cache\[2\]\.tags = 'product' should be a sequence"),
-        ({"path": "/a", "tags": [""]}, r"cache\[2\]\.tags: '' should be text, and not empty"),
-        ({"path": "/a", "tags": ["p:{id}"]}, r"cache\[2\]\.tags: 'p:\{id\}' names \{id\}"),
+        ({"path": "/a", "tags": [""]}, r"cache\[2\]\.tags: '' should be non-empty text"),
+        ({"path": "/a", "tags": ["p:{id}"]}, r"cache\[2\]\.tags: 'p:\{id\}' contains \{id\}"),
         ({"path": "/a", "tags": ["p:{"]}, r"cache\[2\]\.tags: 'p:\{': "),
         (
             {"path": "/{id}", "tags": ["p:{id:d}"]},

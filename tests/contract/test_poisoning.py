@@ -259,8 +259,8 @@ def test_a_page_that_shows_an_address_in_a_field_is_not_stored_and_says_why(serv
 @pytest.mark.parametrize(
     ("value", "detail"),
     [
-        ("<script>", "X-Forwarded-For holds something else than addresses"),
-        ("192.0.2.1, evil.example", "X-Forwarded-For holds something else than addresses"),
+        ("<script>", "X-Forwarded-For contains values that are not addresses"),
+        ("192.0.2.1, evil.example", "X-Forwarded-For contains values that are not addresses"),
         (", ".join(f"192.0.2.{n}" for n in range(99)), "more than 16 addresses of clients"),
         (", ".join(["192.0.2.1"] * 999), "X-Forwarded-For is too long"),
     ],

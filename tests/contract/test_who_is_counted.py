@@ -141,7 +141,7 @@ def test_a_rule_of_its_own_address_ignores_the_setting(serve: Serve):
         ("verecl", "client_ip = 'verecl': client_ip: trusted network 'verecl'"),
         ("verecl", "platforms: vercel, fly,"),
         ("vercell", "(did you mean 'vercel'?); platforms:"),
-        ("2", "a number of proxies is not text: 2; platforms:"),
+        ("2", "write the number without quotes: 2; platforms:"),
         (["10.0.0.1/8"], "10.0.0.1/8 has host bits set"),
         ([], "client_ip = []: should be"),
         ([1], "client_ip = [1]: should be"),

@@ -75,5 +75,5 @@ class Gone:
 def test_a_pickle_of_a_class_that_is_gone_is_unreadable(monkeypatch: pytest.MonkeyPatch):
     data = CODEC.encode(Gone())
     monkeypatch.delitem(globals(), "Gone")
-    with pytest.raises(Unreadable, match="cannot be loaded any more"):
+    with pytest.raises(Unreadable, match="can no longer be loaded"):
         CODEC.decode(data)

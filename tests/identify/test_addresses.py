@@ -153,7 +153,10 @@ def test_a_peer_that_is_no_address_is_an_identity_of_its_own() -> None:
         ({"trusted": 7}, "should be a sequence such as ('10.0.0.0/8',)"),
         ({"platform": "mars"}, "unknown platform 'mars'; known: vercel,"),
         ({"platform": "vercell"}, "'vercell' (did you mean 'vercel'?); known: vercel,"),
-        ({"trusted_hops": 1, "platform": "fly"}, "one of trusted_hops, trusted and platform"),
+        (
+            {"trusted_hops": 1, "platform": "fly"},
+            "trusted_hops, trusted and platform exclude each other",
+        ),
         ({"trusted_hops": -1}, "trusted_hops=-1 should be from 0 to 32"),
         ({"trusted_hops": "1"}, "trusted_hops='1' should be a whole number"),
         ({"trusted_hops": True}, "trusted_hops=True should be a whole number"),

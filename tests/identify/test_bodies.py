@@ -482,7 +482,7 @@ WRONG_NAMES: list[Any] = [None, 5, b"a", ""]
     [
         (lambda: form(""), "1 to 64"),
         *((partial(form, name), "should be 1 to 64 ASCII") for name in WRONG_NAMES),
-        *((partial(json_field, name), "give the names") for name in WRONG_NAMES),
+        *((partial(json_field, name), "should be the names") for name in WRONG_NAMES),
         (lambda: form("a", max_body=0), "max_body=0 should be"),
         (lambda: form("a", max_body=True), "max_body=True should be"),
         (lambda: json_field("a", normalise="lower"), "normalise='lower' should be"),  # type: ignore[arg-type]

@@ -255,7 +255,7 @@ def test_without_the_event_the_connection_counts_and_the_advice_says_so() -> Non
     """The Lambda Web Adapter passes requests on by HTTP."""
     request = HTTPRequest("GET", "/", peer="127.0.0.1")
     assert client_ip(platform="aws-lambda")(request) == Identifier("ip", "127.0.0.1")
-    assert "not called with the event" in str(address_advice(request, "aws-lambda"))
+    assert "called without the event" in str(address_advice(request, "aws-lambda"))
 
 
 @pytest.mark.parametrize("front", GATEWAYS)

@@ -45,13 +45,13 @@ PROXY = "10.0.0.9"
             {"forwarded": "for=198.51.100.1"},
             "set client_ip=client_ip(trusted_hops=1, header='Forwarded');",
         ),
-        (PROXY, {}, "have it append to X-Forwarded-For and set client_ip=1;"),
-        (PROXY, {"x_real_ip": "198.51.100.1"}, "append to X-Forwarded-For and set client_ip=1;"),
+        (PROXY, {}, "configure it to append to X-Forwarded-For, and set client_ip=1;"),
+        (PROXY, {"x_real_ip": "198.51.100.1"}, "append to X-Forwarded-For, and set client_ip=1;"),
         (None, {"x_forwarded_for": "198.51.100.1"}, "set client_ip=1;"),
         (
             "203.0.113.9",
             {"x_forwarded_for": "198.51.100.1"},
-            "proxy of yours that appends to it, set client_ip='203.0.113.9', or its networks",
+            "which appends to the field, set client_ip='203.0.113.9', or the proxy's networks",
         ),
         (
             PROXY,

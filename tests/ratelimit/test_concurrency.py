@@ -273,7 +273,7 @@ def test_it_can_be_written_as_text_and_is_checked() -> None:
         Concurrency(1001)
     with pytest.raises(ConfigurationError, match="longest should be a number of seconds"):
         Concurrency(1, longest=0)
-    with pytest.raises(ConfigurationError, match="not both be a Concurrency"):
+    with pytest.raises(ConfigurationError, match="at most one Concurrency"):
         RateLimitRule("/a", "1 at once; 2 at once")
     with pytest.raises(ConfigurationError, match=r"RateLimitRule\.on_error"):
         RateLimitRule("/a", "1 at once", on_error="local")

@@ -102,7 +102,7 @@ def test_rules_that_differ_in_the_lease_are_different() -> None:
 @pytest.mark.parametrize(
     ("mapping", "words"),
     [
-        ({"lease": 0}, "rate_limits[3].lease = 0: a lease lasts longer than 0 seconds; False is"),
+        ({"lease": 0}, "rate_limits[3].lease = 0: a lease must be longer than 0 seconds; use"),
         (
             {"lease": True},
             "rate_limits[3].lease = True: a lease is a number of seconds, text such as '500ms'",
@@ -141,7 +141,7 @@ def test_rules_that_differ_in_the_lease_are_different() -> None:
         ({"limits": "5/s lease 2h"}, "rate_limits[3].limits = '5/s lease 2h': Lease(seconds=7200,"),
         (
             {"limits": "5/s lease 1s", "lease": 1},
-            "rate_limits[3].lease = 1: limits = '5/s lease 1s' has a lease too; leave out one",
+            "rate_limits[3].lease = 1: limits = '5/s lease 1s' also has a lease; remove one",
         ),
         ({"limits": "5 at once lease 1s"}, "a slot is given back when its request ends, so there"),
         ({"limits": ["9/s", Concurrency(5)], "lease": 1}, "so there is nothing to reserve"),

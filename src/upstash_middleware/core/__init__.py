@@ -1,5 +1,5 @@
-"""The decisions, without I/O: clocks and settings are passed in, and no framework is imported.
+"""The decisions, without I/O. Clocks and settings are passed in, and no framework is imported.
 
-Whatever needs I/O is awaited as an effect (``flow``) and performed by a driver (``drivers``);
-everything else is values and functions on values.
+All I/O is awaited as an effect (``flow``), which a driver performs (``drivers``). Everything else
+are values, and functions of values.
 """

@@ -1,10 +1,10 @@
-"""Reads one field of a request's body: of a form, or of JSON.
+"""Reads one field from a request's body, which is a form or JSON.
 
-A request has to be counted by what its application reads, and parsers differ: in which separators
-and line endings they accept, in what an escaped quote or a character set means, and in which of
-several values counts. So these readers accept only bodies that all of them read in the same way,
-which includes whatever browsers and HTTP libraries send, and refuse all others. Their work is
-linear in the length of the body.
+A request must be counted by the value that its application reads, but parsers differ: in the
+separators and line endings that they accept, in the meaning of escaped quotes and character sets,
+and in which of several values they return. These readers therefore accept only bodies that all
+parsers interpret in the same way, such as those of browsers and HTTP libraries. Other bodies raise
+UnreadableBody. The work is linear in the length of the body.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class UnreadableBody(ValueError):
-    """Parsers may read such a body differently, or not at all."""
+    """Parsers may interpret the body differently, or not at all."""
 
 
 def is_encoded(headers: Headers) -> bool:
-    """Whether a body has a content coding, such as gzip (RFC 9110 §8.4)."""
+    """Whether the body has a content coding such as gzip (RFC 9110 §8.4)."""
     return (headers.combined("content-encoding") or "").strip().lower() not in {"", "identity"}
 
 
@@ -39,7 +39,7 @@ _UTF_8 = frozenset({"utf-8", "utf8"})
 
 
 def form_values(headers: Headers, body: bytes, name: str) -> list[str]:
-    """Return the values of a field of a form, in either encoding; files have none.
+    """Return the values of a form field, urlencoded or multipart. Files have no value.
 
     Raises UnreadableBody, and UnicodeDecodeError.
     """
@@ -63,11 +63,11 @@ def form_values(headers: Headers, body: bytes, name: str) -> list[str]:
 
 
 def _parse_urlencoded(body: bytes, name: str) -> list[str]:
-    """Read the URL Standard's application/x-www-form-urlencoded.
+    """Parse application/x-www-form-urlencoded, as defined by the URL Standard.
 
-    Some parsers separate at semicolons too, and some read bytes beyond ASCII as Latin-1. What
-    begins with a brace is JSON for an application that reads it whatever its type. Senders escape
-    all of these.
+    Some parsers also split at semicolons, and some decode non-ASCII bytes as Latin-1. A body that
+    begins with a brace may be read as JSON, whatever its type. Regular clients escape all of these
+    characters.
     """
     if not body.isascii() or b";" in body or body.lstrip().startswith(b"{"):
         raise UnreadableBody("it has characters that should be escaped")
@@ -77,7 +77,7 @@ def _parse_urlencoded(body: bytes, name: str) -> list[str]:
 
 @lru_cache(maxsize=256)
 def _name_pattern(name: str) -> re.Pattern[bytes]:
-    """Return a pattern for the values of a field; any part of its name may be escaped."""
+    """Return a pattern for the values of a field; any character of its name may be escaped."""
     characters = []
     for character in name:
         escape = f"%{ord(character):02X}"
@@ -87,8 +87,8 @@ def _name_pattern(name: str) -> re.Pattern[bytes]:
 
 
 _PART_FIELD = re.compile(rb"([A-Za-z0-9!#$%&'*+.^_`|~-]+):[ \t]*([^\r\n\0]*)")
-# Backslashes and percent signs are escapes in some parsers; browsers send neither, and escape
-# control characters.
+# Some parsers treat backslashes and percent signs as escapes. Browsers send neither, and they
+# escape control characters.
 _DISPOSITION = re.compile(
     rb"""form-data;[ ]?name="([^"\\%\x00-\x1f\x7f]*)\""""
     rb"""(;[ ]?filename="[^"\\]*"(;[ ]?filename\*=[\w'%.~-]*)?)?"""
@@ -98,10 +98,10 @@ _IDENTITY_ENCODINGS = frozenset({b"7bit", b"8bit", b"binary"})
 
 
 def _parse_multipart(body: bytes, boundary: bytes, name: str) -> list[str]:
-    """Read multipart/form-data (RFC 7578): without preamble, epilogue and folded lines.
+    """Parse multipart/form-data (RFC 7578) without preamble, epilogue and folded lines.
 
-    Some parsers accept other line endings before a boundary, and some find it within a line, so it
-    may be nowhere else in the body.
+    Some parsers accept other line endings before a boundary, and some find a boundary within a
+    line. The boundary must therefore not occur anywhere else in the body.
     """
     if not boundary:
         raise UnreadableBody("it has no boundary")
@@ -133,7 +133,7 @@ def _values_of_part(head: bytes, content: bytes, name: str) -> list[str]:
         raise UnreadableBody("a part is encoded")
     if disposition[1] != name.encode("ascii"):
         return []
-    # Frameworks differ in whether a file of this name hides a value.
+    # Frameworks disagree about whether a file with this name hides a value.
     if disposition[2] is not None or not _TEXT.fullmatch(
         fields.get(b"content-type", b"text/plain")
     ):
@@ -142,11 +142,11 @@ def _values_of_part(head: bytes, content: bytes, name: str) -> list[str]:
 
 
 def _is_padded(name: bytes) -> bool:
-    """Whether there are blanks around a part's name, which Django strips and others keep."""
+    """Whether a part's name has surrounding white space, which Django strips and others keep."""
     try:
         text = name.decode("utf-8")
     except UnicodeDecodeError:
-        text = name.decode("latin-1")  # as Starlette does
+        text = name.decode("latin-1")  # as in Starlette
     return text != text.strip()
 
 
@@ -154,21 +154,21 @@ def _is_padded(name: bytes) -> bool:
 # JSON
 
 
-# A text in JSON may contain what a form's parser takes for a field. Some servers join repeated
-# fields into one, and parsers differ in what they ignore around a type.
+# A string in JSON may contain text that a form parser takes for a field. Some servers join repeated
+# header fields, and parsers differ in the characters that they ignore around a content type.
 _MAYBE_FORM = re.compile("urlencoded|multipart", re.IGNORECASE)
 
 
 class _Object(list[tuple[str, Any]]):
-    """The members of an object, in order, which may repeat a name."""
+    """The members of an object in order, including repeated names."""
 
 
 def json_values(headers: Headers, body: bytes, path: tuple[str, ...]) -> list[str]:
-    """Return the texts and whole numbers at a path of names; several where a name is repeated.
+    """Return the strings and integers at a path of names; several if a name is repeated.
 
-    Raises ValueError for what is not JSON in UTF-8, or is a form by its Content-Type, and
-    RecursionError. The standard library's parser shows repeated names, which most others hide
-    (RFC 8259 §4).
+    Raises ValueError if the body is not JSON in UTF-8 or its Content-Type is a form's, and
+    RecursionError. The standard library's parser shows repeated names, which most others hide (RFC
+    8259 §4).
     """
     lines = headers.lines("content-type")
     if len(lines) > 1 or _MAYBE_FORM.search("".join(lines)):

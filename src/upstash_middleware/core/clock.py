@@ -1,4 +1,4 @@
-"""Durations in settings, and the interface of clocks, which are passed in for tests."""
+"""Durations in settings, and the interface of clocks, which can be replaced in tests."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ UNITS: dict[str, float] = {
     "w": 604_800, "week": 604_800,
     "month": 2_592_000,
 }  # fmt: skip
-"""Seconds by unit. A month is 30 days; windows are cut in UTC, not by any calendar."""
-_TEXT = r"(?i)([0-9]+(?:\.[0-9]+)?) ?([a-z]+)"  # compiled when first used
+"""Seconds by unit. A month has 30 days; windows are aligned to UTC, not to a calendar."""
+_TEXT = r"(?i)([0-9]+(?:\.[0-9]+)?) ?([a-z]+)"  # compiled at the first use
 
 
 def unit_seconds(unit: str) -> float | None:
-    """Return the seconds of a unit of time, ``min`` or ``minutes``; None if it is unknown."""
+    """Return the seconds of a unit of time, such as ``min`` or ``minutes``; None if unknown."""
     name = unit.lower()
     return UNITS.get(name) or UNITS.get(name.removesuffix("s"))
 
 
 def seconds_in(value: Any) -> float | None:
-    """Return the seconds of a Duration; None for anything else."""
+    """Return the seconds of a Duration; None for other values."""
     if isinstance(value, timedelta):
         return _whole(value.total_seconds())
     if isinstance(value, str):
@@ -40,17 +40,17 @@ def seconds_in(value: Any) -> float | None:
 
 
 def _whole(seconds: float) -> float:
-    """Return a whole number of seconds as an int."""
+    """Return a number of seconds, as an int if it is whole."""
     return int(seconds) if seconds.is_integer() else seconds
 
 
 class Clock(Protocol):
-    """Two clocks that count seconds."""
+    """A wall clock and a monotonic clock, both in seconds."""
 
     def wall(self) -> float:
-        """Return the seconds since 1970 in UTC; it may jump."""
+        """Return the seconds since 1970 in UTC. The value may jump."""
         ...
 
     def monotonic(self) -> float:
-        """Return the seconds since some moment; it never goes back, but may stop in a suspend."""
+        """Return the time of the monotonic clock. It never goes back, but may stop in a suspend."""
         ...

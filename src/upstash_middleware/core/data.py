@@ -1,13 +1,13 @@
-"""Values of the application on Redis: reading, storing, counting, and loading what is missing.
+"""Values of the application on Redis: get, set, count, and load if missing.
 
-A value is at ``PREFIX:data:KEY``. It is its JSON alone where nothing has to be known of it, so that
-a counter is its digits; otherwise ``~EPOCHS LF META LF JSON``, or ``!EPOCHS LF SEALED`` if the
-application has set keys. As a stored response does, a value records the epochs that were read
-before it was loaded, and is invalid once one of them differs: that of everything of its kind
-and, if it has tags, those of stored responses with the same tags.
+A value is stored at ``PREFIX:data:KEY``. Without metadata it is plain JSON, so a counter is a
+number for Redis. Otherwise it is ``~EPOCHS LF META LF JSON``, or ``!EPOCHS LF SEALED`` if
+cache_keys is set. A value records the epochs that were read before it was loaded, as stored
+responses do. It is invalid if one of them has changed: the epoch of everything of its kind and, if
+it has tags, the epochs of these tags, which stored responses share.
 
-What a value looks like as JSON is in ``values.py``. Methods that read count a failing store as a
-miss; those that write report the failure in an event, and raise it only if they are ``strict``.
+``values.py`` encodes values as JSON. If the store fails, a read is a miss, and a write emits an
+event; with ``strict``, the write raises the error.
 """
 
 from __future__ import annotations
@@ -69,22 +69,22 @@ if TYPE_CHECKING:
     from upstash_middleware.events import Observer
 
 MISSING: Final[Any] = object()
-"""No value, which None could be."""
+"""The absence of a value, to distinguish it from None."""
 MAX_TTL: Final = 400 * 24 * 3600.0
-"""Seconds for which a value without tags is kept at most."""
+"""The maximum time to live of a value without tags, in seconds."""
 MAX_INTEGER: Final = 2**53 - 1
-"""Up to which counters count: what Lua's numbers represent exactly."""
+"""The maximum of counters: Lua represents integers exactly up to this."""
 
 _MAX_KEY_LENGTH = 1024
 _MAX_TAGS_LENGTH = 4096
-"""Characters of a value's tags up to which they are remembered."""
+"""Characters. Longer lists of tags are not remembered."""
 _EPOCHS_TRUSTED_SECONDS = 10.0
-"""Seconds for which epochs count as current, for values that are stored without a read before."""
+"""Seconds for which remembered epochs are used to store a value without a read."""
 _MAX_REMEMBERED = 10_000
 _FIRST_PAUSE, _MAX_PAUSE = 0.05, 0.5
-"""Seconds between two reads of another process's lock."""
+"""Seconds between reads of another process's lock."""
 _COMMANDS, _BYTES = 1000, 5_000_000
-"""The most commands and bytes in one pipeline that stores many values."""
+"""The maximum number of commands and bytes in one pipeline of ``set_many``."""
 _L1_OVERHEAD_BYTES = 500
 _UPSTASH_ANSWERED = UpstashAnswered("data read")
 _FRAME_MARKS = frozenset({b"~", b"!"})
@@ -93,20 +93,20 @@ _NO_EPOCHS_SEEN = "", "", -math.inf, -math.inf
 
 
 class Record(Struct, frozen=True):
-    """A value as it is stored."""
+    """A stored value with its metadata."""
 
     payload: bytes
-    """As encoded by the codec."""
+    """The value as encoded by the codec."""
     epochs: Epochs = Epochs()
-    """Read before the value was loaded; those of tags in the order of ``tags``."""
+    """The epochs read before the value was loaded; those of tags in the order of ``tags``."""
     tags: tuple[str, ...] = ()
-    """With all their ancestors."""
+    """The tags, with all their ancestors."""
     fresh_until: float = 0.0
-    """When it becomes stale, in seconds since 1970; 0 if Redis drops it then."""
+    """When the value becomes stale, in seconds since 1970; 0 if it then expires on Redis."""
     seconds: float = 0.0
-    """How long loading it took."""
+    """How long the loader took."""
     token: str = ""
-    """The token of the lock under which it was loaded."""
+    """The token of the lock that was held during loading."""
 
 
 class _Meta(Struct, array_like=True, omit_defaults=True):
@@ -120,7 +120,7 @@ _read_meta = json.Decoder(_Meta).decode
 
 
 def pack(key: str, record: Record, sealing: Sealing | None = None) -> bytes:
-    """Return a record as text for this key."""
+    """Return the bytes that are stored for a record at this key."""
     epochs, meta = str(record.epochs.everything), b""
     if record.tags:
         of_tags = (record.epochs.tags[tag] for tag in record.tags)
@@ -138,7 +138,7 @@ def pack(key: str, record: Record, sealing: Sealing | None = None) -> bytes:
 
 
 def unpack(key: str, data: bytes, sealing: Sealing | None = None) -> Record | None:
-    """Read the record at a key; None if the bytes are none, or are sealed otherwise."""
+    """Parse the bytes at a key; None if they are no record, or are sealed with another key."""
     mark = data[:1]
     if mark not in _FRAME_MARKS:
         return Record(data) if sealing is None else None
@@ -158,24 +158,24 @@ def unpack(key: str, data: bytes, sealing: Sealing | None = None) -> Record | No
 
 
 class ReadValue(Struct, frozen=True):
-    """A value as read from its key."""
+    """The result of reading a key."""
 
     key: str
     data: bytes | None = None
-    """The value on Redis, encoded."""
+    """The bytes on Redis."""
     record: Record | None = None
     state: Validity = Validity.INVALID
     epochs: Epochs = Epochs()
-    """The current ones."""
+    """The current epochs."""
     lock: Lock | None = None
     wall: float = 0.0
     monotonic: float = 0.0
-    """When it was read."""
+    """The monotonic time at which it was read."""
     unreachable: bool = False
 
 
 class _Reading(Struct, frozen=True):
-    """What is read in one command: values, the epochs of everything, of any tag and of tags."""
+    """One read command: the keys of values, and the epochs of everything, any tag and tags."""
 
     keys: Sequence[str]
     tags: tuple[str, ...]
@@ -185,54 +185,54 @@ class _Reading(Struct, frozen=True):
     monotonic: float
     changes: int
     purges: int
-    """How often this process had changed values and purged when it was begun."""
+    """The numbers of this process's changes and purges before the read."""
 
 
 class Loading(Struct, frozen=True):
-    """How a missing value is loaded and stored."""
+    """The arguments of ``get_or_set``: how to load and store a missing value."""
 
     name: str
-    """The user's key."""
+    """The key that the application uses."""
     load: Callable[[], Any]
-    """Returns the value, or an awaitable of it."""
+    """The loader: returns the value, or an awaitable of it."""
     ttl: float
-    """Seconds for which it is fresh."""
+    """Seconds for which the value is fresh."""
     tags: tuple[str, ...] = ()
-    """With ancestors."""
+    """The tags, with their ancestors."""
     type: Any = None
     stale: float = 0.0
-    """Seconds after them for which it is used while it is loaded again."""
+    """Seconds after ``ttl`` during which the stale value is used while it is loaded again."""
     early: float = 0.0
-    """How much earlier than necessary it is loaded again; 1 is the optimum, 0 never."""
+    """How early the value is loaded again before it is stale; 1 is optimal, 0 is never."""
     lock: bool = True
     """Whether only one process loads it at a time."""
     wait: float = 5.0
-    """Seconds to wait at most for another call that loads it."""
+    """The maximum number of seconds to wait for another call that loads the value."""
 
 
 class _SharedValue(Struct, frozen=True):
-    """A loaded value, for the callers that waited for it."""
+    """A loaded value for the callers that wait for it."""
 
     payload: bytes
     epochs: Epochs | None
-    """Read before it was loaded; None if Upstash was unreachable."""
+    """The epochs read before loading; None if Upstash was unreachable."""
     tags: tuple[str, ...]
     begun: float
-    """When it began to be loaded, or was read, by the monotonic clock."""
+    """The monotonic time at which loading began, or at which the value was read."""
 
 
 class _SharedError(Struct, frozen=True):
-    """The error of a loader, for the callers that waited for it."""
+    """The exception of a loader, for the callers that wait for its value."""
 
     error: Exception
 
 
 class NotCountable(ValueError, TypeError):
-    """The stored value is no integer, or one that Redis cannot add to."""
+    """The stored value is not an integer, or is out of range."""
 
 
 class _Writing:
-    """A write of keys: its UpstashError is reported, and suppressed unless the write is strict."""
+    """The context of a write: emits an UpstashError, and suppresses it unless ``strict``."""
 
     __slots__ = ("_keys", "_store", "_strict")
 
@@ -245,7 +245,7 @@ class _Writing:
         self._store.note_change(*self._keys)
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
-        self._store.note_change(*self._keys)  # also if it is not certain that it was carried out
+        self._store.note_change(*self._keys)  # even after an error, the write may have succeeded
         if isinstance(error, UpstashError):
             self._store.emit_failure("data write", error)
             return not self._strict
@@ -255,9 +255,10 @@ class _Writing:
 
 
 class DataStore(RedisStore):
-    """The values of one kind under one prefix. Its methods are flows, unless they say otherwise.
+    """The values of one kind under one prefix. Methods are flows unless documented otherwise.
 
-    Each kind has its own keys and its own epoch of everything; tags are those of stored responses.
+    Each kind has its own keys and its own epoch of everything. Tags are shared with stored
+    responses.
     """
 
     def __init__(  # noqa: PLR0913 - each is a separate setting
@@ -276,16 +277,16 @@ class DataStore(RedisStore):
         l1_bytes: int = 0,
         l1_seconds: float = 5.0,
     ) -> None:
-        """Create the store of a kind; nothing is sent.
+        """Create a store; nothing is sent to Upstash.
 
-        ``tagged_keep`` is the longest lifetime of values with tags in seconds, that of stored
-        responses; ``l1_bytes`` of memory keep what was read for ``l1_seconds``.
+        ``tagged_keep`` is the maximum time to live of values with tags in seconds, the same as for
+        stored responses. ``l1_bytes`` of memory keep values for ``l1_seconds`` after a read.
         """
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", kind):
             raise ConfigurationError(
                 f"kind={kind!r} should be a name of letters, digits, '_', '.' and '-'"
             )
-        # A number sign is in no name of a rule, whose counters are at PREFIX:NAME.
+        # Counters of rules are at PREFIX:NAME, and no escaped NAME contains a number sign.
         self._names = Names(prefix)
         self._root = f"{prefix}:data:" if kind == "data" else f"{prefix}:data#{kind}:"
         self._lock_root = f"{prefix}:data#{kind}#lock:"
@@ -303,24 +304,24 @@ class DataStore(RedisStore):
         self._flights = SingleFlight(clock)
         self._refreshes = Revalidations(clock)
         self._guesses: LRU[str, tuple[str, ...]] = LRU(_MAX_REMEMBERED)
-        """The tags of values, by key, whose epochs the next read has to read."""
+        """The last known tags of values, by key; the next read includes their epochs."""
         self._seen: LRU[str, tuple[str, float, float]] = LRU(_MAX_REMEMBERED)
-        """Epochs by tag, and when they were read."""
+        """Epochs by tag, with the times when they were read."""
         self._seen_general = _NO_EPOCHS_SEEN
-        """The epochs of everything and of any tag, with the times when they were read."""
+        """The epochs of everything and of any tag, with the time when they were read."""
         self._written: LRU[str, float] = LRU(_MAX_REMEMBERED)
-        """When this process last wrote or deleted a value: what was being loaded is older."""
+        """When this process last changed a key; values whose loading began earlier are outdated."""
         self._ended: LRU[str, None] = LRU(_MAX_REMEMBERED)
-        """Tokens of locks under which this process has loaded: nobody needs to wait for them."""
+        """Tokens of locks that this process has released; nobody needs to wait for them."""
         self._l1: LRU[str, tuple[ReadValue, Record]] = LRU(l1_bytes)
         self._l1_seconds = l1_seconds
         self._l1_changes = 0
-        """How often this process has changed values, and how often it has purged: what was read
-        before is older."""
+        """The numbers of this process's changes and purges. Values read before the last one may be
+        outdated."""
         self._purges = 0
         read_scripts("incr", "lock")
 
-    # --- What is given --------------------------------------------------------------------------
+    # --- Arguments ------------------------------------------------------------------------------
 
     def key(self, name: str) -> str:
         """Return the key of a value on Redis. Not a flow. Raises TypeError or ValueError."""
@@ -331,13 +332,13 @@ class DataStore(RedisStore):
         return self._codec.encode(value, type)
 
     def longest(self, tags: Sequence[str]) -> float:
-        """Return for how many seconds a value with these tags may be kept. Not a flow."""
+        """Return the maximum time to live of a value with these tags, in seconds. Not a flow."""
         return min(self._tagged_keep, MAX_TTL) if tags else MAX_TTL
 
     # --- Reading --------------------------------------------------------------------------------
 
     async def get(self, name: str, default: Any = None, type: Any = None) -> Any:  # noqa: A002
-        """Return a value; ``default`` if there is none, it is stale, or the store fails."""
+        """Return a value; ``default`` if it is missing or stale, or if the store fails."""
         key = self.key(name)
         found = self._from_l1(key)
         if found is None:
@@ -346,7 +347,7 @@ class DataStore(RedisStore):
                 values = await self._read_values(reading.all_keys)
                 data, everything, *_ = values
                 is_plain = everything is None and self._sealing is None and not self._l1.room
-                if data is None or (is_plain and data[:1] not in _FRAME_MARKS):  # nearly all
+                if data is None or (is_plain and data[:1] not in _FRAME_MARKS):  # the usual case
                     self._note_epochs(reading, values)
                     return self._decode(key, data, type, default)
                 (found,) = await self._interpret(reading, values)
@@ -356,7 +357,7 @@ class DataStore(RedisStore):
         return self._value(found, type, default) if self._is_fresh(found) else default
 
     async def get_many(self, names: Iterable[str], type: Any = None) -> dict[str, Any]:  # noqa: A002
-        """Return the values that there are, by name; read in one command."""
+        """Return the existing values by name, with one command."""
         by_key = {self.key(name): name for name in names}
         known = {key: found for key in by_key if (found := self._from_l1(key)) is not None}
         try:
@@ -375,9 +376,9 @@ class DataStore(RedisStore):
     async def _read(
         self, keys: Sequence[str], tags: tuple[str, ...] = (), *, lock: str | None = None
     ) -> list[ReadValue]:
-        """Read values with their epochs: one command, or two if the guess of their tags is wrong.
+        """Read values and their epochs: one command, or two if their tags are not those remembered.
 
-        ``tags`` are some whose epochs are read in any case; ``lock`` is the key of a lock.
+        The epochs of ``tags`` are always read. ``lock`` is the key of a lock to read.
         """
         reading = self._reading(keys, tags, lock)
         return await self._interpret(reading, await self._read_values(reading.all_keys))
@@ -406,7 +407,7 @@ class DataStore(RedisStore):
     async def _interpret(
         self, reading: _Reading, values: Sequence[bytes | None]
     ) -> list[ReadValue]:
-        """Return the values as read; first read the epochs of tags that were not guessed."""
+        """Return the values read; first read the missing epochs of their tags."""
         keys, lock = reading.keys, reading.lock
         epochs = self._remember(reading, values)
         records = [self._record(key, data) for key, data in zip(keys, values, strict=False)]
@@ -486,7 +487,7 @@ class DataStore(RedisStore):
             return None
         found, clock = kept[0], self.clock
         age = max(clock.wall() - found.wall, clock.monotonic() - found.monotonic)
-        # A stale one may have been replaced on Redis.
+        # If it is stale, there may be a newer value on Redis.
         return found if age < self._l1_seconds and self._is_fresh(found) else None
 
     def _keep_in_l1(self, found: ReadValue, record: Record, changes: int) -> None:
@@ -500,7 +501,7 @@ class DataStore(RedisStore):
             self._l1.put(found.key, (replace(found, data=None, lock=None), record), size)
 
     def note_change(self, *keys: str) -> None:
-        """Note that this process changes values: what was read before is older. Not a flow."""
+        """Note that this process changes values, so that L1 does not use older ones. Not a flow."""
         self._l1_changes += 1
         now = self.clock.monotonic()
         for key in keys:
@@ -509,7 +510,7 @@ class DataStore(RedisStore):
             self._l1.remove(*keys)
 
     def drop_purged(self, tags: Iterable[str] | None) -> None:
-        """Forget values with these tags, or all for None, in this process.
+        """Forget this process's values with any of these tags; None means all values.
 
         Not a flow.
         """
@@ -524,7 +525,7 @@ class DataStore(RedisStore):
             self._l1.remove_if(lambda kept: not purged.isdisjoint(kept[1].tags))
 
     def forget(self) -> None:
-        """Clear this process's memory; nothing on Redis is deleted. Not a flow."""
+        """Clear this process's memory. Nothing on Redis is deleted. Not a flow."""
         self.drop_purged(None)
         for table in (self._guesses, self._written, self._ended):
             table.clear()
@@ -534,14 +535,14 @@ class DataStore(RedisStore):
     # --- Epochs ---------------------------------------------------------------------------------
 
     def _remember(self, reading: _Reading, values: Sequence[bytes | None]) -> Epochs:
-        """Return the epochs that were read, and remember them."""
+        """Return the epochs read, and remember them."""
         everything, *others = self._note_epochs(reading, values)
         return Epochs.parse([everything, "", *others], reading.tags)
 
     def _note_epochs(self, reading: _Reading, values: Sequence[bytes | None]) -> list[str]:
         begin = len(reading.keys)
         texts = [epoch_text(value) for value in values[begin : begin + 2 + len(reading.tags)]]
-        if reading.purges == self._purges:  # otherwise they may have been read before a purge
+        if reading.purges == self._purges:  # otherwise they may be older than a purge
             at = reading.wall, reading.monotonic
             self._seen_general = (texts[0], texts[1], *at)
             for tag, text in zip(reading.tags, texts[2:], strict=True):
@@ -549,7 +550,7 @@ class DataStore(RedisStore):
         return texts
 
     def _remembered_epochs(self, tags: tuple[str, ...]) -> tuple[Epochs, bool]:
-        """Return the epochs as last read, and whether all of them were read lately."""
+        """Return the remembered epochs, and whether all of them were read recently."""
         wall, monotonic = self.clock.wall(), self.clock.monotonic()
         everything, any_tag, *at = self._seen_general
         texts, times = [], [at]
@@ -571,9 +572,9 @@ class DataStore(RedisStore):
         *,
         strict: bool = False,
     ) -> bool:
-        """Store a value for ``ttl`` seconds; return whether that succeeded.
+        """Store a value for ``ttl`` seconds; return whether it succeeded.
 
-        One command while the epochs are known, two in one call otherwise.
+        One command if the epochs are remembered, otherwise two commands in one call.
         """
         key = self.key(name)
         with _Writing(self, [key], strict=strict):
@@ -596,7 +597,7 @@ class DataStore(RedisStore):
         *,
         strict: bool = False,
     ) -> bool:
-        """Store values in as few calls as they fit in; return whether all were stored."""
+        """Store values in as few calls as possible; return whether all were stored."""
         by_key = {self.key(name): payload for name, payload in payloads.items()}
         if not by_key:
             return True
@@ -627,21 +628,21 @@ class DataStore(RedisStore):
         *,
         strict: bool = False,
     ) -> bool:
-        """Store a value if there is none; return whether it was stored, False if that fails.
+        """Store a value if there is none; return whether it was stored, False after an error.
 
-        Two commands in one call. People use it for locks, so it is never True for two callers.
+        Two commands in one call. It can be used as a lock: it returns True to one caller only.
         """
         key = self.key(name)
         with _Writing(self, [key], strict=strict):
             epochs, _ = self._remembered_epochs(tags)
             command = self._command(key, Record(payload, epochs, tags), ttl, "NX")
             added, values, current = await self._with_epochs(command, tags, key)
-            before: Any = command.args[2]  # it is invalid if the epochs have changed
+            before: Any = command.args[2]  # our own value, invalid if the epochs have changed
             if added and current == epochs:
                 return True
             if not added:
                 before, record = values[0] or "", self._record(key, values[0])
-                if record is not None and record.tags:  # whose epochs have not been read
+                if record is not None and record.tags:  # their epochs have not been read
                     (found,) = await self._read([key])
                     before = found.data or ""
                 else:
@@ -655,9 +656,9 @@ class DataStore(RedisStore):
     async def _with_epochs(
         self, command: Command, tags: tuple[str, ...], *keys: str
     ) -> tuple[Reply, list[bytes | None], Epochs]:
-        """Send a command, and read these keys and the epochs after it in the same call.
+        """Send a command, and then read the given keys and the epochs, in the same call.
 
-        Return the reply, the values, and the epochs that a value with these tags records.
+        Returns the reply, the values, and the epochs that a value with these tags records.
         """
         reading = self._reading(keys, tags)
         then = Command(("MGET", *reading.all_keys), reads_only=True)
@@ -666,12 +667,12 @@ class DataStore(RedisStore):
         return reply, values, _epochs_to_record(self._remember(reading, values), tags)
 
     async def _replace(self, key: str, before: bytes | str, record: Record, ttl: float) -> bool:
-        """Store a record, unless another one than the record read is there by now.
+        """Store a record if the value at the key is still ``before``; return whether it was.
 
-        Raises CommandError for what no call can contain, which this package has not written.
+        Raises CommandError if ``before`` is binary data that this package cannot have written.
         """
         if isinstance(before, bytes) and not is_text(before):
-            raise CommandError(f"ERR the value of {key!r} is none of this package's; delete it")
+            raise CommandError(f"ERR the value of {key!r} is not of this package; delete it")
         data = self._pack_checked(key, record)
         (done,) = await self.call(script_call("lock", [key], before, data, _milliseconds(ttl)))
         return done == 1
@@ -683,45 +684,45 @@ class DataStore(RedisStore):
     def _pack_checked(self, key: str, record: Record) -> bytes:
         data = pack(key, record, self._sealing)
         if len(data) > MAX_CALL_BYTES:
-            # What the server would say, without sending it.
+            # The error that the server would return, without sending the value.
             raise Refused(f"ERR max request size exceeded: the value has {len(data)} bytes")
         return data
 
     def emit_answered(self) -> None:
-        """Report that a call succeeded. Not a flow."""
+        """Emit that a call succeeded. Not a flow."""
         if UpstashAnswered not in self._ignored:
             self._emit(_UPSTASH_ANSWERED)
 
     def emit_failure(self, during: str, error: UpstashError) -> None:
-        """Report that a call failed. Not a flow."""
+        """Emit that a call failed. Not a flow."""
         self._emit(UpstashFailed(during, error))
 
     # --- Changing -------------------------------------------------------------------------------
 
     async def delete(self, *names: str, strict: bool = False) -> bool:
-        """Delete values; return whether any was there, or was being loaded. One command.
+        """Delete values; return whether any existed or was being loaded. One command.
 
-        A value that has been purged counts until it expires.
+        A purged value counts as existing until it expires.
         """
         return any(await self._delete(names, strict=strict)) if names else False
 
     async def discard(self, *names: str, strict: bool = False) -> bool:
-        """Do the same as ``delete``, but return whether that succeeded."""
+        """Do the same as ``delete``, but return whether the command succeeded."""
         return not names or bool(await self._delete(names, strict=strict))
 
     async def _delete(self, names: Iterable[str], *, strict: bool) -> list[Reply]:
         keys = [self.key(name) for name in names]
-        # With their locks: only a value says that the lock under which it was loaded is not needed.
+        # Also delete the locks: with its value gone, a released lock would look held.
         command = Command(("DEL", *keys, *(self._lock_root + _key_part(name) for name in names)))
         with _Writing(self, keys, strict=strict):
             return await self.call(command)
         return []
 
     async def touch(self, name: str, ttl: float, *, strict: bool = False) -> bool:
-        """Keep a value for ``ttl`` seconds from now; return whether there is one."""
+        """Set a value's time to live to ``ttl`` seconds; return whether the value exists."""
         key = self.key(name)
         with _Writing(self, [key], strict=strict):
-            # An invalid value must not outlive the epoch that makes it invalid.
+            # An invalid value must not be kept for longer than the epoch that invalidates it.
             (found,) = await self._read([key])
             record = found.record
             if record is None or not self._is_fresh(found):
@@ -737,23 +738,23 @@ class DataStore(RedisStore):
     async def incr(
         self, name: str, delta: int = 1, ttl: float | None = None, *, strict: bool = False
     ) -> int | None:
-        """Add to a stored integer and return the sum; its time to live stays as it is.
+        """Add to a stored integer and return the sum. The time to live does not change.
 
-        If there is none, it begins at 0 with ``ttl`` seconds; without them the result is None, as
-        it is if the store fails. Raises ValueError for a value that is not an integer or has tags,
-        and ConfigurationError if values are sealed.
+        A missing value counts as 0 and is kept for ``ttl`` seconds. The result is None if ``ttl``
+        is None and the value is missing, or if the store fails. Raises ValueError if the value is
+        not an integer or has tags, and ConfigurationError if values are sealed.
         """
         if self._sealing is not None:
             raise ConfigurationError(
-                "incr: cache_keys is set, so that values are signed or encrypted and Redis cannot "
-                "count with them; count with the client's INCR (request.state.upstash, "
-                "flask.redis, django.redis), or leave out cache_keys"
+                "incr: cache_keys is set, so values are signed or encrypted, and Redis cannot add "
+                "to them; use INCR of the client (request.state.upstash, flask.redis, "
+                "django.redis), or leave out cache_keys"
             )
         if isinstance(delta, bool) or not hasattr(delta, "__index__"):
             raise TypeError(f"incr: delta={delta!r} should be an integer, such as 1 or -1")
         delta = index(delta)
         if not -MAX_INTEGER <= delta <= MAX_INTEGER:
-            raise ValueError(f"incr: {delta} should be less than 2**53 either way")
+            raise ValueError(f"incr: delta={delta} should be between -2**53 and 2**53")
         key, lifetime = self.key(name), "" if ttl is None else _milliseconds(ttl)
         command = script_call("incr", [key, self._epoch], delta, lifetime)
         with _Writing(self, [key], strict=strict):
@@ -763,7 +764,7 @@ class DataStore(RedisStore):
                     return int(reply)
                 if reply == 1:
                     raise ValueError(
-                        f"incr: {name!r} would be beyond 2**53, up to which counters count"
+                        f"incr: {name!r} would be beyond 2**53, the maximum of counters"
                     )
                 if reply is None:
                     return None
@@ -773,8 +774,8 @@ class DataStore(RedisStore):
                     if found.record.fresh_until and not found.record.tags:
                         what = "is loaded with stale= or early="
                     raise NotCountable(
-                        f"incr: the value of {name!r} {what}; count under a key of its own, which "
-                        "incr makes"
+                        f"incr: the value of {name!r} {what}; use a separate key for the counter, "
+                        "which incr creates"
                     )
                 if ttl is None:
                     return None
@@ -786,22 +787,22 @@ class DataStore(RedisStore):
     # --- Purging --------------------------------------------------------------------------------
 
     async def purge_everything(self, *, soft: bool = False) -> None:
-        """Make all values of this kind invalid. One command. Raises UpstashError."""
+        """Invalidate all values of this kind. One command. Raises UpstashError."""
         self.drop_purged(None)
         try:
             await self.replace_epochs([self._epoch], None, soft=soft)
-        finally:  # also if it is not certain that it was carried out
+        finally:  # even after an error, the purge may have succeeded
             self.drop_purged(None)
 
     # --- Loading what is missing ----------------------------------------------------------------
 
     async def get_or_set(self, loading: Loading) -> tuple[Any, Flow[Any] | None]:
-        """Return a value, loaded if it is missing, and perhaps the flow that loads it again.
+        """Return a value, loaded if it is missing, and a flow that reloads it, or None.
 
-        That flow is to be run to its end, at once or in the background. Its result is the new
+        The caller must run the flow to its end, at once or in the background. Its result is the new
         value, or MISSING.
 
-        Raises what the loader raises, and NotStorable for a value that cannot be stored.
+        Raises the loader's exceptions, and NotStorable for a value that cannot be stored.
         """
         found = self._from_l1(self.key(loading.name))
         if found is not None:
@@ -827,14 +828,14 @@ class DataStore(RedisStore):
         return (await self._read([self.key(loading.name)], loading.tags, lock=lock))[0]
 
     def _usable(self, loading: Loading, found: ReadValue) -> Any:
-        """Return a value that may be used, if only for now; MISSING if there is none."""
+        """Return a value that may be used, even if it is stale; MISSING if there is none."""
         stale = loading.stale > 0 and found.state in {Validity.VALID, Validity.STALE}
         if stale or self._is_fresh(found):
             return self._value(found, loading.type, MISSING)
         return MISSING
 
     async def _load_once(self, loading: Loading, found: ReadValue) -> Any:
-        """Load a value, or wait for another call in this process that does, for a while."""
+        """Load a value; if another call in this process loads it, wait for that one first."""
         clock, until = self.clock, self.clock.monotonic() + loading.wait
         flights = self._flights
         while (left := until - clock.monotonic()) > 0:
@@ -866,7 +867,7 @@ class DataStore(RedisStore):
                 try:
                     raise result.error
                 finally:
-                    del flight, result  # likewise
+                    del flight, result  # breaks the same cycle
             if isinstance(result, _SharedValue):
                 value = self._value_from_leader(loading, found, result)
                 if value is not MISSING:
@@ -877,7 +878,7 @@ class DataStore(RedisStore):
         return value
 
     def _value_from_leader(self, loading: Loading, found: ReadValue, loaded: _SharedValue) -> Any:
-        """Return what another call has loaded; MISSING if it may be older than a purge or write."""
+        """Return the value loaded by another call; MISSING if it may predate a purge or write."""
         written = self._written.get(found.key)
         if written is not None and written >= loaded.begun:
             return MISSING
@@ -889,18 +890,18 @@ class DataStore(RedisStore):
                 return MISSING
         try:
             return self._codec.decode(loaded.payload, loading.type)
-        except Unreadable:  # of another type
+        except Unreadable:  # the other call has another ``type``
             return MISSING
 
     async def _lead(
         self, loading: Loading, found: ReadValue, until: float
     ) -> tuple[Any, _SharedValue, Flow[None]]:
-        """Load a value unless another process does, whose value is waited for."""
+        """Load a value; if another process loads it, wait for its value first."""
         token, pause = "", _FIRST_PAUSE
         try:
             while not token and (lock := found.lock) is not None and not lock.unshared:
                 if not lock.held:
-                    # It ends before the value does that is stored under it.
+                    # The lock expires before the value, which shows that the lock is released.
                     token = await self.acquire(lock, min(loading.wait, loading.ttl)) or ""
                     if token:
                         break
@@ -922,12 +923,12 @@ class DataStore(RedisStore):
     async def _load(
         self, loading: Loading, found: ReadValue, token: str
     ) -> tuple[Any, _SharedValue, Flow[None]]:
-        """Call the loader; return its value, what others get of it, and the flow that stores it."""
+        """Call the loader; return its value, the value for waiting callers, and a storing flow."""
         begun = self.clock.monotonic()
         try:
             value = await call(loading.load)
             payload = self._codec.encode(value, loading.type)
-        except GeneratorExit:  # nothing drives this flow any more
+        except GeneratorExit:  # the flow was closed
             raise
         except BaseException:
             await self._release(loading, token)
@@ -962,8 +963,8 @@ class DataStore(RedisStore):
             await self.call(self._command(key, record, milliseconds / 1000))
         except UpstashError as error:
             self.emit_failure("data write", error)
-            if not isinstance(error, DeadlineExceeded):  # then a release would take as long
-                # What is refused, such as a value that is too large, will be refused again.
+            if not isinstance(error, DeadlineExceeded):  # then a release would also time out
+                # A refused value, such as one that is too large, will be refused again.
                 mark = UNSHARED if isinstance(error, Refused) else ""
                 await self._release(loading, token, mark, reports=False)
         finally:
@@ -977,24 +978,24 @@ class DataStore(RedisStore):
     async def _release(
         self, loading: Loading, token: str, mark: str = "", *, reports: bool = True
     ) -> None:
-        """Release a lock, if one was acquired, and leave a mark for some time."""
+        """Release a lock if one was acquired, and leave a mark in its place for some time."""
         if not token:
             return
         self._ended.put(token, None)
         key, seconds = self._lock_root + _key_part(loading.name), UNSHARED_SECONDS
         try:
             await self.release(key, token, mark, seconds if mark else 0.0)
-        except UpstashError as error:  # then it expires
+        except UpstashError as error:  # the lock expires
             if reports:
                 self.emit_failure("data write", error)
 
-    # --- Loading again what is stale, or soon will be -------------------------------------------
+    # --- Reloading ------------------------------------------------------------------------------
 
     def _is_early(self, loading: Loading, record: Record) -> bool:
-        """Whether this call is to load a value before it is stale.
+        """Whether this call should load the value before it is stale.
 
-        The closer its end and the longer it takes to load, the more probable (Vattani et al.,
-        Optimal Probabilistic Cache Stampede Prevention, 2015).
+        The probability grows towards the end of the value's lifetime, and with the time that the
+        loader takes (Vattani et al., Optimal Probabilistic Cache Stampede Prevention, 2015).
         """
         if loading.early <= 0 or not record.fresh_until:
             return False
@@ -1028,14 +1029,14 @@ class DataStore(RedisStore):
 
 
 def _epochs_to_record(epochs: Epochs, tags: tuple[str, ...]) -> Epochs:
-    """Return the part of the current epochs that a value with these tags records."""
+    """Return the current epochs that a value with these tags records."""
     if not tags:
         return Epochs(everything=epochs.everything)
     return replace(epochs, tags={tag: epochs.tags[tag] for tag in tags})
 
 
 def kind_of(cache: str, key_prefix: str) -> str:
-    """Return the kind of the values of a framework's cache with this prefix of its keys."""
+    """Return the kind of values for a framework's cache with this key prefix."""
     if not key_prefix or re.fullmatch(r"[A-Za-z0-9_-]{1,32}", key_prefix):
         return f"{cache}.{key_prefix}".removesuffix(".")
     return f"{cache}..{sha256(key_prefix.encode()).hexdigest()[:32]}"
@@ -1050,7 +1051,7 @@ def _milliseconds(seconds: float) -> int:
 
 
 def _key_part(name: Any) -> str:
-    """Return a user's key as it is at the end of a key on Redis, a long one as its digest."""
+    """Return the part of a Redis key for a user's key; a long key is hashed."""
     if not isinstance(name, str):
         raise TypeError(f"a key should be text, not a {type(name).__name__}; write str(…) or f'…'")
     if not name:
@@ -1071,7 +1072,7 @@ def with_all_ancestors(tags: Iterable[str]) -> tuple[str, ...]:
     given: tuple[Any, ...] = tuple(tags)
     for tag in given:
         if not isinstance(tag, str) or not tag:
-            raise TypeError(f"tags: {tag!r} should be text that is not empty")
+            raise TypeError(f"tags: {tag!r} should be non-empty text")
     found = with_ancestors(given)
     if not isinstance(found, str):
         return found

@@ -1,7 +1,7 @@
-"""Takes one request through its parts: rate limit, cache, sessions, from the outside in.
+"""The engine: passes a request through its parts: rate limit, cache and sessions, outermost first.
 
-The engine joins the commands of its parts into one pipeline, combines their responses in order,
-and keeps their failures away from the response.
+It joins the commands of all parts into one pipeline, and combines the parts' responses in order. If
+a part fails, the response continues without it.
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ if TYPE_CHECKING:
 
 
 class PartExchange:
-    """One request and its response in one part of the engine; a part overrides what it needs."""
+    """A request and its response in one part of the engine. Parts override methods they need."""
 
     __slots__ = ()
 
     decision: Decision | None = None
-    """The decision about the request, of a part that decides."""
+    """The decision about the request, if the part makes one."""
     response: Response | None = None
-    """A response to send without calling the application; None to go on."""
+    """A response to send without calling the application; None to call it."""
     refresh: Any = None
-    """A background revalidation, with its ``request`` and ``exchange``, if one is to follow."""
+    """A background revalidation with its ``request`` and ``exchange``, or None."""
     holds: bool = False
-    """Whether the request may hold something on Redis that expires unless it is renewed."""
+    """Whether the request may hold data on Redis that expires unless it is renewed."""
     watches: bool = False
-    """Whether ``request_to_forward`` or ``chunk`` does anything."""
+    """Whether ``request_to_forward`` or ``chunk`` is overridden."""
     saves: bool = False
-    """Whether ``save`` is to be run before the response's head is sent."""
+    """Whether ``save`` must run before the response's head is sent."""
     only_adds: bool = False
-    """Whether all that it does with the head is to add ``added_lines``."""
+    """Whether the part only adds ``added_lines`` to the head."""
 
     @property
     def locks(self) -> bool:
-        """Whether there is a lock for which other processes wait."""
+        """Whether the part has a lock that other processes wait for."""
         return False
 
     @property
     def keeps(self) -> bool:
-        """Whether the rest of the body is used."""
+        """Whether the part needs the rest of the body."""
         return True
 
     @property
@@ -72,57 +72,58 @@ class PartExchange:
 
     @property
     def absent_cookie(self) -> str:
-        """The name of the session's cookie if the session is empty, and nothing saves it.
+        """The name of the session's cookie if the session is empty and will not be saved.
 
-        Without that cookie, every client has such a session.
+        All clients without that cookie have an equal, empty session.
         """
         return ""
 
     def request_to_forward(self, request: HTTPRequest) -> HTTPRequest:
-        """Return the request to call the application with, perhaps with a validator."""
+        """Return the request for the application, which may have an additional validator."""
         return request
 
     def save(self) -> Flow[None] | None:
-        """Return the flow to run before the response's head is sent; None if it is not needed."""
+        """Return the flow to run before the response's head is sent; None if there is none."""
         return None
 
     def head(self, head: ResponseHead) -> ResponseHead | Response:
-        """Take the response's head; return what to send.
+        """Process the response's head; return the head or response to send.
 
-        A whole Response replaces the application's, whose body is then dropped: the stored
-        response that a 304 has validated. A head whose status has no body, in place of one that
-        has, is sent alone: the application's body is still passed to ``chunk``.
+        A Response replaces the application's response, whose body is dropped, such as a stored
+        response that a 304 has validated. A returned head whose status has no body is sent without
+        the application's body, which is still passed to ``chunk``.
         """
         return head
 
     def added_lines(
         self, status: int, lines: Sequence[tuple[bytes, bytes]]
     ) -> Sequence[tuple[bytes, bytes]]:
-        """Return the field lines to add to a head, their names in lower case."""
+        """Return the field lines to add to a head, with names in lower case."""
         raise NotImplementedError
 
     def failed(self) -> Response | None:
-        """Return what to send where the application raised before its response, if anything."""
+        """Return the response to send if the application raised before its response, or None."""
         return None
 
     def chunk(self, data: bytes) -> None:
-        """Take a piece of the application's body as it passes."""
+        """Process a piece of the application's body."""
 
     def unseen(self, *, certainly: bool) -> None:
-        """Note that the server sends the body itself, so that no piece is seen, or may do so."""
+        """Note that the server sends the body itself, so ``chunk`` is not or may not be called."""
 
     def forbid(self, why: str, *, client_left: bool) -> None:
-        """Forbid storing the response, for a reason that only the adapter sees."""
+        """Forbid storing the response for a reason that only the adapter knows."""
 
     def forbid_sharing(self, *, sets_cookie: bool, absent_cookie: str = "") -> None:
         """Forbid sharing the response, which depends on the client's session.
 
-        One that sets the session's cookie must not be stored for its own user either. One that
-        depends on an empty session is right for all clients without ``absent_cookie``.
+        A response that sets the session's cookie must not be stored even for its own user. A
+        response that depends on an empty session is correct for all clients without
+        ``absent_cookie``.
         """
 
     def renewal(self) -> Flow[None] | None:
-        """Return the flow that renews what expires on Redis; None if that is not due."""
+        """Return the flow that renews data on Redis; None if it is not due."""
         return None
 
     def release(self) -> Flow[None] | None:
@@ -130,20 +131,20 @@ class PartExchange:
         return None
 
     def drop(self) -> None:
-        """Undo what has begun with a response that is not sent; ``finish`` follows."""
+        """Cancel what the part has begun, because the response is not sent; ``finish`` follows."""
 
     def finish(self, *, complete: bool) -> Flow[None] | None:  # noqa: ARG002
-        """Return the flow to run after the last byte, or None.
+        """Return the flow to run after the last byte; None if there is none.
 
-        Called once, however the request ends. ``complete`` is False where not every byte was
-        passed to ``chunk``: the application raised, the client left, the response was cut short,
-        or the server read a file itself. It decides whether to store, and never what to charge.
+        Called once, however the request ends. ``complete`` is False if ``chunk`` did not get every
+        byte: the application raised, the client left, the response was cut short, or the server
+        sent a file itself. It decides whether the response is stored, but not what is charged.
         """
         return None
 
 
 class Prepared(Struct, eq=False):
-    """A request that a part cannot decide about without the replies to some commands."""
+    """A request with the commands whose replies a part needs."""
 
     pipeline: Pipeline
 
@@ -153,32 +154,32 @@ Step = PartExchange | Prepared | Flow[PartExchange | None] | None
 
 
 class Part:
-    """The rate limit, the cache or the sessions. It raises no UpstashError."""
+    """A part of the engine: rate limit, cache or sessions. It never raises UpstashError."""
 
     def detached(self) -> PartExchange | None:
-        """Return the exchange for a request that no client has sent: a background revalidation."""
+        """Return the exchange of a request without a client, such as a background revalidation."""
         return None
 
     def prepare(self, request: HTTPRequest) -> Step:
-        """Begin a request: with its exchange, with commands, or with a flow if it needs more.
+        """Begin a request: return its exchange, the commands that it needs, or a flow.
 
-        None if there is nothing to do.
+        None if the part has nothing to do.
         """
         raise NotImplementedError
 
     def receive(self, prepared: Any, replies: list[Reply] | UpstashError) -> Received:
-        """Go on with the replies to the commands of ``prepare``, or with the error of the call."""
+        """Process the replies to the commands of ``prepare``, or the error of the call."""
         raise NotImplementedError
 
     def interrupted(self, prepared: Any) -> None:
-        """Note that the call was interrupted: ``receive`` is not called."""
+        """Note that the call was interrupted, so that ``receive`` is not called."""
 
     async def begin(self, request: HTTPRequest) -> PartExchange | None:
-        """Decide about a request by this part alone. A flow."""
+        """Begin a request in this part alone. A flow."""
         return await self.finish_step(self.prepare(request))
 
     async def finish_step(self, step: Step) -> PartExchange | None:
-        """Return what becomes of a step. A flow."""
+        """Return the exchange that results from a step. A flow."""
         if isinstance(step, Prepared):
             try:
                 replies = await step.pipeline
@@ -195,7 +196,7 @@ class Part:
 
 
 class Engine:
-    """Decides about requests with the parts it was given, outermost first."""
+    """Passes requests through its parts, outermost first."""
 
     def __init__(self, parts: Sequence[Part], *, observe: Observer) -> None:
         self.parts: tuple[Part, ...] = tuple(parts)
@@ -204,11 +205,10 @@ class Engine:
     def prepare(
         self, request: HTTPRequest, inner: Engine | None = None
     ) -> Begun | Exchange | Flow[Exchange]:
-        """Begin a request, in one pipeline with ``inner``, which sees it next.
+        """Begin a request. The parts of ``inner``, the next engine, share the pipeline.
 
-        Returns what to send to Upstash, an exchange where nothing is to be sent, or a flow where a
-        part needs more than one pipeline. Raises ConfigurationError where credentials are missing,
-        and nothing else.
+        Returns the pipeline to send, an exchange if there is nothing to send, or a flow if a part
+        needs more than one pipeline. Raises only ConfigurationError, if credentials are missing.
         """
         parts = self.parts if inner is None else self.parts + inner.parts
         steps: list[Any] = []
@@ -229,7 +229,7 @@ class Engine:
                 pipeline = own if pipeline is None else joined([pipeline, own])
             elif isinstance(step, PartExchange):
                 if pipeline is not None and step.refresh is not None:
-                    # An interruption would have to undo it.
+                    # An interruption would have to cancel the background revalidation.
                     return self._begin_together(request, inner, parts, steps)
                 if step.response is not None:
                     break
@@ -240,9 +240,9 @@ class Engine:
         return Begun(pipeline, self, request, inner, parts, steps)
 
     async def begin(self, request: HTTPRequest, inner: Engine | None = None) -> Exchange:
-        """Decide about a request, as the caller of ``prepare`` does without a flow.
+        """Begin a request, for callers that can await a flow.
 
-        If interrupted, it finishes the exchanges that it has begun, since it returns none.
+        If it is interrupted, it finishes the exchanges that have begun.
         """
         begun = self.prepare(request, inner)
         if isinstance(begun, Begun):
@@ -250,14 +250,14 @@ class Engine:
                 replies = await begun.pipeline
             except ConfigurationError:
                 raise
-            except Exception as error:  # noqa: BLE001 - each part handles it
+            except Exception as error:  # noqa: BLE001 - each part handles the error
                 begun = begun.receive(error)
             else:
                 begun = begun.receive(replies)
         return begun if isinstance(begun, Exchange) else await begun
 
     async def begin_in_turn(self, request: HTTPRequest) -> Exchange:
-        """Decide about a request with each part once those further out let it pass. A flow."""
+        """Begin a request in each part after the outer parts have let it pass. A flow."""
         begun: list[PartExchange] = []
         try:
             for part in self.parts:
@@ -277,7 +277,7 @@ class Engine:
         parts: tuple[Part, ...],
         steps: list[Any],
     ) -> Exchange:
-        """Join the pipelines of parts of which some need more than one; ``steps`` are the first."""
+        """Join the pipelines of parts that may need several; ``steps`` are the first results."""
         begun: list[PartExchange] = []
         flows = [
             *(self._guarded(part.finish_step, step, begun) for part, step in zip(parts, steps)),  # noqa: B905
@@ -310,29 +310,29 @@ class Engine:
         return result
 
     async def abandon(self, begun: Sequence[PartExchange]) -> None:
-        """Finish what nothing will go on with. A flow."""
+        """Finish the exchanges of an interrupted request. A flow."""
         for one in begun:
             try:
                 one.drop()
                 if (flow := one.finish(complete=False)) is not None:
                     await flow
-            except Exception as error:  # noqa: BLE001 - the interruption passes on
+            except Exception as error:  # noqa: BLE001 - the interruption is raised again
                 self.observe(InternalError("begin", error))
 
     def exchange(
         self, request: HTTPRequest, inner: Engine | None, results: list[PartExchange | None]
     ) -> Exchange:
-        """Return the exchange of all parts, with that of ``inner`` if it has been begun."""
+        """Return the exchange of all parts, including those of ``inner`` if they were reached."""
         if inner is None:
             return Exchange(self, request, results)
         own, further = results[: len(self.parts)], results[len(self.parts) :]
-        if any(map(_has_response, own)):  # nothing inside is reached
+        if any(map(_has_response, own)):  # the inner engine is not reached
             return Exchange(self, request, results)
         return Exchange(self, request, own, Exchange(inner, request, further))
 
 
 class Begun(Prepared, eq=False):
-    """A request whose parts wait for the replies to one pipeline."""
+    """A request whose parts wait for the replies of one pipeline."""
 
     _engine: Engine
     _request: HTTPRequest
@@ -341,9 +341,9 @@ class Begun(Prepared, eq=False):
     _steps: list[Any]
 
     def receive(self, replies: list[Reply] | Exception) -> Exchange | Flow[Exchange]:
-        """Have each part go on with its replies, or with the error of the call.
+        """Pass the replies, or the error of the call, to the parts.
 
-        Returns a flow where a part needs more than one pipeline.
+        Returns a flow if a part needs more than one pipeline.
         """
         if not isinstance(replies, (list, UpstashError)):  # a bug, or a custom transport's error
             self._engine.observe(InternalError("begin", replies))
@@ -370,12 +370,12 @@ class Begun(Prepared, eq=False):
 
     def interrupted(self) -> None:
         """Note that the call was interrupted."""
-        for part, step in zip(self._parts, self._steps):  # noqa: B905 - the last were not begun
+        for part, step in zip(self._parts, self._steps):  # noqa: B905 - some were not begun
             if isinstance(step, Prepared):
                 part.interrupted(step)
 
     async def _run_flows(self) -> Exchange:
-        """Run the flows of parts that need more, outermost first, until one has a response."""
+        """Run the flows of parts, outermost first, until one has a response."""
         steps, stopped = self._steps, False
         try:
             for index, step in enumerate(steps):
@@ -383,7 +383,7 @@ class Begun(Prepared, eq=False):
                     steps[index] = None
                     try:
                         steps[index] = _without_waiting(step) if stopped else await step
-                    except Exception as error:  # noqa: BLE001 - as in prepare
+                    except Exception as error:  # noqa: BLE001 - as in ``prepare``
                         self._engine.observe(InternalError("begin", error))
                 stopped = stopped or _has_response(steps[index])
         except GeneratorExit:
@@ -399,7 +399,7 @@ class Begun(Prepared, eq=False):
 
 
 def _without_waiting(flow: Flow[PartExchange | None]) -> PartExchange | None:
-    """Run a flow whose result is not sent as far as it goes without a call, for its events."""
+    """Run a flow up to its first call, only for its events: its result is not sent."""
     try:
         flow.send(None)
     except StopIteration as end:
@@ -413,50 +413,50 @@ def _has_response(begun: PartExchange | None) -> bool:
 
 
 class Exchange(Struct, eq=False):
-    """One request and its response in an engine.
+    """A request and its response in an engine.
 
-    An adapter sends ``response`` at once if there is one. Else it calls the application with
-    ``request``, sends what ``head`` returns, passes each piece of the body to ``chunk``, and
-    always finishes the exchange, once. Between two pieces it drives ``renewal`` if any part
-    is ``holding``. A part that fails is left out from there on.
+    If there is a ``response``, an adapter sends it. Otherwise it calls the application with
+    ``request``, sends the result of ``head``, and passes each piece of the body to ``chunk``. If a
+    part is ``holding``, it runs ``renewal`` between two pieces. It calls ``finish`` exactly once. A
+    part that fails is left out from then on.
     """
 
     engine: Engine
     request: HTTPRequest
-    """The request to call the application with."""
+    """The request for the application."""
     _begun: Sequence[PartExchange | None]
-    """What the parts have begun, outermost first."""
+    """The exchanges of the parts, outermost first."""
     inner: Exchange | None = None
-    """What the engine directly inside has begun, to be handed to it."""
+    """The exchange of the next engine inside, which is passed on to it."""
     _parts: list[PartExchange] = []
     _unreached: Sequence[PartExchange] = ()
     refresh: Exchange | None = None
-    """The background revalidation of a stale response, until it is taken."""
+    """The background revalidation of a stale response, until ``take_refresh`` is called."""
     holding: Sequence[PartExchange] = ()
-    """The parts that hold something on Redis that has to be renewed; for most requests none."""
+    """The parts with data on Redis that must be renewed. Usually none."""
     watching: Sequence[PartExchange] = ()
-    """The parts that see the body."""
+    """The parts that process the body."""
     locking: PartExchange | None = None
-    """The part that has a lock for which other processes wait."""
+    """The part that has a lock that other processes wait for."""
     saving: PartExchange | None = None
-    """The part that has the client's session, to be saved before the head is sent."""
+    """The part with the session that must be saved before the head is sent."""
     session: PartExchange | None = None
-    """The part that has the client's session: that of this exchange, or of one further out."""
+    """The part with the client's session: in this exchange, or in an outer middleware's."""
     caches: Sequence[Exchange] = ()
-    """Exchanges of middleware further out that may store this response."""
+    """The exchanges of outer middleware that may store this response."""
     decision: Decision | None = None
-    """The rate limit's decision, for the application's handler to read."""
+    """The rate limit's decision for the application."""
     response: Response | None = None
-    """The response to send at once, or None: call the application."""
+    """The response to send; None if the application must be called."""
 
     @property
     def parts(self) -> Sequence[PartExchange]:
-        """What its parts have begun, outermost first."""
+        """The exchanges of the parts, outermost first."""
         return self._parts
 
     @property
     def only_adds(self) -> bool:
-        """Whether all that happens to the head is that ``added_lines`` are added."""
+        """Whether the parts only add ``added_lines`` to the head."""
         parts = self._parts
         if self.session is not None:
             return False
@@ -464,7 +464,7 @@ class Exchange(Struct, eq=False):
 
     @property
     def passes_body(self) -> bool:
-        """Whether nothing happens between the head and the end of the body."""
+        """Whether the parts do nothing between the head and the end of the body."""
         if self.session is not None and self.caches:
             return False
         return not (self.watching or self.holding)
@@ -500,21 +500,21 @@ class Exchange(Struct, eq=False):
         for part in self.watching:
             try:
                 self.request = part.request_to_forward(self.request)
-            except Exception as error:  # noqa: BLE001 - the request goes on without this part
+            except Exception as error:  # noqa: BLE001 - the request continues without this part
                 self._leave_out(part, "request", error)
 
     def save(self) -> Flow[None] | None:
-        """Return the flow to run before ``head``, which saves the session; None if it is not due.
+        """Return the flow to run before ``head`` to save the session; None if it is not due.
 
-        For an adapter to call if a part is ``saving``. The flow raises NotStorable for a value of
-        the application's that cannot be stored.
+        Called by the adapter if a part is ``saving``. The flow raises NotStorable for a value that
+        cannot be stored.
         """
         part = self.saving
         if part is None:
             return None
         try:
             flow = part.save()
-        except Exception as error:  # noqa: BLE001 - the response goes on without this part
+        except Exception as error:  # noqa: BLE001 - the response continues without this part
             self._leave_out(part, "save", error)
             return None
         return None if flow is None else self._saved(part, flow)
@@ -524,14 +524,15 @@ class Exchange(Struct, eq=False):
             await flow
         except NotStorable:
             raise
-        except Exception as error:  # noqa: BLE001 - the response goes on without this part
+        except Exception as error:  # noqa: BLE001 - the response continues without this part
             self._leave_out(part, "save", error)
 
     def head(self, head: ResponseHead) -> ResponseHead | Response:
-        """Take the application's response head; return what to send in its place.
+        """Process the head of the application's response; return the head or response to send.
 
-        After a whole Response the application's body is neither sent nor passed to ``chunk``.
-        After a head without a body in place of one with a body, it is passed and not sent.
+        If a Response is returned, the application's body is neither sent nor passed to ``chunk``.
+        If the returned head has no body, the application's body is not sent, but passed to
+        ``chunk``.
         """
         if self.session is not None:
             self.forbid_sharing()
@@ -542,32 +543,32 @@ class Exchange(Struct, eq=False):
                     outgoing = _outward(part, outgoing)
                 else:
                     outgoing = part.head(outgoing)
-            except Exception as error:  # noqa: BLE001 - the response goes on without this part
+            except Exception as error:  # noqa: BLE001 - the response continues without this part
                 self._leave_out(part, "head", error)
         return outgoing
 
     def added_lines(
         self, status: int, lines: Sequence[tuple[bytes, bytes]]
     ) -> Sequence[tuple[bytes, bytes]]:
-        """Return the field lines to add to a head, of an exchange that ``only_adds``."""
+        """Return the field lines to add to a head, if the exchange ``only_adds``."""
         for part in self._parts:
             try:
                 return part.added_lines(status, lines)
-            except Exception as error:  # noqa: BLE001 - the response goes on without this part
+            except Exception as error:  # noqa: BLE001 - the response continues without this part
                 self._leave_out(part, "head", error)
         return ()
 
     def failed(self) -> Response | None:
-        """Return what to send where the application raised before its response began, if anything.
+        """Return the response to send if the application raised before its response, or None.
 
-        A stored response that may be used if there is an error (RFC 5861 §4).
+        It is a stored response that may replace an error (RFC 5861 §4).
         """
         if self.session is not None:
             self.forbid_sharing()
         for index, part in reversed(list(enumerate(self._parts))):
             try:
                 response = part.failed()
-            except Exception as error:  # noqa: BLE001 - the application's exception passes on
+            except Exception as error:  # noqa: BLE001 - the application's exception is raised
                 self._leave_out(part, "failed", error)
             else:
                 if response is not None:
@@ -575,24 +576,24 @@ class Exchange(Struct, eq=False):
         return None
 
     def chunk(self, data: bytes) -> None:
-        """Take a piece of the application's body as it passes, if any part is ``watching``."""
+        """Process a piece of the application's body, if any part is ``watching``."""
         for part in self.watching:
             try:
                 part.chunk(data)
-            except Exception as error:  # noqa: BLE001 - the response goes on without this part
+            except Exception as error:  # noqa: BLE001 - the response continues without this part
                 self._leave_out(part, "chunk", error)
 
     def renewal(self) -> Flow[None] | None:
-        """Return the flow that renews the request's slots and locks, or None if none is due.
+        """Return the flow that renews the request's slots and locks; None if it is not due.
 
-        For an adapter to call between two pieces of the body, if any part is ``holding``; not
-        before the first, which should not wait for it.
+        Called by the adapter between two pieces of the body if any part is ``holding``. It is not
+        called before the first piece, which should not be delayed.
         """
         due: list[Flow[None]] = []
         for part in self.holding:
             try:
                 flow = part.renewal()
-            except Exception as error:  # noqa: BLE001 - the response goes on without it
+            except Exception as error:  # noqa: BLE001 - the response continues without it
                 self.engine.observe(InternalError("renewal", error))
             else:
                 if flow is not None:
@@ -600,26 +601,27 @@ class Exchange(Struct, eq=False):
         return _all(due) if due else None
 
     def unseen(self, *, certainly: bool = True) -> None:
-        """Note that the server sends the body itself, so that no piece is seen, or may do so.
+        """Note that the server sends the body itself, so that ``chunk`` is not called, or may not
+        be.
 
-        To be called before ``head`` where it is known by then.
+        Called before ``head`` if the adapter knows it by then.
         """
         for part in self.watching:
             part.unseen(certainly=certainly)
 
     def forbid(self, why: str, *, client_left: bool = False) -> None:
-        """Forbid storing the response, for a reason that only the adapter sees.
+        """Forbid storing the response for a reason that only the adapter knows.
 
-        To be called before ``head`` where it is known by then.
+        Called before ``head`` if the adapter knows the reason by then.
         """
         for part in self.watching:
             part.forbid(why, client_left=client_left)
 
     def forbid_sharing(self) -> None:
-        """Forbid sharing the response if the application has used the client's session so far.
+        """Forbid sharing the response if the application has used the client's session.
 
-        For an adapter to call before each message of the response if there is a ``session``;
-        ``head`` and ``finish`` do so too.
+        Called by the adapter before each message of the response if there is a ``session``, and by
+        ``head`` and ``finish``.
         """
         session = self.session
         if session is None or not (self.watching or self.caches) or not session.uses_session:
@@ -630,23 +632,23 @@ class Exchange(Struct, eq=False):
             )
 
     def note_session(self, *, sets_cookie: bool, absent_cookie: str) -> None:
-        """Forbid sharing the response, which depends on a session, whoever has loaded it.
+        """Forbid sharing the response, which depends on a session of any middleware.
 
-        For ``absent_cookie``, see ``PartExchange.absent_cookie``.
+        ``absent_cookie`` is described at ``PartExchange.absent_cookie``.
         """
         for part in self.watching:
             part.forbid_sharing(sets_cookie=sets_cookie, absent_cookie=absent_cookie)
 
     @property
     def kept(self) -> bool:
-        """Whether any part uses the rest of the body."""
+        """Whether any part needs the rest of the body."""
         return any(part.keeps for part in self.watching)
 
     def release(self) -> Flow[None] | None:
-        """Return the flow that releases the lock, or None if there is nothing to release.
+        """Return the flow that releases the lock; None if there is nothing to release.
 
-        For an adapter to call if a part is ``locking``, once the head is known and after the first
-        piece, and before it is sent: the client may read slowly.
+        Called by the adapter if a part is ``locking``: after the head is known, and after the first
+        piece but before it is sent, because the client may read slowly.
         """
         flow = None if self.locking is None else self.locking.release()
         if flow is None:
@@ -655,10 +657,10 @@ class Exchange(Struct, eq=False):
         return self._guarded("release", flow)
 
     def finish(self, *, complete: bool) -> Flow[None] | None:
-        """Return the flow to run after the last byte, or None.
+        """Return the flow to run after the last byte; None if there is none.
 
-        ``complete`` is False where not every byte was passed to ``chunk``: the application raised,
-        the client left, the response was cut short, or the server read a file itself.
+        ``complete`` is False if ``chunk`` did not get every byte: the application raised, the
+        client left, the response was cut short, or the server sent a file itself.
         """
         if self.session is not None:
             self.forbid_sharing()
@@ -666,13 +668,13 @@ class Exchange(Struct, eq=False):
         if self.refresh is not None:
             self.refresh.drop()
         ended: Sequence[Any] = self._parts
-        if self._unreached or self.inner or self.refresh:  # nothing has taken the last two
+        if self._unreached or self.inner or self.refresh:  # the last two were not taken
             others = (*self._unreached, self.inner, self.refresh)
             ended = [*self._parts, *[one for one in others if one is not None]]
         for one in ended:
             try:
                 flow = one.finish(complete=complete and one in self._parts)
-            except Exception as error:  # noqa: BLE001 - the response was sent long ago
+            except Exception as error:  # noqa: BLE001 - the response was already sent
                 self.engine.observe(InternalError("finish", error))
             else:
                 if flow is not None:
@@ -680,29 +682,29 @@ class Exchange(Struct, eq=False):
         return _all(pending) if pending else None
 
     def drop(self) -> None:
-        """Undo what has begun for a background revalidation that is not carried out.
+        """Cancel a background revalidation that is not carried out.
 
-        The caller finishes it nevertheless.
+        The caller must still finish it.
         """
         for part in self._parts:
             self._drop(part)
 
     def take_inner(self) -> Exchange | None:
-        """Hand over the inner engine's exchange; the caller finishes it."""
+        """Return the inner engine's exchange once; the caller must finish it."""
         inner, self.inner = self.inner, None
         return inner
 
     def take_refresh(self) -> Exchange | None:
-        """Hand over the background revalidation of a stale response (RFC 5861 §3), if any.
+        """Return the background revalidation of a stale response (RFC 5861 §3) once, or None.
 
-        The caller calls the application with its ``request`` once the response has been sent, and
-        finishes it like any other; its response is sent to no client.
+        After the response was sent, the caller calls the application with the exchange's
+        ``request``, and finishes the exchange as usual. This response is not sent to a client.
         """
         refresh, self.refresh = self.refresh, None
         return refresh
 
     def _outward_from(self, index: int, response: Response) -> Response:
-        """Pass a part's whole response through the parts outside of it."""
+        """Pass the response of a part through the parts outside of it."""
         for outer in reversed(self._parts[:index]):
             response = _outward(outer, response)
         return response
@@ -710,7 +712,7 @@ class Exchange(Struct, eq=False):
     async def _guarded(self, where: str, flow: Flow[None]) -> None:
         try:
             await flow
-        except Exception as error:  # noqa: BLE001 - the response was sent, or is being sent
+        except Exception as error:  # noqa: BLE001 - the head was already sent
             self.engine.observe(InternalError(where, error))
 
     def _drop(self, part: PartExchange) -> None:
@@ -723,13 +725,13 @@ class Exchange(Struct, eq=False):
         self._parts = [other for other in self._parts if other is not part]
         self.watching = [other for other in self.watching if other is not part]
         self.locking = None if self.locking is part else self.locking
-        self.saving = None if self.saving is part else self.saving  # its use is still of interest
+        self.saving = None if self.saving is part else self.saving  # ``session`` is kept
         self._unreached = (*self._unreached, part)
         self.engine.observe(InternalError(where, error))
 
 
 def _outward(part: PartExchange, response: Response) -> Response:
-    """Pass a whole response from inside through a part; it keeps its body."""
+    """Pass a response through an outer part; it keeps its body."""
     head = part.head(response.head)
     return head if isinstance(head, Response) else Response(head, response.body)
 

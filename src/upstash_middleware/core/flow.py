@@ -1,8 +1,8 @@
-"""Flows: coroutines that await nothing but the effects below, which a driver performs.
+"""Flows: coroutines that await only the effects below. A driver performs the effects.
 
-The same code then runs under threads and under any event loop, and an error of the wire is raised
-where the command was awaited, so that a failure policy is written once. Nothing here performs
-an effect.
+The same code thus runs in threads and on any event loop. Errors of a call are raised where the
+command was awaited, so failure policies are written only once. This module performs
+no I/O.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from upstash_middleware.errors import CommandError
 T = TypeVar("T")
 
 Argument = str | bytes | int
-"""One word of a command. Bytes are sent unchanged; an int as its decimal digits."""
+"""One word of a command. Bytes are sent unchanged, an int as decimal digits."""
 
 Reply = int | bytes | CommandError | list["Reply"] | None
-"""The reply to a command: strings are always bytes, a failure is a value."""
+"""The reply to a command. Strings are always bytes, and a failure is a CommandError."""
 
 
 class Script(Struct, frozen=True):
-    """A Lua script and the SHA-1 of its text as sent, by which a server knows it."""
+    """A Lua script, and the SHA-1 of its text by which servers identify it."""
 
     text: str
     sha: str
 
 
 class Command(Struct, frozen=True):
-    """One Redis command, awaited for its reply; a failed one raises its CommandError."""
+    """A Redis command. Awaiting it returns the reply, or raises its CommandError."""
 
     args: tuple[Argument, ...]
     reads_only: bool = False
-    """Whether sending it twice is the same as sending it once, so that it may be retried."""
+    """Whether the command can be sent twice with the same result, so that it may be retried."""
     script: Script | None = None
-    """The script that ``args`` names by its SHA, for a server that does not know it."""
+    """The script whose SHA is in ``args``, to be sent if the server does not know it."""
 
     def __await__(self) -> Generator[Effect, Any, Reply]:
         (reply,) = yield Pipeline((self,))
@@ -53,26 +53,25 @@ class Command(Struct, frozen=True):
 
 
 class Pipeline(Struct, frozen=True):
-    """Commands in one HTTP call, in order, not atomic; awaited for their replies in order.
+    """Commands in one HTTP call, in order and not atomic. Awaiting it returns the list of replies.
 
-    A command that failed has its CommandError as its reply. A failure of the call as a whole is
-    raised as an UpstashError.
+    The reply to a failed command is its CommandError. If the call fails, an UpstashError is raised.
     """
 
     commands: tuple[Command, ...]
     deadline: float | None = None
-    """Seconds for the whole call, connecting and retries included; None for the client's."""
+    """Seconds for the whole call, with connecting and retries; None for the client's default."""
     yields: bool = False
-    """Whether the deadline is only for a separate call: if joined, those of the others apply."""
+    """Whether the deadlines of other pipelines take precedence when pipelines are joined."""
     alone: bool = False
-    """Whether it shares no request with others, since it may wait at the server."""
+    """Whether the pipeline needs a call of its own, because a command may block at the server."""
 
     def __await__(self) -> Generator[Effect, list[Reply], list[Reply]]:
         return (yield self)
 
 
 class Sleep(Struct, frozen=True):
-    """A pause of this many seconds."""
+    """A pause, in seconds."""
 
     seconds: float
 
@@ -81,9 +80,9 @@ class Sleep(Struct, frozen=True):
 
 
 class Latch:
-    """Opens once and stays open; flows in threads and in event loops wait for it.
+    """Opens once and stays open. Flows in threads and on event loops can wait for it.
 
-    ``subscribe`` is for drivers.
+    ``subscribe`` is called by drivers.
     """
 
     __slots__ = ("_lock", "_subscribers", "opened")
@@ -94,7 +93,7 @@ class Latch:
         self._subscribers: list[Callable[[], None]] = []
 
     def subscribe(self, wake: Callable[[], None]) -> None:
-        """Have ``wake`` called when the latch opens, or now if it is open."""
+        """Call ``wake`` when the latch opens, or now if it is already open."""
         with self._lock:
             if not self.opened:
                 self._subscribers.append(wake)
@@ -102,7 +101,7 @@ class Latch:
         wake()
 
     def open(self) -> None:
-        """Let all flows continue, now and later."""
+        """Open the latch: all waiting flows continue, and later ones do not wait."""
         with self._lock:
             self.opened = True
             waiting, self._subscribers = self._subscribers, []
@@ -111,7 +110,7 @@ class Latch:
 
 
 class Wait(Struct, frozen=True):
-    """Waits until a latch opens, ``timeout`` seconds at most; returns whether it did."""
+    """Waits for a latch to open, at most ``timeout`` seconds. Returns whether it opened."""
 
     latch: Latch
     timeout: float
@@ -121,7 +120,7 @@ class Wait(Struct, frozen=True):
 
 
 class Notify(Struct, frozen=True):
-    """Opens a latch for those who wait for it."""
+    """Opens a latch."""
 
     latch: Latch
 
@@ -130,7 +129,7 @@ class Notify(Struct, frozen=True):
 
 
 class Resolve(Struct, frozen=True):
-    """Awaits an awaitable of the user that is not a flow, such as an async extractor's result."""
+    """Awaits an awaitable of the application, such as the result of an async extractor."""
 
     awaitable: Awaitable[Any]
 
@@ -145,7 +144,7 @@ Flow = Coroutine[Effect, Any, T]
 
 
 async def call(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function of the user, sync or async, and return its result."""
+    """Call a function of the application, sync or async, and return its result."""
     result = function(*args)
     return await Resolve(result) if isinstance(result, Awaitable) else result
 
@@ -153,12 +152,12 @@ async def call(function: Callable[..., Any], *args: Any) -> Any:
 async def together(
     *flows: Flow[Any], enough: Callable[[Any], bool] = lambda _result: False
 ) -> list[Any]:
-    """Run flows concurrently, and join the pipelines that they await into one at a time.
+    """Run flows concurrently; pipelines that they await at the same time share a call.
 
-    Returns their results in order. An error of a joined call is raised in each of them, and so is
-    an interruption, which propagates once all have ended. If one raises, the others are closed and
-    the exception propagates. If a flow ends without awaiting anything and its result is ``enough``,
-    those after it are not started: their result is None.
+    Returns the results in order. An error of a shared call, or an interruption, is raised in each
+    of its flows; an interruption is raised again when all flows have ended. If a flow raises, the
+    others are closed, and the exception is raised. If a flow ends without awaiting and its result
+    is ``enough``, the flows after it are not started, and their results are None.
     """
     if len(flows) == 1:  # nothing to join
         return [await flows[0]]
@@ -178,7 +177,7 @@ async def together(
 
 
 class _RunningFlow:
-    """A flow that runs together with others: the pipeline it awaits, and finally its result."""
+    """A flow that runs with others: the pipeline that it awaits, or its result."""
 
     __slots__ = ("flow", "pipeline", "result")
 
@@ -188,7 +187,7 @@ class _RunningFlow:
         self.result: Any = None
 
     def step(self, resume: Callable[[Any], Effect], value: Any) -> Effect | None:
-        """Resume the flow; return the effect that it awaits, unless that is a pipeline."""
+        """Resume the flow. Return the awaited effect; None for a pipeline or after the end."""
         self.pipeline = None
         try:
             effect = resume(value)
@@ -201,26 +200,26 @@ class _RunningFlow:
         return effect
 
     async def perform(self, effect: Effect | None) -> None:
-        """Perform effects at once until the flow awaits a pipeline or ends."""
+        """Perform effects until the flow awaits a pipeline or ends."""
         while effect is not None:
             try:
                 value, resume = await effect, self.flow.send
-            except BaseException as error:  # noqa: BLE001 - it belongs to the flow, cancellation too
+            except BaseException as error:  # noqa: BLE001 - raised in the flow, even a cancellation
                 value, resume = error, self.flow.throw
             effect = self.step(resume, value)
 
 
 async def _send_joined(lanes: list[_RunningFlow]) -> None:
-    """Send the pipelines of flows in one call, and resume each with its replies."""
+    """Send the pipelines of flows in one call, and resume each flow with its replies."""
     alone = [lane for lane in lanes if not _is_joinable(lane.pipeline)] if len(lanes) > 1 else []
     shared = [lane for lane in lanes if lane not in alone]
     try:
         for group in filter(None, [shared, *([lane] for lane in alone)]):
             await _send(group)
-    except (Exception, GeneratorExit):  # nothing drives this flow after a close
+    except (Exception, GeneratorExit):  # a closed flow cannot be resumed
         raise
     except BaseException as error:
-        # An interruption: raise it in each flow, and perform what that awaits before it ends.
+        # An interruption: raise it in each flow, and perform the effects of its cleanup.
         for lane in lanes:
             if lane.pipeline is not None:
                 with suppress(type(error)):
@@ -246,7 +245,7 @@ async def _send(lanes: list[_RunningFlow]) -> None:
 
 
 def _is_joinable(pipeline: Pipeline | None) -> bool:
-    """Whether a pipeline can share a call: bytes that are not text need a separate one."""
+    """Whether a pipeline can share a call. Bytes that are not UTF-8 need a separate call."""
     for command in pipeline.commands if pipeline else ():
         if _BYTES.isdisjoint(map(type, command.args)):
             continue
@@ -257,7 +256,7 @@ def _is_joinable(pipeline: Pipeline | None) -> bool:
 
 
 def is_text(word: bytes) -> bool:
-    """Whether a word is text in UTF-8."""
+    """Whether bytes are valid UTF-8."""
     try:
         word.decode()
     except UnicodeDecodeError:
@@ -266,7 +265,7 @@ def is_text(word: bytes) -> bool:
 
 
 def joined(pipelines: list[Pipeline]) -> Pipeline:
-    """Return one pipeline for several, with the longest deadline of those that do not yield."""
+    """Join pipelines. The deadline is the longest of those without ``yields``."""
     leading = [pipeline for pipeline in pipelines if not pipeline.yields]
     deadlines = [pipeline.deadline for pipeline in leading or pipelines]
     return Pipeline(
@@ -277,15 +276,15 @@ def joined(pipelines: list[Pipeline]) -> Pipeline:
 
 
 # ------------------------------------------------------------------------------------------------
-# Lua scripts as values: their text is read from the package's files, once each.
+# Lua scripts, which are read once from the files of the package.
 
 
 @cache
 def script(package: str, *names: str, first_line: str = "") -> Script:
-    """Return the script made of a package's files ``NAME.lua``, one after the other."""
+    """Return the script that concatenates the files ``NAME.lua`` of a package."""
     spec: Any = sys.modules[package].__spec__
     folder = dirname(spec.origin)  # noqa: PTH120 - it may be in an archive
     parts = [spec.loader.get_data(join(folder, f"{name}.lua")) for name in names]  # noqa: PTH118
     text = first_line.encode() + b"\n".join(parts)
-    # Not for secrecy: a server knows scripts by this digest.
+    # SHA-1 is not used for security: servers identify scripts by it.
     return Script(text.decode(), sha1(text, usedforsecurity=False).hexdigest())

@@ -1,4 +1,4 @@
-"""Identifiers: whose quota a request uses."""
+"""Identifiers: they determine whose quota a request uses."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _MAX_PLAIN_LENGTH = 128
-"""Characters, escaped; a longer value is hashed, so that no key grows with what a client sent."""
+"""Characters after escaping. Longer values are hashed, which limits the length of Redis keys."""
 _MAX_KIND_LENGTH = 64
 
 
 class Identifier(Struct, frozen=True):
-    """Whose quota it is: a value and its kind, so that values of different kinds never collide."""
+    """A client, as a kind and a value. Equal values of different kinds are different clients."""
 
     kind: str
     """For instance ``ip``, ``user``, ``header.x-api-key``."""
     value: str
-    """The address, the user's id, the key."""
+    """The address, the user's id or the API key."""
     secret: bool = False
-    """Whether the value is a secret that gives access to something: it is then always hashed."""
+    """Whether the value is a credential. Secret values are always hashed."""
 
 
 class Finder(Struct, frozen=True):
-    """An extractor that may have to wait, for a body or a function: its ``find`` is a flow."""
+    """An extractor whose ``find`` is a flow, because it waits for a body or an async function."""
 
     async def find(self, request: HTTPRequest) -> Identifier | None:
-        """Return what it finds."""
+        """Return the identifier of a request, or None."""
         raise NotImplementedError
 
 
 ExtractorResult = Identifier | str | int | None
-"""What an extractor returns. Text or a number of the application's own is written as it is."""
+"""The result of an extractor. Text and numbers get the kind ``id`` and are not hashed."""
 Extractor = Callable[[HTTPRequest], ExtractorResult | Awaitable[ExtractorResult]]
 AnyExtractor = Extractor | Finder
 
@@ -56,12 +56,12 @@ def is_extractor(value: object) -> TypeGuard[AnyExtractor]:
 
 
 def takes(function: object, count: int) -> bool:
-    """Whether a function can be called with so many arguments, as far as its signature says."""
+    """Whether a function accepts this number of positional arguments, by its signature."""
     import inspect  # noqa: PLC0415 - slow to import, and only for functions of the application
 
     try:
-        signature = inspect.signature(function)  # type: ignore[arg-type] # raises if it is none
-    except Exception:  # noqa: BLE001 - of some that are written in C, and of proxies
+        signature = inspect.signature(function)  # type: ignore[arg-type] # raises if not callable
+    except Exception:  # noqa: BLE001 - some C functions and proxies have no signature
         return True
     try:
         signature.bind(*range(count))
@@ -73,12 +73,12 @@ def takes(function: object, count: int) -> bool:
 async def extract(extractor: AnyExtractor, request: HTTPRequest) -> Identifier | None:
     """Return the identifier that an extractor finds; plain text or a number gets the kind ``id``.
 
-    A flow. Raises TypeError for anything else, and whatever the extractor raises.
+    A flow. Raises TypeError for a result of another type, and the exceptions of the extractor.
     """
     if isinstance(extractor, Finder):
         return await extractor.find(request)
     found: Any = extractor(request)
-    if found is None or type(found) is Identifier:  # nearly always, and cheap to check
+    if found is None or type(found) is Identifier:  # the most frequent results
         return found
     if isinstance(found, Awaitable):
         found = await Resolve(found)
@@ -93,28 +93,28 @@ async def extract(extractor: AnyExtractor, request: HTTPRequest) -> Identifier |
 
 
 # ------------------------------------------------------------------------------------------------
-# How identifiers are written into keys.
+# Identifiers in Redis keys
 
 
 _UNESCAPED = r"[A-Za-z0-9/\-._~!$&'()*+,;=@]*"
 
 
 def escape(part: str) -> str:
-    """Escape a part of a key, so that it cannot end the part or look like another one.
+    """Percent-encode one part of a Redis key, so that different parts never give the same key.
 
-    The colon separates a key's parts, the percent sign escapes, the number sign marks a hash;
-    braces would be a cluster's hash tags.
+    The colon separates the parts of a key, the percent sign begins an escape, and the number sign
+    marks a hash. Braces would be interpreted as a hash tag of Redis Cluster.
     """
-    if re.fullmatch(_UNESCAPED, part):  # nearly all, and quicker than quote
+    if re.fullmatch(_UNESCAPED, part):  # the most frequent case, and faster than quote
         return part
     return quote(part, safe="/-._~!$&'()*+,;=@", errors="surrogatepass")
 
 
 def key_text(identifier: Identifier, secret: Callable[[], bytes]) -> str:
-    """Return the identifier as it is written in keys, events and decisions: ``KIND=VALUE``.
+    """Return the text of an identifier for keys, events and decisions: ``KIND=VALUE``.
 
-    A secret value, or a long one, becomes ``KIND=#HASH`` with 128 bits of HMAC-SHA256 under
-    ``secret()``. Other kinds and values give other texts.
+    A secret or long value becomes ``KIND=#HASH`` with 128 bits of HMAC-SHA256 under ``secret()``.
+    Different identifiers have different texts.
     """
     if not identifier.secret and len(identifier.value) <= _MAX_PLAIN_LENGTH:
         plain = _plain_text(identifier.kind, identifier.value)
@@ -129,7 +129,7 @@ def key_text(identifier: Identifier, secret: Callable[[], bytes]) -> str:
 
 @lru_cache(maxsize=1024)
 def _plain_text(kind: str, value: str) -> str | None:
-    """Return ``KIND=VALUE``, or None where that would be too long."""
+    """Return ``KIND=VALUE``, or None if it would be too long."""
     kind, value = _escaped_kind(kind), escape(value)
     short = len(kind) <= _MAX_KIND_LENGTH and len(value) <= _MAX_PLAIN_LENGTH
     return f"{kind}={value}" if short else None
@@ -140,8 +140,8 @@ def _escaped_kind(kind: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
-# Values that come with a request. They may be credentials, so they are always secret. A client can
-# invent them: where that matters, check the credential before the limit, or limit by address too.
+# Values that a request contains. They are always secret, because they may be credentials. A client
+# can send any value; if that matters, verify the credential first, or also limit by address.
 
 _SEVERAL = "(several values)"
 
@@ -159,8 +159,8 @@ class SentValue(Struct, frozen=True):
     def __call__(self, request: HTTPRequest) -> Identifier | None:
         """Return the value as a secret identifier; None if it is absent or empty.
 
-        Frameworks differ in which of several values they read, so a request with several
-        different ones shares one quota with all others like it.
+        Frameworks disagree about which of several values is read. All requests with several
+        different values therefore share one quota.
         """
         values = {value for value in self.read(request, self.name) if value}
         if len(values) > 1:
@@ -207,7 +207,7 @@ def _checked_name(function: str, name: str) -> str:
 def _header(request: HTTPRequest, name: str) -> list[str]:
     values = [value.strip() for value in request.headers.lines(name)]
     if name in {"authorization", "proxy-authorization"}:
-        # RFC 9110 §11.1: schemes compare without case. Applications divide at blanks.
+        # RFC 9110 §11.1: the scheme is case-insensitive. Applications split at white space.
         parts = [value.split()[:2] for value in values]
         values = [" ".join([*map(str.lower, each[:1]), *each[1:]]) for each in parts]
     return values
@@ -220,7 +220,7 @@ def _cookie(request: HTTPRequest, name: str) -> list[str]:
             key, equals, value = pair.partition("=")
             if equals and key.strip() == name:
                 values.append(value.strip().strip('"'))
-                if "\\" in value:  # some frameworks undo escapes in quoted values, others do not
+                if "\\" in value:  # only some frameworks unescape quoted values
                     values.append(_SEVERAL)
     return values
 
@@ -231,20 +231,20 @@ def _query(request: HTTPRequest, name: str) -> list[str]:
     return [
         unquote_plus(value)
         for key, _, value in (part.partition("=") for part in request.query.split("&"))
-        # An escape has three characters, so a longer key is another name.
+        # An escape has three characters, so a longer key cannot be an escaped form of the name.
         if key == name or (len(key) <= 3 * len(name) and unquote_plus(key) == name)
     ]
 
 
 # ------------------------------------------------------------------------------------------------
-# Values in the body. A client chooses what it sends, so a request whose body has no such value
-# counts too: all of them together, since no padding, repetition or encoding may lift the limit.
+# Values in the body. Requests whose body has no such value share one quota, so that a client cannot
+# avoid the limit with a body that is padded, encoded or ambiguous.
 
 _NO_SINGLE_VALUE = "(no single value)"
 _MAX_BODY = 64 * 1024
 _MAX_OF_MAX_BODY = 16 * 1024 * 1024
 _MAX_NORMALISED_LENGTH = 1024
-"""Characters beyond ASCII: ordering many combining characters takes quadratic time."""
+"""Characters of a non-ASCII value: normalising many combining characters takes quadratic time."""
 
 
 def normalised(text: str) -> str:
@@ -275,8 +275,8 @@ class BodyField(Finder, frozen=True):
         given: object = self.normalise
         if given is not None and not callable(given):
             raise ConfigurationError(
-                f"{self.function}({self.name!r}): normalise={given!r} should be a function of "
-                "text, or None"
+                f"{self.function}({self.name!r}): normalise={given!r} should be a function that "
+                "takes and returns text, or None"
             )
 
     def __repr__(self) -> str:
@@ -287,7 +287,7 @@ class BodyField(Finder, frozen=True):
 
     @property
     def kind(self) -> str:
-        """The kind of the identifiers: ``form.username``, ``json.user.name``."""
+        """The kind of the identifiers, such as ``form.username`` or ``json.user.name``."""
         return f"{self.function.removesuffix('_field')}.{self.name}"
 
     async def find(self, request: HTTPRequest) -> Identifier:
@@ -298,7 +298,7 @@ class BodyField(Finder, frozen=True):
         return Identifier(self.kind, value, secret=True)
 
     async def _value(self, request: HTTPRequest) -> str | None:
-        from upstash_middleware.core.bodies import (  # noqa: PLC0415 - if any rule needs it
+        from upstash_middleware.core.bodies import (  # noqa: PLC0415 - only some rules need it
             form_values,
             is_encoded,
             json_values,
@@ -321,7 +321,7 @@ class BodyField(Finder, frozen=True):
             (value,) = values
             if self.normalise is not None:
                 value = self.normalise(value)
-        except Exception:  # noqa: BLE001 - whatever a client can cause: it counts nevertheless
+        except Exception:  # noqa: BLE001 - the request still counts, whatever the client sent
             return None
         return value if value and isinstance(value, str) else None
 
@@ -331,16 +331,16 @@ def form(
 ) -> BodyField:
     """Identify by a field of a form in the request's body, urlencoded or multipart.
 
-    Requests without exactly one value count together: another content type, no such field or
-    several, a body that is longer or that parsers may read differently. The application reads its
-    body as if nothing had read it before.
+    All requests without exactly one value share a quota. Examples: another content type, no such
+    field or several, a body that is too long, or a body that parsers interpret differently. The
+    application can read the body as usual.
 
     Args:
         name: The field's name, as in ``<input name="username">``.
-        max_body: Bytes of the longest body that is read.
-        normalise: A function that returns one spelling of a value; by default without white space
-            around it, in Unicode's form NFKC and without case. None uses the value as it is. If it
-            raises, the request has no value.
+        max_body: The largest body that is read, in bytes.
+        normalise: A function that returns one spelling of a value. The default removes surrounding
+            white space and case, and applies Unicode's form NFKC. None uses the value unchanged.
+            If the function raises, the request has no value.
 
     Raises:
         ConfigurationError: A value is wrong.
@@ -351,15 +351,15 @@ def form(
 def json_field(
     path: str, *, max_body: int = _MAX_BODY, normalise: Callable[[str], str] | None = normalised
 ) -> BodyField:
-    """Identify by a text or whole number in the request's body, which is JSON.
+    """Identify by a string or an integer in the JSON body of the request.
 
-    Whatever its Content-Type says, unless that is a form's: such a request has no value, since
-    an application may read its body as a form. For everything else, see ``form``.
+    The Content-Type does not matter, except that a form has no value, because the application may
+    read the body as a form. The rest is described at ``form``.
 
     Args:
-        path: The names of members with dots between them: ``user.name``.
-        max_body: Bytes of the longest body that is read; default 64 KiB.
-        normalise: As for ``form``.
+        path: The names of nested members, separated by dots, such as ``user.name``.
+        max_body: The largest body that is read, in bytes; default 64 KiB.
+        normalise: See ``form``.
 
     Raises:
         ConfigurationError: A value is wrong.
@@ -367,30 +367,30 @@ def json_field(
     given: object = path
     if not isinstance(given, str) or not all(path.split(".")) or len(path) > 64:
         raise ConfigurationError(
-            f"json_field({path!r}): give the names of members with dots between them, such as "
+            f"json_field({path!r}): should be the names of members separated by dots, such as "
             "'user.name', at most 64 characters"
         )
     return BodyField("json_field", path, max_body, normalise)
 
 
 def needs_user(extractor: AnyExtractor) -> bool:
-    """Whether an extractor is ``"user"``, or is made of it."""
+    """Whether an extractor is ``"user"``, or combines it with others."""
     return any(part is framework_user for part in _parts_of(extractor))
 
 
 def reads_body(extractor: AnyExtractor) -> bool:
-    """Whether an extractor, or one that it is made of, reads the request's body."""
+    """Whether an extractor, or any part of a combined extractor, reads the request's body."""
     return any(isinstance(part, BodyField) for part in _parts_of(extractor))
 
 
 USERS: list[tuple[Callable[[Any], bool], Callable[[HTTPRequest], Any]]] = []
-"""For each framework, whether a request is its own, and its extractor ``user``."""
+"""For each framework, a check for the type of its requests, and its extractor ``user``."""
 
 
 def framework_user(request: HTTPRequest) -> Any:
-    """Identify by the user of the framework: what ``by="user"`` means.
+    """Identify by the framework's logged-in user; ``by="user"`` selects this extractor.
 
-    Raises LookupError where the framework has no users.
+    Raises LookupError if the framework has no users.
     """
     for is_its_request, user in USERS:
         if is_its_request(request.native):
@@ -401,37 +401,37 @@ def framework_user(request: HTTPRequest) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------
-# The client's address: from the connection, or from a header that a trusted proxy has written.
+# The client's address: from the connection, or from a header field that a trusted proxy sets.
 #
-# A forwarded header is read only as far as it is trusted, and always from its right end, where the
-# nearest proxy has written; anything further left may be the client's own (RFC 7239 §8.1).
+# A forwarded header is read from its right end, where the nearest proxy appends. Entries to the
+# left of the trusted proxies may have been sent by the client (RFC 7239 §8.1).
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _IPV6_PREFIX = 64
 _MAX_CHAIN_LENGTH = 4096
-"""Characters of a forwarded header that are read, from its right end."""
+"""The number of characters of a forwarded header that are read, from its right end."""
 
 
 class Platform(NamedTuple):
-    """Where a platform puts the client's address, and how the platform is recognised."""
+    """Where a hosting platform puts the client's address, and how the platform is detected."""
 
     title: str
     header: str
-    """The field that its proxy writes; empty if the address is in the event of AWS Lambda."""
+    """The field that its proxy sets; empty if the address is in the event of AWS Lambda."""
     says: str
-    """What its documentation says of the field, in short."""
+    """A summary of what the platform's documentation says about the field."""
     documentation: str
     variables: tuple[str, ...] = ()
-    """Environment variables that it sets, all of them; empty if it documents none."""
+    """All environment variables by which it is detected; empty if it documents none."""
     hops: int = 1
-    """Which entry counts, from the right; 1 is the last."""
+    """The position of the client's entry in the field, from the right; 1 is the last."""
     automatic: bool = False
-    """Whether it is used without being configured: the platform documents that its own address
-    replaces whatever was sent, and its variables are not set on developers' machines."""
+    """Whether detection alone enables it: the platform documents that its proxy overwrites the
+    field, and its variables are not set on developers' machines."""
     unless: tuple[tuple[str, str], ...] = ()
-    """Values of variables that mean a developer's machine."""
+    """Values of variables that indicate a developer's machine."""
 
 
 PLATFORMS = {
@@ -442,7 +442,7 @@ PLATFORMS = {
         "https://vercel.com/docs/headers/request-headers",
         ("VERCEL", "VERCEL_REGION"),
         automatic=True,
-        # `vercel dev` and `vercel env pull` may set VERCEL too.
+        # `vercel dev` and `vercel env pull` may also set VERCEL.
         unless=(("VERCEL_ENV", "development"), ("VERCEL_REGION", "dev1")),
     ),
     "fly": Platform(
@@ -520,7 +520,7 @@ PLATFORMS = {
         "x-real-ip",
         "it is the client's address",
         "https://docs.railway.com/networking/public-networking/specs-and-limits",
-        ("RAILWAY_PROJECT_ID",),  # `railway run` sets it too
+        ("RAILWAY_PROJECT_ID",),  # `railway run` also sets it
     ),
     "render": Platform(
         "Render",
@@ -530,11 +530,11 @@ PLATFORMS = {
         ("RENDER",),
     ),
 }
-"""Presets of ``client_ip(platform=…)``, valid where no request can bypass the platform's proxy."""
+"""Presets of ``client_ip(platform=…)``. They require that no request bypasses the proxy."""
 
 
 def detected_platform(environ: Mapping[str, str]) -> str | None:
-    """Return the name of the platform whose variables are set; None if it is not known."""
+    """Return the name of the platform whose variables are set; None if none is detected."""
     for name, platform in PLATFORMS.items():
         if (
             platform.variables
@@ -570,14 +570,14 @@ class ClientAddress(Struct, frozen=True):
         return arguments
 
     def __call__(self, request: HTTPRequest) -> Identifier | None:
-        """Return the client's address as an identifier, the peer's where no proxy is trusted."""
+        """Return the client's address as an identifier; without a trusted proxy, the peer's."""
         if self.header is None:
             return _address_identifier(request.peer or "", self.ipv6_prefix)
         address = self.address(request)
         return None if address is None else address_identifier(address, self.ipv6_prefix)
 
     def address(self, request: HTTPRequest) -> Address | None:
-        """Return the client's address, or None if not even the peer has one."""
+        """Return the client's address, or None if the peer has no address either."""
         peer = parse_address(request.peer or "")
         if self.header is None:
             return peer
@@ -591,26 +591,26 @@ class ClientAddress(Struct, frozen=True):
 
 
 class BehindLoadBalancer(ClientAddress, frozen=True):
-    """The preset ``aws``, which is refused where the last entry may be the client's own."""
+    """The preset ``aws``. It raises an error if the client may have sent the last entry."""
 
     def _arguments(self) -> list[str]:
         return ["platform='aws'"]
 
     def address(self, request: HTTPRequest) -> Address | None:
-        """Return the client's address. Raises ConfigurationError for an event of AWS Lambda."""
+        """Return the client's address. Raises ConfigurationError if AWS Lambda sent an event."""
         if event_source(request) is not None or _is_adapted_url(request):
             raise ConfigurationError(
                 "client_ip='aws': this request came through a function URL or API Gateway, where "
-                "the last address of X-Forwarded-For may be the client's own invention or "
+                "the last address of X-Forwarded-For may be forged by the client, or may be "
                 "CloudFront's; set client_ip='aws-lambda', which reads the event"
             )
         return super().address(request)
 
 
 def _is_adapted_url(request: HTTPRequest) -> bool:
-    """Whether it came through a function URL and the Lambda Web Adapter, which hides the event.
+    """Whether a request came through a function URL and the Lambda Web Adapter, without the event.
 
-    The adapter connects on the loopback; from elsewhere, a client could have sent this Host.
+    The adapter connects from the loopback address. Other peers could have forged this Host.
     """
     by_url = ".lambda-url." in request.host and ".on.aws" in request.host
     peer = parse_address(request.peer or "") if by_url else None
@@ -618,9 +618,9 @@ def _is_adapted_url(request: HTTPRequest) -> bool:
 
 
 class EventSource(Struct, frozen=True):
-    """The client's address in the event of AWS Lambda, and in no header field.
+    """The client's address in the event of AWS Lambda. Header fields are not read.
 
-    Where the application is not called with the event, it is the address of the connection.
+    If the application is called without an event, the address of the connection is used.
     """
 
     ipv6_prefix: int
@@ -630,14 +630,14 @@ class EventSource(Struct, frozen=True):
         return f"client_ip(platform='aws-lambda'{prefix})"
 
     def __call__(self, request: HTTPRequest) -> Identifier | None:
-        """Return the address as an identifier; one for all requests whose event has none."""
+        """Return the address as an identifier; events without an address share one identifier."""
         address = self.address(request)
         if address is not None:
             return address_identifier(address, self.ipv6_prefix)
         return None if lambda_event(request) is None else _WITHOUT_SOURCE
 
     def address(self, request: HTTPRequest) -> Address | None:
-        """Return the address; None if the event has none, as a load balancer's."""
+        """Return the address; None if the event has no address, such as a load balancer's event."""
         if lambda_event(request) is None:
             return parse_address(request.peer or "")
         return parse_address(event_source(request) or "")
@@ -647,7 +647,7 @@ _WITHOUT_SOURCE = Identifier("peer", "(no source address)")
 
 
 def lambda_event(request: HTTPRequest) -> Mapping[str, Any] | None:
-    """Return the event that the application is called for, if Lambda calls it."""
+    """Return the event for which AWS Lambda calls the application; None outside of Lambda."""
     around = _server_mapping(request.native)
     for name in _LAMBDA_EVENT_KEYS:
         event = around.get(name)
@@ -657,11 +657,11 @@ def lambda_event(request: HTTPRequest) -> Mapping[str, Any] | None:
 
 
 _LAMBDA_EVENT_KEYS = ("aws.event", "apig_wsgi.full_event", "serverless.event", "awsgi.event")
-"""Where Mangum, apig-wsgi, serverless-wsgi and aws-wsgi put the event."""
+"""The keys under which Mangum, apig-wsgi, serverless-wsgi and aws-wsgi store the event."""
 
 
 def event_source(request: HTTPRequest) -> str | None:
-    """Return ``sourceIp`` of the event, in either payload format; None if there is none."""
+    """Return ``sourceIp`` of the event, in payload format 1.0 or 2.0; None if it is missing."""
     context = _mapping((lambda_event(request) or {}).get("requestContext"))
     for part in ("http", "identity"):
         if source := _mapping(context.get(part)).get("sourceIp"):
@@ -689,20 +689,20 @@ def client_ip(
     header: str | None = None,
     ipv6_prefix: int = _IPV6_PREFIX,
 ) -> ClientAddress | EventSource:
-    """Identify by the client's address; without arguments, as the setting ``client_ip`` says.
+    """Identify by the client's address. Without arguments, the setting ``client_ip`` applies.
 
-    Behind other proxies than the application's give one of the first three.
+    For a rule with different proxies, give ``trusted_hops``, ``trusted`` or ``platform``.
 
     Args:
-        trusted_hops: How many proxies are in front of the application.
-        trusted: Their networks, such as ``"10.0.0.0/8"``.
+        trusted_hops: The number of proxies in front of the application.
+        trusted: The networks of the proxies, such as ``"10.0.0.0/8"``.
         platform: A name of ``PLATFORMS``.
-        header: Where they write: ``x-forwarded-for`` unless it is ``forwarded`` (RFC 7239) or
-            another; a list is read from its right end.
-        ipv6_prefix: An IPv6 client counts by this many bits, since it can choose the others.
+        header: The field that the proxies set: ``x-forwarded-for`` (the default), ``forwarded``
+            (RFC 7239) or another. A list is read from its right end.
+        ipv6_prefix: The length of the IPv6 network that counts as one client, in bits.
 
     Raises:
-        ConfigurationError: A value is invalid, or more than one of the first three is given.
+        ConfigurationError: A value is invalid, or several of the first three are given.
     """
     given: object = trusted
     if isinstance(given, str) or not isinstance(given, Iterable):
@@ -712,7 +712,7 @@ def client_ip(
     networks = []
     for text in trusted:
         try:
-            networks.append(ipaddress.ip_network(str(text)))  # a number would be an address, too
+            networks.append(ipaddress.ip_network(str(text)))  # ip_network also accepts a number
         except ValueError as error:
             raise ConfigurationError(
                 f"client_ip: trusted network {text!r}: {error}; write for instance '10.0.0.0/8'"
@@ -723,7 +723,7 @@ def client_ip(
             raise ConfigurationError(f"client_ip: {name}={number!r} should be a whole number")
     if sum((bool(trusted_hops), bool(networks), platform is not None)) > 1:
         raise ConfigurationError(
-            "client_ip: give one of trusted_hops, trusted and platform, not several"
+            "client_ip: trusted_hops, trusted and platform exclude each other; give only one"
         )
     if not 0 <= trusted_hops <= 32 or not 16 <= ipv6_prefix <= 128:
         raise ConfigurationError(
@@ -753,7 +753,7 @@ def client_ip(
 
 
 def _did_you_mean(platform: object) -> str:
-    import difflib  # noqa: PLC0415 - for a mistake only
+    import difflib  # noqa: PLC0415 - only for error messages
 
     close = difflib.get_close_matches(str(platform).lower(), PLATFORMS, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
@@ -767,7 +767,7 @@ def _parse_network(text: str) -> Network | None:
 
 
 def peer_address(request: HTTPRequest, ipv6_prefix: int = _IPV6_PREFIX) -> Identifier | None:
-    """Return the address of the connection's other end as an identifier; None if unknown."""
+    """Return the peer's address as an identifier; None if it is unknown."""
     if not request.peer:
         return None
     return _address_identifier(request.peer, ipv6_prefix) or Identifier("peer", request.peer)
@@ -786,7 +786,7 @@ def _short_address_identifier(text: str, ipv6_prefix: int) -> Identifier | None:
 
 
 def address_identifier(address: Address, ipv6_prefix: int) -> Identifier:
-    """Return an address as an identifier; an IPv6 address becomes its network."""
+    """Return the identifier of an address; an IPv6 address is identified by its network."""
     if address.version == 4 or ipv6_prefix == 128:
         return Identifier("ip", str(address))
     return Identifier("ip", str(ipaddress.ip_network((address, ipv6_prefix), strict=False)))
@@ -794,13 +794,13 @@ def address_identifier(address: Address, ipv6_prefix: int) -> Identifier:
 
 _WITH_PORT = r"([0-9.]+):[0-9]{1,5}|\[([^\]]*)\](?::[0-9]{1,5})?"
 _MAX_ADDRESS_LENGTH = 64
-"""Characters. Nothing longer is remembered, as a client can send it."""
+"""Characters of an address. Longer text is not cached, because any client can send it."""
 
 
 def parse_address(text: str) -> Address | None:
-    """Parse an address as proxies write it: with a port, in brackets or quotes, mapped, zoned.
+    """Parse an address in any form that proxies send: with a port, brackets, quotes or a zone.
 
-    Returns None for anything else: ``unknown``, an obfuscated name.
+    Returns None for other text, such as ``unknown``. IPv4-mapped addresses become IPv4 addresses.
     """
     text = text.strip().strip('"')
     return _parse_short(text) if len(text) <= _MAX_ADDRESS_LENGTH else None
@@ -818,11 +818,11 @@ def _parse_short(text: str) -> Address | None:
 
 
 def _chain(header: str, request: HTTPRequest) -> list[str]:
-    """Return the addresses of a forwarded header, the nearest proxy's entry last."""
+    """Return the entries of a forwarded header; the nearest proxy's entry is last."""
     value = request.headers.combined(header)
     if value is None:
         return []
-    if len(value) > _MAX_CHAIN_LENGTH:  # the client's own invention, except for the right end
+    if len(value) > _MAX_CHAIN_LENGTH:  # the left part can only come from the client
         value = value[-_MAX_CHAIN_LENGTH:].partition(",")[2]
     if header != "forwarded":
         return value.split(",")
@@ -830,7 +830,7 @@ def _chain(header: str, request: HTTPRequest) -> list[str]:
 
 
 def _forwarded_for(element: str) -> str:
-    """Return the ``for`` of an element of Forwarded; without one, it keeps its place."""
+    """Return ``for`` of an element of Forwarded; ``unknown`` if it is missing."""
     for pair in _split_from_right(element, ";"):
         name, _, value = pair.partition("=")
         if name.strip().lower() == "for":
@@ -839,9 +839,9 @@ def _forwarded_for(element: str) -> str:
 
 
 def _split_from_right(text: str, separator: str) -> list[str]:
-    """Split outside of quoted strings (RFC 9110 §5.6.4), reading them from the right.
+    """Split outside of quoted strings (RFC 9110 §5.6.4), scanning from the right.
 
-    A string that a client has left open on the left then contains nothing that a proxy appended.
+    If a client sends an unterminated quote, it cannot hide the entries that proxies append.
     """
     parts, end, quoted = [], len(text), False
     for index in range(len(text) - 1, -1, -1):
@@ -863,10 +863,10 @@ def _is_escaped(text: str, index: int) -> bool:
 def _first_untrusted(
     chain: list[str], peer: Address | None, networks: tuple[Network, ...]
 ) -> Address | None:
-    """Walk from the peer to the left as long as each address is a trusted proxy's."""
+    """Return the first address from the right, beginning with the peer, that is not trusted."""
     found = peer
     for entry in reversed(chain):
-        # A peer without an address is a Unix socket: only a proxy of this machine is behind it.
+        # A peer without an address is a Unix socket, which only a local proxy can use.
         if found is not None and not any(found in network for network in networks):
             break
         address = parse_address(entry)
@@ -877,16 +877,16 @@ def _first_untrusted(
 
 
 # ------------------------------------------------------------------------------------------------
-# One address for the application: the setting ``client_ip``.
+# The setting ``client_ip``: the client's address for all rules
 
 
 class FoundAddress(Finder, frozen=True):
-    """The application's own extractor as the setting ``client_ip``: it finds an address."""
+    """An extractor of the application as the setting ``client_ip``; its result is an address."""
 
     extractor: AnyExtractor
 
     async def find(self, request: HTTPRequest) -> Identifier | None:
-        """Return the address that the extractor finds, or its own identifier if it is none."""
+        """Return the address that the extractor finds; its identifier if that is not an address."""
         found = await extract(self.extractor, request)
         if found is None:
             return None
@@ -898,9 +898,9 @@ class FoundAddress(Finder, frozen=True):
 
 
 async def full_address(extractor: AnyExtractor, request: HTTPRequest) -> str | None:
-    """Return the client's address as it is, where ``find`` returns the network of an IPv6 address.
+    """Return the client's full address; for IPv6, ``find`` only returns the network.
 
-    A flow. Raises whatever the extractor raises.
+    A flow. Raises the exceptions of the extractor.
     """
     if isinstance(extractor, ClientAddress | EventSource):
         address = extractor.address(request)
@@ -912,7 +912,7 @@ async def full_address(extractor: AnyExtractor, request: HTTPRequest) -> str | N
 
 
 def address_setting(name: str, value: Any) -> AnyExtractor | None:
-    """Return the extractor that a value of the setting ``client_ip`` means.
+    """Return the extractor for a value of the setting ``client_ip``.
 
     Raises ConfigurationError.
     """
@@ -932,7 +932,7 @@ def address_setting(name: str, value: Any) -> AnyExtractor | None:
     except ConfigurationError as error:
         known = ", ".join(PLATFORMS)
         is_number = isinstance(value, str) and value.isdecimal()
-        hint = f"; a number of proxies is not text: {value}" if is_number else _did_you_mean(value)
+        hint = f"; write the number without quotes: {value}" if is_number else _did_you_mean(value)
         raise ConfigurationError(f"{name} = {value!r}: {error}{hint}; platforms: {known}") from None
     raise ConfigurationError(
         f"{name} = {value!r}: should be the number of proxies in front, their networks such as "
@@ -944,14 +944,14 @@ def address_setting(name: str, value: Any) -> AnyExtractor | None:
 def application_address(
     given: AnyExtractor | None, platform: str | None
 ) -> tuple[AnyExtractor, bool]:
-    """Return the application's extractor, by the setting or else by the detected platform.
+    """Return the application's extractor from the setting, or else from the detected platform.
 
-    The second value is whether requests are watched for signs that the setting is needed.
+    The second value is whether to check requests for signs that the setting is missing.
     """
     if given is not None:
         return given, False
     if platform is not None and PLATFORMS[platform].automatic:
-        # On Lambda, a load balancer's event has no address.
+        # The event of a load balancer has no source address.
         return client_ip(platform=platform), platform == "aws-lambda"
     return client_ip(), True
 
@@ -967,7 +967,7 @@ def application_client_ip_of(extractor: AnyExtractor) -> ClientAddress | EventSo
 
 
 def in_application(extractor: AnyExtractor, address: AnyExtractor) -> AnyExtractor:
-    """Return an extractor in which ``client_ip()`` is the application's address."""
+    """Return an extractor whose parts ``client_ip()`` are replaced by the application's address."""
     match extractor:
         case ClientAddress(header=None, ipv6_prefix=prefix):
             if prefix != _IPV6_PREFIX and isinstance(address, ClientAddress | EventSource):
@@ -1001,16 +1001,16 @@ def _is_private(address: Address) -> bool:
 
 
 def address_advice(request: HTTPRequest, platform: str | None) -> str | None:
-    """Return what to set ``client_ip`` to, if a request came through a proxy that it ignores.
+    """Return advice on ``client_ip`` if a request came through a proxy that is not configured.
 
-    For an application that has not set it; ``platform`` is the one that was detected. A client
-    with a public address cannot raise the number of proxies, which are counted from the right.
+    Used if the setting is missing; ``platform`` is the detected platform. The number of proxies is
+    counted from the right, so a client with a public address cannot increase it.
     """
     if platform == "aws-lambda":
         return _advice_on_lambda(request)
     if "werkzeug.proxy_fix.orig" in _server_mapping(
         request.native
-    ):  # the connection's is the client's
+    ):  # the connection has the client's address
         return None
     peer = parse_address(request.peer or "")
     sent = [name for name in _FORWARDED if name in request.headers]
@@ -1028,39 +1028,39 @@ def address_advice(request: HTTPRequest, platform: str | None) -> str | None:
         )
     if peer is not None and not _is_private(peer):
         return (
-            f"requests from {where} carry {sent[0].title()}, which is not trusted: if that is a "
-            f"proxy of yours that appends to it, set client_ip={str(peer)!r}, or its networks; if "
-            "clients connect directly, client_ip=0"
+            f"requests from {where} carry {sent[0].title()}, which is not trusted: if this address "
+            f"is your proxy, which appends to the field, set client_ip={str(peer)!r}, or the "
+            "proxy's networks; if clients connect directly, set client_ip=0"
         )
     if sent and sent[0] != "x-real-ip":
         advice = (
             f"requests come from {where} and carry {sent[0].title()}, which is not trusted: if "
-            "that is a proxy that appends to it, all clients share its quota, so set "
+            "this is a proxy that appends to it, all clients share its quota, so set "
         )
     else:
         advice = (
-            f"requests come from {where} without X-Forwarded-For: if that is a proxy, all clients "
-            "share its quota, so have it append to X-Forwarded-For and set "
+            f"requests come from {where} without X-Forwarded-For: if this is a proxy, all clients "
+            "share its quota, so configure it to append to X-Forwarded-For, and set "
         )
-    advice += f"client_ip={_hops_of(request)}; if clients connect directly, client_ip=0"
+    advice += f"client_ip={_hops_of(request)}; if clients connect directly, set client_ip=0"
     if "do-connecting-ip" in request.headers:
         advice += "; on DigitalOcean App Platform, set client_ip='digitalocean'"
     return advice
 
 
 def _is_ignored_proxy(request: HTTPRequest, peer: Address | None, sent: list[str]) -> bool:
-    """Whether the connection is probably a proxy's, by its address and the fields of proxies."""
-    if peer is None:  # a Unix socket, or a test client's name
+    """Whether the peer is probably a proxy, judging by its address and by forwarded fields."""
+    if peer is None:  # a Unix socket, or the name that a test client uses
         return bool(sent) and not request.peer
-    if not sent:  # on the loopback this is local development
+    if not sent:  # the loopback address means local development
         return _is_private(peer) and not peer.is_loopback
-    # Some servers take the connection's address from such a field already.
+    # Some servers already replace the peer's address with the one in such a field.
     entries = [entry for name in sent for entry in _chain(name, request)]
     return peer not in map(parse_address, entries)
 
 
 def _hops_of(request: HTTPRequest) -> str:
-    """Return the value of ``client_ip`` for the proxies with private addresses in front."""
+    """Return a value of ``client_ip`` that covers the proxies with private addresses."""
     if "x-forwarded-for" not in request.headers and "forwarded" in request.headers:
         return "client_ip(trusted_hops=1, header='Forwarded')"
     entries = [*map(parse_address, _chain("x-forwarded-for", request))]
@@ -1069,62 +1069,62 @@ def _hops_of(request: HTTPRequest) -> str:
             break
         if not _is_private(entry):
             return str(hops)
-    return "1"  # nothing shows which of the private addresses are proxies
+    return "1"  # the request does not show which private addresses are proxies
 
 
 def _advice_on_lambda(request: HTTPRequest) -> str | None:
     if lambda_event(request) is None:
         return (
-            "this runs on AWS Lambda, but is not called with the event: give client_ip a function "
-            "of the request that returns the event's source address"
+            "this runs on AWS Lambda, but the application is called without the event: set "
+            "client_ip to a function of the request that returns the event's source address"
         )
     if event_source(request) is None:
         return (
-            "this runs on AWS Lambda, and the event names no source address, so all such requests "
+            "this runs on AWS Lambda, and the event has no source address, so all such requests "
             "share one quota: behind a load balancer, set client_ip='aws'"
         )
     return None
 
 
 # ------------------------------------------------------------------------------------------------
-# Extractors that need a flow: JSON Web Tokens, and extractors made of others.
+# Extractors that are flows: JSON Web Tokens, and combined extractors
 
 Verify = Callable[[str], Mapping[str, Any] | Awaitable[Mapping[str, Any]]]
 
 
 class JwtClaim(Finder, frozen=True):
-    """A claim of a verified token."""
+    """The extractor that ``jwt_claim`` returns."""
 
     claim: str
     verify: Verify
     header: str
 
     async def find(self, request: HTTPRequest) -> Identifier | None:
-        """Return the claim as a secret identifier; None without a token that verifies."""
+        """Return the claim as a secret identifier; None without a valid token."""
         kind = f"jwt.{self.claim}"
         if len(set(request.headers.lines(self.header))) > 1:
             return Identifier(kind, _SEVERAL)
-        # RFC 6750 §2.1, or a field that contains only the token
+        # RFC 6750 §2.1, or a field that contains only the token.
         scheme, _, token = (request.headers.get(self.header) or "").strip().rpartition(" ")
         if not token or scheme.strip().lower() not in {"", "bearer"}:
             return None
         try:
             claims = await call(self.verify, token)
-        except Exception:  # noqa: BLE001 - every library raises its own for an invalid token
+        except Exception:  # noqa: BLE001 - each JWT library has its own exceptions
             return None
         value = claims.get(self.claim)
         return None if value in {None, ""} else Identifier(kind, str(value), secret=True)
 
 
 def jwt_claim(claim: str, verify: Verify, *, header: str = "Authorization") -> JwtClaim:
-    """Identify by a claim, ``"sub"`` for instance, of the bearer token in a header field.
+    """Identify by a claim of the bearer token in a header field.
 
-    A request whose token does not verify has no such identifier.
+    If the token is missing or invalid, this extractor finds no identifier.
 
     Args:
         claim: The name of the claim, such as ``"sub"``.
-        verify: A function, sync or async, that verifies the token and returns its claims, or
-            raises: ``lambda token: jwt.decode(token, key, algorithms=["RS256"])`` with PyJWT.
+        verify: A function, sync or async, that returns the claims of a valid token and raises for
+            an invalid one: ``lambda token: jwt.decode(token, key, algorithms=["RS256"])`` (PyJWT).
         header: The field with the token; default ``Authorization``.
 
     Raises:
@@ -1133,14 +1133,14 @@ def jwt_claim(claim: str, verify: Verify, *, header: str = "Authorization") -> J
     given: object = verify
     if not callable(given) or not claim:
         raise ConfigurationError(
-            f"jwt_claim({claim!r}, {verify!r}): give the name of a claim, and a function that "
+            f"jwt_claim({claim!r}, {verify!r}): needs the name of a claim, and a function that "
             "verifies a token and returns its claims"
         )
     return JwtClaim(claim, verify, header.lower())
 
 
 class Combined(Finder, frozen=True):
-    """All of several extractors."""
+    """The extractor that ``combine`` returns."""
 
     extractors: tuple[AnyExtractor, ...]
 
@@ -1148,14 +1148,14 @@ class Combined(Finder, frozen=True):
         return f"combine({', '.join(map(repr, self.extractors))})"
 
     async def find(self, request: HTTPRequest) -> Identifier | None:
-        """Return the identifiers combined into one; None if any is missing."""
+        """Return one identifier made of all the extractors' identifiers; None if any is missing."""
         parts = [await extract(extractor, request) for extractor in self.extractors]
         found = [part for part in parts if part is not None]
         return joined(found) if len(found) == len(parts) else None
 
 
 class FirstOf(Finder, frozen=True):
-    """The first of several extractors that finds anything."""
+    """The extractor that ``first_of`` returns."""
 
     extractors: tuple[AnyExtractor, ...]
 
@@ -1163,7 +1163,7 @@ class FirstOf(Finder, frozen=True):
         return f"first_of({', '.join(map(repr, self.extractors))})"
 
     async def find(self, request: HTTPRequest) -> Identifier | None:
-        """Return what that extractor finds."""
+        """Return the first identifier that any of the extractors finds."""
         for extractor in self.extractors:
             if found := await extract(extractor, request):
                 return found
@@ -1171,7 +1171,7 @@ class FirstOf(Finder, frozen=True):
 
 
 class Hashed(Finder, frozen=True):
-    """An extractor whose values are hashed."""
+    """The extractor that ``hashed`` returns."""
 
     extractor: AnyExtractor
 
@@ -1179,13 +1179,13 @@ class Hashed(Finder, frozen=True):
         return f"hashed({self.extractor!r})"
 
     async def find(self, request: HTTPRequest) -> Identifier | None:
-        """Return what the extractor finds, marked as secret, so that it is always hashed."""
+        """Return the extractor's identifier, marked as secret so that its value is hashed."""
         found = await extract(self.extractor, request)
         return Identifier(found.kind, found.value, secret=True) if found else None
 
 
 def combine(*extractors: AnyExtractor | str) -> Combined:
-    """Identify by several things at once: one quota for each pair of address and account.
+    """Identify by several values at once, such as one quota for each pair of address and account.
 
     Args:
         *extractors: Extractors, functions of the request, or text such as ``"header:X-API-Key"``.
@@ -1194,17 +1194,17 @@ def combine(*extractors: AnyExtractor | str) -> Combined:
 
 
 def first_of(*extractors: AnyExtractor | str) -> FirstOf:
-    """Identify by the first of several things that a request has.
+    """Identify by the first of several values that a request has.
 
     Args:
         *extractors: Extractors, functions of the request, or text such as ``"header:X-API-Key"``.
-            The first that finds a value identifies.
+            The first one that finds a value is used.
     """
     return FirstOf(_check_extractors("first_of", extractors))
 
 
 def hashed(extractor: AnyExtractor | str) -> Hashed:
-    """Hash the values of a custom extractor: for credentials and personal data.
+    """Hash the values of a custom extractor that returns credentials or personal data.
 
     Args:
         extractor: The extractor, a function of the request, or text that names one.
@@ -1234,7 +1234,7 @@ def _check_extractors(
 
 
 def _parts_of(extractor: AnyExtractor) -> Iterator[AnyExtractor]:
-    """Yield the extractors that one is made of, at any depth; itself if it is made of none."""
+    """Yield the innermost parts of a combined extractor; the extractor itself if not combined."""
     match extractor:
         case Combined(parts) | FirstOf(parts):
             for part in parts:
@@ -1247,16 +1247,16 @@ def _parts_of(extractor: AnyExtractor) -> Iterator[AnyExtractor]:
 
 def joined(parts: Sequence[Identifier]) -> Identifier:
     """Return the identifier that ``combine`` makes of several."""
-    # Lengths come first, so that no two lists of values read the same.
+    # Each value follows its length, so that different lists have different texts.
     value = "&".join(f"{len(part.value)}.{part.value}" for part in parts)
     kind = "+".join(part.kind for part in parts)
     return Identifier(kind, value, secret=any(part.secret for part in parts))
 
 
 def kinds_of(extractor: AnyExtractor) -> list[str] | None:
-    """Return the kinds of the identifiers that an extractor finds; None if unknown.
+    """Return the kinds of the identifiers that an extractor can find; None if unknown.
 
-    Where it may find nothing, the client's address is one.
+    If the extractor may find nothing, the kind of the client's address is included.
     """
     kinds = _kinds_of(extractor)
     surely = BodyField | ClientAddress | EventSource
@@ -1289,10 +1289,10 @@ _SECRET_KINDS = frozenset({"header", "cookie", "query", "form", "json", "jwt"})
 
 
 def identifier_of(extractor: AnyExtractor, kind: str | None, value: str) -> Identifier:
-    """Return the identifier that an extractor finds in a request with this value, in plain text.
+    """Return the identifier of a request with this value; ``value`` is plain text.
 
-    Without a kind, it is the extractor's, or ``id`` where that has several or an unknown one.
-    Raises whatever the ``normalise`` of a ``form`` or ``json_field`` raises.
+    If ``kind`` is None, the extractor's kind is used, or ``id`` if it has several or an unknown
+    one. Raises the exceptions of the ``normalise`` of a ``form`` or ``json_field``.
     """
     kind = kind or _extractor_kind(extractor)
     for part in _parts_of(extractor):
@@ -1316,13 +1316,13 @@ def _extractor_kind(extractor: AnyExtractor) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
-# Names of extractors, for settings.
+# Extractors as text in settings
 
 
 def extractor_named(text: str) -> AnyExtractor:
-    """Return the extractor that a text such as ``header:X-API-Key`` names.
+    """Return the extractor for text such as ``header:X-API-Key``.
 
-    Raises ConfigurationError, which suggests a known one.
+    Raises ConfigurationError with a suggestion.
     """
     name, colon, argument = text.partition(":")
     if text in _WITHOUT_ARGUMENT:
@@ -1331,7 +1331,7 @@ def extractor_named(text: str) -> AnyExtractor:
         return client_ip(trusted_hops=int(argument))
     if name in _WITH_ARGUMENT and argument:
         return _WITH_ARGUMENT[name](argument)
-    import difflib  # noqa: PLC0415 - for a mistake only
+    import difflib  # noqa: PLC0415 - only for error messages
 
     known = {**_WITHOUT_ARGUMENT, **_WITH_ARGUMENT}
     close = difflib.get_close_matches(name.lower(), known, n=1)
@@ -1361,7 +1361,7 @@ _WITH_ARGUMENT: dict[str, Callable[[str], AnyExtractor]] = {
     "json": json_field,
 }
 EXTRACTORS = (client_ip, header, cookie, query, form, json_field)
-"""The functions that have to be called to get an extractor."""
+"""The functions that return extractors. Users may forget to call them."""
 _SUGGESTED_NAMES = {
     "addr": "ip",
     "address": "ip",
@@ -1374,19 +1374,19 @@ _SUGGESTED_NAMES = {
     "user_or_ip": "user",
     "username": "user",
 }
-"""Names used by other packages, with the names used here."""
+"""The names of extractors in other packages, and the corresponding names here."""
 
 
 # ------------------------------------------------------------------------------------------------
-# Lists of identifiers and networks that a rule allows or denies.
+# Lists of the identifiers and networks that a rule allows or denies
 
 
 class IdentityList(Struct, frozen=True):
-    """Networks and identifiers."""
+    """A set of networks and identifiers."""
 
     networks: tuple[Network, ...] = ()
     identities: frozenset[tuple[str, str]] = frozenset()
-    """Kind and value."""
+    """Pairs of kind and value."""
 
     def __bool__(self) -> bool:
         return bool(self.networks or self.identities)
@@ -1396,7 +1396,7 @@ class IdentityList(Struct, frozen=True):
             return True
         if identifier.kind != "ip" or not self.networks:
             return False
-        # An IPv6 client is a network, which must lie in the listed one as a whole.
+        # An IPv6 client is a network, which must be contained in the listed network.
         client: Any = _parse_network(identifier.value)
         return client is not None and any(
             client.version == network.version and client.subnet_of(network)
@@ -1405,10 +1405,10 @@ class IdentityList(Struct, frozen=True):
 
 
 def identity_list(entries: Iterable[str]) -> IdentityList:
-    """Parse a list.
+    """Parse a list of networks and identifiers.
 
     An entry is an address or network (``203.0.113.0/24``), an identifier as ``KIND=VALUE``
-    (``header.x-api-key=abc``), or what an extractor of your own returns (``alice``).
+    (``header.x-api-key=abc``), or a value that your own extractor returns (``alice``).
     Raises ConfigurationError.
     """
     given: object = entries

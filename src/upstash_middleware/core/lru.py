@@ -1,4 +1,4 @@
-"""A bounded table: the least recently used entries are dropped first."""
+"""A bounded table that drops the least recently used entries."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ V = TypeVar("V")
 
 
 class LRU(dict[K, V]):
-    """A dictionary whose entries have at most ``room`` in total size. Safe under threads.
+    """A dictionary whose entries have a total size of at most ``room``. Thread-safe.
 
-    It is read like any dictionary, which marks nothing as used, and changed by the methods below.
+    Reads as in a dictionary do not mark entries as used. Use the methods below for changes.
     """
 
     __slots__ = ("_lock", "_sizes", "room", "size")
@@ -28,7 +28,7 @@ class LRU(dict[K, V]):
         self._lock = threading.Lock()
 
     def use(self, key: K) -> V | None:
-        """Return a value and mark it as used; None if there is none."""
+        """Return a value and mark it as used; None if the key is missing."""
         with self._lock:
             value = self.pop(key, None)
             if value is not None:
@@ -36,7 +36,7 @@ class LRU(dict[K, V]):
             return value
 
     def put(self, key: K, value: V, size: int = 1) -> None:
-        """Set a value, and drop what no longer fits; one larger than the room is not kept."""
+        """Set a value, and drop entries beyond the room. Larger values are not kept at all."""
         with self._lock:
             self._drop(key)
             if size > self.room:
@@ -48,13 +48,13 @@ class LRU(dict[K, V]):
                 self._drop(next(iter(self)))
 
     def remove(self, *keys: K) -> None:
-        """Remove entries, if they are there."""
+        """Remove entries; missing keys are ignored."""
         with self._lock:
             for key in keys:
                 self._drop(key)
 
     def remove_if(self, matches: Callable[[V], bool]) -> None:
-        """Remove the entries whose value matches."""
+        """Remove the entries with a matching value."""
         with self._lock:
             for key in [key for key, value in self.items() if matches(value)]:
                 self._drop(key)

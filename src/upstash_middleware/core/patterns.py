@@ -1,9 +1,9 @@
 """Path patterns of rules: which paths they match, and the values of their placeholders.
 
-``/products/{id}`` matches one segment, ``/files/{rest:path}`` everything that follows. A pattern
-matches with or without a trailing slash, because frameworks differ there and a limit must apply to
-both. Each pattern becomes one regular expression without nested or adjacent repetitions, so that no
-path can make it backtrack.
+``/products/{id}`` matches one segment, ``/files/{rest:path}`` any number of segments. A pattern
+matches with or without a trailing slash: frameworks treat it differently, and a limit must apply to
+both forms. Each pattern becomes a regular expression without nested or adjacent repetitions, so
+that matching does not backtrack.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from upstash_middleware.events import Observer
 
 MANY_REQUESTS = 10_000
-"""Requests of a process after which a rule that none of them has matched is reported."""
+"""The number of requests after which a rule that has matched none of them is reported."""
 
-# Regular expressions are texts here, and compiled when first used: imports should be quick.
+# Regular expressions are kept as text, and compiled at the first use, for quick imports.
 _PLACEHOLDER = r"\{([A-Za-z_][A-Za-z0-9_]*)(:path)?\}"
 
 _SYNTAXES = (
@@ -34,14 +34,14 @@ _SYNTAXES = (
     (r"\{\w+:(?!path\})\w*\}", "placeholders have no converters but :path"),
     (r"\*+", "an asterisk is not a wildcard"),
 )
-"""Placeholders of other syntaxes, which would match nothing as plain text."""
+"""Placeholders in other syntaxes. As plain text, they would match nothing."""
 _SPECIAL = frozenset("<:[*")
-"""One of these is in each of them."""
+"""Each of the placeholders contains one of these characters."""
 _NAME_WITHIN = r"<(?:[^<>]*:)?([A-Za-z_]\w*)>|[:{\[](?:\.\.\.)?([A-Za-z_]\w*)"
 
 
 class PathPattern(Struct, frozen=True):
-    """A parsed pattern."""
+    """A parsed path pattern."""
 
     text: str
     _regex: re.Pattern[str]
@@ -50,7 +50,7 @@ class PathPattern(Struct, frozen=True):
     def parse(cls, text: str) -> PathPattern:
         """Parse a pattern.
 
-        Raises ConfigurationError for one that no path could match.
+        Raises ConfigurationError if no path could match it.
         """
         _check(text)
         parts = [_segment(segment, text) for segment in text.rstrip("/").split("/")]
@@ -61,27 +61,27 @@ class PathPattern(Struct, frozen=True):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The placeholders' names, in order."""
+        """The names of the placeholders, in order."""
         return tuple(self._regex.groupindex)
 
     def covers(self, path: str) -> bool:
-        """Whether ``path`` matches."""
+        """Whether the pattern matches a path."""
         return self._regex.fullmatch(path) is not None
 
     def match(self, path: str) -> dict[str, str] | None:
-        """Return the values of the placeholders in ``path``, or None if it does not match."""
+        """Return the values of the placeholders in a path; None if it does not match."""
         found = self._regex.fullmatch(path)
         return found.groupdict() if found else None
 
     def matches_end(self, path: str) -> bool:
-        """Whether the pattern matches ``path``, or what follows some prefix of its segments."""
+        """Whether the pattern matches a path, or the part of a path after some of its segments."""
         return re.fullmatch(f"(?:/.*)?{self._regex.pattern}", path, re.DOTALL) is not None
 
 
 class Unmatched:
-    """Reports the rules that none of many requests in this process has matched.
+    """Reports rules that have matched none of many requests in this process.
 
-    Used by threads concurrently; a lost count is harmless.
+    Threads use it concurrently; lost counts are harmless.
     """
 
     __slots__ = ("_observe", "left", "waiting")
@@ -89,12 +89,12 @@ class Unmatched:
     def __init__(self, paths: Mapping[str, str], observe: Observer) -> None:
         self._observe = observe
         self.waiting: dict[str, str] = dict(paths)
-        """The paths of the rules not yet matched, by their settings."""
+        """The paths of rules that have not matched yet, by setting."""
         self.left: int = MANY_REQUESTS + 1 if paths else 0
-        """Requests until the report; 0 once there is nothing left to count."""
+        """The number of requests until the report; 0 if there is nothing left to count."""
 
     def count(self) -> None:
-        """Count a request; called while any are ``left``."""
+        """Count a request. Called while ``left`` is not 0."""
         self.left = self.left - 1 if self.waiting else 0
         if self.left == 0:
             waiting, self.waiting = self.waiting, {}
@@ -112,11 +112,11 @@ class Unmatched:
 
 
 def other_readings(path: str) -> tuple[str, ...]:
-    """Return other paths that a part of the application may read this one as; usually none.
+    """Return the other paths as which parts of the application may read a path; usually none.
 
-    Werkzeug's DispatcherMiddleware and its routing merge or drop repeated slashes, so that
-    ``/shop//login`` is routed like ``/shop/login``. Starlette's routes end in ``$``, which matches
-    before a final line feed, so that ``/login%0A`` is routed to ``/login``. A path has to begin
+    Werkzeug's DispatcherMiddleware and its routing merge or drop repeated slashes, so
+    ``/shop//login`` is routed like ``/shop/login``. Starlette's routes end in ``$``, which also
+    matches before a final line feed, so ``/login%0A`` is routed to ``/login``. A path must begin
     with a slash (RFC 9112 §3.2.1), but waitress accepts others: Werkzeug reads ``x/login`` as
     ``/x/login``, and its DispatcherMiddleware as ``/login``.
     """
@@ -142,14 +142,14 @@ def _check(text: str) -> None:
         if not text.startswith("/"):
             problem = f"a path begins with a slash; write {'/' + text!r}"
         elif "//" in text:
-            problem = "it has an empty segment, which no placeholder matches; write one slash"
+            problem = "it has an empty segment, which no placeholder matches; use a single slash"
         elif "?" in text or "#" in text:
             problem = (
-                "a path has no query or fragment; leave them out, and write a function of the "
-                "request to look at the query"
+                "a path has no query or fragment; remove them, and use a function of the "
+                "request to check the query"
             )
         elif "%" in text:
-            problem = "paths are matched decoded; write the character itself"
+            problem = "paths are decoded before matching; write the character itself"
         elif "\\" in text:
             problem = "it is not a regular expression; write {name} for one segment"
     if problem:
@@ -157,7 +157,7 @@ def _check(text: str) -> None:
 
 
 def _convert_syntax(text: str) -> str:
-    """Return a pattern of another syntax in ours, as far as possible."""
+    """Convert a pattern of another syntax to this one, as far as possible."""
     segments = text.strip("/").split("/")
     for index, segment in enumerate(segments):
         if not any(re.search(placeholder, f"/{segment}") for placeholder, _ in _SYNTAXES):
@@ -184,6 +184,6 @@ def _segment(segment: str, text: str) -> str:
         return f"(?P<{name}>[^/]++)"
     if not text.rstrip("/").endswith(segment):
         raise ConfigurationError(
-            f"path pattern {text!r}: {segment!r} matches all that follows, so it must come last"
+            f"path pattern {text!r}: {segment!r} matches all further segments, so it must be last"
         )
     return f"(?P<{name}>.*)"

@@ -1,8 +1,8 @@
-"""Values as signed pickles, for what has no form in ``values.py``, such as model instances.
+"""Signed pickles, for values that ``values.py`` cannot encode, such as model instances.
 
-Whoever can write a pickle can run code where it is loaded. So each is signed, and nothing is loaded
-whose signature is not the application's. Integers stay their digits, so that Redis can count with
-them.
+Loading a pickle can run any code, so an attacker who can write to Redis must not be able to create
+one. Pickles are therefore signed, and only those with a valid signature are loaded. Integers are
+stored as digits, so that Redis can increment them.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _INTEGER = re.compile(rb"-?[0-9]{1,16}")
 
 
 class SignedPickles(Codec):
-    """Encodes and decodes values as pickles under an HMAC-SHA-256."""
+    """Encodes and decodes values as pickles with an HMAC-SHA-256."""
 
     def __init__(self, keys: Callable[[], Sequence[bytes]]) -> None:
         """Create the codec.
 
-        ``keys`` returns the application's current keys: the first signs, all of them verify.
+        ``keys`` returns the application's current keys. The first signs, all of them verify.
         """
         super().__init__()
         self._keys = keys
 
     @classmethod
     def under(cls, purpose: bytes, secrets: Callable[[], Iterable[str | bytes]]) -> SignedPickles:
-        """Return one whose keys are derived from the application's secrets for one purpose."""
+        """Return a codec whose keys are derived from the application's secrets for one purpose."""
         return cls(
             lambda: [
                 sha256(
@@ -49,31 +49,31 @@ class SignedPickles(Codec):
         )
 
     def encode(self, value: object, type: Any = None) -> bytes:  # noqa: A002, ARG002 - as in Codec
-        """Return a value as bytes, which are text. Raises what pickling it raises."""
-        # Not a subclass, such as bool.
+        """Encode a value; the result is ASCII. Raises the exceptions of pickling."""
+        # Not for subclasses, such as bool.
         if value.__class__ is int and -_MAX_INTEGER <= value <= _MAX_INTEGER:
             return b"%d" % value
         pickled = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
         return _MARK + b64encode(_digest(self._keys()[0], pickled) + pickled)
 
     def decode(self, data: bytes | memoryview, type: Any = None) -> Any:  # noqa: A002, ARG002 - as above
-        """Return the value of these bytes. Raises Unreadable, also for a wrong signature."""
+        """Decode a value. Raises Unreadable, also for an invalid signature."""
         data = bytes(data)
         if _INTEGER.fullmatch(data):
             return int(data)
         if not data.startswith(_MARK):
-            raise Unreadable("no signed pickle")
+            raise Unreadable("the value is not a signed pickle")
         try:
             signed = b64decode(data[len(_MARK) :], validate=True)
         except ValueError as error:
-            raise Unreadable(f"no signed pickle: {error}") from error
+            raise Unreadable(f"the value is not a signed pickle: {error}") from error
         digest, pickled = signed[:_DIGEST], signed[_DIGEST:]
         if not any(hmac.compare_digest(digest, _digest(key, pickled)) for key in self._keys()):
-            raise Unreadable("a pickle that none of the application's keys has signed")
+            raise Unreadable("the pickle was not signed with any of the application's keys")
         try:
             return pickle.loads(pickled)  # noqa: S301 - the application's own
-        except Exception as error:  # a class that is no more, or takes other arguments
-            raise Unreadable(f"a pickle that cannot be loaded any more: {error}") from error
+        except Exception as error:  # the class was removed, or its arguments have changed
+            raise Unreadable(f"the pickle can no longer be loaded: {error}") from error
 
 
 def _digest(key: bytes, pickled: bytes) -> bytes:

@@ -1,16 +1,16 @@
-# ruff: noqa: SLF001 - the part and its exchanges read what sessions record
-"""Sessions: one Redis hash for each, with a field for each entry; a cookie contains the id.
+# ruff: noqa: SLF001 - the part and its exchanges use private attributes of sessions
+"""Sessions: each is a Redis hash with one field for each entry; the cookie contains the session id.
 
-A request loads its session in the pipeline of its limits and its cache lookup, and saves it before
-its response's head is sent, if it has changed. Only changed entries are written, so two
-requests of one session that change different entries lose nothing. Whatever ends a session or gives
-it another id wins over older requests: a save writes only to a session that exists, and no id is
-used again.
+A request loads its session in the same pipeline as its limits and its cache lookup. If the session
+has changed, it is saved before the head of the response is sent. Only changed entries are written,
+so concurrent requests that change different entries do not overwrite each other's changes. If a
+session is ended or gets another id, older requests can no longer save to it: a save writes only to
+a session that exists, and ids are not reused.
 
-On Redis a session is ``PREFIX:session:HMAC`` of its id. The field ``.`` is ``EPOCH LF HEAD``: the
-head says when the session was created and used, and which user it is bound to. The field ``=NAME``
-is the entry NAME. A user's epoch is ``PREFIX:session-user:HASH``: the sessions that are bound to a
-user are valid while it exists and is the one that they recorded.
+A session is stored at the key ``PREFIX:session:HMAC``, with the HMAC of its id. The field ``.`` is
+``EPOCH LF HEAD``: the head contains the times of creation and last use, and the user to which the
+session is bound. The field ``=NAME`` is the entry NAME. A user's epoch is stored at
+``PREFIX:session-user:HASH``. A bound session is valid while its recorded epoch equals this value.
 """
 
 from __future__ import annotations
@@ -62,49 +62,49 @@ if TYPE_CHECKING:
 
 _DAY = 24 * 3600.0
 _MAX_COOKIE_AGE = 400 * _DAY
-"""Browsers keep no cookie for longer (RFC 6265bis §5.5)."""
+"""The maximum in browsers (RFC 6265bis §5.5)."""
 _DEFAULT_AGE = 14 * _DAY
 _TIMES = ("max_age", "idle_timeout", "absolute_timeout")
 _EPOCH_SLACK_SECONDS = 3600.0
-"""Seconds by which a user's epoch outlives the sessions that are bound to the user."""
+"""Seconds for which a user's epoch is kept after the last session bound to the user has expired."""
 _MAX_SESSION_BYTES = 4 * 1024 * 1024
-"""Bytes of a session's entries that one call of 10 MB can carry, escaped or sealed."""
+"""Bytes of a session's entries that fit in one call of 10 MB after escaping or sealing."""
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - RFC 9110's token
 
 
 class SessionSettings(Discreet, Struct, frozen=True, metaclass=RuleMeta):
-    """How sessions are kept: ``SessionMiddleware``'s arguments, and the setting ``sessions``.
+    """The arguments of ``SessionMiddleware``, and the setting ``sessions``.
 
-    The first seven are those of Starlette's SessionMiddleware.
+    The first seven are the same as in Starlette's SessionMiddleware.
 
     Args:
-        secret_key: The key that hashes session ids, of at least 16 characters, or several: the
-            first hashes new ones, all of them are accepted. To replace it, give every process
-            ``(old, new)``, then ``(new, old)``. By default the setting ``secret``, or a key made
-            from the token: then a new token logs everybody out.
+        secret_key: The key that hashes session ids, at least 16 characters, or several keys: the
+            first hashes new ids, all are accepted. To replace a key, first give every process
+            ``(old, new)``, then ``(new, old)``. The default is the setting ``secret``, or a key
+            derived from the token; with the derived key, a new token logs everybody out.
         session_cookie: The cookie's name. With ``https_only`` it gets the prefix ``__Host-``, or
             ``__Secure-`` if there is a ``domain`` or another ``path`` (RFC 6265bis §4.1.3).
-        max_age: Seconds for which browsers keep the cookie after the session was last used; None
-            until they are closed.
-        path: The paths that browsers send the cookie to.
+        max_age: Seconds for which browsers keep the cookie after the last use of the session; with
+            None, the cookie is deleted when the browser is closed.
+        path: The path prefix for which browsers send the cookie.
         same_site: ``"lax"``, ``"strict"`` or ``"none"``, which needs ``https_only``.
         https_only: Whether browsers send the cookie over HTTPS only.
-        domain: The domain whose subdomains get the cookie too; None for this host alone.
-        partitioned: Whether the cookie is a different one within each other site that embeds this
-            one (CHIPS); needs ``https_only``.
-        idle_timeout: Seconds after which an unused session ends; None for ``max_age``, or 14 days
-            without one. It is extended when a session is used, at most once in a twentieth of it.
-        absolute_timeout: Seconds after which a session ends in any case.
+        domain: The domain whose subdomains also get the cookie; None for this host alone.
+        partitioned: Whether browsers keep a separate cookie for each site that embeds this one
+            (CHIPS); needs ``https_only``.
+        idle_timeout: Seconds after which an unused session ends; None means ``max_age``, or 14 days
+            if that is also None. A use extends it, but not within the first twentieth of the time.
+        absolute_timeout: Seconds after which a session ends even if it is used.
         paths: Patterns of the paths that use sessions; empty for all.
-        max_size: Bytes of all entries as they are stored; storing more raises NotStorable.
-        on_error: If a session cannot be saved: ``"open"`` sends the response without a new cookie,
-            ``"closed"`` a 503. A login or logout gets the 503 in any case.
-        read_from: Which replica of a Global database sessions are read from. The nearest may not
-            have the latest changes of other regions; ``"primary"`` costs one more command.
-        setting: What errors call it.
+        max_size: The maximum size of all stored entries in bytes; above it, NotStorable is raised.
+        on_error: What happens if a session cannot be saved: ``"open"`` sends the response without a
+            new cookie, ``"closed"`` a 503. For a login or logout, the response is always a 503.
+        read_from: The replica of a Global database from which sessions are read. The nearest may
+            lack the latest changes from other regions; ``"primary"`` costs one more command.
+        setting: The name of the setting in error messages.
 
     Raises:
-        ConfigurationError: A value is wrong; the message names the field.
+        ConfigurationError: A value is invalid; the message names the field.
     """
 
     secret_key: str | Sequence[str] = ()
@@ -151,13 +151,13 @@ class SessionSettings(Discreet, Struct, frozen=True, metaclass=RuleMeta):
                 raise ConfigurationError(
                     f"{named_part(self.setting, name)}: {given[name]!r} is longer than "
                     f"absolute_timeout={given['absolute_timeout']!r}, which ends the session "
-                    "before; make that longer, or this shorter"
+                    "earlier; increase absolute_timeout, or decrease this value"
                 )
         for name, value in (("same_site", "none"), ("partitioned", True)):
             if getattr(self, name) == value and not self.https_only:
                 raise ConfigurationError(
-                    f"{named_part(self.setting, name)}: {value!r} needs https_only=True: browsers "
-                    "ignore such a cookie without it"
+                    f"{named_part(self.setting, name)}: {value!r} needs https_only=True; otherwise "
+                    "browsers ignore the cookie"
                 )
         _check_prefix(self)
 
@@ -190,7 +190,7 @@ class SessionSettings(Discreet, Struct, frozen=True, metaclass=RuleMeta):
 
 
 def _check_prefix(settings: SessionSettings) -> None:
-    """Raise for a name whose prefix has browsers refuse the cookie (RFC 6265bis §4.1.3)."""
+    """Raise ConfigurationError if browsers would refuse the name's prefix (RFC 6265bis §4.1.3)."""
     name, wrong = settings.session_cookie.lower(), ""
     if name.startswith(("__host-", "__secure-")) and not settings.https_only:
         wrong = "https_only=True"
@@ -199,7 +199,7 @@ def _check_prefix(settings: SessionSettings) -> None:
     if wrong:
         raise ConfigurationError(
             f"{named_part(settings.setting, 'session_cookie')}: {settings.session_cookie!r} needs "
-            f"{wrong}: browsers ignore such a cookie without it"
+            f"{wrong}; otherwise browsers ignore the cookie"
         )
 
 
@@ -222,7 +222,7 @@ def _is_flag(value: Any) -> bool:
 
 _TIME = "a number of seconds above 0, a timedelta, or text such as '14 days', at most 400 days"
 _CHECKS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
-    "secret_key": (_are_texts, "text, or a list of texts, the new one first"),
+    "secret_key": (_are_texts, "text, or a list of texts, with the new key first"),
     "session_cookie": (_is_text(_TOKEN), "a cookie's name such as 'session'"),
     "max_age": (lambda value: value is None or _is_time(value), _TIME + "; or None"),
     "path": (_is_text(r"/[!-:<-~]*"), "a path such as '/'"),
@@ -243,11 +243,11 @@ _CHECKS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "on_error": (("open", "closed").__contains__, "'open' or 'closed'"),
     "read_from": (("nearest", "primary").__contains__, "'nearest' or 'primary'"),
 }
-"""What the fields have to be, and how errors say so."""
+"""For each field, a check and the text that describes valid values in error messages."""
 
 
 def session_settings(value: Any, setting: str = "sessions") -> SessionSettings | None:
-    """Return the settings that True, a mapping or SessionSettings mean; None for None or False.
+    """Return the settings for True, a mapping or SessionSettings; None for None or False.
 
     Raises ConfigurationError.
     """
@@ -270,12 +270,12 @@ def session_settings(value: Any, setting: str = "sessions") -> SessionSettings |
 
 
 class CookieChange(NamedTuple):
-    """A session cookie to be set, or to be deleted."""
+    """A change of the session cookie: set or delete."""
 
     value: str | None
     """None to delete it."""
     seconds: float = 0.0
-    """How long the session lasts unless it is used."""
+    """Seconds until the session ends if it is not used again."""
 
     def __repr__(self) -> str:  # the value is a secret
         return f"CookieChange({'deleted' if self.value is None else 'set'})"
@@ -289,40 +289,41 @@ _ID = re.compile(r"[A-Za-z0-9_-]{43}(?:\.([A-Za-z0-9_-]{11}))?")
 
 
 class CookieIds:
-    """The form of session ids, and of the hash of the user in those of bound sessions.
+    """The format of session ids.
 
-    256 random bits; of a bound session, a point and 64 bits of the user's keyed hash follow.
+    An id contains 256 random bits. For a session that is bound to a user, a dot and 64 bits of the
+    user's keyed hash follow.
     """
 
     def new(self, random: Callable[[int], bytes], user: str) -> str:
-        """Return a new id, with a user's hash if that is not empty."""
+        """Return a new id, which includes the user's hash if there is one."""
         text = urlsafe_b64encode(random(32)).rstrip(b"=").decode()
         return f"{text}.{user}" if user else text
 
     def parse(self, text: str) -> str | None:
-        """Return the user's hash in an id, empty if there is none; None if it is not an id."""
+        """Return the user's hash in an id, empty if there is none; None if the id is malformed."""
         found = _ID.fullmatch(text)
         return None if found is None else found[1] or ""
 
     def user_hash(self, digest: bytes) -> str:
-        """Return a user's hash, from a digest of 32 bytes."""
+        """Return a user's hash from a digest of 32 bytes."""
         return urlsafe_b64encode(digest[:8]).rstrip(b"=").decode()
 
 
 User = str | int | UUID
-"""A user's id; only a keyed hash of it is stored."""
+"""A user's id. Only its keyed hash is stored."""
 
 
 def user_text(user: Any) -> str:
-    """Return a user's id as text. Raises TypeError for what identifies no user."""
-    if isinstance(user, Enum):  # whose text would be the name of the class and the member
+    """Return a user's id as text. Raises TypeError for other types and for empty text."""
+    if isinstance(user, Enum):  # str() would return the names of the class and the member
         user = user.value
     if isinstance(user, str | int | UUID) and not isinstance(user, bool) and str(user):
         return str(user)
     hint = "; nobody is logged in, or the session is not available" if user is None else ""
     raise TypeError(
-        f"{type(user).__name__} is not a user's id: give text that is not empty, an integer or a "
-        f"UUID, such as user.id{hint}"
+        f"{type(user).__name__} is not a user's id: give non-empty text, an integer or a UUID, "
+        f"such as user.id{hint}"
     )
 
 
@@ -331,16 +332,16 @@ def user_text(user: Any) -> str:
 
 
 class Session(MutableMapping[str, Any]):
-    """A user's session: entries by name, of which the changed ones are saved.
+    """A user's session: a mapping of entries. Changed entries are saved.
 
-    A change within an entry, such as ``session["cart"].append(7)``, counts as well. Values can be
-    what JSON has, dates and times, decimals, UUIDs, bytes, tuples and sets.
+    Changes inside a value, such as ``session["cart"].append(7)``, are also detected. Values can be
+    JSON types, dates and times, decimals, UUIDs, bytes, tuples and sets.
     """
 
     accessed: bool = False
-    """Whether the application has used it; the response is then for this user alone."""
+    """Whether the application has used the session, so that the response is for this user alone."""
     modified: bool = False
-    """Whether an entry was set or deleted. A change within an entry is found when it is saved."""
+    """Whether an entry was set or deleted. Changes inside a value are detected at the save."""
 
     def __init__(
         self,
@@ -349,48 +350,48 @@ class Session(MutableMapping[str, Any]):
         *,
         load: Callable[[bytes], Any] = decode,
     ) -> None:
-        """Create a session; applications get theirs from the request.
+        """Create a session. Applications get theirs from the request.
 
-        ``entries`` are the stored ones, as plaintext.
+        ``entries`` are the stored entries, as plaintext.
         """
         self._stored = stored
         self._entries: dict[str, bytes] = dict(entries or ())
-        """The entries on Redis, as far as this request knows."""
+        """The entries on Redis, as known to this request."""
         self._load = load
         self._values: dict[str, Any] = {}
-        """The values that have been read or set."""
+        """The values that were read or set."""
         self._set: set[str] = set()
-        """The names of the entries that this request has set, even to the same value."""
+        """The names of the entries that this request has set, even if to an equal value."""
         self._deleted: set[str] = set()
         self._ended: list[StoredSession] = []
-        """What ``clear`` has ended, until it is deleted on Redis."""
+        """The sessions that ``clear`` has ended and that are still to be deleted on Redis."""
         self._regenerates = False
         self._user_to_bind: str | None = None
-        """The user to bind it to, at the next save."""
+        """The user to whom the next save binds the session."""
         self._revoked: list[str] = []
-        """The users whose sessions are to end, at the next save."""
+        """The users whose sessions the next save ends."""
         self._is_over = False
-        """Whether another request has ended it, so that no entry may be saved."""
+        """Whether another request has ended the session, so that no entry may be saved."""
         self._clears = 0
-        """How often it has been cleared."""
+        """How often the session was cleared."""
         self._saving: Latch | None = None
-        """What other tasks of the request wait for while one saves it."""
+        """The latch that other tasks of the request wait for during a save."""
         self._is_detached = False
-        """Whether it belongs to no client, so that nothing is saved and nobody needs to know."""
+        """Whether the session belongs to no client, so that it is not saved and emits no events."""
         self._is_sent = False
-        """Whether the response's head has been sent, so that no cookie can be set."""
+        """Whether the response's head was sent. After that, no cookie can be set."""
         self._error: UpstashError | None = None
-        """Why it could not be loaded."""
+        """Why the session could not be loaded."""
         self._is_refused = False
-        """Whether the response has to say that a login or logout did not happen."""
+        """Whether the response must be a 503, because a login or logout failed."""
         self._is_manual = False
-        """Whether it is saved only by ``save``, as during a WebSocket's connection."""
+        """Whether only ``save`` saves the session, as during a WebSocket connection."""
         self.cookie_change: CookieChange | None = None
-        """How the response has to change the cookie."""
+        """The change of the cookie that the response must make."""
         self.part: Sessions | None = None
-        """What saves it."""
+        """The part of the engine that saves the session."""
         self.performer: Performer | None = None
-        """What performs the flows of that."""
+        """The driver that runs the flows of ``part``."""
 
     # --- Entries --------------------------------------------------------------------------------
 
@@ -461,12 +462,12 @@ class Session(MutableMapping[str, Any]):
         self.accessed = True
 
     def mark_modified(self) -> None:
-        """Note a change, as Starlette's session needs it; here it is found in any case."""
+        """Mark the session as changed, for compatibility; changes are detected in any case."""
         self.accessed = self.modified = True
 
     @property
     def _stays_empty(self) -> bool:
-        """Whether it is empty, as for a client without a cookie, and nothing is to be saved."""
+        """Whether the session is empty, as for a client without a cookie, and will not be saved."""
         holds = self._values or self._entries or self._stored or self._error or self._clears
         saves = (
             self._is_certain
@@ -480,14 +481,14 @@ class Session(MutableMapping[str, Any]):
         return [name for name in {**self._entries, **self._values} if self._has_entry(name)]
 
     def _has_entry(self, name: Any) -> bool:
-        """Whether there is an entry; a stored one is decoded, and missing if that is impossible."""
+        """Whether there is an entry. A stored entry that cannot be decoded counts as missing."""
         if name in self._values:
             return True
         if name not in self._entries or name in self._deleted:
             return False
         try:
             self._values[name] = self._load(self._entries[name])
-        except Exception:  # noqa: BLE001 - whatever is stored: a newer version's, or damaged
+        except Exception:  # noqa: BLE001 - the entry is damaged, or from a newer version
             del self._entries[name]
             return False
         return True
@@ -502,21 +503,20 @@ class Session(MutableMapping[str, Any]):
 
     @property
     def new(self) -> bool:
-        """Whether nothing was stored for this client before this request."""
+        """Whether this client had no stored session before this request."""
         self.accessed = True
         return self._stored is None and not self._ended
 
     @property
     def user_hash(self) -> str:
-        """The keyed hash of the user that it is bound to; empty if it is not bound."""
+        """The keyed hash of the user to whom the session is bound; empty if it is not bound."""
         self.accessed = True
         return "" if self._stored is None else self._stored.user
 
     def clear(self) -> None:
-        """End the session, for a logout: its id is never used again.
+        """End the session, for a logout. Its id is not reused.
 
-        What is written afterwards goes into a new session. If Upstash is unreachable, the response
-        is a 503 instead.
+        Later changes go into a new session. If Upstash is unreachable, the response is a 503.
         """
         self.accessed = self.modified = True
         self._clears += 1
@@ -532,7 +532,7 @@ class Session(MutableMapping[str, Any]):
     def regenerate(self) -> None:
         """Give the session another id and keep its entries, for a login or a change of rights.
 
-        An id that somebody knew before is then worth nothing (session fixation). If Upstash is
+        An id that somebody else knew before becomes invalid (session fixation). If Upstash is
         unreachable, the response is a 503 instead.
         """
         self.accessed = self.modified = True
@@ -542,47 +542,47 @@ class Session(MutableMapping[str, Any]):
         self._is_refused = self._is_refused or not self.available
 
     def bind(self, user: User) -> None:
-        """Bind the session to a user, with another id, so that ``revoke_all`` ends it.
+        """Bind the session to a user, so that ``revoke_all`` ends it. The session gets another id.
 
         Args:
             user: The user's id: text, an integer or a UUID. Only a keyed hash of it is stored.
 
         Raises:
-            TypeError: It is none of these.
+            TypeError: The id has another type.
         """
         text = user_text(user)
         self.regenerate()
         self._user_to_bind = text
 
     def revoke_all(self, user: User) -> None:
-        """End all sessions that are bound to a user, everywhere, such as after a new password.
+        """End all sessions that are bound to a user, on all devices, such as after a new password.
 
-        This session ends as well if it is bound to the user, unless the request also calls
-        ``bind``, before or after: users are revoked first when the session is saved. If Upstash is
-        unreachable, the response is a 503 instead.
+        This session also ends if it is bound to the user, unless the request also calls ``bind``,
+        in any order: a save revokes first and binds afterwards. If Upstash is unreachable, the
+        response is a 503 instead.
 
         Args:
-            user: As for ``bind``.
+            user: See ``bind``.
         """
         self._revoked.append(user_text(user))
         self.accessed = self.modified = True
         self._is_refused = self._is_refused or not self.available
 
     async def save(self) -> None:
-        """Save what has changed now, instead of before the response's head is sent.
+        """Save the changes now, instead of before the response's head is sent.
 
-        Nothing is saved into a session that another request has ended meanwhile.
+        If another request has ended the session in the meantime, nothing is saved.
 
         Raises:
-            UpstashError: It could not be saved, or not be loaded before.
+            UpstashError: The session could not be saved, or could not be loaded before.
             NotStorable: A value cannot be stored, or the session is too large.
-            RuntimeError: A cookie would have to be set, and the head has been sent.
+            RuntimeError: A cookie would be needed, but the head was already sent.
         """
         part, performer = self._ready()
         await performer.aperform(part.save(self, strict=True))
 
     def save_sync(self) -> None:
-        """Do the same as ``save`` in a handler that runs in a thread (a plain ``def``)."""
+        """Do the same as ``save``, for handlers that run in a thread (a plain ``def``)."""
         part, performer = self._ready()
         performer.perform(part.save(self, strict=True))
 
@@ -592,12 +592,12 @@ class Session(MutableMapping[str, Any]):
         return self.part, self.performer
 
     def _leave_stored(self) -> None:
-        """Go on without the stored session, if any."""
+        """Detach from the stored session, if there is one."""
         self._stored, self._is_over = None, False
         self._entries, self._deleted = {}, set()
 
     def _note_again(self, todo: _SaveTasks, *, is_cleared: bool) -> None:
-        """Note the tasks again that could not be done."""
+        """Restore the tasks of a save that failed."""
         self._ended = todo.ended + self._ended
         self._revoked = todo.revoked + self._revoked
         if not is_cleared:
@@ -606,12 +606,12 @@ class Session(MutableMapping[str, Any]):
 
     @property
     def _is_certain(self) -> bool:
-        """Whether what is to be saved must not be lost silently."""
+        """Whether the pending changes must not be lost silently."""
         return bool(self._ended or self._revoked or self._regenerates)
 
 
 class Performer(Protocol):
-    """What runs flows; see the runtime."""
+    """A driver that runs flows; implemented by the runtime."""
 
     def perform(self, flow: Flow[None]) -> None:
         """Run a flow in this thread."""
@@ -632,11 +632,11 @@ class StoredSession(Discreet, Struct):
     touched: float
     """When its idle timeout was last extended."""
     salt: str
-    """A random value, under which its entries are sealed."""
+    """A random value that is bound to the entries when they are sealed."""
     user: str = ""
-    """The keyed hash of the user that it is bound to."""
+    """The keyed hash of the user to whom the session is bound."""
     epoch: str = ""
-    """The epoch of the user that it has recorded."""
+    """The user's epoch as recorded in the session."""
 
     def __repr__(self) -> str:  # the id is a secret
         return f"StoredSession(created={self.created!r}, touched={self.touched!r})"
@@ -647,7 +647,7 @@ class StoredSession(Discreet, Struct):
 
 
 class _Head(Struct, array_like=True, forbid_unknown_fields=True):
-    """The field ``.`` after its epoch."""
+    """The content of the field ``.`` after the epoch."""
 
     created: float
     touched: float
@@ -662,30 +662,30 @@ Change = Literal["created", "saved", "touched", "regenerated", "ended", "nothing
 
 
 class SessionLookup(Discreet, Prepared, eq=False):
-    """A session that is to be read."""
+    """The lookup of a session."""
 
     id: str
     user: str
-    """The user's hash in the id; empty if there is none."""
+    """The user's hash in the id; empty if the id has none."""
     keys: tuple[str, ...]
-    """The keys at which it may be stored, one for each secret."""
+    """The possible keys of the session, one for each secret."""
     headers: Headers = NO_HEADERS
-    """The fields of the request that it is read for."""
+    """The header fields of the request."""
 
     def __repr__(self) -> str:  # the id is a secret
         return "SessionLookup()"
 
 
 class SessionStore(Struct, frozen=True):
-    """The sessions under one prefix. Methods that call Upstash raise UpstashError."""
+    """The sessions under one prefix. Methods that call Upstash can raise UpstashError."""
 
     prefix: str
     secrets: Callable[[], Sequence[bytes]]
-    """The keys that hash ids and users; the first hashes new ones. Called when first needed."""
+    """Returns the keys that hash ids and users, the current one first. Called at the first use."""
     clock: Clock
     randomness: Callable[[int], bytes]
     deadline: float
-    """Seconds for one call that is for a session alone."""
+    """The deadline in seconds of a call that is only for a session."""
     idle: float = 14 * _DAY
     absolute: float = inf
     sealing: Sealing | None = None
@@ -696,11 +696,11 @@ class SessionStore(Struct, frozen=True):
 
     @property
     def key_start(self) -> str:
-        """The beginning of all sessions' keys, which the hash of an id follows."""
+        """The start of all sessions' keys; the hash of the id follows."""
         return f"{self.prefix}:session:"
 
     def keys_of(self, id_: str) -> tuple[str, ...]:
-        """Return the keys at which a session with this id may be, under each secret."""
+        """Return the possible keys of a session with this id, one for each secret."""
         message, keys = b"session\n" + id_.encode(), []
         for secret in self.secrets():
             digest = urlsafe_b64encode(hmac.digest(secret, message, "sha256"))
@@ -718,13 +718,13 @@ class SessionStore(Struct, frozen=True):
         return [self.ids.user_hash(digest) for digest in digests]
 
     def is_bound_to_any(self, stored: StoredSession, users: Sequence[str]) -> bool:
-        """Whether a session is bound to one of these users."""
+        """Whether a session is bound to any of these users."""
         return any(stored.user in self.user_hashes(user) for user in users)
 
     # --- Loading --------------------------------------------------------------------------------
 
     def prepare(self, id_: str) -> SessionLookup | None:
-        """Return the lookup of a session; None for text that is no id, which costs nothing."""
+        """Return the lookup of a session; None for a malformed id, which costs no command."""
         user = self.ids.parse(id_)
         if user is None:
             return None
@@ -742,9 +742,9 @@ class SessionStore(Struct, frozen=True):
     def receive(
         self, lookup: SessionLookup, replies: Sequence[Reply]
     ) -> tuple[StoredSession, dict[str, bytes]] | None:
-        """Return a session and its opened entries; None if there is no valid one.
+        """Return a session and its decrypted entries; None if there is no valid session.
 
-        Raises the CommandError of a command that failed.
+        Raises CommandError if a command failed.
         """
         for reply in replies:
             if isinstance(reply, CommandError):
@@ -765,19 +765,19 @@ class SessionStore(Struct, frozen=True):
     def describe(
         self, key: str, fields: Sequence[Reply]
     ) -> tuple[StoredSession, dict[str, bytes]] | None:
-        """Return a session, without its id, and its opened entries, whether or not it is valid.
+        """Return a session, without its id, and its decrypted entries, whether or not it is valid.
 
         Args:
-            key: Its key.
-            fields: What HGETALL returns, or of that the field ``.`` and any others.
+            key: The session's key.
+            fields: The reply to HGETALL, or a part of it with at least the field ``.``.
 
         Returns:
-            None for what is not a session: of another version, damaged, or sealed with another key.
+            None for no session, a damaged one, another format, or one sealed with another key.
         """
         return read_session(key, fields, None if self.sealing is None else self._open)
 
     def is_valid(self, stored: StoredSession, epoch: Reply) -> bool:
-        """Whether a session can be used; ``epoch`` is what GET returns for its user, if any."""
+        """Whether a session is valid; ``epoch`` is the reply to GET for the epoch of its user."""
         if stored.user and stored.epoch.encode("latin-1") != epoch:
             return False
         return stored.created + self.absolute > self.clock.wall()
@@ -792,7 +792,7 @@ class SessionStore(Struct, frozen=True):
     # --- Writing --------------------------------------------------------------------------------
 
     def seconds_left(self, stored: StoredSession, idle: float | None = None) -> float:
-        """Return how many seconds a session lasts if it is used now; 0 or less if it has ended."""
+        """Return the seconds until a session ends if it is used now; 0 or less if it has ended."""
         left = stored.created + self.absolute - self.clock.wall()
         return min(self.idle if idle is None else idle, left)
 
@@ -806,9 +806,9 @@ class SessionStore(Struct, frozen=True):
         idle: float | None = None,
         first: Sequence[Command] = (),
     ) -> bool:
-        """Write entries into a session that exists; return whether it did. A flow.
+        """Write entries to an existing session; return whether it still existed. A flow.
 
-        The arguments are those of ``start``; ``touch`` says that its use is to be recorded.
+        ``touch`` says whether to record the use; the other arguments are the same as for ``start``.
         """
         fields = self._fields(stored, entries)
         if touch:
@@ -817,7 +817,7 @@ class SessionStore(Struct, frozen=True):
             fields = [_RESERVED, stored.epoch.encode() + b"\n" + head, *fields]
         milliseconds = int(self.seconds_left(stored, idle) * 1000)
         words = milliseconds, len(fields) // 2, *fields, *(f"={name}" for name in deleted)
-        # Sent twice it writes the same, unless another request has written in between.
+        # Sending this twice is safe unless another request writes between the two.
         command = _call("session_save", [stored.key], *words, again=True)
         return bool(await self._send_for_last_reply(*first, command))
 
@@ -833,18 +833,18 @@ class SessionStore(Struct, frozen=True):
         idle: float | None = None,
         despite_revocation: bool = False,
     ) -> StoredSession | None:
-        """Create a session, or give ``old`` another id; None if that no longer exists. A flow.
+        """Create a session, or give ``old`` another id; None if ``old`` no longer exists. A flow.
 
         Args:
             entries: The entries to write.
             id_: The new id; by default a random one.
             old: The session that gets the new id.
             deleted: The names of entries of ``old`` to delete.
-            user: The user to bind the session to; None to leave it as it is.
-            first: Commands to send before, in the same call.
-            idle: Its idle timeout in seconds; None for the store's.
-            despite_revocation: Whether to bind ``old`` to a user even if it is bound already, and
-                the sessions of that user have been revoked meanwhile.
+            user: The user to bind the session to; None leaves the binding unchanged.
+            first: Commands to send before, in the same pipeline.
+            idle: The idle timeout in seconds; None for the store's default.
+            despite_revocation: Whether to bind ``old`` to a user even if it was bound before and
+                that user's sessions have been revoked since it was loaded.
         """
         now = self.clock.wall()
         hash_ = self.user_hashes(user)[0] if user is not None else old.user if old else ""
@@ -859,7 +859,7 @@ class SessionStore(Struct, frozen=True):
         if user is not None:
             keys.append(epoch_key)
             epoch = urlsafe_b64encode(self.randomness(12)).decode()
-            if old is not None:  # a login begins a new absolute timeout
+            if old is not None:  # a login restarts the absolute timeout
                 new.created = now
             if old is not None and old.user and not despite_revocation:
                 keys.append(self.epoch_key(old.user))
@@ -869,7 +869,7 @@ class SessionStore(Struct, frozen=True):
         epoch_lifetime = int((min(self.absolute, _MAX_COOKIE_AGE) + _EPOCH_SLACK_SECONDS) * 1000)
         head = self._seal(_RESERVED, self._head(new))
         words = milliseconds, head, epoch, epoch_lifetime, recorded, len(fields) // 2, *fields
-        # Sent again, what ends the user's sessions would end the one that is bound already.
+        # If revoke_all for the same user was sent again, it would end the session just bound.
         again = old is None or not any(epoch_key in each.args for each in first)
         names = (f"={name}" for name in deleted)
         command = _call("session_start", keys, *words, *names, again=again)
@@ -884,11 +884,11 @@ class SessionStore(Struct, frozen=True):
         return Command(("DEL", stored.key), reads_only=True)
 
     def revoke_all(self, user: str) -> Command:
-        """Return the command that ends all sessions that are bound to a user."""
+        """Return the command that ends all sessions of a user."""
         return Command(("DEL", *map(self.epoch_key, self.user_hashes(user))), reads_only=True)
 
     async def send(self, *commands: Command) -> list[Reply]:
-        """Send commands in one call; raise the error of any that failed. A flow."""
+        """Send commands in one pipeline; raise the error of the first that failed. A flow."""
         replies = await Pipeline(commands, deadline=self.deadline)
         for reply in replies:
             if isinstance(reply, CommandError):
@@ -911,9 +911,9 @@ class SessionStore(Struct, frozen=True):
 def read_session(
     key: str, fields: Sequence[object], open_: Callable[[str, bytes], bytes] | None = None
 ) -> tuple[StoredSession, dict[str, bytes]] | None:
-    """Return the session that a hash contains; see ``SessionStore.describe``.
+    """Return the session that a hash contains. The result is that of ``SessionStore.describe``.
 
-    ``open_`` opens the sealed value of a name; by default, values are not sealed.
+    ``open_`` takes a name and decrypts the sealed value; by default, values are not sealed.
     """
     if len(fields) % 2 or not _BYTES.issuperset(map(type, fields)):
         return None
@@ -935,12 +935,12 @@ def read_session(
 
 
 def session_script(name: str) -> Script:
-    """Return one of the scripts of sessions, which are in ``lua/`` beside this file."""
+    """Return one of the session scripts in ``lua/``."""
     return script(__package__, f"lua/{name}")
 
 
 def read_scripts() -> None:
-    """Read the scripts' files, so that no request has to, perhaps on an event loop."""
+    """Read the scripts' files in advance, so that no request blocks an event loop to read them."""
     for name in ("session_read", "session_save", "session_start"):
         session_script(name)
 
@@ -956,14 +956,14 @@ def _call(name: str, keys: Sequence[str], *arguments: Argument, again: bool) -> 
 # The part of the engine
 
 ENDED_MEANWHILE: Final = "the session was ended meanwhile"
-"""Why something was not saved: another request has ended the session, or given it another id."""
+"""The reason why changes were not saved: another request ended the session or changed its id."""
 _UPSTASH_ANSWERED = UpstashAnswered("session load")
 _UNCHANGEABLE = frozenset({str, int, float, bool, bytes, NoneType, datetime, UUID})
-"""Types of values that cannot have changed after they were read."""
+"""Types of values that the application cannot change in place."""
 
 
 class Sessions(Part):
-    """Loads and saves sessions; implements ``core.engine.Part``."""
+    """The part of the engine that loads and saves sessions."""
 
     def __init__(  # noqa: PLR0913
         self,
@@ -977,9 +977,9 @@ class Sessions(Part):
         sets_cookie: bool = True,
         rolls: Callable[[], bool] = lambda: True,
     ) -> None:
-        """``make`` is the class of sessions; ``sets_cookie`` says that no framework sets it.
+        """``make`` is the class of sessions; ``sets_cookie`` is False if the framework sets them.
 
-        ``rolls`` says whether reading a session extends its idle timeout, or only changing it.
+        ``rolls`` returns whether a read extends the idle timeout; otherwise only a change does.
         """
         self.settings = settings
         self.store = store
@@ -995,12 +995,12 @@ class Sessions(Part):
         idle, cookie = store.idle, settings.max_age
         span = idle if cookie is None else min(idle, float(cookie))  # type: ignore[arg-type] # seconds
         self._touched_for = span / 20
-        """Seconds after which a use extends the idle timeout, or the cookie's."""
+        """Seconds after which a use extends the idle timeout and the cookie's lifetime."""
 
     # --- One request ----------------------------------------------------------------------------
 
     def prepare(self, request: HTTPRequest) -> SessionExchange | SessionLookup | None:
-        """Begin a request: with a new session if it has no cookie, otherwise with a lookup."""
+        """Return an exchange with a new session if there is no cookie, otherwise a lookup."""
         if self._patterns and not self.covers(request.path):
             return None
         id_ = cookie_of(request.headers, self._cookie)
@@ -1017,11 +1017,11 @@ class Sessions(Part):
     def receive(
         self, prepared: SessionLookup, replies: list[Reply] | UpstashError
     ) -> SessionExchange:
-        """Go on with the replies; an id that is unknown is never used (session fixation)."""
+        """Return the exchange for the replies. An unknown id is never used (session fixation)."""
         return SessionExchange(self, self.loaded(prepared, replies), prepared.headers)
 
     def loaded(self, lookup: SessionLookup, replies: list[Reply] | UpstashError) -> Session:
-        """Return the session that the replies contain, or an empty one."""
+        """Return the session in the replies, or an empty one."""
         try:
             if isinstance(replies, UpstashError):
                 raise replies
@@ -1036,7 +1036,7 @@ class Sessions(Part):
         return self.session() if found is None else self.session(*found)
 
     async def load(self, id_: str | None) -> Session:
-        """Return the session with this id, or an empty one, outside of a pipeline. A flow."""
+        """Return the session with this id, or an empty one, in a call of its own. A flow."""
         lookup = None if id_ is None else self.store.prepare(id_)
         if lookup is None:
             return self.session()
@@ -1063,7 +1063,7 @@ class Sessions(Part):
     # --- Saving ---------------------------------------------------------------------------------
 
     def is_due(self, session: Session) -> bool:
-        """Whether a session is to be saved or touched, as far as that is known without encoding."""
+        """Whether a session must be saved or touched, as far as is known without encoding."""
         if session._is_detached or session._is_manual or not session.accessed:
             return False
         if session._is_over or session._is_certain:
@@ -1074,16 +1074,16 @@ class Sessions(Part):
         return not _UNCHANGEABLE.issuperset(map(type, session._values.values()))
 
     async def save(self, session: Session, *, strict: bool = False) -> None:
-        """Write what has changed, and note how the cookie changes. A flow.
+        """Save the changes, and note the change of the cookie. A flow.
 
-        Once the response's head has been sent, only an existing session is changed. With
-        ``strict`` whatever cannot be saved raises an exception; otherwise it is reported.
+        Once the response's head was sent, only an existing session can be changed. With ``strict``,
+        a failure raises an exception; otherwise it emits an event.
 
         Raises:
-            UpstashError: The call failed; or the session could not be loaded, and there are
-                changes that are not to be lost silently.
+            UpstashError: The call failed; or the session could not be loaded, and its changes must
+                not be lost silently.
             NotStorable: A value cannot be stored, or the session is too large.
-            RuntimeError: The head has been sent, and a cookie would be needed.
+            RuntimeError: The head was already sent, and a cookie would be needed.
         """
         if session._is_detached:
             return
@@ -1107,9 +1107,9 @@ class Sessions(Part):
         if starts and session._is_sent:
             if strict:
                 raise RuntimeError(
-                    "session.save: a cookie would have to be set, and the response's head has been "
-                    "sent; store something in the session before, or before the WebSocket is "
-                    "accepted"
+                    "session.save: the response's head has already been sent, so no cookie can be "
+                    "set for this session; change the session before that, or before accepting "
+                    "the WebSocket"
                 )
             self.observe(SessionSaved("saved", False, "the response's head had been sent"))
             entries, deleted, starts = {}, [], False
@@ -1135,7 +1135,7 @@ class Sessions(Part):
         *,
         starts: bool,
     ) -> _SaveResult:
-        """Send what is to be changed, in one call."""
+        """Send the changes in one pipeline."""
         store, stored = self.store, session._stored
         first = [store.delete(each) for each in todo.ended]
         first += map(store.revoke_all, todo.revoked)
@@ -1147,15 +1147,15 @@ class Sessions(Part):
                 deleted=deleted,
                 user=user,
                 first=first,
-                # Unless this request revokes them, what else ends a user's sessions wins.
+                # If another request revoked the user's sessions, the revocation wins.
                 despite_revocation=stored is not None and store.is_bound_to_any(stored, revoked),
             )
             is_replaced = new is None
-            if new is None:  # it has ended meanwhile: go on with what this request has written
+            if new is None:  # the session has ended: keep what this request has written
                 values = session._values
                 set_ = {name: self._dump(values[name]) for name in session._set if name in values}
                 entries = {**entries, **set_}
-                if not entries and user is None:  # the client keeps the cookie of what ended it
+                if not entries and user is None:  # keep the cookie that the other request set
                     return _SaveResult("regenerated", None, None, entries, is_replaced=True)
                 new = await store.start(entries, user=user)
             if new is None:
@@ -1179,11 +1179,11 @@ class Sessions(Part):
     def _take_over(
         self, session: Session, written: _SaveResult, deleted: list[str], *, is_cleared: bool
     ) -> None:
-        """Apply the result of a save to a session that may have been changed meanwhile."""
+        """Apply the result of a save to a session that may have changed during the save."""
         entries = written.entries
         if written.is_over:
             self.observe(SessionSaved(written.change, False, ENDED_MEANWHILE))
-            session.cookie_change = None  # of an id that is not valid any more
+            session.cookie_change = None  # its id is no longer valid
             if not is_cleared:
                 session._is_over = True
                 session._entries, session._values, session._deleted = {}, {}, set()
@@ -1200,7 +1200,7 @@ class Sessions(Part):
             return
         session._stored = written.stored
         session.cookie_change = written.cookie or session.cookie_change
-        if written.is_replaced:  # what was read belongs to the session that has ended
+        if written.is_replaced:  # the values read before belong to the session that has ended
             session._entries = {}
             kept = [name for name in entries if name in session._values]
             session._values = {name: session._values[name] for name in kept}
@@ -1211,18 +1211,18 @@ class Sessions(Part):
         session._deleted.update(name for name in entries if name not in session._values)
 
     def _is_old(self, stored: StoredSession) -> bool:
-        """Whether the timeout is to be extended: once in a twentieth of it, or of the cookie's."""
+        """Whether a use extends the timeout now: at most once in a twentieth of the timeout."""
         return self.store.clock.wall() - stored.touched >= self._touched_for
 
     def _loaded_entry(self, data: bytes) -> Any:
-        """Decode an entry. Raises an exception also if its value could not be saved again."""
+        """Decode an entry. Raises an exception if the value could not be encoded again."""
         value = self._load(data)
-        if data.count(b"[") + data.count(b"{") > MAX_DEPTH:  # perhaps nested too deep
+        if data.count(b"[") + data.count(b"{") > MAX_DEPTH:  # the nesting may be too deep
             self._dump(value)
         return value
 
     def _changed_entries(self, session: Session) -> tuple[dict[str, bytes], list[str]]:
-        """Return the entries that have changed, encoded, and the names of those deleted."""
+        """Return the changed entries, encoded, and the names of the deleted ones."""
         changed: dict[str, bytes] = {}
         known = session._entries
         for name, value in list(session._values.items()):
@@ -1232,7 +1232,7 @@ class Sessions(Part):
                 name.encode()
             except Exception as error:
                 raise NotStorable(f"session[{name!r}]: {error}") from error
-            # An entry of another version or program may have other bytes for the same value.
+            # Another version or program may have encoded an equal value differently.
             if data != before and (before is None or not self._is_same(before, data)):
                 changed[name] = data
         if changed:
@@ -1242,15 +1242,15 @@ class Sessions(Part):
     def _is_same(self, before: bytes, data: bytes) -> bool:
         try:
             return self._dump(self._loaded_entry(before)) == data
-        except Exception:  # noqa: BLE001 - as in reading
+        except Exception:  # noqa: BLE001 - as when entries are read
             return False
 
 
 class _SaveTasks(NamedTuple):
-    """The tasks of a save besides writing entries."""
+    """What a save does besides writing entries."""
 
     user: Any
-    """The user to bind the session to; None for none."""
+    """The user to bind the session to; None leaves the binding unchanged."""
     regenerates: bool
     ended: list[StoredSession]
     revoked: list[str]
@@ -1261,14 +1261,14 @@ class _SaveResult(NamedTuple):
 
     change: Change
     stored: StoredSession | None
-    """The session after it."""
+    """The session after the save."""
     cookie: CookieChange | None
     entries: Mapping[str, bytes]
     is_over: bool = False
     """Whether another request had ended the session."""
     is_replaced: bool = False
-    """Whether another request had ended the session, and another one replaces it if anything has
-    been written."""
+    """Whether another request had ended the session. ``stored`` is then the new session, or None if
+    nothing was written."""
 
 
 class SessionExchange(PartExchange):
@@ -1279,7 +1279,7 @@ class SessionExchange(PartExchange):
     saves = True
 
     def __init__(self, part: Sessions, session: Session, headers: Headers) -> None:
-        """``headers`` are the fields of the request."""
+        """``headers`` are the header fields of the request."""
         self._headers = headers
         self._part = part
         self.session: Session = session
@@ -1296,17 +1296,17 @@ class SessionExchange(PartExchange):
 
     @property
     def absent_cookie(self) -> str:
-        """The cookie's name if the session is empty, and nothing saves it."""
+        """The cookie's name if the session is empty and will not be saved; otherwise empty."""
         return self._part.settings.cookie_name if self.session._stays_empty else ""
 
     def detach(self) -> None:
-        """Replace the session with an empty one that belongs to no client and is not saved."""
+        """Replace the session by an empty one that belongs to no client and is not saved."""
         self.session = self._part.detached().session
 
     def save(self) -> Flow[None] | None:
-        """Return the flow to run before the head is sent, which saves the session, if it is due.
+        """Return the flow that saves the session before the head is sent; None if nothing changed.
 
-        The flow raises NotStorable, and nothing that Upstash can cause.
+        The flow can raise NotStorable. Failures of Upstash raise nothing.
         """
         return self._save() if self._part.is_due(self.session) else None
 
@@ -1317,7 +1317,7 @@ class SessionExchange(PartExchange):
         certain = session._is_certain
         try:
             await self._part.save(session)
-        except NotStorable:  # an error page of the application follows, perhaps through here
+        except NotStorable:  # the application's error page may pass through this method again
             session._is_manual = True
             raise
         except UpstashError as error:
@@ -1328,7 +1328,7 @@ class SessionExchange(PartExchange):
             session.cookie_change = None
 
     def head(self, head: ResponseHead) -> ResponseHead | Response:
-        """Add the cookie, and Vary: Cookie where the response depends on the session."""
+        """Add the cookie, and Vary: Cookie if the response depends on the session."""
         session = self.session
         session._is_sent = True
         if session._is_refused and not session._is_detached:
@@ -1347,12 +1347,12 @@ class SessionExchange(PartExchange):
         return head if headers is head.headers else ResponseHead(head.status, headers)
 
     def finish(self, *, complete: bool) -> Flow[None] | None:  # noqa: ARG002
-        """Return the flow that saves what changed while the body was produced."""
+        """Return the flow that saves changes made while the body was produced."""
         session = self.session
         if not session._is_sent or session._is_refused or not self._part.is_due(session):
             return None
         if session._stored is None and not session._is_certain:
-            is_lost = session._values and session._error is None  # otherwise `save` has said so
+            is_lost = session._values and session._error is None  # `save` has reported an error
             return self._drop_late() if is_lost else None
         return self._finish()
 
@@ -1363,7 +1363,7 @@ class SessionExchange(PartExchange):
             self._part.observe(UpstashFailed("session save", error))
 
     def leave_to_handler(self) -> None:
-        """Save only what the handler saves itself: a WebSocket has been accepted."""
+        """Leave saving to the handler, after a WebSocket was accepted."""
         self.session._is_manual = True
 
     async def _drop_late(self) -> None:
@@ -1371,7 +1371,7 @@ class SessionExchange(PartExchange):
 
 
 def unavailable(headers: Headers) -> Response:
-    """Return the response where a login or logout did not happen; ``headers`` of the request."""
+    """Return the 503 for a failed login or logout; ``headers`` are the request's."""
     return decision.unavailable(headers, "The session cannot be changed at the moment.")
 
 
@@ -1388,14 +1388,14 @@ def check_size(entries: Mapping[str, bytes], max_size: int) -> None:
 
 
 COOKIE_NOT_SHARED: Final = 'no-cache="Set-Cookie"'
-"""What keeps caches from sending a stored Set-Cookie to other clients (RFC 9111 §5.2.2.4)."""
+"""The directive that prevents caches from reusing a stored Set-Cookie (RFC 9111 §5.2.2.4)."""
 
 
 def may_be_shared(name: str, value: str) -> bool:
-    """Whether a field such as ``Cache-Control: public`` lets caches store a response for all.
+    """Whether a field such as ``Cache-Control: public`` allows shared caches to store a response.
 
-    Also one for CDNs, which ignore Cache-Control then (RFC 9213). Vary: Cookie does not suffice:
-    clients without a cookie would all get the session of one of them.
+    Fields for CDNs count as well; they override Cache-Control (RFC 9213). Vary: Cookie is not
+    enough, because all clients without a cookie would get the session of one of them.
     """
     if not name.lower().endswith("cache-control"):
         return False
@@ -1404,13 +1404,13 @@ def may_be_shared(name: str, value: str) -> bool:
 
 
 def varying_by_cookie(headers: Headers) -> Headers:
-    """Return fields whose Vary names Cookie."""
+    """Return header fields with Cookie in Vary."""
     named = {name.strip().lower() for line in headers.lines("vary") for name in line.split(",")}
     return headers if {"cookie", "*"} & named else headers.adding((b"Vary", b"Cookie"))
 
 
 def cookie_of(headers: Headers, name: str) -> str | None:
-    """Return the value of the first cookie of this name, None if there is none."""
+    """Return the value of the first cookie with this name; None if there is none."""
     for line in headers.lines("cookie"):
         for pair in line.split(";"):
             key, equals, value = pair.partition("=")

@@ -1,10 +1,10 @@
-"""Python values as bytes and back: JSON, with tagged forms for what JSON does not have.
+"""Encodes Python values as JSON and decodes them, with tagged forms for types that JSON lacks.
 
-A value either decodes to an equal value of the same type, or is refused with ``NotStorable``. What
-JSON has no form for becomes an object with one name that begins with ``$``, such as
-``{"$date": "2026-01-31"}``; a dictionary that looks like one gets one more ``$``. Text, numbers,
-lists and other dictionaries are plain JSON, so that other languages can read them and Redis can
-count with integers.
+A value is encoded only if it decodes to an equal value of the same type; otherwise NotStorable is
+raised. Types that JSON lacks become an object with one name that begins with ``$``, such as
+``{"$date": "2026-01-31"}``. A dictionary of that shape gets an additional ``$``. Text, numbers,
+lists and other dictionaries are plain JSON, so other languages can read them, and Redis can
+increment integers.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 MAX_DEPTH: Final = 100
-"""How deep containers may be nested."""
+"""The maximum nesting of containers."""
 
 _MAX_INTEGER = 1 << 64
-"""Larger integers are written in hexadecimal, whose conversion is linear and has no limit."""
+"""Larger integers are written in hexadecimal, because conversion to decimal is slow and limited."""
 _CONTAINERS = frozenset({list, dict})
 _MAX_SHOWN_PARTS = 8
 _MAX_SHOWN_KEY_LENGTH = 40
 _PASSED_THROUGH_TYPES = (bytes, datetime, date, time, timedelta, Decimal, UUID)
-"""Types that msgspec leaves to this module when it takes a typed value apart."""
+"""Types that msgspec does not convert to builtins, because this module encodes them."""
 
 
 class Unreadable(ValueError):
-    """The bytes do not encode a value, or not one of the requested type."""
+    """The bytes do not encode a value, or encode no value of the requested type."""
 
 
 class Form(Struct, frozen=True):
-    """The tagged form of one more type, which is taken apart and made again by two functions.
+    """The tagged form of one more type: two functions that convert it to storable values and back.
 
-    ``pack`` returns a value that can be stored; values may be nested in it. Only objects of exactly
-    this type have the form, not those of subclasses.
+    The result of ``pack`` may contain further values to encode. The form applies to exactly this
+    type, not to subclasses.
     """
 
     tag: str
@@ -57,7 +57,7 @@ class Form(Struct, frozen=True):
 
 
 class Codec:
-    """Encodes and decodes values; ``forms`` are for types besides those that are built in."""
+    """Encodes and decodes values. ``forms`` adds types to the built-in ones."""
 
     __slots__ = ("_pack", "_unpack")
 
@@ -78,17 +78,17 @@ class Codec:
         }
         self._unpack = _UNPACK | {f"${form.tag}": form.unpack for form in every}
 
-    def encode(self, value: object, type: Any = None) -> bytes:  # noqa: A002 - as it is named in ``get``
-        """Return a value as bytes.
+    def encode(self, value: object, type: Any = None) -> bytes:  # noqa: A002 - same name as in ``get``
+        """Encode a value.
 
         Args:
             value: None, bool, int, finite float, str, bytes, datetime, date, time, timedelta,
                 Decimal, UUID; a list, tuple, set or frozenset of these; a dict with text as keys.
-            type: a dataclass, msgspec Struct or pydantic model, or a type made of these such as
-                ``list[Product]``, of which the value is. ``decode`` needs the same type.
+            type: A dataclass, msgspec Struct or pydantic model, or a type that contains these, such
+                as ``list[Product]``: the type of the value. ``decode`` needs the same type.
 
         Raises:
-            NotStorable: it would not come back equal and of the same type.
+            NotStorable: The value would not decode to an equal value of the same type.
         """
         if type is not None:
             return self._encode_typed(value, type)
@@ -96,11 +96,11 @@ class Codec:
             if _is_plain(value, 0):
                 return json.encode(value)
         except (UnicodeEncodeError, RecursionError):
-            pass  # the path to the reason is found below
+            pass  # ``tagged`` finds the path of the invalid value
         return json.encode(self.tagged(value))
 
     def decode(self, data: bytes | memoryview, type: Any = None) -> Any:  # noqa: A002 - as above
-        """Return the value of these bytes. Raises Unreadable."""
+        """Decode a value. Raises Unreadable."""
         try:
             value = json.decode(data)
             if b'"$' in bytes(data):
@@ -111,10 +111,10 @@ class Codec:
                 return adapter.validate_json(json.encode(value), **_by_name_arguments())
             return msgspec.convert(value, type, str_keys=True)
         except Exception as error:
-            raise Unreadable(f"no value of the expected form: {error}") from error
+            raise Unreadable(f"the value does not have the expected form: {error}") from error
 
     def tagged(self, value: object) -> Any:
-        """Return a value with only what JSON has, as ``encode`` writes it. Raises NotStorable."""
+        """Return a value in the types of JSON, as ``encode`` writes it. Raises NotStorable."""
         try:
             return self._tag(value, 0)
         except _Refused as refused:
@@ -123,9 +123,9 @@ class Codec:
             raise _Refused(_TOO_DEEP).error() from None
 
     def form_of(self, kind: type) -> Form | None:  # noqa: ARG002 - for subclasses
-        """Return the form of a type that has none yet; for classes that are imported later.
+        """Return the form of a type without a form, for classes that are imported later.
 
-        ``forms`` has one with the same tag, which unpacks the values of all these types.
+        ``forms`` must contain a form with the same tag, which decodes the values of all such types.
         """
         return None
 
@@ -161,7 +161,7 @@ class Codec:
         return items
 
     def _set(self, value: set[Any] | frozenset[Any], depth: int) -> Any:
-        # In an order of their own, so that equal sets are equal bytes.
+        # Sorted, so that equal sets have equal bytes.
         items = sorted(self._list(value, depth, "{…}"), key=json.encode)
         return {f"${type(value).__name__}": items}
 
@@ -187,7 +187,7 @@ class Codec:
         return value
 
     def _encode_typed(self, value: object, kind: Any) -> bytes:
-        """Encode a value, and check that it decodes to an equal one."""
+        """Encode a value, and check that it decodes to an equal value."""
         adapter = _pydantic(kind)
         try:
             if adapter is not None:
@@ -207,13 +207,13 @@ class Codec:
             back = self.decode(data, kind)
         except Unreadable as error:
             raise NotStorable(
-                f"value: {_describe(value)} is no {_type_name(kind)}: {error.__cause__}; "
+                f"value: {_describe(value)} is not a {_type_name(kind)}: {error.__cause__}; "
                 "store one, or leave out type="
             ) from error
         if type(back) is type(value) and back != value:
             raise NotStorable(
-                f"value: {_describe(value)} does not come back equal as {_type_name(kind)}: its "
-                "class has no comparison, or its fields are not all in its type; store a "
+                f"value: {_describe(value)} does not decode to an equal {_type_name(kind)}: its "
+                "class has no comparison, or its type lacks some of its fields; store a "
                 f"{_type_name(kind)}, or leave out type="
             )
         try:
@@ -224,7 +224,7 @@ class Codec:
 
 
 def _is_plain(value: Any, depth: int) -> bool:  # noqa: PLR0911, PLR0912 - one loop, for speed
-    """Whether msgspec encodes a value so that it decodes to an equal value of the same type."""
+    """Whether msgspec alone encodes a value so that it decodes to an equal one of the same type."""
     kind = type(value)
     if kind in _CONTAINERS and depth >= MAX_DEPTH:
         return False
@@ -260,7 +260,7 @@ def _tag_like(value: dict[Any, Any]) -> bool:
     return type(key) is str and key[:1] == "$"
 
 
-# --- Refusals -----------------------------------------------------------------------------------
+# --- Values that cannot be stored -----------------------------------------------------------------
 
 _TOO_DEEP = (
     f"it is nested more than {MAX_DEPTH} levels deep, or contains itself; store a flatter value"
@@ -292,18 +292,18 @@ _REMEDIES: tuple[tuple[Callable[[type], bool], str], ...] = (
     (lambda kind: hasattr(kind, "tolist"), "store value.tolist()"),
     (lambda kind: hasattr(kind, "__iter__"), "store list(value)"),
 )
-"""What to store in place of a value, by its type: the first that applies."""
+"""The replacement to suggest for a type. The first that applies is used."""
 
 
 class _Refused(Exception):
-    """A refusal on its way out, with the parts of its path, the innermost first."""
+    """A value that cannot be stored. ``parts`` is its path, from the innermost part outwards."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
         self.parts: list[str] = []
 
     def error(self) -> NotStorable:
-        """Return the refusal as users get it."""
+        """Return the error for users."""
         parts = self.parts[::-1]
         if len(parts) > _MAX_SHOWN_PARTS:
             parts = [*parts[:_MAX_SHOWN_PARTS], "…"]
@@ -318,7 +318,7 @@ def _check_depth(depth: int) -> None:
 def _check_key(key: object) -> None:
     if type(key) is not str:
         raise _Refused(
-            f"the key {_shorten_key(key)} is {_describe(key)}; keys have to be text: store "
+            f"the key {_shorten_key(key)} is {_describe(key)}; keys must be text: store "
             "{str(key): …}, or a list of pairs"
         )
     if not _is_unicode(key):
@@ -336,7 +336,7 @@ def _remedy(value: object) -> str:
     for applies, remedy in _REMEDIES:
         if applies(type(value)):
             return remedy
-    return "store the text, numbers, lists and dicts that it is made of"
+    return "store its parts as text, numbers, lists and dicts"
 
 
 def _describe(value: object) -> str:
@@ -394,7 +394,7 @@ def _unpack_decimal(content: Any) -> Decimal:
 
 
 def _pack_moment(value: datetime | time) -> Any:
-    """Return a moment's ISO text; if that loses something: naive text, fold and time zone."""
+    """Return the ISO text of a time; if fold or zone would be lost, a list with naive text."""
     zone = value.tzinfo
     if not value.fold and (zone is None or zone is UTC):
         return value.isoformat()
@@ -407,14 +407,14 @@ def _pack_zone(value: datetime | time) -> Any:
     if zone is None:
         return None
     if type(zone) is timezone:
-        offset, *names = zone.__getinitargs__()  # type: ignore[attr-defined] # as pickle calls it
+        offset, *names = zone.__getinitargs__()  # type: ignore[attr-defined] # a method for pickle
         return [offset, *names]
     zoneinfo = sys.modules.get("zoneinfo")
     if zoneinfo is not None and type(zone) is zoneinfo.ZoneInfo and zone.key is not None:
         return str(zone.key)
     raise _Refused(
         f"{_describe(value)} with a time zone of the type {_type_name(type(zone))} cannot be "
-        "stored; store it in another one: value.astimezone(datetime.timezone.utc)"
+        "stored; convert it to UTC: value.astimezone(datetime.timezone.utc)"
     )
 
 
@@ -424,7 +424,7 @@ def _unpack_moment(kind: type[Any]) -> Callable[[Any], Any]:
             return kind.fromisoformat(content)
         text, fold, zone = content
         if isinstance(zone, str):
-            from zoneinfo import ZoneInfo  # noqa: PLC0415 - if it is used
+            from zoneinfo import ZoneInfo  # noqa: PLC0415 - rarely needed
 
             zone = ZoneInfo(zone)
         elif zone is not None:
@@ -460,20 +460,20 @@ _UNPACK: dict[str, Callable[[Any], Any]] = {
 
 
 def _check_same(value: Any, back: Any) -> None:
-    """Raise _Refused if a part of a typed value comes back as another type, though it is equal.
+    """Raise _Refused if a part of a typed value decodes to an equal value of another type.
 
-    Such is 1 in a field that is declared as ``float``.
+    An example is 1 in a field that is declared as ``float``.
     """
     if type(back) is not type(value):
         raise _Refused(
-            f"{_describe(value)} would come back as one of the type {_type_name(type(back))}, "
-            f"which it is declared as; store a {_type_name(type(back))}, or declare it as "
+            f"{_describe(value)} would decode to the type {_type_name(type(back))}, as which it is "
+            f"declared; store a {_type_name(type(back))}, or declare it as "
             f"{_type_name(type(value))}"
         )
-    # Times that differ in microseconds of it are equal in Python.
+    # Python compares times in UTC, so their UTC offsets can differ.
     if isinstance(value, datetime | time) and value.utcoffset() != back.utcoffset():
         raise _Refused(
-            f"{_describe(value)} would come back with another UTC offset; store one whose "
+            f"{_describe(value)} would decode with another UTC offset; store one whose "
             "offset is in whole minutes"
         )
     for part, item, other in _pair_parts(value, back):
@@ -485,7 +485,7 @@ def _check_same(value: Any, back: Any) -> None:
 
 
 def _pair_parts(value: Any, back: Any) -> Iterable[tuple[str, Any, Any]]:
-    """Return the parts of two values of one type, with the name of each, for an error."""
+    """Yield the parts of two values of the same type, with their names for error messages."""
     if isinstance(value, dict):
         yield from (("{…}", *keys) for keys in zip(value, back, strict=False))
         yield from ((f"[{_shorten_key(key)}]", value[key], back.get(key)) for key in value)
@@ -503,7 +503,7 @@ def _pair_parts(value: Any, back: Any) -> Iterable[tuple[str, Any, Any]]:
 
 
 def _field_names(kind: Any) -> tuple[str, ...]:
-    """Return the names of the fields of a Struct, a dataclass, a model or a class of attrs."""
+    """Return the names of the fields of a Struct, dataclass, pydantic model or attrs class."""
     for attribute in ("__struct_fields__", "__dataclass_fields__", "model_fields"):
         if names := getattr(kind, attribute, ()):
             return tuple(names)
@@ -511,7 +511,7 @@ def _field_names(kind: Any) -> tuple[str, ...]:
 
 
 def _pydantic(kind: Any) -> Any:
-    """Return pydantic's adapter for a type that has a model in it, None for any other."""
+    """Return pydantic's adapter for a type that contains a model; None for other types."""
     pydantic = sys.modules.get("pydantic")
     if pydantic is None or not _has_model(kind, pydantic.BaseModel):
         return None
@@ -526,15 +526,15 @@ def _has_model(kind: Any, model: type) -> bool:
 
 @lru_cache(maxsize=256)
 def _adapter(kind: Any) -> Any:
-    from pydantic import TypeAdapter  # noqa: PLC0415 - it is loaded
+    from pydantic import TypeAdapter  # noqa: PLC0415 - already imported by the application
 
     return TypeAdapter(kind)
 
 
 @lru_cache(maxsize=1)
 def _by_name_arguments() -> Mapping[str, bool]:
-    """Return the arguments with which pydantic reads fields by their names, not their aliases."""
-    from pydantic import VERSION  # noqa: PLC0415 - it is loaded
+    """Return the arguments with which pydantic reads fields by name instead of alias."""
+    from pydantic import VERSION  # noqa: PLC0415 - already imported by the application
 
     is_able = tuple(map(int, VERSION.split(".")[:2])) >= (2, 11)
     return {"by_name": True, "by_alias": False} if is_able else {}

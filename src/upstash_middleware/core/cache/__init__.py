@@ -1,6 +1,6 @@
-"""The cache half of the engine: a shared HTTP cache (RFC 9111) over Redis; its public names.
+"""The cache part of the engine, a shared HTTP cache (RFC 9111) on Redis: its public names.
 
-They are imported when they are used: with limits alone, a process needs few of these modules.
+They are imported at the first use, because a process that only has limits needs few of the modules.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The cache as a part of the engine: from a request to a stored response, or to an exchange.
+"""The cache as a part of the engine: finds the stored response for a request, or forwards it.
 
-``Cache.prepare`` says what to read for a request, ``Cache.receive`` what the replies mean, and
-``choose`` whether the stored response is used (RFC 9111 §4). Of concurrent requests for the same
-response only one is forwarded: within this process by ``SingleFlight``, between processes by a
-lock on Redis.
+``Cache.prepare`` returns the commands that look up a request, ``Cache.receive`` interprets the
+replies, and ``choose`` decides whether the stored response is used (RFC 9111 §4). Of concurrent
+requests for the same response, only one is forwarded: ``SingleFlight`` ensures it within a process,
+and a lock on Redis between processes.
 """
 
 from __future__ import annotations
@@ -111,11 +111,11 @@ if TYPE_CHECKING:
 _DAY = 24 * 3600.0
 _MAX_RESOURCES = 512
 _MAX_REMEMBERED_LENGTH = 512
-"""Characters of a request for whose resource is remembered, so that all take about a megabyte."""
-# What may occur in a query, and what browsers leave unescaped there. How other bytes are read
-# differs between frameworks (RFC 3986 §3.4).
+"""The maximum length of a remembered request; all of them use about a megabyte."""
+# The characters that a query may contain, and those that browsers do not escape. Frameworks decode
+# other bytes differently (RFC 3986 §3.4).
 _QUERY = re.compile(r'[!"$-~]*+')
-# Fields that may make a request bypass the cache; nearly none has one.
+# Fields that may make a request bypass the cache. Most requests have none of them.
 _BYPASS_FIELDS = frozenset(
     {"content-length", "content-type", "if-match", "if-unmodified-since", "transfer-encoding"}
 )
@@ -125,33 +125,33 @@ _UPSTASH_ANSWERED = UpstashAnswered("cache lookup")
 
 
 class _Resource(Struct, frozen=True):
-    """What the cache knows about a URL, the same for all clients."""
+    """The data of a URL that does not depend on the client."""
 
     context: RuleContext
-    """The context of the first rule that covers it."""
+    """The context of the first rule that covers the URL."""
     url: str
-    """Path and query, as in the name of its epoch."""
+    """The path and query, as they occur in the key of the URL's epoch."""
     key: str
     previous: str
-    """Its key in the application's previous version, if there is one."""
+    """The key in the application's previous version; empty if there is none."""
     tags: tuple[str, ...]
-    """The tags of its rule, with their ancestors."""
+    """The tags from the rule, with their ancestors."""
     scopes: tuple[str, ...]
-    """Its directories and its rule, if these can be purged."""
+    """The directories and the rule, if purging by these is enabled."""
     epochs: tuple[str, ...]
-    """The keys of its epochs."""
+    """The keys of the URL's epochs."""
     refused: str
-    """Why requests for it bypass the cache; empty if they do not."""
+    """Why requests for the URL bypass the cache; empty if they do not."""
 
 
 class PreparedLookup(Prepared, eq=False):
-    """A request and what to read for it."""
+    """A request and the commands that look it up."""
 
     request: HTTPRequest
     resource: _Resource
     reading: Reading
     changes: int
-    """The number of L1's changes before it is read."""
+    """The number of changes of L1 before the lookup."""
 
 
 Step: TypeAlias = "CacheExchange | PreparedLookup | Flow[CacheExchange]"
@@ -159,7 +159,7 @@ Received: TypeAlias = "CacheExchange | Flow[CacheExchange]"
 
 
 class Cache(Part):
-    """A shared cache (RFC 9111) over stored responses on Redis."""
+    """A shared cache (RFC 9111) that stores responses on Redis."""
 
     def __init__(  # noqa: PLR0913 - keyword arguments, each a setting
         self,
@@ -198,15 +198,16 @@ class Cache(Part):
         kept_cookies: Mapping[str, str] | None = None,
         randomness: Callable[[int], bytes] = urandom,
     ) -> None:
-        """Make a cache; nothing is sent to Upstash, and ``secret`` is not called, before a request.
+        """Create a cache. Upstash and ``secret`` are not called before the first request.
 
-        Most arguments are the settings of the same names (``cache_grace``). Besides: ``secret``
-        returns the key for hashes of what selects responses, ``selects`` what else of a request
-        selects its response (None if that is unknown), and with ``background_refresh`` the caller
-        carries out the ``refresh`` of exchanges. ``remember`` is the number of resources whose Vary
-        and tags are remembered; ``max_keep`` is the longest lifetime of an entry in seconds;
-        ``directories`` says whether directories and rules can be purged; ``kept_cookies`` are those
-        that no rule may ignore, each with the setting of its name.
+        Most arguments are the settings with the same names, some of them without ``cache_``.
+        ``secret`` returns the key for hashes of selecting values. ``selects`` returns another value
+        of a request that selects its response, or None if the value is unknown. With
+        ``background_refresh``, the caller must run the ``refresh`` of exchanges. ``remember`` is
+        the number of resources whose Vary and tags are remembered, ``max_keep`` the maximum
+        lifetime of an entry in seconds. ``directories`` enables purges of directories and rules.
+        ``kept_cookies`` are cookies that no rule may ignore, each with the setting that defines its
+        name.
         """
         read_scripts("lock", "soften", "store", "supersede")
         self._rules = tuple(rules)
@@ -267,11 +268,11 @@ class Cache(Part):
         self._reflected = frozenset(self._context.fields.reflected.keys() - {"host"})
 
     async def begin(self, request: HTTPRequest) -> CacheExchange:
-        """Look a request up by the cache alone. A flow."""
+        """Look up a request in the cache alone, without other parts. A flow."""
         return cast("CacheExchange", await self.finish_step(self.prepare(request)))
 
     def prepare(self, request: HTTPRequest) -> Step:  # noqa: PLR0911 - one for each kind
-        """Return what to read for a request, its exchange if that is clear, or a flow to it."""
+        """Return the lookup of a request, its exchange if no lookup is needed, or a flow."""
         if self._debug and DEBUG_FIELD in request.headers:
             sent = [line.encode("latin-1") for line in request.headers.lines(DEBUG_FIELD)]
             if len(sent) == 1 and compare_digest(sent[0], self._debug):
@@ -299,7 +300,7 @@ class Cache(Part):
         return self._prepare(resource, request, self._target(resource, request))
 
     def receive(self, prepared: PreparedLookup, replies: list[Reply] | UpstashError) -> Received:
-        """Return the exchange of a request, at once if its stored response is known and fresh."""
+        """Return the exchange of a request, or a flow if more must be read first."""
         if isinstance(replies, UpstashError):
             return self._after_failure(prepared, replies)
         lookup = prepared.resource.context.store.receive(prepared.reading, replies)
@@ -347,7 +348,7 @@ class Cache(Part):
         return chosen if isinstance(chosen, CacheExchange) else await chosen
 
     def _learn_variation(self, prepared: PreparedLookup, lookup: Lookup) -> Target | None:
-        """Learn from a lookup how queries select; return what to look up instead, if anything."""
+        """Learn which query parameters select; return the target to look up instead, if any."""
         target, variations = prepared.reading.target, self._context.variations
         variations.informed = True
         rule, url = prepared.resource.context.rule, target.url
@@ -415,7 +416,7 @@ class Cache(Part):
         return Debugged(within=cast("CacheExchange", exchange), explained=explained)
 
     async def _begin_post(self, request: HTTPRequest) -> CacheExchange:
-        """Look up the target of a POST, whose response may become its stored state."""
+        """Look up the target of a POST, whose response may be stored as the target's state."""
         resource = self._resource(request, "GET")
         target: Target | str = ""
         if resource is not None and not resource.refused:
@@ -440,15 +441,15 @@ class Cache(Part):
     def _answer_from_l1(
         self, prepared: PreparedLookup, *, unreachable: bool = False
     ) -> Answered | None:
-        """Return an answer from L1 without a lookup, if it is fresh.
+        """Return an answer from L1 without a lookup; None if a lookup is needed.
 
-        If Upstash is ``unreachable``, what is there may also be used for longer. None for what has
-        to be validated, refreshed or forwarded, which takes the current epochs.
+        The stored response must be fresh. If Upstash is ``unreachable``, it may be used for longer.
+        A response that must be validated, refreshed or forwarded needs the current epochs.
         """
         reading, l1 = prepared.reading, self._store.l1
         target, lookup = reading.target, l1.find(reading.entries[-1])
         if lookup is None or lookup.entry is None or target.exact is not None:
-            return None  # whether the exact URL was purged is not known here
+            return None  # a purge of the exact URL is not recorded in L1
         if self._context.pending.concern(target.url, *lookup.entry.tags):
             return None
         found, stored = self._looked_up_request(prepared, lookup, target), lookup.entry
@@ -465,10 +466,10 @@ class Cache(Part):
         response = _response_from_stored(found, stored, age, detail) if usable else None
         return None if response is None else Answered(response=response)
 
-    # --- What a request is looked up by ---------------------------------------------------------
+    # --- Keys of requests -----------------------------------------------------------------------
 
     def _resource(self, request: HTTPRequest, method: str) -> _Resource | None:
-        """Return the resource of a request as if its method was ``method``; None without a rule."""
+        """Return a request's resource as if its method was ``method``; None if it has no rule."""
         headers, reflected = request.headers, self._context.fields.reflected
         names = headers.names()
         memo_key: tuple[str, ...] = (
@@ -506,7 +507,7 @@ class Cache(Part):
         own = [names.resource(origin, url, version, request.root_path)]
         own += [names.resource(origin, url, previous, request.root_path)] if previous else []
         differing, refused = reflected_key(request, rule, url, context.fields.reflected)
-        if differing:  # hashed without the secret that the values of Vary are hashed with
+        if differing:  # hashed without a secret, unlike the values of Vary
             own = [variant_key(key, differing, b"") for key in own]
         expanded = with_ancestors(rule.tags_for(request.path))
         tags = () if isinstance(expanded, str) else expanded
@@ -529,7 +530,7 @@ class Cache(Part):
         return _Resource(context, url, own[0], previously, tags, scopes, epochs, refused)
 
     async def _target_by_user_code(self, resource: _Resource, request: HTTPRequest) -> Target | str:
-        """Return a request's target, or why the rule's functions make it bypass the cache."""
+        """Return a request's target, or why it bypasses the cache. Emits errors of functions."""
         try:
             return await self._call_user_code(resource, request)
         except ConfigurationError:  # credentials are missing
@@ -640,8 +641,8 @@ class Cache(Part):
     async def purge(self, what: Purge) -> None:
         """Make stored responses unusable, at once and for all processes.
 
-        Raises UpstashError if it is not certain that all of it was done, ValueError for an invalid
-        URL or directory, and for the path of no rule.
+        Raises UpstashError if the purge may be incomplete, and ValueError for an invalid URL or
+        directory or a path without a rule.
         """
         if (what.directories or what.rules) and self._rules and not self._reads_scopes:
             raise ConfigurationError(
@@ -651,7 +652,7 @@ class Cache(Part):
         await purge(self._context, what)
 
     def for_cdn(self, what: Purge) -> Purge:
-        """Return a purge with the tags by which the CDN finds all of it."""
+        """Return a purge with all the tags that purge the same responses from the CDN."""
         cdn, rules = self._context.cdn, self._rules
         if cdn is None:
             return what
@@ -661,16 +662,16 @@ class Cache(Part):
         return replace(what, cdn_tags=cdn.tags_of_purge(whole, rules))
 
     def forget(self) -> None:
-        """Clear this process's memory; nothing on Redis is deleted."""
+        """Clear this process's memory. Nothing on Redis is deleted."""
         self._store.forget()
         self._context.flights.clear()
         self._context.variations.clear()
         self._context.revalidations.clear()
 
     async def explain(self, request: HTTPRequest) -> CacheExplanation:
-        """Return what a lookup would find for a request, and why the cache would not answer it.
+        """Return the result of a lookup of a request, and why it would not be a hit.
 
-        A flow. Nothing is learned, served or stored. Raises UpstashError.
+        A flow. Nothing is stored or remembered. Raises UpstashError.
         """
         resource = self._resource(request, request.method)
         if resource is None:
@@ -705,7 +706,7 @@ class Cache(Part):
     async def _explain(
         self, resource: _Resource, request: HTTPRequest, target: Target
     ) -> CacheExplanation:
-        """Explain a target, or its URL's canonical form if a response for that would answer."""
+        """Explain a target, or the canonical form of its URL if that has a usable response."""
         store, can_refresh = self._store, self._context.can_refresh
         explanation = await explain(store, target, can_refresh=can_refresh)
         if not request.query or explanation.outcome == "hit":
@@ -719,7 +720,7 @@ class Cache(Part):
             other = await explain(store, canonical, can_refresh=can_refresh)
             if other.no_vary_search == str(variation):
                 return other
-        if explanation.status is None:  # what was stored of its path may say why
+        if explanation.status is None:  # another response of the path may explain the miss
             without_query = self._canonical(resource, request, target, Variation(are_kept=True))
             other = await explain(store, without_query, can_refresh=can_refresh)
             explanation = replace(explanation, no_vary_search=other.no_vary_search)
@@ -732,7 +733,7 @@ class Cache(Part):
         request: HTTPRequest,
         target: Target,
     ) -> CacheExplanation:
-        """Add the advice that would turn a miss into a hit, as far as the request shows it."""
+        """Add advice on how to turn the miss into a hit, if the request shows it."""
         rule, why, advice = context.rule, explanation.why, ""
         no_user = rule.user is not None and not target.private
         varies = explanation.outcome == "vary-miss"
@@ -741,8 +742,8 @@ class Cache(Part):
         case = self._context.reasons.case(rule, 200, request.headers)
         if varies and "cookie" in explanation.vary and "cookie" in request.headers:
             each = cookie_advice(case, each_has_its_own=True)
-            advice = f"each Cookie field has its own response: {each}"
-        # Why a plain response to this request would not be stored; empty if it would.
+            advice = f"each value of the Cookie field has its own response: {each}"
+        # Why a response without special fields would not be stored for this request.
         named = tuple(name.partition("=")[0] for name in explanation.vary)
         head = ResponseHead(200, Headers())
         candidate = context.candidate(request, head, NO_DIRECTIVES, named, private=target.private)
@@ -750,10 +751,10 @@ class Cache(Part):
         detail = planned if isinstance(planned, str) else ""
         reason = reason_of(detail, case, no_user=no_user)
         if reason.kind == "lifetime":
-            why += "; the rule has no ttl, so only responses that state their own are stored"
+            why += "; the rule has no ttl, so responses are stored only if they state a lifetime"
             advice = advice or (
-                "set ttl=60, or send Cache-Control: max-age=60; neither helps a response that says "
-                "private or no-store"
+                "set ttl=60, or send Cache-Control: max-age=60; neither has an effect on responses "
+                "with private or no-store"
             )
         elif reason.kind == "cookies":
             why += (
@@ -774,7 +775,7 @@ class Cache(Part):
 
 
 def _without_ignored_cookies(context: RuleContext, request: HTTPRequest) -> HTTPRequest:
-    """Return a request as the application gets it: without the ignored cookies."""
+    """Return the request that the application gets, without the ignored cookies."""
     if context.ignored is None or "cookie" not in request.headers:
         return request
     headers = without_cookies(request.headers, context.ignored)
@@ -782,7 +783,7 @@ def _without_ignored_cookies(context: RuleContext, request: HTTPRequest) -> HTTP
 
 
 def _bypassing_value(rule: CacheRule, request: HTTPRequest) -> str:
-    """Return which of the values that a rule's ``bypass`` names a request has; empty if none."""
+    """Return the request's first value that a rule's ``bypass`` names; empty if there is none."""
     for sent in rule.bypassed_by:
         if sent.read(request, sent.name):
             return f"bypass of the rule: {sent.kind}:{sent.name}"
@@ -790,7 +791,7 @@ def _bypassing_value(rule: CacheRule, request: HTTPRequest) -> str:
 
 
 def _bypass_reason(request: HTTPRequest, profile: Profile) -> str:
-    """Return why the fields of a request make it bypass the cache; empty if they do not."""
+    """Return why the header fields make a request bypass the cache; empty if they do not."""
     headers = request.headers
     if "if-match" in headers or "if-unmodified-since" in headers:  # RFC 9111 §4.3.2
         return "it carries a condition for the application"
@@ -801,7 +802,7 @@ def _bypass_reason(request: HTTPRequest, profile: Profile) -> str:
 
 
 def _names_other_charset(content_type: str) -> bool:
-    """Whether a Content-Type names another charset than UTF-8: Django decodes the query by it."""
+    """Whether a Content-Type names a charset other than UTF-8. Django decodes the query by it."""
     if len(content_type) > LONGEST_VALUE:
         return True
     pairs = [parameter.partition("=") for parameter in content_type.split(";")]
@@ -810,12 +811,12 @@ def _names_other_charset(content_type: str) -> bool:
 
 
 async def _user_id(rule: CacheRule, request: HTTPRequest) -> str | None:
-    """Return the id of the request's user by the rule's function; None if there is none.
+    """Return the user's id from the rule's function; None if there is no user.
 
-    Raises TypeError for a value that may be the same for two users, such as an object's text.
+    Raises TypeError for an object without an id, whose text may be the same for two users.
     """
     user = None if rule.user is None else await call(rule.user, request)
-    # Frameworks have an object for an anonymous user.
+    # Frameworks represent an anonymous user by an object.
     if user is None or user is False or getattr(user, "is_authenticated", True) is False:
         return None
     kind, identifier = "", user
@@ -824,8 +825,8 @@ async def _user_id(rule: CacheRule, request: HTTPRequest) -> str | None:
         identifier = user.get_id() if hasattr(user, "get_id") else getattr(user, "pk", None)
     if isinstance(identifier, bool) or not isinstance(identifier, str | int | UUID):
         raise TypeError(
-            f"CacheRule.user: it returned {user!r}; it should be the user's id as text, a whole "
-            "number or a UUID, a user of Django or Flask-Login, or None for no user"
+            f"CacheRule.user: it returned {user!r}; it should return the user's id as text, an "
+            "integer or a UUID, a user of Django or Flask-Login, or None for no user"
         )
     return f"{kind}{identifier}" if str(identifier) else None
 
@@ -834,7 +835,7 @@ async def _user_id(rule: CacheRule, request: HTTPRequest) -> str | None:
 
 
 def choose(found: LookedUpRequest) -> CacheExchange:
-    """Return the exchange of a request after its lookup."""
+    """Return the exchange of a request for the result of its lookup."""
     context, lookup, requested = found.context, found.lookup, found.requested
     stored = lookup.entry
     if stored is not None and stored.status == 206 and not reuse.satisfies(found.request, stored):
@@ -874,8 +875,8 @@ def choose(found: LookedUpRequest) -> CacheExchange:
 def _response_from_stored(
     found: LookedUpRequest, stored: StoredResponse, age: float, detail: str
 ) -> Response | None:
-    """Return the response from a stored one, None if that is damaged."""
-    # Age and Cache-Status have whole seconds, so a popular response has the same head many times.
+    """Return the response made from a stored one; None if the stored one is damaged."""
+    # Age and Cache-Status have whole seconds, so the head is reused within a second.
     rule, exact = found.context.rule, found.target.exact
     sent = rule.downstream, rule.downstream_cdn, exact and exact.url
     made_of = floor(age), floor(stored.lifetime - age), detail, sent
@@ -908,9 +909,9 @@ def _forward(found: LookedUpRequest, requested: Directives) -> CacheExchange:
 
 
 def _is_refreshable(found: LookedUpRequest, stored: StoredResponse) -> bool:
-    """Whether a request without a user would get the same response (RFC 5861 §3).
+    """Whether a request without the user's credentials would get the same response (RFC 5861 §3).
 
-    If credentials or the whole Cookie field select it, only their user can fetch it.
+    If credentials or the whole Cookie field select it, only the user's own requests can fetch it.
     """
     if not found.context.can_refresh or found.target.private:
         return False
@@ -919,7 +920,7 @@ def _is_refreshable(found: LookedUpRequest, stored: StoredResponse) -> bool:
 
 
 def _refresh(found: LookedUpRequest, stored: StoredResponse) -> Refresh | None:
-    """Return the background revalidation of a stored response, None if there is to be none now."""
+    """Return the background revalidation of a stored response; None if none should begin now."""
     context, key = found.context, found.lookup.key
     if not context.revalidations.begin(key):
         return None
@@ -936,12 +937,12 @@ def _refresh(found: LookedUpRequest, stored: StoredResponse) -> Refresh | None:
         exchange.flight = flight
     elif flight is not None:
         context.revalidations.end(key, failed=False)
-        return None  # the response to a request that was forwarded will replace it
+        return None  # a request that is already forwarded will replace the stored response
     return Refresh(request, exchange)
 
 
 def _request_of_no_user(found: LookedUpRequest, stored: StoredResponse) -> HTTPRequest:
-    """Return a request with only those of the client's fields that select the stored response."""
+    """Return a request with only the client's fields that select the stored response."""
     headers, rule = found.request.headers, found.context.rule
     carried, reflected = found.selecting_fields(stored), found.context.fields.reflected
     pairs = [
@@ -964,16 +965,15 @@ def _request_of_no_user(found: LookedUpRequest, stored: StoredResponse) -> HTTPR
     )
 
 
-# --- One render for concurrent requests (RFC 9111 §4) -------------------------------------------
+# --- Request collapsing (RFC 9111 §4) -----------------------------------------------------------
 #
-# The first request leads and is forwarded. The others follow: they wait, and are answered by the
-# response that the leader stores. A follower has already done its own lookup, so it knows every
-# purge that had completed by then, and does not use a response to a request that was forwarded
-# before such a purge.
+# The first request is the leader and is forwarded. The others are followers: they wait for the
+# response that the leader stores. A follower does its own lookup first, so it knows all earlier
+# purges. It does not use a response whose request was forwarded before such a purge.
 #
-# Followers wait only if a response is expected that can answer them, and stop as soon as it is
-# known that none will: it may not be stored, or it streams, so that the leader's client decides
-# how long it takes.
+# Followers wait only while a response that can answer them is expected. They stop waiting when the
+# response turns out not to be storable, or to be a stream, whose duration depends on the leader's
+# client.
 
 
 async def wait_for_render(found: LookedUpRequest, exchange: CacheExchange) -> CacheExchange:
@@ -981,7 +981,7 @@ async def wait_for_render(found: LookedUpRequest, exchange: CacheExchange) -> Ca
     if isinstance(exchange, Answered):
         try:
             return await _lock_refresh(found, exchange)
-        except BaseException:  # it will not be finished
+        except BaseException:  # the exchange will not be finished
             exchange.drop()
             raise
     if not isinstance(exchange, Miss):
@@ -992,21 +992,21 @@ async def wait_for_render(found: LookedUpRequest, exchange: CacheExchange) -> Ca
         chosen = await _join_or_wait(found, exchange)
         if chosen is exchange and exchange.flight is not None:
             return await _acquire_lock_or_wait(found, exchange)
-    except BaseException:  # it will not be finished, so no request may wait for it
+    except BaseException:  # the exchange will not be finished, so no request may wait for it
         exchange.resolve(NotShared.INTERRUPTED)
         raise
     return chosen
 
 
 async def _join_or_wait(found: LookedUpRequest, exchange: Miss) -> CacheExchange:
-    """Make a request the leader for later ones, or answer it with its leader's response.
+    """Make a request the leader, or wait for its leader's response.
 
-    It waits for at most ``collapse`` seconds, and is then forwarded by itself.
+    After ``collapse`` seconds without a response, the request is forwarded.
     """
     context, clock = found.context, found.context.store.clock
     until = clock.monotonic() + context.collapse
     key, expected = found.lookup.key, found.is_expected
-    # With these fields the response may lack parts that the others request.
+    # For these fields, the response may lack parts that other requests need.
     for_less = reuse.RANGE_FIELDS if exchange.withholds_conditions else reuse.RANGE_AND_CONDITIONS
     may_lead = found.request.headers.names().isdisjoint(for_less)
     while (left := until - clock.monotonic()) > 0:
@@ -1020,14 +1020,14 @@ async def _join_or_wait(found: LookedUpRequest, exchange: Miss) -> CacheExchange
             context.flights.forget(flight)
             break
         if flight.result is NotShared.FAILED:
-            return choose(found)  # a stale response may now be used here too
+            return choose(found)  # the failure may allow a stale response
         if not isinstance(flight.result, Shared):
             if flight.result is NotShared.INTERRUPTED:
                 continue
             break
         if (answered := _response_from_leader(found, flight.result)) is not None:
             return answered
-        # Now that Vary is known, the requests for each variant have their own leader.
+        # Vary is now known, so each variant has its own leader.
         expected, key = True, context.store.variant(found.target, flight.result.plan.vary)
         if key == flight.key:
             context.flights.forget(flight)
@@ -1035,7 +1035,7 @@ async def _join_or_wait(found: LookedUpRequest, exchange: Miss) -> CacheExchange
 
 
 def _response_from_leader(found: LookedUpRequest, shared: Shared) -> Answered | None:
-    """Return the response for a follower, None if it must not get the leader's response."""
+    """Return the response for a follower; None if it cannot use the leader's response."""
     stored, fields, profile = shared.plan.stored, shared.plan.vary, found.context.store.profile
     age = current_age(stored, found.now)
     theirs = vary.selected_values(fields, shared.found.request.headers, profile)
@@ -1043,7 +1043,7 @@ def _response_from_leader(found: LookedUpRequest, shared: Shared) -> Answered | 
         return None
     if theirs != vary.selected_values(fields, found.request.headers, profile):
         return None
-    # A tag whose epoch was not read counts as purged if any tag was.
+    # If the epoch of a tag was not read, a purge of that tag is assumed if any tag was purged.
     before, tags = shared.found.lookup.epochs, (*found.target.tags, *stored.tags)
     recorded = {tag: before.tags.get(tag, _EPOCH_NOT_READ) for tag in tags}
     current = found.lookup.epochs
@@ -1053,16 +1053,16 @@ def _response_from_leader(found: LookedUpRequest, shared: Shared) -> Answered | 
     return Answered(response=reuse.answer(found.request, stored, head))
 
 
-# No epoch has this value.
+# A value that no epoch on Redis has.
 _EPOCH_NOT_READ = Epoch("not read", "")
 
 
 async def _acquire_lock_or_wait(found: LookedUpRequest, exchange: Miss) -> CacheExchange:
-    """Acquire the lock to be forwarded, or wait for what another process renders under it.
+    """Acquire the lock to forward a request, or wait for the process that holds the lock.
 
-    Each read of the lock is a billed command; the pauses between reads grow. After ``collapse``
-    seconds, or if nothing can be shared, the request is forwarded without the lock. A lock expires
-    after half of that time, so that a crashed holder is replaced while others still wait.
+    Each read of the lock is a billed command, so the pauses between reads grow. After ``collapse``
+    seconds, or if the response cannot be shared, the request is forwarded without the lock. A lock
+    expires after half of that time, so that a crashed holder is replaced while others still wait.
     """
     context, clock, pause = found.context, found.context.store.clock, _FIRST_PAUSE
     until = clock.monotonic() + context.collapse
@@ -1108,7 +1108,7 @@ def _answer_followers(found: LookedUpRequest, exchange: Miss) -> None:
 
 
 async def _lock_refresh(found: LookedUpRequest, answered: Answered) -> Answered:
-    """Acquire the lock for a background revalidation, or leave it to the process that has it."""
+    """Acquire the lock for a background revalidation, or cancel it if another process has it."""
     context, refresh, lock = found.context, answered.refresh, found.lookup.lock
     if refresh is None or lock is None or lock.unshared:
         return answered

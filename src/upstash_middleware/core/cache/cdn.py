@@ -1,7 +1,7 @@
-"""A CDN in front: the fields by which it tags what it stores and limits how long, and its purges.
+"""A CDN in front of the application: its header fields for tags and lifetimes, and its purges.
 
-Whatever a purge here reaches, the CDN finds by a tag: of the response, of its URL, of its
-directories and its rule, and of everything. So each purge is passed on as tags alone.
+Each response has tags for its URL, its directories, its rule and everything, besides its own tags.
+Any purge can therefore be passed on to the CDN as a list of tags.
 """
 
 from __future__ import annotations
@@ -23,43 +23,43 @@ if TYPE_CHECKING:
     from upstash_middleware.messages import Headers
 
 _PRINTABLE: Final = "!#$&'()*+./:;<=>?@[]^`{|}~"
-"""What a tag keeps beside letters, digits, ``_`` and ``-``; not what separates tags, nor ``%``."""
+"""The characters that a tag keeps besides letters, digits, ``_`` and ``-``: no separators or %."""
 
 
 class CDN(Struct, frozen=True):
-    """How one CDN reads tags and lifetimes."""
+    """The header fields and limits of a CDN."""
 
     tag_field: str
     separator: str
     control_field: str
-    """The field that only this CDN reads in place of Cache-Control."""
+    """The field that this CDN reads instead of Cache-Control."""
     max_tag_length: int
-    """Characters of one tag."""
+    """The maximum length of a tag in characters."""
     max_field_length: int
-    """Bytes of the field with the tags."""
+    """The maximum length of the field with the tags in bytes."""
     max_tags: int
     honours_vary: bool
-    """Whether it compares all request fields that Vary names; otherwise Accept-Encoding alone."""
+    """Whether the CDN selects by all fields in Vary; otherwise only by Accept-Encoding."""
     safe: str = _PRINTABLE
-    """The characters that a tag may have beside letters, digits, ``_``, ``-``, ``.`` and ``~``."""
+    """The characters allowed in tags besides letters, digits, ``_``, ``-``, ``.`` and ``~``."""
 
     def encode_tag(self, tag: str) -> str:
-        """Return a tag as the CDN can read it: percent-encoded, and a digest if it is too long."""
+        """Return a tag in a form that the CDN accepts: percent-encoded, and hashed if too long."""
         text = quote(tag, safe=self.safe)
         if len(text) <= self.max_tag_length:
             return text
         return f"~{sha256(tag.encode()).hexdigest()}"
 
     def tags_of(self, target: Target, rule: CacheRule, tags: Iterable[str]) -> tuple[str, ...]:
-        """Return the tags by which the CDN finds a response, as written in its field."""
-        # A CDN that knows cache groups reads their field itself.
+        """Return the tags that purge a response from the CDN, in encoded form."""
+        # A CDN that supports cache groups reads their field itself.
         own, _ = split_tags_and_groups(tags)
         urls = (f"url:{url}" for url in target.urls)
         named = ("everything", *scopes_of(target.url, rule), *urls, *map(_escape_tag, own))
         return tuple(dict.fromkeys(map(self.encode_tag, named)))
 
     def tags_of_purge(self, what: Purge, rules: Sequence[CacheRule]) -> tuple[str, ...]:
-        """Return the tags of all that a purge reaches. Raises ValueError as the purge does."""
+        """Return the tags of everything that a purge affects. Raises ValueError like the purge."""
         named = ["everything"] if what.everything else []
         named += [f"url:{url}" for url in urls_to_purge(what.urls, rules)]
         named += scopes_to_purge(what.directories, what.rules, rules)
@@ -67,22 +67,22 @@ class CDN(Struct, frozen=True):
         return tuple(dict.fromkeys(map(self.encode_tag, named)))
 
     def distinguishes(self, selecting: Iterable[str]) -> bool:
-        """Whether the CDN sends a response only to requests with the same values of these fields.
+        """Whether the CDN sends a response only to requests with equal values of these fields.
 
-        Each CDN has one copy for each coding.
+        All CDNs store a separate response for each coding.
         """
         return self.honours_vary or {*selecting} <= {"accept-encoding"}
 
     def forbid_storing(self, headers: Headers) -> Headers:
-        """Return a response's fields so that the CDN does not store it."""
+        """Return header fields with which the CDN does not store the response."""
         headers = headers.without("cache-tag", "surrogate-key", self.tag_field.lower())
         return headers.setting(self.control_field, "no-store, max-age=0")
 
     def add_cdn_fields(self, headers: Headers, tags: Sequence[str], control: str | None) -> Headers:
-        """Return a response's fields with the CDN's in place of the application's.
+        """Return header fields with the CDN's fields in place of the application's.
 
-        ``control`` is what the CDN gets in place of Cache-Control. If the tags are more than the
-        CDN reads, it may not store the response: no purge would find it there.
+        ``control`` is the CDN's value for Cache-Control. If there are more tags than the CDN reads,
+        it must not store the response, because a purge might not find it.
         """
         text = self.separator.join(tags)
         if len(text) > self.max_field_length or len(tags) > self.max_tags:
@@ -94,17 +94,17 @@ class CDN(Struct, frozen=True):
 
 
 _RESERVED_TAG_NAMES: Final = frozenset({"everything", "rule", "tag", "under", "url"})
-"""The first parts of the tags that are not the application's own, and what its own get before."""
+"""The prefixes of generated tags. An application's tag with one of these gets ``tag:``."""
 
 
 def _escape_tag(tag: str) -> str:
-    """Return an application's tag, changed if it could be mistaken for a reserved one."""
+    """Return an application's tag, escaped if it could be mistaken for a generated one."""
     return f"tag:{tag}" if tag.partition(":")[0] in _RESERVED_TAG_NAMES else tag
 
 
 CDNS: Final = {
     # https://developers.cloudflare.com/cache/how-to/purge-cache/purge-by-tags/
-    # https://developers.cloudflare.com/cache/concepts/vary/: only as far as a rule of the zone says
+    # https://developers.cloudflare.com/cache/concepts/vary/: only if a rule of the zone enables it
     "cloudflare": CDN(
         "Cache-Tag", ",", "Cloudflare-CDN-Cache-Control", 1024, 16_000, 1000, honours_vary=False
     ),
@@ -117,7 +117,7 @@ CDNS: Final = {
     "vercel": CDN(
         "Vercel-Cache-Tag", ",", "Vercel-CDN-Cache-Control", 256, 8192, 128, honours_vary=False
     ),
-    # https://docs.netlify.com/build/caching/caching-overview/: Vary is a part of its keys
+    # https://docs.netlify.com/build/caching/caching-overview/: Vary is part of the cache key
     "netlify": CDN(
         "Netlify-Cache-Tag", ",", "Netlify-CDN-Cache-Control", 1024, 8192, 128, honours_vary=True
     ),

@@ -1,12 +1,12 @@
-"""Entries on Redis: stored responses and variant indexes as bytes, and the epochs they record.
+"""Entries on Redis: the format of stored responses and variant indexes, and the epochs they record.
 
-An entry is ``MARK EPOCHS LF PAYLOAD``. The payload is a checksum over the key and everything after
-it, the length of a head in JSON, the head, and the body. The mark says whether the payload is raw
-or in base64, the form in which an entry is sent inside a pipeline or a script. The epochs are
-outside the checksum because a script on the server may have to add some; the tags in the head say
-how many there must be. If the application has set keys, a seal replaces the checksum.
+An entry is ``MARK EPOCHS LF PAYLOAD``. The payload consists of a checksum of the key and of
+everything after the checksum, the length of a head in JSON, the head, and the body. The mark says
+whether the payload is raw or in base64, which is needed in a pipeline or a script. The epochs are
+not part of the checksum, because a script may add some; the tags in the head determine their
+number. If cache_keys is set, a seal replaces the checksum.
 
-A value that does not parse is not an entry.
+A value that cannot be parsed counts as no entry.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 
 # --- Epochs -------------------------------------------------------------------------------------
 #
-# Every stored response records the epochs that were read before the application was called; a
-# purge replaces one of them by a value that was never there before. There is one of everything
-# (``A``), one of each URL (``U``), one of each directory and of each rule (``S``), one that changes
-# with every purge of any tag (``G``), and one of each tag (``T``).
+# Every stored response records the epochs that were read before the application was called. A purge
+# replaces an epoch by a new, unique value. There is one epoch of everything (``A``), one for each
+# URL (``U``), one for each directory and each rule (``S``), one that every purge of any tag
+# replaces (``G``), and one for each tag (``T``).
 
 
 class Epoch(NamedTuple):
-    """An epoch's two parts, both empty if the key is absent.
+    """The two parts of an epoch; both are empty if the key is absent.
 
-    An absent epoch equals only an absent one. Its expiry is safe because no entry lives until an
-    epoch expires that was set after the entry's epochs were read.
+    An absent epoch equals only another absent one. Epochs can expire, because an entry expires
+    before any epoch that was set after the entry's own epochs were read.
     """
 
     hard: str = ""
@@ -49,7 +49,7 @@ class Epoch(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Epoch:
-        """Read an epoch from its text."""
+        """Parse an epoch."""
         hard, _, soft = text.partition(":")
         return cls(hard, soft)
 
@@ -62,9 +62,9 @@ _EPOCH = re.compile(r"[A-Za-z0-9_:-]*")
 
 
 def epoch_text(value: bytes | None) -> str:
-    """Return the epoch at a key as text, empty if there is none.
+    """Return the epoch at a key as text; empty if there is none.
 
-    What this package has not written becomes a digest: it could be no part of an entry.
+    A value that this package has not written is hashed, because it could break an entry's format.
     """
     if not value:
         return ""
@@ -73,19 +73,19 @@ def epoch_text(value: bytes | None) -> str:
 
 
 class Epochs(Struct, frozen=True):
-    """The epochs that apply to one URL, as read at some moment."""
+    """The epochs that apply to a URL, as read at one time."""
 
     everything: Epoch = ABSENT
     url: Epoch = ABSENT
     any_tag: str = ""
-    """``G`` has no parts: it only says whether tags have to be compared."""
+    """``G``, which has no parts. If it is unchanged, the epochs of tags need not be compared."""
     tags: Mapping[str, Epoch] = field(default_factory=dict)
     scopes: Mapping[str, Epoch] = field(default_factory=dict)
-    """The epochs of the URL's directories and of its rule, by their names in keys."""
+    """The epochs of the URL's directories and its rule, by their names in keys."""
 
     @classmethod
     def parse(cls, texts: Sequence[str], tags: Sequence[str], scopes: Sequence[str] = ()) -> Epochs:
-        """Read the epochs of everything, a URL, the scopes, any tag, and each of ``tags``."""
+        """Parse the epochs of everything, a URL, the scopes, any tag, and each of ``tags``."""
         everything, url, *others = texts
         of_scopes = dict(zip(scopes, map(Epoch.parse, others[: len(scopes)]), strict=True))
         any_tag, *last = others[len(scopes) :]
@@ -94,14 +94,14 @@ class Epochs(Struct, frozen=True):
 
 
 class Validity(Enum):
-    """What the epochs say about a stored response."""
+    """The result of comparing the epochs of a stored response."""
 
     VALID = auto()
     STALE = auto()
-    """Purged softly: it may be used where a stale response may."""
+    """Purged softly: it may be used where a stale response may be used."""
     INVALID = auto()
     UNKNOWN = auto()
-    """Some tag was purged, and not all epochs of its tags have been read."""
+    """A tag was purged, and not all epochs of the response's tags were read."""
 
 
 def validity(recorded: Epochs, current: Epochs) -> Validity:
@@ -113,9 +113,9 @@ def validity(recorded: Epochs, current: Epochs) -> Validity:
         and recorded.url == current.url
         and recorded.scopes == current.scopes
     ):
-        return Validity.VALID  # nothing was purged: nearly always
+        return Validity.VALID  # nothing was purged: the usual case
     if recorded.scopes.keys() != current.scopes.keys():
-        return Validity.INVALID  # stored under another rule, whose purges are not known
+        return Validity.INVALID  # stored under another rule, whose purges were not read
     pairs = [(recorded.everything, current.everything), (recorded.url, current.url)]
     pairs += [(epoch, current.scopes[scope]) for scope, epoch in recorded.scopes.items()]
     unread = not same_tags and not recorded.tags.keys() <= current.tags.keys()
@@ -131,18 +131,18 @@ def validity(recorded: Epochs, current: Epochs) -> Validity:
 # --- Tags ---------------------------------------------------------------------------------------
 
 MAX_TAGS = 128
-"""The most tags of one response, with ancestors: every lookup reads the epoch of each."""
+"""The maximum number of a response's tags with their ancestors. A lookup reads all epochs."""
 MAX_TAG_PARTS = 16
 MAX_TAG_BYTES = 1024
 _GROUP = "\x1d"
-"""The first character of tags that are cache groups: the group separator of ASCII."""
+"""The first character of the tags for cache groups: ASCII's group separator."""
 
 
 def with_ancestors(tags: Collection[str]) -> tuple[str, ...] | str:
-    """Return tags with their colon-ancestors: ``product:7`` counts as ``product`` too.
+    """Return tags with their colon-ancestors: ``product:7`` also has the tag ``product``.
 
-    Return the reason instead if a tag is invalid or a response may not have so many. A tag can
-    contain what a client has sent, so it is checked before it is expanded.
+    If a tag is invalid or there are too many, return the reason instead. Tags can contain data
+    from clients, so they are checked before they are expanded.
     """
     if len(tags) > MAX_TAGS:
         return f"more than {MAX_TAGS} tags"
@@ -159,7 +159,7 @@ def with_ancestors(tags: Collection[str]) -> tuple[str, ...] | str:
 
 
 def tag_refused(tag: str) -> str | None:
-    """Return why no response can have this tag, None if one can."""
+    """Return why a response cannot have this tag; None if it can."""
     if tag.startswith(_GROUP):
         return "a tag that begins with a control character"
     try:
@@ -174,12 +174,12 @@ def tag_refused(tag: str) -> str | None:
 
 
 def tag_of_group(origin: str, name: str) -> str:
-    """Return the tag that stands for a cache group of an origin (RFC 9875)."""
+    """Return the tag for a cache group of an origin (RFC 9875)."""
     return f"{_GROUP}{origin} {name}"
 
 
 def group_of_tag(tag: str) -> tuple[str, str] | None:
-    """Return the origin and name of the cache group that a tag stands for; None for other tags."""
+    """Return the origin and name of a tag's cache group; None for other tags."""
     if not tag.startswith(_GROUP):
         return None
     origin, _, name = tag[1:].partition(" ")
@@ -198,13 +198,13 @@ def split_tags_and_groups(tags: Iterable[str]) -> tuple[tuple[str, ...], tuple[s
     return tuple(named), tuple(groups)
 
 
-# --- What is stored -----------------------------------------------------------------------------
+# --- Stored responses and variant indexes -------------------------------------------------------
 
 _MAX_BODY_BYTES = 16 * 1024 * 1024
-"""Bytes of the largest body. Settings can only lower it, and decompression stops there."""
+"""The maximum size of a body in bytes. Settings can only lower it. Decompression stops there."""
 _WORTH_COMPRESSING = 512
 _WORTHWHILE_RATIO = 0.9
-# Types whose bodies are compressed already.
+# Content types whose bodies are already compressed.
 _COMPRESSED_TYPES = (
     "image/",
     "audio/",
@@ -216,44 +216,44 @@ _COMPRESSED_TYPES = (
 
 
 class Damaged(ValueError):
-    """An entry or its body is damaged; it counts as if nothing was stored."""
+    """An entry or its body is damaged. It is treated as a miss."""
 
 
 class StoredResponse(Struct, frozen=True):
-    """A stored response, with the data needed to use it."""
+    """A stored response with its metadata."""
 
     status: int
     headers: Headers
     stored_at: float
-    """When its head was received, in seconds since 1970."""
+    """When the head was received, in seconds since 1970."""
     initial_age: float
-    """Its corrected initial age at that time, in seconds (RFC 9111 §4.2.3)."""
+    """The corrected initial age at that time, in seconds (RFC 9111 §4.2.3)."""
     lifetime: float
-    """Its freshness lifetime in seconds."""
+    """The freshness lifetime in seconds."""
     stale: Staleness
     packed: bytes
-    """The body, compressed if ``compressed`` says so; ``body_of`` returns it as it is sent."""
+    """The body, compressed if ``compressed`` is True; see ``body_of``."""
     length: int
-    """Bytes of the body as it is sent."""
+    """The length of the uncompressed body in bytes."""
     tags: tuple[str, ...]
-    """Its tags with all their ancestors."""
+    """The tags with all their ancestors."""
     epochs: Epochs
-    """Read before the application was called; those of tags in the order of ``tags``."""
+    """The epochs read before the application was called; those of tags in the order of ``tags``."""
     compressed: bool = False
     token: str = ""
-    """The token of the lock under which it was rendered."""
+    """The token of the lock that was held when the response was made."""
 
 
 class VariantIndex(Struct, frozen=True):
-    """The variants of a resource and what selects among them; stored at the resource's key."""
+    """The variants of a resource and the fields that select them; stored at the resource's key."""
 
     vary: tuple[str, ...]
-    """The union of the fields named by the Vary of its responses, in lower case; Accept-Encoding
-    perhaps with the codings of its responses, ``accept-encoding=br,gzip``."""
+    """All fields named by the Vary of the resource's responses, in lower case. Accept-Encoding may
+    include the codings of the responses: ``accept-encoding=br,gzip``."""
     tags: tuple[str, ...]
     variants: Mapping[str, int]
-    """The ends of the stored variants' keys, and when each expires, in seconds since 1970. If
-    several are stored at once, some may be missing."""
+    """The ends of the stored variants' keys, with their expiry in seconds since 1970. After
+    concurrent stores, some may be missing."""
     epochs: Epochs
     token: str = ""
 
@@ -262,7 +262,7 @@ Entry = StoredResponse | VariantIndex
 
 
 def pack(stored: StoredResponse) -> StoredResponse:
-    """Return a stored response with its body compressed, if that is worthwhile."""
+    """Return a stored response with its body compressed, if that saves enough."""
     kind = (stored.headers.get("content-type") or "").lower()
     encoded = "content-encoding" in stored.headers or kind.startswith(_COMPRESSED_TYPES)
     if encoded or stored.compressed or stored.length < _WORTH_COMPRESSING:
@@ -274,19 +274,19 @@ def pack(stored: StoredResponse) -> StoredResponse:
 
 
 def opened(stored: StoredResponse) -> StoredResponse:
-    """Return a stored response with its body as it is sent. Raises Damaged."""
+    """Return a stored response with its body uncompressed. Raises Damaged."""
     return replace(stored, packed=body_of(stored), compressed=False)
 
 
 def body_of(stored: StoredResponse) -> bytes:
-    """Return the body as it is sent.
+    """Return the uncompressed body.
 
-    Raises Damaged if it does not decompress to the length that was stored.
+    Raises Damaged if its length differs from the stored length, or if it cannot be decompressed.
     """
     if not stored.compressed:
         return stored.packed
     try:
-        # One byte more than expected shows a body that is too long; no more is inflated.
+        # One more byte than expected is enough to detect a body that is too long.
         body = zlib.decompressobj().decompress(stored.packed, stored.length + 1)
     except zlib.error:
         raise Damaged from None
@@ -295,7 +295,7 @@ def body_of(stored: StoredResponse) -> bytes:
     return body
 
 
-# --- The frame ----------------------------------------------------------------------------------
+# --- The format of entries ----------------------------------------------------------------------
 
 _RAW = b"\x01"
 _TEXT = b"1"
@@ -313,7 +313,7 @@ class _ResponseFrame(Struct, array_like=True, tag="response", forbid_unknown_fie
     length: Annotated[int, Meta(ge=0, le=_MAX_BODY_BYTES)]
     tags: tuple[str, ...]
     token: str
-    scopes: tuple[str, ...] = ()  # earlier versions had none
+    scopes: tuple[str, ...] = ()  # missing in earlier versions
 
 
 class _IndexFrame(Struct, array_like=True, tag="stub", forbid_unknown_fields=True):
@@ -325,13 +325,13 @@ class _IndexFrame(Struct, array_like=True, tag="stub", forbid_unknown_fields=Tru
 
 
 _NOT_STALE = Staleness()
-"""One object for the many entries that may not be used stale."""
+"""One shared object, because many entries may not be used stale."""
 _encode_head = json.Encoder().encode
 _decode_head = json.Decoder(_ResponseFrame | _IndexFrame).decode
 
 
 def encode(key: str, entry: Entry, *, raw: bool, sealing: Sealing | None = None) -> bytes:
-    """Return an entry as bytes for this key: ``raw``, or as text for a pipeline or a script."""
+    """Return the bytes of an entry: ``raw``, or as text for a pipeline or a script."""
     if raw:
         return _RAW + _epochs_text(entry.epochs) + b"\n" + _payload(key, entry, sealing)
     return b"".join(encode_for_script(key, entry, sealing))
@@ -340,18 +340,18 @@ def encode(key: str, entry: Entry, *, raw: bool, sealing: Sealing | None = None)
 def encode_for_script(
     key: str, entry: Entry, sealing: Sealing | None = None
 ) -> tuple[bytes, bytes]:
-    """Return an entry's text in two parts, between which a script inserts more epochs.
+    """Return an entry's text in two parts, between which a script inserts epochs.
 
-    Each is inserted as ``|`` and the epoch, in the order of the last tags.
+    The script inserts ``|`` and the epoch for each of the last tags, in their order.
     """
     return _TEXT + _epochs_text(entry.epochs), b"\n" + b64encode(_payload(key, entry, sealing))
 
 
 def decode(key: str, data: bytes | None, sealing: Sealing | None = None) -> Entry | None:
-    """Read the entry at a key; None if the bytes are not an entry."""
+    """Parse the entry at a key; None if the bytes are not an entry."""
     if not data or (end := data.find(b"\n")) < 0:
         return None
-    payload = memoryview(data)[end + 1 :]  # so that a large body is not copied
+    payload = memoryview(data)[end + 1 :]  # does not copy a large body
     try:
         if data[:1] == _TEXT:
             payload = memoryview(b64decode(payload, validate=True))
@@ -388,7 +388,7 @@ def decode(key: str, data: bytes | None, sealing: Sealing | None = None) -> Entr
 
 
 def is_index(beginning: bytes) -> bool | None:
-    """Whether an entry is a variant index, by its first bytes; None if it is not an entry."""
+    """Whether an entry is a variant index, judging by its first bytes; None if it is no entry."""
     _, _, payload = beginning.partition(b"\n")
     try:
         if beginning[:1] == _TEXT:
@@ -403,7 +403,7 @@ def is_index(beginning: bytes) -> bool | None:
 
 @lru_cache(maxsize=512)
 def _field_name(text: str) -> bytes:
-    return text.encode("latin-1")  # one object for all entries
+    return text.encode("latin-1")  # cached, so that entries share one object
 
 
 def _payload(key: str, entry: Entry, sealing: Sealing | None) -> bytes:
@@ -445,11 +445,11 @@ def _epochs_text(epochs: Epochs) -> bytes:
 
 # --- Sealing ------------------------------------------------------------------------------------
 #
-# A sealed payload is ``ID TAG PAYLOAD`` if it is signed, ``ID NONCE CIPHERTEXT`` if it is
-# encrypted. The first key seals, and each opens: a key is rotated by putting a new one first, and
-# removing the old one when everything it sealed has expired. The key of an entry is HMAC(key,
-# Redis key), so an entry cannot be moved to another place, and random nonces would have to
-# collide within one entry.
+# A sealed payload is ``ID TAG PAYLOAD`` if it is signed, and ``ID NONCE CIPHERTEXT`` if it is
+# encrypted. The first key seals, all keys open. To rotate keys, put a new one first, and remove the
+# old one when all its entries have expired. An entry's own key is HMAC(key, Redis key). An entry
+# can therefore not be moved to another Redis key, and random nonces can only collide within one
+# Redis key.
 
 _ID = 8
 _TAG = 32
@@ -457,34 +457,34 @@ _NONCE = 12
 
 
 class Unsealed(ValueError):
-    """An entry was sealed under none of the keys, or was changed since."""
+    """An entry was not sealed with any of the keys, or was changed afterwards."""
 
 
 class Sealing:
-    """Signs payloads with HMAC-SHA256, or encrypts them with AES-256-GCM, and opens them."""
+    """Signs payloads with HMAC-SHA256 or encrypts them with AES-256-GCM, and opens them."""
 
     __slots__ = ("_aes_gcm", "_invalid", "_randomness", "keys")
 
     def __init__(
         self, keys: Sequence[str], *, encrypt: bool, randomness: Callable[[int], bytes]
     ) -> None:
-        """Derive an id and a secret from each key; encryption needs the package cryptography."""
+        """Derive an id and a secret from each key. Encryption needs the package cryptography."""
         self._randomness = randomness
         self._aes_gcm: Any = None
         self._invalid: type[Exception] = Unsealed
         if encrypt:
-            from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - an extra
+            from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - an optional package
             from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
 
             self._aes_gcm, self._invalid = AESGCM, InvalidTag
-        # One key never serves both uses, and neither part reveals the other or the key.
+        # Each use has its own derived key. The id reveals neither the secret nor the key.
         use = b"entries, hidden" if encrypt else b"entries, signed"
         derived = [blake2b(key.encode(), digest_size=_ID + 32, person=use).digest() for key in keys]
         self.keys: Mapping[bytes, bytes] = {each[:_ID]: each[_ID:] for each in derived}
-        """Secrets by id; the first seals."""
+        """Secrets by id. The first one seals."""
 
     def seal(self, name: str, payload: bytes) -> bytes:
-        """Return a payload as it is stored at this Redis key."""
+        """Sign or encrypt a payload for this Redis key."""
         id_, secret = next(iter(self.keys.items()))
         own = hmac.digest(secret, name.encode(), "sha256")
         if self._aes_gcm is None:
@@ -494,7 +494,7 @@ class Sealing:
         return id_ + nonce + sealed
 
     def open(self, name: str, sealed: memoryview) -> memoryview:
-        """Return the payload that was sealed for this Redis key. Raises Unsealed."""
+        """Open a payload that was sealed for this Redis key. Raises Unsealed."""
         secret = self.keys.get(bytes(sealed[:_ID]))
         if secret is None:
             raise Unsealed
@@ -506,6 +506,6 @@ class Sealing:
             return payload
         try:
             opened = self._aes_gcm(own).decrypt(sealed[:_NONCE], sealed[_NONCE:], None)
-        except (self._invalid, ValueError):  # the latter for a truncated nonce
+        except (self._invalid, ValueError):  # ValueError for a truncated nonce
             raise Unsealed from None
         return memoryview(opened)

@@ -1,16 +1,16 @@
-"""A forwarded request and its response in the cache, and what concurrent requests share.
+"""Exchanges: a request, its response in the cache, and the state shared by concurrent requests.
 
-Each of these exchanges is a ``PartExchange``:
+Each class of exchanges is a ``PartExchange``:
 
 - ``Miss``: the request is forwarded, and its response is recorded and stored.
-- ``Revalidation``: the same with a stored response that may not be used as it is.
-- ``Invalidation``: an unsafe request, which makes stored responses invalid. ``PostInvalidation``
-  may store its own response in their place.
-- ``Bypassed``: the request is forwarded, and the cache only says why.
-- ``Answered``: the cache answers itself, and nothing is forwarded.
-- ``Debugged``: any of these, for somebody who debugs the cache.
+- ``Revalidation``: a miss with a stored response that must be validated before it is used.
+- ``Invalidation``: an unsafe request, which invalidates stored responses. ``PostInvalidation``
+  may store the request's own response in their place.
+- ``Bypassed``: the request is forwarded without a lookup; Cache-Status contains the reason.
+- ``Answered``: the cache has the response, and nothing is forwarded.
+- ``Debugged``: one of the others, with an explanation for a developer.
 
-``cache.py`` decides which.
+``cache.py`` decides which one a request gets.
 """
 
 from __future__ import annotations
@@ -71,23 +71,23 @@ if TYPE_CHECKING:
 SAFE_METHODS = frozenset(
     {"GET", "HEAD", "OPTIONS", "PRI", "PROPFIND", "QUERY", "REPORT", "SEARCH", "TRACE"}
 )
-"""The methods registered as safe; all others may change what is stored (RFC 9111 §4.4)."""
-# RFC 5861 §4: the statuses that stale-if-error is about.
+"""The methods registered as safe. All others may change stored resources (RFC 9111 §4.4)."""
+# RFC 5861 §4: the statuses that stale-if-error applies to.
 _STALE_IF_ERROR_STATUSES = frozenset({500, 502, 503, 504})
 _MAX_CERTAIN_BYTES = 7_000_000
 """Bytes of a body that fits in one call of 10 MB, even in base64."""
 BACK_OFF = 5.0
-"""Seconds for which a revalidation that has failed is not repeated."""
+"""Seconds after a failed revalidation during which it is not repeated."""
 _MAX_REMEMBERED = 10_000
 _ABANDONED_AFTER = 60.0
-"""Seconds after which a render, revalidation or invalidation counts as dropped by its owner."""
+"""Seconds after which a render, revalidation or invalidation counts as abandoned."""
 _DEBUGGED = "a response for debugging"
 _BODY_NOT_SEEN = "the server sends the file itself"
 _DEPENDS_ON_SESSION = "it depends on the session"
 
 
 class Context(Struct, frozen=True):
-    """What all exchanges share."""
+    """Values that all exchanges share."""
 
     rules: tuple[CacheRule, ...]
     store: Store
@@ -95,23 +95,23 @@ class Context(Struct, frozen=True):
     max_body: int
     """Bytes of the largest body that is stored."""
     grace: float
-    """Seconds for which a response is kept to be validated after it has become stale."""
+    """Seconds for which a stale response is kept so that it can be revalidated."""
     targets: tuple[str, ...]
-    """The targeted fields that are meant for this cache, the most specific first."""
+    """The targeted Cache-Control fields that this cache obeys, the most specific first."""
     can_refresh: bool
     """Whether stale responses can be revalidated in the background."""
     flights: SingleFlight
     revalidations: Revalidations
     pending: PendingInvalidations
     collapse: float
-    """Seconds for which a request waits for another one like it; 0 for not at all."""
+    """Seconds for which a request waits for a concurrent one; 0 disables waiting."""
     shows_keys: bool
-    """Whether Cache-Status contains the keys of responses."""
+    """Whether Cache-Status contains cache keys."""
     fields: KnownFields
     has_groups: bool
-    """Whether Cache-Groups and Cache-Group-Invalidation count."""
+    """Whether Cache-Groups and Cache-Group-Invalidation are obeyed."""
     cdn: CDN | None
-    """The CDN in front, by the setting ``cdn``."""
+    """The CDN in front of the application, from the setting ``cdn``."""
     errors: StoredErrors
     reasons: Reasons
     variations: Variations
@@ -120,15 +120,15 @@ class Context(Struct, frozen=True):
 
 
 class RuleContext(Context, frozen=True, kw_only=True):
-    """What all exchanges under one rule share."""
+    """Values that all exchanges of one cache rule share."""
 
     rule: CacheRule
     setting: str
-    """What errors call the rule: ``cache[0]``."""
+    """The rule's name in error messages, such as ``cache[0]``."""
     ignored: re.Pattern[str] | None
-    """What matches the cookies that are ignored."""
+    """The pattern of the ignored cookies' names."""
     calls_user_code: bool
-    """Whether the rule has functions to call."""
+    """Whether the rule has functions that must be called."""
 
     def candidate(
         self,
@@ -139,29 +139,29 @@ class RuleContext(Context, frozen=True, kw_only=True):
         *,
         private: bool,
     ) -> Candidate:
-        """Return a response that was received now, and what decides whether it is stored."""
+        """Return a response received now, with the values that decide whether it can be stored."""
         now, profile = self.store.clock.wall(), self.store.profile
         sent = request, self.rule, profile, head, control, vary, now, self.fields
         return Candidate(*sent, private, self.has_groups)
 
 
 class LookedUpRequest(Struct, frozen=True):
-    """A request with the result of its lookup."""
+    """A request with the result of its cache lookup."""
 
     context: RuleContext
     request: HTTPRequest
     target: Target
     lookup: Lookup
     fwd: str
-    """Why it is forwarded, if it is: an RFC 9211 ``fwd`` reason."""
+    """The reason if it is forwarded, as the ``fwd`` parameter of RFC 9211."""
     requested: Directives = NO_DIRECTIVES
-    """The request's directives, if they are obeyed."""
+    """The directives of the request, if the profile obeys them."""
     part: StoredResponse | None = None
-    """A stored part that lacks the requested range, to be combined with the response."""
+    """A stored partial response without the requested range, to be combined with the new one."""
 
     @property
     def shown_key(self) -> str:
-        """The key that Cache-Status contains."""
+        """The key for Cache-Status; empty if keys are not shown."""
         return self.lookup.key if self.context.shows_keys else ""
 
     @property
@@ -171,33 +171,33 @@ class LookedUpRequest(Struct, frozen=True):
 
     @property
     def has_no_user(self) -> bool:
-        """Whether its rule selects by user, and the request has none."""
+        """Whether the rule selects by user, and the request has no user."""
         return self.context.rule.user is not None and not self.target.private
 
     @property
     def varying(self) -> tuple[str, ...]:
-        """The fields named by the Vary of the resource's stored responses."""
+        """The fields in the Vary of the resource's stored responses."""
         return self.lookup.index.vary if self.lookup.index is not None else ()
 
     @property
     def is_expected(self) -> bool:
-        """Whether a response that may be stored is expected, as far as is known."""
+        """Whether the response can probably be stored."""
         expected = self.context.rule.ttl_for(200) is not None or self.lookup.known
         return self.context.flights.expects(self.lookup.key, default=expected)
 
     def is_immutable(self, stored: StoredResponse) -> bool:
-        """Whether a stored response does not change while it is fresh (RFC 8246), if that counts.
+        """Whether a request's max-age is ignored because a stored response is immutable (RFC 8246).
 
-        It counts where the client asks for a younger response.
+        The directive ``immutable`` says that a fresh response does not change.
         """
         if "max-age" not in self.requested:
             return False
         return "immutable" in directives.control_of(stored.headers, self.context.targets)
 
     def target_of(self, stored: StoredResponse) -> tuple[Target, Lookup]:
-        """Return the target under whose key a response is stored, and its lookup.
+        """Return the target under whose key a response is stored, and the lookup of that target.
 
-        That is the canonical form of the requested URL by the response's own No-Vary-Search.
+        The key is that of the URL's canonical form according to the response's No-Vary-Search.
         """
         lookup, exact, variation = self.lookup, self.target.exact, variation_of(stored.headers)
         if exact is None and variation == EXACT:
@@ -206,20 +206,20 @@ class LookedUpRequest(Struct, frozen=True):
         if variation != EXACT:
             target = self.context.canonical(self.request, target, variation)
         if target.key == self.target.key or (exact is None and lookup.epochs.url != ABSENT):
-            return self.target, lookup  # where the URL was purged, only its own key answers it
-        # The epoch of this URL was not read before the application was called. That it is absent
-        # when the response is found says that it was absent then: it would not have expired since.
+            return self.target, lookup  # a purged URL can only be answered by its own key
+        # The epoch of this URL was not read before the application was called. If it is absent at
+        # a later lookup, it was also absent then, because an epoch outlives this request.
         epochs = replace(lookup.epochs, url=ABSENT)
         return target, replace(lookup, key=target.key, entry=None, index=None, epochs=epochs)
 
     def head_of(self, stored: StoredResponse, age: float, /, **status: Any) -> ResponseHead:
-        """Return the head of a stored response as it is sent, with these parts of Cache-Status."""
+        """Return the head of a stored response for the client; ``status`` is for Cache-Status."""
         field = cache_status(ttl=stored.lifetime - age, key=self.shown_key, **status)
         head = reuse.head_of(stored, age, self.context.store.profile, field)
         return _for_downstream(head, self, stored)
 
     def may_be_stored(self) -> bool:
-        """Whether the response could be stored, as far as the request decides."""
+        """Whether the response could be stored, according to the request alone."""
         headers, rule, profile = self.request.headers, self.context.rule, self.context.store.profile
         if self.request.method != "GET" or "no-store" in directives.cache_control(headers):
             return False
@@ -235,17 +235,17 @@ class LookedUpRequest(Struct, frozen=True):
         return profile.stores_for_credentials or known.credential_of(headers, selecting) is None
 
     def lacks_cookie(self, name: str) -> bool:
-        """Whether the request has no cookie of this name, and its absence can select responses."""
+        """Whether the request lacks this cookie, and the cookie is not ignored."""
         if self.context.ignored is not None and self.context.ignored.fullmatch(name):
             return False
         return not any(name in line for line in self.request.headers.lines("cookie"))
 
     def selecting_fields(self, stored: StoredResponse) -> set[str]:
         """Return the request fields that select a stored response."""
-        # The selector of Accept-Encoding may list codings.
+        # An entry for Accept-Encoding may list codings after an equals sign.
         vary = {*vary_fields(stored.headers), *(name.partition("=")[0] for name in self.varying)}
         if self.context.rule.narrow_vary_cookie:
-            vary.discard("cookie")  # it means the cookies that the rule names
+            vary.discard("cookie")  # only the cookies that the rule names select
         return vary | {*self.context.rule.vary_headers}
 
 
@@ -253,20 +253,20 @@ class Refresh(Struct, frozen=True):
     """A background revalidation of a stored response that was used stale (RFC 5861 §3)."""
 
     request: HTTPRequest
-    """It contains what selects the stored response, and nothing else of the client's request."""
+    """A request with only the client's fields that select the stored response."""
     exchange: Revalidation
-    """It sees the response and is finished like any other exchange."""
+    """The exchange for the response to ``request``."""
 
 
 class CacheExchange(PartExchange, Struct, eq=False):
-    """A request that the cache ignores, and the base of all others."""
+    """The exchange of a request that the cache ignores, and the base class of all others."""
 
     response: Response | None = None
-    """The response to send at once."""
+    """The response to send without calling the application."""
     refresh: Refresh | None = None
-    """The background revalidation to carry out once this request has its response."""
+    """The background revalidation to run after the response was sent."""
     outcome: str = "bypass"
-    """``hit``, or why the request is forwarded: an RFC 9211 ``fwd`` reason."""
+    """``hit``, or why the request is forwarded, as the ``fwd`` parameter of RFC 9211."""
 
 
 class Bypassed(CacheExchange, kw_only=True, eq=False):
@@ -279,14 +279,14 @@ class Bypassed(CacheExchange, kw_only=True, eq=False):
 
 
 class Answered(CacheExchange, kw_only=True, eq=False):
-    """A request that the cache answers itself."""
+    """A request that the cache answers without calling the application."""
 
     response: Response
     outcome: str = "hit"
     dropped: Revalidation | None = None
 
     def drop(self) -> None:
-        """Leave the background revalidation to another request."""
+        """Cancel the background revalidation, so that another request can run it."""
         if self.refresh is not None:
             self.dropped = self.refresh.exchange
             self.dropped.drop()
@@ -297,13 +297,13 @@ class Answered(CacheExchange, kw_only=True, eq=False):
 
 
 DEBUG_FIELD = "upstash-cache-debug"
-"""The request field that contains the secret, and the response field with the explanation."""
+"""The request field with the secret, and the response field with the explanation."""
 
 
 class Debugged(CacheExchange, kw_only=True, eq=False):
     """A request with the ``cache_debug`` secret; its response explains what the cache did.
 
-    Neither this cache nor another one stores that response.
+    The explained response is stored neither here nor in other caches.
     """
 
     watches = True
@@ -327,7 +327,7 @@ class Debugged(CacheExchange, kw_only=True, eq=False):
         return self.within.watches and self.within.keeps
 
     def request_to_forward(self, request: HTTPRequest) -> HTTPRequest:
-        """Withhold the secret from the application."""
+        """Remove the secret from the request to the application."""
         request = replace(request, headers=request.headers.without(DEBUG_FIELD))
         return self.within.request_to_forward(request)
 
@@ -367,13 +367,13 @@ class Debugged(CacheExchange, kw_only=True, eq=False):
         return None if sent is None else Response(self._with_explanation(sent.head), sent.body)
 
     def _with_explanation(self, head: ResponseHead, not_stored: str = "") -> ResponseHead:
-        """Return a head with the explanation, and so that no cache stores the response."""
+        """Return a head with the explanation and with a Cache-Control that forbids storing it."""
         explained, within = self.explained, self.within
         reason, advice = explained.why, explained.advice
         if isinstance(within, Bypassed):
             reason = within.detail
         if isinstance(within, Miss) and explained.status is None:
-            reason, advice = reason.partition("; ")[0], ""  # the response says more
+            reason, advice = reason.partition("; ")[0], ""  # ``not-stored`` is more exact
         if explained.outcome == "hit" and within.outcome != "hit":
             reason = "it was stored meanwhile"
         explanation = {
@@ -404,10 +404,10 @@ def _with_status(head: ResponseHead, status: tuple[bytes, bytes]) -> ResponseHea
 def _for_downstream(
     head: ResponseHead, found: LookedUpRequest, stored: StoredResponse
 ) -> ResponseHead:
-    """Return the head of a stored response as clients and other caches get it.
+    """Return the head of a stored response for clients and downstream caches.
 
-    With the rule's own Cache-Control, and the tags by which a CDN finds it. A CDN that would send
-    it to other visitors than this cache does may not store it.
+    It gets the rule's ``downstream`` Cache-Control and the tags for purging the CDN. If the CDN
+    cannot select responses as this cache does, it is told not to store them.
     """
     rule, cdn, headers = found.context.rule, found.context.cdn, head.headers
     most = None if head.status in _PAGES else stored.lifetime
@@ -425,9 +425,9 @@ def _for_downstream(
 
 
 def _with_selecting_vary(headers: Headers, rule: CacheRule) -> Headers:
-    """Return a response's fields with a Vary that names the fields by which its rule selects.
+    """Return header fields with a Vary that includes the fields by which the rule selects.
 
-    Other caches cannot know that otherwise.
+    Downstream caches need them to select the same responses.
     """
     selecting = [*rule.vary_headers, *(["Cookie"] if rule.vary_cookies else [])]
     named = vary_fields(headers)
@@ -439,18 +439,18 @@ def _with_selecting_vary(headers: Headers, rule: CacheRule) -> Headers:
 
 
 _PAGES = SUCCESSFUL | {206}
-"""The statuses for which the lifetimes of ``downstream`` and ``downstream_cdn`` are meant."""
+"""The statuses to which the lifetimes of ``downstream`` and ``downstream_cdn`` apply."""
 _LIFETIME = re.compile(
     r"\b((?:[a-z]+-)?max-?age|stale-while-revalidate|stale-if-error)"
     r"\s*=\s*\"?(\d+)([smhd]?)\"?(?:\+\d+)?",
     re.IGNORECASE,
 )
-"""A directive with seconds; Akamai's Edge-Control also has units, Surrogate-Control two numbers."""
+"""A directive with seconds. Edge-Control (Akamai) has units, Surrogate-Control two numbers."""
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def _bound_lifetimes(control: str, seconds: float | None) -> str:
-    """Return directives in which no lifetime is above ``seconds``; None changes nothing."""
+    """Return directives whose lifetimes are at most ``seconds``; None means no maximum."""
     if seconds is None:
         return control
     most = floor(seconds)
@@ -465,36 +465,36 @@ def _bound_lifetimes(control: str, seconds: float | None) -> str:
 
 
 class Miss(CacheExchange, kw_only=True, eq=False):
-    """A request that is forwarded, and whose response is stored if it may be."""
+    """A request that is forwarded. Its response is stored if that is allowed."""
 
     watches = True
     found: LookedUpRequest
     flight: Flight | None = None
-    """What other requests of this process wait for."""
+    """The flight that other requests of this process wait for."""
     lock: tuple[str, str] | None = None
-    """Key and token of the lock for which other processes wait."""
+    """Key and token of the lock that other processes wait for."""
     candidate: Candidate | None = None
     planned: Plan | None = None
-    """What is to be stored; None before the head, and if nothing is."""
+    """The plan for storing the response; None before the head and if it is not stored."""
     body: list[bytes] = []
     length: int = 0
     announced: int | None = None
-    """Content-Length, None if there is none."""
+    """Content-Length; None if the response has none."""
     in_one_piece: bool = False
     passes: bool | None = True
-    """Whether ``chunk`` will see the body; None if that is not known."""
+    """Whether ``chunk`` is called with the body; None if unknown."""
     evaluates: bool = False
-    """Whether the client's conditions are evaluated here instead of by the application."""
+    """Whether this cache evaluates the client's conditions in place of the application."""
     forbidden: str = ""
-    """Why the adapter forbids storing the response."""
+    """Why the adapter forbids storing the response; empty if it does not."""
     is_debugged: bool = False
-    """Whether the client debugs the cache, so that the response is for it alone."""
+    """Whether the client debugs the cache, so that the response must not be stored."""
     unshared: NotShared | None = None
-    """Why the response is not shared with those who wait."""
+    """Why the response does not answer the waiting requests."""
     sets_cookie: bool = False
-    """Whether the response sets the session's cookie, so that no stored one may replace it."""
+    """Whether the response sets the session's cookie and must not be replaced by a stored one."""
     is_without_session: bool = False
-    """Whether it depends on an empty session, so that the Cookie field has to select it."""
+    """Whether the response depends on an empty session, so that Vary must include Cookie."""
 
     @property
     def locks(self) -> bool:
@@ -510,8 +510,8 @@ class Miss(CacheExchange, kw_only=True, eq=False):
     def withholds_conditions(self) -> bool:
         """Whether the client's conditions are withheld from the application.
 
-        Its 304 could not be stored, so if a response that may be stored is expected, the whole
-        response is requested.
+        The application's 304 could not be stored. Without the conditions, it sends the whole
+        response, which is useful if that can probably be stored.
         """
         found = self.found
         return (
@@ -529,13 +529,13 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         return request if headers is request.headers else replace(request, headers=headers)
 
     def unseen(self, *, certainly: bool) -> None:
-        """Note that ``chunk`` will not see the body, or may not see it."""
+        """Note that ``chunk`` is not called with the body, or may not be called."""
         self.passes = False if certainly else None
         if certainly and self.planned is not None:
             self._drop(_BODY_NOT_SEEN)
 
     def forbid(self, why: str, *, client_left: bool) -> None:
-        """Forbid storing the response; if the client left, another request is to be forwarded."""
+        """Forbid storing the response; if the client left, a waiting request is forwarded."""
         self.forbidden = why
         if client_left:
             self.resolve(NotShared.INTERRUPTED)
@@ -543,10 +543,11 @@ class Miss(CacheExchange, kw_only=True, eq=False):
             self._drop(why)
 
     def forbid_sharing(self, *, sets_cookie: bool, absent_cookie: str = "") -> None:
-        """Store no response that depends on a session, except under a rule that selects by user.
+        """Forbid storing a response that depends on a session, unless its rule selects by user.
 
-        And except one that depends on an empty session and is selected by the Cookie field, if
-        the request does not have the session's cookie: then no request that has it is answered.
+        Another exception is a response that depends on an empty session and is selected by the
+        Cookie field, for a request without the session's cookie. It never answers requests with the
+        cookie.
         """
         self.sets_cookie = self.sets_cookie or sets_cookie
         if self.forbidden or (self.found.target.private and not sets_cookie):
@@ -558,7 +559,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         self.forbid(_DEPENDS_ON_SESSION, client_left=False)
 
     def head(self, head: ResponseHead) -> ResponseHead | Response:
-        """Decide whether the response is to be stored; say so in Cache-Status if it is certain."""
+        """Decide whether to store the response, and add Cache-Status."""
         found, length = self.found, content_length(head.headers)
         planned = self.plan(found.request, head)
         if isinstance(planned, Plan) and self.passes is False:
@@ -576,12 +577,12 @@ class Miss(CacheExchange, kw_only=True, eq=False):
             self.resolve(NotShared.UNSHAREABLE)
             candidate = self.candidate
             if head.status == 304 and candidate and storing.states_freshness(candidate):
-                found.context.flights.expect(found.lookup.key)  # next time, request the whole
+                found.context.flights.expect(found.lookup.key)  # request the whole next time
             return self._head_to_send(head, head, detail=planned)
         self.planned, self.announced = planned, length
         if length == 0:
             self._finish_body()
-        elif length is None and head.status not in WITHOUT_BODY:  # it streams, perhaps for ever
+        elif length is None and head.status not in WITHOUT_BODY:  # a stream may never end
             self.resolve(NotShared.UNSHAREABLE)
         sent = _for_downstream(head, found, planned.stored)
         return self._head_to_send(head, sent, stored=self._is_certain(planned))
@@ -596,19 +597,19 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         self.body.append(data)
         if len(self.body) > 1:
             return
-        # Other requests do not wait while this client reads the body, which may be slow.
+        # A slow client must not delay the other requests while it reads the body.
         if self.length == self.announced:
             self._finish_body()
         else:
             self.resolve(NotShared.UNSHAREABLE)
 
     def failed(self) -> Response | None:
-        """Return a response to send if the application raised before its own."""
+        """Return the response to send if the application raised an exception before its head."""
         self.resolve(NotShared.UNSHAREABLE)
         return None
 
     def finish(self, *, complete: bool) -> Flow[None] | None:
-        """Store the response, or release the lock if there is none to store."""
+        """Store the response, or release the lock if nothing is stored."""
         if (whole := self.whole(complete=complete)) is not None:
             return self._store(whole)
         self.resolve(NotShared.INTERRUPTED)
@@ -616,20 +617,20 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         return self._unlock() if self.lock is not None else None
 
     def drop(self) -> None:
-        """Have another request forwarded, since this one is not."""
+        """Let another request be forwarded, because this one is not."""
         self.resolve(NotShared.INTERRUPTED)
 
     def release(self) -> Flow[None] | None:
-        """Return the flow that releases the lock; None while other processes may wait for it."""
+        """Return the flow that releases the lock; None while other processes may still wait."""
         return None if self.lock is None or self.unshared is None else self._unlock()
 
     def debug(self) -> None:
-        """Neither store nor share the response, since the client debugs the cache."""
+        """Prevent storing and sharing the response, because the client debugs the cache."""
         self.is_debugged = True
         self.resolve(NotShared.INTERRUPTED)
 
     def refusal(self, head: ResponseHead) -> str:
-        """Return why the response would not be stored if its client did not debug the cache."""
+        """Return why the response would not be stored if the client did not debug the cache."""
         found = self.found
         planned = self._make_plan(found.request, head)
         if isinstance(planned, Plan):
@@ -642,14 +643,14 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         return f"{reason.why}; {reason.advice}" if reason.advice else reason.why
 
     def resolve(self, result: Shared | NotShared) -> None:
-        """Wake the requests that wait for this one; only the first call counts."""
+        """Wake the requests that wait for this one. Only the first call has an effect."""
         if self.unshared is None and isinstance(result, NotShared):
             self.unshared = result
         if self.flight is not None:
             self.found.context.flights.resolve(self.flight, result, in_time=self._others_may_wait())
 
     def plan(self, request: HTTPRequest, head: ResponseHead) -> Plan | str:
-        """Return what to store of a response with this head, or the reason why nothing is."""
+        """Return the plan for storing a response with this head, or why it is not stored."""
         planned = self._make_plan(request, head)
         return _DEBUGGED if self.is_debugged else planned
 
@@ -666,7 +667,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         return planned
 
     def whole(self, *, complete: bool) -> Plan | None:
-        """Return the plan of what to store, if the response is complete (RFC 9111 §3.3)."""
+        """Return the plan with the body if the response is complete (RFC 9111 §3.3), else None."""
         if self.planned is None:
             return None
         if not complete or self.announced not in {None, self.length}:
@@ -678,12 +679,12 @@ class Miss(CacheExchange, kw_only=True, eq=False):
     def _head_to_send(
         self, head: ResponseHead, sent: ResponseHead, *, stored: bool = False, detail: str = ""
     ) -> ResponseHead:
-        """Return the head to send, which is a 304's if the client has the response (§4.3.2)."""
+        """Return the head to send: a 304 if the client's conditions match (RFC 9111 §4.3.2)."""
         found, fwd_status = self.found, None
         if (
             self.evaluates
             and head.status == 200
-            # A response of unknown length may never end, and the client would not get the 304.
+            # A response of unknown length may never end, which would delay the 304.
             and content_length(head.headers) is not None
             and reuse.makes_304(found.request.headers, head.headers, found.now)
         ):
@@ -696,12 +697,12 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         return _with_status(sent, status)
 
     def _is_certain(self, planned: Plan) -> bool:
-        """Whether nothing but a failure can prevent storing the response (RFC 9211 §2.5)."""
+        """Whether only a failure can prevent storing the response (RFC 9211 §2.5)."""
         if self.announced is None or self.announced > _MAX_CERTAIN_BYTES or not self.passes:
             return False
         if not self.found.lookup.epochs.tags.keys() >= {*planned.stored.tags}:
-            return False  # one of its tags may be purged meanwhile
-        return not planned.addresses  # otherwise the body has to be searched for them
+            return False  # one of its tags may be purged before the response is stored
+        return not planned.addresses  # the body may contain a client's address
 
     def _finish_body(self) -> None:
         self.in_one_piece = True
@@ -709,7 +710,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
             self._complete_and_share(self.planned)
 
     def _complete_and_share(self, planned: Plan) -> Plan | None:
-        """Share and return the response with its body, None if it may not be stored after all."""
+        """Share the response with waiting requests and return it; None if it must not be stored."""
         found, body = self.found, b"".join(self.body)
         if (shown := shows_any(planned.addresses, planned.stored.headers, body)) is not None:
             self._drop(shown)
@@ -745,12 +746,12 @@ class Miss(CacheExchange, kw_only=True, eq=False):
             self.found.context.flights.forget(self.flight)
 
     def _others_may_wait(self) -> bool:
-        """Whether concurrent requests may still wait for this one."""
+        """Whether concurrent requests may still be waiting for this one."""
         context = self.found.context
         return context.store.clock.monotonic() - self.found.lookup.monotonic < context.collapse
 
     def _note_end(self, *, stored: bool) -> None:
-        """Remember for later requests whether the response could be shared."""
+        """Remember for later requests that the response could be shared."""
         if stored and self.in_one_piece and self._others_may_wait():
             self.found.context.flights.expect(self.found.lookup.key)
 
@@ -769,7 +770,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         finally:
             self._forget_flight()
         self._note_end(stored=stores)
-        # The entry shows that the lock is done with, as long as there is an entry at its key.
+        # An entry at the same key shows other processes that the lock is released.
         is_shown = stores and target.key == found.target.key
         if not is_shown or planned.keep < found.context.collapse / 2:
             await self._unlock()
@@ -779,13 +780,13 @@ class Miss(CacheExchange, kw_only=True, eq=False):
             return
         (key, token), self.lock = self.lock, None
         mark, seconds = "", 0.0
-        if self._has_failed():  # no process is to forward the same request again at once
+        if self._has_failed():  # prevents other processes from repeating the request at once
             mark, seconds = FAILED, BACK_OFF
         elif self.unshared is NotShared.UNSHAREABLE:
             mark, seconds = UNSHARED, UNSHARED_SECONDS
         try:
             await self.found.context.store.release(key, token, mark, seconds)
-        except UpstashError as error:  # then it expires
+        except UpstashError as error:  # the lock expires
             self.found.context.emit(UpstashFailed("cache store", error))
 
     def _has_failed(self) -> bool:
@@ -793,7 +794,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
 
 
 async def _store(found: LookedUpRequest, during: str, flow: Flow[str | None]) -> bool:
-    """Store a response and emit how that ended; return whether it is stored."""
+    """Store a response and emit the result; return whether it was stored."""
     emit = found.context.emit
     try:
         detail = await flow
@@ -807,38 +808,38 @@ async def _store(found: LookedUpRequest, during: str, flow: Flow[str | None]) ->
 
 
 class Revalidation(Miss, kw_only=True, eq=False):
-    """A forwarded request with a stored response that may not be used as it is.
+    """A forwarded request with a stored response that must be validated before it is used.
 
-    The application gets the stored validators. Its response confirms the stored response, replaces
-    it, or is an error in place of which the stored response may be used.
+    The validators of the stored response are sent to the application. The new response confirms the
+    stored one, replaces it, or is an error, for which the stored one may be sent instead.
     """
 
     stored: StoredResponse
-    """With its body opened, since it is sent if it is confirmed."""
+    """The stored response with its body decrypted and decompressed."""
     in_background: bool = False
     confirmed: Plan | None = None
     contradicted: bool = False
 
     @property
     def withholds_conditions(self) -> bool:
-        """Whether the client's conditions are withheld; otherwise ours are sent in addition."""
+        """Whether the client's conditions are withheld; otherwise stored validators are added."""
         return self.found.lookup.outdated and super().withholds_conditions
 
     def request_to_forward(self, request: HTTPRequest) -> HTTPRequest:
-        """Add the stored validators (§4.3.1), unless another version made the response."""
+        """Add the stored validators (§4.3.1), unless another version made the stored response."""
         if self.found.lookup.outdated:
             return super().request_to_forward(request)
         headers = reuse.with_validators(self.found.request.headers, self.stored.headers)
         return replace(request, headers=headers)
 
     def head(self, head: ResponseHead) -> ResponseHead | Response:
-        """Decide what happens to the stored response (§4.3.3)."""
+        """Decide whether the stored response is confirmed or replaced (§4.3.3)."""
         found, stored = self.found, self.stored
         if head.status in _STALE_IF_ERROR_STATUSES:
             return self._fallback_for_error(head.status) or super().head(head)
         if not self.in_background:
             found.context.revalidations.end(found.lookup.key, failed=False)
-        if head.status == 206 and stored.status != 206:  # the stored whole is kept
+        if head.status == 206 and stored.status != 206:  # keep the complete stored response
             self.resolve(NotShared.UNSHAREABLE)
             return self._head_to_send(head, head, detail="partial content")
         if found.lookup.outdated:
@@ -849,25 +850,25 @@ class Revalidation(Miss, kw_only=True, eq=False):
             if head.status == 200 and reuse.confirms_head(stored, head.headers):
                 self._freshen(head.headers)
             elif head.status in {200, 404, 410}:
-                self.contradicted = found.fwd == "request"  # otherwise it is stale already
+                self.contradicted = found.fwd == "request"  # otherwise it is already stale
         return super().head(head)
 
     def failed(self) -> Response | None:
         return self._fallback_for_error(None) or super().failed()
 
     def whole(self, *, complete: bool) -> Plan | None:
-        """Return the confirmed response, or the one recorded in its place."""
+        """Return the confirmed response, or the new one that replaces it."""
         return self.confirmed or super().whole(complete=complete)
 
     def finish(self, *, complete: bool) -> Flow[None] | None:
-        """Store the response; a stored one that a HEAD contradicts becomes stale (§4.3.5)."""
+        """Store the response. If a HEAD contradicts the stored response, mark it stale (§4.3.5)."""
         flow = super().finish(complete=complete)
         return self._store_then_mark_stale(flow) if self.contradicted else flow
 
     def drop(self) -> None:
         super().drop()
         if self.in_background:
-            self.in_background = False  # so that ``finish`` does not count it as failed
+            self.in_background = False  # so that ``finish`` does not count a failure
             self.found.context.revalidations.end(self.found.lookup.key, failed=False)
 
     async def _store_then_mark_stale(self, flow: Flow[None] | None) -> None:
@@ -885,7 +886,7 @@ class Revalidation(Miss, kw_only=True, eq=False):
 
     def _not_modified(self, head: ResponseHead) -> ResponseHead | Response:
         own = any(name in self.found.request.headers for name in CONDITIONS)
-        # One without validators does not say whose condition matched, if there were two.
+        # If two conditions were sent, a 304 without validators does not show which one matched.
         if reuse.confirms(self.stored.headers, head.headers) and (
             not own or reuse.has_validator(head.headers)
         ):
@@ -893,7 +894,7 @@ class Revalidation(Miss, kw_only=True, eq=False):
         return super().head(head) if own else self._answer(self.stored, head.status)
 
     def _freshen(self, received: Headers) -> StoredResponse:
-        """Return the stored response updated by newer header fields, to be stored (§4.3.4)."""
+        """Return the stored response with updated header fields, and plan to store it (§4.3.4)."""
         found, stored = self.found, self.stored
         now = found.now
         headers = reuse.update_fields(stored.headers, received, now, found.context.store.profile)
@@ -909,7 +910,7 @@ class Revalidation(Miss, kw_only=True, eq=False):
         return self.confirmed.stored
 
     def _fallback_for_error(self, status: int | None) -> Response | None:
-        """Return the stored response if it may be used in place of an error (RFC 5861 §4)."""
+        """Return the stored response if it may replace an error (RFC 5861 §4), else None."""
         if self.sets_cookie or not reuse.usable_for_error(self.stored, self.found.now):
             return None
         if not self.in_background:
@@ -933,21 +934,21 @@ class Revalidation(Miss, kw_only=True, eq=False):
 
 
 class Invalidation(CacheExchange, kw_only=True, eq=False):
-    """An unsafe request, which may have changed what is stored."""
+    """An unsafe request, which may have changed resources whose responses are stored."""
 
     context: Context
     request: HTTPRequest
     urls: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
-    """The cache groups that its response invalidates, as tags."""
+    """The cache groups that the response invalidates, as tags."""
     pending: list[str] = []
 
     def head(self, head: ResponseHead) -> ResponseHead | Response:
-        """Determine what the request has changed: no URLs if the response is an error."""
+        """Determine the URLs and groups to invalidate; an error response invalidates no URLs."""
         own, rules = _url_of_target(self.request), self.context.rules
         covered = self._covers(self.request.path)
         if 200 <= head.status < 400:
-            # The target's, and those of the same origin in Location and Content-Location.
+            # The target URL, and URLs of the same origin in Location and Content-Location.
             named = (head.headers.get(name) for name in ("location", "content-location"))
             urls = dict.fromkeys([own, *filter(None, map(self._resolve_reference, named))])
             self.urls = tuple(
@@ -966,7 +967,7 @@ class Invalidation(CacheExchange, kw_only=True, eq=False):
         return _with_status(head, status) if covered else head
 
     def finish(self, *, complete: bool) -> Flow[None] | None:
-        """Invalidate, even if the client did not wait for the response."""
+        """Invalidate, even if the client left before the end of the response."""
         del complete
         if not self.urls and not self.groups:
             return None
@@ -979,7 +980,7 @@ class Invalidation(CacheExchange, kw_only=True, eq=False):
             self.context.pending.end(self.pending)
 
     def _is_covered(self, url: str) -> bool:
-        """Whether a URL in the response belongs to the application and is covered by a rule."""
+        """Whether a URL in the response belongs to the application, and a rule covers it."""
         path, root_path = unquote(url.partition("?")[0]), self.request.root_path
         if root_path and not path.startswith(f"{root_path}/"):
             return False
@@ -989,7 +990,7 @@ class Invalidation(CacheExchange, kw_only=True, eq=False):
         return any(rule.covers(path) for rule in self.context.rules)
 
     def _resolve_reference(self, reference: str | None) -> str | None:
-        """Return a URI reference's path and query; None if invalid or of another origin."""
+        """Return the path and query of a URI reference; None if invalid or of another origin."""
         if reference is None or len(reference) > LONGEST_VALUE:
             return None
         request = self.request
@@ -1004,9 +1005,9 @@ class Invalidation(CacheExchange, kw_only=True, eq=False):
 
 
 class PostInvalidation(Invalidation, kw_only=True, eq=False):
-    """A POST whose response may become its target's stored state (RFC 9110 §9.3.3).
+    """A POST whose response may be stored as the state of its target (RFC 9110 §9.3.3).
 
-    With explicit freshness, and its target's URL in Content-Location, it answers later requests.
+    The response must have explicit freshness, and the target URL in Content-Location.
     """
 
     watches = True
@@ -1014,7 +1015,7 @@ class PostInvalidation(Invalidation, kw_only=True, eq=False):
     miss: Miss | None = None
 
     def head(self, head: ResponseHead) -> ResponseHead | Response:
-        """Decide what the request has changed, and whether its response is the new state."""
+        """Determine what to invalidate, and whether the response is the target's new state."""
         sent, request = super().head(head), self.request
         location = self._resolve_reference(head.headers.get("content-location"))
         if not self.urls or location != _url_of_target(request):
@@ -1030,7 +1031,7 @@ class PostInvalidation(Invalidation, kw_only=True, eq=False):
             self.miss.chunk(data)
 
     def finish(self, *, complete: bool) -> Flow[None] | None:
-        """Invalidate, and store the response as the new state."""
+        """Invalidate, and store the response as the target's new state."""
         whole = self.miss.whole(complete=complete) if self.miss is not None else None
         if whole is None:
             return super().finish(complete=complete)
@@ -1040,14 +1041,14 @@ class PostInvalidation(Invalidation, kw_only=True, eq=False):
         found = self.found
         flow = found.context.store.supersede(found.target, found.lookup, whole)
         await _store(found, "invalidation", flow)
-        if self.urls[1:] or self.groups:  # others in Location, and canonical forms
+        if self.urls[1:] or self.groups:  # the URL in Location, and canonical forms
             await _purge(self.context, Purge(self.urls[1:]), self.groups)
 
 
 async def purge(context: Context, what: Purge, groups: tuple[str, ...] = ()) -> None:
-    """Carry out a purge, also of the canonical forms of its URLs; ``groups`` as tags.
+    """Purge, including the canonical forms of the URLs; ``groups`` are given as tags.
 
-    Raises as ``Store.purge``.
+    Raises the same exceptions as ``Store.purge``.
     """
     store, rules, variations = context.store, context.rules, context.variations
     names = keys.urls_to_purge(what.urls, rules)
@@ -1073,58 +1074,58 @@ def _url_of_target(request: HTTPRequest) -> str:
     return f"{request.raw_path}?{request.query}" if request.query else request.raw_path
 
 
-# --- What concurrent requests of one process know of each other ---------------------------------
+# --- State shared by the concurrent requests of one process --------------------------------------
 
 
 class Shared(Struct, frozen=True):
-    """A response for the waiting requests, and the request that it answers."""
+    """A response for the waiting requests, with the request that caused it."""
 
     plan: Plan
     found: LookedUpRequest
 
 
 class NotShared(Enum):
-    """Why a response does not answer the waiting requests."""
+    """Why the waiting requests do not get the response."""
 
     UNSHAREABLE = auto()
-    """It may not be stored, or it streams: so would the next one."""
+    """The response may not be stored, or it is a stream. The next one is expected to be alike."""
     FAILED = auto()
-    """It is an error, and a stale response is used in its place."""
+    """The response is an error, and a stale stored response is sent instead."""
     INTERRUPTED = auto()
-    """Its client left: another request has to be forwarded."""
+    """The client left, so another request must be forwarded."""
 
 
 class Flight(Struct, eq=False):
-    """A forwarded request for which others may wait."""
+    """A forwarded request that others may wait for."""
 
     key: str
     started_at: float
-    """When it was forwarded, by the monotonic clock."""
+    """The monotonic time at which it was forwarded."""
     latch: Latch = field(default_factory=Latch)
     result: object = None
-    """``NotShared``, or what its leader shares."""
+    """``NotShared``, or the result of the leader."""
 
 
 class SingleFlight:
-    """The requests of this process that are forwarded, and how earlier ones ended.
+    """The forwarded requests of this process, and whether earlier responses could be shared.
 
-    Safe under threads. What is remembered of how they ended is bounded, and only a guess.
+    Thread-safe. The memory of earlier responses is bounded, and is used only for predictions.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._flights: dict[str, Flight] = {}
         self._shareable: LRU[str, bool] = LRU(_MAX_REMEMBERED)
-        """Whether the last response under a key could be shared with those who waited."""
+        """Whether the last response under a key could be shared with waiting requests."""
         self._lock = threading.Lock()
 
     def join(
         self, key: str, *, expected: bool = True, may_lead: bool = True
     ) -> tuple[Flight | None, bool]:
-        """Return the flight for a key, and whether the caller leads it.
+        """Return the flight for a key, and whether the caller is its leader.
 
-        None if there is none and the caller may not lead, and if no response is ``expected`` that
-        can be shared; how the last one ended takes precedence over that.
+        The flight is None if the caller may not lead and there is none, or if no response that can
+        be shared is expected. ``expected`` is the prediction if no earlier response is known.
         """
         with self._lock:
             if not self.expects(key, default=expected):
@@ -1140,10 +1141,10 @@ class SingleFlight:
             return flight, True
 
     def resolve(self, flight: Flight, result: object, *, in_time: bool) -> None:
-        """Wake those who wait for a flight; only the first call counts.
+        """Wake the requests that wait for a flight. Only the first call has an effect.
 
-        A shared result also answers those who come until the flight is forgotten. ``in_time`` says
-        whether those who have waited from the beginning still do.
+        A shared result also answers requests that join before the flight is forgotten. ``in_time``
+        is whether the first waiting requests have not timed out.
         """
         with self._lock:
             if flight.result is not None:
@@ -1157,38 +1158,38 @@ class SingleFlight:
         flight.latch.open()
 
     def forget(self, flight: Flight) -> None:
-        """Remove a flight, so that no more requests join it: it is stored, or takes too long."""
+        """Remove a flight that is stored or takes too long, so that no more requests join it."""
         with self._lock:
             if self._flights.get(flight.key) is flight:
                 del self._flights[flight.key]
 
     def expects(self, key: str, *, default: bool) -> bool:
-        """Whether a response under a key is expected that can be shared; a default if unknown."""
+        """Whether the response under a key can probably be shared; ``default`` if unknown."""
         shareable = self._shareable.get(key)
         return default if shareable is None else shareable
 
     def expect(self, key: str) -> None:
-        """Expect that the next response under a key can be shared, as this one could."""
+        """Predict that the next response under a key can be shared."""
         self._shareable.put(key, True)
 
     def clear(self) -> None:
-        """Forget how requests have ended."""
+        """Forget all predictions."""
         self._shareable.clear()
 
 
 class Revalidations:
-    """Which stored responses are being revalidated, and which revalidations have just failed."""
+    """The revalidations that are running, and those that have failed recently."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._known: LRU[str, tuple[float, bool]] = LRU(_MAX_REMEMBERED)
-        """When the next one under a key may begin, and whether the last one failed."""
+        """When the next revalidation of a key may begin, and whether the last one failed."""
         self._lock = threading.Lock()
 
     def begin(self, key: str) -> bool:
-        """Return whether the caller is to revalidate a stored response, and then end it.
+        """Return whether the caller should revalidate a stored response; it must then call ``end``.
 
-        One at a time, and none for ``BACK_OFF`` seconds after one has failed.
+        Only one runs at a time, and none begins within ``BACK_OFF`` seconds after a failure.
         """
         with self._lock:
             until, failed = self._known.get(key) or (0.0, False)
@@ -1199,7 +1200,7 @@ class Revalidations:
             return True
 
     def end(self, key: str, *, failed: bool) -> None:
-        """Remember how a revalidation ended."""
+        """Record the end of a revalidation."""
         with self._lock:
             if failed:
                 self._known.put(key, (self._clock.monotonic() + BACK_OFF, True))
@@ -1207,7 +1208,7 @@ class Revalidations:
                 self._known.remove(key)
 
     def failing(self, key: str) -> bool:
-        """Whether the last revalidation has just failed; after a while one caller is to retry."""
+        """Whether the last revalidation failed recently. Later, one caller gets False to retry."""
         known = self._known.get(key)
         return known is not None and known[1] and not self.begin(key)
 
@@ -1217,20 +1218,20 @@ class Revalidations:
 
 
 class StoredErrors:
-    """How many errors of each rule this process has stored in the current minute.
+    """The number of errors that this process has stored for each rule in the current minute.
 
-    Nearly every request for a random path ends in an error, so each could cause a write.
+    Requests for random paths mostly end in errors. The limit bounds the writes that they cause.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._minute = 0.0
         self._counts: dict[int, int] = {}
-        """Errors stored in this minute, by the id of the rule, which lives as long as the cache."""
+        """The errors stored in this minute, by the id of the rule, which lives as long as this."""
         self._lock = threading.Lock()
 
     def admits(self, rule: CacheRule, status: int) -> bool:
-        """Whether a response that may be stored is stored; if it is an error, it is counted."""
+        """Return whether to store a response that may be stored; an error is counted."""
         if status < 400:
             return True
         with self._lock:
@@ -1245,7 +1246,7 @@ class StoredErrors:
 
 
 def canonical_url(url: str, variation: Variation) -> str:
-    """Return a path and query with the canonical form of the query."""
+    """Return a path and query with the query in its canonical form."""
     path, _, query = url.partition("?")
     canonical = variation.canonical(query)
     return f"{path}?{canonical}" if canonical else path
@@ -1256,28 +1257,28 @@ def _path_of(url: str) -> str:
 
 
 class Variations:
-    """How the queries of paths select responses (No-Vary-Search), as far as this process knows.
+    """Which query parameters select responses (No-Vary-Search), as far as this process knows.
 
-    A rule none of whose responses has had the field costs nothing: nothing more is read for it.
-    Otherwise the record of each path is read with its responses; until it is known, the path counts
-    as if it had what was seen last under its rule.
+    If no response of a rule has had the field, nothing is read. Otherwise the record of each path
+    is read together with its responses. Until a path's record is known, the last value seen under
+    its rule is used.
     """
 
     def __init__(self) -> None:
         self.by_rule: dict[str, Variation] = {}
-        """What was seen last, by the paths of rules; nearly always empty."""
+        """The last value seen, by the path of the rule. Usually empty."""
         self._by_path: LRU[str, Variation] = LRU(_MAX_REMEMBERED)
         self.informed: bool = False
-        """Whether this process has looked anything up; otherwise it knows of no rule."""
+        """Whether this process has done any lookup; before that, nothing is known of the rules."""
 
     def of(self, rule: CacheRule, url: str) -> Variation | None:
-        """Return how queries of a URL's path select; None if no response of the rule tells."""
+        """Return how the queries of a URL's path select; None if no response of the rule says."""
         if rule.path not in self.by_rule:
             return None
         return self._by_path.use(_path_of(url)) or self.by_rule[rule.path]
 
     def learn(self, rule: CacheRule, url: str, variation: Variation) -> None:
-        """Remember the variation from a response for this URL, or from the record of its path."""
+        """Record the variation of a response for this URL, or of the record of its path."""
         if variation != EXACT:
             self.by_rule[rule.path] = variation
         elif rule.path not in self.by_rule:
@@ -1285,7 +1286,7 @@ class Variations:
         self._by_path.put(_path_of(url), variation)
 
     def canonical(self, urls: Sequence[str], rules: Iterable[CacheRule]) -> list[str]:
-        """Return the canonical forms of URLs that are not among them, as far as they are known."""
+        """Return the known canonical forms of URLs, without those that are among the URLs."""
         if not self.by_rule:
             return []
         found = []
@@ -1297,7 +1298,7 @@ class Variations:
         return [url for url in dict.fromkeys(found) if url not in urls]
 
     def unread(self, urls: Iterable[str]) -> list[str]:
-        """Return the URLs whose canonical form depends on a path's record that was not read."""
+        """Return the URLs whose canonical form depends on a record that was not read."""
         if self.informed and not self.by_rule:
             return []
         return [url for url in urls if "?" in url and _path_of(url) not in self._by_path]
@@ -1310,16 +1311,16 @@ class Variations:
 
 
 class PendingInvalidations:
-    """What this process is about to invalidate: URLs and cache groups. What is stored is not used.
+    """The URLs and cache groups that this process is about to invalidate.
 
-    An invalidation reaches Redis after its response was sent, and the client's next request must
-    see its own change. Safe under threads.
+    An invalidation reaches Redis after its response was sent, but the client's next request must
+    see the change. Until then, the stored responses are not used. Thread-safe.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.until: dict[str, list[float]] = {}
-        """When each counts as dropped, by URL or group; nearly always empty."""
+        """When each entry expires, by URL or group. Usually empty."""
         self._lock = threading.Lock()
 
     def begin(self, names: Iterable[str]) -> None:
@@ -1330,7 +1331,7 @@ class PendingInvalidations:
                 self.until.setdefault(name, []).append(until)
 
     def end(self, names: Iterable[str]) -> None:
-        """Remove URLs and groups, unless another request is invalidating them as well."""
+        """Remove URLs and groups that no other request is invalidating."""
         with self._lock:
             for name in names:
                 if pending := self.until.pop(name, [])[1:]:

@@ -1,4 +1,4 @@
-"""Explanations: what the cache would do with a request, and what is stored for it."""
+"""Explanations of what the cache would do with a request, and of the stored response."""
 
 from __future__ import annotations
 
@@ -24,43 +24,43 @@ if TYPE_CHECKING:
 
 
 class CacheExplanation(Struct, frozen=True):
-    """What the cache would do with a request, and what is stored for it."""
+    """What the cache would do with a request, and the stored response."""
 
     outcome: str
-    """``hit``, or why the request would be forwarded: an RFC 9211 ``fwd`` reason."""
+    """``hit``, or why the request would be forwarded, as the ``fwd`` parameter of RFC 9211."""
     why: str
-    """The reason, as text for people."""
+    """The reason as text."""
     rule: str | None = None
-    """The rule that covers the request, ``cache[0]``."""
+    """The rule that covers the request, such as ``cache[0]``."""
     url: str = ""
-    """Path and query as a purge names them."""
+    """The path and query, as they are used in purges."""
     key: str = ""
-    """The resource's key on Redis, of its stored response or the index of its variants."""
+    """The resource's key on Redis, of its stored response or its variant index."""
     vary: tuple[str, ...] = ()
-    """The fields that select among its variants."""
+    """The fields that select a variant."""
     variant: str | None = None
     """The key of the variant that this request selects."""
     tags: tuple[str, ...] = ()
-    """Its tags with their ancestors; if nothing is stored, the rule's tags."""
+    """The response's tags with their ancestors; if nothing is stored, the rule's tags."""
     status: int | None = None
     age: float | None = None
-    """Current age in seconds (RFC 9111 §4.2.3)."""
+    """The current age in seconds (RFC 9111 §4.2.3)."""
     lifetime: float | None = None
-    """Freshness lifetime in seconds."""
+    """The freshness lifetime in seconds."""
     while_revalidate: float = 0.0
-    """Seconds of staleness during which it may be used while it is revalidated."""
+    """The seconds of staleness in which the response may be used while it is revalidated."""
     if_error: float = 0.0
-    """Seconds of staleness during which it may be used in place of an error."""
+    """The seconds of staleness in which the response may be used instead of an error."""
     length: int | None = None
-    """Bytes of its body."""
+    """The length of the body in bytes."""
     groups: tuple[str, ...] = ()
-    """Its cache groups (RFC 9875)."""
+    """The response's cache groups (RFC 9875)."""
     cdn_tags: tuple[str, ...] = ()
-    """The tags by which the CDN purges it, with the setting ``cdn``."""
+    """The tags that purge the response from the CDN, with the setting ``cdn``."""
     no_vary_search: str = ""
-    """Which differences between queries make none, or why its No-Vary-Search is not valid."""
+    """The differences between queries that are ignored, or why No-Vary-Search is invalid."""
     advice: str = ""
-    """The setting that would change the outcome, or where to see more."""
+    """The setting that would change the outcome, or where to find more information."""
 
 
 NOTHING_STORED = "nothing is stored for this URL"
@@ -90,7 +90,7 @@ async def explain(store: Store, target: Target, *, can_refresh: bool) -> CacheEx
     values = await store.read(store.names.epochs(target.url, target.scopes, all_tags))
     current = Epochs.parse(list(map(epoch_text, values)), all_tags, target.scopes)
     vary = index.vary if index is not None else ()
-    # After a purge of tags it is still known that there are variants.
+    # The index shows that there are variants, even after a purge of tags.
     outcome, why = "uri-miss", NOTHING_STORED
     if index is not None and validity(index.epochs, current) is not Validity.INVALID:
         outcome = "vary-miss"
@@ -138,7 +138,7 @@ async def explain(store: Store, target: Target, *, can_refresh: bool) -> CacheEx
 
 
 def _invalidation_text(recorded: Epochs, current: Epochs) -> str:
-    """Return, as text for people, what has made a stored response invalid or stale."""
+    """Return a text that says what invalidated a stored response or made it stale."""
     if recorded.everything != current.everything:
         return "everything has been purged"
     if recorded.url != current.url:

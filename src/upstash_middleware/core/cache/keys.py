@@ -1,4 +1,4 @@
-"""Cache keys (RFC 9111 §2): the names of resources, variants and epochs on Redis; URLs."""
+"""Cache keys (RFC 9111 §2): the names of resources, variants and epochs on Redis; also URLs."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from upstash_middleware.messages import HTTPRequest
 
 _MAX_TEXT_LENGTH = 1024
-"""Characters of a URL, origin or tag in a key; of a longer one the key has the digest."""
+"""Characters of a URL, origin or tag in a key. Longer text is replaced by its digest."""
 
 
 class Names(Struct, frozen=True):
-    """The cache's keys under one prefix."""
+    """The keys of the cache under one prefix."""
 
     prefix: str
 
     def resource(self, origin: str, url: str, version: str = "", root_path: str = "") -> str:
         """Return ``B``, the key of a resource's stored response or variant index.
 
-        Each version of the application has its own keys; a version contains no slash, so that it
-        cannot look like an origin. Epochs are shared by all versions, so that a purge reaches each.
+        Each version of the application has its own keys. A version contains no slash, so it cannot
+        be mistaken for an origin. All versions share epochs, so a purge affects all of them.
 
-        ``root_path``, the prefix under which the application is mounted, is part of the key because
-        a URL names different pages under different prefixes, and a client may be able to choose
-        one: gunicorn reads SCRIPT_NAME from a header field.
+        ``root_path`` is the prefix under which the application is mounted. It is part of the key,
+        because a URL can have different pages under different prefixes, and because a client may be
+        able to choose it: gunicorn reads SCRIPT_NAME from a header field.
         """
         of = f"{version}:" if version else ""
         below = f"[{_digest_if_long(quote(root_path, safe=PATH_SAFE))}]" if root_path else ""
@@ -44,7 +44,7 @@ class Names(Struct, frozen=True):
         )
 
     def epochs(self, url: str, scopes: Iterable[str], tags: Iterable[str]) -> tuple[str, ...]:
-        """Return the keys of the epochs of a URL: ``A``, ``U``, each ``S``, ``G``, each ``T``."""
+        """Return the keys of a URL's epochs: ``A``, ``U``, each ``S``, ``G``, each ``T``."""
         of_scopes, of_tags = map(self.scope, scopes), map(self.tag, tags)
         return (self.everything, self.url(url), *of_scopes, self.any_tag, *of_tags)
 
@@ -56,15 +56,15 @@ class Names(Struct, frozen=True):
     def url(self, url: str) -> str:
         """Return ``U``, the key of a URL's epoch.
 
-        It contains neither scheme nor host, so that ``purge("/products/7")`` works from anywhere, a
-        worker that serves no requests included, and purges the page under each of its host names.
+        The key contains neither scheme nor host. ``purge("/products/7")`` thus works anywhere, even
+        in a worker that serves no requests, and purges the page under all its host names.
         """
         return f"{self.prefix}:cache:epoch:url:{_digest_if_long(url)}"
 
     def record(self, url: str) -> str:
-        """Return ``P``, the key of the record of a URL's path: how the query selects (``Record``).
+        """Return ``P``, the key of the record of a URL's path; see ``Record``.
 
-        Like the epoch of a URL it contains neither scheme nor host.
+        Like the key of a URL's epoch, it contains neither scheme nor host.
         """
         return f"{self.prefix}:cache:query:{_digest_if_long(url.partition('?')[0])}"
 
@@ -74,7 +74,7 @@ class Names(Struct, frozen=True):
 
     @property
     def any_tag(self) -> str:
-        """The key of ``G``, the epoch that changes with each tag's."""
+        """The key of ``G``, the epoch that is replaced whenever a tag is purged."""
         return f"{self.prefix}:cache:epoch:tags"
 
     def tag(self, tag: str) -> str:
@@ -85,14 +85,14 @@ class Names(Struct, frozen=True):
 
 
 def _digest_if_long(text: str) -> str:
-    # '#' is escaped in URLs, so neither a URL nor a variant's key can look like a digest.
+    # URLs escape '#', so neither a URL nor a variant's key can look like a digest.
     return text if len(text) <= _MAX_TEXT_LENGTH else f"#{sha256(text.encode()).hexdigest()}"
 
 
 def variant_key(key: str, selected: str, secret: bytes) -> str:
-    """Return a key narrowed by the values that select a response.
+    """Return a resource's key extended by a hash of the values that select a variant.
 
-    That may contain cookies or credentials, so only a keyed hash of it is written to Redis.
+    The values may contain cookies or credentials, so only a keyed hash of them is stored.
     """
     digest_key = secret if len(secret) <= 64 else sha256(secret).digest()
     return f"{key}#{blake2b(selected.encode(), digest_size=16, key=digest_key).hexdigest()}"
@@ -100,28 +100,28 @@ def variant_key(key: str, selected: str, secret: bytes) -> str:
 
 # --- URLs ---------------------------------------------------------------------------------------
 
-# Every byte that may occur in a query is left as it is: only the application knows which spellings
-# are equivalent. What may not occur (space, '#', beyond ASCII) is escaped.
+# Bytes that may occur in a query are not changed, because only the application knows which queries
+# are equivalent. Other bytes (space, '#', non-ASCII) are escaped.
 _QUERY_SAFE = "%!$&'()*+,;=:@/?-._~[]{}|^\\`\"<>"
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 def url_of(request: HTTPRequest, rule: CacheRule) -> str:
-    """Return a request's path and query, normalised: what a purge of its URL names."""
+    """Return a request's normalised path and query, as they are used in purges."""
     return url_text(request.raw_path, normal_query(request.query, rule))
 
 
 def url_text(path: str, query: str) -> str:
-    """Return a normalised path and a query as they are in keys."""
+    """Return a normalised path and a query in the form used in keys."""
     return f"{path}?{quote(query, safe=_QUERY_SAFE)}" if query else path
 
 
 def urls_to_purge(texts: Iterable[str], rules: Iterable[CacheRule]) -> list[str]:
-    """Return what ``url_of`` returns for requests to these URLs or paths under any of the rules.
+    """Return the results of ``url_of`` for requests to these URLs or paths, under all the rules.
 
-    A URL may begin with the prefix under which the application is mounted, which the paths of
-    rules do not have; so a rule counts if it covers any end of the path. Raises ValueError for
-    text that is neither a URL nor a path.
+    A URL may begin with the prefix under which the application is mounted, but paths of rules do
+    not. A rule therefore applies if it covers any end of the path. Raises ValueError for text that
+    is neither a URL nor a path.
     """
     urls: list[str] = []
     for text in texts:
@@ -135,7 +135,7 @@ def urls_to_purge(texts: Iterable[str], rules: Iterable[CacheRule]) -> list[str]
 
 
 def _path_and_query(text: str, example: str) -> tuple[str, str]:
-    """Return the normalised path and the query of a URL or path. Raises ValueError for others."""
+    """Return the normalised path and the query of a URL or path. Raises ValueError otherwise."""
     if text.startswith("/"):
         path, _, query = text.partition("#")[0].partition("?")
         return normal_path(path), query
@@ -151,11 +151,11 @@ def _path_and_query(text: str, example: str) -> tuple[str, str]:
 # --- Scopes: the directories and the rule of a URL, by which it can be purged ---------------------
 
 MAX_DIRECTORIES = 4
-"""How many directories of a URL, outermost first, can be purged: each lookup reads their epochs."""
+"""The number of a URL's directories that can be purged, from the outermost."""
 
 
 def scopes_of(url: str, rule: CacheRule) -> tuple[str, ...]:
-    """Return the scopes of a URL, as ``url_of`` returns it, under its rule."""
+    """Return the scopes of a URL under its rule; the URL has the form of ``url_of``."""
     directories: list[str] = []
     path, end = url.partition("?")[0], 0
     while len(directories) < MAX_DIRECTORIES and (end := path.find("/", end + 1)) > 0:
@@ -166,10 +166,10 @@ def scopes_of(url: str, rule: CacheRule) -> tuple[str, ...]:
 def scopes_to_purge(
     directories: Iterable[str], paths: Iterable[str], rules: Iterable[CacheRule]
 ) -> list[str]:
-    """Return the scopes of directories, and of rules by their paths.
+    """Return the scopes of directories, and of rules given by their paths.
 
-    Raises ValueError for what is not a directory, is below more than four, or is the path of none
-    of the rules.
+    Raises ValueError for a value that is not a directory, for a directory below the fourth level,
+    and for a path without a rule.
     """
     scopes, known = [], list(dict.fromkeys(rule.path for rule in rules))
     for text in directories:
@@ -194,21 +194,21 @@ def scopes_to_purge(
     for path in paths:
         if known and path not in known:  # a process that only purges may have no rules
             raise ValueError(
-                f"cannot purge the rule {path!r}: no rule of the cache has this path; its rules "
-                f"have {', '.join(map(repr, known))}"
+                f"cannot purge the rule {path!r}: no rule of the cache has this path; the rules' "
+                f"paths are {', '.join(map(repr, known))}"
             )
         scopes.append(f"rule:{path}")
     return list(dict.fromkeys(scopes))
 
 
 def normal_query(query: str, rule: CacheRule) -> str:
-    """Return a raw query with the parameters that the rule keeps, in the rule's order.
+    """Return a raw query with only the parameters that the rule keeps, sorted if the rule says so.
 
-    Their spelling is not changed: only the application knows what their values mean.
+    Parameters are not decoded, because only the application knows what their values mean.
     """
     if rule.keep_query is None and not rule.ignore_query and not rule.sort_query:
         return query
-    if len(query) > LONGEST_VALUE:  # the work per request is bounded
+    if len(query) > LONGEST_VALUE:  # limits the work for a request
         return query
     kept = []
     for part in filter(None, query.split("&")):
@@ -216,15 +216,15 @@ def normal_query(query: str, rule: CacheRule) -> str:
         if rule.keep_query is not None and not _matches(name, rule.keep_query):
             continue
         if not _matches(name, rule.ignore_query):
-            # Names that frameworks may read as the same one are not sorted.
+            # Names that frameworks may decode in the same way are not sorted.
             kept.append((name if name.isascii() and "%" not in name else "", part))
     if rule.sort_query:
-        kept.sort(key=lambda pair: pair[0])  # not by value: its order may mean something
+        kept.sort(key=lambda pair: pair[0])  # not by value, whose order may matter
     return "&".join(part for _, part in kept)
 
 
 def drops_parameters(query: str, rule: CacheRule) -> bool:
-    """Whether a raw query has parameters that the rule does not keep, empty ones included."""
+    """Whether a raw query has parameters, even empty ones, that the rule does not keep."""
     kept = normal_query(query, rule)
     return bool(query) and query.count("&") + 1 > (kept.count("&") + 1 if kept else 0)
 
@@ -239,6 +239,6 @@ def origin_of(scheme: str, host: str) -> str:
 
 
 def origin_as_sent(scheme: str, host: str) -> str:
-    """Return scheme and authority, with the port as sent: applications put it into links."""
+    """Return scheme and authority with the port as sent, because applications put it into links."""
     authority = quote(host, safe=":[]") if len(host) <= _MAX_TEXT_LENGTH else _digest_if_long(host)
     return f"{quote(scheme, safe='')}://{authority}"

@@ -1,4 +1,4 @@
-"""Why a response was not stored, in plain words, and the setting that would change it."""
+"""The reasons why responses are not stored, as sentences, with the settings that change them."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ class Reason(Struct, frozen=True):
     """Why a response was not stored."""
 
     kind: str
-    """What all responses that were not stored for this reason have in common."""
+    """An identifier of the reason, by which log messages are limited."""
     why: str
-    """The reason in plain words."""
+    """The reason as text."""
     advice: str = ""
-    """The setting that would change it, or what else would; empty if nothing has to change."""
+    """The setting or change that would help; empty if nothing has to change."""
 
 
 _KINDS_SOLVED_BY_USER = frozenset({"cookies", "credentials", "private", "session"})
-"""The kinds of reasons that ``user=`` removes if it finds a user."""
+"""The kinds of reasons that no longer apply if ``user=`` finds a user."""
 _KINDS_STATED_BY_RESPONSE = frozenset({"no-store", "private", "stale"})
-"""The kinds of reasons that the response itself states: it should not be stored."""
+"""The kinds of reasons for which the response itself states that it should not be stored."""
 
 
 def reason_of(detail: str, case: Case, *, no_user: bool = False) -> Reason:
     """Return the reason for a ``detail`` of Cache-Status.
 
     Args:
-        detail: why the response was not stored, as in Cache-Status.
-        case: its status, its request and its rule.
-        no_user: whether the rule has ``user=``, and that has found no user.
+        detail: The ``detail`` of Cache-Status.
+        case: The response's status, the request and the rule.
+        no_user: Whether the rule has ``user=``, but its function returned no user.
     """
     known = _match_kind(detail)
     if known is None:
@@ -65,23 +65,23 @@ def reason_of(detail: str, case: Case, *, no_user: bool = False) -> Reason:
 
 
 class Case(NamedTuple):
-    """What a reason is about."""
+    """The request and response that a reason refers to."""
 
     status: int
-    """The response's."""
+    """The status of the response."""
     headers: Headers
     """The request's header fields, without the ignored cookies."""
     rule: CacheRule
     kept: Mapping[str, str]
-    """The cookies that no rule may ignore, each with the setting of its name."""
+    """Cookies that no rule may ignore, each with the setting that defines its name."""
 
 
 def cookie_advice(case: Case, *, each_has_its_own: bool = False) -> str:
-    """Return what to set for a request's cookies, by what each of them is.
+    """Return the settings to change for the cookies of a request.
 
     Args:
-        case: the request.
-        each_has_its_own: whether there is a response for each Cookie field.
+        case: The request.
+        each_has_its_own: Whether each value of the Cookie field has its own response.
     """
     names, kept = cookie_names(case.headers), {unprefixed(n): s for n, s in case.kept.items()}
     of = {name: kept.get(unprefixed(name), "") for name in names}
@@ -99,14 +99,14 @@ def cookie_advice(case: Case, *, each_has_its_own: bool = False) -> str:
         chosen = f"({languages},)" if languages else "()"
         advice.append(
             f"set vary_cookies={chosen} if views and templates read no other cookie themselves; "
-            "Django adds Vary: Cookie where a page uses the session or a CSRF token"
+            "Django adds Vary: Cookie to pages that use the session or a CSRF token"
         )
     if others or not names:
         setting = f"ignore_cookies=({others},)" if others else "ignore_cookies"
         if each_has_its_own:
             advice.append(
-                f"set {setting} for cookies on which the page does not depend, or vary_cookies and "
-                "narrow_vary_cookie=True for those on which it does"
+                f"set {setting} for cookies that the page does not depend on, and for the others "
+                "vary_cookies and narrow_vary_cookie=True"
             )
         elif advice:
             advice.append(f"if the page does not depend on the others, set {setting}")
@@ -118,18 +118,18 @@ def cookie_advice(case: Case, *, each_has_its_own: bool = False) -> str:
 
 
 _LANGUAGE, _CSRF = "LANGUAGE_COOKIE_NAME", "CSRF_COOKIE_NAME"
-"""Django's settings for the names of cookies other than the session's."""
+"""Django's settings for cookie names other than the session's."""
 
 
 def unprefixed(name: str) -> str:
-    """Return a cookie's name without the prefix that it has over HTTPS."""
+    """Return a cookie's name without its prefix ``__Host-`` or ``__Secure-``."""
     return name.removeprefix("__Host-").removeprefix("__Secure-")
 
 
 def cookie_names(headers: Headers) -> list[str]:
-    """Return the names of a request's cookies that can be written in a setting.
+    """Return the names of a request's cookies that can be used in a setting.
 
-    Names that are not tokens, or too long, are left out: nobody should copy them into a setting.
+    Names that are too long or not tokens are left out, so that nobody copies them.
     """
     pairs = [pair for line in headers.lines("cookie") for pair in line.split(";")]
     names = dict.fromkeys(pair.partition("=")[0].strip() for pair in pairs)
@@ -137,7 +137,7 @@ def cookie_names(headers: Headers) -> list[str]:
 
 
 def _quote_names(names: Sequence[str]) -> str:
-    """Return the first names, quoted as in a setting."""
+    """Return the first few names, quoted as in a setting."""
     return ", ".join(map(repr, names[:_MAX_COOKIES]))
 
 
@@ -158,7 +158,7 @@ def _cookies(_found: re.Match[str], case: Case) -> _WhyAndAdvice:
 
 
 _WORTH_STORING = SUCCESSFUL | {302, 307, 404, 410}
-"""The statuses for which a ttl is suggested; another one says that something is wrong."""
+"""The statuses for which a ttl is suggested. Other statuses indicate an error."""
 
 
 def _no_lifetime(_found: re.Match[str], case: Case) -> _WhyAndAdvice:
@@ -214,13 +214,13 @@ _KINDS: Sequence[tuple[str, str, str | _Explain, str]] = (
     (
         "invalid session",
         "its session cookie is not valid",
-        "the session cookie of the request is not valid, or has expired",
+        "the session cookie of the request is invalid or has expired",
         "",
     ),
     (
         "size",
         "body above",
-        "the body is larger than the largest one that is stored",
+        "the body is larger than the maximum",
         "raise the rule's max_body, or the setting cache_max_body",
     ),
     (
@@ -239,15 +239,15 @@ _KINDS: Sequence[tuple[str, str, str | _Explain, str]] = (
         "tags",
         "more than .* tags",
         "it has too many tags",
-        "give it fewer tags, such as those of its parents",
+        "use fewer tags, such as those of its parents",
     ),
     (
         "errors",
         ".* errors of its rule",
         "enough errors were stored in this minute",
         (
-            "raise the rule's errors_per_minute if these are responses that many visitors get, and "
-            "not those to random paths"
+            "increase the rule's errors_per_minute if many visitors get these responses, and they "
+            "are not for random paths"
         ),
     ),
     (
@@ -259,24 +259,24 @@ _KINDS: Sequence[tuple[str, str, str | _Explain, str]] = (
     (
         "private",
         r"private\Z",
-        "the response says private in its Cache-Control: it is for one user alone",
+        "the response says private in its Cache-Control: it is for a single user",
         "set user= for a response for each user, or leave out private if it is the same for all",
     ),
     (
         "stale",
         "stale already",
-        "its own freshness is over when it arrives",
-        "send a longer max-age, or no freshness, so that the rule's ttl counts",
+        "it was already stale when it arrived",
+        "send a longer max-age, or none, so that the rule's ttl applies",
     ),
     ("method", "only responses to GET", "only responses to GET are stored", "request it with GET"),
-    ("Vary", r"Vary: \*", "the response says Vary: *, so that no request selects it", ""),
+    ("Vary", r"Vary: \*", "the response says Vary: *, so no request can select it", ""),
 )
-"""Kinds, the patterns of their details, and why and advice; or what makes these two."""
+"""Kind, pattern of the detail, reason and advice; a function may return the last two."""
 
 
 @lru_cache(maxsize=256)
 def _match_kind(detail: str) -> tuple[str, re.Match[str], str | _Explain, str] | None:
-    """Return the kind of a detail, what its pattern found, why and advice, if it is known."""
+    """Return kind, match, reason and advice for a detail; None if it is unknown."""
     for kind, pattern, why, advice in _KINDS:
         if (found := re.match(pattern, detail)) is not None:
             return kind, found, why, advice
@@ -285,41 +285,41 @@ def _match_kind(detail: str) -> tuple[str, re.Match[str], str | _Explain, str] |
 
 _HOUR = 3600.0
 _PATHS = 3
-"""How many paths of each rule and reason are reported in an hour."""
+"""The maximum number of paths reported in an hour for each rule and reason."""
 
 
 class Reasons:
-    """Reports why responses are not stored: for each rule and reason, a few paths in each hour.
+    """Emits why responses are not stored: a few paths in each hour, for each rule and reason.
 
-    With a single path, one unusual request could use up the report of its rule.
+    With a single path, an unusual request could prevent more useful reports about its rule.
     """
 
     def __init__(
         self, rules: Sequence[CacheRule], kept: Mapping[str, str], emit: Observer, clock: Clock
     ) -> None:
-        """``kept`` are the cookies that no rule may ignore, each with the setting of its name."""
+        """``kept`` are cookies that no rule may ignore, each with the setting of its name."""
         self._settings = {id(rule): f"cache[{index}]" for index, rule in enumerate(rules)}
         self._kept = kept
         self._emit = emit
         self._clock = clock
         self._known: dict[tuple[int, str], tuple[float, frozenset[str]]] = {}
-        """Until when, and for which paths, by rule and kind."""
+        """By rule and kind, the end of the hour and the paths reported in it."""
         self._lock = threading.Lock()
 
     def case(self, rule: CacheRule, status: int, headers: Headers) -> Case:
-        """Return the case of a reason, by the status and the request's header fields."""
+        """Return the case for a response's status and the request's header fields."""
         return Case(status, headers, rule, self._kept)
 
     def note(
         self, rule: CacheRule, detail: str, status: int, request: HTTPRequest, *, no_user: bool
     ) -> None:
-        """Emit CacheNotStored if this is among the first of its rule and kind."""
+        """Emit CacheNotStored if this is one of the first of its rule and kind in an hour."""
         known = _match_kind(detail)
         if known is None or not self._is_first((id(rule), known[0]), request.path):
             return
         reason = reason_of(detail, self.case(rule, status, request.headers), no_user=no_user)
         advice = reason.advice
-        # A rule without a ttl is for responses that state their own freshness.
+        # A rule without ttl is meant for responses that state their own lifetime.
         if reason.kind in _KINDS_STATED_BY_RESPONSE or (
             rule.ttl is None and reason.kind == "lifetime"
         ):

@@ -1,4 +1,4 @@
-"""What the stores of responses and of values do alike: reads and calls, epochs, and locks."""
+"""The base class of the stores for responses and for values: reads, calls, epochs and locks."""
 
 from __future__ import annotations
 
@@ -18,48 +18,48 @@ if TYPE_CHECKING:
     from upstash_middleware.core.flow import Argument, Reply
 
 FAILED: Final = "!"
-"""A lock's value after a revalidation that failed: another one would fail too."""
+"""A lock's value after a failed revalidation: another one would probably fail too."""
 UNSHARED: Final = "-"
-"""A lock's value after a response that may not be stored, or streams: others need not wait."""
+"""A lock's value after a response that cannot be shared, so that other requests do not wait."""
 MAX_CALL_BYTES: Final = 9_900_000
-"""Upstash refuses requests of more than 10 MB, the text around the entry included."""
+"""The maximum size of a command. Upstash refuses requests of more than 10 MB in total."""
 SLACK: Final = 3600.0
-"""Seconds by which epochs outlive the entries that they invalidate, for a store that arrives late
-and clocks that run at different speeds."""
+"""Seconds for which epochs are kept after the entries that they invalidate have expired. Covers
+late store commands, and clocks that run at different speeds."""
 
 
 class Lock(Struct, frozen=True):
-    """A lock as a lookup has read it.
+    """A lock as read by a lookup.
 
-    It is a token that expires, so a holder that crashed delays others only until then. The entry
-    stored under it contains the token: reading both shows that the lock is no longer needed, so
-    no command is spent on releasing it.
+    The lock is a token with an expiry, so that a crashed holder delays others only for a limited
+    time. The entry that the holder stores contains the token. A lookup that reads both knows that
+    the lock is no longer needed, so no command is needed to release it.
     """
 
     key: str
     value: str = ""
-    """The token of its holder, ``UNSHARED``, ``FAILED``, or nothing."""
+    """The token of the holder, ``UNSHARED``, ``FAILED``, or empty."""
     done: bool = False
-    """Whether the response or value made under it has been stored."""
+    """Whether the holder has stored its response or value."""
 
     @property
     def held(self) -> bool:
-        """Whether another process is rendering, or loading a value."""
+        """Whether another process is rendering a response or loading a value."""
         return bool(self.value) and not (self.done or self.unshared or self.failed)
 
     @property
     def unshared(self) -> bool:
-        """Whether the response cannot be shared, so that others need not wait."""
+        """Whether the response cannot be shared, so that other requests do not wait."""
         return self.value == UNSHARED
 
     @property
     def failed(self) -> bool:
-        """Whether a revalidation has just failed."""
+        """Whether a revalidation failed recently."""
         return self.value == FAILED
 
 
 class RedisStore:
-    """The base of both stores. Methods that call Upstash raise UpstashError."""
+    """The base class of both stores. Methods that call Upstash can raise UpstashError."""
 
     __slots__ = ()
 
@@ -71,20 +71,20 @@ class RedisStore:
         def randomness(self) -> Callable[[int], bytes]: ...
         @property
         def deadline(self) -> float:
-            """Seconds for one call."""
+            """The deadline of one call in seconds."""
 
         @property
         def max_keep(self) -> float:
-            """The longest lifetime of an entry in seconds, from when its epochs were read."""
+            """The maximum lifetime of an entry in seconds, counted from the read of its epochs."""
 
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
-        """Return the values of keys, in one command."""
+        """Return the values of keys, with one command."""
         command = Command(("MGET", *keys), reads_only=True)
         (reply,) = await Pipeline((command,), deadline=self.deadline, yields=True)
         return values_of(reply, len(keys))
 
     async def call(self, *commands: Command) -> list[Reply]:
-        """Send commands in one pipeline; raise the error of any that failed."""
+        """Send commands in one pipeline; raise the error of the first that failed."""
         replies = await Pipeline(commands, deadline=self.deadline, yields=True)
         for reply in replies:
             if isinstance(reply, CommandError):
@@ -94,11 +94,11 @@ class RedisStore:
     def time_to_live(
         self, seconds: float, wall: float, monotonic: float, longest: float | None = None
     ) -> int:
-        """Return milliseconds that end before any epoch that was set since these clock readings.
+        """Return a TTL in milliseconds that ends before any epoch set since these clock readings.
 
-        ``longest`` is the longest lifetime of what the epochs are for, if not ``max_keep``.
+        ``longest`` is the maximum lifetime of the entries if it is not ``max_keep``.
         """
-        # While a process is frozen, one of its clocks may stop.
+        # Both clocks are compared, because one may stop while a process is frozen.
         elapsed = max(self.clock.wall() - wall, self.clock.monotonic() - monotonic, 0.0)
         longest = self.max_keep if longest is None else longest
         return int(min(seconds, longest - elapsed) * 1000)
@@ -108,10 +108,10 @@ class RedisStore:
     async def replace_epochs(
         self, epochs: Sequence[str], any_tag: str | None, *, soft: bool, then: Sequence[str] = ()
     ) -> list[bytes | None]:
-        """Replace epochs with new ones; first the epoch of any tag, if its key is given.
+        """Replace epochs with new ones; if ``any_tag`` is given, replace that one first.
 
-        ``soft`` replaces their soft parts only. Returns the values of the keys ``then``, as they
-        are after that. On an error it is not certain that all of it was done.
+        ``soft`` replaces only their soft parts. Returns the values of the keys ``then``, which are
+        read afterwards. After an error, the replacement may be incomplete.
         """
         commands = [] if any_tag is None else [self.set_epoch(any_tag, self.unique_text())]
         if soft and epochs:
@@ -133,21 +133,21 @@ class RedisStore:
     def set_epoch(self, epoch: str, value: str) -> Command:
         """Return the command that sets an epoch."""
         # Not safe to retry: a repeated SET could restore an epoch that a later purge has replaced,
-        # and with it the entries that recorded it.
+        # and make the entries that recorded it valid again.
         return Command(("SET", epoch, value, "PX", self.epoch_lifetime()))
 
     def epoch_lifetime(self) -> int:
-        """Return for how many milliseconds an epoch is kept."""
+        """Return the TTL of an epoch in milliseconds."""
         return int((self.max_keep + SLACK) * 1000)
 
     def unique_text(self) -> str:
-        """Return random text that was never used before."""
+        """Return unique random text."""
         return urlsafe_b64encode(self.randomness(12)).decode()
 
-    # --- Locks, by which processes agree on which one renders a response or loads a value -------
+    # --- Locks: only one process renders a response or loads a value ----------------------------
 
     async def acquire(self, lock: Lock, seconds: float) -> str | None:
-        """Acquire a lock that is not held; return its token, None if another process was first."""
+        """Acquire a lock that is not held. Return its token; None if another process was first."""
         token, milliseconds = self.unique_text(), int(seconds * 1000)
         if lock.value:
             command = script_call("lock", [lock.key], lock.value, token, milliseconds)
@@ -157,14 +157,14 @@ class RedisStore:
             (taken,) = await self.call(command)
         except (Exception, GeneratorExit):
             raise
-        except BaseException:  # interrupted: it may have been acquired nevertheless
-            with suppress(UpstashError):  # then it expires
+        except BaseException:  # interrupted: the lock may have been acquired
+            with suppress(UpstashError):  # the lock expires
                 await self.release(lock.key, token)
             raise
         return token if taken else None
 
     async def release(self, key: str, token: str, mark: str = "", seconds: float = 0.0) -> None:
-        """Release a lock under which nothing was stored; leave a mark for so many seconds."""
+        """Release a lock after nothing was stored; leave ``mark`` in its place for some seconds."""
         await self.call(script_call("lock", [key], token, mark, int(seconds * 1000)))
 
 
@@ -178,17 +178,17 @@ def values_of(reply: Reply, count: int) -> list[bytes | None]:
 
 
 def cache_script(name: str) -> Script:
-    """Return one of the scripts, which are in ``lua/`` beside this file."""
+    """Return one of the cache scripts in ``lua/``."""
     return script(__package__, f"lua/{name}")
 
 
 def read_scripts(*names: str) -> None:
-    """Read the scripts' files, so that no request has to, perhaps on an event loop."""
+    """Read the scripts' files in advance, so that no request blocks an event loop to read them."""
     for name in names:
         cache_script(name)
 
 
 def script_call(name: str, keys: Sequence[str], *arguments: Argument) -> Command:
-    """Return the call of a script."""
+    """Return the command that calls a script."""
     chosen = cache_script(name)
     return Command(("EVALSHA", chosen.sha, len(keys), *keys, *arguments), script=chosen)

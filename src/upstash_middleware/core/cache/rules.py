@@ -1,4 +1,4 @@
-"""Cache rules: which requests the cache answers, and how their responses are stored; profiles."""
+"""Cache rules: which requests the cache handles, and how responses are stored. Also profiles."""
 
 from __future__ import annotations
 
@@ -19,79 +19,79 @@ from upstash_middleware.errors import ConfigurationError, RuleMeta, named_part, 
 from upstash_middleware.messages import HTTPRequest  # noqa: TC001 - for signatures
 
 SUCCESSFUL = frozenset({200, 203, 204, 300, 301, 308})
-"""The statuses to which a ``ttl`` in seconds applies; not errors."""
+"""The statuses to which a ``ttl`` in seconds applies."""
 NEVER_STORED = frozenset({304, 412, 416, 428, 429, 431, 511})
-"""Responses to conditions and ranges, which select no stored response (RFC 9110 §15.4.5, §15.5.13,
-§15.5.17), and those that RFC 6585 forbids to store."""
+"""Statuses of responses to conditions and ranges, which no later request could use (RFC 9110
+§15.4.5, §15.5.13, §15.5.17), and statuses that RFC 6585 forbids to store."""
 MAX_BODY_BYTES = 9 * 1024 * 1024
-"""Bytes of a body that one request to Upstash can carry: it may have 10 MB in all."""
+"""The maximum size of a body in bytes. A request to Upstash is limited to 10 MB in total."""
 MAX_DEADLINE = 60.0
 
 
 class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
-    """What the cache may do with the requests that it matches; the first matching rule counts.
+    """Configures the cache for the requests that it matches. The first matching rule applies.
 
-    A response's own freshness (``s-maxage``, ``max-age``, ``Expires``) takes precedence over
-    ``ttl``: the code that made it knows more than a pattern of paths. So a rule can cover many
-    pages, and one of them can still ask for less, or for none.
+    The freshness stated by a response (``s-maxage``, ``max-age``, ``Expires``) takes precedence
+    over ``ttl``, so one rule can cover many pages, and a page can still state a shorter lifetime,
+    or forbid storing.
 
     Args:
-        path: A pattern for paths as the application routes them, without the prefix under which it
-            is mounted: in ``/products/{id}``, one segment; in ``/files/{rest:path}``, everything
-            after it.
-        ttl: Seconds of freshness of a successful response (200, 203, 204, 300, 301, 308) that does
-            not state its own, or seconds by status: ``{200: 60, 404: 5}``; None to store only
-            responses that state their own.
-        errors_per_minute: The most responses with a status of 400 or above that each process stores
-            in a minute, so that requests for random paths cause no more writes than that; 0 for
+        path: A pattern for paths without the prefix under which the application is mounted.
+            ``/products/{id}`` matches one segment, ``/files/{rest:path}`` any number of segments.
+        ttl: Seconds of freshness of a successful response (200, 203, 204, 300, 301, 308) that
+            states no lifetime, or seconds by status: ``{200: 60, 404: 5}``. With None, only
+            responses that state a lifetime are stored.
+        errors_per_minute: The maximum number of responses with a status from 400 that each process
+            stores in a minute. It limits the writes caused by requests for random paths. 0 means
             none.
-        max_body: Bytes of the largest body that is stored; None uses the setting
+        max_body: The maximum size of a stored body in bytes; None means the setting
             ``cache_max_body``.
-        grace: Seconds for which a response is kept after it has become stale, to be validated; None
-            uses the setting ``cache_grace``.
+        grace: Seconds for which a stale response is kept so that it can be revalidated; None means
+            the setting ``cache_grace``.
         stale_while_revalidate: Seconds for which a stale response may be used while it is
-            revalidated in the background, if the response does not state its own.
-        stale_if_error: Seconds for which a stale response may be used in place of an error, if the
-            response does not state its own.
-        tags: What its responses are purged by, ``product:{id}`` with the path's named parts.
-        vary_cookies: Cookies that always select the response, whatever its Vary says. Responses to
-            requests with other cookies are stored too, under the whole Cookie field if they have
-            ``Vary: Cookie``. With None they are stored only if they have ``Vary: Cookie``.
-        narrow_vary_cookie: Whether ``Vary: Cookie`` of these paths' responses means only the
-            cookies of ``vary_cookies``. Anything else that such a page shows, such as a session, is
-            then shown to others.
-        ignore_cookies: Cookies that make no difference, and that the application does not get:
-            names, or patterns such as ``visitor_*``, beside those of analytics in profile ``safe``.
-            A request that has no others counts as one without cookies. An empty list ignores none,
-            and None is the setting ``cache_ignore_cookies``; those of ``vary_cookies`` are never
-            ignored.
-        vary_headers: Request header fields that always select the response, whatever its Vary says.
-        ignore_query: Query parameters that select nothing: names, or patterns such as ``utm_*``.
-        keep_query: The only query parameters that select something; None for all.
-        sort_query: Whether the order of query parameters with different names makes no difference.
-        user: The user's id, from a function of the request, sync or async. It selects the response
-            as in a private cache: ``private`` does not prevent storing it, nor do cookies or
-            credentials. Text, an integer, a UUID, or a user of Django or Flask-Login. None, False,
-            an empty text, or an object whose ``is_authenticated`` is False mean no user. With
-            anything else the request bypasses the cache, and the error is logged.
-        bypass: Which requests bypass the cache: those with a cookie, ``"cookie:sessionid"``, a
-            header field, ``"header:Authorization"``, or a query parameter, ``"query:preview"``;
-            several of them; or those for which a function of the request, sync or async, returns
-            something true.
-        etag: Whether a stored body without an ETag gets one, made from its bytes.
-        downstream: The Cache-Control that clients and other caches get for what is stored here, in
-            place of the response's own; under a rule with ``user`` it says ``private``. Fields and
-            cookies that the rule selects by are added to Vary. For an error, no lifetime in it is
-            longer than the error's own.
-        downstream_cdn: What the CDN in front gets in place of Cache-Control for what is stored
-            here, such as ``max-age=86400``, in the field that only this CDN reads:
-            ``Surrogate-Control`` with the setting ``cdn="fastly"``. A CDN that ignores Vary gets
-            ``no-store`` if the response varies; an error has no longer lifetime than its own.
-        deadline: Seconds that a call for these requests and the cache alone may take; None for the
+            revalidated in the background, unless the response states its own value.
+        stale_if_error: Seconds for which a stale response may be used instead of an error, unless
+            the response states its own value.
+        tags: Tags for purging; ``product:{id}`` contains a named part of the path.
+        vary_cookies: Cookies that always select the response, in addition to its Vary. Responses to
+            requests with other cookies are also stored. If they have ``Vary: Cookie``, the whole
+            Cookie field selects them. With None, only responses with ``Vary: Cookie`` are stored.
+        narrow_vary_cookie: Whether ``Vary: Cookie`` in the responses means only the cookies of
+            ``vary_cookies``. If a page depends on other cookies, such as a session, it is shown to
+            other users.
+        ignore_cookies: Cookies that do not select responses, and that the application does not get:
+            names, or patterns such as ``visitor_*``, in addition to cookies of analytics in profile
+            ``safe``. A request with only these cookies counts as one without cookies. An empty list
+            ignores none, and None means the setting ``cache_ignore_cookies``. Cookies in
+            ``vary_cookies`` are never ignored.
+        vary_headers: Request header fields that always select the response, in addition to its
+            Vary.
+        ignore_query: Query parameters that do not select: names, or patterns such as ``utm_*``.
+        keep_query: The only query parameters that select; None for all.
+        sort_query: Whether the order of query parameters with different names is ignored.
+        user: A function of the request, sync or async, that returns the user's id. The id selects
+            the response as in a private cache: the response is stored despite ``private``, cookies
+            or credentials. The id is text, an integer, a UUID, or a user of Django or Flask-Login.
+            None, False, empty text, or an object whose ``is_authenticated`` is False mean no user.
+            For any other value, the request bypasses the cache, and the error is logged.
+        bypass: The requests that bypass the cache: those with a cookie (``"cookie:sessionid"``), a
+            header field (``"header:Authorization"``) or a query parameter (``"query:preview"``);
+            several of these; or those for which a function of the request, sync or async, returns a
+            true value.
+        etag: Whether a stored response without an ETag gets one, computed from its body.
+        downstream: The Cache-Control that clients and other caches get for stored responses,
+            instead of the response's own; with ``user`` it must contain ``private``. The fields and
+            cookies by which the rule selects are added to Vary. For an error, lifetimes are limited
+            to the error's own.
+        downstream_cdn: The Cache-Control for the CDN in front, such as ``max-age=86400``, in the
+            field that only this CDN reads, such as ``Surrogate-Control`` with the setting
+            ``cdn="fastly"``. If the response varies, a CDN that ignores Vary gets ``no-store``. For
+            an error, lifetimes are limited to the error's own.
+        deadline: The deadline in seconds of calls that are only for the cache; None means the
             setting ``cache_deadline``.
 
     Raises:
-        ConfigurationError: A value is wrong; the message names the field.
+        ConfigurationError: A value is invalid; the message names the field.
     """
 
     path: str
@@ -118,7 +118,7 @@ class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
 
     def __post_init__(self) -> None:
         set_field = force_setattr  # the rule is frozen
-        _ = self.pattern  # raises for a wrong path
+        _ = self.pattern  # raises for an invalid path
         for name in ("tags", "ignore_query"):
             set_field(self, name, _texts(name, getattr(self, name)))
         for name in ("vary_cookies", "ignore_cookies", "keep_query"):
@@ -145,46 +145,46 @@ class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
 
     @cached_property
     def bypassed_by(self) -> tuple[SentValue, ...]:
-        """The values of a request that make it bypass the cache, by ``bypass``."""
+        """The values named by ``bypass``: a request that has one of them bypasses the cache."""
         bypass: Any = self.bypass
         if bypass is None or callable(bypass):
             return ()
         return tuple(map(_sent_value, [bypass] if isinstance(bypass, str) else bypass))
 
     def __hash__(self) -> int:
-        # Without ttl, which may be a mapping, and bypass, which may be a list.
+        # Without ttl, which may be a mapping, and bypass, which may be a list: neither is hashable.
         return hash(tuple(getattr(self, n) for n in FIELDS if n not in {"ttl", "bypass"}))
 
     @cached_property
     def forbids_downstream(self) -> bool:
-        """Whether ``downstream`` forbids other shared caches to store its responses."""
+        """Whether ``downstream`` forbids other shared caches to store the responses."""
         words = (self.downstream or "").split(",")
         return not {"private", "no-store"}.isdisjoint(word.strip().lower() for word in words)
 
     def covers(self, path: str) -> bool:
-        """Whether the rule is for this path, whatever the method."""
+        """Whether the rule covers this path, with any method."""
         return self.pattern.covers(path)
 
     def ttl_for(self, status: int) -> float | None:
-        """Return the seconds of freshness of a response that states none, None if it has none."""
+        """Return the seconds of freshness of a response that states none; None if it has none."""
         if isinstance(self.ttl, Mapping):
             return cast("float | None", self.ttl.get(status))
         return cast("float | None", self.ttl if status in SUCCESSFUL else None)
 
     def tags_for(self, path: str) -> tuple[str, ...]:
-        """Return its tags with the path's named parts filled in."""
+        """Return the tags, with the named parts of the path filled in."""
         parts = self.pattern.match(path) or {}
         return tuple(tag.format_map(parts) for tag in self.tags)
 
 
 FIELDS = CacheRule.__struct_fields__
-"""What users set of a rule."""
+"""The names of the fields that users set."""
 
 
 def rule_from_mapping(mapping: Mapping[str, Any], setting: str = "cache[0]") -> CacheRule:
-    """Make a rule from plain data, such as Django's settings or TOML.
+    """Create a rule from plain data, such as Django's settings or TOML.
 
-    Raises ConfigurationError naming the setting, its value, and what would be right.
+    Raises ConfigurationError, which names the setting, the value and the valid values.
     """
     if not isinstance(mapping, Mapping):
         raise ConfigurationError(
@@ -212,13 +212,13 @@ def _invalid(name: str, value: Any, expected: str) -> ConfigurationError:
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
-    # One text alone is a likely mistake.
+    # A single text is probably a mistake.
     if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
         raise _invalid(name, value, "a sequence of texts")
     texts = tuple(value)
     for text in texts:
         if not isinstance(text, str) or not text:
-            raise ConfigurationError(f"CacheRule.{name}: {text!r} should be text, and not empty")
+            raise ConfigurationError(f"CacheRule.{name}: {text!r} should be non-empty text")
     return texts
 
 
@@ -283,18 +283,18 @@ def _check(rule: CacheRule) -> None:
     for name in ("user", "bypass"):
         if callable(function := getattr(rule, name)) and not takes(function, 1):
             raise _invalid(name, function, "called with the request, as 'lambda request: …'")
-    _ = rule.bypassed_by  # raises for a wrong text
+    _ = rule.bypassed_by  # raises for invalid text
     for name, most in (("errors_per_minute", inf), ("max_body", MAX_BODY_BYTES)):
         number: Any = getattr(rule, name)
         if name == "max_body" and number is None:
             continue
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= most:
-            bound = "" if most == inf else f" to {most}, which one request to Upstash can carry"
+            bound = "" if most == inf else f" to {most}, the limit of one request to Upstash"
             raise _invalid(name, number, f"a whole number from 0{bound}")
     if rule.keep_query is not None and rule.ignore_query:
         raise ConfigurationError(
             f"CacheRule.ignore_query = {rule.ignore_query!r}: with keep_query, all other "
-            "parameters are ignored already; leave out one of them"
+            "parameters are already ignored; leave out one of them"
         )
     _check_cookies(rule)
     _check_downstream(rule)
@@ -326,7 +326,7 @@ def _check_cookies(rule: CacheRule) -> None:
 
 
 def check_cookie_pattern(setting: str, pattern: Any) -> None:
-    """Refuse what is not a pattern of a cookie's name. Raises ConfigurationError."""
+    """Raise ConfigurationError for a value that is not a pattern of a cookie's name."""
     _check_cookie(setting, pattern, "the name of a cookie, or a pattern such as '_ga*'")
 
 
@@ -345,8 +345,8 @@ def _check_downstream(rule: CacheRule) -> None:
         raise _invalid("downstream_cdn", for_cdn, "text such as 'max-age=86400'")
     if for_cdn is not None and rule.user is not None:
         raise ConfigurationError(
-            f"CacheRule.downstream_cdn = {for_cdn!r}: with user=, the CDN would give one user's "
-            "page to the next; leave it out"
+            f"CacheRule.downstream_cdn = {for_cdn!r}: with user=, the CDN would send one user's "
+            "page to other users; leave it out"
         )
     if downstream is None:
         return
@@ -354,8 +354,8 @@ def _check_downstream(rule: CacheRule) -> None:
         raise _invalid("downstream", downstream, "text such as 'max-age=5'")
     if rule.user is not None and ('"' in downstream or not rule.forbids_downstream):
         raise ConfigurationError(
-            f"CacheRule.downstream = {downstream!r}: with user=, other caches would give one "
-            f"user's page to the next; write {f'private, {downstream}'!r}"
+            f"CacheRule.downstream = {downstream!r}: with user=, other caches would send one "
+            f"user's page to other users; write {f'private, {downstream}'!r}"
         )
 
 
@@ -366,7 +366,7 @@ def _check_tag(tag: str, pattern: PathPattern) -> None:
         raise ConfigurationError(f"CacheRule.tags: {tag!r}: {error}") from None
     if missing := sorted(wanted - set(pattern.names)):
         raise ConfigurationError(
-            f"CacheRule.tags: {tag!r} names {{{missing[0]}}}, which the path "
+            f"CacheRule.tags: {tag!r} contains {{{missing[0]}}}, which the path "
             f"{pattern.text!r} does not have"
         )
     try:
@@ -377,59 +377,59 @@ def _check_tag(tag: str, pattern: PathPattern) -> None:
         ) from None
 
 
-# --- Profiles: what a shared cache may do beyond what every shared cache must --------------------
+# --- Profiles: the optional behaviour of shared caches -------------------------------------------
 
 
 class Profile(Struct, frozen=True, kw_only=True):
-    """What a shared cache may do beyond what every shared cache must."""
+    """The behaviour of the cache where RFC 9111 leaves a choice to shared caches."""
 
     name: str
     stores_set_cookie: bool = False
-    """Whether a response with Set-Cookie may be stored and sent to others."""
+    """Whether to store a response with Set-Cookie, and send it to other clients."""
     stores_for_cookies: bool = False
-    """Whether the response to a request with cookies may be stored although neither ``Vary:
-    Cookie`` nor the rule accounts for them."""
+    """Whether to store the response to a request with cookies even if neither ``Vary: Cookie`` nor
+    the rule selects by them."""
     stores_for_credentials: bool = False
-    """Whether the response to a request with a field such as X-Api-Key may be stored although that
-    field does not select it. For Authorization, RFC 9111 §3.5 decides."""
+    """Whether to store the response to a request with a field such as X-Api-Key even if the field
+    does not select it. For Authorization, RFC 9111 §3.5 applies."""
     stores_reflections: bool = False
-    """Whether a response may be stored that shows an address from X-Forwarded-For or similar."""
+    """Whether to store a response that shows an address from X-Forwarded-For or similar fields."""
     stores_parts: bool = False
-    """Whether a partial response is stored (§3.3). It serves only requests for the same range, and
-    may end in the middle of a client's address, which is then not found in it."""
+    """Whether to store a partial response (§3.3). It only answers requests for the same range. A
+    client's address that is cut off at its end is not detected."""
     ignores_bodies: bool = False
-    """Whether the body of a GET or HEAD is ignored, since it has no meaning (RFC 9110 §9.3.1).
-    Applications may read it nevertheless."""
+    """Whether to ignore the body of a GET or HEAD, because it has no meaning (RFC 9110 §9.3.1).
+    Applications may still read it."""
     stores_posts: bool = False
-    """Whether the response to a POST may answer a later GET where it says so (RFC 9110 §9.3.3),
-    which costs each POST a lookup."""
+    """Whether the response to a POST may answer a later GET if it says so (RFC 9110 §9.3.3). Each
+    POST then needs a lookup."""
     ignores_analytics: bool = False
-    """Whether cookies of analytics are ignored, unless a setting says that none is."""
+    """Whether to ignore cookies of analytics by default."""
     uses_heuristics: bool = False
-    """Whether a response without explicit freshness may get heuristic freshness (§4.2.2)."""
+    """Whether to use heuristic freshness for a response without explicit freshness (§4.2.2)."""
     stores_to_validate: bool = False
-    """Whether a response that is never fresh is stored for its validator alone. That saves work
-    only if the application answers conditional requests, and costs a command each time."""
+    """Whether to store a response that is never fresh, for its validator. This saves work only if
+    the application answers conditional requests, and it costs a command for each response."""
     fills_despite_conditions: bool = False
-    """Whether a conditional request that misses is forwarded without its conditions. §4.3.2 leaves
-    them to the application, whose 304 cannot be stored: as long as all clients have the page, each
-    of them would reach the application."""
+    """Whether to forward a conditional request that misses without its conditions. By §4.3.2 the
+    application evaluates them, but its 304 cannot be stored. While all clients have a copy of the
+    page, each of their requests would reach the application."""
     obeys_clients: bool = False
-    """Whether the request's own directives are obeyed (§5.2.1). They are advisory, and would let
-    clients bypass an application's own cache."""
+    """Whether to obey the request's directives (§5.2.1). They are advisory, and would allow clients
+    to bypass the application's own cache."""
     s_maxage_revalidates: bool = False
     """Whether s-maxage (§5.2.2.10) forbids stale responses even if the response states
-    stale-while-revalidate. CDNs allow that, and applications are written for CDNs."""
+    stale-while-revalidate. CDNs allow them, and applications are written for CDNs."""
     replays_date: bool = False
-    """Whether a hit carries the stored Date instead of the server's own."""
+    """Whether a hit has the stored Date; otherwise the server sets the current time."""
     stores_first: bool = False
-    """Whether a response is stored before its last byte is sent, if the setting does not say."""
+    """Whether to store a response before its last byte is sent, unless a setting decides."""
     updates_content_type: bool = False
-    """Whether a 304 may change the Content-Type (§3.2). Frameworks put their default on a 304."""
+    """Whether a 304 may change the Content-Type (§3.2). Frameworks add their default to a 304."""
     normalises: bool = False
-    """Whether hosts and the values of selecting fields are normalised as far as their definitions
-    allow. Applications are less thorough: Django reads no language from ``de,,en``, and Starlette
-    does not read ``GZIP`` as ``gzip``."""
+    """Whether to normalise hosts and the values of selecting fields as far as their definitions
+    allow. Applications may not do so: Django finds no language in ``de,,en``, and Starlette does
+    not recognise ``GZIP`` as ``gzip``."""
 
 
 SAFE = Profile(name="safe", ignores_analytics=True, fills_despite_conditions=True)

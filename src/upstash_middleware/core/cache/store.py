@@ -1,21 +1,22 @@
 """Stored responses on Redis: looking up, storing, purging and locking.
 
-The order of reads and writes makes purges safe:
+The order of the reads and writes makes purges safe:
 
-- A lookup reads the entry and its epochs in one command. An entry is invalid or stale if the epochs
-  it recorded differ from the current ones.
-- An entry records the epochs read **before** the application was called. So a response made from
-  data older than a purge is invalid from the start, however late it is stored.
-- A purge of a tag first replaces ``G`` and then the tag's own epoch. An entry with tags that became
-  known only with its response is stored by a script, which reads their epochs and writes only if
-  ``G`` has not changed since before the application was called. In the other order, the script
-  could read the new epoch of the tag.
+- A lookup reads an entry and its epochs in one command. The entry is invalid or stale if its
+  recorded epochs differ from the current ones.
+- An entry records the epochs read **before** the application was called. A response made from data
+  that is older than a purge is therefore invalid, even if it is stored after the purge.
+- A purge of a tag replaces ``G``, the epoch of any tag, before the tag's own epoch. If the tags of
+  an entry are known only from its response, a script stores it: it reads the epochs of the tags,
+  and writes only if ``G`` has not changed since the read before the application was called. If
+  ``G`` was replaced last, the script could read the tag's new epoch and still find the old ``G``.
 - A response with No-Vary-Search is stored under the canonical form of its URL and records the epoch
-  of that. A purge of another spelling replaces the epoch of that spelling, then reads the record of
-  the path, and replaces the epoch of the canonical form. A spelling whose own epoch is there is not
-  answered by the canonical form, in case the record was not there yet.
-- An entry expires before the epochs that could have been set since its own were read, so it cannot
-  become valid again when those expire.
+  of this form. A purge of another form replaces the epoch of that form, then reads the record of
+  the path, and replaces the epoch of the canonical form. If the requested URL has an epoch of its
+  own, the canonical form does not answer it, because the purge may have been earlier than the
+  record.
+- An entry expires before any epoch that could have been set after its own epochs were read.
+  Otherwise it could become valid again when such an epoch expires.
 """
 
 from __future__ import annotations
@@ -80,58 +81,58 @@ if TYPE_CHECKING:
 UNSHARED_SECONDS: Final = 60.0
 
 _LOOKUP_OVERHEAD_BYTES = 4096
-"""Bytes of memory for a lookup in addition to its values: about 3 kB, plus header fields."""
+"""Bytes of memory of a lookup besides its values: about 3 kB, plus header fields."""
 REMEMBERED_BYTES: Final = 4 * 1024 * 1024
 MAX_REMEMBERED_ENTRY_BYTES: Final = 128 * 1024
-"""Bytes of remembered lookups, as read and with their bodies opened: in total, and of one."""
+"""Bytes of remembered lookups with their opened bodies: of all together, and of one."""
 _MAX_TAGS_LENGTH = 4096
-"""Characters of a resource's tags up to which they are remembered: clients may have sent them."""
+"""Characters. Longer lists of tags are not remembered, because clients may have sent them."""
 _VARIANT_NAME_LENGTH = 32
-"""How many characters at the end of a variant's key, its digest, name it in the index."""
+"""The number of characters at the end of a variant's key that identify it in the index."""
 _MAX_UNLISTED = 10
-"""Variants of a resource that may be missing in its index."""
+"""The maximum number of variants of a resource that are missing in its index."""
 
 
 class Target(Struct, frozen=True):
-    """The resource that a request addresses, as far as it is known before anything is read."""
+    """The resource that a request addresses, as known before the lookup."""
 
     key: str
-    """``B``: the key of the resource, which includes the values by which its rule selects."""
+    """``B``: the key of the resource. It includes the values by which its rule selects."""
     url: str
-    """Path and query, as in the name of its epoch."""
+    """The path and query, as they occur in the key of the URL's epoch."""
     headers: Headers
     """The request's header fields, which select a variant."""
     tags: tuple[str, ...]
     """The rule's tags, with their ancestors."""
     scopes: tuple[str, ...]
-    """Its directories and its rule, if these can be purged."""
+    """The directories and the rule, if purging by these is enabled."""
     epochs: tuple[str, ...]
-    """The keys of its epochs: of everything, its URL, its scopes, any tag, and its tags."""
+    """The keys of the epochs: of everything, the URL, the scopes, any tag, and the tags."""
     previous: str = ""
-    """Its key in the application's previous version, if those responses may be used."""
+    """The key in the application's previous version, if its responses may be used."""
     private: bool = False
-    """Whether its key contains a user, so that only this user gets what is stored."""
+    """Whether the key contains a user, so that only this user gets the response."""
     selected: str = ""
-    """The rule's selecting values as text, to make another URL's key in the same way."""
+    """The rule's selecting values as text, from which the keys of other URLs are made."""
     variation: Variation | None = None
-    """How queries of its path select, as far as is known; None if No-Vary-Search is not used."""
+    """How the path's queries select, as far as is known; None if No-Vary-Search is not used."""
     exact: Target | None = None
-    """The target of the exact URL, if this target has the URL's canonical form."""
+    """The target of the requested URL, if this target is for the URL's canonical form."""
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """The URLs whose invalidation also invalidates it."""
+        """The URLs whose invalidation also invalidates the target."""
         return (self.url,) if self.exact is None else (self.url, self.exact.url)
 
     def has_equivalent_url(self, stored: StoredResponse) -> bool:
-        """Whether the URL of a stored response is equivalent to the requested one.
+        """Whether the URL of a stored response is equivalent to the requested URL.
 
-        It is if the response, stored at this key, has a No-Vary-Search of the same meaning.
+        It is equivalent if the response, stored at this key, has an equal No-Vary-Search.
         """
         return self.exact is None or variation_of(stored.headers) == self.variation
 
     def may_share(self, other: Target, stored: StoredResponse) -> bool:
-        """Whether a response for one of the two targets also answers requests for the other."""
+        """Whether a response for one of two targets also answers requests for the other."""
         if self.urls[-1] == other.urls[-1]:
             return True
         return self.has_equivalent_url(stored) and other.has_equivalent_url(stored)
@@ -143,43 +144,43 @@ class Lookup(Struct, frozen=True):
     entry: StoredResponse | None
     """The valid stored response that the request selects."""
     key: str
-    """The key of that, or where one would be stored as far as is known."""
+    """The key of the entry; without an entry, the key at which one would probably be stored."""
     purged_softly: bool
-    """Whether it counts as stale, however fresh it is."""
+    """Whether a soft purge has made the entry stale."""
     index: VariantIndex | None
     """The resource's valid variant index."""
     lock: Lock | None
-    """The lock of the response, if processes use locks."""
+    """The lock of the response, if locks are enabled."""
     epochs: Epochs
-    """Read before the application is called; the response stored next records them."""
+    """The epochs read before the application is called; the next stored response records them."""
     wall: float
     monotonic: float
     outdated: bool = False
-    """Whether the entry was made by the application's previous version."""
+    """Whether the application's previous version made the entry."""
     known: bool = False
-    """Whether anything is stored, even if it was purged: so a response could be stored before."""
+    """Whether there was any entry, even a purged one, so that a response was storable before."""
     record: str | None = None
-    """The record of its path as it was read, empty if there is none; None if it was not read."""
+    """The record of the path, empty if there is none; None if it was not read."""
     exact: Target | None = None
-    """The target that was found, if it is not the one that was looked up."""
+    """The target that the entry belongs to, if it is not the target that was looked up."""
     last_head: list[Any] = field(default_factory=lambda: [(None, None)])
-    """One pair: the last head made from the entry, after the values on which it depends."""
+    """A list with one pair: the last head made from the entry, after the values it depends on."""
 
 
 class Purge(Struct, frozen=True):
-    """What to purge.
+    """The responses to purge.
 
     Args:
-        urls: Paths with their query, or whole URLs; each is purged with all its variants.
-        tags: Tags, with their colon-descendants: ``product`` purges ``product:7``.
-        directories: Paths that end in a slash: ``/products/`` includes all URLs that begin with it.
-            They need the setting ``purge_directories``.
-        rules: Paths of cache rules; all responses that they cover are purged. They need the
+        urls: Paths with their query, or whole URLs. All variants of each are purged.
+        tags: Tags. Their colon-descendants are included: ``product`` also purges ``product:7``.
+        directories: Paths that end in a slash: ``/products/`` purges all URLs that begin with it.
+            Needs the setting ``purge_directories``.
+        rules: Paths of cache rules. All responses that the rules cover are purged. Needs the
             setting ``purge_directories``.
-        everything: Whether all stored responses are purged.
-        soft: Whether they may still be served stale where their rule allows it.
-        cdn_tags: For ``on_purge``, with the setting ``cdn``: the tags by which the CDN finds all of
-            this, as they are spelled in the field that it reads.
+        everything: Whether to purge all stored responses.
+        soft: Whether the responses may still be served stale if their rule allows it.
+        cdn_tags: For ``on_purge`` with the setting ``cdn``: the tags that purge the same responses
+            from the CDN, in the form that the CDN expects.
     """
 
     urls: tuple[str, ...] = ()
@@ -192,40 +193,40 @@ class Purge(Struct, frozen=True):
 
 
 class Guess(Struct, frozen=True):
-    """What the next lookup of a resource reads besides its key. A wrong guess costs one read."""
+    """The additional keys that the next lookup of a resource reads. A wrong guess costs a read."""
 
     vary: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     epochs: tuple[str, ...] = ()
-    """The keys of the epochs of these tags."""
+    """The keys of the tags' epochs."""
 
 
 class Reading(Struct, frozen=True):
-    """What a lookup reads first, in one command."""
+    """The keys that a lookup reads first, in one command."""
 
     target: Target
     guess: Guess
     entries: tuple[str, ...]
-    """The keys of the resource and, if one is guessed, of the variant."""
+    """The key of the resource and, if a variant is guessed, its key."""
     keys: tuple[str, ...]
-    """All of ``entries``, the lock of the last one, and the epochs."""
+    """``entries``, the lock of the last of them, and the epochs."""
     extra_keys: tuple[str, ...]
-    """Keys read after ``keys``: the record of the path, and the key and epoch of the exact URL."""
+    """More keys of the command: the path's record, and the exact URL's key and epoch."""
     pipeline: Pipeline
     wall: float
     monotonic: float
 
 
 class Record(NamedTuple):
-    """The record of a path: how the queries of its URLs select a response, and until when."""
+    """The record of a path: how the queries of its URLs select a response."""
 
     until: int
-    """When it expires, in seconds since 1970."""
+    """When the record expires, in seconds since 1970."""
     variation: Variation
 
     @classmethod
     def parse(cls, text: str) -> Record:
-        """Parse a record; an invalid one counts as expired, with the default variation."""
+        """Parse a record. An invalid record counts as expired, with the default variation."""
         until, _, value = text.partition(" ")
         found = parse_field(value)
         if not until.isdecimal() or len(until) > 12 or isinstance(found, str):
@@ -237,7 +238,7 @@ class Record(NamedTuple):
 
 
 class RememberedLookup(Struct, frozen=True):
-    """A lookup that found an entry, and the values read: equal values give the same lookup."""
+    """A lookup that found an entry, with the values read. Equal values mean an equal lookup."""
 
     keys: tuple[str, ...]
     values: list[bytes | None]
@@ -245,14 +246,14 @@ class RememberedLookup(Struct, frozen=True):
 
 
 class IndexDifference(Struct, frozen=True):
-    """How the stored variants of a resource differ from its index on Redis, by name."""
+    """The differences between a resource's stored variants and its index on Redis, by name."""
 
     added: Mapping[str, int] = field(default_factory=dict)
-    """Stored, and not in the index."""
+    """Variants that are stored, but not in the index."""
     deleted: frozenset[str] = frozenset()
-    """In the index, and deleted."""
+    """Variants that are in the index, but were deleted."""
     evicted: tuple[str, ...] = ()
-    """Removed from the index, and still to be deleted."""
+    """Variants that were removed from the index, but are still stored."""
 
 
 _NO_GUESS = Guess()
@@ -260,7 +261,7 @@ _ALL_LISTED = IndexDifference()
 
 
 class Store(Struct, RedisStore, frozen=True):
-    """The stored responses under one prefix. Methods that call Upstash raise UpstashError."""
+    """The stored responses under one prefix. Methods that call Upstash can raise UpstashError."""
 
     names: Names
     secret: Callable[[], bytes]
@@ -268,28 +269,28 @@ class Store(Struct, RedisStore, frozen=True):
     randomness: Callable[[int], bytes]
     emit: Observer
     sealing: Sealing | None
-    """Signs or encrypts entries, if set."""
+    """Signs or encrypts entries; None if they are stored as they are."""
     deadline: float
     max_keep: float
     profile: Profile
     max_variants: int
-    """The most variants of one resource at a time."""
+    """The maximum number of variants of one resource."""
     locks: bool
-    """Whether processes use locks."""
+    """Whether locks are enabled."""
     remembered: LRU[str, RememberedLookup]
-    """By the keys of entries, in bytes."""
+    """Remembered lookups, by the last of the entries' keys; the size is in bytes."""
     l1: L1
     guesses: LRU[str, Guess]
     last_uses: LRU[str, int]
-    """When each variant was last used, as a number that grows with each use; by its key."""
+    """A number for each variant's key that increases with each use: the order of the last uses."""
     unlisted: LRU[str, IndexDifference]
-    """By the keys of resources."""
+    """Differences from the index, by the key of the resource."""
     use_counter: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     # --- Lookup ---------------------------------------------------------------------------------
 
     def prepare(self, target: Target) -> Reading:
-        """Return what to read first: the entry or index, the guessed variant, and all epochs."""
+        """Return the first read: the entry or index, the guessed variant, and all epochs."""
         guess = _NO_GUESS
         if target.key in self.guesses:
             guess = self.guesses.use(target.key) or _NO_GUESS
@@ -307,9 +308,9 @@ class Store(Struct, RedisStore, frozen=True):
         return Reading(target, guess, entries, keys, extra_keys, pipeline, *now)
 
     def receive(self, reading: Reading, replies: Sequence[Reply]) -> Lookup | None:
-        """Return the lookup from these replies if they are the same as last time.
+        """Return the last lookup again if these replies are equal to its values, else None.
 
-        Nearly all hits: nothing is parsed, and no checksum is computed. Otherwise, ``read_on``.
+        This is the case for most hits. Nothing is parsed, and no checksum is computed.
         """
         values, record = replies[0], None
         if reading.extra_keys:
@@ -333,10 +334,10 @@ class Store(Struct, RedisStore, frozen=True):
         return replace(last.lookup, wall=reading.wall, monotonic=reading.monotonic, record=record)
 
     async def read_on(self, reading: Reading, replies: Sequence[Reply]) -> Lookup:
-        """Return the lookup from these replies, and read more if the guess was wrong.
+        """Return the lookup from these replies; read more if the guess was wrong.
 
-        An exact URL has its own lookup in place of that of its canonical form if it was purged, or
-        if a fresh response is stored for it.
+        If the exact URL was purged, or has a fresh response of its own, its own lookup replaces
+        that of the canonical form.
         """
         target, count = reading.target, len(reading.keys)
         values = values_of(replies[0], count + len(reading.extra_keys))
@@ -356,7 +357,7 @@ class Store(Struct, RedisStore, frozen=True):
     async def _look_up_exact(
         self, reading: Reading, exact: Target, known: dict[str, bytes | None]
     ) -> Lookup:
-        """Return the lookup of the exact URL from values that were read with its canonical form."""
+        """Return the lookup of the exact URL from the values read with its canonical form."""
         own = self.prepare(exact)
         if unread := [key for key in own.keys if key not in known]:
             known.update(zip(unread, await self.read(unread), strict=True))
@@ -366,7 +367,7 @@ class Store(Struct, RedisStore, frozen=True):
         return self.receive(own, replies) or await self._complete(own, values)
 
     async def _complete(self, reading: Reading, values: list[bytes | None]) -> Lookup:
-        """Return the lookup from the values of its keys, and read more if the guess was wrong."""
+        """Return the lookup from the values of its keys; read more if the guess was wrong."""
         target, guess, keys = reading.target, reading.guess, reading.entries
         read = _Values(self, target, dict(zip(reading.keys, values, strict=True)))
         epochs = await read.epochs((), guess.tags)
@@ -413,28 +414,28 @@ class Store(Struct, RedisStore, frozen=True):
     def _remember(
         self, reading: Reading, values: list[bytes | None], lookup: Lookup, entry: StoredResponse
     ) -> Lookup:
-        """Remember a lookup that found an entry, with its body opened, unless that is large."""
+        """Remember a lookup that found an entry, with the body opened, unless it is too large."""
         size = _LOOKUP_OVERHEAD_BYTES + sum(map(len, filter(None, values))) + entry.length
         if size > MAX_REMEMBERED_ENTRY_BYTES:
             return lookup
         try:
             lookup = replace(lookup, entry=opened(entry))
         except Damaged:
-            return lookup  # the error is raised where its body is used
+            return lookup  # the error is raised when the body is used
         remembered = RememberedLookup(reading.keys, values, lookup)
         self.remembered.put(reading.entries[-1], remembered, size)
         return lookup
 
     async def look_up(self, target: Target) -> Lookup:
-        """Find the stored response that a request selects: one command if the guess is right."""
+        """Find the stored response that a request selects. One command if the guess is right."""
         reading = self.prepare(target)
         replies = await reading.pipeline
         return self.receive(reading, replies) or await self.read_on(reading, replies)
 
     async def look_up_previous(self, target: Target, lookup: Lookup) -> Lookup:
-        """Complete a lookup that found nothing with the previous version's stored response.
+        """If a lookup found nothing, add the stored response of the application's previous version.
 
-        What is stored next records the epochs that were read first.
+        The next stored response still records the epochs of the first lookup.
         """
         if lookup.entry is not None or not target.previous:
             return lookup
@@ -447,12 +448,12 @@ class Store(Struct, RedisStore, frozen=True):
         return replace(lookup, entry=before.entry, purged_softly=softly, outdated=True)
 
     def variant(self, target: Target, fields: Iterable[str]) -> str:
-        """Return ``V``: the key of the variant that a request selects by these fields."""
+        """Return ``V``: the key of the variant that a request selects with these fields."""
         values = selected_values(fields, target.headers, self.profile)
         return variant_key(target.key, values, self.secret())
 
     def _learn_guess(self, target: Target, vary: tuple[str, ...], tags: Iterable[str]) -> None:
-        """Remember what the next lookup of a resource has to read."""
+        """Remember the additional keys that the next lookup of a resource should read."""
         unread = tuple([tag for tag in tags if tag not in target.tags])
         if sum(map(len, unread)) > _MAX_TAGS_LENGTH:
             unread = ()
@@ -462,18 +463,18 @@ class Store(Struct, RedisStore, frozen=True):
         else:
             self.guesses.remove(target.key)
 
-    # --- Storing: one command, or two if the resource has variants ------------------------------
+    # --- Storing: one command, or two for a resource with variants ------------------------------
 
     async def put(self, target: Target, lookup: Lookup, plan: Plan) -> str | None:
-        """Store a response; return why it was not stored, None if it was."""
+        """Store a response; return why it was not stored, or None if it was."""
         milliseconds = self.time_to_live(plan.keep, lookup.wall, lookup.monotonic)
         if milliseconds <= 0:
             return "kept too long before it was stored"
-        # First: a purge that does not find the record is older than the entry's epochs.
+        # The record comes first: a purge that does not find it is older than the entry's epochs.
         record = self._record_commands(target, lookup, plan.stored, milliseconds)
         index = lookup.index
-        # All fields that the resource's responses have named. A response without Vary beside others
-        # with it is stored for the values that its request had.
+        # All fields that Vary has named for this resource. If others have Vary, one without it is
+        # stored for the values of its own request.
         fields = merge_selectors(plan.vary, index.vary if index is not None else ())
         if len(fields) > MAX_VARY_FIELDS:
             fields = tuple(sorted(plan.vary))
@@ -517,10 +518,10 @@ class Store(Struct, RedisStore, frozen=True):
     def _record_commands(
         self, target: Target, lookup: Lookup, stored: StoredResponse, milliseconds: int
     ) -> list[Command]:
-        """Return the command that records how the path's queries select, if it is needed.
+        """Return the command that records how the path's queries select; empty if it is not needed.
 
-        The record outlives the responses that depend on it. It says the default only in place of
-        something else, after a response that was no error and no redirect.
+        The record outlives the responses that depend on it. The default is recorded only if it
+        replaces another value, and only for a response with status 200.
         """
         variation, now = variation_of(stored.headers), self.clock.wall()
         if variation == EXACT and (not lookup.record or stored.status != 200):
@@ -533,7 +534,7 @@ class Store(Struct, RedisStore, frozen=True):
         return [Command(("SET", self.names.record(target.url), text, "PX", lifetime * 1000))]
 
     async def supersede(self, target: Target, lookup: Lookup, plan: Plan) -> str | None:
-        """Invalidate a URL and store a response as its new state, at once; returns as ``put``."""
+        """Invalidate a URL and store a response as its new state; the result is that of ``put``."""
         milliseconds = self.time_to_live(plan.keep, lookup.wall, lookup.monotonic)
         epoch = Epoch(self.unique_text())
         response, unread = _with_recorded_epochs(plan.stored, replace(lookup.epochs, url=epoch))
@@ -554,15 +555,15 @@ class Store(Struct, RedisStore, frozen=True):
     def _index_command(
         self, target: Target, lookup: Lookup, index: VariantIndex, key: str, milliseconds: int
     ) -> tuple[Command, IndexDifference]:
-        """Return the command that adds a variant to the index, and the remaining difference.
+        """Return the command that adds a variant to the index, and the remaining differences.
 
-        It writes the index, or, if there are too many variants, deletes those that were used least
-        recently by this process: a miss must not cost more than two commands to store. What the
-        index lacks then is remembered, and written by a later store.
+        The command writes the index. If there are too many variants, it instead deletes those that
+        this process has used least recently, because a miss must not need more than two commands to
+        store. The differences from the index are then remembered, and a later store writes them.
         """
         now, before = self.clock.wall(), lookup.index
         left = self.unlisted.get(target.key) or _ALL_LISTED
-        if before is None:  # what was stored before has expired or was purged
+        if before is None:  # the previous entries have expired or were purged
             left = IndexDifference(evicted=left.evicted)
         known = {**before.variants, **left.added} if before is not None else {}
         variants = {
@@ -570,7 +571,7 @@ class Store(Struct, RedisStore, frozen=True):
         }
         name = key[-_VARIANT_NAME_LENGTH:]
         variants[name] = int(now + milliseconds / 1000) + 1
-        # Of those that this process has not used, the first to expire.
+        # Variants that this process has not used come first, ordered by expiry.
         others = [other for other in variants if other != name]
         others.sort(
             key=lambda other: (self.last_uses.get(f"{target.key}#{other}") or 0, variants[other])
@@ -597,7 +598,7 @@ class Store(Struct, RedisStore, frozen=True):
         lasting = (max(variants.values()) - int(now)) * 1000
         return Command(("SET", target.key, data, "PX", lasting)), IndexDifference(evicted=to_delete)
 
-    # --- Purging: new epochs in place of the old, in one call -----------------------------------
+    # --- Purging: replaces epochs, in one call --------------------------------------------------
 
     async def purge(
         self,
@@ -606,18 +607,18 @@ class Store(Struct, RedisStore, frozen=True):
         groups: tuple[str, ...] = (),
         recorded: Sequence[str] = (),
     ) -> list[Variation]:
-        """Carry out a purge; on an error it is not certain that all of it was done.
+        """Carry out a purge. After an error, it may be incomplete.
 
-        The rules say which parts of a query name a resource. ``groups`` are cache groups, as tags.
-        Returns what the records of the paths of the URLs ``recorded`` say. Raises ValueError for an
-        invalid URL or directory, and for the path of no rule.
+        The rules define which parts of a query belong to a resource's URL. ``groups`` are cache
+        groups, as tags. Returns the records of the paths of the URLs ``recorded``. Raises
+        ValueError for an invalid URL or directory, or a path without a rule.
         """
         urls = urls_to_purge(what.urls, rules)
         scopes = scopes_to_purge(what.directories, what.rules, rules)
         epochs = [self.names.everything] if what.everything else []
         epochs += map(self.names.url, urls)
         epochs += [self.names.scope(scope) for scope in scopes]
-        # A tag that no response can have needs no epoch.
+        # A tag that no response can have needs no new epoch.
         possible = (tag for tag in dict.fromkeys(what.tags) if tag_refused(tag) is None)
         what = replace(what, tags=(*possible, *groups))
         tags = list(map(self.names.tag, what.tags))
@@ -629,18 +630,18 @@ class Store(Struct, RedisStore, frozen=True):
                 soft=what.soft,
                 then=list(map(self.names.record, recorded)),
             )
-        finally:  # also if it is not certain that it was carried out
+        finally:  # even after an error, the purge may have succeeded
             self.l1.drop_purged(what, [*urls, *scopes])
         return [Record.parse(_record_text(value)).variation for value in values]
 
     def forget(self) -> None:
-        """Clear this process's memory; nothing on Redis is deleted."""
+        """Clear this process's memory. Nothing on Redis is deleted."""
         for table in (self.remembered, self.l1, self.guesses, self.last_uses, self.unlisted):
             table.clear()
 
 
 class _Values:
-    """The values that one lookup has read so far, each once, and decoded once."""
+    """The values read by one lookup. Each is read and decoded only once."""
 
     __slots__ = ("_entries", "_store", "_tags", "_target", "values")
 
@@ -652,9 +653,9 @@ class _Values:
         self._entries: dict[str, Entry | None] = {}
 
     async def epochs(self, keys: Sequence[str], tags: Sequence[str]) -> Epochs:
-        """Return all epochs, with those of more tags; read what is missing, and these keys.
+        """Return all epochs, including those of ``tags``; read the missing ones and ``keys``.
 
-        What was read first is kept: an older epoch can only invalidate an entry too early.
+        The first value read is kept. An older epoch can only invalidate an entry too early.
         """
         store, target = self._store, self._target
         self._tags = tuple(dict.fromkeys((*self._tags, *tags)))
@@ -666,7 +667,7 @@ class _Values:
         return Epochs.parse(texts, self._tags, target.scopes)
 
     def entry(self, key: str) -> Entry | None:
-        """Return the entry at a key that was read, None if there is none; report a damaged one."""
+        """Return the entry at a key that was read, or None; emit an event if it is damaged."""
         if key not in self._entries:
             data, sealing = self.values[key], self._store.sealing
             self._entries[key] = entry = decode(key, data, sealing)
@@ -677,7 +678,7 @@ class _Values:
         return self._entries[key]
 
     def lock(self, key: str) -> Lock:
-        """Return the lock of an entry at a key that was read last."""
+        """Return the lock of the entry at the last key read."""
         value = (self.values[_lock_key(key)] or b"").decode("latin-1")
         entries = [self.entry(each) for each in {key, self._target.key}]
         done = any(entry is not None and entry.token == value for entry in entries)
@@ -685,9 +686,9 @@ class _Values:
 
 
 def _preference_rank(entry: StoredResponse) -> tuple[bool, float]:
-    """Rank stored responses: first those with Vary, then the most recent (RFC 9111 §4.1).
+    """Rank stored responses: those with Vary first, then the most recent (RFC 9111 §4.1).
 
-    One without Vary may be a default response that omitted it.
+    A response without Vary may be a default response that omits it by mistake.
     """
     return "vary" in entry.headers, entry.stored_at
 
@@ -697,7 +698,7 @@ def _record_text(value: Reply) -> str:
 
 
 def _is_fresh(lookup: Lookup, now: float) -> bool:
-    """Whether a lookup has found a response that is fresh."""
+    """Whether a lookup has found a fresh response."""
     stored = lookup.entry
     if stored is None or lookup.purged_softly:
         return False
@@ -711,9 +712,9 @@ def _lock_key(key: str) -> str:
 def _with_recorded_epochs(
     stored: StoredResponse, epochs: Epochs
 ) -> tuple[StoredResponse, tuple[str, ...]]:
-    """Return a response with the epochs to store in it, and the tags whose epochs were not read.
+    """Return a response with the epochs to record, and its tags whose epochs were not read.
 
-    The latter are its last tags, where the script adds their epochs.
+    These tags come last in the response, so that the script can append their epochs.
     """
     known = {tag: epochs.tags[tag] for tag in stored.tags if tag in epochs.tags}
     unread = tuple(tag for tag in stored.tags if tag not in epochs.tags)
@@ -725,11 +726,12 @@ def _with_recorded_epochs(
 
 
 class L1:
-    """Remembered lookups by the keys of their entries, in ``room`` bytes. Safe under threads.
+    """Lookups in the memory of this process, by the keys of entries, in ``room`` bytes.
+    Thread-safe.
 
-    For ``seconds`` a lookup counts as what Redis would answer; it is kept longer for when Upstash
-    is unreachable. Only lookups fill it, so everything in it was valid on Redis. A key contains all
-    that its response is selected by.
+    For ``seconds``, a lookup is used without asking Redis. It is kept longer for the case that
+    Upstash is unreachable. Only lookups fill the cache, so each entry was valid on Redis. The key
+    contains all values that select the response.
     """
 
     __slots__ = ("_clock", "_lock", "_lookups", "_seconds", "changes")
@@ -738,9 +740,9 @@ class L1:
         self._seconds = seconds
         self._clock = clock
         self._lookups: LRU[str, tuple[Lookup, str]] = LRU(room)
-        """Lookups, and the URLs that they are about."""
+        """Lookups with their URLs."""
         self.changes: int = 0
-        """How often this process has changed what is on Redis; to be read before a lookup."""
+        """The number of changes on Redis by this process; it must be read before a lookup."""
         self._lock = threading.Lock()
 
     def find(self, key: str) -> Lookup | None:
@@ -749,17 +751,17 @@ class L1:
         return None if found is None else found[0]
 
     def unverified_for(self, lookup: Lookup) -> float:
-        """Return for how many seconds a purge would have gone unnoticed; below 0 if not yet.
+        """Return the seconds for which a purge may have gone unnoticed; below 0 if not yet.
 
-        While a process is frozen, one of its clocks may stop.
+        Both clocks are compared, because one may stop while a process is frozen.
         """
         wall, monotonic = self._clock.wall(), self._clock.monotonic()
         return max(wall - lookup.wall, monotonic - lookup.monotonic) - self._seconds
 
     def put(self, target: Target, lookup: Lookup, changes: int) -> None:
-        """Keep a lookup, in place of the previous one for the same response.
+        """Remember a lookup, in place of the previous one for the same response.
 
-        ``changes`` as read before it: what it read may be older than a change made since.
+        ``changes`` was read before the lookup. If it has increased, the lookup may be outdated.
         """
         if not self._lookups.room:
             return
@@ -776,13 +778,13 @@ class L1:
             self._lookups.put(lookup.key, (lookup, target.url), size)
 
     def drop_replaced(self, *keys: str) -> None:
-        """Drop the lookups of these keys, where this process has stored a response."""
+        """Drop the lookups of keys at which this process has stored a response."""
         with self._lock:
             self.changes += 1
             self._lookups.remove(*keys)
 
     def drop_purged(self, what: Purge, urls_and_scopes: Collection[str]) -> None:
-        """Drop the lookups that this process has purged; URLs and scopes as in names of epochs."""
+        """Drop the lookups that a purge by this process affects; scopes as in names of epochs."""
         tags, places = set(what.tags), set(urls_and_scopes)
 
         def concerns(found: tuple[Lookup, str]) -> bool:

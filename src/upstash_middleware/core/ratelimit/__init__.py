@@ -1,11 +1,11 @@
-"""Rate limiting. The names that other parts of the package use, with every algorithm."""
+"""Rate limiting: the names that other parts of the package use, with all algorithms."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from upstash_middleware.core.ratelimit import algorithms
-from upstash_middleware.core.ratelimit.algorithms import *  # noqa: F403 - they are its __all__
+from upstash_middleware.core.ratelimit.algorithms import *  # noqa: F403 - the names in its __all__
 from upstash_middleware.core.ratelimit.decision import Decision, PolicyState
 from upstash_middleware.core.ratelimit.limiter import Explanation, RateLimiter, RateLimitExchange
 from upstash_middleware.core.ratelimit.rules import (

@@ -1,8 +1,8 @@
-"""What a request is charged: the rules that cover it, whose quota they use, and how much of it.
+"""Charges: which rules cover a request, whose quota it uses, and how many units it takes.
 
-Also the Lua scripts that take and settle charges: their text, commands and replies. The
-application's own functions are called only here. When one raises, an event reports it and the
-rule's policy decides. Nothing here waits for Upstash.
+This module also has the commands and replies of the Lua scripts that take and settle charges. All
+functions of the application are called here. If one raises, an event is emitted, and the rule's
+``on_error`` decides. Nothing here waits for Upstash.
 """
 
 from __future__ import annotations
@@ -48,88 +48,88 @@ MOST_TIERS = 256
 
 
 DenialKey = tuple[str, int, str, Any]
-"""The base of the keys on Redis, the cost, the rule, and the tier."""
+"""The base of the Redis keys, the cost, the name of the rule, and the tier."""
 
 
 class Slice(Struct, eq=False):
-    """Units that one call has taken ahead for a lease, as many from each limit of a rule."""
+    """Units that one call has reserved for a lease, the same number from each limit of a rule."""
 
     units: int
-    """The units that are left."""
+    """The units that are left in the slice."""
     rule: CompiledRule
     base: str
     state_parts: tuple[int, ...]
-    """The part of each limit's state that they were taken from, see ``Verdict``."""
+    """For each limit, the part of its state that the units were taken from; see ``Verdict``."""
     taken_ms: int
     ends_ms: int
-    """When they end by the database's time of day, in ms since 1970."""
+    """The end of the slice by the database's clock, in milliseconds since 1970."""
     taken_monotonic: float
     ends_monotonic: float
-    """By the monotonic clock: a wall clock that is set back must not make them last longer."""
+    """The end by the monotonic clock, so that setting the wall clock back does not extend it."""
     used: int
-    """The units that requests have used, of these and of what was taken with them."""
+    """The units that requests have used, including the cost that was charged with the slice."""
     is_closed: bool = False
-    """Whether nothing is used from it any more, or put back into it."""
+    """Whether the slice can no longer be used or refunded."""
 
     def returnable(self, units: int, time: ServerClock) -> list[int]:
-        """Return how many of so many units may be given back now, limit by limit."""
+        """Return how many of these units can be returned now, for each limit."""
         by_monotonic = ceil((time.monotonic() - self.taken_monotonic) * 1000)
         held = max(by_monotonic, time.now_ms() - self.taken_ms)
         return [policy.limit.returnable(units, held) for policy in self.rule.policies]
 
 
 class LeaseCall(Struct, eq=False):
-    """What a call does for a lease, beside taking the request's own cost."""
+    """What a call does for a lease, besides charging the request."""
 
     wanted: int
-    """The most units to take ahead."""
+    """The maximum number of units to reserve."""
     share: float
-    """The largest part of the remaining quota to take ahead."""
+    """The maximum part of the remaining quota to reserve."""
     began: float
-    """When, by the monotonic clock."""
+    """The monotonic time at which the call began."""
     unused: int = 0
-    """The units of a slice that are given back."""
+    """The unused units of a slice that the call returns."""
     given_back: Sequence[int] = ()
-    """The same, limit by limit."""
+    """The returned units for each limit."""
     state_parts: Sequence[int] = ()
-    """The part of each limit's state that they were taken from."""
+    """For each limit, the part of its state that the returned units were taken from."""
     arrival: Latch = field(default_factory=Latch)
-    """Opens when the call has ended."""
+    """The latch that opens at the end of the call."""
     promised: int = 0
-    """The units for which requests may still wait."""
+    """The number of units that more requests may still wait for."""
 
 
 class RuleCharge(Struct):
-    """What a request is charged under one rule, and then the rule's decision."""
+    """The charge of a request under one rule, and the rule's decision once it is known."""
 
     rule: CompiledRule
     identifier: str
     base: str = ""
-    """What the keys begin with: ``PREFIX:RULE:IDENTIFIER``."""
+    """The beginning of the Redis keys: ``PREFIX:RULE:IDENTIFIER``."""
     cost: int = 0
     token: int = 0
-    """Identifies the request's slot, where the rule limits how many are in flight."""
+    """Identifies the request's slot if the rule has a Concurrency."""
     local: bool = False
-    """Whether it is counted in this process, as part of it could not be determined."""
+    """Whether to count in this process, because a part of the charge could not be determined."""
     group: int = 0
-    """The group of its limits' charges: 0, ``FOLLOWS``, or one for a shadow rule by itself."""
+    """The group of the charges to its limits: 0, ``FOLLOWS``, or a separate one (shadow rules)."""
     decision: Decision | None = None
     state_parts: tuple[int, ...] | None = None
-    """The part of each limit's state that units were taken from; None if none were taken."""
+    """For each limit, the part of its state that the units were taken from; None if not taken."""
     lease: LeaseCall | None = None
-    """What the call about it does for the rule's lease, if anything."""
+    """What the script call does for the rule's lease; None if nothing."""
     slice: Slice | None = None
-    """The slice that it was served from, or that its call has taken ahead."""
+    """The slice that the charge was taken from, or that its call has reserved."""
 
     @property
     def denial_key(self) -> DenialKey:
-        """What a denial is remembered by: the same request would be denied, too."""
+        """The key under which a denial is remembered. It also applies to equal requests."""
         return (self.base, self.cost, self.rule.rule.name, self.rule.tier)
 
     def decide_by(self, settled_by: str) -> None:
-        """Decide without a quota: by the rule's policy, a deny list, or the rule's challenge."""
+        """Decide without a quota: by ``on_error``, a deny list, or the rule's challenge."""
         rule = self.rule.rule
-        # Where not even the limits are known, there is nothing to count locally: it passes.
+        # If not even the limits are known, nothing can be counted locally, and the request passes.
         by = "open" if settled_by == "local" else settled_by
         self.decision = Decision(
             allowed=by == "open",
@@ -142,16 +142,16 @@ class RuleCharge(Struct):
 
 
 def longest_deadline(charges: Sequence[RuleCharge], default: float) -> float:
-    """Return the seconds that one call about all of these may take."""
+    """Return the deadline of one call for all these charges, in seconds."""
     deadlines = [cast("float", charge.rule.rule.deadline or default) for charge in charges]
     return max(deadlines, default=default)
 
 
 def limit_charges(charges: Sequence[RuleCharge], *, local: bool = False) -> list[Charge]:
-    """Return the cost to take from each limit; ``local``, from this process' share of it.
+    """Return the charges to each limit; with ``local``, the limits are this process's share.
 
-    The enforced rules are one group. Each shadow rule is a separate group, except in a bucket
-    that an enforced rule counts in, which must not count what that rule denies.
+    Enforced rules form one group. Each shadow rule is a separate group, except in the bucket of an
+    enforced rule, which must not count the requests that this rule denies.
     """
     if any(charge.rule.rule.shadow for charge in charges):
         enforced = {charge.base for charge in charges if not charge.rule.rule.shadow}
@@ -173,7 +173,7 @@ def limit_charges(charges: Sequence[RuleCharge], *, local: bool = False) -> list
 
 
 def lease_words(charges: Sequence[RuleCharge]) -> list[tuple[str, ...]]:
-    """Return the script's further arguments about leases, for each limit of these charges."""
+    """Return the script's additional arguments for leases, for each limit of these charges."""
     words: list[tuple[str, ...]] = []
     for number, charge in enumerate(charges, start=1):
         asked = charge.lease
@@ -190,7 +190,7 @@ def lease_words(charges: Sequence[RuleCharge]) -> list[tuple[str, ...]]:
 
 
 def decide(charges: Sequence[RuleCharge], verdicts: Sequence[Verdict], now_ms: int) -> None:
-    """Set each charge's decision by the verdicts on its limits, of a call at ``now_ms``."""
+    """Set the decisions of charges from the verdicts on their limits, of a call at ``now_ms``."""
     end, denied = 0, False
     for charge in charges:
         rule, states, parts = charge.rule, [], []
@@ -217,16 +217,16 @@ def decide(charges: Sequence[RuleCharge], verdicts: Sequence[Verdict], now_ms: i
         denied = denied or not (decision.allowed or charge.group)
         if decision.allowed or charge.group <= 0:
             charge.state_parts = tuple(parts)
-    if denied:  # the other limits of the group have taken nothing either
+    if denied:  # the other limits of the group were not charged either
         for charge in charges:
             if charge.group <= 0:
                 charge.state_parts = None
 
 
 def decide_allowed(charge: RuleCharge, reply: Reply, now_ms: int) -> bool:
-    """Do the same for one charge, in one step, if it has one limit and the script allows it.
+    """Do the same as ``decide`` for one charge with one limit, if the script has allowed it.
 
-    Returns whether it has been decided.
+    Returns whether the charge was decided.
     """
     policies = charge.rule.policies
     if len(policies) != 1 or not isinstance(reply, list) or len(reply) != _NUMBERS_PER_LIMIT:
@@ -247,7 +247,7 @@ def decide_allowed(charge: RuleCharge, reply: Reply, now_ms: int) -> bool:
 
 
 def share_buckets(charges: Sequence[RuleCharge]) -> None:
-    """Charge rules of one bucket the same cost, the highest, and one slot: it is one request."""
+    """Charge rules of the same bucket once, with the highest of their costs and one slot."""
     buckets: dict[str, list[RuleCharge]] = {}
     for charge in charges:
         if charge.decision is None:
@@ -260,9 +260,9 @@ def share_buckets(charges: Sequence[RuleCharge]) -> None:
 
 
 def checked_cost(cost: object) -> int:
-    """Return a cost that a function of the application returned; raises ValueError.
+    """Return a valid cost from an application's function; raises ValueError.
 
-    The function may have read it from the request: a number above every limit is denied, too.
+    The function may read the cost from the request, so a huge number must only be denied.
     """
     if isinstance(cost, bool) or not isinstance(cost, int) or cost < 0:
         raise ValueError(f"a cost should be a whole number from 0, not {cost!r}")
@@ -270,11 +270,11 @@ def checked_cost(cost: object) -> int:
 
 
 class _BrokenError(Exception):
-    """Code of the application has raised, and an event reports it."""
+    """A function of the application raised an exception, which was emitted."""
 
 
 class Charging:
-    """Determines what requests are charged, by rules in their order."""
+    """Determines the charges of requests, by rules in matching order."""
 
     def __init__(  # noqa: PLR0913, PLR0917
         self,
@@ -289,7 +289,7 @@ class Charging:
         self.rules = rules
         self.advisor: Advisor = Advisor(observe, watch)
         self.tiers: dict[tuple[str, Any], CompiledRule] = {}
-        """Rules with limits that functions have returned, by where they were set and the limits."""
+        """Rules with limits returned by functions, by the rule's setting and the limits."""
         self._match = match
         self._secret = secret
         self._observe = observe
@@ -297,12 +297,12 @@ class Charging:
         self._unmatched = unmatched
 
     async def charges_for(self, request: HTTPRequest) -> list[RuleCharge]:
-        """Return the charges of any request, none if it is exempt. A flow.
+        """Return the charges of any request; empty if it is exempt. A flow.
 
-        A charge has a decision already if no quota is involved. If the path can be read in several
-        ways, the request counts under the rules of each: which of them the application routes on
-        is not known here. After a final line feed, Starlette's mounts route by the whole path
-        again, so that any rule may apply.
+        If no quota is involved, a charge already has its decision. If the path can be interpreted
+        in several ways, the rules for each interpretation apply, because it is unknown which of
+        them the application uses. After a final line feed, Starlette's mounts route the whole path
+        again, so any rule may apply.
         """
         charges = await self._charges(request)
         for path in other_readings(request.path):
@@ -318,14 +318,14 @@ class Charging:
     async def charge_as(
         self, rule: CompiledRule, request: HTTPRequest, cost: int
     ) -> RuleCharge | None:
-        """Return the charge of a cost under a rule for the client of a request. A flow.
+        """Return the charge of a cost to the client of a request under a rule. A flow.
 
-        None for a client that the rule allows. Whether the rule covers the request is not checked.
+        None if the rule allows the client. It is not checked whether the rule covers the request.
         """
         return await self._charge(rule, request, broken=False, cost=cost)
 
     def charge_to(self, rule: CompiledRule, who: str | Identifier, cost: int) -> RuleCharge | None:
-        """Return the same for an identifier, which may be text as in decisions."""
+        """Do the same as ``charge_as`` for an identifier, which may be text as in decisions."""
         charge = RuleCharge(rule, "", cost=cost)
         try:
             charge.identifier = who if isinstance(who, str) else key_text(who, self._secret)
@@ -336,7 +336,7 @@ class Charging:
                 return None
         except ConfigurationError:
             raise
-        except Exception as error:  # noqa: BLE001 - a bug here must not lift the limit
+        except Exception as error:  # noqa: BLE001 - a bug here must not skip the limit
             self._observe(InternalError("begin", error))
             charge.local = rule.rule.on_error == "local"
             if not charge.local:
@@ -344,7 +344,7 @@ class Charging:
         return charge
 
     def _lists(self, listed: IdentityList, who: str | Identifier) -> bool:
-        """Whether a list names an identifier, which may be text as in decisions."""
+        """Whether a list contains an identifier, which may be text as in decisions."""
         if isinstance(who, Identifier):
             return who in listed
         kind, _, value = (unquote(part, errors="surrogatepass") for part in who.partition("="))
@@ -391,7 +391,7 @@ class Charging:
         return charges
 
     async def _tier(self, rule: CompiledRule, request: HTTPRequest) -> CompiledRule:
-        """Return the rule with the limits that its function returns, if it has one."""
+        """Return the rule with the limits that its function returns; itself without a function."""
         tiers = rule.rule.parsed
         if not isinstance(tiers, Tiers):
             return rule
@@ -410,10 +410,10 @@ class Charging:
     async def _charge(
         self, rule: CompiledRule, request: HTTPRequest, *, broken: bool, cost: Any = None
     ) -> RuleCharge | None:
-        """Return the charge under a rule, None if the request is free.
+        """Return the charge of a request under a rule; None if the request is free.
 
-        ``cost`` is given in place of the rule's. Where a part is broken, the rule's policy decides;
-        ``local`` counts what is known.
+        ``cost`` replaces the rule's cost. If a part is broken, the rule's ``on_error`` decides, and
+        ``local`` counts with the parts that are known.
         """
         charge = RuleCharge(rule, "")
         try:
@@ -433,7 +433,7 @@ class Charging:
             raise
         except _BrokenError:
             broken = True
-        except Exception as error:  # noqa: BLE001 - a bug here must not lift the limit
+        except Exception as error:  # noqa: BLE001 - a bug here must not skip the limit
             self._observe(InternalError("begin", error))
             broken = True
         cost = rule.rule.cost if cost is None else cost
@@ -454,10 +454,10 @@ class Charging:
         return charge if cost else None
 
     async def _identifier(self, rule: CompiledRule, request: HTTPRequest) -> Identifier | None:
-        """Return whose quota it is: what ``by`` finds, otherwise the client's address.
+        """Return the identifier that ``by`` finds, otherwise the client's address.
 
-        None where the rule has a challenge for requests without an identifier. Raises _BrokenError
-        where clients cannot be distinguished, so that unrelated clients never share a quota.
+        None if there is no identifier and the rule has a challenge. Raises _BrokenError if the
+        client is unknown, so that unrelated clients do not share a quota.
         """
         found: Identifier | None = None
         is_address = rule.by is rule.address
@@ -465,7 +465,7 @@ class Charging:
             found = await extract(rule.by, request)
         except ConfigurationError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever the application's function raises
+        except Exception as error:  # noqa: BLE001 - errors of the application's function
             self._observe(UserCodeFailed(_ADDRESS if is_address else rule.named("by"), error))
         if found is not None:
             self.advisor.look(rule, found, request)
@@ -473,7 +473,7 @@ class Charging:
         if rule.rule.challenge is not None:
             return None
         if is_address and isinstance(rule.by, Finder):
-            found = peer_address(request)  # it has been called, and has found nothing
+            found = peer_address(request)  # the extractor was already called, and found nothing
         else:
             found = await self._client(rule, request)
         if found is None:
@@ -483,12 +483,12 @@ class Charging:
         return found
 
     async def _client(self, rule: CompiledRule, request: HTTPRequest) -> Identifier | None:
-        """Return the client's address, None if it is not known. A flow."""
+        """Return the client's address; None if it is unknown. A flow."""
         if not isinstance(rule.address, Finder):
             return rule.client_address(request)
         try:
             found = await extract(rule.address, request)
-        except Exception as error:  # noqa: BLE001 - whatever the application's function raises
+        except Exception as error:  # noqa: BLE001 - errors of the application's function
             self._observe(UserCodeFailed(_ADDRESS, error))
             found = None
         return found or peer_address(request)
@@ -496,9 +496,9 @@ class Charging:
     async def _listed_as(
         self, rule: CompiledRule, identifier: Identifier, request: HTTPRequest
     ) -> list[Identifier]:
-        """Return the identifiers of a client that the rule's lists may name.
+        """Return the client's identifiers that the rule's lists may contain.
 
-        Networks are about addresses, whatever else a rule identifies clients by.
+        Networks in lists refer to the address, even if the rule identifies clients otherwise.
         """
         names = [identifier]
         if identifier.kind != "ip" and (rule.rule.denied.networks or rule.rule.allowed.networks):
@@ -508,7 +508,7 @@ class Charging:
 
     @contextmanager
     def _reporting(self, rule: CompiledRule, part: str) -> Iterator[None]:
-        """Emit whatever the application's code raises, and raise _BrokenError in its place."""
+        """Emit exceptions of the application's code, and raise _BrokenError instead."""
         try:
             yield
         except Exception as error:
@@ -517,27 +517,27 @@ class Charging:
 
 
 # ------------------------------------------------------------------------------------------------
-# Settings that are probably wrong: reported once, with a remedy.
+# Settings that are probably wrong: they are reported once, with a remedy.
 
 SAMPLE = 1000
-"""Requests that are looked at together."""
+"""The number of requests in a sample."""
 _LOOKED_INTO = 50
-"""The first so many of them show whether a proxy is in front."""
+"""The number of requests at the start of a sample that are checked for a proxy in front."""
 _DOMINATING = 0.9
 
 _ADDRESS = "client_ip"
-"""The setting."""
+"""The name of the setting."""
 
 
 _OF_CONNECTIONS = frozenset({"ip", "peer"})
-"""Kinds of identifiers."""
+"""The kinds of identifiers that depend on the connection."""
 
 
 class AddressWatch:
-    """Emits SettingDoubted, once for the application, if ``client_ip`` should be set.
+    """Emits SettingDoubted once for the application if ``client_ip`` should be set.
 
-    ``platform`` is the one that was detected; ``done`` is True from the start where there is
-    nothing to watch. A loss or a repetition under threads is harmless.
+    ``platform`` is the detected platform. ``done`` is True if nothing needs to be watched. Lost or
+    repeated events under threads are harmless.
     """
 
     __slots__ = ("_observe", "_platform", "done")
@@ -548,7 +548,7 @@ class AddressWatch:
         self.done: bool = done
 
     def look(self, request: HTTPRequest) -> bool:
-        """Look at one request that counts by the address that nobody has configured."""
+        """Check a request that was counted by its address while ``client_ip`` is not set."""
         advice = None if self.done else address_advice(request, self._platform)
         if advice is not None:
             self.done = True
@@ -557,12 +557,12 @@ class AddressWatch:
 
 
 class Advisor:
-    """Emits SettingDoubted; used by threads concurrently; a lost count is harmless.
+    """Emits SettingDoubted if nearly all requests have the same identifier.
 
-    What is doubtful is one identifier that nearly all requests have. Behind a proxy that is not
-    trusted, all clients share its address, and a header field that a gateway sets may be the same
-    for all. The values of the application's own function are not doubted: one quota for all clients
-    may be intended. The first requests of each thousand are also shown to ``watch``.
+    If a proxy is not trusted, all clients share its address. A header field that a gateway sets may
+    also be the same for all clients. Identifiers from the application's functions are not checked,
+    because one quota for all clients may be intended. The first requests of each sample are also
+    passed to ``watch``. Threads use it concurrently; lost counts are harmless.
     """
 
     __slots__ = ("_candidate", "_count", "_emitted", "_observe", "_seen", "_unknown", "_watch")
@@ -576,7 +576,7 @@ class Advisor:
         self._count = self._seen = 0
 
     def look(self, rule: CompiledRule, found: Identifier, request: HTTPRequest) -> None:
-        """Look at one request whose client was found by one of this package's extractors."""
+        """Check a request whose identifier was found by an extractor of this package."""
         if found.kind == "id" or self._emitted:
             return
         watches = self._seen < _LOOKED_INTO and rule.is_watched and not self._watch.done
@@ -601,7 +601,7 @@ class Advisor:
             self._observe(
                 SettingDoubted(
                     rule.setting,
-                    "some requests have no client address, as behind a Unix socket, so "
+                    "some requests have no client address, as with a Unix socket, so "
                     f"on_error={rule.rule.on_error!r} applies to them; if a proxy sends the "
                     "address in X-Forwarded-For, set client_ip=1",
                 )
@@ -612,82 +612,82 @@ def _dominating(found: Identifier) -> str:
     most = f"nearly all of {SAMPLE} requests"
     if found.kind == "ip":
         return (
-            f"{most} came from {found.value} and share one quota; if that is a proxy, set "
-            "client_ip=1, the number of proxies in front, or their networks or platform"
+            f"{most} came from {found.value} and share one quota; if this is a proxy, set "
+            "client_ip=1 (the number of proxies in front), or their networks or platform"
         )
     return (
         f"{most} have the same {found.kind} and share one quota; if they come from "
-        "several clients, identify them by something in which they differ, or by several things: "
+        "several clients, use an identifier that differs between clients, or several combined: "
         "combine(..., client_ip())"
     )
 
 
 # ------------------------------------------------------------------------------------------------
-# The Lua scripts that take charges and settle them.
+# The Lua scripts that take and settle charges.
 
 _NUMBERS_PER_LIMIT = 6
 MILLION = 1_000_000
 _INT = frozenset({int})
 FOLLOWS = -1
-"""The group of a shadow rule's charges in a bucket that an enforced rule of the request counts in:
-they are taken when group 0 is, and their own verdict has no effect."""
+"""The group of a shadow rule's charges in the bucket of an enforced rule: they are taken if the
+charges of group 0 are, and their own verdicts have no effect."""
 
 
 class Charge(Struct, frozen=True):
-    """A cost to take from one limit of one identifier."""
+    """A charge to one limit of one identifier."""
 
     base: str
-    """``PREFIX:RULE:IDENTIFIER``, escaped."""
+    """The beginning of the Redis keys, escaped: ``PREFIX:RULE:IDENTIFIER``."""
     limit: Limit
     cost: int
     group: int = 0
-    """Charges of one group are taken all or none; see ``FOLLOWS``."""
+    """Charges of the same group are taken all or none; see ``FOLLOWS``."""
     token: int = 0
-    """Identifies the slot of this request, where the limit is a Concurrency."""
+    """Identifies the request's slot if the limit is a Concurrency."""
     changed_at: str | None = None
-    """The key of a quota that overrides the limit's, if there is one."""
+    """The key of the quota set at run time; None if the rule is not dynamic."""
 
 
 class Verdict(Struct, frozen=True):
-    """The state of one limit after the call; times are milliseconds from the call's own time."""
+    """The state of one limit after the call. Times are in milliseconds after the call's time."""
 
     allowed: bool
     remaining: int
     reset_ms: int
     retry_ms: int | None
-    """0 where it allows; None where it never will, because the cost is above the limit."""
+    """0 if the request is allowed; None if it never will be, because the cost exceeds the limit."""
     state_part: int
-    """The part of the state that it was taken from, for refunds: a window, an entry's time."""
+    """The part of the state that was charged, for refunds: a window, or the time of an entry."""
     quota: int
-    """The script's number a, or what a key overrides it with."""
+    """The limit's quota, or the quota set at run time."""
     leased: int = 0
-    """The units that were taken ahead for a lease."""
+    """The units that were reserved for a lease."""
 
 
 class Settlement(Struct, frozen=True):
-    """Units to charge to one limit after the response, whatever is left; below 0 to refund."""
+    """Units to charge to one limit after the response, even beyond the quota; below 0 to refund."""
 
     base: str
     limit: Limit
     units: int
     state_part: int
-    """The part of the state that the units were taken from, according to the verdict."""
+    """The part of the state that the units were taken from, as in the verdict."""
 
 
 @cache
 def limit_script() -> Script:
-    """Return the script that checks and takes."""
+    """Return the script that checks limits and takes charges."""
     return _script("charge")
 
 
 @cache
 def settle_script() -> Script:
-    """Return the script that settles after the response."""
+    """Return the script that settles charges after the response."""
     return _script("settle")
 
 
 def read_scripts() -> None:
-    """Read the scripts' files now, so that no request reads them on an event loop."""
+    """Read the scripts' files in advance, so that no request blocks an event loop to read them."""
     limit_script()
     settle_script()
 
@@ -705,10 +705,10 @@ def charge_command(
     peek: bool = False,
     leases: Sequence[tuple[str, ...]] = (),
 ) -> Command:
-    """Return the command that checks all charges and takes those of a group all or none.
+    """Return the command that checks all charges, and takes those of a group all or none.
 
-    With ``peek`` it takes nothing. ``leases`` are the further arguments for each charge, if the
-    call does anything for a lease.
+    With ``peek``, nothing is charged. ``leases`` are the additional arguments for each charge, if
+    the call does anything for a lease.
     """
     keys: list[Argument] = []
     arguments: list[Argument] = [str(now_ms), "lease" if leases else "peek" if peek else "take"]
@@ -724,7 +724,7 @@ def charge_command(
 
 
 def settle_command(settlements: Sequence[Settlement], now_ms: int) -> Command:
-    """Return the command that charges, or refunds, after the response."""
+    """Return the command that charges or refunds after the response."""
     keys: list[Argument] = []
     arguments: list[Argument] = [now_ms]
     for settlement in settlements:
@@ -747,9 +747,9 @@ def _command(called: Script, keys: list[Argument], arguments: list[Argument]) ->
 
 
 def read_verdicts(reply: Reply, count: int, *, leases: bool = False) -> tuple[Verdict, ...]:
-    """Return the script's verdicts on so many charges; ``leases`` if it was called for some.
+    """Return the script's verdicts on ``count`` limits; ``leases`` if it was called with leases.
 
-    Raises the reply if it is an error, and UnexpectedAnswer if it is not such a reply.
+    Raises the reply if it is an error, and UnexpectedAnswer if it has another format.
     """
     if isinstance(reply, CommandError):
         raise reply

@@ -1,6 +1,6 @@
-"""The parts of the Upstash console's Rate Limit dashboard: its deny list, and its analytics.
+"""The Rate Limit dashboard of the Upstash console: its deny list and its analytics.
 
-Keys and members are those of the JavaScript SDK. A limiter loads this module only if it uses one.
+Keys and members have the format of the JavaScript SDK. This module is imported only if it is used.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from upstash_middleware.messages import HTTPRequest
 
 _REMEMBERED_SECONDS = 60.0
-"""Seconds for which this process remembers listed members."""
+"""Seconds for which this process remembers members of the deny list."""
 MAX_MEMBERS = 1000
 _MAX_MEMBER_LENGTH = 512
-"""Characters; longer ones are not looked up."""
+"""Characters. Longer members are not looked up."""
 
 
 class DenyList:
-    """The set ``PREFIX:denyList:all``; safe under threads.
+    """The set ``PREFIX:denyList:all``. Thread-safe.
 
     Its members are identifiers, addresses and user agents.
     """
@@ -38,18 +38,18 @@ class DenyList:
         self._key = f"{prefix}:denyList:all"
         self._time = time
         self._denied: LRU[str, float] = LRU(MAX_MEMBERS)
-        """Until when each is known to be on the list."""
+        """By member, the time until which it is known to be on the list."""
         self._failed = False
 
     def is_first_failure(self) -> bool:
-        """Whether the list could be read until now; True once."""
+        """Return True at the first call, and False afterwards."""
         first, self._failed = not self._failed, True
         return first
 
     def members(
         self, identifiers: Sequence[str], address: str | None, request: HTTPRequest
     ) -> list[str]:
-        """Return what the deny list may contain of a request: identifiers, address, user agent."""
+        """Return the possible members for a request: identifiers, address, user agent."""
         members = [bare_value(identifier) for identifier in identifiers]
         if address is not None:
             members.append(address)
@@ -60,16 +60,16 @@ class DenyList:
         ]
 
     def known(self, members: Sequence[str]) -> bool:
-        """Whether one of these is known to be on the list."""
+        """Whether any member is known to be on the list."""
         now = self._time.monotonic()
         return any(self._denied.get(member, 0.0) > now for member in members)
 
     def command(self, members: Sequence[str]) -> Command:
-        """Return the command that looks these up."""
+        """Return the command that looks up the members."""
         return Command(("SMISMEMBER", self._key, *members), reads_only=True)
 
     def learn(self, members: Sequence[str], reply: Reply) -> bool:
-        """Remember the members on the list; return whether there are any."""
+        """Remember the members that are on the list; return whether there are any."""
         flags = reply if isinstance(reply, list) else []
         listed = [member for member, flag in zip(members, flags, strict=False) if flag == 1]
         for member in listed:
@@ -78,22 +78,22 @@ class DenyList:
 
 
 SEND_EVERY = 10.0
-"""Seconds for which counts are collected."""
+"""Seconds between calls that send counts."""
 MAX_COUNTS = 1000
-"""Different counts that are collected; when there are more, further ones are dropped."""
+"""The maximum number of different counts. Further ones are dropped."""
 _COUNTS_TTL = 30 * 86_400
-"""Seconds; the dashboard shows a week."""
+"""Seconds. The dashboard shows a week."""
 _HOUR_MS = 3_600_000
 
 Counts = dict[tuple[int, str], int]
-"""By hour (ms since 1970) and member."""
+"""The counts by hour (milliseconds since 1970) and member."""
 
 
 class Analytics:
-    """Counts of allowed and denied requests; safe under threads.
+    """Counts allowed and denied requests. Thread-safe.
 
-    Collected here and sent with a later pipeline to ``PREFIX:events:HOUR``, sorted sets of
-    compact JSON.
+    Counts are collected in memory, and sent with a later pipeline to the sorted sets
+    ``PREFIX:events:HOUR``, whose members are compact JSON.
     """
 
     def __init__(self, prefix: str, time: ServerClock) -> None:
@@ -117,14 +117,14 @@ class Analytics:
         self.add({(now_ms - now_ms % _HOUR_MS, member): 1})
 
     def add(self, counts: Counts) -> None:
-        """Add counts, for instance those that could not be sent."""
+        """Add counts, such as those that could not be sent."""
         with self._lock:
             for key, count in counts.items():
                 if key in self._counts or len(self._counts) < MAX_COUNTS:
                     self._counts[key] = self._counts.get(key, 0) + count
 
     def take_due(self, *, at_once: bool = False) -> Counts:
-        """Return the counts to send now; with ``at_once`` all, whatever the time."""
+        """Return the counts if it is time to send them; with ``at_once``, always return them."""
         now = self._time.monotonic()
         with self._lock:
             if not self._counts or (now < self._send_at and not at_once):
@@ -134,7 +134,7 @@ class Analytics:
             return counts
 
     def commands(self, counts: Counts) -> tuple[Command, ...]:
-        """Return the commands that send counts: one for each, and one for each hour's TTL."""
+        """Return the commands that send counts: one for each count, and one for each hour's TTL."""
         counting = [
             Command(("ZINCRBY", self._key(hour), count, member))
             for (hour, member), count in counts.items()

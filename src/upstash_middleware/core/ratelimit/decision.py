@@ -32,43 +32,43 @@ class PolicyState(Struct, frozen=True):
     """The state of one limit of a rule after the decision."""
 
     name: str
-    """The rule's name; with the window's length where the rule has several limits."""
+    """The rule's name, followed by the window's length if the rule has several limits."""
     limit: int
     """The quota."""
     window: int | None
-    """Seconds within which the quota is given; None if it is not a whole number of them."""
+    """The length of the window in seconds; None if it has fractions of a second."""
     remaining: int
-    """Units that are left."""
+    """The units that are left."""
     reset: float
-    """When the whole quota is available again without further requests: seconds since 1970, UTC."""
+    """When the whole quota is available again without further requests, in seconds since 1970."""
     allowed: bool
-    """Whether this limit lets the request pass."""
+    """Whether this limit allows the request."""
     retry_after: float | None = None
-    """Seconds, to the millisecond, until this limit would let the same request pass.
+    """Seconds, to the millisecond, until this limit would allow the same request.
 
-    None where it allows, where it never will, and where it is not known: for a slot to be free.
+    None if the limit allows it, if it never will, or if the time is unknown, as for a slot.
     """
     never: bool = False
-    """Whether the cost is above the limit, so that waiting does not help."""
+    """Whether the cost exceeds the limit, so that waiting does not help."""
 
 
 class LateCharges(Protocol):
-    """What settles the charges of requests that have been settled already."""
+    """A settler that takes charges of requests that were already settled."""
 
     def charge_late(self, taken: Sequence[Any], units: int) -> None:
-        """Charge units for a request with these charges."""
+        """Charge units to a request; ``taken`` are its charges."""
         ...
 
 
 class Ledger(Struct, eq=False):
-    """What the application charges for a request beyond its cost; safe under threads."""
+    """The units that the application charges for a request beyond its cost. Thread-safe."""
 
     units: list[int] = []
     late: tuple[tuple[LateCharges, Sequence[Any]], ...] = ()
-    """The limits that have settled the request, each with the charges that it took."""
+    """The settlers that have already settled the request, each with the charges it took."""
 
     def add(self, units: int) -> None:
-        """Charge units, or refund them below 0."""
+        """Charge units; below 0 to refund."""
         with _ledgers:
             self.units.append(units)
             late = self.late
@@ -76,12 +76,12 @@ class Ledger(Struct, eq=False):
             limit.charge_late(taken, units)
 
     def close(self, limit: LateCharges, taken: Sequence[Any]) -> int:
-        """Return the total for a limit that now settles it, and that gets later charges."""
+        """Return the total for a settler that now settles the request, and gets later charges."""
         with _ledgers:
             self.late = (*self.late, (limit, taken))
             return sum(self.units)
 
-    # It is not part of a decision's value.
+    # All ledgers are equal, so that decisions are compared by their other fields.
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Ledger)
 
@@ -93,75 +93,74 @@ _ledgers = threading.Lock()
 
 
 class _NoLedger(Ledger):
-    """For requests that no limit was checked for: it drops charges."""
+    """The ledger of requests without a limit. It ignores charges."""
 
     def add(self, units: int) -> None:
-        """Drop a charge."""
+        """Ignore a charge."""
 
 
 class Decision(Discreet, Struct, frozen=True):
-    """Whether a request may pass, and the state of its limits: ``request.state.rate_limit``.
+    """The result of rate limiting for a request: ``request.state.rate_limit``.
 
-    ``limit``, ``remaining`` and ``reset`` are the tightest limit's. They are None where the rule's
-    policy decided because Upstash was unreachable, and where no limit was checked.
+    ``limit``, ``remaining`` and ``reset`` are those of the tightest limit. They are None if Upstash
+    was unreachable and the rule's policy decided, or if no limit was checked.
     """
 
     allowed: bool
-    """Whether the rule lets the request pass."""
+    """Whether the rule allows the request."""
     rule: str
-    """The name of the rule that decided; empty where no limit was checked."""
+    """The name of the rule that decided; empty if no limit was checked."""
     identifier: str
-    """As it is written in keys: secrets are hashed."""
+    """The identifier as in Redis keys: secrets are hashed."""
     limit: int | None = None
     """The quota."""
     remaining: int | None = None
-    """Units that are left."""
+    """The units that are left."""
     reset: float | None = None
-    """When the whole quota is available again: seconds since 1970, UTC."""
+    """When the whole quota is available again, in seconds since 1970."""
     retry_after: float | None = None
-    """Seconds until the same request would pass without further requests.
+    """Seconds until the same request would be allowed, without further requests.
 
-    None if it passed, and if it never will.
+    None if it was allowed, and if it never will be.
     """
     policies: tuple[PolicyState, ...] = ()
-    """All limits of the rules that decided."""
+    """The states of all limits of the rules that decided."""
     shadow: bool = False
-    """Whether the rule only reports, so that a denial stopped nothing."""
+    """Whether the rule is in shadow mode, so that a denial is reported but not applied."""
     settled_by: str = "upstash"
-    """What the decision is based on.
+    """The source of the decision.
 
-    ``upstash``; ``lease``, where this process had taken units ahead; ``memory``, where it
-    remembers a denial; ``deny list``;
-    ``challenge``, where no identifier was found; or, where Upstash was unreachable, the rule's
-    policy: ``open``, ``closed`` or ``local``. ``unchecked`` where no limit was checked: everything
-    is switched off, the route is exempt, or no rule covers the request.
+    ``upstash``; ``lease``, if this process had reserved units; ``memory``, if it remembered a
+    denial; ``deny list``; ``challenge``, if no identifier was found; ``open``, ``closed`` or
+    ``local``, the rule's policy, if Upstash was unreachable; ``unchecked``, if no limit was
+    checked: the middleware is switched off, the route is exempt, or no rule covers the request.
     """
     challenge: str | None = None
     """The challenge of a 401; None for other decisions."""
     ledger: Ledger = field(default_factory=Ledger)
-    """What ``charge`` writes to; of this package."""
+    """Collects the units of ``charge``; for internal use."""
 
     @property
     def stops(self) -> bool:
-        """Whether the request is denied: a shadow rule only reports."""
+        """Whether the request is denied. A denial of a shadow rule is not applied."""
         return not (self.allowed or self.shadow)
 
     def charge(self, units: int) -> None:
-        """Take this many units more, or refund some below 0, when the response has been sent.
+        """Charge more units for the request, or refund some below 0, after the response was sent.
 
-        They are taken from every limit that the request was counted under, for costs that are
-        known only while a request is handled, such as a language model's tokens. They are taken
-        whatever is left; what is above the limit is paid off by waiting. May be called any number
-        of times. Charges that are made before the last byte is sent are settled together; a later
-        one, as in a background task, is settled at once, in a separate round trip. Without
-        effect where Upstash did not decide, and where no limit was checked.
+        This is for costs that are known only after the request was handled, such as the tokens of a
+        language model. Every limit that counted the request is charged, even beyond its quota;
+        later requests then wait longer. The method can be called any number of times. Charges
+        before the last byte is sent are settled together. A later charge, such as in a background
+        task, needs a round trip of its own. Nothing is charged if Upstash did not decide, or if no
+        limit was checked.
 
         Args:
-            units: How many units; below 0 to refund.
+            units: The number of units; below 0 to refund.
 
         Raises:
             ValueError: `units` is not a whole number.
-            RuntimeError: The response has been sent, and the call is made on an event loop of trio.
+            RuntimeError: The response was already sent, and the event loop is trio's.
         """
         given: object = units
         if isinstance(given, bool) or not isinstance(given, int) or abs(given) > MAX_QUOTA:
@@ -174,7 +173,7 @@ class Decision(Discreet, Struct, frozen=True):
 
 
 UNCHECKED = Decision(True, "", "", settled_by="unchecked", ledger=_NoLedger())
-"""The decision that handlers read where no limit was checked; the same for all requests."""
+"""The decision for handlers if no limit was checked; the same object for all requests."""
 
 
 def decided(
@@ -184,8 +183,8 @@ def decided(
     shadow: bool = False,
     settled_by: str = "upstash",
 ) -> Decision:
-    """Return the combined decision of these limits."""
-    # Of the limits that deny, the last one to pass; if none denies, the fullest.
+    """Return the decision that combines the states of a rule's limits."""
+    # Among the limits that deny, the last one to allow; otherwise the one with the least remaining.
     leading = policies[0] if len(policies) == 1 else max(policies, key=_tightness)
     return Decision(
         leading.allowed,
@@ -209,7 +208,7 @@ def _tightness(policy: PolicyState) -> tuple[bool, float, int, float]:
 
 
 def combined(decisions: Sequence[Decision]) -> Decision:
-    """Return what several rules together decide: the strictest one's, with all their limits."""
+    """Return the strictest of several rules' decisions, with the limits of all of them."""
     if len(decisions) == 1:
         return decisions[0]
     leading = max(decisions, key=_strictness)
@@ -221,13 +220,13 @@ def _strictness(decision: Decision) -> tuple[bool, bool, float, int]:
     remaining = decision.remaining
     if decision.allowed:
         return (False, remaining is not None, 0.0, -(remaining or 0))
-    # A denial that no wait ends comes first, then the longest wait, then the least left.
+    # A denial without an end comes first, then the longest wait, then the fewest units left.
     wait = math.inf if decision.retry_after is None else decision.retry_after
     return (True, True, wait, -(remaining or 0))
 
 
 def remembered(decision: Decision, milliseconds: int) -> Decision:
-    """Return a denial made this long ago, with its remaining waits."""
+    """Return a remembered denial, with its waits shortened by the time since then."""
 
     wait = decision.retry_after
     rest = None if wait is None else _rest(wait, milliseconds)
@@ -254,11 +253,11 @@ def _rest(seconds: float, milliseconds: int) -> float:
 
 # ------------------------------------------------------------------------------------------------
 # Header fields. ``RateLimit`` and ``RateLimit-Policy`` follow
-# draft-ietf-httpapi-ratelimit-headers-10, a list of strings with parameters each (RFC 9651);
-# ``X-RateLimit-*`` are those of most APIs, for the tightest limit.
+# draft-ietf-httpapi-ratelimit-headers-10: lists of strings with parameters (RFC 9651).
+# ``X-RateLimit-*`` are widely used; they describe the tightest limit.
 
 Fields = tuple[tuple[bytes, bytes], ...]
-"""Field lines as they are sent."""
+"""Field lines in the form in which they are sent."""
 
 LIMIT_FIELDS = frozenset(
     {
@@ -267,13 +266,13 @@ LIMIT_FIELDS = frozenset(
         "x-ratelimit-limit",
         "x-ratelimit-remaining",
         "x-ratelimit-reset",
-        # Those of earlier revisions of the draft.
+        # Fields of earlier revisions of the draft.
         "ratelimit-limit",
         "ratelimit-remaining",
         "ratelimit-reset",
     }
 )
-"""They are one set: a response that has one of them already gets none of ours."""
+"""If a response already has one of these fields, none is added."""
 
 
 _NAMES = (
@@ -287,14 +286,14 @@ _LOWER_NAMES = tuple(name.lower() for name in _NAMES)
 
 
 def limit_fields(decision: Decision, now: float, *, lower: bool = False) -> Fields:
-    """Return the fields for a decision, none where Upstash was unreachable.
+    """Return the fields for a decision; none if Upstash was unreachable.
 
-    ``now`` is the time in seconds since 1970 by the clock that the decision was made with. With
-    ``lower``, their names are in lower case.
+    ``now`` is the time of the clock that the decision was made with, in seconds since 1970. With
+    ``lower``, the names are in lower case.
     """
     if decision.limit is None or decision.remaining is None or decision.reset is None:
         return ()
-    # The draft, §5: Retry-After should not be earlier than a `t` beside it; it may be left out.
+    # The draft, §5: Retry-After should not be earlier than a `t` in the same response (optional).
     latest = None if decision.allowed else seconds_to_wait(decision)
     policies = states = b""
     for each in decision.policies:
@@ -323,9 +322,9 @@ def limit_fields(decision: Decision, now: float, *, lower: bool = False) -> Fiel
 
 @lru_cache(maxsize=256)
 def _policy(name: str, limit: int, window: int | None) -> tuple[bytes, bytes]:
-    """Return a policy's name as a String of RFC 9651 §3.3.3, and with it its quota and window.
+    """Return a policy's name as a String (RFC 9651 §3.3.3), and its item with quota and window.
 
-    Names are printable ASCII by construction.
+    The names of rules are checked to be printable ASCII.
     """
     escaped = name.replace("\\", "\\\\").replace('"', '\\"')
     text = f'"{escaped}"'.encode("ascii")
@@ -333,34 +332,34 @@ def _policy(name: str, limit: int, window: int | None) -> tuple[bytes, bytes]:
 
 
 def _whole_seconds(seconds: float) -> int:
-    # Times are whole milliseconds; without rounding to them, 3.0000000001 would become 4.
+    # Times are in whole milliseconds. Without rounding to these, 3.0000000001 would become 4.
     return math.ceil(seconds - 0.0005)
 
 
 _EXPLICIT = frozenset({"public", "max-age", "s-maxage"})
-# RFC 9111 §3.5: what lets a shared cache store the response to an authorized request.
+# RFC 9111 §3.5: directives that allow a shared cache to store the response to Authorization.
 _DESPITE_AUTHORIZATION = frozenset({"public", "s-maxage", "must-revalidate"})
-# RFC 9110 §15.1, and 304, which refreshes a stored response.
+# RFC 9110 §15.1, and 304, which updates a stored response.
 _HEURISTIC = frozenset({200, 203, 204, 206, 300, 301, 304, 308, 404, 405, 410, 414, 501})
 
 
 def takes_fields(request: HTTPRequest, head: ResponseHead) -> bool:
-    """Whether a response gets the limits' fields.
+    """Whether to add the limits' fields to a response.
 
-    Not if it has such fields already, or a shared cache might store them.
+    Not if it already has such fields, or if a shared cache might store it.
     """
     return LIMIT_FIELDS.isdisjoint(head.headers.names()) and not may_be_shared(request, head)
 
 
 def may_be_shared(request: HTTPRequest, head: ResponseHead) -> bool:
-    """Whether a shared cache downstream might store this response, or has stored it already.
+    """Whether a downstream shared cache might store this response, or has stored it.
 
-    Such a response must not contain the state of one client's limits. This is a cautious reading
-    of RFC 9111 §3: where a cache could find any reason to store, it is assumed to.
+    Such a response must not contain the state of one client's limits. RFC 9111 §3 is read
+    cautiously: if any reason allows a cache to store a response, the cache is assumed to do so.
     """
     headers = head.headers
     names = headers.names()
-    # RFC 9111 §5.1: with Age it comes from a cache, ours or one behind us.
+    # RFC 9111 §5.1: a response with Age comes from a cache, in this middleware or behind it.
     if "age" in names:
         return True
     targeted = [_directives(headers.combined(name)) for name in names if _is_targeted(name)]
@@ -382,9 +381,9 @@ _ABOUT_CACHES = frozenset({"age", "cache-control", "etag", "expires", "last-modi
 
 @lru_cache(maxsize=512)
 def concern_limits_or_caches(lines: tuple[bytes, ...]) -> bool:
-    """Whether field lines with these names may concern limits or caches.
+    """Whether any of these field names concerns limits or caches.
 
-    Without such fields, as in most responses of an API, the limits' fields can be added.
+    If none does, as in most responses of an API, the limits' fields can be added without checks.
     """
     names = [line.lower().decode("latin-1") for line in lines]
     concerned = _ABOUT_CACHES | LIMIT_FIELDS
@@ -398,9 +397,9 @@ def _is_targeted(name: str) -> bool:
 def _directives(value: str | None) -> frozenset[str]:
     if value is None:
         return frozenset()
-    if len(value) > LONGEST_VALUE:  # as if it allowed storing: the cautious reading
+    if len(value) > LONGEST_VALUE:  # assume that it allows storing
         return _EXPLICIT
-    # `private="field"` restricts one field only, so the response may still be stored.
+    # `private="field"` restricts only that field, so the response may still be stored.
     members = (member.lower().partition("=") for member in split_list(value))
     return frozenset(
         name.strip(" \t")
@@ -410,13 +409,13 @@ def _directives(value: str | None) -> frozenset[str]:
 
 
 # ------------------------------------------------------------------------------------------------
-# Denials: 429 when a quota is used up, 503, 403, 401. Problem types are those of
-# draft-ietf-httpapi-ratelimit-headers-10 §6, in RFC 9457's format; plain text or HTML where the
-# client prefers it.
+# Denials: 429 if a quota is used up, 503, 403, 401. Problem types are those of
+# draft-ietf-httpapi-ratelimit-headers-10 §6, in the format of RFC 9457, or in plain text or HTML if
+# the client prefers it.
 
 _PROBLEMS = "https://iana.org/assignments/http-problem-types#"
 RETRY_UNAVAILABLE = 5
-"""Seconds after which a client that got a 503 may try again: there is no better estimate."""
+"""The Retry-After of a 503 in seconds. It is a fixed value, as the end of an outage is unknown."""
 
 
 class _Problem(Struct, frozen=True):
@@ -425,11 +424,11 @@ class _Problem(Struct, frozen=True):
     title: str
     detail: str
     violated: tuple[str, ...] | None = None
-    """The names of the violated policies, as ``violated-policies`` in the draft."""
+    """The names of the violated policies: ``violated-policies`` in the draft."""
 
 
 def denial(request: HTTPRequest, decision: Decision, now: float) -> Response:
-    """Return the response for a request that a decision stops; ``now`` in seconds since 1970."""
+    """Return the response to a request that is denied; ``now`` is in seconds since 1970."""
     seconds, media_type = seconds_to_wait(decision), _media_type(request.headers)
     if len(decision.policies) == 1 and seconds is not None:
         (policy,) = decision.policies
@@ -439,12 +438,12 @@ def denial(request: HTTPRequest, decision: Decision, now: float) -> Response:
         )
     else:
         response = _denial(media_type, decision, now)
-    # RFC 9110 §9.3.2: the fields are those of the GET, the body is left out.
+    # RFC 9110 §9.3.2: the response to HEAD has the fields of GET, without a body.
     return Response(response.head) if request.method == "HEAD" else response
 
 
 @lru_cache(maxsize=1024)
-def _denial_of_one(  # noqa: PLR0913, PLR0917 - what the response depends on
+def _denial_of_one(  # noqa: PLR0913, PLR0917 - the values that determine the response
     media_type: str,
     name: str,
     limit: int,
@@ -453,14 +452,14 @@ def _denial_of_one(  # noqa: PLR0913, PLR0917 - what the response depends on
     reset: int,
     seconds: int,
 ) -> Response:
-    """Return the response where a single limit denies, for the whole seconds to wait."""
+    """Return the response if a single limit denies; ``seconds`` is the time to wait."""
     state = PolicyState(name, limit, window, remaining, reset, False, seconds)
     decision = Decision(False, name, "", limit, remaining, reset, seconds, (state,))
     return _denial(media_type, decision, reset)
 
 
 def _denial(media_type: str, decision: Decision, now: float) -> Response:
-    """Return a denial's representation of a media type."""
+    """Return the response for a denial in a media type."""
     fields: Fields = ()
     match decision.settled_by:
         case "closed":
@@ -491,7 +490,7 @@ def _denial(media_type: str, decision: Decision, now: float) -> Response:
 
 
 def unavailable(headers: Headers, detail: str) -> Response:
-    """Return the 503 for a request with these header fields, in the form that it accepts."""
+    """Return the 503 for a request with these header fields, in a format that it accepts."""
     return _unavailable(_media_type(headers), detail)
 
 
@@ -504,15 +503,15 @@ def _unavailable(media_type: str, detail: str, violated: tuple[str, ...] | None 
 
 
 def seconds_to_wait(decision: Decision) -> int | None:
-    """Return the Retry-After, in seconds rounded up; None where waiting does not help."""
+    """Return Retry-After in seconds, rounded up; None if waiting does not help."""
     return None if decision.retry_after is None else _whole_seconds(decision.retry_after)
 
 
 def completing(denial: Headers, names: Collection[str]) -> Fields:
-    """Return the fields of a denial to be added to the application's own response to it.
+    """Return the fields of a denial that are missing in the application's response to it.
 
-    ``names`` are that response's fields, in lower case. Those that it has are left as they are; if
-    it has one of the limits' fields, none of ours is added.
+    ``names`` are the names of that response's fields, in lower case. Its own fields are not
+    changed. If it has any of the limits' fields, none of these is added.
     """
     present = {"content-type", "content-length", *names}
     if not LIMIT_FIELDS.isdisjoint(names):
@@ -521,18 +520,18 @@ def completing(denial: Headers, names: Collection[str]) -> Fields:
 
 
 DeniedResponse = tuple[int, Mapping[str, str], str | bytes] | None
-"""A status, header fields and a body, text in UTF-8; None for this package's own response."""
+"""A status, header fields and a body (text is sent as UTF-8); None for the default response."""
 OnDenied = Callable[[HTTPRequest, Decision], DeniedResponse | Awaitable[DeniedResponse]]
-_FIELD_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # compiled when first used, as all of these
+_FIELD_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # this and the next are compiled at the first use
 _ENDS_LINES = r"[\r\n\x00]"
 _FRAMING = frozenset({"content-length", "transfer-encoding"})
-"""Fields that follow from the body."""
+"""Fields that depend on the body, and are set by this package."""
 
 
 def custom_denial(returned: Any, own: Response, request: HTTPRequest) -> Response:
-    """Return the response that an ``on_denied`` has returned, with the fields that it lacks.
+    """Return the response for a value returned by ``on_denied``, with the missing fields added.
 
-    Raises an exception if it is not one.
+    Raises an exception if the value is not a valid response.
     """
     if not isinstance(returned, tuple | list) or len(returned) != 3:
         raise TypeError(f"on_denied returned {returned!r}; it should return (status, fields, body)")
@@ -544,7 +543,7 @@ def custom_denial(returned: Any, own: Response, request: HTTPRequest) -> Respons
     body = body.encode() if isinstance(body, str) else body
     lines = [(name, text) for name, text in dict(fields).items() if name.lower() not in _FRAMING]
     for name, text in lines:
-        # What breaks a line would end the connection, or forge a field (RFC 9110 §5.1, §5.5).
+        # A line break would end the field, and could forge another one (RFC 9110 §5.1, §5.5).
         if not re.fullmatch(_FIELD_NAME, name) or re.search(_ENDS_LINES, text):
             raise ValueError(f"on_denied returned an invalid header field: {name!r}: {text!r}")
     given = Headers((name.encode("latin-1"), text.encode("latin-1")) for name, text in lines)
@@ -557,7 +556,7 @@ def custom_denial(returned: Any, own: Response, request: HTTPRequest) -> Respons
 
 @lru_cache(maxsize=256)
 def _represented(media_type: str, problem: _Problem) -> tuple[Fields, bytes]:
-    """Return the fields that describe a representation of a problem, and its body."""
+    """Return the fields that describe a problem's representation, and its body."""
     body = _WRITERS[media_type](problem).encode()
     kind = f"{media_type}; charset=utf-8" if media_type.startswith("text/") else media_type
     fields = (
@@ -569,7 +568,7 @@ def _represented(media_type: str, problem: _Problem) -> tuple[Fields, bytes]:
 
 
 def _as_problem(problem: _Problem) -> str:
-    import json  # noqa: PLC0415 - not needed for a cold start
+    import json  # noqa: PLC0415 - shortens the cold start
 
     members: dict[str, object] = {
         "type": problem.type,
@@ -583,7 +582,7 @@ def _as_problem(problem: _Problem) -> str:
 
 
 def _as_html(problem: _Problem) -> str:
-    from html import escape  # noqa: PLC0415 - not needed for a cold start
+    from html import escape  # noqa: PLC0415 - shortens the cold start
 
     title, detail = escape(problem.title), escape(problem.detail)
     return (
@@ -603,7 +602,7 @@ _WRITERS: dict[str, Callable[[_Problem], str]] = {
 }
 _WEIGHT = r"[01](?:\.[0-9]{0,3})?"
 _LONGEST_REMEMBERED = 256
-"""Characters of an Accept field whose meaning is remembered: browsers' have some 130."""
+"""Characters. Longer Accept fields are not cached; browsers send about 130."""
 
 
 def _media_type(headers: Headers) -> str:
@@ -615,7 +614,7 @@ def _media_type(headers: Headers) -> str:
 
 @lru_cache(maxsize=64)
 def _preferred(accept: str) -> str:
-    """Return the representation that the client prefers (RFC 9110 §12.5.1)."""
+    """Return the media type that the client prefers (RFC 9110 §12.5.1)."""
     weights: dict[str, float] = {}
     for member in accept.lower().split(","):
         media_range, *parameters = member.split(";")

@@ -1,9 +1,9 @@
-"""Leases: units that this process takes ahead for busy identifiers, and serves without a call.
+"""Leases: units that this process reserves for busy identifiers, and charges without a call.
 
-A rule with a lease counts the units that each identifier uses in this process. Once they come fast
-enough, the call for one of its requests also takes a *slice* of what remains of the quota. Further
-requests of the identifier use the slice, until it is used up or has ended. What has been taken is
-counted on Upstash, so however many processes have slices, no more is admitted than was taken.
+For a rule with a lease, this process counts the units that each identifier uses. If the rate is
+high enough, the next script call for the identifier also reserves a *slice* of the remaining quota.
+Further requests are charged to the slice until it is used up or ends. Upstash counts reserved units
+as used, so all processes together never admit more than the quota.
 """
 
 from __future__ import annotations
@@ -32,45 +32,45 @@ MOST_IDENTIFIERS = 10_000
 
 
 class _Holder(Struct, eq=False):
-    """What this process knows about one identifier under one rule."""
+    """The state of one identifier under one rule in this process."""
 
     counting_since: float
     counted: int = 0
-    """Units used since then."""
+    """The units used since then."""
     counted_before: int = 0
-    """Units used in the interval before that."""
+    """The units used in the interval before that."""
     slices: list[Slice] = field(default_factory=list)
     """The slices, oldest first."""
     ended: Slice | None = None
-    """A slice that has ended with units left, to be given back by the next call."""
+    """A slice that has ended with units left; the next call returns these."""
     refill_at: int = 0
-    """Ask for another slice when no more units than this are left."""
+    """The number of units left at which the next slice is requested."""
     used_since_asking: int = 0
-    """Units used since a slice was last asked for."""
+    """The units used since the last request for a slice."""
     policies: tuple[PolicyState, ...] = ()
-    """The state of the limits after the last call."""
+    """The states of the limits after the last call."""
     asking: LeaseCall | None = None
-    """The last call that asks for a slice."""
+    """The last call that requests a slice."""
     asking_until: float = 0.0
-    """When the call that asks for a slice will have failed; past if there is none."""
+    """The time by which the call that requests a slice will have ended; past if there is none."""
     paused_until: float = 0.0
-    """Until when no slice is asked for."""
+    """The time until which no slice is requested."""
 
     @property
     def expected(self) -> int:
-        """The units to be expected while a slice lasts."""
+        """The estimated number of units used during a slice."""
         return max(self.counted, self.counted_before)
 
     @property
     def left(self) -> int:
         """The units in all slices."""
         units = 0
-        for each in self.slices:  # nearly always one
+        for each in self.slices:  # usually one
             units += each.units
         return units
 
     def end(self, now: float, now_ms: int) -> int:
-        """Take out the slices that have ended; return how many units are wasted by that."""
+        """Remove the slices that have ended; return the number of units that cannot be returned."""
         for each in self.slices:
             if now >= each.ends_monotonic or not each.taken_ms <= now_ms < each.ends_ms:
                 break
@@ -107,7 +107,7 @@ class _Holder(Struct, eq=False):
         return dropped
 
     def wanted(self, lease: Lease, now: float) -> int:
-        """Return the units that a call may ask for now, 0 if it may not."""
+        """Return the number of units that a call may reserve now; 0 if it may not reserve any."""
         expected = self.expected
         if expected < lease.threshold or now < self.asking_until or now < self.paused_until:
             return 0
@@ -115,12 +115,12 @@ class _Holder(Struct, eq=False):
 
 
 class Leases:
-    """The slices of this process. Safe under threads; a forked child has to make its own.
+    """The slices of this process. Thread-safe; a forked child must create its own.
 
     Args:
-        observe: Gets events.
-        most: The identifiers that are remembered at most. The slices of the one that was not seen
-            for the longest time are dropped.
+        observe: Receives the events.
+        most: The maximum number of identifiers. Beyond it, the slices of the identifier that was
+            not used for the longest time are dropped.
     """
 
     def __init__(self, observe: Observer, most: int = MOST_IDENTIFIERS) -> None:
@@ -131,7 +131,7 @@ class Leases:
         self._emits = hears(observe, QuotaLeased)
 
     def serve(self, charge: RuleCharge, time: ServerClock) -> bool:
-        """Count a request, and decide it from a slice of quota; False if a call has to decide."""
+        """Count a request, and charge it to a slice if possible; False if a call is needed."""
         rule, cost = charge.rule, charge.cost
         lease: Any = rule.lease
         now, now_ms = time.both()
@@ -146,7 +146,7 @@ class Leases:
             served = False
             if holder.slices:
                 left = -cost
-                for each in holder.slices:  # nearly always one or two
+                for each in holder.slices:  # usually one or two
                     left += each.units
                 is_enough = left >= holder.refill_at or not holder.wanted(lease, now)
                 served = is_enough and _use(holder, charge, left)
@@ -155,7 +155,7 @@ class Leases:
         return served
 
     def ask(self, charge: RuleCharge, time: ServerClock, deadline: float) -> None:
-        """Set what a call of at most ``deadline`` seconds does for the lease, None if nothing."""
+        """Set what a script call does for the lease; ``deadline`` is the call's, in seconds."""
         lease = cast("Lease", charge.rule.lease)
         now, now_ms = time.monotonic(), time.now_ms()
         with self._lock:
@@ -187,9 +187,9 @@ class Leases:
         self._emit(charge, wasted=wasted)
 
     def arrival(self, charge: RuleCharge, time: ServerClock) -> Latch | None:
-        """Return what opens when the call that asks for a slice has ended.
+        """Return the latch that opens at the end of the call that requests a slice.
 
-        None if there is no such call, or if its slice will be used up by those that wait already.
+        None if there is no such call, or if requests that already wait will use up the slice.
         """
         with self._lock:
             holder = self._known(charge)
@@ -204,10 +204,10 @@ class Leases:
     def receive(
         self, charge: RuleCharge, verdicts: Sequence[Verdict], sent_ms: int, time: ServerClock
     ) -> None:
-        """Take in the slice of a call that has decided, and include slices in the decision.
+        """Receive the slice of a call, and include slices in the decision.
 
-        A request that the quota denies may still use a slice, unless other rules had a part in the
-        call: these have taken nothing.
+        A request that the script denied may still use a slice, unless the call also had charges of
+        other rules, which were then not taken.
         """
         asked, charge.lease = charge.lease, None
         decision = cast("Decision", charge.decision)
@@ -235,10 +235,10 @@ class Leases:
                     each.is_closed = not each.units
                 holder.slices = [each for each in holder.slices if each.units]
                 holder.slices.append(taken)
-                # The next call should be back before concurrent requests need one of their own.
+                # The next slice should arrive before concurrent requests need calls of their own.
                 holder.refill_at = max(leased // 4, 2 * holder.used_since_asking)
                 charge.slice = taken
-                dropped += holder.end(now, now_ms)  # the reply may have come late
+                dropped += holder.end(now, now_ms)  # the reply may have been late
             elif not decision.allowed:
                 holder.paused_until = max(holder.paused_until, now + (decision.retry_after or 0))
             left = holder.left
@@ -249,7 +249,7 @@ class Leases:
         self._emit(charge, leased, returned, wasted + dropped)
 
     def serve_without_call(self, charge: RuleCharge, time: ServerClock) -> bool:
-        """Decide a request that has been counted already from a slice, if there is one."""
+        """Charge a request that was already counted to a slice; False if there is none."""
         with self._lock:
             holder = self._known(charge)
             if holder is None or not holder.slices:
@@ -260,7 +260,7 @@ class Leases:
         return served
 
     def lose(self, charge: RuleCharge, time: ServerClock) -> None:
-        """Note that a call has failed: what it has taken ahead or given back is not known."""
+        """Note that a call has failed, so that its reserved and returned units are unknown."""
         asked, charge.lease = charge.lease, None
         if asked is None:
             return
@@ -276,7 +276,7 @@ class Leases:
         self._emit(charge, wasted=wasted + asked.unused)
 
     def settle(self, charge: RuleCharge, units: int, time: ServerClock) -> int:
-        """Settle units with the slice of a request; return those that a call has to settle."""
+        """Settle units with the slice of a request; return the units that a call must settle."""
         taken = charge.slice
         if taken is None or not units:
             return units
@@ -289,7 +289,7 @@ class Leases:
         return 0
 
     def include(self, charge: RuleCharge, time: ServerClock) -> None:
-        """Include this process's slices in a decision that has taken nothing."""
+        """Include this process's slices in a decision for which nothing was charged."""
         decision = cast("Decision", charge.decision)
         now = time.monotonic(), time.now_ms()
         with self._lock:
@@ -302,13 +302,13 @@ class Leases:
                 charge.decision = _decision_with_leased(decision, left)
 
     def forget(self, base: str) -> None:
-        """Drop the slices under keys that begin with this, as their units were reset."""
+        """Drop the slices under keys that begin with ``base``, because the quota was reset."""
         with self._lock:
             for key in [known for known in self._holders if known[0] == base]:
                 _close(self._holders.pop(key))
 
     def clear(self) -> list[Slice]:
-        """Drop all slices, and return those with units to be given back."""
+        """Drop all slices; return those whose units should be returned."""
         with self._lock:
             holders = [*self._holders.values()]
             self._holders.clear()
@@ -318,7 +318,7 @@ class Leases:
         return self._holders.get((charge.base, charge.rule.rule.name, charge.rule.tier))
 
     def _holder(self, charge: RuleCharge, now: float, now_ms: int) -> tuple[_Holder, int]:
-        """Return what is known of an identifier now, and the units that are dropped for that."""
+        """Return the state of an identifier, and the number of units dropped to make room."""
         key = (charge.base, charge.rule.rule.name, charge.rule.tier)
         holder = self._holders.get(key)
         if holder is not None:
@@ -369,7 +369,7 @@ class Leases:
 
 
 def _is_alive(taken: Slice, now: float, now_ms: int) -> bool:
-    """Whether its units may be used now, by the monotonic clock and the database's."""
+    """Whether a slice may be used now, by the monotonic clock and the database's."""
     return (
         not taken.is_closed
         and now < taken.ends_monotonic
@@ -378,17 +378,17 @@ def _is_alive(taken: Slice, now: float, now_ms: int) -> bool:
 
 
 def _add(unused: Slice, other: Slice) -> None:
-    """Add the units of a slice to another that is to be given back, as if taken at its time."""
+    """Add the units of a slice to one that is to be returned, with the earlier of their times."""
     unused.units += other.units
     unused.taken_ms = min(unused.taken_ms, other.taken_ms)
     unused.taken_monotonic = min(unused.taken_monotonic, other.taken_monotonic)
 
 
 def _use(holder: _Holder, charge: RuleCharge, left: int) -> bool:
-    """Take a charge's cost from the slices, and decide by that; False if they have too little.
+    """Charge to the slices, and decide by that; False if they have too few units.
 
-    ``left`` are the units in all slices after that. A refund goes into the last one that is used,
-    and not more than was taken from it.
+    ``left`` is the number of units in all slices afterwards. A refund goes into the last slice that
+    was used, up to the units that were taken from it.
     """
     if left < 0:
         return False
@@ -422,7 +422,7 @@ def _policies_with_leased(policies: Sequence[PolicyState], left: int) -> tuple[P
 
 
 def _decision_with_leased(decision: Decision, left: int) -> Decision:
-    """Return an allowing decision whose remaining units include ``left``, those of slices."""
+    """Return a decision that allows, with ``left`` units of slices added to the remaining ones."""
     return decided(
         decision.rule,
         decision.identifier,
@@ -432,7 +432,7 @@ def _decision_with_leased(decision: Decision, left: int) -> Decision:
 
 
 def _close(holder: _Holder) -> list[Slice]:
-    """Close all slices of an identifier, and return those with units left."""
+    """Close all slices of an identifier; return those with units left."""
     slices = [*holder.slices, *([] if holder.ended is None else [holder.ended])]
     for each in slices:
         each.is_closed = True

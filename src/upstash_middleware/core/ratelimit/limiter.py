@@ -1,4 +1,4 @@
-"""The rate limit: prepares a script call for a request, and turns its reply into a decision."""
+"""The rate limit as a part of the engine: makes a script call, and decides by its reply."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ _DURING = "rate limit"
 _SETTLING = "rate limit settling"
 _ANSWERED = UpstashAnswered(_DURING)
 _SETTLED_TOGETHER = 100
-"""Settlements in one call, at most."""
+"""The maximum number of settlements in one call."""
 
 
 class Explanation(Struct, frozen=True):
@@ -95,31 +95,31 @@ class Explanation(Struct, frozen=True):
 
     rule: str
     setting: str
-    """Where the rule was set: ``rate_limits[0]``."""
+    """The name of the rule's setting, such as ``rate_limits[0]``."""
     identifier: str
     cost: int
     keys: tuple[str, ...]
-    """The Redis keys of its current counters."""
+    """The Redis keys of the identifier's current counters."""
     shadow: bool
     decision: Decision
     lease: Lease | None
-    """The lease of its limits: the rule's, the application's, or that of the request's tier."""
+    """The lease of the rule's limits: from the rule, the application or the request's tier."""
 
 
 class _Call(Prepared, eq=False):
-    """A script call to be sent, and the charges that it takes."""
+    """A script call that is to be sent, with the charges that it takes."""
 
     request: HTTPRequest
     charges: list[RuleCharge]
     now_ms: int
     time_sent: float | None
-    """When the TIME in the same pipeline was sent; None without one."""
+    """When the TIME command in the same pipeline was sent; None if there is none."""
     forgotten: int
-    """How many denials had been forgotten: a refund since then makes a denial uncertain."""
+    """The number of forgotten denials before the call; if it has changed, denials are uncertain."""
     served: Sequence[RuleCharge] = ()
     """The charges that were taken from slices."""
     leases: bool = False
-    """Whether the call does anything for a lease."""
+    """Whether the script call also requests or extends slices."""
 
 
 def _token() -> int:
@@ -127,9 +127,9 @@ def _token() -> int:
 
 
 NO_REQUEST = HTTPRequest("", "")
-"""In place of a request, for calls that are none."""
+"""A placeholder for calls that do not belong to a request."""
 Who = str | Identifier | HTTPRequest
-"""An identifier, as text as it is written in decisions; or a request that the rule identifies."""
+"""An identifier, as text in the form of decisions; or a request that the rule identifies."""
 
 
 def _refuse(flow: Flow[None]) -> None:
@@ -138,37 +138,38 @@ def _refuse(flow: Flow[None]) -> None:
 
 
 class RateLimiter(Part):
-    """Decides about requests by rules.
+    """Applies rate limit rules to requests.
 
-    Creating one needs neither credentials nor network.
+    A RateLimiter can be created without credentials or a network.
 
     Args:
-        rules: Match in order; the first one that covers a request decides.
-        default: For every request that no rule covers; None leaves those unlimited.
-        prefix: What keys begin with.
-        secret: Returns the key under which credentials are hashed; called when first needed.
+        rules: The rules in matching order. The first one that covers a request decides.
+        default: The rule for requests that no other rule covers; None leaves them unlimited.
+        prefix: The prefix of the Redis keys.
+        secret: Returns the key for hashes of credentials; called at the first use.
         clock: This machine's clock.
-        observe: Gets events.
-        deadline: Seconds for the whole call to Upstash.
-        match: With ``"all"``, all rules that cover a request decide, and all or none is taken.
-        remember_denials: Seconds for which a denial is remembered at most.
-        denials: Remembers them where several limiters may count in the same keys.
-        lease: The lease of rules that set none of their own; None for no lease.
-        leases: Returns this process's slices of quotas, likewise shared by several limiters.
-        deny_list: A prefix of the JavaScript SDK, ``"@upstash/ratelimit"`` by its default, whose
-            deny list is obeyed.
-        analytics: Such a prefix for the analytics of the dashboard in Upstash's console.
-        at_handler: Whether the rules are in front of a handler, where preflights count as well.
-        random: Returns a random whole number from 1, which identifies a slot.
-        address: Finds a client's address, for the whole application.
-        watch: Reports that nobody has configured it, if somebody should.
-        perform: Drives a flow that nothing waits for: a charge after the request is settled.
-        on_denied: Returns the application's own response to a denial, or None for this package's.
-        exempts: Selects the requests that are not counted. If it raises, as in a framework that
-            cannot look up its routes, a request is counted.
+        observe: Receives the events.
+        deadline: The deadline of a call to Upstash in seconds.
+        match: With ``"all"``, all rules that cover a request apply. Either all or none is charged.
+        remember_denials: The maximum time for which a denial is remembered, in seconds.
+        denials: The remembered denials, if several limiters share them because they share keys.
+        lease: The lease of rules without a lease of their own; None for no lease.
+        leases: Returns this process's slices of quotas, which several limiters may share.
+        deny_list: The prefix of a JavaScript SDK limiter whose deny list applies; the SDK's default
+            is ``"@upstash/ratelimit"``.
+        analytics: The prefix for the analytics of the dashboard in Upstash's console.
+        at_handler: Whether the rules apply to a single handler. CORS preflights then count as well.
+        random: Returns a random integer from 1, which identifies a slot.
+        address: The extractor of a client's address, for all rules.
+        watch: Emits a warning if requests show that the setting ``client_ip`` is missing.
+        perform: Runs a flow in the background, such as a charge after the request is settled.
+        on_denied: Returns the application's response to a denial, or None for the default response.
+        exempts: Returns whether a request is exempt. If it raises, for instance because the
+            framework cannot look up its routes, the request is counted.
 
     Raises:
-        ConfigurationError: Two rules have one name, or the default does not cover all requests.
+        ConfigurationError: Two rules have the same name, or the default does not cover all
+            requests.
     """
 
     def __init__(  # noqa: PLR0913
@@ -209,7 +210,7 @@ class RateLimiter(Part):
             lease=lease,
         )
         self.reads_body: bool = any(reads_body(rule.by) for rule in self._rules)
-        """Whether the adapter has to give it the request's body."""
+        """Whether the adapter must provide the request's body."""
         self._by_name = {rule.rule.name: rule for rule in self._rules if rule.policies}
         self._clock = clock
         self._secret = secret
@@ -223,14 +224,14 @@ class RateLimiter(Part):
         self._exempts = exempts
         self._denials = denials or Denials(remember_denials)
         self._leases: Callable[[], Leases] | None = None
-        """None where no rule has a lease."""
-        # A function may return limits with a lease of their own.
+        """None if no rule has a lease."""
+        # A function of the request may return limits with a lease.
         if any(each.lease or isinstance(each.rule.parsed, Tiers) for each in self._rules):
             self._leases = leases or self._own_leases()
         self._deny_list_prefix = deny_list
         self._analytics_prefix = analytics
         self._needs_more = bool(deny_list or analytics)
-        """Whether requests need more than a script call."""
+        """Whether requests need other commands besides the script call."""
         self._reads_paths = any(rule.rule.path or rule.rule.when for rule in self._rules)
         self._has_own_deadlines = any(rule.rule.deadline for rule in self._rules)
         self._emits = bool(analytics) or hears(observe, RateLimitDecided)
@@ -244,24 +245,24 @@ class RateLimiter(Part):
 
     @property
     def rules(self) -> dict[str, RateLimitRule]:
-        """Its rules with limits of this package, by name."""
+        """The rules with limits of this package, by name; SDK limiters are excluded."""
         return {name: compiled.rule for name, compiled in self._by_name.items()}
 
     def holds(self, rule: str) -> bool:
-        """Whether a call has a slot of the rule until it ends."""
+        """Whether a call under the rule has a slot until it ends."""
         return self._rule(rule).has_slots
 
     @property
     def has_leases(self) -> bool:
-        """Whether a rule has a lease."""
+        """Whether any rule has a lease."""
         return self._leases is not None
 
     def needs_body(self, rule: str) -> bool:
-        """Whether a rule identifies requests by their bodies."""
+        """Whether a rule needs the body to identify a request."""
         return reads_body(self._rule(rule).by)
 
     def forget(self) -> None:
-        """Start again: with no denials, slices, local counts, server time or analytics."""
+        """Clear this process's memory: denials, slices, local counters, server time, analytics."""
         self._denials.clear()
         if self._leases is not None:
             self._leases().clear()
@@ -305,18 +306,18 @@ class RateLimiter(Part):
             self._analytics = Analytics(self._analytics_prefix, self._time)
 
     def prepare(self, request: HTTPRequest) -> Step:
-        """Begin a request: with a script call if it is of the usual kind, or else with a flow."""
+        """Begin a request: return a script call in the usual case, otherwise a flow."""
         if self._exempts is not None:
             try:
                 if self._exempts(request):
                     return None
-            except Exception as error:  # noqa: BLE001 - a fault in routing must lift no limit
+            except Exception as error:  # noqa: BLE001 - an error in routing must not skip a limit
                 self._observe(UserCodeFailed("looking for an exempt handler", error))
         if self._unmatched.left:
             self._unmatched.count()
         try:
             charges = None if self._needs_more else self._simple_charges(request)
-        except Exception:  # noqa: BLE001 - the flow for unusual requests reports it
+        except Exception:  # noqa: BLE001 - the flow for unusual requests emits the error
             charges = None
         if charges is None:
             return self._begin_unusual(request)
@@ -348,7 +349,7 @@ class RateLimiter(Part):
         return _Call(pipeline, request, charges, now_ms, time_sent, forgotten)
 
     async def begin(self, request: HTTPRequest) -> RateLimitExchange:
-        """Decide about a request by this limiter alone, also if no rule covers it. A flow."""
+        """Decide about a request with this limiter alone, even if no rule covers it. A flow."""
         begun = await super().begin(request)
         if isinstance(begun, RateLimitExchange):
             return begun
@@ -397,7 +398,7 @@ class RateLimiter(Part):
         return self._call(charges, request, longest_deadline(charges, self._deadline), served)
 
     def _serve(self, charges: list[RuleCharge]) -> tuple[list[RuleCharge], list[RuleCharge]]:
-        """Take from slices where rules have leases; return what was served so, and the rest."""
+        """Take charges from slices if possible; return the charges taken, and the others."""
         leases = cast("Callable[[], Leases]", self._leases)()
         served, others = [], []
         for charge in charges:
@@ -419,7 +420,7 @@ class RateLimiter(Part):
         deadline: float,
         served: Sequence[RuleCharge] = (),
     ) -> _Call:
-        """Return the call that takes charges, with what it does for leases."""
+        """Return the script call that takes the charges, and that requests slices for leases."""
         forgotten = self._denials.forgotten
         now_ms, time_sent = self._time.begin_call()
         words: list[tuple[str, ...]] = []
@@ -435,14 +436,14 @@ class RateLimiter(Part):
         return _Call(pipeline, request, charges, now_ms, time_sent, forgotten, served, bool(words))
 
     def _recall(self, charge: RuleCharge) -> bool:
-        """Decide by a remembered denial, if there is one."""
+        """Apply a remembered denial, if there is one."""
         charge.decision = self._denials.recall(charge.denial_key, self._time)
         return charge.decision is not None
 
     def receive(
         self, prepared: _Call, replies: list[Reply] | UpstashError
     ) -> RateLimitExchange | Flow[RateLimitExchange]:
-        """Decide by the replies to a script call, or by each rule's policy if it failed."""
+        """Decide by the script's reply, or by each rule's ``on_error`` if the call failed."""
         charges = prepared.charges
         if isinstance(replies, UpstashError):
             self._fail(prepared, replies)
@@ -458,13 +459,13 @@ class RateLimiter(Part):
         return self._exchange(prepared.request, charges)
 
     def interrupted(self, prepared: _Call) -> None:
-        """Let requests that wait for a slice go on: nobody will take it in."""
+        """Wake the requests that wait for a slice from this call, which will not be received."""
         if self._leases is not None:
             for charge in prepared.charges:
                 self._leases().lose(charge, self._time)
 
     def _is_allowed(self, call: _Call, replies: list[Reply]) -> bool:
-        """Decide as ``_decide`` does, if this is the usual case: the only limit allows."""
+        """Decide as ``_decide`` does if there is one limit and it allows the request."""
         if len(call.charges) != 1 or call.served or call.time_sent is not None:
             return False
         charge = call.charges[0]
@@ -477,7 +478,7 @@ class RateLimiter(Part):
         return True
 
     def _admit(self, request: HTTPRequest, charge: RuleCharge) -> RateLimitExchange:
-        """Return what ``_exchange`` does for the only charge of a request, which is allowed."""
+        """Do the same as ``_exchange`` for a request with one charge, which is allowed."""
         decision: Any = charge.decision
         if self._emits:
             self._emit(decision, request)
@@ -503,7 +504,7 @@ class RateLimiter(Part):
         if self._leases is not None:
             self._lease(charges, verdicts, now_ms)
         for charge in charges:
-            # It may have been of another cost, tier, or rule of the bucket.
+            # The denial may be of another cost or tier, or of another rule of the same bucket.
             if charge.state_parts is not None and charge.base in denials.bases:
                 denials.forget(charge.base)
         for charge in charges:
@@ -514,21 +515,21 @@ class RateLimiter(Part):
                 denials.remember(charge.denial_key, decision, now_ms, self._time, charge.rule.base)
 
     def _lease(self, charges: list[RuleCharge], verdicts: Sequence[Verdict], now_ms: int) -> None:
-        """Take in slices, and use one for a request that the quota denies."""
+        """Receive slices, and use one for a request that the script denied."""
         leases, end = cast("Callable[[], Leases]", self._leases)(), 0
         for charge in charges:
             begin, end = end, end + len(charge.rule.policies)
             if charge.rule.lease is None or not _is_alone(charge, charges):
                 continue
             leases.receive(charge, verdicts[begin:end], now_ms, self._time)
-            # Other rules would have taken nothing.
+            # With several rules, the denied script call has not charged the others.
             if len(charges) == 1 and not cast("Decision", charge.decision).allowed:
                 leases.serve_without_call(charge, self._time)
 
     def _fail(self, call: _Call, error: UpstashError) -> None:
-        """Decide by what is left of slices, and by the policies of rules that have none.
+        """Decide by the remaining units of slices, or by the ``on_error`` of rules without slices.
 
-        Rules that count locally do so all or none.
+        Rules with ``on_error="local"`` are charged together: all or none.
         """
         self._observe(UpstashFailed(_DURING, error))
         if self._leases is not None:
@@ -554,9 +555,9 @@ class RateLimiter(Part):
     def _exchange(
         self, request: HTTPRequest, charges: Sequence[RuleCharge]
     ) -> RateLimitExchange | Flow[RateLimitExchange]:
-        """Combine the decisions of all rules, and emit each.
+        """Combine the decisions of all rules, and emit an event for each.
 
-        Returns a flow if the application writes its denials itself.
+        Returns a flow if the application has a function for denials.
         """
         enforced: list[Decision] = []
         taken: list[RuleCharge] = []
@@ -568,14 +569,14 @@ class RateLimiter(Part):
                 enforced.append(decision)
             if charge.state_parts is not None:
                 taken.append(charge)
-                # The decision's ledger will refer to the charge: a cycle would outlive the request.
+                # Break a reference cycle: the decision's ledger will refer to the charge.
                 charge.decision = None
         if not enforced:
             return RateLimitExchange(request, self._settler, taken=taken)
         decision = enforced[0] if len(enforced) == 1 else combined(enforced)
         if decision.allowed:
             return RateLimitExchange(request, self._settler, decision, taken)
-        # A shadow rule counts requests that another rule denied too, but needs no slot for them.
+        # A shadow rule counts requests that another rule denied, but they need no slot.
         taken = [one for one in taken if one.rule.has_slots or not one.rule.rule.shadow]
         response = denial(request, decision, self._time.now())
         exchange = RateLimitExchange(request, self._settler, decision, taken, response)
@@ -590,16 +591,16 @@ class RateLimiter(Part):
         own: Response,
         on_denied: OnDenied,
     ) -> RateLimitExchange:
-        """Replace a denial by the application's response to it, if that is a valid one."""
+        """Replace the default denial by the application's response, if that is valid."""
         try:
             returned: Any = await call(on_denied, request, exchange.decision)
             if returned is not None:
                 exchange.response = custom_denial(returned, own, request)
-        except Exception as error:  # noqa: BLE001 - whatever the application's function raises
+        except Exception as error:  # noqa: BLE001 - errors of the application's function
             self._observe(UserCodeFailed("on_denied", error))
-        except GeneratorExit:  # nothing drives this any more
+        except GeneratorExit:  # the flow was closed
             raise
-        except BaseException:  # interrupted: nobody gets the exchange to finish it
+        except BaseException:  # interrupted: the caller does not get the exchange to finish it
             if (flow := exchange.finish(complete=False)) is not None:
                 await flow
             raise
@@ -623,7 +624,7 @@ class RateLimiter(Part):
             self._analytics.count(decision)
 
     # --------------------------------------------------------------------------------------------
-    # Requests that need more: code of the application, slots, lists, analytics, SDK limiters.
+    # Requests that need more: functions, slots, allow and deny lists, analytics, SDK limiters.
 
     async def _begin_unusual(self, request: HTTPRequest) -> RateLimitExchange:
         return await self._begin_after(None, request, await self._charging.charges_for(request))
@@ -631,7 +632,7 @@ class RateLimiter(Part):
     async def _begin_after(
         self, arrival: Latch | None, request: HTTPRequest, charges: list[RuleCharge]
     ) -> RateLimitExchange:
-        """Decide about charges: about a single one by the slice that it waits for, if possible."""
+        """Decide about charges; a single charge first waits for a slice that is on its way."""
         charges = await self._settled(charges, request, arrival)
         answered = self._exchange(request, charges)
         return answered if isinstance(answered, RateLimitExchange) else await answered
@@ -639,7 +640,7 @@ class RateLimiter(Part):
     async def _settled(
         self, charges: list[RuleCharge], request: HTTPRequest, arrival: Latch | None = None
     ) -> list[RuleCharge]:
-        """Return the charges that decide, each with its decision."""
+        """Return the charges that apply, each with a decision."""
         try:
             return await self._decide_all(charges, request, arrival)
         except ConfigurationError:
@@ -649,7 +650,7 @@ class RateLimiter(Part):
             return charges
 
     def _decide_broken(self, charges: list[RuleCharge], error: Exception) -> None:
-        """Decide by each rule's policy what an internal error has left undecided."""
+        """Decide by ``on_error`` about charges that an internal error left undecided."""
         self._observe(InternalError("begin", error))
         local = []
         for charge in charges:
@@ -694,9 +695,9 @@ class RateLimiter(Part):
         return charges
 
     async def _wait_for_slice(self, arrival: Latch, charge: RuleCharge, leases: Leases) -> float:
-        """Decide by a slice that another request's call brings; return the seconds of waiting.
+        """Decide by a slice that another request's call receives; return the seconds of waiting.
 
-        The other half of the time that a call may take is for one of its own, if there is none.
+        The wait takes at most half of the deadline. The other half is left for a call of its own.
         """
         began, waited = self._time.monotonic(), 0.0
         longest = longest_deadline([charge], self._deadline) / 2
@@ -709,7 +710,7 @@ class RateLimiter(Part):
             if further is None:
                 break
             arrival = further
-        return min(waited, longest)  # the machine may have slept meanwhile
+        return min(waited, longest)  # the machine may have been suspended
 
     def _is_listed(self, charge: RuleCharge, address: str | None, request: HTTPRequest) -> bool:
         listed = self._deny_list
@@ -739,20 +740,20 @@ class RateLimiter(Part):
             flows.append(self._send_analytics(self._analytics, due, deadline))
         if True in await together(
             *flows
-        ):  # the deny list overrules the limits; the units were taken
+        ):  # the deny list has precedence over the limits, although the units were taken
             for charge in charges:
                 charge.decide_by("deny list")
 
     async def _take(self, charges: list[RuleCharge], request: HTTPRequest, deadline: float) -> None:
-        """Take the charges of this package's limits, all in one call of the script."""
+        """Take the charges of this package's limits, all in one script call."""
         call = self._call(charges, request, deadline)
         try:
             replies = await call.pipeline
         except UpstashError as error:
             self._fail(call, error)
-        except GeneratorExit:  # nothing drives this any more
+        except GeneratorExit:  # the flow was closed
             raise
-        except BaseException:  # interrupted: it may have been carried out nevertheless
+        except BaseException:  # interrupted: the script may have run nevertheless
             self.interrupted(call)
             await self._settler.release_slots(charges)
             raise
@@ -763,13 +764,13 @@ class RateLimiter(Part):
         from upstash_middleware.core.ratelimit.sdk import sdk_policy  # noqa: PLC0415
 
         rule = charge.rule.rule
-        limiter = cast("SdkLimiter", rule.parsed)  # as a rule without policies has one
+        limiter = cast("SdkLimiter", rule.parsed)  # a rule without policies has an SDK limiter
         now = self._time.now()
         try:
             policy = await sdk_policy(limiter, rule.name, charge.base, charge.cost, now, deadline)
         except UpstashError as error:
             self._observe(UpstashFailed(_DURING, error))
-        except Exception as error:  # noqa: BLE001 - the limiter may be the application's own
+        except Exception as error:  # noqa: BLE001 - a custom limiter can raise anything
             self._observe(UserCodeFailed(charge.rule.named("limits"), error))
         else:
             self._observe(_ANSWERED)
@@ -778,11 +779,11 @@ class RateLimiter(Part):
         charge.decide_by(rule.on_error)
 
     async def _look_up(self, deny_list: DenyList, members: Sequence[str], deadline: float) -> bool:
-        """Return whether the deny list on Redis names one of these."""
+        """Return whether the deny list on Redis contains one of the members."""
         try:
             (reply,) = await Pipeline((deny_list.command(members),), deadline)
         except UpstashError:
-            return False  # the limits were in the same call, and emit it
+            return False  # the script call failed as well, and its failure is emitted
         if isinstance(reply, CommandError):
             if deny_list.is_first_failure():
                 self._observe(
@@ -797,25 +798,25 @@ class RateLimiter(Part):
         try:
             await Pipeline(analytics.commands(counts), deadline)
         except UpstashError:
-            analytics.add(counts)  # to be sent with a later call
+            analytics.add(counts)  # send them with a later call
 
     async def flush(self) -> None:
-        """Send collected analytics and give back unused slices; called at shutdown. A flow."""
+        """Send collected analytics and return unused slices, at shutdown. A flow."""
         if self._leases is not None:
             await self._settler.give_back(self._leases().clear())
         if self._analytics is not None and (due := self._analytics.take_due(at_once=True)):
             await self._send_analytics(self._analytics, due, self._deadline)
 
     # --------------------------------------------------------------------------------------------
-    # Calls that are not requests, by a rule's name and an identifier. All of these are flows that
-    # raise ValueError for an unknown rule, and no UpstashError.
+    # Calls that are not requests: the rule is given by name, the client by an identifier. All of
+    # these are flows. They raise ValueError for an unknown rule, and never UpstashError.
 
     def identifier(self, rule: str, value: str) -> Identifier:
-        """Return the identifier of those requests under a rule that have this value."""
+        """Return the identifier of requests with this value under a rule."""
         return identifier_of(self._rule(rule).rule.extractor, None, value)
 
     async def begin_call(self, rule: str, who: Who, cost: int) -> RateLimitExchange:
-        """Decide about a call that is not a request, as the rule does about requests."""
+        """Decide about a call that is not a request, as the rule decides about requests."""
         charge = await self._charge_of(rule, who, cost)
         if charge is None:
             return RateLimitExchange(NO_REQUEST, self._settler)
@@ -828,7 +829,7 @@ class RateLimiter(Part):
         return RateLimitExchange(NO_REQUEST, self._settler, decision, taken, response)
 
     async def peek_call(self, rule: str, who: Who, cost: int) -> Decision | None:
-        """Return what ``begin_call`` would decide; take nothing. None if no limit applies."""
+        """Return the decision of ``begin_call`` without a charge; None if no limit applies."""
         charge = await self._charge_of(rule, who, cost)
         if charge is None or charge.decision is not None:
             return None if charge is None else charge.decision
@@ -846,7 +847,7 @@ class RateLimiter(Part):
         return charge.decision
 
     async def add(self, rule: str, who: Who, units: int) -> None:
-        """Take units, whatever is left, for a call that has been decided about."""
+        """Charge units for a call that was already decided, even beyond the quota."""
         charge = await self._charge_of(rule, who, units)
         if charge is not None and charge.decision is None:
             policies = [each for each in charge.rule.policies if not each.limit.has_slots]
@@ -864,54 +865,54 @@ class RateLimiter(Part):
         return charge
 
     # --------------------------------------------------------------------------------------------
-    # Peeking, resetting, changing limits. All of these are flows that raise
-    # UpstashError, and ValueError for an unknown rule.
+    # Peeking, resetting, changing limits. All of these are flows. They raise UpstashError, and
+    # ValueError for an unknown rule.
 
     async def explain(self, request: HTTPRequest) -> tuple[Explanation, ...]:
-        """Return what would be decided about a request, by which rules and keys; take nothing.
+        """Return what each rule would decide about a request, without a charge.
 
-        Only rules with limits of this package that no list or policy decides; remembered denials
-        are ignored.
+        Rules without limits of this package are left out, and rules for which a list or a policy
+        decides. Remembered denials are ignored.
         """
         charges = await self._charging.charges_for(request)
         return await self._explain([each for each in charges if each.decision is None])
 
     async def peek(self, request: HTTPRequest) -> Decision | None:
-        """Return what ``begin`` would decide; take nothing.
+        """Return the decision of ``begin`` without a charge.
 
-        None where no rule with limits of this package covers the request.
+        None if no rule with limits of this package covers the request.
         """
         decisions = [one.decision for one in await self.explain(request) if not one.shadow]
         return combined(decisions) if decisions else None
 
     async def look(self, rule: str, identifier: str | Identifier, cost: int = 1) -> Explanation:
-        """Return what a rule, named as in decisions, would decide; take nothing."""
+        """Return what a rule, given by its name in decisions, would decide, without a charge."""
         compiled, text = self._rule(rule), self._text(identifier)
         charge = RuleCharge(compiled, text, compiled.key_base(text), cost, self._random())
         (explanation,) = await self._explain([charge])
         return explanation
 
     async def look_at(self, rule: str, identifiers: Sequence[str]) -> tuple[Explanation, ...]:
-        """Return what a rule would decide about several identifiers, in one call; take nothing."""
+        """Return what a rule would decide about several identifiers; one call, without a charge."""
         compiled = self._rule(rule)
         return await self._explain(
             [RuleCharge(compiled, each, compiled.base + each, 1) for each in identifiers]
         )
 
     def place(self, rule: str) -> str:
-        """Return what the keys of a rule begin with."""
+        """Return the beginning of a rule's keys."""
         return self._rule(rule).base
 
     async def changed_limit(self, rule: str) -> int | None:
-        """Return what ``set_limit`` has set for a rule, None if nothing."""
+        """Return the limit that ``set_limit`` has set for a rule; None if it is unchanged."""
         key = self._rule(rule).changed_at
         reply = None if key is None else await self._send(Command(("GET", key), reads_only=True))
         return int(reply) if isinstance(reply, bytes) and reply.isdigit() else None
 
     async def reset(self, rule: str, who: Who) -> None:
-        """Give an identifier the whole quota of a rule, both named as in decisions and events.
+        """Reset an identifier's quota under a rule, both given as in decisions and events.
 
-        Other processes that remember a denial notice within ``remember_denials``.
+        Other processes may remember a denial for at most ``remember_denials`` seconds.
         """
         compiled = self._rule(rule)
         if isinstance(who, HTTPRequest):
@@ -927,10 +928,10 @@ class RateLimiter(Part):
             self._leases().forget(base)
 
     async def set_limit(self, rule: str, limit: int | None) -> None:
-        """Set what a dynamic rule allows, in all processes; None returns to its own limit.
+        """Set the limit of a dynamic rule in all processes; None restores the configured limit.
 
-        Counters remain. Other processes remember denials for ``remember_denials`` at most. Raises
-        ValueError for a rule that is not dynamic.
+        Counters are kept. Other processes may remember a denial for ``remember_denials`` seconds.
+        Raises ValueError for a rule that is not dynamic.
         """
         compiled = self._rule(rule)
         key = compiled.changed_at
@@ -940,7 +941,7 @@ class RateLimiter(Part):
         if given is None:
             await self._send(Command(("DEL", key)))
         elif isinstance(given, bool) or not isinstance(given, int) or not 0 <= given <= MAX_QUOTA:
-            raise ValueError(f"limit={limit!r} should be a whole number from 0, or None")
+            raise ValueError(f"limit={limit!r} should be an integer from 0, or None")
         else:
             await self._send(Command(("SET", key, given)))
         self._denials.forget_rule(compiled.base)
@@ -988,10 +989,10 @@ class RateLimiter(Part):
 
 
 async def _full_address(address: AnyExtractor, request: HTTPRequest) -> str | None:
-    """Return the client's address as it is, and not as a network. A flow."""
+    """Return the client's full address, not its network. A flow."""
     try:
         return await full_address(address, request)
-    except Exception:  # noqa: BLE001 - where a rule counts by it, it is reported
+    except Exception:  # noqa: BLE001 - emitted elsewhere, if a rule uses the address
         return None
 
 
@@ -1000,11 +1001,11 @@ def _keys(rule: CompiledRule, base: str, now_ms: int) -> tuple[str, ...]:
 
 
 # ------------------------------------------------------------------------------------------------
-# What happens to a request after its limits have let it pass: header fields, slots, settling.
+# After the limits have allowed a request: header fields, slots, settling.
 
 
 class RateLimitExchange(PartExchange):
-    """One request and its response."""
+    """A request and its response."""
 
     __slots__ = (
         "_head",
@@ -1029,26 +1030,27 @@ class RateLimitExchange(PartExchange):
         response: Response | None = None,
     ) -> None:
         self.decision: Decision | None = decision
-        """None for a request that is exempt or that no rule covers."""
+        """None for a request that is exempt, or that no rule covers."""
         self.own: Decision | None = None
-        """The decision of its rules alone, where ``decision`` includes limits further out.
+        """The decision of this limiter's rules, if ``decision`` also includes those of outer
+        limiters.
 
-        What is charged to it counts in these rules only.
+        Units that are charged to it count only under these rules.
         """
         self.response: Response | None = response
         self.taken: Sequence[RuleCharge] = taken
         """The charges that were taken.
 
-        For a denial there are none, unless something else overruled these rules: then they are
-        refunded.
+        A denied request has charges only if its denial has another cause than the limits, such as a
+        deny list. They are refunded.
         """
         self._request = request
         self._settler = settler
         self._head: ResponseHead | None = None
         self.only_adds: bool = True
-        """Not if there may be something to settle although the application charges nothing."""
+        """Whether there is nothing to settle unless the application charges units."""
         self.holds: bool = False
-        """Whether the request has slots, which expire unless they are renewed."""
+        """Whether the request has slots, which must be renewed before they expire."""
         for charge in taken:
             if charge.rule.settles:
                 self.only_adds = False
@@ -1059,7 +1061,7 @@ class RateLimitExchange(PartExchange):
             self._renew_at = settler.time.monotonic() + self._slot_life / 2
 
     def head(self, head: ResponseHead) -> ResponseHead:
-        """Return the head with the limits' fields, if it takes them."""
+        """Return the head, with the limits' fields if it should have them."""
         self._head = head
         names = tuple([name for name, _ in head.headers.raw])
         if self.decision is None or (
@@ -1072,7 +1074,7 @@ class RateLimitExchange(PartExchange):
     def added_lines(
         self, status: int, lines: Sequence[tuple[bytes, bytes]]
     ) -> Sequence[tuple[bytes, bytes]]:
-        """Return the lines of the limits' fields for such a head, if it takes them."""
+        """Return the lines of the limits' fields for such a head, if it should have them."""
         names = tuple([name for name, _ in lines])
         if self.decision is None or (
             concern_limits_or_caches(names)
@@ -1082,23 +1084,23 @@ class RateLimitExchange(PartExchange):
         return limit_fields(self.decision, self._settler.time.now(), lower=True)
 
     def failed(self) -> None:
-        """Note that the application raised before it had a response: it is settled as a 500."""
+        """Note that the application raised before the head; the response counts as a 500."""
         self._head = self._head or ResponseHead(500, NO_HEADERS)
 
     def renewal(self) -> Flow[None] | None:
-        """Return what renews the request's slots, None before half of their lifetime has passed."""
+        """Return the flow that renews the slots; None in the first half of their lifetime."""
         if not self.holds or (now := self._settler.time.monotonic()) < self._renew_at:
             return None
-        self._renew_at = now + self._slot_life / 8  # if it fails, there are some tries left
+        self._renew_at = now + self._slot_life / 8  # leaves time to retry if this fails
         return self._renew(now + self._slot_life / 2)
 
     async def _renew(self, renew_at: float) -> None:
-        # A slot that has expired is taken again, whatever is in flight by now: so is this request.
+        # An expired slot is taken again even if the limit is reached: the request is still running.
         if await self._settler.carry_out(_slots(self.taken, 1), self.taken):
             self._renew_at = renew_at
 
     def finish(self, *, complete: bool) -> Flow[None] | None:  # noqa: ARG002 - the protocol's name
-        """Return the flow that settles the final cost, None if that cost was already taken."""
+        """Return the flow that settles the final cost; None if the charges already equal it."""
         taken, settler = self.taken, self._settler
         if not taken:
             return None
@@ -1116,9 +1118,9 @@ class RateLimitExchange(PartExchange):
 
 
 class Settler:
-    """Settles the final costs of requests, in separate calls; ``deadline`` is in seconds."""
+    """Settles the final costs of requests in separate calls. ``deadline`` is in seconds."""
 
-    def __init__(  # noqa: PLR0913 - it is made in one place
+    def __init__(  # noqa: PLR0913 - called in one place
         self,
         time: ServerClock,
         observe: Observer,
@@ -1145,8 +1147,8 @@ class Settler:
     ) -> None:
         """Charge or refund the difference to the final cost. A flow; never raises UpstashError.
 
-        ``charged`` is what the application charges in addition. ``head`` is None where the client
-        left before there was a response: the cost remains, else leaving early would cost nothing.
+        ``charged`` is the sum of the units that the application charged. ``head`` is None if the
+        client left before the response. The cost then remains, so that leaving early is not free.
         """
         due: list[tuple[RuleCharge, int]] = []
         for charge in taken:
@@ -1154,14 +1156,14 @@ class Settler:
             if settle is not None and head is not None:
                 try:
                     cost = checked_cost(await call(settle, request, head))
-                except Exception as error:  # noqa: BLE001 - whatever the application's function raises
+                except Exception as error:  # noqa: BLE001 - errors of the application's function
                     self._observe(UserCodeFailed(charge.rule.named("settle"), error))
             due.append((charge, cost + charged - charge.cost))
         self._mark_uncertain(due)
         await self.carry_out(self.settlements(due), taken)
 
     def charge_late(self, taken: Sequence[RuleCharge], units: int) -> None:
-        """Charge for a request that is settled already, in a separate call."""
+        """Charge units to a request that was already settled, in a separate call."""
         if units:
             due = [(charge, units) for charge in taken]
             self._mark_uncertain(due)
@@ -1169,13 +1171,13 @@ class Settler:
             self._perform(self.settle(late, taken))
 
     def release_slots(self, charges: Sequence[RuleCharge]) -> Flow[None]:
-        """Return what releases the slots of a request that ends before its verdict is known."""
+        """Return the flow that releases the slots of a request that ends before its decision."""
         return self.settle(_slots(charges, -1), charges)
 
     async def settle(
         self, settlements: Sequence[Settlement], charges: Sequence[RuleCharge]
     ) -> None:
-        """Settle. A flow; never raises UpstashError."""
+        """Carry out settlements. A flow; never raises UpstashError."""
         await self.carry_out(settlements, charges)
 
     async def carry_out(
@@ -1185,9 +1187,9 @@ class Settler:
         *,
         reports: bool = True,
     ) -> bool:
-        """Return whether the settlements were carried out. A flow; never raises UpstashError.
+        """Carry out settlements; return whether it succeeded. A flow; never raises UpstashError.
 
-        ``reports`` says whether an event reports that they were not.
+        ``reports`` is whether to emit a failure.
         """
         if not settlements:
             return True
@@ -1202,16 +1204,16 @@ class Settler:
             return False
         self._observe(UpstashAnswered(_SETTLING))
         for settlement in settlements:
-            # After a refund it may pass at once; after a charge, only later than was remembered.
+            # A refund may allow requests at once. After a charge, the remembered time is too short.
             if settlement.units < 0 or settlement.base in self._denials.bases:
                 self._denials.forget(settlement.base)
         return True
 
     def settlements(self, due: Iterable[tuple[RuleCharge, int]]) -> list[Settlement]:
-        """Return the charges and refunds that a call has to settle, and the slots to release.
+        """Return the settlements of charges and refunds, and the slots to release.
 
-        What can be settled with a slice of this process is. What rules of one bucket took together
-        is settled once, by the highest of their units.
+        Units of this process's slices are settled without a call. If rules of the same bucket were
+        charged together, the highest number of units is settled once.
         """
         settlements: dict[tuple[str, int], Settlement] = {}
         for charge, units in due:
@@ -1230,9 +1232,9 @@ class Settler:
         return [settlement for settlement in settlements.values() if settlement.units]
 
     async def give_back(self, slices: Sequence[Slice]) -> None:
-        """Give back what is left of slices. A flow; never raises UpstashError.
+        """Return the unused units of slices. A flow; never raises UpstashError.
 
-        A failure is not reported: the units then count as used until their window ends.
+        A failure is not emitted. The units then count as used until their window ends.
         """
         due = [
             Settlement(each.base, policy.limit, -units, part)
@@ -1256,7 +1258,7 @@ class Settler:
 
 
 def _is_alone(charge: RuleCharge, charges: Sequence[RuleCharge]) -> bool:
-    """Whether no other charge counts in the same keys: these are taken together, without slices."""
+    """Whether no other charge has the same keys. Charges with the same keys do not use slices."""
     return len(charges) == 1 or sum(each.base == charge.base for each in charges) == 1
 
 

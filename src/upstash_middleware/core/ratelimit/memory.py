@@ -1,4 +1,4 @@
-"""What a process remembers between requests: denials, the server's clock, local counts."""
+"""State that a process keeps between requests: denials, the server's clock, local counters."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ class _Denial(Struct, frozen=True):
     at_ms: int
     until_ms: int
     until_monotonic: float
-    """By the monotonic clock: a wall clock that is set back must not deny for longer."""
+    """The end by the monotonic clock, so that setting the wall clock back does not extend it."""
 
 
 class Denials:
-    """Remembers denials, so that the same request costs no round trip; safe under threads.
+    """Remembers denials, so that the same request needs no call. Thread-safe.
 
-    A denial is remembered until the same request would pass, and for ``longest`` seconds at most,
-    so that a quota that was raised or reset elsewhere is noticed; 0 is never. Where a request in
-    flight may refund its units, no denial is certain, unless the cost is above the limit.
+    A denial is remembered until the same request would be allowed, but at most ``longest`` seconds,
+    after which a quota that was raised or reset elsewhere is noticed; 0 disables this. If running
+    requests may be refunded, denials are uncertain and not remembered, unless the cost exceeds the
+    limit.
     """
 
     def __init__(self, longest: float, most: int = _MAX_DENIALS) -> None:
@@ -43,22 +44,22 @@ class Denials:
         self._most = most
         self._denials: OrderedDict[DenialKey, _Denial] = OrderedDict()
         self.bases: dict[str, set[DenialKey]] = {}
-        """The remembered denials, by the beginning of their keys on Redis."""
+        """The remembered denials, by the beginning of their Redis keys."""
         self._uncertain: set[str] = set()
         self._lock = threading.Lock()
         self.forgotten: int = 0
-        """How many times something was forgotten: a denial from before that is not certain."""
+        """Counts each forgetting of denials, so that a denial from before is not remembered."""
 
     def mark_uncertain(self, base: str) -> None:
-        """Note that the denials of a rule, given by what its keys begin with, may end early."""
+        """Note that denials of a rule, given by the beginning of its keys, may end early."""
         self._uncertain.add(base)
 
     def remember(
         self, key: DenialKey, decision: Decision, at_ms: int, time: ServerClock, base: str
     ) -> None:
-        """Remember that such a request was denied by a call at ``at_ms``.
+        """Remember that a request was denied by a call at ``at_ms``.
 
-        ``base`` is what the keys of the rule begin with.
+        ``base`` is the beginning of the rule's keys.
         """
         wait = self._longest_ms
         if decision.retry_after is not None:
@@ -76,7 +77,7 @@ class Denials:
                 self._remove(next(iter(self._denials)))
 
     def recall(self, key: DenialKey, time: ServerClock) -> Decision | None:
-        """Return the denial of such a request, with its remaining wait, or None."""
+        """Return the remembered denial of a request, with its remaining wait, or None."""
         denial = self._denials.get(key)
         if denial is None:
             return None
@@ -88,17 +89,17 @@ class Denials:
         return None
 
     def forget(self, base: str) -> None:
-        """Forget denials under keys that begin with this."""
+        """Forget denials under keys that begin with ``base``."""
         with self._lock:
             self.forgotten += 1
             for key in tuple(self.bases.get(base, ())):
                 self._remove(key)
 
     def forget_rule(self, base: str) -> None:
-        """Forget the denials of a rule, given by what its keys begin with."""
+        """Forget the denials of a rule, given by the beginning of its keys."""
         for each in [known for known in tuple(self.bases) if known.startswith(base)]:
             self.forget(each)
-        self.forgotten += 1  # also for a denial that is on its way
+        self.forgotten += 1  # also for the denial of a call that has not returned yet
 
     def clear(self) -> None:
         """Forget all denials."""
@@ -117,18 +118,18 @@ class Denials:
 
 TIME = Command(("TIME",), reads_only=True)
 _LEARN_EVERY = 3600.0
-"""Seconds between two TIME commands."""
+"""Seconds between TIME commands."""
 _RETRY_AFTER = 10.0
-"""Seconds after which a TIME command without a reply is sent again."""
+"""Seconds after which a TIME command without a reply is repeated."""
 _MAX_CLOCK_DRIFT = 0.25
-"""Seconds by which wall and monotonic clock may drift apart before the offset is measured again."""
+"""Seconds by which wall and monotonic clock may diverge before the offset is measured again."""
 
 
 class ServerClock:
-    """The database's time of day: this machine's, plus an offset learned from TIME commands.
+    """The database's clock: this machine's wall clock, plus an offset learned from TIME commands.
 
-    They are sent along with a limit's script call. Used by threads at once: each step is one
-    assignment.
+    TIME is sent together with script calls. Thread-safe without a lock, because each update is a
+    single assignment.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -138,27 +139,27 @@ class ServerClock:
         self._apart: float | None = None
 
     def now(self) -> float:
-        """Return the time of day in seconds since 1970."""
+        """Return the database's time in seconds since 1970."""
         return self._clock.wall() + self._offset
 
     def now_ms(self) -> int:
-        """Return the time of day in whole milliseconds since 1970."""
+        """Return the database's time in whole milliseconds since 1970."""
         return round((self._clock.wall() + self._offset) * 1000)
 
     def monotonic(self) -> float:
-        """Return seconds since some moment, by a clock that is never set."""
+        """Return the time of the monotonic clock, in seconds."""
         return self._clock.monotonic()
 
     def both(self) -> tuple[float, int]:
-        """Return what ``monotonic`` and ``now_ms`` do."""
+        """Return the results of ``monotonic`` and ``now_ms``."""
         clock = self._clock
         return clock.monotonic(), round((clock.wall() + self._offset) * 1000)
 
     def begin_call(self) -> tuple[int, float | None]:
-        """Return the time of day in ms since 1970, and for ``learn`` when TIME is sent, if it is.
+        """Return the database's time in milliseconds; also the time for ``learn`` if TIME is due.
 
-        TIME is due at first, every hour, and when the wall clock was set or the process was frozen.
-        If it is, no other call sends it for some seconds.
+        TIME is due at first, every hour, and after the wall clock was set or the process was
+        frozen. Other calls then do not send it for some seconds.
         """
         monotonic, wall = self._clock.monotonic(), self._clock.wall()
         now_ms, apart = round((wall + self._offset) * 1000), wall - monotonic
@@ -171,14 +172,14 @@ class ServerClock:
         return now_ms, wall
 
     def learn(self, reply: Reply, sent: float) -> None:
-        """Learn the offset from the reply to TIME; anything else than a time is ignored."""
+        """Learn the offset from the reply to TIME. Other replies are ignored."""
         match reply:
             case [bytes(seconds), bytes(micros)] if seconds.isdigit() and micros.isdigit():
                 server = int(seconds) + int(micros) / 1_000_000
             case _:
                 return
         received = self._clock.wall()
-        # All of this is possible without any difference of the clocks: then there is none.
+        # If the server's time lies between sending and receiving, the clocks may be equal.
         agrees = sent <= server <= received
         self._offset = 0.0 if agrees else server - (sent + received) / 2
         monotonic = self._clock.monotonic()
@@ -186,10 +187,10 @@ class ServerClock:
 
 
 class LocalCounters:
-    """Counts in this process as the script does on Redis; safe under threads.
+    """Counts in this process as the script does on Redis. Thread-safe.
 
-    For rules with ``on_error="local"``, while Upstash is unreachable: the same algorithms on the
-    same keys, in a bounded table. Nothing of it is ever sent to Upstash.
+    Used for rules with ``on_error="local"`` while Upstash is unreachable: the same algorithms and
+    keys, in a bounded table. Local counts are never sent to Upstash.
     """
 
     def __init__(self, most_keys: int = 10_000) -> None:
@@ -200,9 +201,9 @@ class LocalCounters:
     def decide(
         self, charges: Sequence[Charge], now: int, *, peek: bool = False
     ) -> tuple[Verdict, ...]:
-        """Check all charges and take those of a group all or none; ``now`` in ms since 1970.
+        """Check all charges, and take those of a group all or none; ``now`` is in ms since 1970.
 
-        With ``peek`` it takes nothing.
+        With ``peek``, nothing is charged.
         """
         with self._lock:
             checks, denied = [], set[int]()
@@ -218,7 +219,7 @@ class LocalCounters:
                 denied.update(charge.group for charge in charges)
             if 0 in denied:
                 denied.add(FOLLOWS)
-            # Of two limits with one key, the one that is enforced writes it.
+            # If an enforced and a shadow rule share a key, the enforced one writes it.
             written: set[str] = set()
             for charge, check, key, _ in sorted(checks, key=lambda each: each[0].group == FOLLOWS):
                 if charge.group not in denied and key not in written:

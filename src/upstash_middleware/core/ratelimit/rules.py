@@ -1,4 +1,4 @@
-"""Rate limit rules: as users write them, checked when made, and as the limiter uses them."""
+"""Rate limit rules: as users write them, and compiled for the limiter."""
 
 from __future__ import annotations
 
@@ -49,35 +49,35 @@ if TYPE_CHECKING:
     from upstash_middleware.core.identify import Identifier
 
 UNLIMITED = "unlimited"
-"""As a rule's ``limits``: requests that it matches are exempt."""
+"""The value of a rule's ``limits`` that exempts its requests."""
 
 OnError = Literal["open", "closed", "local"]
 Cost = int | Callable[[HTTPRequest], int | Awaitable[int]]
 Settle = Callable[[HTTPRequest, ResponseHead], int | Awaitable[int]]
-"""The response's head is that of a 500 where the application raised before it had one."""
+"""The head has status 500 if the application raised before its response."""
 Predicate = Callable[[HTTPRequest], bool | Awaitable[bool]]
 
 MIN_LEASED_QUOTA = 100
-"""Limits with a smaller quota get no lease from the application's setting."""
+"""The setting ``lease`` does not apply to limits with a smaller quota."""
 _MAX_LEASE_SECONDS = 3600
 _DEFAULT_BUSY_UNITS = 10
-"""How many units within a lease's seconds make an identifier busy by default."""
+"""The number of units within the lease's seconds from which an identifier is busy, by default."""
 
 
 class Lease(Struct, frozen=True, dict=True, metaclass=RuleMeta):
-    """How much quota a process reserves for a busy identifier, to decide without a call to Upstash.
+    """Reserves a part of a busy identifier's quota, so that a process decides without calls.
 
     Args:
-        seconds: The longest time for which a slice of the quota is used, and the traffic that
-            it should cover: seconds, a timedelta, or text such as ``"500ms"``; at most an hour,
+        seconds: The maximum time for which a slice of the quota is used, and the time whose traffic
+            it should cover: seconds, a timedelta, or text such as ``"500ms"``; at most an hour;
             default 1.
-        share: The part of what remains of the quota that one slice takes at most, rounded up to
-            whole units; default 0.1.
-        from_rate: Units per second that this process has to see from one identifier before it
-            takes slices for it; None, the default, is ten units within ``seconds``.
+        share: The maximum part of the remaining quota that one slice takes, rounded up to whole
+            units; default 0.1.
+        from_rate: The rate of an identifier in this process from which slices are taken for it, in
+            units per second. None, the default, means ten units within ``seconds``.
 
     Raises:
-        ConfigurationError: A value is wrong.
+        ConfigurationError: A value is invalid.
     """
 
     seconds: Duration = 1.0
@@ -104,25 +104,25 @@ class Lease(Struct, frozen=True, dict=True, metaclass=RuleMeta):
 
     @cached_property
     def milliseconds(self) -> int:
-        """The seconds as whole milliseconds, at least 1."""
+        """The seconds in milliseconds, at least 1."""
         return max(1, round(cast("float", self.seconds) * 1000))
 
     @cached_property
     def threshold(self) -> float:
-        """The units within ``seconds`` from which an identifier is busy, at least 2."""
+        """The number of units within ``seconds`` from which an identifier is busy; at least 2."""
         if self.from_rate is None:
             return _DEFAULT_BUSY_UNITS
         return max(2, self.from_rate * cast("float", self.seconds))
 
 
 AnyLease = Lease | Duration | Mapping[str, Any] | Literal[False]
-"""What users write: a Lease, its seconds, a mapping of its fields, or False for none."""
+"""The forms of a lease in settings: a Lease, seconds, a mapping of its fields, or False."""
 
 
 def lease_in(given: object) -> Lease | Literal[False]:
-    """Return the Lease that a user's value means.
+    """Return the Lease for a value of a setting.
 
-    Raises ConfigurationError, which does not name the setting.
+    Raises ConfigurationError without the name of the setting.
     """
     if given is False or isinstance(given, Lease):
         return given
@@ -135,7 +135,7 @@ def lease_in(given: object) -> Lease | Literal[False]:
             "Lease(seconds=1, share=0.2), a mapping of its fields, or False for none"
         )
     if seconds == 0:
-        raise ConfigurationError("a lease lasts longer than 0 seconds; False is not a lease")
+        raise ConfigurationError("a lease must be longer than 0 seconds; use False for no lease")
     return Lease(seconds)
 
 
@@ -145,92 +145,92 @@ def _is_number(value: object) -> bool:
 
 @runtime_checkable
 class SdkLimiter(Protocol):
-    """A limiter of ``upstash_ratelimit``, or a user's class with the same methods."""
+    """A limiter of ``upstash_ratelimit``, or a custom class with the same methods."""
 
     def limit_async(self, redis: Any, identifier: str, rate: int = 1) -> Awaitable[Any]:
-        """Decide, with the client that it is given."""
+        """Decide with the given client."""
         ...
 
 
 AnyLimit = str | Limit | SdkLimiter
-"""One limit as users write it: text, an algorithm of this package, or one of the SDK's limiters."""
+"""The forms of one limit: text, an algorithm of this package, or a limiter of the SDK."""
 LimitsOfARequest = AnyLimit | Sequence[str | Limit]
 AnyLimits = (
     LimitsOfARequest | Callable[[HTTPRequest], LimitsOfARequest | Awaitable[LimitsOfARequest]]
 )
-"""What users write as limits: one limit, several, or a function of the request, sync or async, that
+"""The forms of limits: one limit, several, or a function of the request, sync or async, that
 returns either."""
 
 
 class Tiers(Struct, frozen=True):
-    """Limits that a function of the request returns."""
+    """Limits that a function returns for each request."""
 
     of: Callable[[HTTPRequest], LimitsOfARequest | Awaitable[LimitsOfARequest]]
 
 
 def is_unlimited(value: object) -> bool:
-    """Whether a rule's ``limits`` exempts."""
+    """Whether a value of ``limits`` exempts requests."""
     return isinstance(value, str) and value.strip().lower() == UNLIMITED
 
 
 class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
-    """Selects requests, identifies whose quota they use, and sets its size.
+    """Selects requests, identifies whose quota they use, and sets the size of the quota.
 
-    ``RateLimitRule("/api/generate", "10/10s", methods=("POST",))``. Functions of the request may
-    be async.
+    ``RateLimitRule("/api/generate", "10/10s", methods=("POST",))``. All functions of the request
+    may be async.
 
     Args:
-        path: A pattern for paths as the application routes them, without the prefix under which it
-            is mounted: ``/p/{id}`` is one quota whatever the id. None is every path.
-        limits: Text (``"10/10s"``), a limit, several of them, of which a request takes from all or
-            from none; a limiter of ``upstash_ratelimit``; ``"unlimited"``, which exempts; or a
-            function of the request that returns one of these, for tiers.
-        methods: The methods that it covers; GET covers HEAD. Empty is all except browsers' CORS
-            preflights, which only a rule that names OPTIONS covers.
-        by: Whose quota it is: an extractor, a function of the request, or text: ``"user"``,
-            ``"ip"``, ``"header:X-API-Key"``, ``"cookie:NAME"``, ``"query:NAME"``,
+        path: A pattern for paths without the prefix under which the application is mounted. With
+            ``/p/{id}``, all ids share one quota. None matches every path.
+        limits: Text (``"10/10s"``), a limit, or several, which are charged together: all or none; a
+            limiter of ``upstash_ratelimit``; ``"unlimited"``, which exempts requests; or a function
+            of the request that returns one of these, for tiers.
+        methods: The methods that the rule covers; GET includes HEAD. Empty means all, except CORS
+            preflights of browsers, which are only covered by a rule that names OPTIONS.
+        by: Identifies whose quota is used: an extractor, a function of the request, or text:
+            ``"user"``, ``"ip"``, ``"header:X-API-Key"``, ``"cookie:NAME"``, ``"query:NAME"``,
             ``"form:username"``, ``"json:user.name"``; ``"client_ip:2"`` trusts two hops,
-            ``"client_ip:vercel"`` a platform. A user is only known behind the authentication. If
-            the middleware is outside of that, a limit in front of the handler finds the user, and
-            takes a second round trip. The default is the client's address by the setting
-            ``client_ip``, which is also used if no identifier is found, unless ``by`` contains a
-            ``client_ip(…)`` too.
-        name: Printable ASCII without colons; made from methods and path where none is given.
-        on_error: When Upstash is unreachable: ``"open"`` lets the request pass, ``"closed"``
-            answers 503, ``"local"`` counts in this process.
-        cost: The units that a request takes, or a function of the request that returns them. 0 is
-            free: such a request is not checked or charged later; under a rule with ``settle`` it
-            takes 1.
-        when: A function of the request that restricts further which requests are covered.
-        allow: Networks and identifiers that pass uncounted: ``10.0.0.0/8``, ``user=7``, ``alice``.
-        deny: Networks and identifiers that get a 403.
-        shadow: Only report: stop nothing, and let the rules after it apply as if it were not there.
-        shared_prefix: Count on the keys of an upstash-ratelimit with this prefix, in Python or
-            JavaScript; for fixed and sliding windows.
-        local_share: Which part of the quota this process counts under ``"local"``: 0.25 for one of
-            four.
-        settle: A function of request and response that returns the final cost of the request,
-            instead of ``cost``, which is taken before: ``lambda request, response:
-            int(response.status == 401)``. A handler adds to that with ``Decision.charge``.
-        challenge: Answer 401 with this challenge, ``"Bearer"`` for instance, if ``by`` finds no
-            identifier.
-        dynamic: Whether the limit, one fixed or sliding window, can be changed at run time, with
-            ``Limiter.set_limit``, or with a shared prefix by the JavaScript SDK.
-        hosts: The hosts that it covers: ``api.example.com``, ``*.example.com``, with any port
-            unless one is given. Empty is all.
-        bucket: Rules that name the same bucket share their counters, and each decides by its own
-            limit.
-        deadline: Seconds for the whole call to Upstash about a request; None uses the setting
-            ``deadline``. Rules that share a call use the longest of theirs.
-        lease: Reserve quota for a busy identifier, and decide its next requests without a call. The
-            value is seconds or ``"500ms"`` for how long, a Lease, a mapping of its fields, or False
-            for none. None is the setting ``lease``. Also at the end of the limits' text:
-            ``"10000/minute lease 1s"``.
-        setting: What errors and events call this rule: where it was set, such as
+            ``"client_ip:vercel"`` a platform. The user is known only after authentication. If the
+            middleware is outside of the authentication, the limit is applied in front of the
+            handler, with a second round trip. The default is the client's address by the setting
+            ``client_ip``. It is also used if no identifier is found, unless ``by`` itself contains
+            a ``client_ip(…)``.
+        name: Printable ASCII without colons; the default is made from methods and path.
+        on_error: The policy if Upstash is unreachable: ``"open"`` lets the request pass,
+            ``"closed"`` responds with 503, ``"local"`` counts in this process.
+        cost: The units that a request takes, or a function of the request that returns them. A
+            request with cost 0 is not checked, and cannot be charged later. Under a rule with
+            ``settle``, 0 counts as 1.
+        when: A function of the request that returns whether the rule covers it, as a further
+            condition.
+        allow: Networks and identifiers that are not limited: ``10.0.0.0/8``, ``user=7``, ``alice``.
+        deny: Networks and identifiers whose requests get a 403.
+        shadow: Whether to emit decisions without applying them; later rules apply as usual.
+        shared_prefix: The prefix of an upstash-ratelimit limiter, in Python or JavaScript, whose
+            keys are used; for fixed and sliding windows.
+        local_share: The part of the quota that this process counts under ``"local"``, such as 0.25
+            for one of four processes.
+        settle: A function of request and response that returns the final cost of the request. It
+            replaces ``cost``, which is charged before: ``lambda request, response:
+            int(response.status == 401)``. Handlers can add to it with ``Decision.charge``.
+        challenge: The challenge of a 401, such as ``"Bearer"``, for requests in which ``by`` finds
+            no identifier.
+        dynamic: Whether the limit can be changed at run time with ``Limiter.set_limit``, or with a
+            shared prefix by the JavaScript SDK. It must be one fixed or sliding window.
+        hosts: The hosts that the rule covers: ``api.example.com``, ``*.example.com``, on any port
+            unless the port is given. Empty means all.
+        bucket: Rules with the same bucket share their counters. Each rule decides by its own limit.
+        deadline: The deadline of a call to Upstash in seconds; None means the setting ``deadline``.
+            If rules share a call, the longest of their deadlines applies.
+        lease: Reserves quota for busy identifiers, so that their next requests are decided without
+            a call. The value is the duration in seconds or as text (``"500ms"``), a Lease, a
+            mapping of its fields, or False for none; None means the setting ``lease``. A lease can
+            also follow the limits in their text: ``"10000/minute lease 1s"``.
+        setting: The name of the rule in errors and events: the setting that defines it, such as
             ``rate_limits[0]``.
 
     Raises:
-        ConfigurationError: A value is wrong; the message names the field.
+        ConfigurationError: A value is invalid; the message names the field.
     """
 
     path: str | None = None
@@ -263,7 +263,7 @@ class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
                 raise _rule_error(self, "by", str(error)) from None
         force_setattr(self, "allow", _as_tuple(self.allow))
         force_setattr(self, "deny", _as_tuple(self.deny))
-        _ = self.allowed, self.denied, self.pattern  # they raise for wrong values
+        _ = self.allowed, self.denied, self.pattern  # these properties raise for invalid values
         methods = _as_tuple(self.methods)
         if not isinstance(methods, tuple) or not all(
             isinstance(method, str) and method.isalpha() for method in methods
@@ -289,12 +289,12 @@ class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
 
     @property
     def extractor(self) -> AnyExtractor:
-        """What ``by`` names or is."""
+        """The extractor that ``by`` names, or ``by`` itself."""
         return cast("AnyExtractor", self.by)
 
     @cached_property
     def pattern(self) -> PathPattern | None:
-        """The parsed path; None without one."""
+        """The parsed path; None if there is no path."""
         if self.path is None:
             return None
         if not isinstance(self.path, str):
@@ -322,7 +322,7 @@ class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
         return _identity_list(self, "deny")
 
     def _values(self) -> tuple[Any, ...]:
-        """Return the values by which rules compare: all but ``setting``."""
+        """Return the values that rules are compared by: all except ``setting``."""
         return tuple(getattr(self, name) for name in FIELDS)
 
     def __eq__(self, other: object) -> bool:
@@ -339,14 +339,14 @@ class RateLimitRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
 
 
 FIELDS = tuple(name for name in RateLimitRule.__struct_fields__ if name != "setting")
-"""What users set of a rule."""
+"""The fields of a rule that users set."""
 
 
 def rule_from_mapping(mapping: Mapping[str, Any], setting: str = "rate_limits[0]") -> RateLimitRule:
     """Return the rule that a mapping describes.
 
-    ``setting`` is where the mapping was set, for messages. Raises ConfigurationError, naming the
-    setting, the value and the remedy.
+    ``setting`` is the name of the mapping's setting for error messages. Raises ConfigurationError,
+    which names the setting, the value and the remedy.
     """
     if not isinstance(mapping, Mapping):
         raise ConfigurationError(
@@ -365,12 +365,12 @@ def rule_from_mapping(mapping: Mapping[str, Any], setting: str = "rate_limits[0]
 
 
 # ------------------------------------------------------------------------------------------------
-# What the fields of a rule may hold. Each error names the setting, the value and the remedy.
+# Checks of a rule's fields. Each error names the setting, the value and the remedy.
 
 _MAX_NAME_LENGTH = 64
 _HOST = r"(?:\*\.)?(?:[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::[0-9]*)?"
 _EARLIEST_NOW_MS = 1_577_836_800_000
-"""2020; no clock that this runs on is further back."""
+"""The year 2020. No machine's clock is expected to be earlier."""
 
 
 def _rule_error(rule: RateLimitRule, name: str, problem: str) -> ConfigurationError:
@@ -384,7 +384,7 @@ def _as_tuple(given: object) -> Any:
 
 
 def _limits_and_lease(rule: RateLimitRule) -> tuple[Any, Lease | Literal[False] | None]:
-    """Return the limits without the lease that their text may end with, and the rule's lease."""
+    """Return the limits without the lease at the end of their text, and the rule's lease."""
     limits, *ends = _parts_of_lease(rule.limits)
     if not ends:
         try:
@@ -392,7 +392,7 @@ def _limits_and_lease(rule: RateLimitRule) -> tuple[Any, Lease | Literal[False] 
         except ConfigurationError as error:
             raise _rule_error(rule, "lease", str(error)) from None
     if rule.lease is not None:
-        raise _rule_error(rule, "lease", f"limits = {rule.limits!r} has a lease too; leave out one")
+        raise _rule_error(rule, "lease", f"limits = {rule.limits!r} also has a lease; remove one")
     if len(ends) > 1 or re.search("[;,]", ends[0]):
         raise _rule_error(rule, "limits", _ONE_LEASE)
     try:
@@ -407,8 +407,8 @@ def _parts_of_lease(limits: object) -> list[Any]:
 
 
 _ONE_LEASE = (
-    "a lease belongs to the whole rule; write it once, at the end of one text, as in "
-    "'100/s; 10000/minute lease 1s', or as lease='1s' beside the limits"
+    "a lease belongs to the whole rule; write it once, at the end of the text, as in "
+    "'100/s; 10000/minute lease 1s', or as lease='1s' next to the limits"
 )
 
 
@@ -453,17 +453,17 @@ def _parsed_limits(rule: RateLimitRule) -> tuple[Limit, ...] | Tiers | SdkLimite
 
 
 def _check_distinct(rule: RateLimitRule, limits: list[Limit]) -> None:
-    """Refuse limits of one rule that could have the same key, which ends in a window's number."""
+    """Reject limits of one rule whose keys could be equal: keys end in the number of the window."""
     windows = sorted(x.milliseconds for x in limits if not isinstance(x, Concurrency))
     if len(limits) - len(windows) > 1:
-        raise _rule_error(rule, "limits", "two limits of one rule should not both be a Concurrency")
+        raise _rule_error(rule, "limits", "one rule should have at most one Concurrency")
     for shorter, longer in pairwise(windows):
         if _EARLIEST_NOW_MS // shorter - _EARLIEST_NOW_MS // longer < 4:
             raise _rule_error(
                 rule,
                 "limits",
-                f"two limits of one rule should not share a window's length ({shorter} ms and "
-                f"{longer} ms); leave one out or put it into a rule of its own",
+                f"the windows of one rule's limits should differ in length ({shorter} ms and "
+                f"{longer} ms); remove one limit or put it into a rule of its own",
             )
 
 
@@ -485,10 +485,10 @@ def _hosts(rule: RateLimitRule) -> tuple[str, ...]:
 
 
 def split_host(authority: str) -> tuple[str, str]:
-    """Return a name and a port, which is empty if there is none, in one spelling.
+    """Return a host name and a port in normalised form; the port is empty if there is none.
 
-    A name compares without case (RFC 3986 §3.2.2) and without the final dot that ends the name of
-    a host in the DNS; an empty port is none (§3.2.3).
+    Host names are case-insensitive (RFC 3986 §3.2.2), may end in the DNS root's dot, and may have
+    an empty port (§3.2.3).
     """
     authority = authority.lower()
     name, bracket, rest = authority.rpartition("]")  # an IPv6 address
@@ -512,7 +512,7 @@ def _deadline(rule: RateLimitRule) -> float | None:
 
 
 def _checks(rule: Any) -> Iterator[tuple[str, object, str]]:
-    """Yield a field, whether its value is right, and the remedy."""
+    """Yield the name of a field, whether its value is valid, and the remedy."""
     limits = rule.parsed if isinstance(rule.parsed, tuple) else ()
     own = bool(limits) or isinstance(rule.parsed, Tiers)
     windows_only = all(isinstance(limit, FixedWindow | SlidingWindow) for limit in limits)
@@ -573,7 +573,7 @@ def _checks(rule: Any) -> Iterator[tuple[str, object, str]]:
     if challenge is not None:
         is_text = isinstance(challenge, str) and challenge.isascii() and challenge.isprintable()
         yield "challenge", is_text, "a challenge is text such as 'Bearer' (RFC 9110 §11.6.1)"
-        yield "challenge", challenge.strip(), "it should not be empty; None requires no identity"
+        yield "challenge", challenge.strip(), "it should not be empty; None disables the challenge"
 
 
 def _checks_of_functions(rule: RateLimitRule) -> Iterator[tuple[str, object, str]]:
@@ -611,74 +611,74 @@ def _checks_of_lease(rule: RateLimitRule, *, has_slots: bool) -> Iterator[tuple[
 
 
 # ------------------------------------------------------------------------------------------------
-# Rules as the limiter uses them: checked against each other, with everything derived once.
+# Compiled rules: checked against each other, with derived values computed once.
 
 _SimpleExtractor = ClientAddress | EventSource | SentValue
-"""Extractors that need no flow."""
+"""Extractors that can be called without a flow."""
 _DEFAULT_PORTS = {"http": "80", "ws": "80", "https": "443", "wss": "443"}
 
 
 class Policy(Struct, frozen=True):
-    """One limit of a rule under the name that clients see."""
+    """One limit of a rule, with the policy name that clients see."""
 
     name: str
     limit: Limit
     quota: int
     window: int | None
-    """Seconds, the draft's ``w``; None if it is not a whole number of them."""
+    """The window in seconds, ``w`` in RateLimit-Policy; None if it has fractions of a second."""
     words: tuple[str, ...] = ()
     """The script's arguments for the rule's fixed cost."""
 
 
 class CompiledRule(Struct, frozen=True, kw_only=True):
-    """A rule and what follows from it."""
+    """A rule with the values derived from it."""
 
     rule: RateLimitRule
     setting: str
     base: str
-    """What its keys begin with: ``PREFIX:RULE:``, the rule escaped; or only a shared prefix."""
+    """The beginning of its keys: ``PREFIX:RULE:`` with the rule escaped, or the shared prefix."""
     policies: tuple[Policy, ...]
-    """Empty for an exempting rule, one with tiers, one with a limiter of ``upstash_ratelimit``."""
+    """Empty if the rule exempts, has tiers, or has a limiter of ``upstash_ratelimit``."""
     methods: frozenset[str]
     selects: bool
-    """Whether it covers only some methods, hosts or paths."""
+    """Whether the rule covers only some methods, hosts or paths."""
     is_default: bool = False
     at_handler: bool = False
-    """Whether it is in front of a handler, where each request costs the handler's work."""
+    """Whether the rule applies to a single handler, which also has to handle preflights."""
     by: AnyExtractor
-    """The rule's ``by``, in which ``client_ip()`` is the application's address."""
+    """The rule's ``by``, with the application's address in place of ``client_ip()``."""
     address: AnyExtractor
-    """Finds the client where ``by`` does not."""
+    """The extractor that is used if ``by`` finds nothing."""
     is_watched: bool = False
-    """Whether the application's address is used, and may have to be configured."""
+    """Whether to check requests for signs that the setting ``client_ip`` is missing."""
     tier: Any = None
-    """The limits that the rule's function returned for the request, if it has one."""
+    """The limits that the rule's function returned for the request; None without a function."""
     changed_at: str | None
-    """The key of a quota that overrides the rule's; None for a rule that is not dynamic."""
+    """The key of the quota set at run time; None if the rule is not dynamic."""
     shares_prefix: bool
-    """Whether its keys are those of upstash-ratelimit."""
+    """Whether the keys have the format of upstash-ratelimit."""
     has_slots: bool
     settles: bool
-    """Whether to settle after the response even if the application charges nothing."""
+    """Whether a request is settled after its response even if the application charges nothing."""
     is_exempt: bool
-    """Whether every request that it covers is exempt."""
+    """Whether the rule exempts every request that it covers."""
     cost: int
-    """What a request takes, unless a function returns that."""
+    """The units that a request takes, unless a function returns them."""
     simple_by: ClientAddress | EventSource | SentValue | None
-    """The rule's ``by``, if nothing else is needed to charge a request; None if more is."""
+    """The rule's ``by`` if a request can be charged without a flow; otherwise None."""
     lease: Lease | None
-    """The rule's or the application's; under a function of tiers, what its tiers may get."""
+    """The lease of the rule or the application; for tiers, the lease that a tier may use."""
 
     def named(self, part: str) -> str:
-        """Return what logs and events call a part of this rule."""
+        """Return the name of a field of this rule for logs and events."""
         return named_part(self.setting, part)
 
     def key_base(self, identifier: str) -> str:
-        """Return the beginning of the keys of an identifier, as in decisions."""
+        """Return the beginning of the keys of an identifier, given as in decisions."""
         return self.base + (bare_value(identifier) if self.shares_prefix else identifier)
 
     def covers(self, request: HTTPRequest, *, any_path: bool = False) -> bool:
-        """Whether method, host and path are those of this rule; ``when`` is not called."""
+        """Whether the rule covers method, host and path of a request; ``when`` is not called."""
         if self.methods:
             if request.method not in self.methods:
                 return False
@@ -690,7 +690,7 @@ class CompiledRule(Struct, frozen=True, kw_only=True):
         return any_path or pattern is None or pattern.covers(request.path)
 
     def client_address(self, request: HTTPRequest) -> Identifier | None:
-        """Return the client's address; None if it is not known, or a flow finds it."""
+        """Return the client's address; None if it is unknown, or if only a flow can find it."""
         address = self.address
         if isinstance(address, ClientAddress):
             return address(request) or peer_address(request)
@@ -698,7 +698,7 @@ class CompiledRule(Struct, frozen=True, kw_only=True):
 
 
 def _is_host(request: HTTPRequest, host: str) -> bool:
-    """Whether a request is for a host of a rule; a port counts only if the rule's host has one."""
+    """Whether a request is for a host of a rule. Ports are compared only if the rule has one."""
     (requested, port), (name, wanted) = split_host(request.host), split_host(host)
     if wanted and (port or _DEFAULT_PORTS.get(request.scheme)) != wanted:
         return False
@@ -706,7 +706,7 @@ def _is_host(request: HTTPRequest, host: str) -> bool:
 
 
 def is_preflight(request: HTTPRequest) -> bool:
-    """Whether a browser only asks whether it may send a request (Fetch, CORS protocol)."""
+    """Whether a request is a CORS preflight of a browser (Fetch, CORS protocol)."""
     return (
         request.method == "OPTIONS"
         and "origin" in request.headers
@@ -715,9 +715,9 @@ def is_preflight(request: HTTPRequest) -> bool:
 
 
 def bare_value(identifier: str) -> str:
-    """Return an identifier, as in decisions, in the form of upstash-ratelimit: only its value.
+    """Return the value of an identifier, given as in decisions, as upstash-ratelimit writes it.
 
-    A hash remains as it is.
+    A hash is returned unchanged.
     """
     _, _, value = identifier.partition("=")
     return identifier if value.startswith("#") else unquote(value, errors="surrogatepass")
@@ -733,12 +733,12 @@ def compile_rules(  # noqa: PLR0913
     at_handler: bool = False,
     lease: Lease | None = None,
 ) -> tuple[CompiledRule, ...]:
-    """Return the rules in order of matching, the default last.
+    """Compile rules; return them in matching order, with the default last.
 
-    ``address`` finds a client's address for the application, and ``is_watched`` means that nobody
-    has configured it; ``at_handler`` means that the rules are in front of a handler and not of an
-    application. ``lease`` is the application's.
-    Raises ConfigurationError for two rules of one name, or a default that does not cover all.
+    ``address`` is the extractor of the application's client addresses, and ``is_watched`` is True
+    if it is not configured. ``at_handler`` is True if the rules apply to a single handler.
+    ``lease`` is the application's lease. Raises ConfigurationError if two rules have the same name,
+    or if the default does not cover all requests.
     """
     placed = check_together(rules, default)
     compiled = [_compile_rule(rule, setting, prefix, address, lease) for rule, setting in placed]
@@ -757,7 +757,7 @@ def compile_rules(  # noqa: PLR0913
             policies=tuple(
                 _with_longer_counters(policy, rule, sliding) for policy in rule.policies
             ),
-            # Rules of one bucket take one cost from it, the highest.
+            # Rules of the same bucket are charged once, with the highest of their costs.
             simple_by=rule.simple_by if len(costs[rule.base]) == 1 else None,
             is_default=rule.rule is default,
             at_handler=at_handler,
@@ -770,9 +770,9 @@ def compile_rules(  # noqa: PLR0913
 def check_together(
     rules: tuple[RateLimitRule, ...], default: RateLimitRule | None
 ) -> list[tuple[RateLimitRule, str]]:
-    """Return the rules with their settings, the default last.
+    """Return the rules with their settings, and the default last.
 
-    Raises ConfigurationError for two rules of one name, or a default that does not cover all.
+    Raises ConfigurationError if two rules have the same name, or the default has conditions.
     """
     placed = [(rule, _setting(rule, f"rate_limits[{index}]")) for index, rule in enumerate(rules)]
     if default is not None:
@@ -799,14 +799,14 @@ def check_together(
 
 
 def _setting(rule: RateLimitRule, otherwise: str) -> str:
-    """Return the setting of a rule; ``otherwise`` for a rule that was created in code."""
+    """Return the name of a rule's setting; ``otherwise`` for a rule that was created in code."""
     return otherwise if rule.setting == RateLimitRule.__name__ else rule.setting
 
 
 def _with_longer_counters(
     policy: Policy, rule: CompiledRule, sliding: set[tuple[str, int]]
 ) -> Policy:
-    """Return a policy, whose counters are kept for as long as a sliding window weighs them."""
+    """Return a policy whose counters live as long as a sliding window of the same keys needs."""
     limit = policy.limit
     if isinstance(limit, FixedWindow) and limit.state(rule.base) in sliding:
         limit = KeptFixedWindow(limit.limit, limit.per)
@@ -815,10 +815,10 @@ def _with_longer_counters(
 
 
 def lease_of(rule: RateLimitRule, application: Lease | None) -> Lease | None:
-    """Return the lease of a rule, which may be the application's."""
+    """Return the lease of a rule: its own, or else the application's if its limits support it."""
     if rule.lease is not None:
         return rule.lease if isinstance(rule.lease, Lease) else None
-    if not isinstance(rule.parsed, tuple):  # tier_of asks again, with the limits of each tier
+    if not isinstance(rule.parsed, tuple):  # tier_of calls this again for the limits of a tier
         return application if isinstance(rule.parsed, Tiers) else None
     suit = (each.quota >= MIN_LEASED_QUOTA and not each.has_slots for each in rule.parsed)
     return application if all(suit) else None
@@ -830,7 +830,7 @@ def _compile_rule(
     limits = rule.parsed if isinstance(rule.parsed, tuple) else ()
     methods = frozenset(rule.methods)
     name = rule.bucket or rule.name
-    # PREFIX:data: is where the application's values are; no escaped name looks like this.
+    # The application's values are at PREFIX:data:. An escaped name never contains %data.
     base = f"{prefix}:{'%data' if name == 'data' else escape(name)}:"
     if rule.shared_prefix is not None:
         base = f"{rule.shared_prefix}:"
@@ -846,7 +846,7 @@ def _compile_rule(
         base=base,
         changed_at=f"{base}dynamic:global" if rule.dynamic else None,
         policies=tuple(_policy(rule, limit, several=len(limits) > 1) for limit in limits),
-        # Frameworks answer HEAD with the handler of GET.
+        # In frameworks, the handler of GET also answers HEAD.
         methods=methods | {"HEAD"} if "GET" in methods else methods,
         selects=bool(methods or rule.hosts or rule.path),
         shares_prefix=rule.shared_prefix is not None,
@@ -877,12 +877,12 @@ def _window_text(milliseconds: int) -> str:
 
 
 def tier_of(compiled: CompiledRule, limits: Any) -> CompiledRule:
-    """Return a rule with limits that its function has returned.
+    """Return a rule with the limits that its function has returned.
 
-    Its counters are the same, so that a change of tier carries over used units where windows
-    agree. Raises ConfigurationError.
+    The counters stay the same, so used units are kept when the tier changes, if the windows are
+    equal. Raises ConfigurationError.
     """
-    if is_unlimited(limits):  # whatever else the rule holds is about limits
+    if is_unlimited(limits):  # the other fields have no effect without limits
         exempt = RateLimitRule(None, UNLIMITED, name=compiled.rule.name)
         return _compile_rule(exempt, compiled.setting, "", compiled.address, None)
     rule = replace(compiled.rule, limits=limits, setting=compiled.setting)
@@ -901,9 +901,9 @@ def tier_of(compiled: CompiledRule, limits: Any) -> CompiledRule:
 def uncertain_bases(rules: Sequence[CompiledRule]) -> Iterator[str]:
     """Yield the beginnings of keys whose denials may end before their Retry-After.
 
-    Those of a rule with ``settle``, since a request in flight may refund its units; and those of a
-    bucket in which limits drain or refill at several rates, since a request under one changes the
-    rate.
+    One case is a rule with ``settle``, because a running request may be refunded. The other is a
+    bucket whose limits drain or refill at different rates, because a request under one rule changes
+    the rate for the others.
     """
     rates: dict[str, set[tuple[Limit, ...]]] = {}
     for each in rules:

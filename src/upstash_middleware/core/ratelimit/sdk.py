@@ -1,8 +1,8 @@
-"""``upstash_ratelimit``'s limiters as limits of rules, and this package's limits as its limiters.
+"""Adapters between the limits of this package and the limiters of ``upstash_ratelimit``.
 
-The limiters' ``limit_async(redis, identifier, rate)`` is called with a recorder instead of a
-client, so that their commands join this package's pipeline. Neither SDK is imported before one is
-used.
+A limiter's ``limit_async(redis, identifier, rate)`` is called with a recorder in place of a client,
+so that its commands join this package's pipeline. The SDK is imported
+at the first use.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ async def sdk_policy(  # noqa: PLR0913, PLR0917
 ) -> PolicyState:
     """Return the decision of an SDK limiter about a key and a cost. A flow.
 
-    Retry-after follows from the limiter's reset. ``now`` is in seconds since 1970, ``deadline``
-    in seconds. Raises UpstashError, and whatever the limiter raises.
+    Retry-after is computed from the limiter's reset. ``now`` is in seconds since 1970, ``deadline``
+    in seconds. Raises UpstashError, and the exceptions of the limiter.
     """
     from upstash_redis.errors import UpstashError as SdkError  # noqa: PLC0415 - slow to import
 
@@ -66,7 +66,7 @@ def _recorder_class() -> type[Any]:
     from upstash_redis.format import cast_response  # noqa: PLC0415
 
     class Recorder(AsyncCommands):
-        """Builds every command as the SDK's client does, and awaits it as an effect."""
+        """Builds commands as the SDK's client does, and awaits them as effects."""
 
         def __init__(self, deadline: float) -> None:
             self._deadline = deadline
@@ -112,15 +112,15 @@ def _as_sdk_gives(reply: Reply) -> Any:
 def as_upstash_limiter(limit: Limit, *, wall: Callable[[], float] = time.time) -> Limiter:
     """Return a limit as a limiter of ``upstash_ratelimit``.
 
-    ``Ratelimit(redis=Redis.from_env(), limiter=as_upstash_limiter(SlidingWindow(10, per=10)))``
-    then decides by it. Its ``reset`` is, for a denial, when the same request would pass.
+    Use it as ``Ratelimit(redis=Redis.from_env(), limiter=as_upstash_limiter(SlidingWindow(10,
+    per=10)))``. After a denial, ``reset`` is the time at which the same request would be allowed.
 
     Args:
         limit: The limit, such as ``SlidingWindow(10, per=10)``.
         wall: Returns the time in seconds since 1970.
 
     Raises:
-        ConfigurationError: A value is wrong.
+        ConfigurationError: The limit is a Concurrency.
     """
     from upstash_ratelimit.limiter import Limiter, Response  # noqa: PLC0415 - slow to import
 
@@ -165,22 +165,22 @@ def as_upstash_limiter(limit: Limit, *, wall: Callable[[], float] = time.time) -
 
 
 class _Call:
-    """One request of one identifier as a command for the SDK's client."""
+    """A request of an identifier, as a command for the SDK's client."""
 
     def __init__(self, limit: Limit, identifier: str, rate: int, wall: Callable[[], float]) -> None:
         self._charge = Charge(identifier, limit, rate)
         self._now_ms = round(wall() * 1000)
 
     def command(self, *, peek: bool = False) -> list[Any]:
-        """Return the command, with the script's text in the place of its digest."""
+        """Return the command with the text of the script instead of its digest."""
         command = charge_command([self._charge], self._now_ms, peek=peek)
         return ["EVAL", limit_script().text, *command.args[2:]]
 
     def verdict(self, reply: Any) -> Verdict:
-        """Read the reply. Raises UnexpectedAnswer."""
+        """Parse the reply. Raises UnexpectedAnswer."""
         (verdict,) = read_verdicts(reply, 1)
         return verdict
 
     def reset(self, verdict: Verdict) -> float:
-        """Return when the same request would pass, or else when the quota is whole, in seconds."""
+        """Return the time at which the same request is allowed, or the quota is whole again."""
         return (self._now_ms + (verdict.retry_ms or verdict.reset_ms)) / 1000

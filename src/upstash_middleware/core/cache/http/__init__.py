@@ -1,1 +1,1 @@
-"""RFC 9111 as functions of messages, and the tables and profiles that they work with."""
+"""RFC 9111 as functions of messages, with their tables and profiles."""

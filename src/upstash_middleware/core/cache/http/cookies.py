@@ -1,8 +1,8 @@
-"""Cookies that no page depends on, and header fields without them.
+"""Cookies that no page depends on, and removal of these cookies from requests.
 
-Such a cookie makes each visitor's request different. Under a rule that ignores it, it is removed
-from the request before anything is decided, and from what the application gets: what the
-application cannot see, the response cannot depend on.
+Such a cookie makes each visitor's request different. A rule that ignores the cookie removes it from
+the request before the lookup, and from the request that the application gets. The response can
+therefore not depend on it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from upstash_middleware.core.cache.rules import CacheRule, Profile
 
-# Set and read by scripts in the browser. Not in the list: cookies that a server reads to choose
-# what it renders, such as those of experiments (``__utmx``), feature flags and consent.
+# Cookies that scripts in the browser set and read. The list has no cookies that servers read, such
+# as cookies of experiments (``__utmx``), feature flags and consent.
 ANALYTICS_COOKIES: Mapping[str, str] = {
     "_ga": "Google Analytics: developers.google.com/analytics, cookie usage of gtag.js",
     "_ga_*": "Google Analytics 4: support.google.com/analytics/answer/11397207",
@@ -52,13 +52,13 @@ ANALYTICS_COOKIES: Mapping[str, str] = {
     "_ym_isad": "Yandex Metrica, ad blockers: seen, and in the cookie policies of sites",
     "_ttp": "TikTok Pixel: ads.tiktok.com, Events API, ttp",
 }
-"""Patterns of names, each with who sets it and where that is described."""
+"""Patterns of names, each with the product that sets the cookie and the source."""
 
 
 def ignored_cookies(
     rule: CacheRule, setting: Iterable[str] | None, profile: Profile
 ) -> tuple[str, ...]:
-    """Return the patterns of the cookies that a rule ignores, by itself or by the setting."""
+    """Return the patterns of the cookies that a rule ignores, from the rule or the setting."""
     named = setting if rule.ignore_cookies is None else rule.ignore_cookies
     if named is not None and not (named := tuple(named)):
         return ()
@@ -68,7 +68,7 @@ def ignored_cookies(
 def ignored_cookie_pattern(
     patterns: Iterable[str], except_for: Iterable[str]
 ) -> re.Pattern[str] | None:
-    """Return a pattern for the names of ignored cookies; None if none is ignored."""
+    """Return a pattern for the names of ignored cookies; None if no cookie is ignored."""
     alternatives = "|".join(translate(pattern) for pattern in patterns)
     if not alternatives:
         return None
@@ -77,7 +77,7 @@ def ignored_cookie_pattern(
 
 
 def without_cookies(headers: Headers, ignored: re.Pattern[str]) -> Headers:
-    """Return header fields without the ignored cookies; the same object if there are none."""
+    """Return header fields without the ignored cookies; the same object if it has none."""
     lines = [value for name, value in headers.raw if name.lower() == b"cookie"]
     if sum(line.count(b";") + 1 for line in lines) > _MAX_COOKIES:
         return headers
@@ -94,14 +94,14 @@ def without_cookies(headers: Headers, ignored: re.Pattern[str]) -> Headers:
 
 
 _MAX_COOKIES = 300
-"""Cookies of a request up to which ignored ones are looked for; browsers send fewer."""
+"""The maximum number of cookies in a request that are checked. Browsers send fewer."""
 
 
 def _without_ignored(line: str, ignored: re.Pattern[str]) -> str:
-    """Return a Cookie field without the ignored cookies, the others as they were sent."""
+    """Return a Cookie field without the ignored cookies. The others are unchanged."""
     pairs = [pair.partition("=") for pair in line.split(";")]
     if any(OPEN_QUOTE.match(value) for _, _, value in pairs):
-        return line  # what is one cookie to one parser is several to another
+        return line  # parsers may split this field into different cookies
     kept = [pair for pair in pairs if not ignored.fullmatch(pair[0].strip())]
     if len(kept) == len(pairs):
         return line

@@ -1,7 +1,7 @@
-"""What messages say about caching: directives, dates, age and freshness.
+"""Header fields that control caching: directives, dates, age and freshness.
 
-RFC 9111 §4.2 and §5, RFC 9213 (targeted fields), RFC 5861 (stale responses). Pure functions of
-header fields.
+RFC 9111 §4.2 and §5, RFC 9213 (targeted fields), RFC 5861 (stale responses). The functions are
+pure.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 CDN_CACHE_CONTROL = "cdn-cache-control"
 FROM_HANDLERS = "upstash-cache-control"
-"""The field by which a handler's decorator addresses this cache alone; it is not sent on."""
+"""The field in which a handler's decorator sends directives to this cache. It is not sent on."""
 MAX_DELTA = 2**31
-"""The largest delta-seconds; anything above counts as this (RFC 9111 §1.2.2)."""
+"""The maximum of delta-seconds. Larger values count as this one (RFC 9111 §1.2.2)."""
 
-# RFC 9110 §15.1: final statuses whose definition allows heuristic freshness.
+# RFC 9110 §15.1: the final statuses that allow heuristic freshness.
 _HEURISTICALLY_CACHEABLE = frozenset({200, 203, 204, 206, 300, 301, 308, 404, 405, 410, 414, 501})
 _HEURISTIC_FRACTION = 0.1
 _MAX_HEURISTIC_LIFETIME = 24 * 3600.0
@@ -36,7 +36,7 @@ _MAX_HEURISTIC_LIFETIME = 24 * 3600.0
 
 # --- Directives (RFC 9111 §5.2) -----------------------------------------------------------------
 
-# Quantifiers are possessive where a pattern could backtrack otherwise.
+# Quantifiers are possessive where a pattern could otherwise backtrack.
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _QUOTED = re.compile(r'"((?:[^"\\]++|\\.)*+)"')
 _ESCAPE = re.compile(r"\\(.)")
@@ -48,22 +48,23 @@ _FORBIDDING = frozenset({"must-revalidate", "no-cache", "no-store", "private", "
 
 
 class Directives(Struct, frozen=True):
-    """Cache directives: lower-case names to unquoted arguments.
+    """Cache directives: a mapping of lower-case names to unquoted arguments.
 
-    Of a repeated directive the first counts (RFC 9111 §4.2.1). The fields named by several
-    ``no-cache`` or ``private`` are combined, and one without names outweighs those with names.
+    If a directive is repeated, the first applies (RFC 9111 §4.2.1). The fields named by several
+    ``no-cache`` or ``private`` are combined; if one of these names no fields, it takes precedence.
     """
 
     arguments: Mapping[str, str | None]
     targeted: bool = False
-    """Whether they come from a targeted field, so that Expires is ignored (RFC 9213 §2.2)."""
+    """Whether they are from a targeted field, so that Expires is ignored (RFC 9213 §2.2)."""
 
     @classmethod
     def parse(cls, lines: Iterable[str]) -> Directives:
-        """Parse the lines of a Cache-Control field; a malformed member is skipped.
+        """Parse the lines of a Cache-Control field. Malformed members are skipped.
 
-        If it contains a word that forbids storing or using the response, that word is obeyed, and
-        a lifetime in it counts as 0: writing a semicolon or space for a comma is a common mistake.
+        If a malformed member contains a directive that forbids storing or reuse, the directive is
+        obeyed, and a lifetime counts as 0: semicolons or spaces instead of commas are a common
+        mistake.
         """
         given: dict[str, list[str | None]] = {}
         for member in members(lines):
@@ -91,9 +92,9 @@ class Directives(Struct, frozen=True):
         return name in self.arguments
 
     def seconds(self, name: str) -> int | None:
-        """Return a directive's delta-seconds, None if it is absent.
+        """Return the delta-seconds of a directive; None if it is absent.
 
-        Invalid freshness information counts as 0, as RFC 9111 §4.2.1 encourages.
+        Invalid values count as 0, as recommended by RFC 9111 §4.2.1.
         """
         if name not in self.arguments:
             return None
@@ -101,16 +102,16 @@ class Directives(Struct, frozen=True):
         return (delta_seconds(argument) if argument is not None else None) or 0
 
     def named_fields(self, name: str) -> tuple[str, ...] | None:
-        """Return the fields that ``no-cache`` or ``private`` name, in lower case; None for none."""
+        """Return the fields named by ``no-cache`` or ``private``, in lower case; None if none."""
         argument = self.arguments.get(name)
         return field_names(argument) if argument else None
 
     def unqualified(self, name: str) -> bool:
-        """Whether the directive is present and names no fields."""
+        """Whether the directive is present and does not name fields."""
         return name in self.arguments and not self.named_fields(name)
 
     def without(self, name: str) -> Directives:
-        """Return the directives but for one."""
+        """Return the directives except one."""
         arguments = {each: text for each, text in self.arguments.items() if each != name}
         return Directives(arguments, self.targeted)
 
@@ -124,7 +125,7 @@ def cache_control(headers: Headers) -> Directives:
     lines = headers.lines("cache-control")
     if not lines:
         return NO_DIRECTIVES
-    # A quoted string without an end could hide any directive.
+    # An unterminated quoted string could hide any directive.
     if sum(map(len, lines)) > LONGEST_VALUE or any(
         '"' in line and '"' in _QUOTED.sub("", line) for line in lines
     ):
@@ -133,7 +134,7 @@ def cache_control(headers: Headers) -> Directives:
 
 
 def client_control(headers: Headers) -> Directives:
-    """Return a request's cache directives (§5.2.1); Pragma counts without Cache-Control (§5.4)."""
+    """Return a request's cache directives (§5.2.1); without Cache-Control, Pragma (§5.4)."""
     if "cache-control" in headers:
         return cache_control(headers)
     pragma = Directives.parse(headers.lines("pragma"))
@@ -141,10 +142,10 @@ def client_control(headers: Headers) -> Directives:
 
 
 def control_of(headers: Headers, targets: Iterable[str]) -> Directives:
-    """Return the directives that a response gives to this cache (RFC 9213 §2.2).
+    """Return the directives of a response that apply to this cache (RFC 9213 §2.2).
 
-    Those of the first field of ``targets`` (lower-case names) that is valid and not empty, else
-    those of Cache-Control.
+    They are from the first valid, non-empty field of ``targets`` (lower-case names), otherwise from
+    Cache-Control.
     """
     for name in targets:
         value = headers.combined(name)
@@ -162,10 +163,10 @@ _DIRECTIVES_IN_SECONDS = frozenset(
 
 
 def targeted_directives(value: str) -> dict[str, str | None] | None:
-    """Return the directives of a targeted field (RFC 9213 §2.1), None if it is invalid or empty.
+    """Return the directives of a targeted field (RFC 9213 §2.1); None if it is invalid or empty.
 
-    It is a Dictionary: of a repeated key the last counts. A directive of delta-seconds with a
-    value of another type makes the field invalid; the value False means that it does not apply.
+    The field is a Dictionary, so the last of several equal keys applies. If a directive with
+    delta-seconds has another type, the field is invalid. The value False removes a directive.
     """
     given = parse_dictionary(value)
     if not given:
@@ -188,46 +189,46 @@ def targeted_directives(value: str) -> dict[str, str | None] | None:
 
 # --- Other field values -------------------------------------------------------------------------
 
-# In an entity tag a backslash is itself (RFC 9110 §8.8.3), so its lists have their own syntax.
+# A backslash in an entity tag is not an escape (RFC 9110 §8.8.3), so lists of them are parsed here.
 _TAG_MEMBER = re.compile(r'[ \t]*+((?:W/)?"[^"]*+"|[^",]*+)[ \t]*+(?:,|\Z)')
 _ENTITY_TAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 
 
 def is_token(text: str) -> bool:
-    """Whether a text is a token (RFC 9110 §5.6.2), as the name of a field is."""
+    """Whether a text is a token (RFC 9110 §5.6.2), such as a field name."""
     return _TOKEN.fullmatch(text) is not None
 
 
 def members(lines: Iterable[str]) -> list[str]:
-    """Return the members of a list-valued field's lines, in order."""
+    """Return the members of a list-valued field, in order, from its lines."""
     return [member for line in lines for member in split_list(line)]
 
 
 def field_names(value: str) -> tuple[str, ...]:
-    """Return a list of field names in lower case, as in Vary, Connection and no-cache."""
+    """Return the field names in a list such as Vary, Connection or no-cache, in lower case."""
     return tuple(member.lower() for member in split_list(value))
 
 
 def delta_seconds(text: str) -> int | None:
-    """Return delta-seconds (RFC 9111 §1.2.2), capped; None for anything but digits."""
+    """Return delta-seconds (RFC 9111 §1.2.2), at most ``MAX_DELTA``; None if not only digits."""
     if not _DIGITS.fullmatch(text):
         return None
     return min(int(text), MAX_DELTA) if len(text.lstrip("0")) <= 10 else MAX_DELTA
 
 
 def opaque_tag(etag: str) -> str:
-    """Return an entity tag without its weakness, for weak comparison (RFC 9110 §8.8.3.2).
+    """Return an entity tag without ``W/``, for weak comparison (RFC 9110 §8.8.3.2).
 
-    A tag that an application sent without quotes counts as if it had them.
+    If an application sent the tag without quotes, they are added.
     """
     tag = etag.removeprefix("W/")
     return tag if tag.startswith('"') else f'"{tag}"'
 
 
 def entity_tags(value: str) -> list[str] | None:
-    """Return the entity tags of an If-None-Match list, None if it is not such a list.
+    """Return the entity tags of an If-None-Match list; None if it is invalid.
 
-    Tags without quotes are accepted: applications make them, and clients send them back.
+    Tags without quotes are accepted, because some applications create them.
     """
     if len(value) > LONGEST_VALUE:
         return None
@@ -243,15 +244,15 @@ def entity_tags(value: str) -> list[str] | None:
 
 
 def is_strong(etag: str) -> bool:
-    """Whether this is a strong entity tag (RFC 9110 §8.8.3)."""
+    """Whether a text is a strong entity tag (RFC 9110 §8.8.3)."""
     found = _ENTITY_TAG.fullmatch(etag)
     return found is not None and found[1] is None
 
 
 # --- HTTP-date (RFC 9110 §5.6.7) ----------------------------------------------------------------
 #
-# The three formats are read strictly, since RFC 9111 §5.3 counts anything else as a time in the
-# past; only case makes no difference (§4.2). Names do not depend on the process's locale.
+# The three formats are parsed strictly except for case (§4.2), because RFC 9111 §5.3 treats all
+# other values as a time in the past. Names do not depend on the locale of the process.
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _LONG_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -269,10 +270,10 @@ _DATE_FORMATS = tuple(
 
 
 def parse_date(text: str, now: float) -> float | None:
-    """Return an HTTP-date as seconds since 1970, None for anything else.
+    """Return an HTTP-date as seconds since 1970; None if it is invalid.
 
-    A two-digit year that appears to be more than 50 years after ``now`` is the most recent past
-    year with these digits.
+    A two-digit year more than 50 years after ``now`` is interpreted as the most recent past year
+    with these digits.
     """
     text = text.strip(" \t")
     found = next(filter(None, (pattern.fullmatch(text) for pattern in _DATE_FORMATS)), None)
@@ -284,7 +285,7 @@ def parse_date(text: str, now: float) -> float | None:
         year += this_year - this_year % 100
         if year > this_year + 50:
             year -= 100
-    # A leap second is a valid time, but not to datetime: it counts as the second before.
+    # A leap second is valid, but not supported by datetime. It becomes the previous second.
     second = 59 if found["second"] == "60" else int(found["second"])
     month = _MONTHS.index(found["month"].title()) + 1
     try:
@@ -295,7 +296,7 @@ def parse_date(text: str, now: float) -> float | None:
 
 
 def format_date(seconds: float) -> str:
-    """Return seconds since 1970 as an IMF-fixdate: ``Sun, 06 Nov 1994 08:49:37 GMT``."""
+    """Return a time in seconds since 1970 as IMF-fixdate: ``Sun, 06 Nov 1994 08:49:37 GMT``."""
     at = time.gmtime(seconds)
     return (
         f"{_DAYS[at.tm_wday]}, {at.tm_mday:02} {_MONTHS[at.tm_mon - 1]} {at.tm_year:04} "
@@ -304,7 +305,7 @@ def format_date(seconds: float) -> str:
 
 
 def date_of(headers: Headers, now: float) -> float:
-    """Return a response's Date, or ``now``, when it was received, if it has no valid one."""
+    """Return a response's Date; if it is missing or invalid, ``now``, the time of receipt."""
     date = parse_date(headers.get("date") or "", now)
     return now if date is None else date
 
@@ -316,27 +317,27 @@ class Staleness(Struct, frozen=True, array_like=True, forbid_unknown_fields=True
     """How a response may be used after it has become stale."""
 
     while_revalidate: float = 0.0
-    """Seconds of staleness during which it may be used while it is revalidated."""
+    """The seconds of staleness in which the response may be used while it is revalidated."""
     if_error: float = 0.0
-    """Seconds of staleness during which it may be used in place of an error."""
+    """The seconds of staleness in which the response may be used instead of an error."""
     forbidden: bool = False
-    """Whether it must never be used stale, whatever the client accepts (§4.2.4)."""
+    """Whether the stale response must never be used, even if the client accepts it (§4.2.4)."""
 
 
 _NEVER_STALE = Staleness(forbidden=True)
 
 
 def staleness(control: Directives, rule: CacheRule, profile: Profile) -> Staleness:
-    """Return how a response may be used stale (§4.2.4, RFC 5861).
+    """Return how a response may be used when it is stale (§4.2.4, RFC 5861).
 
-    The rule's windows apply where the response does not state its own.
+    The rule's values apply if the response does not state its own.
     """
     if control.unqualified("no-cache") or not control.arguments.keys().isdisjoint(
         ("must-revalidate", "proxy-revalidate")
     ):
         return _NEVER_STALE
     while_revalidate: float | None = control.seconds("stale-while-revalidate")
-    if "s-maxage" in control:  # §5.2.2.10: it incorporates proxy-revalidate
+    if "s-maxage" in control:  # §5.2.2.10: it implies proxy-revalidate
         if while_revalidate is None or profile.s_maxage_revalidates:
             return _NEVER_STALE
         return Staleness(float(while_revalidate))
@@ -349,10 +350,10 @@ def staleness(control: Directives, rule: CacheRule, profile: Profile) -> Stalene
 
 
 def explicit_lifetime(head: ResponseHead, control: Directives, now: float) -> float | None:
-    """Return the freshness lifetime in seconds that a response states (§4.2.1), None for none.
+    """Return the freshness lifetime in seconds that a response states (§4.2.1), or None.
 
-    ``now`` is when it was received. Invalid information means stale, and so does ``no-cache``:
-    the response must not be used without validation (§5.2.2.4).
+    ``now`` is the time of receipt. The lifetime is 0 if it is invalid, or if there is ``no-cache``,
+    which requires validation before each use (§5.2.2.4).
     """
     if control.unqualified("no-cache"):
         return 0.0
@@ -366,9 +367,9 @@ def explicit_lifetime(head: ResponseHead, control: Directives, now: float) -> fl
 
 
 def heuristic_lifetime(head: ResponseHead, control: Directives, now: float) -> float | None:
-    """Return a tenth of the time since Last-Modified, at most a day (§4.2.2); None for none.
+    """Return the heuristic lifetime: a tenth of the time since Last-Modified (§4.2.2), or None.
 
-    Only for statuses defined as heuristically cacheable, and responses marked as public.
+    It is at most a day, and only used for heuristically cacheable statuses or with ``public``.
     """
     if head.status not in _HEURISTICALLY_CACHEABLE and "public" not in control:
         return None
@@ -380,7 +381,7 @@ def heuristic_lifetime(head: ResponseHead, control: Directives, now: float) -> f
 
 
 def age_value(headers: Headers) -> int:
-    """Return the Age field: its first member (§5.1), 0 if that is absent or invalid."""
+    """Return the first member of the Age field (§5.1); 0 if it is missing or invalid."""
     first = (headers.get("age") or "").split(",")[0].strip(" \t")
     return delta_seconds(first) or 0
 
@@ -388,7 +389,7 @@ def age_value(headers: Headers) -> int:
 def initial_age(headers: Headers, requested_at: float, received_at: float) -> float:
     """Return a response's corrected initial age in seconds (§4.2.3).
 
-    Date has whole seconds, so the fraction of a second that has passed since is no age.
+    Date has whole seconds, so the fraction of the current second is not counted as age.
     """
     apparent = max(0.0, received_at // 1 - date_of(headers, received_at))
     return max(apparent, age_value(headers) + max(0.0, received_at - requested_at))

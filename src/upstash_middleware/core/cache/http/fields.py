@@ -1,13 +1,13 @@
-"""The request header fields that the cache knows by name, and what a response may reveal of them.
+"""Request header fields that the cache knows by name, and checks of responses that reflect them.
 
-An application sees more of a request than the cache key covers. Frameworks build links and
-redirects from X-Forwarded-Host and similar fields, and pages may show the client's address. A
-response to a forged field must not be served to others (RFC 9111 §7.1): what such a field says
-about the URL is part of the cache key, and a client's address, which is not, is searched for in the
-response.
+The response can depend on header fields that are not part of the cache key. Frameworks build links
+and redirects from X-Forwarded-Host and similar fields, and pages may show the client's address. A
+response to a forged field must not be sent to other clients (RFC 9111 §7.1). Values that describe
+the URL are therefore part of the cache key. The client's address is not, so responses are searched
+for it.
 
-The tables have a reason on each line. The settings ``credential_fields`` and ``reflected_fields``
-add to two of them.
+Each line of the tables has a reason. The settings ``credential_fields`` and ``reflected_fields``
+add fields to two of them.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ if TYPE_CHECKING:
     from upstash_middleware.core.cache.rules import CacheRule
     from upstash_middleware.messages import Headers, HTTPRequest
 
-# --- Fields that name a user --------------------------------------------------------------------
+# --- Fields that identify a user ----------------------------------------------------------------
 #
-# In profile "safe" the response to a request with one of them is treated as RFC 9111 §3.5 treats
-# Authorization.
+# In profile "safe", these fields are treated like Authorization in RFC 9111 §3.5.
 CREDENTIAL_FIELDS: Mapping[str, str] = {
     "Proxy-Authorization": "credentials for a proxy (RFC 9110 §11.7.2), passed on by some",
     "X-Authorization": "Authorization, where a proxy keeps that field for itself",
@@ -122,10 +121,10 @@ CREDENTIAL_FIELDS: Mapping[str, str] = {
     "Client-Cert": "client's certificate (RFC 9440)",
 }
 
-# --- Fields from which proxies and frameworks read the requested URL or method -------------------
+# --- Fields with the requested URL or method, which proxies send and frameworks read -------------
 #
-# Their values are part of the cache key where they differ from the request itself; these say how
-# they are compared.
+# A value that differs from the request's own URL is part of the cache key. The constants define how
+# values are compared.
 HOST = "host"
 SCHEME = "scheme"
 TARGET = "target"
@@ -169,10 +168,11 @@ REFLECTED_FIELDS: Mapping[str, tuple[str, str]] = {
     "X-Method-Override": (VALUE, "method: IBM's APIs"),
 }
 
-# --- Fields that contain the client's address ---------------------------------------------------
+# --- Fields with the client's address -----------------------------------------------------------
 #
-# It differs between clients, so it cannot be part of the key: in profile "safe" a response that
-# shows such an address is not stored, nor one to a request with anything else in these fields.
+# The address differs between clients, so it cannot be part of the key. In profile "safe", a
+# response that shows such an address is not stored, and neither is one for a request with other
+# values there.
 CLIENT_FIELDS: Mapping[str, str] = {
     "Forwarded": "for= and by= (RFC 7239)",
     "X-Forwarded-For": "most proxies; ProxyFix, uvicorn",
@@ -202,19 +202,19 @@ CLIENT_FIELDS: Mapping[str, str] = {
 
 
 class KnownFields(Struct, frozen=True):
-    """The tables by names in lower case, with the additions of the settings."""
+    """The tables with lower-case names, including the fields of the settings."""
 
     credentials: Mapping[str, str]
-    """The names as they are usually written."""
+    """By lower-case name, the name in its usual spelling."""
     reflected: Mapping[str, str]
-    """How they are compared with the request."""
+    """By lower-case name, how the value is compared with the request."""
     clients: Mapping[str, str]
-    """The names as they are usually written."""
+    """By lower-case name, the name in its usual spelling."""
 
     def credential_of(self, headers: Headers, selecting: Iterable[str] = ()) -> str | None:
-        """Return the field by which a request names its user, None if it has none.
+        """Return the field with which a request identifies its user; None if there is none.
 
-        An empty field names no user, and one of ``selecting`` is part of the key.
+        Empty fields are ignored, and so are fields of ``selecting``, which are part of the key.
         """
         for name in headers.names():
             known = self.credentials.get(name.replace("_", "-"))
@@ -227,22 +227,22 @@ class KnownFields(Struct, frozen=True):
 def known_fields(
     credential_fields: tuple[str, ...] = (), reflected_fields: tuple[str, ...] = ()
 ) -> KnownFields:
-    """Return the tables with the additions of the settings."""
+    """Return the tables, including the fields of the settings."""
     credentials = {name.lower(): name for name in (*CREDENTIAL_FIELDS, *credential_fields)}
     reflected = {name.lower(): VALUE for name in reflected_fields}
     reflected |= {name.lower(): kind for name, (kind, _) in REFLECTED_FIELDS.items()}
     return KnownFields(credentials, reflected, {name.lower(): name for name in CLIENT_FIELDS})
 
 
-# --- What a request says about its URL and its client -------------------------------------------
+# --- Values about the URL and the client --------------------------------------------------------
 
 MAX_REFLECTED_BYTES = 8192
 MAX_ADDRESSES = 16
 _MAX_ADDRESSES_LENGTH = 2048
 _MAX_INFLATED_BYTES = 8 * 1024 * 1024
 
-# One pair of an element of Forwarded (RFC 7239 §4), and its separator. Ports and brackets are often
-# sent without the quotes that they need. No part can match in two ways.
+# A pair in an element of Forwarded (RFC 7239 §4), with its separator. Ports and brackets are often
+# sent without the required quotes. No part of the pattern can match in two ways.
 _PAIR = re.compile(
     r"""[ \t]*+([!#$%&'*+.^_`|~0-9A-Za-z-]++)=("(?:[^"\\]|\\.)*+"|[^ \t",;\\]*+)[ \t]*+([;,]|\Z)"""
 )
@@ -254,7 +254,7 @@ _OBFUSCATED = re.compile(r"_[A-Za-z0-9._-]{1,64}")
 def reflected_fields(headers: Headers, known: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """Return the name, kind and lines of each field of a request that describes its URL.
 
-    Underscores count as hyphens, as in a WSGI application inside an ASGI one.
+    Underscores are treated as hyphens, because a WSGI application inside an ASGI one does so.
     """
     names = headers.names()
     found = sorted(known.keys() & names)
@@ -268,7 +268,8 @@ def reflected_key(
 ) -> tuple[str, str]:
     """Return the values of fields that describe another URL than the request's own.
 
-    As text for the key, and the reason if the request has to bypass the cache because of them.
+    The first result is the text for the key, the second the reason if the request must bypass the
+    cache.
     """
     differing = []
     for name, kind, value in reflected_fields(request.headers, known):
@@ -283,7 +284,7 @@ def reflected_key(
             path, _, query = value.partition("?")
             text = url_text(normal_path(path), normal_query(query, rule))
         own = {HOST: request.host, SCHEME: request.scheme, TARGET: url, PAIRS: ""}.get(kind)
-        if "\n" in value:  # of several lines, some frameworks read only the first
+        if "\n" in value:  # some frameworks read only the first of several lines
             differing.append(f"{name}:{value!r}")
         elif text != own and not ((kind == SCHEME or name == "host") and value.lower() == own):
             differing.append(f"{name}:{text}")
@@ -291,9 +292,9 @@ def reflected_key(
 
 
 def forwarded_of_url(value: str) -> str | None:
-    """Return a Forwarded field without what it says about clients, None if it cannot be parsed.
+    """Return a Forwarded field without its parameters about clients; None if it is malformed.
 
-    Elements keep their places; the text is empty if nothing is left.
+    The number of elements does not change. The result is empty if no parameter is left.
     """
     elements = _elements(value)
     if elements is None:
@@ -325,10 +326,10 @@ def _elements(value: str) -> list[list[tuple[str, str]]] | None:
 def client_addresses(
     headers: Headers, selecting: Sequence[str], known: Mapping[str, str]
 ) -> frozenset[str] | str:
-    """Return the client addresses in a request's fields, in each form a response may show.
+    """Return the client addresses in a request's fields, in each form that a response may show.
 
-    Return the reason not to store a response if the fields contain anything else, or too many to
-    search for. A field of ``selecting`` is part of the key, and may shape the response.
+    If the fields contain other values, or too many addresses, return the reason not to store the
+    response. Fields of ``selecting`` are part of the key, so they are skipped.
     """
     found: set[str] = set()
     for name in headers.names():
@@ -348,7 +349,7 @@ def client_addresses(
                 continue
             address = None if "%" in text else parse_address(text)  # a zone can be any text
             if address is not None:
-                # In brackets, or with the dots and port of an IPv4 address.
+                # Without brackets, or an IPv4 address and port.
                 bare = text.removeprefix("[").partition("]")[0]
                 found |= {str(address), address.exploded, bare, quote(bare, safe="").lower()}
                 if ":" in bare:
@@ -356,7 +357,7 @@ def client_addresses(
             elif text == "unknown" or (name == "forwarded" and _OBFUSCATED.fullmatch(text)):
                 found.add(text)
             else:
-                return f"{written} holds something else than addresses"
+                return f"{written} contains values that are not addresses"
         if len(found) > 2 * MAX_ADDRESSES:
             return f"more than {MAX_ADDRESSES} addresses of clients"
     return frozenset(found)
@@ -372,9 +373,9 @@ def _ipv6_forms(text: str) -> set[str]:
 
 
 def shows_any(texts: frozenset[str], headers: Headers, body: bytes) -> str | None:
-    """Return why a response may show any of these texts and must not be stored, else None.
+    """Return why a response must not be stored because it may show any of these texts, or None.
 
-    A body in gzip or deflate is searched too; one in another coding is not.
+    A body in gzip or deflate is also searched; other codings are not.
     """
     if not texts:
         return None

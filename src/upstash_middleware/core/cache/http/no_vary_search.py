@@ -1,7 +1,6 @@
-"""No-Vary-Search: which differences between queries make no difference.
+"""No-Vary-Search: the differences between queries that do not select a response.
 
-Pure functions of a response's field and of queries. Sections are those of
-draft-ietf-httpbis-no-vary-search-10.
+The functions are pure. Section numbers refer to draft-ietf-httpbis-no-vary-search-10.
 """
 
 from __future__ import annotations
@@ -24,23 +23,23 @@ if TYPE_CHECKING:
     from upstash_middleware.messages import Headers
 
 MAX_NAMES: Final = 128
-"""The most names of parameters in one field."""
+"""The maximum number of parameter names in one field."""
 
 
 class Variation(Struct, frozen=True):
-    """How the query selects a response: the draft's URL variation config (§4)."""
+    """How the query selects a response: the URL variation config of the draft (§4)."""
 
     names: frozenset[str] = frozenset()
-    """The parameters that make no difference, or the only ones that do."""
+    """The parameters that do not select, or the only ones that do."""
     are_kept: bool = False
-    """Whether these are the only ones that make a difference."""
+    """Whether ``names`` are the only parameters that select."""
     ignores_order: bool = False
-    """Whether the order of parameters with different names makes none."""
+    """Whether the order of parameters with different names is ignored."""
 
     def canonical(self, query: str) -> str:
-        """Return the same text for all queries that are equivalent (§6), itself one of them.
+        """Return the canonical form of a query: one of all the equivalent queries (§6).
 
-        A query that is too long, and every query under the default, is equivalent to itself alone.
+        A query that is too long has no other equivalent, and neither has any under the default.
         """
         if self == EXACT or len(query) > LONGEST_VALUE:
             return query
@@ -54,7 +53,7 @@ class Variation(Struct, frozen=True):
         return urlencode(pairs)
 
     def __str__(self) -> str:
-        """Return the field's value in one form for each meaning; empty for the default."""
+        """Return the field's value in a normalised form; empty for the default."""
         names = " ".join(f'"{quote(name, safe="")}"' for name in sorted(self.names))
         members = ["key-order"] if self.ignores_order else []
         if names or self.are_kept:
@@ -63,11 +62,11 @@ class Variation(Struct, frozen=True):
 
 
 EXACT: Final = Variation()
-"""The default: the whole query selects, as it is spelled."""
+"""The default: the whole query selects, unchanged."""
 
 
 def variation_of(headers: Headers) -> Variation:
-    """Return how the query selects a response; an invalid field means the default (§5.1)."""
+    """Return how the query selects a response. For an invalid field, this is the default (§5.1)."""
     if "no-vary-search" not in headers:
         return EXACT
     found = parse_field(headers.combined("no-vary-search") or "")
@@ -75,7 +74,7 @@ def variation_of(headers: Headers) -> Variation:
 
 
 def parse_field(value: str) -> Variation | str:
-    """Return the meaning of a field's value, or why it is not valid (§5.1)."""
+    """Parse a field's value; return why it is invalid, if it is (§5.1)."""
     return _parse_members(value) if len(value) <= LONGEST_VALUE else "it is too long"
 
 
@@ -88,7 +87,7 @@ def _parse_members(value: str) -> Variation | str:
     if order not in {TRUE, FALSE}:
         return "key-order should be a Boolean"
     if "params" in members and "except" in members:
-        return "params and except exclude each other; except=(…) alone ignores all the others"
+        return "params and except exclude each other; except=(…) alone ignores all other parameters"
     kind = "except" if "except" in members else "params"
     names = parse_inner_list(members.get(kind, "()"))
     if names is None:
@@ -99,5 +98,5 @@ def _parse_members(value: str) -> Variation | str:
 
 
 def _decode_form_text(text: str) -> str:
-    """Return a name or value of the format application/x-www-form-urlencoded (§5.3)."""
+    """Decode a name or value in the format application/x-www-form-urlencoded (§5.3)."""
     return unquote_to_bytes(text.replace("+", " ")).decode("utf-8", "replace")

@@ -1,7 +1,8 @@
-"""Using stored responses: whether one may be used (RFC 9111 §4.2), and the response made from it.
+"""Reuse of stored responses: whether one may be used (RFC 9111 §4.2), and the response made from
+it.
 
-Validation (RFC 9111 §4.3), range requests (RFC 9110 §14), combined parts (RFC 9111 §3.4) and
-Cache-Status (RFC 9211). Pure functions of messages.
+Also validation (RFC 9111 §4.3), range requests (RFC 9110 §14), combination of parts (RFC 9111 §3.4)
+and Cache-Status (RFC 9211). The functions are pure.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ if TYPE_CHECKING:
     from upstash_middleware.messages import HTTPRequest
 
 CONDITIONS = ("if-modified-since", "if-none-match")
-"""The conditions that a cache evaluates itself (§4.3.2)."""
+"""The conditions that the cache evaluates itself (§4.3.2)."""
 RANGE_FIELDS = frozenset({"if-range", "range"})
-"""Fields with which a request may be answered by a part of the stored response."""
+"""Request fields for which the response may be only a part of the stored response."""
 RANGE_AND_CONDITIONS = RANGE_FIELDS.union(CONDITIONS)
-"""Fields with which a request may be answered by less than the stored response."""
+"""Request fields for which the response may be less than the stored response: a part or a 304."""
 
 _STORED_BODY_FIELDS = ("content-encoding", "content-length", "content-range")
 # RFC 9110 §15.4.5: a 304 does not describe a body, because it has none.
@@ -48,24 +49,24 @@ _BODY_FIELDS = (*_STORED_BODY_FIELDS, "content-language", "content-type")
 
 
 class Use(Enum):
-    """What happens to a request that selects a stored response."""
+    """How a request that selects a stored response is answered."""
 
     FRESH = auto()
     STALE = auto()
-    """The client accepts it stale."""
+    """Use the response although it is stale, because the client accepts it."""
     STALE_WHILE_REVALIDATE = auto()
     FORWARD_STALE = auto()
-    """It has to be validated or replaced first."""
+    """Forward the request, because the response is stale."""
     FORWARD_REQUESTED = auto()
-    """It is fresh, but the client requests a fresher one."""
+    """Forward the request, because the client requests a fresher response."""
 
 
 def current_age(stored: StoredResponse, now: float) -> float:
-    """Return a response's current age in seconds (§4.2.3), never less than its initial age."""
+    """Return a response's current age in seconds (§4.2.3), at least its initial age."""
     return stored.initial_age + max(0.0, now - stored.stored_at)
 
 
-def use(  # noqa: PLR0913 - all that it depends on
+def use(  # noqa: PLR0913 - all conditions
     stored: StoredResponse,
     age: float,
     requested: Directives = NO_DIRECTIVES,
@@ -75,23 +76,23 @@ def use(  # noqa: PLR0913 - all that it depends on
     can_refresh: bool = False,
     immutable: bool = False,
 ) -> Use:
-    """Return what happens to a request that selects this stored response, at its current age.
+    """Return how to answer a request that selects this stored response, at its current age.
 
     Args:
-        stored: the stored response.
-        age: its current age in seconds.
-        requested: the request's directives, if they are obeyed.
-        purged_softly: whether it counts as stale.
-        outdated: whether the application's previous version made it.
-        can_refresh: whether a stale response can be revalidated in the background.
-        immutable: whether it does not change while it is fresh (RFC 8246).
+        stored: The stored response.
+        age: Its current age in seconds.
+        requested: The request's directives, if the profile obeys them.
+        purged_softly: Whether a soft purge has made it stale.
+        outdated: Whether the application's previous version made it.
+        can_refresh: Whether a stale response can be revalidated in the background.
+        immutable: Whether the response does not change while it is fresh (RFC 8246).
     """
     left = stored.lifetime - age
     if purged_softly:
         left = min(left, 0.0)
     unwanted = requested is not NO_DIRECTIVES and _wants_fresher(requested, age, left)
     if left > 0 and not outdated:
-        if immutable:  # RFC 8246 §2: a plain reload, with max-age=0, would change nothing
+        if immutable:  # RFC 8246 §2: a reload with max-age=0 would return the same response
             unwanted = _wants_fresher(requested.without("max-age"), age, left)
         return Use.FORWARD_REQUESTED if unwanted else Use.FRESH
     if left <= 0:
@@ -112,7 +113,7 @@ def usable_for_error(
 ) -> bool:
     """Whether a stale response may be used in place of an error (RFC 5861 §4).
 
-    ``requested`` are the directives of a request that came after the error, if they are obeyed.
+    ``requested`` are the directives of a request received after the error, if they are obeyed.
     """
     age = current_age(stored, now)
     left = stored.lifetime - age
@@ -126,8 +127,8 @@ def usable_unverified(
 ) -> bool:
     """Whether a response in this process's memory may be used while Upstash is unreachable.
 
-    For ``unverified_for`` seconds it has not been known whether it was purged or replaced. They
-    count as staleness, however fresh it is, and stale-if-error (RFC 5861 §4) bounds them.
+    For ``unverified_for`` seconds, purges and replacements may have gone unnoticed. This time
+    counts as staleness, even if the response is fresh, and stale-if-error (RFC 5861 §4) limits it.
     """
     age = current_age(stored, now)
     left = min(stored.lifetime - age, -unverified_for)
@@ -152,7 +153,7 @@ def _wants_fresher(requested: Directives, age: float, left: float) -> bool:
 def head_of(
     stored: StoredResponse, age: float, profile: Profile, status: tuple[bytes, bytes]
 ) -> ResponseHead:
-    """Return the head of a stored response as it is sent at this current age, in seconds."""
+    """Return the head of a stored response for sending at this current age, in seconds."""
     headers = stored.headers
     if not profile.replays_date:
         headers = headers.without("date")
@@ -166,16 +167,16 @@ def head_of(
 
 
 def satisfies(request: HTTPRequest, stored: StoredResponse) -> bool:
-    """Whether a stored response contains the requested bytes: a stored part may not (§3.3)."""
+    """Whether a stored response contains the requested range; a stored part may not (§3.3)."""
     if stored.status != 206:
         return True
     return request.method == "GET" and wanted_range(request.headers, stored) is not None
 
 
 def answer(request: HTTPRequest, stored: StoredResponse, head: ResponseHead) -> Response:
-    """Return the response to a request: a stored one with this head, a part of it, or a 304.
+    """Return the response to a request from a stored one: all of it, a part, or a 304.
 
-    Raises Damaged if the body is needed and does not open, or is a part without what is wanted.
+    Raises Damaged if the body is needed and damaged, or is a part without the requested range.
     """
     for_less = not request.headers.names().isdisjoint(RANGE_AND_CONDITIONS)
     if for_less and not_modified(request.headers, stored):
@@ -205,15 +206,15 @@ def answer(request: HTTPRequest, stored: StoredResponse, head: ResponseHead) -> 
 
 
 def has_validator(headers: Headers) -> bool:
-    """Whether a response can be validated."""
+    """Whether a response has a validator."""
     return "etag" in headers or "last-modified" in headers
 
 
 def not_modified(request: Headers, stored: StoredResponse) -> bool:
-    """Whether a request's conditions make a 304 of a stored response (§4.3.2).
+    """Whether a request's conditions lead to a 304 for a stored response (§4.3.2).
 
-    If-None-Match takes precedence over If-Modified-Since; if it is invalid, nothing matches.
-    Conditions count only for a successful response (RFC 9110 §13.2.1).
+    If-None-Match takes precedence over If-Modified-Since, even if it is invalid and matches
+    nothing. Conditions apply only to a successful response (RFC 9110 §13.2.1).
     """
     if not 200 <= stored.status < 300 or stored.status == 206:
         return False
@@ -223,7 +224,7 @@ def not_modified(request: Headers, stored: StoredResponse) -> bool:
     if (date := request.get("if-modified-since")) is None:
         return False
     since = parse_date(date, stored.stored_at)
-    # Last-Modified, else Date, else when it was received.
+    # Last-Modified, otherwise Date, otherwise the time of receipt.
     modified = parse_date(stored.headers.get("last-modified") or "", stored.stored_at)
     if modified is None:
         modified = date_of(stored.headers, stored.stored_at)
@@ -231,10 +232,10 @@ def not_modified(request: Headers, stored: StoredResponse) -> bool:
 
 
 def makes_304(request: Headers, response: Headers, received_at: float) -> bool:
-    """Whether a request's conditions make a 304 of a new 200 with these fields.
+    """Whether a request's conditions lead to a 304 for a new 200 with these fields.
 
-    The application has not seen the conditions, so only its own validators count (RFC 9110
-    §13.1.2, §13.1.3).
+    The conditions were not forwarded, so only the application's own validators are compared (RFC
+    9110 §13.1.2, §13.1.3).
     """
     condition = request.combined("if-none-match")
     if condition is not None:
@@ -256,8 +257,8 @@ def _lists(condition: str, etag: str | None) -> bool:
 def with_validators(request: Headers, stored: Headers) -> Headers:
     """Return a request's header fields with the validators of a stored response (§4.3.1).
 
-    The client's own If-None-Match is kept beside ours: the ETag of a 304 tells which one matched.
-    Its If-Modified-Since is replaced, because there can be only one.
+    The client's If-None-Match is kept and extended: the ETag of a 304 shows which one matched. Its
+    If-Modified-Since is replaced, because the field has a single value.
     """
     etag, modified = stored.get("etag"), stored.get("last-modified")
     if etag is not None:
@@ -270,9 +271,9 @@ def with_validators(request: Headers, stored: Headers) -> Headers:
 
 
 def confirms(stored: Headers, head_of_304: Headers) -> bool:
-    """Whether a 304 selects this stored response by its validators (§4.3.4).
+    """Whether a 304 confirms this stored response, by its validators (§4.3.4).
 
-    One without validators answers the only condition that was sent.
+    A 304 without validators refers to the only condition that was sent.
     """
     etag, own = head_of_304.get("etag"), stored.get("etag")
     if etag is not None and own is not None:
@@ -282,7 +283,7 @@ def confirms(stored: Headers, head_of_304: Headers) -> bool:
 
 
 def confirms_head(stored: StoredResponse, head: Headers) -> bool:
-    """Whether the 200 to a HEAD request describes this stored response to GET (§4.3.5)."""
+    """Whether the 200 to a HEAD request matches this stored response to GET (§4.3.5)."""
     length = head.get("content-length")
     return (length is None or length == str(stored.length)) and all(
         head.get(name) in {None, stored.headers.get(name)} for name in ("etag", "last-modified")
@@ -290,11 +291,11 @@ def confirms_head(stored: StoredResponse, head: Headers) -> bool:
 
 
 def update_fields(stored: Headers, received: Headers, now: float, profile: Profile) -> Headers:
-    """Return stored header fields, updated from a newer response (§3.2).
+    """Return stored header fields, updated with those of a newer response (§3.2).
 
-    Fields about how to read the stored bytes are kept. In profile ``safe`` Content-Type is one:
-    an application that puts its default on a 304 has not changed the bytes. A response without
-    Date gets the time when it was received, ``now`` (RFC 9110 §6.6.1).
+    Fields that describe the stored bytes are kept. In profile ``safe`` this includes Content-Type:
+    a framework may add its default to a 304, although the bytes have not changed. If Date is
+    missing, the time of receipt, ``now``, is used (RFC 9110 §6.6.1).
     """
     if "date" not in received:
         received = received.setting("date", format_date(now))
@@ -309,10 +310,10 @@ def headers_of_304(headers: Headers) -> Headers:
     return headers.without(*_BODY_FIELDS)
 
 
-# --- Range requests (RFC 9110 §14), one range at a time -----------------------------------------
+# --- Range requests with a single range (RFC 9110 §14) ------------------------------------------
 
 UNSATISFIABLE = range(0)
-"""A range that does not overlap the representation."""
+"""A range outside of the representation."""
 
 _ONE_RANGE = re.compile(
     r"bytes=[ \t]*(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))[ \t]*", re.IGNORECASE
@@ -326,19 +327,19 @@ class Part(Struct, frozen=True):
     first: int
     last: int
     total: int | None
-    """The length of the whole, None if it was not known."""
+    """The length of the whole representation; None if unknown."""
 
     def __str__(self) -> str:
         return f"bytes {self.first}-{self.last}/{'*' if self.total is None else self.total}"
 
     @property
     def reaches_the_end(self) -> bool:
-        """Whether its last byte is the last of the whole."""
+        """Whether the part includes the last byte of the representation."""
         return self.total == self.last + 1
 
 
 def parse_part(headers: Headers) -> Part | None:
-    """Return the part that a 206 contains; None unless it is one valid range."""
+    """Return the part that a 206 contains; None if it is not a single valid range."""
     found = _CONTENT_RANGE.fullmatch(headers.get("content-range") or "")
     if found is None:
         return None
@@ -356,10 +357,10 @@ def _part_of(stored: StoredResponse) -> Part | None:
 
 
 def wanted_range(request: Headers, stored: StoredResponse) -> range | None:
-    """Return the positions in a stored body that a request asks for.
+    """Return the positions in a stored body that a request's Range selects.
 
-    None without Range, with an invalid one or several ranges, which a server may ignore (§14.2),
-    if If-Range does not match, and if a stored part does not contain the range (RFC 9111 §3.3).
+    None if there is no Range, if it is invalid or has several ranges, which servers may ignore
+    (§14.2), if If-Range does not match, or if a stored part lacks the range (RFC 9111 §3.3).
     """
     part, value = _part_of(stored), request.combined("range")
     found = _ONE_RANGE.fullmatch(value) if value is not None else None
@@ -382,7 +383,7 @@ def wanted_range(request: Headers, stored: StoredResponse) -> range | None:
 
 
 def _if_range_matches(request: Headers, stored: StoredResponse) -> bool:
-    """Whether If-Range is absent or matches the stored strong validator (§13.1.5)."""
+    """Whether If-Range is absent, or matches the stored strong validator (§13.1.5)."""
     condition = request.get("if-range")
     if condition is None:
         return True
@@ -390,7 +391,7 @@ def _if_range_matches(request: Headers, stored: StoredResponse) -> bool:
         return is_strong(condition) and condition == stored.headers.get("etag")
     if condition != stored.headers.get("last-modified"):
         return False
-    # RFC 9110 §8.8.2.2: a date is strong if it is more than a second older than Date.
+    # RFC 9110 §8.8.2.2: Last-Modified is strong if it is at least one second earlier than Date.
     modified = parse_date(condition, stored.stored_at)
     return modified is not None and date_of(stored.headers, stored.stored_at) - modified >= 1
 
@@ -398,10 +399,10 @@ def _if_range_matches(request: Headers, stored: StoredResponse) -> bool:
 def combine_parts(
     stored: StoredResponse, received: StoredResponse, largest: int
 ) -> StoredResponse | None:
-    """Return a stored part and a part received later as one response (RFC 9111 §3.4).
+    """Combine a stored part and a part received later into one response (RFC 9111 §3.4).
 
-    None if they do not share a strong ETag, leave a gap, or would have more than ``largest``
-    bytes. The result is a 200 if it has all bytes, otherwise a larger part.
+    None if they have no common strong ETag, if there is a gap, or if the result exceeds ``largest``
+    bytes. The result is a 200 if it is complete, otherwise a 206.
     """
     older, newer = parse_part(stored.headers), parse_part(received.headers)
     etag = received.headers.get("etag")
@@ -448,17 +449,17 @@ def cache_status(  # noqa: PLR0913 - the parameters of RFC 9211 §2, in its orde
     key: str = "",
     detail: str = "",
 ) -> tuple[bytes, bytes]:
-    """Return this cache's field line, to be added after those of caches nearer the origin.
+    """Return this cache's member of Cache-Status, which is added after those of other caches.
 
     Args:
-        hit: whether a stored response is sent.
-        fwd: why the request was forwarded: uri-miss, vary-miss, stale, method, bypass …
-        fwd_status: the application's status, if another one is sent.
-        ttl: seconds of freshness left; below 0 for a stale response.
-        stored: whether the response is stored.
-        collapsed: whether the request waited for another one instead of being forwarded itself.
-        key: the key on Redis, for debugging.
-        detail: what the others cannot say: why something was not stored.
+        hit: Whether a stored response is sent.
+        fwd: Why the request was forwarded: uri-miss, vary-miss, stale, method, bypass …
+        fwd_status: The application's status, if another status is sent.
+        ttl: The remaining freshness in seconds; below 0 for a stale response.
+        stored: Whether the response is stored.
+        collapsed: Whether the request was not forwarded, but got the response to another request.
+        key: The key on Redis, for debugging.
+        detail: More information, such as why a response was not stored.
     """
     text = f"{CACHE_NAME}; hit" if hit else CACHE_NAME
     if fwd:
@@ -466,7 +467,7 @@ def cache_status(  # noqa: PLR0913 - the parameters of RFC 9211 §2, in its orde
     if fwd_status is not None:
         text += f"; fwd-status={fwd_status}"
     if ttl is not None:
-        text += f"; ttl={floor(ttl)}"  # rounded down, as Age is
+        text += f"; ttl={floor(ttl)}"  # rounded down like Age
     if stored:
         text += "; stored"
     if collapsed:
@@ -479,6 +480,6 @@ def cache_status(  # noqa: PLR0913 - the parameters of RFC 9211 §2, in its orde
 
 
 def quoted(text: str) -> str:
-    """Return text as a String of a structured field (RFC 8941 §3.3.3)."""
+    """Return text as a String of structured fields (RFC 8941 §3.3.3)."""
     escaped = _UNPRINTABLE.sub("?", text).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'

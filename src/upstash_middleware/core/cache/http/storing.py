@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 
 MAX_VARY_FIELDS = 8
 _MAX_SEPARATORS = 64 * MAX_TAGS
-"""A list of tags with more separators is not split: it has too many, or they are empty."""
+"""A list of tags with more separators is not split, because it has too many or empty tags."""
 
-# RFC 9110 §7.6.1 and RFC 9111 §3.1: fields about one connection, and those of proxies.
+# RFC 9110 §7.6.1 and RFC 9111 §3.1: fields of a connection, and fields of proxies.
 _HOP_BY_HOP = (
     "connection",
     "keep-alive",
@@ -58,7 +58,7 @@ _HOP_BY_HOP = (
     "transfer-encoding",
     "upgrade",
 )
-# Fields of a rate limit inside the cache, about the client whose request was rendered.
+# Fields of a rate limit inside the cache, which are about the client of this request.
 _RATE_LIMIT_FIELDS = (
     "ratelimit",
     "ratelimit-policy",
@@ -66,17 +66,17 @@ _RATE_LIMIT_FIELDS = (
     "x-ratelimit-remaining",
     "x-ratelimit-reset",
 )
-# The statuses defined by RFC 9110 §15, and so those whose caching is understood.
+# The statuses defined in RFC 9110 §15, whose caching is therefore understood.
 _UNDERSTOOD_STATUSES = frozenset(
     {*range(200, 207), *range(300, 306), 307, 308, *range(400, 418), 421, 422, 426}
     | {*range(500, 506)}
 )
-# RFC 9111 §3.5: what lets a shared cache store the response to a request with Authorization.
+# RFC 9111 §3.5: directives that allow a shared cache to store the response to Authorization.
 _SHARED_DESPITE_AUTHORIZATION = ("public", "s-maxage", "must-revalidate")
 
 
 class Candidate(Struct, frozen=True):
-    """A response that may be stored, with everything that decides whether it is."""
+    """A response, with everything that decides whether it may be stored."""
 
     request: HTTPRequest
     rule: CacheRule
@@ -84,14 +84,14 @@ class Candidate(Struct, frozen=True):
     head: ResponseHead
     control: Directives
     vary: tuple[str, ...]
-    """The fields named by its Vary, in lower case."""
+    """The fields named by Vary, in lower case."""
     received_at: float
-    """Seconds since 1970."""
+    """The time of receipt in seconds since 1970."""
     fields: KnownFields
     private: bool = False
-    """Whether only the requesting user can ever get it."""
+    """Whether the key contains the user, so that only this user gets the response."""
     has_groups: bool = True
-    """Whether Cache-Groups counts."""
+    """Whether Cache-Groups is obeyed."""
 
     @property
     def selecting(self) -> tuple[str, ...]:
@@ -100,23 +100,23 @@ class Candidate(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True):
-    """A response to be stored, as far as it is known from its head."""
+    """A response to be stored, as known from its head."""
 
     stored: StoredResponse
-    """Without its body; with the tags of its rule and its own, their ancestors, and its groups."""
+    """The response without its body, and with all its tags, their ancestors, and its groups."""
     vary: tuple[str, ...]
-    """The fields that select it."""
+    """The fields that select the response."""
     keep: float
-    """Seconds for which it is of use."""
+    """Seconds for which the response is useful."""
     addresses: frozenset[str] = frozenset()
-    """The addresses of the client and proxies: a body that contains one may not be stored."""
+    """The addresses of client and proxies. A body that contains one of them is not stored."""
 
     def with_body(self, body: bytes) -> Plan:
-        """Return the plan with the whole body."""
+        """Return the plan with the complete body."""
         return replace(self, stored=replace(self.stored, packed=body, length=len(body)))
 
     def with_etag(self) -> Plan:
-        """Return the plan with a strong ETag made from its body, if it has none."""
+        """Return the plan with a strong ETag computed from the body, if there is no ETag."""
         stored = self.stored
         if stored.status != 200 or "etag" in stored.headers:
             return self
@@ -127,13 +127,13 @@ class Plan(Struct, frozen=True):
 def plan(  # noqa: PLR0911 - one for each reason
     candidate: Candidate, requested_at: float, grace: float, tags: tuple[str, ...] = ()
 ) -> Plan | str:
-    """Return what to store of a response, or the reason why nothing is stored.
+    """Return the plan for storing a response, or the reason why it is not stored.
 
     Args:
-        candidate: the response.
-        requested_at: when the application was called, in seconds since 1970.
-        grace: seconds for which a response that can be validated is kept beyond all other use.
-        tags: those that the rule gives it, ancestors included.
+        candidate: The response.
+        requested_at: When the application was called, in seconds since 1970.
+        grace: Seconds for which a response with a validator is kept after all other use has ended.
+        tags: The tags of the rule, with their ancestors.
     """
     if (reason := _refusal(candidate)) is not None:
         return reason
@@ -186,7 +186,7 @@ def plan(  # noqa: PLR0911 - one for each reason
 
 
 def _refusal(candidate: Candidate) -> str | None:  # noqa: C901, PLR0911, PLR0912 - one rule each
-    """Return why a response must not be stored, None if it may be."""
+    """Return why a response must not be stored; None if it may be stored."""
     request, head, control = candidate.request, candidate.head, candidate.control
     headers, profile, private = head.headers, candidate.profile, candidate.private
     if request.method != "GET":
@@ -195,11 +195,11 @@ def _refusal(candidate: Candidate) -> str | None:  # noqa: C901, PLR0911, PLR091
         return "partial content"
     if head.status < 200 or head.status in NEVER_STORED:
         return f"status {head.status}"
-    # Frameworks redirect with the query as it was sent, for instance to add a slash to the path.
+    # Frameworks may copy the query into a redirect, for instance to add a slash to the path.
     is_redirect = 300 <= head.status < 400 and "location" in headers
     if is_redirect and drops_parameters(request.query, candidate.rule):
         return "a redirect, and the request has parameters that do not select the response"
-    if "must-understand" in control:  # §5.2.2.3: then no-store is for other caches
+    if "must-understand" in control:  # §5.2.2.3: no-store is then ignored
         if head.status not in _UNDERSTOOD_STATUSES:
             return f"status {head.status} is not understood"
     elif "no-store" in control:  # §5.2.2.5
@@ -217,7 +217,7 @@ def _refusal(candidate: Candidate) -> str | None:  # noqa: C901, PLR0911, PLR091
         ):
             return f"request with {name}"
     if sum(map(len, headers.lines("connection"))) > LONGEST_VALUE:
-        return "Connection is too long"  # so it is unknown which fields may be stored (§3.1)
+        return "Connection is too long"  # the fields that may be stored are unknown (§3.1)
     if "*" in candidate.vary:  # §4.1
         return "Vary: *"
     if len(candidate.vary) > MAX_VARY_FIELDS:
@@ -240,8 +240,8 @@ def states_freshness(candidate: Candidate) -> bool:
 def storable_headers(headers: Headers, control: Directives) -> Headers:
     """Return the header fields to store, in order (§3.1).
 
-    Without those of the connection, those named by ``no-cache`` or ``private`` (§5.2.2.4,
-    §5.2.2.7), those of one client's limits, and Age, which each use adds.
+    These are not stored: fields of the connection, fields named by ``no-cache`` or ``private``
+    (§5.2.2.4, §5.2.2.7), a client's limits, and Age, which is computed for each use.
     """
     excluded = {*_HOP_BY_HOP, *_RATE_LIMIT_FIELDS, FROM_HANDLERS, "age"}
     for line in headers.lines("connection"):
@@ -254,7 +254,7 @@ def storable_headers(headers: Headers, control: Directives) -> Headers:
 def _selectors(candidate: Candidate) -> tuple[str, ...]:
     selectors = list(candidate.vary)
     if candidate.rule.narrow_vary_cookie and "cookie" in selectors:
-        selectors.remove("cookie")  # the cookies that it means are part of the resource's key
+        selectors.remove("cookie")  # its cookies are part of the resource's key
     if "accept-encoding" in selectors and not candidate.profile.normalises:
         selectors.remove("accept-encoding")
         coding = candidate.head.headers.combined("content-encoding") or ""
@@ -263,9 +263,9 @@ def _selectors(candidate: Candidate) -> tuple[str, ...]:
 
 
 def _tags_with_groups(candidate: Candidate, of_rule: tuple[str, ...]) -> tuple[str, ...] | str:
-    """Return a response's tags with their ancestors and its groups, or why it has too many.
+    """Return a response's tags with their ancestors and groups, or why there are too many.
 
-    Its own tags are in Cache-Tag, separated by commas, and in Surrogate-Key, separated by spaces.
+    Tags are in Cache-Tag, separated by commas, and in Surrogate-Key, separated by spaces.
     """
     headers, tags = candidate.head.headers, of_rule
     by_commas, by_spaces = headers.lines("cache-tag"), headers.lines("surrogate-key")
@@ -285,21 +285,21 @@ def _tags_with_groups(candidate: Candidate, of_rule: tuple[str, ...]) -> tuple[s
 
 # --- Cache groups (RFC 9875) --------------------------------------------------------------------
 #
-# A group is a tag that no application can name: it has no ancestors, and belongs to one origin.
+# A group is stored as a tag that applications cannot use. It has no ancestors, and one origin.
 
 CACHE_GROUPS: Final = "Cache-Groups"
-"""The field of a response that names its groups (§2)."""
+"""The response field that names the response's groups (§2)."""
 CACHE_GROUP_INVALIDATION: Final = "Cache-Group-Invalidation"
-"""The field of a response to an unsafe request that names the groups it invalidates (§3)."""
+"""The field that names the groups to invalidate, in the response to an unsafe request (§3)."""
 MAX_GROUPS: Final = 128
-"""In one field; at least 32 have to be supported. Each costs the read of its epoch with every
-lookup of its members, and one command to invalidate."""
+"""The maximum in one field; RFC 9875 requires at least 32. Each lookup of a member reads the
+epochs of its groups, and an invalidation costs one command for each group."""
 
 
 def groups_in(field: str, headers: Headers, request: HTTPRequest) -> tuple[str, ...] | str:
-    """Return the groups that a field of a response names, as tags; a reason if it names too many.
+    """Return the groups that a response field names, as tags, or why there are too many.
 
-    An invalid field is ignored, and so are parameters (§2, §3).
+    Invalid fields and parameters are ignored (§2, §3).
     """
     value = headers.combined(field.lower())
     if value is None:

@@ -1,7 +1,7 @@
-"""Structured fields (RFC 9651): Dictionaries, and lists of Strings.
+"""Structured fields (RFC 9651): parsers for Dictionaries, and for lists of Strings.
 
-A value is parsed strictly and as a whole: one that does not parse is None. Quantifiers are
-possessive where a pattern could backtrack otherwise, so that the work is linear in the length.
+Parsing is strict: if any part of a value is invalid, the result is None. Quantifiers are possessive
+where a pattern could otherwise backtrack, so the work is linear in the length.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ FALSE: Final = "?0"
 
 
 def parse_dictionary(value: str) -> dict[str, str] | None:
-    """Return a Dictionary's members as they are written, without their parameters (§4.2.2).
+    """Return a Dictionary's members as written, without their parameters (§4.2.2).
 
-    A member without a value is true. Of a repeated key the last counts.
+    A member without a value is true. The last of several equal keys applies.
     """
     members = _members(_DICTIONARY_MEMBER, value)
     return None if members is None else {each[1]: each[2] or TRUE for each in members}
 
 
 def parse_strings(value: str) -> tuple[str, ...] | None:
-    """Return the members of a List of Strings (§4.2.1), None if one of them is anything else."""
+    """Return the members of a List of Strings (§4.2.1); None if it has other members."""
     members = _members(_STRING_MEMBER, value)
     return None if members is None else tuple(unquote(each[1]) for each in members)
 
 
 def _members(pattern: re.Pattern[str], value: str) -> list[re.Match[str]] | None:
-    """Return the matches of members with commas between them, None if one of them has none."""
+    """Return the matches of members separated by commas; None if any member does not match."""
     text = value.strip(" ")
     found = []
     at = 0
@@ -58,7 +58,7 @@ def _members(pattern: re.Pattern[str], value: str) -> list[re.Match[str]] | None
 
 
 def parse_inner_list(item: str) -> tuple[str, ...] | None:
-    """Return the Strings of an Inner List as it is written, None for any other item."""
+    """Return the Strings of an Inner List, given as written; None for other items."""
     if not item.startswith("("):
         return None
     found = []
@@ -73,5 +73,5 @@ def parse_inner_list(item: str) -> tuple[str, ...] | None:
 
 
 def unquote(string: str) -> str:
-    """Return the text of a String as it is written."""
+    """Return the text of a String, given as written."""
     return _ESCAPE.sub(r"\1", string[1:-1])

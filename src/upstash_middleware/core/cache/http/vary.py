@@ -1,4 +1,4 @@
-"""What selects among the stored responses of a URL: Vary, codings and cookies (RFC 9111 §4.1)."""
+"""Selection of a URL's stored responses: Vary, codings and cookies (RFC 9111 §4.1)."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ if TYPE_CHECKING:
     from upstash_middleware.core.cache.rules import Profile
     from upstash_middleware.messages import Headers
 
-# RFC 9111 §4.1 lets values of a selecting field match as far as the field's definition says that
-# they mean the same: in a list, white space around commas and empty members (RFC 9110 §5.6.1). In
-# any other field a comma has no meaning: "https://a.example," is not "https://a.example".
+# RFC 9111 §4.1 allows values of a selecting field to match if they mean the same by the field's
+# definition. In a list, white space around commas and empty members are ignored (RFC 9110 §5.6.1).
+# In other fields, a comma has no such meaning: "https://a.example," is not "https://a.example".
 
 
 class ListField(NamedTuple):
-    """Whether case, and the order of its members, make no difference to a list-valued field."""
+    """Whether case and the order of members can be ignored when a list-valued field is compared."""
 
     case: bool
     order: bool
 
 
 LIST_FIELDS: Mapping[str, ListField] = {
-    # RFC 9110 §12.5.1; the value of a media type's parameter may depend on case.
+    # RFC 9110 §12.5.1; parameters of media types may be case-sensitive.
     "accept": ListField(case=False, order=True),
     "accept-charset": ListField(case=True, order=True),  # RFC 9110 §12.5.2, §8.3.2
     "accept-encoding": ListField(case=True, order=True),  # RFC 9110 §12.5.3, §8.4.1
     "accept-language": ListField(case=True, order=True),  # RFC 9110 §12.5.4, RFC 4647 §2
     "access-control-request-headers": ListField(case=True, order=True),  # names: Fetch §3.3.3
     "cache-control": ListField(case=False, order=True),  # RFC 9111 §5.2
-    "prefer": ListField(case=False, order=False),  # RFC 7240 §2: of a repeated one the first counts
+    "prefer": ListField(case=False, order=False),  # RFC 7240 §2: the first of equal ones applies
     "te": ListField(case=True, order=True),  # RFC 9110 §10.1.4
-    "via": ListField(case=False, order=False),  # RFC 9110 §7.6.3: the way that a message took
+    "via": ListField(case=False, order=False),  # RFC 9110 §7.6.3: the path of the message
 }
 
-# Clients spell Accept-Encoding in many ways, and a server has few codings: a response is stored for
-# all clients that accept its coding. RFC 9110 §8.4.1.
+# Clients write Accept-Encoding in many ways, but servers use few codings. A stored response is used
+# for all clients that accept its coding. RFC 9110 §8.4.1.
 
 CODINGS = frozenset(
     {
-        "br",  # RFC 7932; servers compress text with it
-        "deflate",  # zlib; rarely used, but nearly every client names it
-        "gzip",  # what each compression middleware can do
-        "zstd",  # RFC 8878; newer servers
+        "br",  # RFC 7932; often used for text
+        "deflate",  # zlib; rarely used, but most clients name it
+        "gzip",  # supported by all compression middleware
+        "zstd",  # RFC 8878; used by newer servers
     }
 )
 
@@ -58,9 +58,9 @@ _MAX_ACCEPT_ENCODING_LENGTH = 256
 
 
 def vary_fields(headers: Headers) -> tuple[str, ...]:
-    """Return the fields that a response's Vary names, in lower case, each once.
+    """Return the fields named by a response's Vary, in lower case and without duplicates.
 
-    Only the asterisk if any of them is not the name of a field.
+    If a member is not a valid field name, the result is the asterisk alone.
     """
     lines = headers.lines("vary")
     if sum(map(len, lines)) > LONGEST_VALUE:
@@ -70,11 +70,11 @@ def vary_fields(headers: Headers) -> tuple[str, ...]:
 
 
 def selected_values(fields: Iterable[str], headers: Headers, profile: Profile) -> str:
-    """Return a request's values of selecting header fields as one text.
+    """Return the values of a request's selecting header fields as one text.
 
-    An absent field differs from an empty one, and different values never make the same text. In
-    profile ``safe`` two values are the same only if no application can distinguish them; otherwise
-    values are normalised as far as their definitions allow.
+    A missing field differs from an empty one, and different values have different texts. In profile
+    ``safe``, two values are equal only if no application can distinguish them. Otherwise, values
+    are normalised as far as the fields' definitions allow.
     """
     return "\n".join([_selected_value(name, headers, profile) for name in sorted(set(fields))])
 
@@ -87,18 +87,18 @@ def _selected_value(selector: str, headers: Headers, profile: Profile) -> str:
     if by_codings and len(lines) == 1 and (accepted := accepted_codings(lines[0])) is not None:
         if not accepted:
             return f"{name}=identity"
-        # A client that accepts gzip could get it even if no such response is stored yet.
+        # A client that accepts gzip could get it, even if no such response is stored yet.
         return f"{name}={','.join(sorted(accepted & {'gzip', *codings.split(',')}))}"
-    # The repr of a list of texts is one line, and is different for each list.
+    # The repr of a list is a single line, and differs between lists.
     return f"{name}:{_normalise_lines(name, lines) if profile.normalises else lines!r}"
 
 
 def _normalise_lines(name: str, lines: list[str]) -> list[str]:
-    """Return the lines of a field combined and normalised as its definition allows."""
+    """Return the lines of a field, combined and normalised as far as its definition allows."""
     if (field := LIST_FIELDS.get(name)) is None or sum(map(len, lines)) > LONGEST_VALUE:
         return [", ".join(lines)]
     values = [
-        # Without white space around parameters (RFC 9110 §5.6.6).
+        # RFC 9110 §5.6.6: white space around parameters is ignored.
         ";".join([part.strip(" \t") for part in member.split(";")]) if '"' not in member else member
         for member in members(lines)
     ]
@@ -108,10 +108,11 @@ def _normalise_lines(name: str, lines: list[str]) -> list[str]:
 
 
 def selector_of_codings(headers: Headers, content_encoding: str) -> str:
-    """Return how a response with ``Vary: Accept-Encoding`` is selected in profile ``safe``.
+    """Return the selector of a response with ``Vary: Accept-Encoding`` in profile ``safe``.
 
-    By which of the codings that stored responses have a client accepts: ``accept-encoding=gzip``.
-    By the whole field if the response has a coding that was not requested.
+    Normally, the codings of stored responses that the client accepts select:
+    ``accept-encoding=gzip``. If the response has a coding that was not requested, the whole field
+    selects.
     """
     coding = content_encoding.strip().lower()
     if coding in {"", "identity"}:
@@ -124,7 +125,7 @@ def selector_of_codings(headers: Headers, content_encoding: str) -> str:
 
 
 def merge_selectors(one: Iterable[str], other: Iterable[str]) -> tuple[str, ...]:
-    """Return all selectors, with those for Accept-Encoding merged into one."""
+    """Return all selectors. Those for Accept-Encoding are merged into one."""
     merged = {*one, *other}
     by_codings = [selector for selector in merged if selector.startswith(_BY_CODINGS)]
     if len(merged) > 1 and by_codings:
@@ -136,9 +137,9 @@ def merge_selectors(one: Iterable[str], other: Iterable[str]) -> tuple[str, ...]
 
 
 def accepted_codings(line: str) -> frozenset[str] | None:
-    """Return the codings named by an Accept-Encoding, None unless all applications agree on it.
+    """Return the codings in Accept-Encoding; None if applications may interpret it differently.
 
-    They do not all know weights of zero, asterisks or capital letters.
+    Not all applications support a weight of 0, asterisks or capital letters.
     """
     return _accepted_codings(line) if len(line) <= _MAX_ACCEPT_ENCODING_LENGTH else None
 
@@ -158,17 +159,17 @@ def _accepted_codings(line: str) -> frozenset[str] | None:
 
 # --- Cookies ------------------------------------------------------------------------------------
 
-# A quoted value that does not end before the next semicolon.
+# A quoted value without an end before the next semicolon.
 OPEN_QUOTE = re.compile(r'[ \t]*+"(?:[^"\\]|\\.)*+\\?+\Z', re.DOTALL)
 
 
 def selected_cookies(names: Collection[str], headers: Headers) -> str | None:
-    """Return a request's cookies of these names as one text, independent of the names' order.
+    """Return a request's cookies with these names as one text, in a fixed order.
 
-    None if two parsers could find different cookies of these names. Starlette and Django split the
-    field at each semicolon, strip all white space, and use the last cookie of a name. Werkzeug
-    strips spaces and tabs, allows semicolons in quoted values, and uses the first. So the text
-    contains every cookie of a name, as it was sent.
+    None if two parsers could find different cookies. Starlette and Django split the field at each
+    semicolon, strip all white space, and use the last cookie of a name. Werkzeug strips spaces and
+    tabs, allows semicolons in quoted values, and uses the first. The text therefore contains every
+    cookie of a name, as it was sent.
     """
     chosen: dict[str, list[str]] = {}
     for line in headers.lines("cookie"):
@@ -189,6 +190,6 @@ def selected_cookies(names: Collection[str], headers: Headers) -> str | None:
 
 
 def chosen_cookies(names: Collection[str], headers: Headers) -> str:
-    """Return a request's Cookie field with only the cookies of these names, as they were sent."""
+    """Return a request's Cookie field with only the cookies of these names, unchanged."""
     pairs = [pair for line in headers.lines("cookie") for pair in line.split(";")]
     return "; ".join(pair.lstrip() for pair in pairs if pair.partition("=")[0].strip() in names)

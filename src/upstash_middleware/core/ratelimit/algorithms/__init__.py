@@ -1,7 +1,7 @@
-"""The algorithms: one module and one ``.lua`` file of the same name each, and an entry below.
+"""The algorithms. Each has a module, a ``.lua`` file of the same name, and an entry below.
 
-A module holds what the user writes, the keys, the script's arguments and the same algorithm in
-Python, for counting in this process; the ``.lua`` file holds what runs on Upstash.
+The module contains the class that users create, the keys, the script's arguments, and the algorithm
+in Python for counting in this process. The ``.lua`` file contains the algorithm for Upstash.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ ALGORITHMS: dict[str, type[Limit]] = {
     "token_bucket": TokenBucket,
     "concurrency": Concurrency,
 }
-"""The algorithms, by the names of their files."""
+"""The algorithms, by the name of their files."""
 
 _BY_WORD: dict[str, type[FixedWindow | SlidingWindow | GCRA | SlidingLog]] = {
     limit.word: limit  # type: ignore[misc]
     for limit in ALGORITHMS.values()
     if limit.word is not None
 }
-# Compiled when first used: imports should be quick.
+# Compiled at the first use, for quick imports.
 _AT_ONCE = r"(?i)([0-9]+(?:_[0-9]+)*)\s+at\s+once"
 _LIMIT = (
     r"(?i)(?:(?P<algorithm>[a-z]+)\s+)?(?P<limit>[0-9]+(?:_[0-9]+)*)\s*(?:/|\s+per\s|\s+in\s)\s*"
@@ -56,8 +56,8 @@ _LIMIT = (
 def parse_limits(text: str) -> tuple[Limit, ...]:
     """Parse one or several limits, separated by semicolons or commas.
 
-    A limit is ``[fixed|sliding|gcra|log] COUNT/[N]UNIT [burst B]``; units reach from ``ms`` to
-    ``month`` (30 days). Without a word it is a sliding window, with a burst it is a GCRA.
+    A limit is ``[fixed|sliding|gcra|log] COUNT/[N]UNIT [burst B]``, with units from ``ms`` to
+    ``month`` (30 days). The default algorithm is a sliding window, or GCRA with a burst.
     ``COUNT at once`` is a Concurrency.
     Raises ConfigurationError.
     """

@@ -1,4 +1,4 @@
-"""How many requests may be in flight at once."""
+"""A limit on the number of concurrent requests."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _MAX_LIMIT = 1000
 
 
 class Concurrency(Limit, frozen=True):
-    """At most ``limit`` requests at once.
+    """At most ``limit`` concurrent requests.
 
-    A slot is released when its request ends, however it ends; if the process crashes first, after
-    ``longest`` seconds. While a response streams, its slot is renewed once half of that time has
-    passed. So ``longest`` should be longer than a response takes to begin, and twice as long as the
-    pause between two of its pieces. A response that is silent for longer loses its slot. When a
-    slot will be free is not known, so no Retry-After is given.
+    Each request takes a slot, which is released at the end of the request. If the process crashes,
+    the slot expires after ``longest`` seconds. While a response streams, the slot is renewed after
+    half of that time. ``longest`` should therefore be longer than the time to the first byte, and
+    twice as long as the pause between two pieces. Otherwise the slot expires too early. There is no
+    Retry-After, because it is unknown when a slot will be released.
 
     Args:
-        limit: Requests at once, at least 1.
-        longest: Seconds for which a slot is taken at most without being renewed; default 60.
+        limit: The number of concurrent requests, at least 1.
+        longest: The seconds after which a slot expires if it is not renewed; default 60.
 
     Raises:
-        ConfigurationError: A value is wrong.
+        ConfigurationError: A value is invalid.
     """
 
     limit: int
@@ -39,7 +39,7 @@ class Concurrency(Limit, frozen=True):
     has_slots: ClassVar[bool] = True
     window: ClassVar[str] = "longest"
 
-    # A request takes one slot, whatever it costs.
+    # A request takes one slot, independent of its cost.
     @property
     def highest_cost(self) -> int:
         return MAX_QUOTA

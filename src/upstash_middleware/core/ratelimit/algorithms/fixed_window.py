@@ -1,4 +1,4 @@
-"""The fixed window: one counter for each window."""
+"""The fixed window: a counter for each window."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ _ROUND_LENGTHS = (86_400_000, 3_600_000, 60_000, 1000, 1)
 
 
 class FixedWindow(Limit, frozen=True):
-    """At most ``limit`` units in each window of ``per`` seconds, cut at multiples of ``per``.
+    """At most ``limit`` units in each window of ``per`` seconds. Windows begin at multiples of
+    ``per``.
 
-    Across a boundary twice the limit may pass within one window's length.
+    Around the boundary of two windows, up to twice the limit can be allowed within ``per`` seconds.
 
     Args:
-        limit: Units in a window, at least 1.
+        limit: The units in a window, at least 1.
         per: The window: seconds, a timedelta, or text such as ``"1 minute"``.
 
     Raises:
-        ConfigurationError: A value is wrong.
+        ConfigurationError: A value is invalid.
     """
 
     limit: int
@@ -41,7 +42,7 @@ class FixedWindow(Limit, frozen=True):
     word: ClassVar[str | None] = "fixed"
     windows: ClassVar[bool] = True
     kept_for: ClassVar[int] = 0
-    """For how many further windows the counter is kept."""
+    """The number of further windows for which the counter is kept."""
 
     def script_numbers(self) -> tuple[int, int, int]:
         return (self.limit, self.milliseconds, self.kept_for * self.milliseconds)
@@ -75,11 +76,11 @@ class FixedWindow(Limit, frozen=True):
 def read_counter(
     last_part: str, value: str, now_ms: int, ttl_ms: int | None, kept_for: int = 0
 ) -> State | None:
-    """Return the state of a counter, None if it is none that the script keeps for this long.
+    """Return the state of a counter; None if the value or its TTL is not from the script.
 
-    Its key contains only the window's number. The window is the current, the previous or the next
-    one, so its number determines its length to one part in that number, and people choose round
-    lengths. ``ttl_ms`` None is any.
+    The key contains only the number of the window, which is the current, previous or next one. The
+    length of the window is estimated from that number, assuming that it is a round length. If
+    ``ttl_ms`` is None, any TTL is accepted.
     """
     try:
         number, used = whole_number(last_part), max(0, whole_number(value))
@@ -104,6 +105,6 @@ def read_counter(
 
 
 class KeptFixedWindow(FixedWindow, frozen=True):
-    """A fixed window in a bucket whose counters a sliding window weighs for one more window."""
+    """A fixed window in a bucket with a sliding window, which needs the previous counter."""
 
     kept_for: ClassVar[int] = 1

@@ -1,4 +1,4 @@
-"""The generic cell rate algorithm, as a leaky bucket."""
+"""The generic cell rate algorithm (GCRA), in the form of a leaky bucket."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _MAX_PRODUCT = 2**52
 
 
 class GCRA(Limit, frozen=True):
-    """``limit`` units per ``per`` seconds evenly spaced, with ``burst`` units at once.
+    """``limit`` units per ``per`` seconds, evenly spaced, of which ``burst`` can be used at once.
 
-    The generic cell rate algorithm (ITU-T I.371), in its leaky-bucket form; the same as a token
-    bucket that refills continuously. ``burst`` is ``limit`` by default.
+    The generic cell rate algorithm (ITU-T I.371) in its leaky-bucket form. It is equivalent to a
+    token bucket that refills continuously. The default of ``burst`` is ``limit``.
 
     Args:
-        limit: Units in ``per`` seconds, at least 1.
+        limit: The units in ``per`` seconds, at least 1.
         per: The window: seconds, a timedelta, or text such as ``"1 minute"``.
-        burst: Units that may pass at once; None for ``limit``.
+        burst: The units that can be used at once; None means ``limit``.
 
     Raises:
-        ConfigurationError: A value is wrong.
+        ConfigurationError: A value is invalid.
     """
 
     limit: int

@@ -1,4 +1,4 @@
-"""What all limits have in common, whichever algorithm counts them."""
+"""The base class of limits, with everything that does not depend on the algorithm."""
 
 from __future__ import annotations
 
@@ -14,66 +14,66 @@ from upstash_middleware.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# With these bounds the script only computes with whole numbers that a double represents exactly.
+# With these bounds, the script computes only with integers that a double represents exactly.
 MAX_QUOTA = 10**15 - 1
-"""Also the largest integer of a structured field (RFC 9651 §3.3.1)."""
+"""The largest integer of a structured field (RFC 9651 §3.3.1)."""
 MAX_WINDOW_MS = 400 * 24 * 60 * 60 * 1000
 
 
 class Check(Struct, frozen=True):
-    """The state of a limit now, and after a cost is taken; times are ms since 1970."""
+    """The state of a limit now, and after a charge. Times are in milliseconds since 1970."""
 
     passes: int
-    """When a request of this cost would pass; not after now if it does at once."""
+    """When a request of this cost would be allowed; now or earlier if it is allowed at once."""
     remaining: int
     reset: int
     key: int
-    """Which of the limit's keys is written when the cost is charged."""
+    """The index of the limit's key that a charge writes."""
     value: Any
     counts_until: int
     remaining_after: int
     reset_after: int
     state_part: int = 0
-    """Which part of the state is written: a window's number, an entry's time."""
+    """The part of the state that is written: the number of a window, or the time of an entry."""
 
 
 class State(Struct, frozen=True):
-    """The state of a limit as it is on Redis, for people to read."""
+    """The state of a limit on Redis, described for users."""
 
     label: str
-    """What `used` counts, such as ``Tokens used``."""
+    """The name of ``used``, such as ``Tokens used``."""
     used: float
-    """At the time of reading."""
+    """The value when the state was read."""
     facts: Sequence[tuple[str, str, int]] = ()
-    """What else is known: a label, the kind of number, and the number. Kinds are ``units``, ``ms``
-    for a duration, and ``at`` for a time in ms since 1970."""
+    """More values: a label, the kind, and the number. Kinds are ``units``, ``ms`` for a duration,
+    and ``at`` for a time in milliseconds since 1970."""
 
 
 class Limit(Struct, frozen=True, dict=True):
-    """Base of the limits that a rule can set.
+    """The base class of the limits that a rule can have.
 
-    The algorithm's ``.lua`` file defines what a limit does; ``check`` is the same in Python, for
-    counting in this process.
+    The algorithm is defined by its ``.lua`` file. ``check`` implements it in Python, for counting
+    in this process.
     """
 
     name: ClassVar[str]
-    """What the script calls the algorithm."""
+    """The name of the algorithm in the script."""
     title: ClassVar[str]
-    """What people call it."""
+    """The name of the algorithm for users."""
     word: ClassVar[str | None] = None
-    """What the algorithm is called in text such as ``"fixed 10/s"``; None without a notation."""
+    """The name in text such as ``"fixed 10/s"``; None if the algorithm has no text form."""
     refills: ClassVar[bool] = False
-    """Whether used units come back at the limit's own rate, as in a bucket."""
+    """Whether used units return continuously, as in a token bucket."""
     windows: ClassVar[bool] = False
-    """Whether its keys are windows' numbers, and units go back to the window they were taken in."""
+    """Whether keys contain the numbers of windows, and refunds go to the window of the charge."""
     has_slots: ClassVar[bool] = False
-    """Whether a request takes a slot, which is released when it ends."""
+    """Whether a request takes a slot, which is released at its end."""
     quotas: ClassVar[tuple[str, ...]] = ("limit",)
-    """The fields that are numbers of units."""
+    """The names of fields that are numbers of units."""
     window: ClassVar[str] = "per"
-    """The field that is a duration."""
+    """The name of the field that is a duration."""
 
-    # The window, a bucket's interval, a slot's lifetime.
+    # The length of the window, of a bucket's interval, or of a slot's lifetime.
     @cached_property
     def milliseconds(self) -> int:
         value: object = getattr(self, self.window)
@@ -93,8 +93,8 @@ class Limit(Struct, frozen=True, dict=True):
     def numbers(self) -> tuple[str, ...]:
         return tuple(map(str, self.script_numbers()))
 
-    # The script's arguments for one charge; `changes` says that a key may override the quota, and
-    # `slot` identifies the request's slot where the limit has some.
+    # The script's arguments for one charge. `changes` is whether a key may override the quota, and
+    # `slot` identifies the request's slot if the limit has slots.
     def words(
         self, cost: int, group: int = 0, slot: int = 0, *, changes: bool = False
     ) -> tuple[str, ...]:
@@ -104,60 +104,60 @@ class Limit(Struct, frozen=True, dict=True):
         fits = "1" if cost <= self.highest_cost else "0"
         return (str(group), self.name, str(cost), a, b, c, fits, "1" if changes else "0")
 
-    # The draft's q: the most units that can pass at once.
+    # `q` in RateLimit-Policy: the maximum number of units that can be allowed at once.
     @property
     def quota(self) -> int:
         return self.limit  # type: ignore[attr-defined, no-any-return]
 
-    # The draft's w: within how many milliseconds a quota used up is whole again.
+    # `w` in RateLimit-Policy, in milliseconds: the time after which a used quota is whole again.
     @property
     def span_ms(self) -> int:
         return self.milliseconds
 
-    # A higher cost is always denied.
+    # Requests with a higher cost are always denied.
     @property
     def highest_cost(self) -> int:
         return self.quota
 
     # The keys of the limit's state, in the script's order; `base` is PREFIX:RULE:IDENTIFIER. For
-    # windows the next one's key is among them, which a process whose clock leads may have begun.
-    # No key contains a quota, so that used units are found again when the quota changes.
+    # windows, they include the next window's key, because another process's clock may be ahead.
+    # Keys contain no quota, so used units are kept when the quota changes.
     def keys(self, base: str, now_ms: int) -> tuple[str, ...]:  # noqa: ARG002
         return (f"{base}:{self.name}.{self.milliseconds}",)
 
-    # The keys that units taken from a part of the state are refunded to.
+    # The keys to which units taken from a part of the state are refunded.
     def refund_keys(self, base: str, part: int, now_ms: int) -> tuple[str, ...]:
         return (f"{base}:{part}",) if self.windows else self.keys(base, now_ms)
 
-    # Until when units that were taken from `part` may be used, in ms since 1970; `reset` is the
-    # script's.
+    # The time until which units taken from `part` may be used, in ms since 1970; `reset` is from
+    # the script's reply.
     def taken_until(self, part: int, reset: int) -> int:  # noqa: ARG002
         return reset
 
-    # Whether a call whose verdict is about `part` can give back units taken from `taken_part`.
+    # Whether a call with a verdict on `part` can return units taken from `taken_part`.
     def gives_back(self, taken_part: int, part: int) -> bool:
         return not self.windows or taken_part == part
 
-    # How many of so many units may be given back after a time: those that have come back by
-    # themselves may have been used by others.
+    # How many of the units may be returned after they were held for a time. Units that would have
+    # refilled by then are excluded, because other requests may have used them.
     def returnable(self, units: int, held_ms: int) -> int:  # noqa: ARG002
         return units
 
-    # Equal for two limits if they count in the same keys.
+    # Two limits have equal states if they count in the same keys.
     def state(self, base: str) -> tuple[str, int]:
         return self.keys(base, 0)[-1], self.milliseconds
 
-    # The limit with a share of its quota, 1 unit at least.
+    # The limit with a share of its quota, at least 1 unit.
     def share(self, share: float) -> Self:
         parts = {name: max(1, int(getattr(self, name) * share)) for name in self.quotas}
         return replace(self, **parts)
 
-    # `values` are those of `keys`, None where there is none.
+    # `values` are the values of `keys`; None for a missing key.
     def check(self, values: Sequence[Any], now: int, cost: int) -> Check:
         raise NotImplementedError
 
-    # The state at a key with this TTL, None if another algorithm's or none. The key's last part is
-    # `name`, perhaps with the window, and the value has the form that common.lua writes.
+    # The state at a key with this TTL; None if the key belongs to another algorithm. `last_part` is
+    # `name`, optionally with the window, and `value` has the format of common.lua.
     @classmethod
     def read_state(cls, last_part: str, value: str, now_ms: int, ttl_ms: int) -> State | None:  # noqa: ARG003
         name, _, window = last_part.partition(".")
@@ -180,7 +180,7 @@ class Limit(Struct, frozen=True, dict=True):
     def script_numbers(self) -> tuple[int, int, int]:
         return (self.quota, self.milliseconds, 0)
 
-    # The limit with these numbers of the script. Raises ConfigurationError.
+    # The limit for these arguments of the script. Raises ConfigurationError.
     @classmethod
     def from_script(cls, a: int, b: int, c: int) -> Limit:  # noqa: ARG003
         return cls(a, b / 1000)
@@ -188,10 +188,10 @@ class Limit(Struct, frozen=True, dict=True):
     def __post_init__(self) -> None:
         for name in self.quotas:
             self.check_units(name)
-        _ = self.milliseconds  # raises for a wrong one
+        _ = self.milliseconds  # raises for an invalid duration
         self.check_numbers()
 
-    # Raises ConfigurationError for numbers that the algorithm cannot count with.
+    # Raises ConfigurationError for values that the algorithm does not support.
     def check_numbers(self) -> None:
         pass
 
@@ -204,7 +204,7 @@ class Limit(Struct, frozen=True, dict=True):
 
 
 def whole_number(text: str) -> int:
-    """Read a number of a size that a script writes. Raises ValueError."""
+    """Parse an integer in the range that scripts write. Raises ValueError."""
     if len(text) > 17:
         raise ValueError(text)
     return int(text)

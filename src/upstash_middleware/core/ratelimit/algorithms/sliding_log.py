@@ -1,4 +1,4 @@
-"""The sliding log, which remembers each request."""
+"""The sliding log, which stores every request."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _MAX_LIMIT = 1000
 
 
 class SlidingLog(Limit, frozen=True):
-    """At most ``limit`` units in any ``per`` seconds, exactly, each request being remembered.
+    """At most ``limit`` units in any ``per`` seconds, exactly, because every request is stored.
 
-    What is stored grows with the limit, so that is at most 1000.
+    The stored data grow with the limit, so the limit is at most 1000.
 
     Args:
-        limit: Units in a window, from 1 to 1000.
+        limit: The units in a window, from 1 to 1000.
         per: The window: seconds, a timedelta, or text such as ``"1 minute"``.
 
     Raises:
-        ConfigurationError: A value is wrong.
+        ConfigurationError: A value is invalid.
     """
 
     limit: int

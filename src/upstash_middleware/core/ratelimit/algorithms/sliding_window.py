@@ -1,4 +1,4 @@
-"""The sliding window, estimated from two fixed ones."""
+"""The sliding window, estimated from two fixed windows."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 class SlidingWindow(Limit, frozen=True):
     """About ``limit`` units in any ``per`` seconds, estimated from two fixed windows.
 
-    The previous window counts with the share of it that a window ending now still covers,
-    rounded down.
+    The units of the previous window are multiplied by the part of it that the sliding window still
+    covers, and rounded down.
 
     Args:
-        limit: Units in a window, at least 1.
+        limit: The units in a window, at least 1.
         per: The window: seconds, a timedelta, or text such as ``"1 minute"``.
 
     Raises:
-        ConfigurationError: A value is wrong.
+        ConfigurationError: A value is invalid.
     """
 
     limit: int
@@ -40,7 +40,7 @@ class SlidingWindow(Limit, frozen=True):
         number = now_ms // self.milliseconds
         return (f"{base}:{number - 1}", f"{base}:{number}", f"{base}:{number + 1}")
 
-    # Not later than the window in which they are counted in full.
+    # The end of the window in which the units count fully.
     def taken_until(self, part: int, reset: int) -> int:  # noqa: ARG002
         return (part + 1) * self.milliseconds
 

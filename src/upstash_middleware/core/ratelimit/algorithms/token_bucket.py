@@ -1,4 +1,4 @@
-"""The token bucket, refilled in steps."""
+"""The token bucket, which is refilled at intervals."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 class TokenBucket(Limit, frozen=True):
-    """A bucket of ``capacity`` tokens that gets ``refill`` tokens at the end of each ``per``.
+    """A bucket of ``capacity`` tokens that gets ``refill`` tokens at the end of each interval.
 
-    The intervals (seconds) are counted from the moment at which the bucket was last full.
+    The intervals of ``per`` seconds begin when the bucket was last full.
 
     Args:
-        capacity: Tokens that the bucket has at most.
-        refill: Tokens that it gets in each interval.
+        capacity: The maximum number of tokens in the bucket.
+        refill: The number of tokens added at the end of each interval.
         per: The interval: seconds, a timedelta, or text such as ``"1 minute"``.
 
     Raises:
-        ConfigurationError: A value is wrong.
+        ConfigurationError: A value is invalid.
     """
 
     capacity: int
