@@ -15,8 +15,8 @@ from upstash_middleware.fastapi import UpstashMiddleware, data, session
 
 app = FastAPI(title="Tea shop")
 
-# Clients are told apart by the address that the connection comes from. Behind a proxy that is
-# the proxy's for everybody: say client_ip=1 then.
+# By default, clients are identified by the address of the connection. Behind a proxy, this is the
+# proxy's address for all clients: set client_ip=1.
 app.add_middleware(
     UpstashMiddleware,
     default_limit="100/minute",

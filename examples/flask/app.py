@@ -14,8 +14,8 @@ from upstash_middleware.flask import Sessions, UpstashMiddleware, data, purge, s
 app = Flask(__name__)
 app.secret_key = os.environ.get("SECRET_KEY", "not secret: an example")
 
-# Clients are told apart by the address that the connection comes from. Behind a proxy that is
-# the proxy's for everybody: say client_ip=1, or put Werkzeug's ProxyFix outside.
+# By default, clients are identified by the address of the connection. Behind a proxy, this is the
+# proxy's address for all clients: set client_ip=1, or put Werkzeug's ProxyFix outside.
 UpstashMiddleware(
     app,
     default_limit="100/minute",

@@ -129,8 +129,8 @@ app = Starlette(
         Route("/logout", log_out, methods=["POST"]),
     ],
     middleware=[
-        # Clients are told apart by the address that the connection comes from. Behind a proxy
-        # that is the proxy's for everybody: say client_ip=1 then.
+        # By default, clients are identified by the address of the connection. Behind a proxy, this
+        # is the proxy's address for all clients: set client_ip=1.
         Middleware(
             UpstashMiddleware,
             default_limit="100/minute",

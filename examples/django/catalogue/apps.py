@@ -30,5 +30,5 @@ class CatalogueConfig(AppConfig):
 def purge_pages(instance: Product, **_: Any) -> None:
     """Purge what was made of the product, as soon as others can see the change."""
     tags = [f"product:{instance.slug}", "prices"]
-    # Robust: if Upstash cannot be told, that is logged, and the pages live out their minute.
+    # Robust: if the purge fails, this is logged, and the pages stay stored until their ttl ends.
     transaction.on_commit(partial(purge, tags=tags), robust=True)

@@ -20,7 +20,7 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
-    # Above whatever makes pages personal, such as sessions; `check` insists on it.
+    # Above middleware that makes pages personal, such as sessions; `manage.py check` verifies it.
     "upstash_middleware.django.UpstashMiddleware",
     "upstash_middleware.django.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -28,8 +28,8 @@ MIDDLEWARE = [
 ]
 
 UPSTASH_MIDDLEWARE = {
-    # Clients are told apart by the address that the connection comes from. Behind a proxy that
-    # is the proxy's for everybody: say "client_ip": 1 for one proxy of your own.
+    # By default, clients are identified by the address of the connection. Behind a proxy, this is
+    # the proxy's address for all clients: set "client_ip": 1 for one proxy.
     "default_limit": "100/minute",
     "rate_limits": [
         {"path": "/api/generate", "methods": ["POST"], "limits": "10/10s"},

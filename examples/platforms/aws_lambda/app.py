@@ -46,8 +46,8 @@ app = Starlette(
     ]
 )
 
-# On Lambda, the client's address is read from the event, without a setting. Only a load balancer's
-# event has none: that writes it into X-Forwarded-For.
+# On Lambda, the client's address is read from the event, without a setting. The event of
+# a load balancer has no address: the load balancer writes it into X-Forwarded-For.
 client_ip = "aws" if os.environ.get("BEHIND") == "alb" else None
 
 app.add_middleware(
@@ -57,9 +57,9 @@ app.add_middleware(
     cache=[CacheRule("/page", ttl=60, stale_while_revalidate=60)],
 )
 
-# With a lifespan, Mangum would start and end the application for each event, and each would open
-# its connection to Upstash anew. What is not named as text leaves in base64, which a REST API
-# gives to the client as it is.
+# With a lifespan, Mangum would start and end the application for each event, and each event would
+# open a connection to Upstash. Media types that are not listed as text are encoded in base64, which
+# a REST API sends to the client unchanged.
 handler = Mangum(
     app,
     lifespan="off",

@@ -32,6 +32,6 @@ def page() -> tuple[str, dict[str, str]]:
 
 
 if os.environ.get("PURGE_AT_START"):
-    # With --preload this runs in the process that the workers are forked from.
+    # With --preload, this runs in the parent process, before the workers are forked.
     with app.app_context():
         purge(everything=True)
