@@ -1,8 +1,8 @@
-"""Rate limiting and response caching for Starlette, Flask and Django, over Upstash Redis.
+"""Rate limits and response cache for Starlette, Flask and Django, over Upstash Redis.
 
-The middleware classes live with their frameworks: ``upstash_middleware.starlette`` (and
-``.asgi`` for any ASGI application), ``.flask`` (and ``.wsgi``), ``.django``. This module has
-the names that they share, each imported on first use.
+The middleware classes are in the modules of their frameworks: ``upstash_middleware.starlette`` (and
+``.asgi`` for any ASGI application), ``.flask`` (and ``.wsgi``), ``.django``. This module has the
+names that they share, each imported on first use.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from upstash_middleware.redis import AsyncRedis, Redis
     from upstash_middleware.warming import Warmed, awarm, warm
 
-# The modules that define them; those that are fast to import come first.
+# The modules that define the names; modules that are fast to import come first.
 _DEFINING_MODULES = (
     *("errors", "messages", "core.identify", "core.ratelimit", "core.cache"),
     *("limiter", "core.sessions", "data", "redis", "warming"),

@@ -1,4 +1,4 @@
-"""``python -m upstash_middleware``: the command ``upstash-middleware``; nothing else is here."""
+"""``python -m upstash_middleware``: the command ``upstash-middleware``."""
 
 import sys
 

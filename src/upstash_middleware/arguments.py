@@ -1,4 +1,4 @@
-"""Reading arguments: which ones a caller gave, and values from the arguments of a call."""
+"""Helpers for arguments: which ones a caller passed, and values computed from them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ F = TypeVar("F", bound="Callable[..., Any]")
 
 
 def passing_to(implementation: Callable[..., Any] | str) -> Callable[[F], F]:
-    """Make a function that passes on the arguments that a caller gives, and no defaults.
+    """Return a decorator for a function that passes on only the arguments that were given.
 
-    The decorated function has the signature and the documentation, and is not called: whether an
-    argument was given matters, since a rule file or an environment variable may set the others.
+    The decorated function supplies the signature and documentation, and is never called. It matters
+    whether an argument was given, because a rule file or the environment may set the others.
 
     Args:
         implementation: A function, or the name of a method of the same object.
@@ -37,7 +37,7 @@ def passing_to(implementation: Callable[..., Any] | str) -> Callable[[F], F]:
 
 
 def defaults_of(function: Any) -> dict[str, Any]:
-    """Return the defaults of the keyword arguments that ``passing_to`` passes on, by their name."""
+    """Return the defaults of the keyword arguments that ``passing_to`` passes on, by name."""
     return dict(inspect.unwrap(function).__kwdefaults__)
 
 
@@ -46,17 +46,17 @@ def from_arguments(
 ) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Any]:
     """Return a function that computes a value from the arguments of a call of ``function``.
 
-    ``given`` is the value, or a function of arguments by the same names.
+    ``given`` is the value, or a function whose parameters have names of ``function``'s.
 
     Raises ConfigurationError if ``given`` has a parameter that ``function`` does not have.
     """
-    # A proxy of Werkzeug, such as flask.request, is callable if its object is.
+    # A Werkzeug proxy such as flask.request is callable if its object is.
     if not callable(given) or type(given).__module__ == "werkzeug.local":
         return lambda _args, _kwargs: given
     own = inspect.signature(function)
     try:
         wanted = inspect.signature(given).parameters
-    except ValueError:  # of some that are written in C
+    except ValueError:  # some functions in C have no signature
         return lambda args, kwargs: given(*args, **kwargs)
     if any(each.kind in {each.VAR_POSITIONAL, each.VAR_KEYWORD} for each in wanted.values()):
         return lambda args, kwargs: given(*args, **kwargs)

@@ -1,7 +1,7 @@
-"""The clock and the stateful middleware of this process, which tests can control.
+"""The clock of this process, and its middleware with state, for control by tests.
 
-`LocalUpstash.advance` and `LocalUpstash.reset` act on the local server and, through this module,
-on every middleware of the process.
+`LocalUpstash.advance` and `LocalUpstash.reset` act on the local server and, through this module, on
+every middleware of the process.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 
 class SystemClock:
-    """The machine's clocks, in seconds, plus what `advance` added."""
+    """The machine's clocks, in seconds, plus the time added by `advance`."""
 
     wall: Callable[[], float] = staticmethod(time.time)
     monotonic: Callable[[], float] = staticmethod(time.monotonic)
 
 
 class Remembers(Protocol):
-    """A middleware that remembers what its server responded."""
+    """A middleware that remembers results of its server."""
 
     @property
     def server_url(self) -> str | None:
-        """The URL of the server it uses; None if it has not needed one yet."""
+        """The URL of the server that it uses; None before the first use."""
         ...
 
     def forget(self) -> None:
@@ -42,7 +42,7 @@ _advanced = 0.0
 
 def advance(seconds: float) -> None:
     """Move this process's clock forward, for every middleware in it."""
-    global _advanced  # noqa: PLW0603 - there is one clock per process
+    global _advanced  # noqa: PLW0603 - one clock per process
     _advanced += seconds
     moved = _advanced
     if moved:
@@ -54,11 +54,11 @@ def advance(seconds: float) -> None:
 
 
 def forget() -> None:
-    """Make every middleware of this process forget what it remembers."""
+    """Make every middleware of this process forget its remembered state."""
     for each in list(remembering):
         each.forget()
 
 
 def restore() -> None:
-    """Set this process's clock back to the machine's."""
+    """Set this process's clock back to the machine's time."""
     advance(-_advanced)

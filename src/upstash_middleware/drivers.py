@@ -1,7 +1,7 @@
 """The only code that performs effects: ``run`` for threads, ``arun`` for event loops.
 
-Each is one loop: it takes the flow's next effect, performs it, and returns the value or raises the
-error where the flow awaited it. Errors that a flow does not handle propagate to the caller.
+Each is a loop: it gets the flow's next effect, performs it, and returns the result to the flow or
+raises the error in it. Errors that a flow does not handle are raised in the caller.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Executor(Protocol):
-    """What a thread's driver needs of a client."""
+    """The methods of a client that a thread's driver uses."""
 
     def execute(self, pipeline: Pipeline) -> list[Reply]:
         """Perform the pipeline in one HTTP call and return its replies in order."""
@@ -30,7 +30,7 @@ class Executor(Protocol):
 
 
 class AsyncExecutor(Protocol):
-    """What an event loop's driver needs of a client."""
+    """The methods of a client that an event loop's driver uses."""
 
     async def execute(self, pipeline: Pipeline) -> list[Reply]:
         """Perform the pipeline in one HTTP call and return its replies in order."""
@@ -38,7 +38,7 @@ class AsyncExecutor(Protocol):
 
 
 def run(flow: Flow[T], client: Executor) -> T:
-    """Drive a flow to its end in this thread and return its result."""
+    """Run a flow to its end in this thread and return its result."""
     step, value = flow.send, None
     while True:
         try:
@@ -47,15 +47,15 @@ def run(flow: Flow[T], client: Executor) -> T:
             return end.value  # type: ignore[no-any-return]
         try:
             step, value = flow.send, _perform(effect, client)
-        except BaseException as error:  # noqa: BLE001 - it belongs to the flow, interrupts too
+        except BaseException as error:  # noqa: BLE001 - raised in the flow, interrupts too
             step, value = flow.throw, error
 
 
 async def arun(flow: Flow[T], client: AsyncExecutor) -> T:
-    """Drive a flow to its end in this task and return its result.
+    """Run a flow to its end in this task and return its result.
 
-    A cancellation is raised where the flow waits; the effects that the flow still awaits to clean
-    up are performed.
+    A cancellation is raised in the flow where it waits. Effects that the flow then awaits for
+    cleaning up are still performed.
     """
     step: Callable[[Any], Effect] = flow.send
     value: Any = None
@@ -68,11 +68,11 @@ async def arun(flow: Flow[T], client: AsyncExecutor) -> T:
         try:
             if interrupted:
                 step, value = flow.send, await _perform_shielded(effect, client)
-            elif isinstance(effect, Pipeline):  # nearly all are: one coroutine less for each
+            elif isinstance(effect, Pipeline):  # most effects; this saves a coroutine
                 step, value = flow.send, await client.execute(effect)
             else:
                 step, value = flow.send, await _aperform(effect)
-        except BaseException as error:  # noqa: BLE001 - it belongs to the flow, cancellation too
+        except BaseException as error:  # noqa: BLE001 - raised in the flow, cancellation too
             step, value = flow.throw, error
             interrupted = interrupted or not isinstance(error, Exception)
 
@@ -92,7 +92,7 @@ def _perform(effect: Effect, client: Executor) -> Any:
         case Resolve(awaitable):
             import asyncio  # noqa: PLC0415 - slow to import, and rarely needed in threads
 
-            # Not anyio.run: it refuses in a thread whose context comes from an event loop's.
+            # Not anyio.run, which raises in a thread with the context of an event loop.
             return asyncio.run(_result(awaitable))
     assert_never(effect)
 
@@ -133,14 +133,14 @@ async def _wait_for_latch(latch: Latch, seconds: float) -> bool:
 
 
 def _from_any_thread(callback: Callable[[], None]) -> Callable[[], None]:
-    """Return what schedules ``callback`` on this event loop, from this thread or another."""
+    """Return a function that schedules ``callback`` on this event loop from any thread."""
     import anyio.lowlevel  # noqa: PLC0415
 
     loop: Any = anyio.lowlevel.current_token().native_token
     schedule = getattr(loop, "call_soon_threadsafe", None) or loop.run_sync_soon  # asyncio, trio
 
     def wake() -> None:
-        with suppress(RuntimeError):  # the loop has ended, and its waiters with it
+        with suppress(RuntimeError):  # the loop has ended, so nothing waits
             schedule(callback)
 
     return wake

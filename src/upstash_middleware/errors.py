@@ -1,18 +1,18 @@
-"""The exceptions of this package, and how they name a setting.
+"""The exceptions of this package, and the names of settings in them.
 
 UpstashMiddlewareError
 ├── ConfigurationError            a setting is wrong; raised at startup
 │   └── MissingCredentials        no URL or token; raised when they are first needed
-├── PurgeNotPassedOn              the function of the setting on_purge raised
-├── NotStorable                   a value would not come back equal and of the same type
+├── PurgeNotPassedOn              the function in the setting on_purge raised
+├── NotStorable                   a value would not be read back as an equal value
 ├── RateLimited                   a Limiter denied a call; it is in limiter.py
 └── UpstashError                  a call to Upstash failed
     ├── NotConnected              no connection was established: the server received nothing
-    ├── ConnectionLost            lost during the call: the server may have performed it
-    ├── DeadlineExceeded          no response in time: the server may have performed the call
-    ├── CircuitOpen               no call was made, because too many had failed
-    ├── UnexpectedAnswer          the response is not Upstash's: HTML, truncated, not JSON
-    ├── Refused                   the token was rejected or a limit of the plan reached
+        ├── ConnectionLost            lost during the call: the server may have executed it
+        ├── DeadlineExceeded          no response in time: the server may have executed the call
+        ├── CircuitOpen               no call was made, because too many calls had failed
+        ├── UnexpectedAnswer          the response is not Upstash's: HTML, truncated, not JSON
+        ├── Refused                   the token was rejected, or a limit of the plan was reached
     └── CommandError              one command failed; also a value, in a pipeline's replies
 """
 
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
 
 class Refusal(Enum):
-    """Why Upstash rejects a call or a command, however often it is sent."""
+    """Why Upstash rejects a call or a command; a retry would be rejected too."""
 
-    TOKEN = "token"  # noqa: S105 - a name, not one
+    TOKEN = "token"  # noqa: S105 - a name, not a token
     """The token is wrong or missing."""
     PERMISSION = "permission"
     """The token is read-only."""
     QUOTA = "quota"
-    """The plan's requests or traffic are used up."""
+    """The plan's request or traffic quota is used up."""
     FULL = "full"
-    """The database is full; reading still works."""
+    """The database is full; reads still work."""
     SIZE = "size"
     """The request, record or key is larger than the plan allows."""
 
@@ -54,16 +54,16 @@ _TEXTS: Final = (
 
 
 def refusal_in(text: str) -> Refusal | None:
-    """Return the refusal that an error text is about; None if it is about something else."""
+    """Return the refusal that an error text describes; None for other errors."""
     return next((kind for kind, of in _TEXTS if re.match(of, text, re.IGNORECASE)), None)
 
 
 class UpstashMiddlewareError(Exception):
-    """Base of every exception that this package raises."""
+    """The base class of all exceptions that this package raises."""
 
 
 class ConfigurationError(UpstashMiddlewareError, ValueError):
-    """A setting is wrong; the message names it, its value, and a right one."""
+    """A setting is wrong; the message names the setting, its value and a correct value."""
 
 
 class MissingCredentials(ConfigurationError):
@@ -71,42 +71,42 @@ class MissingCredentials(ConfigurationError):
 
 
 class PurgeNotPassedOn(UpstashMiddlewareError):
-    """A purge was carried out on Redis, and the function of the setting ``on_purge`` then raised.
+    """A purge was carried out on Redis, but then the function in ``on_purge`` raised.
 
-    What it raised is the ``__cause__``. The CDN may still serve what was purged; purge again.
+    Its exception is the ``__cause__``. The CDN may still serve purged responses; purge again.
     """
 
 
 class NotStorable(UpstashMiddlewareError, TypeError):
-    """A value would not come back equal and of the same type, so it is not stored.
+    """A value is not stored, because it would not be read back as an equal value of the same type.
 
-    The message has the path inside the value, its type, and what to store in its place.
+    The message has the path inside the value, its type, and what to store instead.
     """
 
 
 class UpstashError(UpstashMiddlewareError):
     """A call to Upstash failed.
 
-    The middleware applies the rule's ``on_error`` policy; it never raises this in the application.
+    The middleware applies the rule's ``on_error`` policy; it does not raise this exception.
     """
 
 
 class NotConnected(UpstashError):
-    """No connection was established, so the server received nothing; sending again is safe."""
+    """No connection was established, so the server received nothing; retrying is safe."""
 
 
 class ConnectionLost(UpstashError):
-    """The connection was lost after the call was sent; it may have been performed."""
+    """The connection was lost after the call was sent; the server may have executed it."""
 
 
 class DeadlineExceeded(UpstashError):
-    """The time for the whole call ran out; it may have been performed."""
+    """The deadline of the whole call has passed; the server may have executed it."""
 
 
 class CircuitOpen(UpstashError):
-    """No call was made, because too many of the latest calls failed or were slow.
+    """No call was made, because too many recent calls failed or were slow.
 
-    Raised within microseconds. From time to time one call is made as a probe.
+    It is raised within microseconds. From time to time one call is made as a probe.
     """
 
 
@@ -115,18 +115,18 @@ class UnexpectedAnswer(UpstashError):
 
 
 class Refused(UpstashError):
-    """The whole call was rejected: wrong token, no permission, used-up quota, or too large."""
+    """The whole call was rejected: wrong token, no permission, or a used-up quota."""
 
     @property
     def kind(self) -> Refusal:
         """Why it was rejected."""
-        return refusal_in(str(self)) or Refusal.TOKEN  # a status of 401 has no text
+        return refusal_in(str(self)) or Refusal.TOKEN  # a response with status 401 has no text
 
 
 class CommandError(UpstashError):
     """One command failed on the server, for instance ``WRONGTYPE Operation against a key …``.
 
-    In the replies of a pipeline it is the failed command's reply.
+    In the replies of a pipeline, it is the reply of the failed command.
     """
 
     @property
@@ -153,12 +153,12 @@ _SUGGESTED_NAMES: Final = {
     "rate": "limits",
     "timeout": "ttl",
 }
-"""Names used by other packages, with the names used here."""
+"""Parameter names of other packages, with the corresponding names of this package."""
 
 
 def unknown_name(setting: str, name: object, known: Iterable[str]) -> ConfigurationError:
     """Return the error for an unknown name, which suggests the closest known one."""
-    import difflib  # noqa: PLC0415 - for a mistake only
+    import difflib  # noqa: PLC0415 - only for an unknown name
 
     names = list(known)
     usual = [own for own in [_SUGGESTED_NAMES.get(str(name), "")] if own in names]
@@ -168,7 +168,7 @@ def unknown_name(setting: str, name: object, known: Iterable[str]) -> Configurat
 
 
 class RuleMeta(StructMeta):
-    """A rule's class: an unknown keyword argument raises ConfigurationError, not TypeError."""
+    """The metaclass of rules: an unknown argument raises ConfigurationError, not TypeError."""
 
     if not TYPE_CHECKING:  # type checkers know the constructor's arguments
 

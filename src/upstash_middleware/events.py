@@ -1,8 +1,8 @@
-"""Events, and the observers that are called with them: logs, metrics and traces.
+"""Events, and the observers that receive them: logs, metrics and traces.
 
-An observer is any function of one event. It is called where the event happens, in the request's own
-thread or task, so it should be fast. The repr of an event contains no secret: identifiers appear
-as in keys, so those made from tokens are hashed, and the request is left out.
+An observer is any function with one parameter, the event. It is called where the event happens, in
+the request's thread or task, so it should be fast. The repr of an event contains no secrets:
+identifiers are as in keys, where those made from tokens are hashed, and the request is omitted.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 from msgspec import Struct
 
-# Not for type checkers only: inspect.signature evaluates the annotations.
+# Imported at run time, because inspect.signature evaluates the annotations.
 from upstash_middleware.errors import UpstashError  # noqa: TC001
 from upstash_middleware.messages import Discreet, HTTPRequest
 
 
 class _AboutRequest(Discreet, Struct, frozen=True):
-    """An event with a request, which its repr and comparison leave out."""
+    """An event with a request, which its repr and comparisons omit."""
 
     def _shown_values(self) -> tuple[Any, ...]:
         return tuple(getattr(self, name) for name in self.__struct_fields__ if name != "request")
@@ -45,33 +45,33 @@ class RateLimitDecided(_AboutRequest, frozen=True):
     rule: str
     """The name of the rule."""
     identifier: str
-    """Whose quota it is, as in keys: secrets are hashed."""
+    """The identifier whose quota is used, as in keys: secrets are hashed."""
     allowed: bool
     """Whether the request may pass."""
     remaining: int
-    """What remains of the limit that is closest to being used up; 0 if nothing was counted."""
+    """The remaining units of the tightest limit; 0 if nothing was counted."""
     retry_after: float | None = None
-    """Seconds until the same request would pass; None if it passed, or never will."""
+    """Seconds until the same request would pass; None if it passed or never will."""
     settled_by: str = "upstash"
-    """What decided, as in ``Decision.settled_by``."""
+    """The source of the decision, as in ``Decision.settled_by``."""
     shadow: bool = False
-    """Whether the rule only reports, so that a denial stopped nothing."""
+    """Whether the rule only reports, so that a denial had no effect."""
     request: HTTPRequest | None = None
-    """The request; its ``native`` is the framework's own."""
+    """The request; ``native`` is the framework's request."""
 
 
 class QuotaLeased(Struct, frozen=True):
-    """Units of a quota were taken ahead for a lease, or what was left of them was given back."""
+    """Units of a quota were reserved for a lease, or unused units of a lease were returned."""
 
     rule: str
     """The name of the rule."""
     identifier: str
-    """Whose quota it is, as in keys: secrets are hashed."""
+    """The identifier whose quota is used, as in keys: secrets are hashed."""
     change: str
-    """``leased``, beyond the cost of a request; ``returned``, by a later call; or ``wasted``, where
-    unused units could not be given back."""
+    """``leased``: reserved in addition to a request's cost; ``returned``: given back by a later
+    call; ``wasted``: unused, but could not be given back."""
     units: int
-    """How many units."""
+    """The number of units."""
 
 
 class CacheLookedUp(_AboutRequest, frozen=True):
@@ -80,9 +80,9 @@ class CacheLookedUp(_AboutRequest, frozen=True):
     url: str
     """The URL of the request."""
     outcome: str
-    """``hit``, or why the request was forwarded: an RFC 9211 ``fwd`` reason."""
+    """``hit``, or the reason for forwarding the request: an RFC 9211 ``fwd`` value."""
     request: HTTPRequest | None = None
-    """The request; its ``native`` is the framework's own."""
+    """The request; ``native`` is the framework's request."""
 
 
 class CacheStored(Struct, frozen=True):
@@ -93,33 +93,33 @@ class CacheStored(Struct, frozen=True):
     stored: bool
     """Whether it was stored."""
     detail: str = ""
-    """Why it could not be stored."""
+    """The reason if it could not be stored."""
 
 
 class CacheNotStored(Struct, frozen=True):
-    """A response was not stored; emitted for up to three paths of each rule and reason an hour."""
+    """A response was not stored. Emitted for up to three paths per rule, reason and hour."""
 
     where: str
     """The rule, for instance ``cache[0]``."""
     why: str
     """The reason."""
     advice: str = ""
-    """The setting that would change it; empty if nothing suggests that it should change."""
+    """The setting that would allow storing it; empty if not storing it is probably intended."""
     path: str = ""
     """The path of the request."""
 
 
 class CacheEntryRefused(Struct, frozen=True):
-    """What was found in place of a stored response or value cannot be used: a miss."""
+    """A stored response or value on Redis cannot be used, and counts as a miss."""
 
     key: str
     """The key on Redis."""
     detail: str
-    """Why it cannot be used."""
+    """The reason why it cannot be used."""
 
 
 class SessionSaved(Struct, frozen=True):
-    """A session was changed on Redis, or a change of it was dropped."""
+    """A session was changed on Redis, or a change was lost."""
 
     change: str
     """``created``, ``saved``, ``touched`` if only its timeout was extended, ``regenerated``,
@@ -127,11 +127,11 @@ class SessionSaved(Struct, frozen=True):
     saved: bool
     """Whether the change was saved."""
     detail: str = ""
-    """Why it was dropped."""
+    """The reason if the change was lost."""
 
 
 class UpstashFailed(Struct, frozen=True):
-    """A call to Upstash failed, and the policy was applied."""
+    """A call to Upstash failed, and the on_error policy was applied."""
 
     during: str
     """``rate limit``, ``cache lookup``, ``cache store``, ``invalidation``, ``session load``,
@@ -148,11 +148,11 @@ class UpstashAnswered(Struct, frozen=True):
 
 
 class UpstashCalled(Struct, frozen=True):
-    """A call to Upstash ended: everything that one request waited for.
+    """A call to Upstash ended, from the point of view of one request.
 
-    Emitted in the thread or task that made it. Calls of several requests that were sent together
-    are emitted one by one, and a call includes its retry. A call that the open circuit prevented
-    is not emitted.
+    It is emitted in the thread or task of the request. If calls of several requests were batched,
+    there is one event for each request. A retry is part of the call. Calls that the open circuit
+    breaker prevents are not reported.
     """
 
     server: str
@@ -160,25 +160,25 @@ class UpstashCalled(Struct, frozen=True):
     port: int
     """Its port."""
     commands: tuple[str, ...]
-    """The names of the Redis commands in it."""
+    """The names of the Redis commands in the call."""
     seconds: float
-    """How long it took, in seconds."""
+    """The duration in seconds."""
     error: BaseException | None = None
-    """The error of the call, or of the first of its commands that failed; or a cancellation."""
+    """The error of the call, or of its first failed command; or a cancellation."""
 
 
 class CircuitOpened(Struct, frozen=True):
-    """Too many of the latest calls failed or were slow, so that only probes are sent to Upstash.
+    """Too many recent calls failed or were slow, so only probes are sent to Upstash.
 
-    Until CircuitClosed, each rule's policy is applied at once, or commands raise CircuitOpen.
+    Until CircuitClosed, each rule's on_error policy applies without a call.
     """
 
     bad: int
-    """How many of the latest calls failed or were slow."""
+    """The number of recent calls that failed or were slow."""
     of: int
-    """The latest calls, of which ``bad`` failed or were slow."""
+    """The number of recent calls."""
     last: str
-    """What was wrong with the last of them."""
+    """The problem of the last call."""
     commands: bool = False
     """Whether they were Redis commands of the application, which now raise CircuitOpen."""
 
@@ -194,23 +194,23 @@ class UserCodeFailed(Struct, frozen=True):
     """A function of the application that a rule calls raised; the rule continued without it."""
 
     where: str
-    """The setting of the function, for instance ``rate_limits[0].by``; ``the application`` if a
-    WSGI application raised and a stale response was sent in place of its response."""
+    """The setting with the function, for instance ``rate_limits[0].by``; ``the application`` if a
+    WSGI application raised and a stale response was sent instead."""
     error: Exception
     """The exception."""
 
 
 class SettingDoubted(Struct, frozen=True):
-    """The requests suggest that a setting is wrong; emitted once."""
+    """The requests suggest that a setting is wrong. Emitted once."""
 
     where: str
-    """The setting, for instance ``rate_limits[0].by``."""
+    """The observation, and the recommended setting."""
     advice: str
     """What was observed, and what to set."""
 
 
 class InternalError(Struct, frozen=True):
-    """This package failed; the request went on without the part that failed."""
+    """This package has a bug; the request continued without the part that failed."""
 
     where: str
     """The part that failed."""
@@ -239,9 +239,9 @@ Observer = Callable[[Event], None]
 
 
 def ignored_by(observer: Observer) -> AbstractSet[type[Event]]:
-    """Return the kinds of events that an observer does not need; this may change.
+    """Return the kinds of events that an observer does not need; the set may change.
 
-    An observer may have a set of kinds as its ``ignores``; events that all ignore are not created.
+    An observer may have such a set as ``ignores``. Events that all ignore are not created.
 
     Args:
         observer: The observer.

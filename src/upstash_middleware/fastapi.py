@@ -1,6 +1,6 @@
 """FastAPI: ``Depends(limit("5/minute"))`` for routes, routers and applications.
 
-Everything else is Starlette's. FastAPI itself is not imported.
+All other names are Starlette's. This module does not import FastAPI.
 """
 
 import inspect
@@ -79,24 +79,24 @@ def data(connection: HTTPConnection) -> "Data":
 
 
 class _DependencyLimits(LimitFactory[Callable[..., AsyncIterator[Decision]]]):
-    """Return a dependency that limits requests, and whose value is its own Decision.
+    """Return a dependency that limits requests; its value is the limit's Decision.
 
-    ``Annotated[Decision, Depends(limit("5/minute"))]`` in a route, ``dependencies=[…]`` of a
-    route, a router or the application. Each route's function has its own quota, under its
-    qualified name; with a ``name`` they share one. A denial raises RequestDenied.
+    Use ``Annotated[Decision, Depends(limit("5/minute"))]`` in a route, or ``dependencies=[…]`` of a
+    route, a router or the application. Each route's function has a separate quota under its
+    qualified name; with a ``name`` they share a quota. A denial raises RequestDenied.
 
-    The Decision is that of this limit alone, and so is what its ``charge`` charges;
-    ``request.state.rate_limit`` is that of all limits of the request. Where the limit does not
-    apply, it is a Decision without figures.
+    The Decision belongs to this limit only, and its ``charge`` charges only this limit;
+    ``request.state.rate_limit`` combines all limits of the request. If the limit does not apply, it
+    is a Decision without figures.
 
-    A dependency does not see the response. With an UpstashMiddleware or one of its halves outside,
-    that adds the limit's fields to each response and settles. Without it, a Response that the
-    function returns has no fields, and ``settle`` is refused.
+    A dependency does not see the response. An outer middleware of this package adds the limit's
+    fields to each response, and settles the cost. Without such a middleware, a Response that the
+    function returns has no fields, and ``settle`` raises ConfigurationError.
 
-    FastAPI calls a dependency that ``by`` is, ``by=Depends(current_user)``, once for a request,
-    wherever else it is used. Its value identifies by itself, if it is text, a number or a UUID, or
-    else by its ``id``; by None, the client's address is used. A request that the dependency refuses
-    is not counted. A value from one of FastAPI's security schemes is always hashed; text from other
+    In ``by=Depends(current_user)``, FastAPI calls the dependency once per request, even if it is
+    used elsewhere. The identifier is its value if that is text, a number or a UUID, and otherwise
+    the value's ``id``; for None the client's address is used. A request that the dependency rejects
+    is not counted. A value from one of FastAPI's security schemes is always hashed. Text from other
     dependencies appears unchanged in keys and logs, unless they return
     ``Identifier("id", text, secret=True)``.
     """
@@ -127,12 +127,12 @@ def _dependency(limits: AnyLimits, **arguments: Any) -> Callable[..., AsyncItera
             raise ConfigurationError(
                 f"{handler_limit.name}.settle: a dependency does not see the response; add "
                 "UpstashMiddleware to the application, which does (with default_limit=None, if it "
-                "should not limit anything itself)"
+                "should have no limits of its own)"
             )
         own: dict[HandlerLimit, Decision] = connection.scope.setdefault(_DECISIONS, {})
         pending = await handler_limit.abegin(call)
         if pending is None:
-            yield own.get(handler_limit, UNCHECKED)  # an application around this one may have it
+            yield own.get(handler_limit, UNCHECKED)  # an outer application may have set it
             return
         if pending.denies:
             call.deny(pending)
@@ -152,7 +152,7 @@ def _dependency(limits: AnyLimits, **arguments: Any) -> Callable[..., AsyncItera
         finally:
             await pending.afinish(complete=complete)
 
-    if not depends:  # FastAPI would look for it in the query
+    if not depends:  # otherwise FastAPI would read the parameter from the query
         signature = inspect.signature(rate_limit)
         others = [each for name, each in signature.parameters.items() if name != "resolved"]
         vars(rate_limit)["__signature__"] = signature.replace(parameters=others)
@@ -169,15 +169,15 @@ def cached(
 ) -> Callable[..., Awaitable[None]]:
     """Return a dependency that stores a route's successful responses.
 
-    ``dependencies=[Depends(cached(ttl=60, tags=("product:{id}",)))]``. The rules of the middleware
+    Use ``dependencies=[Depends(cached(ttl=60, tags=("product:{id}",)))]``. The middleware's rules
     decide which requests are looked up.
 
     Args:
         ttl: Seconds for which a response is fresh.
-        tags: Tags to purge by, which may contain parts of the route's path: ``product:{id}``.
-        stale_while_revalidate: Seconds for which a stale response is used while it is revalidated
+        tags: Tags for purging, with parameters of the route's path: ``product:{id}``.
+        stale_while_revalidate: Seconds in which a stale response is used while it is revalidated
             in the background.
-        stale_if_error: Seconds for which a stale response is used in place of an error.
+        stale_if_error: Seconds in which a stale response is used instead of an error.
 
     Raises:
         ConfigurationError: An argument is wrong.
@@ -192,7 +192,7 @@ def cached(
 
 
 async def never_cached(request: Request, response: Response) -> None:
-    """Keep a route's responses out of every cache: ``dependencies=[Depends(never_cached)]``.
+    """Keep a route's responses out of all caches: ``dependencies=[Depends(never_cached)]``.
 
     Args:
         request: The request, from FastAPI.
@@ -205,11 +205,11 @@ async def never_cached(request: Request, response: Response) -> None:
 def document_limits(app: Any) -> None:
     """Add the response 429 to the limited operations in a FastAPI application's OpenAPI document.
 
-    Those are the operations with a limit among their dependencies, and those that a rule of the
-    application's UpstashMiddleware or RateLimitMiddleware covers, or its default limit; not the
-    exempt ones. The response has its fields and its body; no body if the application makes it, by
-    an exception handler or ``on_denied``. What an operation declares for 429 stays. Call it once,
-    at any point: the document is made when it is first requested.
+    An operation is limited if a limit is among its dependencies, or if a rule or the default limit
+    of the application's middleware covers it, unless it is exempt. The response has the fields, and
+    the body unless an exception handler or ``on_denied`` makes it. A 429 that an operation declares
+    itself is kept. Call this function once, at any time: the document is made when it is first
+    requested.
 
     Args:
         app: The FastAPI application.
@@ -234,15 +234,15 @@ def document_limits(app: Any) -> None:
 
 
 _RESOLVED_DEPENDENCIES = "upstash_middleware.resolved"
-"""In a scope: the values of the dependencies that limits identify by."""
+"""The scope's key for the values of dependencies that identify the client."""
 _DECISIONS = "upstash_middleware.decisions"
-"""In a scope: the decisions of the limits that are dependencies."""
+"""The scope's key for the decisions of limits that are dependencies."""
 
 _CREDENTIALS = {
     "fastapi.security.http.HTTPAuthorizationCredentials": "credentials",
     "fastapi.security.http.HTTPBasicCredentials": "username",
 }
-"""Classes of the values of FastAPI's security schemes, and the attribute that identifies."""
+"""Value classes of FastAPI's security schemes, with the attribute that identifies the client."""
 
 
 def _classes(value: object) -> Iterator[str]:
@@ -250,7 +250,7 @@ def _classes(value: object) -> Iterator[str]:
 
 
 class _Resolved:
-    """The extractor for a dependency's value, which FastAPI has resolved before the limit."""
+    """The extractor for a dependency's value, which FastAPI resolves before the limit."""
 
     def __init__(self, dependency: Any) -> None:
         self._dependency = dependency
@@ -297,10 +297,10 @@ def _mark(request: Request, decorator: Decorator) -> EndpointCall:
 
 
 def _no_decorator(dependency: D, name: str) -> D:
-    """Have Python's own error say what to write where a dependency is used as a decorator.
+    """Make Python's own error explain how to use a dependency that was used as a decorator.
 
-    The error begins with the qualified name. FastAPI looks at the function's kind and signature, so
-    no check can be put around it that works in all of its versions.
+    The error begins with the function's qualified name. FastAPI inspects the function's kind and
+    signature, so no wrapper with a check works in all versions of FastAPI.
     """
     dependency.__qualname__ = (
         f"{name} is a dependency and no decorator; write dependencies=[Depends({name})] in the "
@@ -313,9 +313,9 @@ _no_decorator(never_cached, "never_cached")
 
 
 def _add_fields(pending: PendingExchange, response: Response) -> None:
-    """Add a limit's fields to the response that FastAPI merges into the route's.
+    """Add a limit's fields to the response that FastAPI merges into the route's response.
 
-    They replace those of a limit further out, which they include.
+    They replace the fields of an outer limit, because they include it.
     """
     before = getattr(response, "_headers", None)
     ours = before.ours if isinstance(before, _Headers) else ()
@@ -327,7 +327,7 @@ def _add_fields(pending: PendingExchange, response: Response) -> None:
 
 
 class _Headers(MutableHeaders):
-    """A response's header fields; a limit's field that the route's function sets replaces ours."""
+    """A response's header fields; a field that the route's function sets replaces the limit's."""
 
     def __init__(self, raw: list[tuple[bytes, bytes]], ours: list[tuple[bytes, bytes]]) -> None:
         super().__init__(raw=raw)

@@ -1,8 +1,8 @@
 """The backend of Flask-Caching: ``CACHE_TYPE="upstash_middleware.flask.caching_backend"``.
 
-``cache.cached``, ``cache.memoize`` and the rest of Flask-Caching then keep their values on the
-database of the application's middleware. Only ``flask.py`` imports this, when Flask-Caching asks
-for the backend: Flask-Caching need not be installed otherwise.
+``cache.cached``, ``cache.memoize`` and all other functions of Flask-Caching then store values in
+the database of the application's middleware. Only ``flask.py`` imports this module, when
+Flask-Caching needs the backend, so that Flask-Caching is optional.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _OPTIONS = ("default_timeout", "ignore_delete_many_errors", "serializer", "stric
 
 
 class UpstashBackend(BaseCache):
-    """Flask-Caching's cache on Upstash, with all of its methods; see ``flask.caching_backend``.
+    """Flask-Caching's cache on Upstash, with all its methods; see ``flask.caching_backend``.
 
-    A timeout of 0 keeps a value for 400 days, one below 0 stores nothing. ``CACHE_KEY_PREFIX`` is
-    part of the keys, and ``clear()`` invalidates what has the same prefix.
+    A timeout of 0 keeps a value for 400 days; a negative timeout stores nothing.
+    ``CACHE_KEY_PREFIX`` is part of the keys, and ``clear()`` invalidates the keys with this prefix.
     """
 
     def __init__(  # noqa: PLR0913 - each is a separate setting
@@ -57,9 +57,9 @@ class UpstashBackend(BaseCache):
         serializer: str = "json",
         strict: bool = False,
     ) -> None:
-        """Create the backend of an application; nothing is connected.
+        """Create the backend of an application; this opens no connection.
 
-        ``find`` returns the runtime to use, at each call. Raises ConfigurationError.
+        ``find`` is called for each operation and returns the runtime. Raises ConfigurationError.
         """
         super().__init__(default_timeout)
         if serializer not in {"json", "signed-pickle"}:
@@ -85,31 +85,31 @@ class UpstashBackend(BaseCache):
             if name not in _OPTIONS:
                 raise unknown_name("CACHE_OPTIONS", name, ("serializer", "strict"))
         given = {name: options[name] for name in _OPTIONS if name in options}
-        given.pop("ignore_delete_many_errors", None)  # a key that is not there counts as deleted
+        given.pop("ignore_delete_many_errors", None)  # a missing key counts as deleted
         return cls(app, find, config.get("CACHE_KEY_PREFIX") or "", **given)
 
     def get(self, key: str) -> Any:
-        """Return a value; None if there is none. One command."""
+        """Return a value, or None if there is none. One command."""
         return self._run(lambda store: store.get(str(key)), None)
 
     def has(self, key: str) -> bool:
-        """Whether there is a value, which may be None."""
+        """Whether a value exists; the value may be None."""
         return self._run(lambda store: store.get(str(key), MISSING), MISSING) is not MISSING
 
     def get_many(self, *keys: str) -> list[Any]:
-        """Return values in the order of their keys, with None for those that are missing."""
+        """Return values in the order of their keys, with None for missing values."""
         names = [str(key) for key in keys]
         values: dict[str, Any] = self._run(lambda store: store.get_many(names), {}) if names else {}
         return [values.get(name) for name in names]
 
     def set(self, key: str, value: Any, timeout: int | timedelta | None = None) -> bool:
-        """Store a value, and return whether that succeeded."""
+        """Store a value, and return whether this succeeded."""
         return bool(self.set_many({key: value}, timeout))
 
     def set_many(
         self, mapping: dict[str, Any], timeout: int | timedelta | None = None
     ) -> list[Any]:
-        """Store values in one call, and return their keys; none if that failed."""
+        """Store values in one call, and return their keys; an empty list if this failed."""
         seconds = self._seconds(timeout)
 
         def make(store: DataStore) -> Flow[bool]:
@@ -124,7 +124,7 @@ class UpstashBackend(BaseCache):
         return list(mapping) if not mapping or self._run(make, False) else []
 
     def add(self, key: str, value: Any, timeout: int | timedelta | None = None) -> bool:
-        """Store a value if there is none, and return whether it was stored."""
+        """Store a value if the key has none, and return whether it was stored."""
         seconds = self._seconds(timeout)
         if seconds < 0:
             return not self.has(key)
@@ -134,27 +134,27 @@ class UpstashBackend(BaseCache):
         )
 
     def delete(self, key: str) -> bool:
-        """Delete a value, and return whether there was one.
+        """Delete a value, and return whether it existed.
 
-        One that ``clear()`` has invalidated, and that has not expired yet, counts too.
+        A value that ``clear()`` has invalidated counts as existing until it expires.
         """
         return self._run(lambda store: store.delete(str(key), strict=self._strict), False)
 
     def delete_many(self, *keys: str) -> list[Any]:
-        """Delete values in one command, and return their keys; none if that failed."""
+        """Delete values with one command, and return their keys; an empty list if this failed."""
         names = list(map(str, keys))
         if not names or self._run(lambda store: store.discard(*names, strict=self._strict), True):
             return list(keys)
         return []
 
     def unlink(self, *keys: str) -> list[Any]:
-        """Delete values; the same as ``delete_many``."""
+        """Delete values, like ``delete_many``."""
         return self.delete_many(*keys)
 
     def inc(self, key: str, delta: int = 1) -> int | None:
-        """Add to an integer and return the sum; None if Upstash fails. Atomic.
+        """Add to an integer atomically and return the sum; None if Upstash fails.
 
-        It begins at 0, with the default timeout; one that is there keeps its own.
+        A new counter begins at 0 with the default timeout. An existing counter keeps its timeout.
         """
         ttl = max(self._seconds(None), 0.001)
         return self._run(lambda store: store.incr(str(key), delta, ttl, strict=self._strict), None)
@@ -164,7 +164,7 @@ class UpstashBackend(BaseCache):
         return self.inc(key, -delta)
 
     def clear(self) -> bool:
-        """Invalidate all values with this prefix, in one command; return whether that succeeded."""
+        """Invalidate all values with this prefix, with one command; return whether it succeeded."""
         return self._run(self._clear, False)
 
     async def _clear(self, store: DataStore) -> bool:
@@ -196,7 +196,7 @@ def _encode(store: DataStore, value: object) -> bytes:
     except NotStorable as error:
         raise NotStorable(
             f"{error}. Or set CACHE_OPTIONS={{'serializer': 'signed-pickle'}}, which stores all "
-            "that can be pickled"
+            "values that can be pickled"
         ) from None
 
 
@@ -213,7 +213,7 @@ def _signed_pickles(app: Flask) -> SignedPickles:
 
 
 # ------------------------------------------------------------------------------------------------
-# What Flask-Caching stores, as values
+# Encoding the values of Flask-Caching
 
 _RESPONSES = {
     ("werkzeug.wrappers.response", "Response"),
@@ -235,12 +235,12 @@ _EXCEPTIONS: dict[str, type[HTTPException]] = {
 
 
 class FlaskCodec(Codec):
-    """Encodes and decodes values as JSON with tagged forms: those of views and templates too."""
+    """Encodes and decodes values as JSON with tagged forms, including those of views."""
 
     def __init__(self) -> None:
         super().__init__(
             (
-                # Joining makes plain text of it.
+                # ``join`` converts it to plain text.
                 Form("markup", Markup, lambda text: "".join((text,)), Markup),
                 Form("response", Response, _pack_response, _unpack_response),
                 Form("exception", HTTPException, _pack_exception, _unpack_exception),
@@ -248,7 +248,7 @@ class FlaskCodec(Codec):
         )
 
     def form_of(self, kind: type) -> Form | None:
-        """Return the form of a response's or an exception's class that is the framework's own."""
+        """Return the form of a response or exception class of the framework."""
         if (kind.__module__, kind.__qualname__) in _RESPONSES:
             return Form("response", kind, _pack_response, _unpack_response)
         if _EXCEPTIONS.get(kind.__name__) is kind:
@@ -283,7 +283,7 @@ def _unpack_response(parts: Any) -> Response:
     module, name, status, fields, content, state = parts
     if (module, name) not in _RESPONSES:
         raise ValueError(f"a response of the class {module}.{name}")
-    if not re.fullmatch(r"[1-9]\d\d( [^\r\n]*)?", status):  # which raises TypeError for no text
+    if not re.fullmatch(r"[1-9]\d\d( [^\r\n]*)?", status):  # TypeError if it is not text
         raise ValueError(f"a response with the status {status!r}")
     if not isinstance(content, str | bytes):
         raise TypeError(f"a response with the content {content!r}")
@@ -297,12 +297,12 @@ def _unpack_response(parts: Any) -> Response:
     response.status = status
     response.response = [content.encode() if isinstance(content, str) else content]
     response.direct_passthrough = False
-    response._on_close = []  # noqa: SLF001 - as its constructor does
+    response._on_close = []  # noqa: SLF001 - as in its constructor
     return response
 
 
 def _check_state(cls: type[Response], state: dict[str, Any]) -> None:
-    """Raise ValueError for attributes that replace what the class of a response needs."""
+    """Raise ValueError for attributes that replace methods of a response's class."""
     for name in state:
         if hasattr(cls, name) and name != "timeout":  # of Flask-Caching's own class
             raise ValueError(f"an attribute {name!r} in place of its class's")
@@ -317,7 +317,7 @@ def _unpack_exception(parts: Any) -> HTTPException:
     cls = _EXCEPTIONS[name]
     error = cls.__new__(cls)
     vars(error).update(state)
-    if not isinstance(response := error.get_response(), Response):  # it raises where others would
+    if not isinstance(response := error.get_response(), Response):  # raises for a wrong state
         raise TypeError(f"an exception with the response {response!r}")
     if not 100 <= response.status_code <= 999:
         raise ValueError(f"an exception with the status {response.status!r}")

@@ -1,9 +1,9 @@
-# ruff: noqa: SLF001 - a session and what saves it belong together
+# ruff: noqa: SLF001 - the interface uses private attributes of the session
 """Flask's sessions on Upstash: ``flask.session``, and the interface that loads and saves it.
 
-The first pipeline of this package's middleware loads the session, if there is one for the same
-database; otherwise a call of its own does, when the application first uses it. It is saved where
-Flask saves sessions: after the ``after_request`` functions, before the response's head is sent.
+The first pipeline of this package's middleware loads the session, if a middleware uses the same
+database. Otherwise a separate call loads it on first use. It is saved where Flask saves sessions:
+after the ``after_request`` functions, and before the response's head is sent.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ if TYPE_CHECKING:
 __all__ = ["FlaskSession", "UpstashSessionInterface"]
 
 _PERMANENT_ENTRY = "_permanent"
-"""The entry in which Flask keeps whether a session outlives the browser's."""
+"""The entry in which Flask stores whether the cookie outlives the browser session."""
 _LOGIN_SIGNALS = ("user_logged_in", "user_logged_out", "user_login_confirmed")
-"""Flask-Login's signals after which the session needs another id."""
+"""Flask-Login's signals after which the session gets a new id."""
 _CODEC = Codec((Form("markup", Markup, str.__str__, Markup),))
 
 
@@ -67,8 +67,8 @@ _CODEC = Codec((Form("markup", Markup, str.__str__, Markup),))
 class FlaskSession(Session, SessionMixin):
     """``flask.session``: Flask's session with the methods of ``upstash_middleware.Session``.
 
-    A change within an entry is found without ``modified = True``. Deleting its entries leaves the
-    session as it is; ``clear`` ends it. ``permanent`` alone does not create a session.
+    Changes inside an entry are detected without ``modified = True``. Deleting all entries does not
+    end the session; ``clear`` does. Setting only ``permanent`` does not create a session.
     """
 
     cookie_change: CookieChange | None
@@ -80,19 +80,19 @@ class FlaskSession(Session, SessionMixin):
         *,
         load: Callable[[bytes], Any],
     ) -> None:
-        """Create it; called by this package only."""
+        """Create the object; only this package calls this."""
         super().__init__(stored, entries, load=load)
         self.outer: Sequence[ref[ResponseStream]] = ()
-        """The responses of middleware outside, which may be stored."""
+        """The responses of outer middleware, which may be stored."""
         self._loads: Callable[[], Session] | None = None
-        """What loads it when it is first used; None if that has been done."""
+        """Loads the session on first use; None after that."""
         self._had = self._entries.get(_PERMANENT_ENTRY)
         self._only_renews = False
-        """Whether it gets another id only because of a login by the cookie "remember me"."""
+        """Whether the only reason for a new id is a login by the "remember me" cookie."""
 
     @property
     def accessed(self) -> bool:
-        """Whether the application has used it; the response is then for this user alone."""
+        """Whether the application has used the session, so that the response depends on it."""
         return self._is_accessed
 
     @accessed.setter
@@ -122,12 +122,12 @@ class FlaskSession(Session, SessionMixin):
         return super().user_hash
 
     def save(self) -> None:  # type: ignore[override] # Flask's views are not coroutines
-        """Save what has changed now, instead of after the view.
+        """Save the changes now instead of after the view.
 
         Raises:
-            UpstashError: It could not be saved, or not be loaded before.
+            UpstashError: The session could not be loaded or saved.
             NotStorable: A value cannot be stored, or the session is too large.
-            RuntimeError: A cookie would have to be set, and the response's head has been sent.
+            RuntimeError: A cookie must be set, but the response's head has been sent.
         """
         self.drop_lone_permanence()
         self.save_sync()
@@ -138,7 +138,7 @@ class FlaskSession(Session, SessionMixin):
         super().regenerate()
 
     def renew(self) -> None:
-        """Give it another id if it can be saved; for a login that each request repeats if not."""
+        """Change the id only if the session can be saved; otherwise the next request repeats it."""
         if not self.available or self._regenerates:
             return
         self.regenerate()
@@ -149,7 +149,7 @@ class FlaskSession(Session, SessionMixin):
         return bool(self._ended or self._revoked or (self._regenerates and not self._only_renews))
 
     def drop_lone_permanence(self) -> None:
-        """Keep ``permanent``, which applications set for every request, from making a session."""
+        """Do not create a session if only ``permanent`` is set, as some applications always do."""
         if (
             self._stored is None
             and self._user_to_bind is None
@@ -158,7 +158,7 @@ class FlaskSession(Session, SessionMixin):
             self._values.clear()
 
     def note_permanence(self, part: Sessions) -> None:
-        """Send the cookie again if it now has to outlive the browser's session, or no longer."""
+        """Send the cookie again if ``permanent`` has changed."""
         has, stored = self._entries.get(_PERMANENT_ENTRY), self._stored
         if has != self._had and stored is not None and not self._is_over:
             self.cookie_change = self.cookie_change or CookieChange(
@@ -175,7 +175,7 @@ class FlaskSession(Session, SessionMixin):
 
 
 class _NoSession(NullSession):
-    """The session of requests that have none."""
+    """The session of requests on paths without sessions."""
 
     def _fail(self, *_: object, **__: object) -> NoReturn:
         raise RuntimeError(
@@ -198,7 +198,7 @@ class _NoSession(NullSession):
 
 
 class _SessionBackend(NamedTuple):
-    """The runtime and part for the sessions of an application; made at the first request."""
+    """The runtime and part for an application's sessions; created at the first request."""
 
     part: Sessions
     runtime: Runtime
@@ -207,8 +207,8 @@ class _SessionBackend(NamedTuple):
 class UpstashSessionInterface(SessionInterface):
     """Loads and saves the sessions of one application; see ``upstash_middleware.flask.Sessions``.
 
-    The configuration is read again at the first request. Later changes of the keys, the lifetime
-    and the cookie's name have no effect.
+    The configuration is read again at the first request. Later changes of keys, lifetime and
+    cookie name have no effect.
     """
 
     null_session_class = _NoSession
@@ -219,9 +219,9 @@ class UpstashSessionInterface(SessionInterface):
         find: Callable[[Flask], tuple[Runtime, Runtime]],
         settings: Mapping[str, Any],
     ) -> None:
-        """``find`` returns the runtime that sessions are kept by, and the one to load them with.
+        """``find`` returns the runtime that keeps the sessions, and the one that loads them.
 
-        Nothing here refers to the application, which would then be part of a cycle.
+        This object must not refer to the application, which would create a reference cycle.
 
         Raises ConfigurationError.
         """
@@ -229,13 +229,13 @@ class UpstashSessionInterface(SessionInterface):
         self._find = find
         self._settings = settings
         self._otherwise = app.session_interface
-        """What keeps sessions where the middleware is disabled."""
+        """The session interface to use if the middleware is disabled."""
         self._ready: _SessionBackend | None = None
         self._is_off = False
         self._lock = Lock()
 
     def ready(self, app: Flask) -> _SessionBackend | None:
-        """Return what keeps the sessions; None where the middleware is disabled.
+        """Return the session backend; None if the middleware is disabled.
 
         Raises ConfigurationError.
         """
@@ -266,7 +266,7 @@ class UpstashSessionInterface(SessionInterface):
         self._ready = _SessionBackend(part, joined)
 
     def get_cookie_name(self, app: Flask) -> str:
-        """Return the cookie's name, which begins with ``__Host-`` or ``__Secure-`` over HTTPS."""
+        """Return the cookie's name; over HTTPS it begins with ``__Host-`` or ``__Secure-``."""
         ready = self.ready(app)
         if ready is None:
             return self._otherwise.get_cookie_name(app)
@@ -277,7 +277,7 @@ class UpstashSessionInterface(SessionInterface):
         return super().get_cookie_samesite(app) or "Lax"
 
     def open_session(self, app: Flask, request: Request) -> SessionMixin | None:
-        """Return the session of a request, which is loaded already or when it is first used."""
+        """Return a request's session, which is already loaded or is loaded on first use."""
         ready = self.ready(app)
         if ready is None:
             return self._otherwise.open_session(app, request)
@@ -298,7 +298,7 @@ class UpstashSessionInterface(SessionInterface):
         return session
 
     def save_session(self, app: Flask, session: SessionMixin, response: FlaskResponse) -> None:
-        """Save what has changed, and set the cookie if that has succeeded.
+        """Save the changes, and set the cookie if they were saved.
 
         Raises:
             NotStorable: A value cannot be stored, or the session is too large.
@@ -328,7 +328,7 @@ class UpstashSessionInterface(SessionInterface):
             response.response = _Body(response.response, session, exchange, runtime)
 
     def regenerate(self, session: FlaskSession) -> None:
-        """Give a session another id: the same as its own method, by Flask-Session's name."""
+        """Change a session's id, like its own method; Flask-Session has this name."""
         session.regenerate()
 
     def _set_cookie(self, app: Flask, session: FlaskSession, response: FlaskResponse) -> None:
@@ -342,7 +342,7 @@ class UpstashSessionInterface(SessionInterface):
             "httponly": self.get_cookie_httponly(app),
             "samesite": self.get_cookie_samesite(app),
         }
-        if app.config.get("SESSION_COOKIE_PARTITIONED"):  # of Flask 3.1
+        if app.config.get("SESSION_COOKIE_PARTITIONED"):  # Flask 3.1
             attributes["partitioned"] = True
         for field, value in [*response.headers]:
             if may_be_shared(field, value):
@@ -358,7 +358,7 @@ class UpstashSessionInterface(SessionInterface):
 def _session_from_middleware(
     part: Sessions, streams: Sequence[ref[ResponseStream]]
 ) -> Session | None:
-    """Return the session that a middleware outside has loaded, if it has."""
+    """Return the session that an outer middleware has loaded, if any."""
     for each in streams:
         if (stream := each()) is not None:
             saving: Any = stream.exchange.saving
@@ -368,7 +368,7 @@ def _session_from_middleware(
 
 
 def _forbid_sharing(session: FlaskSession, exchange: SessionExchange) -> None:
-    """Keep a response that depends on the session from being stored for others."""
+    """Prevent a response that depends on the session from being stored for others."""
     if session.accessed:
         for each in session.outer:
             if (stream := each()) is not None:
@@ -378,7 +378,7 @@ def _forbid_sharing(session: FlaskSession, exchange: SessionExchange) -> None:
 
 
 class _Body(ClosingBody):
-    """The body of a streamed response, during which the application may use the session."""
+    """A streamed response's body; the application may use the session while it is sent."""
 
     __slots__ = ("_exchange", "_is_over", "_runtime", "_session")
 
@@ -405,7 +405,7 @@ class _Body(ClosingBody):
         return piece
 
     def _end(self) -> None:
-        """Save late changes, once, into an existing session."""
+        """Save late changes once, into an existing session."""
         if self._is_over:
             return
         self._is_over = True
@@ -417,7 +417,7 @@ class _Body(ClosingBody):
 
 
 def _replace(response: FlaskResponse, whole: Response) -> None:
-    """Make a response another one, which keeps the fields of CORS."""
+    """Replace a response with another one, keeping its CORS fields."""
     if (close := getattr(response.response, "close", None)) is not None:
         close()
     kept = [(name, value) for name, value in response.headers if _is_cors_field(name)]
@@ -437,7 +437,7 @@ def _is_cors_field(name: str) -> bool:
 
 
 def _follow_logins(app: Flask) -> None:
-    """Give the session another id with each login and logout of Flask-Login, if that is used."""
+    """Change the session's id at each login and logout of Flask-Login, if it is used."""
     if (module := sys.modules.get("flask_login")) is None:
         return
     for name in _LOGIN_SIGNALS:
@@ -452,7 +452,7 @@ def _regenerate(_app: Flask, **_: object) -> None:
 
 
 def _renew(_app: Flask, **_: object) -> None:
-    """Follow a login by the cookie "remember me", which happens again if it is not saved."""
+    """Change the id after a "remember me" login, which is repeated if it is not saved."""
     session = _current()
     if session is not None:
         session.renew()
@@ -477,7 +477,7 @@ _FLASK_SETTINGS = {
     "max_age": "PERMANENT_SESSION_LIFETIME",
     "idle_timeout": "PERMANENT_SESSION_LIFETIME",
 }
-"""What Flask calls the fields of SessionSettings."""
+"""Flask's names of the fields of SessionSettings."""
 _FLASK_SESSION_SETTINGS = (
     "SESSION_TYPE",
     "SESSION_REDIS",
@@ -488,20 +488,20 @@ _FLASK_SESSION_SETTINGS = (
     "SESSION_SERIALIZATION_FORMAT",
     "SESSION_CLEANUP_N_REQUESTS",
 )
-"""Settings of Flask-Session, which nothing reads any more."""
+"""Settings of Flask-Session, which have no effect here."""
 _SETTING = "Sessions"
 _DAY = 24 * 3600.0
 
 
 def settings_of(app: Flask, settings: Mapping[str, Any]) -> SessionSettings:
-    """Return the settings of an application's sessions: Flask's, and this package's own.
+    """Return the settings of an application's sessions, from Flask and from this package.
 
-    Raises ConfigurationError, which names Flask's.
+    Raises ConfigurationError, which names Flask's setting.
     """
     config, lifetime = app.config, app.permanent_session_lifetime.total_seconds()
     keys = [app.secret_key, *(config.get("SECRET_KEY_FALLBACKS") or ())] if app.secret_key else []
     own = {"absolute_timeout": max(90 * _DAY, lifetime), **settings}
-    # Whoever shortens only the absolute timeout has not asked for Flask's default lifetime.
+    # Shortening only the absolute timeout must not conflict with Flask's default lifetime.
     if app.permanent_session_lifetime == app.default_config["PERMANENT_SESSION_LIFETIME"]:
         absolute = seconds_in(own["absolute_timeout"])
         lifetime = min(lifetime, absolute) if absolute and absolute > 0 else lifetime
@@ -526,15 +526,15 @@ def settings_of(app: Flask, settings: Mapping[str, Any]) -> SessionSettings:
 
 
 def refuse_unknown(arguments: Iterable[str], own: Iterable[str]) -> None:
-    """Refuse arguments that Sessions does not have, besides its own and the settings.
+    """Reject arguments that are neither settings nor arguments of Sessions.
 
-    Raises ConfigurationError, which names the setting of Flask's, or the closest argument.
+    Raises ConfigurationError, which names Flask's setting or the closest argument.
     """
     for name in arguments:
         if name in WITHOUT_EFFECT_ON_SESSIONS:
             raise ConfigurationError(
-                f"{named_part(_SETTING, name)}: it has no effect in Sessions, which has sessions "
-                f"only; use UpstashMiddleware(app, {name}=…) beside it"
+                f"{named_part(_SETTING, name)}: this setting has no effect in Sessions; "
+                f"also add UpstashMiddleware(app, {name}=…)"
             )
         if name in DEFAULTS:
             continue
@@ -550,7 +550,7 @@ def refuse_unknown(arguments: Iterable[str], own: Iterable[str]) -> None:
 
 
 def _doubt_settings(app: Flask, runtime: Runtime) -> None:
-    """Log which settings of Flask-Session are left over."""
+    """Log settings of Flask-Session that are still present."""
     left = [name for name in _FLASK_SESSION_SETTINGS if name in app.config]
     if left:
         runtime.observe(
@@ -562,7 +562,7 @@ def _doubt_settings(app: Flask, runtime: Runtime) -> None:
 
 
 def _key_as_text(key: Any) -> Any:
-    """Return a key as text: Flask's may be bytes, which mean the same."""
+    """Return a key as text, because a key of Flask's may be bytes."""
     if not isinstance(key, bytes):
         return key
     try:

@@ -1,13 +1,13 @@
-"""Events as log records: one per change of state, never one per request.
+"""Events as log records: one for each change of state, not one for each request.
 
-The logger is ``upstash_middleware``. An outage is logged when it begins and when it ends; a command
-that fails while others succeed, and a stored response that cannot be used, at most once a minute; a
-command that fails because of the value of its key, only the first time; an exception in a function
-of the application or in this package with its traceback, the first time at each place; responses
-that were not stored, for up to three paths of each rule and reason an hour, as a warning if a
-setting would change that.
+The logger is ``upstash_middleware``. An outage is logged when it begins and when it ends. If a
+command fails while others succeed, or a stored response cannot be used, this is logged at most once
+a minute; if a command fails because its key has another type, only once. An exception in the
+application's functions or in this package is logged with its traceback, once for each place.
+Responses that were not stored are logged for up to three paths per rule, reason and hour; as a
+warning if a setting would change this.
 
-Each record has attributes for programs: ``upstash_event``, the event's class, and with it
+Each record has attributes for programs: ``upstash_event``, the event's class, and for some events
 ``upstash_during``, ``upstash_where``, ``upstash_error`` (the exception's class),
 ``upstash_refusal``, ``upstash_bad`` and ``upstash_of``, or ``upstash_seconds``.
 """
@@ -52,10 +52,10 @@ _MAX_LENGTH: Final = 400
 _UNPRINTABLE: Final = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+"
 
 _REFUSALS_OF_SINGLE_COMMANDS: Final = frozenset({Refusal.PERMISSION, Refusal.FULL, Refusal.SIZE})
-"""Refusals of some commands, while others succeed."""
+"""Refusals that affect some commands while others succeed."""
 
 _WRONG_VALUE_CODES: Final = frozenset({"WRONGTYPE", "WRONGVALUE"})
-"""Errors of commands because of the value of their key, until the key is deleted."""
+"""Errors that a command returns until its key, which has the wrong type, is deleted."""
 
 _REMEDIES: Final = {
     Refusal.TOKEN: "copy the token again from the database's page in the Upstash console, into "
@@ -72,9 +72,9 @@ _REMEDIES: Final = {
 
 
 class LogObserver:
-    """Logs the events that people should know of; safe under threads.
+    """Logs the events that operators should know; thread-safe.
 
-    ``clock`` counts seconds: what recurs is logged once a minute.
+    ``clock`` returns seconds; recurring events are logged once a minute.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -88,14 +88,14 @@ class LogObserver:
             RateLimitDecided,
             UpstashAnswered,
         }
-        """What need not be emitted: successful calls are news only during an outage."""
+        """Events that need not be created: successful calls matter only during an outage."""
         self._open = False
 
     def __call__(self, event: Event) -> None:  # noqa: PLR0912 - one case for each event
         """Log the event if it changes the known state."""
         match event:
             case UpstashFailed(_, CircuitOpen()):
-                pass  # logged when it opened
+                pass  # logged when the circuit breaker opened
             case UpstashFailed(during, error):
                 self._log_failure(during, error)
             case UpstashAnswered() if self._outage and not self._open:
@@ -143,7 +143,7 @@ class LogObserver:
                 pass
 
     def _log_failure(self, during: str, error: UpstashError) -> None:
-        """Log a failure: once for all of Upstash, or once for each kind of command."""
+        """Log a failure: once for the whole outage, or once for each kind of command."""
         refusal = error.kind if isinstance(error, Refused) else refusal_in(str(error))
         name = type(error).__name__
         kind = refusal.name if refusal else name
@@ -151,7 +151,7 @@ class LogObserver:
         if refusal:
             extra["upstash_refusal"] = refusal.name.lower()
         if isinstance(error, CommandError) and error.code in _WRONG_VALUE_CODES:
-            if self._is_news(during, error.code):  # each request with this key fails: no outage
+            if self._is_news(during, error.code):  # every request with this key fails: no outage
                 logger.warning(
                     "Upstash rejected a %s; applying its on_error policy: %s (another program "
                     "wrote the key's value: delete the key, and give this application its own "
@@ -230,12 +230,12 @@ class LogObserver:
 
 
 def one_line(text: str) -> str:
-    """Return a text from outside, shortened, and without characters that could forge a line."""
+    """Return an external text, shortened, and without characters that could forge a log line."""
     return re.sub(_UNPRINTABLE, " ", text)[:_MAX_LENGTH]
 
 
 def _log_raised(event: str, where: str, failure: Exception) -> None:
-    """Log an exception in a function of the application, or in this package."""
+    """Log an exception in a function of the application or in this package."""
     extra = _fields(event, where=where, error=failure)
     error = partial(logger.error, exc_info=failure, extra=extra)
     if event == "InternalError":
@@ -258,7 +258,7 @@ def _log_raised(event: str, where: str, failure: Exception) -> None:
 
 
 def _fields(event: str, **values: object) -> dict[str, object]:
-    """Return the attributes of a record for programs."""
+    """Return a record's attributes for programs."""
     attributes = {
         f"upstash_{name}": type(value).__name__ if isinstance(value, Exception) else value
         for name, value in values.items()

@@ -1,6 +1,6 @@
 """HTTP messages as plain values.
 
-Adapters translate their framework's objects into these and back; ``core`` uses these alone.
+Adapters convert their framework's objects to these values and back; ``core`` uses only these.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 RawHeaders = tuple[tuple[bytes, bytes], ...]
 
-# RFC 3986: what a path may contain unescaped (pchar and the slash).
+# RFC 3986: characters that a path may contain unescaped (pchar and the slash).
 PATH_SAFE = "/-._~!$&'()*+,;=:@"
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 # Nearly every path needs no escaping.
@@ -43,15 +43,15 @@ def _names_of(names: tuple[bytes, ...]) -> _FieldNames:
 
 
 _LONGEST_REMEMBERED = 1024
-"""Bytes of names that are remembered: clients can invent longer ones."""
+"""Maximum size of remembered names, in bytes: clients can invent longer names."""
 _remembered_names = lru_cache(maxsize=512)(_names_of)
 
 
 class Headers:
-    """Header fields in the order and spelling in which they came; names compare without case.
+    """Header fields in their original order and spelling; names are compared case-insensitively.
 
-    ``raw`` holds pairs of bytes. Text is Latin-1, as RFC 9110 §5.5 reads field values, so that
-    every byte survives.
+    ``raw`` contains pairs of bytes. Text is decoded as Latin-1 (RFC 9110 §5.5), so that no byte is
+    lost.
 
     Args:
         raw: Pairs of name and value.
@@ -62,14 +62,14 @@ class Headers:
     def __init__(self, raw: Iterable[tuple[bytes, bytes]] = ()) -> None:
         self.raw: RawHeaders = tuple(raw)
         self._names: _FieldNames | None = None
-        """Looked up when it is first used."""
+        """Computed on first use."""
 
     @classmethod
     def of(cls, **fields: str) -> Headers:
-        """Build from keywords, for literals: ``Headers.of(content_type="text/plain")``.
+        """Create headers from keyword arguments: ``Headers.of(content_type="text/plain")``.
 
         Args:
-            **fields: The values by name, with ``_`` in place of ``-``.
+            **fields: The values by name, with ``_`` instead of ``-``.
         """
         return cls(
             (name.replace("_", "-").encode("latin-1"), value.encode("latin-1"))
@@ -92,11 +92,11 @@ class Headers:
     @overload
     def get(self, name: str, default: str) -> str: ...
     def get(self, name: str, default: str | None = None) -> str | None:
-        """Return the first field line's value, or the default.
+        """Return the value of the first field line, or the default.
 
         Args:
             name: The name of the field, in any case.
-            default: What is returned if there is no such field.
+            default: Returned if there is no such field.
         """
         first = (self._names or self._look_up()).first
         position = first.get(name)
@@ -105,7 +105,7 @@ class Headers:
         return default if position is None else self.raw[position][1].decode("latin-1")
 
     def lines(self, name: str) -> list[str]:
-        """Return every field line's value, in order.
+        """Return the values of all field lines, in order.
 
         Args:
             name: The name of the field, in any case.
@@ -121,7 +121,7 @@ class Headers:
         return [self.raw[each][1].decode("latin-1") for each in positions]
 
     def combined(self, name: str) -> str | None:
-        """Return all lines as one value joined by commas (RFC 9110 §5.2), None if absent.
+        """Return all lines as one value, joined by commas (RFC 9110 §5.2); None if absent.
 
         Args:
             name: The name of the field, in any case.
@@ -129,7 +129,7 @@ class Headers:
         return ", ".join(self.lines(name)) if self.repeats(name) else self.get(name)
 
     def repeats(self, name: str) -> bool:
-        """Whether there are several field lines of this name.
+        """Whether several field lines have this name.
 
         Args:
             name: The name of the field, in any case.
@@ -155,7 +155,7 @@ class Headers:
         return Headers(pair for pair in self.raw if pair[0].lower() not in gone)
 
     def adding(self, *pairs: tuple[bytes, bytes]) -> Headers:
-        """Return these headers with more field lines at the end.
+        """Return these headers with additional field lines at the end.
 
         Args:
             *pairs: Pairs of name and value.
@@ -178,7 +178,7 @@ class Headers:
         return hash(self.raw)
 
     def __repr__(self) -> str:
-        # Values may be credentials; names alone are safe to log.
+        # Values may be credentials, so only the names are safe to log.
         return f"Headers({', '.join(self.names())})"
 
 
@@ -186,28 +186,28 @@ NO_HEADERS = Headers()
 
 
 class RequestBody:
-    """A request's body, as far as an adapter can read it and pass it on unread."""
+    """A request's body. An adapter reads it, and passes it on to the application as if unread."""
 
     __slots__ = ()
 
     def read(self, limit: int) -> bytes | Awaitable[bytes | None] | None:
-        """Return the body; None if it is longer than ``limit`` bytes, or cannot be read whole.
+        """Return the body; None if it is longer than ``limit`` bytes or cannot be read completely.
 
-        On an event loop it returns an awaitable.
+        On an event loop this returns an awaitable.
         """
         raise NotImplementedError
 
     def parsed(self, name: str) -> list[Any] | None:  # noqa: ARG002 - for those that have it
-        """Return the values of a form's field, texts and files; None if no form was parsed yet."""
+        """Return a form field's values, texts and files; None if no form has been parsed yet."""
         return None
 
     def is_available(self, *, waits: bool) -> bool:
-        """Whether it can be read, although a handler may have read it; at once unless ``waits``."""
+        """Whether the body can still be read; without ``waits``, whether it can be at once."""
         raise NotImplementedError
 
 
 class Discreet:
-    """For Structs whose repr leaves out secrets: rich shows that in tracebacks, not all fields."""
+    """Base of Structs whose repr omits secrets; also keeps rich from showing all fields."""
 
     __slots__ = ()
 
@@ -219,37 +219,37 @@ class HTTPRequest(Discreet, msgspec.Struct, frozen=True):
     """A request's head as it reached the application's server."""
 
     method: str
-    """``GET``, in the case in which the application routes it."""
+    """``GET``, in the letter case that the application routes on."""
     path: str
-    """The decoded path that the application routes on, which is what a rule's ``path`` matches:
-    WSGI's ``PATH_INFO``, Django's ``path_info``, ASGI's ``path`` without ``root_path``. The prefix
-    under which the application is mounted is not part of it."""
+    """The decoded path that the application routes on, and that a rule's ``path`` matches:
+    WSGI's ``PATH_INFO``, Django's ``path_info``, ASGI's ``path`` without ``root_path``. It does not
+    include the prefix under which the application is mounted."""
     headers: Headers = NO_HEADERS
-    """Its header fields."""
+    """The header fields."""
     query: str = ""
     """The raw query, without the question mark."""
     scheme: str = "http"
-    """``http`` or ``https``; of a WebSocket's handshake, ``ws`` or ``wss``."""
+    """``http`` or ``https``; for a WebSocket handshake ``ws`` or ``wss``."""
     host: str = ""
     """The requested authority: the Host field, in lower case."""
     peer: str | None = None
     """The address at the other end of the connection; None if the server does not provide it."""
     sent_path: str = ""
-    """The path of the URL that the client requested, with the prefix, percent-encoded as it was
-    sent; empty if that is not known."""
+    """The path of the URL that the client requested, including the prefix, percent-encoded as it
+    was sent; empty if it is unknown."""
     root_path: str = ""
     """The prefix under which the application is mounted: WSGI's ``SCRIPT_NAME``, ASGI's
     ``root_path``. Empty for an application at the root of its host."""
     native: Any = None
-    """The framework's own request: the scope in Starlette, FastAPI and under ASGI (a mapping), the
-    environ in Flask and under WSGI (a dict), in Django the HttpRequest. An annotation tells type
-    checkers: ``scope: Scope = request.native``. None on the command line."""
+    """The framework's request: the scope in Starlette, FastAPI and ASGI (a mapping), the environ in
+    Flask and WSGI (a dict), the HttpRequest in Django. An annotation informs type checkers:
+    ``scope: Scope = request.native``. None on the command line."""
     body: RequestBody | None = None
-    """Where a rule needs it, what ``form`` and ``json_field`` read."""
+    """The body, if a rule needs it; ``form`` and ``json_field`` read it."""
 
     @property
     def raw_path(self) -> str:
-        """The path of the URL that clients use, with the prefix, percent-encoded in one spelling.
+        """The path of the URL that clients use, with the prefix and normalized percent-encoding.
 
         Cache keys and purges use it.
         """
@@ -259,7 +259,7 @@ class HTTPRequest(Discreet, msgspec.Struct, frozen=True):
         return normal_path(self.sent_path or quote(path, safe=PATH_SAFE))
 
     def __repr__(self) -> str:
-        # Without the framework's own and the body, which contain credentials.
+        # Without ``native`` and the body, which contain credentials.
         names = (name for name in self.__struct_fields__ if name not in {"native", "body"})
         return f"HTTPRequest({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
@@ -272,7 +272,7 @@ class ResponseHead(msgspec.Struct, frozen=True):
 
 
 class Response(msgspec.Struct, frozen=True):
-    """A whole response of this package: a denial, a stored response, a 304."""
+    """A complete response of this package: a denial, a stored response, a 304."""
 
     head: ResponseHead
     body: bytes = b""
@@ -283,7 +283,7 @@ WITHOUT_BODY = frozenset({204, 304})
 
 
 def content_length(headers: Headers) -> int | None:
-    """Return the length of a message's body by Content-Length, None without a valid one."""
+    """Return the body's length according to Content-Length; None without a valid field."""
     length = headers.get("content-length")
     if length is None or not (length.isascii() and length.isdecimal()):
         return None
@@ -291,7 +291,7 @@ def content_length(headers: Headers) -> int | None:
 
 
 def has_body(headers: Headers) -> bool:
-    """Whether a request with these fields has a body, or may have (RFC 9112 §6.3)."""
+    """Whether a request with these fields has or may have a body (RFC 9112 §6.3)."""
     names = headers.names()
     if "transfer-encoding" in names:
         return True
@@ -304,45 +304,45 @@ UNANNOUNCED_BODY = "it has a body without Content-Length"
 
 
 def announces_no_body(request: HTTPRequest) -> bool:
-    """Whether this is a GET or HEAD without a body by its fields.
+    """Whether this is a GET or HEAD whose fields announce no body.
 
-    Under HTTP/2 and HTTP/3 it may still have one (RFC 9113 §8.1), which the application may read.
-    An adapter that sees one forbids storing the response.
+    In HTTP/2 and HTTP/3 it may still have a body (RFC 9113 §8.1), which the application can read.
+    An adapter that sees such a body prevents storing the response.
     """
     return request.method in {"GET", "HEAD"} and not has_body(request.headers)
 
 
 LONGEST_VALUE = 8192
-"""Characters of a field that are parsed, all its lines together.
+"""The longest field value that is parsed, in characters, all lines combined.
 
 Servers have similar limits for a line (gunicorn 8,190, Apache 8,190, nginx 8,192). A longer value
-is not parsed: each user of a field makes the cautious choice.
+is not parsed; each user of the field then makes the cautious choice.
 """
 
-# The quantifiers are possessive, so that it cannot backtrack.
+# The quantifiers are possessive, so that the pattern cannot backtrack.
 _MEMBER = re.compile(r'(?:[^,"]++|"(?:[^"\\]++|\\.)*+"?)++')
 
 
 def split_list(value: str) -> list[str]:
-    """Return the members of a list-valued field (RFC 9110 §5.6.1), without white space around them.
+    """Return the members of a list-valued field (RFC 9110 §5.6.1), without surrounding whitespace.
 
-    A comma within a quoted string separates nothing; empty members are dropped.
+    A comma inside a quoted string does not separate members. Empty members are dropped.
     """
     members = (member.strip(" \t") for member in _MEMBER.findall(value))
     return [member for member in members if member]
 
 
 def normal_path(raw_path: str) -> str:
-    """Return a path in one spelling of its percent-encoding (RFC 3986 §6.2.2).
+    """Return a path with normalized percent-encoding (RFC 3986 §6.2.2).
 
-    ``%7e`` and ``~`` become the same; an encoded slash stays apart from a slash.
+    ``%7e`` becomes ``~``; an encoded slash remains different from a slash.
     """
     if _PLAIN_PATH.fullmatch(raw_path):
         return raw_path
     if "%" not in raw_path:
         return quote(raw_path, safe=PATH_SAFE)
     head, *escaped = quote(raw_path, safe=PATH_SAFE + "%").split("%")
-    # A percent sign without two digits is not an escape.
+    # A percent sign without two hexadecimal digits is not an escape.
     parts = [_NORMAL_ESCAPES.get(part[:2], "%25" + part[:2]) + part[2:] for part in escaped]
     return head + "".join(parts)
 

@@ -1,8 +1,8 @@
-"""The metrics: their names and labels, and what each event adds to them.
+"""The metrics, their names and labels, and the measurement for each event.
 
-The exporters, ``opentelemetry`` and ``prometheus``, and the documentation use this table. The
-values of labels are bounded by the application's settings and code: never an identifier, a URL, a
-key, or text from the server.
+The exporters ``opentelemetry`` and ``prometheus`` and the documentation use this table. The
+application's settings and code limit the values of labels: they never contain an identifier, a URL,
+a key, or text from the server.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 
 class Kind(Enum):
-    """How the values of a metric are aggregated."""
+    """How a metric's values are aggregated."""
 
     COUNTER = "counter"
     HISTOGRAM = "histogram"
     GAUGE = "gauge"
-    """A sum that can decrease: OpenTelemetry's UpDownCounter."""
+    """A sum that can decrease: an UpDownCounter in OpenTelemetry."""
 
 
 class Label(Struct, frozen=True):
@@ -54,19 +54,19 @@ class Label(Struct, frozen=True):
 
 
 class Metric(Struct, frozen=True, eq=False):
-    """One metric, under OpenTelemetry's name for it."""
+    """A metric with its OpenTelemetry name."""
 
     name: str
     kind: Kind
     unit: str
-    """In UCUM, as in OpenTelemetry."""
+    """The unit in UCUM notation, as in OpenTelemetry."""
     meaning: str
     labels: tuple[Label, ...] = ()
     buckets: tuple[float, ...] = ()
 
 
 class Measurement(Struct, frozen=True):
-    """What one event adds to a metric; ``values`` are in the order of its labels."""
+    """The contribution of one event to a metric; ``values`` are in the order of its labels."""
 
     metric: Metric
     amount: float
@@ -167,7 +167,7 @@ CALLS: Final = Metric(
     (_OPERATION, _SERVER, _PORT, _STATUS, _ERROR),
     (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0),
 )
-"""By the semantic conventions for database clients, buckets included."""
+"""Follows the semantic conventions for database clients, including the buckets."""
 FAILURES: Final = Metric(
     f"{_NAME_PREFIX}.failures",
     Kind.COUNTER,
@@ -191,7 +191,7 @@ METRICS: Final = (
 )
 
 OTHER: Final = "_OTHER"
-"""The conventions' name for an unknown error."""
+"""The name for an unknown error in the semantic conventions."""
 _CODES: Final = frozenset(
     "BUSY BUSYGROUP CLUSTERDOWN CROSSSLOT ERR EXECABORT LOADING MASTERDOWN MISCONF NOAUTH NOPERM "  # noqa: SIM905
     "NOREPLICAS NOSCRIPT OOM READONLY TRYAGAIN UNKILLABLE WRONGPASS WRONGTYPE WRONGVALUE".split()
@@ -199,13 +199,13 @@ _CODES: Final = frozenset(
 
 
 def measurement_of(event: Event) -> Measurement | None:
-    """Return what an event adds to a metric; None if it adds nothing."""
+    """Return the measurement for an event; None if no metric counts it."""
     measure = _MEASURES.get(type(event))
     return None if measure is None else measure(event)
 
 
 def operation(commands: tuple[str, ...]) -> str:
-    """Return a call's name, by the semantic conventions for Redis."""
+    """Return the operation name of a call, as in the semantic conventions for Redis."""
     names = set(commands)
     if len(names) > 1:
         return "PIPELINE"
@@ -214,19 +214,19 @@ def operation(commands: tuple[str, ...]) -> str:
 
 
 def status_code(error: BaseException | None) -> str:
-    """Return the code of a failed command, if it is a known one; "" if none failed."""
+    """Return the error code of a failed command if it is known; "" if none failed."""
     if not isinstance(error, CommandError):
         return ""
     return error.code if error.code in _CODES else OTHER
 
 
 def error_type(error: BaseException | None) -> str:
-    """Return the code of a failed command, or the exception's class; "" for no error."""
+    """Return the error code of a failed command, or the exception's class; "" for no error."""
     return status_code(error) or ("" if error is None else type(error).__name__)
 
 
 def verdict(event: RateLimitDecided) -> str:
-    """Return a rule's decision in one word."""
+    """Return a rule's decision as one word."""
     if event.allowed:
         return "allowed"
     return "shadow-denied" if event.shadow else "denied"

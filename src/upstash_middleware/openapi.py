@@ -1,6 +1,6 @@
-"""The response 429 in an OpenAPI document: its fields and its body.
+"""The response 429 in an OpenAPI document, with its fields and body.
 
-The limited operations are found by the application's routes and its middleware's rules.
+The limited operations are determined from the application's routes and the middleware's rules.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
     "X-RateLimit-Limit": ("The quota of the tightest limit.", _INTEGER),
     "X-RateLimit-Remaining": ("The remaining quota of that limit.", _INTEGER),
     "X-RateLimit-Reset": (
-        "When all of it is available again, in seconds since 1970.",
+        "When the whole quota is available again, in seconds since 1970.",
         _INTEGER,
     ),
 }
@@ -51,10 +51,10 @@ _PROBLEM = {
 def document(
     schema: dict[str, Any], app: Any, settings: Sequence[Settings], *, own_body: bool
 ) -> None:
-    """Add the response 429 to the limited operations of a Starlette-like application's document.
+    """Add the response 429 to the limited operations of an application's OpenAPI document.
 
-    What an operation declares for 429 itself stays. ``own_body``: a denial has this package's body,
-    and not one that the application makes. Changes the document, unless no operation is limited.
+    A 429 that an operation declares itself is kept. ``own_body`` means that a denial has this
+    package's body and not one of the application. If no operation is limited, nothing is changed.
     """
     limited = False
     for route in starlette_routes(app):
@@ -71,7 +71,7 @@ def document(
 
 
 def _limits(settings: Settings, route: Route, method: str) -> bool:
-    """Whether some request of this method for a route may be denied."""
+    """Whether a request with this method to a route may be denied."""
     if not settings.enabled:
         return False
     for rule in settings.rate_limits:

@@ -1,9 +1,9 @@
-"""Events as OpenTelemetry's metrics and spans: ``observers=[OpenTelemetryObserver()]``.
+"""Events as OpenTelemetry metrics and spans: ``observers=[OpenTelemetryObserver()]``.
 
-The metrics are defined in ``metrics``. Each call to Upstash is a span of kind CLIENT, made when
-the call has ended, in the thread or task that waited for it: so its parent is the span that is
-current there, usually the server's. Names and attributes are those of the semantic conventions for
-Redis clients. Needs the extra ``opentelemetry``, which installs only the API.
+``metrics`` defines the metrics. Each call to Upstash is a span of kind CLIENT. It is created when
+the call ends, in the thread or task that waited for it, so its parent is the current span there,
+usually the server's span. Names and attributes follow the semantic conventions for Redis clients.
+Requires the extra ``opentelemetry``, which installs only the API.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ _SYSTEM: Final = {"db.system.name": "redis"}
 
 
 class OpenTelemetryObserver:
-    """Records events with the given providers, or with the global ones; safe under threads.
+    """Records events with the given providers or the global ones; thread-safe.
 
-    The request's own span gets the rule that denied it and the outcome of the cache.
+    The request's own span gets the rule that denied it and the outcome of the cache lookup.
 
     Args:
         tracer_provider: The provider of tracers; None for the global one.
@@ -68,7 +68,7 @@ class OpenTelemetryObserver:
         self._tracer = trace.get_tracer(_SCOPE, tracer_provider=tracer_provider)
         meter = metrics.get_meter(_SCOPE, meter_provider=meter_provider)
         self._add = {metric: _MAKERS[metric.kind](meter, metric) for metric in METRICS}
-        self._add[CIRCUIT](0, {}, None)  # so that it is there before anything is wrong
+        self._add[CIRCUIT](0, {}, None)  # so that the metric exists before any failure
 
     def __call__(self, event: Event) -> None:
         """Add the event to the metrics and spans."""
@@ -87,7 +87,7 @@ class OpenTelemetryObserver:
             add(measurement.amount, _attributes(measurement), context)
 
     def _span(self, event: UpstashCalled) -> Context:
-        """Make the span of a call that has just ended; return the context in which it is."""
+        """Create the span of a call that has just ended; return its context."""
         ended = time.time_ns()
         name, size = operation(event.commands), len(event.commands)
         span = self._tracer.start_span(
@@ -116,7 +116,7 @@ def _annotate(name: str, value: str) -> None:
 
 
 def _attributes(measurement: Measurement) -> dict[str, AttributeValue]:
-    """Return the attributes that have a value, each of the type that the conventions give it."""
+    """Return the attributes that have a value, with the types of the semantic conventions."""
     metric = measurement.metric
     pairs = zip(metric.labels, measurement.values, strict=True)
     named: dict[str, AttributeValue] = {

@@ -1,6 +1,6 @@
-"""Events as metrics of ``prometheus_client``: ``observers=[PrometheusObserver()]``.
+"""Events as metrics for ``prometheus_client``: ``observers=[PrometheusObserver()]``.
 
-The metrics are defined in ``metrics``; this module converts their names. Needs the extra
+``metrics`` defines the metrics; this module converts their names. Requires the extra
 ``prometheus``.
 """
 
@@ -34,17 +34,17 @@ _lock: Final = threading.Lock()
 
 
 class PrometheusObserver:
-    """Counts events in a registry of Prometheus's; safe under threads.
+    """Counts events in a Prometheus registry; thread-safe.
 
-    Observers of one registry share their metrics, so that each middleware may have its own. In
-    multiprocess mode the circuit gauges of all running processes are summed.
+    Observers with the same registry share metrics, so that each middleware may have its own. In
+    multiprocess mode, the circuit gauges of all running processes are summed.
 
     Args:
-        registry: The registry; default the global one.
+        registry: The registry; by default the global one.
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        """Register the metrics. Raises ValueError where others have their names."""
+        """Register the metrics. Raises ValueError if other metrics have these names."""
         with _lock:
             if registry not in _registered:
                 _registered[registry] = {
@@ -60,7 +60,7 @@ class PrometheusObserver:
 
 
 def name_of(metric: Metric) -> str:
-    """Return a metric's name as OpenTelemetry translates it for Prometheus; without ``_total``.
+    """Return the name that OpenTelemetry gives a metric in Prometheus, without ``_total``.
 
     Args:
         metric: The metric.

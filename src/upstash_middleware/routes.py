@@ -1,7 +1,7 @@
 """An application's routes as plain values, from Starlette, FastAPI, Flask or Django.
 
-A route is a template and its methods. Templates are read only as far as it is needed to find the
-rules whose pattern matches them.
+A route is a path template with methods. Templates are parsed only as far as necessary to find the
+rules that match them.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ class Route(msgspec.Struct, frozen=True):
     """A route of an application."""
 
     path: str
-    """Its template, as the framework writes it, with the prefix of its mount."""
+    """The path template in the framework's notation, including the prefix of its mount."""
     methods: tuple[str, ...] = ()
-    """Empty for all."""
+    """Empty for all methods."""
     exempt: bool = False
-    """Whether its handler is exempt from limits."""
+    """Whether the handler is exempt from limits."""
     limits: tuple[RateLimitRule, ...] = ()
-    """The limits in front of its handler, outermost first."""
+    """The limits of the handler, outermost first."""
 
     @property
     def sample(self) -> str:
-        """A path that this route would serve."""
+        """An example of a path that this route serves."""
         return _PARAMETER.sub(lambda found: _SAMPLES.get(_converter(found), "x"), self.path)
 
     def takes(self, method: str, path: str) -> bool:
@@ -63,7 +63,7 @@ class Route(msgspec.Struct, frozen=True):
         ) is not None
 
     def serves(self, pattern: PathPattern) -> bool:
-        """Whether some request that a rule's pattern matches would be routed here."""
+        """Whether a request that a rule's pattern matches could be routed here."""
         if pattern.covers(self.sample):
             return True
         expression = re.compile(_expression(self.path))
@@ -73,9 +73,9 @@ class Route(msgspec.Struct, frozen=True):
 def never_served(
     pattern: PathPattern, routes: Sequence[Route], *, resolves: Callable[[str], bool] | None = None
 ) -> str | None:
-    """Return the problem of a rule's path that no route serves; None if a route serves it.
+    """Return the problem of a rule's path that no route serves; None if one serves it.
 
-    ``resolves`` knows more paths than the framework's routes, such as Django's resolver.
+    ``resolves`` checks paths that are not among the routes, such as Django's resolver.
     """
     if any(route.serves(pattern) for route in routes):
         return None
@@ -94,7 +94,7 @@ def never_served(
 
 
 def _shape(pattern: str) -> str:
-    """Return a pattern without the names of its placeholders."""
+    """Return a pattern without its placeholder names."""
     return re.sub(r"\{\w+", "{", pattern).rstrip("/")
 
 
@@ -134,7 +134,7 @@ def _samples_of(pattern: PathPattern) -> Iterator[str]:
 
 
 def starlette_routes(app: Any) -> tuple[Route, ...]:
-    """Return the routes of a Starlette or FastAPI application, those of its mounts included."""
+    """Return the routes of a Starlette or FastAPI application, including those of mounts."""
     return tuple(_convert_routes(app, ""))
 
 
@@ -148,7 +148,7 @@ def _convert_routes(app: Any, prefix: str) -> Iterator[Route]:
                 mounted if getattr(mounted, "routes", None) else route, prefix + path
             )
         elif getattr(route, "endpoint", None) is not None:
-            # A WebSocket's handshake counts as a GET.
+            # A WebSocket handshake counts as a GET.
             methods = tuple(sorted(getattr(route, "methods", ("GET",)) or ()))
             before = _dependencies(getattr(route, "dependant", None))
             limits = limits_before(route.endpoint, before)
@@ -159,14 +159,14 @@ def _convert_routes(app: Any, prefix: str) -> Iterator[Route]:
 
 
 def _dependencies(dependant: Any) -> Iterator[Any]:
-    """Yield the functions that a FastAPI route depends on, directly or not."""
+    """Yield the functions that a FastAPI route depends on, directly or indirectly."""
     for each in getattr(dependant, "dependencies", ()):
         yield each.call
         yield from _dependencies(each)
 
 
 def _contexts(routes: Sequence[Any]) -> Iterable[Any]:
-    """Return routes with those of FastAPI's included routers in their place."""
+    """Return routes, with included FastAPI routers replaced by their routes."""
     try:
         from fastapi.routing import iter_route_contexts  # noqa: PLC0415 - only if it is installed
     except ImportError:
@@ -175,7 +175,7 @@ def _contexts(routes: Sequence[Any]) -> Iterable[Any]:
 
 
 def flask_routes(app: Any, prefix: str = "") -> tuple[Route, ...]:
-    """Return the routes of a Flask application, in the order in which they were added."""
+    """Return the routes of a Flask application in the order of their definition."""
     return tuple(
         Route(
             prefix + rule.rule,
@@ -196,13 +196,13 @@ def _is_exempt_in_flask(app: Any, endpoint: str) -> bool:
 
 
 def _before_request(app: Any, endpoint: str) -> Iterator[Any]:
-    """Yield the functions that Flask calls before a view, of the application and its blueprints."""
+    """Yield the application's and blueprints' functions that Flask calls before a view."""
     for name in (None, *_names(endpoint)):
         yield from app.before_request_funcs.get(name, ())
 
 
 def _names(endpoint: str) -> list[str]:
-    """Return the names of the blueprints that an endpoint is in, outermost first."""
+    """Return the names of the blueprints that contain an endpoint, outermost first."""
     parts = endpoint.split(".")[:-1]
     return [".".join(parts[: end + 1]) for end in range(len(parts))]
 
@@ -232,14 +232,14 @@ def _convert_patterns(patterns: Iterable[Any], prefix: str) -> Iterator[Route]:
             view = each.callback
             owner = getattr(view, "view_class", None) or getattr(view, "cls", None)
             exempt = is_exempt(view) or is_exempt_class(owner, "")
-            # Limits of a view of Django REST framework are named after the class.
+            # The limits of a Django REST framework view are named after the class.
             named = getattr(view, "cls", view)
             limits = limits_before(named, (view, *_throttles(view)))
             yield Route(prefix + text, exempt=exempt, limits=limits)
 
 
 def _throttles(view: Any) -> Iterator[Any]:
-    """Yield the limits of the throttle classes of a view of Django REST framework."""
+    """Yield the limits of the throttle classes of a Django REST framework view."""
     classes = getattr(getattr(view, "cls", None), "throttle_classes", ())
     for each in getattr(view, "initkwargs", {}).get("throttle_classes", classes):
         yield getattr(each, "limit", None)

@@ -1,8 +1,8 @@
 """Starlette: ``app.add_middleware(UpstashMiddleware, …)``, ``@limit`` and ``@cached``.
 
-The middleware classes are those of ``upstash_middleware.asgi``, which here know the application:
-its exception handlers answer denials, and its endpoints can be exempt. For FastAPI there is
-``upstash_middleware.fastapi``.
+The middleware classes are those of ``upstash_middleware.asgi``. Here they also know the Starlette
+application: its exception handlers respond to denials, and its endpoints can be exempt. For
+FastAPI, use ``upstash_middleware.fastapi``.
 """
 
 from __future__ import annotations
@@ -85,16 +85,16 @@ __all__ = [
 
 
 def user(request: HTTPRequest) -> Identifier | None:
-    """Identify by the user of Starlette's AuthenticationMiddleware: ``by=user``.
+    """Identify clients by the user of Starlette's AuthenticationMiddleware: ``by=user``.
 
-    The user's ``identity``, or its ``display_name`` where the class has none. None for visitors
-    who are not authenticated, so that the address is used.
+    The identifier is the user's ``identity``, or its ``display_name`` if the class has no identity.
+    For anonymous visitors it is None, so the address is used.
 
     Args:
         request: The request.
 
     Raises:
-        LookupError: There is no AuthenticationMiddleware outside the limit.
+        LookupError: No AuthenticationMiddleware is outside the limit.
     """
     if "user" not in request.native:
         raise LookupError("by=user: put Starlette's AuthenticationMiddleware outside of the limit")
@@ -103,15 +103,15 @@ def user(request: HTTPRequest) -> Identifier | None:
         return None
     try:
         name = known.identity
-    except NotImplementedError:  # as in starlette.authentication.SimpleUser
+    except NotImplementedError:  # as for starlette.authentication.SimpleUser
         name = known.display_name
     return Identifier("user", str(name))
 
 
 def session(connection: HTTPConnection) -> Session:
-    """Return the session of a request or WebSocket: ``request.session``, with its own type.
+    """Return the session of a request or WebSocket: ``request.session``, with its actual type.
 
-    The response is then for this user alone, and not shared by the response cache.
+    The response then depends on the session, so the response cache does not share it.
 
     In FastAPI: ``session: Annotated[Session, Depends(session)]``.
 
@@ -131,11 +131,11 @@ def session(connection: HTTPConnection) -> Session:
         path = connection.scope.get("path")
         raise LookupError(
             "session: add this package's SessionMiddleware, or UpstashMiddleware(sessions=True); "
-            f"if it is there, its paths= does not include {path!r}"
+            f"if one is installed, its paths= does not include {path!r}"
         )
     raise LookupError(
         f"session: {type(found).__module__}.{type(found).__qualname__} is not this package's; "
-        "replace what keeps it by this package's SessionMiddleware"
+        "replace its middleware with this package's SessionMiddleware"
     )
 
 
@@ -152,10 +152,10 @@ _FRAMEWORK_MODULES = frozenset({"starlette.middleware.exceptions", "fastapi.exce
 
 
 class RequestDenied(HTTPException):
-    """A limit has denied a request: 429, 403 by a deny list, or 503 where nothing can be counted.
+    """A limit has denied a request: 429; 403 by a deny list; 503 if counting failed.
 
-    Raised in front of a handler, so that the application's exception handlers for this class, for
-    its status or for HTTPException respond. Where there are none, ``denial`` is the response.
+    It is raised before the handler runs, so that the application's exception handlers for this
+    class, its status or HTTPException can respond. Otherwise ``denial`` is the response.
     """
 
     def __init__(self, denial: Response, decision: Decision) -> None:
@@ -184,13 +184,13 @@ def own_handler(handlers: Mapping[Any, _Handler], status: int) -> _Handler | Non
 async def _call_handler(
     handler: _Handler, scope: Scope, receive: Receive, error: RequestDenied
 ) -> Response:
-    """Return the response of an exception handler, completed by the denial's missing fields."""
+    """Return the response of an exception handler, with the denial's missing fields added."""
     request = Request(scope, receive)
     if inspect.iscoroutinefunction(handler):
         response = await handler(request, error)
     else:
         response = await run_in_threadpool(handler, request, error)
-        if inspect.isawaitable(response):  # of an object whose __call__ is async
+        if inspect.isawaitable(response):  # the handler is an object with an async __call__
             response = await response
     sent: list[Message] = []
 
@@ -222,7 +222,7 @@ class EndpointCall(ScopeCall):
 
     __slots__ = ("connection",)
 
-    expected = "an endpoint's function or method; of a class, decorate the methods"
+    expected = "an endpoint's function or method; for a class, decorate the methods"
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002 - a hook
         wanted = HTTPConnection if isinstance(self.decorator, HandlerLimit) else Request
@@ -250,8 +250,8 @@ class EndpointCall(ScopeCall):
         scope = self.scope
         if scope["type"] == "websocket" and DENIAL_EXTENSION not in (scope.get("extensions") or {}):
             raise WebSocketException(TRY_AGAIN_LATER)
-        # Starlette and FastAPI have a handler for every HTTPException, whose response would lose
-        # the denial's body.
+        # Starlette and FastAPI have a handler for every HTTPException, and its response would not
+        # contain the denial's body.
         by_class, by_status = scope.get("starlette.exception_handlers", ({}, {}))
         if own_handler({**by_class, **by_status}, 429) is None:
             by_class[RequestDenied] = _respond_with_denial
@@ -270,7 +270,7 @@ class EndpointCall(ScopeCall):
         return _LimitedResponse(response, attached)
 
     def failed(self, attached: Attached, error: BaseException) -> None:
-        """Pass the limit the head of the response that the exception becomes."""
+        """Pass the limit the head of the response that Starlette makes from the exception."""
         if attached.finished_elsewhere or self.scope["type"] == "websocket":
             return
         if isinstance(error, HTTPException):
@@ -282,12 +282,12 @@ class EndpointCall(ScopeCall):
 
 
 class EndpointBody(RequestBody):
-    """The body of a Starlette request, which may have been read and parsed by now."""
+    """The body of a Starlette request, which may already have been read and parsed."""
 
     __slots__ = ("_request",)
 
     def __init__(self, request: Request) -> None:
-        self._request: Any = request  # its private attributes are the only way to replace receive
+        self._request: Any = request  # only private attributes allow replacing ``receive``
 
     def read(self, limit: int) -> bytes | Awaitable[bytes | None] | None:
         """See RequestBody."""
@@ -302,7 +302,7 @@ class EndpointBody(RequestBody):
         return body.read(limit)
 
     def parsed(self, name: str) -> list[Any] | None:
-        """See RequestBody; FastAPI parses a form before it calls dependencies."""
+        """Return a form's values; FastAPI parses a form before it calls dependencies."""
         form = self._request._form  # noqa: SLF001
         return None if form is None else cast("list[Any]", form.getlist(name))
 
@@ -317,15 +317,15 @@ class EndpointBody(RequestBody):
 
 
 class _LimitedResponse(StarletteResponse):
-    """An endpoint's response, with which the exchange of a limit ends; otherwise the same.
+    """An endpoint's response that also ends the exchange of a limit.
 
-    For applications without this package's middleware, which sees the response itself.
+    It is used in applications without this package's middleware, which would see the response.
     """
 
     __slots__ = ("_pending", "_response")
 
     def __init__(self, response: StarletteResponse, pending: PendingExchange) -> None:
-        self.__dict__ = response.__dict__  # attributes set on this are set on the response
+        self.__dict__ = response.__dict__  # attributes are shared with the response
         self._response = response
         self._pending = pending
 
@@ -341,7 +341,7 @@ class _LimitedResponse(StarletteResponse):
             await self._response(scope, stream.receive, stream.send)
         finally:
             await stream.finish(complete=False)
-        if runtime.late:  # by a background task of the response
+        if runtime.late:  # charges by a background task of the response
             await runtime.late_settled()
 
 
@@ -360,10 +360,10 @@ _CORS_INSIDE = (
 
 
 class _StarletteMiddleware(asgi.ConfiguredMiddleware):
-    """Passes denials to the application's exception handlers; limits no exempt endpoint."""
+    """Passes denials to the application's exception handlers; does not limit exempt endpoints."""
 
     _reroutes = False
-    """Whether middleware further in has been seen to change a request's path or method."""
+    """Whether inner middleware has ever changed a request's path or method."""
 
     def _configure(self, app: ASGIApp, **arguments: Unpack[Arguments]) -> None:
         super()._configure(app, **arguments)
@@ -389,9 +389,9 @@ class _StarletteMiddleware(asgi.ConfiguredMiddleware):
     async def answer(
         self, scope: Scope, receive: Receive, response: Response, decision: Decision | None, /
     ) -> Response:
-        """Return the response of the application's exception handler to a denial, if it has one.
+        """Return the response of the application's exception handler to a denial, if there is one.
 
-        Starlette's and FastAPI's own handlers are not used: their response would lose the body.
+        Starlette's and FastAPI's default handlers are not used: they would drop the denial's body.
         """
         if decision is None or decision.allowed:
             return response
@@ -401,12 +401,12 @@ class _StarletteMiddleware(asgi.ConfiguredMiddleware):
             return response
         try:
             return await _call_handler(handler, scope, receive, RequestDenied(response, decision))
-        except Exception as error:  # noqa: BLE001 - whatever the application's handler raises
+        except Exception as error:  # noqa: BLE001 - any exception of the application's handler
             self.runtime.observe(UserCodeFailed("the exception handler for a denial", error))
             return response
 
     def _application(self, scope: Scope) -> object:
-        """Return the application that this middleware belongs to or wraps."""
+        """Return the application that contains this middleware, or that it wraps."""
         app: object = scope.get("app", self.app)
         while isinstance(app, asgi.Middleware):
             app = app.app
@@ -426,12 +426,12 @@ class RateLimitMiddleware(_StarletteMiddleware):
 
 
 def _is_exempt_request(request: HTTPRequest, app: object) -> bool:
-    """Whether the endpoint of a request is exempt, or a router or application around it."""
+    """Whether a request's endpoint is exempt, or a router or application that contains it."""
     if is_exempt(app):
         return True
     scope = request.native
     routes: Any = getattr(app, "routes", None)
-    if root_path := getattr(app, "root_path", ""):  # FastAPI's, which it adds to each scope
+    if root_path := getattr(app, "root_path", ""):  # FastAPI adds its own to each scope
         scope = {**scope, "root_path": root_path}
     while routes:
         route, scope = _match_route(routes, scope)
@@ -445,7 +445,7 @@ def _is_exempt_request(request: HTTPRequest, app: object) -> bool:
         else:
             routes = getattr(route, "routes", None)
         mounted = getattr(route, "app", None) if routes is not None else None
-        while mounted is not None:  # through the middleware of a mount
+        while mounted is not None:  # also inside the middleware of a mount
             if is_exempt(mounted):
                 return True
             mounted = getattr(mounted, "app", None)

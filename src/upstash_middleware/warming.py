@@ -1,7 +1,7 @@
-"""Filling the cache: requests through the application in this process, of no visitor.
+"""Filling the cache: requests to the application in this process, without a visitor.
 
-Each is a GET that the whole application sees as a server would give it, its middleware included, so
-what may be stored is stored. No limit counts it, and sessions have no client.
+Each request is a GET that passes through the whole application and its middleware, as on a server,
+so responses are stored as usual. No limit counts it, and its session has no client.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 class Warmed(Struct, frozen=True):
-    """What came of warming one URL."""
+    """The result of warming one URL."""
 
     url: str
     """The URL."""
     outcome: str
-    """``"stored"``, ``"hit"`` if it was stored already, ``"not stored"`` or ``"failed"``."""
+    """``"stored"``, ``"hit"`` if it was already stored, ``"not stored"`` or ``"failed"``."""
     why: str = ""
-    """Why it was not stored, or what failed."""
+    """The reason why it was not stored, or the error."""
     status: int | None = None
     """The response's status; None if there was no response."""
 
     @property
     def is_stored(self) -> bool:
-        """Whether the next request finds it in the cache."""
+        """Whether the next request will be a cache hit."""
         return self.outcome in {"stored", "hit"}
 
 
 class _Request(Struct, frozen=True):
-    """A GET of one URL, as applications are called with it."""
+    """A GET of one URL, in the form in which applications receive it."""
 
     url: str
     scheme: str
     host: str
     path: str
-    """As sent, with the prefix under which the application is mounted."""
+    """The path as sent, with the prefix under which the application is mounted."""
     root_path: str
     query: str
     headers: tuple[tuple[str, str], ...]
@@ -79,21 +79,21 @@ async def awarm(  # noqa: PLR0913 - keyword arguments
 ) -> list[Warmed]:
     """Request URLs from an application in this process, so that their responses are stored.
 
-    The application has to be running: an ASGI application's lifespan has started.
+    The application must be running: for an ASGI application, its lifespan has started.
 
     Args:
         app: The ASGI or WSGI application, with the middleware.
-        urls: Whole URLs, as the application gets them: pages are stored per scheme and host.
+        urls: Whole URLs, as the application receives them: pages are stored per scheme and host.
         headers: Header fields of each request, such as those that select a variant.
-        concurrency: How many requests are under way at a time.
+        concurrency: The number of concurrent requests.
         deadline: Seconds after which a request counts as failed.
-        root_path: The prefix under which the application is mounted, with which the paths begin.
+        root_path: The prefix under which the application is mounted; all paths begin with it.
 
     Returns:
-        What came of each URL, in order.
+        The result for each URL, in order.
 
     Raises:
-        ValueError: A URL is not whole, or does not begin with the prefix.
+        ValueError: A URL is not absolute, or does not begin with the prefix.
     """
     import anyio  # noqa: PLC0415 - only needed on an event loop
 
@@ -126,17 +126,17 @@ def warm(  # noqa: PLR0913 - keyword arguments
     deadline: float = 60.0,
     root_path: str = "",
 ) -> list[Warmed]:
-    """Do the same as ``awarm`` without an event loop: in threads for a WSGI application.
+    """Do the same as ``awarm`` without an event loop; for a WSGI application, in threads.
 
-    For an ASGI application it runs its own event loop, and the application's lifespan on it.
+    For an ASGI application, this runs an event loop and the application's lifespan.
 
     Args:
         app: The ASGI or WSGI application, with the middleware.
-        urls: Whole URLs, as the application gets them.
+        urls: Whole URLs, as the application receives them.
         headers: Header fields of each request, such as those that select a variant.
-        concurrency: How many requests are in progress at a time.
+        concurrency: The number of concurrent requests.
         deadline: Seconds after which a request counts as failed.
-        root_path: The prefix under which the application is mounted, with which the paths begin.
+        root_path: The prefix under which the application is mounted; all paths begin with it.
     """
     urls = list(urls)
     requests = _requests(urls, headers, root_path)
@@ -197,7 +197,7 @@ def _requests(
 def _result(request: _Request, answer: _Answer, *, again: bool) -> Warmed | None:
     """Return the result from a response's Cache-Status; None if another request is needed.
 
-    After that, ``again``, the result is not None.
+    For the second request, with ``again``, the result is never None.
     """
     members = split_list(answer.cache_status)
     ours = next((part for part in members if part.startswith("upstash-middleware;")), None)
@@ -232,7 +232,7 @@ async def _warm_asgi(
             await _get_asgi(app, request, answer)
     except TimeoutError:
         return _failed_warming(request, f"no whole response within {deadline:g} s", answer)
-    except Exception as error:  # noqa: BLE001 - it is the application's
+    except Exception as error:  # noqa: BLE001 - an exception of the application
         return _failed_warming(request, error, answer)
     result = _result(request, answer, again=again)
     return result or await _warm_asgi(app, request, deadline, again=True)
@@ -242,7 +242,7 @@ def _warm_wsgi(app: Any, request: _Request, deadline: float, *, again: bool = Fa
     answer = _Answer()
     try:
         _get_wsgi(app, request, answer, deadline)
-    except Exception as error:  # noqa: BLE001 - it is the application's
+    except Exception as error:  # noqa: BLE001 - an exception of the application
         return _failed_warming(request, error, answer)
     return _result(request, answer, again=again) or _warm_wsgi(app, request, deadline, again=True)
 
@@ -339,7 +339,7 @@ def _cache_status(headers: Iterable[tuple[str, str]]) -> str:
 
 
 async def _with_lifespan(app: Any, work: Callable[[Any], Awaitable[list[Warmed]]]) -> list[Warmed]:
-    """Do work with an application while its lifespan runs, if it has one.
+    """Call ``work`` with an application while its lifespan runs, if it has one.
 
     Raises RuntimeError if the application cannot start.
     """
@@ -364,7 +364,7 @@ async def _with_lifespan(app: Any, work: Callable[[Any], Awaitable[list[Warmed]]
         started.set()
 
     async def run() -> None:
-        # By the specification, an application that raises here has no lifespan.
+        # In the ASGI specification, an application that raises here has no lifespan.
         with suppress(Exception):
             await app(scope, receive, send)
         started.set()

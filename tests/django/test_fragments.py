@@ -244,7 +244,7 @@ def test_a_csrf_token_is_refused_also_in_what_is_included():
         ('60 "a" user.idd', "user.idd is not in the context"),
         ('60 "a" tags="user:{user.idd}"', "user.idd is not in the context"),
         ('60 "a" tags=missing', "missing is not in the context"),
-        ('60 "a" user', "such as user.pk in place of user"),
+        ('60 "a" user', "such as user.pk instead of user"),
     ],
 )
 def test_a_mistake_is_reported_with_what_to_write(arguments: str, problem: str):

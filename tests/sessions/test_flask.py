@@ -706,8 +706,8 @@ def test_a_wrong_argument_is_an_error_at_startup(upstash: LocalUpstash) -> None:
         ("maxage", "set app.config['PERMANENT_SESSION_LIFETIME']"),
         ("max_sise", "did you mean 'max_size'?"),
         ("absolut_timeout", "did you mean 'absolute_timeout'?"),
-        ("default_limit", "use UpstashMiddleware(app, default_limit=…) beside it"),
-        ("cache", "use UpstashMiddleware(app, cache=…) beside it"),
+        ("default_limit", "also add UpstashMiddleware(app, default_limit=…)"),
+        ("cache", "also add UpstashMiddleware(app, cache=…)"),
     ],
 )
 def test_an_unknown_argument_is_an_error_with_what_to_write(name: str, hint: str) -> None:

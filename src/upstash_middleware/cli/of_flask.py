@@ -17,7 +17,7 @@ from flask.cli import with_appcontext
     add_help_option=False,
     # Without interspersed arguments, click leaves the `--` of `local -- COMMAND` in place.
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-    short_help="Look at rate limits and stored responses, purge and reset them.",
+    short_help="Inspect rate limits and stored responses, purge and reset them.",
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @with_appcontext

@@ -1,13 +1,13 @@
-"""Rate limiting and response caching for Django: the names that a project uses.
+"""Rate limits and response cache for Django: the public names for a project.
 
-``MIDDLEWARE`` contains ``upstash_middleware.django.UpstashMiddleware``, or one of its halves,
-``RateLimitMiddleware`` and ``CacheMiddleware``; with ``SESSION_ENGINE =
-"upstash_middleware.django.sessions"``, ``SessionMiddleware`` takes the place of Django's. The
-setting ``UPSTASH_MIDDLEWARE`` configures them, with the keys of
-``upstash_middleware.settings.Arguments``. ``purge`` and ``apurge`` invalidate stored responses;
-``data`` and ``async_data`` cache the project's own values; ``limit``, ``cached``, ``cache_page``
+``MIDDLEWARE`` contains ``upstash_middleware.django.UpstashMiddleware``, or one of
+``RateLimitMiddleware`` and ``CacheMiddleware``. With ``SESSION_ENGINE =
+"upstash_middleware.django.sessions"``, ``SessionMiddleware`` replaces Django's. The setting
+``UPSTASH_MIDDLEWARE`` configures them, with the keys of
+``upstash_middleware.settings.Arguments``. ``purge`` and ``apurge`` invalidate stored responses.
+``data`` and ``async_data`` cache the project's own values. ``limit``, ``cached``, ``cache_page``
 and ``exempt`` decorate views. With ``upstash_middleware.django`` in ``INSTALLED_APPS``, system
-checks check all of this. Importing this module needs no configured settings.
+checks verify this configuration. Importing this module does not require configured settings.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -52,7 +52,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import or create on first use what a project may not use."""
+    """Import or create optional names on first use."""
     if name == "SessionMiddleware":
         from upstash_middleware.django.sessions import SessionMiddleware  # noqa: PLC0415
 
@@ -60,7 +60,7 @@ def __getattr__(name: str) -> Any:
         return SessionMiddleware
     if name not in {"data", "async_data"}:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from upstash_middleware.data import Data, SyncData  # noqa: PLC0415 - if it is used
+    from upstash_middleware.data import Data, SyncData  # noqa: PLC0415 - only if used
     from upstash_middleware.django.conf import runtime_for_data  # noqa: PLC0415
 
     made = (SyncData if name == "data" else Data).over(runtime_for_data)

@@ -1,4 +1,4 @@
-"""The application for ``INSTALLED_APPS``: it registers the system checks, and nothing else."""
+"""The application for ``INSTALLED_APPS``; it only registers the system checks."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ TAG = "upstash_middleware"
 
 
 class UpstashMiddlewareConfig(AppConfig):
-    """``upstash_middleware.django``; its label leaves ``django`` to Django."""
+    """``upstash_middleware.django``; its label is not ``django``, which would be ambiguous."""
 
     name: str = "upstash_middleware.django"
     label = "upstash_middleware"
     verbose_name: str = "Upstash middleware"
 
     def ready(self) -> None:
-        """Register the system checks under their own tag."""
+        """Register the system checks with their own tag."""
         checks.register(check_settings, TAG)
         checks.register(check_middleware, TAG)
         checks.register(check_client_address, TAG)

@@ -5,9 +5,9 @@ For the setting ``CACHES``::
 
     CACHES = {"default": {"BACKEND": "upstash_middleware.django.cache.UpstashCache"}}
 
-Values are on the database of the setting ``UPSTASH_MIDDLEWARE``, over its connections, unless
-``LOCATION`` or ``OPTIONS`` name another one. Each KEY_PREFIX has an epoch of its own, so that
-``clear()`` invalidates the values of this alias and leaves everything else as it is.
+Values are stored in the database of the setting ``UPSTASH_MIDDLEWARE``, over its connections,
+unless ``LOCATION`` or ``OPTIONS`` name another database. Each KEY_PREFIX has an epoch, so
+``clear()`` invalidates the values of this alias and nothing else.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _CONNECTION = (
     *("url", "token", "redis", "transport", "prefix", "deadline", "cache_deadline"),
     *("cache_keys", "cache_encrypt", "breaker", "breaker_slow", "observers", "enabled"),
 )
-"""Settings that make a connection of the alias's own; see ``settings.Arguments``."""
+"""Settings that give the alias its own connection; see ``settings.Arguments``."""
 _OPTIONS = ("serializer", "strict", "forever", *_CONNECTION)
 _DJANGO_OPTIONS = {"MAX_ENTRIES", "CULL_FREQUENCY"}
 _MAX_ALIASES = 32
@@ -56,24 +56,24 @@ _MAX_ALIASES = 32
 class UpstashCache(BaseCache):
     """A backend for ``CACHES``, with all methods of Django's caches, sync and async.
 
-    ``LOCATION`` is the database's REST URL, or left out for that of ``UPSTASH_MIDDLEWARE``. In
-    ``OPTIONS`` are:
+    ``LOCATION`` is the database's REST URL; without it, the database of ``UPSTASH_MIDDLEWARE`` is
+    used. ``OPTIONS`` may contain:
 
-    - ``serializer``: ``"json"``, the default, for what JSON has, dates, tuples, bytes, safe text,
-      responses and so on; each value comes back equal and of the same type, or is refused with
-      NotStorable. Or ``"signed-pickle"``, for model instances and query sets too: a pickle under an
-      HMAC of SECRET_KEY, which is verified before it is loaded.
-    - ``forever``: seconds for which ``timeout=None`` keeps a value; default, and at most, 400 days.
-    - ``strict``: whether writes raise UpstashError if Upstash fails. Default False: they are
-      dropped, with an event. Reads are misses in either case.
+    - ``serializer``: ``"json"``, the default, for JSON types, dates, tuples, bytes, safe text,
+      responses and more. Each value is read back as an equal value of the same type; other values
+      raise NotStorable. Or ``"signed-pickle"``, also for model instances and query sets: a pickle
+      that is signed with SECRET_KEY (HMAC), and verified before it is loaded.
+    - ``forever``: seconds for which ``timeout=None`` keeps a value; default and maximum 400 days.
+    - ``strict``: whether writes raise UpstashError if Upstash fails. Default False: the write is
+      lost and an event reports it. In either case, reads are misses.
     - ``url``, ``token``, ``redis``, ``transport``, ``prefix``, ``deadline``, ``cache_deadline``,
       ``cache_keys``, ``cache_encrypt``, ``breaker``, ``breaker_slow``, ``observers``, ``enabled``:
-      as in ``UPSTASH_MIDDLEWARE``, whose settings are not used if one of these is given.
+      as in ``UPSTASH_MIDDLEWARE``, whose settings are ignored if one of these is set.
 
-    Aliases with the same KEY_PREFIX, database and serializer share their values, and ``clear()``.
+    Aliases with the same KEY_PREFIX, database and serializer share values and ``clear()``.
 
-    During an outage ``add()`` returns False, so that nobody gets a lock that nobody holds. With
-    ``enabled: False`` it behaves as Django's DummyCache.
+    While Upstash is unreachable, ``add()`` returns False, so that no caller believes that it has a
+    lock. With ``enabled: False`` the backend behaves like Django's DummyCache.
 
     Raises ConfigurationError if ``LOCATION`` or ``OPTIONS`` are wrong.
     """
@@ -87,7 +87,7 @@ class UpstashCache(BaseCache):
         return f"{type(self).__name__}(key_prefix={self.key_prefix!r})"
 
     def get_backend_timeout(self, timeout: Any = DEFAULT_TIMEOUT) -> float:
-        """Return for how many seconds a value is kept; 0 or less deletes it."""
+        """Return the seconds for which a value is kept; 0 or less deletes it."""
         if timeout is DEFAULT_TIMEOUT:
             timeout = self.default_timeout
         return self._alias.forever if timeout is None else min(timeout, MAX_TTL)
@@ -95,7 +95,7 @@ class UpstashCache(BaseCache):
     # --- Reading --------------------------------------------------------------------------------
 
     def get(self, key: Any, default: Any = None, version: int | None = None) -> Any:
-        """Return a value; ``default`` if there is none. One command."""
+        """Return a value, or ``default`` if there is none. One command."""
         return self._run(self._get(key, default, version), default)
 
     async def aget(self, key: Any, default: Any = None, version: int | None = None) -> Any:
@@ -123,7 +123,7 @@ class UpstashCache(BaseCache):
     def set(
         self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> None:
-        """Store a value. Raises NotStorable if it would not come back the same."""
+        """Store a value. Raises NotStorable if it would not be read back as an equal value."""
         self._run(self._set({key: value}, timeout, version), True)
 
     async def aset(
@@ -138,7 +138,7 @@ class UpstashCache(BaseCache):
         timeout: Any = DEFAULT_TIMEOUT,
         version: int | None = None,
     ) -> list[Any]:
-        """Store values in one call; return all keys if that failed, else none."""
+        """Store values in one call; return all keys if this failed, otherwise an empty list."""
         done = not data or self._run(self._set(data, timeout, version), True)
         return [] if done else list(data)
 
@@ -170,9 +170,9 @@ class UpstashCache(BaseCache):
     def add(
         self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> bool:
-        """Store a value if there is none, and return whether there was none.
+        """Store a value if the key has none, and return whether it had none.
 
-        Of several callers at once, one gets True; during an outage, nobody does.
+        If several calls run at the same time, one returns True. If Upstash fails, all return False.
         """
         return self._run(self._add(key, value, timeout, version), True)
 
@@ -197,7 +197,7 @@ class UpstashCache(BaseCache):
     def get_or_set(
         self, key: Any, default: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> Any:
-        """Return a value; if it is missing, add ``default``, or its result if it is callable."""
+        """Return a value; if it is missing, add ``default`` (called first if it is callable)."""
         value = self.get(key, MISSING, version=version)
         if value is not MISSING:
             return value
@@ -223,7 +223,7 @@ class UpstashCache(BaseCache):
     # --- Changing -------------------------------------------------------------------------------
 
     def touch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        """Keep a value for ``timeout`` from now, and return whether there is one."""
+        """Let a value expire ``timeout`` seconds from now, and return whether it exists."""
         return self._run(self._touch(key, timeout, version), False)
 
     async def atouch(
@@ -240,9 +240,9 @@ class UpstashCache(BaseCache):
         return lambda store: store.touch(name, seconds, strict=strict)
 
     def delete(self, key: Any, version: int | None = None) -> bool:
-        """Delete a value, and return whether there was one. One command.
+        """Delete a value with one command, and return whether it existed.
 
-        One that ``clear()`` has invalidated, and that has not expired yet, counts too.
+        A value that ``clear()`` has invalidated counts as existing until it expires.
         """
         name, strict = self._name(key, version), self._alias.strict
         return self._run(lambda store: store.delete(name, strict=strict), False)
@@ -253,7 +253,7 @@ class UpstashCache(BaseCache):
         return await self._arun(lambda store: store.delete(name, strict=strict), False)
 
     def delete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
-        """Delete values, in one command."""
+        """Delete values with one command."""
         names, strict = self._names(keys, version), self._alias.strict
         if names:
             self._run(lambda store: store.delete(*names, strict=strict), False)
@@ -265,10 +265,10 @@ class UpstashCache(BaseCache):
             await self._arun(lambda store: store.delete(*names, strict=strict), False)
 
     def incr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
-        """Add to an integer and return the sum; its timeout stays as it is. Atomic.
+        """Add to an integer atomically and return the sum; its timeout does not change.
 
-        Raises ValueError if there is none, or Upstash fails, or the sum is beyond 2**53; and for a
-        value that is not an integer an error that is a TypeError and a ValueError.
+        Raises ValueError if there is no value, if Upstash fails, or if the sum is beyond 2**53. For
+        a value that is not an integer, the error is both a TypeError and a ValueError.
         """
         return _check_counted(key, self._run(self._incr(key, delta, version), None))
 
@@ -282,9 +282,9 @@ class UpstashCache(BaseCache):
         return lambda store: store.incr(name, delta, strict=strict)
 
     def clear(self) -> None:
-        """Invalidate all values of this alias, in one command.
+        """Invalidate all values of this alias with one command.
 
-        Nothing is deleted: what was stored is no longer found, and expires. This affects
+        Nothing is deleted: invalidated values are no longer found, and expire. This affects
         all aliases with this database, serializer and KEY_PREFIX.
         """
         self._run(self._clear, None)
@@ -310,7 +310,7 @@ class UpstashCache(BaseCache):
         return {self._name(key, version): key for key in keys}
 
     def _run(self, make: _MakeFlow[T], disabled: T) -> T:
-        """Run a flow in this thread and return its result; ``disabled`` if it is switched off."""
+        """Run a flow in this thread and return its result; ``disabled`` if it is disabled."""
         runtime, flow = self._runtime_and_flow(make)
         if runtime.enabled:
             return runtime.perform(flow)
@@ -348,7 +348,7 @@ def _encode(store: DataStore, value: object) -> bytes:
     except NotStorable as error:
         raise NotStorable(
             f"{error}. Or give the cache OPTIONS: {{'serializer': 'signed-pickle'}}, which stores "
-            "all that can be pickled"
+            "all values that can be pickled"
         ) from None
 
 
@@ -359,14 +359,14 @@ def _check_counted(key: Any, total: int | None) -> int:
 
 
 # ------------------------------------------------------------------------------------------------
-# What an alias of CACHES says
+# The settings of an alias of CACHES
 
 
 class _Alias(Struct):
-    """LOCATION and OPTIONS, checked, with the runtime that they describe.
+    """The checked LOCATION and OPTIONS, with the runtime that they define.
 
-    Django creates a backend for each alias in each thread, and under ASGI for each request; all of
-    them share this.
+    Django creates a backend for each alias in each thread, and under ASGI for each request. All of
+    them share this object.
     """
 
     location: str
@@ -378,7 +378,7 @@ class _Alias(Struct):
     own: Runtime | None
 
     def __repr__(self) -> str:
-        """Return a text without the token, for reports that show local variables."""
+        """Return a text without the token, for tracebacks that show local variables."""
         return f"{type(self).__name__}(serializer={self.serializer!r}, strict={self.strict!r})"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
@@ -401,7 +401,7 @@ def _find_alias(location: str, options: Mapping[str, Any]) -> _Alias:
         alias = _read(location, dict(options))
         _aliases.append(alias)
         if len(_aliases) > _MAX_ALIASES and (oldest := _aliases.pop(0)).own is not None:
-            oldest.own.close()  # it opens a connection again if it is used nevertheless
+            oldest.own.close()  # if it is used again, it opens a new connection
     return alias
 
 

@@ -1,7 +1,7 @@
-"""System checks of the setting, and of the order of ``MIDDLEWARE``.
+"""System checks for the setting and for the order of ``MIDDLEWARE``.
 
-A check yields messages and raises nothing. Other middleware is recognised by its dotted name, or
-those of its base classes, so the checks import only what the project's settings name.
+A check yields messages and never raises. Other middleware is recognized by the dotted names of its
+class and base classes, so the checks import only modules that the project's settings name.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ class _Layer(msgspec.Struct, frozen=True):
     lineage: frozenset[str]
     """The dotted names of the class and its bases."""
     features: Features
-    """What it enables, if it is this package's middleware."""
+    """The features that it enables, if it is this package's middleware."""
     chooses_language: bool
     """Whether it is a LocaleMiddleware that chooses the language with its own code."""
     adds_nothing: bool
-    """Whether a view gets the same request without it."""
+    """Whether views get the same request without it."""
 
     @property
     def name(self) -> str:
@@ -87,7 +87,7 @@ def _layers() -> list[_Layer]:
     for path in settings.MIDDLEWARE:
         try:
             middleware = import_string(path)
-        except Exception:  # noqa: BLE001 - another's module; Django reports it when it loads them
+        except Exception:  # noqa: BLE001 - Django reports the error when it loads the module
             middleware = None
         bases = inspect.getmro(middleware) if inspect.isclass(middleware) else ()
         names = {f"{base.__module__}.{base.__qualname__}" for base in bases}
@@ -99,7 +99,7 @@ def _layers() -> list[_Layer]:
 
 
 def _settings() -> Settings | None:
-    """Return the project's settings, None if they are wrong, which E001 reports."""
+    """Return the project's settings; None if they are wrong, which E001 reports."""
     try:
         return settings_from(mapping_set(), os.environ, source=SETTING)
     except ConfigurationError:
@@ -107,7 +107,7 @@ def _settings() -> Settings | None:
 
 
 def check_settings(**_: Any) -> Iterator[checks.CheckMessage]:
-    """Report the setting's first mistake, as E001; and as W001 that nothing applies its rules."""
+    """Report the first wrong setting as E001, and rules that nothing applies as W001."""
     ours = [layer for layer in _layers() if layer.features]
     try:
         mapping = mapping_set()
@@ -134,7 +134,7 @@ def check_settings(**_: Any) -> Iterator[checks.CheckMessage]:
             hint="Remove it, and set SESSION_ENGINE = 'upstash_middleware.django.sessions'.",
             id="upstash_middleware.E001",
         )
-    # Other settings are for decorators and limiters too.
+    # Without middleware, decorators and limiters may still use the other settings.
     elif not ours and (found.rate_limits or found.default_limit or found.cache):
         yield checks.Warning(
             f"{SETTING} has rules, but MIDDLEWARE contains no middleware of this package: they "
@@ -169,7 +169,7 @@ def check_middleware(**_: Any) -> Iterator[checks.CheckMessage]:
 def _check_around_cache(
     cache: _Layer, above: list[_Layer], below: list[_Layer], known: Settings
 ) -> Iterator[checks.CheckMessage]:
-    # The cache has to know the language that a middleware has chosen by its own code.
+    # The cache must know the language that another middleware chooses with its own code.
     personal = [one for one in above if one.is_any_of(_PERSONAL) and not one.chooses_language]
     if personal:
         names = ", ".join(layer.name for layer in personal)
@@ -247,7 +247,7 @@ def _identifies_user(extractor: object) -> bool:
 
 
 def check_client_address(**_: Any) -> Iterator[checks.CheckMessage]:
-    """Report that a proxy is in front, and that limits count by its address, as W007."""
+    """Report a proxy in front while limits count by its address, as W007."""
     known = _settings()
     limits = any(Features.RATE_LIMIT in layer.features for layer in _layers())
     if known is None or not limits or not settings.SECURE_PROXY_SSL_HEADER:
@@ -270,7 +270,7 @@ def check_paths(**_: Any) -> Iterator[checks.CheckMessage]:
         features |= layer.features
     try:
         served = django_routes()
-    except Exception:  # noqa: BLE001 - Django's own checks of URLs report it
+    except Exception:  # noqa: BLE001 - Django's own URL checks report the error
         return
     if (known := _settings()) is None:
         return
@@ -293,9 +293,9 @@ def check_paths(**_: Any) -> Iterator[checks.CheckMessage]:
 
 
 def check_sessions(**_: Any) -> Iterator[checks.CheckMessage]:
-    """Report an engine and a middleware of sessions that do not belong together: W009, W010.
+    """Report a session engine and a session middleware that do not match, as W009 and W010.
 
-    And settings of sessions that no engine reads, as W011.
+    Also report session settings that no engine reads, as W011.
     """
     layers, is_ours = _layers(), is_upstash_engine(settings.SESSION_ENGINE)
     known = _settings()
@@ -327,12 +327,12 @@ def check_sessions(**_: Any) -> Iterator[checks.CheckMessage]:
 
 
 def check_denied_view(**_: Any) -> Iterator[checks.CheckMessage]:
-    """Report a view for denials that cannot be found or called as one, as E006."""
+    """Report a view for denials that cannot be found or called, as E006."""
     named = getattr(settings, DENIED_VIEW, None)
     why = ""
     try:
         view = import_string(named) if isinstance(named, str) else named
-    except Exception as error:  # noqa: BLE001 - whatever the project's module raises
+    except Exception as error:  # noqa: BLE001 - any exception of the project's module
         view, why = None, str(error)
     if view is None:
         pass
@@ -345,7 +345,7 @@ def check_denied_view(**_: Any) -> Iterator[checks.CheckMessage]:
             inspect.signature(view).bind("request", "decision")
         except TypeError as error:
             why = f"it cannot be called with the request and the decision: {error}"
-        except ValueError:  # written in C, without a signature
+        except ValueError:  # a callable in C, without a signature
             pass
     if why:
         yield checks.Error(
@@ -357,7 +357,7 @@ def check_denied_view(**_: Any) -> Iterator[checks.CheckMessage]:
 
 
 def check_caches(**_: Any) -> Iterator[checks.CheckMessage]:
-    """Report caches on Upstash with wrong settings, as E007, or with sessions, as W008."""
+    """Report caches on Upstash with wrong settings as E007, or with sessions as W008."""
     for alias in settings.CACHES:
         if not _is_upstash_cache(settings.CACHES[alias].get("BACKEND")):
             continue
@@ -383,14 +383,14 @@ def check_caches(**_: Any) -> Iterator[checks.CheckMessage]:
 def _is_upstash_cache(named: Any) -> bool:
     try:
         backend = import_string(named) if isinstance(named, str) else named
-    except Exception:  # noqa: BLE001 - another's module; Django reports it when it loads it
+    except Exception:  # noqa: BLE001 - Django reports the error when it loads the module
         return False
     bases = inspect.getmro(backend) if inspect.isclass(backend) else ()
     return any(f"{each.__module__}.{each.__name__}" == _UPSTASH_CACHE for each in bases)
 
 
 def check_credentials(**_: Any) -> Iterator[checks.CheckMessage]:
-    """Report missing credentials, as E004; only where a deployment is checked."""
+    """Report missing credentials as E004; only with ``check --deploy``."""
     try:
         if any(layer.features for layer in _layers()) or is_upstash_engine(settings.SESSION_ENGINE):
             runtime = Runtime.of(mapping_set(), Features(0), source=SETTING)

@@ -1,4 +1,4 @@
-"""The setting ``UPSTASH_MIDDLEWARE``, the runtimes made from it, and purging through them."""
+"""The setting ``UPSTASH_MIDDLEWARE``, the runtimes made from it, and ``purge``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _UNSET: Mapping[str, Any] = {}
 
 
 def mapping_set() -> Mapping[str, Any]:
-    """Return the project's mapping, an empty one if it has none.
+    """Return the project's mapping; an empty one if it is not set.
 
     Raises ConfigurationError for a value that is not a mapping.
     """
@@ -39,21 +39,21 @@ def mapping_set() -> Mapping[str, Any]:
 
 @lru_cache(maxsize=8)
 def is_upstash_engine(name: str) -> bool:
-    """Whether a SESSION_ENGINE is this package's, or is made from it."""
+    """Whether a SESSION_ENGINE is this package's engine, or a subclass of it."""
     try:
         store = import_string(f"{name}.SessionStore")
-    except Exception:  # noqa: BLE001 - another's module; Django reports it with the first request
+    except Exception:  # noqa: BLE001 - Django reports the error at the first request
         return False
     names = {f"{base.__module__}.{base.__qualname__}" for base in inspect.getmro(store)}
     return "upstash_middleware.django.sessions.SessionStore" in names
 
 
 class Configured:
-    """The runtime that the setting describes now, for the features of one middleware.
+    """The runtime for the current value of the setting, and for one middleware's features.
 
-    It is created again when another mapping has been set, so that a handler that was built before
-    follows ``override_settings``. Each handler has its own, so that no denials and no stored
-    responses are carried from one test's Client to the next.
+    A new runtime is created if the setting has a new mapping, so that existing handlers follow
+    ``override_settings``. Each handler has its own runtime, so that denials and stored responses
+    are not carried from one test's Client to the next.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Configured:
         self._made: tuple[Mapping[str, Any], Runtime] | None = None
 
     def runtime(self) -> Runtime:
-        """Return the runtime. Raises ConfigurationError where the setting is wrong."""
+        """Return the runtime. Raises ConfigurationError if the setting is wrong."""
         made = self._made
         if made is not None and made[0] is getattr(settings, SETTING, _UNSET):
             return made[1]
@@ -95,12 +95,12 @@ class Configured:
             return runtime
 
     def is_current(self) -> bool:
-        """Whether the runtime has been made from the current setting."""
+        """Whether the runtime was made from the current setting."""
         return self._made is not None and self._made[0] is mapping_set()
 
 
 def kept_cookies() -> dict[str, str]:
-    """Return the cookies that no cache rule may ignore, each with the setting of its name."""
+    """Return the cookies that no cache rule may ignore, each with the setting that names it."""
     names = "SESSION_COOKIE_NAME", "CSRF_COOKIE_NAME", "LANGUAGE_COOKIE_NAME"
     return {getattr(settings, name): name for name in names}
 
@@ -111,8 +111,8 @@ _for_handlers = _for_purging = _alone
 
 
 def share(configured: Configured, features: Features) -> None:
-    """Let limits in front of views, and ``purge``, use a middleware's runtime."""
-    global _for_handlers, _for_purging  # noqa: PLW0603 - one for the process, as the setting is
+    """Let view decorators and ``purge`` use a middleware's runtime."""
+    global _for_handlers, _for_purging  # noqa: PLW0603 - one per process, like the setting
     if Features.RATE_LIMIT in features:
         _for_handlers = configured
     if Features.CACHE in features:
@@ -120,17 +120,17 @@ def share(configured: Configured, features: Features) -> None:
 
 
 def runtime_for_handlers() -> Runtime:
-    """Return the runtime for limits in front of views: the middleware's, if there is one.
+    """Return the runtime for the view decorators: the middleware's, if there is one.
 
-    Raises ConfigurationError where the setting is wrong.
+    Raises ConfigurationError if the setting is wrong.
     """
     return (_for_handlers if _for_handlers.is_current() else _alone).runtime()
 
 
 def runtime_for_purging() -> Runtime:
-    """Return the runtime of the middleware that caches, if there is one.
+    """Return the runtime of the middleware with a cache, if there is one.
 
-    Raises ConfigurationError where the setting is wrong.
+    Raises ConfigurationError if the setting is wrong.
     """
     return (_for_purging if _for_purging.is_current() else _alone).runtime()
 
@@ -143,9 +143,9 @@ def purge(
     everything: bool = False,
     soft: bool = False,
 ) -> None:
-    """Invalidate stored responses: of URLs with all variants, of tags, or everything.
+    """Invalidate stored responses: of URLs with all variants, of tags, or all of them.
 
-    For a signal receiver, a view, a task or a management command; inside a transaction, purge
+    Call it in a signal receiver, a view, a task or a management command. In a transaction, purge
     after the commit::
 
         transaction.on_commit(partial(purge, tags=[f"product:{product.pk}"]), robust=True)
@@ -216,9 +216,9 @@ async def apurge(
 
 
 def runtime_for_data() -> Runtime:
-    """Return the runtime for the project's values and sessions: the middleware's, if there is one.
+    """Return the runtime for the project's values and sessions: a middleware's, if there is one.
 
-    Raises ConfigurationError where the setting is wrong.
+    Raises ConfigurationError if the setting is wrong.
     """
     return _for_purging.runtime() if _for_purging.is_current() else runtime_for_handlers()
 

@@ -65,7 +65,7 @@ _STATUS_BY_EXCEPTION: dict[type[Exception], int] = {
     SuspiciousOperation: 400,
     BadRequest: 400,
 }
-"""The statuses of Django's handler for exceptions, the more special first; all others are a 500."""
+"""Statuses that Django's exception handler sends, the most specific first; otherwise 500."""
 
 
 class ViewCall(HandlerCall):
@@ -76,7 +76,7 @@ class ViewCall(HandlerCall):
     expected = "a view function; of a class, decorate with @method_decorator(…, name='dispatch')"
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # The first argument, or the second of a method; one of Django REST framework contains it.
+        # The first argument, or a method's second; a Django REST framework request wraps it.
         natives = [getattr(given, "_request", given) for given in args[:2]]
         found = [index for index, each in enumerate(natives) if isinstance(each, HttpRequest)]
         if not found:
@@ -87,7 +87,7 @@ class ViewCall(HandlerCall):
         self.native: RateLimitedRequest = native
         self.view_class: type | None = owner_of(self.handler, args) if found[0] else None
         self.owner: type | None = self.view_class
-        # django-ninja's ``decorate_view`` decorates the ``run`` of an operation.
+        # django-ninja's ``decorate_view`` decorates the ``run`` method of an operation.
         operation: Any = getattr(inspect.unwrap(self.handler), "__self__", None)
         if type(operation).__module__ == "ninja.operation":
             self.handler: Any = operation.view_func
@@ -98,7 +98,7 @@ class ViewCall(HandlerCall):
 
     @staticmethod
     def is_async(handler: Any) -> bool:
-        """Whether calling a view returns an awaitable; ``dispatch`` of an async class does."""
+        """Whether calling a view returns an awaitable, as an async class's ``dispatch`` does."""
         if iscoroutinefunction(handler):
             return True
         method = handler.func if isinstance(handler, functools.partial) else handler
@@ -106,9 +106,9 @@ class ViewCall(HandlerCall):
 
     @staticmethod
     def decorated(wrapper: Any, decorator: Decorator) -> None:
-        """Have django-ninja refuse the wrapper as an operation, when that is registered.
+        """Make django-ninja reject the wrapper when it is registered as an operation.
 
-        An operation returns what becomes a response later, to which no field can be added.
+        An operation's result becomes a response only later, so no field can be added to it.
         """
 
         def refuse(_operation: object) -> None:
@@ -150,18 +150,18 @@ class ViewCall(HandlerCall):
             return True
         if is_exempt_class(self.view_class, self.method):
             return True
-        # A view that is decorated further, or made of a class, is marked itself.
+        # Check the resolved view too: a wrapper or ``as_view`` has the exempt mark.
         return is_exempt_view(getattr(request.resolver_match, "func", None), self.method)
 
     def deny(self, pending: PendingExchange) -> Any:
         return ready_response(self.native, pending.exchange, pending.runtime)
 
     async def adeny(self, pending: PendingExchange) -> Any:
-        """Do the same as ``deny``, in a thread: the project's code may use the database."""
+        """Do the same as ``deny`` in a thread, because the project's code may use the database."""
         return await sync_to_async(self.deny)(pending)
 
     def enter(self, attached: Attached) -> None:
-        """Finish it when the request ends."""
+        """Finish the exchange when the request ends."""
         if isinstance(attached, PendingExchange):
             attached.finished_elsewhere = True
             at_end(self.native, attached.finish)
@@ -205,22 +205,22 @@ never_cached: NeverCached = NeverCached(ViewCall)
 def cache_page(
     timeout: int | None, *, cache: str | None = None, key_prefix: str | None = None
 ) -> Callable[[F], F]:
-    """Store a view's pages as ``django.views.decorators.cache.cache_page`` does, by this cache.
+    """Store a view's pages like ``django.views.decorators.cache.cache_page``, in this cache.
 
-    A rule of the middleware has to cover the path: ``{"path": "/{rest:path}"}``. As in Django,
-    pages with status 200 to GET and HEAD are stored, and ``timeout`` outweighs the response's own
-    max-age. A response with ``private``, ``no-cache`` or ``no-store`` is not stored. Browsers are
-    sent Expires and max-age.
+    A rule of the middleware must cover the path: ``{"path": "/{rest:path}"}``. As in Django,
+    responses to GET and HEAD with status 200 are stored, and ``timeout`` overrides the response's
+    own max-age. A response with ``private``, ``no-cache`` or ``no-store`` is not stored. Browsers
+    get Expires and max-age.
 
-    What is above it in the view is not called for a stored page, and neither is middleware below
+    For a stored page, decorators above this one are not called, and neither is the middleware below
     this package's.
 
     Args:
-        timeout: Seconds for which a page is stored; 0 for none. None for the response's own
+        timeout: Seconds for which a page is stored; 0 stores nothing. None for the response's own
             max-age, or else the setting CACHE_MIDDLEWARE_SECONDS.
-        cache: ``"default"`` or None: pages are on the database of UPSTASH_MIDDLEWARE.
-        key_prefix: A tag of the pages, which ``purge(tags=[…])`` makes invalid together. Pages of
-            several sites differ by their hosts anyway.
+        cache: ``"default"`` or None: pages are stored in the database of UPSTASH_MIDDLEWARE.
+        key_prefix: A tag of the pages, which ``purge(tags=[…])`` invalidates together. Pages of
+            different sites have different hosts anyway.
 
     Raises:
         ConfigurationError: An argument is wrong.
@@ -229,7 +229,7 @@ def cache_page(
 
 
 class _PageCall(ViewCall):
-    """A call of a view whose streams are not stored, as in Django."""
+    """A call of a view whose streamed responses are not stored, as in Django."""
 
     __slots__ = ()
 
@@ -266,7 +266,7 @@ class _CachePage(Decorator):
         return Attached(self._mark)
 
     def _mark(self, head: ResponseHead) -> ResponseHead:
-        """Return a response's head with the fields that Django adds, and those for the cache."""
+        """Return a response's head with the fields that Django adds, and the cache's fields."""
         from upstash_middleware.core.cache.http.directives import FROM_HANDLERS  # noqa: PLC0415
 
         response = HttpResponse()

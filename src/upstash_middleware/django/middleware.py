@@ -1,4 +1,4 @@
-"""The middleware classes for ``MIDDLEWARE``, sync and async, and what denied requests get."""
+"""The middleware classes for ``MIDDLEWARE``, sync and async, and the responses to denials."""
 
 from __future__ import annotations
 
@@ -76,25 +76,25 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=HttpResponseBase)
 
 _INNER = "upstash_middleware.handed"
-"""In ``META``: where a rate limit leaves its exchange for the cache directly inside."""
+"""The ``META`` key in which a rate limit leaves its exchange for the cache directly inside."""
 
 
 class RateLimitedRequest(HttpRequest):
-    """A request as views get it below a rate limit; for their annotations."""
+    """The type of a request below a rate limit, for annotations in views."""
 
     rate_limit: Decision
-    """The decision; where no limit was checked, one that allows, without figures."""
+    """The decision; if no limit was checked, a decision that allows, without figures."""
 
 
 class Middleware:
-    """The base of the three middleware classes, which differ in the features they enable."""
+    """The base class of the three middleware classes, which enable different features."""
 
     sync_capable = True
     async_capable = True
     features: ClassVar[Features]
 
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
-        """Create it, as Django does for each entry of ``MIDDLEWARE``.
+        """Create the middleware; Django calls this for each entry of ``MIDDLEWARE``.
 
         Args:
             get_response: The next middleware or view, from Django.
@@ -113,8 +113,8 @@ class Middleware:
             raise ImproperlyConfigured(str(error)) from error
         share(self.configured, self.features)
         self._limits = Features.RATE_LIMIT in self.features
-        # Django wraps each middleware by convert_exception_to_response. No other pair is joined:
-        # behind a denial or a hit, nothing further in may be charged.
+        # Django wraps each middleware in convert_exception_to_response. No other pair is joined:
+        # after a denial or a cache hit, inner middleware must charge nothing.
         inside = getattr(get_response, "__wrapped__", get_response)
         self._inside: CacheMiddleware | None = None
         if self.features is Features.RATE_LIMIT and isinstance(inside, CacheMiddleware):
@@ -124,10 +124,10 @@ class Middleware:
             markcoroutinefunction(cast("Any", self))
 
     def _is_outermost(self) -> bool:
-        """Whether nothing above this middleware in ``MIDDLEWARE`` changes requests.
+        """Whether no middleware above this one in ``MIDDLEWARE`` changes requests.
 
-        Only then it revalidates in the background: views would miss what other middleware adds to
-        a request, and a page rendered without that would be stored for all users.
+        Only then may it revalidate in the background. Otherwise views would miss the additions of
+        other middleware to a request, and the page without them would be stored for all users.
         """
         for path in settings.MIDDLEWARE:
             entry = import_string(path)
@@ -138,7 +138,7 @@ class Middleware:
         return False
 
     def _joins_sessions(self) -> bool:
-        """Whether this is the outermost middleware of this package above its SessionMiddleware."""
+        """Whether this is this package's outermost middleware above its SessionMiddleware."""
         found = False
         for path in settings.MIDDLEWARE:
             entry = import_string(path)
@@ -153,7 +153,7 @@ class Middleware:
         return False
 
     def __call__(self, request: HttpRequest) -> Any:
-        """Respond to the request, or pass it on; on an event loop the result is awaitable."""
+        """Respond to the request, or pass it on; on an event loop, return an awaitable."""
         if self._is_async:
             return self._acall(request)
         runtime = self.configured.runtime()
@@ -169,7 +169,7 @@ class Middleware:
             begun = parsed, runtime.begin(parsed, inner)
         parsed, exchange = begun
         if exchange.response and not (exchange.decision or exchange.refresh):
-            runtime.finish(exchange, complete=True)  # after a hit, nothing is left to do
+            runtime.finish(exchange, complete=True)  # a cache hit needs nothing else
             return response_from(exchange.response, without_body=parsed.method == "HEAD")
         stream = self._stream(request, runtime, parsed, exchange)
         if exchange.response is not None:
@@ -203,12 +203,12 @@ class Middleware:
             begun = parsed, await runtime.abegin(parsed, inner)
         parsed, exchange = begun
         if exchange.response and not (exchange.decision or exchange.refresh):
-            await runtime.afinish(exchange, complete=True)  # after a hit, nothing is left to do
+            await runtime.afinish(exchange, complete=True)  # a cache hit needs nothing else
             return response_from(exchange.response, without_body=parsed.method == "HEAD")
         stream = self._stream(request, runtime, parsed, exchange)
         if exchange.response is not None:
             if _has_denied(exchange) and (_denied_view() or rate_limited.has_listeners()):
-                # The project's code does not belong on the event loop.
+                # The project's code must not run on the event loop.
                 return await sync_to_async(stream.ready)()
             return stream.ready()
         try:
@@ -216,7 +216,7 @@ class Middleware:
                 response = await self._get_response(request)
             if self._limits:
                 check_route(request, runtime.observe)
-        except CancelledError:  # the exchange ends with the request: a thread may still serve it
+        except CancelledError:  # a thread may still serve the request, so its end is awaited
             raise
         except BaseException:
             await stream.afinish()
@@ -238,17 +238,17 @@ class Middleware:
 
 
 class UpstashMiddleware(Middleware):
-    """Rate limiting and response caching; the limit is outside the cache.
+    """Rate limits and response cache; the limits are outside the cache.
 
-    If a limit by user should be inside authentication and the cache outside it, use the two
-    halves. The decision is ``request.rate_limit``.
+    If a limit by user has to be inside authentication and the cache outside, use the two other
+    classes. The decision is ``request.rate_limit``.
     """
 
     features = Features.BOTH
 
 
 class RateLimitMiddleware(Middleware):
-    """Rate limiting alone; directly above CacheMiddleware the two share one round trip.
+    """Rate limits only. Directly above CacheMiddleware, both need one round trip in total.
 
     The decision is ``request.rate_limit``.
     """
@@ -257,13 +257,13 @@ class RateLimitMiddleware(Middleware):
 
 
 class CacheMiddleware(Middleware):
-    """Response caching alone; place it above middleware that makes pages personal."""
+    """Response cache only; place it above middleware that personalizes pages."""
 
     features = Features.CACHE
 
 
 def _show_decision(request: HttpRequest, decision: Decision | None = None) -> None:
-    """Let views read a decision; without one, that of a limit further out, or none."""
+    """Set the decision that views read; by default an outer limit's, or none."""
     limited = cast("RateLimitedRequest", request)
     limited.rate_limit = decision or getattr(request, "rate_limit", None) or UNCHECKED
 
@@ -271,7 +271,7 @@ def _show_decision(request: HttpRequest, decision: Decision | None = None) -> No
 def _exchange_from_outer(
     request: HttpRequest, runtime: Runtime
 ) -> tuple[HTTPRequest, Exchange] | None:
-    """Take the exchange that a rate limit directly outside has begun for this runtime, if any."""
+    """Return the exchange that a rate limit directly outside has begun for this runtime."""
     parsed, outer = request.META[_INNER]
     if outer.inner is None or outer.inner.engine is not runtime.engine:
         return None
@@ -291,12 +291,12 @@ def _denied_view() -> Any:
 
 
 def ready_response(request: HttpRequest, exchange: Exchange, runtime: Runtime) -> HttpResponse:
-    """Return the response that an exchange has for a request.
+    """Return the HttpResponse for an exchange that has a response.
 
-    For a denial, the signal ``rate_limited`` is sent, and the response is that of the view that
-    the project names, with its own status unless that is 200, and with the denial's fields where it
-    has none of those names. If the view raises or returns anything else, this package's own
-    response is sent, and observers get a UserCodeFailed.
+    For a denial, this sends the signal ``rate_limited``, and returns the response of the view that
+    the project has set. The response keeps its status unless that is 200, and gets the denial's
+    fields that it lacks. If the view raises, or returns something else, this package's response
+    is sent, and observers get a UserCodeFailed.
     """
     ready = cast("Response", exchange.response)
     own = response_from(ready, without_body=request.method == "HEAD")
@@ -307,10 +307,10 @@ def ready_response(request: HttpRequest, exchange: Exchange, runtime: Runtime) -
         return own
     try:
         response = _call_denied_view(named, request, exchange.decision)
-    except Exception as error:  # noqa: BLE001 - whatever the project's view raises
+    except Exception as error:  # noqa: BLE001 - any exception of the project's view
         runtime.observe(UserCodeFailed(DENIED_VIEW, error))
         return own
-    if response.status_code == 200:  # as HttpResponse has where the view gives no status
+    if response.status_code == 200:  # the default of HttpResponse
         response.status_code = own.status_code
     for name, value in completing(ready.head.headers, {name.lower() for name in response.headers}):
         response.headers[name.decode("latin-1")] = value.decode("latin-1")
@@ -338,12 +338,12 @@ def _call_denied_view(named: Any, request: HttpRequest, decision: Decision | Non
 
 
 class ResponseStream(PendingExchange):
-    """One request, its exchange, and its response on the way to the server.
+    """Passes a request's response to the server, and finishes its exchange.
 
-    The exchange is finished when the request is closed. A handler closes it with whichever response
-    it has sent in the end, after the last byte, and also where a middleware further out has
-    replaced our response, as ConditionalGetMiddleware does by its 304. Under ASGI Django closes in
-    a thread, so ``finish`` is used there too.
+    The exchange is finished when the request is closed. Django closes the request together with the
+    response that it has sent, after the last byte, even if outer middleware has replaced our
+    response, as ConditionalGetMiddleware does with a 304. Under ASGI Django closes it in a thread,
+    so ``finish`` is used there too.
     """
 
     def __init__(
@@ -358,12 +358,12 @@ class ResponseStream(PendingExchange):
         self._request = request
         self._parsed = parsed
         self._revalidate = revalidate
-        self._stale: Exchange | None = None  # what to revalidate once the request is closed
-        self._complete = False  # whether the response has passed whole
+        self._stale: Exchange | None = None  # to revalidate after the request is closed
+        self._complete = False  # whether the whole response has passed
         self._announced: int | None = None
         """Remaining body bytes according to Content-Length; None without Content-Length."""
         self._before: tuple[str, str] | None = None
-        """The language and time zone that were active when the request arrived."""
+        """The active language and time zone when the request arrived."""
         if runtime.caches and exchange.response is None:
             self._before = active_localization()
             if announces_no_body(parsed) and _has_body(request):
@@ -371,12 +371,12 @@ class ResponseStream(PendingExchange):
         at_end(request, self.finish, self._revalidate_stale, exchange)
 
     def ready(self) -> HttpResponse:
-        """Return the response that the exchange has, and that the application is not called for."""
+        """Return the exchange's response, which replaces the call of the application."""
         self._complete = True
         return guarded(self._request, ready_response(self._request, self.exchange, self.runtime))
 
     def forwarding(self) -> AbstractContextManager[None]:
-        """Show the application its request, and the middleware directly inside its exchange."""
+        """Give the application its request, and the middleware directly inside its exchange."""
         if self.exchange.inner is None and self.exchange.request is self._parsed:
             return nullcontext()
         return self._forwarding()
@@ -393,10 +393,10 @@ class ResponseStream(PendingExchange):
             meta.pop(_INNER, None)
 
     def answer(self, response: HttpResponseBase) -> HttpResponseBase:
-        """Return what to send for the application's response, whose body is seen as it passes."""
+        """Return the response to send for the application's; its body is watched as it passes."""
         head = self._head_of(response)
-        # A server that reads a file itself, by ``wsgi.file_wrapper``, would lose ``sendfile`` if
-        # the file was read here, so it is not stored.
+        # A server can send a file itself with ``wsgi.file_wrapper``. Reading the file here would
+        # prevent ``sendfile``, so such a response is not stored.
         is_file = getattr(response, "file_to_stream", None) is not None
         is_for_server = is_file and "wsgi.file_wrapper" in self._request.META
         if is_for_server:
@@ -419,7 +419,7 @@ class ResponseStream(PendingExchange):
                 self.exchange.chunk(content)
             self._complete = True
         elif self.runtime.finishes_first and (is_bodiless or self._announced == 0):
-            self._complete = True  # a client that has the head has everything
+            self._complete = True  # a client that has the head has the whole response
         elif not is_for_server:
             streaming = cast("StreamingHttpResponse", response)
             watched: Any = self._awatch_body if streaming.is_async else self._watch_body
@@ -430,11 +430,11 @@ class ResponseStream(PendingExchange):
 
     @property
     def ends_here(self) -> bool:
-        """Whether the exchange is to be finished before the response is sent."""
+        """Whether the exchange must be finished before the response is sent."""
         return self._complete and self.runtime.finishes_first
 
     def finish(self, *, complete: bool = True) -> None:
-        """Finish the exchange, unless it is finished already."""
+        """Finish the exchange, unless it is already finished."""
         if self._revalidate is not None and not self.finished:
             self._stale = self.exchange.take_refresh()
         super().finish(complete=complete and self._complete)
@@ -489,12 +489,12 @@ class ResponseStream(PendingExchange):
                 if self.exchange.holding and not self.finished:
                     await self.arenew()
             self._complete = True
-        finally:  # Django closes the request as well, but not where ``send`` has raised
+        finally:  # Django also closes the request, except after an exception in ``send``
             if self.runtime.finishes_first or not self._complete:
                 await self.afinish()
 
     def _is_last(self, piece: bytes) -> bool:
-        """Whether the exchange is to be finished before this piece, the last by Content-Length."""
+        """Whether this is the last piece by Content-Length, and the exchange must end before it."""
         if self._announced is None or not self.runtime.finishes_first:
             return False
         self._announced -= len(piece)
@@ -502,11 +502,11 @@ class ResponseStream(PendingExchange):
 
 
 def _has_body(request: HttpRequest) -> bool:
-    """Whether a view can read a body that no field announces: under WSGI, it cannot."""
+    """Whether a view could read a body that no field announces; never under WSGI."""
     if not isinstance(request, ASGIRequest):
         return False
-    stream = request._stream  # noqa: SLF001 - reading it otherwise takes it from the view
-    if not stream.seekable():  # the test client's, which announces every body
+    stream = request._stream  # noqa: SLF001 - other ways to read take it from the view
+    if not stream.seekable():  # the test client's stream, which announces every body
         return False
     place = stream.tell()
     length = stream.seek(0, SEEK_END)
@@ -515,7 +515,7 @@ def _has_body(request: HttpRequest) -> bool:
 
 
 def _drop_body(response: Any) -> None:
-    """Send no body: a 304 replaces the response, whose body is still seen if it is streamed."""
+    """Drop the body: a 304 replaces the response. A streamed body is still watched."""
 
     def drop(content: Iterator[bytes]) -> Iterator[bytes]:
         for _ in content:
@@ -530,7 +530,7 @@ def _drop_body(response: Any) -> None:
     if not response.streaming:
         response.content = b""
     elif getattr(response, "file_to_stream", None) is not None:
-        response.streaming_content = ()  # a server would send the file itself
+        response.streaming_content = ()  # otherwise a server would send the file
     elif response.is_async:
         response.streaming_content = adrop(response.streaming_content)
     else:
@@ -550,7 +550,7 @@ _ADDING_NOTHING: Final = frozenset(
         "django.middleware.security.SecurityMiddleware",
     }
 )
-"""Middleware whose requests views get unchanged; subclasses may do more."""
+"""Middleware that does not change requests; a subclass may."""
 
 
 def adds_nothing(entry: object) -> bool:
@@ -564,10 +564,10 @@ def adds_nothing(entry: object) -> bool:
 def _revalidate(
     runtime: Runtime, get_response: Callable[[HttpRequest], Any], stale: HttpRequest, new: Exchange
 ) -> None:
-    """Send a request that contains nothing of the visitor's to the application, in this thread.
+    """Send a request without data of the visitor to the application, in this thread.
 
-    In a new context, since context variables may contain data of the visitor; URLs that
-    views reverse keep the prefix of the site.
+    It runs in a new context, because context variables may contain the visitor's data. URLs that
+    views reverse keep the site's prefix.
     """
     prefix = get_script_prefix()
 
@@ -576,7 +576,7 @@ def _revalidate(
             set_script_prefix(prefix)
             request = _request_without_visitor(stale, new.request)
             stream = ResponseStream(request, new.request, runtime, new)
-        except Exception as error:  # noqa: BLE001 - the client has its response
+        except Exception as error:  # noqa: BLE001 - the client already has its response
             runtime.observe(UserCodeFailed("background refresh", error))
             runtime.finish(new, complete=False)
             return
@@ -588,7 +588,7 @@ def _revalidate(
                 for _piece in cast("Any", response) if response.streaming else ():
                     if not new.kept:
                         break  # a response that is not stored may never end
-        except Exception as error:  # noqa: BLE001 - the client has its response
+        except Exception as error:  # noqa: BLE001 - the client already has its response
             runtime.observe(UserCodeFailed("background refresh", error))
         finally:
             try:
@@ -610,10 +610,10 @@ def _request_without_visitor(stale: HttpRequest, request: HTTPRequest) -> HttpRe
     if isinstance(stale, ASGIRequest):
         scope = cast("dict[str, Any]", stale.scope)
         new: HttpRequest = ASGIRequest(dict(refresh_scope(scope, request, {})), BytesIO())
-        new.META.setdefault("REMOTE_ADDR", "")  # as over a Unix socket
+        new.META.setdefault("REMOTE_ADDR", "")  # as for a Unix socket
     else:
         new = WSGIRequest(refresh_environ(stale.META, request))
-    if hasattr(stale, "rate_limit"):  # a limit outside counts no revalidation
+    if hasattr(stale, "rate_limit"):  # outer limits do not count a revalidation
         new.rate_limit = UNCHECKED  # type: ignore[attr-defined]
     select_as(new, stale)
     return new
@@ -622,7 +622,7 @@ def _request_without_visitor(stale: HttpRequest, request: HTTPRequest) -> HttpRe
 # ------------------------------------------------------------------------------------------------
 # The end of a request
 
-_MAX_WAIT_SECONDS = 5.0  # seconds; the calls that are waited for have their own deadline
+_MAX_WAIT_SECONDS = 5.0  # the calls that are awaited have their own deadlines
 
 
 class _RequestEnd(Struct, eq=False):
@@ -632,10 +632,10 @@ class _RequestEnd(Struct, eq=False):
     exchanges: list[Exchange] = []
     """The exchanges of this package's middleware, outermost first."""
     elsewhere: Event | None = None
-    """Set once another thread has ended it."""
+    """Set when another thread has finished the exchanges."""
 
     def end(self, close: Callable[[], None]) -> None:
-        """Finish all of it, innermost first; or wait until another thread has."""
+        """Finish all exchanges, innermost first; or wait until another thread has done so."""
         if self.elsewhere is not None:
             self.elsewhere.wait(_MAX_WAIT_SECONDS)
         begun, self.begun = self.begun, []
@@ -663,11 +663,11 @@ def at_end(
     then: Callable[[], None] | None = None,
     exchange: Exchange | None = None,
 ) -> None:
-    """Call ``finish``, and then ``then``, once a request is over, whichever way Django ends it.
+    """Call ``finish`` and then ``then`` when a request ends, however Django ends it.
 
-    Django closes a request together with its response. Where the client leaves before there is a
-    response, an ASGI handler cancels the request and closes nothing, but sends
-    ``request_finished``. Its receivers run after a view that is still running in a thread.
+    Django closes a request together with its response. If the client disconnects before there is
+    a response, the ASGI handler cancels the request without closing it, but it sends
+    ``request_finished``. Receivers of this signal run after a view that still runs in a thread.
     """
     ends: _RequestEnd | None = vars(request).get(REQUEST_END)
     if ends is None:
@@ -684,17 +684,17 @@ def guarded(request: HttpRequest, response: R) -> R:
     """Return the response, which ends the request even if it is never closed."""
     ends: _RequestEnd | None = vars(request).get(REQUEST_END)
     guard: _Guard | None = vars(response).get(REQUEST_END)
-    # A view may return one response to all requests.
+    # A view may return the same response object for all requests.
     if ends is not None and (guard is None or guard.ends is not ends):
         vars(response)[REQUEST_END] = _Guard(ends)
     return response
 
 
 class _Guard:
-    """Ends a request when the response that refers to this is deleted.
+    """Ends a request when the response that refers to this object is deleted.
 
-    Bridges from ASGI to WSGI close no response, and Django's ASGI handler closes none where
-    ``send`` raises.
+    Bridges from ASGI to WSGI do not close responses, and Django's ASGI handler does not after an
+    exception in ``send``.
     """
 
     __slots__ = ("ends",)
@@ -709,7 +709,7 @@ class _Guard:
             self.ends.elsewhere = run_soon(partial(others.end, _do_nothing))
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        """Be None in a response that is pickled into a cache."""
+        """Become None in a response that is pickled into a cache."""
         return type(None), ()
 
 
@@ -719,7 +719,7 @@ def _do_nothing() -> None:
 
 def _end(request: HttpRequest, close: Callable[[], None]) -> None:
     vars(request).pop("close", None)
-    # Removed, so that nothing keeps the body that was seen.
+    # It is removed so that nothing keeps a reference to the body.
     ends: _RequestEnd | None = vars(request).pop(REQUEST_END, None)
     if ends is None:
         close()
@@ -728,16 +728,16 @@ def _end(request: HttpRequest, close: Callable[[], None]) -> None:
 
 
 class _Context(Struct, eq=False):
-    """The request of an ASGI handler's call, for which asgiref has a separate context."""
+    """The requests of an asgiref context, which belongs to one call of an ASGI handler."""
 
     requests: int = 0
-    """How many have begun; of several that share a context it is not known which has ended."""
+    """The number of requests so far; if several share a context, it is unknown which has ended."""
     request: weakref.ref[HttpRequest] | None = None
-    """Weakly: what outlives the request, such as a connection that it opened, keeps this."""
+    """A weak reference, because objects that outlive the request may keep this context."""
 
 
 def _request_context(asgirefs: object) -> _Context:
-    """Return the context of the current request from asgiref's."""
+    """Return the context of the current request for asgiref's context."""
     context: _Context = vars(asgirefs).setdefault(REQUEST_END, _Context())
     return context
 

@@ -1,8 +1,8 @@
-"""Django's requests and responses as this package's values, and back.
+"""Converts Django's requests and responses to this package's values, and back.
 
-Django's own reading of a request is used: ``META`` (where Django has joined repeated fields by
-commas), ``path_info`` (by which it finds views), the scheme by ``SECURE_PROXY_SSL_HEADER``, the
-host by ``USE_X_FORWARDED_HOST``.
+It uses Django's view of a request: ``META``, in which Django joins repeated fields with commas;
+``path_info``, which selects the view; the scheme from ``SECURE_PROXY_SSL_HEADER``; the host from
+``USE_X_FORWARDED_HOST``.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ if TYPE_CHECKING:
     from upstash_middleware.messages import Response
 
 REQUEST_END = "_upstash_middleware"
-"""The attribute that refers to what ends a request: of the request, response and context."""
+"""The attribute of a request, response or context with the object that ends the request."""
 _LAST_READ_RESPONSE = "_upstash_middleware_answered_by"
-"""On a request: the id of the response whose head was read last."""
+"""The attribute of a request with the id of the response whose head was read last."""
 _CHANGED_FIELDS = "_upstash_middleware_changed"
-"""On a response: the fields that were changed, each with its value before and ours."""
-# Empty where there is none: in WSGI servers, and for cookies in Django's test client.
+"""The attribute of a response with the changed fields, each with its old and new value."""
+# Empty if the field is absent: in WSGI servers, and for cookies in Django's test client.
 _EMPTY_IF_ABSENT = {"CONTENT_TYPE", "CONTENT_LENGTH", "HTTP_COOKIE"}
 
 
@@ -61,9 +61,9 @@ def request_from(request: HttpRequest) -> HTTPRequest:
     for name, (key, value) in zip(field_names(meta), meta.items(), strict=True):
         if name and (value or key not in _EMPTY_IF_ABSENT):
             lines.append((name, str(value).encode("latin-1", "backslashreplace")))
-    # Not get_host: its check would cause a 400 here, and not where the project calls it.
+    # get_host would raise its error (a 400) here, and not where the project calls it.
     raw_host: str = cast("Any", request)._get_raw_host()  # noqa: SLF001
-    raw_path = getattr(request, "scope", {}).get("raw_path")  # of an ASGI server
+    raw_path = getattr(request, "scope", {}).get("raw_path")  # from an ASGI server
     return HTTPRequest(
         request.method or "GET",
         request.path_info,
@@ -79,33 +79,33 @@ def request_from(request: HttpRequest) -> HTTPRequest:
 
 
 class DjangoBody(RequestBody):
-    """A request's body, which Django may have read and parsed by now."""
+    """A request's body, which Django may already have read and parsed."""
 
     __slots__ = ("_request",)
 
     def __init__(self, request: HttpRequest) -> None:
-        self._request: Any = request  # only private attributes say what has been read of it
+        self._request: Any = request  # only private attributes tell how much has been read
 
     def read(self, limit: int) -> bytes | None:
-        """See RequestBody; the stream that Django and views read then has it again."""
+        """Read the body, and put it back for Django and the views; see RequestBody."""
         request = self._request
         if (known := getattr(request, "_body", None)) is not None:
             return known if len(known) <= limit else None
         if request._read_started:  # noqa: SLF001
             return None
         stream = request._stream  # noqa: SLF001
-        if stream.seekable():  # an ASGI server's, of which Django has received all
+        if stream.seekable():  # an ASGI server's stream, which is completely received
             data: bytes = stream.read(limit + 1)
             stream.seek(0)
             return data if len(data) <= limit else None
         if not isinstance(stream, ReadAhead):
             stream = request._stream = ReadAhead(stream)  # noqa: SLF001
-            if "wsgi.input" in request.META:  # for applications that a view may call
+            if "wsgi.input" in request.META:  # for WSGI applications that a view calls
                 request.META["wsgi.input"] = stream
         return stream.whole(limit)
 
     def parsed(self, name: str) -> list[Any] | None:
-        """See RequestBody; the check for CSRF parses a form before the view is called."""
+        """Return a parsed form's values; CSRF protection parses it before the view runs."""
         if not hasattr(self._request, "_post"):
             return None
         return [*self._request.POST.getlist(name), *self._request.FILES.getlist(name)]
@@ -121,8 +121,8 @@ class DjangoBody(RequestBody):
 def _sent_path(request: HttpRequest, sent: str, root_path: str) -> str:
     """Return the path of the client's URL as it was sent.
 
-    If middleware outside has rewritten the path, what was sent belongs to another resource, and
-    two resources must never share a stored response.
+    If outer middleware has rewritten the path, the sent path names another resource, and two
+    resources must never share a stored response.
     """
     for url in dict.fromkeys((sent, quote(root_path, safe=PATH_SAFE) + sent)):
         if unquote(url) == root_path + request.path_info:
@@ -131,9 +131,9 @@ def _sent_path(request: HttpRequest, sent: str, root_path: str) -> str:
 
 
 def user(request: HTTPRequest) -> Identifier | Awaitable[Identifier | None] | None:
-    """Identify by the user of ``django.contrib.auth``: ``by=user``.
+    """Identify clients by the user of ``django.contrib.auth``: ``by=user``.
 
-    By primary key; None for visitors who are not authenticated, so that the address is used.
+    The identifier is the primary key. For anonymous visitors it is None, so the address is used.
 
     Args:
         request: The request.
@@ -163,9 +163,9 @@ USERS.append((lambda native: isinstance(native, HttpRequest), user))
 
 @contextmanager
 def forwarding(request: HttpRequest, came: Headers, wanted: Headers) -> Iterator[None]:
-    """Show the application other header fields for as long as it runs.
+    """Give the application other header fields while it runs.
 
-    Outer middleware reads ``META`` afterwards and must find what the client sent: otherwise
+    Outer middleware reads ``META`` afterwards and needs the client's fields: otherwise
     ConditionalGetMiddleware would answer our validator with a 304.
     """
     try:
@@ -181,9 +181,9 @@ def forwarding(request: HttpRequest, came: Headers, wanted: Headers) -> Iterator
 def _without_removed_cookies(
     request: HttpRequest, came: Headers, wanted: Headers
 ) -> Iterator[None]:
-    """Show the application a request's cookies without those that its fields no longer have.
+    """Remove the cookies from the application's request that its fields no longer contain.
 
-    What middleware further out has changed in ``COOKIES`` stays.
+    Changes by outer middleware in ``COOKIES`` are kept.
     """
     before, after = came.lines("cookie"), wanted.lines("cookie")
     if before == after:
@@ -199,9 +199,9 @@ def _without_removed_cookies(
 
 
 def head_from(request: HttpRequest, response: HttpResponseBase) -> ResponseHead:
-    """Return the response's head; its cookies are Set-Cookie lines at the end, as Django sends.
+    """Return the response's head; cookies are Set-Cookie lines at the end, as Django sends them.
 
-    If a view returns one object again and again, what was changed for an earlier request is undone
+    If a view returns the same response object again, the changes for the earlier request are undone
     first.
     """
     if vars(request).get(_LAST_READ_RESPONSE) != id(response):
@@ -221,7 +221,7 @@ def head_from(request: HttpRequest, response: HttpResponseBase) -> ResponseHead:
 
 
 def change_head(response: HttpResponseBase, was: ResponseHead, now: ResponseHead) -> None:
-    """Apply the differences between two heads to the response; its cookies stay."""
+    """Apply the differences between two heads to the response; its cookies do not change."""
     if now is was:
         return
     response.status_code = now.status
@@ -240,7 +240,7 @@ def change_head(response: HttpResponseBase, was: ResponseHead, now: ResponseHead
 
 
 def _added_fields(was: Headers, now: Headers) -> dict[str, str | None] | None:
-    """Return the new fields at the end, None where those are not the whole difference."""
+    """Return the fields that were appended; None if there are other differences."""
     count = len(was.raw)
     if now.raw[:count] != was.raw:
         return None
@@ -254,7 +254,7 @@ def _added_fields(was: Headers, now: Headers) -> dict[str, str | None] | None:
 
 
 def _join_fields(headers: Headers) -> Iterable[tuple[str, str]]:
-    """Return each field once, in its spelling, as Django can hold it (RFC 9110 §5.2)."""
+    """Return each field once, in its spelling, because Django stores one value (RFC 9110 §5.2)."""
     fields: dict[bytes, tuple[str, str]] = {}
     for line_name, line in headers.raw:
         key, name, value = line_name.lower(), line_name.decode("latin-1"), line.decode("latin-1")
@@ -274,24 +274,24 @@ def _set_field(response: HttpResponseBase, name: str, value: str | None) -> None
 
 
 def response_from(answer: Response, *, without_body: bool) -> HttpResponse:
-    """Return this package's response as Django's; without the body if the request was a HEAD."""
+    """Return this package's response as an HttpResponse; for HEAD without its body."""
     response = HttpResponse(b"" if without_body else answer.body)
     response.status_code = answer.head.status
     del response.headers["Content-Type"]  # Django's default
     for name, value in _join_fields(answer.head.headers):
         response.headers[name] = value
     if 300 <= response.status_code < 400 and "Location" in response.headers:
-        response.url = response.headers["Location"]  # type: ignore[attr-defined]  # as redirects have
+        response.url = response.headers["Location"]  # type: ignore[attr-defined]  # like a redirect
     for line in answer.head.headers.lines("set-cookie"):
         cookie = _StoredCookie(line)
-        # One name may be on several lines, each with its own path or domain.
+        # A name may occur on several lines with different paths or domains.
         key = line if cookie.key in response.cookies else cookie.key
         dict.__setitem__(response.cookies, key, cookie)
     return response
 
 
 class _StoredCookie(Morsel[str]):
-    """A Set-Cookie line that is sent as it was stored; parsed, it would be written differently."""
+    """A Set-Cookie line that is sent exactly as stored; Morsel would format it differently."""
 
     def __init__(self, line: str) -> None:
         super().__init__()
@@ -301,7 +301,7 @@ class _StoredCookie(Morsel[str]):
             self.set(name.strip(), value.strip(), value.strip())
 
     def output(self, attrs: Container[str] | None = None, header: str = "Set-Cookie:") -> str:
-        """Return the line, as Django's handlers call it."""
+        """Return the line; Django's handlers call this."""
         del attrs
         return f"{header} {self._line}"
 
@@ -309,19 +309,20 @@ class _StoredCookie(Morsel[str]):
 def replacement(
     answer: Response, replaced: HttpResponseBase, *, without_body: bool
 ) -> HttpResponse:
-    """Return our response to send in place of the application's; closing it closes both."""
+    """Return our response in place of the application's; closing it closes both."""
     response: Any = response_from(answer, without_body=without_body)
     response._resource_closers.extend(cast("Any", replaced)._resource_closers)  # noqa: SLF001 - Django has no other name
     return cast("HttpResponse", response)
 
 
 # ------------------------------------------------------------------------------------------------
-# The language and time zone of a page, which select a stored response as in Django's own cache.
-# Its middleware is the innermost, and reads what is active. Ours is outside LocaleMiddleware, so it
-# determines beforehand which language that will activate, and checks afterwards.
+# The language and time zone of a page are part of its cache key, as in Django's own cache
+# middleware. That middleware is the innermost, so it reads the active values. Ours is outside
+# LocaleMiddleware, so it predicts the language that LocaleMiddleware will activate, and checks it
+# afterwards.
 
 _EXPECTED_LOCALIZATION = "_upstash_middleware_expected"
-"""On a Django request: the expected language and time zone."""
+"""The attribute of a request with the expected language and time zone."""
 
 
 class _LeftoverLocalization(threading.local):
@@ -335,10 +336,10 @@ _left_active = _LeftoverLocalization()
 
 
 def localized(request: HTTPRequest) -> str | None:
-    """Return the language and time zone of the page for a request, as a part of its key.
+    """Return the language and time zone of a request's page, as a part of its cache key.
 
-    Empty for those of the project's settings. None where they cannot be known: then the request
-    bypasses the cache.
+    The result is empty for those of the project's settings, and None if they cannot be known; then
+    the request bypasses the cache.
     """
     native = request.native if isinstance(request.native, HttpRequest) else _django_request(request)
     zone = default_zone = ""
@@ -363,9 +364,9 @@ def active_localization() -> tuple[str, str]:
 
 
 def unexpected_localization(request: HttpRequest, before: tuple[str, str]) -> str:
-    """Return why a view's page has another localization than was looked up; empty if it has not.
+    """Return why a page's localization differs from the expected one; empty if it is the same.
 
-    ``before`` is what was active when the request arrived.
+    ``before`` is the active localization when the request arrived.
     """
     language, zone = active_localization()
     if language != before[0]:
@@ -377,14 +378,14 @@ def unexpected_localization(request: HttpRequest, before: tuple[str, str]) -> st
         return ""
     code = _normal_language(getattr(request, "LANGUAGE_CODE", None) or language)
     if settings.USE_I18N and {language, code} != {selected[0]}:
-        return f"its language is {code}, and it was looked up under {selected[0]}"
+        return f"its language is {code}, but {selected[0]} was expected"
     if zone != selected[1]:
-        return f"its time zone is {zone}, and it was looked up under {selected[1]}"
+        return f"its time zone is {zone}, but {selected[1]} was expected"
     return ""
 
 
 def select_as(request: HttpRequest, other: HttpRequest) -> None:
-    """Have LocaleMiddleware activate the language that another request has selected."""
+    """Make LocaleMiddleware activate the language that another request has selected."""
     selected: tuple[str, str] | None = vars(other).get(_EXPECTED_LOCALIZATION)
     if selected is None:
         return
@@ -394,11 +395,11 @@ def select_as(request: HttpRequest, other: HttpRequest) -> None:
 
 
 def language_of(request: HttpRequest) -> str | None:
-    """Return the language that a request's page will have, None where that cannot be known."""
+    """Return the language that a request's page will have; None if it cannot be known."""
     default = _normal_language(settings.LANGUAGE_CODE)
     if not settings.USE_I18N:
         return default
-    if chosen := getattr(request, "LANGUAGE_CODE", None):  # by a middleware outside of us
+    if chosen := getattr(request, "LANGUAGE_CODE", None):  # set by outer middleware
         return _normal_language(chosen)
     inside = _locale_middleware(tuple(settings.MIDDLEWARE))
     if not inside:
@@ -408,7 +409,7 @@ def language_of(request: HttpRequest) -> str | None:
         return None if language == _left_active.language else language
     if any(map(chooses_language_itself, inside)):
         return None
-    # As LocaleMiddleware.process_request has it.
+    # The same steps as LocaleMiddleware.process_request.
     urlconf = getattr(request, "urlconf", settings.ROOT_URLCONF)
     uses_prefixes, prefixes_default = is_language_prefix_patterns_used(urlconf)
     unprefixed = uses_prefixes and not prefixes_default
@@ -427,7 +428,7 @@ def chooses_language_itself(middleware: object) -> bool:
 
 
 def _normal_language(language: str) -> str:
-    """Return a language's code in the spelling of Django's active language."""
+    """Return a language code in the spelling of Django's active language."""
     return language.lower().replace("_", "-")
 
 
@@ -442,7 +443,7 @@ def _locale_middleware(paths: tuple[str, ...]) -> tuple[type[LocaleMiddleware], 
 
 
 def _django_request(request: HTTPRequest) -> HttpRequest:
-    """Return a Django request for a request that comes from the command line."""
+    """Return a Django request for a request from the command line."""
     made = HttpRequest()
     made.method, made.path, made.path_info = request.method, request.path, request.path
     for name in request.headers.names():
@@ -455,35 +456,35 @@ def _django_request(request: HTTPRequest) -> HttpRequest:
 # Exempt views
 
 _EXEMPTED = "_upstash_middleware_freed"
-"""On a Django request: no limit of the middleware has counted it."""
+"""The attribute of a request that no limit of the middleware has counted."""
 _rerouting: set[tuple[str, ...]] = set()
-"""The values of MIDDLEWARE with which a request was routed elsewhere than it was looked up."""
+"""The values of MIDDLEWARE with which a request was routed to an unexpected view."""
 
 
 def is_exempt_view(view: Any, method: str) -> bool:
-    """Whether a view is exempt, the class that it was made of, or the method of that."""
+    """Whether a view, its class, or the method of the class is exempt."""
     if is_exempt(view):
         return True
-    if getattr(view, "__module__", "") == "ninja.operation":  # of a path, for its operations
+    if getattr(view, "__module__", "") == "ninja.operation":  # a path's view, for its operations
         cells = [cell.cell_contents for cell in view.__closure__ or ()]
         operations = [each for cell in cells for each in getattr(cell, "operations", ())]
         return any(is_exempt(each.view_func) for each in operations if method in each.methods)
     owner = getattr(view, "view_class", None) or getattr(view, "cls", None)
-    actions = getattr(view, "actions", None) or {}  # of a ViewSet
+    actions = getattr(view, "actions", None) or {}  # for a ViewSet
     return is_exempt_class(owner, actions.get(method.lower(), method))
 
 
 def is_exempt_request(request: HTTPRequest) -> bool:
-    """Whether the view of a request is exempt, by the URL configuration that is known so far.
+    """Whether the view of a request is exempt, according to the URL configuration.
 
-    If middleware further in was seen to choose another view than that, no request is.
+    If inner middleware has ever chosen another view, no request is exempt.
     """
     native = request.native
     resolver = get_resolver(getattr(native, "urlconf", None))
-    _ = resolver.url_patterns  # imports the views, which marks them
+    _ = resolver.url_patterns  # imports the views, which marks exempt ones
     if not exempt_types:
         return False
-    # Translated paths, and those in i18n_patterns, are routed in the language of the request.
+    # Translated paths, and paths in i18n_patterns, depend on the request's language.
     language = language_of(native)
     languages = [language] if language else [code for code, _ in settings.LANGUAGES]
     for each in languages:

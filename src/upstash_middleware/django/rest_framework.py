@@ -1,7 +1,7 @@
-"""Django REST framework: throttle classes, and denials as its exceptions.
+"""Django REST framework: throttle classes, and exceptions for denials.
 
-Denials are raised, so that the project's exception handler and the negotiated renderer respond.
-Only this module imports Django REST framework.
+Denials are raised as exceptions, so that the project's exception handler and the negotiated
+renderer make the response. Only this module imports Django REST framework.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class NotCounted(APIException):
 
 
 class Unidentified(APIException):
-    """A rule requires an identity that the request does not have: 401 (RFC 9110 §15.5.2)."""
+    """A rule requires an identity, but the request has none: 401 (RFC 9110 §15.5.2)."""
 
     status_code: int = 401
     default_detail: str = "Authentication required."
@@ -75,21 +75,21 @@ def _exception_for(decision: Decision) -> APIException:
 
 
 class Throttle(BaseThrottle):
-    """A throttle class that counts by this package; made by ``throttle``."""
+    """A throttle class that uses this package's limits; made by ``throttle``."""
 
     limit: ClassVar[HandlerLimit]
 
     def allow_request(self, request: Request, view: APIView) -> bool:
-        """Let a request pass, with the limit's fields on its response.
+        """Let a request pass, and add the limit's fields to its response.
 
-        If it is denied, the signal ``rate_limited`` is sent. Raises RateLimitExceeded, NotCounted,
-        Unidentified or PermissionDenied.
+        For a denial, this sends the signal ``rate_limited`` and raises RateLimitExceeded,
+        NotCounted, Unidentified or PermissionDenied.
         """
         call = ViewCall(type(view), type(view), self.limit)
         call.read((request,), {})
         call.view_class = type(view)
         if (action := getattr(view, "action", None)) is not None:
-            # Each action of a ViewSet has its own quota.
+            # Each action of a ViewSet has a separate quota.
             call.handler = call.wrapper = getattr(type(view), action)
             call.owner = type(view)
         pending = self.limit.begin(call)
@@ -109,9 +109,9 @@ class Throttle(BaseThrottle):
 class _Throttles(LimitFactory[type[Throttle]]):
     """Return a throttle class: ``throttle_classes = [throttle("5/minute", by=user)]``.
 
-    It applies after authentication, so ``by=user`` is the user that this has found, and takes a
-    separate round trip. Each view, and each action of a ViewSet, has its own quota; with a
-    ``name`` they share one. The view reads ``request.rate_limit``.
+    The limit applies after authentication, so ``by=user`` is the authenticated user. It takes a
+    separate round trip. Each view, and each action of a ViewSet, has a separate quota; with a
+    ``name`` they share a quota. The view reads ``request.rate_limit``.
     """
 
     def _limit(self, limits: AnyLimits, **arguments: Any) -> type[Throttle]:
@@ -140,7 +140,7 @@ def _attach_when_finalized(call: ViewCall, view: Any, pending: PendingExchange) 
 
 @cache
 def _denied_view() -> Any:
-    # The module imports the throttles that the settings name, and those import this module.
+    # That module imports the configured throttle classes, which import this module.
     from rest_framework.views import APIView  # noqa: PLC0415
 
     class Denied(APIView):

@@ -1,13 +1,13 @@
 # ruff: noqa: SLF001 - the middleware and the store of a session belong together
 """Django's sessions on Upstash: ``SESSION_ENGINE = "upstash_middleware.django.sessions"``.
 
-A session is stored as in ``core.sessions``: one Redis hash with a field for each entry, of which
-only the changed ones are written, so two requests of one session that change different entries lose
-nothing. All settings of sessions are Django's own; ids and users are hashed with ``SECRET_KEY``.
+A session is stored as one Redis hash with a field for each entry; see ``core.sessions``. Only
+changed entries are written, so two concurrent requests that change different entries both keep
+their changes. Django's own settings apply; ids and users are hashed with ``SECRET_KEY``.
 
 With ``upstash_middleware.django.SessionMiddleware`` in place of Django's, the session is read in
-the first pipeline of the middleware above it. The engine works with Django's own as well, and in
-processes without requests: ``SessionStore(session_key)``.
+the first pipeline of the middleware above it. The engine also works with Django's middleware, and
+without requests: ``SessionStore(session_key)``.
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ __all__ = ["SessionStore"]
 
 T = TypeVar("T")
 _MAX_BOUND_SECONDS: Final = 400 * 24 * 3600.0
-"""Seconds after which a session that is bound to a user ends, however it is used."""
+"""Seconds after which a session that is bound to a user ends, even if it is used."""
 _MAX_TTL: Final = 100 * 365 * 24 * 3600.0
-"""Seconds; Redis has no times to live that are much longer."""
+"""Seconds; Redis does not support much longer times to live."""
 
 _EXPIRY: Final = "_session_expiry"
-"""The entry in which Django keeps the session's own timeout."""
+"""The entry in which Django stores the session's own timeout."""
 _LEVELS: Final = 200
-"""How deep an entry's containers may be nested."""
+"""The deepest nesting of an entry's containers."""
 
 # ------------------------------------------------------------------------------------------------
 # Settings
@@ -107,7 +107,7 @@ _DJANGO_SETTINGS = {
 
 
 def check_settings(found: SessionSettings | None) -> SessionSettings:
-    """Return the settings of sessions, which have no values for what Django has settings for.
+    """Return the session settings, after checking that Django has no setting for any of them.
 
     Raises ConfigurationError.
     """
@@ -120,7 +120,7 @@ def check_settings(found: SessionSettings | None) -> SessionSettings:
                 raise ConfigurationError(
                     f"{place}: in Django, set {_DJANGO_SETTINGS[name]} instead"
                 )
-            raise ConfigurationError(f"{place}: it has no effect in Django; remove it")
+            raise ConfigurationError(f"{place}: this setting has no effect in Django; remove it")
     return found
 
 
@@ -131,7 +131,7 @@ def sessions_of(runtime: Runtime) -> Sessions:
     found = runtime.sessions
     if found is None or found.settings.secret_key != keys:
         of_django = replace(check_settings(runtime.settings.sessions), secret_key=keys)
-        # The idle timeout is given with each call, since each session may have its own.
+        # Each call passes the idle timeout, since each session may have its own.
         found = runtime.create_sessions(
             of_django, absolute=inf, ids=DjangoIds(), load=_decode_for_display
         )
@@ -143,7 +143,7 @@ def _decode_for_display(data: bytes) -> Any:
     """Return an entry's value for the command line. Raises ValueError."""
     serializer = import_string(settings.SESSION_SERIALIZER)
     if not issubclass(serializer, JSONSerializer):
-        raise ValueError("it is signed, and what it contains may run when it is decoded")  # noqa: TRY004
+        raise ValueError("the value is signed, and decoding it may run code")  # noqa: TRY004
     return serializer().loads(data)
 
 
@@ -157,8 +157,8 @@ _KEY = re.compile(r"[a-z][a-z0-9]{31}|0[a-z0-9]{19}([a-z0-9]{12})")
 class DjangoIds(CookieIds):
     """Session keys of Django's 32 letters and digits.
 
-    One begins with a letter and has 160 random bits. That of a bound session begins with 0, then
-    has 98 random bits and 62 of the user's keyed hash.
+    A key begins with a letter and has 160 random bits. The key of a bound session begins with 0,
+    and has 98 random bits and 62 bits of the user's keyed hash.
     """
 
     def new(self, random: Callable[[int], bytes], user: str) -> str:
@@ -180,7 +180,7 @@ class DjangoIds(CookieIds):
 
 
 def _base_36(number: int, count: int) -> str:
-    """Write the last digits of a number to the base 36."""
+    """Return the last digits of a number in base 36."""
     text = ""
     for _ in range(count):
         number, digit = divmod(number, 36)
@@ -193,11 +193,11 @@ def _base_36(number: int, count: int) -> str:
 
 
 class SessionStore(SessionBase):
-    """A session of Django's, on Upstash: ``request.session``.
+    """A Django session on Upstash: ``request.session``.
 
-    Beside Django's interface it has ``bind``, ``regenerate``, ``revoke`` and ``revoke_all``, each
-    with an async form. If Upstash is unreachable, the session reads as empty, keeps its key, and
-    ``available`` is False; what is written is dropped, and an event reports it.
+    In addition to Django's interface it has ``bind``, ``regenerate``, ``revoke`` and
+    ``revoke_all``, each also as an async method. If Upstash is unreachable, the session is empty,
+    keeps its key, and ``available`` is False; changes are lost, and an event reports this.
 
     Args:
         session_key: The key of the session; None for a new one.
@@ -210,52 +210,52 @@ class SessionStore(SessionBase):
         """Begin with a session key, or without one for a new session; nothing is read yet."""
         super().__init__(session_key)
         self._stored: StoredSession | None = None
-        """The session on Redis, once that is known."""
+        """The session on Redis, once it has been read or created."""
         self._set: set[Any] = set()
-        """The names of the entries that this object has set, even to the same value."""
+        """The names of the entries that this object has set, also to the same value."""
         self._known: dict[str, bytes] = {}
-        """Its entries there, as far as this object knows."""
+        """The session's entries on Redis, as far as this object knows."""
         self._runtime: Runtime | None = None
-        """The runtime for its calls; None for the process's."""
+        """The runtime for calls; None for the process's runtime."""
         self._read: tuple[SessionLookup, list[Reply] | UpstashError] | None = None
-        """A key, and what the request's first pipeline has read for it."""
+        """A key, and the result of reading it in the request's first pipeline."""
         self._error: UpstashError | None = None
-        """Why it could not be read or created."""
+        """The error if the session could not be read or created."""
         self._is_refused = False
-        """Whether a change of its key has failed, so that no response may say that it happened."""
+        """Whether a change of the key failed, so that no response may confirm the change."""
         self._is_served = False
-        """Whether the middleware of this module can respond to that."""
+        """Whether this module's middleware can respond to a failed change."""
         self._is_cleared = False
         self._has_ended = False
         self._is_over = False
-        """Whether another request has ended this login, or given it another key."""
+        """Whether another request has ended this login or changed its key."""
         self._revoked: list[str] = []
-        """The users whose sessions it has itself ended, perhaps its own, before ``bind``."""
+        """The users whose sessions this object has revoked, perhaps its own, before ``bind``."""
         self._is_written = False
-        """Whether it has been saved since its key was last changed, or created."""
+        """Whether the session has been saved since its key was last changed or created."""
 
-    # --- Of this package ------------------------------------------------------------------------
+    # --- This package's methods -----------------------------------------------------------------
 
     @property
     def available(self) -> bool:
-        """Whether the session could be read and created, so far. If not, changes are dropped."""
+        """Whether the session could be read and created so far. If not, changes are lost."""
         self.accessed = True
         failed = self._read is not None and isinstance(self._read[1], UpstashError)
         return not (self._error is not None or self._is_refused or failed)
 
     def bind(self, user: User) -> None:
-        """Bind the session to a user, with another key, so that ``revoke_all`` ends it.
+        """Bind the session to a user, under another key, so that ``revoke_all`` ends it.
 
-        A bound session ends after 400 days at the latest. Call it after ``login``, or in a receiver
-        of ``user_logged_in``.
+        A bound session ends after 400 days at the latest. Call this method after ``login``, or in a
+        receiver of ``user_logged_in``.
 
         Args:
             user: The user's id: text, an integer or a UUID. Only a keyed hash of it is stored.
 
         Raises:
-            TypeError: It is none of these.
-            UpstashError: Upstash is unreachable, and this package's SessionMiddleware is not there
-                to send a 503 instead.
+            TypeError: The id has another type.
+            UpstashError: Upstash is unreachable, and this package's SessionMiddleware is not
+                installed, which would send a 503.
         """
         self._perform(self._cycle(user_text(user)))
         self._raise_unless_served()
@@ -270,7 +270,7 @@ class SessionStore(SessionBase):
         self._raise_unless_served()
 
     def regenerate(self) -> None:
-        """Give the session another key and keep its entries, as ``cycle_key`` does.
+        """Change the session's key and keep its entries, as ``cycle_key`` does.
 
         Raises:
             UpstashError: As for ``bind``.
@@ -284,7 +284,7 @@ class SessionStore(SessionBase):
         self._raise_unless_served()
 
     def revoke(self) -> None:
-        """End the session, as ``flush`` does: its key is never used again.
+        """End the session, as ``flush`` does. Its key is never used again.
 
         Raises:
             UpstashError: As for ``bind``.
@@ -298,9 +298,9 @@ class SessionStore(SessionBase):
         self._raise_unless_served()
 
     def revoke_all(self, user: User) -> None:
-        """End all sessions that are bound to a user, everywhere, such as after a new password.
+        """End all sessions that are bound to a user, for instance after a password change.
 
-        This session ends as well if it is bound to the user, unless ``bind`` follows.
+        This also ends the current session if it is bound to the user, unless ``bind`` follows.
 
         Args:
             user: As for ``bind``.
@@ -325,7 +325,7 @@ class SessionStore(SessionBase):
 
     @property
     def session_key(self) -> str | None:
-        """The key; a response that depends on it is for this user alone."""
+        """The key. A response that reads it depends on the session and is not shared."""
         self.accessed = True
         return self._session_key
 
@@ -339,7 +339,7 @@ class SessionStore(SessionBase):
         self._set.add(key)
 
     def update(self, dict_: Any) -> None:  # type: ignore[override] # as Django
-        """Set entries, as a dictionary's method does."""
+        """Set entries, like ``dict.update``."""
         entries = dict(dict_)
         super().update(entries)
         self._set.update(entries)
@@ -351,7 +351,7 @@ class SessionStore(SessionBase):
         self._set.update(entries)
 
     def load(self) -> dict[str, Any]:
-        """Read the session and return its entries, an empty dictionary if there is none."""
+        """Read the session and return its entries; an empty dictionary if there is no session."""
         return self._perform(self._load())
 
     async def aload(self) -> dict[str, Any]:
@@ -367,7 +367,7 @@ class SessionStore(SessionBase):
         return await self._aperform(self._exists(session_key))
 
     def create(self) -> None:
-        """Create a session on Redis, under a new key, with the entries of this object."""
+        """Create a session on Redis under a new key, with the entries of this object."""
         self._perform(self._create())
 
     async def acreate(self) -> None:
@@ -381,8 +381,8 @@ class SessionStore(SessionBase):
             must_create: Whether to create a session under a new key.
 
         Raises:
-            UpdateError: The session does not exist any more. Also if ``cycle_key`` or ``flush`` has
-                failed, so that Django's own SessionMiddleware sends a 400 and no confirmation.
+            UpdateError: The session no longer exists; or ``cycle_key`` or ``flush`` has failed, so
+                that Django's SessionMiddleware sends a 400 instead of a confirmation.
             NotStorable: The session is too large, or the name of an entry is not text.
             TypeError: ``SESSION_SERIALIZER`` cannot serialize a value.
         """
@@ -393,10 +393,10 @@ class SessionStore(SessionBase):
         await self._aperform(self._save(must_create=must_create))
 
     def delete(self, session_key: str | None = None) -> None:
-        """Delete the session, or the one with another key, at once.
+        """Delete this session, or the session with another key, at once.
 
         Raises:
-            UpstashError: Upstash is unreachable, and it is another session than this one.
+            UpstashError: Upstash is unreachable, and ``session_key`` is another session's.
         """
         self._perform(self._delete(session_key))
 
@@ -405,13 +405,13 @@ class SessionStore(SessionBase):
         await self._aperform(self._delete(session_key))
 
     def clear(self) -> None:
-        """Empty the session. Its key is not used again: the next save creates another session."""
+        """Empty the session. Its key is not used again: the next save creates a new session."""
         super().clear()
         self._set = set()
         self._is_cleared = True
 
     def flush(self) -> None:
-        """End the session at once, for a logout."""
+        """End the session at once, as a logout does."""
         self._perform(self._flush())
 
     async def aflush(self) -> None:
@@ -419,7 +419,7 @@ class SessionStore(SessionBase):
         await self._aperform(self._flush())
 
     def cycle_key(self) -> None:
-        """Give the session another key at once and keep its entries, for a login."""
+        """Change the session's key at once and keep its entries, as a login does."""
         self._perform(self._cycle())
 
     async def acycle_key(self) -> None:
@@ -428,11 +428,11 @@ class SessionStore(SessionBase):
 
     @classmethod
     def clear_expired(cls) -> None:
-        """Do nothing: Redis deletes what has expired."""
+        """Do nothing: Redis deletes expired sessions."""
 
     @classmethod
     async def aclear_expired(cls) -> None:
-        """Do nothing: Redis deletes what has expired."""
+        """Do nothing: Redis deletes expired sessions."""
 
     def _get_new_session_key(self) -> str:
         return DjangoIds().new(os.urandom, "")
@@ -484,21 +484,21 @@ class SessionStore(SessionBase):
             try:
                 value = self._deserialize(name, data)
                 self._check_read(name, value, data)
-            except Exception:  # noqa: BLE001, S112 - as Django: signed otherwise, or damaged
+            except Exception:  # noqa: BLE001, S112 - as Django does for an invalid signature
                 continue
             values[name] = value
             self._known[name] = data
         return values
 
     def _check_read(self, name: str, value: Any, data: bytes) -> None:
-        """Raise an exception for an entry that would be an error when the session is saved."""
+        """Raise an exception for an entry that could not be saved again."""
         _entry_name(name)
         if name == _EXPIRY:
             http_date(time.time() + float(self.get_expiry_age(expiry=value)))
         _check_depth(value, data)
 
     async def _values(self) -> dict[str, Any]:
-        """Return the entries, which are read if that has not been done."""
+        """Return the entries, after reading them if necessary."""
         self.accessed = True
         if not hasattr(self, "_session_cache"):
             self._session_cache = {} if self._session_key is None else await self._load()
@@ -526,7 +526,7 @@ class SessionStore(SessionBase):
         await self._save(must_create=True)
 
     async def _save(self, *, must_create: bool = False) -> bool:
-        """Save what has changed; return whether Redis has it."""
+        """Save the changes; return whether they are on Redis."""
         if self._is_refused:
             return self._false_or_update_error()
         if must_create and not hasattr(self, "_session_cache"):
@@ -534,7 +534,7 @@ class SessionStore(SessionBase):
         values = await self._values()
         sessions = self._sessions
         if self._error is not None:
-            sessions.observe(SessionSaved("saved", False, "it could not be loaded"))
+            sessions.observe(SessionSaved("saved", False, "the session could not be loaded"))
             return False
         if must_create or self._session_key is None or self._is_cleared:
             return await self._start(sessions)
@@ -546,7 +546,7 @@ class SessionStore(SessionBase):
         return await self._update(sessions, values)
 
     async def _update(self, sessions: Sessions, values: dict[str, Any]) -> bool:
-        """Write what has changed into the session that exists."""
+        """Write the changes to an existing session."""
         stored = self._stored
         if stored is None or stored.id != self._session_key:  # another key was assigned
             await self._load()
@@ -577,13 +577,13 @@ class SessionStore(SessionBase):
         return True
 
     def _false_or_update_error(self) -> bool:
-        """Return False: nothing was saved. Raises UpdateError after a failed change of the key."""
+        """Return False if nothing was saved; raise UpdateError after a failed change of the key."""
         if self._is_refused and not self._is_served:
             raise UpdateError
         return False
 
     async def _start(self, sessions: Sessions) -> bool:
-        """Create a session with all entries, in place of one that was cleared."""
+        """Create a session with all entries, which replaces a cleared one."""
         old = self._session_key if self._is_cleared else None
         self._known, self._stored = {}, None
         entries, _ = self._changed_entries()
@@ -594,7 +594,7 @@ class SessionStore(SessionBase):
             sessions.observe(UpstashFailed("session save", error))
             self._error = error
             self._is_refused = bool(first) or sessions.settings.on_error == "closed"
-            if self._session_key is None:  # code may need one; no session is ever stored under it
+            if self._session_key is None:  # code may need a key; nothing is ever stored under it
                 self._session_key = self._get_new_session_key()
             return self._false_or_update_error()
         self._adopt(cast("StoredSession", new), entries)
@@ -625,12 +625,12 @@ class SessionStore(SessionBase):
                 despite_revocation=old is not None and store.is_bound_to_any(old, self._revoked),
             )
             if new is None and user is None and self._is_login_read(values):
-                # The client keeps the cookie of the request that has ended it, as where two renew
-                # a login after SECRET_KEY has changed.
+                # The client keeps the cookie of the request that ended the session, for instance
+                # if two requests renew a login after SECRET_KEY has changed.
                 sessions.observe(SessionSaved("regenerated", False, ENDED_MEANWHILE))
                 self._is_over = True
                 return
-            if new is None:  # it has ended meanwhile: go on with what this request has written
+            if new is None:  # another request ended it: continue with this request's entries
                 self._session_cache = {
                     key: value
                     for key, value in values.items()
@@ -648,7 +648,7 @@ class SessionStore(SessionBase):
         sessions.observe(SessionSaved("created" if old is None else "regenerated", True))
 
     def _is_login_read(self, values: dict[str, Any]) -> bool:
-        """Whether the session is that of a user who had logged in before this request."""
+        """Whether the session belongs to a user who logged in before this request."""
         return SESSION_KEY in values and SESSION_KEY not in self._set
 
     async def _flush(self) -> None:
@@ -688,27 +688,27 @@ class SessionStore(SessionBase):
         sessions.observe(SessionSaved("ended", True))
 
     def _adopt(self, new: StoredSession, entries: Mapping[str, bytes]) -> None:
-        """Go on with a session that has just been created or got another key."""
+        """Continue with a session that was just created or has a new key."""
         self._stored, self._known = new, dict(entries)
         self._session_key = new.id
         self._is_cleared = self._has_ended = self._is_over = False
         self._is_written = self.modified = True
 
     def _refuse(self, error: UpstashError) -> None:
-        """Report a change that failed, so that no response says that it happened."""
+        """Report a failed change, so that no response confirms it."""
         self._sessions.observe(UpstashFailed("session save", error))
         self._error, self._is_refused = error, True
         self.modified = True
 
     def _raise_unless_served(self) -> None:
-        """Raise the error of a change that failed, unless the middleware responds to it."""
+        """Raise the error of a failed change, unless the middleware responds to it."""
         if self._is_refused and self._error is not None and not self._is_served:
             raise self._error
 
     # --- Entries and timeouts -------------------------------------------------------------------
 
     def _changed_entries(self) -> tuple[dict[str, bytes], list[str]]:
-        """Return the entries that have changed, serialized, and the names of those deleted."""
+        """Return the changed entries, serialized, and the names of the deleted entries."""
         changed: dict[str, bytes] = {}
         names = set()
         for key, value in self._session_cache.items():
@@ -724,17 +724,17 @@ class SessionStore(SessionBase):
         return changed, [name for name in self._known if name not in names]
 
     def _has_changed(self) -> bool:
-        """Whether an entry has changed although ``modified`` is not set, as within a list."""
+        """Whether an entry has changed without ``modified``, for instance within a list."""
         values = getattr(self, "_session_cache", {}).values()
         if all(isinstance(value, str | int | float | None) for value in values):
             return False
         try:
             return any(self._changed_entries())
-        except Exception:  # noqa: BLE001 - Django would not have serialized it
+        except Exception:  # noqa: BLE001 - Django would not have serialized the entries
             return False
 
     def _is_saved(self) -> bool:
-        """Whether this object has saved the session, and nothing has changed since."""
+        """Whether this object has saved the session, and nothing has changed since then."""
         return self._is_written and not self._is_cleared and not any(self._changed_entries())
 
     @property
@@ -742,9 +742,9 @@ class SessionStore(SessionBase):
         return issubclass(self.serializer, JSONSerializer)
 
     def _serialize(self, name: str, value: Any) -> bytes:
-        """Return an entry as it is stored: JSON, or what another serializer makes, signed.
+        """Return an entry in its stored form: JSON, or the signed output of another serializer.
 
-        It is signed because serializers such as pickle run what they are given, and in Base64.
+        It is signed because serializers such as pickle can run code, and it is in Base64.
         """
         try:
             if self._is_json:
@@ -765,7 +765,7 @@ class SessionStore(SessionBase):
         return Signer(salt=f"{self.key_salt}:{name}")
 
     def _is_same(self, name: str, known: bytes, data: bytes) -> bool:
-        """Whether a serializer that writes equal values differently, as pickle may, says so."""
+        """Whether two serialized values are equal although their bytes differ, as with pickle."""
         return self._serialize(name, self._deserialize(name, known)) == data
 
     def _age(self) -> float:
@@ -774,21 +774,21 @@ class SessionStore(SessionBase):
         return min(float(self.get_expiry_age(expiry=expiry)), _MAX_TTL)
 
     def _seconds_left(self, stored: StoredSession | None = None) -> float:
-        """Return the seconds until a session expires that is used now."""
+        """Return the seconds until a session that is used now expires."""
         age = self._age()
         if stored is None or not stored.user:
             return age
         return min(age, stored.created + _MAX_BOUND_SECONDS - self._sessions.store.clock.wall())
 
     def _is_old(self) -> bool:
-        """Whether the timeout was last extended a twentieth of it ago, or longer."""
+        """Whether at least a twentieth of the timeout has passed since its last extension."""
         stored = self._stored
         now = self._sessions.store.clock.wall()
         return stored is not None and now - stored.touched >= self._age() / 20
 
 
 def _check_depth(value: Any, data: bytes) -> None:
-    """Raise for a value that is nested so deep that writing it again could be a RecursionError."""
+    """Raise NotStorable for nesting so deep that serializing could raise RecursionError."""
     if data.count(b"[") + data.count(b"{") <= _LEVELS:
         return
     inside = [value]
@@ -816,18 +816,18 @@ def _entry_name(key: Any) -> str:
 
 
 def _delete_commands(sessions: Sessions, key: str | None) -> list[Command]:
-    """Return the commands that delete the session with a key; none for text that is no key."""
+    """Return the commands that delete the session with a key; none if the text is no key."""
     if key is None or sessions.store.ids.parse(key) is None:
         return []
     return [Command(("DEL", *sessions.store.keys_of(key)), reads_only=True)]
 
 
 # ------------------------------------------------------------------------------------------------
-# Reading in the first pipeline of the middleware above
+# Reading the session in the first pipeline of the middleware above
 
 
 class SessionUse(PartExchange):
-    """The session as a request's exchanges see it: whether the response depends on it."""
+    """The session from the view of a request's exchanges: does the response depend on it?"""
 
     __slots__ = ("read", "runtime", "session", "sets_cookie")
 
@@ -840,13 +840,13 @@ class SessionUse(PartExchange):
     ) -> None:
         self.runtime: Runtime | None = runtime
         self.read: tuple[SessionLookup, list[Reply] | UpstashError] | None = read
-        """The session that was to be read, and what was read."""
+        """The session to read, and the result of reading it."""
         self.session: SessionStore | None = None
         self.sets_cookie: bool = False
 
     @property
     def uses_session(self) -> bool:
-        """Whether the application has read or written the session, so far."""
+        """Whether the application has read or written the session so far."""
         return self.sets_cookie or (self.session is not None and self.session.accessed)
 
     @property
@@ -856,7 +856,7 @@ class SessionUse(PartExchange):
 
     @property
     def absent_cookie(self) -> str:
-        """The cookie's name if the session is empty, and nothing saves it."""
+        """The cookie's name if the session is empty and will not be saved."""
         session = self.session
         if self.sets_cookie or session is None or session.modified or not session.is_empty():
             return ""
@@ -864,7 +864,7 @@ class SessionUse(PartExchange):
 
 
 class _Reader(Part):
-    """Reads the session of a request in its first pipeline, for SessionMiddleware."""
+    """Reads a request's session in the first pipeline, for SessionMiddleware."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -880,7 +880,7 @@ class _Reader(Part):
 
 
 def join(runtime: Runtime) -> None:
-    """Have a runtime's engine read sessions, inside its limits and its cache."""
+    """Make a runtime's engine read sessions, inside its limits and its cache."""
     runtime.engine.parts = (*runtime.engine.parts, _Reader(runtime))
 
 
@@ -889,21 +889,22 @@ def join(runtime: Runtime) -> None:
 
 
 class SessionMiddleware(DjangosSessionMiddleware):
-    """Django's SessionMiddleware, with one round trip less, and right while Upstash is unreachable.
+    """Django's SessionMiddleware with one round trip less, and safe when Upstash is unreachable.
 
-    The session is read in the first pipeline of ``UpstashMiddleware``, or of its halves, above it.
-    A response whose view has used the session is not shared by the cache. During an outage no
-    cookie is set or deleted, and a view whose ``login`` or ``logout`` did not happen is a 503; one
-    that first requires a login, as the admin's, sees nobody and redirects to the form. With
-    ``SESSION_SAVE_EVERY_REQUEST`` the timeout is extended at most once in a twentieth of it.
+    The session is read in the first pipeline of ``UpstashMiddleware``, or of the other middleware
+    classes of this package, above it. The cache does not share a response whose view has used the
+    session. While Upstash is unreachable, no cookie is set or deleted, and a view whose ``login``
+    or ``logout`` failed gets a 503. A view that requires a login, as the admin does, sees an
+    anonymous user and redirects to the form. With ``SESSION_SAVE_EVERY_REQUEST`` the timeout is
+    extended only after a twentieth of it has passed.
 
-    With another SESSION_ENGINE it is Django's own.
+    With another SESSION_ENGINE it does the same as Django's.
     """
 
     reads_session = True
 
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
-        """Create it, as Django does for its entry of ``MIDDLEWARE``.
+        """Create the middleware; Django calls this for its entry in ``MIDDLEWARE``.
 
         Args:
             get_response: The next middleware or view, from Django.
@@ -919,7 +920,7 @@ class SessionMiddleware(DjangosSessionMiddleware):
             raise ImproperlyConfigured(str(error)) from error
 
     async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
-        """Do the same as Django's, without a thread for each request."""
+        """Do the same as Django's method, without a thread for each request."""
         self.process_request(request)
         response: HttpResponseBase = await cast("Any", self.get_response(request))
         session = getattr(request, "session", None)
@@ -929,7 +930,7 @@ class SessionMiddleware(DjangosSessionMiddleware):
         return await session._aperform(_respond(request, session, response))
 
     def process_request(self, request: HttpRequest) -> None:
-        """Give the request its session, with what the middleware above has read."""
+        """Set the request's session, using the data that the middleware above has read."""
         super().process_request(request)
         if isinstance(session := request.session, SessionStore):
             use = SessionUse()
@@ -947,7 +948,7 @@ class SessionMiddleware(DjangosSessionMiddleware):
         """Save the session if it has changed, and set or delete its cookie.
 
         Raises:
-            SessionInterrupted: The session was ended by another request.
+            SessionInterrupted: Another request ended the session.
         """
         session = getattr(request, "session", None)
         if not isinstance(session, SessionStore):
@@ -956,7 +957,7 @@ class SessionMiddleware(DjangosSessionMiddleware):
 
 
 _USE = "_upstash_middleware_session"
-"""The attribute of a request that refers to its SessionUse."""
+"""The attribute of a request that contains its SessionUse."""
 
 
 async def _respond(
@@ -966,7 +967,7 @@ async def _respond(
     use: SessionUse = vars(request).pop(_USE, None) or SessionUse()
     name, accessed = settings.SESSION_COOKIE_NAME, session.accessed
     if BACKGROUND_REQUEST in request.META or BACKGROUND_REQUEST in getattr(request, "scope", ()):
-        pass  # a background revalidation has no client: nothing is kept of its session
+        pass  # a background revalidation has no client: its session is not saved
     elif refused := _response_if_refused(request, session, response):
         return refused
     elif session.is_empty():
@@ -1003,7 +1004,7 @@ async def _respond(
 def _response_if_refused(
     request: HttpRequest, session: SessionStore, response: HttpResponseBase
 ) -> HttpResponseBase | None:
-    """Return the 503 to send where a session's change has failed, which a response may confirm."""
+    """Return a 503 if a change of the session failed that the response might confirm."""
     if not session._is_refused:
         return None
     accept = request.META.get("HTTP_ACCEPT", "").encode("latin-1", "replace")
@@ -1012,7 +1013,7 @@ def _response_if_refused(
 
 
 def _forbid_shared_caching(response: HttpResponseBase) -> None:
-    """Keep caches that may share a response from sending its cookie of the session to others."""
+    """Prevent shared caches from storing a response with a session cookie."""
     if settings.SESSION_COOKIE_NAME not in response.cookies:
         return
     for field, value in list(response.items()):
@@ -1021,7 +1022,7 @@ def _forbid_shared_caching(response: HttpResponseBase) -> None:
 
 
 async def _is_due(session: SessionStore) -> bool:
-    """Whether a session is to be saved. A flow."""
+    """Whether a session must be saved. A flow."""
     if session.modified or (session.accessed and session._has_changed()):
         return True
     if not settings.SESSION_SAVE_EVERY_REQUEST:
@@ -1051,7 +1052,7 @@ def _set_cookie(session: SessionStore, response: HttpResponseBase) -> None:
 
 
 def _save_late(session: SessionStore) -> None:
-    """Save what changed while the body was produced, if the session exists."""
+    """Save changes made while the body was produced, if the session exists."""
     observe = session._sessions.observe
     try:
         if session._stored is None or session._is_cleared or session._error is not None:

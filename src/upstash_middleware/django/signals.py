@@ -1,11 +1,11 @@
-"""Django signals, to which a project can connect receivers; nothing else is here."""
+"""Django signals for a project's receivers."""
 
 from django.dispatch import Signal
 
 rate_limited: Signal = Signal()
-"""A limit has stopped a request, in the middleware or in front of a view.
+"""A limit has denied a request, in the middleware or in a decorator of a view.
 
-Sent with ``request``, the HttpRequest, and ``decision``, the Decision that stopped it; ``sender``
-is HttpRequest's class. On an event loop it is sent from a thread, so that receivers may use the
-database; they may be async, too. One that raises is logged by Django and stops nothing.
+The arguments are ``request``, the HttpRequest, and ``decision``, the Decision that denied it;
+``sender`` is the request's class. On an event loop it is sent from a thread, so that receivers
+may use the database; they may also be async. If a receiver raises, Django logs the exception.
 """

@@ -1,4 +1,4 @@
-"""What Django puts into its caches, as values: safe text, and responses with fields and cookies."""
+"""Encodes Django's cached values: safe text, and responses with fields and cookies."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _RESPONSES = {
     "TemplateResponse": "django.template.response",
     "Response": "rest_framework.response",
 }
-"""The classes of responses that are stored, with their modules; no others are imported for one."""
+"""The response classes that are stored, with their modules; decoding imports no others."""
 _STORED_ATTRIBUTES = (
     "status_code",
     "_reason_phrase",
@@ -42,16 +42,16 @@ _STORED_ATTRIBUTES = (
     "_container",
 )
 _RESET_ATTRIBUTES = ("_resource_closers", "_handler_class", "closed", "text", REQUEST_END)
-"""Attributes of a response that begin anew in each."""
+"""Attributes of a response that are not stored and get new values."""
 
 
 class DjangoCodec(Codec):
-    """Encodes and decodes values as JSON with tagged forms, those of Django included."""
+    """Encodes and decodes values as JSON with tagged forms, including Django's types."""
 
     def __init__(self) -> None:
         super().__init__(
             (
-                # Joining makes plain text of it.
+                # ``join`` converts it to plain text.
                 Form("safe", SafeString, lambda text: "".join((text,)), SafeString),
                 self._response_form(HttpResponse),
             )
@@ -62,12 +62,12 @@ class DjangoCodec(Codec):
         return Form("response", kind, self._pack_response, _unpack_response)
 
     def form_of(self, kind: type) -> Form | None:
-        """Return the form of a response's class that is Django's or REST framework's own."""
+        """Return the form of a response class of Django or REST framework."""
         known = _RESPONSES.get(kind.__qualname__) == kind.__module__
         return self._response_form(kind) if known else None
 
     def _pack_response(self, response: HttpResponse) -> list[Any]:
-        # As in a pickle: raises ContentNotRenderedError for a template that is not rendered yet.
+        # As for a pickle, this raises ContentNotRenderedError for an unrendered template.
         state: dict[str, Any] = {**cast("dict[str, Any]", response.__getstate__())}
         status, reason, charset = (state.get(name) for name in _STORED_ATTRIBUTES[:3])
         content = b"".join(state["_container"])
@@ -91,7 +91,7 @@ class DjangoCodec(Codec):
         ]
 
     def _storable_data(self, data: Any) -> Any:
-        """Return what REST framework has rendered, if it can be stored; the content says it all."""
+        """Return REST framework's rendered data if it can be stored; the content is enough."""
         try:
             plain = _to_plain_types(data)
             self.tagged(plain)
@@ -132,9 +132,9 @@ def _unpack_response(parts: Any) -> HttpResponse:
 
 
 def _check_state(cls: type[HttpResponse], state: dict[str, Any], charset: str | None) -> None:
-    """Raise ValueError or LookupError for attributes with which a response would not work.
+    """Raise ValueError or LookupError for attributes that would break a response.
 
-    Such are those that replace a method, and a template that is not rendered.
+    Examples are an attribute that replaces a method, and a template that is not rendered.
     """
     for name in state:
         if hasattr(cls, name):
@@ -170,12 +170,12 @@ def _unpack_cookies(cookies: Any) -> SimpleCookie:
 
 
 def _check_line(text: Any) -> None:
-    if re.search("[\r\n]", text):  # which raises TypeError for what is not text
+    if re.search("[\r\n]", text):  # raises TypeError if it is not text
         raise ValueError(f"more than one line in a response's head: {text!r}")
 
 
 def _to_plain_types(data: Any) -> Any:
-    """Return data with REST framework's lists and dictionaries as plain ones, as in a pickle."""
+    """Return data with REST framework's lists and dictionaries as plain ones, as for a pickle."""
     if isinstance(data, dict):
         return {key: _to_plain_types(value) for key, value in data.items()}
     if isinstance(data, list):
@@ -184,7 +184,7 @@ def _to_plain_types(data: Any) -> Any:
 
 
 def signed_pickles() -> SignedPickles:
-    """Return the codec for pickles that are signed under SECRET_KEY."""
+    """Return the codec for pickles that are signed with SECRET_KEY."""
     return SignedPickles.under(
         b"upstash_middleware.django.cache",
         lambda: [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS],

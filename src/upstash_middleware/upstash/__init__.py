@@ -1,6 +1,6 @@
-"""Upstash Redis over HTTP: the names that other parts may use, and nothing else.
+"""Upstash Redis over HTTP: the names that other parts of this package may use.
 
-Importing this opens nothing and loads no HTTP library; the first call does.
+Importing this opens no connection and loads no HTTP library; the first call does.
 """
 
 from upstash_middleware.upstash.client import (

@@ -1,11 +1,11 @@
-"""Batching: pipelines that arrive while calls are in flight are sent together in the next call.
+"""Batching: pipelines that arrive while calls are in flight share the next call.
 
-A pipeline is sent at once while few calls are in flight: at most four for each millisecond of the
-fastest recent round trip (but always two on an event loop, and one among threads). Otherwise it
-waits until one of them finishes; then all waiting pipelines share the next call.
+A pipeline is sent at once if few calls are in flight: at most four for each millisecond of the
+fastest recent round trip (but always two on an event loop, and one for threads). Otherwise it waits
+until a call ends; then all waiting pipelines share the next call.
 
-Batching does not change which commands are billed. Each pipeline keeps its own deadline,
-cancellation and error, and is retried only if it may be. A large pipeline is sent by itself.
+Batching does not change the billed commands. Each pipeline keeps its own deadline, cancellation and
+error, and is retried only if this is safe. A large pipeline is sent by itself.
 """
 
 from __future__ import annotations
@@ -37,53 +37,53 @@ if TYPE_CHECKING:
     from upstash_middleware.core.flow import Command, Reply
 
 MIN_CALLS: Final = 2
-"""Calls that an event loop may always have in flight; those that hang do not count."""
+"""Calls that an event loop may always have in flight; hanging calls do not count."""
 
 MIN_CALLS_OF_THREADS: Final = 1
-"""The same for threads, each of which has to wait for the interpreter's lock when woken."""
+"""The same for threads, each of which needs the interpreter lock when woken."""
 
 MIN_HALVED: Final = 4
-"""From this many waiting pipelines on, two calls are sent if none is in flight."""
+"""If this many pipelines wait and no call is in flight, they are split into two calls."""
 
 SECONDS_BETWEEN_CALLS: Final = 0.00025
-"""The average time between the ends of calls: what a pipeline may wait for the next one."""
+"""The average time between the ends of calls: how long a pipeline may wait for the next one."""
 
 MINIMUM_DECAY: Final = 1.002
 """Decay of the minimum round-trip time with each call, in case the network has become slower.
 
-So little, because a busy process reads nearly every response late; more calls in flight would only
-add to its work.
+It is small because a busy process reads nearly every response late; more calls in flight would only
+add work.
 """
 
 PATIENCE_SECONDS: Final = 0.01
-"""How long a pipeline waits for calls that do not finish, before it is sent anyway."""
+"""How long a pipeline waits for a call to end before it is sent anyway."""
 
 MAX_COMMANDS: Final = 256
 MAX_BYTES: Final = 128 * 1024
-"""Bounds of a batch; the next one takes the rest."""
+"""Limits of a batch; the next batch gets the rest."""
 
 MAX_REPLY_BYTES: Final = 256 * 1024
-"""The same for the replies, estimated from those of recent batches."""
+"""The limit for a batch's replies, estimated from recent batches."""
 
 ALONE_BYTES: Final = 16 * 1024
-"""A pipeline with more than this to send joins no batch."""
+"""A pipeline with more bytes than this is not batched."""
 
 
 class Pending(Struct, eq=False):
-    """A pipeline that waits to be sent in a batch and for its replies."""
+    """A pipeline that waits to be sent in a batch, and then for its replies."""
 
     commands: Sequence[Command]
     members: bytes
-    """The commands, encoded."""
+    """The encoded commands."""
     seconds: float
     until: float
     future: Any
-    """Gets the replies, or the error: an asyncio.Future, or a _Seat."""
+    """Gets the replies or the error: an asyncio.Future, or a _Seat."""
     timer: asyncio.TimerHandle | None = None
-    """Ends the wait where this pipeline's deadline is earlier than the batch's."""
+    """Ends the wait if this pipeline's deadline is earlier than the batch's."""
 
     def expire_in(self, seconds: float) -> None:
-        """End the wait of a task after so many seconds."""
+        """End a task's wait after this many seconds."""
         self.timer = self.future.get_loop().call_later(max(seconds, 0.0), self._expire)
 
     def _expire(self) -> None:
@@ -98,7 +98,7 @@ class Pending(Struct, eq=False):
             if self.timer is not None:
                 self.timer.cancel()
             if self.future.done() and not self.future.cancelled():
-                self.future.exception()  # it arrived while the task was being cancelled
+                self.future.exception()  # the error arrived while the task was being cancelled
             raise
 
 
@@ -106,7 +106,7 @@ _until: Final = attrgetter("until")
 
 
 class _Batcher:
-    """The pipelines that wait, the calls in flight, and the limits estimated from earlier ones."""
+    """The waiting pipelines, the calls in flight, and limits estimated from earlier calls."""
 
     def __init__(
         self, min_calls: int, perform: Callable[..., Coroutine[Any, Any, list[Reply]]], secret: str
@@ -116,35 +116,35 @@ class _Batcher:
         self._waiting: deque[Pending] = deque()
         self._numbers = count(1)
         self._sent_at: dict[int, float] = {}
-        """When each call in flight was sent, by its number."""
+        """The time at which each call in flight was sent, by its number."""
         self._hanging: dict[int, float] = {}
-        """The same for calls that have been in flight for so long that they are not counted."""
+        """The same for calls that have been in flight too long and are not counted any more."""
         self._min_calls = min_calls
         self._min_seconds = 0.0
         self._reply_bytes = 0.0
 
     @property
     def waiting(self) -> int:
-        """How many pipelines wait."""
+        """The number of waiting pipelines."""
         return len(self._waiting)
 
     def end(self, number: int) -> None:
-        """Stop counting a call, and have those sent that wait for its end."""
+        """Stop counting a call, and send the pipelines that wait for its end."""
         raise NotImplementedError
 
     def _has_room(self, calls: int = 1) -> bool:
-        """Whether so many more calls may be sent."""
+        """Whether this many more calls may be sent."""
         calls += len(self._sent_at)
         return calls <= self._min_calls or calls * SECONDS_BETWEEN_CALLS <= self._min_seconds
 
     def _count(self, now: float) -> int:
-        """Count a call that is sent now, and return its number."""
+        """Count a call that is being sent, and return its number."""
         number = next(self._numbers)
         self._sent_at[number] = now
         return number
 
     def _discount(self, number: int) -> None:
-        """Stop counting a call, and record its round-trip time; nothing the second time."""
+        """Stop counting a call, and record its round-trip time; a second time does nothing."""
         sent_at = self._sent_at.pop(number, None) or self._hanging.pop(number, None)
         if sent_at is None:
             return
@@ -152,19 +152,19 @@ class _Batcher:
         self._min_seconds = least if 0.0 < least < took else took
 
     def _ignore_hanging(self) -> None:
-        """Stop counting the calls that seem to hang; if they end, that is how long the way is."""
+        """Stop counting calls that seem to hang; if they end, their round trip is recorded."""
         late = time.monotonic() - PATIENCE_SECONDS
         for number, sent_at in [*self._sent_at.items()]:
             if sent_at <= late:
                 self._hanging[number] = self._sent_at.pop(number)
 
     def _next_batch(self) -> list[Pending]:
-        """Take from the waiting pipelines those that the next call carries."""
+        """Remove the pipelines for the next call from the waiting ones, and return them."""
         batch: list[Pending] = []
         waiting = self._waiting
         commands = size = 0
-        # With no call in flight one half is sent, so that the other half is sent while the first
-        # uses its replies; otherwise all would always wait at the same time.
+        # If no call is in flight, send one half, so that the other half is sent while the first
+        # processes its replies; otherwise all pipelines would always wait at the same time.
         most = len(waiting)
         if not self._sent_at and most >= MIN_HALVED and self._has_room(2):
             most = (most + 1) // 2
@@ -194,11 +194,11 @@ class _Batcher:
                     repeated = True
                     continue
                 self._learn_size(replies, len(remaining))
-                # The next call is sent before these replies are used, which takes long.
+                # The next call is sent before the replies are processed, which takes long.
                 self.end(number)
                 self._deliver(remaining, replies)
                 return
-        except Exception as error:  # noqa: BLE001 - it belongs to those that wait
+        except Exception as error:  # noqa: BLE001 - raised in the waiting pipelines
             _fail(batch, error)
 
     def _deliver(self, batch: Sequence[Pending], replies: list[Reply]) -> None:
@@ -220,18 +220,18 @@ class _Batcher:
                 pending.timer.cancel()
 
     def _learn_size(self, replies: Sequence[Reply], pipelines: int) -> None:
-        """Update the estimated size of replies, from those with stored values: others are small."""
+        """Update the estimated reply size from replies with stored values; others are small."""
         size = 0
         for reply in replies:
             if type(reply) is bytes:
                 size += len(reply)
-            elif type(reply) is list and reply and type(reply[0]) is not int:  # as a limit's are
+            elif type(reply) is list and reply and type(reply[0]) is not int:  # not a limit's reply
                 size += sum([len(each) for each in reply if type(each) is bytes])
         self._reply_bytes = (self._reply_bytes + size / pipelines) / 2
 
 
 def _merge(batch: Sequence[Pending]) -> tuple[bytes, list[Command], float, float]:
-    """Return the members of a batch's call, their commands, and the latest deadline."""
+    """Return the members of a batch's call, the commands, and the latest deadline."""
     last = max(batch, key=_until)
     members = b",".join([each.members for each in batch])
     commands = [*chain.from_iterable([each.commands for each in batch])]
@@ -241,9 +241,9 @@ def _merge(batch: Sequence[Pending]) -> tuple[bytes, list[Command], float, float
 def _after_loss(
     batch: Sequence[Pending], error: ConnectionLost, *, repeated: bool
 ) -> list[Pending]:
-    """Return the pipelines that only read, to be sent once more, and raise the error in others.
+    """Return the read-only pipelines, to be sent again, and raise the error in the others.
 
-    A batch of them alone has been sent twice already.
+    A batch of only such pipelines has already been sent twice.
     """
     readers = [each for each in batch if _only_reads(each)]
     if repeated or len(readers) == len(batch):
@@ -257,7 +257,7 @@ def _only_reads(pending: Pending) -> bool:
 
 
 def _fail(batch: Sequence[Pending], error: Exception) -> None:
-    """Raise a copy of an error in each pipeline, since an exception keeps its traceback."""
+    """Raise a copy of an error in each pipeline, because an exception keeps its traceback."""
     for pending in batch:
         if pending.future.done():
             continue
@@ -274,7 +274,7 @@ def _fail(batch: Sequence[Pending], error: Exception) -> None:
 
 
 class AsyncBatcher(_Batcher):
-    """Sends the pipelines of one event loop."""
+    """Batches the pipelines of one event loop."""
 
     def __init__(
         self,
@@ -285,26 +285,26 @@ class AsyncBatcher(_Batcher):
         super().__init__(MIN_CALLS, perform, secret)
         self.loop: ref[asyncio.AbstractEventLoop] = ref(loop)
         self._fallback: asyncio.TimerHandle | None = None
-        """The timer that sends overdue pipelines if no call finishes."""
+        """The timer that sends overdue pipelines if no call ends."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._crowded = False
         """Whether pipelines were batched recently, so that more may arrive in this loop turn."""
         self._next_turn: asyncio.Handle | None = None
-        """Sends those that wait for nothing but the end of this turn."""
+        """Sends the pipelines that only wait for the end of this loop turn."""
 
     @property
     def is_over(self) -> bool:
-        """Whether the event loop has ended; a timer that is left may still refer to it."""
+        """Whether the event loop has ended; a remaining timer may still refer to it."""
         loop = self.loop()
         return loop is None or loop.is_closed()
 
     def enter(
         self, commands: Sequence[Command], members: bytes, seconds: float, until: float, now: float
     ) -> Pending | int | None:
-        """Have a pipeline, whose encoded commands are ``members``, sent in a batch if it must wait.
+        """Add a pipeline with the encoded commands ``members`` to a batch if it must wait.
 
-        If it need not wait, returns a number for the call that the caller has to make. None for a
-        large pipeline while others wait: the caller makes a call that is not counted.
+        If it need not wait, return a number for the call that the caller then makes. Return None
+        for a large pipeline while others wait: the caller then makes a call that is not counted.
         """
         if not (self._crowded or self._waiting) and self._has_room():
             return self._count(now)
@@ -386,11 +386,11 @@ def _new_locked_lock() -> threading.Lock:
 
 
 class _Seat(Struct, eq=False):
-    """The future of a thread that waits for its replies, or until it has to send the next batch."""
+    """The future of a waiting thread, which may also be chosen to send the next batch."""
 
     outcome: list[Reply] | Exception | None = None
     taken: bool = False
-    """Whether it is part of a batch."""
+    """Whether the pipeline is part of a batch."""
     batch: list[Pending] | None = None
     """The batch that this thread has to send."""
     number: int = 0
@@ -410,10 +410,10 @@ class _Seat(Struct, eq=False):
 
 
 class ThreadBatcher(_Batcher):
-    """Sends the pipelines of all threads of a process.
+    """Batches the pipelines of all threads of a process.
 
-    It starts no thread: when a call has finished, the waiting thread with the latest deadline is
-    woken, and sends the next batch for all of them.
+    It starts no thread. When a call ends, it wakes the waiting thread with the latest deadline,
+    which sends the next batch for all of them.
     """
 
     def __init__(
@@ -425,10 +425,11 @@ class ThreadBatcher(_Batcher):
     def enter(
         self, commands: Sequence[Command], members: bytes, seconds: float, until: float, now: float
     ) -> list[Reply] | int | None:
-        """Have a pipeline sent in a batch if it must wait; return its replies, or raise its error.
+        """Send a pipeline in a batch if it must wait; return its replies, or raise its error.
 
-        Meanwhile this thread sends the batches that it is chosen for. Otherwise returns the number
-        of the call that is to be made for it; None for a large pipeline, whose call is not counted.
+        While waiting, this thread sends the batches that it is chosen for. If the pipeline need not
+        wait, return a number for the caller's own call; for a large pipeline, whose call is not
+        counted, return None.
         """
         if len(members) > ALONE_BYTES:
             return None
@@ -457,7 +458,7 @@ class ThreadBatcher(_Batcher):
         return seat.outcome
 
     def _send_overdue(self, pending: Pending) -> None:
-        """Send an overdue pipeline, or raise DeadlineExceeded; nothing if it was just woken."""
+        """Send an overdue pipeline, or raise DeadlineExceeded; do nothing if it was just woken."""
         seat = pending.future
         with self._lock:
             if seat.done() or seat.batch is not None:
@@ -477,12 +478,12 @@ class ThreadBatcher(_Batcher):
                 self._choose_sender()
 
     def _choose_sender(self) -> None:
-        """Choose the waiting thread that sends the next batch; the caller has the lock."""
+        """Choose the waiting thread that sends the next batch; the caller holds the lock."""
         batch = self._next_batch()
         for pending in batch:
             pending.future.taken = True
         if batch:
-            # The call may last until the latest deadline, so that thread has to send it.
+            # The call may last until the latest deadline, so the thread with it sends it.
             sender = max(batch, key=_until).future
             sender.batch, sender.number = batch, self._count(time.monotonic())
             sender.wakeup.release()

@@ -1,11 +1,11 @@
-"""Client and AsyncClient: perform pipelines over a transport, for threads and for event loops.
+"""Client and AsyncClient execute pipelines over a transport, for threads and for event loops.
 
-Nothing is opened before the first call, and nothing that was opened is used after a fork, or after
-the machine was suspended.
+The first call opens the connections. After a fork, or after the machine was suspended, earlier
+connections are not used.
 
-A call is sent a second time only if its connection was never established, or if it only reads and
-was lost on the way. A script that the server did not know (``NOSCRIPT``) ran nothing, so it is sent
-again in full.
+A call is retried only if its connection was never established, or if it only reads and the
+connection was lost. If the server did not know a script (``NOSCRIPT``), nothing was executed, so
+the script is sent again as text.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ T = TypeVar("T")
 
 
 class Called(Struct, frozen=True):
-    """A pipeline that has ended, ``seconds`` after it was begun."""
+    """A pipeline that has ended after ``seconds``."""
 
     commands: Sequence[Command]
     seconds: float
     error: BaseException | None
-    """What was raised, or the first of the commands that failed."""
+    """The exception that was raised, or the error of the first failed command."""
 
 
 Watch = Callable[[Called], None]
@@ -77,20 +77,20 @@ Library = Literal["sockets", "httpx"]
 
 
 class _Client(Generic[T]):
-    """What Client and AsyncClient share; T is their kind of transport.
+    """The base class of Client and AsyncClient; T is the type of the transport.
 
     Args:
         credentials: The database.
-        deadline: Seconds for every pipeline that sets none.
+        deadline: Seconds for each pipeline without its own deadline.
         transport: The name of an HTTP library, by default chosen by the URL; an httpx client of the
-            application's, which is not closed here; or a function that creates a custom transport,
-            called in each process that needs one.
-        sync_token: Shared by the clients of one database.
+            application, which is not closed here; or a function that creates a custom transport and
+            is called in each process that needs one.
+        sync_token: The token that all clients of one database share.
         coalesce: Whether concurrent pipelines share calls (``batching``).
-        breaker: Shared by the clients of one database; without one, every call is made.
-        quick_breaker: For calls whose deadline is below ``deadline``: a busy machine may miss that,
-            which does not mean that other calls would fail.
-        watch: Called with how each pipeline ended, in the thread that began it.
+        breaker: The circuit breaker that the clients of one database share; None for none.
+        quick_breaker: The circuit breaker for calls with shorter deadlines than ``deadline``: on a
+            busy machine these may be missed although other calls would succeed.
+        watch: Called with the result of each pipeline, in the thread that started it.
     """
 
     kind: ClassVar[Literal["Client", "AsyncClient"]]
@@ -124,9 +124,9 @@ class _Client(Generic[T]):
         return cast("T", open_transport(self.credentials, self._transport, self.kind))
 
     def separate(self, breaker: OnePerProcess[Breaker] | None) -> Self:
-        """Return a client over the same connections that shares no call and no circuit with this.
+        """Return a client with the same connections, but with separate batches and circuit breaker.
 
-        A slow command there delays no call here, and does not open the circuit here.
+        A slow command of one client does not delay the other's calls or open its circuit breaker.
         """
         other = copy(self)
         other._breaker = other._quick_breaker = breaker  # noqa: SLF001
@@ -134,14 +134,14 @@ class _Client(Generic[T]):
         return other
 
     def _begin(self, pipeline: Pipeline) -> tuple[_ProcessState[T], float]:
-        """Return this process's state, and the seconds for the pipeline.
+        """Return this process's state, and the pipeline's deadline in seconds.
 
         Raises CircuitOpen.
         """
         here = self._process
         if here is None or here.process != current_process():
             opened = self._opened.get()
-            opened.transport()  # loading it once in a process does not count
+            opened.transport()  # loading it does not count against the first call's deadline
             breaker = None if self._breaker is None else self._breaker.get()
             quick = None if self._quick_breaker is None else self._quick_breaker.get()
             here = self._process = _ProcessState(current_process(), opened, breaker, quick, here)
@@ -155,7 +155,7 @@ class _Client(Generic[T]):
         return here, seconds
 
     def _start(self, pipeline: Pipeline) -> Coroutine[Any, Any, list[Reply]]:
-        """Return what performs a pipeline; raises CircuitOpen, and ValueError as ``encode``."""
+        """Return a coroutine for a pipeline; raises CircuitOpen, and ValueError as ``encode``."""
         commands = pipeline.commands
         if not commands:
             return _no_replies()
@@ -188,10 +188,10 @@ class _Client(Generic[T]):
         *,
         may_repeat: bool = True,
     ) -> list[Reply]:
-        """Send the call, with retries if needed, and return the replies to the commands.
+        """Send the call, retry it if necessary, and return the replies to the commands.
 
-        In place of a call, the encoded commands may be given; they may then wait to join others.
-        A Client's transport and batcher block, so that its coroutine never waits.
+        Instead of a call, the encoded commands may be given, which may then be batched with others.
+        In a Client, the transport and the batcher block, so this coroutine never waits.
         """
         here, token, now = self._process, self._sync_token, time.monotonic()
         assert here is not None  # noqa: S101
@@ -201,7 +201,7 @@ class _Client(Generic[T]):
         if isinstance(call, bytes):
             if batcher is not None:
                 in_flight = batcher.enter(commands, call, seconds, until, now)
-                if in_flight is not None and type(in_flight) is not int:  # it joins others
+                if in_flight is not None and type(in_flight) is not int:  # it is part of a batch
                     return await in_flight.replies() if self._is_async else in_flight  # type: ignore[no-any-return]
             call = joined_call(call, len(commands), token.latest)
         opened, ahead = here.opened, time.time() - now
@@ -246,7 +246,7 @@ class _Client(Generic[T]):
             await self._send_scripts(unknown, replies, commands, seconds, until, may_repeat)
         return replies
 
-    async def _send_scripts(  # noqa: PLR0913, PLR0917 - _perform's
+    async def _send_scripts(  # noqa: PLR0913, PLR0917 - the arguments of _perform
         self,
         unknown: list[int],
         replies: list[Reply],
@@ -255,7 +255,7 @@ class _Client(Generic[T]):
         until: float,
         may_repeat: bool,
     ) -> None:
-        """Send the scripts that the server did not know in full, and replace their replies."""
+        """Send the text of scripts that the server did not know, and replace their replies."""
         sent = [_with_text(commands[index]) for index in unknown]
         call = encode(sent, self._sync_token.latest)
         received = await self._perform(call, sent, seconds, until, may_repeat=may_repeat)
@@ -269,64 +269,64 @@ class _Client(Generic[T]):
 
 
 class _ProcessState(Struct, Generic[T], eq=False):
-    """The state of a client in one process: its circuits, batches and transports."""
+    """The state of a client in one process: circuit breakers, batchers and transports."""
 
     process: int
     opened: _Transports[T]
     breaker: Breaker | None
     quick_breaker: Breaker | None
     inherited: _ProcessState[T] | None
-    """What a forked process neither uses nor drops: its tasks and threads are the parent's."""
+    """The parent's state in a forked process, kept unused: its tasks and threads are not here."""
     batcher: ThreadBatcher | None = None
     batchers: dict[int, AsyncBatcher] = field(default_factory=dict)
-    """The batchers of event loops, by the id of the loop."""
+    """The batchers of event loops, by the loop's id."""
 
 
 GAP_SECONDS: Final = 5.0
-"""By how much the wall clock must have advanced beyond the monotonic clock since the last call for
-the machine to have been suspended: more than clocks are corrected by, less than any router keeps a
-silent connection. A wall clock that was set forward counts too, which costs one connection."""
+"""If the wall clock has gained this much on the monotonic clock since the last call, the machine
+was suspended: it is more than usual clock corrections, and less than the time for which routers
+keep silent connections. Setting the wall clock forward counts too, which costs one connection."""
 
 
 class _Transports(Struct, Generic[T], eq=False):
-    """The current transport of one process, and the previous one."""
+    """The current transport of a process, and the previous one."""
 
     open_: Callable[[], T]
     current: T | None = None
     retired: T | None = None
     ahead: float = field(default_factory=lambda: time.time() - time.monotonic())
-    """How far the wall clock was ahead at the last call."""
+    """How far the wall clock was ahead of the monotonic clock at the last call."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def transport(self) -> T:
-        """Return the transport, which is opened on first use."""
+        """Return the transport, which is created on first use."""
         with self.lock:
             if self.current is None:
                 self.current = self.open_()
             return self.current
 
     def retire_suspended(self, ahead: float) -> T | None:
-        """Do the same as ``retire`` if the wall clock has gained GAP_SECONDS, once."""
+        """Do the same as ``retire`` once, if the wall clock has gained GAP_SECONDS."""
         with self.lock:
             suspended, self.ahead = ahead - self.ahead > GAP_SECONDS, ahead
         return self.retire() if suspended else None
 
     def retire(self) -> T | None:
-        """Leave the transport to the calls in flight; return the previous one, to be closed."""
+        """Leave the transport to its calls in flight; return the previous one, to be closed."""
         with self.lock:
             before, self.retired, self.current = self.retired, self.current, None
             return before
 
 
 class Client(_Client["Transport"]):
-    """Performs pipelines for threads; one client may be used by all of them."""
+    """Executes pipelines for threads; several threads may share a client."""
 
     kind: ClassVar[Literal["Client", "AsyncClient"]] = "Client"
 
     def execute(self, pipeline: Pipeline) -> list[Reply]:
-        """Perform the pipeline and return its replies in order, each failed one as its error.
+        """Execute the pipeline and return its replies in order; failed commands reply an error.
 
-        Raises UpstashError for the call as a whole, within the pipeline's deadline; ValueError
+        Raises UpstashError if the whole call fails, within the pipeline's deadline, and ValueError
         for arguments that cannot be sent.
         """
         watch = self._watch
@@ -343,7 +343,7 @@ class Client(_Client["Transport"]):
 
     @property
     def waiting(self) -> int:
-        """How many pipelines wait for a call in flight to end."""
+        """The number of pipelines that wait for a call in flight to end."""
         here = self._process
         return here.batcher.waiting if here is not None and here.batcher is not None else 0
 
@@ -355,20 +355,20 @@ class Client(_Client["Transport"]):
         return here.batcher
 
     def execute_transaction(self, pipeline: Pipeline) -> list[Reply]:
-        """Perform the pipeline as a transaction, in a separate call; see ``execute``.
+        """Execute the pipeline as a transaction, in a separate call; see ``execute``.
 
-        Raises CommandError if it was discarded.
+        Raises CommandError if the transaction was discarded.
         """
         return completed(self._start_transaction(pipeline))
 
     def close(self) -> None:
-        """Close the connections; a later call opens them again."""
+        """Close the connections; a later call opens new ones."""
         opened = self._opened.get()
         completed(self._close(opened.retire(), opened.retire()))
 
 
 class AsyncClient(_Client["AsyncTransport"]):
-    """Performs pipelines for event loops; several may use one client, also concurrently."""
+    """Executes pipelines for event loops; several loops may share a client."""
 
     kind: ClassVar[Literal["Client", "AsyncClient"]] = "AsyncClient"
     _is_async: ClassVar[bool] = True
@@ -378,7 +378,7 @@ class AsyncClient(_Client["AsyncTransport"]):
     ) -> None:
         super().__init__(credentials, **options)
         self._under_trio: AsyncClient | None = None
-        if not is_under_trio:  # whose calls need a transport of their own
+        if not is_under_trio:  # trio needs a separate transport
             options |= {"transport": self._transport or "httpx", "coalesce": False}
             options["sync_token"] = self._sync_token
             self._under_trio = AsyncClient(credentials, is_under_trio=True, **options)
@@ -386,7 +386,7 @@ class AsyncClient(_Client["AsyncTransport"]):
     def execute(self, pipeline: Pipeline) -> Coroutine[Any, Any, list[Reply]]:
         """Return a coroutine that does the same as ``Client.execute`` on an event loop.
 
-        What is known without waiting is raised at once: CircuitOpen, and the ValueError.
+        Errors that are known at once are raised by this method: CircuitOpen and ValueError.
         """
         if "trio" in sys.modules and (under_trio := self._in_trio()) is not None:
             return under_trio.execute(pipeline)
@@ -394,7 +394,7 @@ class AsyncClient(_Client["AsyncTransport"]):
         return performing if self._watch is None else _report_end(self._watch, pipeline, performing)
 
     def _in_trio(self) -> AsyncClient | None:
-        """Return the client for trio, if this is called under trio by another one."""
+        """Return the client for trio if this code runs under trio."""
         trio = sys.modules.get("trio")  # None if its import is blocked
         return self._under_trio if trio is not None and trio.lowlevel.in_trio_run() else None
 
@@ -404,7 +404,7 @@ class AsyncClient(_Client["AsyncTransport"]):
         if batcher is None or batcher.loop() is not loop:
             from upstash_middleware.upstash.batching import AsyncBatcher  # noqa: PLC0415 - when used
 
-            known = tuple(here.batchers.items())  # another thread may insert its loop's
+            known = tuple(here.batchers.items())  # a copy: another thread may add its loop's
             here.batchers = {key: each for key, each in known if not each.is_over}
             batcher = here.batchers[id(loop)] = AsyncBatcher(loop, self._perform, self._secret)
         return batcher
@@ -423,7 +423,7 @@ class AsyncClient(_Client["AsyncTransport"]):
         return other
 
     async def aclose(self) -> None:
-        """Close the connections; a later call opens them again."""
+        """Close the connections; a later call opens new ones."""
         if "trio" in sys.modules and (under_trio := self._in_trio()) is not None:
             return await under_trio.aclose()
         opened = self._opened.get()
@@ -436,7 +436,7 @@ class AsyncClient(_Client["AsyncTransport"]):
 def open_transport(
     credentials: Credentials, choice: Any, kind: Literal["Client", "AsyncClient"]
 ) -> Transport | AsyncTransport:
-    """Return the transport for a client's calls, by the setting ``transport``."""
+    """Return the transport for a client, according to the setting ``transport``."""
     if callable(choice):
         return choice(credentials)  # type: ignore[no-any-return]
     own = own_client(choice, kind)
@@ -455,9 +455,9 @@ def open_transport(
 
 
 def own_client(choice: Any, kind: Literal["Client", "AsyncClient"]) -> Any:
-    """Return the application's own httpx client of this kind; None if it has given none.
+    """Return the application's httpx client of this kind; None if the choice is a name.
 
-    Raises ConfigurationError for what is not a choice, and if there is only one of the other kind.
+    Raises ConfigurationError for an invalid choice, and if only the other kind of client is given.
     """
     if choice is None or (isinstance(choice, str) and choice in {"sockets", "httpx"}):
         return None
@@ -484,11 +484,11 @@ def _library(library: Library | None, credentials: Credentials) -> Library:
 
 
 def _behind_proxy(credentials: Credentials) -> bool:
-    """Whether a proxy is set for the URL: in the environment, or in the system's settings."""
+    """Whether a proxy is set for the URL, in the environment or the system's settings."""
     if sys.platform not in {"darwin", "win32"} and not any(
         text and name.lower().endswith("_proxy") for name, text in os.environ.items()
     ):
-        return False  # without importing urllib.request, which takes long
+        return False  # avoids importing urllib.request, which is slow
     from urllib.request import getproxies, proxy_bypass  # noqa: PLC0415
 
     proxies = getproxies()
@@ -502,26 +502,26 @@ def _behind_proxy(credentials: Credentials) -> bool:
 
 
 class SyncToken:
-    """The token that orders calls on replicated databases; one for all clients of a database.
+    """The token that orders calls on replicated databases; all clients of a database share it.
 
-    Upstash responds with an ``Upstash-Sync-Token``. Sent back, it makes a replica wait until it has
-    seen what the earlier call wrote, so that clients read their own writes. The token of the call
-    that was sent last counts.
+    Upstash responds with an ``Upstash-Sync-Token``. If the next call contains the token, a replica
+    waits until it has the writes of the earlier call, so that clients read their own writes. The
+    token of the call that was sent last is used.
     """
 
     __slots__ = ("_number", "latest", "numbers")
 
     def __init__(self) -> None:
         self.numbers: itertools.count[int] = itertools.count(1)
-        """Each call takes one when it is sent."""
+        """Numbers for calls, in the order in which they are sent."""
         self.latest: str | None = None
-        """What the next call sends."""
+        """The token for the next call."""
         self._number = 0
 
     def keep(self, number: int, token: str | None) -> None:
-        """Keep the token, if any, of the response to call ``number``, unless a later call has one.
+        """Keep the token of the response to call ``number``, unless a later call has one.
 
-        A token that could not be a header field's value is ignored.
+        A token that is not a valid field value is ignored.
         """
         if token is None or (token != self.latest and not _TOKEN.fullmatch(token)):
             return
@@ -558,7 +558,7 @@ def _report(
     replies: Sequence[Reply],
     error: BaseException | None,
 ) -> None:
-    """Report how a pipeline ended, unless it is empty or the circuit was open."""
+    """Report the result of a pipeline, unless it is empty or the circuit breaker was open."""
     seconds = time.perf_counter() - began
     if error is None:
         error = next((reply for reply in replies if isinstance(reply, CommandError)), None)
@@ -569,7 +569,7 @@ def _report(
 def _is_repeatable(
     error: NotConnected | ConnectionLost, commands: Sequence[Command], may_repeat: bool
 ) -> bool:
-    """Whether a call that ended with this error may be sent again."""
+    """Whether a call that failed with this error may be retried."""
     if isinstance(error, NotConnected):
         return True
     return may_repeat and all(command.reads_only for command in commands)
@@ -585,7 +585,7 @@ def _unknown(replies: list[Reply], commands: Sequence[Command]) -> list[int]:
 
 
 def _with_text(command: Command) -> Command:
-    """Return the command with its script's text in place of the SHA."""
+    """Return the command with its script's text instead of the SHA."""
     assert command.script is not None  # noqa: S101
     name = str(command.args[0]).upper().replace("EVALSHA", "EVAL")
     return Command((name, command.script.text, *command.args[2:]), command.reads_only)

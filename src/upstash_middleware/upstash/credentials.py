@@ -1,4 +1,4 @@
-"""The URL and token of a database: found, checked, and never shown. No I/O."""
+"""The URL and token of a database: finds and checks them, and never shows them. No I/O."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _VARIABLES: Final = (
     ("UPSTASH_REDIS_REST_URL", "UPSTASH_REDIS_REST_TOKEN"),
     ("KV_REST_API_URL", "KV_REST_API_TOKEN"),
 )
-"""Pairs of environment variables; the first complete pair counts, and the second is Vercel's."""
+"""Pairs of environment variables, of which the first complete pair is used; KV_… is Vercel's."""
 
 _STRAY_CHARACTERS: Final = " \t\r\n\"'"
-"""Characters that copying from a .env file or a console leaves around a value."""
+"""Characters around a value that copying from a .env file or a console may add."""
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -29,17 +29,17 @@ _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 class Credentials(Discreet, Struct, frozen=True):
     """A database's REST URL and token, as the Upstash console shows them.
 
-    Whitespace and quotes around both are removed. Raises ConfigurationError for what cannot be a
-    REST URL or a token.
+    Surrounding whitespace and quotes are removed. Raises ConfigurationError for an invalid REST URL
+    or token.
     """
 
     url: str
-    """``https://NAME.upstash.io``, with no slash at the end."""
+    """``https://NAME.upstash.io``, without a slash at the end."""
     token: str
     telemetry: bool = True
-    """Whether calls say which package and Python they come from, as Upstash's SDKs do."""
+    """Whether calls report the package and Python version, as calls of Upstash's SDKs do."""
     transport: Any = None
-    """An httpx transport to a database that is reached without a socket: a local one, in tests."""
+    """An httpx transport for a database without a socket: a local Upstash in tests."""
 
     def __post_init__(self) -> None:
         force_setattr(self, "url", _checked_url(self.url.strip(_STRAY_CHARACTERS)))
@@ -57,7 +57,7 @@ class Credentials(Discreet, Struct, frozen=True):
         redis: Any = None,
         environ: Mapping[str, str],
     ) -> Credentials:
-        """Return the given credentials, else those of an application's client or the environment.
+        """Return the given credentials, or those of the application's client or the environment.
 
         ``redis`` is a client of upstash-redis or of this package, or a local Upstash. Raises
         MissingCredentials if nothing names both a URL and a token.
@@ -67,8 +67,8 @@ class Credentials(Discreet, Struct, frozen=True):
             if not (url and token):
                 given, lacking = ("url", "token") if url else ("token", "url")
                 raise MissingCredentials(
-                    f"{given} is set, but {lacking} is not: give both, or neither to have them "
-                    f"read from {_VARIABLES[0][0]} and {_VARIABLES[0][1]}"
+                    f"{given} is set, but {lacking} is not: give both, or neither to read "
+                    f"them from {_VARIABLES[0][0]} and {_VARIABLES[0][1]}"
                 )
             return cls(url, token, telemetry)
         if redis is not None:
@@ -79,8 +79,8 @@ class Credentials(Discreet, Struct, frozen=True):
     def of_redis(cls, redis: Any) -> Credentials:
         """Return the address, token and telemetry choice of a client, the SDK's or this package's.
 
-        A local Upstash, which has its own transport, is then reached without a socket.
-        Raises ConfigurationError for anything else.
+        A local Upstash has its own transport, so no socket is used.
+        Raises ConfigurationError for other objects.
         """
         own = getattr(getattr(redis, "_client", None), "credentials", None)
         if isinstance(own, cls):
@@ -105,13 +105,13 @@ class Credentials(Discreet, Struct, frozen=True):
 
     @property
     def port(self) -> int:
-        """The URL's port, by default its scheme's."""
+        """The URL's port, or the default port of its scheme."""
         parts = urlsplit(self.url)
         return parts.port or (443 if parts.scheme == "https" else 80)
 
     @property
     def local(self) -> bool:
-        """Whether the URL is this machine's, so that no proxy is used."""
+        """Whether the URL's host is this machine, so that no proxy is used."""
         return self.host in _LOOPBACK
 
 
@@ -157,7 +157,7 @@ def _checked_url(url: str) -> str:
 
 
 def _hide_secrets(url: str) -> str:
-    """Return the URL without what may hold a password or a token."""
+    """Return the URL without the parts that may contain a password or a token."""
     address = url.partition("?")[0].partition("#")[0]
     scheme, slashes, rest = address.rpartition("://")
     return f"{scheme}{slashes}{rest.rpartition('@')[2]}"

@@ -1,11 +1,11 @@
-"""Calls over httpx: under trio, behind a proxy, and over the application's own httpx client.
+"""Calls over httpx: under trio, behind a proxy, and with the application's own httpx client.
 
-Importing it imports httpx, so it is imported only when it is used.
+This module imports httpx, so it is imported only when needed.
 
-httpx's pool searches every connection for every waiter, so more than 16 connections make it slower.
-Its connections belong to the event loop that opened them, so each loop has its own client. Its
-timeouts are for single reads, so the deadline is anyio's, and threads use an event loop too, which
-runs in a separate thread.
+httpx's pool compares every connection with every waiting call, so more than 16 connections make it
+slower. Connections belong to the event loop that opened them, so each loop has its own client.
+httpx limits only single reads, so anyio limits the whole call. Threads use an event loop in a
+separate thread.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ _LIMITS: Final = httpx.Limits(
 
 
 class AsyncHttpxTransport:
-    """An AsyncTransport over httpx, with one client for each event loop, or the application's own.
+    """An AsyncTransport over httpx, with one client per event loop, or the application's client.
 
-    The application's client is used on whichever event loop a call is made, and not closed.
+    The application's client is used on the event loop of each call, and is never closed here.
     """
 
     def __init__(self, credentials: Credentials, own: httpx.AsyncClient | None = None) -> None:
@@ -76,7 +76,7 @@ class AsyncHttpxTransport:
             raise exceeded(seconds) from None
 
     async def aclose(self) -> None:
-        """See AsyncTransport; other event loops that still run close what they opened."""
+        """Close this loop's client; other running event loops close their own clients."""
         here = _event_loop()
         with self._lock:
             clients = dict(self._clients)
@@ -93,7 +93,7 @@ class AsyncHttpxTransport:
             opened = self._clients.get(loop)
             if opened is None:
                 for ended in [known for known in self._clients if _has_ended(known)]:
-                    del self._clients[ended]  # which did not close its asynchronous generators
+                    del self._clients[ended]  # the loop did not close its asynchronous generators
                 opened = self._clients[loop] = _LoopClient(self._new_client(), self._forget)
         if not opened.closes_with_its_loop:
             opened.closes_with_its_loop = True
@@ -108,7 +108,7 @@ class AsyncHttpxTransport:
     def _new_client(self) -> httpx.AsyncClient:
         try:
             return httpx.AsyncClient(
-                timeout=None,  # noqa: S113 - the deadline is around the whole call
+                timeout=None,  # noqa: S113 - the whole call has a deadline
                 limits=_LIMITS,
                 verify=self._tls,
                 trust_env=not self._credentials.local,
@@ -123,9 +123,9 @@ class AsyncHttpxTransport:
 
 
 class _LoopClient:
-    """An event loop's client, which is closed when the loop ends, if not before.
+    """The client of an event loop, which is closed when the loop ends, if not before.
 
-    asyncio and trio then close all asynchronous generators that were started on the loop.
+    asyncio and trio close all asynchronous generators of a loop when it ends.
     """
 
     def __init__(self, client: httpx.AsyncClient, forget: Callable[[_LoopClient], None]) -> None:
@@ -134,7 +134,7 @@ class _LoopClient:
         self.closes_with_its_loop: bool = False
 
     async def aclose(self) -> None:
-        """Close the client, on its loop."""
+        """Close the client on its event loop."""
         await self.client.aclose()
         await self.closing.aclose()
 
@@ -143,20 +143,20 @@ class _LoopClient:
             yield
         finally:
             forget(self)
-            with anyio.CancelScope(shield=True):  # at this point trio cancels everything
+            with anyio.CancelScope(shield=True):  # trio cancels everything at this point
                 await self.client.aclose()
 
 
 class HttpxTransport:
     """A Transport over httpx, on an event loop in a separate thread.
 
-    The thread is a daemon, so that a process that never closes its client can end. It also ends
-    when this is garbage-collected without having been closed.
+    It is a daemon thread, so that a process that never closes its client can exit. The thread also
+    ends when this object is garbage-collected without being closed.
     """
 
     def __init__(self, credentials: Credentials) -> None:
         self._over = AsyncHttpxTransport(credentials)
-        # In a new context: the loop keeps it, and it may contain data of a visitor.
+        # In a new context, because the loop keeps it, and it may contain a visitor's data.
         self._loop = Context().run(asyncio.new_event_loop)
         self._thread = threading.Thread(
             target=_run_and_close, args=(self._loop,), name="upstash-middleware-httpx", daemon=True
@@ -169,7 +169,7 @@ class HttpxTransport:
         """See Transport."""
         sending = self._over.send(call, seconds)
         try:
-            return self._run(sending, seconds + 1)  # the loop may end before it takes the call
+            return self._run(sending, seconds + 1)  # the loop may end before it starts the call
         except TimeoutError:
             raise exceeded(seconds) from None
         except CancelledError:
@@ -181,7 +181,7 @@ class HttpxTransport:
             raise NotConnected("the client was closed before the call") from error
 
     def close(self) -> None:
-        """See Transport; calls in flight raise ConnectionLost."""
+        """Close the client; calls in flight raise ConnectionLost."""
         self._when_collected()
         self._thread.join()
 
@@ -190,7 +190,7 @@ class HttpxTransport:
         try:
             return future.result(seconds)
         finally:
-            future.cancel()  # this thread may have been interrupted
+            future.cancel()  # needed if this thread was interrupted
 
 
 def _run_and_close(loop: asyncio.AbstractEventLoop) -> None:
@@ -199,7 +199,7 @@ def _run_and_close(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _begin_end(loop: asyncio.AbstractEventLoop, over: AsyncHttpxTransport, process: int) -> None:
-    """Have a loop cancel its calls, close its connections and stop, in the process that runs it."""
+    """Make a loop cancel its calls, close its connections and stop, in its own process."""
     if process != current_process():
         return
 
@@ -217,10 +217,10 @@ def _begin_end(loop: asyncio.AbstractEventLoop, over: AsyncHttpxTransport, proce
 
 
 class OwnClientTransport:
-    """A Transport over the application's own httpx.Client, which is not closed.
+    """A Transport over the application's own httpx.Client, which is not closed here.
 
-    httpx cannot bound a whole call, so it is made in a separate thread, and left there when its
-    time is up; it ends with the next piece of the response.
+    httpx cannot limit the time of a whole call, so it runs in a separate thread. After the deadline
+    the thread is abandoned, and ends with the next piece of the response.
     """
 
     def __init__(self, credentials: Credentials, own: httpx.Client) -> None:
@@ -251,7 +251,7 @@ class OwnClientTransport:
             response = self._own.send(request, stream=True)
         with _translated_errors(begun=True):
             try:
-                is_read = response.is_stream_consumed  # by a mock, or a hook of the client's
+                is_read = response.is_stream_consumed  # already read by a mock or a hook
                 body = response.content if is_read else _join_pieces(response.iter_raw(), until)
                 _check_size(len(body))
             finally:
@@ -264,7 +264,7 @@ def _has_ended(loop: object) -> bool:
 
 
 def _event_loop() -> object:
-    """Return an object that identifies this event loop, asyncio's or trio's."""
+    """Return an object that identifies the current event loop, of asyncio or trio."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -272,20 +272,20 @@ def _event_loop() -> object:
 
 
 class _Handshake:
-    """The TLS handshake of a call, if there is one: httpcore does not close a cancelled one."""
+    """The TLS handshake of a call; httpcore does not close the connection of a cancelled one."""
 
     def __init__(self) -> None:
         self._stream: Any = None
 
     async def trace(self, event: str, info: dict[str, Any]) -> None:
-        """Called by httpcore."""
+        """Handle an event; httpcore calls this."""
         if event == "connection.connect_tcp.complete":
             self._stream = info["return_value"]
         elif event == "connection.start_tls.complete":
             self._stream = None
 
     async def abandon(self) -> None:
-        """Close its connection, if it has not ended."""
+        """Close the connection if its handshake has not ended."""
         if self._stream is not None:
             with anyio.CancelScope(shield=True):
                 await self._stream.aclose()
@@ -322,7 +322,7 @@ async def _send_request(client: httpx.AsyncClient, request: httpx.Request) -> Re
     with _translated_errors(begun=True):
         try:
             pieces, size = [], 0
-            if response.is_stream_consumed:  # by a mock, or a hook of the client's
+            if response.is_stream_consumed:  # already read by a mock or a hook
                 pieces.append(response.content)
             else:
                 async for piece in response.aiter_raw():
@@ -358,7 +358,7 @@ def _response(response: httpx.Response, body: bytes) -> Response:
 
 @contextmanager
 def _translated_errors(*, begun: bool = False) -> Iterator[None]:
-    """Raise what httpx's errors mean for a call, whose response may have begun."""
+    """Translate httpx's errors; ``begun`` means that the response may have started."""
     try:
         yield
     except httpx.TimeoutException as error:
@@ -374,6 +374,6 @@ def _translated_errors(*, begun: bool = False) -> Iterator[None]:
         raise ConnectionLost(f"the connection to Upstash was lost: {error!r}") from error
     except (UpstashError, TimeoutError):
         raise
-    except Exception as error:  # such as a hook's HTTPStatusError, or that the client is closed
+    except Exception as error:  # such as a hook's HTTPStatusError, or a closed client
         name = type(error).__name__
         raise ConnectionLost(f"the application's httpx client raised {name}") from error

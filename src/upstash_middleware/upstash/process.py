@@ -1,4 +1,4 @@
-"""Objects that a process must not use after a fork. No I/O."""
+"""Objects that a process must not share with a forked child. No I/O."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 class ForkSafeLock:
     """A lock that is free in a forked child, where the thread that held it does not exist.
 
-    Made once per module: what is registered for forks stays registered.
+    Create it once per module, because handlers for forks cannot be unregistered.
     """
 
     def __init__(self) -> None:
@@ -30,21 +30,21 @@ class ForkSafeLock:
 
 _opening = ForkSafeLock()
 _forks: list[None] = []
-"""One entry for each fork from the first process to this one."""
+"""One entry for each fork between the first process and this one."""
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _forks.append(None))
 
-# uWSGI forks its workers without telling Python, unless py-call-osafterfork or threads are enabled.
+# uWSGI forks its workers without informing Python, unless py-call-osafterfork or threads are set.
 current_process: Callable[[], int] = os.getpid if "uwsgi" in sys.modules else _forks.__len__
-"""Returns a number that differs between a process and those forked from it.
+"""Returns a number that differs between a process and its forked children.
 
-The number of forks is cheaper than the PID, which takes a call of the system.
+Counting forks is cheaper than the PID, which needs a system call.
 """
 
 
 class OnePerProcess(Generic[T]):
-    """An object that is created on first use, and created again in a forked child."""
+    """An object that is created on first use, and again in a forked child."""
 
     __slots__ = ("_current", "_inherited", "_make")
 
@@ -62,7 +62,7 @@ class OnePerProcess(Generic[T]):
             current = self._current
             if current is None or current[0] != here:
                 if current is not None:
-                    # Its threads are the parent's: closing it here could wait for them.
+                    # Its threads belong to the parent process, so closing it here could block.
                     self._inherited.append(current[1])
                 self._current = current = (here, self._make())
             return current[1]

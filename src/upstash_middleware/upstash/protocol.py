@@ -1,12 +1,12 @@
-"""Upstash's REST interface: commands to HTTP/1.1 requests, responses to replies. No I/O.
+"""Upstash's REST interface: encodes commands as HTTP/1.1 requests, decodes responses. No I/O.
 
-A request asks for RESP2, which carries any bytes. A response is read by its own content type:
+Requests ask for RESP2, which can contain any bytes. A response is decoded by its content type:
 
 - ``application/octet-stream`` is RESP2;
-- ``application/json`` is plain JSON. Base64 within JSON is requested for transactions only, which
-  do not support RESP2. Elsewhere a JSON string means its own UTF-8: a server that does not know
-  RESP2 returns text whole and damages other bytes (it replaces them with U+FFFD), which stored
-  values detect by their checksum.
+- ``application/json`` is plain JSON. Base64 in JSON is requested for transactions only, because
+  they do not support RESP2. Elsewhere JSON strings are UTF-8: a server without RESP2 returns text
+  unchanged and damages other bytes (it replaces them with U+FFFD). The checksum of a stored value
+  detects this.
 
 Source: https://upstash.com/docs/redis/features/restapi.
 """
@@ -50,7 +50,7 @@ TRANSACTION_PATH: Final = "/multi-exec"
 
 
 class Call(msgspec.Struct, frozen=True):
-    """One HTTP request: always POST; the path begins with a slash and may have a query."""
+    """One HTTP request; always a POST. The path begins with a slash and may have a query."""
 
     path: str
     headers: tuple[Header, ...]
@@ -60,7 +60,7 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Response(msgspec.Struct, frozen=True):
-    """One HTTP response, read to its end."""
+    """One complete HTTP response."""
 
     status: int
     content_type: str
@@ -76,11 +76,11 @@ _encode_json = msgspec.json.Encoder().encode
 
 
 def encode(commands: Sequence[Command], sync_token: str | None = None) -> Call:
-    """Return the call that performs the commands, at least one, in order.
+    """Return the call for one or more commands, which are executed in order.
 
-    One command may hold bytes that are not UTF-8 as its last argument, or as the value of a SET:
-    they are then the request's body. Raises ValueError, naming the command, for other such bytes
-    and for text that has no UTF-8 (a lone surrogate).
+    One command may contain bytes that are not UTF-8, as its last argument or as the value of a SET:
+    these bytes become the request's body. Raises ValueError, naming the command, for other such
+    bytes, and for text that cannot be encoded in UTF-8 (a lone surrogate).
     """
     words = commands[0].args
     if len(commands) == 1 and (raw_at := _raw_position(words)) >= 0:
@@ -92,7 +92,7 @@ def encode(commands: Sequence[Command], sync_token: str | None = None) -> Call:
 
 
 def encode_transaction(commands: Sequence[Command], sync_token: str | None = None) -> Call:
-    """Return the call that performs the commands, at least one, in order and as one.
+    """Return the call for one or more commands, which are executed as a transaction.
 
     Raises ValueError for arguments that are neither text nor UTF-8.
     """
@@ -101,15 +101,15 @@ def encode_transaction(commands: Sequence[Command], sync_token: str | None = Non
 
 
 def encode_members(commands: Sequence[Command]) -> bytes | None:
-    """Return the commands as they appear in a pipeline's body, to be joined with others by commas.
+    """Return the commands as members of a pipeline's body, to be joined with others by commas.
 
-    None for a single command whose value is the request's body. Raises ValueError like ``encode``.
+    None for a single command whose value becomes the body. Raises ValueError like ``encode``.
     """
     members = []
     for command in commands:
         words = command.args
         try:
-            _join(words)  # the quickest way to find what is not text: a TypeError
+            _join(words)  # the fastest check for arguments other than text: TypeError
             members.append(_encode_json(words))
         except (TypeError, ValueError):
             if len(commands) == 1 and _raw_position(words) >= 0:
@@ -119,7 +119,7 @@ def encode_members(commands: Sequence[Command]) -> bytes | None:
 
 
 def joined_call(members: bytes, number: int, sync_token: str | None) -> Call:
-    """Return the call for so many commands that ``encode_members`` has encoded."""
+    """Return the call for ``number`` commands that ``encode_members`` has encoded."""
     if number == 1:
         return Call("/", _JSON, members, sync_token)
     return Call("/pipeline", _JSON, b"[%b]" % members, sync_token)
@@ -138,7 +138,7 @@ def _member(command: tuple[Argument, ...]) -> bytes:
 
 
 def _text(words: tuple[Argument, ...]) -> list[str]:
-    """Return the words as JSON can hold them; raises UnicodeDecodeError for those it cannot."""
+    """Return the words as text for JSON; raises UnicodeDecodeError if they are not UTF-8."""
     return [word.decode() if isinstance(word, bytes) else str(word) for word in words]
 
 
@@ -161,7 +161,7 @@ def _no_utf8(command: tuple[Argument, ...]) -> ValueError:
 
 
 def _raw_path(command: tuple[Argument, ...], value_at: int) -> str:
-    """Return the words before the value as a path, and those after it as its query."""
+    """Return the words before the value as a path, and the words after it as the query."""
     before = _text(command[:value_at])
     options: list[str] | None
     try:
@@ -197,29 +197,29 @@ def _set_options(words: list[str]) -> str:
 # Responses ---------------------------------------------------------------------------------------
 
 MAX_MEMBERS: Final = 100_000
-"""Members of arrays in one response; no command of this package returns more than hundreds."""
+"""The most array members in a response; commands of this package return at most hundreds."""
 
 _RESP2_FORMAT: Final = "application/octet-stream"
 _JSON_FORMAT: Final = "application/json"
 _ARRAY: Final = re.compile(rb"[*>]([0-9]{1,12})\r\n")
-"""Also RESP3's pushes, for whose members memory would be reserved before they are refused."""
+"""Includes RESP3 pushes, which would reserve memory for members before being rejected."""
 _LONG_ARRAY: Final = re.compile(rb"\*[0-9]{3}")
 _LONG_PUSH: Final = re.compile(rb">[0-9]{3}")
 _RESP2_TYPES: Final = frozenset({b"+", b"-", b":", b"$", b"*"})
 _NUMBERS: Final = b"0123456789\r\n:*$+-"
-"""Digits and the types of RESP2: in data of nothing else, no reply has another type."""
+"""Digits and type bytes of RESP2. Data with only these bytes has no reply of another type."""
 _PLAIN: Final = frozenset({bytes, int, type(None), CommandError})
-"""The types of replies that are not arrays."""
+"""The types of replies other than arrays."""
 _INCOMPLETE: Final = object()
 _idle_readers: Final[list[hiredis.Reader]] = []
-"""Readers without data left: creating one takes longer than reading a small response."""
+"""Readers without remaining data: creating one takes longer than reading a small response."""
 _decode_json = msgspec.json.Decoder().decode
 
 
 def decode(
     response: Response, expected: int, secret: str, *, transaction: bool = False
 ) -> list[Reply]:
-    """Return as many replies as commands were sent, in order, each failed one as its error.
+    """Return one reply for each command, in order; failed commands have an error as reply.
 
     ``secret`` is kept out of error messages. Raises CommandError for a transaction that was
     discarded, Refused if Upstash rejects the token or a limit of the plan is reached, and
@@ -238,7 +238,7 @@ def decode(
     try:
         if response.content_type == _RESP2_FORMAT or _content_type(response) == _RESP2_FORMAT:
             replies = decode_replies(response.body)
-            # A pipeline's replies come one after the other, or as one array.
+            # The replies of a pipeline are a sequence, or one array.
             if expected > 1 and len(replies) == 1 and isinstance(replies[0], list | CommandError):
                 replies = replies[0]
         else:
@@ -259,7 +259,7 @@ def decode(
 
 
 def refuse(reply: CommandError, secret: str) -> None:
-    """Raise Refused if this reply to a pipeline's only command is about the token or the plan."""
+    """Raise Refused if the reply to a single command is about the token or the plan."""
     if refusal_in(str(reply)):
         raise Refused(_excerpt(str(reply), secret))
 
@@ -273,10 +273,10 @@ def _refuse_size(response: Response, secret: str) -> None:
 
 
 def decode_replies(data: bytes) -> list[Reply]:
-    """Return all RESP2 replies in ``data``, one after the other.
+    """Return all RESP2 replies in ``data``, which contains one after the other.
 
-    Source: https://redis.io/docs/latest/develop/reference/protocol-spec/. Raises ValueError if
-    anything is not RESP2, is truncated, or is left over.
+    Source: https://redis.io/docs/latest/develop/reference/protocol-spec/. Raises ValueError for
+    data that is not RESP2, is truncated, or has extra bytes.
     """
     if data[:1] not in _RESP2_TYPES:
         raise ValueError("its first reply has no RESP2 type")
@@ -303,7 +303,7 @@ def decode_replies(data: bytes) -> list[Reply]:
 
 
 def _check_types(replies: list[Any]) -> None:
-    """Reject what only RESP3 has: booleans, floating-point numbers, maps."""
+    """Reject types that only RESP3 has: booleans, floating-point numbers, maps."""
     for reply in replies:
         if type(reply) is list:
             if not _PLAIN.issuperset(map(type, reply)):
@@ -315,8 +315,8 @@ def _check_types(replies: list[Any]) -> None:
 def _check_arrays(data: bytes) -> None:
     """Reject oversized arrays before memory is reserved for their members.
 
-    A value may contain what looks like an array, so where these are too large in sum, the strings
-    are skipped by their lengths and only the arrays themselves are counted.
+    A value may contain text that looks like an array. If the sum of these apparent arrays is too
+    large, strings are skipped by their lengths, and only actual arrays are counted.
     """
     if not (_LONG_ARRAY.search(data) or _LONG_PUSH.search(data)) and (
         len(data) * 33 <= MAX_MEMBERS or (data.count(b"*") + data.count(b">")) * 99 <= MAX_MEMBERS
@@ -341,7 +341,7 @@ def _check_arrays(data: bytes) -> None:
 def _from_json(
     response: Response, expected: int, *, transaction: bool
 ) -> list[Reply] | CommandError:
-    """Return the replies, or the one error that was returned for a whole pipeline."""
+    """Return the replies, or the error that was returned for a whole pipeline."""
     content_type = _content_type(response)
     if content_type != _JSON_FORMAT:
         raise ValueError(f"its content type is {content_type[:60] or 'missing'!r}")
@@ -381,7 +381,7 @@ def _content_type(response: Response) -> str:
 
 
 def _unexpected_answer(response: Response, secret: str, reason: str) -> UnexpectedAnswer:
-    """Return the error, with the body's beginning unless it may hold what users stored."""
+    """Return the error, with the body's beginning unless it may contain stored user data."""
     if response.status == 200 and _content_type(response) in {_RESP2_FORMAT, _JSON_FORMAT}:
         body = f"it has {len(response.body)} bytes"
     else:
@@ -392,19 +392,19 @@ def _unexpected_answer(response: Response, secret: str, reason: str) -> Unexpect
 
 
 def _excerpt(text: str, secret: str) -> str:
-    """Return the beginning of a text from outside, on one line, without the secret."""
+    """Return the beginning of an external text, on one line, without the secret."""
     shown = text.replace(secret, "[token]") if secret else text
     return re.sub(r"[^\x20-\x7e]+", " ", shown)[:200]
 
 
 # HTTP/1.1 (RFC 9112) ------------------------------------------------------------------------------
-# Every request is a POST with a Content-Length. One request is in flight on a connection at a time.
+# Every request is a POST with a Content-Length. A connection has one request in flight at a time.
 
 MAX_HEAD_BYTES: Final = 65_536
-"""The longest head that is read: far beyond any of Upstash's."""
+"""The longest head that is read, in bytes: much longer than Upstash's."""
 
 MAX_RESPONSE_BYTES: Final = 100_000_000
-"""The longest response that is read: ten times what Upstash accepts in one request."""
+"""The longest response that is read, in bytes: ten times the largest request to Upstash."""
 
 _MAX_INTERIM: Final = 20
 """The most interim (1xx) responses before a final one."""
@@ -416,7 +416,7 @@ _VALUE = re.compile(r"[\t -~]*")
 
 
 class RequestEncoder:
-    """Encodes the requests to one URL; what most of them have in common is encoded once."""
+    """Encodes the requests to one URL; common parts are encoded only once."""
 
     __slots__ = ("_common", "_path", "_usual")
 
@@ -432,7 +432,7 @@ class RequestEncoder:
         self._usual = {path: self._head(path, _JSON) for path in ("/", "/pipeline")}
 
     def request(self, call: Call) -> bytes:
-        """Return the whole request; raises ValueError for what would not fit on one line."""
+        """Return the whole request; raises ValueError for characters that a line cannot contain."""
         head = self._usual.get(call.path) if call.headers is _JSON else None
         if head is None:
             head = self._head(call.path, call.headers)
@@ -440,7 +440,7 @@ class RequestEncoder:
         length = str(len(body)).encode()
         if call.sync_token is None:
             return b"".join((head, b"Content-Length: ", length, b"\r\n\r\n", body))
-        token = call.sync_token.encode("ascii")  # apart from the others, since it changes
+        token = call.sync_token.encode("ascii")  # separate, because it changes
         between = b"\r\nContent-Length: "
         return b"".join((head, b"Upstash-Sync-Token: ", token, between, length, b"\r\n\r\n", body))
 
@@ -467,10 +467,10 @@ def _lines(headers: Iterable[Header]) -> bytes:
 
 
 class ResponseReader:
-    """Reads one response from the pieces in which it arrives, with llhttp.
+    """Reads one response from the received pieces, with llhttp.
 
-    It adds to llhttp: interim responses are skipped, the size is bounded,
-    and whatever makes the end of a response uncertain is rejected or ends the connection.
+    In addition to llhttp, it skips interim responses, limits the size, and rejects responses whose
+    end is uncertain, or closes the connection after them.
     """
 
     __slots__ = (
@@ -480,13 +480,13 @@ class ResponseReader:
 
     def __init__(self) -> None:
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
-        """None once the connection is of no further use, which breaks the reference cycle."""
+        """None after the last use of the connection, which breaks the reference cycle."""
         self.expect()
 
     def expect(self) -> None:
-        """Begin to read a response, the first or the next on the connection."""
+        """Start reading a response, the first or the next on the connection."""
         self.reusable: bool = False
-        """Whether another request may follow on the connection, once the response is complete."""
+        """Whether the connection can be used for another request after the response."""
         self._response: Response | None = None
         self._received = self._interim = 0
         self._in_head = True
@@ -494,13 +494,13 @@ class ResponseReader:
         self._body: bytes | bytearray
 
     def close(self) -> None:
-        """Read nothing more."""
+        """Stop reading."""
         self._parser = None
 
     def feed(self, data: bytes) -> Response | None:
-        """Take the next bytes; return the response if they complete it.
+        """Parse the next bytes; return the response if they complete it.
 
-        Raises UnexpectedAnswer for what is not HTTP/1.x or exceeds a bound.
+        Raises UnexpectedAnswer for bytes that are not HTTP/1.x or exceed a limit.
         """
         parser, before = self._parser, self._received
         assert parser is not None, "nothing more is to be read"  # noqa: S101
@@ -519,7 +519,7 @@ class ResponseReader:
         except httptools.HttpParserError as error:
             is_callbacks = isinstance(error, httptools.HttpParserCallbackError)
             raised = error.__context__ if is_callbacks else None
-            # A signal's handler may have raised, such as a KeyboardInterrupt.
+            # A signal handler may have raised, for instance a KeyboardInterrupt.
             if self._response is None or not isinstance(raised, UnexpectedAnswer | None):
                 self._parser = None
                 raise raised or UnexpectedAnswer(f"the response is not HTTP/1.1: {error}") from None
@@ -529,9 +529,9 @@ class ResponseReader:
         return self._response
 
     def end(self, *, orderly: bool = True) -> Response:
-        """Raise for a connection that ended before the response did.
+        """Raise an error for a connection that ended before the response did.
 
-        ``orderly`` is False if TLS did not announce the end: someone else may have caused it.
+        ``orderly`` is False if TLS did not announce the end, which an attacker may have caused.
         """
         self._parser = None
         if self._in_head:
@@ -549,7 +549,7 @@ class ResponseReader:
     # Called by the parser.
 
     def on_message_begin(self) -> None:
-        if self._response is not None:  # bytes after its end belong to no response
+        if self._response is not None:  # extra bytes belong to no response
             self.reusable = False
             return
         self._in_head, self._framed, self._trailers = True, False, 0
@@ -562,7 +562,7 @@ class ResponseReader:
             if self._trailers > MAX_HEAD_BYTES:
                 raise _too_long(MAX_HEAD_BYTES)
             return
-        length = len(name)  # is quicker to compare than the name, which has any case
+        length = len(name)  # a fast first check, since the name's case varies
         if length == 12 and name.lower() == b"content-type":
             self._content_type = value
         elif length == 14 and name.lower() == b"content-length":
@@ -584,7 +584,7 @@ class ResponseReader:
         if status == 101:  # RFC 9110 §15.2.2: the request did not ask for it
             raise UnexpectedAnswer("the response switches to another protocol")
         if not self._framed and status >= 200 and status not in {204, 304}:
-            # RFC 9112 §8: whether such a response is complete is uncertain.
+            # RFC 9112 §8: it is unknown whether such a response is complete.
             raise UnexpectedAnswer("the response has no length")
 
     def on_body(self, piece: bytes) -> None:
@@ -606,7 +606,7 @@ class ResponseReader:
             self._in_head, self._begins_usual = True, False
             return
         token, body = self._sync_token, self._body
-        # RFC 9112 §9.3: persistence in HTTP/1.0 is not reliable.
+        # RFC 9112 §9.3: persistent connections are unreliable in HTTP/1.0.
         self.reusable = parser.should_keep_alive() and (
             self._begins_usual or parser.get_http_version() == "1.1"
         )

@@ -1,9 +1,9 @@
-"""Calls over sockets: connections that belong to the process, used by threads and event loops.
+"""Calls over sockets: the process's connections, which threads and event loops share.
 
-A connection is a socket that never blocks, TLS over it if the URL says so, and the response that
-is being read. Threads wait for a socket with poll. On an event loop, the loop calls the connection
-when there is something to read; it stays registered between calls, and any loop may take over a
-connection whose own loop is closed or not running.
+A connection is a non-blocking socket, TLS if the URL is https, and the parser of the current
+response. Threads wait for a socket with poll. An event loop calls the connection when data arrives;
+the connection stays registered between calls. Another loop may take over a connection whose own
+loop is closed or not running.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from upstash_middleware.upstash.tls import Resumption, Tls
 
 PIECE_BYTES: Final = 65_536
-"""How much is received at once."""
+"""The number of bytes to receive at once."""
 
 IDLE_CONNECTIONS: Final = 64
-"""How many idle connections are kept at most; more may be in use."""
+"""The most idle connections that are kept; more may be in use."""
 
 _MAX_WAIT: Final = 86_400.0
 _PROACTOR: Final = "ProactorEventLoop"
@@ -147,7 +147,7 @@ class AsyncSocketsTransport:
         self._pool.close()
 
     async def _connect(self, loop: asyncio.AbstractEventLoop, until: float) -> Connection:
-        import asyncio  # noqa: PLC0415 - it is loaded where an event loop runs
+        import asyncio  # noqa: PLC0415 - already imported by a running event loop
 
         lookup, failure = self._origin.lookup, None
         async with asyncio.timeout_at(until):
@@ -177,7 +177,7 @@ class AsyncSocketsTransport:
 async def _exchange_on_proactor(
     connection: Connection, request: bytes, loop: asyncio.AbstractEventLoop, until: float
 ) -> Response:
-    """Send a request and return its response, on a loop that cannot report readable sockets."""
+    """Exchange a request and its response on a loop that cannot watch sockets for reading."""
     import asyncio  # noqa: PLC0415
 
     async with asyncio.timeout_at(until):
@@ -185,7 +185,7 @@ async def _exchange_on_proactor(
         while True:
             if connection.unsent:
                 data, connection.unsent = connection.unsent, b""
-                with suppress(OSError):  # what arrived instead can be received
+                with suppress(OSError):  # data that has arrived can still be received
                     await loop.sock_sendall(connection.sock, data)
             try:
                 data = await loop.sock_recv(connection.sock, PIECE_BYTES)
@@ -205,25 +205,25 @@ def _resolver(future: asyncio.Future[LookupResult]) -> Callable[[LookupResult], 
             future.set_result(found)
 
     def from_thread(found: LookupResult) -> None:
-        with suppress(RuntimeError):  # the event loop has been closed meanwhile
+        with suppress(RuntimeError):  # the event loop has been closed
             loop.call_soon_threadsafe(resolve, found)
 
     return from_thread
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
-    """Return the event loop that runs in this thread."""
+    """Return the event loop that runs in this thread; None if there is none."""
     asyncio = sys.modules.get("asyncio")
     return None if asyncio is None else asyncio._get_running_loop()  # noqa: SLF001
 
 
 def _is_proactor(loop: object) -> bool:
-    """Whether this is Windows' event loop, which a socket cannot leave once it was used there."""
+    """Whether this is Windows' event loop, which never releases a socket that it has used."""
     return type(loop).__name__ == _PROACTOR
 
 
 class _Origin:
-    """The server of a URL: its requests, its addresses, and the TLS of its connections."""
+    """The server of a URL: request encoding, addresses, and TLS settings."""
 
     def __init__(self, credentials: Credentials) -> None:
         self.requests: RequestEncoder = RequestEncoder(credentials.url, common_headers(credentials))
@@ -233,11 +233,11 @@ class _Origin:
         if credentials.url.startswith("https:"):
             from upstash_middleware.upstash import tls  # noqa: PLC0415 - loads ssl
 
-            tls.context()  # reading the authorities takes long, which is not a call's fault
+            tls.context()  # loading certificates is slow and must not count against a call
             self._resumption = tls.Resumption()
 
     def connection(self, sock: Socket) -> Connection:
-        """Return the connection over a socket that has just been connected."""
+        """Return a Connection for a socket that has just been connected."""
         if self._resumption is None:
             return Connection(sock, None)
         from upstash_middleware.upstash.tls import Tls  # noqa: PLC0415
@@ -249,9 +249,9 @@ class _Origin:
 
 
 class Socket(socket.socket):
-    """A socket that may be collected unclosed while it is idle.
+    """A socket that may be garbage-collected while idle, without a ResourceWarning.
 
-    It closes itself, for the parts of a cycle are finalized in any order.
+    It closes itself, because objects in a reference cycle are finalized in any order.
     """
 
     __slots__ = ("idle",)
@@ -260,13 +260,13 @@ class Socket(socket.socket):
 
     def __del__(self) -> None:
         if self.fileno() >= 0:
-            if not getattr(self, "idle", True):  # without it, its creation was interrupted
+            if not getattr(self, "idle", True):  # missing if creation was interrupted
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.close()
 
 
 def socket_for(address: Address) -> Socket:
-    """Return a socket that does not block and is not connected yet."""
+    """Return a non-blocking socket that is not connected yet."""
     sock = Socket(address[0], socket.SOCK_STREAM)
     sock.idle = False
     try:
@@ -280,7 +280,7 @@ def socket_for(address: Address) -> Socket:
 
 
 class Connection:
-    """A connected socket, TLS over it if any, and the request that is in flight."""
+    """A connected socket, with TLS if needed, and its request in flight."""
 
     __slots__ = (
         "__weakref__",
@@ -306,17 +306,17 @@ class Connection:
         self.sock: Socket = sock
         self.tls: Tls | None = tls
         self.unsent: bytes | memoryview = b""
-        """What the socket has not taken yet."""
+        """Bytes that the socket has not accepted yet."""
         self.reusable: bool = True
-        """Whether another request may follow."""
+        """Whether the connection can be used for another request."""
         self.idle_since: float = 0.0
         self.loop: asyncio.AbstractEventLoop | None = None
-        """The event loop that reads from it."""
+        """The event loop that reads from the socket."""
         self.on_proactor: bool = False
         self.waiter: asyncio.Future[Response] | None = None
-        """Where that loop puts the response."""
+        """The future that gets the response on this loop."""
         self.writing: bool = False
-        """Whether that loop waits until the socket takes more."""
+        """Whether this loop waits until the socket accepts more bytes."""
         self._number = sock.fileno()
         self._process = current_process()
         self._reader = ResponseReader()
@@ -330,7 +330,7 @@ class Connection:
     def begin(self, request: bytes) -> None:
         """Send as much of a request as fits into the socket's buffer.
 
-        Raises NotConnected if the connection was closed before: the server has received nothing.
+        Raises NotConnected if the connection was already closed: the server has received nothing.
         """
         self._reader.expect()
         data = request if self.tls is None else self.tls.begin(request)
@@ -349,7 +349,7 @@ class Connection:
             sent = self.sock.send(self.unsent)
         except BlockingIOError:
             sent = 0
-        except OSError:  # what arrived instead can be received
+        except OSError:  # data that has arrived can still be received
             sent = len(self.unsent)
         self._keep_unsent(memoryview(self.unsent)[sent:])
 
@@ -360,7 +360,7 @@ class Connection:
             self.writing = True
 
     def read(self) -> Response | None:
-        """Receive bytes, at most PIECE_BYTES; return the response if it is complete."""
+        """Receive at most PIECE_BYTES bytes; return the response if it is complete."""
         try:
             data = self.sock.recv(PIECE_BYTES)
         except BlockingIOError:
@@ -370,7 +370,7 @@ class Connection:
         return self.receive(data)
 
     def receive(self, data: bytes) -> Response | None:
-        """Parse received bytes, none at the end; return the response if it is complete.
+        """Parse received bytes, empty at the end; return the response if it is complete.
 
         Raises NotConnected, ConnectionLost and UnexpectedAnswer.
         """
@@ -392,7 +392,7 @@ class Connection:
         return response
 
     def lost(self, error: OSError) -> NotConnected | ConnectionLost:
-        """Return the UpstashError for the request in flight when the socket fails."""
+        """Return the UpstashError for the request in flight after a socket error."""
         if self.tls is not None and not self.tls.ready:
             from upstash_middleware.upstash.tls import handshake_error  # noqa: PLC0415
 
@@ -400,15 +400,15 @@ class Connection:
         return ConnectionLost(f"the connection to Upstash was lost: {error}")
 
     def _attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have this event loop read from it, if the loop can do that."""
+        """Register the socket for reading on this event loop, if the loop supports it."""
         before, self.loop = self.loop, loop
         if before is not None and not before.is_closed():
             self._detach(before)
         self.writing, self._timer, self._timer_at = False, None, math.inf
         self.on_proactor = _is_proactor(loop)
         if not self.on_proactor:
-            # In a new context, as below: the loop keeps the context while the connection is open,
-            # and that of a request contains data of its visitor.
+            # In a new context: the loop keeps the context while the connection is open, and a
+            # request's context contains data of its visitor.
             Context().run(loop.add_reader, self._number, _on_readable, ref(self))
 
     def exchange(
@@ -416,13 +416,13 @@ class Connection:
     ) -> Awaitable[Response]:
         """Send a request on this event loop; return a future for its response, until the deadline.
 
-        There is one timer, which stays when a call ends, since the next deadline is usually later.
+        There is one timer. It is kept when a call ends, because the next deadline is usually later.
         """
         if self.loop is not loop:
             self._attach(loop)
         if self.on_proactor:
             return _exchange_on_proactor(self, request, loop, until)
-        self.waiter = waiter = loop.create_future()  # which the loop resolves when it has read it
+        self.waiter = waiter = loop.create_future()  # resolved when the response is read
         self._until = until
         if until < self._timer_at:
             if self._timer is not None:
@@ -436,7 +436,7 @@ class Connection:
         self._timer = Context().run(loop.call_at, self._until, _on_time, ref(self), loop)
 
     def on_time(self, loop: asyncio.AbstractEventLoop) -> None:
-        """End the call in flight if its deadline is over, or wait for its deadline."""
+        """End the call in flight if its deadline has passed; otherwise set the timer again."""
         self._timer, self._timer_at, waiter = None, math.inf, self.waiter
         if waiter is None or waiter.done():
             return
@@ -461,7 +461,7 @@ class Connection:
             poll.modify(self.sock, select.POLLIN)
 
     def is_usable(self) -> bool:
-        """Whether the server, as far as is known here, has neither closed it nor sent anything."""
+        """Whether the server has, as far as is known here, neither closed it nor sent data."""
         if not self.reusable:
             return False
         poll = self._poll
@@ -471,7 +471,7 @@ class Connection:
         if self.tls is None:
             return False
         try:
-            while True:  # session tickets, which TLS 1.3 may send at any time
+            while True:  # TLS 1.3 may send session tickets at any time
                 _, data, ended = self.tls.receive(self.sock.recv(PIECE_BYTES))
                 if data or ended:
                     return False
@@ -482,28 +482,28 @@ class Connection:
             return False
 
     def close(self) -> None:
-        """Close it, without close_notify: the process that it was inherited from may use it."""
+        """Close the socket without close_notify, because a parent process may still use it."""
         self.reusable = False
         self.waiter = None
         self._reader.close()
         loop = self.loop
         if loop is not None and not loop.is_closed() and self._process == current_process():
             self.loop = None
-            if loop.is_running() and loop is not _running_loop():  # only its own thread may
+            if loop.is_running() and loop is not _running_loop():  # only its thread may
                 self.sock.idle = True
 
                 def close() -> None:
                     self._detach(loop)
                     self.sock.close()
 
-                with suppress(RuntimeError):  # it has been closed meanwhile
+                with suppress(RuntimeError):  # the loop has been closed
                     loop.call_soon_threadsafe(close)
                     return
             self._detach(loop)
         self.sock.close()
 
     def _detach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have the event loop forget it."""
+        """Remove the connection from the event loop."""
         if self._timer is not None:
             self._timer.cancel()
         if not _is_proactor(loop):
@@ -511,7 +511,7 @@ class Connection:
             loop.remove_writer(self._number)
 
     def stop_reading(self) -> None:
-        """Remove the reader from the loop, since a closed connection stays readable."""
+        """Remove the reader from the loop, because a closed connection is always readable."""
         if self.loop is not None:
             self.loop.remove_reader(self._number)
 
@@ -522,14 +522,14 @@ class Connection:
             self.loop.remove_writer(self._number)
 
     def __del__(self) -> None:
-        # An unclosed socket in use gets Python's own ResourceWarning.
-        loop = getattr(self, "loop", None)  # without it, its creation was interrupted
+        # An unclosed socket that is in use gets Python's ResourceWarning.
+        loop = getattr(self, "loop", None)  # missing if creation was interrupted
         if loop is not None and self.sock.idle:
             self.close()
 
 
 def _on_readable(reference: ref[Connection]) -> None:
-    """Read the available bytes, and pass the response to the task that waits for it."""
+    """Read the available bytes, and pass a complete response to the waiting task."""
     connection = reference()
     if connection is None:
         return
@@ -540,7 +540,7 @@ def _on_readable(reference: ref[Connection]) -> None:
         return
     try:
         response = connection.read()
-    except Exception as error:  # noqa: BLE001 - it belongs to the task that waits
+    except Exception as error:  # noqa: BLE001 - raised in the waiting task
         connection.stop_reading()
         waiter.set_exception(error)
     else:
@@ -556,7 +556,7 @@ def _on_time(reference: ref[Connection], loop: asyncio.AbstractEventLoop) -> Non
 
 
 def _on_writable(reference: ref[Connection]) -> None:
-    """Send more, until all is sent."""
+    """Send more bytes, until all are sent."""
     connection = reference()
     if connection is not None:
         connection.flush()
@@ -565,14 +565,14 @@ def _on_writable(reference: ref[Connection]) -> None:
 
 
 class Pool:
-    """The connections that are idle, the latest last; for all threads and event loops."""
+    """The idle connections, most recent last; shared by all threads and event loops."""
 
     def __init__(self) -> None:
         self._idle: deque[Connection] = deque()
         self._closed = False
 
     def take(self, loop: asyncio.AbstractEventLoop | None = None) -> Connection | None:
-        """Return an idle connection that can be used here, if there is one."""
+        """Return an idle connection that can be used here; None if there is none."""
         while True:
             try:
                 connection = self._idle.pop()
@@ -594,13 +594,13 @@ class Pool:
         known.reverse()
         own = [each for each in known if each.loop is loop]
         for found in own or [each for each in known if _may_be_taken(each.loop)]:
-            with suppress(ValueError):  # another thread has taken it
+            with suppress(ValueError):  # another thread has taken the connection
                 self._idle.remove(found)
                 return found
         return None
 
     def keep(self, connection: Connection) -> None:
-        """Add a connection whose call is over, and close those that have been idle for too long."""
+        """Keep a connection after its call, and close connections that were idle for too long."""
         if not connection.reusable:
             connection.close()
             return
@@ -616,12 +616,12 @@ class Pool:
                 if len(idle) <= IDLE_CONNECTIONS and now - oldest.idle_since < IDLE_SECONDS:
                     return
                 idle.remove(oldest)
-            except (IndexError, ValueError):  # other threads have taken it
+            except (IndexError, ValueError):  # other threads have taken the connection
                 return
             oldest.close()
 
     def close(self) -> None:
-        """Close all, and later those that are in use."""
+        """Close all idle connections; connections in use are closed after their calls."""
         self._closed = True
         with suppress(IndexError):
             while True:
@@ -635,19 +635,19 @@ def _may_be_taken(loop: asyncio.AbstractEventLoop | None) -> bool:
 # Addresses ---------------------------------------------------------------------------------------
 
 Address = tuple[int, Any]
-"""A socket's family and the address that it connects to."""
+"""A socket's address family, and the address to connect to."""
 
 LookupResult = list[Address] | OSError | UnicodeError
 
 _SHARED_SECONDS: Final = 1.0
-"""Seconds for which later calls join a lookup that is in progress."""
+"""Seconds for which later calls share a lookup that is in progress."""
 
 
 class Lookup:
-    """Finds the addresses of one host and port.
+    """Looks up the addresses of one host and port.
 
-    A lookup that hangs cannot be cancelled, so it runs in a separate thread: neither a call whose
-    deadline has passed nor a process that exits has to wait for it.
+    A lookup that hangs cannot be cancelled, so it runs in a separate thread: calls with an expired
+    deadline and an exiting process do not wait for it.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -659,14 +659,14 @@ class Lookup:
         self._preferred: Address | None = None
 
     def numeric(self) -> list[Address] | None:
-        """Return the address that the host's name itself is, if it is one."""
+        """Return the address if the host is an IP address; otherwise None."""
         try:
             return self._find(socket.AI_NUMERICHOST)
         except (OSError, UnicodeError):
             return None
 
     def begin(self, callback: Callable[[LookupResult], object]) -> None:
-        """Look them up in a thread, which calls ``callback`` with them, or with the error."""
+        """Start a lookup in a thread, which calls ``callback`` with the addresses or the error."""
         with self._lock:
             now = time.monotonic()
             if self._callbacks and now - self._begun < _SHARED_SECONDS:
@@ -678,11 +678,11 @@ class Lookup:
             threading.Thread(
                 target=self._run, args=(callbacks,), name="upstash-middleware-dns", daemon=True
             ).start()
-        except RuntimeError:  # no thread can be started any more, as the process ends
+        except RuntimeError:  # no thread can be started because the process is exiting
             self._run(callbacks)
 
     def prefer(self, address: Address) -> None:
-        """Try this address, which has worked, first from now on."""
+        """Try this address first from now on, because a connection to it succeeded."""
         self._preferred = address
 
     def _run(self, callbacks: list[Callable[[LookupResult], object]]) -> None:
@@ -690,7 +690,7 @@ class Lookup:
         try:
             found = self._find()
         except (OSError, UnicodeError) as error:
-            found = error  # a UnicodeError is for a text that cannot be a host's name
+            found = error  # a UnicodeError means that the text is no valid host name
         with self._lock:
             waiting = list(callbacks)
             callbacks.clear()
@@ -704,14 +704,14 @@ class Lookup:
 
 
 def addresses_in(found: LookupResult) -> list[Address]:
-    """Return the addresses from a lookup; raises NotConnected for its error."""
+    """Return the addresses from a lookup; raises NotConnected if it failed."""
     if isinstance(found, list):
         return found
     raise NotConnected(f"no connection to Upstash: its address was not found: {found}") from found
 
 
 def interleave_families(addresses: list[Address]) -> list[Address]:
-    """Return the families in turn, so that an unreachable one costs one attempt (RFC 8305 §4)."""
+    """Alternate the address families, so that an unreachable one costs one try (RFC 8305 §4)."""
     families: dict[int, list[Address]] = {}
     for address in addresses:
         families.setdefault(address[0], []).append(address)
@@ -719,12 +719,12 @@ def interleave_families(addresses: list[Address]) -> list[Address]:
 
 
 def attempts(addresses: list[Address]) -> Iterator[tuple[Address, float]]:
-    """Yield each address with its seconds: half of the time left, for the last one all of it."""
+    """Yield each address with its share of the time left: half of it, for the last one all."""
     *others, last = addresses
     yield from ((each, 0.5) for each in others)
     yield last, 1.0
 
 
 def _not_connected(error: OSError | None) -> NotConnected:
-    """Return the error where no address accepted a connection."""
+    """Return the error if no address accepted a connection."""
     return NotConnected(f"no connection to Upstash: {error or 'no address was found'}")

@@ -1,6 +1,6 @@
-"""TLS as bytes in, bytes out: which authorities are trusted, and one connection's state. No I/O.
+"""TLS from bytes to bytes: the trusted authorities, and the state of a connection. No I/O.
 
-Importing it imports ssl, so it is imported only for an https URL.
+This module imports ssl, so it is imported only for https URLs.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from upstash_middleware.errors import NotConnected
 
 @functools.cache
 def context() -> ssl.SSLContext:
-    """Return the settings of all connections of a process, which trust the system's authorities.
+    """Return the TLS settings of all connections of a process, with the system's authorities.
 
-    SSL_CERT_FILE and SSL_CERT_DIR name others. Where the system has none, certifi's are trusted.
+    SSL_CERT_FILE and SSL_CERT_DIR override them. If the system has none, certifi's are trusted.
     """
     made = ssl.create_default_context(cafile=None if _has_system_authorities() else _certifi())
     made.set_alpn_protocols(["http/1.1"])
@@ -39,7 +39,7 @@ def _certifi() -> str:
 
 
 class Resumption:
-    """The latest session with one server, which shortens the next handshake (RFC 8446 §2.2)."""
+    """The latest TLS session with a server, which shortens the next handshake (RFC 8446 §2.2)."""
 
     __slots__ = ("session",)
 
@@ -48,7 +48,7 @@ class Resumption:
 
 
 class Tls:
-    """The client's side of one connection."""
+    """The client's side of one TLS connection."""
 
     __slots__ = ("_incoming", "_object", "_outgoing", "_request", "_resumption", "ready")
 
@@ -59,21 +59,21 @@ class Tls:
             self._incoming, self._outgoing, server_hostname=host, session=resumption.session
         )
         self._resumption: Resumption | None = resumption
-        """None once it has this connection's session."""
+        """None after it has received this connection's session."""
         self._request = b""
         self.ready: bool = False
         """Whether the handshake is complete."""
 
     def begin(self, request: bytes) -> bytes:
-        """Return the first bytes to send: the beginning of the handshake, or the request itself."""
+        """Return the first bytes to send: the start of the handshake, or the request."""
         self._request = request
         return self._encrypt() if self.ready else self._handshake()
 
     def receive(self, received: bytes) -> tuple[bytes, bytes, bool]:
-        """Return bytes to send, decrypted bytes, and whether the server announced the end.
+        """Return bytes to send, decrypted bytes, and whether the server has announced the end.
 
-        Raises NotConnected if the handshake fails, and EOFError for an end without close_notify,
-        which someone else may have caused.
+        Raises NotConnected if the handshake fails, and EOFError if the connection ends without
+        close_notify, which an attacker may have caused.
         """
         if received:
             self._incoming.write(received)
@@ -101,7 +101,7 @@ class Tls:
         except OSError as error:
             raise handshake_error(error) from error
         self.ready = True
-        return self._encrypt()  # with the last of the handshake, as one packet
+        return self._encrypt()  # in one packet with the end of the handshake
 
     def _encrypt(self) -> bytes:
         data, self._request = self._request, b""
@@ -111,7 +111,7 @@ class Tls:
         return self._outgoing.read()
 
     def _keep_session(self, resumption: Resumption) -> None:
-        """Keep the session, which TLS 1.3 has sent by the time of the first response."""
+        """Keep the session, which TLS 1.3 sends before the first response."""
         session, self._resumption = self._object.session, None
         if session is not None and session.has_ticket:
             resumption.session = session

@@ -1,7 +1,7 @@
-"""What a transport is, and what all transports have in common.
+"""The interface of transports, and their common parts.
 
-A transport sends calls with the credentials of one database. An application, or a test, may bring
-its own.
+A transport sends calls with the credentials of one database. Applications and tests may supply
+their own transport.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ VERSION: Final = "0.1.0"
 """The version of this package, which a test compares with the distribution's."""
 
 IDLE_SECONDS: Final = 25.0
-"""How long an idle connection is kept: less than the 60 s and more of common load balancers, so
-that a call does not use a connection that the other side is closing."""
+"""Seconds for which an idle connection is kept: less than the 60 s and more of common load
+balancers, so that a call does not use a connection that the other side is closing."""
 
 
 class Transport(Protocol):
-    """Sends calls for threads; safe to use from several at once."""
+    """Sends calls for threads; thread-safe."""
 
     def send(self, call: Call, seconds: float) -> Response:
-        """Return the response, whatever its status, within so many seconds in all.
+        """Return the response, whatever its status, within ``seconds`` in total.
 
-        Raises NotConnected only if the server has received nothing, ConnectionLost if it may have,
-        DeadlineExceeded, and UnexpectedAnswer for what is not HTTP or is cut short.
+        Raises NotConnected only if the server has received nothing, ConnectionLost if it may have
+        received the call, DeadlineExceeded, and UnexpectedAnswer for invalid or truncated HTTP.
         """
         ...
 
@@ -49,7 +49,7 @@ class Transport(Protocol):
 
 
 class AsyncTransport(Protocol):
-    """Sends calls for event loops; may be used from several."""
+    """Sends calls for event loops; several loops may share it."""
 
     async def send(self, call: Call, seconds: float) -> Response:
         """Do the same as ``Transport.send`` on an event loop."""
@@ -66,18 +66,18 @@ def completed(coroutine: Coroutine[Any, Any, T]) -> T:
         coroutine.send(None)
     except StopIteration as end:
         return cast("T", end.value)
-    raise RuntimeError("it waits for an event loop")
+    raise RuntimeError("the coroutine waits for an event loop")
 
 
 def exceeded(seconds: float) -> DeadlineExceeded:
-    """Return the error for a call that took longer than so many seconds."""
+    """Return the error for a call that took longer than ``seconds``."""
     return DeadlineExceeded(f"no response within {seconds:.2g} s")
 
 
 def common_headers(credentials: Credentials) -> list[Header]:
     """Return the header fields of every call: the token, the format, and the client's name.
 
-    The telemetry fields are those of Upstash's SDKs, with this package's name.
+    The telemetry fields are those of Upstash's SDKs, with the name of this package.
     """
     if not (credentials.local or credentials.url.startswith("https://")) and (
         credentials.transport is None

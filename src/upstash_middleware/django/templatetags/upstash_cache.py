@@ -1,4 +1,4 @@
-"""``{% cached %}``: a fragment of a template that is stored, and purged by its tags.
+"""``{% cached %}`` stores a fragment of a template, which its tags can purge.
 
 With ``upstash_middleware.django`` in ``INSTALLED_APPS``::
 
@@ -36,28 +36,28 @@ register: Library = Library()
 _fragments: SyncData = SyncData.over(runtime_for_data, kind="fragments")
 _USAGE = (
     'cached: write {% cached SECONDS "name" … %}, perhaps with tags="product:7" at the end, '
-    "where … is all that the fragment depends on"
+    "where … are all values that the fragment depends on"
 )
 
 
 @register.tag
 def cached(parser: Parser, token: Token) -> CachedNode:
-    """Store what is rendered between ``{% cached %}`` and ``{% endcached %}``.
+    """Store the rendered content between ``{% cached %}`` and ``{% endcached %}``.
 
     Args:
-        parser: Django's.
+        parser: Django's parser.
         token: ``cached TTL NAME [VALUE …] [tags=TAGS]``.
 
             - ``TTL``: seconds above 0, or text such as ``"5 minutes"``.
             - ``NAME``: text that no other fragment has.
-            - ``VALUE``: what else selects the stored text, such as ``user.pk``: text, numbers,
-              dates and so on. The active language and time zone select it by themselves.
+            - ``VALUE``: a value on which the fragment depends, such as ``user.pk``: text, numbers,
+              dates and so on. The active language and time zone are always included.
             - ``TAGS``: text with commas, in which ``{product.pk}`` is replaced; or a variable with
-              a tag or a list of tags. Default none.
+              a tag or a list of tags. Default: no tags.
 
     Raises:
-        TemplateSyntaxError: An argument is missing or unknown; while rendering, a variable does not
-            exist, or the fragment contains a CSRF token.
+        TemplateSyntaxError: An argument is missing or unknown. Rendering raises it if a variable
+            does not exist, or if the fragment contains a CSRF token.
     """
     arguments = token.split_contents()[1:]
     tags: Tags = ()
@@ -81,7 +81,7 @@ class CachedNode(Node):
         names: Sequence[FilterExpression],
         tags: Tags,
     ) -> None:
-        self.nodelist = nodelist  # where Django looks for the nodes inside
+        self.nodelist = nodelist  # Django finds the inner nodes in this attribute
         self._ttl = ttl
         self._names = names
         self._tags = tags
@@ -96,28 +96,28 @@ class CachedNode(Node):
 
         try:
             tags = with_all_ancestors(_resolved_tags(self._tags, context))
-        except ValueError:  # a tag that is too long: no purge would find the fragment by it
+        except ValueError:  # a tag is too long, so it could not purge the fragment
             return SafeString(load())
         return SafeString(_fragments.get_or_set(key, ttl, load, tags=tags))
 
     def _key(self, context: Context) -> str:
         values = [_resolve(name, context) for name in self._names]
-        # Text that is marked as safe selects the same as other text.
+        # Safe text and other text with the same characters select the same fragment.
         plain = ["".join((value,)) if isinstance(value, str) else value for value in values]
-        # Within {% autoescape off %}, {% localize off %} and the like the text is another one.
+        # {% autoescape off %}, {% localize off %} and similar tags change the rendered text.
         modes = (context.autoescape, context.use_l10n, context.use_tz)
         try:
             return encode((plain, active_localization(), modes)).decode()
         except NotStorable as error:
             raise TemplateSyntaxError(
                 f"cached: {', '.join(map(str, self._names))}: {error}; name what identifies it, "
-                "such as user.pk in place of user"
+                "such as user.pk instead of user"
             ) from error
 
 
 if TYPE_CHECKING:
     Tags = FilterExpression | Sequence[Sequence[str | FilterExpression]]
-    """A variable; or tags of the template's, each as text and expressions by turns."""
+    """A variable; or tags from the template, each as alternating text and expressions."""
 
 
 def _parsed_tags(parser: Parser, text: str) -> Tags:
@@ -146,7 +146,7 @@ def _resolved_tags(tags: Tags, context: Context) -> Sequence[str]:
 def _resolve(expression: FilterExpression, context: Context) -> Any:
     """Return a value. Raises TemplateSyntaxError for a variable that does not exist.
 
-    Django's own fragments are selected by an empty text then, which is the same for all users.
+    Django's own tag uses an empty text in this case, which would be the same for all users.
     """
     if isinstance(expression.var, Variable) and not expression.filters:
         try:
@@ -154,7 +154,7 @@ def _resolve(expression: FilterExpression, context: Context) -> Any:
         except VariableDoesNotExist as error:
             raise TemplateSyntaxError(
                 f"cached: {expression} is not in the context; write text in quotation marks, and "
-                f'{expression}|default:"" for what may be missing'
+                f'{expression}|default:"" for a value that may be missing'
             ) from error
     return expression.resolve(context)
 

@@ -1,4 +1,4 @@
-"""``manage.py upstash …``: the command ``upstash-middleware`` about this project."""
+"""``manage.py upstash …``: the command ``upstash-middleware`` for this project."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Command(BaseCommand):
-    """Passes its arguments on; its exit codes are those of ``upstash-middleware``."""
+    """Passes its arguments to ``upstash-middleware``, and has the same exit codes."""
 
-    help = "Look at rate limits and stored responses, purge and reset them, check rules."
-    requires_system_checks: tuple[()] = ()  # `rules check` is for settings that are wrong
+    help = "Inspect rate limits and stored responses, purge and reset them, check rules."
+    requires_system_checks: tuple[()] = ()  # `rules check` must run with wrong settings
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Accept any arguments."""
@@ -34,7 +34,7 @@ class Command(BaseCommand):
     def handle(self, *_: Any, **options: Any) -> None:
         """Run for ``call_command("upstash", "cache", "purge", "/tea")``.
 
-        Raises CommandError where the exit code would not be 0.
+        Raises CommandError if the exit code would not be 0.
         """
         code = main(options["arguments"], program="manage.py upstash", application=settings)
         if code:
