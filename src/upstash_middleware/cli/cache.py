@@ -1,7 +1,7 @@
-"""``cache explain|purge|warm|list|stats``: what is stored, why a request missed, and purging.
+"""``cache explain|purge|warm|list|stats``: stored responses, reasons for misses, and purging.
 
-`list` and `stats` use SCAN, which goes through the whole database whatever the pattern, and is
-billed by the call, as is each key that is read.
+`list` and `stats` use SCAN, which reads the whole database even with a pattern. Each SCAN call and
+each key that is read are billed.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
     from upstash_middleware.runtime import Runtime
 
 group: typer.Typer = typer.Typer(
-    help="What is stored, why a request missed, and purging.", no_args_is_help=True
+    help="Stored responses, reasons for misses, and purging.", no_args_is_help=True
 )
 
 _SEE_MORE = (
-    "This reads what is stored, and does not call the application. What only a real request shows, "
-    "such as the response's own Cache-Control, is explained in its field Upstash-Cache-Debug: see "
-    "the setting cache_debug."
+    "This reads stored responses, and does not call the application. The field "
+    "Upstash-Cache-Debug of a real response also explains its own Cache-Control: see the setting "
+    "cache_debug."
 )
 _UNCHECKED = (
-    "No cache rules are known here, so nothing was checked: not whether the application uses this "
-    "prefix, nor that URLs are written as its rules store them, nor that purge_directories is on, "
-    "without which directories and rules have no effect. No on_purge was called. Name the "
+    "No cache rules are known here, so nothing was checked: not that the application uses this "
+    "prefix, nor that its rules store these URLs in this form, nor that purge_directories is on, "
+    "without which directories and rules have no effect. on_purge was not called. Name the "
     "application with --app MODULE:NAME."
 )
 _LARGEST_SHOWN = 5
@@ -69,7 +69,7 @@ def explain(
     ] = None,
     root_path: RootPath = "",
 ) -> Answer:
-    """Show what is stored for a URL, how fresh it is, and why it missed; exit code 1 if it does."""
+    """Show the stored response for a URL, its freshness, and why it missed (exit code 1)."""
     request = make_request(url, method, header or (), "127.0.0.1", root_path)
     if not request.host:
         raise UsageError(
@@ -135,20 +135,20 @@ def purge(  # noqa: PLR0913 - each is an option
     ] = None,
     directory: Annotated[
         list[str] | None,
-        typer.Option("--directory", "-d", help="All URLs that begin with it: '/products/'."),
+        typer.Option("--directory", "-d", help="All URLs that begin with a path: '/products/'."),
     ] = None,
     rule: Annotated[
         list[str] | None,
-        typer.Option("--rule", "-r", help="All that a rule covers, by its path: '/products/{id}'."),
+        typer.Option("--rule", "-r", help="All that a rule's path covers: '/products/{id}'."),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--everything", help="All that is stored under the prefix.")
+        bool, typer.Option("--everything", help="All stored responses under the prefix.")
     ] = False,
     soft: Annotated[
-        bool, typer.Option("--soft", help="Keep it to be served stale where rules allow it.")
+        bool, typer.Option("--soft", help="Allow serving them stale where rules allow it.")
     ] = False,
 ) -> Answer:
-    """Make stored responses unusable, at once and for all processes."""
+    """Invalidate stored responses, at once and for all processes."""
     if not (urls or tag or directory or rule or everything):
         raise UsageError(
             "name what to purge: URLs, --tag TAG, --directory PATH, --rule PATH, or --everything"
@@ -190,7 +190,7 @@ def purge(  # noqa: PLR0913 - each is an option
 def warm(  # noqa: PLR0913 - each is an option
     invocation: Invocation,
     urls: Annotated[
-        list[str] | None, typer.Argument(help="Whole URLs, as the application gets them.")
+        list[str] | None, typer.Argument(help="Whole URLs, as the application receives them.")
     ] = None,
     *,
     file: Annotated[
@@ -201,12 +201,10 @@ def warm(  # noqa: PLR0913 - each is an option
         list[str] | None,
         typer.Option("--header", "-H", help="A header field of each request, 'Name: value'."),
     ] = None,
-    concurrency: Annotated[
-        int, typer.Option(help="How many requests are under way at a time.", min=1)
-    ] = 8,
+    concurrency: Annotated[int, typer.Option(help="The number of concurrent requests.", min=1)] = 8,
     root_path: RootPath = "",
 ) -> Answer:
-    """Render pages through the application, in this process, so that they are stored."""
+    """Store pages by requesting them from the application, in this process."""
     invocation.caching()
     subject = invocation.subject
     app = subject.app
@@ -229,7 +227,7 @@ def warm(  # noqa: PLR0913 - each is an option
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
-    except RuntimeError as error:  # of its lifespan
+    except RuntimeError as error:  # the lifespan failed
         raise ConfigurationError(f"--app {invocation.app!r}: {error}") from error
     table = rows(
         ("url", "status", "outcome", "why"),
@@ -254,9 +252,9 @@ def list_(
     invocation: Invocation,
     *,
     containing: Annotated[str, typer.Option(help="Only URLs that contain this text.")] = "",
-    limit: Annotated[int, typer.Option(help="How many to list at most.", min=1)] = 1000,
+    limit: Annotated[int, typer.Option(help="The most entries to list.", min=1)] = 1000,
 ) -> Answer:
-    """List what is stored: URL, bytes, and when it expires. Scans the whole database."""
+    """List stored responses with URL, bytes and expiry. Scans the whole database."""
     (runtime, *_) = invocation.caching()
     prefix = runtime.settings.prefix
     entries = sorted(
@@ -288,7 +286,7 @@ def list_(
 
 @command(group, "stats")
 def stats(invocation: Invocation) -> Answer:
-    """Count what is stored, its bytes, and when it expires. Scans the whole database."""
+    """Count stored responses, their bytes and expiry. Scans the whole database."""
     (runtime, *_) = invocation.caching()
     entries = _scan(invocation, runtime)
     total = sum(entry.size for entry in entries)
@@ -321,7 +319,7 @@ def stats(invocation: Invocation) -> Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A key of the cache, as far as it is known without reading its value."""
+    """A key of the cache, without its value."""
 
     key: str
     url: str
@@ -330,11 +328,11 @@ class _Entry:
     size: int
     """Bytes, as stored."""
     expires_in: float | None
-    """Seconds; None if never, which this package does not set."""
+    """Seconds; None if it never expires, which this package does not set."""
 
 
 def _scan(invocation: Invocation, runtime: Runtime, containing: str = "") -> list[_Entry]:
-    """The cache's entries whose URL contains a text.  Raises UpstashError."""
+    """The cache's entries whose URL contains a text. Raises UpstashError."""
     start = Names(runtime.settings.prefix).resource("", "")
     total = invocation.count_keys(runtime)
     found = []

@@ -39,20 +39,20 @@ def local(
     ] = None,
 ) -> None:
     """Serve Upstash on this machine, for a command or until Ctrl-C; see `local --help`."""
-    # Only for the help and the completion: `entry` runs it without typer.
+    # Only for help and completion: `entry` runs this command without typer.
 
 
 @app.callback()
 def options(
     *, _version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False
 ) -> None:
-    """Look at rate limits, stored responses and sessions; reset, purge, end them; check rules."""
-    # Only for the help and the completion: `entry` answers it without typer.
+    """Inspect rate limits, stored responses and sessions; reset, purge, end them; check rules."""
+    # Only for help and completion: `entry` handles this option without typer.
 
 
 def run(words: Sequence[str], program: str, application: object) -> int:
     """Run the command and return its exit code."""
-    # Commands explain errors themselves; log lines are for servers.
+    # Commands explain errors themselves; log records are for servers.
     logging.getLogger("upstash_middleware").addHandler(logging.NullHandler())
     try:
         code = get_command(app).main(list(words), program, obj=application, standalone_mode=True)

@@ -1,6 +1,6 @@
 """The entry point of ``upstash-middleware``, ``flask upstash`` and ``manage.py upstash``.
 
-It imports neither typer nor rich, so that it can say which extra is missing.
+It imports neither typer nor rich, so that it can report a missing extra.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def main(
     """Run the command and return its exit code (see ``cli.output.Exit``).
 
     Args:
-        arguments: The words of the command line; by default those of the process.
+        arguments: The words of the command line; by default those of this process.
         program: The command's name in the help.
-        application: The application of ``flask`` or ``manage.py``, in place of ``--app``.
+        application: The application of ``flask`` or ``manage.py``, used instead of ``--app``.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words[:1] == ["--version"]:

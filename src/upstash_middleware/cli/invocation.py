@@ -1,8 +1,8 @@
-"""What all commands share: options, the settings and routes they work on, and how they end.
+"""The common parts of all commands: options, settings, routes, and exit.
 
-``command`` makes a typer command of a function that takes an Invocation and its own arguments and
-returns an Answer. Settings and routes come from an application by its import path, from a mapping
-of settings, from a rule file, or from the environment.
+``command`` makes a typer command from a function that takes an Invocation and its own arguments,
+and returns an Answer. Settings and routes come from an application (by its import path), from a
+mapping of settings, from a rule file, or from the environment.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 _DEADLINE = 10.0
-"""Seconds for a call: somebody at a terminal may be far away from the database."""
+"""Seconds for a call: a user at a terminal may be far away from the database."""
 _DJANGO_SETTINGS = "DJANGO_SETTINGS_MODULE"
 
 _APP = Annotated[
@@ -68,10 +68,10 @@ _APP = Annotated[
     ),
 ]
 _CONFIG = Annotated[
-    str | None, typer.Option(help="A rule file in TOML, in place of --app.", metavar="FILE")
+    str | None, typer.Option(help="A rule file in TOML, instead of --app.", metavar="FILE")
 ]
 _PREFIX = Annotated[str | None, typer.Option(help="The prefix of the keys, if not set otherwise.")]
-_JSON = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+_JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +80,16 @@ class Subject:
 
     name: str
     runtimes: tuple[Runtime, ...]
-    """One for each middleware, the outermost first; not used for requests."""
+    """One runtime for each middleware, outermost first; not used for requests."""
     routes: tuple[Route, ...] | None = None
     """None without an application."""
     is_django: bool = False
     app: object = None
     events: list[Event] = field(default_factory=list)
-    """What the runtimes have emitted."""
+    """The events that the runtimes have emitted."""
 
     def is_about(self, app: object) -> bool:
-        """Whether a limiter's application is this one, or may be, as Flask's current one."""
+        """Whether a limiter's application is or may be this one; Flask's current one may be."""
         if self.app is None or _is_a(app, "werkzeug"):
             return True
         inside = any(layer is app for layer in _layers(self.app))
@@ -98,7 +98,7 @@ class Subject:
 
 @dataclass
 class Invocation:
-    """One run of a command, and what its options select."""
+    """One run of a command, with the subjects that its options select."""
 
     closing: ExitStack
     """Closes the runtimes at the end."""
@@ -108,7 +108,7 @@ class Invocation:
     config: str | None = None
     prefix: str | None = None
     billed: int = 0
-    """Commands that were sent."""
+    """The number of commands that were sent."""
 
     @functools.cached_property
     def subject(self) -> Subject:
@@ -119,7 +119,7 @@ class Invocation:
         return subject
 
     def limiting(self) -> tuple[Runtime, ...]:
-        """The runtimes with rate limits.  Raises ConfigurationError; UsageError if none has."""
+        """The runtimes with rate limits. Raises ConfigurationError; UsageError if there is none."""
         found = tuple(
             runtime
             for runtime in self.subject.runtimes
@@ -133,7 +133,7 @@ class Invocation:
         return with_credentials(found)
 
     def caching(self) -> tuple[Runtime, ...]:
-        """The runtimes with a cache; without an application, the environment's.
+        """The runtimes with a cache; without an application, one for the environment.
 
         Raises ConfigurationError; UsageError if the application has no cache.
         """
@@ -147,7 +147,7 @@ class Invocation:
         return with_credentials(found)
 
     def keeping_sessions(self) -> tuple[Runtime, Sessions]:
-        """The part that keeps sessions, and its runtime; by default with default settings.
+        """The part that keeps sessions, and its runtime; without an application, with defaults.
 
         Raises ConfigurationError; UsageError if the application keeps no sessions.
         """
@@ -169,9 +169,9 @@ class Invocation:
         return with_credentials(self.subject.runtimes)[0]
 
     def read(self, runtime: Runtime, *commands: tuple[Argument, ...]) -> list[Reply]:
-        """Send commands that may be repeated.  Raises UpstashError.
+        """Send commands that may be retried. Raises UpstashError.
 
-        One of many keys may have another type, which is not a reason to stop.
+        An error of a single command is no exception: one of many keys may have another type.
         """
         self.billed += len(commands)
         repeatable = [Command(words, reads_only=True) for words in commands]
@@ -182,7 +182,7 @@ class Invocation:
         return replies
 
     def count_keys(self, runtime: Runtime) -> int:
-        """The number of all keys, of which a scan reads ``SCAN_COUNT`` with each command.
+        """The number of all keys; each SCAN command reads ``SCAN_COUNT`` of them.
 
         Raises UpstashError.
         """
@@ -192,7 +192,7 @@ class Invocation:
         return total
 
     def scan(self, runtime: Runtime, start: str, containing: str = "") -> Iterator[list[str]]:
-        """Yield the keys that begin with a text and then contain another one, each once.
+        """Yield the keys that begin with ``start`` and then contain another text, each once.
 
         Raises UpstashError.
         """
@@ -216,9 +216,9 @@ class Invocation:
     def read_each(
         self, runtime: Runtime, start: str, name: str, *words: str, total: int, containing: str = ""
     ) -> Iterator[list[tuple[str, Reply, float | None]]]:
-        """Send a command for each key that `scan` finds, of so many keys, and show the progress.
+        """Send a command for each key that `scan` finds, and show the progress out of ``total``.
 
-        Yields the key, the reply, and in how many seconds the key expires, None for never.  Raises
+        Yields the key, the reply, and the seconds until the key expires, None for never. Raises
         UpstashError.
         """
         columns = (TextColumn("scanning"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -254,18 +254,18 @@ _GONE = -2
 
 
 def seconds_left(milliseconds: Reply) -> float | None:
-    """The seconds of a reply to PTTL; None for never, which this package does not set."""
+    """The seconds in a reply to PTTL; None for never, which this package does not set."""
     is_known = isinstance(milliseconds, int) and milliseconds >= 0
     return milliseconds / 1000 if is_known else None  # type: ignore[operator] # an int
 
 
 def _escape(text: str) -> str:
-    """Return a pattern for SCAN that matches exactly this text."""
+    """Return a SCAN pattern that matches exactly this text."""
     return _SPECIAL.sub(r"\\\1", text)
 
 
 def with_credentials(runtimes: Sequence[Runtime]) -> tuple[Runtime, ...]:
-    """Return runtimes that know their database. Raises MissingCredentials."""
+    """Return runtimes whose credentials are known. Raises MissingCredentials."""
     for runtime in runtimes:
         runtime.check_credentials()
     return tuple(runtimes)
@@ -274,7 +274,7 @@ def with_credentials(runtimes: Sequence[Runtime]) -> tuple[Runtime, ...]:
 def command(
     group: typer.Typer, name: str
 ) -> Callable[[Callable[Concatenate[Invocation, P], Answer]], Callable[..., None]]:
-    """Return a decorator that adds a function as a command with the options of all."""
+    """Return a decorator that adds a function as a command with the common options."""
 
     def add(function: Callable[Concatenate[Invocation, P], Answer]) -> Callable[..., None]:
         def run(
@@ -296,7 +296,7 @@ def command(
             print_answer(answer, as_json=as_json)
             raise typer.Exit(answer.code)
 
-        # What typer reads: the function's own parameters, then the options of all.
+        # typer reads this signature: the function's own parameters, then the common options.
         context, *common, _ = inspect.signature(run, eval_str=True).parameters.values()
         _, *own = inspect.signature(function, eval_str=True).parameters.values()
         parameters = [context, *(each.replace(kind=each.KEYWORD_ONLY) for each in own), *common]
@@ -343,7 +343,7 @@ def adapted(runtime: Runtime, prefix: str | None, events: list[Event]) -> Runtim
         observers=(events.append,),
         prefix=prefix or runtime.settings.prefix,
     )
-    # All adapters can refresh stale responses in the background.
+    # All adapters can revalidate stale responses in the background.
     result = Runtime(
         settings,
         runtime.features,
@@ -351,7 +351,7 @@ def adapted(runtime: Runtime, prefix: str | None, events: list[Event]) -> Runtim
         selects=runtime.selects,
         kept_cookies=runtime.kept_cookies,
     )
-    if runtime.sessions is not None:  # the framework may have made it in its own way
+    if runtime.sessions is not None:  # the framework may have created it in its own way
         sessions = result.sessions = copy(runtime.sessions)
         sessions.store = structs.replace(
             sessions.store, prefix=settings.prefix, deadline=settings.deadline
@@ -404,7 +404,7 @@ def _inspect(app: object, name: str) -> Subject:
 
 
 def _runtimes_of_sessions(app: Any) -> list[Runtime]:
-    """The runtime that keeps a Flask application's sessions, if one does."""
+    """The runtime that keeps a Flask application's sessions, if any."""
     from upstash_middleware.flask_sessions import UpstashSessionInterface  # noqa: PLC0415
 
     interface = app.session_interface
@@ -413,7 +413,7 @@ def _runtimes_of_sessions(app: Any) -> list[Runtime]:
 
 
 def _layers(app: object) -> Iterator[object]:
-    """Yield an application and what it wraps, outermost first, each once."""
+    """Yield an application and the applications that it wraps, outermost first, each once."""
     seen: set[int] = set()
     layer: Any = app
     while layer is not None and id(layer) not in seen:
@@ -426,7 +426,7 @@ def _layers(app: object) -> Iterator[object]:
 
 
 def _mounted_routes(dispatcher: Any) -> Iterator[Route]:
-    """Yield the routes of Werkzeug's mounts, with the paths that a middleware outside sees."""
+    """Yield the routes of Werkzeug's mounts, with the paths that outer middleware sees."""
     for prefix, app in dispatcher.mounts.items():
         inner = next((each for each in _layers(app) if _is_a(each, "flask", "Flask")), None)
         if inner is not None:
@@ -436,7 +436,7 @@ def _mounted_routes(dispatcher: Any) -> Iterator[Route]:
 
 
 def _is_a(value: object, package: str, name: str = "") -> bool:
-    """Whether a value's class, or a base of it, is of a package, which need not be installed."""
+    """Whether a value's class or a base class is from a package, which may be missing."""
     return any(
         base.__module__.partition(".")[0] == package and (not name or base.__name__ == name)
         for base in type(value).__mro__
@@ -480,7 +480,7 @@ def _find_django() -> Subject:
 
 
 def _import(path: str) -> Any:
-    """Return the object at ``MODULE:ATTRIBUTE``, and for ``MODULE`` its ``app``.
+    """Return the object at ``MODULE:ATTRIBUTE``; for ``MODULE``, its ``app``.
 
     ``shop:create_app()`` is called.  Raises ConfigurationError.
     """
@@ -538,17 +538,17 @@ def _import_module(path: str, name: str) -> Any:
 
 
 def _add_working_directory() -> None:
-    """Find modules in the working directory, as servers do."""
+    """Add the working directory to the module search path, as servers do."""
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
 
 
 def _likely_name(module: Any) -> str:
-    """The name in a module that looks like an application's."""
+    """The name in a module that is probably the application's."""
     public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
     likely = [name for name, value in public.items() if callable(value) and "app" in name.lower()]
-    # A factory is a function of the module, and its name has to be called.
+    # A factory is a function of the module, and must be called.
     factories = [
         f"{name}()"
         for name in likely

@@ -1,4 +1,4 @@
-"""``limits``: which there are, their state, why a request is denied; resets and changes."""
+"""``limits``: lists limits, shows their state, explains denials, resets and changes limits."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ _IdentifierArgument = Annotated[
 RootPath = Annotated[
     str,
     typer.Option(
-        help="The prefix of the URL under which the application is mounted: SCRIPT_NAME, root_path."
+        help="The URL prefix under which the application is mounted: SCRIPT_NAME, root_path."
     ),
 ]
 
 _IPV6_PREFIX = 64
 _CHANGED_LIMIT_SUFFIX = ":dynamic:global"
-"""The end of the key that has a limit which was changed at run time."""
+"""The suffix of the key with a limit that was changed at run time."""
 _MAX_IDENTIFIERS_PER_CALL = 100
 
 
 @dataclass(frozen=True, slots=True)
 class _Limit:
-    """A limit: a rule of the middleware, or one in front of a handler, or of a limiter in code."""
+    """A limit: a rule of the middleware, of a decorated handler, or of a limiter in code."""
 
     rule: RateLimitRule
     where: str
@@ -77,7 +77,7 @@ class _Limit:
 
 @command(group, "list")
 def list_(invocation: Invocation) -> Answer:
-    """List the limits: rules, limits of handlers, limiters in code, and what was changed."""
+    """List the limits: rules, limits of handlers, limiters in code, and changed limits."""
     found = _limits(invocation)
     if any(each.rule.dynamic for each in found):
         with_credentials([each.runtime for each in found])
@@ -115,7 +115,7 @@ def peek(
     rule: _Rule,
     identifier: _IdentifierArgument,
     *,
-    cost: Annotated[int, typer.Option(help="What the request would take.", min=1)] = 1,
+    cost: Annotated[int, typer.Option(help="The units of the request.", min=1)] = 1,
 ) -> Answer:
     """Show the state of a limit for an identifier; exit code 1 if it is denied."""
     limit = _find(invocation, rule)
@@ -128,9 +128,9 @@ def top(
     invocation: Invocation,
     rule: _Rule,
     *,
-    count: Annotated[int, typer.Option(help="How many to show.", min=1)] = 10,
+    count: Annotated[int, typer.Option(help="The number to show.", min=1)] = 10,
 ) -> Answer:
-    """Show who has used most of a limit. Scans the whole database."""
+    """Show the identifiers that have used most of a limit. Scans the whole database."""
     limit = _find(invocation, rule)
     start = limit.limiter.place(rule)
     known: dict[str, None] = {}
@@ -171,7 +171,7 @@ def top(
 
 @command(group, "reset")
 def reset(invocation: Invocation, rule: _Rule, identifier: _IdentifierArgument) -> Answer:
-    """Give an identifier the whole quota of a limit again."""
+    """Restore an identifier's full quota of a limit."""
     limit = _find(invocation, rule)
     who = _parse_identifier(identifier, limit)
     limit.runtime.perform(limit.limiter.reset(rule, who))
@@ -188,10 +188,11 @@ def set_(
     invocation: Invocation,
     rule: _Rule,
     limit: Annotated[
-        str, typer.Argument(help="Units per window, from 0; 'default' for the one in the code.")
+        str,
+        typer.Argument(help="Units per window, at least 0; 'default' for the limit in the code."),
     ],
 ) -> Answer:
-    """Change a limit with dynamic=True for all processes, until it is changed again."""
+    """Change a limit with dynamic=True for all processes, until the next change."""
     found = _find(invocation, rule)
     if limit != "default" and not (limit.isascii() and limit.isdecimal()):
         raise UsageError(f"{limit!r}: write a whole number from 0, or 'default'")
@@ -200,7 +201,7 @@ def set_(
         found.runtime.perform(found.limiter.set_limit(rule, units))
     except ValueError as error:
         raise UsageError(str(error)) from error
-    what = "its own limit again" if units is None else f"a limit of {units}"
+    what = "its original limit again" if units is None else f"a limit of {units}"
     shown = f"{rule!r} has {what}{_denial_memory_note(found.runtime)}"
     remembered = found.runtime.settings.remember_denials
     return Answer({"rule": rule, "limit": units, "noticed_within": remembered}, [text(shown)])
@@ -232,7 +233,7 @@ def explain(  # noqa: PLR0913 - each is an option of the command
     ] = "127.0.0.1",
     root_path: RootPath = "",
 ) -> Answer:
-    """Show which rules cover a request, under which keys, and whether they would allow it."""
+    """Show the rules that cover a request, their keys, and whether they would allow it."""
     if data:
         typed = any(each.lower().startswith("content-type:") for each in header or ())
         form = "Content-Type: application/x-www-form-urlencoded"
@@ -251,7 +252,7 @@ def explain(  # noqa: PLR0913 - each is an option of the command
     explanations: list[Explanation] = []
     for runtime in invocation.limiting():
         explanations += runtime.perform(_limiter(runtime).explain(request))
-    # Functions of the application may have raised: the request has no framework's object.
+    # Functions of the application may raise, because there is no framework's request.
     notes = [
         f"{event.where} raised {type(event.error).__name__}: {event.error}"
         for event in subject.events
@@ -267,7 +268,7 @@ def explain(  # noqa: PLR0913 - each is an option of the command
 
 
 def fields_of(texts: Sequence[str]) -> list[tuple[str, str]]:
-    """The header fields of options ``Name: value``.  Raises UsageError."""
+    """The header fields of ``Name: value`` options. Raises UsageError."""
     fields = []
     for each in texts:
         name, colon, value = each.partition(":")
@@ -280,7 +281,7 @@ def fields_of(texts: Sequence[str]) -> list[tuple[str, str]]:
 def make_request(
     url: str, method: str, fields: Sequence[str], peer: str, root_path: str = ""
 ) -> HTTPRequest:
-    """The request that a command line describes.  Raises UsageError."""
+    """The request that a command line describes. Raises UsageError."""
     parts = urlsplit(url)
     if not (url.startswith("/") or (parts.scheme in {"http", "https"} and parts.netloc)):
         raise UsageError(f"{url!r}: give a path such as '/products/7', or a whole URL")
@@ -308,7 +309,7 @@ def _limiter(runtime: Runtime) -> RateLimiter:
 
 
 def _limits(invocation: Invocation) -> list[_Limit]:
-    """The limits that requests and code are counted by, with the settings that they have."""
+    """The limits of requests and of code, with their settings."""
     subject = invocation.subject
     found: dict[tuple[str, str], _Limit] = {}
 
@@ -369,7 +370,7 @@ def _as_text(rule: RateLimitRule) -> str:
 
 
 def _parse_identifier(given: str, limit: _Limit) -> str | Identifier:
-    """An identifier; as in logs, hashed or escaped, it is used unchanged.
+    """An identifier; in the form of logs, hashed or escaped, it is used unchanged.
 
     Raises UsageError if the rule does not use identifiers of this kind.
     """
@@ -453,7 +454,7 @@ def _show(one: Explanation) -> list[RenderableType]:
         verdict = text(f"allowed by {rule}", "bold green")
     else:
         wait = _wait(decision.retry_after)
-        why = f"passes in {wait}" if wait else "no wait is known after which it passes"
+        why = f"passes in {wait}" if wait else "it is not known when it would pass"
         verdict = text(f"denied by {rule}: {why}", "bold red")
     about = {
         "set in": one.setting,

@@ -1,7 +1,7 @@
-"""What a command prints and with which code it exits: JSON for programs, text for people.
+"""The output and exit codes of commands: JSON for programs, text for people.
 
-Text from the database or the network is never interpreted as markup, and characters that control a
-terminal are shown as escapes.  The table of exit codes in docs/command-line.md is `Exit`.
+Text from the database or the network is never interpreted as markup, and terminal control
+characters are escaped. The table of exit codes in docs/command-line.md is generated from `Exit`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Exit(IntEnum):
     """The exit codes."""
 
     DONE = 0
-    """Carried out; or the answer is yes: allowed, a hit, no mistake found."""
+    """Success; or the answer is yes: allowed, a hit, no mistake found."""
     NO = 1
     """The answer is no: denied, a miss, mistakes found."""
     USAGE = 2
@@ -48,11 +48,11 @@ class Exit(IntEnum):
     CONFIGURATION = 3
     """The application, a setting or the credentials are missing or wrong."""
     UNREACHABLE = 4
-    """Upstash could not be reached, or did not answer as expected."""
+    """Upstash could not be reached, or its response was unexpected."""
     REFUSED = 5
-    """Upstash refused: the token, its permission, the quota."""
+    """Upstash rejected the call: the token, its permission, the quota."""
     NOT_PASSED_ON = 6
-    """A purge was carried out on Redis, and the application's ``on_purge`` failed."""
+    """A purge was carried out on Redis, but the application's ``on_purge`` failed."""
 
 
 class UsageError(Exception):
@@ -60,7 +60,7 @@ class UsageError(Exception):
 
 
 EXPECTED = (UsageError, ConfigurationError, PurgeNotPassedOn, UpstashError)
-"""Errors that are explained; all others are bugs in this program and show their traceback."""
+"""Errors that are explained; all others are bugs and show a traceback."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def print_answer(answer: Answer, *, as_json: bool) -> None:
 
 
 def print_error(error: Exception, program: str, *, as_json: bool) -> Exit:
-    """Print an expected error, in JSON to standard output, else to standard error."""
+    """Print an expected error: as JSON to standard output, or as text to standard error."""
     code, kind, hint = _explain(error)
     if as_json:
         _print_json({"error": {"kind": kind, "message": str(error), "hint": hint or None}})
@@ -119,7 +119,7 @@ _HINTS: dict[type[Exception], str] = {
 
 
 def _explain(error: Exception) -> tuple[Exit, str, str]:  # noqa: PLR0911 - one for each kind
-    """The exit code of an error, its kind in JSON, and what may help."""
+    """The exit code of an error, its kind in JSON, and a hint."""
     match error:
         case UsageError():
             return Exit.USAGE, "usage", ""
@@ -142,7 +142,7 @@ def _explain(error: Exception) -> tuple[Exit, str, str]:  # noqa: PLR0911 - one 
 
 
 def text(value: object, style: str = "") -> Text:
-    """Text without markup, in which nothing controls a terminal."""
+    """Text without markup and without terminal control characters."""
     shown = str(value)
     if not shown.isprintable():
         shown = "".join(
@@ -153,7 +153,7 @@ def text(value: object, style: str = "") -> Text:
 
 
 def pairs(values: Mapping[str, object]) -> Table:
-    """Names and values, one pair a line, without those that have no value."""
+    """Names and values, one pair per line; pairs without a value are omitted."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -195,7 +195,7 @@ def size(count: int) -> str:
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console that interprets nothing, and does not wrap lines in a pipe."""
+    """A console without markup that does not wrap lines in a pipe."""
     console = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = _WIDTH_WITHOUT_TERMINAL

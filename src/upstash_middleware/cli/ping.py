@@ -1,4 +1,4 @@
-"""``ping``: whether Upstash answers, how fast, what it supports, and what the token may do."""
+"""``ping``: checks whether Upstash answers, its latency, its features, and the token's rights."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def ping(
     invocation: Invocation,
     *,
     count: Annotated[
-        int, typer.Option(help="How many round trips to measure.", min=1, max=100)
+        int, typer.Option(help="The number of round trips to measure.", min=1, max=100)
     ] = 5,
 ) -> Answer:
-    """Show whether Upstash answers, how fast, what it supports, and what the token may do."""
+    """Show whether Upstash answers, its latency, its features, and the token's rights."""
     runtime = invocation.any_runtime()
     settings = runtime.settings
     url = Credentials.find(
@@ -71,21 +71,21 @@ def _measure(runtime: Runtime) -> float:
 def _send(runtime: Runtime, *commands: Command) -> list[Reply]:
     replies = send_commands(runtime, *commands)
     for reply in replies:
-        # A wrong token ends the command; other errors are shown as results.
+        # A wrong token ends the command; other errors are results.
         if isinstance(reply, CommandError) and refusal_in(str(reply)) is Refusal.TOKEN:
             raise reply
     return replies
 
 
 def _inspect(runtime: Runtime) -> dict[str, Any]:
-    """What the server supports, in two calls that change nothing."""
+    """The server's features, determined in two calls that change nothing."""
     missing = f"{runtime.settings.prefix}:ping:nothing"
     (echo,) = _send(runtime, Command(("ECHO", _BINARY), reads_only=True))  # not in a batch
     sent = time.time()
     script, delete, scan, clock, info = _send(
         runtime,
         Command(("EVAL", _LOCKING, 0)),
-        Command(("DEL", missing)),  # a write that changes nothing, to see if it is permitted
+        Command(("DEL", missing)),  # a write that changes nothing, to test the permission
         Command(("SCAN", 0, "MATCH", missing, "COUNT", 1), reads_only=True),
         Command(("TIME",), reads_only=True),
         Command(("INFO", "server"), reads_only=True),

@@ -1,4 +1,4 @@
-"""``rules check``: reports mistakes in the rules, and routes that no rule names."""
+"""``rules check``: reports mistakes in rules, and routes without a rule."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from upstash_middleware.routes import Route
     from upstash_middleware.settings import Settings
 
-group: typer.Typer = typer.Typer(help="Whether the rules are right.", no_args_is_help=True)
+group: typer.Typer = typer.Typer(help="Check the rules.", no_args_is_help=True)
 
 _STYLES = {"error": "bold red", "warning": "yellow"}
 _CACHED_METHODS = ("GET", "HEAD")
@@ -32,7 +32,7 @@ _CACHED_METHODS = ("GET", "HEAD")
 
 @group.callback()
 def _group() -> None:
-    """Whether the rules are right."""
+    """Check the rules."""
 
 
 @command(group, "check")
@@ -43,7 +43,7 @@ def check(
         bool, typer.Option("--strict", help="Exit with 1 for warnings and unnamed routes too.")
     ] = False,
 ) -> Answer:
-    """Check the settings, and list the application's routes that no rule names."""
+    """Check the settings, and list the application's routes without a rule."""
     subject = invocation.subject
     if not any(runtime.features for runtime in subject.runtimes):
         raise UsageError(
@@ -85,13 +85,13 @@ def check(
     return Answer(data, shown, code)
 
 
-# Which rules cover a route.
+# The rules that cover a route.
 
 
 def _cover(
     route: Route, limiting: list[Settings], caching: list[Settings]
 ) -> tuple[dict[str, Any], str]:
-    """A route with the rules that cover it, and as text which limits apply together."""
+    """A route with the rules that cover it, and a text with the limits that apply together."""
     found = [_covering_rule_names(route, settings) for settings in limiting]
     cache = next(
         (
@@ -116,14 +116,14 @@ def _cover(
         "limits": ["exempt"] if route.exempt else limits,
         "handler_limits": [each.name for each in route.limits],
         "cache": cache,
-        # The default limit is for routes that no rule names.
+        # The default limit is for routes without a rule.
         "named": bool(route.exempt or route.limits or cache or any(names for names, _ in found)),
     }
     return about, "exempt" if route.exempt else " and ".join(filter(None, words))
 
 
 def _covering_rule_names(route: Route, settings: Settings) -> tuple[list[str], list[str]]:
-    """The names of the rules that may cover a route, and the default limit's name if it may."""
+    """The names of the rules that may cover a route, and of the default limit if it may."""
     names = []
     default = [settings.default_limit.name] if settings.default_limit is not None else []
     for rule in settings.rate_limits:
@@ -145,7 +145,7 @@ def _have_common_method(methods: Iterable[str], route: Route) -> bool:
 
 
 def _covers_methods(methods: Iterable[str], others: Iterable[str]) -> bool:
-    """Whether a rule's methods include all others; none means all."""
+    """Whether a rule's methods include all others; an empty list means all methods."""
     own, needed = set(methods), set(others)
     if "GET" in own:
         own.add("HEAD")
@@ -200,7 +200,7 @@ def _check_limits(settings: Settings, subject: Subject) -> Iterator[_Finding]:
         elif rule.pattern is not None:
             what = _why_unserved(rule.pattern, rule.methods, "covers", subject)
         if what:
-            path = rule.path or ""  # names have no colons, and the path is what the user looks for
+            path = rule.path or ""  # names have no colons, and users look for the path
             name = rule.name.replace(path.replace(":path}", "}"), path) if path else rule.name
             yield _Finding("warning", f"rate_limits[{index}] {name!r}", what)
     whole = next((rule for rule in rules if _covers_everything(rule)), None)
@@ -239,7 +239,7 @@ def _check_caching(settings: Settings, subject: Subject) -> Iterator[_Finding]:
 def _why_unserved(
     pattern: PathPattern, methods: Iterable[str], verb: str, subject: Subject
 ) -> str | None:
-    """Why no route serves what a rule covers."""
+    """The reason why no route serves the paths of a rule."""
     if subject.routes is None:
         return None
     resolves = django_resolves if subject.is_django else None

@@ -1,7 +1,7 @@
-"""``sessions list|show|end``: which sessions there are, what is in them, and ending them.
+"""``sessions list|show|end``: lists sessions, shows their entries, and ends them.
 
-A session is named by its key, which is a hash: nobody can use the session with it. Reading is
-billed by the key: SCAN goes through the whole database, and each session takes two commands.
+A session is identified by its key, which is a hash, so the key cannot be used to log in. Reading is
+billed for each key: SCAN reads the whole database, and each session takes two commands.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from upstash_middleware.runtime import Runtime
 
 group: typer.Typer = typer.Typer(
-    help="Which sessions there are, what is in them, and ending them.", no_args_is_help=True
+    help="List sessions, show their entries, and end them.", no_args_is_help=True
 )
 
 _MAX_KEYS_UNCONFIRMED = 10_000
-"""The largest database that is read without asking."""
+"""The largest number of keys that is scanned without confirmation."""
 _SHORT_KEY = re.compile(r"[A-Za-z0-9_-]{43}")
 _Key = Annotated[str, typer.Argument(help="The session's key, as `sessions list` shows it.")]
 _Keys = Annotated[
@@ -53,16 +53,16 @@ _Keys = Annotated[
 def list_(
     invocation: Invocation,
     *,
-    user: Annotated[str, typer.Option(help="Only those bound to the user with this id.")] = "",
+    user: Annotated[str, typer.Option(help="Only sessions bound to the user with this id.")] = "",
     older: Annotated[
-        str, typer.Option(help="Only those created this long ago or longer: '30 days', 12h.")
+        str, typer.Option(help="Only sessions of at least this age: '30 days', 12h.")
     ] = "",
-    limit: Annotated[int, typer.Option(help="How many to list at most.", min=1)] = 1000,
+    limit: Annotated[int, typer.Option(help="The most sessions to list.", min=1)] = 1000,
     yes: Annotated[
-        bool, typer.Option("--yes", help="Do not ask, however many keys there are to read.")
+        bool, typer.Option("--yes", help="Do not ask, even if there are many keys to read.")
     ] = False,
 ) -> Answer:
-    """List sessions, the oldest first. Scans the whole database."""
+    """List sessions, oldest first. Scans the whole database."""
     age = seconds_in(older) if older else 0.0
     if age is None:
         raise UsageError(f"--older {older!r}: write an age such as '30 days' or 12h")
@@ -128,7 +128,7 @@ def list_(
 
 
 def _confirm(total: int) -> None:
-    """Ask whether to read a large database. Raises UsageError if nobody can be asked."""
+    """Ask whether to read a large database. Raises UsageError without a terminal."""
     most = 1 + 2 * (total // SCAN_COUNT + 1) + 2 * total
     about = f"the database has {total} keys: listing takes up to {most} commands, which are billed"
     try:
@@ -145,7 +145,7 @@ def show(
     key: _Key,
     *,
     values: Annotated[
-        bool, typer.Option("--values", help="Show the values too, which may be secrets.")
+        bool, typer.Option("--values", help="Also show the values, which may be secrets.")
     ] = False,
 ) -> Answer:
     """Show a session and its entries; exit code 1 if there is none."""
@@ -219,10 +219,10 @@ def end(
 
 
 def _whole_key(store: SessionStore, given: str) -> str:
-    """The key on Redis of a session. Raises UsageError for what is not a key of a session."""
+    """A session's key on Redis. Raises UsageError if it is not a session's key."""
     short = given.removeprefix(store.key_start)
     if not _SHORT_KEY.fullmatch(short):
-        # What was given is not repeated: it may be a cookie's value.
+        # The text is not repeated, because it may be a cookie's value.
         raise UsageError(
             f"this is not the key of a session under {store.prefix}: give one as `sessions list` "
             "shows it, with 43 characters, not the cookie's value"
@@ -231,7 +231,7 @@ def _whole_key(store: SessionStore, given: str) -> str:
 
 
 def _as_data(stored: StoredSession, expires_in: float | None) -> dict[str, Any]:
-    """A session for programs."""
+    """A session in JSON."""
     return {
         "key": stored.key,
         "created": stored.created,
@@ -244,7 +244,7 @@ def _as_data(stored: StoredSession, expires_in: float | None) -> dict[str, Any]:
 def _keep_valid(
     invocation: Invocation, runtime: Runtime, store: SessionStore, found: Sequence[StoredSession]
 ) -> list[StoredSession]:
-    """The sessions that can be used.  Raises UpstashError."""
+    """The sessions that are still valid. Raises UpstashError."""
     users = [user for user in dict.fromkeys(each.user for each in found) if user]
     epochs: dict[str, Reply] = {}
     if users:
@@ -254,7 +254,7 @@ def _keep_valid(
 
 
 def _decode(decoded: Session, name: str, data: bytes) -> tuple[str, str, Any]:
-    """The type of an entry, its value as Python shows it, and what is stored, if that is JSON."""
+    """The type of an entry, its value as Python's repr, and the stored value if it is JSON."""
     try:
         value = decoded[name]
     except KeyError:

@@ -22,9 +22,9 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
-    """Serve until interrupted, or while a command runs that is given after ``--``.
+    """Serve until interrupted, or until the command after ``--`` ends.
 
-    Returns the exit status: the command's if there is one, and 2 when the server cannot start.
+    Returns the exit status: the command's if there is one, or 2 if the server cannot start.
     `program` is the name in the help text.
     """
     words = sys.argv[1:] if arguments is None else arguments
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
                 for name, value in upstash.env.items():
                     sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
                 sys.stdout.flush()
-            # A comment on standard error, because a shell evaluates standard output.
+            # A comment on standard error, because shells evaluate the standard output.
             sys.stderr.write(f"# console: {upstash.console_url}\n")
             sys.stderr.flush()
             if command:
@@ -61,9 +61,9 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
 
 
 class _Signals:
-    """Handles SIGINT and SIGTERM, beginning before the server starts.
+    """Handles SIGINT and SIGTERM, also while the server starts.
 
-    They end the wait for them, or are passed on to the command that runs.
+    They end `wait`, or are passed on to the running command.
     """
 
     def __init__(self) -> None:
@@ -84,10 +84,10 @@ class _Signals:
         self._received.wait()
 
     def run(self, command: Sequence[str], environ: Mapping[str, str]) -> int:
-        """Run a command with more environment variables, and return its exit status.
+        """Run a command with additional environment variables, and return its exit status.
 
-        As in a shell, this is 128 and the signal's number if a signal has ended it, 127 if it is
-        not found, and 126 if it cannot be executed.
+        As in a shell, the status is 128 plus the signal's number if a signal ended it, 127 if it
+        was not found, and 126 if it cannot be executed.
         """
         if self._early:
             return 128 + self._early[0]
@@ -97,7 +97,7 @@ class _Signals:
             sys.stderr.write(f"{command[0]}: {error.strerror}\n")
             return 127 if isinstance(error, FileNotFoundError) else 126
         self._command = running
-        for number in self._early:  # received while the command was being started
+        for number in self._early:  # received while the command was starting
             self._pass_on(running, number)
         status = running.wait()
         return status if status >= 0 else 128 - status
@@ -116,7 +116,7 @@ class _Signals:
 
 
 def _is_in_foreground() -> bool:
-    """Whether the terminal's Ctrl-C reaches this process and those that it has started."""
+    """Whether the terminal's Ctrl-C reaches this process and its child processes."""
     if sys.platform == "win32":
         return True
     try:
@@ -130,11 +130,11 @@ def _is_in_foreground() -> bool:
 
 
 _FAULT_OPTIONS: Final = (
-    ("--latency-ms", float, "latency of every answer"),
-    ("--jitter-ms", float, "and up to this much more, at random"),
-    ("--probability", float, "the share of requests that the fault hits (%(default)s)"),
-    ("--times", int, "how many requests the fault hits at most"),
-    ("--seconds", float, "after how long all of this is over"),
+    ("--latency-ms", float, "latency of every response, in milliseconds"),
+    ("--jitter-ms", float, "additional random latency, up to this many milliseconds"),
+    ("--probability", float, "the share of requests that the fault affects (%(default)s)"),
+    ("--times", int, "the number of requests after which the fault ends"),
+    ("--seconds", float, "the time after which all faults end"),
 )
 
 
@@ -142,8 +142,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program,
         usage="%(prog)s [options] [-- COMMAND ...]",
-        description="Upstash Redis's HTTP interface on this machine, until it is interrupted. "
-        "With a COMMAND, runs it with both environment variables set, and ends when it ends.",
+        description="Serves Upstash Redis's HTTP interface on this machine until interrupted. "
+        "With a COMMAND, runs it with both environment variables set, until it ends.",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument(

@@ -19,11 +19,11 @@ _MAX_SECONDS: Final = 3600
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """What was used since the last reset.
+    """The usage since the last reset.
 
     Args:
         requests: HTTP requests.
-        commands: Billed commands, each call inside a script included.
+        commands: Billed commands, including each call inside a script.
         by_command: Billed commands by name: ``{"EVAL": 1, "GET": 2}``.
     """
 
@@ -33,14 +33,14 @@ class Bill:
 
     @property
     def dollars_per_million_requests(self) -> float:
-        """What a million requests like these cost, in US dollars; 0 before the first."""
+        """The price of a million requests like these, in US dollars; 0 before the first."""
         if not self.requests:
             return 0.0
         return self.commands / self.requests * 1_000_000 * DOLLARS_PER_COMMAND
 
 
 class Meter:
-    """Counts requests and commands, the commands also by the second in which they ran."""
+    """Counts requests and commands; commands also by the second in which they ran."""
 
     def __init__(self) -> None:
         self.reset()
@@ -56,7 +56,7 @@ class Meter:
         self._requests += 1
 
     def add_command(self, name: str, times: int = 1) -> int:
-        """Count a command by its upper-case name, unless it is free; return what is billed."""
+        """Count a command by its upper-case name, unless it is free; return the billed number."""
         if name in _FREE_COMMANDS:
             return 0
         self._commands[name] += times

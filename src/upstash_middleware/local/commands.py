@@ -1,9 +1,9 @@
-"""Which commands Upstash has over REST, and how a command is changed on its way to Valkey.
+"""The commands that Upstash supports over REST, and their translation for Valkey.
 
-Upstash's commands and options that Valkey lacks are emulated by small scripts, which are billed as
-the one command.  Valkey's clock cannot be moved: to advance the server's time, the remaining
-lifetime of every key and hash field is shortened once; from then on, times are shifted in commands
-that set one and in replies that contain one.  Nothing is executed here.
+Upstash's commands and options that Valkey lacks are emulated with small scripts, which are billed
+as one command. Valkey's clock cannot be changed. To advance the server's time, the remaining
+lifetime of every key and hash field is shortened once; afterwards, times in commands and in replies
+are shifted. Nothing is executed here.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 Command: TypeAlias = list[bytes]
 Calls: TypeAlias = dict[str, int]
-"""The calls that a script made, by command."""
+"""The calls of a script, by command."""
 ShaTable: TypeAlias = dict[str, str]
-"""The SHA of the wrapped script, by the SHA of the script as it was sent."""
+"""The SHA of the wrapped script, by the SHA of the original script."""
 
 MAX_WAIT_MS: Final = 30_000
-"""How long XREAD waits at most, even if the client sets no limit."""
+"""The longest wait of XREAD, even if the client sets no limit."""
 
 
 def _names(text: str) -> frozenset[str]:
@@ -58,31 +58,31 @@ _ADMINISTRATIVE: Final = _names(
     """
 )
 ONLY_AT_VALKEY: Final = _names("DELIFEQ LCS MOVE OBJECT SORT SORT_RO SPUBLISH XSETID")
-"""Commands that Upstash does not list: they would work here and fail in production."""
+"""Commands that Upstash does not have: they would work here and fail in production."""
 _ONLY_AT_UPSTASH: Final = (
     "JSON.", "SEARCH.", "VECTOR.", "AR", "DELEX", "DIGEST", "SDIFFCARD", "SUNIONCARD",
 )  # fmt: skip
-"""How the names of commands begin that Valkey does not have."""
+"""Prefixes of command names that Valkey does not have."""
 
 _MAY_WRITE: Final = _names("EVAL EVALSHA FCALL XACKDEL XDELEX")
-"""Scripts, and emulated commands that Valkey's own table does not contain."""
+"""Scripts, and emulated commands that Valkey's own command table does not contain."""
 _DENIED_TO_READERS: Final = _names("SCAN KEYS")
 _FREE_FOR_READERS: Final = _names("PING ECHO TIME COMMAND INFO")
 """Commands that read no key, and are therefore not flagged as reading."""
 
 
 class CommandTable(Struct, frozen=True):
-    """Which commands of the Redis server write, and which only read."""
+    """The commands of the Redis server that write, and those that only read."""
 
     writing: frozenset[str]
     reading: frozenset[str]
 
     @classmethod
     def from_reply(cls, reply: Reply) -> CommandTable:
-        """Read the reply to COMMAND: entries of name, arity, flags, …, and last subcommands."""
+        """Read the reply to COMMAND: entries with name, arity, flags, …, and last subcommands."""
         writing, reading = set(), set()
         entries = list(reply) if isinstance(reply, list) else []
-        for entry in entries:  # grows while it is read
+        for entry in entries:  # the list grows during the loop
             match entry:
                 case [bytes() as name, _, list() as flags, *rest]:
                     texts = {getattr(flag, "text", flag) for flag in flags}
@@ -95,7 +95,7 @@ class CommandTable(Struct, frozen=True):
         return cls(frozenset(writing), frozenset(reading))
 
     def may_write(self, prepared: Prepared) -> bool:
-        """Whether the command could change the database."""
+        """Whether the command may change the database."""
         return prepared.name in _MAY_WRITE or not self.writing.isdisjoint(prepared.names)
 
     def is_read_only(self, prepared: Prepared) -> bool:
@@ -106,17 +106,17 @@ class CommandTable(Struct, frozen=True):
 
 
 class Prepared(Struct, frozen=True):
-    """A command as it is sent to Valkey, and how Valkey's reply becomes Upstash's."""
+    """A command for Valkey, and the conversion of Valkey's reply to Upstash's."""
 
     name: str
     """Upper case."""
     command: Command
     finish: Callable[[Reply], tuple[Reply, Calls]] = lambda reply: (reply, {})
-    """Turns Valkey's reply into the client's reply, and the calls that a script made."""
+    """Converts Valkey's reply to the client's reply and the calls of a script."""
     rejected: Failure | None = None
-    """The reply to a command that is not sent at all."""
+    """The reply to a command that is not sent."""
     waiting: Command | None = None
-    """The command in a form that may wait for its reply; `command` never waits."""
+    """The form of the command that may wait for its reply; `command` never waits."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -127,17 +127,17 @@ class Prepared(Struct, frozen=True):
 
 
 def reject(text: str) -> Prepared:
-    """A command that is answered with an error without running it."""
+    """A command that gets an error as reply and is not run."""
     return Prepared("", [], rejected=failure(text))
 
 
 def is_unknown(reply: Reply) -> bool:
-    """Whether Valkey has no such command, so that nothing was run."""
+    """Whether Valkey does not have this command, so that nothing was run."""
     return isinstance(reply, Failure) and reply.text.startswith(b"ERR unknown command")
 
 
 def prepare(command: Command, shas: ShaTable, advanced_ms: int = 0) -> Prepared:
-    """How to run a command that a client sent."""
+    """Prepare a command from a client for Valkey."""
     name = _text(command[0]).upper()
     if name in _BLOCKING or name in _CONNECTION_COMMANDS:
         return _not_over_rest(name)
@@ -194,7 +194,7 @@ _NO_ERROR_AT_UPSTASH: Final[dict[str, tuple[bytes, Reply]]] = {
     "SCAN": (b"unknown type name", [b"0", []]),
     "XINFO": (b"NOGROUP No such consumer group", []),
 }
-"""Errors of Valkey's in cases where Upstash replies with a value."""
+"""Errors of Valkey in cases where Upstash replies with a value."""
 
 
 # Commands that need more than `_plain`.
@@ -229,7 +229,7 @@ def _script(name: str, command: Command, shas: ShaTable) -> Prepared:
     match command[1].upper() if len(command) > 1 else b"":
         case b"LOAD" if len(command) == 3:
             script = wrap(command[2])
-            # Set now, so that an EVALSHA later in the same batch finds it.
+            # Set now, so that a later EVALSHA in the same batch finds it.
             shas[script.sha] = script.wrapped_sha
 
             def finish(reply: Reply) -> tuple[Reply, Calls]:
@@ -248,7 +248,7 @@ def _script(name: str, command: Command, shas: ShaTable) -> Prepared:
 def _fcall(name: str, command: Command, _: ShaTable) -> Prepared:
     function = _text(command[1]) if len(command) > 1 else ""
     if name == "FCALL_RO" and len(command) > 2:
-        # Valkey requires the flag no-writes; Upstash runs any function and rejects its writes.
+        # Valkey requires the flag no-writes; Upstash runs every function and rejects its writes.
         command = [b"FCALL", *command[1:], READ_ONLY_ARGUMENT]
     return Prepared(name, command, lambda reply: unwrap(reply, function, "user_function"))
 
@@ -265,7 +265,7 @@ def _function(name: str, command: Command, _: ShaTable) -> Prepared:
 
 def _read_stream(name: str, command: Command, _: ShaTable) -> Prepared:
     """XREAD and XREADGROUP: with BLOCK they wait, except in a pipeline or a transaction."""
-    # In XREADGROUP, a group or a consumer may have the name of an option.
+    # In XREADGROUP, a group or a consumer may have the same name as an option.
     start = 4 if name == "XREADGROUP" else 1
     options = [word.upper() for word in command[start:]]
     if b"STREAMS" in options:
@@ -279,7 +279,7 @@ def _read_stream(name: str, command: Command, _: ShaTable) -> Prepared:
                 _plain(name, [*before, *rest, *after]),
                 waiting=[*before, block, longest, *rest, *after],
             )
-        case _:  # no BLOCK, or one that Valkey rejects without waiting
+        case _:  # without BLOCK, or with one that Valkey rejects without waiting
             return _plain(name, command)
 
 
@@ -297,7 +297,7 @@ _SPECIAL: Final[dict[str, Callable[[str, Command, ShaTable], Prepared]]] = {
 }
 
 
-# Time that was advanced.
+# Advanced time.
 
 
 _MS_PER_UNIT: Final = {
@@ -308,7 +308,7 @@ _MS_PER_UNIT: Final = {
 
 
 def _to_valkey_time(name: str, command: Command, advanced_ms: int) -> Command:
-    """The command with its point in time, if it has one, on Valkey's clock."""
+    """The command with its absolute time, if it has one, converted to Valkey's clock."""
     at, unit = 0, name
     if name in {"EXPIREAT", "PEXPIREAT", "HEXPIREAT", "HPEXPIREAT"}:
         at = 2
@@ -326,7 +326,7 @@ def _to_valkey_time(name: str, command: Command, advanced_ms: int) -> Command:
 def _to_advanced_time(
     prepared: Prepared, advanced_ms: int
 ) -> Callable[[Reply], tuple[Reply, Calls]]:
-    """The `finish` of TIME or EXPIRETIME whose points in time are on the advanced clock."""
+    """The `finish` of TIME or EXPIRETIME, which converts times to the advanced clock."""
 
     def shift(reply: Reply) -> Reply:
         match reply:
@@ -351,7 +351,7 @@ def _to_advanced_time(
 
 
 def _emulate(name: str, command: Command) -> Command:  # noqa: PLR0911 - a table of cases
-    """The command unchanged, or the script that replaces it."""
+    """The command, or the script that replaces it."""
     words = [word.upper() for word in command]
     match name:
         case "BITOP" if len(command) > 3 and words[1] in {b"DIFF", b"DIFF1", b"ANDOR", b"ONE"}:
@@ -362,7 +362,7 @@ def _emulate(name: str, command: Command) -> Command:  # noqa: PLR0911 - a table
             if len(rest) < len(command) - 1:
                 return [b"EVAL", lua("scan_with_types"), b"0", *rest]
         case "XTRIM" | "XADD":
-            # With ``~``, Valkey leaves up to a hundred entries more.
+            # With ``~``, Valkey keeps up to a hundred additional entries.
             last = command.index(b"*") if b"*" in command else len(command)
             if b"~" in command[2:last] and b"LIMIT" not in words[2:last]:
                 at = command.index(b"~", 2)

@@ -1,7 +1,7 @@
-"""Simulated faults: the ways in which Upstash and the network can fail, on request.
+"""Simulated faults of Upstash and the network.
 
-`FaultInjector` decides which requests fail, and how; the transports (`http1`, `transport`) cut or
-delay the answers.
+`FaultInjector` decides which requests fail and how; the transports (`http1`, `transport`) truncate
+or delay the responses.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Fault(Enum):
-    """What can happen to a request, besides latency."""
+    """The possible effects on a request, in addition to latency."""
 
     SERVER_ERROR = "server-error"
     BAD_GATEWAY = "bad-gateway"
@@ -38,13 +38,13 @@ class Fault(Enum):
 
 
 class Effect(Struct, frozen=True):
-    """What a fault does to a request."""
+    """The effect of a fault on a request."""
 
     text: str
-    """What the client sees."""
+    """The client's view."""
     delivery: Delivery = Delivery.WHOLE
     instead: Answer | None = None
-    """The answer if the request is not run."""
+    """The response if the request is not run."""
 
 
 _BAD_GATEWAY: Final = Answer(
@@ -86,15 +86,15 @@ def _is_number(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """Which faults are simulated.
+    """The faults to simulate.
 
     Args:
         latency_ms: Milliseconds by which every request is delayed.
-        jitter_ms: Milliseconds: a random part from 0 to this is added.
-        fault: The fault, or its name; None for none.
-        probability: The share of the requests that the fault hits, from 0 to 1.
-        times: How many requests it hits before it is over; None for no limit.
-        seconds: Seconds after which all of it is over; None for no limit.
+        jitter_ms: The largest additional random delay, in milliseconds.
+        fault: The fault, or its name; None for no fault.
+        probability: The share of requests that the fault affects, from 0 to 1.
+        times: The number of affected requests after which the fault ends; None for no limit.
+        seconds: Seconds after which all faults end; None for no limit.
 
     Raises:
         ValueError: A setting is wrong; the message names it.
@@ -126,7 +126,7 @@ NO_FAULTS: Final = Faults()
 
 
 def parse_faults(settings: object) -> Faults:
-    """Faults from plain values, as in JSON and keyword arguments.
+    """Faults from plain values, as in JSON or keyword arguments.
 
     Raises ValueError, naming the setting.
     """
@@ -147,35 +147,35 @@ def parse_faults(settings: object) -> Faults:
 
 
 def plain_faults(faults: Faults) -> dict[str, object]:
-    """The faults as plain values; `parse_faults` reads them."""
+    """The faults as plain values, which `parse_faults` can read."""
     return to_builtins(faults)  # type: ignore[no-any-return]  # a mapping, as of any dataclass
 
 
 class FaultInjector:
-    """Decides which faults apply to the next request."""
+    """Decides which faults affect the next request."""
 
     def __init__(
         self, faults: Faults = NO_FAULTS, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._clock = clock
-        self._random = random.Random()  # noqa: S311 - needs no secrecy
+        self._random = random.Random()  # noqa: S311 - not used for secrets
         self.change(faults)
 
     def change(self, faults: Faults) -> None:
-        """Change the simulated faults; `times` and `seconds` count from now."""
+        """Change the simulated faults; `times` and `seconds` start now."""
         self._faults = faults
         self._hits_left = math.inf if faults.times is None else faults.times
         self._ends_at = math.inf if faults.seconds is None else self._clock() + faults.seconds
 
     @property
     def current(self) -> Faults:
-        """The current faults: none when their `seconds` are over."""
+        """The current faults; none if their `seconds` have passed."""
         if self._clock() >= self._ends_at:
             self.change(NO_FAULTS)
         return self._faults
 
     def for_next_request(self) -> tuple[float, Fault | None]:
-        """Return the seconds of latency for the next request, and the fault that hits it."""
+        """Return the latency of the next request in seconds, and the fault that affects it."""
         faults = self.current
         if faults is NO_FAULTS:
             return 0.0, None

@@ -1,7 +1,7 @@
-"""HTTP/1.1 on a socket: requests, answers, and the connection that carries them.
+"""HTTP/1.1 on a socket: requests, responses, and connections.
 
-It uses no web framework's server, because simulated faults cut a connection in the middle of an
-answer.
+It does not use a web framework's server, because simulated faults cut a connection in the middle of
+a response.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_BODY_BYTES: Final = 256 * 1024 * 1024
-"""More than a pipeline of the largest commands is likely to need; a bound on memory."""
+"""More than a pipeline of the largest commands is likely to need; limits the memory."""
 INCOMPLETE_SECONDS: Final = 30.0
-"""How long a client may take between the first byte of a request and its last."""
+"""The longest time between the first and the last byte of a request."""
 CHUNK_BYTES: Final = 256 * 1024
-"""How much is read at once."""
+"""The number of bytes to read at once."""
 _TRICKLE_SECONDS: Final = 0.02
 
 _REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
@@ -43,7 +43,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 class Request(Struct, frozen=True):
     """One request.
 
-    `path` and `query` are as on the wire, percent-encoded; names in `headers` are in lower case.
+    `path` and `query` are percent-encoded as received; names in `headers` are in lower case.
     """
 
     method: str
@@ -52,11 +52,11 @@ class Request(Struct, frozen=True):
     headers: Mapping[bytes, bytes] = {}
     body: bytes = b""
     client: str = ""
-    """The address that the connection comes from; empty if there is none."""
+    """The client's address; empty if there is none."""
 
 
 class Answer(Struct, frozen=True):
-    """A complete answer."""
+    """A complete response."""
 
     status: int
     body: bytes
@@ -65,22 +65,22 @@ class Answer(Struct, frozen=True):
 
 
 class Stream(Struct, frozen=True):
-    """An answer of server-sent events that ends when the client leaves."""
+    """A response with server-sent events, which ends when the client disconnects."""
 
     events: AsyncIterator[bytes]
     close: Callable[[], None]
-    """Called at the end, also if no event was taken."""
+    """Called at the end, even if no event was sent."""
 
 
 Response: TypeAlias = Answer | Stream
 
 
 class InvalidRequest(Exception):
-    """A request that is not run; the arguments are the answer's status and error."""
+    """A request that is not run; the arguments are the status and error of the response."""
 
 
 class Delivery(Enum):
-    """How an answer is sent."""
+    """How a response is sent."""
 
     WHOLE = "whole"
     REFUSE = "refuse"
@@ -91,19 +91,19 @@ class Delivery(Enum):
 
 
 def json_answer(status: int, value: object) -> Answer:
-    """An answer with `value` as JSON."""
+    """A response with `value` as JSON."""
     return Answer(status, msgspec.json.encode(value))
 
 
 def error_answer(status: int, text: str) -> Answer:
-    """An error in Upstash's format: ``{"error": text}``."""
+    """An error response in Upstash's format: ``{"error": text}``."""
     return json_answer(status, {"error": text})
 
 
 class HttpConnection:
-    """One client's connection; its requests are answered one after another.
+    """A client's connection; its requests are handled one after another.
 
-    A request is run to its end even if its client leaves.
+    A request is completed even if its client disconnects.
     """
 
     def __init__(
@@ -115,14 +115,14 @@ class HttpConnection:
         self._requests: deque[tuple[Request, bool]] = deque()
         """Requests that were read, and whether to keep the connection after them."""
         self._last: Answer | None = None
-        """The answer to a malformed request, after which nothing more is read."""
+        """The response to a malformed request, after which nothing more is read."""
         self._deadline: float | None = None
-        """When an incomplete request must be complete."""
+        """The time by which an incomplete request must be complete."""
         self._parser = httptools.HttpRequestParser(self)
         self.on_message_begin()
         self.task: asyncio.Task[None] = asyncio.create_task(self._serve())
-        """Done when one of the two sides has ended the connection."""
-        # Here and not in the task, which may be cancelled before it begins.
+        """Done when either side has closed the connection."""
+        # Here and not in the task, because the task may be cancelled before it starts.
         self.task.add_done_callback(lambda _: writer.close())
 
     def abort(self) -> None:

@@ -1,9 +1,9 @@
-"""Lua scripts and functions, with the billing and the key checks that Upstash has and Valkey lacks.
+"""Lua scripts and functions, with Upstash's billing and key checks, which Valkey lacks.
 
-Upstash bills each call that a script makes, and under the flag ``allow-key-locking`` it rejects
-keys that were not declared.  So each script and library gets a prelude that counts calls and
-checks keys; the counts come back beside the script's own result.  A prelude is one line without
-a newline, before the user's own first line, so that line numbers in error messages stay correct.
+Upstash bills each call inside a script, and with the flag ``allow-key-locking`` it rejects
+undeclared keys. Therefore each script and library gets a prelude that counts calls and checks keys.
+The reply contains the counts and the script's own result. A prelude is on the first line, before
+the user's text, so that line numbers in error messages do not change.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from msgspec import Struct
 from upstash_middleware.local.valkey import Reply, failure
 
 READ_ONLY_ARGUMENT: Final = b"upstash-local: read-only"
-"""The last argument of a function that is called by FCALL_RO; the prelude removes it."""
+"""The last argument of a function called by FCALL_RO; the prelude removes it."""
 
 _KEY_LOCKING: Final = b"allow-key-locking"
 _SHEBANG: Final = re.compile(rb"#![^\n]*")
@@ -27,10 +27,10 @@ _FLAGS: Final = re.compile(rb"\sflags=(\S*)")
 
 
 class Script(Struct, frozen=True):
-    """A script as it was sent, and as it is sent to Valkey."""
+    """A script, in its original and its wrapped form."""
 
     sha: str
-    """SHA-1 of the text as sent, in hexadecimal, as EVALSHA uses it."""
+    """SHA-1 of the original text, in hexadecimal, as in EVALSHA."""
     wrapped: bytes
     wrapped_sha: str
 
@@ -49,7 +49,7 @@ def wrap(text: bytes) -> Script:
             kept = b" flags=" + b",".join(names) if names else b""
             shebang = shebang[: flags.start()] + kept + shebang[flags.end() :].rstrip()
         shebang += b"\n"
-    # The end begins with a newline, so that a comment on the last line does not swallow it.
+    # The suffix begins with a newline, in case the last line of the script is a comment.
     wrapped = shebang + _SCRIPT + b" " + body + _SCRIPT_ENDS[locking]
     return Script(
         sha=sha1(text, usedforsecurity=False).hexdigest(),
@@ -65,7 +65,7 @@ def wrap_library(text: bytes) -> bytes:
 
 
 def unwrap_library(reply: Reply) -> Reply:
-    """The reply to FUNCTION LIST, with the libraries' texts as they were sent."""
+    """The reply to FUNCTION LIST, with the original texts of the libraries."""
     match reply:
         case bytes():
             return reply.replace(_LIBRARY, b"")
@@ -78,8 +78,8 @@ def unwrap_library(reply: Reply) -> Reply:
 def unwrap(reply: Reply, name: str, source: str) -> tuple[Reply, dict[str, int]]:
     """Split a wrapped script's reply into the script's own reply and its calls by command.
 
-    Errors name the script by `name` (a SHA, or a function's name) and `source`.  A reply that
-    does not come from the prelude (the script was not run) is returned unchanged.
+    Errors identify the script by `name` (a SHA, or a function's name) and `source`. A reply that
+    is not from the prelude, because the script was not run, is returned unchanged.
     """
     match reply:
         case [[mark, *counts], *result] if mark == _MARK:
@@ -100,13 +100,13 @@ def unwrap(reply: Reply, name: str, source: str) -> tuple[Reply, dict[str, int]]
             position = b", on @%b:%b" % (source.encode(), line)
         case [bytes() as text, *_]:
             position = b""
-        case _:  # Lua gave up before the error could be described
+        case _:  # Lua failed while describing the error
             text, position = b"ERR error in error handling", b""
     return failure(b"%b script: %b%b." % (text, name.encode(), position)), calls
 
 
 def original_monitor_line(line: bytes) -> bytes:
-    """A line of MONITOR with the text of scripts and libraries as it was sent."""
+    """A line of MONITOR with the original text of scripts and libraries."""
     line = line.replace(_quoted(_LIBRARY), b"")
     before, found, after = line.partition(_quoted(_SCRIPT + b" "))
     if not found:
@@ -127,7 +127,7 @@ def lua(name: str) -> bytes:
 
 
 def _prelude(name: str) -> bytes:
-    """A prelude on one line, without comments and with its error messages filled in."""
+    """A prelude as one line, without comments and with its error messages inserted."""
     text = lua(name).replace(b"$CORE", lua("prelude"))
     lines = [line.strip() for line in text.splitlines() if not line.startswith(b"--")]
     text = b" ".join(filter(None, lines))
@@ -142,7 +142,7 @@ def _prelude(name: str) -> bytes:
 
 
 _MARK: Final = b"upstash-local"
-"""The first word of a wrapped script's reply, to recognise it."""
+"""The first word of a wrapped script's reply, which identifies it."""
 _DYNAMIC_KEY: Final = (
     b"ERR Dynamic keys are not allowed in Lua scripts when 'allow-key-locking' flag is set."
 )

@@ -1,4 +1,4 @@
-"""`LocalUpstash`: the local server as one object, for scripts and for tests."""
+"""`LocalUpstash`: the local server as an object, for scripts and tests."""
 
 from __future__ import annotations
 
@@ -49,34 +49,34 @@ _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost", "upstash.invalid"
 _CONSOLE_PATH: Final = CONSOLE.encode()
 _BACKLOG: Final = 1024
 _SECONDS_TO_ANSWER: Final = 0.01
-"""How long the answer to a change of the faults may take before connections are refused."""
+"""Seconds for sending the response to a change of faults before connections are refused."""
 
 
 class LocalUpstash:
-    """An Upstash Redis of your own, over HTTP on this machine.
+    """An Upstash Redis on this machine, over HTTP.
 
     ::
 
         with LocalUpstash() as upstash:
             redis = upstash_redis.Redis(url=upstash.url, token=upstash.token)
 
-    Use it with ``with`` or ``async with``. It runs in a separate thread, beside a Valkey that it
-    starts and stops.
+    Use it with ``with`` or ``async with``. The server runs in a separate thread, and starts and
+    stops its own Valkey.
 
     Args:
         host: The address to listen on.
-        port: The port; 0 chooses a free one.
-        token: The token; None makes one.
-        read_only_token: A second token, for commands that only read; None makes one.
-        redis: The URL of a Redis server of yours, such as ``redis://127.0.0.1:6379/0``, in place of
-            the embedded Valkey.
-        data: A directory that keeps the data; None keeps it in memory.
+        port: The port; 0 chooses a free port.
+        token: The token; None generates one.
+        read_only_token: A second token, for read-only commands; None generates one.
+        redis: The URL of another Redis server, such as ``redis://127.0.0.1:6379/0``, to use instead
+            of the embedded Valkey.
+        data: The directory that stores the data; None keeps the data in memory.
         faults: The faults that are simulated from the start.
-        listen: Whether there is a socket for HTTP; without one, requests go through ``transport``.
+        listen: Whether to open a socket for HTTP; otherwise requests use ``transport``.
 
     Raises:
         ValueError: Settings contradict each other.
-        LocalUpstashError: When it is entered: the port is taken, or no Valkey is available.
+        LocalUpstashError: On entering it, if the port is in use or no Valkey is available.
     """
 
     def __init__(  # noqa: PLR0913 - each is a separate setting
@@ -105,7 +105,7 @@ class LocalUpstash:
         if self.token == self.read_only_token:
             raise ValueError("token and read_only_token should differ")
         self.redis_url: str = redis or ""
-        """The URL of the Valkey or Redis that holds the data, for any Redis client."""
+        """The URL of the Valkey or Redis with the data, for any Redis client."""
         self._given_redis = redis
         self._data = None if data is None else Path(data)
         self._first_faults = faults
@@ -123,7 +123,7 @@ class LocalUpstash:
 
     @property
     def env(self) -> dict[str, str]:
-        """The two environment variables that the SDKs read."""
+        """The two environment variables that Upstash's SDKs read."""
         return {
             "UPSTASH_REDIS_REST_URL": self.url,
             "UPSTASH_REDIS_REST_TOKEN": self.token,
@@ -131,7 +131,7 @@ class LocalUpstash:
 
     @property
     def console_url(self) -> str:
-        """The console's address for a browser, with the key that lets it in."""
+        """The console's URL for a browser, including the key for the login."""
         return f"{self.url}{CONSOLE}?key={ConsoleAuth(self.token).key}"
 
     @property
@@ -142,7 +142,7 @@ class LocalUpstash:
         return InProcessTransport(self._alive.submit)
 
     def start(self) -> None:
-        """Start; returns when requests are answered.  Raises LocalUpstashError."""
+        """Start the server; return when it accepts requests. Raises LocalUpstashError."""
         if self._running is not None:
             raise LocalUpstashError("this local Upstash is running already")
         try:
@@ -163,7 +163,7 @@ class LocalUpstash:
             raise
 
     def stop(self) -> None:
-        """Stop the server, and its Valkey; nothing happens when it is not running."""
+        """Stop the server and its Valkey; do nothing if it is not running."""
         if self._running is not None:
             self._running.stop()
             self._running = None
@@ -172,29 +172,29 @@ class LocalUpstash:
             self._valkey = None
 
     def bill(self) -> Bill:
-        """What was used since the start or the last reset."""
+        """The usage since the start or the last reset."""
         return self._alive.service.meter.read()
 
     def reset_bill(self) -> None:
-        """Begin a new bill."""
+        """Start a new bill."""
         self._alive.service.reset_bill()
 
     def flush(self) -> None:
-        """Empty the database, scripts and functions included; costs nothing on the bill."""
+        """Empty the database, including scripts and functions. This is not billed."""
         self._alive.call(self._alive.flush())
 
     def advance(self, seconds: float) -> None:
-        """Move time forward, in this server and for every middleware of this process.
+        """Move time forward, for this server and for every middleware of this process.
 
-        Rate limit windows, freshness and the lifetimes of keys move together. `reset` sets time
-        back to the machine's. What the application itself writes as a date (`Date`, `Expires`)
-        and scripts that call TIME still use the machine's clock.
+        Rate limit windows, freshness and key lifetimes move together. `reset` sets the time back to
+        the machine's time. Dates that the application writes itself (`Date`, `Expires`) and scripts
+        that call TIME still use the machine's clock.
 
         Args:
-            seconds: How far, at least 0. Parts of a millisecond are dropped.
+            seconds: The number of seconds, at least 0. Fractions of a millisecond are dropped.
 
         Raises:
-            ValueError: `seconds` is negative: time moves forward only.
+            ValueError: `seconds` is negative: time only moves forward.
         """
         if not 0 <= seconds < 10**10:
             raise ValueError(
@@ -206,22 +206,22 @@ class LocalUpstash:
         clock.advance(milliseconds / 1000)
 
     def restore_time(self) -> None:
-        """Set time back to the machine's, in this server and in this process.
+        """Set time back to the machine's time, for this server and this process.
 
-        Keys keep the lifetime that they have left.
+        Keys keep their remaining lifetimes.
         """
         clock.restore()
         self._alive.service.restore_time()
 
     def reset(self) -> None:
-        """Reset everything: an empty database, a bill at zero, no faults, and the machine's time.
+        """Reset everything: empty the database, the bill and the faults, and restore the time.
 
-        Every middleware of this process forgets what it remembers: denials, local counts, cached
-        responses, an open circuit breaker.
+        Every middleware of this process forgets its state: denials, local counts, cached responses,
+        an open circuit breaker.
 
         Raises:
-            LocalUpstashError: A middleware of this process uses a server that is not local, or
-                this one runs over a Redis server of yours, given as `redis`. Nothing is deleted.
+            LocalUpstashError: A middleware of this process uses a server that is not local, or this
+                server uses the Redis server given as `redis`. Nothing is deleted.
         """
         if self._given_redis is not None:
             raise LocalUpstashError(
@@ -242,13 +242,13 @@ class LocalUpstash:
         clock.forget()
 
     def set_faults(self, faults: Faults | None = None, /, **settings: Any) -> None:
-        """Simulate these faults, given as a `Faults` or by its settings; none without any.
+        """Simulate faults, given as a `Faults` or by its fields; without arguments, no faults.
 
         ``set_faults(fault="drop-after", times=1)``.
 
         Args:
             faults: The faults; None for none.
-            **settings: Fields of ``Faults``, in place of it.
+            **settings: Fields of ``Faults``, instead of ``faults``.
 
         Raises:
             ValueError: A setting is wrong; the message names it.
@@ -258,11 +258,11 @@ class LocalUpstash:
 
     @contextmanager
     def faults(self, faults: Faults | None = None, /, **settings: Any) -> Iterator[None]:
-        """The same for the length of a ``with`` block; then the faults are as they were before.
+        """Simulate faults during a ``with`` block, and restore the earlier faults after it.
 
         Args:
             faults: The faults; None for none.
-            **settings: Fields of ``Faults``, in place of it.
+            **settings: Fields of ``Faults``, instead of ``faults``.
         """
         before = self._alive.service.faults.current
         self.set_faults(faults, **settings)
@@ -302,7 +302,7 @@ class _RunningServer:
         self, store_url: str, tokens: Tokens, faults: Faults, listen: tuple[str, int] | None
     ) -> None:
         self.address: tuple[str, int] = listen or ("", 0)
-        """Host and port; the port that the system assigned."""
+        """Host and port; the port may have been assigned by the system."""
         self._connections: set[HttpConnection] = set()
         self._listener: asyncio.Server | None = None
         self._end_of_refusal: asyncio.TimerHandle | None = None
@@ -321,22 +321,22 @@ class _RunningServer:
             raise
 
     def _run(self) -> None:
-        # Python handles signals in the main thread, and one that is delivered to another thread
-        # does not interrupt what the main thread waits for.
+        # Python handles signals in the main thread. A signal that is delivered to another thread
+        # does not interrupt a blocking call of the main thread.
         if sys.platform != "win32":
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         self._loop.run_forever()
 
     def call(self, work: Coroutine[object, object, T]) -> T:
-        """Run `work` on the server's loop and wait for it."""
+        """Run `work` on the server's event loop and wait for it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def submit(self, request: Request) -> Future[tuple[Response, Delivery]]:
-        """Answer a request that did not come over the socket; a stream is closed at once."""
+        """Handle a request that did not use the socket; a stream is closed at once."""
         return asyncio.run_coroutine_threadsafe(self._answer_without_stream(request), self._loop)
 
     async def flush(self) -> None:
-        """Empty the database, and cancel the commands of clients that have left."""
+        """Empty the database, and cancel the commands of disconnected clients."""
         for connection in self._connections:
             connection.cancel_if_left()
         await self.service.flush()
@@ -367,7 +367,7 @@ class _RunningServer:
             return await self.service.answer(request)
         before = self.service.faults.current
         response = await self._answer_own(request)
-        if self.service.faults.current != before:  # listen or refuse, once this answer is sent
+        if self.service.faults.current != before:  # listen or refuse after sending this response
             self._loop.call_later(
                 _SECONDS_TO_ANSWER, lambda: self._loop.create_task(self._listen_or_refuse())
             )
@@ -376,7 +376,7 @@ class _RunningServer:
     async def _answer_without_stream(self, request: Request) -> tuple[Response, Delivery]:
         response, delivery = await self._answer(request)
         if isinstance(response, Stream):
-            response.close()  # here, since it belongs to this event loop
+            response.close()  # here, because it belongs to this event loop
         return response, delivery
 
     async def _answer_own(self, request: Request) -> Response:
@@ -405,7 +405,7 @@ class _RunningServer:
     # The fault `refuse` closes the listener and all connections.
 
     async def change_faults(self, faults: Faults) -> None:
-        """Change the simulated faults; they are in effect when this returns."""
+        """Change the simulated faults; they are in effect when this method returns."""
         self.service.faults.change(faults)
         await self._listen_or_refuse()
 
@@ -429,8 +429,8 @@ class _RunningServer:
     async def _disconnect(self) -> None:
         listener, self._listener = self._listener, None
         if listener is not None:
-            # asyncio leaks a connection that it accepted and begins after its listener is closed.
-            with suppress(NotImplementedError):  # of Windows
+            # asyncio leaks connections that are accepted while the listener is being closed.
+            with suppress(NotImplementedError):  # on Windows
                 for listening in listener.sockets:
                     self._loop.remove_reader(listening.fileno())
             await asyncio.sleep(0)
@@ -439,7 +439,7 @@ class _RunningServer:
             connection.abort()
 
     async def _close(self) -> None:
-        for _ in range(3):  # a connection that was just accepted appears a little later
+        for _ in range(3):  # a connection that was just accepted appears slightly later
             await self._disconnect()
             await asyncio.sleep(0)
         if self._store is not None:

@@ -1,7 +1,7 @@
-"""Answers requests to Upstash's REST interface, and to this server's own addresses under ``/-/``.
+"""Handles requests to Upstash's REST interface, and to this server's own paths below ``/-/``.
 
-`Service` authorizes a request, runs its commands, bills them, and answers in Upstash's format.  The
-error messages are those that Upstash is known to send.
+`Service` authorizes a request, runs its commands, bills them, and responds in Upstash's format. The
+error messages are those of Upstash, as far as they are known.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Tokens(Discreet, Struct, frozen=True):
 
 
 class Service:
-    """Answers requests over one store."""
+    """Handles the requests for one store."""
 
     def __init__(self, store: Store, tokens: Tokens, table: CommandTable, faults: Faults) -> None:
         self.store = store
@@ -94,7 +94,7 @@ class Service:
         self._advanced_ms = 0
 
     async def answer(self, request: Request) -> tuple[Response, Delivery]:
-        """Upstash's answer to a request and how to send it; no request makes this raise."""
+        """Return the response to a request and how to send it; never raises."""
         began = time.perf_counter()
         try:
             return await self._answer(request)
@@ -128,7 +128,7 @@ class Service:
             return error_answer(400, "ERR the reply is nested too deeply"), delivery
 
     async def flush(self) -> None:
-        """Delete all keys, scripts and functions.  Raises StoreUnreachable."""
+        """Delete all keys, scripts and functions. Raises StoreUnreachable."""
         emptied, *_ = await self.store.run(
             [[b"FLUSHDB"], [b"SCRIPT", b"FLUSH"], [b"FUNCTION", b"FLUSH"]]
         )
@@ -136,7 +136,7 @@ class Service:
             raise StoreUnreachable.from_reply(emptied)
 
     async def advance(self, milliseconds: int) -> None:
-        """Move the server's time forward.  Raises StoreUnreachable."""
+        """Move the server's time forward. Raises StoreUnreachable."""
         script = lua("shorten_lifetimes")
         (reply,) = await self.store.run([[b"EVAL", script, b"0", b"%d" % milliseconds]])
         if isinstance(reply, Failure):
@@ -147,12 +147,12 @@ class Service:
         self._advanced_ms = 0
 
     def reset_bill(self) -> None:
-        """Begin a new bill, and count anew what was seen."""
+        """Start a new bill, and reset the recorded activity."""
         self.meter.reset()
         self.activity.reset()
 
     async def run_command(self, command: Command) -> tuple[Reply, int]:
-        """Run a command as if a client had sent it; return the reply, and what is billed.
+        """Run a command as if a client had sent it; return the reply and the billed commands.
 
         Raises StoreUnreachable.
         """
@@ -161,7 +161,7 @@ class Service:
         return reply, self.activity.history[-1].billed
 
     async def run_unbilled(self, command: Command) -> Reply:
-        """Run a command without counting it.  Raises StoreUnreachable."""
+        """Run a command without billing it. Raises StoreUnreachable."""
         prepared = self._prepare(command, reads_only=False)
         return prepared.finish((await self.store.run([prepared.command]))[0])[0]
 
@@ -187,7 +187,7 @@ class Service:
         commands = _read_batch(request) if is_batch else [_read_command(request, path)]
         prepared = [self._prepare(command, reads_only=reads_only) for command in commands]
         if first == b"MULTI-EXEC":
-            # Upstash answers transactions in JSON, also if RESP2 was requested.
+            # Upstash responds to transactions in JSON, even if RESP2 was requested.
             encoding = Encoding.PLAIN if encoding is Encoding.RESP2 else encoding
             answer = await self._run_transaction(commands, prepared, encoding)
         elif not is_batch and prepared[0].waiting is not None:
@@ -235,7 +235,7 @@ class Service:
         _, *queued, executed = await self.store.run(group)
         if isinstance(executed, list):
             return _answer(self._finish(commands, prepared, executed), encoding)
-        # The error of the command that could not be queued is more precise than that of EXEC.
+        # The error of the command that could not be queued is more precise than EXEC's.
         for each, reply in zip(prepared, queued, strict=True):
             if isinstance(reply, Failure):
                 return _answer_one(each.finish(reply)[0], encoding)
@@ -244,7 +244,7 @@ class Service:
     def _finish(
         self, commands: Sequence[Command], prepared: Sequence[Prepared], replies: Sequence[Reply]
     ) -> list[Reply]:
-        """Bill the commands that ran, and turn Valkey's replies into Upstash's."""
+        """Bill the commands that ran, and convert Valkey's replies to Upstash's."""
         finished: list[Reply] = []
         for command, each, raw in zip(commands, prepared, replies, strict=True):
             reply, calls = each.finish(raw)
@@ -258,11 +258,11 @@ class Service:
             finished.append(reply)
         return finished
 
-    # The server's own addresses.  They need no token, because the server is for one machine; so
-    # that no web page in a browser can use them, requests with an Origin are rejected.
+    # The server's own paths. They need no token, because the server is for one machine. Requests
+    # with an Origin are rejected, so that no web page in a browser can use them.
 
     async def answer_own(self, request: Request) -> Answer:  # noqa: PLR0911 - a table of cases
-        """The answer to a request for an address of the server's own."""
+        """Return the response for one of the server's own paths."""
         if b"origin" in request.headers:
             return error_answer(403, "the local server's own addresses are not for web pages")
         match request.method, request.path:
@@ -310,7 +310,7 @@ class Service:
 
 
 class Encoding(Enum):
-    """How strings are encoded in the answer."""
+    """The encoding of strings in the response."""
 
     PLAIN = "plain"
     BASE64 = "base64"
@@ -318,7 +318,7 @@ class Encoding(Enum):
 
 
 def _token(request: Request) -> bytes:
-    """The client's token: the parameter ``_token``, else Authorization, with or without Bearer."""
+    """The client's token: the parameter ``_token``, or Authorization with or without Bearer."""
     for name, value in read_parameters(request.query):
         if name == b"_token":
             return value
@@ -348,7 +348,7 @@ def _read_encoding(request: Request) -> Encoding:
 
 
 def _read_path(request: Request) -> Command:
-    """The decoded segments of the path; none for ``/``."""
+    """The decoded segments of the path; empty for ``/``."""
     path = request.path.strip(b"/")
     return [unquote_to_bytes(segment) for segment in path.split(b"/")] if path else []
 
@@ -356,7 +356,7 @@ def _read_path(request: Request) -> Command:
 def _read_command(request: Request, path: Command) -> Command:
     """The command of a request to ``/`` (a JSON array) or in the path form.
 
-    The path form, ``/set/key?EX=60`` with a body, is: the path, then the body, then the query.
+    In the path form, ``/set/key?EX=60`` with a body, the order is: path, body, query.
     """
     if not path:
         return _command(_parse_json(request.body))
@@ -410,7 +410,7 @@ def _argument(value: Any) -> bytes:
         case str():
             try:
                 return value.encode()
-            except UnicodeEncodeError:  # half of a surrogate pair: valid in JSON, not in UTF-8
+            except UnicodeEncodeError:  # a lone surrogate: valid in JSON, but not in UTF-8
                 return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
         case bool():
             return b"true" if value else b"false"
@@ -429,7 +429,7 @@ _DECODER: Final = json.JSONDecoder(parse_int=str, parse_float=str, parse_constan
 
 
 def _parse_json(body: bytes) -> Any:
-    """The value of a body; a number is the text in which it was written."""
+    """The value of a body; numbers are returned as their original text."""
     if not body.strip():
         raise InvalidRequest(400, "EOF")
     try:
@@ -442,7 +442,7 @@ def _parse_json(body: bytes) -> Any:
 
 
 def _answer_one(reply: Reply, encoding: Encoding) -> Answer:
-    """The answer to one command: 200 with its result, or 400 with its error."""
+    """The response to one command: 200 with its result, or 400 with its error."""
     status = 400 if isinstance(reply, Failure) else 200
     return _answer([reply], encoding, status, one=True)
 
@@ -450,7 +450,7 @@ def _answer_one(reply: Reply, encoding: Encoding) -> Answer:
 def _answer(
     replies: Sequence[Reply], encoding: Encoding, status: int = 200, *, one: bool = False
 ) -> Answer:
-    """The answer to a pipeline or a transaction: 200, with the result or error of each command.
+    """The response to a pipeline or a transaction: 200, with a result or error per command.
 
     In RESP2 the replies follow one another, as in a pipeline over TCP.
     """
@@ -474,7 +474,7 @@ def _answer(
 
 
 def _bounded(reply: Reply) -> Reply:
-    """The reply, or if it is too large, the error that Upstash sends in its place."""
+    """The reply; if it is too large, the error that Upstash sends instead."""
     size = len(encode_reply(reply))
     return Failure(_size_error(size).encode()) if size > _MAX_COMMAND_BYTES else reply
 
@@ -514,7 +514,7 @@ _PRELUDE_CALL: Final = re.compile(rb'^\d+\.\d+ \[\d+ lua\] "COMMAND" "GETKEYS"')
 
 
 async def _open_stream(address: Address, command: Command) -> Stream:
-    """Send SUBSCRIBE, PSUBSCRIBE or MONITOR on a separate connection; stream what arrives."""
+    """Send SUBSCRIBE, PSUBSCRIBE or MONITOR on a separate connection, and stream the replies."""
     arrived: asyncio.Queue[Reply | None] = asyncio.Queue()
     connection = await connect(address, arrived.put_nowait)
     connection.send_and_forget([command])
@@ -525,9 +525,9 @@ async def _open_stream(address: Address, command: Command) -> Stream:
 async def _stream_events(
     arrived: asyncio.Queue[Reply | None], *, is_monitor: bool
 ) -> AsyncIterator[bytes]:
-    """``data: message,CHANNEL,PAYLOAD``, or a line of MONITOR without what only this server does.
+    """``data: message,CHANNEL,PAYLOAD``, or a line of MONITOR without this server's additions.
 
-    A payload of several lines becomes several `data:`.
+    A payload with several lines is sent as several `data:` lines.
     """
     while (reply := await arrived.get()) is not None:
         if isinstance(reply, Failure):

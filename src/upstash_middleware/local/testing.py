@@ -1,4 +1,4 @@
-"""`local_upstash`: the local server of a test, whatever runs the test."""
+"""`local_upstash`: a local server for a test, for any test runner."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _servers: dict[int, LocalUpstash] = {}
-"""This process's server by its process id, since a forked process inherits no running server."""
+"""This process's server by process id, because a forked process inherits no running server."""
 
 
 def server_for_tests() -> LocalUpstash:
-    """The server that all tests of this process share; it is started when it is first needed.
+    """The server that all tests of this process share; it is started on first use.
 
-    A middleware keeps the URL that it has found in the environment, so that one application for
-    all tests needs one server for all tests.
+    A middleware keeps the URL that it found in the environment, so an application that is shared by
+    all tests needs a server that is shared by all tests.
     """
     server = _servers.get(os.getpid())
     if server is None:
@@ -34,10 +34,10 @@ def server_for_tests() -> LocalUpstash:
 
 @contextmanager
 def local_upstash() -> Iterator[LocalUpstash]:
-    """A local Upstash for a test: empty, its bill at zero, its URL and token in the environment.
+    """A local Upstash for a test: empty, with a bill of zero, and URL and token in the environment.
 
-    At the end, time and the environment are as before. The server itself is started once for all
-    tests of the process, and stops with it::
+    At the end, time and environment are restored. The server itself is started once for all
+    tests of the process, and stops when the process ends::
 
         class LoginTests(TestCase):
             def setUp(self):

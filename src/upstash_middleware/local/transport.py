@@ -24,9 +24,9 @@ _ERRORS: Final[dict[Delivery, tuple[type[httpx.TransportError], str]]] = {
 
 
 class InProcessTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
-    """Carries the requests of `httpx.Client` and `httpx.AsyncClient` to the server's thread.
+    """Passes requests of `httpx.Client` and `httpx.AsyncClient` to the server's thread.
 
-    Simulated faults raise the exceptions that httpx raises for them.  Server-sent events are not
+    For simulated faults it raises the same exceptions as httpx. Server-sent events are not
     supported: they raise httpx.UnsupportedProtocol.
     """
 

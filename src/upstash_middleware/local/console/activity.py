@@ -1,6 +1,6 @@
-"""What the local Upstash has seen: the last commands, and what limits and the cache decided.
+"""The activity of the local Upstash: recent commands, and decisions of limits and cache.
 
-Everything is bounded.
+All collections are bounded.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ if TYPE_CHECKING:
     from upstash_middleware.local.valkey import Reply
 
 MAX_PENDING_EVENTS: Final = 500
-"""Events that wait for a watcher slower than the traffic; further ones are only counted."""
+"""Events that wait for a watcher slower than the traffic; further events are only counted."""
 _HISTORY: Final = 200
 _SHOWN_WORDS: Final = 12
 _SHOWN_BYTES: Final = 121
 _LATENCIES: Final = 1000
 _MOST: Final = 5000
-"""Limits, rules, identifiers and kinds of errors that are remembered at most."""
+"""The most limits, rules, identifiers and kinds of errors that are remembered."""
 
 
 class Event(Struct, frozen=True):
-    """A command and its reply, a request that a simulated fault has hit, or a number of missed."""
+    """A command and its reply, a request affected by a fault, or a number of missed events."""
 
     at: float
     """Seconds since 1970."""
     name: str = ""
     words: Sequence[bytes] = ()
-    """The first arguments, as the client sent them, each shortened."""
+    """The first arguments from the client, each shortened."""
     more: int = 0
     """The number of further arguments."""
     calls: Mapping[str, int] = {}
-    """The calls that a script made, by command."""
+    """The calls of a script, by command."""
     reply: str = ""
     """In a few words."""
     failed: bool = False
     billed: int = 0
-    """Commands on the bill, those of a script included."""
+    """Billed commands, including those of a script."""
     reserved: int = 0
-    """Units that a limit has taken ahead for a lease."""
+    """Units that a limit has reserved for a lease."""
     fault: Fault | None = None
     missed: int = 0
-    """How many events a watcher was too slow to receive."""
+    """The number of events that a watcher was too slow to receive."""
 
 
 class Watcher:
@@ -73,7 +73,7 @@ class Watcher:
             self._missed += 1
 
     async def take(self) -> list[Event]:
-        """Wait for at least one event; return all."""
+        """Wait for at least one event; return all available events."""
         events = [await self._events.get()]
         while not self._events.empty():
             events.append(self._events.get_nowait())
@@ -84,12 +84,12 @@ class Watcher:
 
 
 class Decisions(Struct):
-    """What a rule decided, or what was decided about an identifier."""
+    """The decisions of a rule, or about an identifier."""
 
     allowed: int = 0
     denied: int = 0
     limits: str = ""
-    """A rule's limits as text, as of its last call."""
+    """A rule's limits as text, from its last call."""
 
     @property
     def requests(self) -> int:
@@ -97,7 +97,7 @@ class Decisions(Struct):
 
 
 class Leased(Struct):
-    """A limit as its last call described it, and the units that leases have moved."""
+    """A limit from its last call, and the units that leases have reserved and returned."""
 
     limit: ChargedLimit
     reserved: int = 0
@@ -105,11 +105,11 @@ class Leased(Struct):
 
 
 class Activity:
-    """What was seen since the start or the last reset."""
+    """The activity since the start or the last reset."""
 
     def __init__(self) -> None:
-        # What decodes commands takes long to import: with the first command, it could take a
-        # test's whole deadline.
+        # The modules for decoding are slow to import: during the first command, the import could
+        # exceed a test's deadline.
         from upstash_middleware.local.console import keys  # noqa: PLC0415
 
         self._keys: ModuleType = keys
@@ -129,7 +129,7 @@ class Activity:
         """The response cache's lookups: ``fresh``, ``stale`` and ``missing``."""
         self.errors: Counter[str] = Counter()
         self.latencies: deque[float] = deque(maxlen=_LATENCIES)
-        """Seconds that the last requests took in this server, simulated latency included."""
+        """Seconds that recent requests took in this server, including simulated latency."""
 
     def add_fault(self, fault: Fault) -> None:
         self.add_error(f"fault {fault.value}")
@@ -138,7 +138,7 @@ class Activity:
     def add_command(
         self, command: Sequence[bytes], calls: Mapping[str, int], reply: Reply, billed: int
     ) -> None:
-        """Record a command as the client sent it, and its reply."""
+        """Record a command from a client, and its reply."""
         name = command[0][:_SHOWN_BYTES].decode("utf-8", "backslashreplace").upper()
         reserved = 0
         if isinstance(reply, Failure):
@@ -157,7 +157,7 @@ class Activity:
         self._emit(Event(time.time(), name, words, more, calls, text, failed, billed, reserved))
 
     def _add_charges(self, command: Sequence[bytes], reply: Reply) -> int:
-        """Count what a limits' script has decided; return the units reserved for leases."""
+        """Record the decisions of a limits' script; return the units reserved for leases."""
         charged = self._keys.read_charges(command, reply)
         by_rule: dict[str, list[ChargedLimit]] = {}
         for each in charged:

@@ -1,11 +1,11 @@
 """Authentication of the console.
 
-The console shows every key, so it requires a secret.  It is open in a browser that also shows other
-sites' pages, and four checks keep those out.  Host must be an IP address or localhost, because
-anyone can point a DNS name at this address (DNS rebinding).  Origin and the Fetch Metadata fields
-must not name a page of another site.  The request must carry the cookie, which no other page can
-read.  And to change something, it must have an Origin and a second secret, which only the console's
-own forms contain (CSRF), and it must come from this machine.
+The console shows every key, so it requires a secret. The same browser may show other sites' pages,
+which four checks keep from using the console. Host must be an IP address or localhost, because
+anyone can point a DNS name at this address (DNS rebinding). Origin and the Fetch Metadata fields
+must not name another site's page. The request must have the cookie, which other pages cannot read.
+To change data, it must also have an Origin and a second secret, which only the console's forms
+contain (CSRF), and it must come from this machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _COOKIE_SECONDS: Final = 30 * 86_400
 
 
 class ConsoleAuth:
-    """The console's secrets, derived from the server's token, which none of them reveals.
+    """The console's secrets, derived from the server's token, which they do not reveal.
 
     After a restart with the same token, cookies remain valid.
     """
@@ -33,20 +33,20 @@ class ConsoleAuth:
     def __init__(self, token: str) -> None:
         self._token = token
         self.key: str = self._derive("key")
-        """In the address that the server prints."""
+        """The secret in the URL that the server prints."""
         self.form: str = self._derive("form")
-        """In every form of the console, and nowhere else."""
+        """The secret in every form of the console."""
 
     def _derive(self, use: str) -> str:
         return hmac.digest(self._token.encode(), f"console {use}".encode(), "sha256").hex()[:32]
 
     def accepts_login(self, secret: bytes) -> bool:
-        """Whether this is the printed key, or the server's token."""
+        """Whether this is the printed key or the server's token."""
         known = (self.key.encode(), self._token.encode())
         return any(hmac.compare_digest(secret, each) for each in known)
 
     def accepts_cookie(self, request: Request) -> bool:
-        """Whether the request carries the cookie."""
+        """Whether the request contains the cookie."""
         cookie = self._derive("cookie").encode()
         pairs = (pair.partition(b"=") for pair in request.headers.get(b"cookie", b"").split(b";"))
         return any(
@@ -60,7 +60,7 @@ class ConsoleAuth:
         return hmac.compare_digest(secret, self.form.encode())
 
     def set_cookie(self, request: Request) -> bytes:
-        """The Set-Cookie that logs this browser in."""
+        """The Set-Cookie value that logs this browser in."""
         attributes = f"Path={CONSOLE}; Max-Age={_COOKIE_SECONDS}; HttpOnly; SameSite=Strict"
         return _cookie_name(request) + f"={self._derive('cookie')}; {attributes}".encode()
 
@@ -72,16 +72,16 @@ def has_safe_host(request: Request) -> bool:
 
 
 def is_on_this_machine(request: Request) -> bool:
-    """Whether both the connection and Host are of a loopback address."""
+    """Whether both the connection and Host have a loopback address."""
     name, _ = _host(request)
     addresses = [_address(request.client)] + [_address(name)] * (not _is_localhost(name))
     return all(address is not None and address.is_loopback for address in addresses)
 
 
 def comes_from_own_page(request: Request) -> bool:
-    """Whether Origin and Fetch Metadata name the console itself, or the user who opens it.
+    """Whether Origin and Fetch Metadata name the console itself, or the user opens it.
 
-    Following a link to the console is allowed: only the user sees the page.
+    Following a link to the console is allowed, because only the user sees the page.
     """
     reads = request.method in ("GET", "HEAD")
     origin = request.headers.get(b"origin")
@@ -111,11 +111,11 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _host(request: Request) -> tuple[str, str]:
-    """The name in Host, in lower case, and its port; without a name if it is malformed."""
+    """The name in Host in lower case, and its port; an empty name if Host is malformed."""
     found = _HOST.match(request.headers.get(b"host", b"").decode("latin-1"))
     return ((found[1] or found[2]).lower(), found[3] or "80") if found else ("", "80")
 
 
 def _cookie_name(request: Request) -> bytes:
-    """With the port, because cookies are shared between a host's ports."""
+    """The name contains the port, because a host's ports share cookies."""
     return f"upstash-console-{_host(request)[1]}".encode()

@@ -1,4 +1,4 @@
-"""How the console shows amounts, times, bytes and the bill's chart."""
+"""Formats amounts, times, bytes and the bill's chart for the console."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from upstash_middleware.local.valkey import Reply
 
 MAX_SHOWN: Final = 16 * 1024
-"""Characters of a value that a page shows."""
+"""The most characters of a value that a page shows."""
 
 
 def duration(seconds: float) -> str:
@@ -40,7 +40,7 @@ def amount(count: float) -> str:
 
 
 def share(part: float) -> str:
-    """A part of 1 in percent; small ones are not rounded to nothing, nor large ones to all."""
+    """A part of 1 in percent; small ones are not rounded to 0 %, nor large ones to 100 %."""
     if 0 < part < 0.01 or 0.99 < part < 1:
         return "< 1 %" if part < 0.5 else "> 99 %"
     return f"{part * 100:.0f} %"
@@ -68,7 +68,7 @@ def ago(seconds: float, now: float) -> str:
 
 
 def text(data: bytes) -> str:
-    """Bytes as one line of text, with escapes for what is not printable."""
+    """Bytes as one line of text; characters that are not printable are escaped."""
     return "".join(map(_printable, data.decode("utf-8", "backslashreplace")))
 
 
@@ -83,7 +83,7 @@ def word(data: bytes) -> str:
 
 
 def summarize_reply(reply: Reply) -> str:
-    """A reply in a few words."""
+    """A short description of a reply."""
     match reply:
         case None | NullArray():
             return "nil"
@@ -98,7 +98,7 @@ def summarize_reply(reply: Reply) -> str:
 
 
 def reply_lines(reply: Reply, indent: str = "") -> str:  # noqa: PLR0911 - a table of cases
-    """A reply as redis-cli shows it."""
+    """A reply in the format of redis-cli."""
     match reply:
         case None | NullArray():
             return "(nil)"
@@ -131,7 +131,7 @@ _MAX_DEPTH: Final = 60
 
 
 def summarize_faults(faults: Faults) -> str:
-    """The simulated faults in a few words."""
+    """A short description of the simulated faults."""
     parts = []
     if faults.fault:
         share = f" {faults.probability * 100:g} %" if faults.probability < 1 else ""
@@ -143,9 +143,9 @@ def summarize_faults(faults: Faults) -> str:
 
 
 def view_bytes(data: bytes, length: int) -> tuple[str, bool]:
-    """A value of `length` bytes, or its beginning, as lines of text; and whether that is all of it.
+    """A value of `length` bytes, or its beginning, as lines of text; and whether it is complete.
 
-    JSON is indented; what is not printable is escaped.
+    JSON is indented; characters that are not printable are escaped.
     """
     if len(data) <= 64 * MAX_SHOWN and data[:1] in (b"{", b"["):
         with suppress(msgspec.DecodeError, RecursionError):
@@ -168,13 +168,13 @@ _STEPS: Final = 4
 
 
 class Chart(Struct, frozen=True):
-    """Commands over time as stacked bars; coordinates are within 60 by 100."""
+    """Commands over time as stacked bars; coordinates are in an area of 60 by 100."""
 
     title: str
     names: Sequence[str]
-    """The names of the series, the largest first, and ``others`` at the end."""
+    """The names of the series, largest first, and ``others`` at the end."""
     bars: Sequence[tuple[str, Sequence[tuple[int, int, float, float]]]]
-    """Each bar's title, and the series, place, top and height of each of its parts."""
+    """The title of each bar, and series, position, top and height of each of its parts."""
     scale: Sequence[str]
     """The labels of the horizontal lines, from top to bottom."""
     times: Sequence[str]
@@ -213,7 +213,7 @@ def bill_chart(history: Iterable[tuple[int, Counter[str]]], now: float, span: fl
 
 
 def _round_up(value: float) -> float:
-    """The next number that divides well into the steps of a scale."""
+    """The next number that the steps of a scale divide well."""
     if value <= _STEPS:
         return float(_STEPS)
     power = 10.0 ** math.floor(math.log10(value))

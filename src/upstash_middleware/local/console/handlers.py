@@ -1,7 +1,7 @@
-"""The console's pages: which request is answered with which page.
+"""The console's pages, and the routing of requests to them.
 
-A request that changes something is a POST from one of the console's own forms; its answer
-redirects to a page.
+A request that changes data is a POST from one of the console's own forms. Its response redirects to
+a page.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ _MESSAGES: Final = {
     b"reset": "The counts, the bill and the history are reset.",
     b"faults": "The faults are changed.",
 }
-"""By the parameter ``notice`` of a redirect; a number there is that of deleted keys."""
+"""By the parameter ``notice`` of a redirect; a number is the number of deleted keys."""
 _SPANS: Final = {"2 min": 120, "15 min": 900, "1 h": 3600, "6 h": 21_600}
-"""The lengths of the bill's chart in seconds, of which the first is the default."""
+"""The time spans of the bill's chart in seconds; the first is the default."""
 _REFUSE_SECONDS: Final = 5.0
-"""How long connections are refused by default: the console is refused as well."""
+"""Default time for refusing connections: the console's connections are refused too."""
 _TOP: Final = 10
 _MAX_TTL: Final = 10**9
 
@@ -98,7 +98,7 @@ class Visit(Struct, frozen=True):
     selected: Sequence[bytes]
     """The keys that are selected in the form."""
     may_change: bool
-    """Whether it comes from this machine."""
+    """Whether the request comes from this machine."""
 
     def text(self, name: bytes) -> str:
         return self.fields.get(name, b"").decode("utf-8", "replace").strip()
@@ -132,7 +132,7 @@ class Visit(Struct, frozen=True):
 
 
 async def answer_console(service: Service, request: Request) -> Response:
-    """The answer to a request for the console."""
+    """Return the response to a request for the console."""
     if not auth.has_safe_host(request):
         text = "Open the console by an IP address or as localhost."
         return _notice(403, "The console does not answer to this host name", text)
@@ -153,7 +153,7 @@ async def answer_console(service: Service, request: Request) -> Response:
 async def _answer_own_page(  # noqa: PLR0911 - a table of cases
     service: Service, request: Request, path: str
 ) -> Response:
-    """Log in by the printed key or the token; answer requests that are logged in."""
+    """Log in with the printed key or the token; handle requests that are logged in."""
     secrets = ConsoleAuth(service.tokens.full)
     query = read_parameters(request.query)
     form = read_parameters(request.body) if request.method == "POST" else []
@@ -256,7 +256,7 @@ async def _list(visit: Visit) -> Answer:
 
 
 def _select(path: str, names: Sequence[bytes], under: bytes) -> list[bytes]:
-    """The names that a list is about."""
+    """The names in a list."""
     if path == KEYS:
         return [name for name in names if name.startswith(under)]
     wanted = "session" if path == SESSIONS else "data"
@@ -270,7 +270,7 @@ _SORTS: Final[dict[str, Callable[[keys.Key], Any]]] = {
 
 
 async def _delete(visit: Visit) -> Answer:
-    """Delete the selected keys, or all that a list is about."""
+    """Delete the selected keys, or all keys of a list."""
     names, back = visit.selected, visit.text(b"list")
     back = back if back in (KEYS, SESSIONS, DATA) else KEYS
     under, search = visit.fields.get(b"under", b""), visit.fields.get(b"q", b"")
@@ -324,7 +324,7 @@ async def _set(visit: Visit) -> Answer:
     kind = keys.TYPES.get(found[0].type) if found else None
     if kind is None or not kind.set:
         return _notice(404, "This key does not exist", formats.text(name))
-    # Browsers send line ends of text areas as CR LF.
+    # Browsers send CR LF line ends in text areas.
     arguments = [
         visit.fields.get(label.encode(), b"").replace(b"\r\n", b"\n") for label in kind.columns
     ]
@@ -336,7 +336,7 @@ async def _set(visit: Visit) -> Answer:
 
 
 async def _expire(visit: Visit) -> Answer:
-    """Change when a key expires; without seconds, it never does."""
+    """Change a key's expiry; without seconds, the key never expires."""
     name, text = visit.fields.get(b"key", b""), visit.text(b"seconds")
     try:
         seconds = float(text or 1)
@@ -387,7 +387,7 @@ async def _events(visit: Visit) -> Stream:
 
 
 async def _stream_events(watcher: Watcher) -> AsyncIterator[bytes]:
-    """Server-sent events of markup, one list item for each event."""
+    """Server-sent events with markup, one list item per event."""
     yield b": watching\n\n"
     while True:
         items = "".join(map(render_event, await watcher.take()))
@@ -412,7 +412,7 @@ async def _change_faults(visit: Visit) -> Answer:
     visit.service.faults.change(faults)
     if faults.fault is not Fault.REFUSE or faults.seconds is None:
         return _redirect(f"{FAULTS}?notice=faults")
-    # The page after a redirect would be refused too: this one is the answer, and reloads itself.
+    # A page after a redirect would be refused too, so this response is the page, which reloads.
     message = f"Connections are refused for {faults.seconds:g} s. Then this page reloads."
     answer = await _faults(visit, message=message)
     refresh = f"{faults.seconds + 1:g}; url={FAULTS}".encode()
@@ -420,7 +420,7 @@ async def _change_faults(visit: Visit) -> Answer:
 
 
 def _read_faults_form(visit: Visit) -> Faults:
-    """The faults that a form sets.  Raises ValueError, naming the setting."""
+    """The faults from a form. Raises ValueError, naming the setting."""
     settings: dict[str, object] = {}
     for name in plain_faults(NO_FAULTS):
         text = visit.text(name.encode())
@@ -472,13 +472,13 @@ _NAVIGATION: Final = {
 
 
 def _address(path: str, **fields: str | bytes) -> str:
-    """The address of a page, with those fields in the query that are not empty."""
+    """The URL of a page, with the fields that are not empty in the query."""
     given = {name: value for name, value in fields.items() if value}
     return f"{path}?{urlencode(given)}" if given else path
 
 
 def _notice(status: int, title: str, text: str = "", *, login: bool = False) -> Answer:
-    """A page without navigation: with a link to the overview, or with the login."""
+    """A page without navigation, with a link to the overview or with the login form."""
     return _html(render("notice.html", title=title, text=text, login=login), status)
 
 

@@ -1,6 +1,6 @@
-"""Reads keys for the console, and decodes what the middleware stores at them, by the core's code.
+"""Reads keys for the console, and decodes the middleware's data with the core's code.
 
-Reading is not billed.  Every command is bounded, because all other commands wait while it runs.
+Reading is not billed. Every command is bounded, because it blocks all other commands.
 """
 
 from __future__ import annotations
@@ -57,28 +57,28 @@ if TYPE_CHECKING:
     from upstash_middleware.local.valkey import Store
 
 PAGE: Final = 50
-"""Keys on one page of a list."""
+"""The number of keys on one page of a list."""
 MAX_SORTED: Final = 2000
-"""Keys that are read so that a list can be sorted by something other than their names."""
+"""The most keys that are read to sort a list by something other than the name."""
 _MAX_NAMES: Final = 20_000
 _MAX_SCANS: Final = 400
 _SCAN_COUNT: Final = b"1000"
 _DELETE_BATCH: Final = 500
 _MAX_CHILDREN: Final = 100
 _MAX_LEVELS: Final = 50
-"""Namespaces within each other; deeper ones are only in the list of keys."""
+"""Nesting levels of namespaces; deeper ones appear only in the list of keys."""
 _MAX_MEMBERS: Final = 100
 _LARGEST_VALUE: Final = 24 * 1024 * 1024
 """The largest string that is read completely; stored responses are smaller."""
 _LARGEST_STATE: Final = 64 * 1024
-"""Bytes of a limit's state; a log has at most a thousand entries."""
+"""The largest state of a limit, in bytes; a log has at most a thousand entries."""
 _BEGINNING: Final = 1024
 _PATTERN: Final = re.compile(rb"[*?\[]")
 _SPECIAL: Final = re.compile(rb"([\\*?\[\]])")
 
 
 class Key(Struct, frozen=True):
-    """A key as a list shows it."""
+    """A key in a list."""
 
     name: bytes
     type: str
@@ -100,15 +100,15 @@ class Namespace(Struct):
     count: int
     children: Sequence[Namespace] = ()
     more: int = 0
-    """How many namespaces below this one are not in `children`."""
+    """The number of namespaces below this one that are not in `children`."""
 
 
 class Value(Struct, frozen=True):
-    """The value at a key; of a collection or a huge string, perhaps only the beginning."""
+    """The value of a key; for a collection or a huge string, perhaps only the beginning."""
 
     key: Key
     length: int
-    """Bytes of a string, members of a collection."""
+    """The bytes of a string, or the members of a collection."""
     data: bytes = b""
     rows: Sequence[Sequence[bytes]] = ()
 
@@ -120,9 +120,9 @@ async def count_keys(store: Store) -> int:
 
 
 async def find_names(store: Store, search: bytes) -> tuple[list[bytes], bool]:
-    """The sorted names that match a search, and whether those are all.  Raises StoreUnreachable.
+    """The sorted names that match a search, and whether they are all. Raises StoreUnreachable.
 
-    A search with ``*``, ``?`` or ``[`` is a pattern of whole names; any other is a part of them.
+    A search with ``*``, ``?`` or ``[`` is a pattern for whole names; other text is part of a name.
     """
     pattern = search if _PATTERN.search(search) else b"*" + _SPECIAL.sub(rb"\\\1", search) + b"*"
     names: set[bytes] = set()  # SCAN may return a key twice
@@ -140,7 +140,7 @@ async def find_names(store: Store, search: bytes) -> tuple[list[bytes], bool]:
 
 
 def tree_of(names: Sequence[bytes], path: bytes) -> list[Namespace]:
-    """The namespaces of the first level, and those below the ones that `path` leads through."""
+    """The namespaces of the first level, and those below the namespaces in `path`."""
     counts: Counter[bytes] = Counter()
     ends = islice((end for end, byte in enumerate(path) if byte == _COLON), _MAX_LEVELS)
     open_paths = {path[: end + 1] for end in ends} | {b""}
@@ -149,7 +149,7 @@ def tree_of(names: Sequence[bytes], path: bytes) -> list[Namespace]:
         while name[: end + 1] in open_paths and (end := name.find(b":", end + 1)) >= 0:
             counts[name[: end + 1]] += 1
     levels: dict[bytes, list[Namespace]] = {}
-    for child in sorted(counts, reverse=True):  # those below a namespace come before it
+    for child in sorted(counts, reverse=True):  # a namespace follows those below it
         parent = child[: child.rfind(b":", 0, -1) + 1]
         below = levels.pop(child, [])[::-1]
         kept, more = below[:_MAX_CHILDREN], max(0, len(below) - _MAX_CHILDREN)
@@ -162,7 +162,7 @@ _COLON: Final = ord(":")
 
 
 async def read_keys(store: Store, names: Sequence[bytes]) -> list[Key]:
-    """These keys, without those that are gone.  Raises StoreUnreachable."""
+    """These keys, without the ones that no longer exist. Raises StoreUnreachable."""
     if not names:
         return []
     last = b"%d" % (_BEGINNING - 1)
@@ -188,12 +188,12 @@ async def read_keys(store: Store, names: Sequence[bytes]) -> list[Key]:
         for name, kind, ttl, memory, beginning in zip(
             names, replies, replies, replies, replies, strict=True
         )
-        if isinstance(kind, Status) and kind.text != b"none"  # it may have expired meanwhile
+        if isinstance(kind, Status) and kind.text != b"none"  # it may have just expired
     ]
 
 
 async def read_value(store: Store, name: bytes) -> Value | None:
-    """The value at a key; None if there is none.  Raises StoreUnreachable."""
+    """The value of a key; None if the key does not exist. Raises StoreUnreachable."""
     keys = await read_keys(store, [name])
     if not keys:
         return None
@@ -214,7 +214,7 @@ async def read_value(store: Store, name: bytes) -> Value | None:
 
 
 async def delete_keys(store: Store, names: Sequence[bytes]) -> int:
-    """Delete keys; return how many there were.  Raises StoreUnreachable."""
+    """Delete keys; return the number of deleted keys. Raises StoreUnreachable."""
     deleted = 0
     for begin in range(0, len(names), _DELETE_BATCH):
         (reply,) = await store.run([[b"UNLINK", *names[begin : begin + _DELETE_BATCH]]])
@@ -223,7 +223,7 @@ async def delete_keys(store: Store, names: Sequence[bytes]) -> int:
 
 
 class RedisType(Struct, frozen=True):
-    """How the values of a type are read and set."""
+    """How to read and set values of a Redis type."""
 
     columns: Sequence[str]
     """The columns of a row; also the arguments of `set` after the key."""
@@ -250,7 +250,7 @@ TYPES: Final = {
 
 
 def editable(value: Value) -> str | None:
-    """A string that a form can show and send back unchanged; None if it cannot."""
+    """A string that a form can show and send back unchanged; None if this is impossible."""
     if value.key.type != "string" or value.length > MAX_SHOWN:
         return None
     try:
@@ -292,14 +292,14 @@ def _texts(members: list[Reply]) -> list[bytes]:
 
 
 def kind_of(key: Key, now_ms: int) -> tuple[str, str]:
-    """What a key is and of which part: a limit, the cache, sessions; or a Redis type."""
+    """A key's kind and the part that it belongs to: limit, cache, sessions; or a Redis type."""
     name, value = key.name.decode("utf-8", "replace"), key.beginning
     kind = kind_by_name(key.name)
     if kind == "session" and key.type == "hash":
         return kind, "session"
     if not kind or key.type != "string":
         if len(value) == _BEGINNING:
-            value = value.rpartition(b",")[0]  # of a list, only whole entries
+            value = value.rpartition(b",")[0]  # only whole entries of the list
         if key.type == "string" and (limit := read_limit(name, value, now_ms, key.ttl_ms)):
             return limit.title, "limit"
         return key.type, "other"
@@ -311,7 +311,7 @@ def kind_of(key: Key, now_ms: int) -> tuple[str, str]:
 
 
 def kind_by_name(name: bytes) -> str:
-    """What the name says of a key; empty for limits, and for what the middleware does not write."""
+    """A key's kind according to its name; empty for limits and for other programs' keys."""
     text = name.decode("utf-8", "replace")
     return next((kind for pattern, kind in _KINDS if pattern.search(text)), "")
 
@@ -330,11 +330,11 @@ _KINDS: Final = tuple(
         (r":data(#[A-Za-z0-9_.-]{1,64})?:", "data"),
     )
 )
-"""Kinds of keys by patterns of their names; the first match applies."""
+"""Kinds of keys by name patterns; the first matching pattern applies."""
 
 
 async def describe(store: Store, name: bytes) -> str:
-    """A session or a value of the application in a few words.  Raises StoreUnreachable."""
+    """A short description of a session or a value of the application. Raises StoreUnreachable."""
     value = await read_value(store, name)
     if value is None:
         return ""
@@ -359,15 +359,15 @@ class ShownSession(Struct, frozen=True):
     """A session, as far as it could be read."""
 
     stored: StoredSession | None
-    """None if it is sealed, or damaged."""
+    """None if the session is sealed or damaged."""
     entries: Sequence[tuple[str, str, str]] = ()
-    """Name, type and value, as Python shows them."""
+    """Name, type and value of each entry, as Python's repr."""
     is_ended: bool = False
-    """Whether it has ended with all sessions of its user."""
+    """Whether the session was ended together with all sessions of its user."""
 
 
 async def read_session(store: Store, value: Value) -> ShownSession | None:
-    """The session at a key; None if its name is not that of one.  Raises StoreUnreachable."""
+    """The session of a key; None if the key is not a session's. Raises StoreUnreachable."""
     name = value.key.name.decode("utf-8", "replace")
     if value.key.type != "hash" or not (found := _SESSION.search(name)):
         return None
@@ -391,7 +391,7 @@ def _read_entry(data: bytes) -> tuple[str, str]:
     """The type and the value of an entry."""
     try:
         value = values.decode(data)
-    except ValueError:  # of a framework's own serializer
+    except ValueError:  # written by a framework's own serializer
         return "", text(data)
     return type(value).__name__, repr(value)
 
@@ -402,9 +402,9 @@ _SDK: Final = "@upstash/ratelimit"
 
 
 class LimitState(Struct, frozen=True):
-    """The state of a limit: whose quota is used, by which rule, and how much of it.
+    """The state of a limit: the identifier, the rule, and the used quota.
 
-    It does not contain the quota, which is in the application's rules.
+    It does not contain the quota itself, which is in the application's rules.
     """
 
     prefix: str
@@ -414,12 +414,12 @@ class LimitState(Struct, frozen=True):
     identifier: str
     """Unescaped; ``#…`` is a hash."""
     title: str
-    """What its algorithm is called."""
+    """The name of the algorithm."""
     state: State
 
 
 def read_limit(key: str, value: bytes, now_ms: int, ttl_ms: int | None) -> LimitState | None:
-    """The limit whose state is at a key, None if none is.
+    """The limit whose state a key contains; None for other keys.
 
     The key is ``PREFIX:RULE:IDENTIFIER:STATE``, where only the prefix contains colons.
     """
@@ -447,10 +447,10 @@ def _owner(base: str) -> tuple[str, str, str, str]:
 
 
 class ChargedLimit(Struct, frozen=True):
-    """One limit of a call of the limits' script, and what the script has decided about it."""
+    """One limit in a call of the limits' script, and the script's decision about it."""
 
     base: str
-    """What its keys begin with: ``PREFIX:RULE:IDENTIFIER``."""
+    """The start of its keys: ``PREFIX:RULE:IDENTIFIER``."""
     keys: Sequence[str]
     """The keys of its state."""
     limit: Limit
@@ -458,7 +458,7 @@ class ChargedLimit(Struct, frozen=True):
     """The key of a quota that overrides the limit's, if the rule is dynamic."""
     verdict: Verdict
     returned: int
-    """Units of an earlier lease that were given back."""
+    """Units of an earlier lease that were returned."""
 
     @property
     def owner(self) -> tuple[str, str, str, str]:
@@ -467,7 +467,7 @@ class ChargedLimit(Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """The limit in the notation of rules, or as it is called in code."""
+        """The limit in the notation of rules, or of code."""
         if isinstance(self.limit, Concurrency):
             return f"{self.limit.limit} at once"
         if self.limit.word is None:
@@ -483,9 +483,9 @@ _UNITS: Final = (("day", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1
 
 
 def read_charges(command: Sequence[bytes], reply: Reply) -> list[ChargedLimit]:
-    """What a call of the limits' script has decided; nothing for other calls, and for failed ones.
+    """The decisions of a call of the limits' script; empty for other and for failed calls.
 
-    Its arguments and its reply are described in ``charge.lua``.
+    ``charge.lua`` describes the script's arguments and reply.
     """
     script = limit_script()
     if len(command) < 2 or command[1] not in (script.sha.encode(), script.text.encode()):
@@ -509,7 +509,7 @@ def read_charges(command: Sequence[bytes], reply: Reply) -> list[ChargedLimit]:
             charges.append(ChargedLimit(base, names[at:end], limit, changed_at, verdict, returned))
             at = end + (changed_at is not None)
     except (ValueError, IndexError, StopIteration, OverflowError, UnexpectedAnswer):
-        return []  # written by hand, or by another version
+        return []  # a call by hand, or by another version
     return charges
 
 
@@ -520,7 +520,7 @@ def _limit(name: str, a: int, b: int, c: int) -> Limit:
 
 
 async def read_quota(service: Service, charged: ChargedLimit, now_ms: int) -> Verdict | None:
-    """What the limits' script would decide about a further request of cost 1; it takes nothing.
+    """The decision of the limits' script about another request of cost 1, without charging it.
 
     Raises StoreUnreachable.
     """
@@ -541,20 +541,20 @@ async def read_quota(service: Service, charged: ChargedLimit, now_ms: int) -> Ve
 _ENTRY: Final = ":cache:entry:"
 _EPOCH: Final = ":cache:epoch:"
 _RECORD: Final = ":cache:query:"
-"""The keys that record, for a path, how its queries select (No-Vary-Search)."""
+"""Keys that record, for a path, how its queries select responses (No-Vary-Search)."""
 _LOCK: Final = "#lock"
 _GZIP_CODINGS: Final = frozenset({"gzip", "x-gzip", "deflate"})
 _GZIP_OR_ZLIB: Final = 47
-"""zlib's window bits for either format."""
+"""zlib's window bits that accept both formats."""
 _VARIANT: Final = re.compile(r"(?:#[0-9a-f]{32})+$")
 _URL: Final = re.compile(
     r"(?:[^/]+:)?(?:\[[/#][^\]]*\])?https?://[^/#]+(/.*|#[0-9a-f]{64})", re.DOTALL
 )
-"""After version, the application's prefix in brackets, and origin: path and query, or a digest."""
+"""After version, application prefix in brackets, and origin: path and query, or a digest."""
 
 
 class Cached(Struct, frozen=True):
-    """What the cache stores at a key: an entry, an epoch, or a lock."""
+    """The cache's data of a key: an entry, an epoch, or a lock."""
 
     kind: str
     """``response``, ``variants``, ``epoch`` or ``lock``."""
@@ -564,14 +564,14 @@ class Cached(Struct, frozen=True):
     response: StoredResponse | None = None
     index: VariantIndex | None = None
     scope: str = ""
-    """What an epoch covers, and a purge of it invalidates."""
+    """The responses that an epoch covers, which a purge of it invalidates."""
     epoch: Epoch | None = None
     token: str = ""
     """The token of a lock."""
 
 
 def read_cached(key: str, value: bytes) -> Cached | None:
-    """What the cache stores at a key, or None if it is not the cache's."""
+    """The cache's data of a key; None if the key is not the cache's."""
     prefix, found, rest = key.partition(_ENTRY)
     if found and rest.endswith(_LOCK):
         if len(value) > 64:
@@ -608,7 +608,7 @@ def read_body(stored: StoredResponse, most: int) -> tuple[bytes | None, str]:
 
 
 async def read_purges(store: Store, prefix: str, url: str, stored: StoredResponse) -> Validity:
-    """What purges have done to a response.  Raises StoreUnreachable."""
+    """The effect of purges on a response. Raises StoreUnreachable."""
     names = Names(prefix)
     keys = names.epochs(url, tuple(stored.epochs.scopes), stored.tags)
     (values,) = await store.run([[b"MGET", *(key.encode() for key in keys)]])
@@ -618,9 +618,9 @@ async def read_purges(store: Store, prefix: str, url: str, stored: StoredRespons
 
 
 def read_lookup(names: Sequence[bytes], values: Reply, now: float) -> str | None:
-    """What a lookup of the response cache has found: ``fresh``, ``stale`` or ``missing``.
+    """The result of a cache lookup: ``fresh``, ``stale`` or ``missing``.
 
-    None if that cannot be known: for sealed entries, and where the variant is still to be read.
+    None if it is unknown: for sealed entries, and if the variant has not been read yet.
     """
     if not isinstance(values, list) or len(values) != len(names):
         return None
@@ -646,7 +646,7 @@ _DECODED: Final[LRU[str, tuple[bytes, Cached | None]]] = LRU(16 * 1024 * 1024)
 
 
 def _read_again(key: str, value: bytes) -> Cached | None:
-    """The same as `read_cached`, quicker for the value that the last lookup found."""
+    """Do the same as `read_cached`, but faster for the value that the last lookup found."""
     known = _DECODED.use(key)
     if known is None or known[0] != value:
         known = value, read_cached(key, value)
@@ -657,7 +657,7 @@ def _read_again(key: str, value: bytes) -> Cached | None:
 def _validity(
     stored: StoredResponse, names: Names, url: str, read: Mapping[str, Reply]
 ) -> Validity:
-    """What the epochs among the values that were read say about a response."""
+    """The validity of a response according to the epochs that were read."""
 
     def text_at(name: str) -> str:
         return epoch_text(value if isinstance(value := read.get(name), bytes) else None)
@@ -675,14 +675,14 @@ class ShownData(Struct, frozen=True):
     """A value of the application, as far as it could be read."""
 
     record: Record | None
-    """None if it is sealed, or damaged."""
+    """None if the value is sealed or damaged."""
     type: str = ""
     value: str = ""
-    """As Python shows it; empty if another serializer has written it."""
+    """Python's repr; empty if another serializer has written the value."""
 
 
 def read_data(key: str, data: bytes) -> ShownData | None:
-    """The value at a key; None if the key is not that of one."""
+    """The application's value of a key; None if the key is not such a value's."""
     if kind_by_name(key.encode("utf-8", "surrogateescape")) != "data":
         return None
     record = unpack(key, data)
