@@ -32,8 +32,8 @@ class CacheRule(Struct, frozen=True, dict=True, metaclass=RuleMeta):
     """Configures the cache for the requests that it matches. The first matching rule applies.
 
     The freshness stated by a response (``s-maxage``, ``max-age``, ``Expires``) takes precedence
-    over ``ttl``, so one rule can cover many pages, and a page can still state a shorter lifetime,
-    or forbid storing.
+    over ``ttl``. One rule can therefore cover many pages, and a page can still state a shorter
+    lifetime, or forbid storing.
 
     Args:
         path: A pattern for paths without the prefix under which the application is mounted.
