@@ -601,8 +601,7 @@ class Exchange(Struct, eq=False):
         return _all(due) if due else None
 
     def unseen(self, *, certainly: bool = True) -> None:
-        """Note that the server sends the body itself, so that ``chunk`` is not called, or may not
-        be.
+        """Note that the server sends the body itself, so ``chunk`` is not or may not be called.
 
         Called before ``head`` if the adapter knows it by then.
         """

@@ -532,8 +532,8 @@ class Session(MutableMapping[str, Any]):
     def regenerate(self) -> None:
         """Give the session another id and keep its entries, for a login or a change of rights.
 
-        An id that somebody else knew before becomes invalid (session fixation). If Upstash is
-        unreachable, the response is a 503 instead.
+        The old id becomes invalid, so an attacker who knew it cannot use it (session fixation). If
+        Upstash is unreachable, the response is a 503.
         """
         self.accessed = self.modified = True
         if self._is_over:
@@ -559,7 +559,7 @@ class Session(MutableMapping[str, Any]):
 
         This session also ends if it is bound to the user, unless the request also calls ``bind``,
         in any order: a save revokes first and binds afterwards. If Upstash is unreachable, the
-        response is a 503 instead.
+        response is a 503.
 
         Args:
             user: See ``bind``.
@@ -1108,8 +1108,8 @@ class Sessions(Part):
             if strict:
                 raise RuntimeError(
                     "session.save: the response's head has already been sent, so no cookie can be "
-                    "set for this session; change the session before that, or before accepting "
-                    "the WebSocket"
+                    "set for this session; change the session before that, or before the "
+                    "WebSocket is accepted"
                 )
             self.observe(SessionSaved("saved", False, "the response's head had been sent"))
             entries, deleted, starts = {}, [], False

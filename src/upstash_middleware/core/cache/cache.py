@@ -639,7 +639,7 @@ class Cache(Part):
     # --- Purging and explaining -----------------------------------------------------------------
 
     async def purge(self, what: Purge) -> None:
-        """Make stored responses unusable, at once and for all processes.
+        """Invalidate stored responses immediately, in all processes.
 
         Raises UpstashError if the purge may be incomplete, and ValueError for an invalid URL or
         directory or a path without a rule.

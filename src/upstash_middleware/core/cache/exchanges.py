@@ -511,7 +511,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         """Whether the client's conditions are withheld from the application.
 
         The application's 304 could not be stored. Without the conditions, it sends the whole
-        response, which is useful if that can probably be stored.
+        response, so they are withheld if that can probably be stored.
         """
         found = self.found
         return (
@@ -1088,7 +1088,7 @@ class NotShared(Enum):
     """Why the waiting requests do not get the response."""
 
     UNSHAREABLE = auto()
-    """The response may not be stored, or it is a stream. The next one is expected to be alike."""
+    """The response may not be stored, or it is a stream. The next one probably is as well."""
     FAILED = auto()
     """The response is an error, and a stale stored response is sent instead."""
     INTERRUPTED = auto()
@@ -1208,7 +1208,7 @@ class Revalidations:
                 self._known.remove(key)
 
     def failing(self, key: str) -> bool:
-        """Whether the last revalidation failed recently. Later, one caller gets False to retry."""
+        """Whether the last revalidation failed recently. Later, one caller gets False, to retry."""
         known = self._known.get(key)
         return known is not None and known[1] and not self.begin(key)
 
@@ -1227,7 +1227,7 @@ class StoredErrors:
         self._clock = clock
         self._minute = 0.0
         self._counts: dict[int, int] = {}
-        """The errors stored in this minute, by the id of the rule, which lives as long as this."""
+        """The errors stored in this minute, by ``id(rule)``; rules outlive this object."""
         self._lock = threading.Lock()
 
     def admits(self, rule: CacheRule, status: int) -> bool:

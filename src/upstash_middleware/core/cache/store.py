@@ -726,8 +726,7 @@ def _with_recorded_epochs(
 
 
 class L1:
-    """Lookups in the memory of this process, by the keys of entries, in ``room`` bytes.
-    Thread-safe.
+    """Lookups in this process's memory, by the keys of entries, in ``room`` bytes. Thread-safe.
 
     For ``seconds``, a lookup is used without asking Redis. It is kept longer for the case that
     Upstash is unreachable. Only lookups fill the cache, so each entry was valid on Redis. The key

@@ -92,10 +92,10 @@ class _Holder(Struct, eq=False):
         return wasted
 
     def drop_earlier_windows(self, rule: CompiledRule, verdicts: Sequence[Verdict]) -> int:
-        """Drop the slices of windows that are over by the database's keys; return their units.
+        """Drop the slices of windows that have ended on the database; return their units.
 
-        A process whose clock is ahead has begun the next window. The state of the limits is about
-        that window, so the units of an earlier one must not be added to what remains of it.
+        Another process, whose clock is ahead, may have begun the next window. The verdicts are then
+        for that window, so units of earlier windows must not be added to its remaining units.
         """
         dropped = 0
         for each in self.slices[:]:

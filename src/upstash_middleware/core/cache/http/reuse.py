@@ -1,5 +1,4 @@
-"""Reuse of stored responses: whether one may be used (RFC 9111 §4.2), and the response made from
-it.
+"""Reuse of stored responses: whether it is allowed (RFC 9111 §4.2), and the response to send.
 
 Also validation (RFC 9111 §4.3), range requests (RFC 9110 §14), combination of parts (RFC 9111 §3.4)
 and Cache-Status (RFC 9211). The functions are pure.

@@ -21,8 +21,7 @@ _ROUND_LENGTHS = (86_400_000, 3_600_000, 60_000, 1000, 1)
 
 
 class FixedWindow(Limit, frozen=True):
-    """At most ``limit`` units in each window of ``per`` seconds. Windows begin at multiples of
-    ``per``.
+    """At most ``limit`` units in each window. Windows begin at multiples of ``per`` seconds.
 
     Around the boundary of two windows, up to twice the limit can be allowed within ``per`` seconds.
 
