@@ -257,7 +257,7 @@ class Middleware:
                     )
 
     def check_route(self, scope: Scope, looked_up: tuple[Any, Any]) -> None:
-        """Compare a request's route with the rules' path; subclasses for frameworks override it."""
+        """Compare a request's route with the one that was looked up; subclasses override it."""
 
     async def answer(
         self,

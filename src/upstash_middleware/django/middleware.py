@@ -216,7 +216,7 @@ class Middleware:
                 response = await self._get_response(request)
             if self._limits:
                 check_route(request, runtime.observe)
-        except CancelledError:  # a thread may still serve the request, so its end is awaited
+        except CancelledError:  # the exchange ends later: a thread may still serve the request
             raise
         except BaseException:
             await stream.afinish()
