@@ -242,7 +242,7 @@ class _Data:
 
 
 class SyncData(_Data):
-    """A cache for the application's own values, for threads; ``Data`` is for event loops.
+    """A cache for the application's own values, for threads; ``Data`` is the async class.
 
     This is the class of ``upstash_middleware.flask.data``, ``upstash_middleware.django.data`` and,
     in WSGI, ``environ["upstash_middleware.data"]``.

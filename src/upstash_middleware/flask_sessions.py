@@ -417,7 +417,7 @@ class _Body(ClosingBody):
 
 
 def _replace(response: FlaskResponse, whole: Response) -> None:
-    """Replace a response with another one, keeping its CORS fields."""
+    """Replace a response with another one, but keep the CORS fields of the first."""
     if (close := getattr(response.response, "close", None)) is not None:
         close()
     kept = [(name, value) for name, value in response.headers if _is_cors_field(name)]

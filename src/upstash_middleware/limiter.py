@@ -395,8 +395,8 @@ class _Limiter(Generic[B, D]):
 
         Args:
             caller: The caller whose quota the block uses.
-            by: The caller whose quota a call of the function uses; or a function that returns the
-                caller from some of the limited function's parameters.
+            by: The caller whose quota a call of the function uses; or a function that takes some
+                of the limited function's parameters and returns the caller.
             cost: The units that a call uses; or a function that returns them, as for ``by``.
             timeout: The longest time to wait for quota, in seconds.
 
@@ -954,7 +954,7 @@ def _differences(one: RateLimitRule, other: RateLimitRule) -> list[str]:
 
 
 def _rules_of(runtime: Runtime) -> Iterable[RateLimitRule]:
-    """Yield the rules whose names are in use."""
+    """Yield the rules whose names are already taken."""
     settings = runtime.settings
     yield from settings.rate_limits
     if settings.default_limit is not None:

@@ -119,7 +119,7 @@ class _OverClient:
 
 
 class Redis(_OverClient, upstash_redis.Redis):  # type: ignore[misc]  # its from_env has other options
-    """A drop-in replacement for ``upstash_redis.Redis``; one may be used by all threads.
+    """A thread-safe drop-in replacement for ``upstash_redis.Redis``.
 
     Args:
         url: The REST URL; default UPSTASH_REDIS_REST_URL.

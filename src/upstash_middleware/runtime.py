@@ -69,7 +69,7 @@ a request that fills the cache. No limit counts such a request, and its session 
 T = TypeVar("T")
 C = TypeVar("C")
 _hinted: list[str] = []
-"""Hints that were logged; each is logged once per process, for all its middleware classes."""
+"""Hints that were logged; each is logged once per process, even with several middleware."""
 
 
 class Features(Flag):
@@ -876,8 +876,8 @@ class _Observers:
 def run_soon(*work: Callable[[], object]) -> threading.Event:
     """Run functions in a separate thread, for ``__del__``; the event is set afterwards.
 
-    An object may be deleted at any moment: while its thread runs an event loop, or holds a lock
-    that is needed here. Starting a ``threading.Thread`` would need a lock.
+    An object may be garbage-collected at any moment, even while the thread runs an event loop or
+    holds a lock that this code needs. Starting a ``threading.Thread`` would need a lock.
     """
     done = threading.Event()
 

@@ -269,8 +269,8 @@ class WithSettings(Generic[A]):
             cache_l1_bytes: Memory of this process for responses that were read from Upstash, in
                 bytes. A hit in memory needs no round trip and no command; default 0: none.
             cache_l1_seconds: Seconds for which responses in memory are used; default 5. A purge or
-                a new response takes effect in other processes within this time, in this one at
-                once.
+                a new response takes effect at once in this process, and within this time in
+                others.
             cache_version: The application's version, such as ``"2026-11-23"``. It is part of every
                 stored response's key, so that a new deployment does not use responses of the old
                 one; default None.
@@ -322,7 +322,7 @@ class WithSettings(Generic[A]):
             transport: The HTTP client: ``"sockets"``, or ``"httpx"``, which is the default if a
                 proxy is configured; or an httpx.Client (Flask, WSGI, Django) or httpx.AsyncClient
                 (ASGI) of the application, or a tuple of both, for instance for mutual TLS. The
-                middleware does not close such a client, and its own deadlines apply.
+                middleware does not close such a client, and applies its own deadlines.
             sessions: Sessions for handlers, in ``UpstashMiddleware`` for ASGI: True,
                 SessionSettings, or a mapping of its fields, such as ``{"https_only": True}``;
                 default None: no sessions. Flask has its own session settings; so has Django, except

@@ -710,7 +710,7 @@ _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
 def request_of(environ: WSGIEnvironment) -> HTTPRequest:
-    """Return the request of an environ.
+    """Return the request that a WSGI environ describes.
 
     The method is in upper case, because Werkzeug and Django route on upper case: a rule for
     ``POST`` also covers ``post``. Several slashes at the start of the path become one, as in

@@ -328,7 +328,7 @@ class _Entry:
     size: int
     """Bytes, as stored."""
     expires_in: float | None
-    """Seconds; None if it never expires, which this package does not set."""
+    """Seconds; None for a key without an expiry. This package sets one on every key."""
 
 
 def _scan(invocation: Invocation, runtime: Runtime, containing: str = "") -> list[_Entry]:

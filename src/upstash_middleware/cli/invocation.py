@@ -254,7 +254,7 @@ _GONE = -2
 
 
 def seconds_left(milliseconds: Reply) -> float | None:
-    """The seconds in a reply to PTTL; None for never, which this package does not set."""
+    """The seconds in a reply to PTTL; None for a key without an expiry."""
     is_known = isinstance(milliseconds, int) and milliseconds >= 0
     return milliseconds / 1000 if is_known else None  # type: ignore[operator] # an int
 

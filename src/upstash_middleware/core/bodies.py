@@ -167,7 +167,7 @@ def json_values(headers: Headers, body: bytes, path: tuple[str, ...]) -> list[st
     """Return the strings and integers at a path of names; several if a name is repeated.
 
     Raises ValueError if the body is not JSON in UTF-8 or its Content-Type is a form's, and
-    RecursionError. The standard library's parser shows repeated names, which most others hide (RFC
+    RecursionError. The standard library's parser reports repeated names; most others drop them (RFC
     8259 §4).
     """
     lines = headers.lines("content-type")

@@ -1,4 +1,4 @@
-"""Flows: coroutines that await only the effects below. A driver performs the effects.
+"""Flows: coroutines that await only the effects below. A driver, sync or async, performs them.
 
 The same code thus runs in threads and on any event loop. Errors of a call are raised where the
 command was awaited, so failure policies are written only once. This module performs

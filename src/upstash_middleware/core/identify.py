@@ -610,7 +610,7 @@ class BehindLoadBalancer(ClientAddress, frozen=True):
 def _is_adapted_url(request: HTTPRequest) -> bool:
     """Whether a request came through a function URL and the Lambda Web Adapter, without the event.
 
-    The adapter connects from the loopback address. Other peers could have forged this Host.
+    The adapter connects from the loopback address. Other peers can forge the Host field.
     """
     by_url = ".lambda-url." in request.host and ".on.aws" in request.host
     peer = parse_address(request.peer or "") if by_url else None

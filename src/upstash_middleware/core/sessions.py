@@ -339,7 +339,7 @@ class Session(MutableMapping[str, Any]):
     """
 
     accessed: bool = False
-    """Whether the application has used the session, so that the response is for this user alone."""
+    """Whether the application has used the session: the response is then for this user only."""
     modified: bool = False
     """Whether an entry was set or deleted. Changes inside a value are detected at the save."""
 

@@ -226,4 +226,4 @@ def runtime_for_data() -> Runtime:
 redis: Any = LazyProxy(lambda: runtime_for_handlers().redis())
 """Redis commands for the application's own data, over the middleware's connections."""
 aredis: Any = LazyProxy(lambda: runtime_for_handlers().async_redis())
-"""The same on an event loop."""
+"""The same client, for event loops."""

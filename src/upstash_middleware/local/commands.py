@@ -30,7 +30,7 @@ Command: TypeAlias = list[bytes]
 Calls: TypeAlias = dict[str, int]
 """The calls of a script, by command."""
 ShaTable: TypeAlias = dict[str, str]
-"""The SHA of the wrapped script, by the SHA of the original script."""
+"""Maps the SHA of each original script to the SHA of the wrapped script."""
 
 MAX_WAIT_MS: Final = 30_000
 """The longest wait of XREAD, even if the client sets no limit."""

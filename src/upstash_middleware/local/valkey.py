@@ -357,7 +357,7 @@ class EmbeddedValkey:
         self._directory = Path(tempfile.mkdtemp(prefix="upstash-local-"))
         self._socket_path = self._directory / "valkey.sock"
         self.socket_url: str = f"unix://{self._socket_path}"
-        """The address for this server."""
+        """The address at which this server connects to Valkey."""
 
     @property
     def redis_url(self) -> str:

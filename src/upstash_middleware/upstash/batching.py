@@ -118,7 +118,7 @@ class _Batcher:
         self._sent_at: dict[int, float] = {}
         """The time at which each call in flight was sent, by its number."""
         self._hanging: dict[int, float] = {}
-        """The same for calls that have been in flight too long and are not counted any more."""
+        """The same for calls that have been in flight for too long, which are no longer counted."""
         self._min_calls = min_calls
         self._min_seconds = 0.0
         self._reply_bytes = 0.0

@@ -596,7 +596,7 @@ def _with_text(command: Command) -> Command:
 REMEMBERED_CALLS: Final = 20
 REMEMBERED_SECONDS: Final = 30.0
 MIN_BAD_CALLS: Final = 5
-"""The circuit opens when half of the remembered calls, and at least this many, are bad."""
+"""The circuit opens when at least half of the recorded calls, and this many, were bad."""
 
 FIRST_PAUSE: Final = 0.25
 """Seconds until the first probe; each failed probe doubles the pause."""

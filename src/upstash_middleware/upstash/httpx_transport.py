@@ -169,7 +169,7 @@ class HttpxTransport:
         """See Transport."""
         sending = self._over.send(call, seconds)
         try:
-            return self._run(sending, seconds + 1)  # the loop may end before it starts the call
+            return self._run(sending, seconds + 1)  # the loop may be closed before the call starts
         except TimeoutError:
             raise exceeded(seconds) from None
         except CancelledError:

@@ -348,7 +348,7 @@ class Cache(Part):
         return chosen if isinstance(chosen, CacheExchange) else await chosen
 
     def _learn_variation(self, prepared: PreparedLookup, lookup: Lookup) -> Target | None:
-        """Learn which query parameters select; return the target to look up instead, if any."""
+        """Record which query parameters select a response; return the target to look up, if any."""
         target, variations = prepared.reading.target, self._context.variations
         variations.informed = True
         rule, url = prepared.resource.context.rule, target.url

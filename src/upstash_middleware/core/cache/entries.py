@@ -139,7 +139,7 @@ _GROUP = "\x1d"
 
 
 def with_ancestors(tags: Collection[str]) -> tuple[str, ...] | str:
-    """Return tags with their colon-ancestors: ``product:7`` also has the tag ``product``.
+    """Return tags and their parent tags: ``product:7`` also has the tag ``product``.
 
     If a tag is invalid or there are too many, return the reason instead. Tags can contain data
     from clients, so they are checked before they are expanded.

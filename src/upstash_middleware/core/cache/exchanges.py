@@ -242,7 +242,7 @@ class LookedUpRequest(Struct, frozen=True):
 
     def selecting_fields(self, stored: StoredResponse) -> set[str]:
         """Return the request fields that select a stored response."""
-        # An entry for Accept-Encoding may list codings after an equals sign.
+        # An entry may list codings after an equals sign: accept-encoding=gzip,br.
         vary = {*vary_fields(stored.headers), *(name.partition("=")[0] for name in self.varying)}
         if self.context.rule.narrow_vary_cookie:
             vary.discard("cookie")  # only the cookies that the rule names select
@@ -1092,7 +1092,7 @@ class NotShared(Enum):
     FAILED = auto()
     """The response is an error, and a stale stored response is sent instead."""
     INTERRUPTED = auto()
-    """The client left, so another request must be forwarded."""
+    """The client disconnected, so another of the waiting requests must be forwarded."""
 
 
 class Flight(Struct, eq=False):

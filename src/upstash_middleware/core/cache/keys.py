@@ -166,7 +166,7 @@ def scopes_of(url: str, rule: CacheRule) -> tuple[str, ...]:
 def scopes_to_purge(
     directories: Iterable[str], paths: Iterable[str], rules: Iterable[CacheRule]
 ) -> list[str]:
-    """Return the scopes of directories, and of rules given by their paths.
+    """Return the purge scopes of directories and of rules; a rule is named by its path.
 
     Raises ValueError for a value that is not a directory, for a directory below the fourth level,
     and for a path without a rule.

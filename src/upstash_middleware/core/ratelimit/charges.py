@@ -72,7 +72,7 @@ class Slice(Struct, eq=False):
     """Whether the slice can no longer be used or refunded."""
 
     def returnable(self, units: int, time: ServerClock) -> list[int]:
-        """Return how many of these units can be returned now, for each limit."""
+        """Return how many of these units can be given back now, for each limit."""
         by_monotonic = ceil((time.monotonic() - self.taken_monotonic) * 1000)
         held = max(by_monotonic, time.now_ms() - self.taken_ms)
         return [policy.limit.returnable(units, held) for policy in self.rule.policies]

@@ -292,8 +292,8 @@ def confirms_head(stored: StoredResponse, head: Headers) -> bool:
 def update_fields(stored: Headers, received: Headers, now: float, profile: Profile) -> Headers:
     """Return stored header fields, updated with those of a newer response (§3.2).
 
-    Fields that describe the stored bytes are kept. In profile ``safe`` this includes Content-Type:
-    a framework may add its default to a 304, although the bytes have not changed. If Date is
+    Fields that describe the stored bytes are kept. In profile ``safe`` this includes Content-Type,
+    because a framework may add its default to a 304 although the bytes have not changed. If Date is
     missing, the time of receipt, ``now``, is used (RFC 9110 §6.6.1).
     """
     if "date" not in received:
