@@ -442,7 +442,7 @@ def test_a_cdn_that_no_purge_reaches_is_reported(
     for _ in range(2):
         served.request("GET", "/products/7")
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    about = [line for line in said if line.startswith("cdn: it is 'fastly', and on_purge is not")]
+    about = [line for line in said if line.startswith("cdn: it is 'fastly', but on_purge is not")]
     assert len(about) == (1 if on_purge is None else 0)
 
 

@@ -100,7 +100,7 @@ def test_whoever_debugs_is_told_that_the_session_does_not_verify(upstash: LocalU
     for path in ("/hello", "/none"):
         answer = app.test_client(use_cookies=False).get(path, headers=fields)
         explained = answer.headers["Upstash-Cache-Debug"]
-        assert 'not-stored="the session cookie of the request is not valid' in explained
+        assert 'not-stored="the session cookie of the request is invalid' in explained
         assert "ttl" not in explained
     app.extensions["upstash_middleware"][middleware].runtime.close()
 

@@ -236,8 +236,11 @@ def test_redis_does_not_contain_what_opens_a_session(
         ),
         ({"maxage": 3}, "maxage: there is no such setting; did you mean 'max_age'?"),
         ({"max_sise": 3}, "max_sise: there is no such setting; did you mean 'max_size'?"),
-        ({"default_limit": "1/min"}, "default_limit: it has no effect in SessionMiddleware"),
-        ({"lease": "1s"}, "lease: it has no effect in SessionMiddleware"),
+        (
+            {"default_limit": "1/min"},
+            "default_limit: this setting has no effect in Session",
+        ),
+        ({"lease": "1s"}, "lease: this setting has no effect in SessionMiddleware"),
         ({"cache": []}, "UpstashMiddleware(cache=…, sessions={…})"),
         ({"max_size": 10**9}, "max_size: 1000000000 should be a whole number of bytes"),
         ({"on_error": "local"}, "on_error: 'local' should be 'open' or 'closed'"),

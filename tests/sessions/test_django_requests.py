@@ -508,7 +508,7 @@ def test_what_was_dropped_is_reported(upstash: LocalUpstash) -> None:
     seen = [event for event in events if isinstance(event, SessionSaved)]
     assert seen == [
         SessionSaved("created", True),
-        SessionSaved("saved", False, "it could not be loaded"),
+        SessionSaved("saved", False, "the session could not be loaded"),
     ]
 
 

@@ -525,7 +525,7 @@ async def _open_stream(address: Address, command: Command) -> Stream:
 async def _stream_events(
     arrived: asyncio.Queue[Reply | None], *, is_monitor: bool
 ) -> AsyncIterator[bytes]:
-    """``data: message,CHANNEL,PAYLOAD``, or a line of MONITOR's output without this server's additions.
+    """``data: message,CHANNEL,PAYLOAD``, or a line of MONITOR without what this server adds.
 
     A payload with several lines is sent as several `data:` lines.
     """

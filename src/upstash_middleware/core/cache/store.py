@@ -290,7 +290,7 @@ class Store(Struct, RedisStore, frozen=True):
     # --- Lookup ---------------------------------------------------------------------------------
 
     def prepare(self, target: Target) -> Reading:
-        """Return the first commands: they read the entry or index, a guessed variant, all epochs."""
+        """Return the first commands: they read the entry or index, a guessed variant, epochs."""
         guess = _NO_GUESS
         if target.key in self.guesses:
             guess = self.guesses.use(target.key) or _NO_GUESS

@@ -276,7 +276,7 @@ class Leases:
         self._emit(charge, wasted=wasted + asked.unused)
 
     def settle(self, charge: RuleCharge, units: int, time: ServerClock) -> int:
-        """Settle units from the slice of a request; return those that a call still has to settle."""
+        """Settle units from the slice of a request; return those that a call has to settle."""
         taken = charge.slice
         if taken is None or not units:
             return units

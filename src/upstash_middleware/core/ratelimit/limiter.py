@@ -941,7 +941,7 @@ class RateLimiter(Part):
         if given is None:
             await self._send(Command(("DEL", key)))
         elif isinstance(given, bool) or not isinstance(given, int) or not 0 <= given <= MAX_QUOTA:
-            raise ValueError(f"limit={limit!r} should be an integer from 0, or None")
+            raise ValueError(f"limit={limit!r} should be a whole number from 0, or None")
         else:
             await self._send(Command(("SET", key, given)))
         self._denials.forget_rule(compiled.base)
