@@ -806,9 +806,11 @@ class ResponseStream(Struct, eq=False):
         if message["type"] == "http.disconnect":
             self._client_left = True
             if not (self.finished or self._last_piece_passed):
-                self.exchange.forbid("the client left before the response", client_left=True)
+                self.exchange.forbid_storing(
+                    "the client left before the response", client_left=True
+                )
         elif message.get("body") and announces_no_body(self.exchange.request):
-            self.exchange.forbid(UNANNOUNCED_BODY)
+            self.exchange.forbid_storing(UNANNOUNCED_BODY)
         return message
 
     async def send(self, message: Message) -> None:  # noqa: PLR0912
@@ -883,7 +885,7 @@ class ResponseStream(Struct, eq=False):
     async def _send_head(self, message: Message) -> None:
         exchange, method = self.exchange, self.exchange.request.method
         if self._started:  # the application ignored that the server rejects a second head
-            exchange.forbid("the response was begun twice")
+            exchange.forbid_storing("the response was begun twice")
         self._started = True
         if exchange.saving is not None and (flow := exchange.save()) is not None:
             await self._runtime.aperform(flow)

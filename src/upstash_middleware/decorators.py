@@ -205,7 +205,7 @@ class Decorator:
             raise ConfigurationError(f"{self.name}: {handler!r} should be {hooks.expected}")
         wrapper = (_async_wrapper if hooks.is_async(handler) else _wrapper)(handler, self, hooks)
         if isinstance(self, HandlerLimit):
-            mark_limits(wrapper, self, *_marked_limits(handler))
+            mark_limits(wrapper, self, *_attached_limits(handler))
         hooks.decorated(wrapper, self)
         return cast("F", wrapper)
 
@@ -631,7 +631,7 @@ def mark_limits(function: Any, *limits: HandlerLimit) -> None:
     setattr(function, _LIMITS, limits)
 
 
-def _marked_limits(function: Any) -> tuple[HandlerLimit, ...]:
+def _attached_limits(function: Any) -> tuple[HandlerLimit, ...]:
     while function is not None:
         if isinstance(function, HandlerLimit):
             return (function,)
@@ -654,8 +654,10 @@ def limits_before(handler: Any, others: Iterable[Any] = ()) -> tuple[RateLimitRu
         if inspect.isclass(handler) and hasattr(handler, name)
     ]
     place = inspect.unwrap(handler)
-    limits = [(limit, place, None) for each in (handler, *others) for limit in _marked_limits(each)]
-    limits += [(limit, each, handler) for each in methods for limit in _marked_limits(each)]
+    limits = [
+        (limit, place, None) for each in (handler, *others) for limit in _attached_limits(each)
+    ]
+    limits += [(limit, each, handler) for each in methods for limit in _attached_limits(each)]
     found: dict[str, RateLimitRule] = {}
     known: set[tuple[HandlerLimit, str]] = set()
     for limit, function, owner in limits:

@@ -484,7 +484,7 @@ def _forbid_for_invalid_session(streams: Sequence[ref[ResponseStream]]) -> None:
         return  # another interface's session, one without a key, or a valid one
     for each in streams:
         if (stream := each()) is not None:
-            stream.exchange.forbid("its session cookie is not valid", client_left=True)
+            stream.exchange.forbid_storing("its session cookie is not valid", client_left=True)
 
 
 def _flask_within(wsgi_app: WSGIApplication) -> Flask:

@@ -267,7 +267,7 @@ class EndpointCall(ScopeCall):
         if attached.finished_elsewhere or self.scope["type"] == "websocket":
             return response
         attached.finished_elsewhere = True
-        return _LimitedResponse(response, attached)
+        return _RateLimitedResponse(response, attached)
 
     def failed(self, attached: Attached, error: BaseException) -> None:
         """Pass the limit the head of the response that Starlette makes from the exception."""
@@ -316,7 +316,7 @@ class EndpointBody(RequestBody):
         return waits
 
 
-class _LimitedResponse(StarletteResponse):
+class _RateLimitedResponse(StarletteResponse):
     """An endpoint's response that also ends the exchange of a limit.
 
     It is used in applications without this package's middleware, which would see the response.

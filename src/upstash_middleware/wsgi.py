@@ -101,7 +101,7 @@ class Middleware:
                 environ[STREAMS] = (*environ.get(STREAMS, ()), weakref.ref(stream))
             is_http1 = environ.get("SERVER_PROTOCOL", "HTTP/1").startswith("HTTP/1")
             if self._caches and not is_http1 and announces_no_body(request):
-                forbid = partial(exchange.forbid, UNANNOUNCED_BODY)
+                forbid = partial(exchange.forbid_storing, UNANNOUNCED_BODY)
                 environ["wsgi.input"] = _WatchedInput(environ["wsgi.input"], forbid)
             stream.call(self.app, environ, request.headers, exchange.request.headers)
         except Exception as error:

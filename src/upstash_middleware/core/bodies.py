@@ -89,7 +89,7 @@ def _name_pattern(name: str) -> re.Pattern[bytes]:
 _PART_FIELD = re.compile(rb"([A-Za-z0-9!#$%&'*+.^_`|~-]+):[ \t]*([^\r\n\0]*)")
 # Some parsers treat backslashes and percent signs as escapes. Browsers send neither, and they
 # escape control characters.
-_DISPOSITION = re.compile(
+_CONTENT_DISPOSITION = re.compile(
     rb"""form-data;[ ]?name="([^"\\%\x00-\x1f\x7f]*)\""""
     rb"""(;[ ]?filename="[^"\\]*"(;[ ]?filename\*=[\w'%.~-]*)?)?"""
 )
@@ -124,7 +124,7 @@ def _values_of_part(head: bytes, content: bytes, name: str) -> list[str]:
         if field is None or (key := field[1].lower()) in fields:
             raise UnreadableBody("a part has a malformed or repeated field")
         fields[key] = field[2].rstrip(b" \t")
-    disposition = _DISPOSITION.fullmatch(fields.get(b"content-disposition", b""))
+    disposition = _CONTENT_DISPOSITION.fullmatch(fields.get(b"content-disposition", b""))
     if disposition is None:
         raise UnreadableBody("a part has an unusual Content-Disposition")
     if _is_padded(disposition[1]):
@@ -159,7 +159,7 @@ def _is_padded(name: bytes) -> bool:
 _MAYBE_FORM = re.compile("urlencoded|multipart", re.IGNORECASE)
 
 
-class _Object(list[tuple[str, Any]]):
+class _JSONObject(list[tuple[str, Any]]):
     """The members of an object in order, including repeated names."""
 
 
@@ -173,9 +173,9 @@ def json_values(headers: Headers, body: bytes, path: tuple[str, ...]) -> list[st
     lines = headers.lines("content-type")
     if len(lines) > 1 or _MAYBE_FORM.search("".join(lines)):
         raise UnreadableBody("applications may read it as a form")
-    value: Any = json.loads(body.decode("utf-8"), object_pairs_hook=_Object)
+    value: Any = json.loads(body.decode("utf-8"), object_pairs_hook=_JSONObject)
     for name in path:
-        if not isinstance(value, _Object):
+        if not isinstance(value, _JSONObject):
             return []
         found = [member for key, member in value if key == name]
         if len(found) != 1:

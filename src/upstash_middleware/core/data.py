@@ -348,7 +348,7 @@ class DataStore(RedisStore):
                 data, everything, *_ = values
                 is_plain = everything is None and self._sealing is None and not self._l1.room
                 if data is None or (is_plain and data[:1] not in _FRAME_MARKS):  # the usual case
-                    self._note_epochs(reading, values)
+                    self._remember_epochs(reading, values)
                     return self._decode(key, data, type, default)
                 (found,) = await self._interpret(reading, values)
             except UpstashError as error:
@@ -536,10 +536,10 @@ class DataStore(RedisStore):
 
     def _remember(self, reading: _Reading, values: Sequence[bytes | None]) -> Epochs:
         """Return the epochs read, and remember them."""
-        everything, *others = self._note_epochs(reading, values)
+        everything, *others = self._remember_epochs(reading, values)
         return Epochs.parse([everything, "", *others], reading.tags)
 
-    def _note_epochs(self, reading: _Reading, values: Sequence[bytes | None]) -> list[str]:
+    def _remember_epochs(self, reading: _Reading, values: Sequence[bytes | None]) -> list[str]:
         begin = len(reading.keys)
         texts = [epoch_text(value) for value in values[begin : begin + 2 + len(reading.tags)]]
         if reading.purges == self._purges:  # otherwise they may be older than a purge

@@ -111,7 +111,7 @@ class PartExchange:
     def unseen(self, *, certainly: bool) -> None:
         """Note that the server sends the body itself, so ``chunk`` is not or may not be called."""
 
-    def forbid(self, why: str, *, client_left: bool) -> None:
+    def forbid_storing(self, why: str, *, client_left: bool) -> None:
         """Forbid storing the response for a reason that only the adapter knows."""
 
     def forbid_sharing(self, *, sets_cookie: bool, absent_cookie: str = "") -> None:
@@ -517,9 +517,9 @@ class Exchange(Struct, eq=False):
         except Exception as error:  # noqa: BLE001 - the response continues without this part
             self._leave_out(part, "save", error)
             return None
-        return None if flow is None else self._saved(part, flow)
+        return None if flow is None else self._run_save(part, flow)
 
-    async def _saved(self, part: PartExchange, flow: Flow[None]) -> None:
+    async def _run_save(self, part: PartExchange, flow: Flow[None]) -> None:
         try:
             await flow
         except NotStorable:
@@ -608,13 +608,13 @@ class Exchange(Struct, eq=False):
         for part in self.watching:
             part.unseen(certainly=certainly)
 
-    def forbid(self, why: str, *, client_left: bool = False) -> None:
+    def forbid_storing(self, why: str, *, client_left: bool = False) -> None:
         """Forbid storing the response for a reason that only the adapter knows.
 
         Called before ``head`` if the adapter knows the reason by then.
         """
         for part in self.watching:
-            part.forbid(why, client_left=client_left)
+            part.forbid_storing(why, client_left=client_left)
 
     def forbid_sharing(self) -> None:
         """Forbid sharing the response if the application has used the client's session.

@@ -169,7 +169,7 @@ async def together(
             if lane.pipeline is None and enough(lane.result):
                 break
         while waiting := [lane for lane in lanes if lane.pipeline is not None]:
-            await _send_joined(waiting)
+            await _send_together(waiting)
         return [lane.result for lane in lanes]
     finally:
         for lane in lanes:
@@ -209,7 +209,7 @@ class _RunningFlow:
             effect = self.step(resume, value)
 
 
-async def _send_joined(lanes: list[_RunningFlow]) -> None:
+async def _send_together(lanes: list[_RunningFlow]) -> None:
     """Send the pipelines of flows in one call, and resume each flow with its replies."""
     alone = [lane for lane in lanes if not _is_joinable(lane.pipeline)] if len(lanes) > 1 else []
     shared = [lane for lane in lanes if lane not in alone]
@@ -225,7 +225,7 @@ async def _send_joined(lanes: list[_RunningFlow]) -> None:
                 with suppress(type(error)):
                     await lane.perform(lane.step(lane.flow.throw, error))
                     while lane.pipeline is not None:
-                        await _send_joined([lane])
+                        await _send_together([lane])
         raise
 
 

@@ -270,11 +270,11 @@ class UpstashCache(BaseCache):
         Raises ValueError if there is no value, if Upstash fails, or if the sum is beyond 2**53. For
         a value that is not an integer, the error is both a TypeError and a ValueError.
         """
-        return _check_counted(key, self._run(self._incr(key, delta, version), None))
+        return _require_counter(key, self._run(self._incr(key, delta, version), None))
 
     async def aincr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
         """Do the same as ``incr`` on an event loop."""
-        return _check_counted(key, await self._arun(self._incr(key, delta, version), None))
+        return _require_counter(key, await self._arun(self._incr(key, delta, version), None))
 
     def _incr(self, key: Any, delta: int, version: int | None) -> _MakeFlow[int | None]:
         name, strict = self._name(key, version), self._alias.strict
@@ -352,7 +352,7 @@ def _encode(store: DataStore, value: object) -> bytes:
         ) from None
 
 
-def _check_counted(key: Any, total: int | None) -> int:
+def _require_counter(key: Any, total: int | None) -> int:
     if total is None:
         raise ValueError(f"Key '{key}' not found")
     return total

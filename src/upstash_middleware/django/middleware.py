@@ -367,7 +367,7 @@ class ResponseStream(PendingExchange):
         if runtime.caches and exchange.response is None:
             self._before = active_localization()
             if announces_no_body(parsed) and _has_body(request):
-                exchange.forbid(UNANNOUNCED_BODY)
+                exchange.forbid_storing(UNANNOUNCED_BODY)
         at_end(request, self.finish, self._revalidate_stale, exchange)
 
     def ready(self) -> HttpResponse:
@@ -402,7 +402,7 @@ class ResponseStream(PendingExchange):
         if is_for_server:
             self.exchange.unseen()
         if self._before and (why := unexpected_localization(self._request, self._before)):
-            self.exchange.forbid(why)
+            self.exchange.forbid_storing(why)
         sent = self.exchange.head(head)
         if response.streaming:
             self._announced = content_length(head.headers)

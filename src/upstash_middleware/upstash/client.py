@@ -46,7 +46,7 @@ from upstash_middleware.upstash.protocol import (
     encode,
     encode_members,
     encode_transaction,
-    joined_call,
+    pipeline_call,
 )
 from upstash_middleware.upstash.transport import completed, exceeded, warn_once
 
@@ -203,7 +203,7 @@ class _Client(Generic[T]):
                 in_flight = batcher.enter(commands, call, seconds, until, now)
                 if in_flight is not None and type(in_flight) is not int:  # it is part of a batch
                     return await in_flight.replies() if self._is_async else in_flight  # type: ignore[no-any-return]
-            call = joined_call(call, len(commands), token.latest)
+            call = pipeline_call(call, len(commands), token.latest)
         opened, ahead = here.opened, time.time() - now
         breaker = here.quick_breaker if seconds < self._deadline else here.breaker
         left = until - now

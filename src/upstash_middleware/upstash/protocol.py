@@ -88,7 +88,7 @@ def encode(commands: Sequence[Command], sync_token: str | None = None) -> Call:
         assert isinstance(value, bytes)  # noqa: S101
         return Call(_raw_path(words, raw_at), _RAW, value, sync_token)
     members = b",".join([_member(command.args) for command in commands])
-    return joined_call(members, len(commands), sync_token)
+    return pipeline_call(members, len(commands), sync_token)
 
 
 def encode_transaction(commands: Sequence[Command], sync_token: str | None = None) -> Call:
@@ -118,7 +118,7 @@ def encode_members(commands: Sequence[Command]) -> bytes | None:
     return members[0] if len(members) == 1 else b",".join(members)
 
 
-def joined_call(members: bytes, number: int, sync_token: str | None) -> Call:
+def pipeline_call(members: bytes, number: int, sync_token: str | None) -> Call:
     """Return the call for ``number`` commands that ``encode_members`` has encoded."""
     if number == 1:
         return Call("/", _JSON, members, sync_token)

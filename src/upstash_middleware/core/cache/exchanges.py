@@ -81,7 +81,7 @@ BACK_OFF = 5.0
 _MAX_REMEMBERED = 10_000
 _ABANDONED_AFTER = 60.0
 """Seconds after which a render, revalidation or invalidation counts as abandoned."""
-_DEBUGGED = "a response for debugging"
+_DEBUG_RESPONSE = "a response for debugging"
 _BODY_NOT_SEEN = "the server sends the file itself"
 _DEPENDS_ON_SESSION = "it depends on the session"
 
@@ -347,8 +347,8 @@ class Debugged(CacheExchange, kw_only=True, eq=False):
     def unseen(self, *, certainly: bool) -> None:
         self.within.unseen(certainly=certainly)
 
-    def forbid(self, why: str, *, client_left: bool) -> None:
-        self.within.forbid(why, client_left=client_left)
+    def forbid_storing(self, why: str, *, client_left: bool) -> None:
+        self.within.forbid_storing(why, client_left=client_left)
 
     def forbid_sharing(self, *, sets_cookie: bool, absent_cookie: str = "") -> None:
         self.within.forbid_sharing(sets_cookie=sets_cookie, absent_cookie=absent_cookie)
@@ -534,7 +534,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
         if certainly and self.planned is not None:
             self._drop(_BODY_NOT_SEEN)
 
-    def forbid(self, why: str, *, client_left: bool) -> None:
+    def forbid_storing(self, why: str, *, client_left: bool) -> None:
         """Forbid storing the response; if the client left, a waiting request is forwarded."""
         self.forbidden = why
         if client_left:
@@ -556,7 +556,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
             self.is_without_session = True
             if self.planned is None or "cookie" in self.planned.vary:
                 return
-        self.forbid(_DEPENDS_ON_SESSION, client_left=False)
+        self.forbid_storing(_DEPENDS_ON_SESSION, client_left=False)
 
     def head(self, head: ResponseHead) -> ResponseHead | Response:
         """Decide whether to store the response, and add Cache-Status."""
@@ -652,7 +652,7 @@ class Miss(CacheExchange, kw_only=True, eq=False):
     def plan(self, request: HTTPRequest, head: ResponseHead) -> Plan | str:
         """Return the plan for storing a response with this head, or why it is not stored."""
         planned = self._make_plan(request, head)
-        return _DEBUGGED if self.is_debugged else planned
+        return _DEBUG_RESPONSE if self.is_debugged else planned
 
     def _make_plan(self, request: HTTPRequest, head: ResponseHead) -> Plan | str:
         if self.forbidden:

@@ -255,18 +255,18 @@ def _ttl(given: Any) -> Any:
     return by_status
 
 
-_SENT_VALUE_EXTRACTORS = {"cookie": cookie, "header": header, "query": query}
+_CLIENT_VALUE_EXTRACTORS = {"cookie": cookie, "header": header, "query": query}
 
 
 def _sent_value(text: Any) -> SentValue:
     kind, _, name = text.partition(":") if isinstance(text, str) else ("", "", "")
-    if kind not in _SENT_VALUE_EXTRACTORS or not name:
+    if kind not in _CLIENT_VALUE_EXTRACTORS or not name:
         raise ConfigurationError(
             f"CacheRule.bypass: {text!r} should be 'cookie:NAME', 'header:NAME' or 'query:NAME', "
             "such as 'cookie:sessionid', a list of them, or a function of the request"
         )
     try:
-        return _SENT_VALUE_EXTRACTORS[kind](name)
+        return _CLIENT_VALUE_EXTRACTORS[kind](name)
     except ConfigurationError as error:
         raise ConfigurationError(f"CacheRule.bypass: {error}") from None
 

@@ -230,7 +230,7 @@ class Leases:
             holder.policies = decision.policies
             dropped += holder.drop_earlier_windows(charge.rule, verdicts)
             if asked and leased:
-                taken = self._slice(charge, leased, verdicts, sent_ms, asked.began)
+                taken = self._create_slice(charge, leased, verdicts, sent_ms, asked.began)
                 for each in holder.slices:
                     each.is_closed = not each.units
                 holder.slices = [each for each in holder.slices if each.units]
@@ -331,7 +331,7 @@ class Leases:
         return holder, sum(each.units for each in _close(oldest))
 
     @staticmethod
-    def _slice(
+    def _create_slice(
         charge: RuleCharge,
         units: int,
         verdicts: Sequence[Verdict],
