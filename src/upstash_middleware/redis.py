@@ -286,17 +286,22 @@ def _pipeline(commands: Sequence[list[Any]]) -> Pipeline:
     if not all(commands):  # Upstash would reject the whole batch
         raise errors.CommandError("ERR empty command")
     made = [
-        Command(tuple(map(_argument, command)), str(command[0]).upper() in _READ_ONLY)
+        Command(tuple(map(_argument, command)), _keyword(command[0]) in _READ_ONLY)
         for command in commands
     ]
     return Pipeline(tuple(made), alone=any(map(_may_block, commands)))
 
 
 def _may_block(command: list[Any]) -> bool:
-    """Whether the command may wait; Upstash has no others that do."""
-    if str(command[0]).upper() not in {"XREAD", "XREADGROUP"}:
+    """Whether a command may wait; XREAD and XREADGROUP are the only such commands at Upstash."""
+    if _keyword(command[0]) not in {"XREAD", "XREADGROUP"}:
         return False
-    return "BLOCK" in [str(word).upper() for word in command[1:8]]
+    return "BLOCK" in map(_keyword, command[1:8])
+
+
+def _keyword(word: Any) -> str:
+    """Return a word of a command, text or bytes, in upper case."""
+    return (word.decode("latin-1") if isinstance(word, bytes) else str(word)).upper()
 
 
 def _argument(value: Any) -> Argument:

@@ -541,14 +541,15 @@ def test_slow_commands_open_no_circuit_and_failures_do(redis: Redis, server: Loc
 
 BLOCKING = [
     ["XREAD", "BLOCK", "0", "STREAMS", "s", "0"],
+    [b"XREAD", b"BLOCK", "0", "STREAMS", "s", "0"],
     ["xreadgroup", "GROUP", "g", "c", "count", "1", "block", "0", "STREAMS", "s", ">"],
 ]
 
 
-@pytest.mark.parametrize("command", BLOCKING, ids=["xread", "xreadgroup"])
+@pytest.mark.parametrize("command", BLOCKING, ids=["xread", "xread as bytes", "xreadgroup"])
 @pytest.mark.parametrize("kind", ["threads", "event loop"])
 def test_blocking_commands_share_no_request(
-    redis: Redis, server: LocalUpstash, kind: str, command: list[str]
+    redis: Redis, server: LocalUpstash, kind: str, command: list[Any]
 ) -> None:
     """In a shared request they would not wait, or the others would wait for them."""
     redis.xgroup_create("s", "g", "0", mkstream=True)
